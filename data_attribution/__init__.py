@@ -1,0 +1,1 @@
+"""From a behaviour back to the documents that taught it, and the proof by retraining."""

@@ -1,0 +1,1 @@
+"""Opening up a trained model: hooks, caches, behaviours, patching."""

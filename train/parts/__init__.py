@@ -1,0 +1,1 @@
+"""The decoder's choices, one file a choice."""
