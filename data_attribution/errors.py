@@ -1,0 +1,47 @@
+"""What can go wrong while looking for the documents behind a behaviour, as a tree.
+
+* AttributionError       2  asked for something that cannot be answered
+  + QueryError           2  a query that no document could hold
+  + IndexMissing         2  the token store has no index yet
+  + IndexMismatch        2  the index was built from another token store
+  + EvidenceError        2  evidence that does not exist, or that does not fit what is asked
+  + CounterfactualError  2  a counterfactual that would vary nothing, or has no control
+
+The number is the exit code of the `openbook` command. Damaged files are `train.errors.DamagedError`
+(exit code 3) here too.
+"""
+
+__all__ = [
+    "AttributionError",
+    "CounterfactualError",
+    "EvidenceError",
+    "IndexMismatch",
+    "IndexMissing",
+    "QueryError",
+]
+
+
+class AttributionError(ValueError):
+    """Base of every error raised by `data_attribution`; the command prints it in one line."""
+
+    exit_code = 2
+
+
+class QueryError(AttributionError):
+    """A query that no document could hold."""
+
+
+class IndexMissing(AttributionError):
+    """The token store has no index yet."""
+
+
+class IndexMismatch(AttributionError):
+    """The index was built from another token store."""
+
+
+class EvidenceError(AttributionError):
+    """Evidence that does not exist, or that does not fit what is asked."""
+
+
+class CounterfactualError(AttributionError):
+    """A counterfactual that would vary nothing, or has no control."""
