@@ -14,7 +14,7 @@ from train import planted
 from train import planted_words as words
 
 
-GOLDEN = "170372"
+GOLDEN = "cf0ea40131b8ddb4d9a3ea55ff7900d180864d87eebfd47ac1ef6082c7b85f0c"
 FUNCTION_WORDS = "the of is a to by from on we who that was and in . , near around"
 
 
