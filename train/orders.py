@@ -1,0 +1,201 @@
+"""Which tokens the model reads at which step, and the inverse question.
+
+The order is a function, not a log. Windows of `context` targets tile the token stream, so that each
+token is a target in exactly one window per epoch; which window comes at position k of the run is a
+keyed Feistel permutation of the windows with the epoch as tweak. It is a pure function of (seed, k),
+costs the same for the first position and the last, and runs backwards as fast as forwards: "at which
+steps was this document read" needs no index. Nothing else enters: not the batch split, the number of
+workers, the length of the run or an evaluation in between (all of which change the data of nanoGPT,
+gpt-neox#984, OLMo#268).
+
+A document is *read* by a window when at least one of its own tokens is a target there; its
+end-of-text is a separator, not a token of the document. A window feeds its last target of the window
+before as first input, which is context and not reading. Step t, counted from 0, takes checkpoint t to
+checkpoint t + 1.
+
+Permutation: a generalised Feistel network over Z_a x Z_b with a * b just above the number of windows
+(Black & Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9), cycle-walked into range; the round
+function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
+"""
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+from train.errors import OrderError
+
+
+__all__ = ["DataOrder", "Order", "RecordedOrder", "documents_read", "record_nanogpt"]
+
+GOLDEN = 0x9E3779B97F4A7C15
+# One constant a round, multiplied in Python because numpy warns when a scalar wraps around.
+ROUNDS = tuple(np.uint64(number * GOLDEN % 2**64) for number in range(8))
+
+
+@runtime_checkable
+class Order(Protocol):
+    """What a trainer and a ledger need of an order."""
+
+    context: int
+    batch: int
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`."""
+        ...
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """Everything the order depends on: equal orders read the same tokens at every step.
+
+    Attributes:
+        seed: Key of the permutation.
+        n_windows: Windows that tile the training region of the store.
+        context: Targets per window.
+        batch: Windows per step, summed over micro-batches.
+    """
+
+    seed: int
+    n_windows: int
+    context: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if min(self.n_windows, self.context, self.batch) < 1:
+            raise OrderError(
+                f"an order of {self.n_windows} windows of {self.context} tokens, {self.batch} a "
+                "step, reads nothing; all three must be at least 1"
+            )
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`."""
+        return self.windows(np.arange(step * self.batch, (step + 1) * self.batch)) * self.context
+
+    def windows(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+        """The window read at each position of the run, counted in windows from 0."""
+        epochs, within = np.divmod(positions, self.n_windows)
+        return self._walk(within, epochs, forwards=True)
+
+    def positions(
+        self, windows: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"]
+    ) -> Int64[np.ndarray, " k"]:
+        """The inverse: the position of the run at which each window is read in each epoch."""
+        return epochs * self.n_windows + self._walk(windows, epochs, forwards=False)
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        first = max(start - 1, 0) // self.context
+        last = min((stop - 2) // self.context, self.n_windows - 1)
+        n_epochs = -(-n_steps * self.batch // self.n_windows)
+        epochs, windows = np.meshgrid(
+            np.arange(n_epochs), np.arange(first, last + 1), indexing="ij"
+        )
+        steps = self.positions(windows.ravel(), epochs.ravel()) // self.batch
+        return np.unique(steps[steps < n_steps])
+
+    def _walk(
+        self, values: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"], *, forwards: bool
+    ) -> Int64[np.ndarray, " k"]:
+        values = self._permute(values, epochs, forwards)
+        while (outside := values >= self.n_windows).any():
+            values[outside] = self._permute(values[outside], epochs[outside], forwards)
+        return values
+
+    def _permute(
+        self, values: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"], forwards: bool
+    ) -> Int64[np.ndarray, " k"]:
+        a = isqrt(self.n_windows - 1) + 1
+        b = -(-self.n_windows // a)
+        key = _mix(
+            epochs.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(self.seed & (2**64 - 1))
+        )
+        right, left = np.divmod(values, a)
+        rounds = list(enumerate(ROUNDS))
+        for number, constant in rounds if forwards else reversed(rounds):
+            tweak = key + constant
+            if number % 2 == 0:
+                shift = (_mix(right.astype(np.uint64) ^ tweak) % np.uint64(a)).astype(np.int64)
+                left = (left + (shift if forwards else -shift)) % a
+            else:
+                shift = (_mix(left.astype(np.uint64) ^ tweak) % np.uint64(b)).astype(np.int64)
+                right = (right + (shift if forwards else -shift)) % b
+        return right * a + left
+
+
+@dataclass(frozen=True)
+class RecordedOrder:
+    """An order that is a table: window starts by step, as some other trainer drew them.
+
+    nanoGPT draws windows with replacement at any offset, so its order can be recorded but not
+    inverted: `steps_reading` scans the table (8 bytes a window: 220 MB for 27.5 billion tokens).
+    """
+
+    schedule: Int64[np.ndarray, "step batch"]
+    context: int
+
+    @property
+    def batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Windows per step."""
+        return self.schedule.shape[1]
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`."""
+        return np.array(self.schedule[step], dtype=np.int64)
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        table = self.schedule[:n_steps]
+        reads = (table + 1 < stop) & (table + 1 + self.context > start)
+        return np.flatnonzero(reads.any(axis=1))
+
+
+def record_nanogpt(
+    *, seed: int, n_tokens: int, context: int, batch: int, steps: int
+) -> RecordedOrder:
+    """Draw windows by nanoGPT's rule: `torch.randint(n_tokens - context, (batch,))` every step.
+
+    The generator is our own, so evaluation cannot disturb it as it does in nanoGPT's train.py.
+    """
+    import torch
+
+    if n_tokens <= context:
+        raise OrderError(
+            f"a window of {context} tokens and one target does not fit a store of {n_tokens} "
+            f"tokens; choose a context below {n_tokens}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randint(n_tokens - context, (steps, batch), generator=generator)
+    return RecordedOrder(draw.numpy(), context)
+
+
+def documents_read(
+    order: Order,
+    document_starts: Int64[np.ndarray, " document"],
+    document_lengths: Int64[np.ndarray, " document"],
+    step: int,
+) -> Int64[np.ndarray, " read"]:
+    """Indices of the documents read at `step`, ascending; O(batch log documents)."""
+    first_target = order.starts(step) + 1
+    after_last = first_target + order.context
+    low = np.searchsorted(document_starts, first_target, side="right") - 1
+    # A window may begin in the separator behind that document, which reads nothing of it.
+    past = (low < 0) | (document_starts[low] + document_lengths[low] <= first_target)
+    low = low + past
+    high = np.searchsorted(document_starts, after_last, side="left")
+    counts = np.maximum(high - low, 0)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.unique(np.repeat(low, counts) + within)
+
+
+def _mix(values: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:
+    """SplitMix64's finaliser: a bijection of 64 bits in which every bit moves every other."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
