@@ -1,0 +1,294 @@
+"""Named places inside a model where a value can be read and replaced.
+
+A hook point holds plain Python lists of callables, not torch's hook machinery: `torch.compile`
+guards on the lists, so a compiled graph recompiles when a hook appears instead of ignoring it, and
+an empty point costs one truth test. Names and meanings are TransformerLens' (4.3), so code written
+for it finds what it looks for; a name that matches nothing, and a hook that never fires, raise.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from train.errors import HookError, nearest
+
+
+__all__ = ["Cache", "Hook", "HookPoint", "HookedModule", "NamesFilter", "PointNames"]
+
+Hook = Callable[[Tensor, "HookPoint"], Tensor | None]
+NamesFilter = str | Callable[[str], bool] | Iterable[str] | None
+Hooks = Iterable[tuple[str | Callable[[str], bool], Hook]]
+
+# One value per head and d_model: n_heads times the size of anything else, so only on request.
+ON_REQUEST = "hook_result"
+
+
+class HookPoint:
+    """An identity that shows its value to `fwd` hooks and its gradient to `bwd` hooks.
+
+    A hook is called as `hook(tensor, point)`; what it returns replaces the value, None keeps it.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.fwd: list[Hook] = []
+        self.bwd: list[Hook] = []
+
+    def __repr__(self) -> str:
+        return f"HookPoint({self.name!r}, {len(self.fwd)} fwd, {len(self.bwd)} bwd)"
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.fwd or self.bwd:
+            return self._run(tensor)
+        return tensor
+
+    @property
+    def hooked(self) -> bool:
+        """Whether anybody looks, so that a value which costs something must be computed."""
+        return bool(self.fwd or self.bwd)
+
+    def _run(self, tensor: Tensor) -> Tensor:
+        tensor = self._show(tensor, self.fwd)
+        if self.bwd and tensor.requires_grad:
+            # A view of its own: the gradient through this point, not through all uses of the value.
+            tensor = tensor.view_as(tensor)
+            tensor.register_hook(lambda gradient: self._show(gradient, self.bwd))
+        return tensor
+
+    def _show(self, tensor: Tensor, hooks: list[Hook]) -> Tensor:
+        for hook in tuple(hooks):
+            changed = hook(tensor, self)
+            if changed is None:
+                continue
+            if changed.shape != tensor.shape:
+                raise HookError(
+                    f"a hook at {self.name} returned shape {tuple(changed.shape)} for a value of "
+                    f"shape {tuple(tensor.shape)}; return the same shape, or None to keep the value"
+                )
+            tensor = changed
+        return tensor
+
+
+@dataclass(frozen=True)
+class PointNames:
+    """The names a model answers to: its own, and other names for the same place."""
+
+    own: tuple[str, ...]
+    aliases: Mapping[str, str]
+
+    @cached_property
+    def n_layers(self) -> int:
+        """How many blocks have hook points."""
+        found = (re.match(r"blocks\.(\d+)\.", name) for name in self.own)
+        return max((int(one[1]) + 1 for one in found if one), default=0)
+
+    def resolve(self, key: str | tuple) -> str:
+        """Own name of `"blocks.3.hook_resid_pre"`, an alias of it, or short `("resid_pre", 3)`.
+
+        Short keys are (name, layer) or (name, layer, part), as in `("scale", 3, "ln1")`; a layer
+        below 0 counts from the last; `"embed"` is short for `"hook_embed"`.
+
+        Raises:
+            HookError: No such point, or several.
+        """
+        if isinstance(key, tuple):
+            return self._from_short(*key)
+        name = self.aliases.get(key, key)
+        if name in self.own:
+            return name
+        if "hook_" not in name:
+            return self._from_short(name)
+        raise HookError(f"no hook point is called {name!r}{nearest(name, self.own)}")
+
+    def matching(self, wanted: NamesFilter) -> list[str]:
+        """Own names that a filter selects; None selects all but the costly `attn.hook_result`."""
+        if wanted is None:
+            return [name for name in self.own if not name.endswith(ON_REQUEST)]
+        if isinstance(wanted, str):
+            return [self.resolve(wanted)]
+        if callable(wanted):
+            found = [name for name in self.own if wanted(name)]
+            found += [own for alias, own in self.aliases.items() if wanted(alias)]
+            if not found:
+                raise HookError(
+                    f"the names filter matches none of the {len(self.own)} hook points; they are "
+                    f"called {self.own[0]}, {self.own[-1]} and so on, see `model.hook_dict`"
+                )
+            return list(dict.fromkeys(found))
+        return list(dict.fromkeys(self.resolve(name) for name in wanted))
+
+    def _from_short(self, short: str, layer: int | None = None, part: str = "") -> str:
+        prefix = ""
+        if layer is not None:
+            if not -self.n_layers <= layer < self.n_layers:
+                raise HookError(f"no layer {layer} in a model of {self.n_layers} layers")
+            prefix = f"blocks.{layer % self.n_layers}."
+        found = [
+            name
+            for name in self.own
+            if name.startswith(prefix or ("hook_", "ln_final."))
+            and name.rpartition("hook_")[2] == short
+            and name.removeprefix(prefix).startswith(part)
+        ]
+        asked = ", ".join(repr(one) for one in (short, layer, part) if one not in (None, ""))
+        if not found and layer is None and short in self._short_names:
+            raise HookError(f"{asked} is a place in every block; give the layer as well")
+        if not found:
+            raise HookError(f"no hook point is called {asked}{nearest(short, self._short_names)}")
+        if len(found) > 1:
+            raise HookError(f"{asked} could be {' or '.join(found)}; name the part as well")
+        return found[0]
+
+    @cached_property
+    def _short_names(self) -> set[str]:
+        return {name.rpartition("hook_")[2] for name in self.own}
+
+
+class Cache(Mapping[str, Tensor]):
+    """Activations of one forward pass, by name: `cache["resid_pre", 3]`, `cache["hook_embed"]`.
+
+    Tensors are detached and shared with the pass, not copied.
+    """
+
+    def __init__(self, activations: dict[str, Tensor], names: PointNames) -> None:
+        self.activations = activations
+        self.names = names
+
+    def __getitem__(self, key: str | tuple) -> Tensor:
+        name = self.names.resolve(key)
+        if name not in self.activations:
+            raise HookError(f"{name} exists but was not cached; add it to names_filter")
+        return self.activations[name]
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return self.names.resolve(key) in self.activations  # type: ignore[arg-type]
+        except HookError:
+            return False
+
+    def get(self, key, default=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The activation, or `default` when it was not cached or does not exist."""
+        if key not in self:
+            return default
+        return self[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.activations)
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def __repr__(self) -> str:
+        return f"Cache of {len(self)} activations: {', '.join(list(self)[:4])}, ..."
+
+
+class HookedModule(nn.Module):
+    """A module whose `HookPoint` attributes, at any depth, can be reached by name.
+
+    Hooks belong on the module itself, not on `torch.compile(module)`: the methods below run the
+    uncompiled forward pass.
+    """
+
+    hook_dict: dict[str, HookPoint]
+    hook_names: PointNames
+
+    def name_hook_points(self, aliases: Mapping[str, str]) -> None:
+        """Give every point its path as name. Call it when the module is complete."""
+        self.hook_dict = {}
+        for path, module in self.named_modules():
+            for attribute, point in vars(module).items():
+                if isinstance(point, HookPoint):
+                    point.name = f"{path}.{attribute}" if path else attribute
+                    self.hook_dict[point.name] = point
+        known = {alias: own for alias, own in aliases.items() if own in self.hook_dict}
+        self.hook_names = PointNames(tuple(self.hook_dict), known)
+
+    def hooks(
+        self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
+    ) -> AbstractContextManager["HookedModule"]:
+        """Hooks for the length of a `with` block; on the way out exactly these are removed.
+
+        Args:
+            fwd_hooks: Pairs of a name (or a predicate on names) and `hook(value, point)`.
+            bwd_hooks: The same on gradients; run `backward` inside the block.
+
+        Raises:
+            HookError: A name matches nothing, or a hook had not fired when the block ended well.
+        """
+        placed = [*self._located(fwd_hooks, "fwd"), *self._located(bwd_hooks, "bwd")]
+        return self._while_placed(placed)
+
+    def run_with_hooks(self, *inputs: Tensor, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()):
+        """One forward pass with hooks; the gradient hooks stay only as long, see `hooks`."""
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self(*inputs)
+
+    def run_with_cache(
+        self, *inputs: Tensor, names_filter: NamesFilter = None
+    ) -> tuple[Tensor, Cache]:
+        """One forward pass and what it computed at the points that `names_filter` selects.
+
+        A name, several, or a predicate; None is every point but `attn.hook_result`, which is
+        n_heads times larger than the rest.
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(tensor: Tensor, point: HookPoint) -> None:
+            found[point.name] = tensor.detach()
+
+        names = self.hook_names.matching(names_filter)
+        with self.hooks([(name, keep) for name in names]):
+            output = self(*inputs)
+        return output, Cache(found, self.hook_names)
+
+    def add_hook(self, name: str | Callable[[str], bool], hook: Hook, dir: str = "fwd") -> None:
+        """Place a hook that stays until `reset_hooks`; whether it fires is not checked."""
+        for placed in self._located([(name, hook)], dir):
+            placed.where.append(hook)
+
+    def reset_hooks(self) -> None:
+        """Remove every hook from every point."""
+        for point in self.hook_dict.values():
+            point.fwd.clear()
+            point.bwd.clear()
+
+    def _located(self, hooks: Hooks, direction: str) -> list["_Placed"]:
+        return [
+            _Placed(hook, f"{direction} hook at {name}", getattr(self.hook_dict[name], direction))
+            for wanted, hook in hooks
+            for name in self.hook_names.matching(wanted)
+        ]
+
+    @contextmanager
+    def _while_placed(self, placed: list["_Placed"]) -> Iterator["HookedModule"]:
+        try:
+            for hook in placed:
+                hook.where.append(hook)
+            yield self
+        finally:
+            for hook in placed:
+                hook.where[:] = [other for other in hook.where if other is not hook]
+        silent = [hook.place for hook in placed if not hook.fired]
+        if silent:
+            raise HookError(
+                f"{len(silent)} of {len(placed)} hooks never fired, the first is the {silent[0]}; "
+                "run the model (and backward, for gradients) inside the block"
+            )
+
+
+@dataclass(eq=False)
+class _Placed:
+    """A hook that remembers whether it fired, and the list it sits in."""
+
+    hook: Hook
+    place: str
+    where: list[Hook]
+    fired: bool = False
+
+    def __call__(self, tensor: Tensor, point: HookPoint) -> Tensor | None:
+        self.fired = True
+        return self.hook(tensor, point)
