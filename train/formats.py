@@ -1,0 +1,309 @@
+"""How documents lie in files: lines of JSON, parquet, plain text, saved `datasets` folders.
+
+Each reader yields `(row, fields)` and holds a few hundred rows at most, whatever the file's size.
+What a decoder would skip silently is refused here: a compressed file that ends early (the zstd
+reader of `zstandard` just stops there), a byte that is no UTF-8, a line that is no JSON.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from train.errors import CorpusError, DamagedError
+
+
+__all__ = ["Row", "kind_of", "n_rows", "open_dataset", "place", "read", "stream_parquet"]
+
+Row = tuple[int, dict[str, object]]
+
+COMPRESSIONS = (".gz", ".zst", ".xz")
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+}
+# Rows decoded at once from columnar files: 256 rows of OpenWebText are about 1.3 MB.
+ROWS_AT_ONCE = 256
+OPTIONAL_FIELDS = ("title", "url")
+# A JSON escape spends at most six bytes on one byte of text (`\\u0000`); the rest is other fields.
+LINE_BYTES_PER_TEXT_BYTE = 6
+LINE_SPARE_BYTES = 1 << 20
+
+
+def kind_of(path: Path) -> str:
+    """`jsonl`, `parquet` or `text`, by the file's name.
+
+    Raises:
+        CorpusError: The name says nothing that we read.
+    """
+    ending = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower() if ending in COMPRESSIONS else ending
+    kind = KINDS.get(inner)
+    if kind is None or (kind == "parquet" and ending in COMPRESSIONS):
+        known = ", ".join(KINDS)
+        raise CorpusError(
+            f"{path}: unknown file type {''.join(path.suffixes[-2:]) or '(no ending)'!r}; known "
+            f"are {known}, all but parquet also with {', '.join(COMPRESSIONS)}, folders of these, "
+            "and folders saved by `datasets`"
+        )
+    return kind
+
+
+def place(path: Path, kind: str, row: int) -> str:
+    """Where a row is, as a person finds it: lines of JSON count from 1."""
+    if kind == "jsonl":
+        return f"{path}: line {row + 1}"
+    return f"{path}" if kind == "text" else f"{path}: row {row}"
+
+
+def read(path: Path, kind: str, text_field: str, max_document_bytes: int) -> Iterator[Row]:
+    """Rows of a file in their order, with at least the field of the text.
+
+    Raises:
+        CorpusError: A line that is no JSON object, or no such field, or a line too long to hold a
+            document that would be accepted.
+        DamagedError: The file ends early, or holds bytes that are no UTF-8.
+    """
+    if kind == "jsonl":
+        return _json_lines(path, max_document_bytes)
+    if kind == "parquet":
+        return _parquet(path, text_field)
+    if kind == "saved":
+        return _saved(path, text_field)
+    return _text(path, text_field, max_document_bytes)
+
+
+def n_rows(path: Path) -> int:
+    """Rows of a parquet file, from its footer."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(path).num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _cut_off(path, 0, error) from None
+
+
+def stream_parquet(address: str, text_field: str) -> Iterator[Row]:
+    """Rows of a parquet file here or on the hub, through `datasets`, without a copy on disk."""
+    import datasets
+    import pyarrow
+
+    path = Path(address)
+    row = 0
+    try:
+        # Only batch by batch: a row group of some copies holds 100,000 documents.
+        stream: Any = datasets.load_dataset(
+            "parquet", data_files=[address], split="train", streaming=True, batch_size=ROWS_AT_ONCE
+        )
+        stream = stream.select_columns(_columns(path, stream.column_names or (), text_field))
+        for table in stream.with_format("arrow").iter(ROWS_AT_ONCE):
+            yield from _rows(path, table, row)
+            row += table.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _cut_off(path, row, error) from None
+
+
+def open_dataset(path: Path) -> Any:
+    """The `datasets.Dataset` saved in a folder, memory-mapped."""
+    import datasets
+
+    if (path / "dataset_dict.json").exists():
+        splits = sorted(one.name for one in path.iterdir() if one.is_dir())
+        raise CorpusError(f"{path} holds the splits {', '.join(splits)}: open one of these folders")
+    try:
+        return datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{path}: not readable as a saved dataset ({_one_line(error)})"
+        ) from None
+
+
+def _json_lines(path: Path, max_document_bytes: int) -> Iterator[Row]:
+    longest = LINE_BYTES_PER_TEXT_BYTE * max_document_bytes + LINE_SPARE_BYTES
+    with _opened(path) as file:
+        row = -1
+        while line := file.readline(longest):
+            row += 1
+            if len(line) == longest and not line.endswith(b"\n"):
+                raise CorpusError(
+                    f"{place(path, 'jsonl', row)} is longer than {longest / 2**20:.0f} MiB, so its "
+                    "document may be larger than allowed; raise --max-document-mb or cut it"
+                )
+            if line.isspace():
+                continue
+            yield row, _json_object(path, row, line)
+
+
+def _json_object(path: Path, row: int, line: bytes) -> dict[str, object]:
+    try:
+        content = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DamagedError(_not_utf8(place(path, "jsonl", row), error)) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or "nested too deeply"
+        raise CorpusError(
+            f"{place(path, 'jsonl', row)} is not JSON ({reason}); expected one object a line"
+        ) from None
+    if not isinstance(content, dict):
+        raise CorpusError(
+            f"{place(path, 'jsonl', row)} holds a {type(content).__name__}; expected one object a "
+            "line"
+        )
+    return content
+
+
+def _text(path: Path, text_field: str, max_document_bytes: int) -> Iterator[Row]:
+    with _opened(path) as file:
+        # One byte more than allowed is enough for the reader of rows to refuse it.
+        content = file.read(max_document_bytes + 1)
+    if len(content) > max_document_bytes:
+        raise CorpusError(
+            f"{path}: the document is larger than {max_document_bytes / 2**20:g} MiB; raise "
+            "--max-document-mb or cut it into several"
+        )
+    try:
+        yield 0, {text_field: content.decode("utf-8")}
+    except UnicodeDecodeError as error:
+        raise DamagedError(_not_utf8(str(path), error)) from None
+
+
+def _parquet(path: Path, text_field: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = _columns(path, file.schema_arrow.names, text_field)
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                yield from _rows(path, batch, row)
+                row += batch.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _cut_off(path, row, error) from None
+
+
+def _cut_off(path: Path, row: int, error: BaseException) -> DamagedError:
+    return DamagedError(
+        f"{path}: not readable as parquet from row {row} ({_one_line(error)}); it was cut off or "
+        "changed"
+    )
+
+
+def _saved(path: Path, text_field: str) -> Iterator[Row]:
+    dataset = open_dataset(path)
+    columns = _columns(path, dataset.column_names, text_field)
+    arrow = dataset.select_columns(columns).with_format("arrow")
+    row = 0
+    for table in arrow.iter(ROWS_AT_ONCE):
+        yield from _rows(path, table, row)
+        row += table.num_rows
+
+
+def _columns(path: Path, found: Sequence[str], text_field: str) -> list[str]:
+    if text_field not in found:
+        raise CorpusError(
+            f"{path} has no field {text_field!r}; its fields are {', '.join(sorted(found))}: "
+            "choose one with --text-field"
+        )
+    return [text_field, *(one for one in OPTIONAL_FIELDS if one in found and one != text_field)]
+
+
+def _rows(path: Path, batch: Any, first: int) -> Iterator[Row]:
+    for offset in range(batch.num_rows):
+        fields = {}
+        for name in batch.schema.names:
+            try:
+                value = batch.column(name)[offset].as_py()
+                fields[name] = value.decode("utf-8") if isinstance(value, bytes) else value
+            except UnicodeDecodeError as error:
+                where = f"{path}: row {first + offset}, field {name!r}"
+                raise DamagedError(_not_utf8(where, error)) from None
+        yield first + offset, fields
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The plain bytes of a file; whatever says that they end early becomes one kind of error."""
+    file = _decompressed(path)
+    try:
+        yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise DamagedError(
+            f"{path}: the compressed file is cut off or changed ({_one_line(error)})"
+        ) from None
+    finally:
+        file.close()
+
+
+def _decompressed(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
+    if path.suffix == ".xz":
+        return io.BufferedReader(lzma.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
+    if path.suffix == ".zst":
+        return io.BufferedReader(_Zstandard(path), 1 << 20)
+    return path.open("rb", buffering=1 << 20)
+
+
+class _Zstandard(io.RawIOBase):
+    """A zstd file of one or more frames that raises EOFError when the last one is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj
+        self._current = self._frame()
+        self._failure = zstandard.ZstdError
+        self._fed = False
+        self._compressed = self._plain = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._plain:
+            if self._current.eof:
+                self._compressed = self._current.unused_data
+                self._current, self._fed = self._frame(), False
+            self._compressed = self._compressed or self._file.read(1 << 16)
+            if not self._compressed:
+                if self._fed:
+                    raise EOFError("the last frame is not whole")
+                return 0
+            try:
+                self._plain = self._current.decompress(self._compressed)
+            except self._failure as error:
+                raise EOFError(str(error)) from None
+            self._compressed, self._fed = b"", True
+        size = min(len(buffer), len(self._plain))
+        buffer[:size] = self._plain[:size]
+        self._plain = self._plain[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> str:
+    byte = error.object[error.start]
+    return f"{where} is not UTF-8 (byte 0x{byte:02x} at offset {error.start}); convert it to UTF-8"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
