@@ -5,18 +5,19 @@ can name an architecture, and a manifest record one, without importing torch.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from train.errors import RecipeError, nearest
 
 
-__all__ = ["GPTConfig"]
+__all__ = ["CHOICES", "GPTConfig"]
 
-Position = Literal["learned", "sinusoidal", "rope", "none"]
-NormKind = Literal["layernorm", "rmsnorm"]
-Placement = Literal["pre", "post"]
-MLPKind = Literal["gelu", "gelu-tanh", "relu", "swiglu"]
-PositionInit = Literal["normal", "sinusoids"]
+CHOICES = {
+    "position": ("learned", "sinusoidal", "rope", "none"),
+    "norm": ("layernorm", "rmsnorm"),
+    "norm_placement": ("pre", "post"),
+    "mlp": ("gelu", "gelu-tanh", "relu", "swiglu"),
+    "position_init": ("normal", "sinusoids"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,17 @@ class GPTConfig:
     n_key_value_heads: int = 0  # 0: n_heads
     d_head: int = 0  # 0: d_model // n_heads
     d_mlp: int = 0  # 0: 4 * d_model
-    position: Position = "learned"
+    position: str = "learned"
     rope_theta: float = 10_000.0
-    norm: NormKind = "layernorm"
-    norm_placement: Placement = "pre"
+    norm: str = "layernorm"
+    norm_placement: str = "pre"
     norm_eps: float = 1e-5
-    mlp: MLPKind = "gelu-tanh"
+    mlp: str = "gelu-tanh"
     bias: bool = True
     tie: bool = True
     vocab_multiple: int = 1
     init_std: float = 0.02
-    position_init: PositionInit = "normal"
+    position_init: str = "normal"
     position_init_scale: float = 0.02
 
     def __post_init__(self) -> None:
@@ -79,14 +80,7 @@ class GPTConfig:
             raise RecipeError(f"sinusoids come in pairs, and d_model is {self.d_model}")
 
     def _check_choices(self) -> None:
-        choices = {
-            "position": get_args(Position),
-            "norm": get_args(NormKind),
-            "norm_placement": get_args(Placement),
-            "mlp": get_args(MLPKind),
-            "position_init": get_args(PositionInit),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise RecipeError(f"no {name} is called {value!r}{nearest(value, allowed)}")
