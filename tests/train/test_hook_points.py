@@ -177,6 +177,14 @@ def test_the_gradient_at_a_point_is_the_gradient_of_the_value_there(model, token
     torch.testing.assert_close(seen[0], given[0].grad)
 
 
+def test_a_gradient_hook_stops_one_path_and_not_the_others_of_the_same_value(model, tokens):
+    model.zero_grad()
+    with model.hooks(bwd_hooks=[("blocks.1.ln1.hook_in", lambda g, _: torch.zeros_like(g))]):
+        model(tokens).logsumexp(-1).sum().backward()
+    assert model.blocks[1].attn.out.weight.grad.any()  # above the point
+    assert model.blocks[0].mlp.down.weight.grad.any()  # below it, along the residual stream
+
+
 def test_an_empty_point_returns_the_same_object():
     value = torch.zeros(3)
     assert HookPoint()(value) is value

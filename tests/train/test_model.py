@@ -94,9 +94,15 @@ def test_the_fused_attention_equals_the_sum_written_out(model, tokens):
     pattern, v = written["pattern", 1], written["v", 1]
     assert (pattern.triu(1) == 0).all()
     torch.testing.assert_close(pattern.sum(-1), torch.ones(3, 4, 9))
-    v = v.repeat_interleave(attention.n_heads // attention.n_key_value_heads, dim=2)
+    shared_by = attention.n_heads // attention.n_key_value_heads
+    v = v.repeat_interleave(shared_by, dim=2)
     z = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
     torch.testing.assert_close(z, written["z", 1], rtol=1e-5, atol=1e-5)
+    turned = "rot_" if model.cfg.position == "rope" else ""
+    q = written[f"{turned}q", 1]
+    k = written[f"{turned}k", 1].repeat_interleave(shared_by, dim=2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k).tril() / 6**0.5
+    torch.testing.assert_close(scores, written["attn_scores", 1].tril(), rtol=1e-5, atol=1e-5)
 
 
 def test_heads_and_bias_sum_to_the_output(model, tokens):
