@@ -1,0 +1,66 @@
+"""Small stores of texts that can be read by eye, and a run that only knows its order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import token_store
+from train.corpora import Corpus, Document
+from train.orders import DataOrder
+from train.token_store import TokenStore
+
+
+@dataclass(frozen=True)
+class OrderedRun:
+    """As much of a run as attribution asks for: a store, an order and a number of steps."""
+
+    store: TokenStore
+    order: DataOrder
+    n_steps: int
+    id: str = "0123456789ab"
+    knowledge: str = "full"
+
+    def steps_reading(self, document: int) -> np.ndarray:
+        start = int(self.store.starts[document])
+        return self.steps_reading_tokens(start, start + int(self.store.lengths[document]))
+
+    def steps_reading_tokens(self, start: int, stop: int) -> np.ndarray:
+        return self.order.steps_reading(start, stop, self.n_steps)
+
+
+def build_store(out: Path, texts: Sequence[str], **options: object) -> TokenStore:
+    documents = [
+        Document(f"made@seed 0/all/{row}", text, "made", "all", row)
+        for row, text in enumerate(texts)
+    ]
+    corpus = Corpus("made", "made", "seed 0", lambda: iter(documents))
+    return token_store.build(corpus, out=out, **{"tokenizer": "word", **options})
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., TokenStore]:
+    """`make_store(texts, **options of token_store.build)`; each call makes another store."""
+    made = iter(range(1000))
+
+    def make(texts: Sequence[str], **options: object) -> TokenStore:
+        return build_store(tmp_path / f"store{next(made)}", texts, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_run() -> Callable[..., OrderedRun]:
+    """`make_run(store, context, batch, n_steps)`."""
+
+    def make(
+        store: TokenStore, context: int = 4, batch: int = 2, n_steps: int | None = None
+    ) -> OrderedRun:
+        n_windows = (store.train_tokens - 1) // context
+        epoch = -(-n_windows // batch)
+        order = DataOrder(seed=1, n_windows=n_windows, context=context, batch=batch)
+        return OrderedRun(store, order, 2 * epoch if n_steps is None else n_steps)
+
+    return make
