@@ -1,0 +1,177 @@
+"""Precision, threads and determinism: measured, chosen, recorded.
+
+A run is bit-exact only with the same precision, thread count and kernels, so they are chosen once,
+written into the manifest, and used again by resume and replay. What is fast differs between
+processors: bf16 is 2 to 3 times faster where the CPU has AVX512-BF16 and up to 500 times slower
+where it has not (pytorch#146508), and `medium` fp32 means oneDNN's true fp32 on one CPU and bf16 on
+another (pytorch#125386). So both are measured at the start, for speed and for error.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from train.errors import RecipeError
+
+
+__all__ = ["Numerics", "applied", "choose", "environment"]
+
+# Assigned attributes of this module are not in torch's type stubs.
+_DETERMINISTIC: Any = torch.utils.deterministic
+BF16_ERROR = 0.02
+FP32_ERROR = 2e-6
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How numbers are computed; equal numerics on one machine give equal bits.
+
+    Attributes:
+        precision: `bf16` is autocast over fp32 weights; `fp32` is fp32 throughout.
+        matmul: torch's float32 matmul precision; `medium` only where it was measured to be fp32.
+        compile: Whether the trainer runs the model through torch.compile.
+    """
+
+    device: str
+    precision: Literal["fp32", "bf16"]
+    threads: int
+    matmul: Literal["highest", "medium"] = "highest"
+    compile: bool = False
+
+    def autocast(self) -> torch.autocast:
+        """The context in which forward and loss run."""
+        return torch.autocast(
+            self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+def choose(
+    *, device: str = "auto", precision: str = "auto", threads: int | None = None
+) -> Numerics:
+    """Choose numerics for this machine; a quarter of a second of measuring on a CPU.
+
+    Raises:
+        RecipeError: The device or the precision does not exist here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"device {device!r} was asked for and this machine has no CUDA device")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise RecipeError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
+    threads = threads or min(len(os.sched_getaffinity(0)), 8)
+    if device != "cpu":
+        return Numerics(device, "bf16" if precision == "auto" else precision, threads)
+    with _threads(threads):
+        matmul, bf16_pays = _calibrate()
+    if precision == "auto":
+        precision = "bf16" if bf16_pays else "fp32"
+    return Numerics(device, precision, threads, matmul)
+
+
+@contextmanager
+def applied(numerics: Numerics) -> Iterator[None]:
+    """Compute with these numerics inside the block, and as before behind it."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_float32_matmul_precision(),
+        _DETERMINISTIC.fill_uninitialized_memory,
+    )
+    if numerics.device.startswith("cuda"):
+        # cuBLAS is deterministic only with a fixed workspace; read at its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory guards against kernels that read it; none of ours does, and it is 5 % of
+    # a small step.
+    _DETERMINISTIC.fill_uninitialized_memory = False
+    torch.set_float32_matmul_precision(numerics.matmul)
+    try:
+        with _threads(numerics.threads):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_float32_matmul_precision(before[2])
+        _DETERMINISTIC.fill_uninitialized_memory = before[3]
+
+
+def environment() -> dict[str, str | int]:
+    """What ran this: versions and hardware, for the manifest."""
+    packages = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **{name: version(name) for name in packages},
+    }
+
+
+def _calibrate() -> tuple[Literal["highest", "medium"], bool]:
+    """Whether `medium` is a faster true fp32 here, and whether bf16 is faster than both."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(768, 512, generator=generator)
+    right = torch.randn(512, 512, generator=generator)
+    exact = left.double() @ right.double()
+
+    def multiply() -> Tensor:
+        return left @ right
+
+    narrow = (left.bfloat16(), right.bfloat16())
+    highest = _seconds(multiply)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        medium, medium_error = _seconds(multiply), _error(multiply(), exact)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    matmul = "medium" if medium_error < FP32_ERROR and medium < 0.8 * highest else "highest"
+    bf16, bf16_error = _seconds(lambda: narrow[0] @ narrow[1]), _error(narrow[0] @ narrow[1], exact)
+    return matmul, bf16_error < BF16_ERROR and bf16 < 0.8 * min(highest, medium)
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """The fastest of several runs: on a shared machine the minimum is what the hardware can do."""
+    work()
+    best = float("inf")
+    for _ in range(12):
+        begin = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
