@@ -1,0 +1,242 @@
+"""Named recipes: everything that decides a run but the data and the machine.
+
+A recipe is a frozen constant. `resolve` fits it to a token store and leaves no default open, and
+the resolved recipe is written into the manifest key by key (Pythia#135: a key that was missing
+meant another initialisation). `PLANTED` is the measured recipe on which textbook circuits grow in
+about a minute of CPU; `GPT2_124M` is GPT-2 small on OpenWebText.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from train.errors import DamagedError, RecipeError, StoreError, nearest
+from train.model import GPTConfig
+from train.token_store import TokenStore
+
+
+__all__ = [
+    "GPT2_124M",
+    "PLANTED",
+    "TEXT_SMALL",
+    "Recipe",
+    "by_name",
+    "from_dict",
+    "resolve",
+    "to_dict",
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on how much, and how.
+
+    Attributes:
+        batch_size: Windows per step; `micro_batch_size` windows at a time pass through the model.
+        vocabulary: `store`: the model takes the store's vocabulary; `fixed`: they must be equal.
+        checkpoint_every: Steps between checkpoints, beside 0, the powers of two and the last.
+        optimizer_every: Steps between checkpoints that keep the optimizer for good; the newest
+            checkpoint always has it, so a killed run resumes from there.
+        eval_every: Steps between held-out losses (0: never). Reads no random state.
+        sampler: `tiles`: the invertible order of `train.orders`; `nanogpt`: windows with
+            replacement, recorded beside the run.
+    """
+
+    name: str
+    model: GPTConfig
+    batch_size: int
+    steps: int
+    lr: float
+    min_lr: float
+    warmup_steps: int
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    lr_schedule: Literal["cosine", "cosine-throughout"] = "cosine"
+    micro_batch_size: int | None = None
+    vocabulary: Literal["store", "fixed"] = "store"
+    checkpoint_every: int = 1000
+    optimizer_every: int = 10_000
+    eval_every: int = 0
+    eval_windows: int = 64
+    init_seed: int = 0
+    order_seed: int = 0
+    sampler: Literal["tiles", "nanogpt"] = "tiles"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise RecipeError(
+                f"recipe {self.name!r} has {self.steps} steps of {self.batch_size} windows; "
+                "both must be at least 1"
+            )
+        for key, allowed in (
+            ("sampler", ("tiles", "nanogpt")),
+            ("lr_schedule", ("cosine", "cosine-throughout")),
+            ("vocabulary", ("store", "fixed")),
+        ):
+            if getattr(self, key) not in allowed:
+                raise RecipeError(
+                    f"recipe {self.name!r} has {key}={getattr(self, key)!r}; known are {allowed}"
+                )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Target slots per step, padding included."""
+        return self.batch_size * self.model.n_ctx
+
+    def checkpoint_steps(self) -> list[int]:
+        """0, the powers of two up to the linear spacing, the linear spacing, and the last."""
+        powers = {2**k for k in range(64) if 2**k < self.checkpoint_every}
+        linear = set(range(0, self.steps + 1, self.checkpoint_every))
+        return sorted(step for step in powers | linear | {self.steps} if step <= self.steps)
+
+    def keeps_optimizer(self, step: int) -> bool:
+        """Whether the checkpoint at `step` keeps its optimizer for good."""
+        return step % self.optimizer_every == 0 or step == self.steps
+
+
+# facts of the circuits it grows: README, "What is known about the checkpoint".
+PLANTED = Recipe(
+    name="planted",
+    model=GPTConfig(
+        n_layers=2,
+        n_heads=4,
+        d_model=128,
+        n_ctx=64,
+        d_vocab=700,
+        mlp="gelu-tanh",
+        init_std=0.05,
+        # Started as sinusoids about twice as large as the tokens: with a random start no
+        # previous-token head forms and copies are predicted as a bag of words.
+        position_init="sinusoids",
+        position_init_scale=0.15,
+    ),
+    batch_size=32,
+    steps=2000,
+    lr=2e-3,
+    min_lr=2e-4,
+    warmup_steps=100,
+    lr_schedule="cosine-throughout",
+    checkpoint_every=100,
+    optimizer_every=100,
+)
+
+# A small model for any text of a few megabytes: minutes on two cores.
+TEXT_SMALL = Recipe(
+    name="text-small",
+    model=GPTConfig(
+        n_layers=3,
+        n_heads=4,
+        d_model=128,
+        n_ctx=128,
+        d_vocab=2048,
+        mlp="gelu-tanh",
+        init_std=0.05,
+        position_init="sinusoids",
+        position_init_scale=0.15,
+    ),
+    batch_size=16,
+    steps=1500,
+    lr=2e-3,
+    min_lr=2e-4,
+    warmup_steps=100,
+    checkpoint_every=250,
+    optimizer_every=250,
+    eval_every=250,
+)
+
+# GPT-2 small. 52,453 steps of 524,288 targets are 27.5 billion tokens seen: 3.04 epochs of the 9.04
+# billion tokens of OpenWebText. Step count and learning rate follow nanoGPT's 124M recipe.
+GPT2_124M = Recipe(
+    name="gpt2-124m",
+    model=GPTConfig(
+        n_layers=12,
+        n_heads=12,
+        d_model=768,
+        n_ctx=1024,
+        d_vocab=50257,
+        mlp="gelu-tanh",
+        vocab_multiple=64,
+    ),
+    batch_size=512,
+    micro_batch_size=16,
+    steps=52_453,
+    lr=6e-4,
+    min_lr=6e-5,
+    warmup_steps=2000,
+    vocabulary="fixed",
+    checkpoint_every=1000,
+    optimizer_every=10_000,
+    eval_every=1000,
+    eval_windows=512,
+)
+
+_NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M)}
+
+
+def by_name(name: str) -> Recipe:
+    """A recipe by its name on the command line."""
+    try:
+        return _NAMED[name]
+    except KeyError:
+        raise RecipeError(f"no recipe is called {name!r}{nearest(name, _NAMED)}") from None
+
+
+def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
+    """Fit a recipe to a store, with `changes` to its fields.
+
+    Raises:
+        StoreError: The vocabularies differ, a packed row is not the context, or the store is
+            shorter than one window.
+    """
+    known = {one.name for one in fields(Recipe)}
+    for key in changes:
+        if key not in known:
+            raise RecipeError(f"a recipe has no field {key!r}{nearest(key, known)}")
+    recipe = replace(recipe, **{key: value for key, value in changes.items() if value is not None})
+    if recipe.vocabulary == "store":
+        recipe = replace(recipe, model=replace(recipe.model, d_vocab=store.vocab_size))
+    if recipe.model.d_vocab != store.vocab_size:
+        raise StoreError(
+            f"recipe {recipe.name!r} needs a vocabulary of {recipe.model.d_vocab}, the store "
+            f"{store.path} was built with {store.vocab_size} ({store.tokenizer.kind} tokenizer); "
+            "rebuild it with the recipe's tokenizer"
+        )
+    context = recipe.model.n_ctx
+    if store.layout == "packed" and store.row_length != context:
+        raise StoreError(
+            f"the store {store.path} is packed in rows of {store.row_length} tokens, recipe "
+            f"{recipe.name!r} reads windows of {context}; rebuild it with --row-length {context}"
+        )
+    if store.train_tokens <= context:
+        raise StoreError(
+            f"a window of {context} tokens and one target does not fit the {store.train_tokens} "
+            f"training tokens of {store.path}; choose a context below {store.train_tokens}"
+        )
+    return recipe
+
+
+def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
+    """Read a resolved recipe; every key must be there and none may be unknown.
+
+    Raises:
+        DamagedError: A key is missing or unknown; the message names it and `path`.
+    """
+    model = content.get("model")
+    for kind, given in (
+        (Recipe, content),
+        (GPTConfig, model if isinstance(model, Mapping) else {}),
+    ):
+        expected = {one.name for one in fields(kind)}
+        for key in sorted(expected - set(given)):
+            raise DamagedError(f"{path}: the recipe lacks the key {key!r}; it was changed")
+        for key in sorted(set(given) - expected):
+            raise DamagedError(f"{path}: the recipe has an unknown key {key!r}; it was changed")
+    return Recipe(**{**content, "model": GPTConfig(**content["model"])})
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe key by key, as it stands in a manifest."""
+    return asdict(recipe)
