@@ -1,0 +1,393 @@
+"""Training, resuming and replaying: one step function, three ways to call it.
+
+`advance` is the training step in one place. `run` calls it from the first step to the last and
+keeps a ledger and checkpoints; `resume` calls it from the newest checkpoint that kept its
+optimizer; `replay` calls it over any span and compares every row with the ledger. Weights,
+optimizer and step are the whole state: there is no random state anywhere, so a killed and resumed
+run is the unbroken run to the last bit (same machine, precision and thread count).
+"""
+
+import fcntl
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from train import (
+    batches,
+    checkpoints,
+    durable,
+    evaluating,
+    ledger,
+    manifests,
+    objectives,
+    optimizers,
+    orders,
+    runs,
+)
+from train import numerics as numbers
+from train.batches import Batch, Removal
+from train.errors import DivergedError, RecipeError, TrainError
+from train.model import GPT, init
+from train.numerics import Numerics
+from train.orders import Order
+from train.recipes import Recipe, resolve
+from train.runs import Run
+from train.token_store import TokenStore
+
+
+__all__ = ["Replay", "State", "advance", "branch", "replay", "resume", "run"]
+
+Progress = Callable[[str, int, int | None], None]
+# On a CUDA device losses are read in blocks, so that no step waits for the one before it.
+CUDA_BLOCK = 16
+
+
+@dataclass
+class State:
+    """The whole state of training."""
+
+    model: GPT
+    optimizer: torch.optim.AdamW
+    step: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A span that was run again.
+
+    Attributes:
+        rows: The replayed rows.
+        expected: The same rows of the ledger.
+        state: Model and optimizer behind the last step.
+    """
+
+    rows: tuple[ledger.Row, ...]
+    expected: tuple[ledger.Row, ...]
+    state: State
+
+    @property
+    def exact(self) -> bool:
+        """Whether digests, losses and gradient norms agree to the last bit."""
+        return all(map(ledger.Row.agrees, self.rows, self.expected))
+
+    @property
+    def same_order(self) -> bool:
+        """Whether the same windows were read."""
+        return [row.digest for row in self.rows] == [row.digest for row in self.expected]
+
+    @property
+    def difference(self) -> float:
+        """Largest difference in loss, in nats."""
+        pairs = zip(self.rows, self.expected, strict=True)
+        return max(abs(row.loss - expected.loss) for row, expected in pairs)
+
+
+def run(
+    recipe: Recipe,
+    store: TokenStore,
+    *,
+    out: str | Path,
+    numerics: Numerics | None = None,
+    data_workers: int = 0,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Run:
+    """Train from the first step to the last.
+
+    Args:
+        recipe: A recipe; `changes` replace its fields (`steps=200`, `init_seed=1`).
+        store: The tokens; packed rows must be as long as the recipe's context.
+        out: Folder of the run; must not exist.
+        numerics: Default: measured on this machine (`train.numerics.choose`).
+        data_workers: Threads that read batches ahead; changes no bit.
+        progress: Called with (what, steps done, steps in all) after every step.
+
+    Raises:
+        DivergedError: The loss is not a number; the last good checkpoint stays.
+    """
+    recipe, out = resolve(recipe, store, **changes), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise RecipeError(f"{out} exists already; resume it with --resume or choose another folder")
+    numerics = numerics or numbers.choose()
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        if recipe.sampler == "nanogpt":
+            _record_schedule(out, recipe, store)
+        manifests.begin(out, recipe, store, numerics)
+        model = init(recipe.model, recipe.init_seed).to(numerics.device)
+        state = State(model, optimizers.adamw(model, recipe), step=0, tokens=0)
+        return _train(runs.open(out, store=store.path), state, [], data_workers, progress)
+
+
+def resume(
+    path: str | Path,
+    *,
+    store: str | Path | None = None,
+    data_workers: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Go on from the newest checkpoint; a finished run is returned as it is."""
+    opened = runs.open(path, store=store)
+    if opened.finished:
+        return opened
+    with _locked(opened.path):
+        # A run killed before its first checkpoint has no index yet: it starts again from its init.
+        if not (opened.path / checkpoints.FOLDER / "index.json").exists():
+            model = init(opened.recipe.model, opened.recipe.init_seed).to(opened.numerics.device)
+            state = State(model, optimizers.adamw(model, opened.recipe), step=0, tokens=0)
+            return _train(opened, state, [], data_workers, progress)
+        checkpoints.drop_unlisted(opened.path)
+        rows = opened.ledger
+        state = load_state(opened, len(rows))
+        return _train(opened, state, rows[: state.step], data_workers, progress)
+
+
+def replay(
+    run: Run,
+    first: int,
+    last: int,
+    *,
+    removal: Removal | None = None,
+    progress: Progress | None = None,
+) -> Replay:
+    """Run steps first..last (both included) again, from the nearest checkpoint below.
+
+    Args:
+        run: A run trained here.
+        removal: Leave documents out: the exact counterfactual of this span.
+    """
+    rows = run.ledger
+    if not 0 <= first <= last < len(rows):
+        raise TrainError(
+            f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
+        )
+    state = load_state(run, first)
+    done = []
+    with numbers.applied(run.numerics):
+        for row in advance(
+            state, run.recipe, run.store, run.order, run.numerics, last + 1, removal
+        ):
+            done.append(row)
+            if progress:
+                progress("replaying", len(done), last + 1 - state.step + len(done))
+    return Replay(tuple(done[first - last - 1 :]), tuple(rows[first : last + 1]), state)
+
+
+def branch(
+    parent: Run,
+    out: str | Path,
+    removal: Removal,
+    *,
+    data_workers: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Train again without some documents: everything else to the bit as in the parent.
+
+    Starts at the parent's last checkpoint before any of the documents was first read, so what the
+    two runs share is not computed twice.
+    """
+    out = Path(out)
+    if not removal.documents:
+        raise TrainError("no documents to leave out were given; the retrained run would be the run")
+    first = first_read(parent, removal.documents)
+    begin = load_state(parent, first)
+    lineage = {"run_id": parent.id, "step": begin.step}
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        manifests.begin(
+            out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removal
+        )
+        if parent.recipe.sampler == "nanogpt":
+            durable.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
+        child = runs.open(out, store=parent.store.path)
+        return _train(child, begin, parent.ledger[: begin.step], data_workers, progress)
+
+
+def first_read(run: Run, documents: tuple[int, ...]) -> int:
+    """The first step at which any of the documents is read; an error when none ever is."""
+    firsts = [int(steps[0]) for one in documents if len(steps := run.steps_reading(one))]
+    if not firsts:
+        raise TrainError(
+            f"none of the {len(documents)} documents was ever read in the {run.recipe.steps} steps "
+            f"of {run.path}; leaving them out changes nothing"
+        )
+    return min(firsts)
+
+
+def advance(
+    state: State,
+    recipe: Recipe,
+    store: TokenStore,
+    order: Order,
+    numerics: Numerics,
+    stop: int,
+    removal: Removal | None = None,
+    data_workers: int = 0,
+) -> Iterator[ledger.Row]:
+    """Train `state` up to step `stop`, yielding a row a step; call inside `numerics.applied`."""
+    forward = torch.compile(state.model) if numerics.compile else state.model
+    parameters = list(state.model.parameters())
+    state.model.train()
+    waiting: list[tuple[ledger.Row, torch.Tensor, torch.Tensor]] = []
+    for batch in batches.ahead(store, order, range(state.step, stop), removal, data_workers):
+        begin, held_out = time.perf_counter(), None
+        if recipe.eval_every and batch.step % recipe.eval_every == 0:
+            held_out = evaluating.held_out_loss(state.model, store, recipe, numerics)
+        lr = optimizers.lr_at(recipe, batch.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        loss = _backward(forward, batch, recipe, numerics)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
+        if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
+            raise _diverged(state.model, batch, numerics)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += batch.divisor
+        row = ledger.Row(
+            step=batch.step, lr=lr, loss=0.0, grad_norm=0.0, tokens=state.tokens,
+            digest=batch.digest, seconds=time.perf_counter() - begin, held_out=held_out,
+        )  # fmt: skip
+        waiting.append((row, loss, norm))
+        if len(waiting) == (1 if numerics.device == "cpu" else CUDA_BLOCK) or state.step == stop:
+            yield from _settled(waiting, state.model, batch, numerics)
+            waiting.clear()
+
+
+def load_state(run: Run, step: int) -> State:
+    """Model and optimizer at the newest checkpoint at or before `step` that kept its optimizer."""
+    usable = [one for one in run.saved if one.resumable and one.step <= step]
+    if not usable:
+        raise TrainError(f"the run {run.path} keeps no optimizer at or before step {step}")
+    saved = usable[-1]
+    model = GPT(run.recipe.model)
+    model.load_state_dict(checkpoints.read(run.path, saved, "model.safetensors"))
+    model = model.to(run.numerics.device)
+    optimizer = optimizers.adamw(model, run.recipe)
+    optimizers.read_state(
+        model, optimizer, checkpoints.read(run.path, saved, "optimizer.safetensors")
+    )
+    tokens = int(checkpoints.read_step(run.path, saved)["tokens"])
+    return State(model, optimizer, saved.step, tokens)
+
+
+def _train(
+    run: Run, state: State, rows: list[ledger.Row], data_workers: int, progress: Progress | None
+) -> Run:
+    """From `state` to the last step, with ledger and checkpoints, under the run's numerics."""
+    recipe, order, due = run.recipe, run.order, set(run.recipe.checkpoint_steps())
+    writer = ledger.Writer(run.path / ledger.NAME, rows)
+    begin, seen = time.perf_counter(), state.tokens
+    try:
+        with numbers.applied(run.numerics):
+            if not (run.path / checkpoints.FOLDER).exists():
+                _checkpoint(run, state)
+            while state.step < recipe.steps:
+                stop = min(step for step in due if step > state.step)
+                for row in advance(
+                    state, recipe, run.store, order, run.numerics, stop, run.removal, data_workers
+                ):
+                    writer.append(row)
+                    if progress:
+                        speed = (row.tokens - seen) / (time.perf_counter() - begin)
+                        what = f"loss {row.loss:.3f}  {speed / 1000:.1f}k tokens/s"
+                        progress(what, row.step + 1, recipe.steps)
+                writer.sync()
+                _checkpoint(run, state)
+    finally:
+        writer.close()
+    manifests.finish(run.path, run.manifest, _digests(run))
+    return runs.open(run.path, store=run.store_path)
+
+
+def _backward(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    batch: Batch,
+    recipe: Recipe,
+    numerics: Numerics,
+) -> torch.Tensor:
+    """Gradients of the step's loss, micro-batch by micro-batch; returns the loss."""
+    total = torch.zeros((), device=numerics.device)
+    for inputs, targets in batch.parts(recipe.micro_batch_size):
+        inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
+        with numerics.autocast():
+            loss = objectives.next_token(forward(inputs), targets, batch.divisor)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _settled(
+    waiting: list[tuple[ledger.Row, torch.Tensor, torch.Tensor]],
+    model: GPT,
+    batch: Batch,
+    numerics: Numerics,
+) -> Iterator[ledger.Row]:
+    """Rows with their numbers read from the device."""
+    for row, loss, norm in waiting:
+        if not math.isfinite(loss.item() + norm.item()):
+            raise _diverged(model, replace(batch, step=row.step), numerics)
+        yield replace(row, loss=loss.item(), grad_norm=norm.item())
+
+
+def _checkpoint(run: Run, state: State) -> None:
+    """Write the checkpoint of this step; the newest always keeps its optimizer."""
+    keep = {step for step in run.recipe.checkpoint_steps() if run.recipe.keeps_optimizer(step)}
+    fixed = evaluating.fixed_loss(state.model, run.store, run.order, run.numerics)
+    checkpoints.write(
+        run.path,
+        state.step,
+        model={
+            name: one.detach().cpu().contiguous() for name, one in state.model.state_dict().items()
+        },
+        optimizer=optimizers.write_state(state.model, state.optimizer),
+        state={"tokens": state.tokens, "fixed_loss": fixed},
+        keep_optimizer_of=keep,
+    )
+
+
+def _diverged(model: GPT, batch: Batch, numerics: Numerics) -> DivergedError:
+    bad = evaluating.first_bad_tensor(model, batch, numerics)
+    return DivergedError(
+        f"the loss of step {batch.step} is not a number; the first bad tensor is {bad}; the last "
+        "good checkpoint was kept: lower the learning rate or look at the batch with "
+        f"`openbook run reads RUN --step {batch.step}`"
+    )
+
+
+def _digests(run: Run) -> dict[str, str]:
+    """The sha256 of every file of a finished run but its manifest."""
+    listed = {f"{one.folder}/{name}": sha for one in run.saved for name, sha in one.files.items()}
+    names = [ledger.NAME, f"{checkpoints.FOLDER}/index.json"]
+    names += [runs.SCHEDULE] if (run.path / runs.SCHEDULE).exists() else []
+    return listed | {name: durable.sha256_file(run.path / name) for name in names}
+
+
+def _record_schedule(out: Path, recipe: Recipe, store: TokenStore) -> None:
+    drawn = orders.record_nanogpt(
+        seed=recipe.order_seed,
+        n_tokens=store.train_tokens,
+        context=recipe.model.n_ctx,
+        batch=recipe.batch_size,
+        steps=recipe.steps,
+    )
+    np.save(out / runs.SCHEDULE, drawn.schedule)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One trainer a run: a second one is refused, and a killed one leaves no lock behind."""
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainError(f"another process is training {path}; wait for it or end it") from None
+        yield

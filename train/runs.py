@@ -1,0 +1,239 @@
+"""A run on disk: what was trained, on which documents, in which order, and its checkpoints.
+
+    run/ manifest.json     what the run is (train.manifests)
+         ledger.jsonl      what was done, step by step (train.ledger)
+         checkpoints/      weights by step (train.checkpoints)
+
+`open` reads the manifest and nothing else. Weights are loaded only after their digest held.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from train import checkpoints, ledger, manifests, orders, recipes, token_store, tokenization
+from train.batches import Removal
+from train.checkpoints import Saved
+from train.errors import DamagedError, StoreError, TrainError
+from train.model import GPT, GPTConfig
+from train.numerics import Numerics
+from train.orders import DataOrder, Order, RecordedOrder
+from train.recipes import Recipe
+from train.token_store import TokenStore
+from train.tokenization import Tokenizer
+
+
+if TYPE_CHECKING:
+    from train.verifying import Verification
+
+__all__ = ["Origin", "Run", "open", "order_of"]
+
+SCHEDULE = "schedule.npy"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from; travels into every result computed from it.
+
+    Attributes:
+        run_id: Of the run, or the folder's name for weights that are no run.
+        checkpoint_sha256: Of the weights file that was loaded.
+        knowledge: `full`, `data-known` or `weights-only`.
+    """
+
+    run_id: str
+    step: int
+    checkpoint_sha256: str
+    knowledge: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was opened; everything but the manifest is read when it is asked for."""
+
+    path: Path
+    manifest: dict[str, Any]
+    store_path: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, id={self.id}, knowledge={self.knowledge!r})"
+
+    @property
+    def predicate(self) -> dict[str, Any]:
+        """How the run came about, as its manifest says."""
+        return self.manifest["predicate"]
+
+    @property
+    def id(self) -> str:
+        """12 hex digits over everything that was asked for: recipe, numerics, data, removal."""
+        return self.predicate["run_id"]
+
+    @property
+    def knowledge(self) -> str:
+        """`full`, `data-known` or `weights-only`."""
+        return self.predicate["knowledge"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was reached."""
+        return self.predicate["finished"]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        self._must_be_trained_here("a recipe")
+        return recipes.from_dict(self.predicate["recipe"], self.path / manifests.NAME)
+
+    @cached_property
+    def numerics(self) -> Numerics:
+        """Precision, threads and kernels it was trained with."""
+        self._must_be_trained_here("numerics")
+        return Numerics(**self.predicate["numerics"])
+
+    @cached_property
+    def removal(self) -> Removal | None:
+        """The documents that were taken out of training, for a counterfactual run."""
+        removed = self.predicate.get("removed")
+        return Removal(tuple(removed["documents"]), removed["mode"]) if removed else None
+
+    @cached_property
+    def store(self) -> TokenStore:
+        """The token store it was trained on; refused when it is another one than it was."""
+        self._must_be_trained_here("a token store")
+        path = self.store_path or (self.path / self.predicate["store_path"]).resolve()
+        store = token_store.open(path)
+        expected = self.predicate["data"]["fingerprint"]
+        if store.fingerprint != expected:
+            raise StoreError(
+                f"the store {path} is {store.fingerprint[:12]}... ({store.tokenizer.kind} "
+                f"tokenizer), the run {self.path} was trained on {expected[:12]}...; give the "
+                "right one with --store"
+            )
+        return store
+
+    @cached_property
+    def order(self) -> Order:
+        """Which windows were read at which step."""
+        if self.recipe.sampler == "nanogpt":
+            schedule = np.load(self.path / SCHEDULE, mmap_mode="r")
+            return RecordedOrder(schedule, self.recipe.model.n_ctx)
+        return order_of(self.recipe, self.store)
+
+    @property
+    def saved(self) -> list[Saved]:
+        """The checkpoints by ascending step."""
+        return checkpoints.index(self.path)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, ascending."""
+        return [one.step for one in self.saved]
+
+    @property
+    def ledger(self) -> list[ledger.Row]:
+        """What was done, a row a step."""
+        return ledger.read(self.path / ledger.NAME, whole=self.finished)
+
+    @property
+    def config(self) -> GPTConfig:
+        """The architecture."""
+        if self.knowledge == "weights-only":
+            return GPTConfig(**self.predicate["model"])
+        return self.recipe.model
+
+    def saved_at(self, step: int | None) -> Saved:
+        """The checkpoint of a step (None: the last one)."""
+        saved = self.saved
+        if not saved:
+            raise TrainError(f"the run {self.path} has no checkpoint yet")
+        if step is None:
+            return saved[-1]
+        for one in saved:
+            if one.step == step:
+                return one
+        near = min(self.steps, key=lambda known: abs(known - step))
+        raise TrainError(f"the run {self.path} has no checkpoint at step {step}; nearest is {near}")
+
+    def load(self, step: int | None = None) -> GPT:
+        """The model at a step (None: the last one), its weights checked against their digest."""
+        saved = self.saved_at(step)
+        model = GPT(self.config)
+        model.load_state_dict(checkpoints.read(self.path, saved, "model.safetensors"))
+        model.tokenizer = self.tokenizer
+        model.origin = Origin(self.id, saved.step, saved.files["model.safetensors"], self.knowledge)
+        return model.eval()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The store's tokenizer; of an import the one that came with it, if any did."""
+        if self.knowledge != "weights-only":
+            return self.store.tokenizer
+        path = self.path / "tokenizer.json"
+        return tokenization.load(path) if path.is_file() else None
+
+    def documents_read(self, step: int) -> Int64[np.ndarray, " document"]:
+        """Indices of the documents of which a token was a target at `step`; O(log documents)."""
+        if not 0 <= step < self.recipe.steps:
+            raise TrainError(f"step {step} is not one of the {self.recipe.steps} steps of the run")
+        return orders.documents_read(self.order, self.store.starts, self.store.lengths, step)
+
+    def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]:
+        """The steps at which a token of the document was a target, ascending."""
+        if not 0 <= document < self.store.n_documents:
+            raise StoreError(
+                f"document {document} is not one of the {self.store.n_documents} of the store"
+            )
+        start = int(self.store.starts[document])
+        return self.steps_reading_tokens(start, start + int(self.store.lengths[document]))
+
+    def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]:
+        """The steps at which a token of [start, stop) was a target, ascending."""
+        return self.order.steps_reading(start, stop, self.recipe.steps)
+
+    def verify(self, **options: Any) -> "Verification":
+        """Check every digest and replay random spans; see `train.verifying.verify`."""
+        # Here and not above: verifying replays, and replaying opens runs.
+        from train.verifying import verify
+
+        return verify(self, **options)
+
+    def _must_be_trained_here(self, what: str) -> None:
+        if self.knowledge == "weights-only":
+            origin = self.predicate["origin"]
+            raise TrainError(
+                f"the run {self.path} has no {what.removeprefix('a ')}: knowledge is weights-only "
+                f"(imported from {origin.get('layout', 'elsewhere')})"
+            )
+
+
+def open(path: str | Path, *, store: str | Path | None = None) -> Run:
+    """Open a run by its folder.
+
+    Args:
+        path: The run.
+        store: Its token store, when it is no longer where the manifest says.
+
+    Raises:
+        TrainError: There is no run at `path`.
+        DamagedError: The manifest is not what its seal says.
+    """
+    path = Path(path)
+    if not (path / manifests.NAME).is_file():
+        if path.is_file():
+            raise DamagedError(f"{path}: a run is a folder with {manifests.NAME}, this is a file")
+        raise TrainError(f"no run at {path}: no {manifests.NAME} there; `openbook train` makes one")
+    return Run(path, manifests.read(path), Path(store) if store else None)
+
+
+def order_of(recipe: Recipe, store: TokenStore) -> DataOrder:
+    """The invertible order of a recipe over a store."""
+    return DataOrder(
+        seed=recipe.order_seed,
+        n_windows=(store.train_tokens - 1) // recipe.model.n_ctx,
+        context=recipe.model.n_ctx,
+        batch=recipe.batch_size,
+    )
