@@ -1,0 +1,179 @@
+"""Whether a run is what it says: every digest, then the numbers behind the digests.
+
+First the files, without loading any of them as weights: the manifest's seal and keys, the ledger's
+chain, every checkpoint, every file of the token store. Only when all hold are weights loaded: the
+initial checkpoint must equal init(seed), each checkpoint must give the loss that was written beside
+it, no two steps may hold the same weights, and random spans are replayed against the ledger.
+
+Three levels can hold: `bit-exact` (same machine, precision, threads), `within tolerance` (another
+machine), `order only` (the same windows were read, the numbers differ).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from train import checkpoints, durable, evaluating, ledger, loop, token_store
+from train.checkpoints import Saved
+from train.errors import DamagedError, TrainError
+from train.model import init
+from train.runs import Run
+
+
+__all__ = ["Verification", "files", "verify"]
+
+Progress = Callable[[str, int, int | None], None]
+# Largest difference in loss (nats) between machines: fp32 sums in another order; bf16 also rounds.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+SPAN_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and what holds.
+
+    Attributes:
+        level: `bit-exact`, `within tolerance`, `order only`, or `damaged`.
+        problems: One line a problem, each naming the file; [] unless damaged.
+        spans: First and last step of each replayed span.
+        difference: Largest difference in loss over replayed steps and checkpoints, in nats.
+        files: Number of files whose digest was checked.
+    """
+
+    run_id: str
+    level: str
+    problems: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    difference: float
+    files: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.problems
+
+
+def verify(
+    run: Run, *, spans: int = 3, seed: int = 0, progress: Progress | None = None
+) -> Verification:
+    """Check every file, then replay `spans` random spans of 10 steps drawn with `seed`."""
+    problems, count = files(run, progress)
+    if problems or run.knowledge == "weights-only":
+        level = "damaged" if problems else "weights only"
+        return Verification(run.id, level, tuple(problems), (), 0.0, count)
+    problems += _duplicates(run) + _wrong_init(run)
+    difference = 0.0
+    for saved in run.saved:
+        found = _fixed_loss(run, saved)
+        difference = max(
+            difference, abs(found - checkpoints.read_step(run.path, saved)["fixed_loss"])
+        )
+    drawn = _draw_spans(run, spans, seed)
+    replays = []
+    for number, (first, last) in enumerate(drawn):
+        replays.append(loop.replay(run, first, last, removal=run.removal))
+        if progress:
+            progress("replaying spans", number + 1, len(drawn))
+    difference = max([difference, *(one.difference for one in replays)])
+    if not all(one.same_order for one in replays):
+        problems.append(f"{run.path / ledger.NAME}: a replayed span read other windows")
+    exact = all(one.exact for one in replays) and difference == 0.0
+    within = difference <= TOLERANCE[run.numerics.precision]
+    level = "bit-exact" if exact else "within tolerance" if within else "order only"
+    level = "damaged" if problems else level
+    return Verification(run.id, level, tuple(problems), tuple(drawn), difference, count)
+
+
+def files(run: Run, progress: Progress | None = None) -> tuple[list[str], int]:
+    """Problems with the files of a run and of its store, and how many were checked."""
+    problems: list[str] = []
+    subjects = {one["name"]: one["digest"]["sha256"] for one in run.manifest["subject"]}
+    count = 1 + len(subjects)
+    try:
+        saved = run.saved
+        problems += checkpoints.check(run.path, saved)
+        for one in saved:
+            if not problems:
+                checkpoints.read_step(run.path, one)
+    except DamagedError as error:
+        problems.append(str(error))
+    named = {problem.split(":")[0] for problem in problems}
+    for number, (name, expected) in enumerate(sorted(subjects.items())):
+        if progress:
+            progress("hashing the run", number + 1, len(subjects))
+        problem = _changed(run.path / name, expected)
+        if problem and str(run.path / name) not in named:
+            problems.append(problem)
+    if run.knowledge == "weights-only":
+        return problems, count
+    try:
+        rows = run.ledger
+        if run.finished and len(rows) != run.recipe.steps:
+            raise DamagedError(
+                f"{run.path / ledger.NAME}: {len(rows)} rows for {run.recipe.steps} steps"
+            )
+    except DamagedError as error:
+        problems.append(str(error))
+    return problems + _store_problems(run, progress), count
+
+
+def _store_problems(run: Run, progress: Progress | None) -> list[str]:
+    path = run.store_path or (run.path / run.predicate["store_path"]).resolve()
+    problem = _changed(path / "store.json", run.predicate["data"]["store_sha256"])
+    if problem:
+        return [problem]
+    try:
+        token_store.verify(run.store)
+    except TrainError as error:
+        return [str(error)]
+    return []
+
+
+def _changed(path: Path, expected: str) -> str | None:
+    if not path.is_file():
+        return f"{path}: the file is missing"
+    found = durable.sha256_file(path)
+    if found != expected:
+        return f"{path}: sha256 {found[:12]}..., the manifest says {expected[:12]}..."
+    return None
+
+
+def _duplicates(run: Run) -> list[str]:
+    owners: dict[str, Saved] = {}
+    problems = []
+    for saved in run.saved:
+        digest = saved.files["model.safetensors"]
+        if digest in owners:
+            problems.append(
+                f"{run.path / saved.folder}: holds the weights of step {owners[digest].step}"
+            )
+        owners.setdefault(digest, saved)
+    return problems
+
+
+def _wrong_init(run: Run) -> list[str]:
+    """The checkpoint of step 0 must be init(seed); another torch may draw other numbers."""
+    if 0 not in run.steps or run.predicate["environment"]["torch"] != torch.__version__:
+        return []
+    expected = init(run.recipe.model, run.recipe.init_seed).state_dict()
+    found = checkpoints.read(run.path, run.saved_at(0), "model.safetensors")
+    wrong = [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
+    place = run.path / run.saved_at(0).folder / "model.safetensors"
+    return [f"{place}: {wrong[0]} is not init(seed {run.recipe.init_seed})"] if wrong else []
+
+
+def _fixed_loss(run: Run, saved: Saved) -> float:
+    model = run.load(saved.step).to(run.numerics.device)
+    return evaluating.fixed_loss(model, run.store, run.order, run.numerics)
+
+
+def _draw_spans(run: Run, spans: int, seed: int) -> list[tuple[int, int]]:
+    """Random spans that begin at a checkpoint that kept its optimizer."""
+    rows = len(run.ledger)
+    begins = [one.step for one in run.saved if one.resumable and one.step < rows]
+    draw = np.random.default_rng(seed)
+    chosen = draw.choice(begins, size=min(spans, len(begins)), replace=False) if begins else []
+    return [(int(first), min(int(first) + SPAN_STEPS, rows) - 1) for first in sorted(chosen)]
