@@ -2,20 +2,20 @@
 
 The order is a function, not a log. Windows of `context` targets tile the token stream, so that each
 token is a target in exactly one window per epoch; which window comes at position k of the run is a
-keyed Feistel permutation of the windows with the epoch as tweak. It is a pure function of (seed, k),
-costs the same for the first position and the last, and runs backwards as fast as forwards: "at which
-steps was this document read" needs no index. Nothing else enters: not the batch split, the number of
-workers, the length of the run or an evaluation in between (all of which change the data of nanoGPT,
-gpt-neox#984, OLMo#268).
+keyed Feistel permutation of the windows with the epoch as tweak. It is a pure function of (seed,
+k), costs the same for the first position and the last, and runs backwards as fast as forwards: "at
+which steps was this document read" needs no index. Nothing else enters: not the batch split, the
+number of workers, the length of the run or an evaluation in between (all of which change the data
+of nanoGPT, gpt-neox#984, OLMo#268).
 
 A document is *read* by a window when at least one of its own tokens is a target there; its
-end-of-text is a separator, not a token of the document. A window feeds its last target of the window
-before as first input, which is context and not reading. Step t, counted from 0, takes checkpoint t to
-checkpoint t + 1.
+end-of-text is a separator, not a token of the document. A window feeds its last target of the
+window before as first input, which is context and not reading. Step t, counted from 0, takes
+checkpoint t to checkpoint t + 1.
 
-Permutation: a generalised Feistel network over Z_a x Z_b with a * b just above the number of windows
-(Black & Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9), cycle-walked into range; the round
-function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
+Permutation: a generalised Feistel network over Z_a x Z_b with a * b just above the number of
+windows (Black & Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9), cycle-walked into range;
+the round function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,11 @@ ROUNDS = tuple(np.uint64(number * GOLDEN % 2**64) for number in range(8))
 class Order(Protocol):
     """What a trainer and a ledger need of an order."""
 
-    context: int
-    batch: int
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
 
     def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
         """Offset of the first *input* token of each window read at `step`."""
@@ -141,7 +144,7 @@ class RecordedOrder:
     context: int
 
     @property
-    def batch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def batch(self) -> int:
         """Windows per step."""
         return self.schedule.shape[1]
 
