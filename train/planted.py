@@ -73,8 +73,8 @@ class _Book:
     def write(self, kind: str, text: str, title: str = "") -> int:
         """Append one document and return its row."""
         row = len(self.documents)
-        name = f"planted@seed {self.seed}/{kind}/{row}"
-        self.documents.append(Document(name, text, "planted", kind, row, title or kind))
+        name = f"planted@seed {self.seed}/planted/{row}"
+        self.documents.append(Document(name, text, "planted", "planted", row, title or kind))
         self.truth["kinds"].setdefault(kind, [row, row])[1] = row + 1
         return row
 
