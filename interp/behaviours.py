@@ -1,0 +1,252 @@
+"""A behaviour: something the model does, stated so that it can be measured.
+
+Prompts that show it, prompts that do not, and the answer that tells them apart. Clean and corrupt
+differ by *symmetric token replacement*: a token is exchanged for another of its kind, so that both
+prompts are in distribution (Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042). Behaviours come
+from the truth table of a planted corpus (`interp.planted_prompts`), from a TOML file of templates
+(`interp.prompt_files`), or from a file that was saved before.
+
+Row i of `clean` and row i of `corrupt` are equally long, so position p means the same in both.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.components import HookedModel, device_of
+from interp.errors import BehaviourError, CapabilityError
+from interp.intervals import wilson
+from train import durable
+from train.errors import nearest
+
+
+__all__ = ["Behaviour", "Check", "check", "load", "measure", "names", "read"]
+
+SCHEMA = "openbook.behaviour/1"
+PACKAGED = Path(__file__).parent / "behaviour_files"
+
+
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """What is asked of the model, and what it is asked against.
+
+    Attributes:
+        name: Whatever `load` was called with.
+        clean: Prompts of which `answer` is the continuation.
+        corrupt: The same with another token in one place, of which `foil` is the continuation.
+        answer: Token that continues the clean prompt.
+        foil: Token it is compared with.
+        subject: Half-open span of positions of the noun the prompts are about, when there is one.
+        candidates: Tokens among which the answer is sought when accuracy is counted; without them
+            it is enough that the answer beats its foil.
+        description: What the model must do, in words.
+    """
+
+    name: str
+    clean: Int[Tensor, "prompt pos"]
+    corrupt: Int[Tensor, "prompt pos"]
+    answer: Int[Tensor, " prompt"]
+    foil: Int[Tensor, " prompt"]
+    subject: tuple[int, int] | None = None
+    candidates: tuple[int, ...] | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        asked = f"behaviour {self.name!r}"
+        if self.clean.shape != self.corrupt.shape or self.clean.numel() == 0:
+            raise BehaviourError(
+                f"{asked} has clean prompts of shape {tuple(self.clean.shape)} and corrupt ones of "
+                f"{tuple(self.corrupt.shape)}; make them equally many and equally long"
+            )
+        if len(self.answer) != self.n_prompts or len(self.foil) != self.n_prompts:
+            raise BehaviourError(
+                f"{asked} has {self.n_prompts} prompts, {len(self.answer)} answers and "
+                f"{len(self.foil)} foils; give one of each a prompt"
+            )
+        same = int((self.answer == self.foil).sum())
+        if same:
+            raise BehaviourError(
+                f"{asked}: on {same} of {self.n_prompts} prompts the answer is its own foil"
+            )
+        same = int((self.clean == self.corrupt).all(dim=1).sum())
+        if same:
+            raise BehaviourError(
+                f"{asked}: {same} of {self.n_prompts} corrupt prompts are equal to their clean "
+                "ones, so nothing that happens between them can be measured"
+            )
+        self._check_span_and_candidates(asked)
+
+    def _check_span_and_candidates(self, asked: str) -> None:
+        if self.subject and not 0 <= self.subject[0] < self.subject[1] <= self.n_pos:
+            raise BehaviourError(
+                f"{asked} has its subject at {self.subject} of {self.n_pos} positions"
+            )
+        if self.candidates and not set(self.answer.tolist()) <= set(self.candidates):
+            raise BehaviourError(
+                f"{asked} has {len(self.candidates)} candidates, and an answer that is none of them"
+            )
+
+    @property
+    def n_prompts(self) -> int:
+        """How many prompts."""
+        return self.clean.shape[0]
+
+    @property
+    def n_pos(self) -> int:
+        """Their length."""
+        return self.clean.shape[1]
+
+    def score(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
+        """Logit of the answer minus logit of the foil, in nats of log-odds.
+
+        Reads the last position only; `logits` may hold nothing but that one.
+        """
+        row = torch.arange(len(logits), device=logits.device)
+        answer, foil = self.answer.to(logits.device), self.foil.to(logits.device)
+        return logits[row, -1, answer] - logits[row, -1, foil]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything that is measured; the description is not."""
+        asked = {key: value for key, value in self.to_dict().items() if key != "description"}
+        return hashlib.sha256(durable.canonical(asked).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        tensors = ("clean", "corrupt", "answer", "foil")
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            **{name: getattr(self, name).tolist() for name in tensors},
+            "subject": list(self.subject) if self.subject else None,
+            "candidates": list(self.candidates) if self.candidates else None,
+            "description": self.description,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` and every later command accepts."""
+        durable.write_json(Path(path), durable.seal(self.to_dict()))
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a model does a behaviour, on its clean prompts.
+
+    Attributes:
+        accuracy: Share of prompts where the answer wins among the candidates, or beats its foil.
+        top1: Share where the answer wins over the whole vocabulary.
+        score: Mean logit difference.
+        n: Prompts.
+        interval: Wilson's 95 % interval of the accuracy.
+    """
+
+    accuracy: float
+    top1: float
+    score: float
+    n: int
+    interval: tuple[float, float]
+
+
+@torch.inference_mode()
+def measure(model: HookedModel, behaviour: Behaviour) -> Check:
+    """How well the model does the behaviour. One forward pass over the clean prompts."""
+    device = device_of(model)
+    logits = model(behaviour.clean.to(device))
+    score = behaviour.score(logits)
+    last, answer = logits[:, -1].float(), behaviour.answer.to(device)
+    if behaviour.candidates is None:
+        right = score > 0
+    else:
+        candidates = torch.tensor(behaviour.candidates, device=device)
+        right = candidates[last[:, candidates].argmax(dim=1)] == answer
+    accuracy = right.float().mean().item()
+    top1 = (last.argmax(dim=1) == answer).float().mean().item()
+    n = behaviour.n_prompts
+    return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))
+
+
+def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -> Check:
+    """Measure, and refuse a model that does not do the behaviour.
+
+    Raises:
+        CapabilityError: Accuracy is not above `threshold`, or the scores are no numbers.
+    """
+    found = measure(model, behaviour)
+    if not found.accuracy > threshold or not math.isfinite(found.score):
+        low, high = found.interval
+        raise CapabilityError(
+            f"the model does not do {behaviour.name!r}: accuracy {found.accuracy:.2f} "
+            f"[{low:.2f}, {high:.2f}] on {found.n} prompts, mean logit difference "
+            f"{found.score:.3g}, and more than {threshold:.2f} is needed; take a later checkpoint "
+            "or another behaviour"
+        )
+    return found
+
+
+def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -> Behaviour:
+    """The behaviour of a name, in the words of a model or run.
+
+    Args:
+        name: One of `names(source)`, or the path of a .toml of templates or a saved .json.
+        source: A run, a token store, or a model with a tokenizer. A planted truth table, where
+            there is one, is where the prompts come from.
+        n_prompts: At most so many prompts; facts that are few give fewer.
+        seed: Of the draw of the prompts.
+
+    Raises:
+        BehaviourError: No such behaviour, or none in the vocabulary of the model.
+    """
+    # Here and not above: both build a Behaviour.
+    from interp import planted_prompts, prompt_files
+
+    path = Path(name)
+    if path.suffix == ".json":
+        return read(path)
+    if path.suffix == ".toml":
+        return prompt_files.load(path, source, n_prompts=n_prompts, seed=seed)
+    name = str(name)
+    if planted_prompts.truth_of(source):
+        return planted_prompts.load(name, source, n_prompts=n_prompts, seed=seed)
+    if name in names(source):
+        path = PACKAGED / f"{name}.toml"
+        return prompt_files.load(path, source, n_prompts=n_prompts, seed=seed)
+    raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, names(source))}")
+
+
+def names(source: Any) -> list[str]:
+    """The behaviours that `load` can build for a model or run."""
+    from interp import planted_prompts
+
+    truth = planted_prompts.truth_of(source)
+    if truth:
+        return planted_prompts.names(truth)
+    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
+
+
+def read(path: str | Path) -> Behaviour:
+    """A behaviour that was saved.
+
+    Raises:
+        DamagedError: The file is not what its seal says.
+        BehaviourError: The file holds something else.
+    """
+    content = durable.read_sealed(Path(path))
+    if content.get("schema") != SCHEMA:
+        raise BehaviourError(
+            f"{path}: holds {content.get('schema')!r}, a behaviour is {SCHEMA!r}; "
+            "write it with behaviour.save"
+        )
+    tensors = {key: torch.tensor(content[key]) for key in ("clean", "corrupt", "answer", "foil")}
+    return Behaviour(
+        name=content["name"],
+        **tensors,
+        subject=tuple(content["subject"]) if content["subject"] else None,
+        candidates=tuple(content["candidates"]) if content["candidates"] else None,
+        description=content["description"],
+    )
