@@ -1,0 +1,221 @@
+"""Result of an intervention: numbers that remember their axes, unit, baselines and provenance.
+
+An effect is a share: what patching one place moved, over the whole distance between the clean and
+the corrupt score. Its interval is a bootstrap over prompts, so it says how much the *prompts*
+matter, not how much the seed of the model does.
+"""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.behaviours import Behaviour
+from interp.components import HookedModel, Place, device_of
+from interp.errors import EffectsError
+from train import durable
+from train.errors import nearest
+
+
+__all__ = ["UNIT", "Effects", "Provenance", "provenance"]
+
+SCHEMA = "openbook.effects/1"
+UNIT = "share of the clean-corrupt logit difference"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result was computed from. `knowledge` says how much is known of the training.
+
+    Attributes:
+        run_id: Of the run, or the folder of an import; "" for a model that was built by hand.
+        checkpoint_sha256: Of the weights file.
+        step: Of the checkpoint.
+        behaviour: Its name.
+        behaviour_sha256: Its prompts, answers and foils.
+        knowledge: full, data-known, weights-only or unknown.
+        versions: Of the software.
+        seed: Of the bootstrap.
+        precision: Of the weights.
+        device: Where it was computed.
+    """
+
+    run_id: str
+    checkpoint_sha256: str
+    step: int | None
+    behaviour: str
+    behaviour_sha256: str
+    knowledge: str
+    versions: dict[str, str]
+    seed: int
+    precision: str
+    device: str
+
+
+def provenance(model: HookedModel, behaviour: Behaviour, *, seed: int = 0) -> Provenance:
+    """The provenance of something computed now from a model and a behaviour."""
+    origin = getattr(model, "origin", None)
+    weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return Provenance(
+        run_id=getattr(origin, "run_id", ""),
+        checkpoint_sha256=getattr(origin, "checkpoint_sha256", ""),
+        step=getattr(origin, "step", None),
+        behaviour=behaviour.name,
+        behaviour_sha256=behaviour.sha256,
+        knowledge=getattr(origin, "knowledge", "unknown"),
+        versions=_versions(),
+        seed=seed,
+        precision=str(torch.float32 if weights is None else weights.dtype).removeprefix("torch."),
+        device=str(device_of(model)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """How far patching each place moved the behaviour: 0 not at all, 1 all the way.
+
+    Values outside [0, 1] are real: a place can overshoot, or work against the behaviour.
+
+    Attributes:
+        site: What was patched: resid_pre, head, attn or mlp.
+        axes: Names of the axes of `values`: layer, then head or pos or nothing.
+        values: Mean effects.
+        low: Lower end of the 95 % interval, a bootstrap over prompts.
+        high: Upper end.
+        clean: Mean score of the clean prompts.
+        corrupt: Mean score of the corrupt prompts.
+        n_prompts: Prompts.
+        direction: "denoising" (corrupt prompts patched with clean values) or "noising".
+        provenance: What it was computed from.
+        unit: Of the values.
+        pos_labels: The tokens of the first clean prompt, when positions are an axis.
+        control: The same measured on something that must show nothing, when it was.
+    """
+
+    site: str
+    axes: tuple[str, ...]
+    values: Float[Tensor, "*axes"]
+    low: Float[Tensor, "*axes"]
+    high: Float[Tensor, "*axes"]
+    clean: float
+    corrupt: float
+    n_prompts: int
+    direction: str
+    provenance: Provenance
+    unit: str = UNIT
+    pos_labels: tuple[str, ...] = ()
+    control: Float[Tensor, "*axes"] | None = field(default=None)
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{name} {self[name]:.2f}" for name in self.top(3))
+        shape = " x ".join(f"{n} {axis}" for n, axis in zip(self.values.shape, self.axes, strict=True))
+        return f"Effects({self.provenance.behaviour!r}, {self.site}, {shape}; highest {best})"
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[self._index(name)].item()
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The 95 % interval of one place."""
+        index = self._index(name)
+        return self.low[index].item(), self.high[index].item()
+
+    @property
+    def names(self) -> list[str]:
+        """Every place, in the order of the flattened values."""
+        return [str(place) for place in self._places()]
+
+    def top(self, k: int) -> list[str]:
+        """Names of the k places with the largest effects, largest first."""
+        order = self.values.flatten().argsort(descending=True, stable=True)[:k]
+        names = self.names
+        return [names[i] for i in order.tolist()]
+
+    def to_frame(self) -> Any:
+        """A pandas row per place: axes, place, effect, low, high and control when there is one."""
+        import pandas
+
+        frame = pandas.DataFrame(
+            [tuple(index) for index in product(*map(range, self.values.shape))],
+            columns=list(self.axes),
+        )
+        frame["place"] = self.names
+        for column, values in (("effect", self.values), ("low", self.low), ("high", self.high)):
+            frame[column] = values.flatten().tolist()
+        if self.control is not None:
+            frame["control"] = self.control.flatten().tolist()
+        return frame
+
+    def plot(self) -> Any:
+        """A heat map over two axes, bars with intervals over one."""
+        from interp import plots
+
+        return plots.effects(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        tensors = {name: getattr(self, name) for name in ("values", "low", "high", "control")}
+        return {
+            "schema": SCHEMA,
+            "site": self.site,
+            "axes": list(self.axes),
+            **{name: None if t is None else t.tolist() for name, t in tensors.items()},
+            "clean": self.clean,
+            "corrupt": self.corrupt,
+            "n_prompts": self.n_prompts,
+            "direction": self.direction,
+            "provenance": asdict(self.provenance),
+            "unit": self.unit,
+            "pos_labels": list(self.pos_labels),
+            "places": self.names,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` and every later command accepts."""
+        durable.write_json(Path(path), durable.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Effects":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = durable.read_sealed(Path(path))
+        if content.pop("schema", None) != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with effects.save")
+        del content["digest"], content["places"]
+        for name in ("values", "low", "high", "control"):
+            found = content[name]
+            content[name] = None if found is None else torch.tensor(found)
+        for name in ("axes", "pos_labels"):
+            content[name] = tuple(content[name])
+        content["provenance"] = Provenance(**content["provenance"])
+        return cls(**content)
+
+    def _places(self) -> Iterator[Place]:
+        for index in product(*map(range, self.values.shape)):
+            yield Place(self.site, **dict(zip(self.axes, index, strict=True)))
+
+    def _index(self, name: str) -> tuple[int, ...]:
+        names = self.names
+        if name not in names:
+            raise EffectsError(f"no effect of {name!r} was measured{nearest(name, names)}")
+        flat = names.index(name)
+        return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), self.values.shape))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    try:
+        found["openbook"] = version("openbook")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        found["openbook"] = "unknown"
+    return found
