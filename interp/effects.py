@@ -115,7 +115,8 @@ class Effects:
 
     def __repr__(self) -> str:
         best = ", ".join(f"{name} {self[name]:.2f}" for name in self.top(3))
-        shape = " x ".join(f"{n} {axis}" for n, axis in zip(self.values.shape, self.axes, strict=True))
+        sizes = zip(self.values.shape, self.axes, strict=True)
+        shape = " x ".join(f"{n} {axis}" for n, axis in sizes)
         return f"Effects({self.provenance.behaviour!r}, {self.site}, {shape}; highest {best})"
 
     def __getitem__(self, name: str) -> float:
