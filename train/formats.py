@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from train.errors import CorpusError, DamagedError
 
@@ -236,7 +236,7 @@ def _rows(path: Path, batch: Any, first: int) -> Iterator[Row]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     """The plain bytes of a file; whatever says that they end early becomes one kind of error."""
     file = _decompressed(path)
     try:
@@ -249,14 +249,14 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         file.close()
 
 
-def _decompressed(path: Path) -> BinaryIO:
+def _decompressed(path: Path) -> io.BufferedReader:
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
     if path.suffix == ".xz":
         return io.BufferedReader(lzma.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
     if path.suffix == ".zst":
         return io.BufferedReader(_Zstandard(path), 1 << 20)
-    return path.open("rb", buffering=1 << 20)
+    return io.BufferedReader(path.open("rb", buffering=0), 1 << 20)
 
 
 class _Zstandard(io.RawIOBase):

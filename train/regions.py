@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +70,7 @@ class Region:
         if opened_with is not None:
             self.write(np.array([opened_with]))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Region":
         return self
 
     def __exit__(

@@ -167,13 +167,20 @@ def load(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        model, before = content["model"], content["pre_tokenizer"] or {}
-        kind, vocab = model["type"], model["vocab"]
+        return _loaded(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DamagedError(f"{path}: the file is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: not readable as a tokenizer ({error!r})") from None
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+
+
+@lru_cache(maxsize=4)  # GPT-2's file takes half a second to read, and every store has one
+def _loaded(text: str) -> Tokenizer:
+    content = json.loads(text)
+    model, before = content["model"], content["pre_tokenizer"] or {}
+    kind, vocab = model["type"], model["vocab"]
     if kind == "WordLevel" and before.get("type") == "WhitespaceSplit" and WORD_EOT_TEXT in vocab:
         return _whole_words(sorted(vocab, key=vocab.__getitem__))
     plain = before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
@@ -181,8 +188,8 @@ def load(path: str | Path) -> Tokenizer:
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
         return _byte_pairs(vocab, merges)
     raise TokenizerError(
-        f"{path} holds a {kind} tokenizer with {before.get('type')} splitting; known are "
-        f"byte-level byte pairs with {EOT_TEXT!r} and words at white space with {WORD_EOT_TEXT!r}"
+        f"a {kind} tokenizer with {before.get('type')} splitting; known are byte-level byte pairs "
+        f"with {EOT_TEXT!r} and words at white space with {WORD_EOT_TEXT!r}"
     )
 
 
