@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ class Removal:
     """
 
     documents: tuple[int, ...]
-    mode: Literal["blank", "loss"] = "blank"
+    mode: str = "blank"
 
     def __post_init__(self) -> None:
         if self.mode not in ("blank", "loss"):

@@ -16,7 +16,7 @@ IGNORED = -100
 
 
 def next_token(
-    logits: Float[Tensor, "batch pos vocab"], targets: Int64[Tensor, "batch pos"], divisor: float
+    logits: Float[Tensor, "batch pos vocab"], targets: Int64[Tensor, "batch pos"], divisor: int
 ) -> Float[Tensor, ""]:
     """Mean loss in nats a target; targets equal to `IGNORED` carry none."""
     # fp32 here: a bf16 log-softmax over the vocabulary is off in the third digit.

@@ -1,0 +1,272 @@
+"""Training can be stopped, resumed and replayed without changing one bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from train import loop, recipes, runs
+from train.batches import Removal
+from train.errors import DivergedError, RecipeError, StoreError, TrainError
+
+
+def weights(run, step=None) -> str:
+    return run.saved_at(step).files["model.safetensors"]
+
+
+def test_the_loss_falls(tiny_run):
+    losses = [row.loss for row in tiny_run.ledger]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.3
+
+
+def test_two_runs_of_one_recipe_are_the_same_run(tiny_run, tiny_store, tmp_path):
+    again = loop.run(
+        tiny_run.recipe, tiny_store, out=tmp_path / "again", numerics=tiny_run.numerics
+    )
+    assert weights(again) == weights(tiny_run)
+    assert again.id == tiny_run.id
+
+
+@pytest.mark.parametrize("change", [{"init_seed": 1}, {"order_seed": 1}])
+def test_another_seed_is_another_run(tiny_run, tiny_store, tmp_path, change):
+    other = loop.run(
+        tiny_run.recipe, tiny_store, out=tmp_path / "r", numerics=tiny_run.numerics, **change
+    )
+    assert weights(other) != weights(tiny_run)
+    same_order = [a.digest for a in other.ledger] == [b.digest for b in tiny_run.ledger]
+    assert same_order == ("init_seed" in change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"eval_every": 3}, {"micro_batch_size": 1}, {"steps": 30}], ids=str
+)
+def test_evaluation_micro_batches_and_length_change_not_one_bit_of_the_order(
+    tiny_run, tiny_store, tmp_path, change
+):
+    other = loop.run(
+        tiny_run.recipe, tiny_store, out=tmp_path / "r", numerics=tiny_run.numerics,
+        data_workers=2, **change,
+    )  # fmt: skip
+    digests = [row.digest for row in other.ledger]
+    assert digests[:24] == [row.digest for row in tiny_run.ledger]
+    if "eval_every" in change:
+        assert weights(other) == weights(tiny_run)
+        assert [row.step for row in other.ledger if row.held_out] == list(range(0, 24, 3))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 8, 13, 23])
+def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tiny_run, tiny_store, tmp_path, stop):
+    class Stop(Exception):
+        pass
+
+    def progress(what, done, total):
+        if done > stop:
+            raise Stop
+
+    out = tmp_path / "r"
+    with pytest.raises(Stop):
+        loop.run(
+            tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics, progress=progress
+        )
+    resumed = loop.resume(out)
+    assert weights(resumed) == weights(tiny_run)
+    assert all(a.agrees(b) for a, b in zip(resumed.ledger, tiny_run.ledger, strict=True))
+    assert resumed.verify().level == "bit-exact"
+
+
+TRAIN_AND_RESUME = """
+import sys
+from pathlib import Path
+from train import loop, recipes, runs, token_store
+from train.numerics import Numerics
+store, out, source = sys.argv[1:]
+if (Path(out) / "manifest.json").exists():
+    loop.resume(out, store=store)
+else:
+    recipe = runs.open(source).recipe
+    loop.run(recipe, token_store.open(store), out=out, numerics=Numerics("cpu", "fp32", 1))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_20_random_moments_leaves_the_same_weights(tiny_store, tiny_recipe, tmp_path):
+    """Killed wherever it is, in the middle of a write too, the run resumes to the same bits."""
+    from train.numerics import Numerics
+
+    recipe = replace(tiny_recipe, steps=400, checkpoint_every=20, optimizer_every=100)
+    unbroken = loop.run(
+        recipe, tiny_store, out=tmp_path / "unbroken", numerics=Numerics("cpu", "fp32", 1)
+    )
+    draw = np.random.default_rng(0)
+    kills = trial = 0
+    while kills < 20:
+        out = tmp_path / f"killed-{trial}"
+        trial += 1
+        for _ in range(4):
+            kills += _killed(tiny_store, out, unbroken.path, float(draw.uniform(0, 1.5)))
+        while not (out / "manifest.json").exists() or not runs.open(out).finished:
+            _killed(tiny_store, out, unbroken.path, wait=None)
+        finished = runs.open(out, store=tiny_store.path)
+        assert weights(finished) == weights(unbroken)
+        assert finished.steps == unbroken.steps
+        assert all(a.agrees(b) for a, b in zip(finished.ledger, unbroken.ledger, strict=True))
+        assert not finished.verify(spans=1).problems
+
+
+def _killed(store, out, source, wait: float | None) -> int:
+    """Start or resume the run; kill it `wait` seconds after it has begun to write (None: never)."""
+    command = [sys.executable, "-c", TRAIN_AND_RESUME, str(store.path), str(out), str(source)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if wait is None:
+        assert process.wait() == 0
+        return 0
+    while not (out / "ledger.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    try:
+        process.wait(wait)
+        return 0
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return 1
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 3), (7, 8), (10, 20), (23, 23)])
+def test_replay_of_any_span_reproduces_the_ledger_exactly(tiny_run, first, last):
+    replayed = loop.replay(tiny_run, first, last)
+    assert replayed.exact
+    assert [row.step for row in replayed.rows] == list(range(first, last + 1))
+
+
+def test_replay_to_a_checkpoint_reproduces_its_weights(tiny_run):
+    replayed = loop.replay(tiny_run, 0, 23).state.model.state_dict()
+    for name, tensor in tiny_run.load().state_dict().items():
+        assert torch.equal(tensor, replayed[name])
+
+
+def test_replay_without_a_document_is_exact_until_it_is_read_and_differs_from_there(tiny_run):
+    document = int(tiny_run.documents_read(9)[0])
+    first = int(tiny_run.steps_reading(document)[0])
+    replayed = loop.replay(tiny_run, 0, 23, removal=Removal((document,)))
+    agree = [a.agrees(b) for a, b in zip(replayed.rows, replayed.expected, strict=True)]
+    assert all(agree[:first])
+    assert not any(agree[first:])
+    # The order never changes, only what is seen of it.
+    assert replayed.same_order
+
+
+def test_a_branch_is_the_parent_until_the_removed_document_and_knows_its_lineage(
+    tiny_run, tmp_path
+):
+    document = int(tiny_run.documents_read(20)[0])
+    first = int(tiny_run.steps_reading(document)[0])
+    child = loop.branch(tiny_run, tmp_path / "child", Removal((document,)))
+    assert child.predicate["parent"]["run_id"] == tiny_run.id
+    agree = [a.agrees(b) for a, b in zip(child.ledger, tiny_run.ledger, strict=True)]
+    assert agree == [step < first for step in range(24)]
+    assert child.verify().level == "bit-exact"
+    whole = loop.replay(tiny_run, 0, 23, removal=Removal((document,)))
+    for name, tensor in child.load().state_dict().items():
+        assert torch.equal(tensor, whole.state.model.state_dict()[name])
+
+
+def test_a_document_that_is_never_read_cannot_be_taken_out(tiny_run, tmp_path):
+    held_out = tiny_run.store.n_documents - 1
+    with pytest.raises(TrainError, match="was ever read in the 24 steps"):
+        loop.branch(tiny_run, tmp_path / "child", Removal((held_out,)))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_tensor(
+    tiny_run, tiny_store, tmp_path
+):
+    out = tmp_path / "r"
+    with pytest.raises(DivergedError, match=r"loss of step \d+ is not a number.*first bad tensor"):
+        loop.run(
+            tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics,
+            lr=1e30, min_lr=1e30, weight_decay=0.0,
+        )  # fmt: skip
+    kept = runs.open(out)
+    assert not kept.finished
+    assert all(tensor.isfinite().all() for tensor in kept.load(0).state_dict().values())
+
+
+@pytest.mark.slow
+def test_gpt2_124m_starts_runs_and_resumes_on_a_cpu(tmp_path):
+    """The real recipe's architecture, optimizer and schedule with a small context and batch."""
+    from train import token_store
+    from train.corpora import Corpus, Document
+    from train.numerics import Numerics
+
+    text = "the quick brown fox jumps over the lazy dog and reads an open book . " * 6
+    corpus = Corpus(
+        name="fox", source="fox", revision="0",
+        read=lambda: (Document(f"fox/{row}", f"{row} {text}", "fox", "0", row) for row in range(4)),
+    )  # fmt: skip
+    store = token_store.build(corpus, out=tmp_path / "store")
+    small = replace(recipes.GPT2_124M.model, n_ctx=32)
+
+    def progress(what, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(
+            recipes.GPT2_124M, store, out=tmp_path / "run", numerics=Numerics("cpu", "fp32", 1),
+            progress=progress, model=small, batch_size=4, micro_batch_size=2, steps=2,
+            eval_every=0, checkpoint_every=2,
+        )  # fmt: skip
+    run = loop.resume(tmp_path / "run")
+    assert run.finished
+    assert run.config.n_params == 124_439_808 - (1024 - 32) * 768
+    assert run.ledger[-1].loss < run.ledger[0].loss
+    assert run.ledger[0].loss == pytest.approx(np.log(50257), abs=0.5)
+
+
+def test_the_real_recipe_is_what_it_says():
+    recipe = recipes.GPT2_124M
+    assert recipe.tokens_per_step == 512 * 1024
+    assert recipe.steps * recipe.tokens_per_step == pytest.approx(27.5e9, rel=1e-4)
+    assert recipe.steps * recipe.tokens_per_step / 9_035_582_198 == pytest.approx(3.04, abs=0.01)
+    assert recipe.model.n_params == 124_439_808
+
+
+def test_a_run_is_not_written_over(tiny_run, tiny_store):
+    with pytest.raises(RecipeError, match="exists already; resume it with --resume"):
+        loop.run(tiny_run.recipe, tiny_store, out=tiny_run.path)
+
+
+def test_a_context_longer_than_the_store_is_refused_with_the_numbers(tiny_store, tiny_recipe):
+    long = replace(tiny_recipe.model, n_ctx=100_000)
+    with pytest.raises(StoreError, match=r"window of 100000 tokens .* \d+ training tokens"):
+        recipes.resolve(tiny_recipe, tiny_store, model=long)
+
+
+def test_a_vocabulary_that_is_not_the_recipes_is_refused(tiny_store):
+    with pytest.raises(StoreError, match="needs a vocabulary of 50257"):
+        recipes.resolve(recipes.GPT2_124M, tiny_store)
+
+
+def test_an_unknown_recipe_or_field_offers_the_nearest(tiny_store):
+    with pytest.raises(RecipeError, match="did you mean 'planted'"):
+        recipes.by_name("plantd")
+    with pytest.raises(RecipeError, match="did you mean 'lr'"):
+        recipes.resolve(recipes.PLANTED, tiny_store, lrr=1)
+
+
+def test_nanogpts_sampler_is_recorded_and_replayed(tiny_store, tiny_recipe, tmp_path):
+    from train.numerics import Numerics
+
+    run = loop.run(
+        tiny_recipe, tiny_store, out=tmp_path / "r", numerics=Numerics("cpu", "fp32", 1),
+        sampler="nanogpt",
+    )  # fmt: skip
+    assert loop.replay(run, 3, 9).exact
+    document = int(run.documents_read(5)[0])
+    assert 5 in run.steps_reading(document)
+    assert run.verify().level == "bit-exact"

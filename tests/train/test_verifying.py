@@ -1,0 +1,179 @@
+"""`verify` names the file: for every file of a run and of its store, and every way to damage it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import durable, ledger, manifests, runs
+from train.errors import DamagedError, StoreError, TrainError
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    """A run beside its store, free to be damaged."""
+    shutil.copytree(tiny_run.store.path, tmp_path / "store")
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def problems(path: Path) -> list[str]:
+    """What `openbook run verify` would print; opening may refuse already."""
+    try:
+        return list(runs.open(path, store=path.parent / "store").verify(spans=1).problems)
+    except TrainError as error:
+        return [str(error)]
+
+
+def every_file(path: Path) -> list[Path]:
+    both = [*path.rglob("*"), *(path.parent / "store").rglob("*")]
+    return sorted(one for one in both if one.is_file() and one.name != ".lock")
+
+
+def test_an_untouched_copy_verifies_bit_exact(copied):
+    found = runs.open(copied, store=copied.parent / "store").verify()
+    assert found.ok
+    assert found.level == "bit-exact"
+    # Steps 0 and 16 kept their optimizer; a span of ten steps begins at each.
+    assert found.spans == ((0, 9), (16, 23))
+
+
+def test_one_flipped_bit_in_any_file_is_named(copied):
+    draw = np.random.default_rng(0)
+    for path in every_file(copied):
+        whole = path.read_bytes()
+        for place in draw.integers(len(whole) * 8, size=6):
+            damaged = bytearray(whole)
+            damaged[place // 8] ^= 1 << int(place % 8)
+            path.write_bytes(damaged)
+            found = problems(copied)
+            assert any(path.name in problem for problem in found), (path, place, found)
+        path.write_bytes(whole)
+    assert problems(copied) == []
+
+
+def test_truncated_and_missing_files_are_named(copied):
+    for path in every_file(copied):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert any(path.name in problem for problem in problems(copied)), path
+        path.unlink()
+        assert any(path.name in problem for problem in problems(copied)), path
+        path.write_bytes(whole)
+
+
+def test_two_swapped_checkpoints_are_named_with_whose_they_are(copied):
+    early, late = (copied / f"checkpoints/step-{step:08d}" for step in (8, 16))
+    os.rename(early, copied / "away")
+    os.rename(late, early)
+    os.rename(copied / "away", late)
+    found = "\n".join(problems(copied))
+    assert "step-00000008/model.safetensors" in found
+    assert "it is the file of step 16" in found
+
+
+def test_a_checkpoint_copied_over_another_step_is_named(copied):
+    source = copied / "checkpoints/step-00000024/model.safetensors"
+    shutil.copy(source, copied / "checkpoints/step-00000008/model.safetensors")
+    (found,) = problems(copied)
+    assert "step-00000008/model.safetensors" in found
+    assert "it is the file of step 24" in found
+
+
+def test_a_checkpoint_copied_with_a_forged_index_is_still_found(copied):
+    """Whoever recomputes the digests is caught by the manifest, or by the numbers."""
+    source = copied / "checkpoints/step-00000024/model.safetensors"
+    target = copied / "checkpoints/step-00000008/model.safetensors"
+    shutil.copy(source, target)
+    index = json.loads((copied / "checkpoints/index.json").read_text())
+    for one in index["checkpoints"]:
+        if one["step"] == 8:
+            one["files"]["model.safetensors"] = durable.sha256_file(target)
+    durable.write_json(copied / "checkpoints/index.json", durable.seal(index))
+    assert any("checkpoints/index.json" in problem for problem in problems(copied))
+    manifest = json.loads((copied / manifests.NAME).read_text())
+    for one in manifest["subject"]:
+        one["digest"]["sha256"] = durable.sha256_file(copied / one["name"])
+    durable.write_json(copied / manifests.NAME, durable.seal(manifest))
+    assert any("holds the weights of step 8" in problem for problem in problems(copied))
+
+
+def test_an_edited_document_is_named(copied):
+    """One token of the stream, with every digest of the store recomputed by the forger."""
+    store = copied.parent / "store"
+    tokens = np.fromfile(store / "tokens.bin", dtype="<u2")
+    tokens[5] = tokens[5] % 40 + 1
+    tokens.tofile(store / "tokens.bin")
+    assert any("tokens.bin" in problem for problem in problems(copied))
+    content = json.loads((store / "store.json").read_text())
+    content["files"]["tokens.bin"] = durable.sha256_file(store / "tokens.bin")
+    durable.write_json(store / "store.json", durable.seal(content))
+    assert any("store.json" in problem for problem in problems(copied))
+
+
+@pytest.mark.parametrize("field", ["loss", "digest", "tokens"])
+def test_an_edited_ledger_row_is_named(copied, field):
+    lines = (copied / ledger.NAME).read_text().splitlines()
+    row = json.loads(lines[10])
+    row[field] = {"loss": 1.0, "digest": "0" * 16, "tokens": 1}[field]
+    lines[10] = json.dumps(row, sort_keys=True)
+    (copied / ledger.NAME).write_text("\n".join(lines) + "\n")
+    found = "\n".join(problems(copied))
+    assert "ledger.jsonl" in found
+    assert "row of step 10" in found
+
+
+@pytest.mark.parametrize("key", ["beta2", "init_seed", "steps"])
+def test_a_missing_key_of_the_recipe_is_named_even_when_resealed(copied, key):
+    manifest = json.loads((copied / manifests.NAME).read_text())
+    del manifest["predicate"]["recipe"][key]
+    durable.write_json(copied / manifests.NAME, durable.seal(manifest))
+    with pytest.raises(DamagedError, match=rf"manifest\.json: the recipe lacks the key '{key}'"):
+        runs.open(copied)
+
+
+def test_a_pickle_is_never_opened(copied):
+    import torch
+
+    place = copied / "checkpoints/step-00000024/model.safetensors"
+    torch.save({"weight": torch.zeros(1)}, place)
+    with pytest.raises(DamagedError, match="this is a pickle, which can run code"):
+        runs.open(copied, store=copied.parent / "store").load()
+
+
+def test_the_store_of_another_run_is_refused_with_both_fingerprints(copied, tmp_path):
+    from train import token_store
+    from train.corpora import Corpus, Document
+
+    text = "w1 w2 w3 " * 30
+    corpus = Corpus(
+        name="other", source="other", revision="0", tokenizer="word",
+        read=lambda: iter([Document("other/0", text, "other", "0", 0)]),
+    )  # fmt: skip
+    other = token_store.build(corpus, out=tmp_path / "other")
+    with pytest.raises(StoreError, match=r"the run .* was trained on [0-9a-f]{12}"):
+        _ = runs.open(copied, store=other.path).store
+
+
+def test_steps_that_do_not_exist_are_refused_with_the_nearest(tiny_run):
+    with pytest.raises(TrainError, match="no checkpoint at step 9; nearest is 8"):
+        tiny_run.load(9)
+    with pytest.raises(TrainError, match="step 24 is not one of the 24"):
+        tiny_run.documents_read(24)
+    with pytest.raises(TrainError, match="no run at"):
+        runs.open("nowhere")
+
+
+def test_documents_and_steps_agree_with_a_scan_of_every_batch(tiny_run):
+    owner = tiny_run.store.document_at(np.arange(tiny_run.store.n_tokens))
+    read = {}
+    for step in range(24):
+        targets = tiny_run.order.starts(step)[:, None] + 1 + np.arange(16)
+        read[step] = set(owner[targets].ravel().tolist()) - {-1}
+        assert set(tiny_run.documents_read(step).tolist()) == read[step]
+    for document in range(tiny_run.store.n_documents):
+        expected = [step for step in range(24) if document in read[step]]
+        assert tiny_run.steps_reading(document).tolist() == expected
