@@ -9,6 +9,7 @@ which all of them must be known, and holds the table of the first (about 300 byt
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,15 +80,14 @@ class Region:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
-            return
-        # The folder is about to be removed: a second failure to write would only hide the first.
-        for close in (self._writer.close, self._table.close, self._tokens.close):
-            try:
-                close()
-            except OSError:
-                continue
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            # Of a failed build only: a second failure to write would hide the first.
+            for close in (self._writer.close, self._table.close, self._tokens.close):
+                with suppress(OSError):
+                    close()
 
     def write(self, tokens: np.ndarray) -> None:
         self._tokens.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
