@@ -116,6 +116,11 @@ class TokenStore:
         return self._column("length")
 
     @cached_property
+    def rows(self) -> Int64[np.ndarray, " document"]:
+        """Row of each document in its source, as truth tables count them."""
+        return self._column("row")
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         found = tokenization.load(self.path / TOKENIZER)
         if found.sha256 != self.manifest["tokenizer"]["sha256"]:

@@ -1,0 +1,248 @@
+"""The proof: train again without the documents, and again without as many random ones.
+
+Every estimate of which documents taught a behaviour is settled here. The retrained run shares
+initial weights, order, shapes, positions, steps and divisors with its parent to the bit; only the
+removed documents are blanked (`train.loop.branch`). The control removes as many documents that do
+not carry the behaviour, matched one by one for length and for the step at which they were first
+read, so that what any removal of that size does is subtracted by eye and by number.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int64
+
+from data_attribution.errors import CounterfactualError
+from interp import intervals
+from interp.behaviours import Behaviour
+from train import loop, runs
+from train.batches import Removal
+from train.runs import Run
+
+
+__all__ = ["Counterfactual", "Score", "matched_random", "retrain", "without"]
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one model does one behaviour.
+
+    Attributes:
+        recall: Share of prompts whose answer is first among the candidates (or in the vocabulary).
+        log_prob: Log-probability of the answer among the candidates, per prompt, in nats.
+        logit_difference: Answer minus foil at the last position, per prompt.
+    """
+
+    behaviour: str
+    recall: Float[np.ndarray, " prompt"]
+    log_prob: Float[np.ndarray, " prompt"]
+    logit_difference: Float[np.ndarray, " prompt"]
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """What removing documents did, beside what removing random ones did.
+
+    Attributes:
+        removed: Documents left out; `control`: the matched random documents of each control run.
+        runs: Paths of the retrained run and of the control runs.
+        before, after: Scores per behaviour of the full and of the retrained run; `controls`: of
+            each control run.
+    """
+
+    parent: str
+    mode: str
+    removed: tuple[int, ...]
+    control: tuple[tuple[int, ...], ...]
+    runs: tuple[str, ...]
+    before: tuple[Score, ...]
+    after: tuple[Score, ...]
+    controls: tuple[tuple[Score, ...], ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per behaviour and run: recall and change in log-probability, with intervals."""
+        rows = []
+        settings = [("full run", self.before), ("without the documents", self.after)]
+        settings += [
+            (f"without {len(documents)} matched random", scores)
+            for documents, scores in zip(self.control, self.controls, strict=True)
+        ]
+        for setting, scores in settings:
+            for score, base in zip(scores, self.before, strict=True):
+                rows.append(_row(setting, score, base))
+        return pd.DataFrame(rows)
+
+
+def without(
+    run: Run,
+    documents: Sequence[int],
+    behaviour: Behaviour | Sequence[Behaviour],
+    *,
+    out: str | Path | None = None,
+    control: Literal["matched-random", "none"] = "matched-random",
+    seeds: int = 1,
+    mode: str = "blank",
+    avoid: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> Counterfactual:
+    """Retrain without documents, and `seeds` times without as many matched random ones.
+
+    Args:
+        run: The run that read them.
+        documents: Indices in the document table.
+        behaviour: What to score; several behaviours show whether only the right one moved.
+        out: Where the retrained runs are kept; default: `counterfactuals/` inside the run.
+            A retrained run that is there already is opened, not computed again.
+        avoid: Documents that the random control must not contain, beside the removed ones.
+
+    Raises:
+        CounterfactualError: No documents, or one that the run never read.
+    """
+    behaviours = [behaviour] if isinstance(behaviour, Behaviour) else list(behaviour)
+    removed = _checked(run, documents)
+    place = Path(out) if out else run.path / "counterfactuals"
+    retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
+    drawn = [
+        matched_random(run, removed, seed=seed, avoid=avoid)
+        for seed in range(seeds if control == "matched-random" else 0)
+    ]
+    others = [retrain(run, one, out=place, mode=mode, progress=progress) for one in drawn]
+    return Counterfactual(
+        parent=run.id,
+        mode=mode,
+        removed=removed,
+        control=tuple(drawn),
+        runs=tuple(str(one.path) for one in (retrained, *others)),
+        before=_scores(run, behaviours),
+        after=_scores(retrained, behaviours),
+        controls=tuple(_scores(one, behaviours) for one in others),
+    )
+
+
+def retrain(
+    run: Run,
+    documents: Sequence[int],
+    *,
+    out: Path,
+    mode: str = "blank",
+    progress: Progress | None = None,
+) -> Run:
+    """The run without these documents; opened when it was computed before, resumed when stopped."""
+    removed = _checked(run, documents)
+    name = sha256(f"{run.id} {mode} {removed}".encode()).hexdigest()[:12]
+    path = out / name
+    if (path / "manifest.json").exists():
+        return loop.resume(path, store=run.store.path, progress=progress)
+    return loop.branch(run, path, Removal(removed, mode), progress=progress)
+
+
+def matched_random(
+    run: Run, documents: Sequence[int], *, seed: int, avoid: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """As many other documents, each of the length and of the first step of one of `documents`.
+
+    Each partner is drawn among the documents of nearest length; of 16 drawn, the one first read at
+    the nearest step is taken.
+
+    Raises:
+        CounterfactualError: The store holds too few other documents.
+    """
+    lengths, draw = run.store.lengths, np.random.default_rng(seed)
+    taken = set(documents) | set(avoid)
+    chosen: list[int] = []
+    for document in documents:
+        candidates = _near_length(lengths, int(lengths[document]), taken, draw)
+        firsts = [_first_step(run, one) for one in candidates]
+        near = int(np.argmin([abs(first - _first_step(run, document)) for first in firsts]))
+        chosen.append(candidates[near])
+        taken.add(candidates[near])
+    return tuple(sorted(chosen))
+
+
+def _near_length(
+    lengths: Int64[np.ndarray, " document"],
+    length: int,
+    taken: set[int],
+    draw: np.random.Generator,
+) -> list[int]:
+    for spread in (0, 1, 2, 4, 8, 1 << 40):
+        alike = np.flatnonzero(np.abs(lengths - length) <= spread)
+        free = [int(one) for one in draw.permutation(alike)[: 16 + len(taken)] if one not in taken]
+        if free:
+            return free[:16]
+    raise CounterfactualError(
+        f"a control needs documents beside the {len(taken)} removed or avoided ones, and the store "
+        f"holds only {len(lengths)}"
+    )
+
+
+def _first_step(run: Run, document: int) -> int:
+    steps = run.steps_reading(document)
+    # Never read: as far away as possible, so it is taken only when nothing else is left.
+    return int(steps[0]) if len(steps) else 1 << 40
+
+
+def _checked(run: Run, documents: Sequence[int]) -> tuple[int, ...]:
+    removed = tuple(sorted({int(one) for one in documents}))
+    if not removed:
+        raise CounterfactualError("no documents to remove were given; nothing would change")
+    if not 0 <= removed[0] <= removed[-1] < run.store.n_documents:
+        raise CounterfactualError(
+            f"documents {removed[0]} to {removed[-1]} are not all among the "
+            f"{run.store.n_documents} of the store"
+        )
+    never = [one for one in removed if not len(run.steps_reading(one))]
+    if never:
+        raise CounterfactualError(
+            f"{len(never)} of the {len(removed)} documents were never read in "
+            f"{run.recipe.steps} steps (first: document {never[0]}); leave them out of the list"
+        )
+    return removed
+
+
+@torch.inference_mode()
+def _scores(run: Run, behaviours: Sequence[Behaviour]) -> tuple[Score, ...]:
+    model = runs.open(run.path, store=run.store.path).load()
+    return tuple(_score(behaviour, model(behaviour.clean)) for behaviour in behaviours)
+
+
+def _score(behaviour: Behaviour, logits: torch.Tensor) -> Score:
+    last, row = logits[:, -1], torch.arange(len(logits))
+    allowed = list(behaviour.candidates) if behaviour.candidates else list(range(last.shape[1]))
+    among = last[:, allowed].log_softmax(-1)
+    place = {token: index for index, token in enumerate(allowed)}
+    answers = torch.tensor([place[int(token)] for token in behaviour.answer])
+    return Score(
+        behaviour=behaviour.name,
+        recall=(among.argmax(-1) == answers).double().numpy(),
+        log_prob=among[row, answers].double().numpy(),
+        logit_difference=behaviour.score(logits).double().numpy(),
+    )
+
+
+def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str]:
+    n = len(score.recall)
+    low, high = intervals.wilson(float(score.recall.mean()), n)
+    change = score.log_prob - base.log_prob
+    change_low, change_high = np.quantile(intervals.resampled_means(change), [0.025, 0.975])
+    return {
+        "setting": setting,
+        "behaviour": score.behaviour,
+        "n": n,
+        "recall": float(score.recall.mean()),
+        "recall low": low,
+        "recall high": high,
+        "log-prob": float(score.log_prob.mean()),
+        "change": float(change.mean()),
+        "change low": float(change_low),
+        "change high": float(change_high),
+        "logit difference": float(score.logit_difference.mean()),
+    }

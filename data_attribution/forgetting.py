@@ -1,0 +1,198 @@
+"""What a run forgets when the documents of planted facts are taken out of its training.
+
+One retraining answers for several facts at once, because the planted facts share no entity. Three
+groups are asked in every form of their relation: the facts whose documents went, the facts stated
+equally often whose documents stayed, and the facts that were never stated at all. The claim holds
+when the first group falls to the third and the second stays; the control run, which lost as many
+matched random documents, must leave all three where they were.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data_attribution import counterfactuals
+from data_attribution.counterfactuals import Progress
+from data_attribution.errors import CounterfactualError
+from interp import intervals, recalling
+from interp.recalling import Answer, Share
+from train.runs import Run
+
+
+__all__ = ["Forgetting", "Group", "facts", "removable"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Facts of one kind, asked of one model.
+
+    Attributes:
+        setting: `full run`, `documents removed`, or `random removed`.
+        group: `removed`, `kept` (as many exposures, documents still there), or `never stated`.
+        share: Recall with n facts and Wilson's interval, and mean log-probability.
+        change: Mean difference in log-probability to the full run, in nats; `change_low` and
+            `change_high` bound it by a bootstrap over facts.
+    """
+
+    setting: str
+    group: str
+    share: Share
+    change: float
+    change_low: float
+    change_high: float
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """A retraining without the documents of some facts, and its control.
+
+    Attributes:
+        facts: Names of the facts whose documents were taken out.
+        removed: Those documents; `random`: as many matched others, taken out of the control run.
+        runs: Paths of the retrained run and of the control run.
+    """
+
+    parent: str
+    facts: tuple[str, ...]
+    removed: tuple[int, ...]
+    random: tuple[int, ...]
+    runs: tuple[str, str]
+    groups: tuple[Group, ...]
+
+    def of(self, setting: str, group: str) -> Group:
+        """One cell."""
+        for one in self.groups:
+            if (one.setting, one.group) == (setting, group):
+                return one
+        raise CounterfactualError(f"no group {group!r} under {setting!r} was measured")
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per setting and group."""
+        return pd.DataFrame(
+            [
+                {
+                    "setting": one.setting,
+                    "facts": one.group,
+                    "n": one.share.n,
+                    "recall": one.share.recall,
+                    "low": one.share.low,
+                    "high": one.share.high,
+                    "log-prob": one.share.log_prob,
+                    "change": one.change,
+                    "change low": one.change_low,
+                    "change high": one.change_high,
+                }
+                for one in self.groups
+            ]
+        )
+
+
+def removable(run: Run, *, exposures: int = 16, n: int = 9) -> list[str]:
+    """The first `n` facts stated `exposures` times, a third of each relation, by name."""
+    truth = _truth(run)
+    stated = [fact for fact in truth["facts"] if fact["exposures"] == exposures]
+    by_relation = [
+        [fact["name"] for fact in stated if fact["relation"] == relation]
+        for relation in truth["relations"]
+    ]
+    turns = [name for turn in zip(*by_relation, strict=False) for name in turn]
+    if len(turns) < n:
+        raise CounterfactualError(f"only {len(turns)} facts are stated {exposures} times, not {n}")
+    return turns[:n]
+
+
+def facts(
+    run: Run,
+    names: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Forgetting:
+    """Retrain without every document that states the named facts, and without matched random ones.
+
+    Costs two trainings, each from the last checkpoint before the first of the documents was read.
+
+    Raises:
+        CounterfactualError: The run has no truth table, or the facts are not equally often stated.
+        BehaviourError: No such fact.
+    """
+    truth = _truth(run)
+    chosen = recalling.facts_named(truth, names)
+    exposures = {fact["exposures"] for fact in chosen}
+    if len(exposures) != 1 or not all(exposures):
+        raise CounterfactualError(
+            f"the facts to forget are stated {sorted(exposures)} times; name facts that are stated "
+            "equally often, and at least once, so that the kept ones are their like"
+        )
+    removed = documents_of(run, chosen)
+    random = counterfactuals.matched_random(run, removed, seed=seed)
+    place = Path(out) if out else run.path / "counterfactuals"
+    retrained = counterfactuals.retrain(run, removed, out=place, progress=progress)
+    control = counterfactuals.retrain(run, random, out=place, progress=progress)
+    gone = {fact["name"] for fact in chosen}
+    level = exposures.pop()
+    asked = {
+        "removed": chosen,
+        "kept": [f for f in truth["facts"] if f["exposures"] == level and f["name"] not in gone],
+        "never stated": [f for f in truth["facts"] if f["exposures"] == 0],
+    }
+    settings = {"full run": run, "documents removed": retrained, "random removed": control}
+    return Forgetting(
+        parent=run.id,
+        facts=tuple(fact["name"] for fact in chosen),
+        removed=removed,
+        random=random,
+        runs=(str(retrained.path), str(control.path)),
+        groups=_groups(settings, asked, truth),
+    )
+
+
+def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
+    """Indices in the document table of every document that states one of the facts."""
+    rows = [row for fact in chosen for row in fact["documents"]]
+    return tuple(np.flatnonzero(np.isin(run.store.rows, rows)).tolist())
+
+
+def _groups(
+    settings: dict[str, Run], asked: dict[str, list[dict]], truth: dict
+) -> tuple[Group, ...]:
+    groups, base = [], {}
+    for setting, run in settings.items():
+        model, tokenizer = run.load(), run.store.tokenizer
+        for group, facts in asked.items():
+            answers = recalling.of_facts(model, facts, truth, tokenizer)
+            log_probs = _by_fact(answers)
+            base.setdefault(group, log_probs)
+            change = log_probs - base[group]
+            low, high = np.quantile(intervals.resampled_means(change), [0.025, 0.975])
+            groups.append(
+                Group(
+                    setting,
+                    group,
+                    recalling.share(answers),
+                    float(change.mean()),
+                    float(low),
+                    float(high),
+                )
+            )
+    return tuple(groups)
+
+
+def _by_fact(answers: Sequence[Answer]) -> np.ndarray:
+    """Mean log-probability per fact over the forms it was asked in, in order of first mention."""
+    sums: dict[str, list[float]] = {}
+    for answer in answers:
+        sums.setdefault(answer.fact, []).append(answer.log_prob)
+    return np.array([np.mean(values) for values in sums.values()])
+
+
+def _truth(run: Run) -> dict:
+    if not run.store.truth:
+        raise CounterfactualError(
+            f"the run {run.path} has no truth table; only a planted corpus knows its facts"
+        )
+    return run.store.truth
