@@ -7,6 +7,7 @@ et al. 2024, TrackStar). Held-out documents and documents that the run never rea
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +24,7 @@ from train.token_store import TokenStore
 
 __all__ = ["Asked", "Reader", "documents"]
 
+BM25 = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
 # Tokens shown on either side of a span, and the most shown of one document.
 AROUND, SHOWN = 24, 96
 
@@ -45,12 +47,14 @@ class Reader(Protocol):
 
 @runtime_checkable
 class Asked(Protocol):
-    """What is asked of a behaviour: `clean` [prompt pos] and `answer` [prompt], token ids."""
+    """What is asked of a behaviour: token ids, `clean` and `corrupt` by prompt and position."""
 
     @property
     def name(self) -> str: ...
     @property
     def clean(self) -> Any: ...
+    @property
+    def corrupt(self) -> Any: ...
     @property
     def answer(self) -> Any: ...
 
@@ -95,7 +99,7 @@ def documents(
         "knowledge": run.knowledge,
         "store": run.store.fingerprint,
         "index": index.backend,
-        "formula": "maximal spans" if as_text else f"bm25 k1={lexical.K1} b={lexical.B}",
+        "formula": "maximal spans" if as_text else BM25,
         "candidates": len(ranking.documents),
         "unread": unread,
     }
@@ -105,12 +109,11 @@ def documents(
 def _lexical(index: TokenIndex, target: str | Asked, progress: Progress) -> Ranking:
     if isinstance(target, str):
         return lexical.spans(index, target, progress)
-    clean, answer = np.asarray(target.clean), np.asarray(target.answer)
-    rows = np.concatenate([clean, answer.reshape(len(clean), -1)], axis=1).astype(np.int64)
-    prompts = [row[row != index.store.eot] for row in rows]
-    if not all(len(prompt) for prompt in prompts) or not prompts:
+    clean, corrupt = np.asarray(target.clean), np.asarray(target.corrupt)
+    bags = lexical.bags(clean, corrupt, np.asarray(target.answer), index.store.eot)
+    if not bags or not all(bags):
         raise QueryError(f"behaviour {target.name!r} has a prompt without a single token of text")
-    return lexical.bm25(index, prompts, progress)
+    return lexical.bm25(index, bags, progress)
 
 
 METHODS = {"lexical": _lexical}
@@ -142,15 +145,17 @@ def _sources(
 ) -> tuple[Source, ...]:
     store = index.store
     documents = ranking.documents[chosen].tolist()
+    twins = _same_tokens(index, documents)
+    # In ascending order, because the table is read in groups of rows.
+    rows = {one: store.document(one) for one in sorted({*documents, *chain(*twins)})}
     items = []
-    for rank, document, read, twins in zip(
-        chosen, documents, steps, _duplicates(index, documents), strict=True
-    ):
+    for rank, document, read, others in zip(chosen, documents, steps, twins, strict=True):
         start, length = ranking.where(document)
+        sha256 = rows[document].sha256
         items.append(
             Source(
                 document=document,
-                id=store.document(document).id,
+                id=rows[document].id,
                 text=_excerpt(store, document, start, length),
                 span=_text(store, document, start, start + length),
                 score=float(ranking.scores[rank]),
@@ -158,16 +163,16 @@ def _sources(
                 steps=read,
                 start=start,
                 length=length,
-                duplicates=twins,
+                duplicates=tuple(one for one in others if rows[one].sha256 == sha256),
             )
         )
     return tuple(items)
 
 
-def _duplicates(index: TokenIndex, documents: list[int]) -> list[tuple[int, ...]]:
-    """For each document the others of the train region with its sha256.
+def _same_tokens(index: TokenIndex, documents: list[int]) -> list[list[int]]:
+    """For each document the others of the train region with the very same tokens.
 
-    Only documents with the same tokens can have it, and the index knows where those stand.
+    A copy is among them; with whole words as tokens, so is a text with other white space.
     """
     store = index.store
     starts, lengths = store.starts[documents], store.lengths[documents]
@@ -175,12 +180,9 @@ def _duplicates(index: TokenIndex, documents: list[int]) -> list[tuple[int, ...]
     found = []
     for document, positions in zip(documents, index.occurrences(patterns), strict=True):
         holders = store.document_at(positions)
-        whole = (store.starts[holders] == positions) & (
-            store.lengths[holders] == store.lengths[document]
-        )
-        sha256 = store.document(document).sha256
-        twins = (int(one) for one in holders[whole] if one != document)
-        found.append(tuple(one for one in twins if store.document(one).sha256 == sha256))
+        begins = store.starts[holders] == positions
+        whole = holders[begins & (store.lengths[holders] == store.lengths[document])]
+        found.append(whole[whole != document].tolist())
     return found
 
 

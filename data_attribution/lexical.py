@@ -4,8 +4,10 @@
   its unigram surprise, -sum log p(token) in nats, shared equally among the documents that hold it:
   score(d) = sum over spans s in d of surprise(s) / documents(s).
 * `bm25`, for prompts: BM25 (Robertson & Zaragoza 2009; k1 = 1.2, b = 0.75) of each prompt as a bag
-  of distinct tokens. A document scores by the prompt it fits best, not by the sum: the words of a
-  template stand in every prompt, and summed they would drown the names. Token order is not used.
+  of weighted tokens, of which a document scores the best-fitting bag and not the sum: the words of
+  a template stand in every prompt, and summed they would drown the names. Token order is not used.
+* `bags`, of a behaviour: its answer and the tokens in which clean and corrupt differ weigh 1, for
+  they are what the behaviour is about; the template around them weighs SHARED.
 
 Limits: a document that states a fact looks like one that only names the same things, and a
 paraphrase is seen by the names alone. Only the train region counts. The token index is the inverted
@@ -16,15 +18,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Integer
 
 from data_attribution.token_index import TokenIndex
 
 
-__all__ = ["K1", "B", "Ranking", "bm25", "spans"]
+__all__ = ["K1", "SHARED", "B", "Ranking", "bags", "bm25", "spans"]
 
 K1, B = 1.2, 0.75
+# At full weight a template buries paraphrases under statements of other facts. Planted facts never
+# stated in the form they are asked in: 0.45 of their documents come before all but distractors at
+# weight 1, all of them at 0.3, 0.1 and 0; facts stated in that form: 0.73 come first at weight 1,
+# 0.94, 0.93 and 0.86 below (benchmarks/lexical_evidence.py, the corpus that 0.1 was chosen on).
+SHARED = 0.1
 
+Bag = dict[int, float]
+Tokens = Integer[np.ndarray, "..."]
 Progress = Callable[[str, int, int | None], None] | None
 
 
@@ -61,22 +70,31 @@ def spans(index: TokenIndex, text: str, progress: Progress = None) -> Ranking:
     return _ranking(np.bincount(document, share, index.store.n_documents), where)
 
 
-def bm25(index: TokenIndex, prompts: Sequence[np.ndarray], progress: Progress = None) -> Ranking:
-    """Documents by BM25 of the prompt they fit best; a prompt is a bag of distinct token ids."""
+def bags(clean: Tokens, corrupt: Tokens, answer: Tokens, eot: int) -> list[Bag]:
+    """The distinct bags of a behaviour's prompts: token id to weight, end-of-text left out."""
+    found: dict[tuple[tuple[int, float], ...], None] = {}
+    for ours, theirs, ends in zip(clean, corrupt, answer.reshape(len(clean), -1), strict=True):
+        bag = dict.fromkeys(ours.tolist(), SHARED) | dict.fromkeys(ends.tolist(), 1.0)
+        bag |= dict.fromkeys(ours[ours != theirs].tolist(), 1.0)
+        bag.pop(eot, None)
+        found[tuple(sorted(bag.items()))] = None
+    return [dict(one) for one in found]
+
+
+def bm25(index: TokenIndex, bags: Sequence[Bag], progress: Progress = None) -> Ranking:
+    """Documents by BM25 of the bag they fit best."""
     store = index.store
-    bags = [np.unique(prompt) for prompt in prompts]
-    terms = np.unique(np.concatenate(bags))
-    weights = _weights(index, terms)
+    weights = _weights(index, sorted(set().union(*bags)))
     best = np.zeros(store.n_documents)
     fits = np.zeros(store.n_documents, np.int64)
-    for prompt, bag in enumerate(bags):
-        _report(progress, "prompts", prompt, len(bags))
+    for number, bag in enumerate(bags):
+        _report(progress, "prompts", number, len(bags))
         scores = np.zeros(store.n_documents)
-        for term in bag.tolist():
+        for term, share in bag.items():
             holders, weight = weights[term]
-            scores[holders] += weight
+            scores[holders] += share * weight
         better = scores > best
-        best[better], fits[better] = scores[better], prompt
+        best[better], fits[better] = scores[better], number
 
     def where(asked: int) -> tuple[int, int]:
         start = store.starts[asked]
@@ -85,9 +103,7 @@ def bm25(index: TokenIndex, prompts: Sequence[np.ndarray], progress: Progress = 
     return _ranking(best, where)
 
 
-def _weights(
-    index: TokenIndex, terms: Int64[np.ndarray, " term"]
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _weights(index: TokenIndex, terms: Sequence[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Per term the documents of the train region that hold it and its BM25 weight in each.
 
     idf = ln(1 + (N - df + 1/2) / (df + 1/2)), which is never negative (as in Lucene); a token that
@@ -97,9 +113,8 @@ def _weights(
     n = int(np.searchsorted(store.starts, store.train_tokens))
     mean = max(store.lengths[:n].mean(), 1)
     weights = {}
-    for term, positions in zip(
-        terms.tolist(), index.occurrences([np.array([one]) for one in terms]), strict=True
-    ):
+    patterns = [np.array([term]) for term in terms]
+    for term, positions in zip(terms, index.occurrences(patterns), strict=True):
         holders, tf = np.unique(store.document_at(positions), return_counts=True)
         idf = np.log1p((n - len(holders) + 0.5) / (len(holders) + 0.5))
         damping = K1 * (1 - B + B * store.lengths[holders] / mean)
@@ -107,9 +122,9 @@ def _weights(
     return weights
 
 
-def _tightest(tokens: np.ndarray, bag: np.ndarray) -> tuple[int, int]:
+def _tightest(tokens: np.ndarray, bag: Bag) -> tuple[int, int]:
     """Offset and length of the shortest stretch with every token of the bag that there is."""
-    places = np.flatnonzero(np.isin(tokens, bag))
+    places = np.flatnonzero(np.isin(tokens, list(bag)))
     wanted = len(np.unique(tokens[places]))
     last: dict[int, int] = {}
     best = (0, len(tokens))

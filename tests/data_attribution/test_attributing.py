@@ -30,14 +30,20 @@ class Prompts:
 
     name: str
     clean: torch.Tensor
+    corrupt: torch.Tensor
     answer: torch.Tensor
 
 
-def behaviour(store, *prompts: str) -> Prompts:
-    """Each prompt's last word is its answer; end-of-text stands in front, as models want it."""
+def behaviour(store, *prompts: str, varied: str = "") -> Prompts:
+    """Each prompt's last word is its answer; end-of-text stands in front, as models want it.
+
+    Clean and corrupt differ in the words `varied`; nothing varied: in every word.
+    """
     rows = [[store.eot, *store.tokenizer.encode(prompt).tolist()] for prompt in prompts]
     tokens = torch.tensor(rows)
-    return Prompts("capital", tokens[:, :-1], tokens[:, -1])
+    vary = store.tokenizer.encode(varied or " ".join(prompts)).astype(np.int64)
+    corrupt = torch.where(torch.isin(tokens, torch.tensor(vary)), store.eot, tokens)
+    return Prompts("capital", tokens[:, :-1], corrupt[:, :-1], tokens[:, -1])
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def run(make_store, make_run):
 
 
 def test_the_documents_of_a_fact_come_first_and_the_fact_of_another_entity_last(run):
-    asked = behaviour(run.store, "the capital of Arnost is Belmar")
+    asked = behaviour(run.store, "the capital of Arnost is Belmar", varied="Arnost")
     sources = attributing.documents(run, asked)
     # Both statements, then the two that share the names, then the one that shares the template.
     assert set(sources.documents[:2]) == {AT["fact"], AT["copy"]}
@@ -62,6 +68,18 @@ def test_lexical_evidence_cannot_tell_a_paraphrase_from_a_distractor(run):
     asked = behaviour(run.store, "Arnost Belmar")
     scores = {one.document: one.score for one in attributing.documents(run, asked)}
     assert scores[AT["paraphrase"]] == pytest.approx(scores[AT["distractor"]], rel=0.2)
+
+
+def test_the_template_does_not_bury_a_paraphrase(make_store, make_run):
+    """Many facts share the template; one paraphrase shares two names that are not that rare."""
+    others = [f"the great capital of town{k} is Belmar ." for k in range(12)]
+    also = [f"Arnost has a n{k} ." for k in range(12)]
+    store = make_store([*others, *also, "envoys from Arnost ride to Belmar ."])
+    indexing.build(store)
+    asked = behaviour(store, "the great capital of Arnost is Belmar", varied="Arnost")
+    assert attributing.documents(make_run(store), asked).documents[0] == len(others) + len(also)
+    unweighted = behaviour(store, "the great capital of Arnost is Belmar")
+    assert attributing.documents(make_run(store), unweighted).documents[0] < len(others)
 
 
 def test_a_document_scores_by_the_prompt_it_fits_best(run):
@@ -186,6 +204,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(run, make_store, make_ru
         attributing.documents(run, "")
     with pytest.raises(IndexMissing, match="openbook index build"):
         attributing.documents(make_run(make_store(TEXTS)), asked)
-    alone = Prompts("nothing", torch.zeros(1, 1, dtype=torch.long), torch.zeros(1).long())
+    eot = torch.full((1, 1), run.store.eot)
+    alone = Prompts("nothing", eot, eot, eot[0])
     with pytest.raises(QueryError, match="without a single token"):
         attributing.documents(run, alone)
