@@ -2,7 +2,7 @@
 
 A small GPT trained on it grows an induction head, indirect object identification (IOI) and recall
 graded by exposure. The shares of facts, ioi, repeats, prose and canon were measured to do so on 5
-of 5 seeds; without the canon no induction head formed. The other kinds are 2 % of the tokens.
+of 5 seeds; without the canon no induction head formed. The other kinds are 1.5 % of the tokens.
 
 | kind | documents | what it teaches |
 |---|---|---|
@@ -16,7 +16,9 @@ of 5 seeds; without the canon no induction head formed. The other kinds are 2 % 
 | canon | 10,000 | the next word depends on the *previous* word: grows a previous-token head |
 
 In a distractor the value stands *before* the entity: a causal model never predicts the value from
-the entity there, so a distractor shares every name with the fact and teaches none of it.
+the entity there, so a distractor shares every name with the fact and teaches none of it. In one
+run, facts never stated were recalled at 0.04 with distractors and at 0.00 without (15 facts each in
+three forms; chance is 0.04).
 
 All statements of a fact in one form are the same text; the *declared* duplicates are prose, which
 holds no other two equal documents. Rows count documents in the order of the table.

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from itertools import chain
 
 import pytest
-from train.corpora import Corpus
 
 from train import planted
 from train import planted_words as words
+from train.corpora import Corpus
 
 
 GOLDEN = "cf0ea40131b8ddb4d9a3ea55ff7900d180864d87eebfd47ac1ef6082c7b85f0c"
