@@ -180,8 +180,7 @@ def _same_tokens(index: TokenIndex, documents: list[int]) -> list[list[int]]:
     found = []
     for document, positions in zip(documents, index.occurrences(patterns), strict=True):
         holders = store.document_at(positions)
-        begins = store.starts[holders] == positions
-        whole = holders[begins & (store.lengths[holders] == store.lengths[document])]
+        whole = holders[store.lengths[holders] == store.lengths[document]]
         found.append(whole[whole != document].tolist())
     return found
 
