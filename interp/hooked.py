@@ -6,10 +6,11 @@ a number read from it is the checkpoint's. `transformer_lens` hands the same wei
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from interp.errors import ModelError
-from train import exchange, runs
+from train import exchange, foreign_files, manifests, runs
 from train.errors import TrainError
 from train.model import GPT
 from train.runs import Origin, Run
@@ -17,16 +18,24 @@ from train.runs import Origin, Run
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
 
-__all__ = ["load", "transformer_lens"]
+__all__ = ["load", "open", "transformer_lens"]
 
 
-def load(source: Run | str | Path, *, step: int | None = None, device: str = "cpu") -> GPT:
+def load(
+    source: Run | str | Path,
+    *,
+    step: int | None = None,
+    device: str = "cpu",
+    store: str | Path | None = None,
+) -> GPT:
     """The hooked model of a run at a step, or of a local Hugging Face folder.
 
     Args:
         source: A run, the folder of one, or a folder with `config.json` and `model.safetensors`.
         step: A checkpoint of the run (None: the last).
+        store: The run's token store, when it has moved since training.
 
     Returns:
         The model in evaluation mode, fp32, with `tokenizer` and `origin` set; results computed from
@@ -34,34 +43,61 @@ def load(source: Run | str | Path, *, step: int | None = None, device: str = "cp
 
     Raises:
         TrainError: There is no run and no Hugging Face model at `source`, or no such step.
-        DamagedError: The weights are not what their digest says.
+        DamagedError: The weights are not what their digest says, or a pickle.
     """
-    if isinstance(source, Run):
-        return source.load(step).to(device)
-    path = Path(source)
-    if (path / "manifest.json").is_file():
-        return runs.open(path).load(step).to(device)
-    if not (path / "config.json").is_file():
-        raise TrainError(
-            f"neither a run (manifest.json) nor a Hugging Face model (config.json) lies at {path}"
-        )
+    return open(source, step=step, device=device, store=store)[0]
+
+
+def open(
+    source: Run | str | Path,
+    *,
+    step: int | None = None,
+    device: str = "cpu",
+    store: str | Path | None = None,
+) -> tuple[GPT, Run | GPT]:
+    """The model as `load` gives it, and whatever its behaviours are to be worded by.
+
+    That is the run, which knows its tokenizer and what was planted; or the model itself, when all
+    that is known of its training is its weights.
+    """
+    run = source if isinstance(source, Run) else _run_at(Path(source), store)
+    if run is not None:
+        model = run.load(step).to(device)
+        return model, model if run.knowledge == "weights-only" else run
+    path = Path(str(source))
     if step is not None:
         raise TrainError(f"{path} is a Hugging Face folder: it has no steps, and {step} was asked")
     imported = exchange.import_huggingface(path)
     model = imported.model
     model.tokenizer = imported.tokenizer
-    model.origin = Origin(path.name, 0, imported.sha256, "weights-only")
-    return model.eval().to(device)
+    model.origin = Origin(path.resolve().name, 0, imported.sha256, "weights-only")
+    model = model.eval().to(device)
+    return model, model
+
+
+def _run_at(path: Path, store: str | Path | None) -> Run | None:
+    """The run in a folder; None for a Hugging Face model."""
+    foreign_files.refuse_pickle(path)
+    if path.is_file() or (path / manifests.NAME).is_file():
+        return runs.open(path, store=store)
+    if not (path / "config.json").is_file():
+        raise TrainError(
+            f"neither a run ({manifests.NAME}) nor a Hugging Face model (config.json) lies at "
+            f"{path}"
+        )
+    return None
 
 
 def transformer_lens(
     source: Run | GPT | str | Path, *, step: int | None = None
 ) -> "TransformerBridge":
-    """The same weights as a TransformerLens 4 `TransformerBridge`, unprocessed.
+    """The same weights as a TransformerLens 4 `TransformerBridge`, unprocessed; asks no hub.
 
     Only architectures that Hugging Face has a class for can cross: GPT-2's (learned positions,
-    pre-LayerNorm) and Llama's (rotary, RMSNorm, SwiGLU). Text must be tokenized by our model: the
-    bridge would put end-of-text in front and has no tokenizer here.
+    pre-LayerNorm) and Llama's (rotary, RMSNorm, SwiGLU). The model's tokenizer goes along, and
+    `to_tokens` means the same on both sides, with one exception: there the literal text of
+    end-of-text becomes the separator, here it is ordinary text. Without a tokenizer the bridge has
+    none either, and takes ids only.
 
     Raises:
         ModelError: The architecture has no counterpart.
@@ -71,13 +107,27 @@ def transformer_lens(
         twin = exchange.to_huggingface(model)
     except TrainError as error:
         raise ModelError(f"TransformerLens cannot hold this model: {error}") from error
+    if model.tokenizer is None:
+        return _bridge(twin, None)
+    # The bridge opens the tokenizer a second time by the name of its folder, which must be there
+    # until it is built; given none, it would make one of a single token, silently.
+    with TemporaryDirectory(prefix="openbook-") as folder:
+        exchange.write_tokenizer(model, model.tokenizer, Path(folder))
+        return _bridge(twin, folder)
+
+
+def _bridge(twin: "PreTrainedModel", tokenizer_folder: str | None) -> "TransformerBridge":
     # Five seconds and 240 MB: only who asks for a bridge pays for it.
-    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformers import PreTrainedTokenizerFast
 
-    return TransformerBridge.boot_transformers(
-        twin.config.name_or_path or "openbook", hf_model=twin, tokenizer=_NoTokenizer()
+    tokenizer = None
+    if tokenizer_folder is not None:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    return build_bridge_from_module(
+        twin,
+        type(twin).__name__,
+        hf_config=twin.config,
+        tokenizer=tokenizer,
+        model_name="openbook",
     )
-
-
-class _NoTokenizer:
-    """Stands where TransformerLens wants a tokenizer, so that it does not ask a hub for one."""
