@@ -9,6 +9,7 @@ another (pytorch#125386). So both are measured at the start, for speed and for e
 
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,8 +64,14 @@ def choose(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f"device {device!r} was asked for and this machine has no CUDA device")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RecipeError(f"device is 'auto', 'cpu', 'cuda' or 'cuda:0', not {device!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
+        raise RecipeError(
+            f"device {device!r} was asked for and this machine has "
+            f"{count or 'no'} CUDA device{'s' if count > 1 else ''}"
+        )
     if precision not in ("auto", "fp32", "bf16"):
         raise RecipeError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
     threads = threads or min(len(os.sched_getaffinity(0)), 8)
