@@ -1,15 +1,22 @@
 """A progress bar for anything over a second, in the terminal and in a notebook.
 
 Library functions take a callable (what, done, total) and know nothing of bars; this file is the
-bar. It writes to stderr, so that stdout stays the result.
+bar. It writes to stderr, so that stdout stays the result. Where stderr is no terminal but a log, a
+line is written every half minute instead, and none for what takes less.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Progress", "bar"]
 
+SECONDS_BETWEEN_LINES = 30.0
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -18,6 +25,17 @@ def bar(title: str) -> Iterator[Progress]:
     """A bar with time used and time left; it vanishes when the block ends."""
     # Here, so that importing this file costs nothing.
     from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        with _bar(title, console) as advance:
+            yield advance
+    else:
+        yield _lines(title, console)
+
+
+@contextmanager
+def _bar(title: str, console: "Console") -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -35,7 +53,7 @@ def bar(title: str) -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=None)
 
         def advance(what: str, done: int, total: int | None) -> None:
@@ -43,3 +61,17 @@ def bar(title: str) -> Iterator[Progress]:
             bars.update(task, description=description, completed=done, total=total)
 
         yield advance
+
+
+def _lines(title: str, console: "Console") -> Progress:
+    last = time.monotonic()
+
+    def advance(what: str, done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last < SECONDS_BETWEEN_LINES:
+            return
+        last = time.monotonic()
+        of = f" of {total}" if total is not None else ""
+        console.print(f"{title}: {what} {done}{of}", highlight=False, markup=False, soft_wrap=True)
+
+    return advance
