@@ -1,12 +1,44 @@
-"""The `openbook` command: the one place where the three packages meet."""
+"""The `openbook` command: the one place where the three packages meet.
 
+`openbook index`, `trace` and `counterfactual` live here, and `main`, which turns what we refuse
+into one line and an exit code:
+
+    0 done    1 ran, and a checked claim failed    2 usage    3 damaged or untrusted input
+    4 out of memory or disk    130 interrupted, the same command goes on
+"""
+
+import errno
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from train.cli import corpus, run, train_command
+from data_attribution.errors import AttributionError, EvidenceError
+from interp.cli import (
+    Named,
+    Prompts,
+    Seed,
+    behaviours_command,
+    detect_command,
+    patch_command,
+    recall_command,
+)
+from interp.errors import InterpError
+from train.cli import Json, Out, RunPath, StorePath, answer, corpus, readable, run, train_command
+from train.errors import TrainError
 
+
+if TYPE_CHECKING:
+    from data_attribution.matches import Hit, Span
+    from data_attribution.sources import Sources
+    from data_attribution.token_index import TokenIndex
+    from train.runs import Run
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PROMPTS = 64
+SHOWN_STEPS = 8
 
 app = typer.Typer(
     help="Mechanistic interpretability and data attribution on a fully known GPT-2 checkpoint.",
@@ -14,9 +46,202 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+index = typer.Typer(help="Search the text of a token store.", no_args_is_help=True)
+trace = typer.Typer(help="Trace what a model does to its causes.", no_args_is_help=True)
+
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
+Query = Annotated[str, typer.Argument(metavar="QUERY", help="Text to look for.")]
+Reader = Annotated[
+    Path | None, typer.Option("--run", help="Also print the steps at which this run read each hit.")
+]
+
+
+@index.command("build")
+def index_build(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
+    """Sort every suffix of STORE, so that any text is found in it; kept in STORE/index."""
+    from data_attribution import indexing
+    from train import progress, token_store
+
+    with progress.bar("indexing") as advance:
+        built = indexing.build(token_store.open(path), progress=advance)
+    result = {
+        "store": str(path),
+        "tokens": built.store.n_tokens,
+        "parts": len(built.parts),
+        "backend": built.backend,
+    }
+    text = f"{built.store.n_tokens:,} tokens sorted by {built.backend}: {path / indexing.FOLDER}"
+    answer(result, text, as_json=as_json, out=out)
+
+
+@index.command("count")
+def index_count(path: StoreFolder, query: Query, as_json: Json = False, out: Out = None) -> None:
+    """Count QUERY in the text that is trained on, and in the text held out."""
+    from dataclasses import asdict
+
+    from data_attribution import indexing
+    from train import token_store
+
+    found = indexing.open(token_store.open(path)).count(query)
+    result = {"count": found.count, "held_out": found.held_out, **asdict(found)}
+    rows = [f"{one.count}\t{one.held_out} held out\t{one.text!r}" for one in found.spellings]
+    answer(result, "\n".join(rows), as_json=as_json, out=out)
+
+
+@index.command("find")
+def index_find(
+    path: StoreFolder,
+    query: Query,
+    reader: Reader = None,
+    limit: Annotated[int, typer.Option(min=1, help="Documents; more are sampled.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample.")] = 0,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Find the documents of STORE that hold QUERY, and with --run the steps that read them."""
+    opened, read_by = _opened(path, reader)
+    hits = opened.find(query, limit=limit, seed=seed)
+    rows = [_hit(opened, hit, read_by) for hit in hits]
+    total = hits.found.count + hits.found.held_out
+    lines = [f"{total} occurrences, {len(rows)} documents shown", *map(_hit_line, rows)]
+    answer({"count": total, "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
+
+
+@index.command("spans")
+def index_spans(
+    path: StoreFolder,
+    query: Query,
+    reader: Reader = None,
+    minimum: Annotated[int, typer.Option(min=1, help="Shortest span, in tokens.")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Documents of each span.")] = 3,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Cut QUERY into the longest stretches that stand in STORE, with the documents of each."""
+    opened, read_by = _opened(path, reader)
+    rows = [
+        {**_span(span), "hits": [_hit(opened, hit, read_by) for hit in hits]}
+        for span in opened.maximal_spans(query, minimum=minimum)
+        for hits in [opened.find(span.tokens, limit=limit)]
+    ]
+    lines = [
+        line
+        for row in rows
+        for line in (
+            f"{row['count']}\t{row['surprise']:.1f} nats\t{row['text']!r}",
+            *(f"    {_hit_line(hit)}" for hit in row["hits"]),
+        )
+    ]
+    none = f"no stretch of {minimum} tokens or more stands in {path}"
+    answer({"spans": rows}, "\n".join(lines) or none, as_json=as_json, out=out)
+
+
+@trace.command("documents")
+def trace_documents(
+    path: RunPath,
+    behaviour: Annotated[
+        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Or a text, with --text.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Trace this text instead.")] = None,
+    method: Annotated[str, typer.Option(help="Kind of evidence.")] = "lexical",
+    limit: Annotated[int, typer.Option(min=1, help="Documents.")] = 20,
+    within: Annotated[
+        Path | None,
+        typer.Option(
+            callback=readable, help="Effects of `openbook patch --out`: only these places."
+        ),
+    ] = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Rank the documents that RUN read by the evidence that they taught BEHAVIOUR or a text."""
+    if (behaviour is None) == (text is None):
+        raise EvidenceError("give either a BEHAVIOUR or --text TEXT")
+    from dataclasses import asdict
+
+    from data_attribution import attributing
+    from interp import behaviours
+    from interp.effects import Effects
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    target = text or behaviours.load(str(behaviour), opened, n_prompts=prompts, seed=seed)
+    with progress.bar("tracing") as advance:
+        sources = attributing.documents(
+            opened,
+            target,
+            method=method,
+            limit=limit,
+            within=Effects.load(within) if within else None,
+            progress=advance,
+        )
+    if out:
+        sources.save(out)
+    answer(asdict(sources), _sources(sources), as_json=as_json, out=None)
+
+
+def counterfactual_command(
+    path: RunPath,
+    behaviour: Named,
+    without: Annotated[
+        Path | None,
+        typer.Option(callback=readable, help="Sources of `openbook trace documents --out`."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of them, best first.")] = 50,
+    document: Annotated[
+        list[int] | None, typer.Option(help="Leave out this document; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=0, help="Random controls; 0: none.")] = 1,
+    mode: Annotated[
+        Literal["blank", "loss"], typer.Option(help="loss: stays as context.")
+    ] = "blank",
+    runs_folder: Annotated[
+        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
+    ] = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Train RUN again without documents, and without as many matched random ones."""
+    from data_attribution import counterfactuals
+    from data_attribution.sources import Sources
+    from interp import behaviours
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    removed = list(document or [])
+    removed += Sources.load(without).top(top).documents if without else []
+    asked = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
+    with progress.bar("retraining") as advance:
+        found = counterfactuals.without(
+            opened,
+            removed,
+            asked,
+            out=runs_folder,
+            control="matched-random" if seeds else "none",
+            seeds=seeds,
+            mode=mode,
+            progress=advance,
+        )
+    result = found.to_dict()
+    answer(result, _counterfactual(result), as_json=as_json, out=out)
+
+
 app.add_typer(corpus, name="corpus")
 app.command("train")(train_command)
 app.add_typer(run, name="run")
+app.command("behaviours")(behaviours_command)
+app.command("patch")(patch_command)
+app.command("recall")(recall_command)
+app.command("detect")(detect_command)
+app.add_typer(index, name="index")
+app.add_typer(trace, name="trace")
+app.command("counterfactual")(counterfactual_command)
 
 
 def main() -> None:
@@ -26,13 +251,110 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app(standalone_mode=True)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on (train: with --resume)", err=True)
-        sys.exit(130)
-    except ValueError as error:
-        code = getattr(error, "exit_code", None)
-        if code is None:
+        app()
+    except SystemExit as end:
+        if end.code == 130:
+            typer.echo("interrupted: the same command goes on (train: with --resume)", err=True)
+        raise
+    except (TrainError, InterpError, AttributionError) as error:
+        _refuse(error, error.exit_code)
+    except OSError as error:
+        # Files that are not there, not ours to read, or folders: the system's own words, one line.
+        place = f"{error.filename}: " if error.filename else ""
+        reason = (error.strerror or str(error)).lower()
+        _refuse(f"{place}{reason}", 4 if error.errno in (*FULL, errno.ENOMEM) else 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
             raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(code)
+        _refuse(f"the memory does not hold it: {error or 'no size is known'}", 4)
+
+
+def _refuse(reason: object, code: int) -> None:
+    typer.echo(f"error: {' '.join(str(reason).split())}", err=True)
+    sys.exit(code)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch says so by a RuntimeError on a CPU and by a class of its own on a GPU, and must not be
+    # imported here.
+    named = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or named or "can't allocate memory" in str(error)
+
+
+# --- for a person --------------------------------------------------------------------------------
+
+
+def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":
+    from data_attribution import indexing
+    from train import runs, token_store
+
+    if reader is None:
+        return indexing.open(token_store.open(path)), None
+    read_by = runs.open(reader, store=path)
+    return indexing.open(read_by.store), read_by
+
+
+def _hit(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "document": hit.document,
+        "id": opened.store.document(hit.document).id,
+        "offset": hit.offset,
+        "held_out": hit.held_out,
+        "text": opened.around(hit),
+    }
+    return row | ({"steps": hit.steps(read_by).tolist()} if read_by else {})
+
+
+def _hit_line(row: dict[str, Any]) -> str:
+    read = "held out" if row["held_out"] else None
+    if "steps" in row and not read:
+        read = _steps(row["steps"])
+    where = f"document {row['document']} offset {row['offset']}"
+    return "\t".join([where, *([read] if read else []), " ".join(row["text"].split())])
+
+
+def _steps(steps: list[int] | tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
+    more = len(steps) - SHOWN_STEPS
+    tail = f" and {more} more" if more > 0 else ""
+    return f"read at steps {shown}{tail}" if steps else "never read"
+
+
+def _span(span: "Span") -> dict[str, Any]:
+    return {
+        "text": span.text,
+        "start": span.start,
+        "stop": span.stop,
+        "count": span.count,
+        "held_out": span.held_out,
+        "surprise": -span.log_probability,
+    }
+
+
+def _sources(sources: "Sources") -> str:
+    about = sources.provenance
+    lines = [
+        f"{one.score:8.2f}  document {one.document}\t{_steps(one.steps)}\t"
+        f"{' '.join(one.text.split())}"
+        + (f"\t{len(one.duplicates)} duplicates" if one.duplicates else "")
+        for one in sources
+    ]
+    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}"
+    end = (
+        f"{len(lines)} of {about['candidates']} documents; run {about['run']}, knowledge "
+        f"{about['knowledge']}; evidence is no cause yet: `openbook counterfactual` tests it"
+    )
+    return "\n".join([head, *lines, end])
+
+
+def _counterfactual(result: dict[str, Any]) -> str:
+    width = max(len(row["setting"]) for row in result["rows"])
+    head = f"{'':<{width}}  recall        95 %       change in log-probability, nats    n"
+    rows = [
+        f"{row['setting']:<{width}}  {row['recall']:6.3f}  "
+        f"[{row['recall low']:.3f}, {row['recall high']:.3f}]  {row['change']:+8.3f} "
+        f"[{row['change low']:+.3f}, {row['change high']:+.3f}]  {row['n']:10}"
+        for row in result["rows"]
+    ]
+    kept = "\n".join(f"kept: {path}" for path in result["runs"])
+    return "\n".join([head, *rows, kept])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -66,6 +66,17 @@ class Counterfactual:
     before: tuple[Score, ...]
     after: tuple[Score, ...]
     controls: tuple[tuple[Score, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: what was removed, where the runs lie, and the table."""
+        return {
+            "parent": self.parent,
+            "mode": self.mode,
+            "removed": list(self.removed),
+            "control": [list(one) for one in self.control],
+            "runs": list(self.runs),
+            "rows": self.to_frame().to_dict("records"),
+        }
 
     def to_frame(self) -> pd.DataFrame:
         """A row per behaviour and run: recall and change in log-probability, with intervals."""

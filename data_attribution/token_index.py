@@ -16,11 +16,11 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer, UInt, UInt32
-from train.token_store import TokenStore
 
 from data_attribution import suffix_array
 from data_attribution.errors import QueryError
 from data_attribution.matches import Count, Hit, Hits, NextToken, Span, Spelling
+from train.token_store import TokenStore
 
 
 __all__ = ["Part", "Query", "TokenIndex"]
@@ -148,6 +148,13 @@ class TokenIndex:
                 for hits, low, high in zip(found, *part.search(patterns), strict=True):
                     hits.append(part.positions(slice(low, high)))
         return [np.sort(np.concatenate(hits)) for hits in found]
+
+    def around(self, hit: Hit, *, n: int = 12) -> str:
+        """The text of an occurrence with at most `n` tokens of its document on either side."""
+        start = int(self.store.starts[hit.document])
+        stop = start + int(self.store.lengths[hit.document])
+        first, last = max(start, hit.position - n), min(stop, hit.position + hit.length + n)
+        return self._text(np.asarray(self.store.tokens[first:last]))
 
     @cached_property
     def log_probabilities(self) -> Float64[np.ndarray, " vocab"]:

@@ -23,7 +23,8 @@ from interp.errors import BehaviourError, ModelError
 from train.errors import nearest
 
 
-__all__ = ["encoded", "load", "names", "query", "repeats", "tokenizer_of", "truth_of"]
+__all__ = ["encoded", "load", "names", "planted_truth", "query", "repeats"]
+__all__ += ["tokenizer_of", "truth_of"]
 
 # Facts stated so often are recalled by every measured run.
 WELL_KNOWN = 16
@@ -60,6 +61,21 @@ def names(truth: dict) -> list[str]:
 def truth_of(source: Any) -> dict | None:
     """The truth table of a run, a token store, or of nothing."""
     return getattr(_store_of(source), "truth", None)
+
+
+def planted_truth(source: Any) -> dict:
+    """The truth table, which must be there.
+
+    Raises:
+        ModelError: The texts were not planted, so nobody knows what they teach.
+    """
+    truth = truth_of(source)
+    if truth is None:
+        raise ModelError(
+            f"a {type(source).__name__} without a truth table was given; only a run that was "
+            "trained on the planted corpus knows its facts"
+        )
+    return truth
 
 
 def tokenizer_of(source: Any) -> Any:

@@ -10,12 +10,37 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from train.errors import TrainError
+
 
 corpus = typer.Typer(help="Build token stores from documents.", no_args_is_help=True)
 run = typer.Typer(help="Look at a training run, check it, replay it.", no_args_is_help=True)
 
+
+def writable(path: Path | None) -> Path | None:
+    """Refuse, before anything is computed, a place where the result could not be written."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise TrainError(f"the result cannot be written to {path}: a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise TrainError(f"the result cannot be written to {path}: no folder {path.parent}")
+    return path
+
+
+def readable(path: Path | None) -> Path | None:
+    """Refuse a result of an earlier command that is not there."""
+    if path is not None and not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise TrainError(f"a file was expected at {path}, and there is {found}")
+    return path
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Also write the result as JSON here.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", callback=writable, help="Also write the result as JSON here."),
+]
 RunPath = Annotated[Path, typer.Argument(help="Folder of the run.")]
 StorePath = Annotated[
     Path | None, typer.Option("--store", help="Token store, when it has moved since training.")
@@ -40,9 +65,11 @@ def corpus_build(
     tokenizer: Annotated[
         str | None, typer.Option(help="gpt2, bpe (trained on the corpus) or word.")
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Vocabulary of a trained bpe.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="Vocabulary of a trained bpe.")
+    ] = None,
     layout: Annotated[str | None, typer.Option(help="stream or packed.")] = None,
-    row_length: Annotated[int | None, typer.Option(help="Tokens a packed row.")] = None,
+    row_length: Annotated[int | None, typer.Option(min=2, help="Tokens a packed row.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of documents kept for evaluation.")] = 0.0,
     data_files: Annotated[
         list[str] | None, typer.Option(help="Local parquet files in OpenWebText's layout.")
@@ -50,9 +77,9 @@ def corpus_build(
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     limit: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub dataset.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the planted corpus and of packing.")] = 0,
-    max_document_mb: Annotated[int, typer.Option(help="Refuse larger documents.")] = 64,
-    threads: Annotated[int | None, typer.Option(help="Default: all cores.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the planted corpus and of packing.")] = 0,
+    max_document_mb: Annotated[int, typer.Option(min=1, help="Refuse larger documents.")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
     as_json: Json = False,
 ) -> None:
     """Turn SOURCE into a token store: tokens, document table, tokenizer, fingerprint."""
@@ -109,16 +136,20 @@ def train_command(
     recipe: Annotated[str, typer.Argument(help="planted, text-small or gpt2-124m.")],
     store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
-    steps: Annotated[int | None, typer.Option(help="Steps; the schedule follows.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights.")] = None,
-    order_seed: Annotated[int | None, typer.Option(help="Seed of the data order.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Windows a step.")] = None,
-    micro_batch_size: Annotated[int | None, typer.Option(help="Windows a pass.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between held-out losses.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps; the schedule follows.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the initial weights.")] = None,
+    order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the data order.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows a step.")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(min=1, help="Windows a pass.")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between held-out losses.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto (measured here), fp32 or bf16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Default: all cores, at most 8.")] = None,
-    data_workers: Annotated[int, typer.Option(help="Threads reading ahead.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default: all cores, at most 8.")
+    ] = None,
+    data_workers: Annotated[int, typer.Option(min=0, help="Threads reading ahead.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -161,8 +192,8 @@ def run_show(
 @run.command("verify")
 def run_verify(
     path: RunPath,
-    spans: Annotated[int, typer.Option(help="Random spans to replay.")] = 3,
-    seed: Annotated[int, typer.Option(help="Which spans.")] = 0,
+    spans: Annotated[int, typer.Option(min=0, help="Random spans to replay.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Which spans.")] = 0,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
@@ -176,8 +207,8 @@ def run_verify(
         found = runs.open(path, store=store).verify(spans=spans, seed=seed, progress=advance)
     result = {**asdict(found), "ok": found.ok}
     summary = (
-        f"{found.level}: {found.files} files hold their digests, {len(found.spans)} spans replayed, "
-        f"largest difference in loss {found.difference:.3g} nats"
+        f"{found.level}: {found.files} files hold their digests, {len(found.spans)} spans "
+        f"replayed, largest difference in loss {found.difference:.3g} nats"
     )
     answer(result, summary if found.ok else found.level, as_json=as_json, out=out)
     if not found.ok:
@@ -199,7 +230,6 @@ def run_reads(
 ) -> None:
     """Answer which documents a step read (--step), or which steps read a document (--document)."""
     from train import runs
-    from train.errors import TrainError
 
     opened = runs.open(path, store=store)
     if (step is None) == (document is None):

@@ -1,0 +1,257 @@
+"""`openbook behaviours`, `patch`, `recall` and `detect`: what a model does, and what in it does it.
+
+RUN is a run, or a local Hugging Face folder: then the knowledge level is `weights-only` and is
+printed with every result. Each command parses, calls one library function and prints.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from interp.errors import InterpError
+from train.cli import Json, Out, StorePath, answer, writable
+
+
+if TYPE_CHECKING:
+    from interp.behaviours import Behaviour, Check
+    from interp.detecting import Copying
+    from interp.effects import Effects
+    from interp.recalling import Level, Recall
+    from train.runs import Origin
+
+Source = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, or a Hugging Face folder.")
+]
+Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="BEHAVIOUR", help="As `openbook behaviours RUN` lists them; a .toml; a saved .json."
+    ),
+]
+Step = Annotated[int | None, typer.Option(min=0, help="Checkpoint; default: the last.")]
+Prompts = Annotated[int, typer.Option(min=1, help="At most so many prompts.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the draw of prompts and of the bootstrap.")]
+PROMPTS = 64
+SHOWN_PROMPTS = 4
+
+
+def behaviours_command(
+    source: Source,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Show the prompts of this one.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Single facts and templates too, one row each.")
+    ] = False,
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """List the behaviours of RUN and how well it does them, or show the prompts of one."""
+    from interp import behaviours, hooked
+
+    model, words = hooked.open(source, step=step, store=store)
+    if name is None:
+        # Parts of a behaviour and single facts are called whole:part, and are many.
+        known = [one for one in behaviours.names(words) if every or ":" not in one]
+        found = {one: behaviours.load(one, words, n_prompts=prompts, seed=seed) for one in known}
+        checks = {one: behaviours.measure(model, found[one]) for one in known}
+        rows = [_check_row(one, check) for one, check in checks.items()]
+        answer({"behaviours": rows}, _checks(checks), as_json=as_json, out=out)
+        return
+    behaviour = behaviours.load(name, words, n_prompts=prompts, seed=seed)
+    check = behaviours.measure(model, behaviour)
+    result = {**_check_row(name, check), "behaviour": behaviour.to_dict()}
+    text = f"{_checks({name: check})}\n\n{_prompts(behaviour, model.tokenizer)}"
+    answer(result, text, as_json=as_json, out=out)
+
+
+def patch_command(
+    source: Source,
+    behaviour: Named,
+    over: Annotated[
+        Literal["heads", "residual", "mlps", "attention"], typer.Option(help="What to patch.")
+    ] = "heads",
+    step: Step = None,
+    direction: Annotated[
+        Literal["denoising", "noising"],
+        typer.Option(help="Clean values into corrupt prompts, or the other way round."),
+    ] = "denoising",
+    positions: Annotated[
+        Literal["together", "each"] | None, typer.Option(help="Of mlps and attention.")
+    ] = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    top: Annotated[int, typer.Option(min=1, help="Places to print; --json prints all.")] = 10,
+    plot: Annotated[
+        Path | None, typer.Option(callback=writable, help="Write the figure as one HTML page.")
+    ] = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Find which places of RUN carry BEHAVIOUR, by exchanging one activation at a time."""
+    if positions and over not in ("mlps", "attention"):
+        raise InterpError(f"--positions belongs to mlps and attention, not to {over}")
+    from interp import behaviours, hooked, patching
+    from train import durable, progress
+
+    model, words = hooked.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    options: dict[str, Any] = {"positions": positions} if positions else {}
+    with progress.bar(over) as advance:
+        effects = getattr(patching, over)(
+            model, prompted, direction=direction, seed=seed, progress=advance, **options
+        )
+    if plot:
+        durable.write_text(plot, effects.plot().to_html())
+    if out:
+        effects.save(out)
+    answer(effects.to_dict(), _effects(effects, top), as_json=as_json, out=None)
+
+
+def recall_command(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a planted run.")],
+    step: Step = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Print what RUN recalls of planted facts, by how many documents state them."""
+    from interp import hooked, planted_prompts, recalling
+
+    model, words = hooked.open(path, step=step, store=store)
+    truth = planted_prompts.planted_truth(words)
+    found = recalling.by_exposure(model, truth, model.tokenizer)
+    result = {"provenance": _origin(model.origin), **found.to_dict()}
+    answer(result, f"{_recall(found)}\n{_provenance(model.origin)}", as_json=as_json, out=out)
+
+
+def detect_command(
+    source: Source,
+    step: Step = None,
+    sequences: Annotated[int, typer.Option(min=1, help="Random sequences.")] = 64,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of one copy.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random tokens.")] = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Score every head of RUN for induction and for attending to the previous token."""
+    from interp import detecting, hooked
+
+    model, words = hooked.open(source, step=step, store=store)
+    tokens = detecting.repeated_tokens(words, n=sequences, length=length, seed=seed)
+    scores = {
+        "induction": detecting.induction_heads(model, tokens),
+        "previous token": detecting.previous_token_heads(model, tokens),
+    }
+    copying = detecting.copying(model, tokens)
+    result = {
+        "provenance": _origin(model.origin),
+        **{f"{name} [layer head]": score.tolist() for name, score in scores.items()},
+        "best": {name: list(detecting.best(score)) for name, score in scores.items()},
+        "copying": {"first": copying.first, "second": copying.second, "top1": copying.top1},
+        "n": copying.n,
+    }
+    best = {name: detecting.best(score) for name, score in scores.items()}
+    text = f"{_heads(scores)}\n{_copying(best, copying)}\n{_provenance(model.origin)}"
+    answer(result, text, as_json=as_json, out=out)
+
+
+# --- for a person --------------------------------------------------------------------------------
+
+
+def _check_row(name: str, check: "Check") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"name": name, **asdict(check)}
+
+
+def _checks(checks: "dict[str, Check]") -> str:
+    width = max(9, *map(len, checks))
+    head = f"{'behaviour':<{width}}  accuracy        95 %       top-1  logit difference    n"
+    rows = [
+        f"{name:<{width}}  {one.accuracy:8.3f}  [{one.interval[0]:.3f}, {one.interval[1]:.3f}]"
+        f"  {one.top1:5.3f}  {one.score:16.3f}  {one.n:3}"
+        for name, one in checks.items()
+    ]
+    return "\n".join([head, *rows])
+
+
+def _prompts(behaviour: "Behaviour", tokenizer: Any) -> str:
+    lines = [behaviour.description] if behaviour.description else []
+    for row in range(min(behaviour.n_prompts, SHOWN_PROMPTS)):
+        for kind, answer_to in (("clean", "answer"), ("corrupt", "foil")):
+            prompt = tokenizer.decode(getattr(behaviour, kind)[row].tolist())
+            token = tokenizer.decode([int(getattr(behaviour, answer_to)[row])])
+            lines.append(f"{kind:<7}  {prompt} -> {token}")
+    left = behaviour.n_prompts - SHOWN_PROMPTS
+    return "\n".join([*lines, f"and {left} more"] if left > 0 else lines)
+
+
+def _effects(effects: "Effects", top: int) -> str:
+    about = effects.provenance
+    lines = [
+        f"{about.behaviour}: {effects.site}, {effects.direction}, {effects.unit}",
+        f"baselines: clean {effects.clean:.3f}, corrupt {effects.corrupt:.3f} "
+        f"(logit difference, {effects.n_prompts} prompts)",
+    ]
+    for name in effects.top(top):
+        low, high = effects.interval(name)
+        lines.append(f"{name:<16}  {effects[name]:7.3f}  [{low:.3f}, {high:.3f}]")
+    left = len(effects.names) - top
+    lines += [f"and {left} places with smaller effects"] if left > 0 else []
+    return "\n".join([*lines, _provenance(about)])
+
+
+def _recall(found: "Recall") -> str:
+    head = "exposures  facts    seen        95 %       held-out form        95 %       guessing"
+    return "\n".join([head, *map(_level, found.levels)])
+
+
+def _level(level: "Level") -> str:
+    seen, other = (
+        "    -                  "
+        if one.recall is None
+        else f"{one.recall:5.3f}  [{one.low:.3f}, {one.high:.3f}]"
+        for one in (level.seen, level.paraphrase)
+    )
+    return (
+        f"{level.exposures:9}  {level.n:5}   {seen}          {other}        {level.baseline:5.3f}"
+    )
+
+
+def _heads(scores: dict[str, Any]) -> str:
+    induction, previous = scores["induction"], scores["previous token"]
+    rows = [
+        f"L{layer}H{head:<4}  {induction[layer, head]:9.3f}  {previous[layer, head]:14.3f}"
+        for layer in range(induction.shape[0])
+        for head in range(induction.shape[1])
+    ]
+    return "\n".join(["head     induction  previous token", *rows])
+
+
+def _copying(best: dict[str, tuple[str, float]], copying: "Copying") -> str:
+    named = ", ".join(f"best {kind} {name} {score:.3f}" for kind, (name, score) in best.items())
+    return (
+        f"{named}\nloss on the first copy {copying.first:.3f}, on the second {copying.second:.3f} "
+        f"nats a token ({copying.n} sequences)"
+    )
+
+
+def _origin(origin: "Origin") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(origin)
+
+
+def _provenance(origin: Any) -> str:
+    return (
+        f"run {origin.run_id}, step {origin.step}, checkpoint {origin.checkpoint_sha256[:12]}, "
+        f"knowledge {origin.knowledge}"
+    )
