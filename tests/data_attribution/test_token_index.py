@@ -236,11 +236,13 @@ def test_spans_of_a_text_take_the_spelling_that_matches_further(make_store):
 
 
 def test_each_hit_knows_the_steps_that_read_it(make_store, make_run):
-    texts = [" ".join(f"d{k}w{j}" for j in range(5)) + " p q" for k in range(12)]
+    # Of lengths 3 to 6, so that some occurrences lie across the edge of two windows.
+    texts = [" ".join(f"d{k}w{j}" for j in range(1 + k % 4)) + " p q" for k in range(24)]
     store = make_store(texts, held_out=0.3)
     run = make_run(store, context=4, batch=2)
     hits = indexing.build(store).find("p q")
     assert any(hit.held_out for hit in hits)
+    assert any(hit.position % 4 == 0 for hit in hits if not hit.held_out)
     for hit in hits:
         place = set(range(hit.position, hit.position + 2))
         by_hand = [
