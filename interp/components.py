@@ -39,15 +39,18 @@ class HookedModel(Protocol):
     @property
     def cfg(self) -> Any: ...
 
-    def __call__(self, tokens: Int[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos vocab"]: ...
+    def __call__(
+        self, tokens: Int[Tensor, "prompt pos"], /
+    ) -> Float[Tensor, "prompt pos vocab"]: ...
 
     def run_with_cache(
-        self, tokens: Int[Tensor, "prompt pos"], *, names_filter: Sequence[str]
+        self, tokens: Int[Tensor, "prompt pos"], /, *, names_filter: Sequence[str]
     ) -> tuple[Float[Tensor, "prompt pos vocab"], Mapping[Any, Tensor]]: ...
 
     def run_with_hooks(
         self,
         tokens: Int[Tensor, "prompt pos"],
+        /,
         *,
         fwd_hooks: Sequence[tuple[str, Callable[..., Tensor | None]]],
     ) -> Float[Tensor, "prompt pos vocab"]: ...

@@ -100,9 +100,13 @@ class Run:
         removed = self.predicate.get("removed")
         return Removal(tuple(removed["documents"]), removed["mode"]) if removed else None
 
-    @cached_property
+    @property
     def store(self) -> TokenStore:
         """The token store it was trained on; refused when it is another one than it was."""
+        return self._store
+
+    @cached_property
+    def _store(self) -> TokenStore:
         self._must_be_trained_here("a token store")
         path = self.store_path or (self.path / self.predicate["store_path"]).resolve()
         store = token_store.open(path)
@@ -176,10 +180,14 @@ class Run:
         return tokenization.load(path) if path.is_file() else None
 
     def documents_read(self, step: int) -> Int64[np.ndarray, " document"]:
-        """Indices of the documents of which a token was a target at `step`; O(log documents)."""
+        """Indices of the documents of which a token was a target at `step`; O(log documents).
+
+        Documents that were taken out of this run were never read by it.
+        """
         if not 0 <= step < self.recipe.steps:
             raise TrainError(f"step {step} is not one of the {self.recipe.steps} steps of the run")
-        return orders.documents_read(self.order, self.store.starts, self.store.lengths, step)
+        read = orders.documents_read(self.order, self.store.starts, self.store.lengths, step)
+        return read if self.removal is None else np.setdiff1d(read, self.removal.documents)
 
     def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]:
         """The steps at which a token of the document was a target, ascending."""
@@ -187,6 +195,8 @@ class Run:
             raise StoreError(
                 f"document {document} is not one of the {self.store.n_documents} of the store"
             )
+        if self.removal and document in self.removal.documents:
+            return np.empty(0, dtype=np.int64)
         start = int(self.store.starts[document])
         return self.steps_reading_tokens(start, start + int(self.store.lengths[document]))
 

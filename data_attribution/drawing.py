@@ -1,0 +1,177 @@
+"""Small figures as SVG text, for a page that must open from disk without a network.
+
+plotly.js alone is over the two megabytes that the page may weigh; these figures are a few kilobytes
+each, and every mark carries its value as a tooltip.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+
+__all__ = ["Bar", "Line", "bars", "heat_map", "lines"]
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 56, 40, 14
+COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8d6a9f")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named curve; y is None where nothing was measured; low and high shade its interval."""
+
+    name: str
+    y: Sequence[float | None]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of one group with its interval."""
+
+    group: str
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def lines(curves: Sequence[Line], x: Sequence[str], *, across: str, up: str) -> str:
+    """Curves over equally spaced labels."""
+    values = [y for curve in curves for y in (*curve.y, *curve.low, *curve.high) if y is not None]
+    top, bottom = max([*values, 1e-9]), min([*values, 0.0])
+    scale = _Scale(bottom, top, len(x))
+    marks = [_frame(scale, up), _labels(scale, x), _legend([curve.name for curve in curves])]
+    for curve, colour in zip(curves, COLOURS, strict=False):
+        if curve.low:
+            there = [i for i, y in enumerate(curve.y) if y is not None]
+            upper = [f"{scale.x(i):.1f},{scale.y(curve.high[i]):.1f}" for i in there]
+            lower = [f"{scale.x(i):.1f},{scale.y(curve.low[i]):.1f}" for i in reversed(there)]
+            marks.append(
+                f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" opacity=".12"/>'
+            )
+        points = [(i, y) for i, y in enumerate(curve.y) if y is not None]
+        path = " ".join(f"{scale.x(i):.1f},{scale.y(y):.1f}" for i, y in points)
+        dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
+        marks.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
+        )
+        if len(points) < 40:
+            marks += [
+                f'<circle cx="{scale.x(i):.1f}" cy="{scale.y(y):.1f}" r="3" fill="{colour}">'
+                f"<title>{escape(curve.name)}, {escape(x[i])}: {y:.3f}</title></circle>"
+                for i, y in points
+            ]
+    return _svg(marks, across)
+
+
+def bars(rows: Sequence[Bar], *, up: str) -> str:
+    """Bars with intervals, grouped; one colour a name."""
+    groups = list(dict.fromkeys(row.group for row in rows))
+    names = list(dict.fromkeys(row.name for row in rows))
+    values = [value for row in rows for value in (row.value, row.low, row.high)]
+    scale = _Scale(min([*values, 0.0]), max([*values, 1e-9]), len(groups), padded=True)
+    marks = [_frame(scale, up), _labels(scale, groups), _legend(names)]
+    width = 0.8 * scale.step / len(names)
+    for row in rows:
+        number = names.index(row.name)
+        left = scale.x(groups.index(row.group)) + (number - len(names) / 2) * width
+        zero, tip = scale.y(0.0), scale.y(row.value)
+        middle = left + width / 2
+        marks.append(
+            f'<rect x="{left:.1f}" y="{min(zero, tip):.1f}" width="{width * 0.9:.1f}" '
+            f'height="{abs(zero - tip):.1f}" fill="{COLOURS[number]}" opacity=".85"><title>'
+            f"{escape(row.group)}, {escape(row.name)}: {row.value:.3f} "
+            f"[{row.low:.3f}, {row.high:.3f}]</title></rect>"
+            f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{scale.y(row.low):.1f}" '
+            f'y2="{scale.y(row.high):.1f}" stroke="#222"/>'
+        )
+    return _svg(marks, "")
+
+
+def heat_map(
+    values: Sequence[Sequence[float]], down: Sequence[str], across: Sequence[str], *, cell: int = 56
+) -> str:
+    """Coloured cells with their numbers; red works for the behaviour, blue against it."""
+    limit = max((abs(value) for row in values for value in row), default=1.0) or 1.0
+    marks = []
+    for i, row in enumerate(values):
+        y = TOP + 14 + i * cell
+        marks.append(_text(LEFT - 8, y + cell / 2 + 4, down[i], "end"))
+        for j, value in enumerate(row):
+            x = LEFT + j * cell
+            strength = min(abs(value) / limit, 1.0)
+            colour = "200,60,40" if value > 0 else "30,100,170"
+            marks.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" '
+                f'fill="rgba({colour},{strength:.3f})" stroke="#ddd"/>'
+                + _text(x + cell / 2 - 1, y + cell / 2 + 4, f"{value:.2f}", "middle")
+            )
+    marks += [
+        _text(LEFT + j * cell + cell / 2, TOP + 8, name, "middle") for j, name in enumerate(across)
+    ]
+    width, height = LEFT + len(across) * cell + 8, TOP + 20 + len(down) * cell
+    return f'<svg viewBox="0 0 {width} {height}" width="{width}">{"".join(marks)}</svg>'
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From values to pixels."""
+
+    bottom: float
+    top: float
+    n: int
+    padded: bool = False
+
+    @property
+    def step(self) -> float:
+        return (WIDTH - LEFT - 10) / (self.n if self.padded else max(self.n - 1, 1))
+
+    def x(self, index: int) -> float:
+        return LEFT + (index + 0.5 * self.padded) * self.step
+
+    def y(self, value: float) -> float:
+        share = (value - self.bottom) / (self.top - self.bottom)
+        return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP - 18)
+
+
+def _frame(scale: _Scale, up: str) -> str:
+    marks = []
+    for part in range(5):
+        value = scale.bottom + part / 4 * (scale.top - scale.bottom)
+        y = scale.y(value)
+        marks.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>'
+            + _text(LEFT - 6, y + 4, f"{value:.3g}", "end")
+        )
+    return "".join(marks) + f'<text x="4" y="{TOP - 2}" class="unit">{escape(up)}</text>'
+
+
+def _labels(scale: _Scale, names: Sequence[str]) -> str:
+    every = max(1, len(names) // 12)
+    return "".join(
+        _text(scale.x(i), HEIGHT - BOTTOM + 16, name, "middle")
+        for i, name in enumerate(names)
+        if i % every == 0
+    )
+
+
+def _legend(names: Sequence[str]) -> str:
+    marks, x = [], LEFT + 90
+    for name, colour in zip(names, COLOURS, strict=False):
+        marks.append(
+            f'<rect x="{x}" y="{TOP - 10}" width="10" height="10" fill="{colour}"/>'
+            + _text(x + 14, TOP - 1, name, "start")
+        )
+        x += 26 + 6.6 * len(name)
+    return "".join(marks)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(marks: Sequence[str], across: str) -> str:
+    label = _text(WIDTH / 2, HEIGHT - 4, across, "middle")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">{"".join(marks)}{label}</svg>'
