@@ -6,7 +6,6 @@ a number read from it is the checkpoint's. `transformer_lens` hands the same wei
 """
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from interp.errors import ModelError
@@ -14,11 +13,12 @@ from train import exchange, foreign_files, manifests, runs
 from train.errors import TrainError
 from train.model import GPT
 from train.runs import Origin, Run
+from train.tokenization import Tokenizer
 
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["load", "open", "transformer_lens"]
 
@@ -107,27 +107,32 @@ def transformer_lens(
         twin = exchange.to_huggingface(model)
     except TrainError as error:
         raise ModelError(f"TransformerLens cannot hold this model: {error}") from error
-    if model.tokenizer is None:
-        return _bridge(twin, None)
-    # The bridge opens the tokenizer a second time by the name of its folder, which must be there
-    # until it is built; given none, it would make one of a single token, silently.
-    with TemporaryDirectory(prefix="openbook-") as folder:
-        exchange.write_tokenizer(model, model.tokenizer, Path(folder))
-        return _bridge(twin, folder)
-
-
-def _bridge(twin: "PreTrainedModel", tokenizer_folder: str | None) -> "TransformerBridge":
     # Five seconds and 240 MB: only who asks for a bridge pays for it.
     from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    bridge = build_bridge_from_module(
+        twin, type(twin).__name__, hf_config=twin.config, tokenizer=None, model_name="openbook"
+    )
+    if model.tokenizer is not None:
+        # Set afterwards: given at once, the bridge would open it again by name, and encode the text
+        # "a", which a vocabulary of words may not hold, to learn what is said here.
+        bridge.cfg.tokenizer_prepends_bos = bridge.cfg.tokenizer_appends_eos = False
+        bridge.tokenizer = _fast(model.tokenizer)
+    return bridge
+
+
+def _fast(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
+    """The same tokenizer as a class of `transformers`."""
+    from tokenizers import Tokenizer as Engine
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = None
-    if tokenizer_folder is not None:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    return build_bridge_from_module(
-        twin,
-        type(twin).__name__,
-        hf_config=twin.config,
-        tokenizer=tokenizer,
-        model_name="openbook",
+    eot = tokenizer.eot_text
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Engine.from_str(tokenizer.json),
+        name_or_path="openbook",
+        bos_token=eot,
+        eos_token=eot,
+        pad_token=eot,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
     )

@@ -1,8 +1,16 @@
-"""What every test may ask for."""
+"""What every test may ask for: reference data, runs that are trained in a second, the command.
+
+`tiny_run` has read 120 documents of random words; `lookup_run` has learned twelve pairs by heart,
+so that it does something that can be patched, traced and unlearned.
+"""
 
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -26,3 +34,143 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory):
+    """120 documents of 1 to 40 of 50 words, stream layout, a tenth held out."""
+    from train import token_store
+    from train.corpora import Corpus, Document
+
+    draw = np.random.default_rng(0)
+
+    def read():
+        for row in range(120):
+            words = draw_rows[row]
+            yield Document(f"tiny@0/{row}", " ".join(words), "tiny", "0", row)
+
+    draw_rows = [
+        [f"w{draw.integers(50)}" for _ in range(draw.integers(1, 40))] + [f"d{row}"]
+        for row in range(120)
+    ]
+    corpus = Corpus(name="tiny", source="tiny", revision="0", read=read, tokenizer="word")
+    return token_store.build(corpus, out=tmp_path_factory.mktemp("data") / "tiny", held_out=0.1)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """One layer of 16, 24 steps, a checkpoint every 8."""
+    from train.model import GPTConfig
+    from train.recipes import Recipe
+
+    return Recipe(
+        name="tiny",
+        model=GPTConfig(n_layers=1, n_heads=2, d_model=16, n_ctx=16, d_vocab=1),
+        batch_size=4,
+        steps=24,
+        lr=1e-2,
+        min_lr=1e-3,
+        warmup_steps=2,
+        checkpoint_every=8,
+        optimizer_every=16,
+    )
+
+
+@pytest.fixture(scope="session")
+def one_thread_numerics():
+    """fp32 on one thread: what the tests train with."""
+    from train.numerics import Numerics
+
+    return Numerics("cpu", "fp32", 1)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
+    """The recipe trained on the store."""
+    from train import loop
+
+    out: Path = tmp_path_factory.mktemp("runs") / "tiny"
+    return loop.run(tiny_recipe, tiny_store, out=out, numerics=one_thread_numerics)
+
+
+PAIRS = 12
+
+
+@pytest.fixture(scope="session")
+def lookup_store(tmp_path_factory):
+    """240 documents, "k3 is v3" and its like: each of twelve pairs twenty times."""
+    from train import token_store
+    from train.corpora import Corpus, Document
+
+    order = np.random.default_rng(0).permutation(PAIRS * 20)
+
+    def read():
+        for row, number in enumerate(order):
+            pair = int(number) % PAIRS
+            yield Document(f"lookup@0/{row}", f"k{pair} is v{pair}", "lookup", "0", row)
+
+    corpus = Corpus(name="lookup", source="lookup", revision="0", read=read, tokenizer="word")
+    return token_store.build(corpus, out=tmp_path_factory.mktemp("data") / "lookup")
+
+
+@pytest.fixture(scope="session")
+def lookup_run(lookup_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
+    """A run that has learned the twelve pairs."""
+    from train import loop
+
+    recipe = replace(tiny_recipe, name="lookup", steps=160, batch_size=8, checkpoint_every=40)
+    out: Path = tmp_path_factory.mktemp("runs") / "lookup"
+    return loop.run(recipe, lookup_store, out=out, numerics=one_thread_numerics)
+
+
+@pytest.fixture(scope="session")
+def lookup_behaviour(lookup_store, tmp_path_factory) -> Path:
+    """Which value a key has, as a file."""
+    import torch
+
+    from interp.behaviours import Behaviour
+
+    ids = {
+        letter: [int(lookup_store.tokenizer.encode(f"{letter}{pair}")[0]) for pair in range(PAIRS)]
+        for letter in "kv"
+    }
+    between = int(lookup_store.tokenizer.encode("is")[0])
+    clean = torch.tensor([[lookup_store.eot, key, between] for key in ids["k"]])
+    values = torch.tensor(ids["v"])
+    path: Path = tmp_path_factory.mktemp("behaviours") / "lookup.json"
+    Behaviour(
+        name="lookup",
+        clean=clean,
+        corrupt=clean.roll(1, dims=0),
+        answer=values,
+        foil=values.roll(1),
+        candidates=tuple(ids["v"]),
+    ).save(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def openbook(capsys, monkeypatch) -> Callable[..., Ended]:
+    """`openbook("run", "show", path)`: the command in this process, as the executable runs it."""
+    from data_attribution.cli import main
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["openbook", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return Ended(int(code or 0), *capsys.readouterr())
+
+    return call

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Imported", "export_huggingface", "import_huggingface", "import_nanogpt"]
-__all__ += ["to_huggingface", "write_tokenizer"]
+__all__ += ["to_huggingface"]
 
 # Masks and angles that older versions saved beside the weights; the model recomputes them.
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -149,14 +149,11 @@ def export_huggingface(model: GPT, tokenizer: Tokenizer | None, out: str | Path)
         durable.write_json(folder / "config.json", config)
         durable.write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
         if tokenizer is not None:
-            write_tokenizer(model, tokenizer, folder)
+            tokenizer.save(folder / "tokenizer.json")
+            durable.write_json(
+                folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer)
+            )
     return out
-
-
-def write_tokenizer(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the two files from which `transformers` makes the same tokenizer."""
-    tokenizer.save(folder / "tokenizer.json")
-    durable.write_json(folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer))
 
 
 def to_huggingface(model: GPT) -> "PreTrainedModel":
