@@ -232,6 +232,54 @@ def counterfactual_command(
     answer(result, _counterfactual(result), as_json=as_json, out=out)
 
 
+def forget_command(
+    path: RunPath,
+    facts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FACT]...", help="'capital of E', or E; default: nine facts."),
+    ] = None,
+    exposures: Annotated[int, typer.Option(min=1, help="Of the facts chosen by default.")] = 16,
+    seed: Seed = 0,
+    runs_folder: Annotated[
+        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
+    ] = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Train a planted RUN again without every document of some facts, and ask it for them."""
+    from dataclasses import asdict
+
+    from data_attribution import forgetting
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    names = facts or forgetting.removable(opened, exposures=exposures)
+    with progress.bar("retraining") as advance:
+        found = forgetting.facts(opened, names, out=runs_folder, seed=seed, progress=advance)
+    answer(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("openbook-demo.html"),
+    data: Annotated[Path, typer.Option(help="Folder of token stores.")] = Path("data"),
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of runs.")] = Path("runs"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps, for a trial.")] = None,
+) -> None:
+    """Play the whole sentence on the planted corpus and write one HTML page; about 4 minutes.
+
+    What an earlier demo has finished is opened again; what was stopped goes on.
+    """
+    from data_attribution import demo, page
+    from train import progress
+
+    played = demo.play(data=data, out=runs_folder, stage=progress.bar, steps=steps)
+    page.write(played, out)
+    typer.echo(page.summary(played))
+    typer.echo(f"the whole of it: {out}")
+
+
+app.command("demo")(demo_command)
 app.add_typer(corpus, name="corpus")
 app.command("train")(train_command)
 app.add_typer(run, name="run")
@@ -242,6 +290,7 @@ app.command("detect")(detect_command)
 app.add_typer(index, name="index")
 app.add_typer(trace, name="trace")
 app.command("counterfactual")(counterfactual_command)
+app.command("forget")(forget_command)
 
 
 def main() -> None:

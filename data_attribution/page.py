@@ -15,7 +15,7 @@ from interp.effects import Effects
 from train import durable
 
 
-__all__ = ["html", "write"]
+__all__ = ["html", "summary", "write"]
 
 STYLE = """
 body{font:16px/1.55 Georgia,serif;color:#222;max-width:780px;margin:40px auto;padding:0 20px}
@@ -32,6 +32,32 @@ def write(demo: Demo, path: Path) -> Path:
     """Write the page whole or not at all."""
     durable.write_text(path, html(demo))
     return path
+
+
+def summary(demo: Demo) -> str:
+    """The page in six lines, for the terminal."""
+    found, rows = demo.forgetting, demo.run.ledger
+    induction, score = detecting.best(demo.circuit.induction)
+    head = demo.heads.top(1)[0]
+    levels = [level for level in demo.recall.levels if level.exposures]
+    shown = "  ".join(f"{one.exposures}: {_number(one.seen.recall)}" for one in levels)
+    fact, answer = demo.traced.fact, demo.traced.answers[0]
+    states = sum(said == "states it" for said in demo.traced.truth)
+    gone = found.of("documents removed", "removed").share
+    random = found.of("random removed", "removed").share
+    lines = [
+        f"run {demo.run.id}: {len(rows)} steps, {demo.verification.level}",
+        f"recall by exposures  {shown}",
+        f"IOI right in {demo.check.accuracy:.2f} of {demo.check.n}, by {demo.check.score:.1f} "
+        f"nats; {head} alone restores {demo.heads[head]:.2f}; {induction} is the induction head "
+        f"({score:.2f})",
+        f"{fact['name']}: {answer.given}; {states} of the {len(fact['documents'])} documents that "
+        f"state it among the first {len(demo.traced.truth)} sources",
+        f"without the documents of {len(found.facts)} facts their recall is "
+        f"{_number(gone.recall)} [{gone.low:.2f}, {gone.high:.2f}]; without as many random ones "
+        f"{_number(random.recall)} [{random.low:.2f}, {random.high:.2f}]",
+    ]
+    return "\n".join(lines)
 
 
 def html(demo: Demo) -> str:
