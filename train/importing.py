@@ -1,7 +1,7 @@
 """Weights that somebody else trained, taken in as a run that says how little is known of it.
 
-An import has one checkpoint, no ledger and no store. Its knowledge level is `weights-only`, and that
-level stands in every result computed from it.
+An import has one checkpoint, no ledger and no store. Its knowledge level is `weights-only`, and
+that level stands in every result computed from it.
 """
 
 from dataclasses import asdict

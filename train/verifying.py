@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from train import checkpoints, durable, evaluating, ledger, loop, token_store
+from train import checkpoints, durable, evaluating, ledger, loop, runs, token_store
 from train.checkpoints import Saved
 from train.errors import DamagedError, TrainError
 from train.model import init
@@ -88,7 +88,15 @@ def verify(
 
 
 def files(run: Run, progress: Progress | None = None) -> tuple[list[str], int]:
-    """Problems with the files of a run and of its store, and how many were checked."""
+    """Problems with the files of a run, its store and its retrained runs; how many were checked."""
+    problems, count = _run_problems(run, progress)
+    if run.knowledge == "weights-only":
+        return problems, count
+    problems += _store_problems(run)
+    return problems or _retrained_problems(run), count
+
+
+def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
     problems: list[str] = []
     subjects = {one["name"]: one["digest"]["sha256"] for one in run.manifest["subject"]}
     count = 1 + len(subjects)
@@ -117,19 +125,31 @@ def files(run: Run, progress: Progress | None = None) -> tuple[list[str], int]:
             )
     except DamagedError as error:
         problems.append(str(error))
-    return problems + _store_problems(run, progress), count
+    return problems, count
 
 
-def _store_problems(run: Run, progress: Progress | None) -> list[str]:
+def _store_problems(run: Run) -> list[str]:
     path = run.store_path or (run.path / run.predicate["store_path"]).resolve()
     problem = _changed(path / "store.json", run.predicate["data"]["store_sha256"])
     if problem:
         return [problem]
     try:
-        token_store.verify(run.store)
+        token_store.verify(run.store, texts=False)
     except TrainError as error:
         return [str(error)]
     return []
+
+
+def _retrained_problems(run: Run) -> list[str]:
+    """The same for the runs that were trained from this one and are kept inside it."""
+    problems = []
+    for manifest in sorted(run.path.glob("*/*/manifest.json")):
+        try:
+            child = runs.open(manifest.parent, store=run.store.path)
+            problems += _run_problems(child, None)[0]
+        except TrainError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _changed(path: Path, expected: str) -> str | None:

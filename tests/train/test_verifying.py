@@ -55,6 +55,24 @@ def test_one_flipped_bit_in_any_file_is_named(copied):
     assert problems(copied) == []
 
 
+def test_a_flipped_bit_in_what_was_computed_from_the_store_or_the_run_is_named(copied):
+    from data_attribution import indexing
+    from train import loop
+    from train.batches import Removal
+
+    run = runs.open(copied, store=copied.parent / "store")
+    indexing.build(run.store)
+    document = int(run.documents_read(20)[0])
+    child = loop.branch(run, copied / "counterfactuals" / "child", Removal((document,)))
+    assert problems(copied) == []
+    inside = [child.path / "ledger.jsonl", child.path / "manifest.json"]
+    for path in [*inside, *(copied.parent / "store/index").iterdir()]:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:7] + bytes([whole[7] ^ 1]) + whole[8:])
+        assert any(path.name in problem for problem in problems(copied)), path
+        path.write_bytes(whole)
+
+
 def test_truncated_and_missing_files_are_named(copied):
     for path in every_file(copied):
         whole = path.read_bytes()
