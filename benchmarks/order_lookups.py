@@ -1,0 +1,66 @@
+"""How long step -> documents and document -> steps take at the size of OpenWebText.
+
+    python benchmarks/order_lookups.py
+
+A simulated store: 8,009,762 documents of log-normal length that sum to 9.04 billion tokens; the
+order and the 52,453 steps of recipe gpt2-124m. Nothing is stored but the document table.
+"""
+
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from train import recipes
+from train.runs import Run
+
+
+N_DOCUMENTS, N_TOKENS, TRIALS = 8_009_762, 9_035_582_198, 2000
+
+
+def main() -> None:
+    """Time random look-ups in both directions and print their quantiles."""
+    run, draw = simulated(), np.random.default_rng(1)
+    steps = draw.integers(run.recipe.steps, size=TRIALS)
+    documents = draw.integers(N_DOCUMENTS - 1, size=TRIALS)
+    run.documents_read(0), run.steps_reading(0)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}, n {TRIALS} each")
+    report("documents_read(step)", [timed(run.documents_read, int(step)) for step in steps])
+    report("steps_reading(document)", [timed(run.steps_reading, int(one)) for one in documents])
+
+
+def simulated() -> Run:
+    """A run of gpt2-124m over documents that only have lengths."""
+    draw = np.random.default_rng(0)
+    weights = draw.lognormal(0.0, 1.0, N_DOCUMENTS)
+    lengths = np.maximum((weights / weights.sum() * (N_TOKENS - N_DOCUMENTS)).astype(np.int64), 1)
+    starts = 1 + np.cumsum(lengths + 1) - (lengths + 1)
+    n_tokens = int(starts[-1] + lengths[-1] + 1)
+    store = SimpleNamespace(
+        starts=starts, lengths=lengths, n_documents=N_DOCUMENTS, train_tokens=n_tokens
+    )
+    predicate = {"recipe": asdict(recipes.GPT2_124M), "knowledge": "full", "run_id": "simulated"}
+    run = Run(Path("simulated"), {"predicate": predicate})
+    vars(run)["_store"] = store
+    return run
+
+
+def timed(look_up: object, argument: int) -> float:
+    """Milliseconds of one call."""
+    begin = time.perf_counter()
+    look_up(argument)  # pyright: ignore[reportCallIssue]
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def report(name: str, milliseconds: list[float]) -> None:
+    """Median, 99th percentile and maximum."""
+    p50, p99, worst = np.quantile(milliseconds, [0.5, 0.99, 1.0])
+    print(f"{name:<24} p50 {p50:.3f} ms   p99 {p99:.3f} ms   max {worst:.3f} ms   asked <= 1 ms")
+
+
+if __name__ == "__main__":
+    main()
