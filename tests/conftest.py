@@ -117,8 +117,18 @@ def lookup_store(tmp_path_factory):
 def lookup_run(lookup_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
     """A run that has learned the twelve pairs."""
     from train import loop
+    from train.model import GPTConfig
 
-    recipe = replace(tiny_recipe, name="lookup", steps=160, batch_size=8, checkpoint_every=40)
+    recipe = replace(
+        tiny_recipe,
+        name="lookup",
+        model=GPTConfig(n_layers=1, n_heads=2, d_model=32, n_ctx=16, d_vocab=1, init_std=0.1),
+        steps=160,
+        batch_size=8,
+        warmup_steps=10,
+        checkpoint_every=40,
+        optimizer_every=40,
+    )
     out: Path = tmp_path_factory.mktemp("runs") / "lookup"
     return loop.run(recipe, lookup_store, out=out, numerics=one_thread_numerics)
 
