@@ -264,7 +264,6 @@ def demo_command(
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("openbook-demo.html"),
     data: Annotated[Path, typer.Option(help="Folder of token stores.")] = Path("data"),
     runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of runs.")] = Path("runs"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps, for a trial.")] = None,
 ) -> None:
     """Play the whole sentence on the planted corpus and write one HTML page; about 4 minutes.
 
@@ -273,7 +272,7 @@ def demo_command(
     from data_attribution import demo, page
     from train import progress
 
-    played = demo.play(data=data, out=runs_folder, stage=progress.bar, steps=steps)
+    played = demo.play(data=data, out=runs_folder, stage=progress.bar)
     page.write(played, out)
     typer.echo(page.summary(played))
     typer.echo(f"the whole of it: {out}")

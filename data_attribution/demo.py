@@ -22,7 +22,7 @@ from interp.behaviours import Behaviour, Check
 from interp.detecting import Copying
 from interp.effects import Effects
 from interp.recalling import Answer, Recall
-from train import corpora, loop, numerics, recipes, runs, token_store
+from train import corpora, loop, numerics, recipes, token_store
 from train.progress import Progress
 from train.runs import Run
 from train.verifying import Verification
@@ -70,16 +70,15 @@ class Demo:
     forgetting: Forgetting
 
 
-def play(*, data: Path, out: Path, stage: Stage, steps: int | None = None) -> Demo:
+def play(*, data: Path, out: Path, stage: Stage) -> Demo:
     """Run or reopen every stage.
 
     Args:
         data: Folder of token stores; the planted one is `data/planted`.
         out: Folder of runs; the demo's is `out/planted`.
         stage: Opens a progress bar for a named stage (`train.progress.bar`).
-        steps: Fewer steps than the recipe's, for a trial.
     """
-    run = _trained(data / "planted", out / "planted", stage, steps)
+    run = _trained(data / "planted", out / "planted", stage)
     with stage("verifying") as progress:
         verification = run.verify(progress=progress)
     with stage("indexing") as progress:
@@ -100,7 +99,7 @@ def play(*, data: Path, out: Path, stage: Stage, steps: int | None = None) -> De
     return Demo(run, verification, recall, circuit, ioi, check, heads, traced, forgot)
 
 
-def _trained(store_path: Path, run_path: Path, stage: Stage, steps: int | None) -> Run:
+def _trained(store_path: Path, run_path: Path, stage: Stage) -> Run:
     if not (store_path / "store.json").exists():
         with stage("building the planted corpus") as progress:
             token_store.build(corpora.open("planted"), out=store_path, progress=progress)
@@ -113,7 +112,6 @@ def _trained(store_path: Path, run_path: Path, stage: Stage, steps: int | None) 
             store,
             out=run_path,
             numerics=numerics.choose(),
-            steps=steps,
             progress=progress,
         )
 
@@ -142,8 +140,3 @@ def _traced(run: Run, model: hooked.GPT, name: str) -> Traced:
     labels |= {row: "distractor" for row in fact["distractors"]}
     said = tuple(labels.get(int(run.store.rows[one]), "neither") for one in sources.documents)
     return Traced(fact, behaviour, answers, sources, said)
-
-
-def runs_of(demo: Demo) -> tuple[Run, ...]:
-    """The retrained runs behind the proof: without the documents, and without random ones."""
-    return tuple(runs.open(path, store=demo.run.store.path) for path in demo.forgetting.runs)
