@@ -1,0 +1,382 @@
+"""Whatever is wrong with the input is one line with a number for the shell, and leaves nothing."""
+
+import gzip
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from train import recipes, runs, token_store
+
+
+EXECUTABLE = Path(sys.executable).with_name("openbook")
+
+
+def refused(ended, code: int, *words: str) -> None:
+    """One line on stderr, nothing on stdout, the right code, and the words that help."""
+    assert (ended.code, ended.out) == (code, "")
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    assert ended.err.endswith("\n")
+    for word in words:
+        assert word in ended.err
+
+
+def left(folder: Path) -> list[str]:
+    """Everything in a folder, what is hidden and half-written included."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def build(openbook, tmp_path):
+    """`build(name, bytes)`: a file of these bytes, offered to `corpus build`."""
+
+    def call(name: str, content: bytes, *options: object):
+        source = tmp_path / name
+        source.write_bytes(content)
+        ended = openbook(
+            "corpus", "build", source, "--out", tmp_path / "store", "--tokenizer", "word", *options
+        )
+        if ended.code:
+            assert left(tmp_path) == [name]
+        return ended
+
+    return call
+
+
+# --- corpora -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("none.jsonl", b"", 2, "holds no document with text in it: there are none"),
+        ("empty.jsonl", b'{"text": ""}\n', 2, "holds no document with text in it: all 1 are empty"),
+        ("latin.txt", "caf\xe9 au lait".encode("latin-1"), 3, "not UTF-8 (byte 0xe9 at offset 3)"),
+        ("latin.jsonl", b'{"text": "caf\xe9"}\n', 3, "latin.jsonl: line 1 is not UTF-8"),
+        ("other.jsonl", b'{"body": "a"}\n', 2, "choose one that holds text with --text-field"),
+        ("list.jsonl", b"[1, 2]\n", 2, "line 1 holds a list"),
+        ("half.jsonl.gz", gzip.compress(b'{"text": "a"}\n')[:-6], 3, "is cut off or changed"),
+        ("table.csv", b"text\na\n", 2, "unknown file type '.csv'"),
+        ("table.parquet", b"PAR1 and no more", 3, "not readable as parquet"),
+    ],
+)
+def test_a_corpus_that_cannot_be_read(build, name, content, code, words):
+    refused(build(name, content), code, words)
+
+
+def test_a_single_document_of_100_mb(build):
+    ended = build("large.txt", b"word " * (20 << 20))
+    refused(ended, 2, "larger than 64 MiB", "--max-document-mb")
+
+
+def test_an_empty_folder_and_no_folder(openbook, tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = ("--out", tmp_path / "store")
+    refused(openbook("corpus", "build", tmp_path / "empty", *out), 2, "holds no files")
+    refused(openbook("corpus", "build", "openwebtxt", *out), 2, "did you mean 'openwebtext'?")
+    assert left(tmp_path) == ["empty"]
+
+
+def test_the_text_of_the_separator_is_text_like_any_other(openbook, tmp_path):
+    source, store = tmp_path / "texts.jsonl", tmp_path / "store"
+    source.write_text('{"text": "one <|endoftext|> two"}\n{"text": "three"}\n')
+    ended = openbook("corpus", "build", source, "--out", store, "--tokenizer", "gpt2")
+    assert (ended.code, ended.err) == (0, "")
+    opened = token_store.open(store)
+    assert opened.n_documents == 2
+    assert opened.text(0) == "one <|endoftext|> two"
+    assert int((opened.tokens == opened.eot).sum()) == 3  # in front, and behind each document
+
+
+def test_a_store_is_not_written_over(build, openbook, tmp_path):
+    assert build("texts.jsonl", b'{"text": "a b"}\n').code == 0
+    before = left(tmp_path)
+    again = openbook("corpus", "build", tmp_path / "texts.jsonl", "--out", tmp_path / "store")
+    refused(again, 2, "exists already")
+    assert left(tmp_path) == before
+
+
+# --- stores that do not fit ----------------------------------------------------------------------
+
+
+def test_a_store_of_another_tokenizer_than_the_runs(
+    openbook, tiny_run, lookup_store, lookup_behaviour, tmp_path
+):
+    other = ("--store", lookup_store.path)
+    for command in (
+        ("run", "reads", tiny_run.path, "--step", 0),
+        ("patch", tiny_run.path, lookup_behaviour),
+        ("index", "find", lookup_store.path, "k3", "--run", tiny_run.path),
+    ):
+        given = () if command[0] == "index" else other
+        ended = openbook(*command, *given)
+        refused(ended, 2, str(lookup_store.path), lookup_store.fingerprint[:12], "was trained on")
+    fixed = openbook("train", "gpt2-124m", lookup_store.path, "--out", tmp_path / "run")
+    refused(fixed, 2, "needs a vocabulary of 50257", "(word tokenizer)")
+    assert left(tmp_path) == []
+
+
+def test_a_context_longer_than_the_store(openbook, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a b c"}\n')
+    store = tmp_path / "store"
+    openbook("corpus", "build", tmp_path / "texts.jsonl", "--out", store, "--tokenizer", "word")
+    ended = openbook("train", "text-small", store, "--out", tmp_path / "run")
+    refused(ended, 2, "a window of 128 tokens and one target does not fit the 5 training tokens")
+    assert not (tmp_path / "run").exists()
+
+
+# --- names, places and numbers -------------------------------------------------------------------
+
+
+def test_unknown_names_are_answered_with_the_nearest(openbook, tiny_store, tiny_run, tmp_path):
+    ended = openbook("train", "plantd", tiny_store.path, "--out", tmp_path / "run")
+    refused(ended, 2, "no recipe is called 'plantd', did you mean 'planted'?")
+    ended = openbook("patch", tiny_run.path, "inductoin")
+    refused(ended, 2, "there is no behaviour 'inductoin', did you mean 'induction'")
+    ended = openbook("trace", "documents", tiny_run.path, "--text", "w1", "--method", "lexcal")
+    refused(ended, 2, "'lexcal', did you mean 'lexical'?")
+    ended = openbook(
+        "train", "planted", tiny_store.path, "--out", tmp_path / "run", "--device", "x"
+    )
+    refused(ended, 2, "device is 'auto', 'cpu', 'cuda'")
+    assert left(tmp_path) == []
+
+
+def test_folders_of_another_kind(openbook, tiny_store, tiny_run, lookup_behaviour, tmp_path):
+    run, store, nothing = tiny_run.path, tiny_store.path, tmp_path / "nothing"
+    file = tmp_path / "file.txt"
+    file.write_text("text")
+    for code, words, command in (
+        (2, f"there is no token store at {run}", ("corpus", "show", run)),
+        (2, f"there is no token store at {run}", ("index", "build", run)),
+        (2, f"there is no token store at {nothing}", ("index", "count", nothing, "w1")),
+        (2, f"there is no token store at {run}", ("train", "planted", run, "--out", nothing)),
+        (2, f"no run at {store}", ("run", "show", store)),
+        (2, f"no run at {nothing}", ("run", "verify", nothing)),
+        (2, "neither a run", ("patch", store, "ioi")),
+        (2, "neither a run", ("detect", nothing)),
+        (3, "a run is a folder", ("run", "show", file)),
+        (2, "nothing to import at", ("run", "import", nothing, "--out", tmp_path / "run")),
+        (3, "config.json: the file is missing", ("run", "import", store, "--out", nothing)),
+        (2, "exists", ("run", "export", run, "--out", store)),
+        (2, f"no run at {nothing}", ("train", "planted", store, "--out", nothing, "--resume")),
+    ):
+        refused(openbook(*command), code, words)
+    at = (tiny_run.path, lookup_behaviour)
+    for words, options in (
+        (f"to {tmp_path}: a folder", ("patch", *at, "--out", tmp_path)),
+        ("no folder", ("patch", *at, "--out", nothing / "effects.json")),
+        ("no folder", ("patch", *at, "--plot", nothing / "effects.html")),
+        ("there is nothing", ("counterfactual", *at, "--without", nothing)),
+        ("there is a folder", ("counterfactual", *at, "--without", tmp_path)),
+        ("no documents to remove", ("counterfactual", *at)),
+        ("either a BEHAVIOUR or --text", ("trace", "documents", tiny_run.path)),
+        ("either --step N or --document N", ("run", "reads", tiny_run.path)),
+        ("belongs to mlps and attention", ("patch", *at, "--positions", "each")),
+        ("nearest is 8", ("patch", *at, "--step", 9)),
+        ("cannot be replayed", ("run", "replay", tiny_run.path, "--from", 9, "--to", 99)),
+    ):
+        refused(openbook(*options), 2, words)
+    assert left(tmp_path) == ["file.txt"]
+
+
+def test_a_file_that_may_not_be_read_or_made(openbook, tmp_path, monkeypatch):
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "a b"}\n')
+
+    def deny(self, *_args, **_kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    # Whoever runs the tests may be allowed everything, so the system's refusal is acted.
+    monkeypatch.setattr(Path, "open", deny)
+    ended = openbook("corpus", "build", source, "--out", tmp_path / "store")
+    refused(ended, 2, f"{source}: permission denied")
+    monkeypatch.undo()
+    assert left(tmp_path) == ["texts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["patch"],
+        ["nothing"],
+        ["patch", "run", "ioi", "--over", "haeds"],
+        ["patch", "run", "ioi", "--prompts", "0"],
+        ["train", "planted", "store", "--out", "run", "--steps", "-1"],
+        ["run", "reads", "run", "--step", "one"],
+    ],
+)
+def test_misuse_exits_2(openbook, arguments):
+    ended = openbook(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Usage: openbook" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (MemoryError("Unable to allocate 7.45 GiB"), 4, "the memory does not hold it: Unable to"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+         4, "you tried to allocate 9 bytes"),
+        (OSError(28, "No space left on device", "/disk/file"), 4, "/disk/file: no space left"),
+    ],
+)  # fmt: skip
+def test_memory_and_disk_that_end_are_exit_4(openbook, monkeypatch, raised, code, words):
+    def fail(*_args, **_kwargs):
+        raise raised
+
+    monkeypatch.setattr(token_store, "open", fail)
+    refused(openbook("corpus", "show", "anything"), code, words)
+
+
+def test_an_error_that_nobody_foresaw_is_shown_whole(openbook, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(token_store, "open", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        openbook("corpus", "show", "anything")
+
+
+# --- training that goes wrong --------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
+    openbook, tiny_store, tiny_recipe, tmp_path, monkeypatch
+):
+    # A recipe is no option of the command, so a bad one is put among the named ones.
+    wild = replace(tiny_recipe, name="wild", lr=1e25, min_lr=1e25, warmup_steps=3)
+    monkeypatch.setitem(recipes._NAMED, "wild", wild)
+    out, options = tmp_path / "run", ("--threads", 1, "--precision", "fp32")
+    ended = openbook("train", "wild", tiny_store.path, "--out", out, *options)
+    refused(ended, 1, "is not a number; the first bad tensor is the ", "last good checkpoint")
+    run = runs.open(out)
+    stopped = int(ended.err.partition("the loss of step ")[2].partition(" ")[0])
+    assert run.steps == [step for step in (0, 1, 2, 4, 8) if step <= stopped]
+    assert len(run.ledger) == stopped
+    assert all(parameter.isfinite().all() for parameter in run.load().parameters())
+    assert [name for name in left(tmp_path) if "partial" in name] == []
+    again = openbook("train", "wild", tiny_store.path, "--out", out, "--resume")
+    refused(again, 1, f"the loss of step {stopped} is not a number")
+
+
+# --- pickles -------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_is_never_opened(openbook, tiny_run, tmp_path):
+    ran = tmp_path / "ran"
+    bomb = pickle.dumps(Bomb(ran))
+    hugging, run = tmp_path / "hf", tmp_path / "run"
+    hugging.mkdir()
+    (hugging / "config.json").write_text('{"model_type": "gpt2"}')
+    (hugging / "pytorch_model.bin").write_bytes(bomb)
+    (tmp_path / "ckpt.pt").write_bytes(bomb)
+    torch.save({"model": Bomb(ran)}, tmp_path / "zipped.pt")
+    shutil.copytree(tiny_run.path, run)
+    (run / "checkpoints/step-00000024/model.safetensors").write_bytes(bomb)
+    before = left(tmp_path)
+    out = ("--out", tmp_path / "imported")
+    for command, words in (
+        (("run", "import", hugging, *out), "pytorch_model.bin: a pickle, which can run code"),
+        (("run", "import", tmp_path / "ckpt.pt", *out), "ckpt.pt: torch's restricted reader"),
+        (("run", "import", tmp_path / "zipped.pt", *out), "zipped.pt: torch's restricted reader"),
+        (("patch", hugging, "ioi"), "pytorch_model.bin: a pickle"),
+        (("patch", tmp_path / "ckpt.pt", "ioi"), "ckpt.pt: a pickle"),
+        (("patch", run, "ioi", "--store", tiny_run.store.path), "this is a pickle"),
+        (("run", "export", run, *out, "--store", tiny_run.store.path), "this is a pickle"),
+    ):
+        refused(openbook(*command), 3, words)
+    assert not ran.exists()
+    assert left(tmp_path) == before
+
+
+# --- a disk that is full -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator:
+    """`small_disk(kib)`: an empty disk of that size."""
+    mounted = []
+
+    def mount(kib: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command here")
+        if done.returncode:
+            pytest.skip(f"a small disk may not be mounted here: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kib", [32, 512])
+def test_a_disk_that_fills_while_a_corpus_is_built(openbook, small_disk, tmp_path, kib):
+    source, disk = tmp_path / "texts.jsonl", small_disk(kib)
+    rows = (f'{{"text": "{"w x y z " * 40}{row}"}}\n' for row in range(4000))
+    source.write_text("".join(rows))
+    ended = openbook("corpus", "build", source, "--out", disk / "store", "--tokenizer", "word")
+    refused(ended, 4, "the disk is full while writing", "MiB left")
+    assert left(disk) == []
+
+
+def test_a_disk_that_fills_while_a_model_is_trained(openbook, tiny_store, small_disk):
+    """Wherever it fills: before the first checkpoint, between two, inside the ledger."""
+    options = ("--steps", 40, "--batch-size", 2, "--threads", 1, "--precision", "fp32")
+    resumable = 0
+    for kib in (8, 2000, 12000, 20000):
+        out = small_disk(kib) / "run"
+        ended = openbook("train", "text-small", tiny_store.path, "--out", out, *options)
+        refused(ended, 4, "the disk is full while writing", "MiB left")
+        assert [name for name in left(out.parent) if "partial" in name] == []
+        if (out / "checkpoints/index.json").exists():
+            run = runs.open(out)
+            assert run.load().origin.step == run.steps[-1] == run.saved[-1].step
+            resumable += 1
+    assert resumable >= 2
+
+
+def test_a_training_on_a_full_disk_goes_on_when_there_is_room(openbook, tiny_store, small_disk):
+    options = ("--steps", 4, "--batch-size", 2, "--threads", 1, "--precision", "fp32")
+    disk = small_disk(12000)
+    ended = openbook("train", "text-small", tiny_store.path, "--out", disk / "run", *options)
+    refused(ended, 4, "the disk is full")
+    subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+    again = openbook("train", "text-small", tiny_store.path, "--out", disk / "run", "--resume")
+    assert (again.code, again.err) == (0, "")
+    assert runs.open(disk / "run").finished
+
+
+def test_the_executable_ends_like_the_function(tmp_path):
+    command = [EXECUTABLE, "run", "show", str(tmp_path / "nothing")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        f"error: no run at {tmp_path / 'nothing'}: no manifest.json there; `openbook train` makes "
+        "one\n"
+    )
