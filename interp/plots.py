@@ -7,13 +7,20 @@ what it holds: tokens, heads, exposures.
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
 
 
 if TYPE_CHECKING:
+    import pandas
+
     from interp.effects import Effects
     from interp.recalling import Recall
 
-__all__ = ["bars", "effects", "heat_map", "recall"]
+__all__ = ["bars", "effects", "grouped_bars", "heads", "heat_map", "recall"]
+
+# Pixels: three figures of a notebook fit on one screen.
+WIDTH, HEIGHT = 680, 340
 
 
 def effects(found: "Effects") -> go.Figure:
@@ -28,13 +35,20 @@ def effects(found: "Effects") -> go.Figure:
             title=title,
             unit=found.unit,
         )
-    across = [f"H{head}" for head in range(found.values.shape[1])]
-    if found.axes[1] == "pos":
-        labels = found.pos_labels or [""] * found.values.shape[1]
-        # The position in front keeps two equal tokens two columns.
-        across = [f"{pos} {label}".strip() for pos, label in enumerate(labels)]
+    if found.axes[1] == "head":
+        return heads(found.values, title=title, unit=found.unit)
+    labels = found.pos_labels or [""] * found.values.shape[1]
+    # The position in front keeps two equal tokens two columns.
+    across = [f"{pos} {label}".strip() for pos, label in enumerate(labels)]
     down = [f"L{layer}" for layer in range(found.values.shape[0])]
     return heat_map(found.values.tolist(), down, across, title=title, unit=found.unit)
+
+
+def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.Figure:
+    """One number per head, the first layer at the bottom."""
+    n_layers, n_heads = values.shape
+    down, across = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
+    return heat_map(values.tolist(), down, across, title=title, unit=unit)
 
 
 def heat_map(
@@ -55,9 +69,8 @@ def heat_map(
             hovertemplate="%{y} %{x}: %{z:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(title=title, template="plotly_white")
     figure.update_xaxes(type="category")
-    return figure
+    return _framed(figure, title)
 
 
 def bars(
@@ -70,15 +83,34 @@ def bars(
     unit: str,
 ) -> go.Figure:
     """Values with their intervals."""
-    error = {
-        "type": "data",
-        "symmetric": False,
-        "array": [top - value for value, top in zip(values, high, strict=True)],
-        "arrayminus": [value - bottom for value, bottom in zip(values, low, strict=True)],
-    }
-    figure = go.Figure(go.Bar(x=names, y=values, error_y=error))
-    figure.update_layout(title=title, template="plotly_white", yaxis_title=unit)
-    return figure
+    figure = go.Figure(go.Bar(x=names, y=values, error_y=_interval(values, low, high)))
+    figure.update_yaxes(title=unit)
+    return _framed(figure, title)
+
+
+def grouped_bars(
+    frame: "pandas.DataFrame",
+    *,
+    across: str,
+    by: str,
+    value: str,
+    low: str,
+    high: str,
+    title: str,
+    unit: str,
+) -> go.Figure:
+    """Values of a table with their intervals: a group per `across`, a colour per `by`.
+
+    The other arguments name columns; rows keep their order.
+    """
+    figure = go.Figure()
+    for name, rows in frame.groupby(by, sort=False):
+        values = rows[value].tolist()
+        error = _interval(values, rows[low].tolist(), rows[high].tolist())
+        figure.add_bar(x=rows[across].tolist(), y=values, error_y=error, name=str(name))
+    figure.update_xaxes(title=across)
+    figure.update_yaxes(title=unit)
+    return _framed(figure, title)
 
 
 def recall(found: "Recall") -> go.Figure:
@@ -87,12 +119,11 @@ def recall(found: "Recall") -> go.Figure:
     figure = go.Figure()
     for kind, title in (("seen", "forms it was stated in"), ("paraphrase", "form held out")):
         shares = [getattr(level, kind) for level in found.levels]
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [one.high - (one.recall or 0.0) for one in shares],
-            "arrayminus": [(one.recall or 0.0) - one.low for one in shares],
-        }
+        error = _interval(
+            [one.recall or 0.0 for one in shares],
+            [one.low for one in shares],
+            [one.high for one in shares],
+        )
         figure.add_scatter(x=exposures, y=[one.recall for one in shares], error_y=error, name=title)
     figure.add_scatter(
         x=exposures,
@@ -100,12 +131,21 @@ def recall(found: "Recall") -> go.Figure:
         name="always the commonest value",
         line={"dash": "dot"},
     )
-    figure.update_layout(
-        title="Recall of planted facts by exposure",
-        template="plotly_white",
-        xaxis_title="documents that state the fact",
-        yaxis_title="share recalled",
-    )
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(range=[0, 1.02])
-    return figure
+    figure.update_xaxes(type="category", title="documents that state the fact")
+    figure.update_yaxes(range=[0, 1.02], title="share recalled")
+    return _framed(figure, "Recall of planted facts by exposure")
+
+
+def _interval(values: list[float], low: list[float], high: list[float]) -> dict[str, object]:
+    """Plotly's error bars are distances from the value."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [top - value for value, top in zip(values, high, strict=True)],
+        "arrayminus": [value - bottom for value, bottom in zip(values, low, strict=True)],
+    }
+
+
+def _framed(figure: go.Figure, title: str) -> go.Figure:
+    figure.update_layout(title=title, template="plotly_white", width=WIDTH, height=HEIGHT)
+    return figure.update_layout(margin={"t": 48, "b": 40, "l": 60, "r": 20})
