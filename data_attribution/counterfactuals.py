@@ -10,15 +10,17 @@ read, so that what any removal of that size does is subtracted by eye and by num
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 
 from data_attribution.errors import CounterfactualError
+from data_attribution.sources import Sources
 from interp import intervals
 from interp.behaviours import Behaviour
 from train import loop, runs
@@ -33,12 +35,14 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Score:
-    """How one model does one behaviour.
+    """How one model does one behaviour, by distinct clean prompt.
+
+    A single fact is one prompt, beside however many corrupt ones it stands: it counts once.
 
     Attributes:
-        recall: Share of prompts whose answer is first among the candidates (or in the vocabulary).
+        recall: Whether the answer is first among the candidates (or in the vocabulary), 0 or 1.
         log_prob: Log-probability of the answer among the candidates, per prompt, in nats.
-        logit_difference: Answer minus foil at the last position, per prompt.
+        logit_difference: Answer minus foil at the last position, per prompt (mean over its foils).
     """
 
     behaviour: str
@@ -82,19 +86,34 @@ class Counterfactual:
         """A row per behaviour and run: recall and change in log-probability, with intervals."""
         rows = []
         settings = [("full run", self.before), ("without the documents", self.after)]
-        settings += [
-            (f"without {len(documents)} matched random", scores)
-            for documents, scores in zip(self.control, self.controls, strict=True)
-        ]
+        several = len(self.control) > 1
+        for seed, (documents, scores) in enumerate(zip(self.control, self.controls, strict=True)):
+            name = f"without {len(documents)} matched random"
+            settings.append((f"{name}, seed {seed}" if several else name, scores))
         for setting, scores in settings:
             for score, base in zip(scores, self.before, strict=True):
                 rows.append(_row(setting, score, base))
         return pd.DataFrame(rows)
 
+    def plot(self) -> Any:
+        """Change in the answer's log-probability, per behaviour and retrained run."""
+        from interp import plots
+
+        return plots.grouped_bars(
+            self.to_frame().query("setting != 'full run'"),
+            across="behaviour",
+            by="setting",
+            value="change",
+            low="change low",
+            high="change high",
+            title=f"Change after retraining without {len(self.removed)} documents",
+            unit="log-probability of the answer, nats",
+        )
+
 
 def without(
     run: Run,
-    documents: Sequence[int],
+    documents: Sources | Sequence[int],
     behaviour: Behaviour | Sequence[Behaviour],
     *,
     out: str | Path | None = None,
@@ -108,7 +127,7 @@ def without(
 
     Args:
         run: The run that read them.
-        documents: Indices in the document table.
+        documents: Sources, or indices in the document table.
         behaviour: What to score; several behaviours show whether only the right one moved.
         out: Where the retrained runs are kept; default: `counterfactuals/` inside the run.
             A retrained run that is there already is opened, not computed again.
@@ -118,7 +137,8 @@ def without(
         CounterfactualError: No documents, or one that the run never read.
     """
     behaviours = [behaviour] if isinstance(behaviour, Behaviour) else list(behaviour)
-    removed = _checked(run, documents)
+    given = documents.documents if isinstance(documents, Sources) else documents
+    removed = _checked(run, given)
     place = Path(out) if out else run.path / "counterfactuals"
     retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
     drawn = [
@@ -160,45 +180,42 @@ def matched_random(
 ) -> tuple[int, ...]:
     """As many other documents, each of the length and of the first step of one of `documents`.
 
-    Each partner is drawn among the documents of nearest length; of 16 drawn, the one first read at
-    the nearest step is taken.
+    Each partner is drawn among the documents that were read and are of nearest length; of 16 drawn,
+    the one first read at the nearest step is taken.
 
     Raises:
-        CounterfactualError: The store holds too few other documents.
+        CounterfactualError: The run read too few other documents, or not all of `documents`.
     """
-    lengths, draw = run.store.lengths, np.random.default_rng(seed)
-    taken = set(documents) | set(avoid)
+    removed, lengths = _checked(run, documents), run.store.lengths
+    taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
     chosen: list[int] = []
-    for document in documents:
-        candidates = _near_length(lengths, int(lengths[document]), taken, draw)
-        firsts = [_first_step(run, one) for one in candidates]
-        near = int(np.argmin([abs(first - _first_step(run, document)) for first in firsts]))
-        chosen.append(candidates[near])
-        taken.add(candidates[near])
+    for document in removed:
+        own = int(run.steps_reading(document)[0])
+        firsts = _near_length(run, lengths, int(lengths[document]), taken, draw)
+        nearest = min(firsts, key=lambda one: abs(firsts[one] - own))
+        chosen.append(nearest)
+        taken.add(nearest)
     return tuple(sorted(chosen))
 
 
 def _near_length(
+    run: Run,
     lengths: Int64[np.ndarray, " document"],
     length: int,
     taken: set[int],
     draw: np.random.Generator,
-) -> list[int]:
+) -> dict[int, int]:
+    """Up to 16 documents that the run read, of nearest length, and the first step of each."""
     for spread in (0, 1, 2, 4, 8, 1 << 40):
-        alike = np.flatnonzero(np.abs(lengths - length) <= spread)
-        free = [int(one) for one in draw.permutation(alike)[: 16 + len(taken)] if one not in taken]
-        if free:
-            return free[:16]
+        alike = draw.permutation(np.flatnonzero(np.abs(lengths - length) <= spread))
+        read = ((int(one), run.steps_reading(int(one))) for one in alike if one not in taken)
+        found = dict(islice(((one, int(steps[0])) for one, steps in read if len(steps)), 16))
+        if found:
+            return found
     raise CounterfactualError(
-        f"a control needs documents beside the {len(taken)} removed or avoided ones, and the store "
-        f"holds only {len(lengths)}"
+        f"a control needs documents beside the {len(taken)} removed or avoided ones, and the run "
+        f"read no other of the {len(lengths)} in the store"
     )
-
-
-def _first_step(run: Run, document: int) -> int:
-    steps = run.steps_reading(document)
-    # Never read: as far away as possible, so it is taken only when nothing else is left.
-    return int(steps[0]) if len(steps) else 1 << 40
 
 
 def _checked(run: Run, documents: Sequence[int]) -> tuple[int, ...]:
@@ -231,12 +248,21 @@ def _score(behaviour: Behaviour, logits: torch.Tensor) -> Score:
     among = last[:, allowed].log_softmax(-1)
     place = {token: index for index, token in enumerate(allowed)}
     answers = torch.tensor([place[int(token)] for token in behaviour.answer])
+    asked = torch.cat([behaviour.clean, behaviour.answer[:, None]], dim=1)
+    prompts = asked.unique(dim=0, return_inverse=True)[1].numpy()
     return Score(
         behaviour=behaviour.name,
-        recall=(among.argmax(-1) == answers).double().numpy(),
-        log_prob=among[row, answers].double().numpy(),
-        logit_difference=behaviour.score(logits).double().numpy(),
+        recall=_by_prompt(among.argmax(-1) == answers, prompts),
+        log_prob=_by_prompt(among[row, answers], prompts),
+        logit_difference=_by_prompt(behaviour.score(logits), prompts),
     )
+
+
+def _by_prompt(
+    values: Shaped[torch.Tensor, " row"], prompts: Int64[np.ndarray, " row"]
+) -> Float[np.ndarray, " prompt"]:
+    """Mean over the rows of each distinct prompt."""
+    return np.bincount(prompts, weights=values.double().numpy()) / np.bincount(prompts)
 
 
 def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str]:
