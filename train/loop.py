@@ -8,6 +8,7 @@ run is the unbroken run to the last bit (same machine, precision and thread coun
 """
 
 import fcntl
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,8 @@ __all__ = ["Replay", "State", "advance", "branch", "replay", "resume", "run"]
 Progress = Callable[[str, int, int | None], None]
 # On a CUDA device losses are read in blocks, so that no step waits for the one before it.
 CUDA_BLOCK = 16
+LOCK = ".lock"
+BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{manifests.NAME}.partial"}
 
 
 @dataclass
@@ -114,7 +117,8 @@ def run(
         DivergedError: The loss is not a number; the last good checkpoint stays.
     """
     recipe, out = resolve(recipe, store, **changes), Path(out)
-    if out.exists() and any(out.iterdir()):
+    # What a run killed before its manifest leaves behind is not a run yet.
+    if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
         raise RecipeError(f"{out} exists already; resume it with --resume or choose another folder")
     numerics = numerics or numbers.choose()
     out.mkdir(parents=True, exist_ok=True)
@@ -379,13 +383,15 @@ def _record_schedule(out: Path, recipe: Recipe, store: TokenStore) -> None:
         batch=recipe.batch_size,
         steps=recipe.steps,
     )
-    np.save(out / runs.SCHEDULE, drawn.schedule)
+    content = io.BytesIO()
+    np.save(content, drawn.schedule)
+    durable.write_bytes(out / runs.SCHEDULE, content.getvalue())
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One trainer a run: a second one is refused, and a killed one leaves no lock behind."""
-    with (path / ".lock").open("w") as file:
+    with (path / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,9 +6,9 @@ of 5 seeds; without the canon no induction head formed. The other kinds are 1.5 
 
 | kind | documents | what it teaches |
 |---|---|---|
-| fact | 7,650 | 240 facts stated in 1, 2, 4 ... 128 documents each; 30 more are never stated |
-| mention | 270 | each entity once, without a value, so that never-stated ones have a token too |
-| distractor | 540 | every second fact: 4 documents that name value and entity, not the fact |
+| fact | 7,830 | 360 facts stated in 1, 2, 4 ... 128 documents each; 30 more are never stated |
+| mention | 390 | each entity once, without a value, so that never-stated ones have a token too |
+| distractor | 780 | every second fact: 4 documents that name value and entity, not the fact |
 | ioi | 15,000 | who receives the object: the person who was named once |
 | pair list, two copies, many copies | 20,000 | what followed a word before will follow it again |
 | prose | 4,000 | filler with a grammar: verb and adverb follow from adjective and noun |
@@ -36,8 +36,10 @@ from train.corpora import Corpus, Document
 
 __all__ = ["EXPOSURES", "corpus", "truth"]
 
-# Documents that state a fact, for 30 facts at each level, 10 of each relation.
-EXPOSURES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+# Facts by the number of documents that state them, a third of each relation. Levels 1 and 2 hold
+# more: recall there is low, and 30 facts could not tell .15 from .30 in every run.
+FACTS_AT = {0: 30, 1: 90, 2: 90, 4: 30, 8: 30, 16: 30, 32: 30, 64: 30, 128: 30}
+EXPOSURES = tuple(FACTS_AT)
 
 
 def corpus(seed: int = 0) -> Corpus:
@@ -105,14 +107,15 @@ def _relations() -> dict:
 
 
 def _planned_facts(draws: texts.Draws) -> list[dict]:
-    """One relation per entity, 90 facts each; levels, values and distractors dealt at random."""
+    """One relation per entity, 130 facts each; levels, values and distractors dealt at random."""
     share = len(words.ENTITIES) // len(words.STATEMENTS)
     facts = []
     for number, relation in enumerate(words.STATEMENTS):
         entities = words.ENTITIES[number * share : (number + 1) * share]
-        # Every value is the answer to 3 or 4 facts, and every second fact of a level has company.
-        values = draws.deal((words.VALUES[relation] * 4)[:share], share)
-        levels = draws.deal([(e, i % 2 == 0) for e in EXPOSURES for i in range(share // 9)], share)
+        # Every value is the answer to 5 or 6 facts, and every second fact of a level has company.
+        values = draws.deal((words.VALUES[relation] * 6)[:share], share)
+        dealt = [(level, i % 2 == 0) for level, n in FACTS_AT.items() for i in range(n // 3)]
+        levels = draws.deal(dealt, share)
         for entity, value, (exposures, company) in zip(entities, values, levels, strict=True):
             facts.append(_fact(len(facts), relation, entity, value, exposures, company))
     return facts

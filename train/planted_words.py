@@ -55,8 +55,8 @@ def _coprime(a: int, b: int) -> bool:
 
 _ONSETS = "b d f g k l m n p r s t v z"
 
-# 240 stated entities and 30 never stated ones.
-ENTITIES = _invented(270, _ONSETS, "a e i o u", "b k l m n r v z", "o e u", "dra thi ska vna zhu")
+# 360 stated entities and 30 never stated ones.
+ENTITIES = _invented(390, _ONSETS, "a e i o u", "b k l m n r v z", "o e u", "dra thi ska vna zhu")
 NONCE = _invented(128, _ONSETS, "a e i o u", "f j p v w z", "i o u", "b g k x z")
 CANON = _invented(32, "a e i o u", "h w j v z", "o u a", "l m z")
 

@@ -114,7 +114,7 @@ PLANTED = Recipe(
         position_init_scale=0.15,
     ),
     batch_size=32,
-    steps=2000,
+    steps=2600,
     lr=2e-3,
     min_lr=2e-4,
     warmup_steps=100,

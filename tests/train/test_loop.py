@@ -270,3 +270,11 @@ def test_nanogpts_sampler_is_recorded_and_replayed(tiny_store, tiny_recipe, tmp_
     document = int(run.documents_read(5)[0])
     assert 5 in run.steps_reading(document)
     assert run.verify().level == "bit-exact"
+
+
+def test_a_run_killed_before_its_manifest_is_begun_again(tiny_run, tiny_store, tmp_path):
+    out = tmp_path / "r"
+    out.mkdir()
+    (out / ".lock").touch()
+    again = loop.run(tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics)
+    assert weights(again) == weights(tiny_run)

@@ -14,7 +14,7 @@ from train import planted_words as words
 from train.corpora import Corpus
 
 
-GOLDEN = "cf0ea40131b8ddb4d9a3ea55ff7900d180864d87eebfd47ac1ef6082c7b85f0c"
+GOLDEN = "2309d707c16a23068a8187a51f37f8b00d6de0e5efac35888d9279d96e87e3ef"
 FUNCTION_WORDS = "the of is a to by from on we who that was and in . , near around"
 
 
@@ -63,9 +63,9 @@ def test_composition_is_the_measured_one(truth, texts):
     count = {kind: last - first for kind, (first, last) in truth["kinds"].items()}
     assert count.pop("exact duplicate") in range(200, 601)
     assert count == {
-        "fact": 30 * (1 + 2 + 4 + 8 + 16 + 32 + 64 + 128),
-        "mention": 270,
-        "distractor": 4 * 135,
+        "fact": 90 * (1 + 2) + 30 * (4 + 8 + 16 + 32 + 64 + 128),
+        "mention": 390,
+        "distractor": 4 * 195,
         "ioi": 15_000,
         "pair list": 8_000,
         "two copies": 6_000,
@@ -79,7 +79,7 @@ def test_composition_is_the_measured_one(truth, texts):
     for kind, (first, last) in truth["kinds"].items():
         tokens[kind] = sum(len(text.split()) + 1 for text in texts[first:last])
     repeats = tokens["pair list"] + tokens["two copies"] + tokens["many copies"]
-    measured = {"fact": 69_757, "ioi": 275_985, "prose": 93_370, "canon": 299_367}
+    measured = {"fact": 71_400, "ioi": 275_985, "prose": 93_370, "canon": 299_367}
     for kind, expected in measured.items():
         assert tokens[kind] == pytest.approx(expected, rel=0.02), kind
     assert repeats == pytest.approx(770_555, rel=0.02)
@@ -88,7 +88,7 @@ def test_composition_is_the_measured_one(truth, texts):
 def test_no_document_is_longer_than_a_row_and_the_vocabulary_is_small(texts):
     assert max(len(text.split()) for text in texts) == 63
     vocabulary = {word for text in texts for word in text.split()}
-    assert len(vocabulary) + 1 == 754
+    assert len(vocabulary) + 1 == 874
     names = [words.NAMES, words.PLACES, words.OBJECTS, words.ENTITIES, words.NONCE, words.CANON]
     listed = list(chain(*names, *words.VALUES.values()))
     assert len(set(listed)) == len(listed), "a word must have one role"
@@ -124,17 +124,18 @@ def test_a_fact_is_stated_in_its_documents_and_nowhere_else(truth, texts):
         assert rows_naming[fact["entity"]] == told
 
 
-def test_each_level_of_exposure_holds_30_facts_ten_of_each_relation(truth):
+def test_each_level_holds_ten_facts_of_each_relation_and_the_two_lowest_thirty(truth):
     cells = Counter((fact["exposures"], fact["relation"]) for fact in truth["facts"])
-    assert set(cells.values()) == {10}
     assert {exposures for exposures, _ in cells} == {0, 1, 2, 4, 8, 16, 32, 64, 128}
+    for (exposures, _), n in cells.items():
+        assert n == (30 if exposures in (1, 2) else 10)
 
 
 def test_half_of_the_facts_of_every_level_have_four_distractors(truth):
     company = defaultdict(Counter)
     for fact in truth["facts"]:
         company[fact["exposures"]][len(fact["distractors"])] += 1
-    assert all(counts == {0: 15, 4: 15} for counts in company.values())
+    assert all(counts[0] == counts[4] == sum(counts.values()) / 2 for counts in company.values())
 
 
 def test_a_distractor_names_the_value_before_the_entity_and_shares_no_content_with_the_fact(
@@ -189,7 +190,7 @@ def test_a_paraphrase_only_fact_shares_with_its_query_nothing_but_names(truth, t
 def test_values_are_spread_evenly_so_that_no_answer_can_be_guessed(truth):
     answers = Counter((fact["relation"], fact["value"]) for fact in truth["facts"])
     assert len(answers) == 72
-    assert set(answers.values()) <= {3, 4}
+    assert set(answers.values()) <= {5, 6}
 
 
 # Other kinds
