@@ -10,6 +10,7 @@ matched random documents, must leave all three where they were.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from interp.recalling import Answer, Share
 from train.runs import Run
 
 
-__all__ = ["Forgetting", "Group", "facts", "removable"]
+__all__ = ["Forgetting", "Group", "documents_of", "facts", "removable"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Forgetting:
         facts: Names of the facts whose documents were taken out.
         removed: Those documents; `random`: as many matched others, taken out of the control run.
         runs: Paths of the retrained run and of the control run.
+        groups: A cell per setting and group; a group without a single fact has none.
     """
 
     parent: str
@@ -89,6 +91,21 @@ class Forgetting:
             ]
         )
 
+    def plot(self) -> Any:
+        """Recall of each group of facts in each setting, with Wilson's intervals."""
+        from interp import plots
+
+        return plots.grouped_bars(
+            self.to_frame(),
+            across="facts",
+            by="setting",
+            value="recall",
+            low="low",
+            high="high",
+            title=f"Recall after retraining without the documents of {len(self.facts)} facts",
+            unit="share recalled",
+        )
+
 
 def removable(run: Run, *, exposures: int = 16, n: int = 9) -> list[str]:
     """The first `n` facts stated `exposures` times, a third of each relation, by name."""
@@ -112,7 +129,7 @@ def facts(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forgetting:
-    """Retrain without every document that states the named facts, and without matched random ones.
+    """Retrain without the documents that state the named facts, and without matched random ones.
 
     Costs two trainings, each from the last checkpoint before the first of the documents was read.
 
@@ -147,14 +164,18 @@ def facts(
         removed=removed,
         random=random,
         runs=(str(retrained.path), str(control.path)),
-        groups=_groups(settings, asked, truth),
+        groups=_groups(settings, {name: some for name, some in asked.items() if some}, truth),
     )
 
 
 def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
-    """Indices in the document table of every document that states one of the facts."""
+    """Indices in the document table of every document that states one of the facts and was read.
+
+    What lies behind the last full window, or was not reached, taught nothing and stays.
+    """
     rows = [row for fact in chosen for row in fact["documents"]]
-    return tuple(np.flatnonzero(np.isin(run.store.rows, rows)).tolist())
+    stating = np.flatnonzero(np.isin(run.store.rows, rows)).tolist()
+    return tuple(document for document in stating if len(run.steps_reading(document)))
 
 
 def _groups(

@@ -1,0 +1,170 @@
+"""A fact whose documents are taken out is forgotten; facts of its kind and controls are not.
+
+A corpus of eight facts in two relations is planted: four stated forty times, two stated ten
+times, two never. Two of the first four lose their documents.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_attribution import forgetting
+from data_attribution.errors import CounterfactualError
+from interp.errors import BehaviourError
+from train import loop, token_store
+from train.corpora import Corpus, Document
+
+
+EXPOSURES = (40, 40, 40, 40, 10, 10, 0, 0)
+N_TEXTS = 190
+RELATIONS = {"colour": "{entity} is {value}", "shape": "{entity} has {value}"}
+
+
+def planted():
+    """Texts in their order, and the truth table over them."""
+    shuffled, texts, facts = np.random.default_rng(0).permutation(N_TEXTS), [], []
+    for k, exposures in enumerate(EXPOSURES):
+        relation = ("colour", "shape")[k % 2]
+        said = RELATIONS[relation].format(entity=f"e{k}", value=f"v{k}")
+        rows = range(len(texts), len(texts) + exposures)
+        texts += [said] * exposures
+        facts.append(
+            {
+                "name": f"{relation} of e{k}",
+                "entity": f"e{k}",
+                "relation": relation,
+                "value": f"v{k}",
+                "exposures": exposures,
+                "documents": [int(np.flatnonzero(shuffled == row)[0]) for row in rows],
+                "forms": {"0": []} if exposures else {},
+                "held_out_form": None,
+            }
+        )
+    # Every entity and value is a word of the vocabulary, whether a fact of it is stated or not.
+    texts += [f"e{k} v{k}" for k in (6, 7)] + ["noise"] * (N_TEXTS - len(texts) - 2)
+    relations = {
+        name: {"forms": [form], "values": [f"v{k}" for k in range(start, 8, 2)]}
+        for start, (name, form) in enumerate(RELATIONS.items())
+    }
+    return [texts[row] for row in shuffled], {"facts": facts, "relations": relations}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_recipe, one_thread_numerics, tmp_path_factory):
+    torch.set_num_threads(1)
+    texts, truth = planted()
+    documents = [Document(f"p@0/{row}", text, "p", "0", row) for row, text in enumerate(texts)]
+    corpus = Corpus("p", "p", "0", lambda: iter(documents), tokenizer="word", truth=lambda: truth)
+    folder = tmp_path_factory.mktemp("forgetting")
+    store = token_store.build(corpus, out=folder / "store")
+    recipe = replace(tiny_recipe, name="facts", steps=240, batch_size=8, checkpoint_every=80)
+    return loop.run(recipe, store, out=folder / "run", numerics=one_thread_numerics)
+
+
+NAMES = ["colour of e0", "shape of e1"]
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return forgetting.facts(run, NAMES)
+
+
+def test_every_document_that_states_the_facts_is_removed_and_no_other(found, run):
+    texts = [run.store.text(document) for document in range(run.store.n_documents)]
+    stating = [k for k, text in enumerate(texts) if text in ("e0 is v0", "e1 has v1")]
+    assert list(found.removed) == stating
+    assert len(stating) == 80
+
+
+def test_documents_that_were_never_read_stay(run):
+    everything = {"documents": list(range(N_TEXTS))}
+    read = forgetting.documents_of(run, [everything])
+    # The last one lies behind the last full window.
+    assert read == tuple(range(N_TEXTS - 1))
+    assert len(run.steps_reading(N_TEXTS - 1)) == 0
+
+
+def test_only_the_facts_without_their_documents_are_forgotten(found):
+    recall = {
+        (setting, group): found.of(setting, group).share.recall
+        for setting in ("full run", "documents removed", "random removed")
+        for group in ("removed", "kept")
+    }
+    assert recall == {
+        ("full run", "removed"): 1.0,
+        ("full run", "kept"): 1.0,
+        ("documents removed", "removed"): 0.0,
+        ("documents removed", "kept"): 1.0,
+        ("random removed", "removed"): 1.0,
+        ("random removed", "kept"): 1.0,
+    }
+
+
+def test_the_control_is_disjoint_and_of_the_same_size(found):
+    assert not set(found.random) & set(found.removed)
+    assert len(found.random) == len(found.removed)
+
+
+def test_every_cell_has_its_facts_and_lies_in_its_interval(found):
+    frame = found.to_frame()
+    assert len(frame) == 9
+    assert frame["n"].tolist() == [2] * 9
+    assert (frame["low"] <= frame["recall"]).all()
+    assert (frame["recall"] <= frame["high"]).all()
+    assert (frame["change low"] <= frame["change"]).all()
+    assert (frame["change"] <= frame["change high"]).all()
+    assert frame["change"][frame["setting"] == "full run"].tolist() == [0.0] * 3
+
+
+def test_the_second_time_nothing_is_trained_and_nothing_changes(found, run):
+    trained = []
+    again = forgetting.facts(run, NAMES, progress=lambda *done: trained.append(done))
+    assert trained == []
+    assert again == found
+
+
+def test_a_figure_has_a_colour_for_each_setting(found):
+    figure = found.plot()
+    settings = ["full run", "documents removed", "random removed"]
+    assert [bar.name for bar in figure.data] == settings
+    assert list(figure.data[1].x) == ["removed", "kept", "never stated"]
+    assert list(figure.data[1].y[:2]) == [0.0, 1.0]
+
+
+def test_a_group_without_a_single_fact_has_no_cell(run):
+    every = ["e4", "e5"]
+    found = forgetting.facts(run, every)
+    assert {one.group for one in found.groups} == {"removed", "never stated"}
+    with pytest.raises(CounterfactualError, match="no group 'kept' under 'full run' was measured"):
+        found.of("full run", "kept")
+
+
+def test_removable_facts_come_from_each_relation_by_turns(run):
+    names = forgetting.removable(run, exposures=40, n=4)
+    assert names == ["colour of e0", "shape of e1", "colour of e2", "shape of e3"]
+    with pytest.raises(CounterfactualError, match="only 2 facts are stated 10 times, not 3"):
+        forgetting.removable(run, exposures=10, n=3)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["e0", "e4"], r"are stated \[10, 40\] times; name facts that are stated equally often"),
+        (["e6", "e7"], r"are stated \[0\] times"),
+    ],
+)
+def test_facts_that_have_no_like_are_refused(run, names, said):
+    with pytest.raises(CounterfactualError, match=said):
+        forgetting.facts(run, names)
+
+
+def test_a_fact_that_is_none_is_refused_with_the_nearest(run):
+    with pytest.raises(BehaviourError, match=r"no fact is called 'colour of e1'.*did you mean"):
+        forgetting.facts(run, ["colour of e1"])
+
+
+def test_a_run_without_a_truth_table_is_refused(lookup_run):
+    with pytest.raises(CounterfactualError, match="has no truth table; only a planted corpus"):
+        forgetting.removable(lookup_run)
