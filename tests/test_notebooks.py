@@ -1,0 +1,76 @@
+"""Notebooks are kept as text beside a stripped copy, say what they claim, and hold no logic."""
+
+import ast
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+MOST_CELLS, LONGEST_FUNCTION = 35, 5
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(notebook):
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def functions(source: str):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
+def test_there_is_a_notebook_and_each_has_its_pair():
+    folder = Path(__file__).parents[1] / "notebooks"
+    assert NOTEBOOKS
+    pairs = [path.with_suffix(".ipynb") for path in NOTEBOOKS]
+    assert sorted(folder.glob("*.ipynb")) == pairs
+
+
+@each_notebook
+def test_the_pair_has_the_same_cells(path):
+    pair = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    assert cells(pair) == cells(jupytext.read(path))
+
+
+@each_notebook
+def test_the_pair_is_stripped_and_names_its_kernel(path):
+    pair = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    code = [cell for cell in pair.cells if cell.cell_type == "code"]
+    assert [cell.outputs for cell in code] == [[]] * len(code)
+    assert [cell.execution_count for cell in code] == [None] * len(code)
+    assert pair.metadata.kernelspec.name == "python3"
+
+
+@each_notebook
+def test_the_first_cell_asks_answers_and_says_what_is_needed(path):
+    kind, source = cells(jupytext.read(path))[0]
+    assert kind == "markdown"
+    assert source.startswith("# ")
+    starts = [line.split(" ")[0] for line in source.splitlines() if line.startswith("**")]
+    assert starts == ["**Question.**", "**Answer.**", "**Needs.**"]
+
+
+@each_notebook
+def test_the_last_cell_asserts(path):
+    kind, source = cells(jupytext.read(path))[-1]
+    assert kind == "code"
+    assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(source)))
+
+
+@each_notebook
+def test_no_function_is_longer_than_five_lines(path):
+    lengths = {one.name: one.end_lineno - one.lineno + 1 for one in functions(path.read_text())}
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}
+
+
+@each_notebook
+def test_there_are_at_most_35_cells(path):
+    assert len(cells(jupytext.read(path))) <= MOST_CELLS
+
+
+@each_notebook
+def test_no_figure_carries_the_whole_of_plotly(path):
+    assert "include_plotlyjs" not in path.read_text()
