@@ -207,7 +207,7 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
 
     path = Path(name)
     if path.suffix == ".json":
-        return read(path)
+        return _fitting(read(path), source, path)
     if path.suffix == ".toml":
         return prompt_files.load(path, source, n_prompts=n_prompts, seed=seed)
     name = str(name)
@@ -217,6 +217,20 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
         path = PACKAGED / f"{name}.toml"
         return prompt_files.load(path, source, n_prompts=n_prompts, seed=seed)
     raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, names(source))}")
+
+
+def _fitting(behaviour: Behaviour, source: Any, path: Path) -> Behaviour:
+    """The behaviour, when the vocabulary of the model holds every token of it."""
+    cfg = getattr(source, "config", None) or getattr(source, "cfg", None)
+    vocab = getattr(cfg, "d_vocab", None) or getattr(source, "vocab_size", None)
+    tensors = (behaviour.clean, behaviour.corrupt, behaviour.answer, behaviour.foil)
+    largest = max(int(one.max()) for one in tensors)
+    if vocab and largest >= vocab:
+        raise BehaviourError(
+            f"{path}: holds token {largest}, and the vocabulary of the model has {vocab}; it was "
+            "saved for another tokenizer"
+        )
+    return behaviour
 
 
 def names(source: Any) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 
 from interp.errors import InterpError
 from train.cli import Json, Out, StorePath, answer, writable
+from train.errors import TrainError
 
 
 if TYPE_CHECKING:
@@ -58,10 +59,16 @@ def behaviours_command(
     if name is None:
         # Parts of a behaviour and single facts are called whole:part, and are many.
         known = [one for one in behaviours.names(words) if every or ":" not in one]
-        found = {one: behaviours.load(one, words, n_prompts=prompts, seed=seed) for one in known}
-        checks = {one: behaviours.measure(model, found[one]) for one in known}
-        rows = [_check_row(one, check) for one, check in checks.items()]
-        answer({"behaviours": rows}, _checks(checks), as_json=as_json, out=out)
+        rows, impossible = [], []
+        for one in known:
+            try:
+                behaviour = behaviours.load(one, words, n_prompts=prompts, seed=seed)
+                rows.append((one, behaviours.measure(model, behaviour)))
+            except (InterpError, TrainError) as error:
+                impossible.append({"name": one, "reason": str(error)})
+        result = {"behaviours": [_check_row(*row) for row in rows], "impossible": impossible}
+        reasons = [f"{one['name']}: {one['reason']}" for one in impossible]
+        answer(result, "\n".join([_checks(dict(rows)), *reasons]), as_json=as_json, out=out)
         return
     behaviour = behaviours.load(name, words, n_prompts=prompts, seed=seed)
     check = behaviours.measure(model, behaviour)
@@ -173,7 +180,7 @@ def _check_row(name: str, check: "Check") -> dict[str, Any]:
 
 
 def _checks(checks: "dict[str, Check]") -> str:
-    width = max(9, *map(len, checks))
+    width = max([9, *map(len, checks)])
     head = f"{'behaviour':<{width}}  accuracy        95 %       top-1  logit difference    n"
     rows = [
         f"{name:<{width}}  {one.accuracy:8.3f}  [{one.interval[0]:.3f}, {one.interval[1]:.3f}]"
