@@ -325,7 +325,7 @@ def _summary(opened: Any) -> dict[str, Any]:
     if opened.knowledge == "weights-only":
         return {**shown, "origin": opened.predicate["origin"]}
     rows = opened.ledger
-    last = opened.saved[-1]
+    saved = opened.saved
     return {
         **shown,
         "recipe": opened.recipe.name,
@@ -333,7 +333,7 @@ def _summary(opened: Any) -> dict[str, Any]:
         "loss": rows[-1].loss if rows else None,
         "tokens": rows[-1].tokens if rows else 0,
         "store": opened.predicate["data"]["fingerprint"],
-        "weights": last.files["model.safetensors"],
+        "weights": saved[-1].files["model.safetensors"] if saved else None,
         "numerics": opened.predicate["numerics"],
         "seeds": opened.predicate["seeds"],
         "parent": opened.predicate.get("parent"),

@@ -129,7 +129,10 @@ class Run:
 
     @property
     def saved(self) -> list[Saved]:
-        """The checkpoints by ascending step."""
+        """The checkpoints by ascending step; none when it was stopped before the first."""
+        listing = self.path / checkpoints.FOLDER / "index.json"
+        if not self.finished and not listing.exists():
+            return []
         return checkpoints.index(self.path)
 
     @property
