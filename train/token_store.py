@@ -15,6 +15,7 @@ the sha256 of every other file; `verify` names the file, and the document, that 
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -142,7 +143,8 @@ class TokenStore:
         self._check_index(index)
         firsts, group = self._groups
         number = int(np.searchsorted(firsts, index, side="right")) - 1
-        (row,) = group(number).slice(index - int(firsts[number]), 1).to_pylist()
+        with _table_guard(self.path / TABLE):
+            (row,) = group(number).slice(index - int(firsts[number]), 1).to_pylist()
         return StoredDocument(index=index, **row)
 
     def text(self, index: int) -> str:
@@ -184,21 +186,24 @@ class TokenStore:
     def _column(self, name: str) -> Int64[np.ndarray, " document"]:
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self.path / TABLE, columns=[name])
+        with _table_guard(self.path / TABLE):
+            table = pq.read_table(self.path / TABLE, columns=[name])
         return table.column(name).to_numpy().astype(np.int64)
 
     @cached_property
     def _ids(self) -> Any:
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.path / TABLE, columns=["id"]).column("id")
+        with _table_guard(self.path / TABLE):
+            return pq.read_table(self.path / TABLE, columns=["id"]).column("id")
 
     @cached_property
     def _groups(self) -> tuple[np.ndarray, Callable[[int], Any]]:
         """First document of each row group, and a reader that keeps the last few groups."""
         import pyarrow.parquet as pq
 
-        file = pq.ParquetFile(self.path / TABLE)
+        with _table_guard(self.path / TABLE):
+            file = pq.ParquetFile(self.path / TABLE)
         sizes = [file.metadata.row_group(one).num_rows for one in range(file.num_row_groups)]
         return np.cumsum(sizes) - sizes, lru_cache(maxsize=4)(file.read_row_group)
 
@@ -306,6 +311,18 @@ def verify(store: TokenStore, progress: Progress | None = None, *, texts: bool =
         )
     for listing in sorted(store.path.glob("*/index.json")):
         _check_annex(listing)
+
+
+@contextmanager
+def _table_guard(path: Path) -> Iterator[None]:
+    """Say that the table was changed where pyarrow finds that it cannot be read."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedError(f"{path}: not readable as parquet ({reason}); it changed") from None
 
 
 def _check_digest(store: TokenStore, name: str) -> None:
