@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import recipes, runs, token_store
+from interp.behaviours import Behaviour
+from train import durable, recipes, runs, token_store
 
 
 EXECUTABLE = Path(sys.executable).with_name("openbook")
@@ -131,6 +132,26 @@ def test_a_context_longer_than_the_store(openbook, tmp_path):
     ended = openbook("train", "text-small", store, "--out", tmp_path / "run")
     refused(ended, 2, "a window of 128 tokens and one target does not fit the 5 training tokens")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_behaviour_saved_for_another_vocabulary(openbook, tiny_run, tmp_path):
+    path = tmp_path / "other.json"
+    pair = torch.tensor([[0, 5000], [0, 5001]])
+    answer = torch.tensor([1, 2])
+    Behaviour("other", pair, pair.flip(0), answer, answer.flip(0)).save(path)
+    for command in (("patch",), ("counterfactual", "--document", 3)):
+        ended = openbook(command[0], tiny_run.path, path, *command[1:])
+        refused(ended, 2, "holds token 5001, and the vocabulary of the model has 171")
+    assert not (tiny_run.path / "counterfactuals").exists()
+
+
+def test_a_document_table_that_was_overwritten(openbook, tiny_store, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store.path, store)
+    table = store / "documents.parquet"
+    size = table.stat().st_size
+    table.write_bytes(b"PAR1" + b"\0" * (size - 8) + b"PAR1")
+    refused(openbook("corpus", "show", store, "--document", 3), 3, f"{table}: not readable as")
 
 
 # --- names, places and numbers -------------------------------------------------------------------
@@ -266,6 +287,22 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
     assert [name for name in left(tmp_path) if "partial" in name] == []
     again = openbook("train", "wild", tiny_store.path, "--out", out, "--resume")
     refused(again, 1, f"the loss of step {stopped} is not a number")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_is_not_called_damaged(
+    openbook, tiny_run, tmp_path
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    started = {**tiny_run.manifest, "subject": []}
+    started["predicate"] = {**started["predicate"], "finished": False}
+    durable.write_json(run / "manifest.json", durable.seal(started))
+    (run / "ledger.jsonl").write_text("")
+    shown = openbook("run", "show", run, "--store", tiny_run.store.path)
+    assert shown.code == 0
+    assert "steps        0 of 24\n" in shown.out
+    ended = openbook("patch", run, "induction", "--store", tiny_run.store.path)
+    refused(ended, 2, "has no checkpoint yet")
 
 
 # --- pickles -------------------------------------------------------------------------------------

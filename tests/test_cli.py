@@ -278,6 +278,9 @@ def test_the_behaviours_of_a_model_are_listed(openbook, tmp_path):
     exchange.export_huggingface(model, words, tmp_path / "hf")
     found = openbook("behaviours", tmp_path / "hf", "induction", "--json")
     assert json.loads(found.out)["n"] == 64
+    listed = openbook("behaviours", tmp_path / "hf")
+    assert "\ninduction     " in listed.out
+    assert "\nioi: " in listed.out  # and why it cannot be worded: no name is one token
     scored = openbook("detect", tmp_path / "hf", "--sequences", 2)
     assert scored.out.startswith("head     induction  previous token\nL0H0 ")
     assert scored.out.endswith("knowledge weights-only\n")
