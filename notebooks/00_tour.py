@@ -63,7 +63,7 @@ len(read), [run.store.text(document) for document in read[:3]], steps
 # %% [markdown]
 # ## 2. What it knows
 #
-# **It recalls what it read often enough**, also in a wording it never read. Right means likeliest of the 24 values of the relation. Intervals count facts (30 a level); they say nothing about other seeds. The dotted line is what one gets by always giving the commonest value.
+# **It recalls what it read often enough**, also in a wording it never read. Right means likeliest of the 24 values of the relation. Intervals count facts; they say nothing about other seeds. The dotted line is what one gets by always giving the commonest value.
 
 # %%
 model, truth = hooked.load(run), run.store.truth
@@ -91,7 +91,7 @@ heads.plot()
 heads.to_frame().set_index("place").loc[heads.top(5), ["effect", "low", "high"]]
 
 # %% [markdown]
-# *Limits.* The intervals are over prompts, not over seeds: with initial seed 1 it was another head of layer 0, and 0.93. And the score compares two names only; that a name is said at all (top-1 over all words) is the work of layer 1, and without its attention it is gone though the preference stays:
+# *Limits.* The intervals are over prompts, not over seeds: over five runs of two initial seeds it was head 1 or 2 of layer 0, and 0.93 to 1.00. And the score compares two names only; that a name is said at all (top-1 over all words) is the work of layer 1, and without its attention it is gone though the preference stays:
 
 
 # %%
@@ -132,7 +132,7 @@ shares, together = patching.heads(model, copying), patching.attention(model, cop
 shares.plot()
 
 # %% [markdown]
-# **They stand on a head of layer 0 that looks one word back.** The loss on the second copy when one head is averaged away: no induction head is missed much, because the others do its work; the previous-token head is. *Limits.* Damage is no membership: another head of layer 0, which looks at the current word and not one back, is missed as much. And it is this seed: with initial seed 1 the loss without the previous-token head was 1.8 nats, not 4.
+# **None of them is missed much, because the others do its work; all of them together are; and below them stands a head of layer 0 that looks one word back.** The loss on the second copy when one head is averaged away. *Limits.* How much the previous-token head is missed depends on the seed: 1.5 to 4.8 nats over five runs. And damage is no membership: most runs miss another head of layer 0 as much, and it looks at the current word.
 
 
 # %%
@@ -142,12 +142,13 @@ def copy_loss(layer, head):
         return detecting.copying(model, tokens).second
 
 
+intact, without_all = detecting.copying(model, tokens).second, copy_loss(1, slice(None))
 losses = torch.tensor([[copy_loss(layer, head) for head in range(4)] for layer in range(2)])
 plots.heads(losses, title="Loss on the second copy without a head", unit="nats a word")
 
 # %%
 looking_back = detecting.previous_token_heads(model, tokens)
-detecting.best(induction), together, detecting.best(looking_back), detecting.copying(model, tokens)
+detecting.best(induction), together, detecting.best(looking_back), (intact, without_all)
 
 # %% [markdown]
 # ## 5. Which documents taught it
@@ -208,7 +209,8 @@ assert (best[:2], back[:2]) == ("L1", "L0")
 assert min(score, back_score) > 0.6
 assert shares.interval(best)[0] > 0
 assert together["L1.attn"] > 0.95 > 0.8 > max(shares[f"L1H{head}"] for head in range(4))
-assert losses[0, int(back[-1])] > losses[1].max() + 1
+assert losses[1].max() + 1 < without_all
+assert losses[0, int(back[-1])] > intact + 0.5
 # 5. Every document that states the fact is among its sources.
 assert set(forgetting.documents_of(run, [fact])) <= set(sources.documents)
 # 6. Only the facts whose documents went are forgotten; random documents are not missed.
