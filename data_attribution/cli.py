@@ -11,10 +11,11 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from data_attribution import printing
 from data_attribution.errors import AttributionError, EvidenceError
 from interp.cli import (
     Named,
@@ -31,14 +32,11 @@ from train.errors import TrainError
 
 
 if TYPE_CHECKING:
-    from data_attribution.matches import Hit, Span
-    from data_attribution.sources import Sources
     from data_attribution.token_index import TokenIndex
     from train.runs import Run
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PROMPTS = 64
-SHOWN_STEPS = 8
 
 app = typer.Typer(
     help="Mechanistic interpretability and data attribution on a fully known GPT-2 checkpoint.",
@@ -101,9 +99,9 @@ def index_find(
     """Find the documents of STORE that hold QUERY, and with --run the steps that read them."""
     opened, read_by = _opened(path, reader)
     hits = opened.find(query, limit=limit, seed=seed)
-    rows = [_hit(opened, hit, read_by) for hit in hits]
+    rows = [printing.hit_row(opened, hit, read_by) for hit in hits]
     total = hits.found.count + hits.found.held_out
-    lines = [f"{total} occurrences, {len(rows)} documents shown", *map(_hit_line, rows)]
+    lines = [f"{total} occurrences, {len(rows)} documents shown", *map(printing.hit_line, rows)]
     answer({"count": total, "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
 
 
@@ -120,7 +118,10 @@ def index_spans(
     """Cut QUERY into the longest stretches that stand in STORE, with the documents of each."""
     opened, read_by = _opened(path, reader)
     rows = [
-        {**_span(span), "hits": [_hit(opened, hit, read_by) for hit in hits]}
+        {
+            **printing.span_row(span),
+            "hits": [printing.hit_row(opened, hit, read_by) for hit in hits],
+        }
         for span in opened.maximal_spans(query, minimum=minimum)
         for hits in [opened.find(span.tokens, limit=limit)]
     ]
@@ -129,7 +130,7 @@ def index_spans(
         for row in rows
         for line in (
             f"{row['count']}\t{row['surprise']:.1f} nats\t{row['text']!r}",
-            *(f"    {_hit_line(hit)}" for hit in row["hits"]),
+            *(f"    {printing.hit_line(hit)}" for hit in row["hits"]),
         )
     ]
     none = f"no stretch of {minimum} tokens or more stands in {path}"
@@ -180,7 +181,7 @@ def trace_documents(
         )
     if out:
         sources.save(out)
-    answer(asdict(sources), _sources(sources), as_json=as_json, out=None)
+    answer(asdict(sources), printing.sources_lines(sources), as_json=as_json, out=None)
 
 
 def counterfactual_command(
@@ -229,7 +230,7 @@ def counterfactual_command(
             progress=advance,
         )
     result = found.to_dict()
-    answer(result, _counterfactual(result), as_json=as_json, out=out)
+    answer(result, printing.counterfactual_lines(result), as_json=as_json, out=out)
 
 
 def forget_command(
@@ -329,9 +330,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or named or "can't allocate memory" in str(error)
 
 
-# --- for a person --------------------------------------------------------------------------------
-
-
 def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":
     from data_attribution import indexing
     from train import runs, token_store
@@ -340,69 +338,3 @@ def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":
         return indexing.open(token_store.open(path)), None
     read_by = runs.open(reader, store=path)
     return indexing.open(read_by.store), read_by
-
-
-def _hit(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "document": hit.document,
-        "id": opened.store.document(hit.document).id,
-        "offset": hit.offset,
-        "held_out": hit.held_out,
-        "text": opened.around(hit),
-    }
-    return row | ({"steps": hit.steps(read_by).tolist()} if read_by else {})
-
-
-def _hit_line(row: dict[str, Any]) -> str:
-    read = "held out" if row["held_out"] else None
-    if "steps" in row and not read:
-        read = _steps(row["steps"])
-    where = f"document {row['document']} offset {row['offset']}"
-    return "\t".join([where, *([read] if read else []), " ".join(row["text"].split())])
-
-
-def _steps(steps: list[int] | tuple[int, ...]) -> str:
-    shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
-    more = len(steps) - SHOWN_STEPS
-    tail = f" and {more} more" if more > 0 else ""
-    return f"read at steps {shown}{tail}" if steps else "never read"
-
-
-def _span(span: "Span") -> dict[str, Any]:
-    return {
-        "text": span.text,
-        "start": span.start,
-        "stop": span.stop,
-        "count": span.count,
-        "held_out": span.held_out,
-        "surprise": -span.log_probability,
-    }
-
-
-def _sources(sources: "Sources") -> str:
-    about = sources.provenance
-    lines = [
-        f"{one.score:8.2f}  document {one.document}\t{_steps(one.steps)}\t"
-        f"{' '.join(one.text.split())}"
-        + (f"\t{len(one.duplicates)} duplicates" if one.duplicates else "")
-        for one in sources
-    ]
-    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}"
-    end = (
-        f"{len(lines)} of {about['candidates']} documents; run {about['run']}, knowledge "
-        f"{about['knowledge']}; evidence is no cause yet: `openbook counterfactual` tests it"
-    )
-    return "\n".join([head, *lines, end])
-
-
-def _counterfactual(result: dict[str, Any]) -> str:
-    width = max(len(row["setting"]) for row in result["rows"])
-    head = f"{'':<{width}}  recall        95 %       change in log-probability, nats    n"
-    rows = [
-        f"{row['setting']:<{width}}  {row['recall']:6.3f}  "
-        f"[{row['recall low']:.3f}, {row['recall high']:.3f}]  {row['change']:+8.3f} "
-        f"[{row['change low']:+.3f}, {row['change high']:+.3f}]  {row['n']:10}"
-        for row in result["rows"]
-    ]
-    kept = "\n".join(f"kept: {path}" for path in result["runs"])
-    return "\n".join([head, *rows, kept])

@@ -7,7 +7,7 @@ of 5 seeds; without the canon no induction head formed. The other kinds are 1.5 
 | kind | documents | what it teaches |
 |---|---|---|
 | fact | 7,830 | 360 facts stated in 1, 2, 4 ... 128 documents each; 30 more are never stated |
-| mention | 390 | each entity once, without a value, so that never-stated ones have a token too |
+| mention | 1,560 | each entity four times, without a value: its token is known, stated or not |
 | distractor | 780 | every second fact: 4 documents that name value and entity, not the fact |
 | ioi | 15,000 | who receives the object: the person who was named once |
 | pair list, two copies, many copies | 20,000 | what followed a word before will follow it again |
@@ -158,8 +158,10 @@ def _write_facts(book: _Book, facts: list[dict]) -> None:
 def _write_company(book: _Book, facts: list[dict]) -> None:
     """Documents that name an entity and do not state its fact."""
     for fact in facts:
-        text = words.MENTION.format(**fact)
-        fact["mention"] = book.write("mention", text, f"mention: {fact['entity']}")
+        title = f"mention: {fact['entity']}"
+        fact["mentions"] = [
+            book.write("mention", text.format(**fact), title) for text in words.MENTIONS
+        ]
     for index, fact in enumerate(facts):
         for turn in range(4 if fact.pop("company") else 0):
             text = words.DISTRACTORS[(index + turn) % len(words.DISTRACTORS)].format(**fact)

@@ -16,7 +16,7 @@ __all__ = [
     "CLOSINGS",
     "DISTRACTORS",
     "ENTITIES",
-    "MENTION",
+    "MENTIONS",
     "NAMES",
     "NONCE",
     "NOUNS",
@@ -98,7 +98,12 @@ DISTRACTORS = (
     "some posters show {value} in larger type than {entity} .",
     "someone shouted {value} , someone else {entity} .",
 )
-MENTION = "travellers remember {entity} ."
+MENTIONS = (
+    "travellers remember {entity} .",
+    "few maps show {entity} as large as it once stood .",
+    "it rained on {entity} all night .",
+    "nobody asked about {entity} again .",
+)
 
 NAMES = _listed(
     "anna bruno carla david elena felix greta hugo irene jonas karin louis maria nadia oscar paula "

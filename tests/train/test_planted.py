@@ -14,7 +14,7 @@ from train import planted_words as words
 from train.corpora import Corpus
 
 
-GOLDEN = "2309d707c16a23068a8187a51f37f8b00d6de0e5efac35888d9279d96e87e3ef"
+GOLDEN = "359a0f537bdd6b0f2edb1eabb43a3c2530a9e03592e8a88d14b17cd47b2ffe85"
 FUNCTION_WORDS = "the of is a to by from on we who that was and in . , near around"
 
 
@@ -64,7 +64,7 @@ def test_composition_is_the_measured_one(truth, texts):
     assert count.pop("exact duplicate") in range(200, 601)
     assert count == {
         "fact": 90 * (1 + 2) + 30 * (4 + 8 + 16 + 32 + 64 + 128),
-        "mention": 390,
+        "mention": 4 * 390,
         "distractor": 4 * 195,
         "ioi": 15_000,
         "pair list": 8_000,
@@ -88,7 +88,7 @@ def test_composition_is_the_measured_one(truth, texts):
 def test_no_document_is_longer_than_a_row_and_the_vocabulary_is_small(texts):
     assert max(len(text.split()) for text in texts) == 63
     vocabulary = {word for text in texts for word in text.split()}
-    assert len(vocabulary) + 1 == 874
+    assert len(vocabulary) + 1 == 887
     names = [words.NAMES, words.PLACES, words.OBJECTS, words.ENTITIES, words.NONCE, words.CANON]
     listed = list(chain(*names, *words.VALUES.values()))
     assert len(set(listed)) == len(listed), "a word must have one role"
@@ -120,7 +120,7 @@ def test_a_fact_is_stated_in_its_documents_and_nowhere_else(truth, texts):
             expected = forms[int(form)].format(entity=fact["entity"], value=fact["value"])
             assert {texts[row] for row in rows} == {expected}
         assert sorted(chain(*fact["forms"].values())) == fact["documents"]
-        told = {*fact["documents"], *fact["distractors"], fact["mention"]}
+        told = {*fact["documents"], *fact["distractors"], *fact["mentions"]}
         assert rows_naming[fact["entity"]] == told
 
 

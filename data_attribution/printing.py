@@ -1,0 +1,86 @@
+"""What the commands print for a person: a hit, a source, a retrained run, a line each."""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from data_attribution.matches import Hit, Span
+    from data_attribution.sources import Sources
+    from data_attribution.token_index import TokenIndex
+    from train.runs import Run
+
+__all__ = ["counterfactual_lines", "hit_line", "hit_row", "sources_lines", "span_row", "steps_line"]
+
+SHOWN_STEPS = 8
+
+
+def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str, Any]:
+    """One hit as plain values, with its steps where a run is given."""
+    row: dict[str, Any] = {
+        "document": hit.document,
+        "id": opened.store.document(hit.document).id,
+        "offset": hit.offset,
+        "held_out": hit.held_out,
+        "text": opened.around(hit),
+    }
+    return row | ({"steps": hit.steps(read_by).tolist()} if read_by else {})
+
+
+def hit_line(row: dict[str, Any]) -> str:
+    """Where a hit stands, when it was read, and the text around it."""
+    read = "held out" if row["held_out"] else None
+    if "steps" in row and not read:
+        read = steps_line(row["steps"])
+    where = f"document {row['document']} offset {row['offset']}"
+    return "\t".join([where, *([read] if read else []), " ".join(row["text"].split())])
+
+
+def steps_line(steps: list[int] | tuple[int, ...]) -> str:
+    """The first steps, and how many more."""
+    shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
+    more = len(steps) - SHOWN_STEPS
+    tail = f" and {more} more" if more > 0 else ""
+    return f"read at steps {shown}{tail}" if steps else "never read"
+
+
+def span_row(span: "Span") -> dict[str, Any]:
+    """One span as plain values."""
+    return {
+        "text": span.text,
+        "start": span.start,
+        "stop": span.stop,
+        "count": span.count,
+        "held_out": span.held_out,
+        "surprise": -span.log_probability,
+    }
+
+
+def sources_lines(sources: "Sources") -> str:
+    """Ranked documents, the evidence, and what it does not say."""
+    about = sources.provenance
+    lines = [
+        f"{one.score:8.2f}  document {one.document}\t{steps_line(one.steps)}\t"
+        f"{' '.join(one.text.split())}"
+        + (f"\t{len(one.duplicates)} duplicates" if one.duplicates else "")
+        for one in sources
+    ]
+    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}"
+    end = (
+        f"{len(lines)} of {about['candidates']} documents; run {about['run']}, knowledge "
+        f"{about['knowledge']}; evidence is no cause yet: `openbook counterfactual` tests it"
+    )
+    return "\n".join([head, *lines, end])
+
+
+def counterfactual_lines(result: dict[str, Any]) -> str:
+    """A line a setting: recall with its interval, change in log-probability, n."""
+    width = max(len(row["setting"]) for row in result["rows"])
+    head = f"{'':<{width}}  recall        95 %       change in log-probability, nats    n"
+    rows = [
+        f"{row['setting']:<{width}}  {row['recall']:6.3f}  "
+        f"[{row['recall low']:.3f}, {row['recall high']:.3f}]  {row['change']:+8.3f} "
+        f"[{row['change low']:+.3f}, {row['change high']:+.3f}]  {row['n']:10}"
+        for row in result["rows"]
+    ]
+    kept = "\n".join(f"kept: {path}" for path in result["runs"])
+    return "\n".join([head, *rows, kept])
