@@ -142,7 +142,7 @@ class Check:
         accuracy: Share of prompts where the answer wins among the candidates, or beats its foil.
         top1: Share where the answer wins over the whole vocabulary.
         score: Mean logit difference.
-        n: Prompts.
+        n: Different clean prompts.
         interval: Wilson's 95 % interval of the accuracy.
     """
 
@@ -167,7 +167,8 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
         right = candidates[last[:, candidates].argmax(dim=1)] == answer
     accuracy = right.float().mean().item()
     top1 = (last.argmax(dim=1) == answer).float().mean().item()
-    n = behaviour.n_prompts
+    # One prompt asked against many foils is one case.
+    n = len(behaviour.clean.unique(dim=0))
     return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))
 
 
