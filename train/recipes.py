@@ -114,7 +114,7 @@ PLANTED = Recipe(
         position_init_scale=0.15,
     ),
     batch_size=32,
-    steps=2600,
+    steps=3000,
     lr=2e-3,
     min_lr=2e-4,
     warmup_steps=100,
@@ -123,24 +123,26 @@ PLANTED = Recipe(
     optimizer_every=100,
 )
 
-# A small model for any text of a few megabytes: minutes on two cores.
+# A small model for any text of a few megabytes: 3.07 million tokens in minutes of two cores. Rotary
+# positions, because two layers read the World Factbook's held-out text at 2.19 nats a token with
+# them after 1.84 million tokens, and at 2.41 with learned ones that start as sinusoids.
 TEXT_SMALL = Recipe(
     name="text-small",
     model=GPTConfig(
         n_layers=3,
         n_heads=4,
         d_model=128,
-        n_ctx=128,
+        n_ctx=256,
         d_vocab=2048,
         mlp="gelu-tanh",
         init_std=0.05,
-        position_init="sinusoids",
-        position_init_scale=0.15,
+        position="rope",
+        rope_theta=1000.0,
     ),
-    batch_size=16,
+    batch_size=8,
     steps=1500,
-    lr=2e-3,
-    min_lr=2e-4,
+    lr=3e-3,
+    min_lr=3e-4,
     warmup_steps=100,
     checkpoint_every=250,
     optimizer_every=250,
