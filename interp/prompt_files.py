@@ -8,8 +8,8 @@ are taken instead where there is one. See `interp/behaviour_files` for one of ea
 In a stretch of text the last token has occurred before, and what followed it then follows it now.
 The corrupt prompt has a foil wherever the clean one has that answer. The text is the model's own
 language, so the clean score also holds what it expects without looking back; the distance between
-clean and corrupt does not. With `exchange` the foil stands in the clean prompt too and the two
-change places: the same tokens stand in both, so what moves is owed to their order.
+clean and corrupt does not. With `exchange` the foil stands in the clean prompt as often and the two
+change places: both prompts hold the same tokens, so what moves is owed to their order.
 """
 
 import tomllib
@@ -201,24 +201,20 @@ def _foil(
     """What to exchange the last token of a stretch with; None when the stretch does not fit.
 
     A foil follows the same token about as often in the training text, and does not in the stretch:
-    it is new there or, for an exchange, is there already.
+    it is new there or, for an exchange, is there as often as the answer.
     """
-    *_, last, answer = stretch.tolist()
-    before = np.flatnonzero(stretch[:-2] == last)
-    if not len(before) or stretch[before[-1] + 1] != answer or answer == last:
-        return None
-    if (stretch == eot).any():
+    prompt, (last, answer) = stretch[:-1], stretch[-2:].tolist()
+    before = np.flatnonzero(prompt[:-1] == last)
+    end = prompt[-asked["same_end"] :]
+    if not len(before) or prompt[before[-1] + 1] != answer or answer in end or eot in stretch:
         return None
     tokens, counts = followers(last)
     often = counts[tokens == answer].sum()
     if often > asked["likely"] * counts.sum():
         return None
-    taken = [last, answer, *stretch[before + 1].tolist()]
-    end = stretch[-1 - asked["same_end"] : -1]
-    if answer in end:
-        return None
-    fits = np.isin(tokens, stretch) == asked["exchange"]
-    fits &= ~np.isin(tokens, [eot, *taken, *end.tolist()])
+    wanted = (prompt == answer).sum() if asked["exchange"] else 0
+    fits = (prompt[:, None] == tokens).sum(axis=0) == wanted
+    fits &= ~np.isin(tokens, [eot, answer, *prompt[before + 1].tolist(), *end.tolist()])
     if not fits.any():
         return None
     # In logarithms, half a count added: an answer that is new in the held-out text has none.
