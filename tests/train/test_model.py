@@ -105,6 +105,19 @@ def test_the_fused_attention_equals_the_sum_written_out(model, tokens):
     torch.testing.assert_close(scores, written["attn_scores", 1].tril(), rtol=1e-5, atol=1e-5)
 
 
+def test_the_sum_written_out_in_bf16_equals_the_fused_kernel(model, tokens):
+    with torch.autocast("cpu", torch.bfloat16):
+        _, cache = model.run_with_cache(tokens, names_filter=lambda name: ".attn.hook_" in name)
+    turned = "rot_" if model.cfg.position == "rope" else ""
+    q, k, v = (cache[name, 1].transpose(1, 2) for name in (f"{turned}q", f"{turned}k", "v"))
+    assert q.dtype == torch.bfloat16
+    shared_by = model.cfg.n_heads // k.shape[1]
+    k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
+    fused = functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    # bf16 keeps 8 bits: the pattern and the sum are each rounded to one part in 2^8.
+    torch.testing.assert_close(cache["z", 1], fused, rtol=2**-6, atol=2**-7 * v.abs().max().item())
+
+
 def test_heads_and_bias_sum_to_the_output(model, tokens):
     _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith("blocks.0."))
     by_weights = torch.einsum("bphd,hdm->bphm", cache["z", 0], model.W_O[0])

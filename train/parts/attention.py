@@ -71,24 +71,14 @@ class Attention(nn.Module):
         if self.n_key_value_heads < self.n_heads:
             shared_by = self.n_heads // self.n_key_value_heads
             k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
-        # torch 2.13's fused kernel on CPU in bf16, forward and backward against the sum written
-        # out: 14.5 against 1.7 ms at 32 x 4 heads x 64 positions, 17 against 5.7 at 2 x 12 x 256.
+        # torch 2.13's fused kernel is slow in bf16 on a CPU: forward and backward of 32 x 4 heads x
+        # 64 positions take 15.2 ms of one core, the sum written out 2.5 (n 20, the fastest of each;
+        # the whole step: benchmarks/attention_cpu.py).
         slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
         if slow or self.hook_attn_scores.hooked or self.hook_pattern.hooked:
             return self._written_out(q, k, v).transpose(1, 2)
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu":
-            return self._products(q, k, v).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return mixed.transpose(1, 2)
-
-    def _products(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch head pos d_head"]:
-        # torch 2.13's fused kernel is slow in bf16 on a CPU: forward and backward of 32 x 4 heads x
-        # 64 positions take 15.1 ms of one core, these two products and a softmax 2.2 ms.
-        n_pos = q.shape[-2]
-        future = q.new_full((n_pos, n_pos), float("-inf")).triu(1)
-        q, k, flat = (q * self.d_head**-0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        scores = torch.baddbmm(future.expand(len(q), -1, -1), q, k.transpose(1, 2))
-        return (scores.softmax(dim=-1) @ flat).unflatten(0, v.shape[:2])
 
     def _written_out(
         self, q: Tensor, k: Tensor, v: Tensor
