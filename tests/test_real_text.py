@@ -98,9 +98,8 @@ def test_answer_and_foil_can_change_places_so_that_both_prompts_hold_the_same_to
 
 def test_the_trained_model_copies_what_followed_before_and_the_untrained_does_not(run, copying):
     trained, untrained = run.load(), run.load(0)
-    check, chance = behaviours.check(trained, copying), behaviours.measure(untrained, copying)
-    assert check.interval[0] > 0.6
-    assert chance.interval[0] < 0.5 < chance.interval[1]
+    assert behaviours.check(trained, copying).interval[0] > 0.6
+    assert abs(behaviours.measure(untrained, copying).score) < 0.3
     found = moved(trained, copying)
     assert found.mean() - 2 * found.std() / np.sqrt(len(found)) > 0.3
     assert abs(moved(untrained, copying).mean()) < 0.1
