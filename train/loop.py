@@ -31,35 +31,27 @@ from train import (
     optimizers,
     orders,
     runs,
+    states,
 )
 from train import numerics as numbers
 from train.batches import Batch, Removal
 from train.errors import DivergedError, RecipeError, TrainError
-from train.model import GPT, init
+from train.model import GPT
 from train.numerics import Numerics
 from train.orders import Order
 from train.recipes import Recipe, resolve
 from train.runs import Run
+from train.states import State
 from train.token_store import TokenStore
 
 
-__all__ = ["Replay", "State", "advance", "branch", "replay", "resume", "run"]
+__all__ = ["Replay", "advance", "branch", "replay", "resume", "run"]
 
 Progress = Callable[[str, int, int | None], None]
 # On a CUDA device losses are read in blocks, so that no step waits for the one before it.
 CUDA_BLOCK = 16
 LOCK = ".lock"
 BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{manifests.NAME}.partial"}
-
-
-@dataclass
-class State:
-    """The whole state of training."""
-
-    model: GPT
-    optimizer: torch.optim.AdamW
-    step: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -126,8 +118,7 @@ def run(
         if recipe.sampler == "nanogpt":
             _record_schedule(out, recipe, store)
         manifests.begin(out, recipe, store, numerics)
-        model = init(recipe.model, recipe.init_seed).to(numerics.device)
-        state = State(model, optimizers.adamw(model, recipe), step=0, tokens=0)
+        state = states.initial(recipe, numerics)
         return _train(runs.open(out, store=store.path), state, [], data_workers, progress)
 
 
@@ -145,12 +136,11 @@ def resume(
     with _locked(opened.path):
         # A run killed before its first checkpoint has no index yet: it starts again from its init.
         if not (opened.path / checkpoints.FOLDER / "index.json").exists():
-            model = init(opened.recipe.model, opened.recipe.init_seed).to(opened.numerics.device)
-            state = State(model, optimizers.adamw(model, opened.recipe), step=0, tokens=0)
+            state = states.initial(opened.recipe, opened.numerics)
             return _train(opened, state, [], data_workers, progress)
         checkpoints.drop_unlisted(opened.path)
         rows = opened.ledger
-        state = load_state(opened, len(rows))
+        state = states.load(opened, len(rows))
         return _train(opened, state, rows[: state.step], data_workers, progress)
 
 
@@ -173,7 +163,7 @@ def replay(
         raise TrainError(
             f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
         )
-    state = load_state(run, first)
+    state = states.load(run, first)
     done = []
     with numbers.applied(run.numerics):
         for row in advance(
@@ -202,7 +192,7 @@ def branch(
     if not removal.documents:
         raise TrainError("no documents to leave out were given; the retrained run would be the run")
     first = first_read(parent, removal.documents)
-    begin = load_state(parent, first)
+    begin = states.load(parent, first)
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
@@ -266,23 +256,6 @@ def advance(
             waiting.clear()
 
 
-def load_state(run: Run, step: int) -> State:
-    """Model and optimizer at the newest checkpoint at or before `step` that kept its optimizer."""
-    usable = [one for one in run.saved if one.resumable and one.step <= step]
-    if not usable:
-        raise TrainError(f"the run {run.path} keeps no optimizer at or before step {step}")
-    saved = usable[-1]
-    model = GPT(run.recipe.model)
-    model.load_state_dict(checkpoints.read(run.path, saved, "model.safetensors"))
-    model = model.to(run.numerics.device)
-    optimizer = optimizers.adamw(model, run.recipe)
-    optimizers.read_state(
-        model, optimizer, checkpoints.read(run.path, saved, "optimizer.safetensors")
-    )
-    tokens = int(checkpoints.read_step(run.path, saved)["tokens"])
-    return State(model, optimizer, saved.step, tokens)
-
-
 def _train(
     run: Run, state: State, rows: list[ledger.Row], data_workers: int, progress: Progress | None
 ) -> Run:
@@ -293,7 +266,7 @@ def _train(
     try:
         with numbers.applied(run.numerics):
             if not (run.path / checkpoints.FOLDER).exists():
-                _checkpoint(run, state)
+                states.save(run, state)
             while state.step < recipe.steps:
                 stop = min(step for step in due if step > state.step)
                 for row in advance(
@@ -305,7 +278,7 @@ def _train(
                         what = f"loss {row.loss:.3f}  {speed / 1000:.1f}k tokens/s"
                         progress(what, row.step + 1, recipe.steps)
                 writer.sync()
-                _checkpoint(run, state)
+                states.save(run, state)
     finally:
         writer.close()
     manifests.finish(run.path, run.manifest, _digests(run))
@@ -340,22 +313,6 @@ def _settled(
         if not math.isfinite(loss.item() + norm.item()):
             raise _diverged(model, replace(batch, step=row.step), numerics)
         yield replace(row, loss=loss.item(), grad_norm=norm.item())
-
-
-def _checkpoint(run: Run, state: State) -> None:
-    """Write the checkpoint of this step; the newest always keeps its optimizer."""
-    keep = {step for step in run.recipe.checkpoint_steps() if run.recipe.keeps_optimizer(step)}
-    fixed = evaluating.fixed_loss(state.model, run.store, run.order, run.numerics)
-    checkpoints.write(
-        run.path,
-        state.step,
-        model={
-            name: one.detach().cpu().contiguous() for name, one in state.model.state_dict().items()
-        },
-        optimizer=optimizers.write_state(state.model, state.optimizer),
-        state={"tokens": state.tokens, "fixed_loss": fixed},
-        keep_optimizer_of=keep,
-    )
 
 
 def _diverged(model: GPT, batch: Batch, numerics: Numerics) -> DivergedError:

@@ -1,0 +1,78 @@
+"""The whole state of training, and how it becomes a checkpoint and comes back.
+
+Weights, optimizer and step are all there is: no random state exists, so a state that was saved and
+loaded goes on as if it had never been on disk.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from train import checkpoints, evaluating, optimizers
+from train.errors import TrainError
+from train.model import GPT, init
+from train.numerics import Numerics
+from train.recipes import Recipe
+from train.runs import Run
+
+
+__all__ = ["State", "initial", "load", "save"]
+
+
+@dataclass
+class State:
+    """The whole state of training.
+
+    Attributes:
+        step: The next step; equally the number of steps done.
+        tokens: Targets that carried loss so far.
+    """
+
+    model: GPT
+    optimizer: torch.optim.AdamW
+    step: int
+    tokens: int
+
+
+def initial(recipe: Recipe, numerics: Numerics) -> State:
+    """The state before the first step, from the recipe's seed alone."""
+    model = init(recipe.model, recipe.init_seed).to(numerics.device)
+    return State(model, optimizers.adamw(model, recipe), step=0, tokens=0)
+
+
+def load(run: Run, step: int) -> State:
+    """The newest checkpoint at or before `step` that kept its optimizer.
+
+    Raises:
+        TrainError: There is none.
+        DamagedError: A file of it is not what its digest says.
+    """
+    usable = [one for one in run.saved if one.resumable and one.step <= step]
+    if not usable:
+        raise TrainError(f"the run {run.path} keeps no optimizer at or before step {step}")
+    saved = usable[-1]
+    model = GPT(run.recipe.model)
+    model.load_state_dict(checkpoints.read(run.path, saved, "model.safetensors"))
+    model = model.to(run.numerics.device)
+    optimizer = optimizers.adamw(model, run.recipe)
+    optimizers.read_state(
+        model, optimizer, checkpoints.read(run.path, saved, "optimizer.safetensors")
+    )
+    tokens = int(checkpoints.read_step(run.path, saved)["tokens"])
+    return State(model, optimizer, saved.step, tokens)
+
+
+def save(run: Run, state: State) -> None:
+    """Write the checkpoint of this step; the newest always keeps its optimizer."""
+    keep = {step for step in run.recipe.checkpoint_steps() if run.recipe.keeps_optimizer(step)}
+    fixed = evaluating.fixed_loss(state.model, run.store, run.order, run.numerics)
+    checkpoints.write(
+        run.path,
+        state.step,
+        model={
+            name: one.detach().cpu().contiguous() for name, one in state.model.state_dict().items()
+        },
+        optimizer=optimizers.write_state(state.model, state.optimizer),
+        state={"tokens": state.tokens, "fixed_loss": fixed},
+        keep_optimizer_of=keep,
+    )
