@@ -4,6 +4,8 @@ No random state is read, so evaluating more or less often changes no bit of a ru
 `estimate_loss` draws from the generator that draws the training data.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -17,9 +19,15 @@ from train.recipes import Recipe
 from train.token_store import TokenStore
 
 
-__all__ = ["first_bad_tensor", "fixed_loss", "held_out_loss"]
+__all__ = ["distance", "first_bad_tensor", "fixed_loss", "held_out_loss"]
 
 FIXED_WINDOWS = 32
+
+
+def distance(one: float, other: float) -> float:
+    """Absolute difference of two losses; infinite when either is no finite number."""
+    # Not max(0.0, nan), which is 0.0: weights that are no numbers would differ by nothing.
+    return abs(one - other) if math.isfinite(one) and math.isfinite(other) else math.inf
 
 
 @torch.no_grad()

@@ -80,9 +80,9 @@ class Replay:
 
     @property
     def difference(self) -> float:
-        """Largest difference in loss, in nats."""
+        """Largest difference in loss, in nats; infinite when one of two losses is no number."""
         pairs = zip(self.rows, self.expected, strict=True)
-        return max(abs(row.loss - expected.loss) for row, expected in pairs)
+        return max(evaluating.distance(row.loss, expected.loss) for row, expected in pairs)
 
 
 def run(

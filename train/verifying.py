@@ -3,12 +3,14 @@
 First the files, without loading any of them as weights: the manifest's seal and keys, the ledger's
 chain, every checkpoint, every file of the token store. Only when all hold are weights loaded: the
 initial checkpoint must equal init(seed), each checkpoint must give the loss that was written beside
-it, no two steps may hold the same weights, and random spans are replayed against the ledger.
+it, no two steps may hold the same weights; and when all that holds, random spans are replayed
+against the ledger.
 
 Three levels can hold: `bit-exact` (same machine, precision, threads), `within tolerance` (another
-machine), `order only` (the same windows were read, the numbers differ).
+machine), `order only` (the same windows were read, the replayed numbers differ by more).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +66,11 @@ def verify(
     if problems or run.knowledge == "weights-only":
         level = "damaged" if problems else "weights only"
         return Verification(run.id, level, tuple(problems), (), 0.0, count)
-    problems += _duplicates(run) + _wrong_init(run)
-    difference = 0.0
-    for saved in run.saved:
-        found = _fixed_loss(run, saved)
-        difference = max(
-            difference, abs(found - checkpoints.read_step(run.path, saved)["fixed_loss"])
-        )
+    unlike, difference = _unlike_their_loss(run)
+    problems += _duplicates(run) + _wrong_init(run) + unlike
+    if problems:
+        # Nothing is replayed from weights that are not what they say.
+        return Verification(run.id, "damaged", tuple(problems), (), difference, count)
     drawn = _draw_spans(run, spans, seed)
     replays = []
     for number, (first, last) in enumerate(drawn):
@@ -119,6 +119,11 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
         return problems, count
     try:
         rows = run.ledger
+        for row in rows:
+            if not math.isfinite(row.loss + row.grad_norm):
+                raise DamagedError(
+                    f"{run.path / ledger.NAME}: the loss of step {row.step} is no number"
+                )
         if run.finished and len(rows) != run.recipe.steps:
             raise DamagedError(
                 f"{run.path / ledger.NAME}: {len(rows)} rows for {run.recipe.steps} steps"
@@ -183,6 +188,22 @@ def _wrong_init(run: Run) -> list[str]:
     wrong = [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
     place = run.path / run.saved_at(0).folder / "model.safetensors"
     return [f"{place}: {wrong[0]} is not init(seed {run.recipe.init_seed})"] if wrong else []
+
+
+def _unlike_their_loss(run: Run) -> tuple[list[str], float]:
+    """Checkpoints that do not give the loss written beside them, and the largest difference."""
+    problems, largest = [], 0.0
+    for saved in run.saved:
+        found, written = _fixed_loss(run, saved), checkpoints.read_step(run.path, saved)
+        difference = evaluating.distance(found, float(written["fixed_loss"]))
+        # An infinite one stands in the problem; as a number of the result it would be no JSON.
+        largest = max(largest, difference if math.isfinite(difference) else 0.0)
+        if difference > TOLERANCE[run.numerics.precision]:
+            problems.append(
+                f"{run.path / saved.folder / 'model.safetensors'}: its loss on the fixed batch is "
+                f"{found:.6g}, state.json beside it says {written['fixed_loss']:.6g}"
+            )
+    return problems, largest
 
 
 def _fixed_loss(run: Run, saved: Saved) -> float:

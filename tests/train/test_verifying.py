@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,59 @@ def test_a_checkpoint_copied_with_a_forged_index_is_still_found(copied):
         one["digest"]["sha256"] = durable.sha256_file(copied / one["name"])
     durable.write_json(copied / manifests.NAME, durable.seal(manifest))
     assert any("holds the weights of step 8" in problem for problem in problems(copied))
+
+
+def forge(path: Path, step: int, change, *, fixed_loss: float | None = None) -> str:
+    """Change the weights of a step, and every digest over them up to the manifest's seal."""
+    from safetensors.torch import load_file, save_file
+
+    place = path / f"checkpoints/step-{step:08d}"
+    weights = load_file(place / "model.safetensors")
+    save_file({name: change(one) for name, one in weights.items()}, place / "model.safetensors")
+    if fixed_loss is not None:
+        state = json.loads((place / "state.json").read_text())
+        (place / "state.json").write_text(durable.canonical({**state, "fixed_loss": fixed_loss}))
+    reseal(path)
+    return str(place / "model.safetensors")
+
+
+def reseal(path: Path) -> None:
+    """Every digest of a run computed again from what lies there now."""
+    index = json.loads((path / "checkpoints/index.json").read_text())
+    for one in index["checkpoints"]:
+        folder = path / f"checkpoints/step-{one['step']:08d}"
+        one["files"] = {name: durable.sha256_file(folder / name) for name in one["files"]}
+    durable.write_json(path / "checkpoints/index.json", durable.seal(index))
+    manifest = json.loads((path / manifests.NAME).read_text())
+    for one in manifest["subject"]:
+        one["digest"]["sha256"] = durable.sha256_file(path / one["name"])
+    durable.write_json(path / manifests.NAME, durable.seal(manifest))
+
+
+@pytest.mark.parametrize("fixed_loss", [None, float("nan")])
+@pytest.mark.parametrize("step", [16, 24])
+def test_weights_that_are_no_numbers_are_named_however_well_sealed(copied, step, fixed_loss):
+    """NaN differs from nothing by NaN, which no comparison finds large."""
+    named = forge(copied, step, lambda one: one * float("nan"), fixed_loss=fixed_loss)
+    assert any(named in problem for problem in problems(copied))
+
+
+@pytest.mark.parametrize("step", [16, 24])
+def test_other_weights_under_forged_seals_are_named_by_their_loss(copied, step):
+    named = forge(copied, step, lambda one: one * 3)
+    (found,) = problems(copied)
+    assert found.startswith(f"{named}: its loss on the fixed batch is ")
+
+
+def test_a_ledger_of_losses_that_are_no_numbers_is_named(copied):
+    rows = ledger.read(copied / ledger.NAME)
+    with_nan = [replace(row, loss=float("nan")) if row.step == 10 else row for row in rows]
+    writer = ledger.Writer(copied / ledger.NAME, [])
+    for row in with_nan:
+        writer.append(row)
+    writer.close()
+    reseal(copied)
+    assert any("ledger.jsonl: the loss of step 10" in problem for problem in problems(copied))
 
 
 def test_an_edited_document_is_named(copied):
