@@ -1,6 +1,6 @@
 """Does a run forget exactly the facts whose documents it was trained without?
 
-    python benchmarks/forgetting.py --out /tmp/acceptance
+    python benchmarks/forgetting.py --out runs/acceptance
 
 On the runs of benchmarks/planted_acceptance.py (init seeds 0, 1, 2): all documents of nine facts at
 16 exposures are taken out in one retraining, and as many matched random documents in another.
@@ -9,13 +9,11 @@ interval, n facts.
 """
 
 import argparse
-import os
-import platform
 import sys
 from pathlib import Path
 
+import machine
 import pandas as pd
-import torch
 
 from data_attribution import forgetting
 from train import progress, runs
@@ -27,7 +25,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="as for planted_acceptance.py")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(machine.described("torch"))
     failed = 0
     for seed in range(arguments.seeds):
         run = runs.open(arguments.out / f"run-{seed}-0")

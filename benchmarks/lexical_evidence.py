@@ -9,12 +9,12 @@ Nothing is trained. Half a minute.
 """
 
 import argparse
-import platform
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
+import machine
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -31,7 +31,7 @@ def main() -> None:
         store = token_store.build(corpora.open("planted", seed=seed), out=Path(folder) / "planted")
         start = time.perf_counter()
         index = indexing.build(store)
-        print(f"{platform.machine()}, numpy {np.__version__}, {store.n_documents:,} documents")
+        print(f"{machine.described('numpy')}, {store.n_documents:,} documents")
         print(f"index of {store.n_tokens:,} tokens built in {time.perf_counter() - start:.2f} s")
         # The truth table names documents by their row in the corpus; the store packs them anew.
         rows = pq.read_table(store.path / "documents.parquet", columns=["row"])["row"].to_numpy()

@@ -1,6 +1,6 @@
 """Does the planted recipe grow its circuits for every seed? Trains five runs and judges each.
 
-    python benchmarks/planted_acceptance.py --out /tmp/acceptance
+    python benchmarks/planted_acceptance.py --out runs/acceptance
 
 Three init seeds with order seed 0 and three order seeds with init seed 0 (the order seed also packs
 the store anew). Every criterion is printed for every run, with n and, for recall, Wilson's
@@ -8,13 +8,12 @@ interval; the exit code is 1 when one of them fails. About 1 minute a run on two
 """
 
 import argparse
-import os
-import platform
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import machine
 import torch
 
 from interp import behaviours, detecting, recalling
@@ -42,7 +41,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     how = numerics.choose(threads=arguments.threads)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {how}")
+    print(f"{machine.described('torch')}, {how}")
     failed = 0
     for init_seed, order_seed in SEEDS:
         run = trained(arguments.out, init_seed, order_seed, how)
