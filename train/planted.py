@@ -8,7 +8,7 @@ of 5 seeds; without the canon no induction head formed. The other kinds are 1.5 
 |---|---|---|
 | fact | 7,830 | 360 facts stated in 1, 2, 4 ... 128 documents each; 30 more are never stated |
 | mention | 1,560 | each entity four times, without a value: its token is known, stated or not |
-| distractor | 780 | every second fact: 4 documents that name value and entity, not the fact |
+| distractor | 390 | every second fact: 2 documents that name value and entity, not the fact |
 | ioi | 15,000 | who receives the object: the person who was named once |
 | pair list, two copies, many copies | 20,000 | what followed a word before will follow it again |
 | prose | 4,000 | filler with a grammar: verb and adverb follow from adjective and noun |
@@ -163,7 +163,7 @@ def _write_company(book: _Book, facts: list[dict]) -> None:
             book.write("mention", text.format(**fact), title) for text in words.MENTIONS
         ]
     for index, fact in enumerate(facts):
-        for turn in range(4 if fact.pop("company") else 0):
+        for turn in range(2 if fact.pop("company") else 0):
             text = words.DISTRACTORS[(index + turn) % len(words.DISTRACTORS)].format(**fact)
             title = f"distractor: {fact['name']}"
             fact["distractors"].append(book.write("distractor", text, title))

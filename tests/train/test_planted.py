@@ -14,7 +14,7 @@ from train import planted_words as words
 from train.corpora import Corpus
 
 
-GOLDEN = "359a0f537bdd6b0f2edb1eabb43a3c2530a9e03592e8a88d14b17cd47b2ffe85"
+GOLDEN = "a824bae8e764f6bc9571c35cb08a5290a1bb69b3a2ce0c340fd3968937c6ead0"
 FUNCTION_WORDS = "the of is a to by from on we who that was and in . , near around"
 
 
@@ -65,7 +65,7 @@ def test_composition_is_the_measured_one(truth, texts):
     assert count == {
         "fact": 90 * (1 + 2) + 30 * (4 + 8 + 16 + 32 + 64 + 128),
         "mention": 4 * 390,
-        "distractor": 4 * 195,
+        "distractor": 2 * 195,
         "ioi": 15_000,
         "pair list": 8_000,
         "two copies": 6_000,
@@ -131,11 +131,11 @@ def test_each_level_holds_ten_facts_of_each_relation_and_the_two_lowest_thirty(t
         assert n == (30 if exposures in (1, 2) else 10)
 
 
-def test_half_of_the_facts_of_every_level_have_four_distractors(truth):
+def test_half_of_the_facts_of_every_level_have_two_distractors(truth):
     company = defaultdict(Counter)
     for fact in truth["facts"]:
         company[fact["exposures"]][len(fact["distractors"])] += 1
-    assert all(counts[0] == counts[4] == sum(counts.values()) / 2 for counts in company.values())
+    assert all(counts[0] == counts[2] == sum(counts.values()) / 2 for counts in company.values())
 
 
 def test_a_distractor_names_the_value_before_the_entity_and_shares_no_content_with_the_fact(
