@@ -16,9 +16,11 @@ of 5 seeds; without the canon no induction head formed. The other kinds are 1.5 
 | canon | 10,000 | the next word depends on the *previous* word: grows a previous-token head |
 
 In a distractor the value stands *before* the entity: a causal model never predicts the value from
-the entity there, so a distractor shares every name with the fact and teaches none of it. In one
-run, facts never stated were recalled at 0.04 with distractors and at 0.00 without (15 facts each in
-three forms; chance is 0.04).
+the entity there, so a distractor shares every name with the fact and teaches none of it. Over
+two init seeds, facts never stated were recalled at 0.04 with distractors and at 0.06 without (15
+facts each in three forms; chance is 0.04). The mentions matter: with one mention and four
+distractors an entity was known mostly from its distractors, and recall at two exposures was 0.34
+with them and 0.12 without.
 
 All statements of a fact in one form are the same text; the *declared* duplicates are prose, which
 holds no other two equal documents. Rows count documents in the order of the table.
