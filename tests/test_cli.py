@@ -16,7 +16,7 @@ from data_attribution.cli import app
 from data_attribution.sources import Sources
 from interp import behaviours, hooked, patching
 from interp.effects import Effects
-from train import exchange, runs, token_store
+from train import durable, exchange, runs, token_store
 
 
 EXECUTABLE = Path(sys.executable).with_name("openbook")
@@ -114,6 +114,24 @@ def test_verify_names_a_changed_file_and_exits_3(openbook, tiny_run, tmp_path):
     assert found.out == "damaged\n"
     assert found.err.startswith(f"error: {path}: sha256 ")
     assert found.err.count("\n") == 1
+
+
+def test_a_run_whose_replay_reads_the_same_and_computes_otherwise_fails(
+    openbook, tiny_run, tmp_path, monkeypatch
+):
+    """As on a machine that sums in another way: here by another rate in the same manifest."""
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run.path, copy)
+    verify = ("run", "verify", copy, "--store", tiny_run.store.path)
+    assert openbook(*verify, "--require", "bit-exact").code == 0
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["predicate"]["recipe"]["lr"] *= 3
+    durable.write_json(copy / "manifest.json", durable.seal(manifest))
+    found = openbook(*verify)
+    assert found.code == 1
+    assert found.out.startswith("order only: ")
+    assert found.err == f"error: {copy} is order only; within-tolerance was required\n"
+    assert openbook(*verify, "--require", "order-only").code == 0
 
 
 def test_reads_agree_with_the_run_both_ways(openbook, tiny_run):

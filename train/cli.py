@@ -194,6 +194,10 @@ def run_verify(
     path: RunPath,
     spans: Annotated[int, typer.Option(min=0, help="Random spans to replay.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Which spans.")] = 0,
+    require: Annotated[
+        Literal["bit-exact", "within-tolerance", "order-only"] | None,
+        typer.Option(help="Exit 1 below this; default: within-tolerance, where steps are known."),
+    ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
@@ -215,6 +219,11 @@ def run_verify(
         for problem in found.problems:
             typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(3)
+    # An import knows no steps that could be replayed: only who asks for a level misses it.
+    least = require or ("within-tolerance" if found.spans else None)
+    if least and not found.reaches(least):
+        typer.echo(f"error: {path} is {found.level}; {least} was required", err=True)
+        raise typer.Exit(1)
 
 
 @run.command("reads")

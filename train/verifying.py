@@ -25,12 +25,14 @@ from train.model import init
 from train.runs import Run
 
 
-__all__ = ["Verification", "files", "verify"]
+__all__ = ["LEVELS", "Verification", "files", "verify"]
 
 Progress = Callable[[str, int, int | None], None]
 # Largest difference in loss (nats) between machines: fp32 sums in another order; bf16 also rounds.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 SPAN_STEPS = 10
+# What can hold when nothing is damaged, the least first; an import has no numbers to hold.
+LEVELS = ("weights only", "order only", "within tolerance", "bit-exact")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Verification:
     def ok(self) -> bool:
         """Whether nothing is damaged."""
         return not self.problems
+
+    def reaches(self, level: str) -> bool:
+        """Whether at least `level` holds; written with spaces or, as in a shell, with hyphens."""
+        ranks = {one.replace(" ", "-"): rank for rank, one in enumerate(LEVELS)}
+        return self.ok and ranks[self.level.replace(" ", "-")] >= ranks[level.replace(" ", "-")]
 
 
 def verify(
