@@ -77,7 +77,8 @@ def choose(
     threads = threads or min(len(os.sched_getaffinity(0)), 8)
     if device != "cpu":
         return Numerics(device, "bf16" if precision == "auto" else precision, threads)
-    with _threads(threads):
+    # One thread and CPU time: what else the machine is doing must not change what is chosen.
+    with _threads(1):
         matmul, bf16_pays = _calibrate()
     if precision == "auto":
         precision = "bf16" if bf16_pays else "fp32"
@@ -149,13 +150,13 @@ def _calibrate() -> tuple[Literal["highest", "medium"], bool]:
 
 
 def _seconds(work: Callable[[], Tensor]) -> float:
-    """The fastest of several runs: on a shared machine the minimum is what the hardware can do."""
+    """CPU seconds, the fewest of several runs: on a shared machine what the hardware can do."""
     work()
     best = float("inf")
     for _ in range(12):
-        begin = time.perf_counter()
+        begin = time.process_time()
         work()
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.process_time() - begin)
     return best
 
 
