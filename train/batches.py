@@ -44,6 +44,22 @@ class Removal:
         if list(self.documents) != sorted(set(self.documents)):
             raise StoreError("the documents to remove must be ascending and without repeats")
 
+    def joined(self, earlier: "Removal | None") -> "Removal":
+        """This removal from a run that already lacks what `earlier` removed.
+
+        Raises:
+            StoreError: The two remove in different ways, and a run has one.
+        """
+        if earlier is None:
+            return self
+        if earlier.mode != self.mode:
+            raise StoreError(
+                f"the run already lacks {len(earlier.documents)} documents, removed by "
+                f"{earlier.mode!r}; {len(self.documents)} more cannot be removed by {self.mode!r}: "
+                f"use {earlier.mode!r}, or begin at the run it was trained from"
+            )
+        return Removal(tuple(sorted({*earlier.documents, *self.documents})), self.mode)
+
     def covers(
         self, store: TokenStore, offsets: Int64[np.ndarray, "batch pos"]
     ) -> Bool[np.ndarray, "batch pos"]:

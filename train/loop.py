@@ -156,18 +156,20 @@ def replay(
 
     Args:
         run: A run trained here.
-        removal: Leave documents out: the exact counterfactual of this span.
+        removal: Leave documents out, beside those the run already lacks: the exact counterfactual
+            of this span.
     """
     rows = run.ledger
     if not 0 <= first <= last < len(rows):
         raise TrainError(
             f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
         )
+    removed = removal.joined(run.removal) if removal else run.removal
     state = states.load(run, first)
     done = []
     with numbers.applied(run.numerics):
         for row in advance(
-            state, run.recipe, run.store, run.order, run.numerics, last + 1, removal
+            state, run.recipe, run.store, run.order, run.numerics, last + 1, removed
         ):
             done.append(row)
             if progress:
@@ -186,18 +188,19 @@ def branch(
     """Train again without some documents: everything else to the bit as in the parent.
 
     Starts at the parent's last checkpoint before any of the documents was first read, so what the
-    two runs share is not computed twice.
+    two runs share is not computed twice. What the parent already lacks is left out too.
     """
     out = Path(out)
     if not removal.documents:
         raise TrainError("no documents to leave out were given; the retrained run would be the run")
+    removed = removal.joined(parent.removal)
     first = first_read(parent, removal.documents)
     begin = states.load(parent, first)
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         manifests.begin(
-            out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removal
+            out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
         )
         if parent.recipe.sampler == "nanogpt":
             durable.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
@@ -210,7 +213,7 @@ def first_read(run: Run, documents: tuple[int, ...]) -> int:
     firsts = [int(steps[0]) for one in documents if len(steps := run.steps_reading(one))]
     if not firsts:
         raise TrainError(
-            f"none of the {len(documents)} documents was ever read in the {run.recipe.steps} steps "
+            f"none of the {len(documents)} documents was ever read in the {run.steps_done} steps "
             f"of {run.path}; leaving them out changes nothing"
         )
     return min(firsts)

@@ -182,30 +182,68 @@ class Run:
         path = self.path / "tokenizer.json"
         return tokenization.load(path) if path.is_file() else None
 
+    @cached_property
+    def steps_done(self) -> int:
+        """Steps whose row is in the ledger, counted once: of a stopped run not all it was asked."""
+        return self.recipe.steps if self.finished else len(self.ledger)
+
     def documents_read(self, step: int) -> Int64[np.ndarray, " document"]:
         """Indices of the documents of which a token was a target at `step`; O(log documents).
 
         Documents that were taken out of this run were never read by it.
+
+        Raises:
+            TrainError: The run has no such step, or was stopped before it.
         """
         if not 0 <= step < self.recipe.steps:
             raise TrainError(f"step {step} is not one of the {self.recipe.steps} steps of the run")
+        if step >= self.steps_done:
+            raise TrainError(
+                f"step {step} has read nothing: {self.steps_done} of the {self.recipe.steps} steps "
+                f"of {self.path} are done; go on with --resume"
+            )
         read = orders.documents_read(self.order, self.store.starts, self.store.lengths, step)
         return read if self.removal is None else np.setdiff1d(read, self.removal.documents)
 
     def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]:
-        """The steps at which a token of the document was a target, ascending."""
+        """The steps done at which a token of the document was a target, ascending.
+
+        Raises:
+            StoreError: The store has no such document.
+        """
         if not 0 <= document < self.store.n_documents:
             raise StoreError(
                 f"document {document} is not one of the {self.store.n_documents} of the store"
             )
-        if self.removal and document in self.removal.documents:
-            return np.empty(0, dtype=np.int64)
         start = int(self.store.starts[document])
         return self.steps_reading_tokens(start, start + int(self.store.lengths[document]))
 
     def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]:
-        """The steps at which a token of [start, stop) was a target, ascending."""
-        return self.order.steps_reading(start, stop, self.recipe.steps)
+        """The steps done at which a token of [start, stop) was a target, ascending.
+
+        Tokens of documents that were taken out of this run were never read by it.
+        """
+        pieces = [(start, stop)] if self.removal is None else self._left_of(start, stop)
+        found = [self.order.steps_reading(*piece, self.steps_done) for piece in pieces]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+
+    def _left_of(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What is left of [start, stop) without the removed documents and what ends them."""
+        starts, stops = self._removed_spans
+        first = int(np.searchsorted(stops, start, side="right"))
+        last = int(np.searchsorted(starts, stop, side="left"))
+        edges = [start]
+        for one in range(first, last):
+            edges += [int(starts[one]), int(stops[one])]
+        edges.append(stop)
+        pieces = zip(edges[::2], edges[1::2], strict=True)
+        return [(begin, end) for begin, end in pieces if begin < end]
+
+    @cached_property
+    def _removed_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        documents = np.array(self.removal.documents if self.removal else (), dtype=np.int64)
+        starts = self.store.starts[documents]
+        return starts, starts + self.store.lengths[documents] + 1
 
     def verify(self, **options: Any) -> "Verification":
         """Check every digest and replay random spans; see `train.verifying.verify`."""

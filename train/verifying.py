@@ -81,7 +81,7 @@ def verify(
     drawn = _draw_spans(run, spans, seed)
     replays = []
     for number, (first, last) in enumerate(drawn):
-        replays.append(loop.replay(run, first, last, removal=run.removal))
+        replays.append(loop.replay(run, first, last))
         if progress:
             progress("replaying spans", number + 1, len(drawn))
     difference = max([difference, *(one.difference for one in replays)])

@@ -176,6 +176,43 @@ def test_a_branch_is_the_parent_until_the_removed_document_and_knows_its_lineage
         assert torch.equal(tensor, whole.state.model.state_dict()[name])
 
 
+@pytest.fixture(scope="module")
+def retrained(tiny_run, tmp_path_factory):
+    """A run that lacks a document first read at a step between two checkpoints."""
+    document = int(tiny_run.documents_read(20)[0])
+    return loop.branch(tiny_run, tmp_path_factory.mktemp("c") / "child", Removal((document,)))
+
+
+def test_a_replay_of_a_retrained_run_leaves_out_what_the_run_lacks(tiny_run, retrained):
+    assert loop.replay(retrained, retrained.steps[0], 23).exact
+    more = int(tiny_run.documents_read(22)[-1])
+    both = Removal(tuple(sorted({*retrained.removal.documents, more})))
+    twice = loop.replay(retrained, 17, 23, removal=Removal((more,)))
+    once = loop.replay(tiny_run, 0, 23, removal=both)
+    assert all(a.agrees(b) for a, b in zip(twice.rows, once.rows[17:], strict=True))
+
+
+def test_a_grandchild_lacks_what_its_parent_lacked(tiny_run, retrained, tmp_path):
+    more = next(
+        int(one) for one in tiny_run.documents_read(22) if one not in retrained.removal.documents
+    )
+    grandchild = loop.branch(retrained, tmp_path / "grandchild", Removal((more,)))
+    both = tuple(sorted({*retrained.removal.documents, more}))
+    assert grandchild.removal == Removal(both)
+    assert grandchild.verify().level == "bit-exact"
+    at_once = loop.branch(tiny_run, tmp_path / "at_once", Removal(both))
+    assert weights(grandchild) == weights(at_once)
+
+
+def test_two_ways_of_removing_do_not_mix(tiny_run, retrained, tmp_path):
+    other = Removal((int(tiny_run.documents_read(22)[-1]),), "loss")
+    with pytest.raises(StoreError, match="already lacks 1 documents, removed by 'blank'"):
+        loop.branch(retrained, tmp_path / "grandchild", other)
+    with pytest.raises(StoreError, match="already lacks 1 documents"):
+        loop.replay(retrained, 17, 23, removal=other)
+    assert not (tmp_path / "grandchild").exists()
+
+
 def test_a_document_that_is_never_read_cannot_be_taken_out(tiny_run, tmp_path):
     held_out = tiny_run.store.n_documents - 1
     with pytest.raises(TrainError, match="was ever read in the 24 steps"):

@@ -249,3 +249,50 @@ def test_documents_and_steps_agree_with_a_scan_of_every_batch(tiny_run):
     for document in range(tiny_run.store.n_documents):
         expected = [step for step in range(24) if document in read[step]]
         assert tiny_run.steps_reading(document).tolist() == expected
+
+
+def test_tokens_of_a_removed_document_were_read_at_no_step(tiny_run, tmp_path):
+    """By hand: what a batch gives a loss to, for spans that lie over removed documents too."""
+    from train import batches, loop
+    from train.batches import Removal
+    from train.objectives import IGNORED
+
+    removal = Removal(tuple(sorted(int(one) for one in tiny_run.documents_read(0)[:6])))
+    child = loop.branch(tiny_run, tmp_path / "child", removal)
+    seen = np.zeros((24, child.store.n_tokens), dtype=bool)
+    owner = child.store.document_at(np.arange(child.store.n_tokens))
+    for step in range(24):
+        targets = batches.read(child.store, child.order, step, removal).targets.numpy()
+        offsets = child.order.starts(step)[:, None] + 1 + np.arange(16)
+        seen[step, offsets[targets != IGNORED]] = True
+        documents = set(owner[seen[step]].tolist()) - {-1}
+        assert set(child.documents_read(step).tolist()) == documents
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        start = int(draw.integers(child.store.train_tokens - 60))
+        stop = start + int(draw.integers(1, 60))
+        expected = np.flatnonzero(seen[:, start:stop].any(axis=1))
+        assert child.steps_reading_tokens(start, stop).tolist() == expected.tolist()
+    for document in removal.documents:
+        assert child.steps_reading(document).tolist() == []
+
+
+def test_a_stopped_run_has_not_read_the_future(tiny_run, tiny_store, tmp_path):
+    from train import loop
+
+    def progress(what, done, total):
+        if done == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(
+            tiny_run.recipe, tiny_store, out=tmp_path / "r", numerics=tiny_run.numerics,
+            progress=progress,
+        )  # fmt: skip
+    stopped = runs.open(tmp_path / "r")
+    assert stopped.documents_read(10).tolist() == tiny_run.documents_read(10).tolist()
+    with pytest.raises(TrainError, match="step 11 has read nothing: 11 of the 24 steps"):
+        stopped.documents_read(11)
+    for document in range(0, tiny_store.n_documents, 7):
+        whole = tiny_run.steps_reading(document)
+        assert stopped.steps_reading(document).tolist() == whole[whole < 11].tolist()
