@@ -16,8 +16,9 @@ from pathlib import Path
 import machine
 import torch
 
+from data_attribution import demo
 from interp import behaviours, detecting, recalling
-from train import corpora, loop, numerics, progress, recipes, runs, token_store
+from train import numerics, progress, runs
 from train.runs import Run
 
 
@@ -44,7 +45,14 @@ def main() -> int:
     print(f"{machine.described('torch')}, {how}")
     failed = 0
     for init_seed, order_seed in SEEDS:
-        run = trained(arguments.out, init_seed, order_seed, how)
+        run = demo.trained(
+            arguments.out / f"store-{order_seed}",
+            arguments.out / f"run-{init_seed}-{order_seed}",
+            progress.bar,
+            how=how,
+            init_seed=init_seed,
+            order_seed=order_seed,
+        )
         seconds = sum(row.seconds for row in run.ledger)
         print(f"\ninit {init_seed}, order {order_seed}: run {run.id}, {seconds:.0f} s of training")
         for one in judged(run, seconds):
@@ -53,26 +61,6 @@ def main() -> int:
             print(f"  {mark} {one.name:<44} {one.value:7.3f}   asked {one.asked}")
     print(f"\n{failed} criteria failed over {len(SEEDS)} runs")
     return min(failed, 1)
-
-
-def trained(out: Path, init_seed: int, order_seed: int, how: numerics.Numerics) -> Run:
-    """The run of a pair of seeds; opened when it is there."""
-    store_path, run_path = out / f"store-{order_seed}", out / f"run-{init_seed}-{order_seed}"
-    if not (store_path / "store.json").exists():
-        token_store.build(corpora.open("planted"), out=store_path, seed=order_seed)
-    store = token_store.open(store_path)
-    with progress.bar(run_path.name) as advance:
-        if (run_path / "manifest.json").exists():
-            return loop.resume(run_path, progress=advance)
-        return loop.run(
-            recipes.PLANTED,
-            store,
-            out=run_path,
-            numerics=how,
-            progress=advance,
-            init_seed=init_seed,
-            order_seed=order_seed,
-        )
 
 
 @torch.inference_mode()

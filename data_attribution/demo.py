@@ -2,9 +2,12 @@
 
 corpus -> token store -> run -> hooked model -> behaviour -> heads -> documents -> counterfactual.
 Every stage is a call that a notebook would make; what exists already from an earlier demo is opened
-and not computed again, and a training that was stopped goes on.
+and not computed again, and a training that was stopped goes on. What an earlier demo made of other
+texts or by another recipe is refused: the page would describe a model that this code does not make.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_attribution import attributing, forgetting, indexing
+from data_attribution import attributing, duplicates, forgetting, indexing
+from data_attribution.errors import DemoError
 from data_attribution.forgetting import Forgetting
 from data_attribution.sources import Sources
 from interp import behaviours, detecting, hooked, patching, recalling
@@ -22,13 +26,16 @@ from interp.behaviours import Behaviour, Check
 from interp.detecting import Copying
 from interp.effects import Effects
 from interp.recalling import Answer, Recall
-from train import corpora, loop, numerics, recipes, token_store
+from train import corpora, loop, manifests, numerics, recipes, runs, token_store
+from train.numerics import Numerics
 from train.progress import Progress
+from train.recipes import Recipe
 from train.runs import Run
+from train.token_store import TokenStore
 from train.verifying import Verification
 
 
-__all__ = ["Circuit", "Demo", "Traced", "play"]
+__all__ = ["Circuit", "Demo", "Traced", "play", "refuse_other", "trained"]
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
 EXPOSURES = 16
@@ -78,7 +85,7 @@ def play(*, data: Path, out: Path, stage: Stage) -> Demo:
         out: Folder of runs; the demo's is `out/planted`.
         stage: Opens a progress bar for a named stage (`train.progress.bar`).
     """
-    run = _trained(data / "planted", out / "planted", stage)
+    run = trained(data / "planted", out / "planted", stage)
     with stage("verifying") as progress:
         verification = run.verify(progress=progress)
     with stage("indexing") as progress:
@@ -99,21 +106,89 @@ def play(*, data: Path, out: Path, stage: Stage) -> Demo:
     return Demo(run, verification, recall, circuit, ioi, check, heads, traced, forgot)
 
 
-def _trained(store_path: Path, run_path: Path, stage: Stage) -> Run:
-    if not (store_path / "store.json").exists():
+def trained(
+    store_path: Path,
+    run_path: Path,
+    stage: Stage,
+    *,
+    how: Numerics | None = None,
+    init_seed: int = 0,
+    order_seed: int = 0,
+) -> Run:
+    """The planted run of two seeds, trained, gone on with or opened; the order seed packs too.
+
+    Raises:
+        DemoError: What lies there is another store or another run.
+    """
+    if not (store_path / token_store.MANIFEST).exists():
+        planted = corpora.open("planted")
         with stage("building the planted corpus") as progress:
-            token_store.build(corpora.open("planted"), out=store_path, progress=progress)
+            token_store.build(planted, out=store_path, seed=order_seed, progress=progress)
     store = token_store.open(store_path)
+    recipe = recipes.resolve(recipes.PLANTED, store, init_seed=init_seed, order_seed=order_seed)
+    refuse_other(store, run_path, recipe)
     with stage("training") as progress:
-        if (run_path / "manifest.json").exists():
+        if (run_path / manifests.NAME).exists():
             return loop.resume(run_path, store=store.path, progress=progress)
-        return loop.run(
-            recipes.PLANTED,
-            store,
-            out=run_path,
-            numerics=numerics.choose(),
-            progress=progress,
+        how = how or numerics.choose()
+        return loop.run(recipe, store, out=run_path, numerics=how, progress=progress)
+
+
+def refuse_other(store: TokenStore, run_path: Path, recipe: Recipe) -> None:
+    """Refuse a store of other texts than today's planted corpus, or a run by another recipe.
+
+    About two seconds: the corpus is drawn again, and every text and the truth table are compared.
+
+    Raises:
+        DemoError: The line says what differs and which folders to remove.
+    """
+    difference = _other_corpus(store, recipe.order_seed)
+    if difference:
+        raise DemoError(f"{store.path} {difference}; remove {store.path} and {run_path}")
+    differences = _other_run(store, run_path, recipe)
+    if differences:
+        raise DemoError(f"{run_path} is another run: {'; '.join(differences)}; remove {run_path}")
+
+
+def _other_corpus(store: TokenStore, seed: int) -> str:
+    """How the store differs from today's planted corpus; empty when it does not."""
+    planted = corpora.open("planted")
+    today = Counter((one.row, one.sha256) for one in planted.read())
+    held = Counter(zip(store.rows.tolist(), duplicates.sha256s(store), strict=True))
+    if held != today:
+        return (
+            f"holds {held.total():,} documents of another corpus, {(held & today).total():,} of "
+            f"them among the {today.total():,} of today's planted corpus"
         )
+    if planted.truth and store.truth != json.loads(json.dumps(planted.truth())):
+        return "holds the texts of today's planted corpus with another truth table"
+    if store.manifest["seed"] != seed:
+        return f"was packed by seed {store.manifest['seed']}, not {seed}"
+    return ""
+
+
+def _other_run(store: TokenStore, run_path: Path, recipe: Recipe) -> list[str]:
+    """How the run differs from what the recipe makes of the store; empty without a run."""
+    if not (run_path / manifests.NAME).exists():
+        return []
+    run = runs.open(run_path)
+    found = _flat(run.predicate.get("recipe", {"model": {}}))
+    asked = _flat(recipes.to_dict(recipe))
+    differences = [
+        f"{key} {found.get(key, 'missing')}, not {asked.get(key, 'known')}"
+        for key in sorted(found.keys() | asked.keys())
+        if found.get(key) != asked.get(key)
+    ]
+    if run.removal:
+        differences.append(f"{len(run.removal.documents)} documents left out")
+    if run.predicate["data"]["fingerprint"] != store.fingerprint:
+        differences.append(f"trained on another store than {store.path}")
+    return differences
+
+
+def _flat(recipe: dict) -> dict:
+    model = {f"model.{key}": value for key, value in recipe["model"].items()}
+    return {**{key: value for key, value in recipe.items() if key != "model"}, **model}
 
 
 def _indexed(run: Run, progress: Progress) -> None:

@@ -6,6 +6,7 @@
   + IndexMismatch        2  the index was built from another token store
   + EvidenceError        2  evidence that does not exist, or that does not fit what is asked
   + CounterfactualError  2  a counterfactual that would vary nothing, or has no control
+  + DemoError            2  what an earlier demo left is not what this one would make
 
 The number is the exit code of the `openbook` command. Damaged files are `train.errors.DamagedError`
 (exit code 3) here too.
@@ -14,6 +15,7 @@ The number is the exit code of the `openbook` command. Damaged files are `train.
 __all__ = [
     "AttributionError",
     "CounterfactualError",
+    "DemoError",
     "EvidenceError",
     "IndexMismatch",
     "IndexMissing",
@@ -45,3 +47,7 @@ class EvidenceError(AttributionError):
 
 class CounterfactualError(AttributionError):
     """A counterfactual that would vary nothing, or has no control."""
+
+
+class DemoError(AttributionError):
+    """What an earlier demo left is not what this one would make."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from data_attribution import attributing, forgetting, indexing
+from data_attribution import attributing, demo, forgetting, indexing
 from interp import behaviours, detecting, hooked, patching, plots, recalling
 from train import corpora, loop, progress, recipes, token_store
 
@@ -37,12 +37,14 @@ if not (STORE / "store.json").exists():
 store = token_store.open(STORE)
 
 # %%
+recipe = recipes.resolve(recipes.PLANTED, store)
+demo.refuse_other(store, RUN, recipe)  # What lies here must be what this code makes.
 begun = (RUN / "manifest.json").exists()
 with progress.bar("training") as advance:
     if begun:  # A run that is finished is opened, one that was stopped goes on.
         run = loop.resume(RUN, store=STORE, progress=advance)
     else:
-        run = loop.run(recipes.PLANTED, store, out=RUN, progress=advance)
+        run = loop.run(recipe, store, out=RUN, progress=advance)
 run
 
 # %% [markdown]
