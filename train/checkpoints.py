@@ -26,9 +26,20 @@ from train import durable
 from train.errors import DamagedError
 
 
-__all__ = ["FOLDER", "Saved", "check", "drop_unlisted", "index", "read", "read_step", "write"]
+__all__ = [
+    "FOLDER",
+    "INDEX",
+    "Saved",
+    "check",
+    "drop_unlisted",
+    "index",
+    "read",
+    "read_step",
+    "write",
+]
 
 FOLDER = "checkpoints"
+INDEX = "index.json"
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -56,7 +67,7 @@ def index(run_path: Path) -> list[Saved]:
     Raises:
         DamagedError: The index is not what its seal says, or its steps are not ascending.
     """
-    path = run_path / FOLDER / "index.json"
+    path = run_path / FOLDER / INDEX
     listed = durable.read_sealed(path).get("checkpoints", [])
     saved = [Saved(one["step"], one["files"]) for one in listed]
     steps = [one.step for one in saved]
@@ -87,7 +98,7 @@ def write(
     with durable.folder(place) as temporary:
         for name, data in content.items():
             (temporary / name).write_bytes(data)
-    listed = index(run_path) if (run_path / FOLDER / "index.json").exists() else []
+    listed = index(run_path) if (run_path / FOLDER / INDEX).exists() else []
     kept = [one for one in listed if one.step != step]
     stale = [one for one in kept if one.resumable and one.step not in keep_optimizer_of]
     kept = [_without_optimizer(one) if one in stale else one for one in kept] + [saved]
@@ -171,5 +182,5 @@ def _without_optimizer(saved: Saved) -> Saved:
 def _write_index(run_path: Path, saved: list[Saved]) -> None:
     listed = [{"step": one.step, "files": one.files} for one in saved]
     durable.write_json(
-        run_path / FOLDER / "index.json", durable.seal({"schema": 1, "checkpoints": listed})
+        run_path / FOLDER / INDEX, durable.seal({"schema": 1, "checkpoints": listed})
     )

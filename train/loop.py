@@ -10,6 +10,7 @@ run is the unbroken run to the last bit (same machine, precision and thread coun
 import fcntl
 import io
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from train import (
 )
 from train import numerics as numbers
 from train.batches import Batch, Removal
-from train.errors import DivergedError, RecipeError, TrainError
+from train.errors import DamagedError, DivergedError, RecipeError, TrainError
 from train.model import GPT
 from train.numerics import Numerics
 from train.orders import Order
@@ -135,7 +136,12 @@ def resume(
         return opened
     with _locked(opened.path):
         # A run killed before its first checkpoint has no index yet: it starts again from its init.
-        if not (opened.path / checkpoints.FOLDER / "index.json").exists():
+        if not (opened.path / checkpoints.FOLDER / checkpoints.INDEX).exists():
+            if opened.predicate["parent"]:
+                raise DamagedError(
+                    f"{opened.path / checkpoints.FOLDER / checkpoints.INDEX}: the file is missing, "
+                    "and with it where the run left its parent; train it again from there"
+                )
             state = states.initial(opened.recipe, opened.numerics)
             return _train(opened, state, [], data_workers, progress)
         checkpoints.drop_unlisted(opened.path)
@@ -194,18 +200,33 @@ def branch(
     if not removal.documents:
         raise TrainError("no documents to leave out were given; the retrained run would be the run")
     removed = removal.joined(parent.removal)
-    first = first_read(parent, removal.documents)
-    begin = states.load(parent, first)
+    if (out / manifests.NAME).exists():
+        raise RecipeError(f"{out} is a run already; resume it or choose another folder")
+    begin = states.load(parent, first_read(parent, removal.documents))
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
+        rows = _start_from(parent, begin, out)
         manifests.begin(
             out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
         )
-        if parent.recipe.sampler == "nanogpt":
-            durable.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
         child = runs.open(out, store=parent.store.path)
-        return _train(child, begin, parent.ledger[: begin.step], data_workers, progress)
+        return _train(child, begin, rows, data_workers, progress)
+
+
+def _start_from(parent: Run, begin: State, out: Path) -> list[ledger.Row]:
+    """What a retrained run shares with its parent, before it has a manifest and is a run.
+
+    So it is never without its first checkpoint: killed before, it is begun anew at the same step.
+    """
+    shutil.rmtree(out / checkpoints.FOLDER, ignore_errors=True)
+    if parent.recipe.sampler == "nanogpt":
+        durable.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
+    rows = parent.ledger[: begin.step]
+    ledger.Writer(out / ledger.NAME, rows).close()
+    with numbers.applied(parent.numerics):
+        states.save(replace(parent, path=out, store_path=parent.store.path), begin)
+    return rows
 
 
 def first_read(run: Run, documents: tuple[int, ...]) -> int:
@@ -268,7 +289,8 @@ def _train(
     begin, seen = time.perf_counter(), state.tokens
     try:
         with numbers.applied(run.numerics):
-            if not (run.path / checkpoints.FOLDER).exists():
+            # The index is written last: a folder without one is what a kill left of the first.
+            if not (run.path / checkpoints.FOLDER / checkpoints.INDEX).exists():
                 states.save(run, state)
             while state.step < recipe.steps:
                 stop = min(step for step in due if step > state.step)
@@ -330,7 +352,7 @@ def _diverged(model: GPT, batch: Batch, numerics: Numerics) -> DivergedError:
 def _digests(run: Run) -> dict[str, str]:
     """The sha256 of every file of a finished run but its manifest."""
     listed = {f"{one.folder}/{name}": sha for one in run.saved for name, sha in one.files.items()}
-    names = [ledger.NAME, f"{checkpoints.FOLDER}/index.json"]
+    names = [ledger.NAME, f"{checkpoints.FOLDER}/{checkpoints.INDEX}"]
     names += [runs.SCHEDULE] if (run.path / runs.SCHEDULE).exists() else []
     return listed | {name: durable.sha256_file(run.path / name) for name in names}
 

@@ -130,7 +130,7 @@ class Run:
     @property
     def saved(self) -> list[Saved]:
         """The checkpoints by ascending step; none when it was stopped before the first."""
-        listing = self.path / checkpoints.FOLDER / "index.json"
+        listing = self.path / checkpoints.FOLDER / checkpoints.INDEX
         if not self.finished and not listing.exists():
             return []
         return checkpoints.index(self.path)

@@ -49,7 +49,11 @@ def load(run: Run, step: int) -> State:
     """
     usable = [one for one in run.saved if one.resumable and one.step <= step]
     if not usable:
-        raise TrainError(f"the run {run.path} keeps no optimizer at or before step {step}")
+        parent = run.predicate["parent"]
+        left = (
+            f"; it left run {parent['run_id']} at step {parent['step']}, ask that" if parent else ""
+        )
+        raise TrainError(f"the run {run.path} keeps no optimizer at or before step {step}{left}")
     saved = usable[-1]
     model = GPT(run.recipe.model)
     model.load_state_dict(checkpoints.read(run.path, saved, "model.safetensors"))

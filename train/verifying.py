@@ -74,7 +74,7 @@ def verify(
         level = "damaged" if problems else "weights only"
         return Verification(run.id, level, tuple(problems), (), 0.0, count)
     unlike, difference = _unlike_their_loss(run)
-    problems += _duplicates(run) + _wrong_init(run) + unlike
+    problems += _missing_begin(run) + _duplicates(run) + _wrong_init(run) + unlike
     if problems:
         # Nothing is replayed from weights that are not what they say.
         return Verification(run.id, "damaged", tuple(problems), (), difference, count)
@@ -171,6 +171,16 @@ def _changed(path: Path, expected: str) -> str | None:
     if found != expected:
         return f"{path}: sha256 {found[:12]}..., the manifest says {expected[:12]}..."
     return None
+
+
+def _missing_begin(run: Run) -> list[str]:
+    """The checkpoint with which a run begins: step 0, or the step at which it left its parent."""
+    parent = run.predicate.get("parent")
+    begin = parent["step"] if parent else 0
+    if not run.saved or begin in run.steps:
+        return []
+    listing = run.path / checkpoints.FOLDER / checkpoints.INDEX
+    return [f"{listing}: lists no checkpoint of step {begin}, with which the run begins"]
 
 
 def _duplicates(run: Run) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from train import loop, recipes, runs
+from train import checkpoints, loop, recipes, runs
 from train.batches import Removal
 from train.errors import DivergedError, RecipeError, StoreError, TrainError
 
@@ -78,6 +78,67 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tiny_run, tiny_store
     assert weights(resumed) == weights(tiny_run)
     assert all(a.agrees(b) for a, b in zip(resumed.ledger, tiny_run.ledger, strict=True))
     assert resumed.verify().level == "bit-exact"
+
+
+class Killed(BaseException):
+    """As if the process had ended: nothing of ours catches it."""
+
+
+@pytest.fixture
+def killed_in_first_index(monkeypatch):
+    """Ends whatever writes the index of checkpoints, before a byte of it is written."""
+
+    def kill(*_arguments):
+        monkeypatch.undo()
+        raise Killed
+
+    monkeypatch.setattr(checkpoints, "_write_index", kill)
+
+
+@pytest.mark.usefixtures("killed_in_first_index")
+def test_a_run_killed_inside_its_first_checkpoint_begins_again_at_step_0(
+    tiny_run, tiny_store, tmp_path
+):
+    out = tmp_path / "r"
+    with pytest.raises(Killed):
+        loop.run(tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics)
+    assert (out / "checkpoints/step-00000000").is_dir()
+    again = loop.resume(out)
+    assert again.steps == tiny_run.steps
+    assert weights(again, 0) == weights(tiny_run, 0)
+    assert again.verify().level == "bit-exact"
+
+
+def test_a_branch_killed_inside_its_first_checkpoint_begins_again_where_it_left_its_parent(
+    tiny_run, retrained, tmp_path, request
+):
+    request.getfixturevalue("killed_in_first_index")
+    out = tmp_path / "child"
+    with pytest.raises(Killed):
+        loop.branch(tiny_run, out, retrained.removal)
+    # No run yet, so nothing can take it for one that begins at step 0.
+    with pytest.raises(TrainError, match="no run at"):
+        loop.resume(out)
+    again = loop.branch(tiny_run, out, retrained.removal)
+    assert again.steps == retrained.steps
+    assert again.steps[0] == again.predicate["parent"]["step"] == 16
+    assert weights(again) == weights(retrained)
+    assert again.verify().level == "bit-exact"
+    with pytest.raises(RecipeError, match="is a run already"):
+        loop.branch(tiny_run, out, retrained.removal)
+
+
+def test_a_branch_stopped_after_its_first_checkpoint_resumes_to_the_same_bits(
+    tiny_run, retrained, tmp_path
+):
+    def progress(what, done, total):
+        raise Killed
+
+    with pytest.raises(Killed):
+        loop.branch(tiny_run, tmp_path / "child", retrained.removal, progress=progress)
+    again = loop.resume(tmp_path / "child", store=tiny_run.store.path)
+    assert weights(again) == weights(retrained)
+    assert again.verify().level == "bit-exact"
 
 
 TRAIN_AND_RESUME = """
@@ -178,8 +239,9 @@ def test_a_branch_is_the_parent_until_the_removed_document_and_knows_its_lineage
 
 @pytest.fixture(scope="module")
 def retrained(tiny_run, tmp_path_factory):
-    """A run that lacks a document first read at a step between two checkpoints."""
-    document = int(tiny_run.documents_read(20)[0])
+    """A run that lacks a document first read behind the checkpoint of step 16."""
+    read = [int(one) for one in tiny_run.documents_read(20)]
+    document = next(one for one in read if tiny_run.steps_reading(one)[0] > 16)
     return loop.branch(tiny_run, tmp_path_factory.mktemp("c") / "child", Removal((document,)))
 
 
@@ -193,15 +255,18 @@ def test_a_replay_of_a_retrained_run_leaves_out_what_the_run_lacks(tiny_run, ret
 
 
 def test_a_grandchild_lacks_what_its_parent_lacked(tiny_run, retrained, tmp_path):
-    more = next(
-        int(one) for one in tiny_run.documents_read(22) if one not in retrained.removal.documents
-    )
+    read = set(tiny_run.documents_read(21).tolist()) - set(retrained.removal.documents)
+    more = max(read, key=lambda one: tiny_run.steps_reading(one)[0])
+    assert tiny_run.steps_reading(more)[0] > 16
     grandchild = loop.branch(retrained, tmp_path / "grandchild", Removal((more,)))
     both = tuple(sorted({*retrained.removal.documents, more}))
     assert grandchild.removal == Removal(both)
     assert grandchild.verify().level == "bit-exact"
     at_once = loop.branch(tiny_run, tmp_path / "at_once", Removal(both))
     assert weights(grandchild) == weights(at_once)
+    early = int(tiny_run.documents_read(2)[0])
+    with pytest.raises(TrainError, match=f"it left run {tiny_run.id} at step 16, ask that"):
+        loop.branch(retrained, tmp_path / "early", Removal((early,)))
 
 
 def test_two_ways_of_removing_do_not_mix(tiny_run, retrained, tmp_path):

@@ -162,6 +162,21 @@ def test_other_weights_under_forged_seals_are_named_by_their_loss(copied, step):
     assert found.startswith(f"{named}: its loss on the fixed batch is ")
 
 
+def test_a_run_without_the_checkpoint_it_began_with_is_named(copied):
+    listing = copied / "checkpoints/index.json"
+    saved = json.loads(listing.read_text())["checkpoints"]
+    shutil.rmtree(copied / "checkpoints/step-00000000")
+    content = {"schema": 1, "checkpoints": [one for one in saved if one["step"] != 0]}
+    durable.write_json(listing, durable.seal(content))
+    manifest = json.loads((copied / manifests.NAME).read_text())
+    manifest["subject"] = [one for one in manifest["subject"] if "step-00000000" not in one["name"]]
+    durable.write_json(copied / manifests.NAME, durable.seal(manifest))
+    reseal(copied)
+    assert problems(copied) == [
+        f"{listing}: lists no checkpoint of step 0, with which the run begins"
+    ]
+
+
 def test_a_ledger_of_losses_that_are_no_numbers_is_named(copied):
     rows = ledger.read(copied / ledger.NAME)
     with_nan = [replace(row, loss=float("nan")) if row.step == 10 else row for row in rows]
