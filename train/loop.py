@@ -265,7 +265,7 @@ def advance(
         loss = _backward(forward, batch, recipe, numerics)
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
         if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
-            raise _diverged(state.model, batch, numerics)
+            raise _diverged(state.model, batch, numerics, batch.step)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
@@ -336,16 +336,19 @@ def _settled(
     """Rows with their numbers read from the device."""
     for row, loss, norm in waiting:
         if not math.isfinite(loss.item() + norm.item()):
-            raise _diverged(model, replace(batch, step=row.step), numerics)
+            raise _diverged(model, batch, numerics, row.step)
         yield replace(row, loss=loss.item(), grad_norm=norm.item())
 
 
-def _diverged(model: GPT, batch: Batch, numerics: Numerics) -> DivergedError:
+def _diverged(model: GPT, batch: Batch, numerics: Numerics, step: int) -> DivergedError:
+    """Names the first bad tensor as the weights are now: on a CPU those that `step` used."""
     bad = evaluating.first_bad_tensor(model, batch, numerics)
+    late = batch.step - step
+    when = f" (looked for after {late + 1} more updates, read in blocks on a GPU)"
     return DivergedError(
-        f"the loss of step {batch.step} is not a number; the first bad tensor is {bad}; the last "
-        "good checkpoint was kept: lower the learning rate or look at the batch with "
-        f"`openbook run reads RUN --step {batch.step}`"
+        f"the loss of step {step} is not a number; the first bad tensor"
+        f"{'' if numerics.device == 'cpu' else when} is {bad}; the last good checkpoint was kept: "
+        f"lower the learning rate or look at the batch with `openbook run reads RUN --step {step}`"
     )
 
 
