@@ -4,12 +4,13 @@ Weights, optimizer and step are all there is: no random state exists, so a state
 loaded goes on as if it had never been on disk.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from train import checkpoints, evaluating, optimizers
-from train.errors import TrainError
+from train import batches, checkpoints, evaluating, optimizers
+from train.errors import DivergedError, TrainError
 from train.model import GPT, init
 from train.numerics import Numerics
 from train.recipes import Recipe
@@ -67,9 +68,23 @@ def load(run: Run, step: int) -> State:
 
 
 def save(run: Run, state: State) -> None:
-    """Write the checkpoint of this step; the newest always keeps its optimizer."""
+    """Write the checkpoint of this step; the newest always keeps its optimizer.
+
+    Raises:
+        DivergedError: A weight or the loss on the fixed batch is not finite; nothing was written.
+        DiskError: The disk is full.
+    """
     keep = {step for step in run.recipe.checkpoint_steps() if run.recipe.keeps_optimizer(step)}
     fixed = evaluating.fixed_loss(state.model, run.store, run.order, run.numerics)
+    if not (math.isfinite(fixed) and all(one.isfinite().all() for one in state.model.parameters())):
+        # The loss of a step is taken before its update, so the last update shows only here.
+        bad = evaluating.first_bad_tensor(
+            state.model, batches.read(run.store, run.order, 0), run.numerics
+        )
+        raise DivergedError(
+            f"the model after {state.step} steps is not a number; the first bad tensor is {bad}; "
+            "the last good checkpoint was kept: lower the learning rate"
+        )
     checkpoints.write(
         run.path,
         state.step,

@@ -284,18 +284,21 @@ def test_a_document_that_is_never_read_cannot_be_taken_out(tiny_run, tmp_path):
         loop.branch(tiny_run, tmp_path / "child", Removal((held_out,)))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_tensor(
-    tiny_run, tiny_store, tmp_path
+@pytest.mark.parametrize("lr", [1e20, 1e30, 1e38])
+def test_a_model_that_is_not_a_number_is_named_and_never_becomes_a_checkpoint(
+    tiny_run, tiny_store, tmp_path, lr
 ):
     out = tmp_path / "r"
-    with pytest.raises(DivergedError, match=r"loss of step \d+ is not a number.*first bad tensor"):
+    with pytest.raises(DivergedError, match=r"is not a number.*first bad tensor is the \w+ "):
         loop.run(
             tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics,
-            lr=1e30, min_lr=1e30, weight_decay=0.0,
+            lr=lr, min_lr=lr, weight_decay=0.0,
         )  # fmt: skip
     kept = runs.open(out)
     assert not kept.finished
-    assert all(tensor.isfinite().all() for tensor in kept.load(0).state_dict().values())
+    newest = kept.saved_at(None)
+    assert all(tensor.isfinite().all() for tensor in kept.load().state_dict().values())
+    assert np.isfinite(checkpoints.read_step(out, newest)["fixed_loss"])
 
 
 @pytest.mark.slow
