@@ -7,7 +7,7 @@ matter, not how much the seed of the model does.
 
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -96,7 +96,6 @@ class Effects:
         provenance: What it was computed from.
         unit: Of the values.
         pos_labels: The tokens of the first clean prompt, when positions are an axis.
-        control: The same measured on something that must show nothing, when it was.
     """
 
     site: str
@@ -111,7 +110,6 @@ class Effects:
     provenance: Provenance
     unit: str = UNIT
     pos_labels: tuple[str, ...] = ()
-    control: Float[Tensor, "*axes"] | None = field(default=None)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{name} {self[name]:.2f}" for name in self.top(3))
@@ -139,7 +137,7 @@ class Effects:
         return [names[i] for i in order.tolist()]
 
     def to_frame(self) -> Any:
-        """A pandas row per place: axes, place, effect, low, high and control when there is one."""
+        """A pandas row per place: axes, place, effect, low and high."""
         import pandas
 
         frame = pandas.DataFrame(
@@ -149,8 +147,6 @@ class Effects:
         frame["place"] = self.names
         for column, values in (("effect", self.values), ("low", self.low), ("high", self.high)):
             frame[column] = values.flatten().tolist()
-        if self.control is not None:
-            frame["control"] = self.control.flatten().tolist()
         return frame
 
     def plot(self) -> Any:
@@ -161,12 +157,12 @@ class Effects:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        tensors = {name: getattr(self, name) for name in ("values", "low", "high", "control")}
+        tensors = {name: getattr(self, name) for name in ("values", "low", "high")}
         return {
             "schema": SCHEMA,
             "site": self.site,
             "axes": list(self.axes),
-            **{name: None if t is None else t.tolist() for name, t in tensors.items()},
+            **{name: t.tolist() for name, t in tensors.items()},
             "clean": self.clean,
             "corrupt": self.corrupt,
             "n_prompts": self.n_prompts,
@@ -193,9 +189,8 @@ class Effects:
         if content.pop("schema", None) != SCHEMA:
             raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with effects.save")
         del content["digest"], content["places"]
-        for name in ("values", "low", "high", "control"):
-            found = content[name]
-            content[name] = None if found is None else torch.tensor(found)
+        for name in ("values", "low", "high"):
+            content[name] = torch.tensor(content[name])
         for name in ("axes", "pos_labels"):
             content[name] = tuple(content[name])
         content["provenance"] = Provenance(**content["provenance"])
