@@ -66,7 +66,11 @@ class Writer:
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, row: Row) -> Row:
-        """Write one row and return it with its chain."""
+        """Write one row and return it with its chain.
+
+        Raises:
+            DiskError: The disk is full; at most half a line was written.
+        """
         row = row.chained(self.chain)
         with durable.disk_guard(self.path):
             self._file.write(_line(row))
@@ -75,12 +79,22 @@ class Writer:
         return row
 
     def sync(self) -> None:
-        """Make the rows durable; called before a checkpoint that rests on them."""
-        os.fsync(self._file.fileno())
+        """Make the rows durable; called before a checkpoint that rests on them.
+
+        Raises:
+            DiskError: The disk is full.
+        """
+        with durable.disk_guard(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; the rows stay."""
-        self._file.close()
+        """Close the file; the rows stay.
+
+        Raises:
+            DiskError: The disk is full, and a row that did not fit is still waiting.
+        """
+        with durable.disk_guard(self.path):
+            self._file.close()
 
 
 def read(path: Path, *, whole: bool = True) -> list[Row]:

@@ -1,12 +1,14 @@
 """A ledger says what was done; a row that was touched is named."""
 
+import errno
+import io
 import json
 from dataclasses import replace
 
 import pytest
 
 from train import ledger
-from train.errors import DamagedError
+from train.errors import DamagedError, DiskError
 from train.ledger import Row
 
 
@@ -22,6 +24,46 @@ def written(tmp_path):
     kept = [writer.append(row) for row in rows(6)]
     writer.close()
     return tmp_path / ledger.NAME, kept
+
+
+class FullDisk(io.RawIOBase):
+    """A file with room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        fits = bytes(data)[: self.room]
+        if not fits:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room -= len(fits)
+        self.written += fits
+        return len(fits)
+
+
+def test_a_full_disk_is_one_line_when_a_row_is_written_and_when_the_file_is_closed(tmp_path):
+    """Python keeps what did not fit and writes it again when the file is closed, in `finally`."""
+    path = tmp_path / ledger.NAME
+    writer = ledger.Writer(path, [])
+    writer._file.close()
+    disk = FullDisk(400)
+    writer._file = io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8", newline="")
+
+    def write() -> None:
+        try:
+            for row in rows(6):
+                writer.append(row)
+        finally:
+            writer.close()
+
+    with pytest.raises(DiskError, match=r"the disk is full while writing .*ledger\.jsonl"):
+        write()
+    path.write_bytes(disk.written)
+    assert [row.step for row in ledger.read(path, whole=False)] == [0, 1]
 
 
 def test_rows_read_back(written):
