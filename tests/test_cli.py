@@ -94,12 +94,34 @@ def test_a_run_is_trained_shown_and_verified(openbook, tiny_store, tmp_path):
     assert openbook("run", "show", out).out == trained.out
     again = openbook("train", "text-small", tiny_store.path, "--out", out, "--resume")
     assert again.out == trained.out
+    same = openbook("train", "text-small", tiny_store.path, "--out", out, "--resume", *options)
+    assert same.out == trained.out
     verified = openbook("run", "verify", out, "--spans", 1)
     assert (verified.code, verified.err) == (0, "")
     assert verified.out.startswith("bit-exact: ")
     assert verified.out.endswith(
         " files hold their digests, 1 spans replayed, largest difference in loss 0 nats\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "words"),
+    [
+        ("text-small", (), "recipe is tiny, not text-small"),
+        ("tiny", ("--steps", 25), "steps is 24, not 25"),
+        ("tiny", ("--seed", 1), "init_seed is 0, not 1"),
+        ("tiny", ("--order-seed", 1), "order_seed is 0, not 1"),
+        ("tiny", ("--micro-batch-size", 1), "micro_batch_size is None, not 1"),
+        ("tiny", ("--eval-every", 5), "eval_every is 0, not 5"),
+        ("tiny", ("--precision", "bf16"), "precision is fp32, not bf16"),
+        ("tiny", ("--threads", 3), "threads is 1, not 3"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another_one(openbook, tiny_run, recipe, options, words):
+    store, out = tiny_run.store.path, tiny_run.path
+    ended = openbook("train", recipe, store, "--out", out, "--resume", *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{out}, whose {words};" in ended.err
 
 
 def test_verify_names_a_changed_file_and_exits_3(openbook, tiny_run, tmp_path):

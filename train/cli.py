@@ -154,25 +154,30 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train RECIPE on the token store STORE; stopped at any moment, it resumes with --resume."""
-    from train import loop, numerics, progress, recipes, token_store
+    from train import loop, numerics, progress, recipes, runs, token_store
 
+    computed: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    changes = {
+        "steps": steps,
+        "init_seed": seed,
+        "order_seed": order_seed,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "eval_every": eval_every,
+    }
     with progress.bar("training") as advance:
         if resume:
+            _refuse_other(runs.open(out, store=store), recipe, changes, computed)
             trained = loop.resume(out, store=store, data_workers=data_workers, progress=advance)
         else:
             trained = loop.run(
                 recipes.by_name(recipe),
                 token_store.open(store),
                 out=out,
-                numerics=numerics.choose(device=device, precision=precision, threads=threads),
+                numerics=numerics.choose(**computed),
                 data_workers=data_workers,
                 progress=advance,
-                steps=steps,
-                init_seed=seed,
-                order_seed=order_seed,
-                batch_size=batch_size,
-                micro_batch_size=micro_batch_size,
-                eval_every=eval_every,
+                **changes,
             )
     result = _summary(trained)
     answer(result, _lines(result), as_json=as_json, out=None)
@@ -320,6 +325,22 @@ def run_export(
 
     written = importing.export(runs.open(path, store=store), out=out, step=step)
     answer({"out": str(written)}, f"written: {written}", as_json=as_json, out=None)
+
+
+def _refuse_other(
+    opened: Any, recipe: str, changes: dict[str, Any], computed: dict[str, Any]
+) -> None:
+    """Refuse to go on with a run as if it were another one; what was not asked is not compared."""
+    known = opened.predicate
+    pairs = {"recipe": (recipe, opened.recipe.name)}
+    pairs |= {key: (asked, known["recipe"][key]) for key, asked in changes.items()}
+    pairs |= {key: (asked, known["numerics"][key]) for key, asked in computed.items()}
+    for key, (asked, found) in pairs.items():
+        if asked not in (None, "auto", found):
+            raise TrainError(
+                f"--resume goes on with {opened.path}, whose {key} is {found}, not {asked}; leave "
+                "it out, or train another run in another folder"
+            )
 
 
 def _summary(opened: Any) -> dict[str, Any]:
