@@ -135,19 +135,26 @@ def resume(
     if opened.finished:
         return opened
     with _locked(opened.path):
-        # A run killed before its first checkpoint has no index yet: it starts again from its init.
-        if not (opened.path / checkpoints.FOLDER / checkpoints.INDEX).exists():
-            if opened.predicate["parent"]:
-                raise DamagedError(
-                    f"{opened.path / checkpoints.FOLDER / checkpoints.INDEX}: the file is missing, "
-                    "and with it where the run left its parent; train it again from there"
-                )
-            state = states.initial(opened.recipe, opened.numerics)
-            return _train(opened, state, [], data_workers, progress)
-        checkpoints.drop_unlisted(opened.path)
-        rows = opened.ledger
-        state = states.load(opened, len(rows))
-        return _train(opened, state, rows[: state.step], data_workers, progress)
+        state, rows = _where_it_stopped(opened)
+        manifests.resumed(opened.path, opened.manifest, state.step)
+        opened = runs.open(opened.path, store=store)
+        return _train(opened, state, rows, data_workers, progress)
+
+
+def _where_it_stopped(run: Run) -> tuple[State, list[ledger.Row]]:
+    listing = run.path / checkpoints.FOLDER / checkpoints.INDEX
+    if listing.exists():
+        checkpoints.drop_unlisted(run.path)
+        rows = run.ledger
+        state = states.load(run, len(rows))
+        return state, rows[: state.step]
+    if run.predicate["parent"]:
+        raise DamagedError(
+            f"{listing}: the file is missing, and with it where the run left its parent; train it "
+            "again from there"
+        )
+    # A run killed before its first checkpoint has no index yet: it starts again from its init.
+    return states.initial(run.recipe, run.numerics), []
 
 
 def replay(

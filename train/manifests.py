@@ -2,8 +2,8 @@
 
 Shaped as an in-toto statement (https://in-toto.io/Statement/v1): `subject` lists the files of the
 run with their sha256, `predicate` says how they came about. The manifest is sealed
-(`train.durable`) and written twice: at the start with no subjects, and when the run is finished
-with all of them.
+(`train.durable`) and written at the start with no subjects, at each resumption with another
+*segment* (from which step on which code ran where), and when the run is finished with all subjects.
 
 Knowledge levels: `full` (order and documents known), `data-known` (the corpus, not the order),
 `weights-only` (an import). The level travels into every result computed from the run.
@@ -25,7 +25,7 @@ from train.recipes import Recipe
 from train.token_store import TokenStore
 
 
-__all__ = ["NAME", "begin", "code", "finish", "imported", "read"]
+__all__ = ["NAME", "begin", "code", "finish", "imported", "read", "resumed"]
 
 NAME = "manifest.json"
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -73,9 +73,21 @@ def begin(
         "store_path": os.path.relpath(store.path.absolute(), run_path.absolute()),
         "code": code(),
         "environment": environment(),
+        "segments": [_segment(parent["step"] if parent else 0)],
         "finished": False,
     }
     return _write(run_path, predicate, {})
+
+
+def resumed(run_path: Path, manifest: dict[str, Any], step: int) -> dict[str, Any]:
+    """Write into the manifest of a stopped run what goes on from `step`, and where.
+
+    Segments from `step` on are dropped: their steps are done again. The run id stays, for it is the
+    digest of what was asked and not of who answered.
+    """
+    predicate = manifest["predicate"]
+    kept = [one for one in predicate.get("segments", []) if one["first_step"] < step]
+    return _write(run_path, {**predicate, "segments": [*kept, _segment(step)]}, {})
 
 
 def finish(run_path: Path, manifest: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
@@ -121,6 +133,10 @@ def code() -> dict[str, str]:
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return {"version": version("openbook"), "train_sha256": digest.hexdigest()}
+
+
+def _segment(first_step: int) -> dict[str, Any]:
+    return {"first_step": first_step, "code": code(), "environment": environment()}
 
 
 def _refuse_missing_keys(path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from train import checkpoints, loop, recipes, runs
+from train import checkpoints, loop, manifests, recipes, runs
 from train.batches import Removal
 from train.errors import DivergedError, RecipeError, StoreError, TrainError
 
@@ -78,6 +78,38 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tiny_run, tiny_store
     assert weights(resumed) == weights(tiny_run)
     assert all(a.agrees(b) for a, b in zip(resumed.ledger, tiny_run.ledger, strict=True))
     assert resumed.verify().level == "bit-exact"
+
+
+def test_the_manifest_says_from_which_step_on_which_code_ran_where(
+    tiny_run, tiny_store, tmp_path, monkeypatch
+):
+    def stop_after(step):
+        def progress(what, done, total):
+            if done == step:
+                raise Killed
+
+        return progress
+
+    out, how = tmp_path / "r", tiny_run.numerics
+    with pytest.raises(Killed):
+        loop.run(tiny_run.recipe, tiny_store, out=out, numerics=how, progress=stop_after(3))
+    begun = runs.open(out)
+    monkeypatch.setattr(manifests, "environment", lambda: {"torch": "another"})
+    for stop in (20, 18):  # the second resumption does again what the first had not saved
+        with pytest.raises(Killed):
+            loop.resume(out, progress=stop_after(stop))
+    run = loop.resume(out)
+    first, *others = run.predicate["segments"]
+    assert first == {
+        "first_step": 0,
+        "code": run.predicate["code"],
+        "environment": run.predicate["environment"],
+    }
+    assert [one["first_step"] for one in others] == [2, 16]
+    assert [one["environment"] for one in others] == [{"torch": "another"}] * 2
+    assert run.id == begun.id == tiny_run.id
+    assert loop.resume(out).manifest == run.manifest
+    assert run.verify().level == "bit-exact"
 
 
 class Killed(BaseException):
