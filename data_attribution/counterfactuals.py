@@ -79,21 +79,24 @@ class Counterfactual:
             "removed": list(self.removed),
             "control": [list(one) for one in self.control],
             "runs": list(self.runs),
-            "rows": self.to_frame().to_dict("records"),
+            "rows": self._rows(),
         }
 
     def to_frame(self) -> pd.DataFrame:
         """A row per behaviour and run: recall and change in log-probability, with intervals."""
-        rows = []
+        return pd.DataFrame(self._rows())
+
+    def _rows(self) -> list[dict[str, float | int | str | None]]:
         settings = [("full run", self.before), ("without the documents", self.after)]
         several = len(self.control) > 1
         for seed, (documents, scores) in enumerate(zip(self.control, self.controls, strict=True)):
             name = f"without {len(documents)} matched random"
             settings.append((f"{name}, seed {seed}" if several else name, scores))
-        for setting, scores in settings:
-            for score, base in zip(scores, self.before, strict=True):
-                rows.append(_row(setting, score, base))
-        return pd.DataFrame(rows)
+        return [
+            _row(setting, score, base)
+            for setting, scores in settings
+            for score, base in zip(scores, self.before, strict=True)
+        ]
 
     def plot(self) -> Any:
         """Change in the answer's log-probability, per behaviour and retrained run."""
@@ -265,11 +268,12 @@ def _by_prompt(
     return np.bincount(prompts, weights=values.double().numpy()) / np.bincount(prompts)
 
 
-def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str]:
+def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str | None]:
+    """One row; one prompt gives the change no interval."""
     n = len(score.recall)
     low, high = intervals.wilson(float(score.recall.mean()), n)
     change = score.log_prob - base.log_prob
-    change_low, change_high = np.quantile(intervals.resampled_means(change), [0.025, 0.975])
+    change_low, change_high = intervals.mean_interval(change) or (None, None)
     return {
         "setting": setting,
         "behaviour": score.behaviour,
@@ -279,7 +283,7 @@ def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str
         "recall high": high,
         "log-prob": float(score.log_prob.mean()),
         "change": float(change.mean()),
-        "change low": float(change_low),
-        "change high": float(change_high),
+        "change low": change_low,
+        "change high": change_high,
         "logit difference": float(score.logit_difference.mean()),
     }

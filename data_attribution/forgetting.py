@@ -35,15 +35,15 @@ class Group:
         group: `removed`, `kept` (as many exposures, documents still there), or `never stated`.
         share: Recall with n facts and Wilson's interval, and mean log-probability.
         change: Mean difference in log-probability to the full run, in nats; `change_low` and
-            `change_high` bound it by a bootstrap over facts.
+            `change_high` bound it by a bootstrap over facts, and are None for a single fact.
     """
 
     setting: str
     group: str
     share: Share
     change: float
-    change_low: float
-    change_high: float
+    change_low: float | None
+    change_high: float | None
 
 
 @dataclass(frozen=True)
@@ -189,15 +189,15 @@ def _groups(
             log_probs = _by_fact(answers)
             base.setdefault(group, log_probs)
             change = log_probs - base[group]
-            low, high = np.quantile(intervals.resampled_means(change), [0.025, 0.975])
+            low, high = intervals.mean_interval(change) or (None, None)
             groups.append(
                 Group(
                     setting,
                     group,
                     recalling.share(answers),
                     float(change.mean()),
-                    float(low),
-                    float(high),
+                    low,
+                    high,
                 )
             )
     return tuple(groups)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from data_attribution import drawing
+from data_attribution import drawing, printing
 from data_attribution.demo import Demo
 from data_attribution.drawing import Bar, Line
 from interp import detecting
-from interp.effects import Effects
 from train import durable
 
 
@@ -189,7 +188,8 @@ def _heads(demo: Demo) -> str:
         [f"head {head}" for head in range(len(values[0]))],
     )
     rows = [
-        (name, f"{value:.2f} [{low:.2f}, {high:.2f}]") for name, value, low, high in _top(effects)
+        (name, _share(effects[name], *(effects.interval(name) or (None, None))))
+        for name in effects.top(5)
     ]
     low, high = check.interval
     return (
@@ -243,7 +243,7 @@ def _proof(demo: Demo) -> str:
             one.group,
             one.share.n,
             _share(one.share.recall, one.share.low, one.share.high),
-            f"{one.change:+.2f} [{one.change_low:+.2f}, {one.change_high:+.2f}]",
+            f"{one.change:+.3f} {printing.interval(one.change_low, one.change_high, 'fact')}",
         )
         for one in found.groups
     ]
@@ -287,12 +287,11 @@ def _epochs(demo: Demo) -> float:
     return run.recipe.steps * run.recipe.batch_size / windows
 
 
-def _top(effects: Effects) -> list[tuple[str, float, float, float]]:
-    return [(name, effects[name], *effects.interval(name)) for name in effects.top(5)]
-
-
-def _share(value: float | None, low: float, high: float) -> str:
-    return "" if value is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+def _share(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return ""
+    bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{value:.2f}{bounds}"
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from data_attribution.token_index import TokenIndex
     from train.runs import Run
 
-__all__ = ["counterfactual_lines", "hit_line", "hit_row", "sources_lines", "span_row", "steps_line"]
+__all__ = [
+    "counterfactual_lines",
+    "hit_line",
+    "hit_row",
+    "interval",
+    "sources_lines",
+    "span_row",
+    "steps_line",
+]
 
 SHOWN_STEPS = 8
 
@@ -72,6 +80,13 @@ def sources_lines(sources: "Sources") -> str:
     return "\n".join([head, *lines, end])
 
 
+def interval(low: float | None, high: float | None, n_of: str = "prompt") -> str:
+    """Signed bounds, or why there are none."""
+    if low is None or high is None:
+        return f"one {n_of}, no interval"
+    return f"[{low:+.3f}, {high:+.3f}]"
+
+
 def counterfactual_lines(result: dict[str, Any]) -> str:
     """A line a setting: recall with its interval, change in log-probability, n."""
     width = max(len(row["setting"]) for row in result["rows"])
@@ -79,7 +94,7 @@ def counterfactual_lines(result: dict[str, Any]) -> str:
     rows = [
         f"{row['setting']:<{width}}  {row['recall']:6.3f}  "
         f"[{row['recall low']:.3f}, {row['recall high']:.3f}]  {row['change']:+8.3f} "
-        f"[{row['change low']:+.3f}, {row['change high']:+.3f}]  {row['n']:10}"
+        f"{interval(row['change low'], row['change high'])}  {row['n']:10}"
         for row in result["rows"]
     ]
     kept = "\n".join(f"kept: {path}" for path in result["runs"])

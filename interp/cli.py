@@ -209,8 +209,9 @@ def _effects(effects: "Effects", top: int) -> str:
         f"(logit difference, {effects.n_prompts} prompts)",
     ]
     for name in effects.top(top):
-        low, high = effects.interval(name)
-        lines.append(f"{name:<16}  {effects[name]:7.3f}  [{low:.3f}, {high:.3f}]")
+        bounds = effects.interval(name)
+        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else "one prompt, no interval"
+        lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
     left = len(effects.names) - top
     lines += [f"and {left} places with smaller effects"] if left > 0 else []
     return "\n".join([*lines, _provenance(about)])

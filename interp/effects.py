@@ -87,11 +87,11 @@ class Effects:
         site: What was patched: resid_pre, head, attn or mlp.
         axes: Names of the axes of `values`: layer, then head or pos or nothing.
         values: Mean effects.
-        low: Lower end of the 95 % interval, a bootstrap over prompts.
+        low: Lower end of the 95 % interval, a bootstrap over prompts; None with one prompt.
         high: Upper end.
         clean: Mean score of the clean prompts.
         corrupt: Mean score of the corrupt prompts.
-        n_prompts: Prompts.
+        n_prompts: Distinct clean prompts.
         direction: "denoising" (corrupt prompts patched with clean values) or "noising".
         provenance: What it was computed from.
         unit: Of the values.
@@ -101,8 +101,8 @@ class Effects:
     site: str
     axes: tuple[str, ...]
     values: Float[Tensor, "*axes"]
-    low: Float[Tensor, "*axes"]
-    high: Float[Tensor, "*axes"]
+    low: Float[Tensor, "*axes"] | None
+    high: Float[Tensor, "*axes"] | None
     clean: float
     corrupt: float
     n_prompts: int
@@ -120,9 +120,11 @@ class Effects:
     def __getitem__(self, name: str) -> float:
         return self.values[self._index(name)].item()
 
-    def interval(self, name: str) -> tuple[float, float]:
-        """The 95 % interval of one place."""
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % interval of one place; None when there was one prompt."""
         index = self._index(name)
+        if self.low is None or self.high is None:
+            return None
         return self.low[index].item(), self.high[index].item()
 
     @property
@@ -146,7 +148,7 @@ class Effects:
         )
         frame["place"] = self.names
         for column, values in (("effect", self.values), ("low", self.low), ("high", self.high)):
-            frame[column] = values.flatten().tolist()
+            frame[column] = None if values is None else values.flatten().tolist()
         return frame
 
     def plot(self) -> Any:
@@ -162,7 +164,7 @@ class Effects:
             "schema": SCHEMA,
             "site": self.site,
             "axes": list(self.axes),
-            **{name: t.tolist() for name, t in tensors.items()},
+            **{name: None if t is None else t.tolist() for name, t in tensors.items()},
             "clean": self.clean,
             "corrupt": self.corrupt,
             "n_prompts": self.n_prompts,
@@ -190,7 +192,8 @@ class Effects:
             raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with effects.save")
         del content["digest"], content["places"]
         for name in ("values", "low", "high"):
-            content[name] = torch.tensor(content[name])
+            found = content[name]
+            content[name] = None if found is None else torch.tensor(found)
         for name in ("axes", "pos_labels"):
             content[name] = tuple(content[name])
         content["provenance"] = Provenance(**content["provenance"])

@@ -1,7 +1,8 @@
 """How far a number measured on a few prompts can be off.
 
 Two intervals, both 95 %: Wilson's for a share of prompts (it stays inside [0, 1] and is honest at 0
-and at 1, where the textbook one has no width), and a bootstrap over prompts for anything else.
+and at 1, where the textbook one has no width), and a bootstrap over prompts for anything else. One
+prompt drawn again is the same prompt, so below two the bootstrap has nothing to say and is None.
 """
 
 from math import sqrt
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 
-__all__ = ["ratio_interval", "resampled_means", "wilson"]
+__all__ = ["mean_interval", "ratio_interval", "resampled_means", "wilson"]
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 
@@ -35,14 +36,26 @@ def resampled_means(
     return scores @ (weights.T / n_prompts)
 
 
+def mean_interval(
+    scores: Float[np.ndarray, " prompt"], *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile interval of the mean when prompts are drawn again; None below two prompts."""
+    if len(scores) < 2:
+        return None
+    low, high = np.quantile(resampled_means(scores, draws=draws, seed=seed), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def ratio_interval(
     part: Float[np.ndarray, "*places prompt"],
     whole: Float[np.ndarray, " prompt"],
     *,
     draws: int = 1000,
     seed: int = 0,
-) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]]:
-    """Percentile interval of mean(part) / mean(whole) when prompts are drawn again."""
+) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]] | None:
+    """The same for mean(part) / mean(whole), place by place."""
+    if len(whole) < 2:
+        return None
     ratio = resampled_means(part, draws=draws, seed=seed) / resampled_means(
         whole, draws=draws, seed=seed
     )

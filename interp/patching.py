@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from interp import behaviours
@@ -177,20 +177,28 @@ def _sweep(
         progress("patching", len(places), len(places))
     shape = [1 + max(getattr(place, axis) for place in places) for axis in axes]
     part, whole = np.stack(moved).reshape(*shape, -1), contrast.goal - contrast.start
-    low, high = ratio_interval(part, whole, seed=seed)
+    prompts = behaviour.clean.unique(dim=0, return_inverse=True)[1].numpy()
+    bounds = ratio_interval(_by_prompt(part, prompts), _by_prompt(whole, prompts), seed=seed)
     return Effects(
         site=places[0].site,
         axes=axes,
         values=_tensor(part.mean(axis=-1) / whole.mean()),
-        low=_tensor(low),
-        high=_tensor(high),
+        low=None if bounds is None else _tensor(bounds[0]),
+        high=None if bounds is None else _tensor(bounds[1]),
         clean=float(contrast.clean.mean()),
         corrupt=float(contrast.corrupt.mean()),
-        n_prompts=behaviour.n_prompts,
+        n_prompts=int(prompts.max()) + 1,
         direction=direction,
         provenance=provenance(model, behaviour, seed=seed),
         pos_labels=_labels(model, behaviour) if "pos" in axes else (),
     )
+
+
+def _by_prompt(
+    scores: Float[np.ndarray, "*places row"], prompts: Int64[np.ndarray, " row"]
+) -> Float[np.ndarray, "*places prompt"]:
+    """Sums over the rows of each distinct prompt: beside many foils it is drawn as one."""
+    return scores @ (prompts[:, None] == np.arange(prompts.max() + 1)).astype(scores.dtype)
 
 
 def _contrast(

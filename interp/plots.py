@@ -4,6 +4,7 @@ Colours diverge around 0 (red works for the behaviour, blue against it), and an 
 what it holds: tokens, heads, exposures.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
@@ -30,8 +31,8 @@ def effects(found: "Effects") -> go.Figure:
         return bars(
             found.names,
             found.values.tolist(),
-            found.low.tolist(),
-            found.high.tolist(),
+            None if found.low is None else found.low.tolist(),
+            None if found.high is None else found.high.tolist(),
             title=title,
             unit=found.unit,
         )
@@ -76,14 +77,15 @@ def heat_map(
 def bars(
     names: list[str],
     values: list[float],
-    low: list[float],
-    high: list[float],
+    low: list[float] | None,
+    high: list[float] | None,
     *,
     title: str,
     unit: str,
 ) -> go.Figure:
-    """Values with their intervals."""
-    figure = go.Figure(go.Bar(x=names, y=values, error_y=_interval(values, low, high)))
+    """Values with their intervals, where there are any."""
+    error = None if low is None or high is None else _interval(values, low, high)
+    figure = go.Figure(go.Bar(x=names, y=values, error_y=error))
     figure.update_yaxes(title=unit)
     return _framed(figure, title)
 
@@ -101,7 +103,7 @@ def grouped_bars(
 ) -> go.Figure:
     """Values of a table with their intervals: a group per `across`, a colour per `by`.
 
-    The other arguments name columns; rows keep their order.
+    The other arguments name columns; rows keep their order. A row without bounds has no bar.
     """
     figure = go.Figure()
     for name, rows in frame.groupby(by, sort=False):
@@ -136,13 +138,15 @@ def recall(found: "Recall") -> go.Figure:
     return _framed(figure, "Recall of planted facts by exposure")
 
 
-def _interval(values: list[float], low: list[float], high: list[float]) -> dict[str, object]:
-    """Plotly's error bars are distances from the value."""
+def _interval(
+    values: list[float], low: Sequence[float | None], high: Sequence[float | None]
+) -> dict[str, object]:
+    """Plotly's error bars are distances from the value; None draws none."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [top - value for value, top in zip(values, high, strict=True)],
-        "arrayminus": [value - bottom for value, bottom in zip(values, low, strict=True)],
+        "array": [None if t is None else t - v for v, t in zip(values, high, strict=True)],
+        "arrayminus": [None if b is None else v - b for v, b in zip(values, low, strict=True)],
     }
 
 

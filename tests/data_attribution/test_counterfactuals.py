@@ -4,6 +4,7 @@ The run has learned by heart which of twelve values each of twelve keys has, fro
 pair. The twenty of one pair are taken out: only that pair may be forgotten.
 """
 
+import json
 from dataclasses import replace
 from itertools import product
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import counterfactuals
+from data_attribution import counterfactuals, printing
 from data_attribution.errors import CounterfactualError
 from data_attribution.sources import Source, Sources
 from interp import behaviours
@@ -106,15 +107,28 @@ def test_sources_are_as_good_as_their_documents(found, lookup_run, of_pair_3, pa
     assert given.to_dict() == found.to_dict()
 
 
-def test_every_number_of_the_table_has_its_n_and_lies_in_its_interval(found):
+def test_one_prompt_gives_the_change_no_interval(found):
     frame = found.to_frame()
     assert len(frame) == 3 * 12
     assert frame["n"].tolist() == [1] * 36
-    for column in ("recall", "change"):
-        assert (frame[f"{column} low"] <= frame[column]).all()
-        assert (frame[column] <= frame[f"{column} high"]).all()
+    assert (frame["recall low"] <= frame["recall"]).all()
+    assert (frame["recall"] <= frame["recall high"]).all()
     full = frame[frame["setting"] == "full run"]
     assert full["change"].tolist() == [0.0] * 12
+    assert frame["change low"].isna().all()
+    assert frame["change high"].isna().all()
+    assert "one prompt, no interval" in printing.counterfactual_lines(found.to_dict())
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
+
+
+def test_several_prompts_bound_the_change(lookup_run, pairs, of_pair_3, place):
+    parts = ("clean", "corrupt", "answer", "foil")
+    joined = {part: torch.cat([getattr(pair, part) for pair in pairs]) for part in parts}
+    asked = replace(pairs[3], name="all pairs", **joined)
+    found = counterfactuals.without(lookup_run, of_pair_3, asked, out=place, control="none")
+    _, row = found.to_dict()["rows"]
+    assert row["n"] == 12
+    assert row["change low"] < row["change"] < row["change high"]
 
 
 def test_a_prompt_that_is_asked_twice_counts_once(lookup_run, pairs, of_pair_3, place):

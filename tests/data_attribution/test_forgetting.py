@@ -118,6 +118,15 @@ def test_every_cell_has_its_facts_and_lies_in_its_interval(found):
     assert frame["change"][frame["setting"] == "full run"].tolist() == [0.0] * 3
 
 
+def test_a_single_fact_gives_the_change_no_interval(run):
+    found = forgetting.facts(run, NAMES[:1])
+    gone = found.of("documents removed", "removed")
+    assert (gone.share.n, gone.change_low, gone.change_high) == (1, None, None)
+    assert gone.change < -1
+    assert found.of("documents removed", "kept").change_low is not None
+    assert len(found.plot().data) == 3
+
+
 def test_the_second_time_nothing_is_trained_and_nothing_changes(found, run):
     trained = []
     again = forgetting.facts(run, NAMES, progress=lambda *done: trained.append(done))

@@ -55,6 +55,15 @@ def test_a_saved_result_comes_back_whole(effects, tmp_path):
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "heads.json").read_bytes()
 
 
+def test_one_prompt_leaves_no_interval_in_file_table_or_figure(effects, tmp_path):
+    changes = {"axes": ("layer",), "site": "attn", "values": effects.values[:, 0]}
+    alone = replace(effects, **changes, low=None, high=None, n_prompts=1)
+    alone.save(tmp_path / "alone.json")
+    assert Effects.load(tmp_path / "alone.json").interval("L1.attn") is None
+    assert alone.to_frame()["low"].isna().all()
+    assert alone.plot().data[0].error_y.array is None
+
+
 def test_one_changed_digit_is_found(effects, tmp_path):
     path = tmp_path / "heads.json"
     effects.save(path)

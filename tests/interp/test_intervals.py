@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from interp.intervals import ratio_interval, resampled_means, wilson
+from interp.intervals import mean_interval, ratio_interval, resampled_means, wilson
 
 
 def test_wilson_gives_the_published_values():
@@ -17,6 +17,12 @@ def test_wilson_gives_the_published_values():
 def test_equal_prompts_leave_no_doubt():
     low, high = ratio_interval(np.full((2, 5), 1.5), np.full(5, 3.0))
     np.testing.assert_allclose([low, high], 0.5)
+
+
+def test_one_prompt_has_no_interval():
+    assert mean_interval(np.array([1.5])) is None
+    assert ratio_interval(np.full((2, 1), 1.5), np.full(1, 3.0)) is None
+    assert mean_interval(np.array([1.0, 2.0])) == (1.0, 2.0)
 
 
 def test_the_same_seed_draws_the_same_prompts():

@@ -1,11 +1,12 @@
 """Patching finds the place where the answer is planted, and only there."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from interp import behaviours, patching
+from interp import behaviours, cli, patching
 from interp.behaviours import Behaviour
 from interp.effects import Effects
 from interp.errors import BehaviourError, CapabilityError, ContrastError
@@ -62,8 +63,8 @@ class Carriers:
 def contrast(clean_first: int = 0, corrupt_first: int = 1) -> Behaviour:
     return Behaviour(
         name="copy the first token",
-        clean=torch.tensor([[clean_first, 3, 3]] * 2),
-        corrupt=torch.tensor([[corrupt_first, 3, 3]] * 2),
+        clean=torch.tensor([[clean_first, between, 3] for between in (2, 3)]),
+        corrupt=torch.tensor([[corrupt_first, between, 3] for between in (2, 3)]),
         answer=torch.tensor([0, 0]),
         foil=torch.tensor([1, 1]),
     )
@@ -91,6 +92,16 @@ def test_the_head_that_carries_the_answer_is_the_only_one_found():
     torch.testing.assert_close(effects.values, expected)
     assert effects.top(1) == ["L0H1"]
     assert effects.interval("L0H1") == (1.0, 1.0)
+
+
+def test_one_prompt_has_an_effect_and_no_interval():
+    both = contrast()
+    parts = ("clean", "corrupt", "answer", "foil")
+    # Asked twice it is still one prompt.
+    alone = replace(both, **{part: getattr(both, part)[[0, 0]] for part in parts})
+    effects = patching.heads(Carriers(1), alone)
+    assert (effects["L0H1"], effects.interval("L0H1"), effects.n_prompts) == (1.0, None, 1)
+    assert "L0H1                1.000  one prompt, no interval" in cli._effects(effects, top=1)
 
 
 def test_of_two_heads_that_each_suffice_denoising_finds_both_and_noising_none():
