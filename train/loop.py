@@ -146,7 +146,7 @@ def _where_it_stopped(run: Run) -> tuple[State, list[ledger.Row]]:
     if listing.exists():
         checkpoints.drop_unlisted(run.path)
         rows = run.ledger
-        state = states.load(run, len(rows))
+        state = states.load(run, len(rows), run.numerics)
         return state, rows[: state.step]
     if run.predicate["parent"]:
         raise DamagedError(
@@ -167,6 +167,8 @@ def replay(
 ) -> Replay:
     """Run steps first..last (both included) again, from the nearest checkpoint below.
 
+    What was trained on a GPU is replayed on the CPU of a machine without one.
+
     Args:
         run: A run trained here.
         removal: Leave documents out, beside those the run already lacks: the exact counterfactual
@@ -178,12 +180,12 @@ def replay(
             f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
         )
     removed = removal.joined(run.removal) if removal else run.removal
-    state = states.load(run, first)
+    # Without the GPU it was trained on, a span is compared within a tolerance, not bit by bit.
+    numerics = numbers.here(run.numerics)
+    state = states.load(run, first, numerics)
     done = []
-    with numbers.applied(run.numerics):
-        for row in advance(
-            state, run.recipe, run.store, run.order, run.numerics, last + 1, removed
-        ):
+    with numbers.applied(numerics):
+        for row in advance(state, run.recipe, run.store, run.order, numerics, last + 1, removed):
             done.append(row)
             if progress:
                 progress("replaying", len(done), last + 1 - state.step + len(done))
@@ -209,7 +211,7 @@ def branch(
     removed = removal.joined(parent.removal)
     if (out / manifests.NAME).exists():
         raise RecipeError(f"{out} is a run already; resume it or choose another folder")
-    begin = states.load(parent, first_read(parent, removal.documents))
+    begin = states.load(parent, first_read(parent, removal.documents), parent.numerics)
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):

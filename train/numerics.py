@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from train.errors import RecipeError
 
 
-__all__ = ["Numerics", "applied", "choose", "environment"]
+__all__ = ["Numerics", "applied", "choose", "environment", "here", "refuse_missing"]
 
 # Assigned attributes of this module are not in torch's type stubs.
 _DETERMINISTIC: Any = torch.utils.deterministic
@@ -66,12 +66,7 @@ def choose(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise RecipeError(f"device is 'auto', 'cpu', 'cuda' or 'cuda:0', not {device!r}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
-        raise RecipeError(
-            f"device {device!r} was asked for and this machine has "
-            f"{count or 'no'} CUDA device{'s' if count > 1 else ''}"
-        )
+    refuse_missing(device)
     if precision not in ("auto", "fp32", "bf16"):
         raise RecipeError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
     threads = threads or min(len(os.sched_getaffinity(0)), 8)
@@ -83,6 +78,28 @@ def choose(
     if precision == "auto":
         precision = "bf16" if bf16_pays else "fp32"
     return Numerics(device, precision, threads, matmul)
+
+
+def refuse_missing(device: str) -> None:
+    """Raise a RecipeError when this machine has no such device."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
+        raise RecipeError(
+            f"device {device!r} was asked for and this machine has "
+            f"{count or 'no'} CUDA device{'s' if count > 1 else ''}"
+        )
+
+
+def here(numerics: Numerics) -> Numerics:
+    """The same numerics, on the CPU where this machine lacks the device: never bit-exact then.
+
+    For looking at what was done, which tolerates other sums; training goes on only where it was.
+    """
+    try:
+        refuse_missing(numerics.device)
+    except RecipeError:
+        return replace(numerics, device="cpu")
+    return numerics
 
 
 @contextmanager

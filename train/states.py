@@ -12,7 +12,7 @@ import torch
 from train import batches, checkpoints, evaluating, optimizers
 from train.errors import DivergedError, TrainError
 from train.model import GPT, init
-from train.numerics import Numerics
+from train.numerics import Numerics, refuse_missing
 from train.recipes import Recipe
 from train.runs import Run
 
@@ -36,18 +36,25 @@ class State:
 
 
 def initial(recipe: Recipe, numerics: Numerics) -> State:
-    """The state before the first step, from the recipe's seed alone."""
+    """The state before the first step, from the recipe's seed alone.
+
+    Raises:
+        RecipeError: This machine lacks the device.
+    """
+    refuse_missing(numerics.device)
     model = init(recipe.model, recipe.init_seed).to(numerics.device)
     return State(model, optimizers.adamw(model, recipe), step=0, tokens=0)
 
 
-def load(run: Run, step: int) -> State:
-    """The newest checkpoint at or before `step` that kept its optimizer.
+def load(run: Run, step: int, numerics: Numerics) -> State:
+    """The newest checkpoint at or before `step` that kept its optimizer, to go on with `numerics`.
 
     Raises:
         TrainError: There is none.
         DamagedError: A file of it is not what its digest says.
+        RecipeError: This machine lacks the device.
     """
+    refuse_missing(numerics.device)
     usable = [one for one in run.saved if one.resumable and one.step <= step]
     if not usable:
         parent = run.predicate["parent"]
@@ -58,7 +65,7 @@ def load(run: Run, step: int) -> State:
     saved = usable[-1]
     model = GPT(run.recipe.model)
     model.load_state_dict(checkpoints.read(run.path, saved, "model.safetensors"))
-    model = model.to(run.numerics.device)
+    model = model.to(numerics.device)
     optimizer = optimizers.adamw(model, run.recipe)
     optimizers.read_state(
         model, optimizer, checkpoints.read(run.path, saved, "optimizer.safetensors")

@@ -177,6 +177,28 @@ def test_a_run_without_the_checkpoint_it_began_with_is_named(copied):
     ]
 
 
+def test_a_run_of_a_gpu_is_verified_and_replayed_on_a_machine_without_one(copied, monkeypatch):
+    import torch
+
+    from train import loop, numerics
+    from train.errors import RecipeError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    manifest = json.loads((copied / manifests.NAME).read_text())
+    manifest["predicate"]["numerics"]["device"] = "cuda"
+    durable.write_json(copied / manifests.NAME, durable.seal(manifest))
+    run = runs.open(copied, store=copied.parent / "store")
+    assert numerics.here(run.numerics) == replace(run.numerics, device="cpu")
+    found = run.verify(spans=1)
+    # This one was in truth trained on a CPU, so nothing differs, and still it is not called exact.
+    assert (found.problems, found.level, found.difference) == ((), "within tolerance", 0.0)
+    assert loop.replay(run, 17, 20).same_order
+    manifest["predicate"]["finished"] = False
+    durable.write_json(copied / manifests.NAME, durable.seal(manifest))
+    with pytest.raises(RecipeError, match="'cuda' was asked for and this machine has no CUDA"):
+        loop.resume(copied, store=copied.parent / "store")
+
+
 def test_a_ledger_of_losses_that_are_no_numbers_is_named(copied):
     rows = ledger.read(copied / ledger.NAME)
     with_nan = [replace(row, loss=float("nan")) if row.step == 10 else row for row in rows]
