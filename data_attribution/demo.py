@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data_attribution import attributing, duplicates, forgetting, indexing
 from data_attribution.errors import DemoError
-from data_attribution.forgetting import Forgetting
+from data_attribution.forgetting import STAYS, Forgetting
 from data_attribution.sources import Sources
 from interp import behaviours, detecting, hooked, patching, recalling
 from interp.behaviours import Behaviour, Check
@@ -39,6 +39,9 @@ __all__ = ["Circuit", "Demo", "Traced", "play", "refuse_other", "trained"]
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
 EXPOSURES = 16
+# What the page claims at least: recall of facts read as often as that, IOI accuracy, scores of the
+# two heads of induction, nats saved on the second copy.
+RECALL, ACCURACY, HEAD, SAVED = 0.95, 0.95, 0.6, 3.0
 N_FORGOTTEN = 9
 
 
@@ -75,6 +78,32 @@ class Demo:
     heads: Effects
     traced: Traced
     forgetting: Forgetting
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The claims of the page that do not hold, with the numbers; empty when all do."""
+        often = [one.seen.recall or 0.0 for one in self.recall.levels if one.exposures >= EXPOSURES]
+        _, induction = detecting.best(self.circuit.induction)
+        _, previous = detecting.best(self.circuit.previous_token)
+        claims = (
+            (f"recall at {EXPOSURES} or more exposures", min(often, default=0.0), RECALL),
+            ("IOI accuracy", self.check.accuracy, ACCURACY),
+            ("score of the best induction head", induction, HEAD),
+            ("score of the best previous-token head", previous, HEAD),
+            ("nats saved on the second copy", self.circuit.copying.gap, SAVED),
+        )
+        failed = [
+            f"{name} is {value:.2f}, and at least {asked:g} is claimed"
+            for name, value, asked in claims
+            if not value >= asked
+        ]
+        if self.verification.ok and not self.verification.reaches("within tolerance"):
+            failed.append(f"replayed steps are {self.verification.level}, not within tolerance")
+        if not self.forgetting.fell:
+            failed.append("the facts without their documents do not fall to those never stated")
+        if not self.forgetting.stayed:
+            failed.append(f"recall of facts that keep their documents falls below {STAYS}")
+        return tuple(failed)
 
 
 def play(*, data: Path, out: Path, stage: Stage) -> Demo:

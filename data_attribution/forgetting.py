@@ -25,6 +25,8 @@ from train.runs import Run
 
 __all__ = ["Forgetting", "Group", "documents_of", "facts", "removable"]
 
+STAYS = 0.9  # recall
+
 
 @dataclass(frozen=True)
 class Group:
@@ -70,6 +72,36 @@ class Forgetting:
             if (one.setting, one.group) == (setting, group):
                 return one
         raise CounterfactualError(f"no group {group!r} under {setting!r} was measured")
+
+    @property
+    def fell(self) -> bool:
+        """Whether the facts fell to the level of facts never stated.
+
+        That level lies in Wilson's interval of their recall, and their log-probability fell by more
+        than under the control, interval below interval. A single fact shows neither.
+        """
+        gone = self.of("documents removed", "removed")
+        never = self.of("documents removed", "never stated")
+        random = self.of("random removed", "removed")
+        if gone.change_high is None or random.change_low is None:
+            return False
+        level = never.share.recall or 0.0
+        return gone.share.low <= level <= gone.share.high and gone.change_high < random.change_low
+
+    @property
+    def stayed(self) -> bool:
+        """Whether nothing else was forgotten.
+
+        Facts whose documents stayed, and the chosen facts under the control, are recalled in at
+        least 0.9.
+        """
+        kept = self.of("documents removed", "kept").share.recall or 0.0
+        return min(kept, self.of("random removed", "removed").share.recall or 0.0) >= STAYS
+
+    @property
+    def holds(self) -> bool:
+        """The claim: what was taken out is forgotten, and nothing else is."""
+        return self.fell and self.stayed
 
     def to_frame(self) -> pd.DataFrame:
         """A row per setting and group."""

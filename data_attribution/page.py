@@ -10,6 +10,7 @@ from pathlib import Path
 from data_attribution import drawing, printing
 from data_attribution.demo import Demo
 from data_attribution.drawing import Bar, Line
+from data_attribution.forgetting import STAYS
 from interp import detecting
 from train import durable
 
@@ -91,7 +92,8 @@ def _known(demo: Demo) -> str:
         across="step",
         up="nats per token",
     )
-    level = f'<b class="{"good" if found.ok else "bad"}">{escape(found.level)}</b>'
+    mark = "good" if found.reaches("within tolerance") else "bad"
+    level = f'<b class="{mark}">{escape(found.level)}</b>'
     spans = ", ".join(f"{first} to {last}" for first, last in found.spans)
     facts = [
         ("run", run.id),
@@ -261,14 +263,16 @@ def _proof(demo: Demo) -> str:
         up="recall",
     )
     gone = found.of("documents removed", "removed").share
+    fell = "falls" if found.fell else "does not fall to the level of facts never stated: it goes"
     never = found.of("documents removed", "never stated").share
     random = found.of("random removed", "removed").share
+    stays = "stays at" if (random.recall or 0.0) >= STAYS else "does not stay: it is"
     return (
         "<h2>6. The proof</h2>"
         f"<p class=claim>Trained again without the {len(found.removed)} documents that state "
         f"{len(found.facts)} facts, everything else the same to the bit: recall of those "
-        f"facts falls to {_number(gone.recall)}, where facts that were never stated stand at "
-        f"{_number(never.recall)}. Without as many matched random documents it stays at "
+        f"facts {fell} to {_number(gone.recall)}, where facts that were never stated stand at "
+        f"{_number(never.recall)}. Without as many matched random documents it {stays} "
         f"{_number(random.recall)}.</p>"
         + figure
         + _table(("training", "facts", "n", "recall", "change in log-prob"), rows)

@@ -2,12 +2,58 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from data_attribution import demo
+from data_attribution import demo, page
 from data_attribution.errors import DemoError
+from data_attribution.forgetting import Forgetting, Group
+from interp.behaviours import Check
+from interp.detecting import Copying
+from interp.intervals import wilson
+from interp.recalling import Level, Recall, Share
 from train import corpora, loop, recipes, token_store
+from train.verifying import Verification
+
+
+def forgetting_of(gone=0.0, kept=1.0, random=1.0, change=-5.0) -> Forgetting:
+    """Nine facts: recall without their documents, of others, and without random documents."""
+
+    def group(setting, name, recall, change):
+        share = Share(9, recall, *wilson(recall, 9), -1.0)
+        return Group(setting, name, share, change, change - 0.5, change + 0.5)
+
+    groups = (
+        group("documents removed", "removed", gone, change),
+        group("documents removed", "kept", kept, 0.0),
+        group("documents removed", "never stated", 0.04, 0.0),
+        group("random removed", "removed", random, 0.0),
+    )
+    return Forgetting("run", ("a",), (1,), (2,), ("x", "y"), groups)
+
+
+def demo_of(**changes) -> demo.Demo:
+    """A demo of which only the numbers of its claims are there, and every one of them holds."""
+    share = Share(9, 1.0, 0.7, 1.0, 0.0)
+    levels = (Level(1, 9, replace(share, recall=0.1), share, 0.0), Level(16, 9, share, share, 0.0))
+    heads = torch.tensor([[0.1, 0.9], [0.2, 0.3]])
+    values = {
+        "verification": Verification("run", "bit-exact", (), ((0, 9),), 0.0, 5),
+        "recall": Recall(levels),
+        "circuit": demo.Circuit(Copying(9.0, 2.0, 1.0, 10), heads, heads),
+        "check": Check(1.0, 1.0, 5.0, 300, (0.98, 1.0)),
+        "forgetting": forgetting_of(),
+    }
+    return fake(demo.Demo, **{**values, **changes})
+
+
+def fake(cls, **values):
+    """An instance with some of its attributes."""
+    made = object.__new__(cls)
+    vars(made).update(values)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +127,80 @@ def test_what_is_there_is_opened_and_nothing_is_trained(store, run, monkeypatch)
     monkeypatch.setattr(recipes, "PLANTED", replace(recipes.PLANTED, steps=2))
     again = demo.trained(store.path, run.path, lambda _: nullcontext(lambda *_: None))
     assert again.id == run.id
+
+
+# --- claims --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "fell", "stayed"),
+    [
+        ({}, True, True),
+        ({"gone": 0.8}, False, True),
+        ({"change": -0.2}, False, True),  # no more than under the control
+        ({"kept": 0.5}, True, False),
+        ({"random": 0.5}, True, False),
+    ],
+)
+def test_the_claim_holds_when_the_removed_facts_fall_and_nothing_else_does(changes, fell, stayed):
+    found = forgetting_of(**changes)
+    assert (found.fell, found.stayed, found.holds) == (fell, stayed, fell and stayed)
+
+
+def test_a_single_fact_proves_nothing():
+    found = forgetting_of()
+    gone = replace(found.groups[0], change_low=None, change_high=None)
+    assert not replace(found, groups=(gone, *found.groups[1:])).holds
+
+
+def test_a_demo_of_which_every_claim_holds_has_no_failures():
+    assert demo_of().failures == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"verification": Verification("run", "order only", (), ((0, 9),), 1.0, 5)}, "order only"),
+        ({"check": Check(0.5, 0.5, 1.0, 300, (0.4, 0.6))}, "IOI accuracy is 0.50"),
+        ({"recall": Recall(())}, "recall at 16 or more exposures is 0.00"),
+        ({"forgetting": forgetting_of(gone=0.9)}, "do not fall to those never stated"),
+        ({"forgetting": forgetting_of(random=0.1)}, "falls below 0.9"),
+    ],
+)
+def test_a_claim_that_does_not_hold_is_named_with_its_number(changes, said):
+    (failure,) = demo_of(**changes).failures
+    assert said in failure
+
+
+def test_a_run_without_circuits_fails_three_claims():
+    flat = torch.full((2, 2), 0.1)
+    circuit = demo.Circuit(Copying(9.0, 8.0, 0.1, 10), flat, flat)
+    assert len(demo_of(circuit=circuit).failures) == 3
+
+
+def test_the_proof_is_worded_by_its_outcome():
+    held, failed = (
+        page._proof(demo_of(forgetting=forgetting_of(gone=gone, random=1 - gone)))
+        for gone in (0.0, 0.8)
+    )
+    assert "facts falls to 0.00" in held
+    assert "random documents it stays at 1.00" in held
+    assert "facts does not fall to the level of facts never stated" in failed
+    assert "random documents it does not stay: it is 0.20" in failed
+
+
+@pytest.mark.parametrize(
+    ("ok", "failures", "code"),
+    [(True, (), 0), (True, ("x is 1",), 1), (False, (), 3), (False, ("x is 1",), 3)],
+)
+def test_the_command_ends_as_the_demo_did(openbook, monkeypatch, tmp_path, ok, failures, code):
+    verification = SimpleNamespace(ok=ok, level="damaged")
+    played = SimpleNamespace(verification=verification, failures=failures)
+    monkeypatch.setattr(demo, "play", lambda **_: played)
+    monkeypatch.setattr(page, "write", lambda _, path: path)
+    monkeypatch.setattr(page, "summary", lambda _: "six lines")
+    ended = openbook("demo", "--out", tmp_path / "page.html")
+    assert ended.code == code
+    assert "six lines" in ended.out
+    assert ("does not hold: x is 1" in ended.err) == bool(failures)
+    assert ("verification: damaged" in ended.err) != ok
