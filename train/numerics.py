@@ -29,6 +29,7 @@ __all__ = ["Numerics", "applied", "choose", "environment", "here", "refuse_missi
 _DETERMINISTIC: Any = torch.utils.deterministic
 BF16_ERROR = 0.02
 FP32_ERROR = 2e-6
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def choose(
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise RecipeError(f"device is 'auto', 'cpu', 'cuda' or 'cuda:0', not {device!r}")
     refuse_missing(device)
+    _refuse_loose_workspace(device)
     if precision not in ("auto", "fp32", "bf16"):
         raise RecipeError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
     threads = threads or min(len(os.sched_getaffinity(0)), 8)
@@ -104,16 +106,18 @@ def here(numerics: Numerics) -> Numerics:
 
 @contextmanager
 def applied(numerics: Numerics) -> Iterator[None]:
-    """Compute with these numerics inside the block, and as before behind it."""
+    """Compute with these numerics inside the block, and as before behind it.
+
+    Raises:
+        RecipeError: On a CUDA device whose sums are not made deterministic by the environment.
+    """
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.get_float32_matmul_precision(),
         _DETERMINISTIC.fill_uninitialized_memory,
     )
-    if numerics.device.startswith("cuda"):
-        # cuBLAS is deterministic only with a fixed workspace; read at its first use.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _refuse_loose_workspace(numerics.device)
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory guards against kernels that read it; none of ours does, and it is 5 % of
     # a small step.
@@ -141,6 +145,16 @@ def environment() -> dict[str, str | int]:
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         **{name: version(name) for name in packages},
     }
+
+
+def _refuse_loose_workspace(device: str) -> None:
+    # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment when
+    # it is first used; `openbook` sets it, and a library does not touch its user's environment.
+    if device != "cpu" and os.environ.get(WORKSPACE) not in (":4096:8", ":16:8"):
+        raise RecipeError(
+            f"device {device!r} adds up in the same order every time only with {WORKSPACE}=:4096:8 "
+            "in the environment; set it before Python starts, or choose device 'cpu'"
+        )
 
 
 def _calibrate() -> tuple[Literal["highest", "medium"], bool]:
