@@ -1,6 +1,7 @@
 """The commands say what the library says: exact words for people, the same as JSON and in files."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,20 @@ def test_a_run_is_not_resumed_as_another_one(openbook, tiny_run, recipe, options
     ended = openbook("train", recipe, store, "--out", out, "--resume", *options)
     assert (ended.code, ended.out) == (2, "")
     assert f"{out}, whose {words};" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("command", "threads"), [(("corpus", "build"), "true"), (("corpus", "show"), "false")]
+)
+def test_only_a_build_lets_tokenizers_start_threads(openbook, monkeypatch, command, threads):
+    names = ("TOKENIZERS_PARALLELISM", "CUBLAS_WORKSPACE_CONFIG", "RAYON_NUM_THREADS")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is put back behind the test
+        monkeypatch.delenv(name)
+    options = ("--threads", 2, "--out", "nowhere") if threads == "true" else ()
+    assert openbook(*command, "/nothing", *options).code == 2
+    count = "2" if threads == "true" else None
+    assert [os.environ.get(name) for name in names] == [threads, ":4096:8", count]
 
 
 def test_verify_names_a_changed_file_and_exits_3(openbook, tiny_run, tmp_path):

@@ -5,6 +5,7 @@ stderr.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,6 +84,9 @@ def corpus_build(
     as_json: Json = False,
 ) -> None:
     """Turn SOURCE into a token store: tokens, document table, tokenizer, fingerprint."""
+    if threads:
+        # Of the tokenizers' own pool, which ours waits for; read when that is first used.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     from train import corpora, progress, token_store
 
     documents = corpora.open(

@@ -64,7 +64,13 @@ class Tokenizer:
         return self._encode([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
-        """Ids of many texts, in their order; the encoders let go of Python's lock."""
+        """Ids of many texts, in their order.
+
+        Threads help byte pairs, encoded without Python's lock; words are looked up under it.
+
+        Raises:
+            TokenizerError: A word that the word-level vocabulary does not hold.
+        """
         if threads <= 1 or len(texts) < 2:
             return self._encode(texts)
         size = -(-len(texts) // (threads * 4))
