@@ -6,7 +6,8 @@ generated `planted` corpus, `openwebtext`, or whatever lies on disk as `.jsonl[.
 
 OpenWebText's parquet keeps no name or address of a page, and its shuffled token files lose the row,
 so a document is named by us: source, revision of the content, shard and row. For local files the
-revision is the sha256 of the bytes: the same id means the same text on every machine.
+revision is the sha256 of the bytes, and with another field than `text` its name (`sha#body`): the
+same id means the same text on every machine.
 """
 
 import hashlib
@@ -143,7 +144,7 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
     return Corpus(
         name=path.name.split(".")[0] or path.name,
         source=path.name,
-        revision=revision,
+        revision=revision + _field_mark(text_field),
         read=read,
         n_documents=None if None in counted else sum(n for n in counted if n is not None),
         n_bytes=sum(file.stat().st_size for file in files),
@@ -222,7 +223,8 @@ def _openwebtext(
                 rows, shard, "openwebtext", content, text_field, max_document_bytes
             )
 
-    return Corpus("openwebtext", "openwebtext", revision, read, n_documents)
+    marked = revision + _field_mark(text_field)
+    return Corpus("openwebtext", "openwebtext", marked, read, n_documents)
 
 
 def _matching(given: Sequence[str | Path]) -> list[Path]:
@@ -270,11 +272,15 @@ def _documents(
     text_field: str,
     max_document_bytes: int,
 ) -> Iterator[Document]:
-    prefix = f"{source}@{revision[:12]}/{shard.name}/"
+    prefix = f"{source}@{revision[:12]}{_field_mark(text_field)}/{shard.name}/"
     for row, fields in rows:
         text = _text(fields, shard, row, text_field, max_document_bytes)
         title, url = (_string(fields.get(name)) for name in formats.OPTIONAL_FIELDS)
         yield Document(f"{prefix}{row}", text, source, shard.name, row, title, url)
+
+
+def _field_mark(text_field: str) -> str:
+    return "" if text_field == "text" else f"#{text_field}"
 
 
 def _text(

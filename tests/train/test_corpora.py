@@ -147,6 +147,16 @@ def test_another_field_can_hold_the_text(tmp_path: Path):
     assert (document.text, document.url) == ("one", "u")
 
 
+def test_one_id_never_names_two_texts_of_one_row(tmp_path: Path):
+    """Two fields of the same bytes: the file's hash alone would name both alike."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "body": "two"}\n')
+    text, body = (corpora.open(tmp_path / "a.jsonl", text_field=one) for one in ("text", "body"))
+    assert body.revision == f"{text.revision}#body"
+    ids = [next(iter(corpus.read())).id for corpus in (text, body)]
+    sha = text.revision[:12]
+    assert ids == [f"a.jsonl@{sha}/0/0", f"a.jsonl@{sha}#body/0/0"]
+
+
 def test_openwebtext_reads_local_copies_of_its_parquet_layout(tmp_path: Path):
     for shard in range(2):
         texts = [f"page {shard} {row}" for row in range(300)]
