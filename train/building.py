@@ -1,8 +1,9 @@
 """The machinery behind `token_store.build`: documents in, one token file and one table out.
 
 The main thread reads documents in batches of about a million letters, a pool of threads encodes and
-hashes them (both let go of Python's lock), and the results are appended in the order of the corpus.
-A few batches are in memory at any time, whatever the size of the corpus: tokens go through a file,
+hashes them (byte pairs and hashes let go of Python's lock; whole words are looked up under it, and
+gain little from a second thread), and the results are appended in the order of the corpus. A few
+batches are in memory at any time, whatever the size of the corpus: tokens go through a file,
 table rows through parquet row groups. Held-out documents are set aside in files of their own and
 appended at the end. Only the packed layout, meant for small corpora, keeps its table in memory
 (about 300 bytes a document), because every document must be known before the first row is laid.
@@ -147,10 +148,17 @@ def _tokenizer(corpus: Corpus, choices: Choices) -> Tokenizer:
         return choices.tokenizer
     if choices.tokenizer == "gpt2":
         return tokenization.gpt2()
-    texts = (document.text for document in corpus.read())
     if choices.tokenizer == "word":
-        return tokenization.train_words(texts)
-    return tokenization.train_bpe(texts, choices.vocab_size or BPE_VOCABULARY)
+        # All words, held-out ones too: a word that is not in the vocabulary cannot be encoded.
+        return tokenization.train_words(document.text for document in corpus.read())
+    # What is held out may not shape the vocabulary by which it is measured.
+    read = (one.text for one in corpus.read() if not _is_held_out(one.sha256, choices.held_out))
+    return tokenization.train_bpe(read, choices.vocab_size or BPE_VOCABULARY)
+
+
+def _is_held_out(sha256: str, share: float) -> bool:
+    """By the hash of the text alone, so that copies of a text fall on one side."""
+    return int(sha256[:16], 16) / 2**64 < share
 
 
 def _cores() -> int:
@@ -287,7 +295,7 @@ def _encode(plan: _Plan, documents: list[Document]) -> _Encoded:
     rows = _rows(plan, documents)
     shas = [document.sha256 for document in documents]
     filled = [index for index, row in enumerate(rows) if len(row)]
-    aside = {index for index in filled if int(shas[index][:16], 16) / 2**64 < plan.held_out}
+    aside = {index for index in filled if _is_held_out(shas[index], plan.held_out)}
     texts = [document.text for document in documents]
     words = tokenizer.kind == "word"
     return _Encoded(

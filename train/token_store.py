@@ -68,6 +68,7 @@ class TokenStore:
 
     @property
     def layout(self) -> str:
+        """`stream` or `packed`."""
         return self.manifest["layout"]
 
     @property
@@ -82,14 +83,17 @@ class TokenStore:
 
     @property
     def eot(self) -> int:
+        """Id of end-of-text."""
         return self.manifest["eot"]
 
     @property
     def vocab_size(self) -> int:
+        """Ids are below this."""
         return self.manifest["vocab_size"]
 
     @property
     def n_tokens(self) -> int:
+        """All tokens, held-out ones, end-of-text and padding included."""
         return self.manifest["counts"]["tokens"]
 
     @property
@@ -99,6 +103,7 @@ class TokenStore:
 
     @property
     def n_documents(self) -> int:
+        """Documents in the table, held-out ones included."""
         return self.manifest["counts"]["documents"]
 
     @cached_property
@@ -123,6 +128,11 @@ class TokenStore:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer it was built with.
+
+        Raises:
+            DamagedError: The file is missing or is another tokenizer.
+        """
         found = tokenization.load(self.path / TOKENIZER)
         if found.sha256 != self.manifest["tokenizer"]["sha256"]:
             raise DamagedError(
@@ -132,14 +142,23 @@ class TokenStore:
 
     @cached_property
     def truth(self) -> dict | None:
-        """The truth table of a planted corpus; None for texts that nobody planted."""
+        """The truth table of a planted corpus; None for texts that nobody planted.
+
+        Raises:
+            DamagedError: The file is not what `store.json` says.
+        """
         if TRUTH not in self.manifest["files"]:
             return None
         _check_digest(self, TRUTH)
         return json.loads((self.path / TRUTH).read_text(encoding="utf-8"))
 
     def document(self, index: int) -> StoredDocument:
-        """A row of the table, by its index in token order."""
+        """A row of the table, by its index in token order.
+
+        Raises:
+            StoreError: There is no such document.
+            DamagedError: The table cannot be read.
+        """
         self._check_index(index)
         firsts, group = self._groups
         number = int(np.searchsorted(firsts, index, side="right")) - 1
@@ -148,7 +167,11 @@ class TokenStore:
         return StoredDocument(index=index, **row)
 
     def text(self, index: int) -> str:
-        """The text of a document, decoded from its tokens."""
+        """The text of a document, decoded from its tokens.
+
+        Raises:
+            StoreError: There is no such document.
+        """
         self._check_index(index)
         start, length = int(self.starts[index]), int(self.lengths[index])
         return self.tokenizer.decode(self.tokens[start : start + length])
@@ -156,7 +179,11 @@ class TokenStore:
     def document_at(
         self, offsets: Integer[np.ndarray, "*shape"] | int | list[int]
     ) -> Int64[np.ndarray, "*shape"]:
-        """Index of the document that owns each token; -1 for end-of-text and padding."""
+        """Index of the document that owns each token; -1 for end-of-text and padding.
+
+        Raises:
+            StoreError: There is no such token.
+        """
         offsets = np.asarray(offsets, dtype=np.int64)
         if offsets.size and not 0 <= offsets.min() <= offsets.max() < self.n_tokens:
             raise StoreError(
@@ -168,7 +195,11 @@ class TokenStore:
         return np.where(inside, owner, -1)
 
     def index_of(self, document_id: str) -> int:
-        """Index of a document by its id; the ids are read once, a search costs their number."""
+        """Index of a document by its id; the ids are read once, a search costs their number.
+
+        Raises:
+            StoreError: There is no such id.
+        """
         import pyarrow.compute as pc
 
         index = pc.index(self._ids, document_id).as_py()
@@ -224,7 +255,9 @@ def build(
     """Encode a corpus into a new folder `out`, which appears when it is complete.
 
     Memory does not grow with a stream; a packed store keeps its document table in memory while it
-    is built. A byte-level vocabulary (`tokenizer="bpe"`) reads up to 100 MB of the corpus first.
+    is built. A byte-level vocabulary (`tokenizer="bpe"`) is learned from up to 100 MB of the corpus
+    first, nothing of it held out; a word-level one takes every word, those of held-out documents
+    too, for a word outside the vocabulary could not be encoded.
 
     Args:
         tokenizer: `gpt2`, `bpe`, `word`, or one that exists; the corpus says when not given.

@@ -108,6 +108,25 @@ def test_every_token_belongs_to_exactly_the_document_the_table_says(
         assert store.tokens[document.start + document.length] == store.eot
 
 
+def test_held_out_texts_have_no_say_in_a_trained_vocabulary(tmp_path: Path):
+    """Held-out texts of letters of their own: a vocabulary that had read them would know them."""
+    aside = [f"zq{n}zq" for n in range(400) if _share(f"zq{n}zq") < 0.5]
+    kept = [f"ab{n}ab cd" for n in range(400) if _share(f"ab{n}ab cd") >= 0.5]
+    choices = {"tokenizer": "bpe", "vocab_size": 300, "held_out": 0.5}
+    both = token_store.build(_corpus(kept + aside), out=tmp_path / "both", **choices)
+    alone = token_store.build(_corpus(kept), out=tmp_path / "alone", **choices)
+    assert both.tokenizer.sha256 == alone.tokenizer.sha256
+    assert both.n_documents - alone.n_documents == len(aside)
+    words = token_store.build(
+        _corpus(kept + aside), out=tmp_path / "words", tokenizer="word", held_out=0.5
+    )
+    assert words.text(words.n_documents - 1) in aside
+
+
+def _share(text: str) -> float:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64
+
+
 def test_documents_are_held_out_by_their_text(tmp_path: Path):
     texts = [f"document number {number}" for number in range(400)]
     store = _build(texts, tmp_path / "s", held_out=0.25)
