@@ -28,7 +28,11 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """One file, or the shards that an index lists."""
+    """One file, or the shards that an index lists.
+
+    Raises:
+        DamagedError: There is neither; or there is only a pickle, or an index that is no JSON.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     listing = folder / f"{WEIGHTS}.index.json"
@@ -40,6 +44,11 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def refuse_pickle(path: Path) -> None:
+    """Refuse, by its name and unread, a file that could run code.
+
+    Raises:
+        DamagedError: It is a pickle.
+    """
     if path.suffix in PICKLES and path.is_file():
         raise DamagedError(
             f"{path}: a pickle, which can run code when it is opened; safetensors is accepted "
@@ -48,6 +57,11 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name.
+
+    Raises:
+        DamagedError: It cannot be read as safetensors.
+    """
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -55,6 +69,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DamagedError: The file is missing, is no JSON, or holds something else than an object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -67,6 +86,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_restricted(path: Path) -> Any:
+    """What torch's restricted reader finds in a pickle: tensors and plain containers, no code.
+
+    Raises:
+        DamagedError: The file is missing, or holds more than that.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle versions that it then refuses anyway
@@ -82,6 +106,7 @@ def read_restricted(path: Path) -> Any:
 
 
 def digest(paths: list[Path]) -> str:
+    """sha256 of a file, or of the sha256s of several in their order."""
     digests = [durable.sha256_file(path) for path in paths]
     if len(digests) == 1:
         return digests[0]

@@ -90,10 +90,12 @@ class Region:
                     close()
 
     def write(self, tokens: np.ndarray) -> None:
+        """Append tokens that no row of the table describes yet."""
         self._tokens.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
         self.end += len(tokens)
 
     def append(self, lot: Lot) -> None:
+        """Append encoded documents and their rows."""
         starts = self.end + np.cumsum(lot.lengths + 1) - (lot.lengths + 1)
         columns = {**lot.columns, "start": starts, "length": lot.lengths.astype(np.int32)}
         self.write(lot.tokens)
@@ -126,6 +128,7 @@ class Region:
             self._tokens.close()
 
     def remove(self) -> None:
+        """Delete both files, which were only on the way to another region."""
         self.tokens_path.unlink()
         self.table_path.unlink()
 
