@@ -215,14 +215,15 @@ def counterfactual_command(
     from train import progress, runs
 
     opened = runs.open(path, store=store)
-    removed = list(document or [])
-    removed += Sources.load(without).top(top).documents if without else []
+    sources = Sources.load(without) if without else None
+    removed = [*(document or []), *(sources.top(top).documents if sources else ())]
     asked = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
     with progress.bar("retraining") as advance:
         found = counterfactuals.without(
             opened,
             removed,
             asked,
+            avoid=sources.documents if sources else (),
             out=runs_folder,
             control="matched-random" if seeds else "none",
             seeds=seeds,

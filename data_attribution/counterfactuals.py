@@ -2,12 +2,13 @@
 
 Every estimate of which documents taught a behaviour is settled here. The retrained run shares
 initial weights, order, shapes, positions, steps and divisors with its parent to the bit; only the
-removed documents are blanked (`train.loop.branch`). The control removes as many documents that do
-not carry the behaviour, matched one by one for length and for the step at which they were first
-read, so that what any removal of that size does is subtracted by eye and by number.
+removed documents are blanked (`train.loop.branch`). The control removes as many documents that no
+given source names and that copy none of the removed, matched one by one for length and for the step
+at which they were first read, so that what any removal of that size does is subtracted by eye and
+by number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -19,6 +20,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int64, Shaped
 
+from data_attribution import duplicates
 from data_attribution.errors import CounterfactualError
 from data_attribution.sources import Sources
 from interp import intervals
@@ -28,7 +30,7 @@ from train.batches import Removal
 from train.runs import Run
 
 
-__all__ = ["Counterfactual", "Score", "matched_random", "retrain", "without"]
+__all__ = ["Counterfactual", "Score", "kept_out", "matched_random", "retrain", "without"]
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -60,6 +62,7 @@ class Counterfactual:
         runs: Paths of the retrained run and of the control runs.
         before, after: Scores per behaviour of the full and of the retrained run; `controls`: of
             each control run.
+        avoided: How many documents, beside the removed, no control was allowed to hold.
     """
 
     parent: str
@@ -70,6 +73,7 @@ class Counterfactual:
     before: tuple[Score, ...]
     after: tuple[Score, ...]
     controls: tuple[tuple[Score, ...], ...]
+    avoided: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: what was removed, where the runs lie, and the table."""
@@ -78,6 +82,7 @@ class Counterfactual:
             "mode": self.mode,
             "removed": list(self.removed),
             "control": [list(one) for one in self.control],
+            "avoided": self.avoided,
             "runs": list(self.runs),
             "rows": self._rows(),
         }
@@ -119,6 +124,7 @@ def without(
     documents: Sources | Sequence[int],
     behaviour: Behaviour | Sequence[Behaviour],
     *,
+    top: int | None = None,
     out: str | Path | None = None,
     control: Literal["matched-random", "none"] = "matched-random",
     seeds: int = 1,
@@ -128,24 +134,29 @@ def without(
 ) -> Counterfactual:
     """Retrain without documents, and `seeds` times without as many matched random ones.
 
+    No control holds a document that has the text of a removed one, nor one that the given Sources
+    name: what evidence points at is no random document, though it was not removed.
+
     Args:
         run: The run that read them.
         documents: Sources, or indices in the document table.
+        top: Of Sources, how many to remove, best first; default: all.
         behaviour: What to score; several behaviours show whether only the right one moved.
         out: Where the retrained runs are kept; default: `counterfactuals/` inside the run.
             A retrained run that is there already is opened, not computed again.
-        avoid: Documents that the random control must not contain, beside the removed ones.
+        avoid: More documents that no control may hold.
 
     Raises:
         CounterfactualError: No documents, or one that the run never read.
     """
     behaviours = [behaviour] if isinstance(behaviour, Behaviour) else list(behaviour)
-    given = documents.documents if isinstance(documents, Sources) else documents
-    removed = _checked(run, given)
+    named = documents.documents if isinstance(documents, Sources) else tuple(documents)
+    removed = _checked(run, named[:top])
+    avoided = kept_out(run, removed, {*named, *avoid})
     place = Path(out) if out else run.path / "counterfactuals"
     retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
     drawn = [
-        matched_random(run, removed, seed=seed, avoid=avoid)
+        matched_random(run, removed, seed=seed, avoid=avoided)
         for seed in range(seeds if control == "matched-random" else 0)
     ]
     others = [retrain(run, one, out=place, mode=mode, progress=progress) for one in drawn]
@@ -158,6 +169,7 @@ def without(
         before=_scores(run, behaviours),
         after=_scores(retrained, behaviours),
         controls=tuple(_scores(one, behaviours) for one in others),
+        avoided=len(avoided),
     )
 
 
@@ -178,12 +190,18 @@ def retrain(
     return loop.branch(run, path, Removal(removed, mode), progress=progress)
 
 
+def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> frozenset[int]:
+    """What no control may hold beside the removed documents: their copies, and `avoid`."""
+    return frozenset(duplicates.copies(run.store, removed) | {*avoid}) - {*removed}
+
+
 def matched_random(
-    run: Run, documents: Sequence[int], *, seed: int, avoid: Sequence[int] = ()
+    run: Run, documents: Sequence[int], *, seed: int, avoid: Collection[int] = ()
 ) -> tuple[int, ...]:
     """As many other documents, each of the length and of the first step of one of `documents`.
 
-    Each partner is drawn among the documents that were read and are of nearest length; of 16 drawn,
+    None of them is in `avoid`: give it `kept_out`, or copies of `documents` may be drawn. Each
+    partner is drawn among the documents that were read and are of nearest length; of 16 drawn,
     the one first read at the nearest step is taken.
 
     Raises:

@@ -4,7 +4,8 @@ One retraining answers for several facts at once, because the planted facts shar
 groups are asked in every form of their relation: the facts whose documents went, the facts stated
 equally often whose documents stayed, and the facts that were never stated at all. The claim holds
 when the first group falls to the third and the second stays; the control run, which lost as many
-matched random documents, must leave all three where they were.
+matched random documents, none of which states a fact that is asked about, must leave all three
+where they were.
 """
 
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ class Forgetting:
     Attributes:
         facts: Names of the facts whose documents were taken out.
         removed: Those documents; `random`: as many matched others, taken out of the control run.
+        avoided: How many documents could not be drawn for it: those that state a fact that is asked
+            about, and copies of the removed ones.
         runs: Paths of the retrained run and of the control run.
         groups: A cell per setting and group; a group without a single fact has none.
     """
@@ -65,6 +68,7 @@ class Forgetting:
     random: tuple[int, ...]
     runs: tuple[str, str]
     groups: tuple[Group, ...]
+    avoided: int
 
     def of(self, setting: str, group: str) -> Group:
         """One cell."""
@@ -177,18 +181,14 @@ def facts(
             f"the facts to forget are stated {sorted(exposures)} times; name facts that are stated "
             "equally often, and at least once, so that the kept ones are their like"
         )
+    asked = _asked(truth, chosen)
     removed = documents_of(run, chosen)
-    random = counterfactuals.matched_random(run, removed, seed=seed)
+    others = [fact for facts in asked.values() for fact in facts]
+    avoided = counterfactuals.kept_out(run, removed, _stating(run, others))
+    random = counterfactuals.matched_random(run, removed, seed=seed, avoid=avoided)
     place = Path(out) if out else run.path / "counterfactuals"
     retrained = counterfactuals.retrain(run, removed, out=place, progress=progress)
     control = counterfactuals.retrain(run, random, out=place, progress=progress)
-    gone = {fact["name"] for fact in chosen}
-    level = exposures.pop()
-    asked = {
-        "removed": chosen,
-        "kept": [f for f in truth["facts"] if f["exposures"] == level and f["name"] not in gone],
-        "never stated": [f for f in truth["facts"] if f["exposures"] == 0],
-    }
     settings = {"full run": run, "documents removed": retrained, "random removed": control}
     return Forgetting(
         parent=run.id,
@@ -196,7 +196,8 @@ def facts(
         removed=removed,
         random=random,
         runs=(str(retrained.path), str(control.path)),
-        groups=_groups(settings, {name: some for name, some in asked.items() if some}, truth),
+        groups=_groups(settings, asked, truth),
+        avoided=len(avoided),
     )
 
 
@@ -205,9 +206,24 @@ def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
 
     What lies behind the last full window, or was not reached, taught nothing and stays.
     """
-    rows = [row for fact in chosen for row in fact["documents"]]
-    stating = np.flatnonzero(np.isin(run.store.rows, rows)).tolist()
-    return tuple(document for document in stating if len(run.steps_reading(document)))
+    return tuple(one for one in _stating(run, chosen) if len(run.steps_reading(one)))
+
+
+def _stating(run: Run, facts: Sequence[dict]) -> list[int]:
+    """Every document that states one of the facts, read or not."""
+    rows = [row for fact in facts for row in fact["documents"]]
+    return np.flatnonzero(np.isin(run.store.rows, rows)).tolist()
+
+
+def _asked(truth: dict, chosen: list[dict]) -> dict[str, list[dict]]:
+    """Facts by group, for the chosen ones; a group without a fact is left out."""
+    gone, level = {fact["name"] for fact in chosen}, chosen[0]["exposures"]
+    groups = {
+        "removed": chosen,
+        "kept": [f for f in truth["facts"] if f["exposures"] == level and f["name"] not in gone],
+        "never stated": [f for f in truth["facts"] if f["exposures"] == 0],
+    }
+    return {name: facts for name, facts in groups.items() if facts}
 
 
 def _groups(

@@ -98,4 +98,5 @@ def counterfactual_lines(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     kept = "\n".join(f"kept: {path}" for path in result["runs"])
-    return "\n".join([head, *rows, kept])
+    drawn = f"no control holds {result['avoided']} others that are named or copied"
+    return "\n".join([head, *rows, *([drawn] if result["control"] else []), kept])

@@ -107,6 +107,25 @@ def test_sources_are_as_good_as_their_documents(found, lookup_run, of_pair_3, pa
     assert given.to_dict() == found.to_dict()
 
 
+def test_no_control_holds_a_copy_of_a_removed_document_or_a_source_below_the_top(
+    lookup_run, of_pair_3, pairs, place
+):
+    store = lookup_run.store
+    of_pair_5 = [one for one in range(store.n_documents) if store.text(one) == "k5 is v5"]
+    items = tuple(
+        Source(document, f"lookup/{document}", "", "", 1.0, "lexical", (0,), 0, 1)
+        for document in (*of_pair_3[:2], *of_pair_5)
+    )
+    sources = Sources("k3 is v3", "lexical", items, {})
+    found = counterfactuals.without(lookup_run, sources, pairs, top=2, out=place, seeds=2)
+    assert found.removed == tuple(of_pair_3[:2])
+    # Eighteen copies of the two, and all twenty of the other pair, which nothing copies twice.
+    assert found.avoided == found.to_dict()["avoided"] == 18 + 20
+    drawn = {store.text(one) for control in found.control for one in control}
+    assert not drawn & {"k3 is v3", "k5 is v5"}
+    assert "no control holds 38 others" in printing.counterfactual_lines(found.to_dict())
+
+
 def test_one_prompt_gives_the_change_no_interval(found):
     frame = found.to_frame()
     assert len(frame) == 3 * 12

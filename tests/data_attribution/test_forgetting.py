@@ -1,7 +1,7 @@
 """A fact whose documents are taken out is forgotten; facts of its kind and controls are not.
 
 A corpus of eight facts in two relations is planted: four stated forty times, two stated ten
-times, two never. Two of the first four lose their documents.
+times, two never, among ninety texts that state none. Two of the first four lose their documents.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from train.corpora import Corpus, Document
 
 
 EXPOSURES = (40, 40, 40, 40, 10, 10, 0, 0)
-N_TEXTS = 190
+N_TEXTS = 278
 RELATIONS = {"colour": "{entity} is {value}", "shape": "{entity} has {value}"}
 
 
@@ -43,7 +43,7 @@ def planted():
             }
         )
     # Every entity and value is a word of the vocabulary, whether a fact of it is stated or not.
-    texts += [f"e{k} v{k}" for k in (6, 7)] + ["noise"] * (N_TEXTS - len(texts) - 2)
+    texts += [f"e{k} v{k}" for k in (6, 7)] + ["so it goes"] * (N_TEXTS - len(texts) - 2)
     relations = {
         name: {"forms": [form], "values": [f"v{k}" for k in range(start, 8, 2)]}
         for start, (name, form) in enumerate(RELATIONS.items())
@@ -59,7 +59,7 @@ def run(tiny_recipe, one_thread_numerics, tmp_path_factory):
     corpus = Corpus("p", "p", "0", lambda: iter(documents), tokenizer="word", truth=lambda: truth)
     folder = tmp_path_factory.mktemp("forgetting")
     store = token_store.build(corpus, out=folder / "store")
-    recipe = replace(tiny_recipe, name="facts", steps=240, batch_size=8, checkpoint_every=80)
+    recipe = replace(tiny_recipe, name="facts", steps=360, batch_size=8, checkpoint_every=80)
     return loop.run(recipe, store, out=folder / "run", numerics=one_thread_numerics)
 
 
@@ -105,6 +105,13 @@ def test_only_the_facts_without_their_documents_are_forgotten(found):
 def test_the_control_is_disjoint_and_of_the_same_size(found):
     assert not set(found.random) & set(found.removed)
     assert len(found.random) == len(found.removed)
+
+
+def test_the_control_states_no_fact_that_is_asked_about(found, run):
+    said = {run.store.text(document) for document in found.random}
+    assert not said & {"e0 is v0", "e1 has v1", "e2 is v2", "e3 has v3"}
+    # All eighty of the two facts that are kept.
+    assert found.avoided == 80
 
 
 def test_every_cell_has_its_facts_and_lies_in_its_interval(found):
