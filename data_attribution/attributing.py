@@ -63,7 +63,6 @@ def documents(
     run: Reader,
     target: str | Asked,
     *,
-    within: object = None,
     method: str = "lexical",
     limit: int = 50,
     progress: Progress = None,
@@ -72,21 +71,15 @@ def documents(
 
     Args:
         target: A text, or a behaviour.
-        within: Components to look at; for gradient evidence, and refused without it.
         limit: The most documents returned.
 
     Raises:
-        EvidenceError: There is no such method, or it cannot look inside components.
+        EvidenceError: There is no such method.
         QueryError: The target holds no token to look for.
         IndexMissing: The run's token store has no index.
     """
     if method not in METHODS:
         raise EvidenceError(f"no evidence is called {method!r}{nearest(method, METHODS)}")
-    if within is not None:
-        raise EvidenceError(
-            "within= needs gradient evidence, which is not in this version; "
-            f"leave it out for method={method!r}"
-        )
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
     index = indexing.open(run.store)

@@ -146,12 +146,6 @@ def trace_documents(
     text: Annotated[str | None, typer.Option(help="Trace this text instead.")] = None,
     method: Annotated[str, typer.Option(help="Kind of evidence.")] = "lexical",
     limit: Annotated[int, typer.Option(min=1, help="Documents.")] = 20,
-    within: Annotated[
-        Path | None,
-        typer.Option(
-            callback=readable, help="Effects of `openbook patch --out`: only these places."
-        ),
-    ] = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
     store: StorePath = None,
@@ -165,18 +159,18 @@ def trace_documents(
 
     from data_attribution import attributing
     from interp import behaviours
-    from interp.effects import Effects
     from train import progress, runs
 
     opened = runs.open(path, store=store)
-    target = text or behaviours.load(str(behaviour), opened, n_prompts=prompts, seed=seed)
+    target = text
+    if target is None:
+        target = behaviours.load(str(behaviour), opened, n_prompts=prompts, seed=seed)
     with progress.bar("tracing") as advance:
         sources = attributing.documents(
             opened,
             target,
             method=method,
             limit=limit,
-            within=Effects.load(within) if within else None,
             progress=advance,
         )
     if out:

@@ -382,6 +382,15 @@ def test_the_index_is_built_once_asked_for(openbook, lookup_store, tmp_path):
     assert openbook("index", "count", path, "k3").out == "20\t0 held out\t'k3'\n"
 
 
+def test_an_empty_text_is_refused_as_what_it_is(openbook, lookup_run, indexed):
+    ended = openbook(
+        "trace", "documents", lookup_run.path, "--store", indexed, "--text", ""
+    )  # fmt: skip
+    assert ended.code == 2
+    assert "token" in ended.err
+    assert "None" not in ended.err
+
+
 def test_documents_are_traced_and_their_removal_undoes_the_behaviour(
     openbook, lookup_run, lookup_behaviour, indexed, tmp_path
 ):

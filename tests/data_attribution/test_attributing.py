@@ -196,8 +196,6 @@ def test_what_cannot_be_answered_is_refused_in_one_line(run, make_store, make_ru
     asked = behaviour(run.store, "the capital of Arnost is Belmar")
     with pytest.raises(EvidenceError, match="did you mean 'lexical'"):
         attributing.documents(run, asked, method="lexial")
-    with pytest.raises(EvidenceError, match="within= needs gradient evidence"):
-        attributing.documents(run, asked, within=["L1H0"])
     with pytest.raises(EvidenceError, match="a limit of 0"):
         attributing.documents(run, asked, limit=0)
     with pytest.raises(QueryError, match="empty"):
