@@ -8,10 +8,8 @@
   + RecipeError            2  a recipe that does not exist or contradicts itself
   + HookError              2  a hook point that does not exist, or a hook that never fired
   + DivergedError          1  the loss is no longer a number
-  + ReplayError            1  a replayed span differs from its ledger
   + DamagedError           3  a file is not what its digest says, or is not to be trusted
   + DiskError              4  the disk is full
-  + MemoryNeedError        4  the memory would not hold it
 
 The number is the exit code of the `openbook` command.
 """
@@ -26,10 +24,8 @@ __all__ = [
     "DiskError",
     "DivergedError",
     "HookError",
-    "MemoryNeedError",
     "OrderError",
     "RecipeError",
-    "ReplayError",
     "StoreError",
     "TokenizerError",
     "TrainError",
@@ -73,12 +69,6 @@ class DivergedError(TrainError):
     exit_code = 1
 
 
-class ReplayError(TrainError):
-    """A replayed span differs from its ledger."""
-
-    exit_code = 1
-
-
 class DamagedError(TrainError):
     """A file is not what its digest says, or is not to be trusted; nothing of it was loaded."""
 
@@ -87,12 +77,6 @@ class DamagedError(TrainError):
 
 class DiskError(TrainError):
     """The disk is full."""
-
-    exit_code = 4
-
-
-class MemoryNeedError(TrainError):
-    """The memory would not hold it."""
 
     exit_code = 4
 
