@@ -4,7 +4,7 @@ A document is shuffled into the order (seed), placed into the fullest of 64 open
 holds it and its end-of-text (best fit), and at last the documents *inside* each row are shuffled.
 Without that last step best fit puts long documents at the start of rows and short ones at the end:
 in the planted corpus facts were then almost never seen where prompts ask for them, and their recall
-fell during training from .87 to .42 (facts/planted, "Packing without the shuffle").
+fell during training from .87 to .42 (one run each, while the recipe was being found).
 
 The random bits are PCG64's raw output, which numpy promises never to change; documents are ordered
 by sorting on them, because numpy makes no such promise for its shuffles.
