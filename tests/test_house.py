@@ -76,6 +76,40 @@ def test_the_readme_lists_every_module_and_no_other():
     assert {path: "is there and is not listed" for path in top_level - listed} == {}
 
 
+def test_the_readme_is_filled_in():
+    assert re.findall(r"@@\w*", (ROOT / "README.md").read_text()) == []
+
+
+# What a file outside cli.py may ask the environment for, and why.
+ASKS = {"train/numerics.py": "cuBLAS takes its workspace from there; it is read and never set"}
+
+
+def test_only_commands_print_and_look_at_the_environment():
+    found = {
+        str(path.relative_to(ROOT)): said
+        for path in sources()
+        if path.name != "cli.py" and (said := sorted(set(spoken(ast.parse(path.read_text())))))
+    }
+    assert {name: said for name, said in found.items() if name not in ASKS} == {}
+    assert all(found[name] == ["os.environ"] for name in ASKS.keys() & found.keys())
+
+
+def spoken(tree: ast.AST) -> Iterator[str]:
+    """Calls of print, and every way to the environment."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            yield "print("
+        if ast.unparse(node) in ("os.environ", "os.getenv", "os.putenv"):
+            yield ast.unparse(node)
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            yield from (f"os.{one.name}" for one in node.names if one.name in ("environ", "getenv"))
+
+
+def test_a_print_and_every_way_to_the_environment_are_seen():
+    text = "import os\nfrom os import environ\nprint(1)\nconsole.print(2)\nos.getenv('A')"
+    assert sorted(spoken(ast.parse(text))) == ["os.environ", "os.getenv", "print("]
+
+
 def in_the_tree(text: str) -> set[str]:
     """Paths of modules that begin a line of a fenced block."""
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
