@@ -94,7 +94,7 @@ def test_steps_and_documents_agree_with_brute_force(kind, seed):
 
 
 def test_both_directions_are_quick_at_the_size_of_openwebtext():
-    """A guard against a scan, a hundred times above what is measured; benchmarks/ has the figure."""
+    """A guard against a scan, far above what is measured; benchmarks/ has the figure."""
     lengths = np.full(8_009_762, 1127)
     starts = 1 + np.arange(8_009_762) * 1128
     begin = time.process_time()
