@@ -24,6 +24,27 @@ TEXTS = [
     "the mat sat on the cat <|endoftext|> the end",
 ]
 BPE = tokenization.train_bpe(TEXTS * 20, 300)
+# What a tokenizer gets wrong first: scripts, emoji in several parts, white space, contractions,
+# numbers, and the separator written out.
+HARD = [
+    "Don't we'll they've I'm you'd it's O'Neill's '90s 'tis.",
+    "DON'T WE'LL \u2019twas the caf\u00e9, cafe\u0301 and na\u00efve na\u00cfVE.",
+    "  two leading, trailing three   ",
+    "a\tb\t\tc\n\n\n   d \r\n e\u00a0f\u2003g\u200bh\u3000i",
+    "\n \n  \n\t\n",
+    "3.14159 1,000,000 0x1F 2nd 007 1e-5 ½ ² Ⅻ ٣٤٥ १२३",
+    "def f(x):\n    return {'a': [x ** 2, -x]}  # ok!?!\n\n\tpass",
+    "<|endoftext|> is text here, <|endoftext|><|endoftext|> and <|endof text|> too",
+    "Ein Mädchen aß süße Äpfel; Ça coûte 5 €; Łódź, İstanbul, Ελλάδα, Привет мир.",
+    "今日は良い天気です。中文没有空格。한국어는 띄어 씁니다.",
+    "مرحبا بالعالم, שָׁלוֹם עולם, नमस्ते दुनिया, สวัสดีชาวโลก",
+    "👍🏽 👩‍👩‍👧‍👦 🇩🇪🇫🇷 ❤️ ☃ 🏴\U000e0067\U000e0062\U000e007f 🤷🏿‍♀️",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝟙𝟚𝟛 ﬁ ǅ \ufeff\ufffd \x00\x01\x7f \u0085\u2028\u2029",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --------------------------------- ........",
+    "https://example.org/a_b?c=d&e=%20f#g user.name@example.org C:\\dir\\file.txt",
+    "",
+]
+GOLDEN = (544, "dc5fa5cdf471")
 
 
 def _real_texts(folder: Path) -> Iterator[str]:
@@ -77,6 +98,13 @@ def test_gpt2_knows_hello_world_and_has_its_size():
     assert gpt2.encode("Hello world").tolist() == [15496, 995]
     assert (gpt2.kind, gpt2.vocab_size, gpt2.eot) == ("gpt2", 50257, 50256)
     assert gpt2.tokens([15496, 995, 50256]) == ["Hello", " world", "<|endoftext|>"]
+
+
+def test_gpt2_equals_tiktoken_and_hugging_face_where_tokenizers_go_wrong():
+    assert _differences([*HARD, " ".join(HARD), "\n".join(HARD)]) == 0
+    ids = [tokenization.gpt2().encode(text).tolist() for text in HARD]
+    # Golden: whoever changes this has changed the vocabulary or the way text is cut.
+    assert (sum(map(len, ids)), hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]) == GOLDEN
 
 
 def test_gpt2_equals_tiktoken_and_hugging_face_on_a_sample_of_real_documents(shared_data: Path):
