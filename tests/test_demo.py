@@ -7,17 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from train import runs
+
 
 ROOT = Path(__file__).parents[1]
 OPENBOOK = Path(sys.executable).with_name("openbook")
-PAGE = ROOT / "openbook-demo.html"
+PAGE, RUN = ROOT / "openbook-demo.html", ROOT / "runs" / "planted"
 
 
 @pytest.fixture
 def page() -> str:
-    if not PAGE.is_file():
+    if not PAGE.is_file() or not (RUN / "manifest.json").is_file():
         pytest.skip("`make demo` has not been played in this checkout")
-    return PAGE.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    shown = re.findall(r"<td>run</td><td>(\w+)</td>", text)
+    if shown != [runs.open(RUN).id]:
+        pytest.skip(f"the page shows run {shown}, and {RUN.name} is {runs.open(RUN).id}")
+    return text
 
 
 def test_the_page_opens_from_disk_and_weighs_under_two_megabytes(page):
