@@ -61,7 +61,11 @@ class StoredDocument:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """A store on disk. Opening reads `store.json`; everything else is read when it is asked for."""
+    """A store on disk. Opening reads `store.json`; everything else is read when it is asked for.
+
+    Raises:
+        DamagedError: By whatever reads a file that was changed since; the message names it.
+    """
 
     path: Path
     manifest: dict = field(repr=False, compare=False)
@@ -128,11 +132,7 @@ class TokenStore:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer it was built with.
-
-        Raises:
-            DamagedError: The file is missing or is another tokenizer.
-        """
+        """The tokenizer it was built with."""
         found = tokenization.load(self.path / TOKENIZER)
         if found.sha256 != self.manifest["tokenizer"]["sha256"]:
             raise DamagedError(
@@ -142,11 +142,7 @@ class TokenStore:
 
     @cached_property
     def truth(self) -> dict | None:
-        """The truth table of a planted corpus; None for texts that nobody planted.
-
-        Raises:
-            DamagedError: The file is not what `store.json` says.
-        """
+        """The truth table of a planted corpus; None for texts that nobody planted."""
         if TRUTH not in self.manifest["files"]:
             return None
         _check_digest(self, TRUTH)
@@ -157,7 +153,6 @@ class TokenStore:
 
         Raises:
             StoreError: There is no such document.
-            DamagedError: The table cannot be read.
         """
         self._check_index(index)
         firsts, group = self._groups
