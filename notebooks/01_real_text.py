@@ -157,5 +157,6 @@ assert random_copy.gap < 1
 assert exchanged.mean() < replaced.mean() / 2
 # 4. Every source holds the span it is named for, and was read at the steps that are listed.
 assert len(sources)
-assert all(one.span in store.text(one.document) for one in sources)
+# (A span of bytes may begin inside a character; what is left of it prints as U+FFFD.)
+assert all(one.span.strip("\ufffd") in store.text(one.document) for one in sources)
 assert all(one.document in run.documents_read(s) for one in sources for s in one.steps)
