@@ -134,8 +134,10 @@ def test_a_generated_sentence_is_traced_to_documents_that_hold_it_and_steps_that
     sources = attributing.documents(run, sentence, limit=8)
     assert len(sources) == 8
     for source in sources:
-        assert source.span in run.store.text(source.document)
-        assert source.span.strip() in sentence
+        # Bytes may begin inside a character; what is left of it prints as U+FFFD.
+        span = source.span.strip("\ufffd")
+        assert span in run.store.text(source.document)
+        assert span.strip() in sentence
         assert source.document < run.store.manifest["counts"]["train_documents"]
         assert all(source.document in run.documents_read(step) for step in source.steps)
     first = sources.items[0]

@@ -31,7 +31,7 @@ def forgetting_of(gone=0.0, kept=1.0, random=1.0, change=-5.0) -> Forgetting:
         group("documents removed", "never stated", 0.04, 0.0),
         group("random removed", "removed", random, 0.0),
     )
-    return Forgetting("run", ("a",), (1,), (2,), ("x", "y"), groups)
+    return Forgetting("run", ("a",), (1,), (2,), ("x", "y"), groups, 0)
 
 
 def demo_of(**changes) -> demo.Demo:
