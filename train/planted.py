@@ -36,12 +36,11 @@ from train import planted_words as words
 from train.corpora import Corpus, Document
 
 
-__all__ = ["EXPOSURES", "corpus", "truth"]
+__all__ = ["FACTS_AT", "corpus", "truth"]
 
 # Facts by the number of documents that state them, a third of each relation. Levels 1 and 2 hold
 # more: recall there is low, and 30 facts could not tell .15 from .30 in every run.
 FACTS_AT = {0: 30, 1: 90, 2: 90, 4: 30, 8: 30, 16: 30, 32: 30, 64: 30, 128: 30}
-EXPOSURES = tuple(FACTS_AT)
 
 
 def corpus(seed: int = 0) -> Corpus:

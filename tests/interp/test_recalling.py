@@ -7,6 +7,7 @@ import torch
 
 from interp import recalling
 from interp.errors import BehaviourError
+from train import planted
 
 
 class Remembers:
@@ -46,12 +47,12 @@ class Remembers:
 def test_every_level_is_counted_and_only_known_facts_are_recalled(store):
     recall = recalling.by_exposure(Remembers(store, well=16), store.truth, store.tokenizer)
     assert [level.exposures for level in recall.levels] == [0, 1, 2, 4, 8, 16, 32, 64, 128]
-    assert [level.n for level in recall.levels] == [30] * 9
+    assert [level.n for level in recall.levels] == list(planted.FACTS_AT.values())
     for level in recall.levels[1:]:
         expected = 1.0 if level.exposures >= 16 else pytest.approx(0.04, abs=0.15)
         assert level.seen.recall == expected
         assert level.paraphrase.recall == expected
-        assert level.seen.n == level.paraphrase.n == 30
+        assert level.seen.n == level.paraphrase.n == level.n
         assert level.seen.low <= level.seen.recall <= level.seen.high
 
 
