@@ -50,7 +50,12 @@ def simulated() -> Run:
     store = SimpleNamespace(
         starts=starts, lengths=lengths, n_documents=N_DOCUMENTS, train_tokens=n_tokens
     )
-    predicate = {"recipe": asdict(recipes.GPT2_124M), "knowledge": "full", "run_id": "simulated"}
+    predicate = {
+        "recipe": asdict(recipes.GPT2_124M),
+        "knowledge": "full",
+        "run_id": "simulated",
+        "finished": True,
+    }
     run = Run(Path("simulated"), {"predicate": predicate})
     vars(run)["_store"] = store
     return run
