@@ -5,8 +5,9 @@ run with their sha256, `predicate` says how they came about. The manifest is sea
 (`train.durable`) and written at the start with no subjects, at each resumption with another
 *segment* (from which step on which code ran where), and when the run is finished with all subjects.
 
-Knowledge levels: `full` (order and documents known), `data-known` (the corpus, not the order),
-`weights-only` (an import). The level travels into every result computed from the run.
+Knowledge levels: `full` (order and documents known), `data-known` (the corpus, not the order;
+nothing here makes one yet), `weights-only` (an import). The level travels into every result
+computed from the run.
 """
 
 import json
