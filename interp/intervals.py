@@ -1,8 +1,22 @@
-"""How far a number measured on a few prompts can be off.
+"""How far a number measured on a few prompts can be off: 95 % intervals, all in closed form.
 
-Two intervals, both 95 %: Wilson's for a share of prompts (it stays inside [0, 1] and is honest at 0
-and at 1, where the textbook one has no width), and a bootstrap over prompts for anything else. One
-prompt drawn again is the same prompt, so below two the bootstrap has nothing to say and is None.
+* A share of prompts: Wilson 1927, which stays inside [0, 1] and is honest at 0 and at 1.
+* A mean: each end is the more cautious of two. Student's t is exact for normal scores and cautious
+  with symmetric heavy tails, but misses a skewed mean too often (89 % covered at 10 exponential
+  scores). Hall's cubic transformation of t (1992, J. R. Statist. Soc. B 54, 221, eq. 2.1) corrects
+  for skewness, but takes the outliers of heavy tails for it (93 % covered at 10 to 64 of t(3)).
+* A ratio of means: Fieller 1954 for the doubt about the denominator, widened by what Hall's
+  correction adds for the skewness of part - ratio * whole.
+
+What replaced what: the percentile bootstrap, which was here before, covers 90 % at 10 normal scores
+and 85 % at 10 exponential ones. Coverage over n, distribution and kind is the table of
+`benchmarks/calibration.py`: 93 to 97 % from 10 prompts on, for skewness up to 2 and for tails as
+heavy as t(3).
+
+Where it does not hold: skewness of 6 (log-normal with sigma 1) is covered in 92 % at 10 prompts and
+93 % at 20. Below 10 prompts the interval is right for normal scores only. Scores that are equal on
+every prompt leave no doubt here, so a share must be given to `wilson`. Prompts are taken as
+independent draws: what is drawn together (one prompt beside many foils) must be summed first.
 """
 
 from math import sqrt
@@ -26,38 +40,113 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def resampled_means(
-    scores: Float[np.ndarray, "*places prompt"], *, draws: int = 1000, seed: int = 0
-) -> Float[np.ndarray, "*places draw"]:
-    """Means over prompts drawn with replacement; the same prompts are drawn for every place."""
-    n_prompts = scores.shape[-1]
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    weights = generator.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=draws)
-    return scores @ (weights.T / n_prompts)
+def mean_interval(scores: Float[np.ndarray, " prompt"]) -> tuple[float, float] | None:
+    """Interval of the mean of prompts like these; None below two prompts.
 
-
-def mean_interval(
-    scores: Float[np.ndarray, " prompt"], *, draws: int = 1000, seed: int = 0
-) -> tuple[float, float] | None:
-    """Percentile interval of the mean when prompts are drawn again; None below two prompts."""
+    Scores of two values, one of them seen twice, are a share in other units: theirs is Wilson's.
+    """
     if len(scores) < 2:
         return None
-    low, high = np.quantile(resampled_means(scores, draws=draws, seed=seed), [0.025, 0.975])
-    return float(low), float(high)
+    values = np.unique(scores)
+    if len(values) == 2 < len(scores):
+        bottom, top = float(values[0]), float(values[1])
+        low, high = wilson(float((scores == top).mean()), len(scores))
+        return bottom + low * (top - bottom), bottom + high * (top - bottom)
+    mean = scores.mean()
+    below, above = _reach(scores[None] - mean)
+    return float(mean - below[0]), float(mean + above[0])
 
 
 def ratio_interval(
     part: Float[np.ndarray, "*places prompt"],
     whole: Float[np.ndarray, " prompt"],
     *,
-    draws: int = 1000,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]] | None:
-    """The same for mean(part) / mean(whole), place by place."""
-    if len(whole) < 2:
+    """The same for mean(part) / mean(whole), place by place; 20,000 places of 64 take 0.1 s.
+
+    Args:
+        part: What each place moved on each prompt.
+        whole: What there was to move.
+        seed: Not used: nothing is drawn.
+
+    Returns:
+        Lower and upper ends. None below two prompts, and None when the mean of `whole` cannot be
+        told from 0 (Student's t at 95 %): then every ratio is compatible with the data.
+    """
+    n = len(whole)
+    if n < 2:
         return None
-    ratio = resampled_means(part, draws=draws, seed=seed) / resampled_means(
-        whole, draws=draws, seed=seed
-    )
-    low, high = np.quantile(ratio, [0.025, 0.975], axis=-1)
-    return np.asarray(low), np.asarray(high)
+    quantile = _student(n)
+    part_mean, whole_mean = part.mean(axis=-1), whole.mean()
+    parts, wholes = part - part_mean[..., None], whole - whole_mean
+    # Means' variances and covariance, in units of the squared quantile.
+    unit = quantile**2 / (n * (n - 1))
+    whole_var = unit * (wholes @ wholes)
+    if whole_mean**2 <= whole_var:
+        return None
+    covariance, part_var = unit * (parts @ wholes), unit * (parts**2).sum(axis=-1)
+    # Fieller's roots of (part - ratio * whole)^2 = quantile^2 * variance of the same.
+    leading = whole_mean**2 - whole_var
+    middle = part_mean * whole_mean - covariance
+    inside = middle**2 - leading * (part_mean**2 - part_var)
+    # Rounding leaves less than nothing where the parts are proportional to the whole.
+    half = np.sqrt(np.maximum(inside, 0.0)) / leading
+    ratio = part_mean / whole_mean
+    residual = (parts - ratio[..., None] * wholes) / whole_mean
+    below, above = _reach(residual)
+    plain = quantile * _standard_error(residual)
+    return middle / leading - half - (below - plain), middle / leading + half + (above - plain)
+
+
+def resampled_means(
+    scores: Float[np.ndarray, "*places prompt"], *, draws: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "*places draw"]:
+    """Means over prompts drawn with replacement; the same prompts are drawn for every place.
+
+    For the stability of rankings and circuits, which have no closed form; as an interval of a mean
+    its percentiles are too narrow, see above.
+    """
+    n_prompts = scores.shape[-1]
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    weights = generator.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=draws)
+    return scores @ (weights.T / n_prompts)
+
+
+def _reach(
+    deviations: Float[np.ndarray, "*places prompt"],
+) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]]:
+    """How far the interval reaches below and above the mean, from which `deviations` are taken."""
+    n = deviations.shape[-1]
+    error = _standard_error(deviations)
+    student, root = _student(n), sqrt(n)
+    squares = deviations**2
+    second = squares.mean(axis=-1)
+    third = (squares * deviations).mean(axis=-1)
+    # Constant scores have no skewness, and the limit of the transformation there is Student's.
+    skewness = np.divide(third, second**1.5, out=np.zeros_like(third), where=second > 0)
+    skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
+
+    def turned_back(t: float) -> Float[np.ndarray, "*places"]:
+        """Where Hall's transformation is t: sqrt(n) (w + g w^2/3 + g^2 w^3/27 + g/6n), w = t'."""
+        cube = 1 + skewness * (t / root - skewness / (6 * n))
+        return root * 3 / skewness * (np.cbrt(cube) - 1)
+
+    below = error * np.maximum(student, turned_back(student))
+    above = error * np.maximum(student, -turned_back(-student))
+    return below, above
+
+
+def _standard_error(
+    deviations: Float[np.ndarray, "*places prompt"],
+) -> Float[np.ndarray, "*places"]:
+    n = deviations.shape[-1]
+    return np.sqrt((deviations**2).sum(axis=-1) / (n * (n - 1)))
+
+
+def _student(n: int) -> float:
+    """97.5 % quantile of Student's t with n - 1 degrees of freedom."""
+    # Here: scipy takes a third of a second to import, and `interp.behaviours` imports this file.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 0.975))
