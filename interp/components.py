@@ -1,9 +1,12 @@
 """Names of places inside a model, for people and for files.
 
     L1H0            output of head 0 of layer 1, at every position
+    L1H0.q          its query; .k and .v its key and value, .pattern its attention
     L5.mlp          output of the MLP of layer 5       L5.attn   output of its attention
-    L3.resid_pre    residual stream entering layer 3
-    L3.resid_pre@4  the same at position 4 only
+    L5N17           neuron 17 of that MLP, after the activation
+    L3.resid_pre    residual stream entering layer 3; resid_mid behind attention, resid_post
+    L3.resid_pre@4  the same at position 4 only        L1H0@3,5  at positions 3 and 5 together
+    L1H0.pattern@5<2  what position 5 attends to position 2
 
 A name is all that a saved result keeps, and all that a later command needs.
 """
@@ -26,10 +29,23 @@ __all__ = ["SITES", "HookedModel", "Place", "device_of", "parse"]
 # Hook point of each site; a head is one slice of `hook_z`, before the output projection.
 SITES = {
     "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
     "head": "attn.hook_z",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "pattern": "attn.hook_pattern",
     "attn": "hook_attn_out",
     "mlp": "hook_mlp_out",
+    "neuron": "mlp.hook_post",
 }
+OF_HEADS = ("head", "q", "k", "v", "pattern")
+NAME = re.compile(
+    r"L(?P<layer>\d+)"
+    r"(?:H(?P<head>\d+)(?:\.(?P<part>\w+))?|N(?P<neuron>\d+)|\.(?P<site>\w+))"
+    r"(?:@(?P<pos>\d+(?:,\d+)*))?(?:<(?P<key>\d+))?"
+)
 
 
 @runtime_checkable
@@ -58,16 +74,33 @@ class HookedModel(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """A component, or a component at one position."""
+    """A component, or a component at some positions.
+
+    Attributes:
+        site: A key of `SITES`.
+        layer: From 0.
+        head: Of the sites that are one per head. Keys and values of a model that shares them among
+            queries are counted as they are stored.
+        pos: One position, several that are taken together, or None: all. Of a pattern, the query.
+        neuron: Of the site `neuron`.
+        key: Of a pattern, the one position attended to; None: all.
+    """
 
     site: str
     layer: int
     head: int | None = None
-    pos: int | None = None
+    pos: int | tuple[int, ...] | None = None
+    neuron: int | None = None
+    key: int | None = None
 
     def __str__(self) -> str:
-        name = f"H{self.head}" if self.site == "head" else f".{self.site}"
-        return f"L{self.layer}{name}" + ("" if self.pos is None else f"@{self.pos}")
+        name = f".{self.site}"
+        if self.head is not None:
+            name = f"H{self.head}" + ("" if self.site == "head" else f".{self.site}")
+        elif self.neuron is not None:
+            name = f"N{self.neuron}"
+        at = "" if self.pos is None else "@" + ",".join(map(str, self.positions or ()))
+        return f"L{self.layer}{name}{at}" + ("" if self.key is None else f"<{self.key}")
 
     @property
     def hook(self) -> str:
@@ -75,10 +108,24 @@ class Place:
         return f"blocks.{self.layer}.{SITES[self.site]}"
 
     @property
-    def index(self) -> tuple[slice | int, ...]:
-        """Where it lies in the value at that hook point, [prompt, pos, ...]."""
-        at = slice(None) if self.pos is None else self.pos
-        return (slice(None), at) if self.head is None else (slice(None), at, self.head)
+    def positions(self) -> tuple[int, ...] | None:
+        """The positions as a tuple; None: all."""
+        return (self.pos,) if isinstance(self.pos, int) else self.pos
+
+    @property
+    def index(self) -> tuple[slice | int | list[int], ...]:
+        """Where it lies in the value at that hook point: [prompt, pos, ...], a pattern [prompt,
+        head, query, key]."""
+        everything = slice(None)
+        at = list(self.pos) if isinstance(self.pos, tuple) else self.pos
+        where = everything if at is None else at
+        if self.site == "pattern":
+            # A slice and not an int, so that the index keeps its axes in order.
+            head = slice(self.head, None if self.head is None else self.head + 1)
+            to = everything if self.key is None else self.key
+            return everything, head, where, to
+        last = self.head if self.site in OF_HEADS else self.neuron
+        return (everything, where) if last is None else (everything, where, last)
 
 
 def parse(name: str) -> Place:
@@ -87,17 +134,28 @@ def parse(name: str) -> Place:
     Raises:
         ModelError: The name is none.
     """
-    found = re.fullmatch(r"L(\d+)(?:H(\d+)|\.(\w+))(?:@(\d+))?", name)
+    found = NAME.fullmatch(name)
     if not found:
-        raise ModelError(f"{name!r} names no place; names look like L1H0, L5.mlp, L3.resid_pre@4")
-    layer, head, site, pos = found.groups()
-    if head is None and site not in set(SITES) - {"head"}:
-        raise ModelError(f"no place is called {site!r}{nearest(site, set(SITES) - {'head'})}")
+        raise ModelError(
+            f"{name!r} names no place; names look like L1H0, L1H0.q, L5.mlp, L5N17, L3.resid_pre@4"
+        )
+    part, site = found["part"], found["site"]
+    known = set(OF_HEADS) - {"head"} if found["head"] else set(SITES) - {*OF_HEADS, "neuron"}
+    if (part or site) and (part or site) not in known:
+        raise ModelError(f"no place is called {part or site!r}{nearest(part or site, known)}")
+    if found["key"] and part != "pattern":
+        raise ModelError(f"{name!r}: only a pattern attends to a position, as in L1H0.pattern@5<2")
+    at = tuple(int(one) for one in found["pos"].split(",")) if found["pos"] else None
+    head, neuron, key = (
+        None if found[group] is None else int(found[group]) for group in ("head", "neuron", "key")
+    )
     return Place(
-        site or "head",
-        int(layer),
-        None if head is None else int(head),
-        None if pos is None else int(pos),
+        site or part or ("neuron" if neuron is not None else "head"),
+        int(found["layer"]),
+        head=head,
+        pos=at[0] if at and len(at) == 1 else at,
+        neuron=neuron,
+        key=key,
     )
 
 

@@ -41,9 +41,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Up, activate (gated by the other branch under swiglu), down."""
+        return self.down(self.hook_post(self.neurons(x)))
+
+    def neurons(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """What the neurons say, before they are written to the residual stream."""
         if self.gate is None:
-            neurons = self.activation(self.hook_pre(self.up(x)))
-        else:
-            gate = self.activation(self.hook_pre(self.gate(x)))
-            neurons = gate * self.hook_pre_linear(self.up(x))
-        return self.down(self.hook_post(neurons))
+            return self.activation(self.hook_pre(self.up(x)))
+        gate = self.activation(self.hook_pre(self.gate(x)))
+        return gate * self.hook_pre_linear(self.up(x))

@@ -1,0 +1,78 @@
+"""The same scores by whole forward passes with hooks: for any hooked model, and the reference."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.components import HookedModel, Place, device_of
+from interp.errors import InterruptedWarning
+from interp.metrics import Metric
+
+
+__all__ = ["scores"]
+
+
+@torch.inference_mode()
+def scores(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    patches: Sequence[Sequence[Place]],
+    source: Mapping[str, Tensor] | Callable[[slice], Mapping[str, Tensor]],
+    metrics: Sequence[Metric],
+    *,
+    progress: Callable[[str, int, int | None], None] | None = None,
+):
+    """One forward pass a patch; otherwise as `sweeping.scores`, whose result this is."""
+    # Here and not above: sweeping falls back to this file.
+    from interp.engine.sweeping import Patched
+
+    tokens = tokens.to(device_of(model))
+    given = source(slice(0, len(tokens))) if callable(source) else source
+    hooks = sorted({place.hook for patch in patches for place in patch})
+    logits, base = model.run_with_cache(tokens, names_filter=hooks)
+    start = torch.stack([metric.of_logits(logits) for metric in metrics])
+    found = torch.full((len(metrics), len(patches), len(tokens)), float("nan")).double()
+    moved, done = torch.zeros(len(patches)), torch.zeros(len(patches), dtype=torch.bool)
+    for i, patch in enumerate(patches):
+        try:
+            logits = model.run_with_hooks(tokens, fwd_hooks=_hooks(patch, given))
+        except KeyboardInterrupt:
+            if not i:
+                raise
+            warnings.warn(
+                f"interrupted: {i} of {len(patches)} patches were run, the others are nan",
+                InterruptedWarning,
+                stacklevel=4,
+            )
+            break
+        found[:, i] = torch.stack([metric.of_logits(logits) for metric in metrics]).double().cpu()
+        moved[i] = max(_moved(place, given, base) for place in patch)
+        done[i] = True
+        if progress:
+            progress("patching", i + 1, len(patches))
+    return Patched(found, start.double().cpu(), done, moved, peak_bytes=0)
+
+
+def _hooks(patch: Sequence[Place], source: Mapping[str, Tensor]) -> list[tuple[str, Callable]]:
+    by_hook: dict[str, list[Place]] = {}
+    for place in patch:
+        by_hook.setdefault(place.hook, []).append(place)
+    return [(hook, _replacing(places, source[hook])) for hook, places in by_hook.items()]
+
+
+def _replacing(places: Sequence[Place], given: Tensor) -> Callable[[Tensor, object], Tensor]:
+    def replace(value: Tensor, point: object) -> Tensor:
+        # A copy: what a hook is given may be a view of something that outlives the pass.
+        value = value.clone()
+        for place in places:
+            value[place.index] = given[place.index].to(value)
+        return value
+
+    return replace
+
+
+def _moved(place: Place, source: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> float:
+    return float((source[place.hook][place.index] - base[place.hook][place.index]).abs().max())

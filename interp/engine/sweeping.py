@@ -1,0 +1,330 @@
+"""Scores of many patched runs: planned, bounded in memory, interruptible.
+
+Patches are sorted by where they leave the base run and cut into chunks that keep the processor
+busy; prompts are cut into slabs when what is kept of the base run would not fit the memory allowed.
+On a model that is not `train.model.GPT`, or one with hooks of its own, every patch is one forward
+pass with hooks: slower, and the reference that the engine is tested against.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from interp.components import OF_HEADS, SITES, HookedModel, Place
+from interp.engine import base_runs, plain
+from interp.engine.base_runs import BaseRun
+from interp.engine.passes import finish
+from interp.engine.starts import first_position, start
+from interp.errors import BudgetError, InterruptedWarning, ModelError
+from interp.metrics import Metric
+from train.errors import nearest
+from train.model import GPT, GPTConfig
+
+
+__all__ = ["MEMORY", "Patched", "Progress", "Source", "engine_runs", "refuse_unknown", "scores"]
+
+MEMORY = 2 << 30  # bytes above the weights
+# What was done, how much of it, out of how much.
+Progress = Callable[[str, int, int | None], None]
+# Values by hook name, over all prompts or made for a slab of them.
+Source = Mapping[str, Tensor] | Callable[[slice], Mapping[str, Tensor]]
+# Positions in flight at a time: from about a thousand rows on, a product of this width runs at the
+# speed of the processor, and more only take memory. A GPU needs more of them.
+ROWS = {"cpu": 3072, "cuda": 1 << 16}
+
+
+@dataclass(frozen=True, eq=False)
+class Patched:
+    """What patched runs scored.
+
+    Attributes:
+        scores: One number a metric, patch and prompt.
+        start: The same of the unpatched run.
+        done: Patches that were run; the others are nan, after Ctrl-C.
+        moved: Largest difference between what a patch wrote and what it replaced. At 0 an effect of
+            0 says nothing about the place.
+        peak_bytes: Most that was held at a time above the weights, as counted from shapes.
+    """
+
+    scores: Float[Tensor, "metric patch prompt"]
+    start: Float[Tensor, "metric prompt"]
+    done: Bool[Tensor, " patch"]
+    moved: Float[Tensor, " patch"]
+    peak_bytes: int
+
+
+@torch.inference_mode()
+def scores(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    patches: Sequence[Sequence[Place]],
+    source: Source,
+    metrics: Sequence[Metric],
+    *,
+    shared: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Patched:
+    """Run the prompts once for every patch, its places replaced together by their source values.
+
+    Everything downstream of a patch is computed again, exactly: sums are in another order than in a
+    whole forward pass, nothing is approximated. Ctrl-C returns the finished part with an
+    `InterruptedWarning`.
+
+    Args:
+        model: Any hooked model; `train.model.GPT` without hooks of its own is fast.
+        tokens: The prompts.
+        patches: Places that are replaced together, per patch.
+        source: What they are replaced with, by hook name [prompt pos ...]: another run's
+            activations, zeros, means. A function is asked slab by slab.
+        metrics: What is read; all in one pass.
+        shared: So many first positions are known to be equal in source and base run.
+        memory: Bytes to stay under, above the weights and the source.
+        progress: Told how many patches are done.
+
+    Raises:
+        ModelError: A place that the model does not have.
+        BudgetError: Not one patch of one prompt fits.
+    """
+    refuse_unknown(model, patches, tokens.shape[1])
+    if not engine_runs(model):
+        return plain.scores(model, tokens, patches, source, metrics, progress=progress)
+    assert isinstance(model, GPT)
+    found = _Found(len(metrics), len(patches), len(tokens))
+    slabs = _slabs(model, tokens, patches, metrics, memory)
+    total = len(patches) * len(slabs)
+    with base_runs.fast_fp32(model.device):
+        for number, slab in enumerate(slabs):
+            here = source(slab) if callable(source) else {k: v[slab] for k, v in source.items()}
+            base = base_runs.make(model, tokens[slab], patches, shared=shared)
+            sweep = _Sweep(base, patches, here, metrics, slab, memory)
+            found.start[:, slab] = sweep.unpatched()
+            found.note_bytes(base, here, sweep.chunk_bytes)
+            try:
+                for indices, values, moved in sweep:
+                    found.put(indices, slab, values, moved)
+                    if progress:
+                        progress("patching", number * len(patches) + found.in_slab, total)
+            except KeyboardInterrupt:
+                return found.interrupted(number == len(slabs) - 1)
+            found.next_slab()
+    return found.whole()
+
+
+def engine_runs(model: HookedModel) -> bool:
+    """Whether the engine computes what the model would: hooks that were placed are not in it."""
+    return isinstance(model, GPT) and not any(p.hooked for p in model.hook_dict.values())
+
+
+def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Place]], n_pos: int) -> None:
+    """Raise a ModelError at a place that the model, or the prompts, do not have."""
+    for place in {place for patch in patches for place in patch}:
+        for what, index, size in _sizes(model, place, n_pos):
+            if index is not None and not 0 <= index < size:
+                raise ModelError(f"{place} is {what} {index} of a model that has {size}, from 0")
+        if place.site in OF_HEADS and place.head is None:
+            raise ModelError(f"{place} needs a head: a {place.site} belongs to one")
+        if place.site not in SITES:
+            raise ModelError(f"no site is called {place.site!r}{nearest(place.site, SITES)}")
+    if any(not patch for patch in patches):
+        raise ModelError("a patch without a place changes nothing; name one")
+
+
+def _sizes(model: HookedModel, place: Place, n_pos: int) -> Iterator[tuple[str, int | None, int]]:
+    cfg = model.cfg
+    yield "layer", place.layer, cfg.n_layers
+    heads = cfg.n_heads
+    if place.site in ("k", "v"):
+        heads = getattr(cfg, "n_key_value_heads", None) or heads
+    yield "head", place.head, heads
+    if place.neuron is not None:
+        yield "neuron", place.neuron, cfg.d_mlp
+    yield "key position", place.key, n_pos
+    for pos in place.positions or ():
+        yield "position", pos, n_pos
+
+
+class _Found:
+    """Scores as they come in."""
+
+    def __init__(self, n_metrics: int, n_patches: int, n_prompts: int) -> None:
+        self.scores = torch.full(
+            (n_metrics, n_patches, n_prompts), float("nan"), dtype=torch.float64
+        )
+        self.start = torch.full((n_metrics, n_prompts), float("nan"), dtype=torch.float64)
+        self.here = torch.zeros(n_patches, dtype=torch.bool)
+        self.moved = torch.zeros(n_patches)
+        self.peak_bytes = 0
+
+    @property
+    def in_slab(self) -> int:
+        return int(self.here.sum())
+
+    def put(self, indices: list[int], slab: slice, values: Tensor, moved: Tensor) -> None:
+        self.scores[:, indices, slab] = values.double().cpu()
+        self.moved[indices] = torch.maximum(self.moved[indices], moved.float().cpu())
+        self.here[indices] = True
+
+    def note_bytes(self, base: BaseRun, source: Mapping[str, Tensor], rows: int) -> None:
+        held = sum(t.nbytes for t in (*base.cache.values(), *source.values(), base.final))
+        self.peak_bytes = max(self.peak_bytes, held + rows)
+
+    def next_slab(self) -> None:
+        self.here = torch.zeros_like(self.here)
+
+    def whole(self) -> Patched:
+        done = torch.ones_like(self.here)
+        return Patched(self.scores, self.start, done, self.moved, self.peak_bytes)
+
+    def interrupted(self, in_the_last_slab: bool) -> Patched:
+        """What is finished for every prompt."""
+        done = self.here if in_the_last_slab else torch.zeros_like(self.here)
+        if not done.any():
+            raise KeyboardInterrupt
+        warnings.warn(
+            f"interrupted: {int(done.sum())} of {len(done)} patches were run, the others are nan",
+            InterruptedWarning,
+            stacklevel=4,
+        )
+        self.scores[:, ~done] = float("nan")
+        return Patched(self.scores, self.start, done, self.moved, self.peak_bytes)
+
+
+class _Sweep:
+    """The patches of one slab of prompts, in chunks."""
+
+    def __init__(
+        self,
+        base: BaseRun,
+        patches: Sequence[Sequence[Place]],
+        source: Mapping[str, Tensor],
+        metrics: Sequence[Metric],
+        slab: slice,
+        memory: int,
+    ) -> None:
+        self.base, self.patches, self.source, self.metrics = base, patches, source, metrics
+        self.prompts = torch.arange(slab.start, slab.stop, device=base.final.device)
+        self.reads = sorted({pos for one in metrics for pos in one.reads(base.n_pos)})
+        self.first = [first_position(base, patch) for patch in patches]
+        held = sum(t.nbytes for t in base.cache.values()) + base.final.nbytes
+        each = _bytes_per_position(base.model, base.n_pos)
+        self.rows = min(_rows(base.model), max((memory - held) // each, 1))
+        self.chunk_bytes = int(min(self.rows, len(patches) * base.final[..., 0].numel()) * each)
+
+    def unpatched(self) -> Float[Tensor, "metric prompt"]:
+        return self._scored(self.base.final[None, :, self.reads])[:, 0]
+
+    def __iter__(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        unread = [i for i, first in enumerate(self.first) if first > self.reads[-1]]
+        if unread:
+            # What comes after everything that is read cannot change it.
+            same = self.unpatched()[:, None].expand(-1, len(unread), -1)
+            yield unread, same, torch.stack([self._moved(i) for i in unread])
+        for chunk in self._chunks():
+            starts = [start(self.base, self.patches[i], self.source) for i in chunk]
+            moved = torch.stack([self._moved(i) for i in chunk])
+            yield chunk, self._scored(finish(self.base, starts, self.reads)), moved
+
+    def _chunks(self) -> Iterator[list[int]]:
+        lowest = [min(place.layer for place in patch) for patch in self.patches]
+        left = [i for i, first in enumerate(self.first) if first <= self.reads[-1]]
+        chunk, size = [], 0
+        for i in sorted(left, key=lambda i: (self.first[i], lowest[i])):
+            rows = self.base.n_prompts * (self.base.n_pos - self.first[i])
+            if chunk and size + rows > self.rows:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(i)
+            size += rows
+        if chunk:
+            yield chunk
+
+    def _moved(self, i: int) -> Tensor:
+        """Largest change that a patch writes."""
+        changes = [
+            (self.source[place.hook][place.index] - self.base.cache[place.hook][place.index])
+            .abs()
+            .max()
+            for place in self.patches[i]
+        ]
+        return torch.stack(changes).max()
+
+    def _scored(
+        self, resid: Float[Tensor, "patch prompt read d_model"]
+    ) -> Float[Tensor, "metric patch prompt"]:
+        """Every metric of final residual streams, unembedding what it reads and no more."""
+        model = self.base.model
+        normed = model.ln_final(resid) if model.cfg.norm_placement == "pre" else resid
+        return torch.stack([self._one(metric, normed) for metric in self.metrics])
+
+    def _one(
+        self, metric: Metric, normed: Float[Tensor, "patch prompt read d_model"]
+    ) -> Float[Tensor, "patch prompt"]:
+        at = [self.reads.index(pos) for pos in metric.reads(self.base.n_pos)]
+        rows = normed[:, :, at].flatten(0, 1)
+        prompt = self.prompts.repeat(len(normed))
+        weight = self.base.model.W_U.T
+        if metric.columns is not None:
+            weight = weight[metric.columns.to(weight.device)]
+        # 64 MB of logits at a time: the whole vocabulary for all rows would be the largest thing.
+        step = max((64 << 20) // (4 * len(at) * len(weight)), 1)
+        pieces = [
+            metric.score(functional.linear(rows[i : i + step], weight), prompt[i : i + step])
+            for i in range(0, len(rows), step)
+        ]
+        return torch.cat(pieces).unflatten(0, normed.shape[:2])
+
+
+def _slabs(
+    model: GPT,
+    tokens: Int[Tensor, "prompt pos"],
+    patches: Sequence[Sequence[Place]],
+    metrics: Sequence[Metric],
+    memory: int,
+) -> list[slice]:
+    """Prompts that are kept at a time: all, or as many as leave a quarter of the memory free."""
+    n_prompts, n_pos = tokens.shape
+    cfg = model.cfg
+    names = base_runs.hooks_needed(model, patches)
+    kept = sum(_width(cfg, name, n_pos) for name in names) + cfg.d_model
+    each = 4 * n_pos * kept
+    least = each + n_pos * _bytes_per_position(model, n_pos)
+    if least > memory:
+        raise BudgetError(
+            f"one patch of one prompt of {n_pos} tokens takes {least / 2**20:.0f} MB and "
+            f"{memory / 2**20:.0f} MB are allowed; allow more, or patch fewer layers at a time"
+        )
+    many = max(min(n_prompts, int(0.75 * memory) // each), 1)
+    return [slice(i, min(i + many, n_prompts)) for i in range(0, n_prompts, many)]
+
+
+def _width(cfg: GPTConfig, name: str, n_pos: int) -> int:
+    """Numbers a position that a hook point holds."""
+    if name.endswith("hook_pattern"):
+        return cfg.n_heads * n_pos
+    if name.endswith("mlp.hook_post"):
+        return cfg.d_mlp
+    if ".attn.hook_" in name:
+        few = name.endswith(("hook_k", "hook_rot_k", "hook_v"))
+        return (cfg.n_key_value_heads if few else cfg.n_heads) * cfg.d_head
+    return cfg.d_model
+
+
+def _bytes_per_position(model: GPT, n_pos: int) -> int:
+    """What one position of one patched run takes at the widest moment of a layer."""
+    cfg = model.cfg
+    wired = (cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
+    # Residual stream and its norm, queries keys and values in three layouts, or the MLP's insides;
+    # `n_pos / pos` keys of the base run are repeated, which on average doubles them.
+    attending = 3 * cfg.d_model + 3 * wired + 2 * cfg.n_heads * cfg.d_head
+    thinking = 3 * cfg.d_model + (3 if cfg.gated_mlp else 2) * cfg.d_mlp
+    return 4 * max(attending, thinking)
+
+
+def _rows(model: GPT) -> int:
+    return ROWS.get(model.device.type, ROWS["cpu"])
