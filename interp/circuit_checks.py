@@ -1,0 +1,312 @@
+"""Whether a circuit does what the model does, and whether it had to be this one.
+
+m is the metric's mean over prompts, C the circuit, M the model, f(C) = (m(C) - m(empty)) /
+(m(M) - m(empty)): 1 does all that the model does, 0 nothing.
+
+    faithfulness     f(C)
+    complement       f(M without the edges of C): 0 when nothing outside does it too
+    completeness     mean over nodes v of abs(f(C without v) - f(M without v)): 0 when taking a node
+                     from the circuit does what taking it from the model does (Wang et al. 2022,
+                     https://arxiv.org/abs/2211.00593, sets of one node)
+    minimality       share of edges without which f(C) moves by more than 0.01
+    CPR              area under f over the share of edges kept, strongest first, signed
+    CMD              area of abs(1 - f), strongest by size first; 0 is best (both as MIB defines
+                     them, Mueller et al. 2025, https://arxiv.org/abs/2504.13151)
+    random init      what the same edges move in a model that was never trained, as a share of what
+                     the trained one has to move: 0 when the edges say nothing without the weights
+    random circuits  f of circuits as large, chosen in the same way among shuffled edges
+    stability        Jaccard overlap with circuits found on prompts drawn again with replacement
+    agreement        Spearman's rank correlation of estimated and exact worth, strongest edges
+
+Everything is run exactly (`interp.cutting`). Intervals are over prompts and take the edges as
+given; those of random circuits and of stability hold 95 % of what was drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp import averages, cutting
+from interp.behaviours import Behaviour
+from interp.cutting import MetricOf
+from interp.edge_selection import at_least, select
+from interp.edges import Graph, graph_of
+from interp.errors import ContrastError
+from interp.intervals import ratio_interval, resampled_means, wilson
+from train import model as gpt
+from train.model import GPT
+from train.progress import Progress
+
+
+__all__ = ["SHARES", "Curve", "Judge", "Measured"]
+__all__ += ["agreement", "completeness", "curves", "minimality"]
+__all__ += ["random_circuits", "random_init", "stability"]
+
+# Shares of all edges at which MIB measures.
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+MOVED = 0.01  # a change of f that counts
+MOST_EDGES = 100  # of which minimality is measured; of more a sample is drawn
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number, its 95 % interval (None where there is none), and how many of what it rests on."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    of: str
+
+    def __str__(self) -> str:
+        bounds = "no interval" if self.low is None else f"[{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} {bounds} ({self.n} {self.of})"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """f over the share of edges kept. `n_edges` were asked for, `kept` are left when pruned."""
+
+    shares: tuple[float, ...]
+    n_edges: tuple[int, ...]
+    kept: tuple[int, ...]
+    f: tuple[float, ...]
+    area: Measured
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A model, the prompts that judge, and what the full model and the empty circuit score there.
+
+    Attributes:
+        full: Of the full model, a row each.
+        empty: Of the empty circuit: the corrupt run.
+    """
+
+    model: GPT
+    behaviour: Behaviour
+    metric: MetricOf
+    memory: int
+    full: Float[np.ndarray, " row"]
+    empty: Float[np.ndarray, " row"]
+
+    @classmethod
+    def of(cls, model: GPT, behaviour: Behaviour, *, metric: MetricOf, memory: int) -> "Judge":
+        """Two plain runs.
+
+        Raises:
+            ContrastError: The metric is the same on clean and corrupt prompts.
+        """
+        graph = graph_of(model)
+        kept = torch.stack([torch.ones(graph.n_edges), torch.zeros(graph.n_edges)]).bool()
+        scores = cutting.scores(model, behaviour, kept, metric=metric, memory=memory)
+        full, empty = scores.double().numpy()
+        if not abs(full.mean() - empty.mean()) > 1e-6:
+            raise ContrastError(
+                f"behaviour {behaviour.name!r} scores {full.mean():.3g} on clean and "
+                f"{empty.mean():.3g} on corrupt prompts; a circuit needs prompts that the model "
+                "tells apart"
+            )
+        return cls(model, behaviour, metric, memory, full, empty)
+
+    def moved(
+        self, kept: Bool[Tensor, "circuit edge"], progress: Progress | None = None
+    ) -> Float[np.ndarray, "circuit row"]:
+        """m(C) - m(empty) on every row."""
+        scores = cutting.scores(
+            self.model,
+            self.behaviour,
+            kept,
+            metric=self.metric,
+            memory=self.memory,
+            progress=progress,
+        )
+        return scores.double().numpy() - self.empty
+
+    def f(self, moved: Float[np.ndarray, "*some row"]) -> Float[np.ndarray, "*some"]:
+        """Faithfulness of what was moved."""
+        return moved.mean(axis=-1) / (self.full - self.empty).mean()
+
+    def measured(self, moved: Float[np.ndarray, " row"]) -> Measured:
+        """The same of one circuit with its interval; rows of one prompt count once."""
+        prompts = averages.prompts_of(self.behaviour.clean)
+        member = (prompts[:, None] == np.arange(prompts.max() + 1)).astype(np.float64)
+        bounds = ratio_interval(moved @ member, (self.full - self.empty) @ member)
+        low, high = (None, None) if bounds is None else (float(one) for one in bounds)
+        return Measured(float(self.f(moved)), low, high, member.shape[1], "prompts")
+
+
+def completeness(
+    judge: Judge, graph: Graph, kept: Bool[Tensor, " edge"], progress: Progress | None = None
+) -> Measured:
+    """Mean over the circuit's nodes of abs(f(C without v) - f(M without v))."""
+    ends = list(zip(*(column.tolist() for column in graph.ends.T), strict=True))
+    touched = [{graph.sources[s], graph.node_of_reader[r]} for s, r in ends]
+    nodes = sorted(set().union(*(t for t, k in zip(touched, kept.tolist(), strict=True) if k)))
+    without = torch.tensor([
+        [node not in t for t in touched] for node in nodes if node not in ("input", "logits")
+    ])  # fmt: skip
+    if not len(without):
+        return Measured(0.0, None, None, 0, "nodes")
+    inside = judge.moved(without & kept, progress)
+    gap = inside - judge.moved(without, progress)
+    # The signs are taken as given: then the mean of sizes is a ratio of means like any other.
+    signs = np.sign(gap.mean(axis=-1, keepdims=True))
+    return judge.measured((signs * gap).mean(axis=0) * np.sign((judge.full - judge.empty).mean()))
+
+
+def minimality(
+    judge: Judge, kept: Bool[Tensor, " edge"], *, seed: int = 0, progress: Progress | None = None
+) -> Measured:
+    """Share of edges whose removal moves f(C) by more than `MOVED`; of many a sample is tried."""
+    edges = torch.nonzero(kept).flatten()
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    if len(edges) > MOST_EDGES:
+        edges = edges[np.sort(draw.permutation(len(edges))[:MOST_EDGES])]
+    without = kept & (torch.arange(len(kept)) != edges[:, None])
+    f = judge.f(judge.moved(torch.cat([kept[None], without]), progress))
+    share = float((np.abs(f[1:] - f[0]) > MOVED).mean())
+    return Measured(share, *wilson(share, len(edges)), len(edges), "edges")
+
+
+def curves(
+    judge: Judge,
+    graph: Graph,
+    worth: Float[Tensor, " edge"],
+    *,
+    progress: Progress | None = None,
+) -> tuple[Curve, Curve]:
+    """CPR and CMD as MIB has them: top edges, signed and by size, pruned, at ten shares."""
+    sizes = tuple(int(share * graph.n_edges) for share in SHARES)
+    both = []
+    for signed in (True, False):
+        kept = torch.stack([
+            select(graph, worth, n, selection="top", signed=signed) for n in sizes
+        ])  # fmt: skip
+        moved = judge.moved(kept, progress)
+        left = tuple(kept.sum(dim=1).tolist())
+        f = tuple(judge.f(moved).tolist())
+        whole = judge.full - judge.empty
+        # abs(1 - f) of a ratio of means, its sign taken as given.
+        height = moved if signed else np.sign(1 - np.array(f))[:, None] * (whole - moved)
+        area = judge.measured(_trapezoid(height))
+        both.append(Curve(SHARES, sizes, left, f, area))
+    return both[0], both[1]
+
+
+def _trapezoid(height: Float[np.ndarray, "share row"]) -> Float[np.ndarray, " row"]:
+    widths = np.diff(SHARES)[:, None]
+    return (widths * (height[1:] + height[:-1]) / 2).sum(axis=0)
+
+
+def random_init(
+    judge: Judge, kept: Bool[Tensor, " edge"], *, seed: int = 0, inits: int = 3
+) -> Measured:
+    """What the edges move in models of the same shape that were never trained, mean over `inits`.
+
+    Relative to the *trained* model's full-empty difference, on the same prompts.
+    """
+    moved = np.zeros_like(judge.full)
+    for number in range(inits):
+        twin = gpt.init(judge.model.cfg, seed=seed + number).to(judge.model.device).eval()
+        both = torch.stack([kept, torch.zeros_like(kept)])
+        scores = cutting.scores(
+            twin, judge.behaviour, both, metric=judge.metric, memory=judge.memory
+        )
+        moved += (scores[0] - scores[1]).double().numpy() / inits
+    return judge.measured(moved)
+
+
+def random_circuits(
+    judge: Judge,
+    graph: Graph,
+    worth: Float[Tensor, " edge"],
+    size: int,
+    *,
+    selection: str,
+    signed: bool,
+    seed: int = 0,
+    circuits: int = 20,
+    progress: Progress | None = None,
+) -> Measured:
+    """Mean f of circuits of at least `size` edges, chosen by the same worths, shuffled."""
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    kept = torch.stack([
+        at_least(
+            graph,
+            worth[torch.from_numpy(draw.permutation(graph.n_edges))],
+            size,
+            selection=selection,
+            signed=signed,
+        )
+        for _ in range(circuits)
+    ])  # fmt: skip
+    f = judge.f(judge.moved(kept, progress))
+    low, high = np.quantile(f, [0.025, 0.975]).tolist()
+    return Measured(float(f.mean()), low, high, circuits, "circuits")
+
+
+def stability(
+    graph: Graph,
+    worth: Float[Tensor, "row edge"],
+    kept: Bool[Tensor, " edge"],
+    prompts: Sequence[int],
+    *,
+    n_edges: int,
+    selection: str,
+    signed: bool,
+    seed: int = 0,
+    draws: int = 100,
+) -> tuple[Measured | None, Float[Tensor, " edge"]]:
+    """Jaccard overlap with circuits found again, and how often each edge was in; None for 1 prompt.
+
+    Rows of one prompt are drawn together.
+    """
+    member = np.asarray(prompts)[:, None] == np.arange(max(prompts) + 1)
+    if member.shape[1] < 2:
+        return None, kept.float()
+    sums = worth.double().numpy().T @ member
+    again = torch.stack([
+        select(graph, torch.from_numpy(one).float(), n_edges, selection=selection, signed=signed)
+        for one in resampled_means(sums, draws=draws, seed=seed).T
+    ])  # fmt: skip
+    overlap = ((again & kept).sum(dim=1) / (again | kept).sum(dim=1).clamp(min=1)).double().numpy()
+    low, high = np.quantile(overlap, [0.025, 0.975]).tolist()
+    found = Measured(float(overlap.mean()), low, high, draws, "draws of the prompts")
+    return found, again.float().mean(dim=0)
+
+
+def agreement(
+    estimated: Float[Tensor, "row edge"],
+    exact: Float[Tensor, "row edge"],
+    prompts: Sequence[int],
+    *,
+    seed: int = 0,
+) -> Measured | None:
+    """Spearman's correlation of mean worths over the edges given; None below three of them.
+
+    The interval holds 95 % of what prompts drawn again give.
+    """
+    from scipy.stats import rankdata
+
+    if estimated.shape[1] < 3:
+        return None
+    member = np.asarray(prompts)[:, None] == np.arange(max(prompts) + 1)
+    sums = [one.double().numpy().T @ member for one in (estimated, exact)]
+
+    def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        ranks = [rankdata(values, axis=0) for values in (one, other)]
+        centred = [rank - rank.mean(axis=0) for rank in ranks]
+        spread = np.sqrt((centred[0] ** 2).sum(axis=0) * (centred[1] ** 2).sum(axis=0))
+        return (centred[0] * centred[1]).sum(axis=0) / np.maximum(spread, 1e-12)
+
+    value = float(correlation(*(one.mean(axis=1, keepdims=True) for one in sums))[0])
+    if member.shape[1] < 2:
+        return Measured(value, None, None, estimated.shape[1], "edges")
+    drawn = correlation(*(resampled_means(one, seed=seed) for one in sums))
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+    return Measured(value, low, high, estimated.shape[1], "edges")
