@@ -11,7 +11,7 @@ Row i of `clean` and row i of `corrupt` are equally long, so position p means th
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from train import durable
 from train.errors import nearest
 
 
-__all__ = ["Behaviour", "Check", "check", "load", "measure", "names", "read"]
+__all__ = ["Behaviour", "Check", "check", "load", "measure", "names", "read", "refuse_other_words"]
 
 SCHEMA = "openbook.behaviour/1"
 PACKAGED = Path(__file__).parent / "behaviour_files"
@@ -46,6 +46,7 @@ class Behaviour:
         candidates: Tokens among which the answer is sought when accuracy is counted; without them
             it is enough that the answer beats its foil.
         description: What the model must do, in words.
+        tokenizer: sha256 of the tokenizer whose ids these are; "" when nobody said.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Behaviour:
     subject: tuple[int, int] | None = None
     candidates: tuple[int, ...] | None = None
     description: str = ""
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         asked = f"behaviour {self.name!r}"
@@ -114,7 +116,8 @@ class Behaviour:
     @property
     def sha256(self) -> str:
         """Digest of everything that is measured; the description is not."""
-        asked = {key: value for key, value in self.to_dict().items() if key != "description"}
+        unmeasured = ("description", "tokenizer")
+        asked = {key: value for key, value in self.to_dict().items() if key not in unmeasured}
         return hashlib.sha256(durable.canonical(asked).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,6 +130,7 @@ class Behaviour:
             "subject": list(self.subject) if self.subject else None,
             "candidates": list(self.candidates) if self.candidates else None,
             "description": self.description,
+            "tokenizer": self.tokenizer,
         }
 
     def save(self, path: str | Path) -> None:
@@ -156,6 +160,7 @@ class Check:
 @torch.inference_mode()
 def measure(model: HookedModel, behaviour: Behaviour) -> Check:
     """How well the model does the behaviour. One forward pass over the clean prompts."""
+    refuse_other_words(behaviour, model)
     device = device_of(model)
     logits = model(behaviour.clean.to(device))
     score = behaviour.score(logits)
@@ -206,32 +211,50 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
     # Here and not above: both build a Behaviour.
     from interp import planted_prompts, prompt_files
 
-    path = Path(name)
+    path, name = Path(name), str(name)
+    drawn = {"n_prompts": n_prompts, "seed": seed}
     if path.suffix == ".json":
-        return _fitting(read(path), source, path)
+        behaviour = read(path)
+        refuse_other_words(behaviour, source)
+        return behaviour
     if path.suffix == ".toml":
-        return prompt_files.load(path, source, n_prompts=n_prompts, seed=seed)
-    name = str(name)
-    if planted_prompts.truth_of(source):
-        return planted_prompts.load(name, source, n_prompts=n_prompts, seed=seed)
-    if name in names(source):
-        path = PACKAGED / f"{name}.toml"
-        return prompt_files.load(path, source, n_prompts=n_prompts, seed=seed)
-    raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, names(source))}")
+        behaviour = prompt_files.load(path, source, **drawn)
+    elif planted_prompts.truth_of(source):
+        behaviour = planted_prompts.load(name, source, **drawn)
+    elif name in names(source):
+        behaviour = prompt_files.load(PACKAGED / f"{name}.toml", source, **drawn)
+    else:
+        raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, names(source))}")
+    return replace(behaviour, tokenizer=getattr(_tokenizer_of(source), "sha256", ""))
 
 
-def _fitting(behaviour: Behaviour, source: Any, path: Path) -> Behaviour:
-    """The behaviour, when the vocabulary of the model holds every token of it."""
+def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
+    """Raise a BehaviourError when its token ids mean something else to a model or run, or nothing.
+
+    Ids of another vocabulary run without an error and measure nonsense.
+    """
     cfg = getattr(source, "config", None) or getattr(source, "cfg", None)
     vocab = getattr(cfg, "d_vocab", None) or getattr(source, "vocab_size", None)
     tensors = (behaviour.clean, behaviour.corrupt, behaviour.answer, behaviour.foil)
     largest = max(int(one.max()) for one in tensors)
     if vocab and largest >= vocab:
         raise BehaviourError(
-            f"{path}: holds token {largest}, and the vocabulary of the model has {vocab}; it was "
-            "saved for another tokenizer"
+            f"behaviour {behaviour.name!r} holds token {largest}, and the vocabulary of the model "
+            f"has {vocab}; it was made for another tokenizer"
         )
-    return behaviour
+    sha256 = getattr(_tokenizer_of(source), "sha256", "")
+    if behaviour.tokenizer and sha256 and behaviour.tokenizer != sha256:
+        raise BehaviourError(
+            f"behaviour {behaviour.name!r} is made of tokens of tokenizer "
+            f"{behaviour.tokenizer[:12]}, the model's is {sha256[:12]}; load it for this model"
+        )
+
+
+def _tokenizer_of(source: Any) -> Any:
+    """The tokenizer of a model, a run or a token store; None when it has none."""
+    return getattr(source, "tokenizer", None) or getattr(
+        getattr(source, "store", None), "tokenizer", None
+    )
 
 
 def names(source: Any) -> list[str]:
@@ -264,4 +287,5 @@ def read(path: str | Path) -> Behaviour:
         subject=tuple(content["subject"]) if content["subject"] else None,
         candidates=tuple(content["candidates"]) if content["candidates"] else None,
         description=content["description"],
+        tokenizer=content.get("tokenizer", ""),
     )

@@ -1,8 +1,8 @@
 """Result of an intervention: numbers that remember their axes, unit, baselines and provenance.
 
 An effect is a share: what patching one place moved, over the whole distance between the clean and
-the corrupt score. Its interval is a bootstrap over prompts, so it says how much the *prompts*
-matter, not how much the seed of the model does.
+the corrupt score. Its interval is over prompts, so it says how much the *prompts* matter, not how
+much the seed of the model does.
 """
 
 import platform
@@ -59,16 +59,18 @@ class Provenance:
     device: str
 
 
-def provenance(model: HookedModel, behaviour: Behaviour, *, seed: int = 0) -> Provenance:
-    """The provenance of something computed now from a model and a behaviour."""
+def provenance(
+    model: HookedModel, behaviour: Behaviour | None = None, *, seed: int = 0
+) -> Provenance:
+    """The provenance of something computed now from a model, and a behaviour when there is one."""
     origin = getattr(model, "origin", None)
     weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return Provenance(
         run_id=getattr(origin, "run_id", ""),
         checkpoint_sha256=getattr(origin, "checkpoint_sha256", ""),
         step=getattr(origin, "step", None),
-        behaviour=behaviour.name,
-        behaviour_sha256=behaviour.sha256,
+        behaviour="" if behaviour is None else behaviour.name,
+        behaviour_sha256="" if behaviour is None else behaviour.sha256,
         knowledge=getattr(origin, "knowledge", "unknown"),
         versions=_versions(),
         seed=seed,
@@ -84,10 +86,11 @@ class Effects:
     Values outside [0, 1] are real: a place can overshoot, or work against the behaviour.
 
     Attributes:
-        site: What was patched: resid_pre, head, attn or mlp.
-        axes: Names of the axes of `values`: layer, then head or pos or nothing.
-        values: Mean effects.
-        low: Lower end of the 95 % interval, a bootstrap over prompts; None with one prompt.
+        site: What was patched: a key of `components.SITES`, or "several".
+        axes: Names of the axes of `values`: layer, head, neuron, pos, key, receiver or patch.
+        values: Mean effects; nan where Ctrl-C came first.
+        low: Lower end of the 95 % interval over prompts; None with one prompt, or when the clean
+            and the corrupt score cannot be told apart on so few.
         high: Upper end.
         clean: Mean score of the clean prompts.
         corrupt: Mean score of the corrupt prompts.
@@ -96,6 +99,12 @@ class Effects:
         provenance: What it was computed from.
         unit: Of the values.
         pos_labels: The tokens of the first clean prompt, when positions are an axis.
+        metric: What was scored.
+        places: Name of every place, in the order of the flattened values; () when the axes say it.
+        window: So many layers around the named one were patched together.
+        notes: What the reader must know, such as places that the contrast does not vary.
+        peak_bytes: Most memory that was held above the weights; 0 where nobody counted.
+        also: The same for further metrics, measured in the same passes.
     """
 
     site: str
@@ -110,6 +119,12 @@ class Effects:
     provenance: Provenance
     unit: str = UNIT
     pos_labels: tuple[str, ...] = ()
+    metric: str = "logit difference"
+    places: tuple[str, ...] = ()
+    window: int = 1
+    notes: tuple[str, ...] = ()
+    peak_bytes: int = 0
+    also: tuple["Effects", ...] = ()
 
     def __repr__(self) -> str:
         best = ", ".join(f"{name} {self[name]:.2f}" for name in self.top(3))
@@ -130,13 +145,30 @@ class Effects:
     @property
     def names(self) -> list[str]:
         """Every place, in the order of the flattened values."""
-        return [str(place) for place in self._places()]
+        return list(self.places) or [str(place) for place in self._places()]
 
     def top(self, k: int) -> list[str]:
-        """Names of the k places with the largest effects, largest first."""
-        order = self.values.flatten().argsort(descending=True, stable=True)[:k]
+        """Names of the k places with the largest effects, largest first; unfinished ones never."""
+        values = self.values.flatten()
+        ranked = values.nan_to_num(float("-inf")).argsort(descending=True, stable=True)
         names = self.names
-        return [names[i] for i in order.tolist()]
+        return [names[i] for i in ranked.tolist() if not values[i].isnan()][:k]
+
+    def of(self, metric: str) -> "Effects":
+        """The effects on another metric that was measured along.
+
+        Raises:
+            EffectsError: It was not.
+        """
+        known = {one.metric: one for one in (self, *self.also)}
+        if metric not in known:
+            raise EffectsError(f"no metric {metric!r} was measured{nearest(metric, known)}")
+        return known[metric]
+
+    @property
+    def unfinished(self) -> int:
+        """Places that were not measured, after Ctrl-C."""
+        return int(self.values.isnan().sum())
 
     def to_frame(self) -> Any:
         """A pandas row per place: axes, place, effect, low and high."""
@@ -164,7 +196,7 @@ class Effects:
             "schema": SCHEMA,
             "site": self.site,
             "axes": list(self.axes),
-            **{name: None if t is None else t.tolist() for name, t in tensors.items()},
+            **{name: None if t is None else _plain(t.tolist()) for name, t in tensors.items()},
             "clean": self.clean,
             "corrupt": self.corrupt,
             "n_prompts": self.n_prompts,
@@ -173,6 +205,11 @@ class Effects:
             "unit": self.unit,
             "pos_labels": list(self.pos_labels),
             "places": self.names,
+            "metric": self.metric,
+            "window": self.window,
+            "notes": list(self.notes),
+            "peak_bytes": self.peak_bytes,
+            "also": [one.to_dict() for one in self.also],
         }
 
     def save(self, path: str | Path) -> None:
@@ -188,15 +225,21 @@ class Effects:
             EffectsError: The file holds something else.
         """
         content = durable.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
+        if content.get("schema") != SCHEMA:
             raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with effects.save")
-        del content["digest"], content["places"]
+        del content["digest"]
+        return cls._from_dict(content)
+
+    @classmethod
+    def _from_dict(cls, content: dict[str, Any]) -> "Effects":
+        del content["schema"]
         for name in ("values", "low", "high"):
             found = content[name]
-            content[name] = None if found is None else torch.tensor(found)
-        for name in ("axes", "pos_labels"):
-            content[name] = tuple(content[name])
+            content[name] = None if found is None else torch.tensor(_numbers(found))
+        for name in ("axes", "pos_labels", "places", "notes"):
+            content[name] = tuple(content.get(name, ()))
         content["provenance"] = Provenance(**content["provenance"])
+        content["also"] = tuple(cls._from_dict(one) for one in content.get("also", ()))
         return cls(**content)
 
     def _places(self) -> Iterator[Place]:
@@ -209,6 +252,20 @@ class Effects:
             raise EffectsError(f"no effect of {name!r} was measured{nearest(name, names)}")
         flat = names.index(name)
         return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), self.values.shape))
+
+
+def _plain(values: Any) -> Any:
+    """Nested lists in which nan is None: JSON has no nan."""
+    if isinstance(values, list):
+        return [_plain(one) for one in values]
+    return None if values != values else values
+
+
+def _numbers(values: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(values, list):
+        return [_numbers(one) for one in values]
+    return float("nan") if values is None else values
 
 
 def _versions() -> dict[str, str]:

@@ -2,257 +2,346 @@
 
 Run the corrupt prompts, replace one activation by its value on the clean prompts, and measure how
 much of the behaviour comes back (*denoising*: finds what suffices). The other way round, clean
-prompts patched with corrupt values (*noising*), finds what is needed. Both are exact: one full
-forward pass a place, in which the prompts of the behaviour are the batch.
+prompts patched with corrupt values (*noising*), finds what is needed. Both are exact: everything
+that a patch can change is computed again, and nothing else (`interp.engine`).
 
-Why denoising is the default, why tokens are replaced symmetrically and why the score is a logit
-difference: Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042.
+Every sweep takes the same options, `positions` ("each" one at a time, "together", or a list whose
+items are positions or groups of them), `metric` (one or several, measured in the same passes),
+`direction`, `memory` (bytes above the weights), `seed` and `progress`, and refuses alike:
+
+    CapabilityError   the model does not do the behaviour
+    ContrastError     the model scores clean and corrupt prompts alike
+    ModelError        a layer, head or position that is not there
+    BudgetError       not one patch fits into `memory`
+
+Why denoising is the default, why tokens are replaced symmetrically, why the score is a logit
+difference and the window one layer: Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import product
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int, Int64
-from torch import Tensor
-
-from interp import behaviours
 from interp.behaviours import Behaviour
-from interp.components import HookedModel, Place, device_of
-from interp.effects import Effects, provenance
-from interp.errors import BehaviourError, ContrastError
-from interp.intervals import ratio_interval
+from interp.components import HookedModel, Place, parse
+from interp.effects import Effects
+from interp.engine.sweeping import MEMORY, Progress
+from interp.errors import BehaviourError, ModelError
+from interp.metrics import Metric
+from interp.shares import DIRECTIONS, How, Layout, effects, one_of
 from train.errors import nearest
 
 
-__all__ = ["DIRECTIONS", "Progress", "attention", "heads", "mlps", "residual"]
+__all__ = [
+    "DIRECTIONS",
+    "Positions",
+    "Progress",
+    "attention",
+    "heads",
+    "keys",
+    "mlps",
+    "neurons",
+    "patterns",
+    "queries",
+    "residual",
+    "together",
+    "values",
+]
 
-DIRECTIONS = ("denoising", "noising")
-# What was done, how much of it, out of how much.
-Progress = Callable[[str, int, int | None], None]
-
-
-def heads(
-    model: HookedModel,
-    behaviour: Behaviour,
-    *,
-    direction: str = "denoising",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Effects:
-    """Patch the output of one head at a time (`hook_z`), at every position.
-
-    Costs layer x head + 3 forward passes over the behaviour's prompts.
-
-    Returns:
-        Effects over (layer, head).
-
-    Raises:
-        CapabilityError: The model does not do the behaviour.
-        ContrastError: The model scores clean and corrupt prompts alike.
-    """
-    places = [
-        Place("head", layer, head=head)
-        for layer in range(model.cfg.n_layers)
-        for head in range(model.cfg.n_heads)
-    ]
-    return _sweep(model, behaviour, places, ("layer", "head"), direction, seed, progress)
+Positions = str | Sequence[int | Sequence[int]]
+Metrics = Metric | Sequence[Metric] | None
+RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 
 
 def residual(
     model: HookedModel,
     behaviour: Behaviour,
     *,
+    site: str = "resid_pre",
+    positions: Positions = "each",
+    metric: Metrics = None,
     direction: str = "denoising",
+    memory: int = MEMORY,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch the residual stream entering each layer, one position at a time.
+    """Patch the residual stream of each layer, one position at a time: Effects over (layer, pos).
 
-    Costs layer x pos + 3 forward passes over the behaviour's prompts.
-
-    Returns:
-        Effects over (layer, pos). Raises as `heads` does.
+    `site` is resid_pre (what enters the layer), resid_mid (behind attention) or resid_post.
     """
-    places = _at_positions("resid_pre", model, behaviour)
-    return _sweep(model, behaviour, places, ("layer", "pos"), direction, seed, progress)
-
-
-def mlps(
-    model: HookedModel,
-    behaviour: Behaviour,
-    *,
-    positions: str = "together",
-    direction: str = "denoising",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Effects:
-    """Patch the output of one MLP at a time.
-
-    Args:
-        model: A hooked model, from `hooked.load`.
-        behaviour: Its clean and corrupt prompts are the two runs.
-        positions: "together", or "each" for one position at a time.
-        direction: "denoising" or "noising".
-        seed: Of the bootstrap.
-        progress: Told how many places are done.
-
-    Returns:
-        Effects over (layer,) or (layer, pos). Raises as `heads` does.
-    """
-    return _by_layer("mlp", model, behaviour, positions, direction, seed, progress)
+    one_of("site", site, RESIDUAL)
+    how = How(metric, direction, memory, seed, progress)
+    return _by_layer(model, behaviour, site, positions, 1, how)
 
 
 def attention(
     model: HookedModel,
     behaviour: Behaviour,
     *,
-    positions: str = "together",
+    positions: Positions = "together",
+    window: int = 1,
+    metric: Metrics = None,
     direction: str = "denoising",
+    memory: int = MEMORY,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch the output of one attention layer, all heads together; otherwise as `mlps`."""
-    return _by_layer("attn", model, behaviour, positions, direction, seed, progress)
+    """Patch the output of attention, all heads of a layer together: Effects over (layer[, pos]).
+
+    `window` layers around the named one are patched together; wide windows inflate peaks.
+    """
+    how = How(metric, direction, memory, seed, progress)
+    return _by_layer(model, behaviour, "attn", positions, window, how)
+
+
+def mlps(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    window: int = 1,
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the output of one MLP at a time, otherwise as `attention`."""
+    how = How(metric, direction, memory, seed, progress)
+    return _by_layer(model, behaviour, "mlp", positions, window, how)
+
+
+def heads(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the output of one head at a time (`hook_z`): Effects over (layer, head[, pos])."""
+    how = How(metric, direction, memory, seed, progress)
+    return _by_head(model, behaviour, "head", positions, how)
+
+
+def queries(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the query of one head at a time, not yet rotated: Effects over (layer, head[, pos])."""
+    how = How(metric, direction, memory, seed, progress)
+    return _by_head(model, behaviour, "q", positions, how)
+
+
+def keys(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the key of one head at a time; heads that share one are patched together."""
+    how = How(metric, direction, memory, seed, progress)
+    return _by_head(model, behaviour, "k", positions, how)
+
+
+def values(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the value of one head at a time; heads that share one are patched together."""
+    how = How(metric, direction, memory, seed, progress)
+    return _by_head(model, behaviour, "v", positions, how)
+
+
+def patterns(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    keys: bool = False,
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch what one head attends to; rows are not made to sum to 1 again.
+
+    Positions are those that look. With `keys` every position looked at is patched on its own:
+    Effects over (layer, head, pos, key).
+    """
+    how = How(metric, direction, memory, seed, progress)
+    return _by_head(model, behaviour, "pattern", positions, how, keys=keys)
+
+
+def neurons(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch one neuron at a time, behind its activation: Effects over (layer, neuron[, pos]).
+
+    Costs as many patches as there are neurons; `layers` takes some of them.
+    """
+    how = How(metric, direction, memory, seed, progress)
+    chosen = range(model.cfg.n_layers) if layers is None else list(layers)
+    if not chosen:
+        raise ModelError("no layer was given; leave `layers` out for all of them")
+    groups, pos_axis = _groups(positions, behaviour)
+    neurons = range(model.cfg.d_mlp)
+    places = [
+        Place("neuron", layer, neuron=neuron, pos=pos)
+        for layer, neuron, pos in product(chosen, neurons, groups)
+    ]
+    shape = (len(chosen), len(neurons), *([len(groups)] if pos_axis else []))
+    layout = Layout("neuron", ("layer", "neuron", *pos_axis), shape, _names(places))
+    return effects(model, behaviour, [(place,) for place in places], layout, how)
+
+
+def together(
+    model: HookedModel,
+    behaviour: Behaviour,
+    patches: Sequence[Sequence[Place | str]],
+    *,
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch sets of places, each set at once: Effects over (patch,), named "L0H2 + L1.mlp@3"."""
+    how = How(metric, direction, memory, seed, progress)
+    sets = [[parse(one) if isinstance(one, str) else one for one in given] for given in patches]
+    if not sets:
+        raise ModelError("no patch was given; each is a list of places such as ['L0H2', 'L1.mlp']")
+    names = tuple(" + ".join(map(str, one)) for one in sets)
+    layout = Layout("several", ("patch",), (len(sets),), names)
+    return effects(model, behaviour, sets, layout, how)
+
+
+# --- which places a sweep visits -----------------------------------------------------------------
 
 
 def _by_layer(
+    model: HookedModel,
+    behaviour: Behaviour,
     site: str,
-    model: HookedModel,
-    behaviour: Behaviour,
-    positions: str,
-    direction: str,
-    seed: int,
-    progress: Progress | None,
+    positions: Positions,
+    window: int,
+    how: How,
 ) -> Effects:
-    _one_of("positions", positions, ("together", "each"))
-    if positions == "each":
-        places = _at_positions(site, model, behaviour)
-        return _sweep(model, behaviour, places, ("layer", "pos"), direction, seed, progress)
-    places = [Place(site, layer) for layer in range(model.cfg.n_layers)]
-    return _sweep(model, behaviour, places, ("layer",), direction, seed, progress)
-
-
-def _at_positions(site: str, model: HookedModel, behaviour: Behaviour) -> list[Place]:
-    return [
-        Place(site, layer, pos=pos)
-        for layer in range(model.cfg.n_layers)
-        for pos in range(behaviour.n_pos)
+    n_layers = model.cfg.n_layers
+    if not 1 <= window <= n_layers:
+        raise ModelError(f"a window of {window} layers was asked of a model that has {n_layers}")
+    groups, pos_axis = _groups(positions, behaviour)
+    places = [Place(site, layer, pos=pos) for layer, pos in product(range(n_layers), groups)]
+    patches = [
+        [Place(site, layer, pos=place.pos) for layer in _around(place.layer, window, n_layers)]
+        for place in places
     ]
+    shape = (n_layers, *([len(groups)] if pos_axis else []))
+    layout = Layout(site, ("layer", *pos_axis), shape, _names(places), window)
+    return effects(model, behaviour, patches, layout, how)
 
 
-@dataclass(frozen=True, eq=False)
-class _Contrast:
-    """The two unpatched runs: scores of both, and what flows from one into the other."""
-
-    tokens: Int[Tensor, "prompt pos"]
-    source: dict[str, Tensor]
-    clean: Float[np.ndarray, " prompt"]
-    corrupt: Float[np.ndarray, " prompt"]
-    start: Float[np.ndarray, " prompt"]
-    goal: Float[np.ndarray, " prompt"]
+def _around(layer: int, window: int, n_layers: int) -> range:
+    """`window` layers with `layer` in the middle, cut off at both ends (Meng et al. 2022)."""
+    return range(max(0, layer - window // 2), min(n_layers, layer - window // 2 + window))
 
 
-@torch.inference_mode()
-def _sweep(
+def _by_head(
     model: HookedModel,
     behaviour: Behaviour,
-    places: Sequence[Place],
-    axes: tuple[str, ...],
-    direction: str,
-    seed: int,
-    progress: Progress | None,
+    site: str,
+    positions: Positions,
+    how: How,
+    *,
+    keys: bool = False,
 ) -> Effects:
-    """Patch place after place; `places` are all combinations of `axes`, in row-major order."""
-    _one_of("direction", direction, DIRECTIONS)
-    behaviours.check(model, behaviour)
-    contrast = _contrast(model, behaviour, places, direction)
-    moved = []
-    for done, place in enumerate(places):
-        if progress:
-            progress("patching", done, len(places))
-        moved.append(_patched(model, behaviour, contrast, place) - contrast.start)
-    if progress:
-        progress("patching", len(places), len(places))
-    shape = [1 + max(getattr(place, axis) for place in places) for axis in axes]
-    part, whole = np.stack(moved).reshape(*shape, -1), contrast.goal - contrast.start
-    prompts = behaviour.clean.unique(dim=0, return_inverse=True)[1].numpy()
-    bounds = ratio_interval(_by_prompt(part, prompts), _by_prompt(whole, prompts), seed=seed)
-    return Effects(
-        site=places[0].site,
-        axes=axes,
-        values=_tensor(part.mean(axis=-1) / whole.mean()),
-        low=None if bounds is None else _tensor(bounds[0]),
-        high=None if bounds is None else _tensor(bounds[1]),
-        clean=float(contrast.clean.mean()),
-        corrupt=float(contrast.corrupt.mean()),
-        n_prompts=int(prompts.max()) + 1,
-        direction=direction,
-        provenance=provenance(model, behaviour, seed=seed),
-        pos_labels=_labels(model, behaviour) if "pos" in axes else (),
-    )
+    cfg = model.cfg
+    shared = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    heads = range(shared if site in ("k", "v") else cfg.n_heads)
+    groups, pos_axis = _groups(positions, behaviour)
+    looked_at = list(range(behaviour.n_pos)) if keys else [None]
+    places = [
+        Place(site, layer, head=head, pos=pos, key=key)
+        for layer, head, pos, key in product(range(cfg.n_layers), heads, groups, looked_at)
+    ]
+    lengths = [cfg.n_layers, len(heads)]
+    lengths += [len(groups)] if pos_axis else []
+    lengths += [len(looked_at)] if keys else []
+    axes = ("layer", "head", *pos_axis, *(["key"] if keys else []))
+    layout = Layout(site, axes, tuple(lengths), _names(places))
+    return effects(model, behaviour, [(place,) for place in places], layout, how)
 
 
-def _by_prompt(
-    scores: Float[np.ndarray, "*places row"], prompts: Int64[np.ndarray, " row"]
-) -> Float[np.ndarray, "*places prompt"]:
-    """Sums over the rows of each distinct prompt: beside many foils it is drawn as one."""
-    return scores @ (prompts[:, None] == np.arange(prompts.max() + 1)).astype(scores.dtype)
+def _groups(
+    positions: Positions, behaviour: Behaviour
+) -> tuple[Sequence[int | tuple[int, ...] | None], tuple[str, ...]]:
+    """Positions that are patched at a time, and the axis that they make.
 
-
-def _contrast(
-    model: HookedModel, behaviour: Behaviour, places: Sequence[Place], direction: str
-) -> _Contrast:
-    device = device_of(model)
-    hooks = list(dict.fromkeys(place.hook for place in places))
-    clean, corrupt = behaviour.clean.to(device), behaviour.corrupt.to(device)
-    there, here = (clean, corrupt) if direction == "denoising" else (corrupt, clean)
-    logits, cache = model.run_with_cache(there, names_filter=hooks)
-    goal, start = _scores(behaviour, logits), _scores(behaviour, model(here))
-    scores = (goal, start) if direction == "denoising" else (start, goal)
-    if abs(goal.mean() - start.mean()) < 1e-6:
-        raise ContrastError(
-            f"behaviour {behaviour.name!r} scores {scores[0].mean():.3g} on clean and "
-            f"{scores[1].mean():.3g} on corrupt prompts; patching needs prompts that the model "
-            "tells apart"
+    Raises:
+        BehaviourError: A word that is none, a position outside the prompts, or no position.
+    """
+    if positions == "together":
+        return [None], ()
+    if positions == "each":
+        return list(range(behaviour.n_pos)), ("pos",)
+    if isinstance(positions, str):
+        known = ("each", "together")
+        raise BehaviourError(
+            f"no positions are called {positions!r}{nearest(positions, known)}; give 'each', "
+            "'together' or a list"
         )
-    source = {hook: cache[hook] for hook in hooks}
-    return _Contrast(here, source, clean=scores[0], corrupt=scores[1], start=start, goal=goal)
+    found = list(_resolved(positions, behaviour.n_pos))
+    if not found:
+        raise BehaviourError("an empty list of positions patches nothing; leave it out for all")
+    return found, ("pos",)
 
 
-def _patched(
-    model: HookedModel, behaviour: Behaviour, contrast: _Contrast, place: Place
-) -> Float[np.ndarray, " prompt"]:
-    """Scores of the prompts with one place replaced."""
-    source, index = contrast.source[place.hook], place.index
-
-    def replace(value: Tensor, point: object) -> Tensor:
-        # A copy: what a hook is given may be a view of something that outlives the pass.
-        value = value.clone()
-        value[index] = source[index]
-        return value
-
-    hooks = [(place.hook, replace)]
-    return _scores(behaviour, model.run_with_hooks(contrast.tokens, fwd_hooks=hooks))
-
-
-def _scores(
-    behaviour: Behaviour, logits: Float[Tensor, "prompt pos vocab"]
-) -> Float[np.ndarray, " prompt"]:
-    return behaviour.score(logits).double().cpu().numpy()
+def _resolved(
+    positions: Sequence[int | Sequence[int]], n_pos: int
+) -> Iterator[int | tuple[int, ...]]:
+    """Positions counted from 0; negative ones count from the end."""
+    for given in positions:
+        group = (given,) if isinstance(given, int) else tuple(given)
+        outside = [pos for pos in group if not -n_pos <= pos < n_pos]
+        if outside or not group:
+            raise BehaviourError(
+                f"position {outside[0] if outside else 'none'} was asked of prompts of {n_pos} "
+                "tokens"
+            )
+        counted = tuple(sorted({pos % n_pos for pos in group}))
+        yield counted[0] if isinstance(given, int) else counted
 
 
-def _tensor(values: Float[np.ndarray, "*axes"]) -> Float[Tensor, "*axes"]:
-    return torch.from_numpy(np.ascontiguousarray(values)).float()
-
-
-def _labels(model: HookedModel, behaviour: Behaviour) -> tuple[str, ...]:
-    """The tokens of the first clean prompt, when the model can spell them."""
-    tokenizer = getattr(model, "tokenizer", None)
-    return tuple(tokenizer.tokens(behaviour.clean[0].tolist())) if tokenizer else ()
-
-
-def _one_of(what: str, given: str, known: Sequence[str]) -> None:
-    if given not in known:
-        raise BehaviourError(f"no {what} is called {given!r}{nearest(given, known)}")
+def _names(places: Sequence[Place]) -> tuple[str, ...]:
+    return tuple(map(str, places))

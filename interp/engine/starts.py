@@ -17,7 +17,6 @@ from torch import Tensor
 from interp.components import Place
 from interp.engine.base_runs import ATTENTION, BaseRun
 from interp.engine.mixing import mix, pattern, seen
-from train.model import GPT
 from train.parts.position import rotate
 
 

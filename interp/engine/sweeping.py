@@ -26,7 +26,16 @@ from train.errors import nearest
 from train.model import GPT, GPTConfig
 
 
-__all__ = ["MEMORY", "Patched", "Progress", "Source", "engine_runs", "refuse_unknown", "scores"]
+__all__ = [
+    "MEMORY",
+    "Patched",
+    "Progress",
+    "Source",
+    "engine_runs",
+    "refuse_unknown",
+    "scores",
+    "unpatched",
+]
 
 MEMORY = 2 << 30  # bytes above the weights
 # What was done, how much of it, out of how much.
@@ -96,7 +105,7 @@ def scores(
         return plain.scores(model, tokens, patches, source, metrics, progress=progress)
     assert isinstance(model, GPT)
     found = _Found(len(metrics), len(patches), len(tokens))
-    slabs = _slabs(model, tokens, patches, metrics, memory)
+    slabs = _slabs(model, tokens, patches, memory)
     total = len(patches) * len(slabs)
     with base_runs.fast_fp32(model.device):
         for number, slab in enumerate(slabs):
@@ -114,6 +123,27 @@ def scores(
                 return found.interrupted(number == len(slabs) - 1)
             found.next_slab()
     return found.whole()
+
+
+@torch.inference_mode()
+def unpatched(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    metrics: Sequence[Metric],
+    *,
+    memory: int = MEMORY,
+) -> Float[Tensor, "metric prompt"]:
+    """Scores of the prompts as they are."""
+    if not engine_runs(model):
+        logits = model(tokens)
+        return torch.stack([metric.of_logits(logits) for metric in metrics]).double().cpu()
+    assert isinstance(model, GPT)
+    found = []
+    with base_runs.fast_fp32(model.device):
+        for slab in _slabs(model, tokens, [], memory):
+            base = base_runs.make(model, tokens[slab], [])
+            found.append(_Sweep(base, [], {}, metrics, slab, memory).unpatched().double().cpu())
+    return torch.cat(found, dim=1)
 
 
 def engine_runs(model: HookedModel) -> bool:
@@ -211,6 +241,15 @@ class _Sweep:
         self.prompts = torch.arange(slab.start, slab.stop, device=base.final.device)
         self.reads = sorted({pos for one in metrics for pos in one.reads(base.n_pos)})
         self.first = [first_position(base, patch) for patch in patches]
+        moved = [self._moved(patch) for patch in patches]
+        self.moved = torch.stack(moved) if moved else base.final.new_zeros(0)
+        # A patch that writes what is there already changes nothing, and one behind everything that
+        # is read comes too late.
+        self.idle = [
+            i
+            for i, first in enumerate(self.first)
+            if first > self.reads[-1] or not bool(self.moved[i])
+        ]
         held = sum(t.nbytes for t in base.cache.values()) + base.final.nbytes
         each = _bytes_per_position(base.model, base.n_pos)
         self.rows = min(_rows(base.model), max((memory - held) // each, 1))
@@ -220,19 +259,16 @@ class _Sweep:
         return self._scored(self.base.final[None, :, self.reads])[:, 0]
 
     def __iter__(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        unread = [i for i, first in enumerate(self.first) if first > self.reads[-1]]
-        if unread:
-            # What comes after everything that is read cannot change it.
-            same = self.unpatched()[:, None].expand(-1, len(unread), -1)
-            yield unread, same, torch.stack([self._moved(i) for i in unread])
+        same = self.unpatched()[:, None]
+        if self.idle:
+            yield self.idle, same.expand(-1, len(self.idle), -1), self.moved[self.idle]
         for chunk in self._chunks():
             starts = [start(self.base, self.patches[i], self.source) for i in chunk]
-            moved = torch.stack([self._moved(i) for i in chunk])
-            yield chunk, self._scored(finish(self.base, starts, self.reads)), moved
+            yield chunk, self._scored(finish(self.base, starts, self.reads)), self.moved[chunk]
 
     def _chunks(self) -> Iterator[list[int]]:
         lowest = [min(place.layer for place in patch) for patch in self.patches]
-        left = [i for i, first in enumerate(self.first) if first <= self.reads[-1]]
+        left = sorted(set(range(len(self.patches))) - set(self.idle))
         chunk, size = [], 0
         for i in sorted(left, key=lambda i: (self.first[i], lowest[i])):
             rows = self.base.n_prompts * (self.base.n_pos - self.first[i])
@@ -244,15 +280,16 @@ class _Sweep:
         if chunk:
             yield chunk
 
-    def _moved(self, i: int) -> Tensor:
-        """Largest change that a patch writes."""
+    def _moved(self, patch: Sequence[Place]) -> Tensor:
+        """Largest change that a patch writes; 0 before the prompts first differ."""
+        causal = self.base.block(0).attn.causal
+        if causal and all(max(p.positions or (self.base.n_pos,)) < self.base.shared for p in patch):
+            return self.base.final.new_zeros(())
         changes = [
-            (self.source[place.hook][place.index] - self.base.cache[place.hook][place.index])
-            .abs()
-            .max()
-            for place in self.patches[i]
+            self.source[place.hook][place.index] - self.base.cache[place.hook][place.index]
+            for place in patch
         ]
-        return torch.stack(changes).max()
+        return torch.stack([change.abs().max() for change in changes]).max()
 
     def _scored(
         self, resid: Float[Tensor, "patch prompt read d_model"]
@@ -284,7 +321,6 @@ def _slabs(
     model: GPT,
     tokens: Int[Tensor, "prompt pos"],
     patches: Sequence[Sequence[Place]],
-    metrics: Sequence[Metric],
     memory: int,
 ) -> list[slice]:
     """Prompts that are kept at a time: all, or as many as leave a quarter of the memory free."""

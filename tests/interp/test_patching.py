@@ -15,6 +15,8 @@ from train.model import GPTConfig
 
 
 VOCAB = 4
+# The idle parts of the planted model hold the same on every prompt, which the sweeps say.
+pytestmark = pytest.mark.filterwarnings("ignore::interp.errors.UninformativeWarning")
 
 
 class Carriers:
@@ -126,7 +128,7 @@ def test_attention_carries_and_mlps_idle():
 def test_progress_is_told_place_by_place():
     told = []
     patching.heads(Carriers(1), contrast(), progress=lambda *step: told.append(step))
-    assert told[0] == ("patching", 0, 4)
+    assert told[0] == ("patching", 1, 4)
     assert told[-1] == ("patching", 4, 4)
 
 
@@ -157,7 +159,7 @@ def test_a_behaviour_the_model_cannot_do_is_refused_with_the_numbers():
 def test_misspelt_options_are_refused():
     with pytest.raises(BehaviourError, match="did you mean 'noising'"):
         patching.heads(Carriers(1), contrast(), direction="nosing")
-    with pytest.raises(BehaviourError, match="no positions is called 'all'"):
+    with pytest.raises(BehaviourError, match="no positions are called 'all'"):
         patching.mlps(Carriers(1), contrast(), positions="all")
 
 

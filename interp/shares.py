@@ -1,0 +1,254 @@
+"""From patched runs to effects: two runs, the patches between them, and shares of their difference.
+
+Denoising runs the corrupt prompts and writes in what the clean prompts computed: it finds what
+suffices. Noising is the other way round and finds what is needed. Either way 1 is all of the
+difference between the two scores, and 0 none of it.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from interp import behaviours, metrics
+from interp.behaviours import Behaviour
+from interp.components import HookedModel, Place, device_of
+from interp.effects import UNIT, Effects, provenance
+from interp.engine import base_runs, sweeping
+from interp.engine.sweeping import MEMORY, Patched, Progress, Source
+from interp.errors import BehaviourError, ContrastError, UninformativeWarning
+from interp.intervals import ratio_interval
+from interp.metrics import Metric
+from train.errors import nearest
+
+
+__all__ = ["DIRECTIONS", "Contrast", "How", "Layout", "contrast", "effects", "of_patched", "one_of"]
+
+DIRECTIONS = ("denoising", "noising")
+# A difference of activations below this is rounding, not the prompts': sums in another order.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class How:
+    """What every sweep may be told. `metric` None is the logit difference."""
+
+    metric: Metric | Sequence[Metric] | None = None
+    direction: str = "denoising"
+    memory: int = MEMORY
+    seed: int = 0
+    progress: Progress | None = None
+
+    def metrics(self, behaviour: Behaviour) -> list[Metric]:
+        """At least one."""
+        if self.metric is None:
+            return [metrics.logit_difference(behaviour)]
+        given = [self.metric] if isinstance(self.metric, Metric) else list(self.metric)
+        if not given or len({one.name for one in given}) < len(given):
+            raise BehaviourError(f"{len(given)} metrics were given; give one or more, each once")
+        return given
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How a flat list of patches is shown.
+
+    Attributes:
+        site: A key of `components.SITES`, or "several".
+        axes: Names of the axes.
+        shape: Their lengths; the product is the number of patches, in row-major order.
+        places: Name of every patch; () when site and axes say it.
+        window: Layers around each that go with it.
+    """
+
+    site: str
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    places: tuple[str, ...] = ()
+    window: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """The two unpatched runs of a behaviour.
+
+    Attributes:
+        here: Prompts that are run and patched.
+        there: Prompts whose activations are written in.
+        shared: So many first tokens are the same in every pair.
+        start: Scores of `here`.
+        goal: Scores of `there`.
+    """
+
+    here: Int[Tensor, "prompt pos"]
+    there: Int[Tensor, "prompt pos"]
+    shared: int
+    start: Float[np.ndarray, "metric prompt"]
+    goal: Float[np.ndarray, "metric prompt"]
+
+    def source(self, model: HookedModel, patches: Sequence[Sequence[Place]]) -> Source:
+        """Activations of `there` at the places, made slab by slab."""
+        names = sorted({place.hook for patch in patches for place in patch})
+
+        def run(prompts: slice) -> dict[str, Tensor]:
+            if sweeping.engine_runs(model):
+                return base_runs.activations(model, self.there[prompts], names)  # type: ignore[arg-type]
+            _, cache = model.run_with_cache(self.there[prompts], names_filter=names)
+            return {name: cache[name] for name in names}
+
+        return run
+
+
+def contrast(model: HookedModel, behaviour: Behaviour, how: How) -> Contrast:
+    """Check that there is something to find, and score both ends.
+
+    Raises:
+        CapabilityError: The model does not do the behaviour.
+        ContrastError: The model scores clean and corrupt prompts alike.
+    """
+    one_of("direction", how.direction, DIRECTIONS)
+    behaviours.check(model, behaviour)
+    device, read = device_of(model), how.metrics(behaviour)
+    clean, corrupt = behaviour.clean.to(device), behaviour.corrupt.to(device)
+    there, here = (clean, corrupt) if how.direction == "denoising" else (corrupt, clean)
+    start, goal = (
+        sweeping.unpatched(model, tokens, read, memory=how.memory).double().numpy()
+        for tokens in (here, there)
+    )
+    ends = (goal, start) if how.direction == "denoising" else (start, goal)
+    for metric, clean_score, corrupt_score in zip(read, *ends, strict=True):
+        if not abs(clean_score.mean() - corrupt_score.mean()) >= 1e-6:
+            raise ContrastError(
+                f"behaviour {behaviour.name!r} scores {clean_score.mean():.3g} on clean and "
+                f"{corrupt_score.mean():.3g} on corrupt prompts ({metric.name}); patching needs "
+                "prompts that the model tells apart"
+            )
+    differing = (clean != corrupt).any(dim=0)
+    return Contrast(here, there, int(differing.int().argmax()), start, goal)
+
+
+def effects(
+    model: HookedModel,
+    behaviour: Behaviour,
+    patches: Sequence[Sequence[Place]],
+    layout: Layout,
+    how: How,
+) -> Effects:
+    """Run every patch between the behaviour's two runs.
+
+    Raises:
+        CapabilityError: The model does not do the behaviour.
+        ContrastError: The model scores clean and corrupt prompts alike.
+        ModelError: A place that the model does not have.
+        BudgetError: Not even one patch fits into the memory allowed.
+    """
+    sweeping.refuse_unknown(model, patches, behaviour.n_pos)
+    runs = contrast(model, behaviour, how)
+    found = sweeping.scores(
+        model,
+        runs.here,
+        patches,
+        runs.source(model, patches),
+        how.metrics(behaviour),
+        shared=runs.shared,
+        memory=how.memory,
+        progress=how.progress,
+    )
+    return of_patched(model, behaviour, found, runs, layout, how)
+
+
+def of_patched(
+    model: HookedModel,
+    behaviour: Behaviour,
+    found: Patched,
+    runs: Contrast,
+    layout: Layout,
+    how: How,
+) -> Effects:
+    """Scores of patched runs as shares, the first metric in front."""
+    notes = _notes(found, runs, layout)
+    common: dict[str, Any] = {
+        "site": layout.site,
+        "axes": layout.axes,
+        "direction": how.direction,
+        "provenance": provenance(model, behaviour, seed=how.seed),
+        "pos_labels": _labels(model, behaviour) if "pos" in layout.axes else (),
+        "places": layout.places,
+        "window": layout.window,
+        "notes": notes,
+        "peak_bytes": found.peak_bytes,
+    }
+    prompts = behaviour.clean.unique(dim=0, return_inverse=True)[1].numpy()
+    first, *also = [
+        {
+            **_of_metric(found.scores[i].numpy(), runs.start[i], runs.goal[i], prompts, layout),
+            "metric": metric.name,
+            "unit": UNIT.replace("logit difference", metric.name),
+            "clean": float((runs.goal if how.direction == "denoising" else runs.start)[i].mean()),
+            "corrupt": float((runs.start if how.direction == "denoising" else runs.goal)[i].mean()),
+        }
+        for i, metric in enumerate(how.metrics(behaviour))
+    ]
+    others = tuple(Effects(**common, **one) for one in also)
+    return Effects(**common, **first, also=others)
+
+
+def _of_metric(
+    scores: Float[np.ndarray, "patch prompt"],
+    start: Float[np.ndarray, " prompt"],
+    goal: Float[np.ndarray, " prompt"],
+    prompts: Int64[np.ndarray, " prompt"],
+    layout: Layout,
+) -> dict[str, Any]:
+    """Shares and their intervals."""
+    part, whole = scores - start, goal - start
+    bounds = ratio_interval(_by_prompt(part, prompts), _by_prompt(whole, prompts))
+    values, low, high = (
+        None if one is None else _tensor(one.reshape(layout.shape))
+        for one in (part.mean(axis=-1) / whole.mean(), *(bounds or (None, None)))
+    )
+    return {"values": values, "low": low, "high": high, "n_prompts": int(prompts.max()) + 1}
+
+
+def _notes(found: Patched, runs: Contrast, layout: Layout) -> tuple[str, ...]:
+    """What the contrast does not vary, warned of where it is not just what comes before it."""
+    still = (found.moved <= ROUNDING) & found.done
+    notes = []
+    if still.any():
+        notes.append(
+            f"{int(still.sum())} of {len(still)} places hold the same values on clean and corrupt "
+            "prompts: an effect of 0 there says nothing"
+        )
+    if bool(still.any()) and "pos" not in layout.axes:
+        warnings.warn(notes[-1], UninformativeWarning, stacklevel=5)
+    if not found.done.all():
+        notes.append(f"interrupted: {int((~found.done).sum())} of {len(still)} places are missing")
+    return tuple(notes)
+
+
+def _by_prompt(
+    scores: Float[np.ndarray, "*places row"], prompts: Int64[np.ndarray, " row"]
+) -> Float[np.ndarray, "*places prompt"]:
+    """Sums over the rows of each distinct prompt: beside many foils it is drawn as one."""
+    return scores @ (prompts[:, None] == np.arange(prompts.max() + 1)).astype(scores.dtype)
+
+
+def _tensor(values: Float[np.ndarray, "*axes"]) -> Float[Tensor, "*axes"]:
+    return torch.from_numpy(np.ascontiguousarray(values)).float()
+
+
+def _labels(model: HookedModel, behaviour: Behaviour) -> tuple[str, ...]:
+    """The tokens of the first clean prompt, when the model can spell them."""
+    tokenizer = getattr(model, "tokenizer", None)
+    return tuple(tokenizer.tokens(behaviour.clean[0].tolist())) if tokenizer else ()
+
+
+def one_of(what: str, given: str, known: Sequence[str]) -> None:
+    """Raise a BehaviourError unless `given` is one of the words."""
+    if given not in known:
+        raise BehaviourError(f"no {what} is called {given!r}{nearest(given, known)}")
