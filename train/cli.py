@@ -7,7 +7,7 @@ stderr.
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, no_type_check
 
 import typer
 
@@ -136,7 +136,10 @@ def corpus_show(
     answer(result, result["text"], as_json=as_json, out=out)
 
 
+# Unchecked, because typer hands in a context of another class than the one it has us name.
+@no_type_check
 def train_command(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="planted, text-small or gpt2-124m.")],
     store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
@@ -154,11 +157,12 @@ def train_command(
         int | None, typer.Option(min=1, help="Default: all cores, at most 8.")
     ] = None,
     data_workers: Annotated[int, typer.Option(min=0, help="Threads reading ahead.")] = 0,
+    watch: Annotated[bool, typer.Option(help="Log what grows, for 1 % of the time.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train RECIPE on the token store STORE; stopped at any moment, it resumes with --resume."""
-    from train import loop, numerics, progress, recipes, runs, token_store
+    from train import loop, numerics, progress, recipes, runs, token_store, watching
 
     computed: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
     changes = {
@@ -172,18 +176,26 @@ def train_command(
     with progress.bar("training") as advance:
         if resume:
             _refuse_other(runs.open(out, store=store), recipe, changes, computed)
+            if not watch and runs.open(out).watched:
+                raise TrainError(f"--resume goes on watching {out}; leave --no-watch out")
             trained = loop.resume(out, store=store, data_workers=data_workers, progress=advance)
         else:
+            tokens = token_store.open(store)
+            resolved = recipes.resolve(recipes.by_name(recipe), tokens, **changes)
+            # Behaviours come from whoever registered this command and knows some.
+            known = [watching.of_store, *(context.obj or [])] if watch else []
+            watches = [one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)]
             trained = loop.run(
-                recipes.by_name(recipe),
-                token_store.open(store),
+                resolved,
+                tokens,
                 out=out,
                 numerics=numerics.choose(**computed),
                 data_workers=data_workers,
+                watch=watches,
                 progress=advance,
-                **changes,
             )
-    result = _summary(trained)
+    seen = trained.watched
+    result = {**_summary(trained), "watched": seen.summary if seen else None}
     answer(result, _lines(result), as_json=as_json, out=None)
 
 

@@ -8,17 +8,15 @@ run is the unbroken run to the last bit (same machine, precision and thread coun
 """
 
 import fcntl
-import io
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from train import (
@@ -30,9 +28,9 @@ from train import (
     manifests,
     objectives,
     optimizers,
-    orders,
     runs,
     states,
+    watch_logs,
 )
 from train import numerics as numbers
 from train.batches import Batch, Removal
@@ -44,6 +42,7 @@ from train.recipes import Recipe, resolve
 from train.runs import Run
 from train.states import State
 from train.token_store import TokenStore
+from train.watching import Watch
 
 
 __all__ = ["Replay", "advance", "branch", "replay", "resume", "run"]
@@ -53,6 +52,7 @@ Progress = Callable[[str, int, int | None], None]
 CUDA_BLOCK = 16
 LOCK = ".lock"
 BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{manifests.NAME}.partial"}
+BEFORE_MANIFEST |= {watch_logs.NAME}
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def run(
     out: str | Path,
     numerics: Numerics | None = None,
     data_workers: int = 0,
+    watch: Sequence[Watch] = (),
     progress: Progress | None = None,
     **changes: Any,
 ) -> Run:
@@ -104,6 +105,7 @@ def run(
         out: Folder of the run; must not exist.
         numerics: Default: measured on this machine (`train.numerics.choose`).
         data_workers: Threads that read batches ahead; changes no bit.
+        watch: What to measure as training goes (`train.watching`); changes no bit.
         progress: Called with (what, steps done, steps in all) after every step.
 
     Raises:
@@ -117,7 +119,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         if recipe.sampler == "nanogpt":
-            _record_schedule(out, recipe, store)
+            runs.record_schedule(out, recipe, store)
+        watch_logs.begin(out, watch, recipe)
         manifests.begin(out, recipe, store, numerics)
         state = states.initial(recipe, numerics)
         return _train(runs.open(out, store=store.path), state, [], data_workers, progress)
@@ -130,7 +133,7 @@ def resume(
     data_workers: int = 0,
     progress: Progress | None = None,
 ) -> Run:
-    """Go on from the newest checkpoint; a finished run is returned as it is."""
+    """Go on from the newest checkpoint, watched as before; a finished run is returned as it is."""
     opened = runs.open(path, store=store)
     if opened.finished:
         return opened
@@ -293,16 +296,18 @@ def _train(
     run: Run, state: State, rows: list[ledger.Row], data_workers: int, progress: Progress | None
 ) -> Run:
     """From `state` to the last step, with ledger and checkpoints, under the run's numerics."""
-    recipe, order, due = run.recipe, run.order, set(run.recipe.checkpoint_steps())
+    recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
+    watcher = watch_logs.Watcher(run.path, state.step, run.numerics.device)
     writer = ledger.Writer(run.path / ledger.NAME, rows)
     begin, seen = time.perf_counter(), state.tokens
     try:
         with numbers.applied(run.numerics):
+            watcher.look(state.model, state.step, state.tokens)
             # The index is written last: a folder without one is what a kill left of the first.
             if not (run.path / checkpoints.FOLDER / checkpoints.INDEX).exists():
                 states.save(run, state)
             while state.step < recipe.steps:
-                stop = min(step for step in due if step > state.step)
+                stop = min(step for step in saves | watcher.due if step > state.step)
                 for row in advance(
                     state, recipe, run.store, order, run.numerics, stop, run.removal, data_workers
                 ):
@@ -311,10 +316,13 @@ def _train(
                         speed = (row.tokens - seen) / (time.perf_counter() - begin)
                         what = f"loss {row.loss:.3f}  {speed / 1000:.1f}k tokens/s"
                         progress(what, row.step + 1, recipe.steps)
-                writer.sync()
-                states.save(run, state)
+                watcher.look(state.model, state.step, state.tokens)
+                if state.step in saves:
+                    writer.sync()
+                    states.save(run, state)
     finally:
         writer.close()
+        watcher.close()
     manifests.finish(run.path, run.manifest, _digests(run))
     return runs.open(run.path, store=run.store_path)
 
@@ -365,21 +373,8 @@ def _digests(run: Run) -> dict[str, str]:
     """The sha256 of every file of a finished run but its manifest."""
     listed = {f"{one.folder}/{name}": sha for one in run.saved for name, sha in one.files.items()}
     names = [ledger.NAME, f"{checkpoints.FOLDER}/{checkpoints.INDEX}"]
-    names += [runs.SCHEDULE] if (run.path / runs.SCHEDULE).exists() else []
+    names += [one for one in (runs.SCHEDULE, watch_logs.NAME) if (run.path / one).exists()]
     return listed | {name: durable.sha256_file(run.path / name) for name in names}
-
-
-def _record_schedule(out: Path, recipe: Recipe, store: TokenStore) -> None:
-    drawn = orders.record_nanogpt(
-        seed=recipe.order_seed,
-        n_tokens=store.train_tokens,
-        context=recipe.model.n_ctx,
-        batch=recipe.batch_size,
-        steps=recipe.steps,
-    )
-    content = io.BytesIO()
-    np.save(content, drawn.schedule)
-    durable.write_bytes(out / runs.SCHEDULE, content.getvalue())
 
 
 @contextmanager

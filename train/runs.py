@@ -2,11 +2,13 @@
 
     run/ manifest.json     what the run is (train.manifests)
          ledger.jsonl      what was done, step by step (train.ledger)
+         watch.jsonl       what was seen to grow meanwhile, where it was watched (train.watch_logs)
          checkpoints/      weights by step (train.checkpoints)
 
 `open` reads the manifest and nothing else. Weights are loaded only after their digest held.
 """
 
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from train import checkpoints, ledger, manifests, orders, recipes, token_store, tokenization
+from train import (
+    checkpoints,
+    durable,
+    ledger,
+    manifests,
+    orders,
+    recipes,
+    token_store,
+    tokenization,
+    watch_logs,
+)
 from train.batches import Removal
 from train.checkpoints import Saved
 from train.errors import DamagedError, StoreError, TrainError
@@ -30,7 +42,7 @@ from train.tokenization import Tokenizer
 if TYPE_CHECKING:
     from train.verifying import Verification
 
-__all__ = ["Origin", "Run", "open", "order_of"]
+__all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
 
 SCHEDULE = "schedule.npy"
 
@@ -144,6 +156,11 @@ class Run:
     def ledger(self) -> list[ledger.Row]:
         """What was done, a row a step."""
         return ledger.read(self.path / ledger.NAME, whole=self.finished)
+
+    @property
+    def watched(self) -> watch_logs.Log | None:
+        """What was looked at as it was trained, and what was seen; None when nothing was."""
+        return watch_logs.read(self.path, whole=self.finished)
 
     @property
     def config(self) -> GPTConfig:
@@ -288,3 +305,17 @@ def order_of(recipe: Recipe, store: TokenStore) -> DataOrder:
         context=recipe.model.n_ctx,
         batch=recipe.batch_size,
     )
+
+
+def record_schedule(run_path: Path, recipe: Recipe, store: TokenStore) -> None:
+    """Draw nanoGPT's order and keep it beside the run: it cannot be computed step by step."""
+    drawn = orders.record_nanogpt(
+        seed=recipe.order_seed,
+        n_tokens=store.train_tokens,
+        context=recipe.model.n_ctx,
+        batch=recipe.batch_size,
+        steps=recipe.steps,
+    )
+    content = io.BytesIO()
+    np.save(content, drawn.schedule)
+    durable.write_bytes(run_path / SCHEDULE, content.getvalue())

@@ -1,10 +1,10 @@
 """Whether a run is what it says: every digest, then the numbers behind the digests.
 
-First the files, without loading any of them as weights: the manifest's seal and keys, the ledger's
-chain, every checkpoint, every file of the token store. Only when all hold are weights loaded: the
-initial checkpoint must equal init(seed), each checkpoint must give the loss that was written beside
-it, no two steps may hold the same weights; and when all that holds, random spans are replayed
-against the ledger.
+First the files, without loading any of them as weights: the manifest's seal and keys, the chains of
+the ledger and of what was watched, every checkpoint, every file of the token store. Only when all
+hold are weights loaded: the initial checkpoint must equal init(seed), each checkpoint must give the
+loss that was written beside it, no two steps may hold the same weights; and when all that holds,
+random spans are replayed against the ledger.
 
 Three levels can hold: `bit-exact` (same machine, precision, threads), `within tolerance` (another
 machine), `order only` (the same windows were read, the replayed numbers differ by more).
@@ -127,7 +127,7 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
     if run.knowledge == "weights-only":
         return problems, count
     try:
-        rows = run.ledger
+        rows, _ = run.ledger, run.watched
         for row in rows:
             if not math.isfinite(row.loss + row.grad_norm):
                 raise DamagedError(
