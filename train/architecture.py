@@ -4,20 +4,25 @@ One frozen value says everything that `train.model` needs to build and start a n
 can name an architecture, and a manifest record one, without importing torch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from train.errors import RecipeError, nearest
 
 
-__all__ = ["CHOICES", "GPTConfig"]
+__all__ = ["CHOICES", "LATER", "GPTConfig"]
 
 CHOICES = {
     "position": ("learned", "sinusoidal", "rope", "none"),
-    "norm": ("layernorm", "rmsnorm"),
+    "norm": ("layernorm", "rmsnorm", "none"),
     "norm_placement": ("pre", "post"),
     "mlp": ("gelu", "gelu-tanh", "relu", "swiglu"),
     "position_init": ("normal", "sinusoids"),
 }
+# Fields that came after the first runs. At its default such a field is not written, so a recipe
+# reads, and its run is named, as it was before there was the choice.
+LATER = {"causal": True}
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class GPTConfig:
 
     `vocab_multiple` pads the embedding inside, for speed; no logit and no count ever shows it.
     `position_init_scale` is the deviation of a normal start, or the amplitude of sinusoids.
+    `causal` off lets every position attend to all, as compiled programs may; `train.recipes`
+    refuses to train such a network, because it would see its targets.
     """
 
     n_layers: int
@@ -48,8 +55,13 @@ class GPTConfig:
     init_std: float = 0.02
     position_init: str = "normal"
     position_init_scale: float = 0.02
+    causal: bool = True
 
     def __post_init__(self) -> None:
+        if not self.d_head and self.n_heads > 0 and self.d_model % self.n_heads:
+            raise RecipeError(
+                f"d_model {self.d_model} is no multiple of {self.n_heads} heads; give d_head"
+            )
         filled = {
             "n_key_value_heads": self.n_heads,
             "d_head": self.d_model // max(self.n_heads, 1),
@@ -68,10 +80,6 @@ class GPTConfig:
             raise RecipeError(
                 f"{self.n_heads} heads cannot share {self.n_key_value_heads} key-value heads "
                 "evenly; choose a divisor"
-            )
-        if self.d_head * self.n_heads != self.d_model and self.d_model % self.n_heads:
-            raise RecipeError(
-                f"d_model {self.d_model} is no multiple of {self.n_heads} heads; give d_head"
             )
         if self.position == "rope" and self.d_head % 2:
             raise RecipeError(f"rope turns pairs, and d_head is {self.d_head}; make it even")
@@ -98,11 +106,22 @@ class GPTConfig:
         n_matrices = 3 if self.gated_mlp else 2
         matrices = d * (qkv + attended + n_matrices * self.d_mlp)
         biases = (qkv + d + (n_matrices - 1) * self.d_mlp + d) if self.bias else 0
-        norm = 2 * d if self.bias and self.norm == "layernorm" else d
+        norm = {"none": 0, "layernorm": 2 * d if self.bias else d}.get(self.norm, d)
         final = norm if self.norm_placement == "pre" else 0
         tables = self.d_vocab * d * (1 if self.tie else 2)
         positions = self.n_ctx * d if self.position == "learned" else 0
         return tables + positions + self.n_layers * (matrices + biases + 2 * norm) + final
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, for a manifest; a later one only where it is not at its default."""
+        content = asdict(self)
+        return {key: value for key, value in content.items() if LATER.get(key, ...) != value}
+
+    @classmethod
+    def keys(cls, content: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+        """Fields that `content` lacks, and keys of it that are no fields."""
+        known = {field.name for field in fields(cls)}
+        return known - set(content) - set(LATER), set(content) - known
 
     # What TransformerLens' configurations are asked for, under its names and values.
     @property
@@ -116,9 +135,14 @@ class GPTConfig:
         return {"gelu-tanh": "gelu_new", "swiglu": "silu"}.get(self.mlp, self.mlp)
 
     @property
-    def normalization_type(self) -> str:
-        """ "LN" or "RMS"."""
-        return "LN" if self.norm == "layernorm" else "RMS"
+    def normalization_type(self) -> str | None:
+        """ "LN", "RMS" or None."""
+        return {"layernorm": "LN", "rmsnorm": "RMS"}.get(self.norm)
+
+    @property
+    def attention_dir(self) -> str:
+        """ "causal" or "bidirectional"."""
+        return "causal" if self.causal else "bidirectional"
 
     @property
     def positional_embedding_type(self) -> str:

@@ -4,7 +4,6 @@ An import has one checkpoint, no ledger and no store. Its knowledge level is `we
 that level stands in every result computed from it.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 from train import checkpoints, durable, exchange, manifests, runs
@@ -63,4 +62,4 @@ def _write(place: Path, found: Imported, layout: str, source: Path) -> None:
         "sha256": found.sha256,
         "description": found.description,
     }
-    manifests.imported(place, asdict(found.model.cfg), origin, files)
+    manifests.imported(place, found.model.cfg.to_dict(), origin, files)

@@ -70,7 +70,7 @@ def layout_of(cfg: GPTConfig) -> str:
     Raises:
         RecipeError: None does.
     """
-    pre = cfg.norm_placement == "pre"
+    pre = cfg.norm_placement == "pre" and cfg.causal
     if pre and (cfg.position, cfg.norm, cfg.mlp) == ("rope", "rmsnorm", "swiglu"):
         return "llama"
     whole = cfg.n_key_value_heads == cfg.n_heads and cfg.n_heads * cfg.d_head == cfg.d_model

@@ -47,6 +47,7 @@ class Block(nn.Module):
             n_key_value_heads=cfg.n_key_value_heads,
             bias=cfg.bias,
             rotary=cfg.position == "rope",
+            causal=cfg.causal,
         )
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()

@@ -71,6 +71,11 @@ class Recipe:
                 f"recipe {self.name!r} has {self.steps} steps of {self.batch_size} windows; "
                 "both must be at least 1"
             )
+        if not self.model.causal:
+            raise RecipeError(
+                f"recipe {self.name!r} has causal=False: a position that attends to the next one "
+                "sees its own target; only compiled and imported models may"
+            )
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
@@ -229,18 +234,16 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
         DamagedError: A key is missing or unknown; the message names it and `path`.
     """
     model = content.get("model")
-    for kind, given in (
-        (Recipe, content),
-        (GPTConfig, model if isinstance(model, Mapping) else {}),
-    ):
-        expected = {one.name for one in fields(kind)}
-        for key in sorted(expected - set(given)):
+    expected = {one.name for one in fields(Recipe)}
+    of_model = GPTConfig.keys(model if isinstance(model, Mapping) else {})
+    for lacking, unknown in ((expected - set(content), set(content) - expected), of_model):
+        for key in sorted(lacking):
             raise DamagedError(f"{path}: the recipe lacks the key {key!r}; it was changed")
-        for key in sorted(set(given) - expected):
+        for key in sorted(unknown):
             raise DamagedError(f"{path}: the recipe has an unknown key {key!r}; it was changed")
     return Recipe(**{**content, "model": GPTConfig(**content["model"])})
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe key by key, as it stands in a manifest."""
-    return asdict(recipe)
+    return {**asdict(recipe), "model": recipe.model.to_dict()}

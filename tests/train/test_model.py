@@ -14,7 +14,7 @@ from train.parts.position import Rotary, rotate, sinusoids
 
 AXES = {
     "position": ["learned", "sinusoidal", "rope", "none"],
-    "norm": ["layernorm", "rmsnorm"],
+    "norm": ["layernorm", "rmsnorm", "none"],
     "norm_placement": ["pre", "post"],
     "mlp": ["gelu", "gelu-tanh", "relu", "swiglu"],
     "n_key_value_heads": [4, 2, 1],

@@ -1,4 +1,4 @@
-"""Causal attention: many heads, or many queries to fewer keys and values (Ainslie et al. 2023).
+"""Attention: many heads, or many queries to fewer keys and values (Ainslie et al. 2023).
 
 torch's fused kernel runs where it is fast and nobody looks at the scores or the pattern; else the
 same sum is written out. Queries, keys and values come from one matrix, `qkv`, whose rows are all
@@ -31,8 +31,10 @@ class Attention(nn.Module):
         n_key_value_heads: int,
         bias: bool,
         rotary: bool,
+        causal: bool = True,
     ) -> None:
         super().__init__()
+        self.causal = causal
         self.n_heads, self.n_key_value_heads, self.d_head = n_heads, n_key_value_heads, d_head
         self.widths = [n_heads * d_head, n_key_value_heads * d_head, n_key_value_heads * d_head]
         self.qkv = Linear(d_model, sum(self.widths), bias=bias)
@@ -53,7 +55,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch pos d_model"],
         rotation: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Move information to every position from itself and the ones before it."""
+        """Move information to every position from itself and the ones before it, or from all."""
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q = self.hook_q(q.unflatten(-1, (self.n_heads, self.d_head)))
         k = self.hook_k(k.unflatten(-1, (self.n_key_value_heads, self.d_head)))
@@ -77,7 +79,7 @@ class Attention(nn.Module):
         slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
         if slow or self.hook_attn_scores.hooked or self.hook_pattern.hooked:
             return self._written_out(q, k, v).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return mixed.transpose(1, 2)
 
     def _written_out(
@@ -86,7 +88,8 @@ class Attention(nn.Module):
         n_pos, shape = q.shape[2], q.shape[:2]
         # The lowest finite number, as Hugging Face does: -inf would make inf - inf = nan in hooks.
         lowest = torch.finfo(q.dtype).min
-        future = torch.full((n_pos, n_pos), lowest, dtype=q.dtype, device=q.device).triu(1)
+        hidden = lowest if self.causal else 0.0
+        future = torch.full((n_pos, n_pos), hidden, dtype=q.dtype, device=q.device).triu(1)
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=self.d_head**-0.5)
         scores = self.hook_attn_scores(scores.unflatten(0, shape))
