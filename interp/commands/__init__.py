@@ -1,0 +1,1 @@
+"""The commands of `openbook` that look inside a model, one file a noun."""

@@ -1,0 +1,37 @@
+"""What was computed with, as digests, and the first thing in which two of them differ."""
+
+import hashlib
+from typing import Any
+
+import torch
+
+
+__all__ = ["difference", "weights_sha256"]
+
+
+def weights_sha256(model: Any) -> str:
+    """Over every weight as it is now, edited or not; 0.7 s for GPT-2 small. "" without weights."""
+    if not isinstance(model, torch.nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.detach().cpu().contiguous().flatten()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def difference(asked: Any, found: Any, name: str = "") -> str | None:
+    """The first key in which two nested tables differ, with both values; None when they agree."""
+    if isinstance(asked, dict) and isinstance(found, dict):
+        for key in sorted({*asked, *found}):
+            inner = f"{name}.{key}" if name else key
+            if said := difference(asked.get(key), found.get(key), inner):
+                return said
+        return None
+    return None if asked == found else f"{name} {_short(found)} and not {_short(asked)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) > 40 else text
