@@ -15,11 +15,36 @@ from torch import Tensor
 if TYPE_CHECKING:
     import pandas
 
+    from interp.averages import Average
+    from interp.circuit_results import Circuit
+    from interp.classifying import Estimate
+    from interp.direct_logits import Contributions
     from interp.effects import Effects
+    from interp.erasures import Erasure
+    from interp.lens_bits import Evaluation
+    from interp.lenses import Readings
+    from interp.probes import Probe
     from interp.recalling import Recall
+    from interp.trajectories import Trajectory
 
-__all__ = ["bars", "effects", "grouped_bars", "heads", "heat_map", "recall"]
+__all__ = [
+    "bars",
+    "circuit",
+    "effects",
+    "erasure",
+    "grouped_bars",
+    "heads",
+    "heat_map",
+    "probe",
+    "recall",
+    "trajectory",
+]
 
+# Plotly's own ten, named because an interval takes the colour of its curve.
+COLOURS = (
+    "#636efa", "#ef553b", "#00cc96", "#ab63fa", "#ffa15a", "#19d3f3", "#ff6692", "#b6e880",
+    "#ff97ff", "#fecb52",
+)  # fmt: skip
 # Pixels: three figures of a notebook fit on one screen.
 WIDTH, HEIGHT = 680, 340
 
@@ -153,3 +178,171 @@ def _interval(
 def _framed(figure: go.Figure, title: str) -> go.Figure:
     figure.update_layout(title=title, template="plotly_white", width=WIDTH, height=HEIGHT)
     return figure.update_layout(margin={"t": 48, "b": 40, "l": 60, "r": 20})
+
+
+def probe(found: "Probe") -> go.Figure:
+    """Accuracy and its controls over layers; over positions too, a heat map above the baseline."""
+    title = f"{found.task}: {found.site}, n={found.n}, {len(found.classes)} classes"
+    layers = sorted({cell.layer for cell in found.cells})
+    places = sorted({cell.pos for cell in found.cells if cell.pos is not None})
+    if places:
+        there = {(cell.layer, cell.pos): cell.accuracy.value for cell in found.cells}
+        above = [
+            # An interrupted probe lacks the last cells.
+            [round(there.get((layer, pos), found.baseline) - found.baseline, 4) for pos in places]
+            for layer in layers
+        ]
+        down, across = [f"L{layer}" for layer in layers], [str(pos) for pos in places]
+        unit = f"accuracy above {found.baseline:.3f}"
+        return heat_map(above, down, across, title=title, unit=unit)
+    figure = go.Figure()
+    names = {"accuracy": "accuracy", "unseen": f"unseen {found.type_of}", "control": "control task"}
+    names |= {"untrained": "untrained", "untrained_unseen": f"untrained, unseen {found.type_of}"}
+    for field, name in names.items():
+        column = [getattr(cell, field) for cell in found.cells]
+        if None not in column:
+            figure.add_scatter(**_estimates(layers, column), name=name)
+    figure.add_hline(y=found.baseline, line_dash="dot", annotation_text="commonest label")
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(range=[0, 1.02], title="share of cases right")
+    return _framed(figure, title)
+
+
+def erasure(found: "Erasure") -> go.Figure:
+    """The score of a behaviour: intact, with the label erased, and with a placebo."""
+    scores = [arm.score for arm in found.arms]
+    shown = _estimates([arm.name for arm in found.arms], scores)
+    figure = go.Figure(go.Bar(x=shown["x"], y=shown["y"], error_y=shown["error_y"]))
+    figure.update_yaxes(title=f"logit difference, n={found.n_prompts}")
+    title = f"{found.behaviour} without {found.task} at {found.place} (rank {found.rank})"
+    return _framed(figure, title)
+
+
+def _estimates(x: Sequence[object], column: "Sequence[Estimate]") -> dict[str, object]:
+    """Values with error bars, four digits each."""
+    values = [round(one.value, 4) for one in column]
+    low = [None if one.low is None else round(one.low, 4) for one in column]
+    high = [None if one.high is None else round(one.high, 4) for one in column]
+    return {"x": list(x), "y": values, "error_y": _interval(values, low, high)}
+
+
+def readings(found: "Readings", measure: str) -> go.Figure:
+    """What a lens reads by depth: a line with its control, or a heat map over several positions."""
+    title = f"{found.provenance.behaviour}: {found.kind} lens, n={found.n}"
+    values, unit = found.measures[measure], found.units[measure]
+    if len(found.positions) > 1:
+        labels = found.pos_labels or [""] * len(found.positions)
+        across = [
+            f"{pos} {label}".strip() for pos, label in zip(found.positions, labels, strict=True)
+        ]
+        rows = [[round(v, 4) for v in row] for row in values.values.tolist()]
+        return heat_map(rows, list(found.places), across, title=title, unit=unit)
+    figure = go.Figure()
+    for one, name in ((values, found.kind), (found.control[measure], "never trained")):
+        figure.add_scatter(**_averages(list(found.places), one.at(..., 0)), name=name)
+    figure.update_yaxes(title=unit)
+    return _framed(figure, title)
+
+
+def contributions(found: "Contributions", k: int = 20) -> go.Figure:
+    """Bars of the k parts that write most, for the answer or against it, with their control."""
+    order = found.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
+    order.sort(key=lambda i: -found.average.values[i].item())
+    names = [found.names[i] for i in order]
+    figure = go.Figure()
+    for one, name in ((found.average, "trained"), (found.control, "never trained")):
+        figure.add_bar(**_averages(names, one.at(order)), name=name)
+    figure.update_yaxes(title="logits written for answer minus foil")
+    about = f"{found.provenance.behaviour}: direct contributions, n={found.n}"
+    return _framed(figure, f"{about}; {len(names)} of {len(found.names)} parts")
+
+
+def lens_evaluation(found: "Evaluation") -> go.Figure:
+    """Bits a token from each lens to the model, by layer."""
+    layers = [f"L{layer}" for layer in range(found.kl.values.shape[1])]
+    figure = go.Figure()
+    for index, name in enumerate(("logit lens", "tuned lens", "never trained, translated")):
+        figure.add_scatter(**_averages(layers, found.kl.at(index)), name=name)
+    figure.update_yaxes(title="KL(model || reading), bits a token")
+    return _framed(figure, f"{found.n_tokens:,} {found.region} tokens in {found.n} windows")
+
+
+def _averages(x: list[str], found: "Average") -> dict[str, object]:
+    """Means with error bars, four digits each."""
+    values, low, high = (
+        None if t is None else [round(v, 4) for v in t.tolist()]
+        for t in (found.values, found.low, found.high)
+    )
+    none = [None] * len(x)
+    return {"x": x, "y": values, "error_y": _interval(values or [], low or none, high or none)}
+
+
+def circuit(found: "Circuit", k: int = 60) -> go.Figure:
+    """The nodes of a circuit layer by layer, and its k strongest edges; red works for it."""
+    graph, edges = found.graph, found.edges[:k]
+    across = 2.0 * graph.n_heads
+    spots = {"input": (across / 2, 0), "logits": (across / 2, 2 * graph.n_layers + 1)}
+    for layer in range(graph.n_layers):
+        for head in range(graph.n_heads):
+            spots[f"a{layer}.h{head}"] = (2 * head, 2 * layer + 1)
+        # Beside the heads, so that no edge from the middle hides behind it.
+        spots[f"m{layer}"] = (across + 2, 2 * layer + 2)
+    figure, ends = go.Figure(), []
+    strongest = max((abs(found[edge]) for edge in edges), default=1.0) or 1.0
+    lines: dict[tuple[str, float], list[tuple[float, float] | tuple[None, None]]] = {}
+    for edge in edges:
+        source, _, reader = edge.partition("->")
+        start, stop = spots[source], spots[reader.partition("<")[0]]
+        colour = "#b2182b" if found[edge] > 0 else "#2166ac"
+        # Three widths, and so six lines in the file however many edges there are.
+        width = 1.0 + 2 * round(2 * abs(found[edge]) / strongest)
+        lines.setdefault((colour, width), []).extend([start, stop, (None, None)])
+        middle = ((start[0] + stop[0]) / 2, (start[1] + stop[1]) / 2)
+        ends.append((*middle, f"{edge} {found[edge]:.4g}"))
+    for (colour, width), points in lines.items():
+        x, y = zip(*points, strict=True)
+        line = {"color": colour, "width": width}
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
+    if ends:
+        x, y, text = zip(*ends, strict=True)
+        figure.add_scatter(x=x, y=y, hovertext=text, hoverinfo="text", mode="markers", opacity=0)
+    x, y = zip(*(spots[node] for node in found.nodes), strict=True)
+    figure.add_scatter(x=x, y=y, text=found.nodes, mode="text", hoverinfo="skip")
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    shown = f"{len(edges)} of {len(found.edges)} edges"
+    about = f"{found.provenance.behaviour}: {shown}, faithfulness {found.faithfulness}"
+    return _framed(figure, about).update_layout(height=HEIGHT + 60 * graph.n_layers)
+
+
+def trajectory(found: "Trajectory", names: list[str], *, log: bool = True) -> go.Figure:
+    """Numbers by step with their intervals, and a row of marks at each step that read documents."""
+    figure = go.Figure()
+    for index, name in enumerate(names):
+        curve = found.curve(name)
+        steps = [one.step for one in curve]
+        shown = {"color": COLOURS[index % len(COLOURS)]}
+        bounds = [(one.step, one.low, one.high) for one in curve if one.low is not None]
+        figure.add_scatter(
+            x=[step for step, _, _ in bounds] + [step for step, _, _ in reversed(bounds)],
+            y=[round(high or 0.0, 4) for _, _, high in bounds]
+            + [round(low or 0.0, 4) for _, low, _ in reversed(bounds)],
+            fill="toself", opacity=0.2, line={**shown, "width": 0}, mode="lines",
+            hoverinfo="skip", showlegend=False, legendgroup=name,
+        )  # fmt: skip
+        values = [round(one.value, 4) for one in curve]
+        figure.add_scatter(x=steps, y=values, name=name, line=shown, legendgroup=name)
+    for index, (label, steps) in enumerate(found.readings.items()):
+        figure.add_scatter(
+            x=sorted(set(steps)), y=[label] * len(set(steps)), yaxis="y2", mode="markers",
+            marker={"symbol": "line-ns-open", "color": COLOURS[-1 - index % len(COLOURS)]},
+            name=label, showlegend=False,
+        )  # fmt: skip
+    marked = 0.08 * len(found.readings)
+    figure.update_layout(yaxis={"domain": [marked, 1.0]})
+    if marked:
+        figure.update_layout(yaxis2={"domain": [0.0, marked - 0.03], "anchor": "x"})
+    axis = {"type": "log", "dtick": 1} if log else {}
+    figure.update_xaxes(title="step" + (", from 1" if log else ""), **axis)
+    return _framed(figure, f"{found.analysis} over run {found.run_id}")

@@ -1,0 +1,141 @@
+"""`openbook lens`: what each layer of RUN would answer, and which part wrote the answer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from interp.cli import PROMPTS, Named, Prompts, Seed, Source, Step
+from interp.errors import InterpError
+from train.cli import Json, Out, StorePath, answer, readable, writable
+
+
+if TYPE_CHECKING:
+    from interp.direct_logits import Contributions
+    from interp.lenses import Readings
+    from interp.tuned_lenses import TunedLens
+
+
+def lens_command(
+    source: Source,
+    behaviour: Named,
+    kind: Annotated[
+        Literal["logit", "tuned", "direct"],
+        typer.Option(help="Logit lens, tuned lens, or direct logit attribution."),
+    ] = "logit",
+    positions: Annotated[
+        Literal["last", "each"],
+        typer.Option(help="Of a lens: to read. Of direct: each splits heads by where they read."),
+    ] = "last",
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    lens: Annotated[
+        Path | None, typer.Option(callback=readable, help="A tuned lens that was saved.")
+    ] = None,
+    save_lens: Annotated[
+        Path | None, typer.Option(callback=writable, help="Keep the fitted lens: a .json.")
+    ] = None,
+    train_tokens: Annotated[
+        bool, typer.Option("--train-tokens", help="Fit to tokens the model was trained on.")
+    ] = False,
+    fit_steps: Annotated[int, typer.Option(min=1, help="Of fitting.")] = 250,
+    plot: Annotated[
+        Path | None, typer.Option(callback=writable, help="Write the figure: .html or .png.")
+    ] = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Read BEHAVIOUR off every layer of RUN, or split its logit difference over what wrote it."""
+    if kind != "tuned" and (lens or save_lens or train_tokens):
+        raise InterpError(f"--lens, --save-lens and --train-tokens belong to tuned, not to {kind}")
+    from interp import behaviours, direct_logits, hooked, lenses, tuned_lenses
+    from train import durable, progress
+
+    model, words = hooked.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    at = None if positions == "each" else (-1,)
+    with progress.bar(kind) as advance:
+        if kind == "direct":
+            over = "sources" if positions == "each" else "parts"
+            found = direct_logits.decompose(model, prompted, over=over, seed=seed)
+            text = _contributions(found)
+        elif kind == "logit":
+            found = lenses.logit(model, prompted, positions=at, seed=seed, progress=advance)
+            text = _readings(found)
+        else:
+            behaviours.check(model, prompted)  # Before minutes of fitting.
+            tuned = (
+                tuned_lenses.load(lens)
+                if lens
+                else _fitted(model, words, train_tokens, fit_steps, seed, advance)
+            )
+            if save_lens:
+                tuned.save(save_lens)
+            found = tuned_lenses.read(model, prompted, tuned, positions=at, progress=advance)
+            text = f"{_readings(found)}\n{_fit(tuned)}"
+    if plot:
+        durable.write_text(plot, found.plot().to_html(include_plotlyjs="cdn"))
+    if out:
+        found.save(out)
+    answer(found.to_dict(), text, as_json=as_json, out=None)
+
+
+def _fitted(model: Any, words: Any, trained: bool, steps: int, seed: int, advance: Any) -> Any:
+    from interp import lens_windows, tuned_lenses
+    from train.runs import Run
+
+    if not isinstance(words, Run):
+        raise InterpError(
+            "a tuned lens is fitted to the tokens of a run, and this model came without any; give "
+            "one that was saved with --lens"
+        )
+    cut = lens_windows.trained_on if trained else lens_windows.held_out
+    windows = cut(words.store, model.cfg.n_ctx)
+    return tuned_lenses.fit(model, windows, steps=steps, seed=seed, progress=advance)
+
+
+def _readings(found: "Readings") -> str:
+    pos = found.positions[-1]
+    head = f"{found.provenance.behaviour}: {found.kind} lens at position {pos}, n={found.n} prompts"
+    lines = [f"{head}; control: never trained"]
+    for measure, unit in found.units.items():
+        lines.append(f"{measure} ({unit})")
+        for depth, place in enumerate(found.places):
+            own, control = (
+                side[measure].at(depth, -1).show() for side in (found.measures, found.control)
+            )
+            lines.append(f"  {place:<16}  {own:<28}  control {control}")
+    return "\n".join([*lines, _about(found.provenance)])
+
+
+def _contributions(found: "Contributions", k: int = 12) -> str:
+    lines = [
+        f"{found.provenance.behaviour}: direct contributions to a logit difference of "
+        f"{found.score.show()}, n={found.n} prompts; control: never trained",
+        f"{len(found.names)} parts add up to it within {found.gap:.1g}",
+    ]
+    order = found.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
+    for i in order:
+        own, control = found.average.at(i).show(), found.control.at(i).show()
+        lines.append(f"  {found.names[i]:<16}  {own:<28}  control {control}")
+    left = len(found.names) - len(order)
+    lines += [f"and {left} parts that write less"] if left > 0 else []
+    return "\n".join([*lines, _about(found.provenance)])
+
+
+def _fit(tuned: "TunedLens") -> str:
+    fit = tuned.fit
+    return (
+        f"lens fitted on {fit.targets:,} {fit.region} tokens, {fit.steps} steps, seed {fit.seed}; "
+        f"KL to the model at each layer in the end {', '.join(f'{one:.3f}' for one in fit.loss)} "
+        "nats; what it reads on tokens it was not fitted to: lens_bits.evaluate"
+    )
+
+
+def _about(about: Any) -> str:
+    return (
+        f"run {about.run_id}, step {about.step}, checkpoint {about.checkpoint_sha256[:12]}, "
+        f"knowledge {about.knowledge}"
+    )
