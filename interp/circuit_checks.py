@@ -12,39 +12,32 @@ m is the metric's mean over prompts, C the circuit, M the model, f(C) = (m(C) - 
     CPR              area under f over the share of edges kept, strongest first, signed
     CMD              area of abs(1 - f), strongest by size first; 0 is best (both as MIB defines
                      them, Mueller et al. 2025, https://arxiv.org/abs/2504.13151)
-    random init      what the same edges move in a model that was never trained, as a share of what
-                     the trained one has to move: 0 when the edges say nothing without the weights
-    random circuits  f of circuits as large, chosen in the same way among shuffled edges
-    stability        Jaccard overlap with circuits found on prompts drawn again with replacement
-    agreement        Spearman's rank correlation of estimated and exact worth, strongest edges
 
 Everything is run exactly (`interp.cutting`). Intervals are over prompts and take the edges as
-given; those of random circuits and of stability hold 95 % of what was drawn.
+given. What another circuit, another model or other prompts would have given is in
+`interp.circuit_controls`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from interp import averages, cutting
 from interp.behaviours import Behaviour
 from interp.cutting import MetricOf
-from interp.edge_selection import at_least, select
+from interp.edge_selection import select
 from interp.edges import Graph, graph_of
 from interp.errors import ContrastError
-from interp.intervals import ratio_interval, resampled_means, wilson
-from train import model as gpt
+from interp.intervals import ratio_interval, resampled_means
 from train.model import GPT
 from train.progress import Progress
 
 
 __all__ = ["SHARES", "Curve", "Judge", "Measured"]
-__all__ += ["agreement", "completeness", "curves", "minimality"]
-__all__ += ["random_circuits", "random_init", "stability"]
+__all__ += ["completeness", "curves", "membership", "minimality"]
 
 # Shares of all edges at which MIB measures.
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -64,7 +57,8 @@ class Measured:
 
     def __str__(self) -> str:
         bounds = "no interval" if self.low is None else f"[{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.value:.3f} {bounds} ({self.n} {self.of})"
+        of = self.of.replace("prompts", "prompt") if self.n == 1 else self.of
+        return f"{self.value:.3f} {bounds} ({self.n} {of})"
 
 
 @dataclass(frozen=True)
@@ -133,11 +127,19 @@ class Judge:
 
     def measured(self, moved: Float[np.ndarray, " row"]) -> Measured:
         """The same of one circuit with its interval; rows of one prompt count once."""
-        prompts = averages.prompts_of(self.behaviour.clean)
-        member = (prompts[:, None] == np.arange(prompts.max() + 1)).astype(np.float64)
-        bounds = ratio_interval(moved @ member, (self.full - self.empty) @ member)
+        bounds = ratio_interval(moved @ self.member, (self.full - self.empty) @ self.member)
         low, high = (None, None) if bounds is None else (float(one) for one in bounds)
-        return Measured(float(self.f(moved)), low, high, member.shape[1], "prompts")
+        return Measured(float(self.f(moved)), low, high, self.member.shape[1], "prompts")
+
+    @property
+    def member(self) -> Float[np.ndarray, "row prompt"]:
+        """1 where a row is of a distinct prompt: one prompt beside many foils is one case."""
+        return membership(averages.prompts_of(self.behaviour.clean))
+
+
+def membership(prompts: Int64[np.ndarray, " row"]) -> Float[np.ndarray, "row prompt"]:
+    """Prompt numbers as columns of ones."""
+    return (prompts[:, None] == np.arange(prompts.max() + 1)).astype(np.float64)
 
 
 def completeness(
@@ -162,15 +164,30 @@ def completeness(
 def minimality(
     judge: Judge, kept: Bool[Tensor, " edge"], *, seed: int = 0, progress: Progress | None = None
 ) -> Measured:
-    """Share of edges whose removal moves f(C) by more than `MOVED`; of many a sample is tried."""
+    """Share of edges whose removal moves f(C) by more than `MOVED`; of many a sample is tried.
+
+    The interval holds 95 % of the shares on prompts drawn again, and on edges drawn again when they
+    were a sample.
+    """
     edges = torch.nonzero(kept).flatten()
     draw = np.random.Generator(np.random.Philox(key=seed))
-    if len(edges) > MOST_EDGES:
+    sampled = len(edges) > MOST_EDGES
+    if sampled:
         edges = edges[np.sort(draw.permutation(len(edges))[:MOST_EDGES])]
     without = kept & (torch.arange(len(kept)) != edges[:, None])
-    f = judge.f(judge.moved(torch.cat([kept[None], without]), progress))
-    share = float((np.abs(f[1:] - f[0]) > MOVED).mean())
-    return Measured(share, *wilson(share, len(edges)), len(edges), "edges")
+    moved = judge.moved(torch.cat([kept[None], without]), progress)
+    change, whole = moved[0] - moved[1:], judge.full - judge.empty
+    share = float((np.abs(judge.f(change)) > MOVED).mean())
+    member = judge.member
+    if member.shape[1] < 2:
+        return Measured(share, None, None, len(edges), "edges")
+    drawn, wholes = (resampled_means(one @ member, seed=seed) for one in (change, whole))
+    moves = np.abs(drawn / wholes) > MOVED
+    if sampled:
+        again = draw.integers(len(edges), size=moves.shape)
+        moves = np.take_along_axis(moves, again, axis=0)
+    low, high = np.quantile(moves.mean(axis=0), [0.025, 0.975]).tolist()
+    return Measured(share, low, high, len(edges), "edges")
 
 
 def curves(
@@ -201,112 +218,3 @@ def curves(
 def _trapezoid(height: Float[np.ndarray, "share row"]) -> Float[np.ndarray, " row"]:
     widths = np.diff(SHARES)[:, None]
     return (widths * (height[1:] + height[:-1]) / 2).sum(axis=0)
-
-
-def random_init(
-    judge: Judge, kept: Bool[Tensor, " edge"], *, seed: int = 0, inits: int = 3
-) -> Measured:
-    """What the edges move in models of the same shape that were never trained, mean over `inits`.
-
-    Relative to the *trained* model's full-empty difference, on the same prompts.
-    """
-    moved = np.zeros_like(judge.full)
-    for number in range(inits):
-        twin = gpt.init(judge.model.cfg, seed=seed + number).to(judge.model.device).eval()
-        both = torch.stack([kept, torch.zeros_like(kept)])
-        scores = cutting.scores(
-            twin, judge.behaviour, both, metric=judge.metric, memory=judge.memory
-        )
-        moved += (scores[0] - scores[1]).double().numpy() / inits
-    return judge.measured(moved)
-
-
-def random_circuits(
-    judge: Judge,
-    graph: Graph,
-    worth: Float[Tensor, " edge"],
-    size: int,
-    *,
-    selection: str,
-    signed: bool,
-    seed: int = 0,
-    circuits: int = 20,
-    progress: Progress | None = None,
-) -> Measured:
-    """Mean f of circuits of at least `size` edges, chosen by the same worths, shuffled."""
-    draw = np.random.Generator(np.random.Philox(key=seed))
-    kept = torch.stack([
-        at_least(
-            graph,
-            worth[torch.from_numpy(draw.permutation(graph.n_edges))],
-            size,
-            selection=selection,
-            signed=signed,
-        )
-        for _ in range(circuits)
-    ])  # fmt: skip
-    f = judge.f(judge.moved(kept, progress))
-    low, high = np.quantile(f, [0.025, 0.975]).tolist()
-    return Measured(float(f.mean()), low, high, circuits, "circuits")
-
-
-def stability(
-    graph: Graph,
-    worth: Float[Tensor, "row edge"],
-    kept: Bool[Tensor, " edge"],
-    prompts: Sequence[int],
-    *,
-    n_edges: int,
-    selection: str,
-    signed: bool,
-    seed: int = 0,
-    draws: int = 100,
-) -> tuple[Measured | None, Float[Tensor, " edge"]]:
-    """Jaccard overlap with circuits found again, and how often each edge was in; None for 1 prompt.
-
-    Rows of one prompt are drawn together.
-    """
-    member = np.asarray(prompts)[:, None] == np.arange(max(prompts) + 1)
-    if member.shape[1] < 2:
-        return None, kept.float()
-    sums = worth.double().numpy().T @ member
-    again = torch.stack([
-        select(graph, torch.from_numpy(one).float(), n_edges, selection=selection, signed=signed)
-        for one in resampled_means(sums, draws=draws, seed=seed).T
-    ])  # fmt: skip
-    overlap = ((again & kept).sum(dim=1) / (again | kept).sum(dim=1).clamp(min=1)).double().numpy()
-    low, high = np.quantile(overlap, [0.025, 0.975]).tolist()
-    found = Measured(float(overlap.mean()), low, high, draws, "draws of the prompts")
-    return found, again.float().mean(dim=0)
-
-
-def agreement(
-    estimated: Float[Tensor, "row edge"],
-    exact: Float[Tensor, "row edge"],
-    prompts: Sequence[int],
-    *,
-    seed: int = 0,
-) -> Measured | None:
-    """Spearman's correlation of mean worths over the edges given; None below three of them.
-
-    The interval holds 95 % of what prompts drawn again give.
-    """
-    from scipy.stats import rankdata
-
-    if estimated.shape[1] < 3:
-        return None
-    member = np.asarray(prompts)[:, None] == np.arange(max(prompts) + 1)
-    sums = [one.double().numpy().T @ member for one in (estimated, exact)]
-
-    def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        ranks = [rankdata(values, axis=0) for values in (one, other)]
-        centred = [rank - rank.mean(axis=0) for rank in ranks]
-        spread = np.sqrt((centred[0] ** 2).sum(axis=0) * (centred[1] ** 2).sum(axis=0))
-        return (centred[0] * centred[1]).sum(axis=0) / np.maximum(spread, 1e-12)
-
-    value = float(correlation(*(one.mean(axis=1, keepdims=True) for one in sums))[0])
-    if member.shape[1] < 2:
-        return Measured(value, None, None, estimated.shape[1], "edges")
-    drawn = correlation(*(resampled_means(one, seed=seed) for one in sums))
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return Measured(value, low, high, estimated.shape[1], "edges")

@@ -3,17 +3,26 @@
 `find` scores every edge (`interp.edge_attribution`), keeps the strongest (`interp.edge_selection`)
 and runs the model with only those kept (`interp.cutting`). The prompts that choose the edges are
 not the prompts that judge them, and each number comes with the controls that could have refuted it
-(`interp.circuit_checks`).
+(`interp.circuit_checks`, `interp.circuit_controls`).
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from interp import averages, behaviours, circuit_checks, cutting, edge_attribution, metrics
+from interp import (
+    averages,
+    behaviours,
+    circuit_checks,
+    circuit_controls,
+    cutting,
+    edge_attribution,
+    metrics,
+)
 from interp.behaviours import Behaviour
 from interp.circuit_checks import Judge, Measured
 from interp.circuit_results import Checks, Circuit
@@ -53,51 +62,34 @@ def find(
 
     Args:
         model: A pre-norm decoder, from `hooked.load`.
-        behaviour: What it does; the corrupt prompts are what a cut edge carries.
+        behaviour: What it does; a cut edge carries what its corrupt prompts give.
         method: "eap-ig", "eap" or "exact" (a pass an edge).
         n_edges: How many before pruning; None: by bisection, a number that keeps 0.9 of the
-            difference on the prompts that choose. Faithfulness can fall when edges are added, so
-            fewer may do as well.
+            difference on the prompts that choose (f may fall as edges are added: fewer may do).
         selection: "greedy" or "top".
-        signed: Seek only edges that work for the behaviour, not those against it.
-        steps: Of eap-ig.
+        signed: Rank by worth, not by its size: edges against the behaviour come last.
         metric: Builds the metric of a behaviour.
         held_out: Share of the prompts that judge and do not choose.
-        checked: Measure completeness, minimality, the curves, controls and stability as well: some
-            200 circuits more.
-        seed: Of the split, the controls and the draws.
+        checked: Run the checks and controls as well: some 200 circuits more.
         memory: Bytes above the weights.
-        progress: Told what is being done.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
         ContrastError: Clean and corrupt prompts score alike.
         ModelError: The model has no edges that can be cut.
-        CircuitError: The edges reach not from the input to the logits.
+        CircuitError: More edges than there are, or none from the input to the logits.
     """
     graph = graph_of(model)
     behaviours.check(model, behaviour)
     choosing, judging = _split(behaviour, held_out, seed)
+    how: dict[str, Any] = {"metric": metric, "memory": memory}
+    chooser, judge = (Judge.of(model, one, **how) for one in (choosing, judging))
     worth = edge_attribution.worth(
-        model,
-        choosing,
-        method=method,
-        steps=steps,
-        metric=metric,
-        memory=memory,
-        progress=progress,
+        model, choosing, method=method, steps=steps, progress=progress, **how
     )
-    mean = worth.mean(dim=0)
-    chooser = Judge.of(model, choosing, metric=metric, memory=memory)
+    mean, made = worth.mean(dim=0), metric(judging)
     asked = _enough(chooser, graph, mean, selection, signed) if n_edges is None else n_edges
-    kept = select(graph, mean, asked, selection=selection, signed=signed)
-    if not kept.any():
-        raise CircuitError(
-            f"the {asked} strongest edges of {behaviour.name!r} reach not from the input to the "
-            "logits; take more, or selection='greedy'"
-        )
-    judge = Judge.of(model, judging, metric=metric, memory=memory)
-    made = metric(judging)
+    kept = _chosen(graph, mean, asked, selection, signed)
     found = Circuit(
         graph=graph,
         worth=mean,
@@ -110,7 +102,7 @@ def find(
         full=float(judge.full.mean()),
         empty=float(judge.empty.mean()),
         faithfulness=judge.measured(judge.moved(kept[None])[0]),
-        n_chose=len(choosing.clean.unique(dim=0)),
+        n_chose=chooser.member.shape[1],
         held_out=judging is not choosing,
         metric=made.name,
         unit=made.unit,
@@ -147,6 +139,8 @@ def check(
 
 def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour, Behaviour]:
     """Prompts that choose and prompts that judge; rows of one prompt stay together."""
+    if not 0 <= held_out < 1:
+        raise CircuitError(f"held_out is {held_out}; it is a share of the prompts, below 1")
     prompts = averages.prompts_of(behaviour.clean)
     n_prompts = int(prompts.max()) + 1
     n_judges = round(held_out * n_prompts)
@@ -156,6 +150,18 @@ def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour,
     judges = torch.from_numpy(np.isin(prompts, order[:n_judges]))
     rows = torch.arange(behaviour.n_prompts)
     return cutting.part_of(behaviour, rows[~judges]), cutting.part_of(behaviour, rows[judges])
+
+
+def _chosen(
+    graph: Graph, worth: Float[Tensor, " edge"], asked: int, selection: str, signed: bool
+) -> Bool[Tensor, " edge"]:
+    kept = select(graph, worth, asked, selection=selection, signed=signed)
+    if not kept.any():
+        raise CircuitError(
+            f"the {asked} strongest of {graph.n_edges} edges reach not from the input to the "
+            f"logits by {selection!r} selection; ask for more of them"
+        )
+    return kept
 
 
 def _enough(
@@ -181,13 +187,13 @@ def _checked(
 ) -> Checks:
     graph, kept, mean = found.graph, found.kept, found.worth
     how = {"selection": found.selection, "signed": found.signed, "seed": seed}
-    prompts = averages.prompts_of(chooser.behaviour.clean).tolist()
+    prompts = averages.prompts_of(chooser.behaviour.clean)
     strongest = torch.tensor([graph.index(edge) for edge in found.edges[:STRONGEST]])
     cut = torch.arange(graph.n_edges) != strongest[:, None]
     whole = torch.ones(1, graph.n_edges, dtype=torch.bool)
     scores = chooser.moved(torch.cat([whole, cut]), progress)
     fell = scores[0] - scores[1:]
-    stable, again = circuit_checks.stability(
+    stable, again = circuit_controls.stability(
         graph, worth, kept, prompts, n_edges=found.n_asked, **how
     )
     cpr, cmd = circuit_checks.curves(judge, graph, mean, progress=progress)
@@ -197,12 +203,12 @@ def _checked(
         minimality=circuit_checks.minimality(judge, kept, seed=seed, progress=progress),
         cpr=cpr,
         cmd=cmd,
-        random_init=circuit_checks.random_init(judge, kept, seed=seed),
-        random_circuits=circuit_checks.random_circuits(
+        random_init=circuit_controls.random_init(judge, kept, seed=seed),
+        random_circuits=circuit_controls.random_circuits(
             judge, graph, mean, int(kept.sum()), progress=progress, **how
         ),
         stability=stable,
-        agreement=circuit_checks.agreement(
+        agreement=circuit_controls.agreement(
             worth[:, strongest], torch.from_numpy(fell.T).float(), prompts, seed=seed
         ),
         again=again,
@@ -213,8 +219,8 @@ def _checked(
     )
 
 
-def _mean(scores: Float[np.ndarray, " row"], prompts: list[int]) -> Measured:
+def _mean(scores: Float[np.ndarray, " row"], prompts: Int64[np.ndarray, " row"]) -> Measured:
     """Mean over rows in the metric's unit."""
-    average = averages.over_prompts(scores, np.asarray(prompts))
+    average = averages.over_prompts(scores, prompts)
     low, high = (None if end is None else end.item() for end in (average.low, average.high))
     return Measured(average.values.item(), low, high, average.n, "prompts")

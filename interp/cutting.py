@@ -25,7 +25,8 @@ from train.parts.position import rotate
 from train.progress import Progress
 
 
-__all__ = ["MEMORY", "MetricOf", "part_of", "read_heads", "score", "scores", "written"]
+__all__ = ["MEMORY", "MetricOf", "layers_of", "part_of", "read_heads"]
+__all__ += ["score", "scores", "with_bias", "written"]
 
 MEMORY = 2 << 30  # bytes above the weights
 CACHED = 16 << 20
@@ -99,7 +100,7 @@ def written(
     for tokens in (behaviour.clean, behaviour.corrupt):
         _, cache = model.run_with_cache(tokens.to(model.device), names_filter=names)
         parts = [cache["resid_pre", 0][None]]
-        for layer, block in enumerate(model.blocks):
+        for layer, block in enumerate(layers_of(model)):
             parts.append(_out_of_heads(block, cache["z", layer].movedim(2, 0)))
             parts.append(cache["mlp_out", layer][None])
         both.append(torch.cat(parts))
@@ -137,10 +138,9 @@ def _run(
     stream = _Streams(graph_of(model), kept, corrupt)
     stream.write((clean[0] - corrupt[0]).expand(1, len(kept), *clean.shape[1:]) + corrupt[0])
     rotation = model.rotation(clean.shape[2])
-    for block in model.blocks:
+    for block in layers_of(model):
         stream.write(read_heads(block, stream.read(3 * model.cfg.n_heads), rotation))
-        if block.attn.out.bias is not None:
-            stream.base = stream.base + block.attn.out.bias
+        stream.base = with_bias(block, stream.base)
         stream.write(block.mlp(block.ln2(stream.read(1))))
     return stream.read(1).view(len(kept), *clean.shape[1:])
 
@@ -203,6 +203,18 @@ def read_heads(
     q, k, v = (one.transpose(1, 2) for one in (q, k, v))
     z = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return _out_of_heads(block, z.transpose(0, 1))
+
+
+def layers_of(model: GPT) -> list[Block]:
+    """The layers, first to last."""
+    return [block for block in model.blocks if isinstance(block, Block)]
+
+
+def with_bias(
+    block: Block, resid: Float[Tensor, "*some d_model"]
+) -> Float[Tensor, "*some d_model"]:
+    """And the bias of the attention's output, which all later readers read whatever is cut."""
+    return resid if block.attn.out.bias is None else resid + block.attn.out.bias
 
 
 def _out_of_heads(

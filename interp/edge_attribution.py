@@ -9,10 +9,14 @@ the reader), and need no pass per edge:
 * `eap_ig` its mean along the straight line from the corrupt to the clean embeddings (Hanna et al.
   2024, https://arxiv.org/abs/2403.17806, there "inputs"), so that the edges out of the input add up
   to the whole clean-corrupt difference as the steps grow (Sundararajan et al. 2017, completeness).
+  The points are the middles of the steps. The authors' code takes their starts; on the planted run
+  5 steps then miss 1.4 % of the IOI difference, and 0.6 % with the middles.
 
 Gradients go through norms as autograd takes them; no norm is frozen. Queries, keys and values of a
 head are readers of their own.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,6 +37,7 @@ __all__ = ["METHODS", "eap", "eap_ig", "exact", "worth"]
 
 METHODS = ("eap-ig", "eap", "exact")
 STEPS = 5  # of EAP-IG, as its authors use
+PORTION = 64  # circuits between two reports of progress
 
 
 def worth(
@@ -71,16 +76,17 @@ def exact(
 ) -> Float[Tensor, "prompt edge"]:
     """Cut every edge out of the full model, one at a time: as many passes as edges."""
     n_edges = graph_of(model).n_edges
+    how: dict[str, Any] = {"metric": metric, "memory": memory}
+    full = cutting.scores(model, behaviour, torch.ones(1, n_edges, dtype=torch.bool), **how)
     found = torch.empty(behaviour.n_prompts, n_edges)
     # By portions: all masks at once would be edges squared.
-    for cut in torch.arange(-1, n_edges).split(1024):
-        kept = torch.arange(n_edges) != cut[:, None]  # -1 cuts none
-        part = cutting.scores(
-            model, behaviour, kept, metric=metric, memory=memory, progress=progress
-        )
-        if cut[0] == -1:
-            full, part, cut = part[0], part[1:], cut[1:]
-        found[:, cut] = (full - part).T
+    for cut in torch.arange(n_edges).split(PORTION):
+        if progress:
+            progress("cutting edges", int(cut[0]), n_edges)
+        kept = torch.arange(n_edges) != cut[:, None]
+        found[:, cut] = (full - cutting.scores(model, behaviour, kept, **how)).T
+    if progress:
+        progress("cutting edges", n_edges, n_edges)
     return found
 
 
@@ -119,6 +125,8 @@ def eap_ig(
     return _by_gradients(model, behaviour, points, metric, memory, progress)
 
 
+# The caller may be in inference mode, and what is made there can have no gradient.
+@torch.inference_mode(False)
 def _by_gradients(
     model: GPT,
     behaviour: Behaviour,
@@ -144,6 +152,8 @@ def _by_gradients(
             total += (difference @ gradient.transpose(1, 2)).float().cpu() / len(points)
             done += len(rows)
         found[rows] = total[:, source, reader]
+    if progress:
+        progress("gradients", done, done)
     return found
 
 
@@ -151,8 +161,7 @@ def _gradients(
     model: GPT, start: Float[Tensor, "prompt pos d_model"], metric: Metric
 ) -> Float[Tensor, "reader prompt pos d_model"]:
     """Gradient of each prompt's metric at the input of every reader, embeddings given."""
-    # The caller may be in inference mode, and tensors made there can have no gradient.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         resid, leaves = start.clone(), []
 
         def read(n_readers: int) -> Tensor:
@@ -160,10 +169,9 @@ def _gradients(
             return resid + leaves[-1]
 
         rotation = model.rotation(start.shape[1])
-        for block in model.blocks:
+        for block in cutting.layers_of(model):
             heads = cutting.read_heads(block, read(3 * model.cfg.n_heads), rotation)
-            resid = resid + heads.sum(dim=0)
-            resid = resid if block.attn.out.bias is None else resid + block.attn.out.bias
+            resid = cutting.with_bias(block, resid + heads.sum(dim=0))
             resid = resid + block.mlp(block.ln2(read(1)))[0]
         total = cutting.score(model, read(1), metric).sum()
         return torch.cat(torch.autograd.grad(total, leaves)).detach()
