@@ -18,12 +18,13 @@ from torch.nn import functional
 from interp.components import OF_HEADS, SITES, HookedModel, Place
 from interp.engine import base_runs, plain
 from interp.engine.base_runs import BaseRun
+from interp.engine.budget import MEMORY, bytes_per_position, rows_in_flight, slabs
 from interp.engine.passes import finish
 from interp.engine.starts import first_position, start
-from interp.errors import BudgetError, InterruptedWarning, ModelError
+from interp.errors import InterruptedWarning, ModelError
 from interp.metrics import Metric
 from train.errors import nearest
-from train.model import GPT, GPTConfig
+from train.model import GPT
 
 
 __all__ = [
@@ -31,20 +32,18 @@ __all__ = [
     "Patched",
     "Progress",
     "Source",
+    "Sources",
     "engine_runs",
     "refuse_unknown",
+    "run",
     "scores",
     "unpatched",
 ]
 
-MEMORY = 2 << 30  # bytes above the weights
 # What was done, how much of it, out of how much.
 Progress = Callable[[str, int, int | None], None]
 # Values by hook name, over all prompts or made for a slab of them.
 Source = Mapping[str, Tensor] | Callable[[slice], Mapping[str, Tensor]]
-# Positions in flight at a time: from about a thousand rows on, a product of this width runs at the
-# speed of the processor, and more only take memory. A GPU needs more of them.
-ROWS = {"cpu": 3072, "cuda": 1 << 16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,24 +102,66 @@ def scores(
     refuse_unknown(model, patches, tokens.shape[1])
     if not engine_runs(model):
         return plain.scores(model, tokens, patches, source, metrics, progress=progress)
-    assert isinstance(model, GPT)
+
+    def slab_sources(slab: slice, base: BaseRun) -> Sources:
+        here = source(slab) if callable(source) else {k: v[slab] for k, v in source.items()}
+        return Sources(lambda i: here, sum(value.nbytes for value in here.values()))
+
+    return run(
+        model,  # type: ignore[arg-type]
+        tokens,
+        patches,
+        slab_sources,
+        metrics,
+        shared=shared,
+        memory=memory,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What each patch of a slab writes, by hook name, and the bytes that are held for it."""
+
+    of: Callable[[int], Mapping[str, Tensor]]
+    held_bytes: int = 0
+
+
+@torch.inference_mode()
+def run(
+    model: GPT,
+    tokens: Int[Tensor, "prompt pos"],
+    patches: Sequence[Sequence[Place]],
+    sources: Callable[[slice, BaseRun], Sources],
+    metrics: Sequence[Metric],
+    *,
+    shared: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+    also_kept: Sequence[str] = (),
+) -> Patched:
+    """As `scores`, for a GPT, where every patch may have a source of its own.
+
+    `sources` is asked once a slab of prompts, given its base run, which keeps the hooks `also_kept`
+    besides those that the patches need.
+    """
     found = _Found(len(metrics), len(patches), len(tokens))
-    slabs = _slabs(model, tokens, patches, memory)
-    total = len(patches) * len(slabs)
+    pieces = slabs(model, tokens, patches, memory, also_kept)
     with base_runs.fast_fp32(model.device):
-        for number, slab in enumerate(slabs):
-            here = source(slab) if callable(source) else {k: v[slab] for k, v in source.items()}
-            base = base_runs.make(model, tokens[slab], patches, shared=shared)
-            sweep = _Sweep(base, patches, here, metrics, slab, memory)
-            found.start[:, slab] = sweep.unpatched()
-            found.note_bytes(base, here, sweep.chunk_bytes)
+        for number, slab in enumerate(pieces):
+            base = base_runs.make(model, tokens[slab], patches, shared=shared, also_kept=also_kept)
+            given = sources(slab, base)
+            sweep = _Sweep(base, patches, given.of, metrics, slab, memory)
+            found.start[:, slab] = sweep.unpatched().double().cpu()
+            found.note_bytes(base, given.held_bytes + sweep.chunk_bytes)
             try:
                 for indices, values, moved in sweep:
                     found.put(indices, slab, values, moved)
                     if progress:
-                        progress("patching", number * len(patches) + found.in_slab, total)
+                        done = number * len(patches) + found.in_slab
+                        progress("patching", done, len(patches) * len(pieces))
             except KeyboardInterrupt:
-                return found.interrupted(number == len(slabs) - 1)
+                return found.interrupted(number == len(pieces) - 1)
             found.next_slab()
     return found.whole()
 
@@ -140,9 +181,10 @@ def unpatched(
     assert isinstance(model, GPT)
     found = []
     with base_runs.fast_fp32(model.device):
-        for slab in _slabs(model, tokens, [], memory):
+        for slab in slabs(model, tokens, [], memory, ()):
             base = base_runs.make(model, tokens[slab], [])
-            found.append(_Sweep(base, [], {}, metrics, slab, memory).unpatched().double().cpu())
+            sweep = _Sweep(base, [], lambda i: {}, metrics, slab, memory)
+            found.append(sweep.unpatched().double().cpu())
     return torch.cat(found, dim=1)
 
 
@@ -200,9 +242,9 @@ class _Found:
         self.moved[indices] = torch.maximum(self.moved[indices], moved.float().cpu())
         self.here[indices] = True
 
-    def note_bytes(self, base: BaseRun, source: Mapping[str, Tensor], rows: int) -> None:
-        held = sum(t.nbytes for t in (*base.cache.values(), *source.values(), base.final))
-        self.peak_bytes = max(self.peak_bytes, held + rows)
+    def note_bytes(self, base: BaseRun, beside: int) -> None:
+        held = sum(value.nbytes for value in (*base.cache.values(), base.final))
+        self.peak_bytes = max(self.peak_bytes, held + beside)
 
     def next_slab(self) -> None:
         self.here = torch.zeros_like(self.here)
@@ -232,27 +274,18 @@ class _Sweep:
         self,
         base: BaseRun,
         patches: Sequence[Sequence[Place]],
-        source: Mapping[str, Tensor],
+        source_of: Callable[[int], Mapping[str, Tensor]],
         metrics: Sequence[Metric],
         slab: slice,
         memory: int,
     ) -> None:
-        self.base, self.patches, self.source, self.metrics = base, patches, source, metrics
+        self.base, self.patches, self.source_of, self.metrics = base, patches, source_of, metrics
         self.prompts = torch.arange(slab.start, slab.stop, device=base.final.device)
         self.reads = sorted({pos for one in metrics for pos in one.reads(base.n_pos)})
         self.first = [first_position(base, patch) for patch in patches]
-        moved = [self._moved(patch) for patch in patches]
-        self.moved = torch.stack(moved) if moved else base.final.new_zeros(0)
-        # A patch that writes what is there already changes nothing, and one behind everything that
-        # is read comes too late.
-        self.idle = [
-            i
-            for i, first in enumerate(self.first)
-            if first > self.reads[-1] or not bool(self.moved[i])
-        ]
         held = sum(t.nbytes for t in base.cache.values()) + base.final.nbytes
-        each = _bytes_per_position(base.model, base.n_pos)
-        self.rows = min(_rows(base.model), max((memory - held) // each, 1))
+        each = bytes_per_position(base.model, base.n_pos)
+        self.rows = min(rows_in_flight(base.model), max((memory - held) // each, 1))
         self.chunk_bytes = int(min(self.rows, len(patches) * base.final[..., 0].numel()) * each)
 
     def unpatched(self) -> Float[Tensor, "metric prompt"]:
@@ -260,17 +293,37 @@ class _Sweep:
 
     def __iter__(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         same = self.unpatched()[:, None]
-        if self.idle:
-            yield self.idle, same.expand(-1, len(self.idle), -1), self.moved[self.idle]
         for chunk in self._chunks():
-            starts = [start(self.base, self.patches[i], self.source) for i in chunk]
-            yield chunk, self._scored(finish(self.base, starts, self.reads)), self.moved[chunk]
+            starts, changed, moved = [], [], []
+            for i in chunk:
+                source = self.source_of(i)
+                moved.append(self._moved(self.patches[i], source))
+                # A patch that writes what is there already changes nothing, and one behind
+                # everything that is read comes too late.
+                if self.first[i] <= self.reads[-1] and bool(moved[-1]):
+                    starts.append(start(self.base, self.patches[i], source))
+                    changed.append(len(moved) - 1)
+            scores = same.expand(-1, len(chunk), -1).clone()
+            if starts:
+                scores[:, changed] = self._scored(finish(self.base, starts, self.reads))
+            yield chunk, scores, torch.stack(moved)
+
+    def _moved(self, patch: Sequence[Place], source: Mapping[str, Tensor]) -> Tensor:
+        """Largest change that a patch writes; 0 before the prompts first differ."""
+        causal = self.base.block(0).attn.causal
+        if causal and all(max(p.positions or (self.base.n_pos,)) < self.base.shared for p in patch):
+            return self.base.final.new_zeros(())
+        changes = [
+            source[place.hook][place.index] - self.base.cache[place.hook][place.index]
+            for place in patch
+        ]
+        return torch.stack([change.abs().max() for change in changes]).max()
 
     def _chunks(self) -> Iterator[list[int]]:
         lowest = [min(place.layer for place in patch) for patch in self.patches]
-        left = sorted(set(range(len(self.patches))) - set(self.idle))
+        order = sorted(range(len(self.patches)), key=lambda i: (self.first[i], lowest[i]))
         chunk, size = [], 0
-        for i in sorted(left, key=lambda i: (self.first[i], lowest[i])):
+        for i in order:
             rows = self.base.n_prompts * (self.base.n_pos - self.first[i])
             if chunk and size + rows > self.rows:
                 yield chunk
@@ -279,17 +332,6 @@ class _Sweep:
             size += rows
         if chunk:
             yield chunk
-
-    def _moved(self, patch: Sequence[Place]) -> Tensor:
-        """Largest change that a patch writes; 0 before the prompts first differ."""
-        causal = self.base.block(0).attn.causal
-        if causal and all(max(p.positions or (self.base.n_pos,)) < self.base.shared for p in patch):
-            return self.base.final.new_zeros(())
-        changes = [
-            self.source[place.hook][place.index] - self.base.cache[place.hook][place.index]
-            for place in patch
-        ]
-        return torch.stack([change.abs().max() for change in changes]).max()
 
     def _scored(
         self, resid: Float[Tensor, "patch prompt read d_model"]
@@ -315,52 +357,3 @@ class _Sweep:
             for i in range(0, len(rows), step)
         ]
         return torch.cat(pieces).unflatten(0, normed.shape[:2])
-
-
-def _slabs(
-    model: GPT,
-    tokens: Int[Tensor, "prompt pos"],
-    patches: Sequence[Sequence[Place]],
-    memory: int,
-) -> list[slice]:
-    """Prompts that are kept at a time: all, or as many as leave a quarter of the memory free."""
-    n_prompts, n_pos = tokens.shape
-    cfg = model.cfg
-    names = base_runs.hooks_needed(model, patches)
-    kept = sum(_width(cfg, name, n_pos) for name in names) + cfg.d_model
-    each = 4 * n_pos * kept
-    least = each + n_pos * _bytes_per_position(model, n_pos)
-    if least > memory:
-        raise BudgetError(
-            f"one patch of one prompt of {n_pos} tokens takes {least / 2**20:.0f} MB and "
-            f"{memory / 2**20:.0f} MB are allowed; allow more, or patch fewer layers at a time"
-        )
-    many = max(min(n_prompts, int(0.75 * memory) // each), 1)
-    return [slice(i, min(i + many, n_prompts)) for i in range(0, n_prompts, many)]
-
-
-def _width(cfg: GPTConfig, name: str, n_pos: int) -> int:
-    """Numbers a position that a hook point holds."""
-    if name.endswith("hook_pattern"):
-        return cfg.n_heads * n_pos
-    if name.endswith("mlp.hook_post"):
-        return cfg.d_mlp
-    if ".attn.hook_" in name:
-        few = name.endswith(("hook_k", "hook_rot_k", "hook_v"))
-        return (cfg.n_key_value_heads if few else cfg.n_heads) * cfg.d_head
-    return cfg.d_model
-
-
-def _bytes_per_position(model: GPT, n_pos: int) -> int:
-    """What one position of one patched run takes at the widest moment of a layer."""
-    cfg = model.cfg
-    wired = (cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
-    # Residual stream and its norm, queries keys and values in three layouts, or the MLP's insides;
-    # `n_pos / pos` keys of the base run are repeated, which on average doubles them.
-    attending = 3 * cfg.d_model + 3 * wired + 2 * cfg.n_heads * cfg.d_head
-    thinking = 3 * cfg.d_model + (3 if cfg.gated_mlp else 2) * cfg.d_mlp
-    return 4 * max(attending, thinking)
-
-
-def _rows(model: GPT) -> int:
-    return ROWS.get(model.device.type, ROWS["cpu"])

@@ -1,0 +1,69 @@
+"""How much is held at a time: prompts in slabs, patched runs in chunks."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.components import Place
+from interp.engine import base_runs
+from interp.errors import BudgetError
+from train.model import GPT, GPTConfig
+
+
+__all__ = ["MEMORY", "bytes_per_position", "rows_in_flight", "slabs"]
+
+MEMORY = 2 << 30  # bytes above the weights
+# Positions in flight at a time: from about a thousand rows on, a product of this width runs at the
+# speed of the processor, and more only take memory. A GPU needs more of them.
+ROWS = {"cpu": 3072, "cuda": 1 << 16}
+
+
+def slabs(
+    model: GPT,
+    tokens: Int[Tensor, "prompt pos"],
+    patches: Sequence[Sequence[Place]],
+    memory: int,
+    also_kept: Sequence[str],
+) -> list[slice]:
+    """Prompts that are kept at a time: all, or as many as leave a quarter of the memory free."""
+    n_prompts, n_pos = tokens.shape
+    cfg = model.cfg
+    names = {*base_runs.hooks_needed(model, patches), *also_kept}
+    kept = sum(_width(cfg, name, n_pos) for name in names) + cfg.d_model
+    each = 4 * n_pos * kept
+    least = each + n_pos * bytes_per_position(model, n_pos)
+    if least > memory:
+        raise BudgetError(
+            f"one patch of one prompt of {n_pos} tokens takes {least / 2**20:.0f} MB and "
+            f"{memory / 2**20:.0f} MB are allowed; allow more, or patch fewer layers at a time"
+        )
+    many = max(min(n_prompts, int(0.75 * memory) // each), 1)
+    return [slice(i, min(i + many, n_prompts)) for i in range(0, n_prompts, many)]
+
+
+def _width(cfg: GPTConfig, name: str, n_pos: int) -> int:
+    """Numbers a position that a hook point holds."""
+    if name.endswith("hook_pattern"):
+        return cfg.n_heads * n_pos
+    if name.endswith("mlp.hook_post"):
+        return cfg.d_mlp
+    if ".attn.hook_" in name:
+        few = name.endswith(("hook_k", "hook_rot_k", "hook_v"))
+        return (cfg.n_key_value_heads if few else cfg.n_heads) * cfg.d_head
+    return cfg.d_model
+
+
+def bytes_per_position(model: GPT, n_pos: int) -> int:
+    """What one position of one patched run takes at the widest moment of a layer."""
+    cfg = model.cfg
+    wired = (cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
+    # Residual stream and its norm, queries keys and values in three layouts, or the MLP's insides;
+    # `n_pos / pos` keys of the base run are repeated, which on average doubles them.
+    attending = 3 * cfg.d_model + 3 * wired + 2 * cfg.n_heads * cfg.d_head
+    thinking = 3 * cfg.d_model + (3 if cfg.gated_mlp else 2) * cfg.d_mlp
+    return 4 * max(attending, thinking)
+
+
+def rows_in_flight(model: GPT) -> int:
+    return ROWS.get(model.device.type, ROWS["cpu"])
