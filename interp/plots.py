@@ -5,11 +5,14 @@ what it holds: tokens, heads, exposures.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
+
+from interp import figure_files
 
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ __all__ = [
     "probe",
     "recall",
     "trajectory",
+    "write",
 ]
 
 # Plotly's own ten, named because an interval takes the colour of its curve.
@@ -47,6 +51,15 @@ COLOURS = (
 )  # fmt: skip
 # Pixels: three figures of a notebook fit on one screen.
 WIDTH, HEIGHT = 680, 340
+
+
+def write(figure: go.Figure, path: str | Path) -> Path:
+    """Write a figure as .html, which opens without a network, or .png; see `figure_files`.
+
+    Raises:
+        InterpError: Another suffix, or .png without matplotlib.
+    """
+    return figure_files.write(figure, path)
 
 
 def effects(found: "Effects") -> go.Figure:
@@ -176,8 +189,21 @@ def _interval(
 
 
 def _framed(figure: go.Figure, title: str) -> go.Figure:
+    for trace in figure.data:
+        # Four digits, which is more than an interval leaves certain, and half the size of a file.
+        for values in (name for name in ("y", "z") if getattr(trace, name, None) is not None):
+            trace[values] = _shortened(trace[values])
     figure.update_layout(title=title, template="plotly_white", width=WIDTH, height=HEIGHT)
     return figure.update_layout(margin={"t": 48, "b": 40, "l": 60, "r": 20})
+
+
+def _shortened(values: Any) -> Any:
+    """Fractions with four significant digits, at any depth; all else as it is."""
+    if isinstance(values, float):
+        return float(f"{values:.4g}")
+    if isinstance(values, str | int | None):
+        return values
+    return [_shortened(one) for one in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
 def probe(found: "Probe") -> go.Figure:
