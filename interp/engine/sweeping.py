@@ -37,6 +37,7 @@ __all__ = [
     "refuse_unknown",
     "run",
     "scores",
+    "spread",
     "unpatched",
 ]
 
@@ -164,6 +165,15 @@ def run(
                 return found.interrupted(number == len(pieces) - 1)
             found.next_slab()
     return found.whole()
+
+
+def spread(found: Patched, indices: Sequence[int], n_patches: int) -> Patched:
+    """Results of some patches among `n_patches`, of which the others change nothing."""
+    scores = found.start[:, None].expand(-1, n_patches, -1).clone()
+    scores[:, list(indices)] = found.scores
+    done, moved = torch.ones(n_patches, dtype=torch.bool), torch.full((n_patches,), float("inf"))
+    done[list(indices)], moved[list(indices)] = found.done, found.moved
+    return Patched(scores, found.start, done, moved, found.peak_bytes)
 
 
 @torch.inference_mode()
