@@ -123,12 +123,13 @@ class Judge:
 
     def f(self, moved: Float[np.ndarray, "*some row"]) -> Float[np.ndarray, "*some"]:
         """Faithfulness of what was moved."""
-        return moved.mean(axis=-1) / (self.full - self.empty).mean()
+        return np.asarray(moved.mean(axis=-1) / (self.full - self.empty).mean())
 
     def measured(self, moved: Float[np.ndarray, " row"]) -> Measured:
         """The same of one circuit with its interval; rows of one prompt count once."""
-        bounds = ratio_interval(moved @ self.member, (self.full - self.empty) @ self.member)
-        low, high = (None, None) if bounds is None else (float(one) for one in bounds)
+        whole = (self.full - self.empty) @ self.member
+        bounds = ratio_interval((moved @ self.member)[None], whole)
+        low, high = (None, None) if bounds is None else (float(one[0]) for one in bounds)
         return Measured(float(self.f(moved)), low, high, self.member.shape[1], "prompts")
 
     @property

@@ -221,6 +221,6 @@ def _checked(
 
 def _mean(scores: Float[np.ndarray, " row"], prompts: Int64[np.ndarray, " row"]) -> Measured:
     """Mean over rows in the metric's unit."""
-    average = averages.over_prompts(scores, prompts)
+    average = averages.over_prompts(scores[None], prompts).at(0)
     low, high = (None if end is None else end.item() for end in (average.low, average.high))
     return Measured(average.values.item(), low, high, average.n, "prompts")

@@ -55,8 +55,8 @@ def circuit_command(
     out: Out = None,
 ) -> None:
     """Find the edges of RUN that carry BEHAVIOUR, and check that they do."""
-    from interp import behaviours, circuit_files, circuits, hooked, metrics
-    from train import durable, progress
+    from interp import behaviours, circuit_files, circuits, hooked, metrics, plots
+    from train import progress
 
     model, words = hooked.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
@@ -75,7 +75,7 @@ def circuit_command(
             progress=advance,
         )
     if plot:
-        durable.write_text(plot, found.plot().to_html())
+        plots.write(found.plot(), plot)
     if mib:
         circuit_files.write(mib, found)
     if out:
