@@ -3,8 +3,7 @@
 tracr (Lindner et al. 2023, https://arxiv.org/abs/2301.05062) turns a RASP program into weights: the
 compiler says which head or MLP computes what, and every other weight is zero. InterpBench (Gupta
 et al. 2024, https://arxiv.org/abs/2407.14494) wrote the programs. Here they run in the very module
-that we train and study: no norm, ReLU, attention that may look ahead, and an unembedding narrower
-or wider than the embedding, padded with zeros.
+that we train and study (`interp.compiled_weights`).
 
 A compiled folder, or the .tar.xz of one, holds pairs `case_N.json` and `case_N.safetensors` with
 TransformerLens' tensor names. Nothing is unpacked onto the disk.
@@ -13,7 +12,6 @@ TransformerLens' tensor names. Nothing is unpacked onto the disk.
 import hashlib
 import json
 import re
-import tarfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +20,26 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
+from interp import compiled_files, compiled_weights, contrasts
 from interp.components import Place
-from train.architecture import GPTConfig
+from interp.metrics import Metric
+from interp.verdicts import Contrast
 from train.errors import DamagedError, nearest
 from train.model import GPT
 from train.runs import Origin
 
 
-__all__ = ["Example", "Program", "open", "read"]
+__all__ = ["HIT", "Example", "Program", "contrast", "needed", "open", "read"]
 
-# Of the tar's members these are read and no other; the largest is 38 MB.
-MEMBER = re.compile(r"(?:.*/)?(case_\d+)\.(json|safetensors)")
+# An output that changes by more is a hit: the smallest is 3e-3, the largest other 4e-9.
+HIT = 1e-4
+
 TIE = 1e-7
 SOME_LENGTHS = (2, 3, 5, 10, 30, 60)
-LARGEST = 256 * 2**20
 NODE = re.compile(r"blocks\.(\d+)\.(?:attn\[(\d+)\]|(mlp))")
 
 
@@ -123,7 +122,7 @@ class Program:
             "tn": len(every - found - true),
         }
 
-    def varied_inputs(self, seed: int = 0) -> list[Int[Tensor, "prompt pos"]]:
+    def varied_inputs(self, seed: int = 0) -> list[Int[Tensor, "_ _"]]:
         """Inputs of every length, so that whatever the program reads is varied; a batch a length.
 
         Each length has 60 random ones, 15 of one symbol, 30 sorted and the same 30 reversed.
@@ -161,6 +160,35 @@ class Program:
         return wrong
 
 
+def contrast(
+    program: Program, clean: Int[Tensor, "prompt pos"], corrupt: Int[Tensor, "_ _"]
+) -> Contrast:
+    """What exchanging each component between paired inputs shows; see `contrasts.informative`."""
+    metric = _noticed(program, clean)
+    return contrasts.informative(program.model, clean, corrupt, program.components, metric=metric)
+
+
+def needed(program: Program, batches: Sequence[Int[Tensor, "_ _"]]) -> dict[Place, float]:
+    """Largest change of an output when a component is set to zero, over all inputs.
+
+    Costs a patched pass a component and batch, the batches being of one length each.
+    """
+    changes = [
+        contrasts.removed(
+            program.model, tokens, program.components, metric=_noticed(program, tokens)
+        )
+        for tokens in batches
+    ]
+    largest = torch.stack(changes).amax(dim=0).tolist()
+    return dict(zip(program.components, largest, strict=True))
+
+
+def _noticed(program: Program, tokens: Int[Tensor, "prompt pos"]) -> Metric:
+    """The largest change of an output: not at BOS, and not of the padding."""
+    positions, columns = range(1, tokens.shape[1]), range(program.n_outputs)
+    return contrasts.largest_change(program.model, tokens, positions=positions, columns=columns)
+
+
 def open(source: str | Path, names: Sequence[str] | None = None) -> Iterator[Program]:
     """The programs of a folder or a tar, by number; those of `names`, when given.
 
@@ -168,7 +196,7 @@ def open(source: str | Path, names: Sequence[str] | None = None) -> Iterator[Pro
         DamagedError: A file is missing, unreadable, or does not fit its configuration; or a name
             is not there.
     """
-    found = _contents(Path(source), None if names is None else set(names))
+    found = compiled_files.contents(Path(source), None if names is None else set(names))
     known = sorted(found, key=lambda name: int(name.removeprefix("case_")))
     for name in names or ():
         if name not in found:
@@ -185,47 +213,6 @@ def read(source: str | Path, name: str) -> Program:
     return next(open(source, [name]))
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
-def _contents(path: Path, wanted: set[str] | None) -> dict[str, dict[str, bytes]]:
-    """Name -> kind of file -> content, of the names wanted; of all names, when all are."""
-    found: dict[str, dict[str, bytes]] = {}
-    files = _folder(path) if path.is_dir() else _tar(path)
-    for name, kind, content in files:
-        if wanted is None or name in wanted:
-            found.setdefault(name, {})[kind] = content
-        else:
-            found.setdefault(name, {})
-    if not found:
-        raise DamagedError(f"{path}: holds no case_N.json and case_N.safetensors")
-    return found
-
-
-def _folder(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    for file in sorted(path.rglob("case_*")):
-        if (named := MEMBER.fullmatch(file.name)) and file.is_file():
-            yield named[1], named[2], file.read_bytes()
-
-
-def _tar(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    # Members are read into memory, so no name, link or device in the archive can touch the disk.
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                named = MEMBER.fullmatch(member.name)
-                file = archive.extractfile(member) if named and member.isreg() else None
-                if file is None or named is None:
-                    continue
-                if member.size > LARGEST:
-                    raise DamagedError(f"{path}: {member.name} is {member.size:,} bytes")
-                yield named[1], named[2], file.read()
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DamagedError(f"{path}: not readable as a tar ({error})") from None
-
-
 # --- one program ---------------------------------------------------------------------------------
 
 
@@ -233,7 +220,7 @@ def _program(name: str, facts: bytes, weights: bytes, where: str) -> Program:
     try:
         said = json.loads(facts)
         theirs = {key: value.float() for key, value in safetensors.torch.load(weights).items()}
-        model = _model(said["cfg"], theirs)
+        model = compiled_weights.model(said["cfg"], theirs)
         encoding, decoding = said["input_encoding"], said["output_encoding"]
         numerical = decoding == "numerical"
         outputs = None if numerical else tuple(sorted(decoding, key=decoding.__getitem__))
@@ -269,71 +256,3 @@ def _circuit(nodes: Sequence[str]) -> tuple[Place, ...]:
         if one
     ]
     return tuple(places)
-
-
-def _model(said: dict[str, Any], theirs: dict[str, Tensor]) -> GPT:
-    cfg = _architecture(said)
-    ours = _state(cfg, theirs)
-    model = GPT(cfg)
-    model.load_state_dict(ours)
-    return model.eval()
-
-
-def _architecture(said: dict[str, Any]) -> GPTConfig:
-    directions = {"causal": True, "bidirectional": False}
-    if said["act_fn"] != "relu" or said["normalization_type"] is not None:
-        raise ValueError(
-            f"act_fn {said['act_fn']!r} and normalization_type {said['normalization_type']!r}; "
-            "compiled programs have relu and none"
-        )
-    return GPTConfig(
-        n_layers=said["n_layers"],
-        n_heads=said["n_heads"],
-        d_model=said["d_model"],
-        n_ctx=said["n_ctx"],
-        # One table for tokens in and columns out: the shorter one is padded with zeros.
-        d_vocab=max(said["d_vocab"], said["d_vocab_out"]),
-        d_head=said["d_head"],
-        d_mlp=said["d_mlp"],
-        norm="none",
-        mlp="relu",
-        tie=False,
-        causal=directions[said["attention_dir"]],
-    )
-
-
-def _state(cfg: GPTConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dictionary; every tensor of theirs is used."""
-    left = dict(theirs)
-    ours = {
-        "embed.weight": _padded(left.pop("embed.W_E"), cfg.rows),
-        "pos_embed.weight": left.pop("pos_embed.W_pos"),
-        "unembed.weight": _padded(left.pop("unembed.W_U").T, cfg.rows),
-    }
-    if left.pop("unembed.b_U").any():
-        raise ValueError("unembed.b_U is not zero, and our unembedding has no bias")
-    for layer in range(cfg.n_layers):
-        block = f"blocks.{layer}."
-        weights = [left.pop(f"{block}attn.W_{one}") for one in "QKV"]
-        biases = [left.pop(f"{block}attn.b_{one}") for one in "QKV"]
-        rows = [rearrange(one, "head d_model d_head -> (head d_head) d_model") for one in weights]
-        out = rearrange(
-            left.pop(f"{block}attn.W_O"), "head d_head d_model -> d_model (head d_head)"
-        )
-        ours |= {
-            f"{block}attn.qkv.weight": torch.cat(rows),
-            f"{block}attn.qkv.bias": torch.cat([one.flatten() for one in biases]),
-            f"{block}attn.out.weight": out,
-            f"{block}attn.out.bias": left.pop(f"{block}attn.b_O"),
-            f"{block}mlp.up.weight": left.pop(f"{block}mlp.W_in").T,
-            f"{block}mlp.up.bias": left.pop(f"{block}mlp.b_in"),
-            f"{block}mlp.down.weight": left.pop(f"{block}mlp.W_out").T,
-            f"{block}mlp.down.bias": left.pop(f"{block}mlp.b_out"),
-        }
-    if left:
-        raise ValueError(f"{len(left)} tensors have no place, the first is {min(left)}")
-    return ours
-
-
-def _padded(rows: Float[Tensor, "row d_model"], n_rows: int) -> Float[Tensor, "padded d_model"]:
-    return torch.nn.functional.pad(rows, (0, 0, 0, n_rows - len(rows)))

@@ -8,6 +8,7 @@ head 1 and the MLP have zero weights.
 import io
 import json
 import tarfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from interp import compiled
+from interp import compiled, contrasts
 from interp.compiled import Program
 from interp.components import Place
+from interp.errors import BehaviourError, EffectsError, UninformativeWarning
+from interp.verdicts import Contrast
 from train.errors import DamagedError
 
 
@@ -217,3 +220,141 @@ def test_all_programs_decode_their_examples(shared_data):
     assert dict(found) == {
         "programs": 129, "examples": 5160, "mismatches": 0, "components": 587, "circuit": 359
     }  # fmt: skip
+
+
+def removed(program: Program, batches: list[torch.Tensor]) -> set[Place]:
+    """Components whose removal is noticed on some batch."""
+    changes = compiled.needed(program, batches)
+    return {place for place, change in changes.items() if change > compiled.HIT}
+
+
+@pytest.mark.parametrize("name", [name for name in SUBSET if name != "case_113"])  # 10 s
+def test_removal_on_varied_inputs_finds_the_circuit_and_nothing_else(shared_data, name):
+    program = compiled.read(shared_data / ARCHIVE, name)
+    assert removed(program, program.varied_inputs()) == set(program.circuit)
+
+
+@pytest.mark.parametrize("name", SUBSET)
+def test_what_equally_long_inputs_hide_is_what_the_warning_names(shared_data, name):
+    program = compiled.read(shared_data / ARCHIVE, name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = compiled.contrast(program, program.tokens, program.tokens.roll(1, 0))
+    shown, circuit = set(found.named("shown")), set(map(str, program.circuit))
+    assert shown <= circuit
+    assert set(found.uninformative) == circuit - shown
+    assert {one.category for one in caught} == (
+        {UninformativeWarning} if circuit - shown else set()
+    )
+    assert all(place in str(caught[0].message) for place in circuit - shown)
+
+
+def test_the_engine_removes_what_plain_hooks_remove(shared_data):
+    program = compiled.read(shared_data / ARCHIVE, "case_113")
+    model, tokens = program.model, program.tokens
+
+    def zero(place: Place):
+        def hook(value: torch.Tensor, point: object) -> torch.Tensor:
+            value = value.clone()
+            value[place.index] = 0
+            return value
+
+        return place.hook, hook
+
+    def output(place: Place) -> torch.Tensor:
+        return model.run_with_hooks(tokens, fwd_hooks=[zero(place)])[:, 1:, : program.n_outputs]
+
+    with torch.inference_mode():
+        start = model(tokens)[:, 1:, : program.n_outputs]
+        plain = [(output(place) - start).abs().max().item() for place in program.components]
+    found = compiled.needed(program, [tokens])
+    assert list(found.values()) == pytest.approx(plain, abs=1e-5)
+
+
+# --- what a contrast can show --------------------------------------------------------------------
+
+
+def test_a_difference_that_is_read_is_shown_and_nothing_is_warned_of(program):
+    found = compiled.contrast(program, row("xab", "bba"), row("bab", "bxa"))
+    assert found.verdicts == ("shown", "silent", "silent")
+    assert found["L0H0"] == "shown"
+    assert found.exchanged[0] == pytest.approx(1 / 2)
+
+
+def test_a_difference_that_is_not_read_is_named(program):
+    # As many x before every position, other a: the head's value differs in what nobody reads.
+    with pytest.warns(UninformativeWarning, match=r"1 of 3 places.*L0H0.*output itself does not"):
+        found = compiled.contrast(program, row("axb"), row("bxa"))
+    assert (found["L0H0"], found.moved[0] > 0.1, found.exchanged[0]) == ("unread", True, 0)
+
+
+def test_what_does_not_differ_is_named(program):
+    def still_x(*others: str) -> torch.Tensor:
+        return row(*(f"x{one}" for one in others))
+
+    # b and x at the same places throughout: only symbols that the head does not count differ.
+    model = program.model
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight[-6 + 1] = 0  # it no longer counts a
+    with pytest.warns(
+        UninformativeWarning, match=r"L0H0 \(the same in both prompts of every pair\)"
+    ):
+        found = compiled.contrast(program, still_x("ab", "bb"), still_x("bb", "ab"))
+    assert found.verdicts == ("constant", "silent", "silent")
+    assert found.uninformative == ["L0H0"]
+
+
+def test_a_component_without_a_part_in_it_is_idle_and_nothing_is_warned_of(program):
+    with torch.no_grad():  # read the token at hand, not the share
+        program.model.unembed.weight[0] = torch.tensor([1.0, 0, 0, 0])
+    found = compiled.contrast(program, row("xab"), row("bab"))
+    assert found.verdicts == ("idle", "silent", "silent")
+
+
+def test_a_contrast_survives_being_saved_and_knows_its_places(program, tmp_path):
+    found = compiled.contrast(program, row("xab"), row("bab"))
+    found.save(tmp_path / "contrast.json")
+    assert Contrast.load(tmp_path / "contrast.json") == found
+    assert found.to_frame()["verdict"].tolist() == list(found.verdicts)
+    with pytest.raises(EffectsError, match=r"'L0H7' is not among the 3 places from L0H0 to L0.mlp"):
+        found["L0H7"]
+    with pytest.raises(BehaviourError, match="make no pairs"):
+        compiled.contrast(program, row("xab"), row("ba"))
+
+
+def test_a_sweep_warns_of_places_that_were_not_moved_but_not_of_the_shared_prefix():
+    places = [Place("resid_pre", 0, pos=pos) for pos in range(4)] + [Place("mlp", 0)]
+    moved = torch.tensor([0, 0, 1.0, 0, 2.0])
+    with pytest.warns(
+        UninformativeWarning, match=r"'x' is uninformative about 1 of 5 places: L0.r"
+    ):
+        assert contrasts.warn_unmoved("x", places, moved, first=2) == ["L0.resid_pre@3"]
+    assert contrasts.warn_unmoved("x", places, moved + 1, first=2) == []
+
+
+# --- every program -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_table_over_every_program(shared_data):
+    total = {"varied": Counter(), "stored": Counter(), "exchange": Counter()}
+    named, warned = Counter(), Counter()
+    for program in compiled.open(shared_data / ARCHIVE):
+        total["varied"] += Counter(program.counts(removed(program, program.varied_inputs())))
+        total["stored"] += Counter(program.counts(removed(program, [program.tokens])))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = compiled.contrast(program, program.tokens, program.tokens.roll(1, 0))
+        shown, circuit = set(found.named("shown")), set(map(str, program.circuit))
+        pairs = zip(program.components, found.verdicts, strict=True)
+        hits = [place for place, verdict in pairs if verdict == "shown"]
+        total["exchange"] += Counter(program.counts(hits))
+        named["lost"] += len(circuit - shown)
+        named["named"] += len(set(found.uninformative) & (circuit - shown))
+        named["named without cause"] += len(set(found.uninformative) - circuit)
+        warned[bool(circuit - shown), bool(caught)] += 1
+    assert total["varied"] == {"tp": 359, "tn": 228}
+    assert total["stored"] == {"tp": 351, "tn": 228, "fn": 8}
+    assert total["exchange"] == {"tp": 238, "tn": 228, "fn": 121}
+    assert named == {"lost": 121, "named": 121, "named without cause": 0}
+    assert warned == {(True, True): 43, (False, False): 86}
