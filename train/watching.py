@@ -33,7 +33,7 @@ from train.model import GPT
 from train.token_store import TokenStore
 
 
-__all__ = ["Score", "Watch", "copies", "measure", "of_store", "windows"]
+__all__ = ["COPY_LENGTH", "Score", "Watch", "copies", "measure", "of_store", "windows", "words"]
 
 COPY_LENGTH, SEQUENCES, WINDOWS = 24, 8, 8
 
@@ -102,15 +102,18 @@ class Score:
 
 def of_store(store: TokenStore, context: int) -> list[Watch]:
     """What a model of this context can be watched for on any store: copies, windows of text."""
-    truth = store.truth or {}
-    named = truth.get("induction", {}).get("words")
-    if named:
-        words = [int(store.tokenizer.encode(word)[0]) for word in named]
-    else:
-        words = [token for token in range(store.vocab_size) if token != store.eot]
-    length = min(COPY_LENGTH, (context - 1) // 2, len(words))
-    found = [copies(words, store.eot, length=length)] if length > 1 else []
+    known = words(store)
+    length = min(COPY_LENGTH, (context - 1) // 2, len(known))
+    found = [copies(known, store.eot, length=length)] if length > 1 else []
     return [*found, windows(store, context)]
+
+
+def words(store: TokenStore) -> list[int]:
+    """Tokens that repeated sequences are drawn from: the planted nonce words, or any token."""
+    named = (store.truth or {}).get("induction", {}).get("words")
+    if named:
+        return [int(store.tokenizer.encode(word)[0]) for word in named]
+    return [token for token in range(store.vocab_size) if token != store.eot]
 
 
 def copies(

@@ -1,0 +1,277 @@
+"""Any analysis over training: one call, one table by step, nothing computed twice.
+
+An analysis is a name, what decides its numbers, and a function of a model and its step. Its numbers
+at a checkpoint are a function of the weights, so they are kept by the sha256 of the weights: a
+second call, a longer one, and one that Ctrl-C ended all compute only what is missing.
+
+    RUN/emergence/<analysis>-<digest of its parameters>.jsonl    chained rows (`train.chains`)
+
+That the components of a circuit appear at like token counts over model sizes, and change places
+while the algorithm stays, was found by such tables (Tigges et al. 2024,
+https://arxiv.org/abs/2407.10827). What a checkpoint cannot do yet is no number: where patching
+refuses a model that is not above chance, the step is listed with the reason.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interp.effects import provenance
+from interp.errors import CapabilityError, ContrastError, EffectsError, InterruptedWarning
+from interp.intervals import wilson
+from interp.trajectories import Point, Trajectory
+from train import chains, checkpoints, durable
+from train.checkpoints import Saved
+from train.errors import TrainError
+from train.model import GPT
+from train.runs import Run
+from train.watching import Score
+
+
+__all__ = ["FOLDER", "Analysis", "chosen_steps", "logged", "over_training", "read_between"]
+
+FOLDER = "emergence"
+SCHEMA = "openbook.emergence/1"
+Progress = Callable[[str, int, int | None], None]
+# Columns of a result's frame that can be its value, the first that is there.
+VALUES = ("effect", "score", "value", "mean")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Something to ask of every checkpoint.
+
+    Attributes:
+        name: Letters, digits, `-`, `:` and `.`; part of a file name.
+        measure: From a model and its step to a mapping of names to numbers (or `Score`s), or to a
+            result with `to_frame` and places, such as `Effects`.
+        parameters: What else decides the numbers, as JSON; with the name they are the key by which
+            rows are found again, so what is not in them must not change.
+    """
+
+    name: str
+    measure: Callable[[GPT, int], Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """12 hex digits over name and parameters."""
+        asked = {"name": self.name, "parameters": dict(self.parameters)}
+        return sha256(durable.canonical(asked).encode()).hexdigest()[:12]
+
+
+def over_training(
+    run: Run,
+    analysis: Analysis | Callable[[GPT, int], Any],
+    *,
+    steps: str | Sequence[int] = "all",
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """What an analysis says at the checkpoints of a run.
+
+    Args:
+        run: A run; an import has one checkpoint.
+        analysis: From `interp.emerging.named`, or your own; a bare function is computed each time,
+            because nothing says when another function of its name is the same.
+        steps: `all`, `log:40` (at most 40, spread by ratio), or steps of checkpoints ("0,100").
+        out: Folder of the rows; default: `emergence` inside the run.
+        progress: Told how many checkpoints are done.
+
+    Raises:
+        TrainError: The run has no such checkpoint, or another process keeps the same rows.
+        EffectsError: The analysis gives something that is no number; a bare function was to be
+            kept.
+    """
+    chosen = [run.saved_at(step) for step in chosen_steps(run.steps, steps)]
+    if not isinstance(analysis, Analysis):
+        if out is not None:
+            raise EffectsError(
+                "rows are kept by name and parameters, and a bare function has none; give "
+                "Analysis(name, measure, parameters)"
+            )
+        return _trajectory(run, Analysis("function", analysis), chosen, None, progress)
+    with _rows(run, analysis, out) as writer:
+        return _trajectory(run, analysis, chosen, writer, progress)
+
+
+def chosen_steps(there: Sequence[int], steps: str | Sequence[int]) -> list[int]:
+    """The steps that `all`, `log:n` or a list asks for among those of the checkpoints.
+
+    Raises:
+        TrainError: Nothing is there, or `steps` says nothing.
+    """
+    if not there:
+        raise TrainError("the run has no checkpoint yet; train further")
+    if not isinstance(steps, str):
+        return sorted(set(steps))
+    if steps == "all":
+        return list(there)
+    if all(one.strip().isdecimal() for one in steps.split(",")):
+        return sorted({int(one) for one in steps.split(",")})
+    kind, _, count = steps.partition(":")
+    if kind != "log" or not count.isdecimal() or int(count) < 2:
+        raise TrainError(f"steps are 'all', 'log:40' or steps such as '0,100', not {steps!r}")
+    # The nearest by ratio; step 0 lies one step before step 1.
+    wanted = np.geomspace(1, there[-1] + 1, int(count))
+    logs = np.log(np.array(there) + 1.0)
+    return sorted({there[int(np.abs(logs - one).argmin())] for one in np.log(wanted)})
+
+
+def logged(run: Run) -> Trajectory:
+    """What was logged while the run was trained (`train.watching`); nothing is computed.
+
+    Raises:
+        EffectsError: The run was not watched.
+    """
+    log = run.watched
+    if log is None:
+        raise EffectsError(f"{run.path} was not watched as it was trained; measure its checkpoints")
+    points = [
+        _point(one.step, one.tokens, name, *_bounded(name, score))
+        for one in log.looks
+        for name, score in one.scores.items()
+    ]
+    return Trajectory("watched", {}, run.id, run.knowledge, tuple(points))
+
+
+def read_between(run: Run, first: int, last: int) -> Any:
+    """The documents read between two checkpoints, as a pandas frame: document, readings.
+
+    The most read come first; the steps are first, first + 1 ... last - 1.
+
+    Raises:
+        TrainError: The run has no such steps.
+    """
+    import pandas
+
+    read = [run.documents_read(step) for step in range(first, last)]
+    if not read:
+        raise TrainError(f"no step lies between checkpoint {first} and checkpoint {last}")
+    documents, counts = np.unique(np.concatenate(read), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return pandas.DataFrame({"document": documents[order], "readings": counts[order]})
+
+
+def _trajectory(
+    run: Run,
+    analysis: Analysis,
+    chosen: Sequence[Saved],
+    writer: chains.Writer | None,
+    progress: Progress | None,
+) -> Trajectory:
+    known = {row["checkpoint_sha256"]: row for row in (writer.rows[1:] if writer else [])}
+    points, refused, versions = [], [], {}
+    for done, saved in enumerate(chosen):
+        if progress:
+            progress(analysis.name, done, len(chosen))
+        digest = saved.files["model.safetensors"]
+        if digest not in known:
+            known[digest] = _measured(run, analysis, saved)
+            if writer:
+                writer.append(known[digest])
+        row = known[digest]
+        tokens = int(checkpoints.read_step(run.path, saved).get("tokens", 0))
+        points += [_point(saved.step, tokens, *one) for one in row["points"]]
+        refused += [(saved.step, row["refused"])] if row["refused"] else []
+        versions = row["versions"]
+    if progress:
+        progress(analysis.name, len(chosen), len(chosen))
+    return Trajectory(
+        analysis=analysis.name,
+        parameters=dict(analysis.parameters),
+        run_id=run.id,
+        knowledge=run.knowledge,
+        points=tuple(points),
+        refused=tuple(refused),
+        checkpoints=tuple((one.step, one.files["model.safetensors"]) for one in chosen),
+        versions=versions,
+    )
+
+
+def _measured(run: Run, analysis: Analysis, saved: Saved) -> chains.Row:
+    """One checkpoint's row."""
+    model, points, reason = run.load(saved.step), [], None
+    try:
+        with warnings.catch_warnings():
+            # A sweep that Ctrl-C ended returns its finished part, and that is no row to keep.
+            warnings.simplefilter("error", InterruptedWarning)
+            points = _flattened(analysis.measure(model, saved.step))
+    except InterruptedWarning:
+        raise KeyboardInterrupt from None
+    except (CapabilityError, ContrastError) as error:
+        reason = str(error)
+    for name, value, *_ in points:
+        if not math.isfinite(value):
+            raise EffectsError(f"{analysis.name} gives {value} for {name!r} at step {saved.step}")
+    return {
+        "checkpoint_sha256": saved.files["model.safetensors"],
+        "points": points,
+        "refused": reason,
+        "versions": provenance(model).versions,
+    }
+
+
+def _flattened(result: Any) -> list[list[Any]]:
+    """Rows of name, value, low, high, n."""
+    if isinstance(result, Mapping):
+        return [[str(name), *_bounded(str(name), one)] for name, one in result.items()]
+    if not hasattr(result, "to_frame"):
+        raise EffectsError(
+            f"the analysis gave a {type(result).__name__}; give a mapping of names to numbers, or "
+            "a result with places and to_frame"
+        )
+    frame = result.to_frame()
+    value = next((name for name in VALUES if name in frame), None)
+    if value is None or "place" not in frame:
+        raise EffectsError(
+            f"the {type(result).__name__} has columns {list(frame)}; a table over training needs "
+            f"'place' and one of {', '.join(VALUES)}"
+        )
+    n = getattr(result, "n_prompts", getattr(result, "n", None))
+    return [
+        [row["place"], float(row[value]), _or_none(row.get("low")), _or_none(row.get("high")), n]
+        for row in frame.to_dict("records")
+    ]
+
+
+def _bounded(name: str, one: Any) -> tuple[float, float | None, float | None, int | None]:
+    """Value, interval and n; of shares Wilson's interval, of means Student's."""
+    if not isinstance(one, Score):
+        return float(one), None, None, None
+    if one.error is None:
+        return one.value, None, None, one.n
+    if name.endswith("accuracy"):
+        return one.value, *wilson(one.value, one.n), one.n
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(one.n - 1, 0.975)) * one.error
+    return one.value, one.value - half, one.value + half, one.n
+
+
+def _or_none(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _point(step: int, tokens: int, name: str, value: float, *rest: Any) -> Point:
+    return Point(step, tokens, name, value, *rest)
+
+
+@contextmanager
+def _rows(run: Run, analysis: Analysis, out: str | Path | None) -> Iterator[chains.Writer]:
+    """The rows kept of an analysis, the first saying which it is."""
+    folder = run.path / FOLDER if out is None else Path(out)
+    name = analysis.name.replace(":", "-").replace("/", "-")
+    header = {"schema": SCHEMA, "analysis": analysis.name, "parameters": dict(analysis.parameters)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with chains.Writer(folder / f"{name}-{analysis.key}.jsonl") as writer:
+        if not writer.rows:
+            writer.append(header)
+        yield writer
