@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from interp.averages import Average
     from interp.circuit_results import Circuit
     from interp.classifying import Estimate
-    from interp.direct_logits import Contributions
     from interp.effects import Effects
     from interp.erasures import Erasure
-    from interp.lens_bits import Evaluation
-    from interp.lenses import Readings
     from interp.probes import Probe
     from interp.recalling import Recall
+    from interp.tracing import Trace
     from interp.trajectories import Trajectory
 
 __all__ = [
@@ -189,10 +187,11 @@ def _interval(
 
 
 def _framed(figure: go.Figure, title: str) -> go.Figure:
+    # Four digits, which is more than an interval leaves certain, and half the size of a file.
     for trace in figure.data:
-        # Four digits, which is more than an interval leaves certain, and half the size of a file.
-        for values in (name for name in ("y", "z") if getattr(trace, name, None) is not None):
-            trace[values] = _shortened(trace[values])
+        for name in ("y", "z"):
+            if (values := getattr(trace, name, None)) is not None:
+                setattr(trace, name, _shortened(values))
     figure.update_layout(title=title, template="plotly_white", width=WIDTH, height=HEIGHT)
     return figure.update_layout(margin={"t": 48, "b": 40, "l": 60, "r": 20})
 
@@ -252,55 +251,38 @@ def _estimates(x: Sequence[object], column: "Sequence[Estimate]") -> dict[str, o
     return {"x": list(x), "y": values, "error_y": _interval(values, low, high)}
 
 
-def readings(found: "Readings", measure: str) -> go.Figure:
-    """What a lens reads by depth: a line with its control, or a heat map over several positions."""
-    title = f"{found.provenance.behaviour}: {found.kind} lens, n={found.n}"
-    values, unit = found.measures[measure], found.units[measure]
-    if len(found.positions) > 1:
-        labels = found.pos_labels or [""] * len(found.positions)
-        across = [
-            f"{pos} {label}".strip() for pos, label in zip(found.positions, labels, strict=True)
-        ]
-        rows = [[round(v, 4) for v in row] for row in values.values.tolist()]
-        return heat_map(rows, list(found.places), across, title=title, unit=unit)
+def curves(
+    x: Sequence[object], series: "dict[str, Average]", *, title: str, unit: str, across: str = ""
+) -> go.Figure:
+    """Lines of means with their intervals, one a name."""
     figure = go.Figure()
-    for one, name in ((values, found.kind), (found.control[measure], "never trained")):
-        figure.add_scatter(**_averages(list(found.places), one.at(..., 0)), name=name)
+    for name, found in series.items():
+        figure.add_scatter(**_averages(x, found), name=name)
+    figure.update_xaxes(title=across)
     figure.update_yaxes(title=unit)
     return _framed(figure, title)
 
 
-def contributions(found: "Contributions", k: int = 20) -> go.Figure:
-    """Bars of the k parts that write most, for the answer or against it, with their control."""
-    order = found.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
-    order.sort(key=lambda i: -found.average.values[i].item())
-    names = [found.names[i] for i in order]
+def columns(
+    names: Sequence[str], series: "dict[str, Average]", *, title: str, unit: str
+) -> go.Figure:
+    """Bars of means with their intervals, side by side."""
     figure = go.Figure()
-    for one, name in ((found.average, "trained"), (found.control, "never trained")):
-        figure.add_bar(**_averages(names, one.at(order)), name=name)
-    figure.update_yaxes(title="logits written for answer minus foil")
-    about = f"{found.provenance.behaviour}: direct contributions, n={found.n}"
-    return _framed(figure, f"{about}; {len(names)} of {len(found.names)} parts")
+    for name, found in series.items():
+        figure.add_bar(**_averages(names, found), name=name)
+    figure.update_yaxes(title=unit)
+    return _framed(figure, title)
 
 
-def lens_evaluation(found: "Evaluation") -> go.Figure:
-    """Bits a token from each lens to the model, by layer."""
-    layers = [f"L{layer}" for layer in range(found.kl.values.shape[1])]
-    figure = go.Figure()
-    for index, name in enumerate(("logit lens", "tuned lens", "never trained, translated")):
-        figure.add_scatter(**_averages(layers, found.kl.at(index)), name=name)
-    figure.update_yaxes(title="KL(model || reading), bits a token")
-    return _framed(figure, f"{found.n_tokens:,} {found.region} tokens in {found.n} windows")
-
-
-def _averages(x: list[str], found: "Average") -> dict[str, object]:
+def _averages(x: Sequence[object], found: "Average") -> dict[str, object]:
     """Means with error bars, four digits each."""
     values, low, high = (
         None if t is None else [round(v, 4) for v in t.tolist()]
         for t in (found.values, found.low, found.high)
     )
     none = [None] * len(x)
-    return {"x": x, "y": values, "error_y": _interval(values or [], low or none, high or none)}
+    error = _interval(values or [], low or none, high or none)
+    return {"x": list(x), "y": values, "error_y": error}
 
 
 def circuit(found: "Circuit", k: int = 60) -> go.Figure:
@@ -372,3 +354,44 @@ def trajectory(found: "Trajectory", names: list[str], *, log: bool = True) -> go
     axis = {"type": "log", "dtick": 1} if log else {}
     figure.update_xaxes(title="step" + (", from 1" if log else ""), **axis)
     return _framed(figure, f"{found.analysis} over run {found.run_id}")
+
+
+def trace(found: "Trace") -> go.Figure:
+    """Three heat maps beside each other: what restoring one state brings back."""
+    from plotly.subplots import make_subplots
+
+    maps = {"one state": found.residual, "MLPs": found.mlps, "attention": found.attention}
+    titles = [f"{name}, window {one.window}" for name, one in maps.items()]
+    figure = make_subplots(cols=3, shared_yaxes=True, subplot_titles=titles)
+    limit = max(float(one.values.nan_to_num().abs().max()) for one in maps.values()) or 1.0
+    for column, one in enumerate(maps.values(), start=1):
+        labels = one.pos_labels or [""] * one.values.shape[1]
+        across = [f"{pos} {label}".strip() for pos, label in enumerate(labels)]
+        down = [f"L{layer}" for layer in range(one.values.shape[0])]
+        cells = heat_map(one.values.tolist(), down, across, title="", unit=one.unit).data[0]
+        cells.update(zmin=-limit, zmax=limit, showscale=column == 3)
+        figure.add_trace(cells, row=1, col=column)
+    about = found.residual.provenance.behaviour
+    title = f"{about}: restored states, subject {found.damage}"
+    return _framed(figure, title).update_layout(width=2 * WIDTH)
+
+
+def agreement(found: "Agreement") -> go.Figure:
+    """Estimates across, exact effects with their intervals up, and the line where they are equal."""
+    exact = [abs(one) for one in found.exact] if found.absolute else list(found.exact)
+    low, high = (found.low, found.high) if not found.absolute else (None, None)
+    error = None if low is None or high is None else _interval(exact, low, high)
+    ends = [min([*found.estimated, *exact, 0.0]), max([*found.estimated, *exact, 0.0])]
+    figure = go.Figure(go.Scatter(x=ends, y=ends, mode="lines", line={"dash": "dot"}))
+    figure.add_scatter(
+        x=list(found.estimated),
+        y=exact,
+        error_y=error,
+        mode="markers",
+        text=list(found.places),
+        hovertemplate="%{text}: estimated %{x:.3f}, exact %{y:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(title="estimated")
+    figure.update_yaxes(title=f"exact, {found.unit}")
+    figure.update_layout(showlegend=False)
+    return _framed(figure, f"{found.provenance.behaviour}: {found.n} places estimated and exact")
