@@ -228,18 +228,19 @@ class Effects:
         if content.get("schema") != SCHEMA:
             raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with effects.save")
         del content["digest"]
-        return cls._from_dict(content)
+        return cls.from_dict(content)
 
     @classmethod
-    def _from_dict(cls, content: dict[str, Any]) -> "Effects":
-        del content["schema"]
+    def from_dict(cls, content: dict[str, Any]) -> "Effects":
+        """The inverse of `to_dict`."""
+        content = {key: value for key, value in content.items() if key != "schema"}
         for name in ("values", "low", "high"):
             found = content[name]
             content[name] = None if found is None else torch.tensor(_numbers(found))
         for name in ("axes", "pos_labels", "places", "notes"):
             content[name] = tuple(content.get(name, ()))
         content["provenance"] = Provenance(**content["provenance"])
-        content["also"] = tuple(cls._from_dict(one) for one in content.get("also", ()))
+        content["also"] = tuple(cls.from_dict(one) for one in content.get("also", ()))
         return cls(**content)
 
     def _places(self) -> Iterator[Place]:

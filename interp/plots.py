@@ -18,6 +18,7 @@ from interp import figure_files
 if TYPE_CHECKING:
     import pandas
 
+    from interp.agreement import Agreement
     from interp.averages import Average
     from interp.circuit_results import Circuit
     from interp.classifying import Estimate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from interp.trajectories import Trajectory
 
 __all__ = [
+    "agreement",
     "bars",
     "circuit",
     "effects",
@@ -377,7 +379,7 @@ def trace(found: "Trace") -> go.Figure:
 
 
 def agreement(found: "Agreement") -> go.Figure:
-    """Estimates across, exact effects with their intervals up, and the line where they are equal."""
+    """Estimates across, exact effects with intervals up, and the line where they are equal."""
     exact = [abs(one) for one in found.exact] if found.absolute else list(found.exact)
     low, high = (found.low, found.high) if not found.absolute else (None, None)
     error = None if low is None or high is None else _interval(exact, low, high)

@@ -80,17 +80,25 @@ def make(
     *,
     shared: int = 0,
     also_kept: Sequence[str] = (),
+    added: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> BaseRun:
     """Run the model once and keep what `patches` need. The vocabulary is not touched."""
     names = sorted({*hooks_needed(model, patches), *also_kept})
-    found = activations(model, tokens, names)
+    found = activations(model, tokens, names, added=added)
     return BaseRun(model, found, found.pop("final"), shared)
 
 
 def activations(
-    model: GPT, tokens: Int[Tensor, "prompt pos"], names: Sequence[str]
+    model: GPT,
+    tokens: Int[Tensor, "prompt pos"],
+    names: Sequence[str],
+    *,
+    added: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> dict[str, Tensor]:
-    """Activations by name, and the last residual stream as `final`; no logits are computed."""
+    """Activations by name, and the last residual stream as `final`; no logits are computed.
+
+    `added` is what is added to the embeddings: the noise of causal tracing.
+    """
     found: dict[str, Tensor] = {}
 
     def keep(value: Tensor, point: HookPoint) -> None:
@@ -99,6 +107,7 @@ def activations(
     tokens = tokens.to(model.device)
     with model.hooks([(name, keep) for name in names]):
         resid, rotation = model.embed_tokens(tokens), model.rotation(tokens.shape[1])
+        resid = resid if added is None else resid + added
         for block in model.blocks:
             resid = block(resid, rotation)
     return {**found, "final": resid}

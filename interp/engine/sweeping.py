@@ -140,17 +140,25 @@ def run(
     memory: int = MEMORY,
     progress: Progress | None = None,
     also_kept: Sequence[str] = (),
+    added: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> Patched:
     """As `scores`, for a GPT, where every patch may have a source of its own.
 
     `sources` is asked once a slab of prompts, given its base run, which keeps the hooks `also_kept`
-    besides those that the patches need.
+    besides those that the patches need. `added` is added to the embeddings of the base run.
     """
     found = _Found(len(metrics), len(patches), len(tokens))
     pieces = slabs(model, tokens, patches, memory, also_kept)
     with base_runs.fast_fp32(model.device):
         for number, slab in enumerate(pieces):
-            base = base_runs.make(model, tokens[slab], patches, shared=shared, also_kept=also_kept)
+            base = base_runs.make(
+                model,
+                tokens[slab],
+                patches,
+                shared=shared,
+                also_kept=also_kept,
+                added=None if added is None else added[slab],
+            )
             given = sources(slab, base)
             sweep = _Sweep(base, patches, given.of, metrics, slab, memory)
             found.start[:, slab] = sweep.unpatched().double().cpu()

@@ -1,0 +1,298 @@
+"""Causal tracing: at which layer and position does a damaged prompt become whole again?
+
+Damage what the prompt says of its subject, restore one state of the undamaged run, and see how much
+of the answer comes back (Meng et al. 2022, https://arxiv.org/abs/2202.05262, section 2). Two ways
+to damage:
+
+    replaced   the subject is another one, symmetric token replacement: the default, because what
+    the
+               model then computes is in distribution (Zhang & Nanda 2023,
+               https://arxiv.org/abs/2309.16042)
+    noised     normal noise on the embeddings of the subject, 3 deviations wide, several draws: the
+               original; it finds other places than replacement does, and less stably
+
+What is restored is the residual stream after a layer, or the output of its MLP or attention in a
+`window` of layers around it. Meng et al. take windows of 10 layers; windows of 5 already inflate
+peaks, so here a window is one layer unless it is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp import behaviours, shares
+from interp.behaviours import Behaviour
+from interp.components import Place
+from interp.effects import Effects
+from interp.engine import base_runs, sweeping
+from interp.engine.sweeping import MEMORY, Patched, Progress
+from interp.errors import BehaviourError, ContrastError, EffectsError, ModelError
+from interp.metrics import Metric
+from interp.shares import Contrast, How, Layout
+from train import durable
+from train.model import GPT
+
+
+__all__ = ["DAMAGES", "Trace", "causal", "subject_noise"]
+
+SCHEMA = "openbook.trace/1"
+DAMAGES = ("replaced", "noised")
+SITES = {"residual": "resid_post", "mlps": "mlp", "attention": "attn"}
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Three maps over (layer, pos): how much of the answer comes back.
+
+    Attributes:
+        residual: One state after a layer restored.
+        mlps: MLP outputs of a window of layers restored.
+        attention: Attention outputs of a window of layers restored.
+        subject: Half-open span of the subject's positions, when there is one.
+        damage: "replaced" or "noised".
+        noise: Width of the noise in deviations of the subjects' embeddings; 0 without.
+        draws: Of the noise; 1 without.
+    """
+
+    residual: Effects
+    mlps: Effects
+    attention: Effects
+    subject: tuple[int, int] | None
+    damage: str
+    noise: float
+    draws: int
+
+    def curve(self, what: str, pos: int | None = None) -> Any:
+        """A pandas row per layer at one position: layer, effect, low and high.
+
+        Args:
+            what: "residual", "mlps" or "attention".
+            pos: Default: the last token of the subject, where Meng et al. find the early site.
+        """
+        if what not in SITES:
+            raise EffectsError(f"a trace holds {', '.join(SITES)}, and not {what!r}")
+        if pos is None and self.subject is None:
+            raise EffectsError("the behaviour has no subject; name the position of the curve")
+        chosen = self.subject[1] - 1 if pos is None and self.subject else pos
+        frame = getattr(self, what).to_frame()
+        found = frame[frame["pos"] == chosen]
+        if not len(found):
+            raise EffectsError(f"the trace has no position {chosen}")
+        return found[["layer", "effect", "low", "high"]].reset_index(drop=True)
+
+    def to_frame(self) -> Any:
+        """All three maps, a row a place."""
+        import pandas
+
+        parts = [getattr(self, what).to_frame().assign(restored=what) for what in SITES]
+        return pandas.concat(parts, ignore_index=True)
+
+    def plot(self) -> Any:
+        """The three maps side by side."""
+        from interp import plots
+
+        return plots.trace(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "schema": SCHEMA,
+            **{what: getattr(self, what).to_dict() for what in SITES},
+            "subject": list(self.subject) if self.subject else None,
+            "damage": self.damage,
+            "noise": self.noise,
+            "draws": self.draws,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` accepts."""
+        durable.write_json(Path(path), durable.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = durable.read_sealed(Path(path))
+        if content.get("schema") != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with trace.save")
+        subject = content["subject"]
+        return cls(
+            **{what: Effects.from_dict(content[what]) for what in SITES},
+            subject=(subject[0], subject[1]) if subject else None,
+            **{name: content[name] for name in ("damage", "noise", "draws")},
+        )
+
+
+def causal(
+    model: GPT,
+    behaviour: Behaviour,
+    *,
+    damage: str = "replaced",
+    noise: float = 3.0,
+    draws: int = 10,
+    window: int = 1,
+    metric: Metric | None = None,
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trace:
+    """Restore every layer at every position, the residual stream, MLPs and attention apart.
+
+    Args:
+        model: A GPT.
+        behaviour: Its clean prompts are what is damaged. "noised" needs its subject.
+        damage: "replaced" (by its corrupt prompts) or "noised".
+        noise: In deviations of the embeddings of the subjects' tokens.
+        draws: Of the noise; scores are averaged over them before anything else.
+        window: Layers whose MLP (or attention) outputs are restored together.
+        metric: Default: the logit difference; `metrics.probability` is what Meng et al. trace.
+        memory: Bytes to stay under, above the weights.
+        seed: Of the noise.
+        progress: Told how many states were restored.
+
+    Raises:
+        CapabilityError: The model does not do the behaviour.
+        ContrastError: The damage does not change the score.
+        BehaviourError: "noised", and the behaviour has no subject.
+        ModelError: The window has more layers than the model, or the model has hooks of its own.
+    """
+    shares.one_of("damage", damage, DAMAGES)
+    how = How(metric, "denoising", memory, seed, progress)
+    n_layers, n_pos = model.cfg.n_layers, behaviour.n_pos
+    if not 1 <= window <= n_layers:
+        raise ModelError(f"a window of {window} layers was asked of a model that has {n_layers}")
+    found = {}
+    for what, site in SITES.items():
+        wide = 1 if what == "residual" else window
+        places = [Place(site, layer, pos=p) for layer, p in product(range(n_layers), range(n_pos))]
+        patches = [_window(place, wide, n_layers) for place in places]
+        layout = Layout(site, ("layer", "pos"), (n_layers, n_pos), window=wide)
+        if damage == "replaced":
+            found[what] = shares.effects(model, behaviour, patches, layout, how)
+        else:
+            found[what] = _noised(model, behaviour, patches, layout, how, (noise, draws))
+    noised = damage == "noised"
+    return Trace(
+        **found,
+        subject=behaviour.subject,
+        damage=damage,
+        noise=noise if noised else 0.0,
+        draws=draws if noised else 1,
+    )
+
+
+def subject_noise(
+    model: GPT, behaviour: Behaviour, *, noise: float = 3.0, seed: int = 0
+) -> Float[Tensor, "prompt pos d_model"]:
+    """One draw of what is added to the embeddings: 0 outside the subject.
+
+    Its deviation is `noise` times that of the embeddings of all subjects' tokens.
+
+    Raises:
+        BehaviourError: The behaviour has no subject.
+    """
+    if behaviour.subject is None:
+        raise BehaviourError(
+            f"behaviour {behaviour.name!r} names no subject, so there is nothing to put noise on; "
+            "trace it with damage 'replaced'"
+        )
+    first, last = behaviour.subject
+    tokens = behaviour.clean[:, first:last].to(model.device)
+    width = noise * model.W_E[tokens].float().std()
+    draw = torch.Generator().manual_seed(seed)
+    shape = (*tokens.shape, model.cfg.d_model)
+    found = torch.zeros(behaviour.n_prompts, behaviour.n_pos, model.cfg.d_model)
+    found[:, first:last] = torch.randn(shape, generator=draw)
+    return (found.to(model.device) * width).to(model.W_E.dtype)
+
+
+def _window(place: Place, window: int, n_layers: int) -> list[Place]:
+    """The same place in the layers around it, cut off at both ends as Meng et al. do."""
+    first = place.layer - window // 2
+    layers = range(max(0, first), min(n_layers, first + window))
+    return [Place(place.site, layer, pos=place.pos) for layer in layers]
+
+
+@torch.inference_mode()
+def _noised(
+    model: GPT,
+    behaviour: Behaviour,
+    patches: Sequence[Sequence[Place]],
+    layout: Layout,
+    how: How,
+    drawn: tuple[float, int],
+) -> Effects:
+    """Clean states restored in noised runs, scores averaged over the draws."""
+    behaviours.check(model, behaviour)
+    if not sweeping.engine_runs(model):
+        raise ModelError("the model has hooks of its own, which a trace does not run; remove them")
+    noise, draws = drawn
+    if draws < 1 or noise <= 0:
+        raise BehaviourError(f"{draws} draws of noise of width {noise} damage nothing")
+    clean, read = behaviour.clean.to(model.device), how.metrics(behaviour)
+    names = sorted({place.hook for patch in patches for place in patch})
+    shared = behaviour.subject[0] if behaviour.subject else 0
+
+    def sources(slab: slice, base: base_runs.BaseRun) -> sweeping.Sources:
+        there = base_runs.activations(model, clean[slab], names)
+        return sweeping.Sources(lambda i: there, sum(value.nbytes for value in there.values()))
+
+    found: list[Patched] = []
+    for draw in range(draws):
+        added = subject_noise(model, behaviour, noise=noise, seed=how.seed * draws + draw)
+        one = sweeping.run(
+            model,
+            clean,
+            patches,
+            sources,
+            read,
+            shared=shared,
+            memory=how.memory,
+            progress=_part(how.progress, draw, draws),
+            added=added,
+        )
+        found.append(one)
+        if not one.done.all():
+            break
+    mean = _averaged(found)
+    goal = sweeping.unpatched(model, clean, read, memory=how.memory)
+    if not (goal.mean(dim=1) - mean.start.mean(dim=1)).abs().min() >= 1e-6:
+        raise ContrastError(
+            f"behaviour {behaviour.name!r} scores {goal[0].mean():.3g} with and without noise of "
+            f"{noise:g} deviations on its subject"
+        )
+    runs = Contrast(clean, clean, shared, mean.start.numpy(), goal.numpy())
+    return shares.of_patched(model, behaviour, mean, runs, layout, how)
+
+
+def _averaged(found: Sequence[Patched]) -> Patched:
+    """Mean over draws; after Ctrl-C, over the draws in which everything was finished, if any."""
+    whole = [one for one in found if one.done.all()] or list(found)
+    return Patched(
+        scores=torch.stack([one.scores for one in whole]).mean(dim=0),
+        start=torch.stack([one.start for one in whole]).mean(dim=0),
+        done=whole[0].done,
+        moved=torch.stack([one.moved for one in whole]).amax(dim=0),
+        peak_bytes=max(one.peak_bytes for one in whole),
+    )
+
+
+def _part(progress: Progress | None, number: int, of: int) -> Callable[..., None] | None:
+    """Progress of one draw as progress of all."""
+    if progress is None:
+        return None
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        progress(what, number * (total or 0) + done, (total or 0) * of)
+
+    return tell
