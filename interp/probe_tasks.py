@@ -74,7 +74,7 @@ class ProbeTask:
     positions: Int[Tensor, " case"]
     labels: tuple[str, ...]
     types: tuple[str, ...]
-    rows: Int[Tensor, " case"] | None = None
+    rows: Int[Tensor, " row"] | None = None
     type_of: str = "word"
     description: str = ""
 
@@ -103,7 +103,7 @@ class ProbeTask:
             )
 
     @property
-    def prompt_of(self) -> Int[Tensor, " case"]:
+    def prompt_of(self) -> Int[Tensor, " row"]:
         """Prompt of each case."""
         return torch.arange(len(self.tokens)) if self.rows is None else self.rows
 
@@ -320,8 +320,8 @@ def part_of_speech(
 ) -> ProbeTask:
     """Universal part of speech of words, read at the last token of the word.
 
-    A line of the file is a sentence: `text`, its `words` and as many `upos`. Words whose end is not
-    the end of a token ("do" in "don't") are left out; so are sentences that are not plain text.
+    A line of the file is a sentence: `text`, its `words` and as many `upos`. Words that share
+    a token with another ("do" in "don't") are left out; so are sentences that are not plain text.
 
     Raises:
         ProbeError: No line can be used.
@@ -357,6 +357,7 @@ def _tagged(sentence: dict[str, Any], tokenizer: Any) -> list[Case]:
         if start < 0:
             return []
         at = start + len(word)
-        if at in ends:
+        # A token may end with the word and begin in the one before, as `."` does.
+        if at in ends and len(pieces[ends[at]].lstrip()) <= len(word):
             cases.append(Case(prompt, 1 + ends[at], tag, word))
     return cases
