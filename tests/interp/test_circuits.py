@@ -189,6 +189,7 @@ def test_cpr_and_cmd_are_mibs_areas(found: Circuit):
             kept = torch.zeros(graph.n_edges, dtype=torch.bool)
             kept[strength.argsort(descending=True, stable=True)[: int(share * graph.n_edges)]] = 1
             f.append(circuits.check(model, behaviour, kept).value)
+        assert curve.n_edges == (0, 0, 0, 0, 0, 2, 4, 9, 23, 46)  # rounded down, as MIB's
         assert curve.f == pytest.approx(f, abs=1e-5)
         height = np.array(f) if signed else np.abs(1 - np.array(f))
         assert curve.area.value == pytest.approx(np.trapezoid(height, curve.shares), abs=1e-5)

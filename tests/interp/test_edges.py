@@ -194,6 +194,15 @@ def test_edges_on_no_path_are_pruned_and_change_nothing():
     torch.testing.assert_close(before, after, atol=1e-5, rtol=0)
 
 
+def test_a_chain_that_begins_or_ends_nowhere_is_pruned_to_its_last_edge():
+    graph = Graph(3, 2, 8)
+    for chain in (
+        ["a0.h0->m0", "m0->m1", "m1->logits"],  # nothing goes into a0.h0
+        ["input->m0", "m0->m1", "m1->a2.h1<k>"],  # nothing reads a2.h1
+    ):
+        assert not graph.pruned(graph.holding(chain)).any()
+
+
 def test_pruning_a_random_circuit_never_changes_its_score():
     model, behaviour = model_of("llama, shared keys"), behaviour_of()
     graph = edges.graph_of(model)
