@@ -1,15 +1,18 @@
 """Heads found by what they attend to, on random tokens that repeat.
 
 A sequence is one end-of-text, `length` different random tokens, and the same tokens again: nothing
-but the first copy predicts the second. Two scores per head, both means of attention, so both lie in
-[0, 1] (Olsson et al. 2022, https://arxiv.org/abs/2209.11895):
+but the first copy predicts the second. Three scores per head, all means of attention, so all lie in
+[0, 1] (Olsson et al. 2022, https://arxiv.org/abs/2209.11895; the third: Wang et al. 2022,
+https://arxiv.org/abs/2211.00593):
 
     induction        from a token of the second copy to the one after its first occurrence
     previous token   from any token to the one before it
+    duplicate token  from a token of the second copy to its first occurrence
 
 A head is found by its score, never by its number: which one it is depends on the seed. And a score
 alone is no proof of function, nor is the copy loss proof of a head; one measured run copied at 0.59
-nats with no induction score above 0.03. Report both.
+nats with no induction score above 0.03. Report both; what a head writes where it attends is asked
+by `interp.ov_circuits`.
 """
 
 from collections.abc import Sequence
@@ -21,20 +24,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp import averages, head_scores
 from interp.components import HookedModel, Place, device_of
+from interp.effects import provenance
 from interp.errors import BehaviourError
+from interp.head_scores import HeadScores
 from interp.planted_prompts import tokenizer_of, truth_of
+from train.errors import nearest
 
 
 __all__ = [
     "Copying",
     "best",
     "copying",
+    "duplicate_token_heads",
     "induction_heads",
     "previous_token_heads",
     "repeated",
     "repeated_tokens",
+    "scores",
 ]
+
+KINDS = ("induction", "previous token", "duplicate token")
 
 
 @dataclass(frozen=True)
@@ -82,21 +93,55 @@ def repeated(
     return torch.cat([torch.full((n, 1), eot), run, run], dim=1)
 
 
+def scores(
+    model: HookedModel, tokens: Int[Tensor, "prompt pos"], kind: str, *, seed: int = 0
+) -> HeadScores:
+    """One kind of attention for every head, with its interval over sequences and its control.
+
+    Args:
+        tokens: As `repeated` makes them.
+        kind: induction, previous token or duplicate token.
+        seed: Of the untrained model's first weights.
+
+    Raises:
+        BehaviourError: There is no such kind, or the sequences do not repeat.
+    """
+    query, key = _places(tokens, kind)
+    prompts = averages.prompts_of(tokens)
+    found = averages.over_prompts(_attention(model, tokens, query, key).numpy(), prompts)
+    control = head_scores.untrained(model, seed)
+    return HeadScores(
+        kind=kind,
+        unit="mean attention",
+        values=found.values,
+        low=found.low,
+        high=found.high,
+        control=None if control is None else _attention(control, tokens, query, key).mean(dim=-1),
+        n=found.n,
+        drawn="sequences",
+        provenance=provenance(model, None, seed=seed),
+    )
+
+
 def induction_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
     """Mean attention from the second copy to the token after the previous occurrence."""
-    length = _length(tokens)
-    query = torch.arange(length + 1, 2 * length + 1)
-    return _mean_attention(model, tokens, query, query - length + 1)
+    return _attention(model, tokens, *_places(tokens, "induction")).mean(dim=-1)
 
 
 def previous_token_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
     """Mean attention to the token before, over all positions but the first."""
-    query = torch.arange(1, tokens.shape[1])
-    return _mean_attention(model, tokens, query, query - 1)
+    return _attention(model, tokens, *_places(tokens, "previous token")).mean(dim=-1)
+
+
+def duplicate_token_heads(
+    model: HookedModel, tokens: Int[Tensor, "prompt pos"]
+) -> Float[Tensor, "layer head"]:
+    """Mean attention from the second copy to the previous occurrence of the same token."""
+    return _attention(model, tokens, *_places(tokens, "duplicate token")).mean(dim=-1)
 
 
 def best(scores: Float[Tensor, "layer head"]) -> tuple[str, float]:
@@ -122,17 +167,32 @@ def copying(model: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Copying:
     )
 
 
+def _places(
+    tokens: Int[Tensor, "prompt pos"], kind: str
+) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
+    """Positions that attend, and the positions they attend to."""
+    if kind not in KINDS:
+        raise BehaviourError(f"heads are not scored for {kind!r}{nearest(kind, KINDS)}")
+    if kind == "previous token":
+        query = torch.arange(1, tokens.shape[1])
+        return query, query - 1
+    length = _length(tokens)
+    query = torch.arange(length + 1, 2 * length + 1)
+    return query, query - length + (1 if kind == "induction" else 0)
+
+
 @torch.inference_mode()
-def _mean_attention(
+def _attention(
     model: HookedModel,
     tokens: Int[Tensor, "prompt pos"],
     query: Int[Tensor, " place"],
     key: Int[Tensor, " place"],
-) -> Float[Tensor, "layer head"]:
+) -> Float[Tensor, "layer head prompt"]:
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names)
-    # [batch head query key]: one attention weight a place, averaged over prompts and places.
-    return torch.stack([cache[name][:, :, query, key].float().mean(dim=(0, 2)) for name in names])
+    # [prompt head query key]: one attention weight a place, averaged over places.
+    means = [cache[name][:, :, query, key].float().mean(dim=2).T for name in names]
+    return torch.stack(means).cpu()
 
 
 def _length(tokens: Int[Tensor, "prompt pos"]) -> int:
