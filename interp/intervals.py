@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 
 
-__all__ = ["mean_interval", "ratio_interval", "resampled_means", "wilson"]
+__all__ = ["mean_interval", "ratio_interval", "reach", "resampled_means", "wilson"]
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 
@@ -53,22 +53,19 @@ def mean_interval(scores: Float[np.ndarray, " prompt"]) -> tuple[float, float] |
         low, high = wilson(float((scores == top).mean()), len(scores))
         return bottom + low * (top - bottom), bottom + high * (top - bottom)
     mean = scores.mean()
-    below, above = _reach(scores[None] - mean)
+    below, above = reach(*_moments(scores[None] - mean))
     return float(mean - below[0]), float(mean + above[0])
 
 
 def ratio_interval(
     part: Float[np.ndarray, "*places prompt"],
     whole: Float[np.ndarray, " prompt"],
-    *,
-    seed: int | None = None,
 ) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]] | None:
     """The same for mean(part) / mean(whole), place by place; 20,000 places of 64 take 0.1 s.
 
     Args:
         part: What each place moved on each prompt.
         whole: What there was to move.
-        seed: Not used: nothing is drawn.
 
     Returns:
         Lower and upper ends. None below two prompts, and None when the mean of `whole` cannot be
@@ -77,7 +74,8 @@ def ratio_interval(
     n = len(whole)
     if n < 2:
         return None
-    quantile = _student(n)
+    unit_reach = reach(np.ones(1), np.zeros(1), n)[0]
+    quantile = float(unit_reach[0])  # Student's
     part_mean, whole_mean = part.mean(axis=-1), whole.mean()
     parts, wholes = part - part_mean[..., None], whole - whole_mean
     # Means' variances and covariance, in units of the squared quantile.
@@ -94,8 +92,9 @@ def ratio_interval(
     half = np.sqrt(np.maximum(inside, 0.0)) / leading
     ratio = part_mean / whole_mean
     residual = (parts - ratio[..., None] * wholes) / whole_mean
-    below, above = _reach(residual)
-    plain = quantile * _standard_error(residual)
+    error, skewness, _ = _moments(residual)
+    below, above = reach(error, skewness, n)
+    plain = quantile * error
     return middle / leading - half - (below - plain), middle / leading + half + (above - plain)
 
 
@@ -113,22 +112,33 @@ def resampled_means(
     return scores @ (weights.T / n_prompts)
 
 
-def _reach(
-    deviations: Float[np.ndarray, "*places prompt"],
+def reach(
+    error: Float[np.ndarray, "*places"],
+    skewness: Float[np.ndarray, "*places"],
+    n: int,
+    *,
+    confidence: float = 0.95,
 ) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]]:
-    """How far the interval reaches below and above the mean, from which `deviations` are taken."""
-    n = deviations.shape[-1]
-    error = _standard_error(deviations)
-    student, root = _student(n), sqrt(n)
-    squares = deviations**2
-    second = squares.mean(axis=-1)
-    third = (squares * deviations).mean(axis=-1)
-    # Constant scores have no skewness, and the limit of the transformation there is Student's.
-    skewness = np.divide(third, second**1.5, out=np.zeros_like(third), where=second > 0)
+    """How far intervals reach below and above means of n scores, each the more cautious of two.
+
+    Args:
+        error: Standard errors of the means.
+        skewness: Of the scores, third moment over second to the power 1.5.
+        n: Scores a mean.
+        confidence: Of the interval, half of the doubt on either side.
+    """
+    # Here: scipy takes a third of a second to import, and `interp.behaviours` imports this file.
+    from scipy.special import stdtrit
+
+    student, root = float(stdtrit(n - 1, 0.5 + confidence / 2)), sqrt(n)
+    # At 0 the transformation is 0 / 0, and its limit is Student's.
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
 
     def turned_back(t: float) -> Float[np.ndarray, "*places"]:
-        """Where Hall's transformation is t: sqrt(n) (w + g w^2/3 + g^2 w^3/27 + g/6n), w = t'."""
+        """The x that Hall's transformation x + g x^2 / 3 + g^2 x^3 / 27 + g / 6n takes to t.
+
+        x is (mean - truth) / deviation and t in the same units, a sqrt(n)-th of Student's.
+        """
         cube = 1 + skewness * (t / root - skewness / (6 * n))
         return root * 3 / skewness * (np.cbrt(cube) - 1)
 
@@ -137,16 +147,12 @@ def _reach(
     return below, above
 
 
-def _standard_error(
+def _moments(
     deviations: Float[np.ndarray, "*places prompt"],
-) -> Float[np.ndarray, "*places"]:
+) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"], int]:
+    """Standard error, skewness and n of scores whose mean was taken off: what `reach` asks for."""
     n = deviations.shape[-1]
-    return np.sqrt((deviations**2).sum(axis=-1) / (n * (n - 1)))
-
-
-def _student(n: int) -> float:
-    """97.5 % quantile of Student's t with n - 1 degrees of freedom."""
-    # Here: scipy takes a third of a second to import, and `interp.behaviours` imports this file.
-    from scipy.special import stdtrit
-
-    return float(stdtrit(n - 1, 0.975))
+    squares = deviations**2
+    second, third = squares.mean(axis=-1), (squares * deviations).mean(axis=-1)
+    skewness = np.divide(third, second**1.5, out=np.zeros_like(third), where=second > 0)
+    return np.sqrt(second / (n - 1)), skewness, n

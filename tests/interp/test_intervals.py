@@ -95,21 +95,21 @@ def test_twenty_thousand_places_take_less_than_a_second():
     assert time.process_time() - start < 1.0
 
 
-@pytest.mark.parametrize("n", [10, 30, 64])
+@pytest.mark.parametrize("n", [10, 30])
 def test_ten_skewed_scores_are_covered_as_often_as_two_hundred(n):
-    # 2,000 samples: one standard error is 0.5 points. Student's t covers 89 % at 10.
+    # 1,000 samples: one standard error is 0.7 points. Student's t covers 89 % at 10.
     draw = np.random.default_rng(n)
     held = [
         low <= 1.0 <= high
-        for low, high in (mean_interval(draw.exponential(size=n)) for _ in range(2000))
+        for low, high in (mean_interval(draw.exponential(size=n)) for _ in range(1000))
     ]
-    assert 0.93 <= np.mean(held) <= 0.97
+    assert 0.925 <= np.mean(held) <= 0.975
 
 
 def test_ratios_cover_the_truth_in_about_95_of_100_samples():
     draw = np.random.default_rng(0)
     held = []
-    for _ in range(2000):
+    for _ in range(1000):
         whole = draw.normal(4.0, 1.0, size=10)
         part = 0.5 * whole + draw.standard_t(3, size=10)
         low, high = ratio_interval(part[None], whole)
