@@ -10,6 +10,7 @@ into one line and an exit code:
 import errno
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,16 +18,16 @@ import typer
 
 from data_attribution import printing
 from data_attribution.errors import AttributionError, EvidenceError
-from interp.cli import (
-    Named,
-    Prompts,
-    Seed,
-    behaviours_command,
-    detect_command,
-    patch_command,
-    recall_command,
-)
-from interp.errors import InterpError
+from interp.cli import Named, Prompts, Seed, behaviours_command, detect_command, recall_command
+from interp.commands.ablate import ablate_command
+from interp.commands.cache import cache_command
+from interp.commands.circuit import circuit_command
+from interp.commands.emergence import emergence_command
+from interp.commands.lens import lens_command
+from interp.commands.patch import patch_command
+from interp.commands.probe import probe_command
+from interp.commands.trace import trace_components_command
+from interp.errors import InterpError, InterpWarning
 from train.cli import Json, Out, RunPath, StorePath, answer, corpus, readable, run, train_command
 from train.errors import TrainError
 
@@ -287,9 +288,16 @@ app.command("train")(train_command)
 app.add_typer(run, name="run")
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
+app.command("ablate")(ablate_command)
+app.command("lens")(lens_command)
+app.command("probe")(probe_command)
+app.command("circuit")(circuit_command)
+app.command("emergence")(emergence_command)
+app.command("cache")(cache_command)
 app.command("recall")(recall_command)
 app.command("detect")(detect_command)
 app.add_typer(index, name="index")
+trace.command("components")(trace_components_command)
 app.add_typer(trace, name="trace")
 app.command("counterfactual")(counterfactual_command)
 app.command("forget")(forget_command)
@@ -304,6 +312,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if builds else "false")
     # Read by cuBLAS at its first use: without it a GPU does not add up in the same order twice.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    warnings.showwarning = _warn
     try:
         app()
     except SystemExit as end:
@@ -321,6 +330,12 @@ def main() -> None:
         if not _out_of_memory(error):
             raise
         _refuse(f"the memory does not hold it: {error or 'no size is known'}", 4)
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """A warning of ours as one line; what libraries warn of is for those who write code."""
+    if issubclass(category, InterpWarning):
+        typer.echo(f"warning: {message}", err=True)
 
 
 def _refuse(reason: object, code: int) -> None:

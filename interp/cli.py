@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp.errors import InterpError
-from train.cli import Json, Out, StorePath, answer, writable
+from interp.figure_files import drawable
+from train.cli import Json, Out, StorePath, answer
 from train.errors import TrainError
 
 
 if TYPE_CHECKING:
     from interp.behaviours import Behaviour, Check
     from interp.detecting import Copying
-    from interp.effects import Effects
+    from interp.head_scores import HeadScores
     from interp.recalling import Level, Recall
     from train.runs import Origin
 
@@ -33,7 +34,10 @@ Named = Annotated[
 Step = Annotated[int | None, typer.Option(min=0, help="Checkpoint; default: the last.")]
 Prompts = Annotated[int, typer.Option(min=1, help="At most so many prompts.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draw of prompts and of the bootstrap.")]
+Kind = Literal["induction", "previous token", "duplicate token", "copying", "name moving"]
 PROMPTS = 64
+# Tokens whose copying is asked for: on GPT-2 each costs 11 GFLOP, the control included.
+COPIED = 128
 SHOWN_PROMPTS = 4
 
 
@@ -77,50 +81,6 @@ def behaviours_command(
     answer(result, text, as_json=as_json, out=out)
 
 
-def patch_command(
-    source: Source,
-    behaviour: Named,
-    over: Annotated[
-        Literal["heads", "residual", "mlps", "attention"], typer.Option(help="What to patch.")
-    ] = "heads",
-    step: Step = None,
-    direction: Annotated[
-        Literal["denoising", "noising"],
-        typer.Option(help="Clean values into corrupt prompts, or the other way round."),
-    ] = "denoising",
-    positions: Annotated[
-        Literal["together", "each"] | None, typer.Option(help="Of mlps and attention.")
-    ] = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="Places to print; --json prints all.")] = 10,
-    plot: Annotated[
-        Path | None, typer.Option(callback=writable, help="Write the figure as one HTML page.")
-    ] = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
-    """Find which places of RUN carry BEHAVIOUR, by exchanging one activation at a time."""
-    if positions and over not in ("mlps", "attention"):
-        raise InterpError(f"--positions belongs to mlps and attention, not to {over}")
-    from interp import behaviours, hooked, patching
-    from train import durable, progress
-
-    model, words = hooked.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    options: dict[str, Any] = {"positions": positions} if positions else {}
-    with progress.bar(over) as advance:
-        effects = getattr(patching, over)(
-            model, prompted, direction=direction, seed=seed, progress=advance, **options
-        )
-    if plot:
-        durable.write_text(plot, effects.plot().to_html())
-    if out:
-        effects.save(out)
-    answer(effects.to_dict(), _effects(effects, top), as_json=as_json, out=None)
-
-
 def recall_command(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a planted run.")],
     step: Step = None,
@@ -135,7 +95,7 @@ def recall_command(
     truth = planted_prompts.planted_truth(words)
     found = recalling.by_exposure(model, truth, model.tokenizer)
     result = {"provenance": _origin(model.origin), **found.to_dict()}
-    answer(result, f"{_recall(found)}\n{_provenance(model.origin)}", as_json=as_json, out=out)
+    answer(result, f"{_recall(found)}\n{provenance_line(model.origin)}", as_json=as_json, out=out)
 
 
 def detect_command(
@@ -144,19 +104,25 @@ def detect_command(
     sequences: Annotated[int, typer.Option(min=1, help="Random sequences.")] = 64,
     length: Annotated[int, typer.Option(min=2, help="Tokens of one copy.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Of the random tokens.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(callback=drawable, help="Write the figure as .html or .png.")
+    ] = None,
+    kind: Annotated[Kind, typer.Option(help="Of the figure.")] = "induction",
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Score every head of RUN for induction and for attending to the previous token."""
-    from interp import detecting, hooked
+    """Score every head of RUN for what it attends to, and for what it writes of it."""
+    from interp import detecting, hooked, ov_circuits
 
     model, words = hooked.open(source, step=step, store=store)
     tokens = detecting.repeated_tokens(words, n=sequences, length=length, seed=seed)
-    scores = {
-        "induction": detecting.induction_heads(model, tokens),
-        "previous token": detecting.previous_token_heads(model, tokens),
-    }
+    found = {one: detecting.scores(model, tokens, one, seed=seed) for one in detecting.KINDS}
+    drawn = tokens[:, 1:].flatten().tolist()
+    some = list(dict.fromkeys(drawn))[:COPIED]
+    found["copying"] = ov_circuits.copying(model, some, seed=seed)
+    found["name moving"] = ov_circuits.name_moving(model, some, seed=seed)
+    scores = {one: found[one].values for one in ("induction", "previous token")}
     copying = detecting.copying(model, tokens)
     result = {
         "provenance": _origin(model.origin),
@@ -164,9 +130,15 @@ def detect_command(
         "best": {name: list(detecting.best(score)) for name, score in scores.items()},
         "copying": {"first": copying.first, "second": copying.second, "top1": copying.top1},
         "n": copying.n,
+        "scores": {one: score.to_dict() for one, score in found.items()},
     }
+    if plot:
+        from interp import plots
+
+        plots.write(found[kind].plot(), plot)
     best = {name: detecting.best(score) for name, score in scores.items()}
-    text = f"{_heads(scores)}\n{_copying(best, copying)}\n{_provenance(model.origin)}"
+    parts = [_heads(scores), _copying(best, copying), _found(found)]
+    text = "\n".join([*parts, provenance_line(model.origin)])
     answer(result, text, as_json=as_json, out=out)
 
 
@@ -201,22 +173,6 @@ def _prompts(behaviour: "Behaviour", tokenizer: Any) -> str:
     return "\n".join([*lines, f"and {left} more"] if left > 0 else lines)
 
 
-def _effects(effects: "Effects", top: int) -> str:
-    about = effects.provenance
-    lines = [
-        f"{about.behaviour}: {effects.site}, {effects.direction}, {effects.unit}",
-        f"baselines: clean {effects.clean:.3f}, corrupt {effects.corrupt:.3f} "
-        f"(logit difference, {effects.n_prompts} prompts)",
-    ]
-    for name in effects.top(top):
-        bounds = effects.interval(name)
-        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else "one prompt, no interval"
-        lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
-    left = len(effects.names) - top
-    lines += [f"and {left} places with smaller effects"] if left > 0 else []
-    return "\n".join([*lines, _provenance(about)])
-
-
 def _recall(found: "Recall") -> str:
     head = "exposures  facts    seen        95 %       held-out form        95 %       guessing"
     return "\n".join([head, *map(_level, found.levels)])
@@ -244,6 +200,20 @@ def _heads(scores: dict[str, Any]) -> str:
     return "\n".join(["head     induction  previous token", *rows])
 
 
+def _found(found: "dict[str, HeadScores]") -> str:
+    rows = ["best              score  95 %              untrained, at most    n"]
+    for kind, one in found.items():
+        (name,) = one.top(1)
+        bounds = one.interval(name)
+        shown = "[{:6.3f}, {:6.3f}]".format(*bounds) if bounds else "no interval"
+        least = "-" if one.highest_control is None else f"{one.highest_control:.3f}"
+        rows.append(
+            f"{kind:<15} {name:>5} {one[name]:6.3f}  {shown:<16}  {least:>8}  {one.n} {one.drawn}; "
+            f"found: {', '.join(one.found[:6]) or 'none'}"
+        )
+    return "\n".join(rows)
+
+
 def _copying(best: dict[str, tuple[str, float]], copying: "Copying") -> str:
     named = ", ".join(f"best {kind} {name} {score:.3f}" for kind, (name, score) in best.items())
     return (
@@ -258,7 +228,7 @@ def _origin(origin: "Origin") -> dict[str, Any]:
     return asdict(origin)
 
 
-def _provenance(origin: Any) -> str:
+def provenance_line(origin: Any) -> str:
     return (
         f"run {origin.run_id}, step {origin.step}, checkpoint {origin.checkpoint_sha256[:12]}, "
         f"knowledge {origin.knowledge}"

@@ -1,0 +1,98 @@
+"""`openbook ablate`: what a model loses without a component."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from interp.cli import Named, Prompts, Seed, Source, Step, provenance_line
+from interp.commands.patch import PROMPTS, Memory, Plot
+from interp.errors import InterpError
+from train.cli import Json, Out, StorePath, answer, readable
+
+
+if TYPE_CHECKING:
+    from interp.ablating import Ablation
+
+
+def ablate_command(
+    source: Source,
+    behaviour: Named,
+    components: Annotated[
+        Path | None,
+        typer.Option(callback=readable, help="Effects of `openbook patch --out`: its best."),
+    ] = None,
+    take: Annotated[int, typer.Option(min=1, help="How many of --components.")] = 5,
+    component: Annotated[
+        list[str] | None, typer.Option(help="L0H2, L1.mlp@3 and so on; may be repeated.")
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="All at once, and not one at a time.")
+    ] = False,
+    standin: Annotated[
+        Literal["zero", "mean", "resample", "corrupt"],
+        typer.Option(help="What is put in the place of a component."),
+    ] = "mean",
+    draws: Annotated[int, typer.Option(min=1, help="Of resample.")] = 10,
+    metric: Annotated[
+        Literal["logit-difference", "log-probability", "probability"],
+        typer.Option(help="What is scored."),
+    ] = "logit-difference",
+    memory: Memory = 2048,
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    top: Annotated[int, typer.Option(min=1, help="Rows to print; --json prints all.")] = 10,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Take components of RUN away and measure BEHAVIOUR; default: every head and every MLP."""
+    from interp import ablating, behaviours, hooked, metrics, plots
+    from interp.effects import Effects
+    from train import progress
+
+    named = list(component or [])
+    if components:
+        named += Effects.load(components).top(take)
+    if together and not named:
+        raise InterpError("--together needs --component or --components, or nothing is left")
+    model, words = hooked.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    sets = [named] if together else [[name] for name in named] or None
+    with progress.bar("ablating") as advance:
+        found = ablating.ablate(
+            model,
+            prompted,
+            sets,
+            standin=standin,
+            draws=draws,
+            metric=metrics.named(metric, prompted),
+            memory=memory << 20,
+            seed=seed,
+            progress=advance,
+        )
+    if plot:
+        plots.write(found.plot(), plot)
+    if out:
+        found.save(out)
+    answer(found.to_dict(), _text(found, top), as_json=as_json, out=None)
+    if found.unfinished:
+        raise typer.Exit(130)
+
+
+def _text(found: "Ablation", top: int) -> str:
+    lines = [
+        f"{found.provenance.behaviour}: {found.standin} ablation, change of the {found.metric} in "
+        f"{found.unit}, {found.n_prompts} prompts",
+        f"intact: {found.intact:.3f}, positive on {found.intact_accuracy:.2f} of the prompts",
+    ]
+    for name in found.top(top):
+        bounds = found.interval(name)
+        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else "no interval"
+        kept = float(found.accuracy[found.names.index(name)])
+        lines.append(f"{name:<16}  {found[name]:8.3f}  {shown}  positive on {kept:.2f}")
+    left = len(found.names) - top
+    lines += [f"and {left} that cost less"] if left > 0 else []
+    return "\n".join([*lines, *found.notes, provenance_line(found.provenance)])
