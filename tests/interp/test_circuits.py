@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,17 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from interp import behaviours, circuit_checks, circuit_files, circuits, cutting, edges, metrics
+from interp import (
+    behaviours,
+    circuit_checks,
+    circuit_controls,
+    circuit_files,
+    circuits,
+    cutting,
+    edges,
+    hooked,
+    metrics,
+)
 from interp.behaviours import Behaviour
 from interp.circuit_results import Circuit
 from interp.commands.circuit import circuit_command
@@ -216,8 +227,6 @@ def test_stability_falls_when_prompts_use_different_edges():
     worth[4:, graph.index("a0.h1->logits")] = 1.1
     for head in (0, 1):
         worth[:, graph.index(f"input->a0.h{head}<v>")] = 2.0
-    from interp import circuit_controls
-
     kept = graph.holding(["input->a0.h1<v>", "a0.h1->logits"])
     found, again = circuit_controls.stability(
         graph, worth, kept, np.arange(8), n_edges=2, selection="greedy", signed=False
@@ -361,3 +370,25 @@ def test_the_command_prints_writes_and_draws(lookup_run, lookup_behaviour, tmp_p
     assert share.n == 12
     as_json = CliRunner().invoke(app, [*asked[:2], "--json", "--edges", "3"])
     assert json.loads(as_json.stdout)["schema"] == "openbook.circuit/1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ioi", "capital"])
+def test_circuits_of_a_trained_planted_run_hold_on_prompts_that_did_not_choose_them(name: str):
+    path = Path(__file__).parents[2] / "runs" / "planted"
+    if not path.is_dir():
+        pytest.skip("no trained planted run at runs/planted; make one with `openbook demo`")
+    model, words = hooked.open(path)
+    found = circuits.find(model, behaviours.load(name, words))
+    assert found.held_out
+    assert found.faithfulness.low is not None
+    assert found.faithfulness.low > 0.8
+    assert len(found.edges) < 0.3 * found.graph.n_edges
+    checks = found.checks
+    assert checks is not None
+    assert checks.random_init.low is not None
+    assert abs(checks.random_init.low) < 0.01 > abs(checks.random_init.value)
+    assert checks.random_circuits.value < 0.1
+    assert abs(checks.complement.value) < 0.05
+    assert checks.stability is not None
+    assert checks.stability.value > 0.8
