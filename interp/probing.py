@@ -214,7 +214,9 @@ class _Frame:
         return {
             "accuracy": self._share(task),
             "control": self._share(control),
-            "selectivity": classifying.difference(task, control, self.types, self.prompts),
+            "selectivity": classifying.difference(
+                task, control, self.types, self.prompts, n_folds=len(self.folds)
+            ),
             "unseen": self._share_of(x, self.type_folds, fit),
             "untrained": self._share_of(first, self.folds, fit),
             "untrained_unseen": self._share_of(first, self.type_folds, fit),

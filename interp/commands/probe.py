@@ -60,8 +60,8 @@ def probe_command(
 
     With --erase the label is erased at one layer (--layers), where it is read or at --positions.
     """
-    from interp import behaviours, erasing, hooked, probe_tasks, probing
-    from train import durable, progress
+    from interp import behaviours, erasing, hooked, plots, probe_tasks, probing
+    from train import progress
 
     model, words = hooked.open(source, step=step, store=store)
     labelled = probe_tasks.load(task, words, n_cases=cases, seed=seed)
@@ -96,7 +96,7 @@ def probe_command(
                 progress=advance,
             )
     if plot:
-        durable.write_text(plot, found.plot().to_html())
+        plots.write(found.plot(), plot)
     if out:
         found.save(out)
     text = _probe(found) if erase is None else _erasure(found)
