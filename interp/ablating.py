@@ -51,7 +51,7 @@ class Ablation:
         change: Mean over prompts of ablated minus intact score.
         low: Lower end of its 95 % interval over prompts; nan with one prompt.
         high: Upper end.
-        per_prompt: The change on every prompt.
+        per_prompt: The change on every distinct prompt, in order of first appearance.
         intact: Mean score of the untouched model.
         accuracy: Share of prompts with a positive score, per set.
         intact_accuracy: The same of the untouched model.
@@ -220,7 +220,7 @@ def ablate(
         raise ModelError(f"{len(places)} sets of components and {draws} draws ablate nothing")
     sweeping.refuse_unknown(model, places, behaviour.n_pos)
     behaviours.check(model, behaviour)
-    n_distinct = len(behaviour.clean.unique(dim=0))
+    n_distinct = max(behaviour.distinct) + 1
     if standin in ("mean", "resample") and n_distinct < 2:
         raise BehaviourError(
             f"behaviour {behaviour.name!r} has {n_distinct} prompt: another one to take the "
@@ -260,8 +260,8 @@ def _source(
     if standin == "corrupt":
         return values
     # A prompt that stands there many times, beside many foils, counts once.
-    kinds, row = behaviour.clean.unique(dim=0, return_inverse=True)
-    first = torch.stack([(row == kind).nonzero()[0, 0] for kind in range(len(kinds))])
+    row = torch.tensor(behaviour.distinct)
+    first = torch.stack([(row == kind).nonzero()[0, 0] for kind in range(int(row.max()) + 1)])
     if standin == "mean":
         return {
             name: value[first].mean(dim=0, keepdim=True).expand_as(value)
@@ -269,8 +269,8 @@ def _source(
         }
     generator = np.random.Generator(np.random.Philox(key=seed))
     # From 1 on: never the prompt itself.
-    other = torch.from_numpy(generator.integers(1, len(kinds), size=len(row)))
-    chosen = first[(row + other) % len(kinds)]
+    other = torch.from_numpy(generator.integers(1, len(first), size=len(row)))
+    chosen = first[(row + other) % len(first)]
     return {name: value[chosen] for name, value in values.items()}
 
 
@@ -284,8 +284,8 @@ def _ablation(
     sets, standin, seed = asked
     scores = torch.stack([one.scores[0] for one in found]).mean(dim=0).numpy()
     start = found[0].start[0].numpy()
-    kinds, row = behaviour.clean.unique(dim=0, return_inverse=True)
-    each = row.numpy()[None] == np.arange(len(kinds))[:, None]
+    kinds = np.arange(max(behaviour.distinct) + 1)
+    each = np.array(behaviour.distinct)[None] == kinds[:, None]
     average = each / each.sum(axis=1, keepdims=True)
     change = (scores - start) @ average.T
     bounds = [mean_interval(one) or (float("nan"),) * 2 for one in change]

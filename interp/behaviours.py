@@ -104,6 +104,15 @@ class Behaviour:
         """Their length."""
         return self.clean.shape[1]
 
+    @property
+    def distinct(self) -> list[int]:
+        """Number of each row's clean prompt, in order of first appearance.
+
+        One prompt beside many foils is many rows and one case.
+        """
+        seen: dict[tuple[int, ...], int] = {}
+        return [seen.setdefault(tuple(row), len(seen)) for row in self.clean.tolist()]
+
     def score(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
         """Logit of the answer minus logit of the foil, in nats of log-odds.
 
@@ -173,7 +182,7 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
     accuracy = right.float().mean().item()
     top1 = (last.argmax(dim=1) == answer).float().mean().item()
     # One prompt asked against many foils is one case.
-    n = len(behaviour.clean.unique(dim=0))
+    n = max(behaviour.distinct) + 1
     return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))
 
 

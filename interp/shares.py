@@ -183,7 +183,7 @@ def of_patched(
         "notes": notes,
         "peak_bytes": found.peak_bytes,
     }
-    prompts = behaviour.clean.unique(dim=0, return_inverse=True)[1].numpy()
+    prompts = np.array(behaviour.distinct)
     first, *also = [
         {
             **_of_metric(found.scores[i].numpy(), runs.start[i], runs.goal[i], prompts, layout),

@@ -134,6 +134,10 @@ def _positions(given: str) -> str | list[int]:
         ) from None
 
 
+def _no_interval(effects: "Effects") -> str:
+    return "one prompt, no interval" if effects.n_prompts < 2 else "too few prompts for an interval"
+
+
 def effects_text(effects: "Effects", top: int) -> str:
     """The highest effects with their intervals, baselines and provenance."""
     about = effects.provenance
@@ -145,7 +149,7 @@ def effects_text(effects: "Effects", top: int) -> str:
     ]
     for name in effects.top(top):
         bounds = effects.interval(name)
-        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else "no interval"
+        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else _no_interval(effects)
         lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
     left = len(effects.names) - top - effects.unfinished
     lines += [f"and {left} places with smaller effects"] if left > 0 else []

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from interp import behaviours, cli, patching
+from interp import behaviours, patching
 from interp.behaviours import Behaviour
+from interp.commands.patch import effects_text
 from interp.effects import Effects
 from interp.errors import BehaviourError, CapabilityError, ContrastError
 from train import model as gpt
@@ -103,7 +104,7 @@ def test_one_prompt_has_an_effect_and_no_interval():
     alone = replace(both, **{part: getattr(both, part)[[0, 0]] for part in parts})
     effects = patching.heads(Carriers(1), alone)
     assert (effects["L0H1"], effects.interval("L0H1"), effects.n_prompts) == (1.0, None, 1)
-    assert "L0H1                1.000  one prompt, no interval" in cli._effects(effects, top=1)
+    assert "L0H1                1.000  one prompt, no interval" in effects_text(effects, top=1)
 
 
 def test_of_two_heads_that_each_suffice_denoising_finds_both_and_noising_none():
