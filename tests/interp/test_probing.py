@@ -1,13 +1,17 @@
 """A probe finds a planted label, and its controls tell finding from learning by heart."""
 
+import json
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from interp import classifying, probing
+from interp.commands.probe import probe_command
 from interp.components import Place
 from interp.errors import InterruptedWarning, ProbeError, UninformativeWarning
 from interp.probe_tasks import ProbeTask
@@ -326,3 +330,82 @@ def test_a_place_that_was_not_probed_is_refused_with_the_nearest(model, task):
     found = probing.linear(model, task, layers=[0], controls=1)
     with pytest.raises(ProbeError, match=r"at 'L1.resid_post'.*L0.resid_post"):
         found["L1.resid_post"]
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probe():
+    """`openbook probe`, by itself."""
+    app = typer.Typer()
+    app.command()(probe_command)
+    return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def own_labels(tmp_path):
+    """A file by hand: whether the number of the last word is even."""
+    words = [f"w{number}" for number in range(8)] * 6
+    content = {
+        "name": "even",
+        "texts": [f"w9 {word}" for word in words],
+        "positions": [-1] * len(words),
+        "labels": ["even" if int(word[1:]) % 2 == 0 else "odd" for word in words],
+        "types": words,
+        "type_of": "word",
+    }
+    path = tmp_path / "even.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_command_prints_n_and_an_interval_beside_every_number(probe, tiny_run, own_labels):
+    found = probe(tiny_run.path, own_labels, "--controls", 1)
+    assert found.exit_code == 0, found.output
+    head, titles, row, *rest = found.stdout.splitlines()
+    assert head.startswith("even: resid_post, 48 cases, 8 types (word), 2 classes, commonest 0.500")
+    assert titles.split()[:3] == ["accuracy", "unseen", "control"]
+    assert row.startswith("L0.resid_post  1.000 [")
+    assert row.count("[") == 7
+    assert rest[-1].startswith(f"run {tiny_run.id}")
+
+
+def test_the_command_writes_what_a_program_can_read(probe, tiny_run, own_labels, tmp_path):
+    out, plot = tmp_path / "probe.json", tmp_path / "probe.html"
+    options = ("--layers", "0", "--positions", "1-2", "--fit", "ridge", "--json")
+    with pytest.warns(UninformativeWarning, match="at 1 of 2 places"):
+        found = probe(tiny_run.path, own_labels, *options, "--out", out, "--plot", plot)
+    assert json.loads(found.stdout)["cells"][1]["place"] == "L0.resid_post@2"
+    assert Probe.load(out).n == 48
+    assert plot.read_text().startswith("<")
+
+
+def test_the_command_erases(probe, lookup_run, lookup_behaviour, tmp_path):
+    """Which key was said, from the residual after it: the value can no longer be looked up."""
+    pairs = [*range(12)] * 10
+    content = {"name": "key", "texts": [f"k{pair} is" for pair in pairs]}
+    content |= {"positions": [1] * 120, "labels": [f"half {pair % 2}" for pair in pairs]}
+    content |= {"types": [f"k{pair}" for pair in pairs]}
+    path = tmp_path / "key.json"
+    path.write_text(json.dumps(content))
+    options = ("--layers", 0, "--site", "resid_pre", "--erase", lookup_behaviour)
+    found = probe(lookup_run.path, path, *options)
+    assert found.exit_code == 0, found.output
+    assert "lookup without key at L0.resid_pre, positions [1]: rank 1, 120 cases" in found.stdout
+    assert "lost beyond the placebo: " in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--layers", "one"), "--layers 'one' are no numbers; write 0,3-5"),
+        (("--layers", "0,7"), "layer 7 of a model with layers 0 to 0"),
+        (("--erase", "ioi"), "a label is erased at one layer; name it"),
+        (("--at", 9), "position 9 of prompts with positions 0 to 2"),
+    ],
+)
+def test_the_command_refuses_in_one_line(probe, tiny_run, own_labels, options, message):
+    found = probe(tiny_run.path, own_labels, *options)
+    assert isinstance(found.exception, ProbeError)
+    assert message in str(found.exception)
