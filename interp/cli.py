@@ -270,7 +270,7 @@ def _found(found: "dict[str, HeadScores]") -> str:
         least = "-" if one.highest_control is None else f"{one.highest_control:.3f}"
         rows.append(
             f"{kind:<15} {name:>5} {one[name]:6.3f}  {shown:<16}  {least:>8}  {one.n} {one.drawn}; "
-            f"found: {', '.join(one.found[:6]) or 'none'}"
+            f"above: {', '.join(one.above_control[:6]) or 'none'}"
         )
     return "\n".join(rows)
 
