@@ -24,7 +24,7 @@ from interp.errors import CircuitError
 from train import durable
 
 
-__all__ = ["EdgeFile", "read", "write"]
+__all__ = ["EdgeFile", "open_any", "read", "write"]
 
 MOST_BYTES = 1 << 30
 SIZES = ("n_layers", "n_heads", "d_model")
@@ -113,13 +113,30 @@ def read(path: str | Path) -> EdgeFile:
     )
 
 
-def _parsed(path: Path) -> dict[str, dict]:
+def open_any(path: str | Path) -> EdgeFile:
+    """The edges of a file of MIB's format, or of a circuit that `Circuit.save` wrote.
+
+    Raises:
+        CircuitError: It is neither.
+        DamagedError: A saved circuit is not what its seal says.
+    """
+    content = _json(Path(path))
+    if isinstance(content, dict) and "schema" in content:
+        return EdgeFile.of(Circuit.load(path))
+    return read(path)
+
+
+def _json(path: Path) -> Any:
     try:
         with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
-        content = json.loads(data) if len(data) <= MOST_BYTES else None
+        return json.loads(data) if len(data) <= MOST_BYTES else None
     except (ValueError, RecursionError, lzma.LZMAError, EOFError) as error:
         raise CircuitError(f"{path}: is no JSON: {error}") from error
+
+
+def _parsed(path: Path) -> dict[str, dict]:
+    content = _json(path)
     parts = ("cfg", "nodes", "edges")
     if not isinstance(content, dict) or any(
         not isinstance(content.get(part), dict) for part in parts

@@ -111,9 +111,9 @@ def _portions(graph: Graph, behaviour: Behaviour, memory: int, *, on_cpu: bool) 
     """Prompts at once, and circuits at once on so many prompts."""
     vector = behaviour.n_pos * graph.d_model * 4  # fp32
     # Clean and corrupt runs; then per circuit what was added, and a layer's readers: their sum, its
-    # copy, its norm, and a projection and a rotation of each, at most as wide.
+    # two copies, its norm, and a projection and a rotation of each, at most as wide.
     fixed = 2 * len(graph.sources) * vector
-    each = (len(graph.sources) + 5 * 3 * graph.n_heads + 16) * vector
+    each = (len(graph.sources) + 6 * 3 * graph.n_heads + 16) * vector
     if memory < fixed + each:
         raise BudgetError(
             f"one circuit on one prompt of {behaviour.n_pos} tokens takes {fixed + each:,} bytes, "

@@ -1,12 +1,13 @@
 """`openbook circuit`: the edges that carry a behaviour, with what could have refuted them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from interp.cli import Named, Prompts, Seed, Source, Step
-from train.cli import Json, Out, StorePath, answer, writable
+from train.cli import Json, Out, StorePath, answer, readable, writable
 
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def circuit_command(
     held_out: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Share of prompts that judge and do not choose.")
     ] = 0.5,
+    judge: Annotated[
+        Path | None,
+        typer.Option(callback=readable, help="Find none: judge this circuit, ours or MIB's."),
+    ] = None,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
@@ -60,6 +65,13 @@ def circuit_command(
 
     model, words = hooked.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    if judge:
+        kept = circuit_files.open_any(judge).kept
+        share = circuits.check(model, prompted, kept, metric=metrics.METRICS[metric])
+        result = {"circuit": str(judge), "edges": int(kept.sum()), "faithfulness": asdict(share)}
+        text = f"{behaviour}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}"
+        answer(result, text, as_json=as_json, out=out)
+        return
     with progress.bar("circuit") as advance:
         found = circuits.find(
             model,

@@ -368,6 +368,9 @@ def test_the_command_prints_writes_and_draws(lookup_run, lookup_behaviour, tmp_p
     model = lookup_run.load()
     share = circuits.check(model, behaviours.read(lookup_behaviour), found.kept)
     assert share.n == 12
+    for file in (out, mib):
+        judged = CliRunner().invoke(app, [*asked[:2], "--judge", str(file), "--json"])
+        assert json.loads(judged.stdout)["faithfulness"]["value"] == pytest.approx(share.value)
     as_json = CliRunner().invoke(app, [*asked[:2], "--json", "--edges", "3"])
     assert json.loads(as_json.stdout)["schema"] == "openbook.circuit/1"
 
