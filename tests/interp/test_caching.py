@@ -4,6 +4,7 @@ Values equal `run_with_cache` (to the last bit in fp32, for the same batch), row
 document and offset, and a process killed at any moment leaves a store that ends in the same bytes.
 """
 
+import json
 import os
 import re
 import shutil
@@ -16,11 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from data_attribution import indexing
 from interp import activation_store, cache_plans, caching, windowing
+from interp.commands.cache import cache_command
 from interp.errors import BehaviourError, ModelError
-from train import model, token_store
+from train import exchange, model, token_store
 from train.errors import DamagedError, DiskError, HookError, StoreError
 from train.model import GPTConfig
 
@@ -484,9 +488,11 @@ def test_the_bytes_foreseen_are_the_bytes_written(gpt, alone, written):
 
 
 def test_every_failing_write_sync_or_rename_leaves_a_store_that_goes_on(
-    gpt, alone, written, tmp_path, monkeypatch
+    gpt, tiny_store, tmp_path, monkeypatch
 ):
-    options = {"sites": SITES, "dtype": "fp32", "batch": 4, "shard_bytes": 60_000}
+    windows = windowing.documents(tiny_store, context=CONTEXT, documents=range(12))
+    options = {"sites": SITES, "dtype": "fp32", "batch": 4, "shard_bytes": 10_000}
+    whole = caching.write(gpt, windows, **options, out=tmp_path / "whole")
     # Not synced really: that is most of a second a time, and counts only when the power fails.
     real = {"fsync": lambda _: None, "replace": os.replace}
     calls = {"n": 0, "fail": -1}
@@ -502,17 +508,19 @@ def test_every_failing_write_sync_or_rename_leaves_a_store_that_goes_on(
 
     for name in real:
         monkeypatch.setattr(os, name, counted(name))
-    out = tmp_path / "other"
-    # 3 of the manifest and 10 of the first shard; what follows repeats.
-    for fail in range(1, 15):
+    caching.write(gpt, windows, **options, out=tmp_path / "counted")
+    n_calls, out = calls["n"], tmp_path / "other"
+    assert n_calls > 20
+    # The first manifest and shard, and the last manifest; the shards between repeat the first.
+    for fail in [*range(1, 15), *range(n_calls - 2, n_calls + 1)]:
         calls.update(n=0, fail=fail)
         shutil.rmtree(out, ignore_errors=True)
         with pytest.raises(DiskError, match="the disk is full while writing"):
-            caching.write(gpt, alone, **options, out=out)
+            caching.write(gpt, windows, **options, out=out)
         assert not list(out.glob(".*")), f"call {fail} left {list(out.iterdir())}"
         calls.update(fail=-1)
-        caching.write(gpt, alone, **options, out=out, resume=True)
-        assert bytes_of(out) == bytes_of(written.path), f"after failing call {fail}"
+        caching.write(gpt, windows, **options, out=out, resume=True)
+        assert bytes_of(out) == bytes_of(whole.path), f"after failing call {fail}"
 
 
 # --- SIGKILL -------------------------------------------------------------------------------------
@@ -577,3 +585,57 @@ def test_a_writer_killed_at_any_moment_goes_on_to_the_same_bytes(tiny_store, tmp
     assert (killed, resumed >= kills // 3) == (kills, True)
     assert bytes_of(tmp_path / "kept") == bytes_of(tmp_path / "kept-whole")
     activation_store.verify(activation_store.open(tmp_path / "kept"))
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache():
+    """`openbook cache ...` in this process."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(cache_command)
+    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_the_command_says_what_it_takes_writes_it_and_says_what_it_wrote(cache, tiny_run, tmp_path):
+    common = (tiny_run.path, "--sites", "L*.resid_post,L0H1", "--documents", 10)
+    out = tmp_path / "kept"
+    dry = cache(*common, "--out", out, "--dry-run")
+    assert re.match(r"\d+ rows of \d+ windows, 2 sites in bf16: .* in 1 shards\n", dry.stdout)
+    assert not out.exists()
+    done = cache(*common, "--out", out)
+    assert done.exit_code == 0
+    assert "to be written to" in done.stderr
+    assert done.stdout.startswith(f"{len(activation_store.open(out)):,} rows, bf16, ")
+    assert done.stdout.endswith("knowledge full\n")
+    again = cache(*common, "--out", out, "--resume", "--json")
+    assert json.loads(again.stdout)["model"]["run_id"] == tiny_run.id
+    refused = cache(*common, "--out", out)
+    assert isinstance(refused.exception, StoreError)
+    assert activation_store.open(out).find([9], [0]) > 0
+
+
+def test_the_command_keeps_windows_as_trained_and_the_prompts_of_a_behaviour(
+    cache, lookup_run, lookup_behaviour, tmp_path
+):
+    base = (lookup_run.path, "--sites", "L0.mlp", "--json")
+    trained = cache(*base, "--out", tmp_path / "a", "--reading", "trained", "--documents", 2)
+    assert json.loads(trained.stdout)["source"]["kind"] == "trained"
+    prompts = cache(*base, "--out", tmp_path / "b", "--behaviour", lookup_behaviour)
+    assert json.loads(prompts.stdout)["source"]["windows"] == 12
+    refused = cache(*base, "--out", tmp_path / "c", "--reading", "trained", "--overlap", 3)
+    assert "--overlap belongs to --reading documents" in str(refused.exception)
+    many = cache(*base, "--out", tmp_path / "c", "--documents", 1000)
+    assert "documents 0 to 999 were asked of a store with 240" in str(many.exception)
+
+
+def test_weights_without_a_store_need_one(cache, tiny_run, tmp_path):
+    exchange.export_huggingface(tiny_run.load(), tiny_run.store.tokenizer, tmp_path / "hf")
+    base = (tmp_path / "hf", "--sites", "L0.mlp", "--out", tmp_path / "kept", "--documents", 5)
+    refused = cache(*base)
+    assert "came without its token store; name one with --store" in str(refused.exception)
+    done = cache(*base, "--store", tiny_run.store.path, "--json")
+    about = json.loads(done.stdout)
+    assert about["model"]["knowledge"] == "weights-only"
+    assert about["source"]["store_fingerprint"] == tiny_run.store.fingerprint
