@@ -317,7 +317,7 @@ def run_replay(
 
 @run.command("import")
 def run_import(
-    source: Annotated[Path, typer.Argument(help="Hugging Face folder or nanoGPT ckpt.pt.")],
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder, nanoGPT ckpt.pt or .gguf.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     as_json: Json = False,
 ) -> None:

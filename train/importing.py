@@ -4,9 +4,11 @@ An import has one checkpoint, no ledger and no store. Its knowledge level is `we
 that level stands in every result computed from it.
 """
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from train import checkpoints, durable, exchange, manifests, runs
+from train import checkpoints, durable, exchange, gguf_files, manifests, runs
 from train.errors import TrainError
 from train.exchange import Imported
 from train.runs import Run
@@ -16,7 +18,7 @@ __all__ = ["export", "run_from"]
 
 
 def run_from(source: str | Path, *, out: str | Path) -> Run:
-    """Import a Hugging Face folder (GPT-2 or Llama layout) or a nanoGPT `ckpt.pt` as a run.
+    """Import a Hugging Face folder (GPT-2 or Llama layout), a nanoGPT `ckpt.pt` or a GGUF as a run.
 
     Raises:
         TrainError: There is nothing at `source`, or `out` exists.
@@ -24,14 +26,29 @@ def run_from(source: str | Path, *, out: str | Path) -> Run:
     """
     source, out = Path(source), Path(out)
     if not source.exists():
-        raise TrainError(f"nothing to import at {source}; give a Hugging Face folder or a ckpt.pt")
+        raise TrainError(
+            f"nothing to import at {source}; give a Hugging Face folder, a ckpt.pt or a .gguf"
+        )
     if out.exists():
         raise TrainError(f"{out} exists already; choose another folder")
-    is_folder = source.is_dir()
-    found = exchange.import_huggingface(source) if is_folder else exchange.import_nanogpt(source)
+    if source.is_dir():
+        layout, found = "Hugging Face folder", exchange.import_huggingface(source)
+    elif source.suffix == ".gguf":
+        layout, found = "GGUF", _from_gguf(source, out)
+    else:
+        layout, found = "nanoGPT checkpoint", exchange.import_nanogpt(source)
     with durable.folder(out) as place:
-        _write(place, found, "Hugging Face folder" if is_folder else "nanoGPT checkpoint", source)
+        _write(place, found, layout, source)
     return runs.open(out)
+
+
+def _from_gguf(source: Path, out: Path) -> Imported:
+    """By way of a Hugging Face folder beside the run, which vanishes."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
+        folder = gguf_files.to_huggingface(source, Path(place) / source.stem)
+        found = exchange.import_huggingface(folder)
+    return replace(found, sha256=durable.sha256_file(source))
 
 
 def export(run: Run, *, out: str | Path, step: int | None = None) -> Path:

@@ -189,14 +189,23 @@ def _loaded(text: str) -> Tokenizer:
     kind, vocab = model["type"], model["vocab"]
     if kind == "WordLevel" and before.get("type") == "WhitespaceSplit" and WORD_EOT_TEXT in vocab:
         return _whole_words(sorted(vocab, key=vocab.__getitem__))
-    plain = before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
-    if kind == "BPE" and plain and not content.get("normalizer") and EOT_TEXT in vocab:
+    if kind == "BPE" and _to_bytes(before) and not content.get("normalizer") and EOT_TEXT in vocab:
         merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-        return _byte_pairs(vocab, merges)
+        asked = None if before.get("use_regex", before["type"] == "ByteLevel") else before
+        return _byte_pairs(vocab, merges, asked, whole=bool(model.get("ignore_merges")))
     raise TokenizerError(
         f"a {kind} tokenizer with {before.get('type')} splitting; known are byte-level byte pairs "
         f"with {EOT_TEXT!r} and words at white space with {WORD_EOT_TEXT!r}"
     )
+
+
+def _to_bytes(before: dict) -> bool:
+    """Whether texts become bytes as they are, maybe cut at digits or at a pattern before."""
+    if before.get("type") == "Sequence":
+        *others, last = before["pretokenizers"] or [{}]
+        cuts = {(one["type"], one.get("behavior") == "Removed") for one in others}
+        return _to_bytes(last) and cuts <= {("Digits", False), ("Split", False)}
+    return before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
 
 
 # --- GPT-2 ---------------------------------------------------------------------------------------
@@ -259,7 +268,14 @@ def _is_gpt2(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> boo
 # --- the three encoders --------------------------------------------------------------------------
 
 
-def _byte_pairs(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> Tokenizer:
+def _byte_pairs(
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, ...]],
+    before: dict | None = None,
+    *,
+    whole: bool = False,
+) -> Tokenizer:
+    """`before`: cuts of the text, None: GPT-2's; `whole`: a piece that is a token stays one."""
     ordered = sorted(vocab, key=vocab.__getitem__)
     letters = _byte_symbols()
     strange = [symbol for symbol in ordered if not letters.keys() >= set(symbol)]
@@ -273,18 +289,15 @@ def _byte_pairs(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> 
     split["use_regex"] = True
     model = {
         "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
+        **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix"), None),
+        **{"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False},
+        "ignore_merges": whole,
         "vocab": dict(vocab),
         "merges": [list(pair) for pair in merges],
     }
-    content = _tokenizer_json(model, split, decoder=split, eot=(EOT_TEXT, vocab[EOT_TEXT]))
-    if _is_gpt2(vocab, merges):
+    end = (EOT_TEXT, vocab[EOT_TEXT])
+    content = _tokenizer_json(model, before or split, decoder=split, eot=end)
+    if before is None and _is_gpt2(vocab, merges):
         return _tokenizer("gpt2", content, _tiktoken_encoder(pieces), pieces, EOT_TEXT)
     return _tokenizer("bpe", content, _byte_pair_encoder(content), pieces, EOT_TEXT)
 

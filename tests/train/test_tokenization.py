@@ -221,6 +221,55 @@ def test_gpt2_is_recognised_in_the_file_of_another_library(tmp_path: Path):
     assert tokenization.load(path) == tokenization.gpt2()
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+PATTERN = {"type": "Split", "pattern": {"Regex": "[a-m]"}, "behavior": "Isolated", "invert": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+CUTS = {
+    "bytes": BYTES,
+    "digits": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]},
+    "a pattern": {"type": "Sequence", "pretokenizers": [PATTERN, {**BYTES, "use_regex": False}]},
+    "no cut": {**BYTES, "use_regex": False},
+}
+
+
+def cut_as(split: dict, folder: Path) -> Path:
+    content = {**json.loads(BPE.json), "pre_tokenizer": split}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_texts_are_cut_as_the_file_says(cut: str, tmp_path: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    path = cut_as(CUTS[cut], tmp_path)
+    ours, theirs = tokenization.load(path), PreTrainedTokenizerFast(tokenizer_file=str(path))
+    texts = [text for text in [*TEXTS, *HARD] if "<|endoftext|>" not in text]
+    assert [ours.encode(one).tolist() for one in texts] == [theirs(one).input_ids for one in texts]
+    assert all(ours.decode(ours.encode(text)) == text for text in texts)
+    assert (ours == BPE) is (cut == "bytes")
+    ours.save(path)
+    assert tokenization.load(path) == ours
+
+
+def test_a_cut_that_loses_text_is_refused(tmp_path: Path):
+    losing = {"type": "Sequence", "pretokenizers": [{**PATTERN, "behavior": "Removed"}, BYTES]}
+    with pytest.raises(TokenizerError, match="a BPE tokenizer with Sequence splitting"):
+        tokenization.load(cut_as(losing, tmp_path))
+
+
+def test_a_word_that_is_a_token_stays_whole_where_the_file_says_so(tmp_path: Path):
+    content = json.loads(BPE.json)
+    content["model"]["vocab"]["xyzzy"] = 300
+    found = []
+    for whole in (False, True):
+        content["model"]["ignore_merges"] = whole
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        found.append(tokenization.load(tmp_path / "tokenizer.json").encode("xyzzy").tolist())
+    assert len(found[0]) > 1
+    assert found[1] == [300]
+
+
 def test_threads_change_nothing():
     texts = [f"document {number} says {number * number}" for number in range(100)]
     for tokenizer in (tokenization.gpt2(), BPE):
