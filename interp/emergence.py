@@ -10,6 +10,8 @@ That the components of a circuit appear at like token counts over model sizes, a
 while the algorithm stays, was found by such tables (Tigges et al. 2024,
 https://arxiv.org/abs/2407.10827). What a checkpoint cannot do yet is no number: where patching
 refuses a model that is not above chance, the step is listed with the reason.
+
+Between two checkpoints a run can be looked into as well: it is trained again, bit for bit.
 """
 
 import math
@@ -27,15 +29,16 @@ from interp.effects import provenance
 from interp.errors import CapabilityError, ContrastError, EffectsError, InterruptedWarning
 from interp.intervals import wilson
 from interp.trajectories import Point, Trajectory
-from train import chains, checkpoints, durable
+from train import chains, checkpoints, durable, loop, numerics, states
 from train.checkpoints import Saved
 from train.errors import TrainError
 from train.model import GPT
-from train.runs import Run
+from train.runs import Origin, Run
 from train.watching import Score
 
 
 __all__ = ["FOLDER", "Analysis", "chosen_steps", "logged", "over_training", "read_between"]
+__all__ += ["replayed"]
 
 FOLDER = "emergence"
 SCHEMA = "openbook.emergence/1"
@@ -100,6 +103,63 @@ def over_training(
         return _trajectory(run, Analysis("function", analysis), chosen, None, progress)
     with _rows(run, analysis, out) as writer:
         return _trajectory(run, analysis, chosen, writer, progress)
+
+
+def replayed(
+    run: Run,
+    analysis: Analysis | Callable[[GPT, int], Any],
+    first: int,
+    last: int,
+    *,
+    every: int = 10,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """What an analysis says between checkpoints: the steps are trained again and looked into.
+
+    Nothing of it is kept. `parameters["exact"]` says whether every step gave the ledger's loss,
+    gradient norm and digest to the last bit; then these are the weights that the run passed
+    through. On another machine they are near them.
+
+    Args:
+        run: A run trained here.
+        analysis: As for `over_training`.
+        first: Step to begin at; from the newest checkpoint below that kept its optimizer.
+        last: Step to end at, which is looked at too.
+        every: Steps between looks.
+
+    Raises:
+        TrainError: The run has no such steps, or keeps no optimizer before them.
+    """
+    if not isinstance(analysis, Analysis):
+        analysis = Analysis("function", analysis)
+    ledger = run.ledger
+    if not 0 <= first <= last <= len(ledger) or every < 1:
+        raise TrainError(
+            f"steps {first} to {last} by {every} cannot be replayed: the run did 0 to {len(ledger)}"
+        )
+    how = numerics.here(run.numerics)
+    state = states.load(run, first, how)
+    points, refused, exact, row = [], [], how == run.numerics, {}
+    with numerics.applied(how):
+        for stop in sorted({*range(first, last, every), last}):
+            replay = loop.advance(state, run.recipe, run.store, run.order, how, stop, run.removal)
+            exact &= all([one.agrees(ledger[one.step]) for one in replay])
+            state.model.tokenizer = run.tokenizer
+            state.model.origin = Origin(run.id, stop, "", run.knowledge)
+            row = _row(analysis, state.model.eval(), stop)
+            points += [_point(stop, state.tokens, *one) for one in row["points"]]
+            refused += [(stop, row["refused"])] if row["refused"] else []
+            if progress:
+                progress(analysis.name, stop - first, last - first)
+    return Trajectory(
+        analysis=analysis.name,
+        parameters={**analysis.parameters, "replayed": [first, last, every], "exact": exact},
+        run_id=run.id,
+        knowledge=run.knowledge,
+        points=tuple(points),
+        refused=tuple(refused),
+        versions=row["versions"],
+    )
 
 
 def chosen_steps(there: Sequence[int], steps: str | Sequence[int]) -> list[int]:
@@ -174,7 +234,8 @@ def _trajectory(
             progress(analysis.name, done, len(chosen))
         digest = saved.files["model.safetensors"]
         if digest not in known:
-            known[digest] = _measured(run, analysis, saved)
+            row = _row(analysis, run.load(saved.step), saved.step)
+            known[digest] = {"checkpoint_sha256": digest, **row}
             if writer:
                 writer.append(known[digest])
         row = known[digest]
@@ -196,23 +257,22 @@ def _trajectory(
     )
 
 
-def _measured(run: Run, analysis: Analysis, saved: Saved) -> chains.Row:
-    """One checkpoint's row."""
-    model, points, reason = run.load(saved.step), [], None
+def _row(analysis: Analysis, model: GPT, step: int) -> chains.Row:
+    """What an analysis says of one model."""
+    points, reason = [], None
     try:
         with warnings.catch_warnings():
             # A sweep that Ctrl-C ended returns its finished part, and that is no row to keep.
             warnings.simplefilter("error", InterruptedWarning)
-            points = _flattened(analysis.measure(model, saved.step))
+            points = _flattened(analysis.measure(model, step))
     except InterruptedWarning:
         raise KeyboardInterrupt from None
     except (CapabilityError, ContrastError) as error:
         reason = str(error)
     for name, value, *_ in points:
         if not math.isfinite(value):
-            raise EffectsError(f"{analysis.name} gives {value} for {name!r} at step {saved.step}")
+            raise EffectsError(f"{analysis.name} gives {value} for {name!r} at step {step}")
     return {
-        "checkpoint_sha256": saved.files["model.safetensors"],
         "points": points,
         "refused": reason,
         "versions": provenance(model).versions,

@@ -186,6 +186,39 @@ def test_a_bare_function_is_computed_each_time_and_cannot_be_kept(run, counted, 
         emergence.over_training(run, analysis.measure, out=tmp_path)
 
 
+# --- between checkpoints -------------------------------------------------------------------------
+
+
+def test_between_checkpoints_the_run_is_trained_again_bit_for_bit(run, counted):
+    """At checkpoints on the way it is the checkpoint; in between it is what lies between."""
+    analysis, asked = counted
+    found = emergence.replayed(run, analysis, 75, 123, every=5)
+    assert found.parameters["exact"]
+    assert found.steps == asked == [*range(75, 121, 5), 123]
+    kept = emergence.over_training(run, analysis, steps=[80, 120])
+    at = {one.step: one for one in found.curve("norm")}
+    assert [at[80], at[120]] == kept.curve("norm")
+    assert len({one.value for one in at.values()}) == len(at)
+
+
+def test_a_replay_with_a_look_at_every_step_is_the_replay_without(run, counted):
+    dense = emergence.replayed(run, counted[0], 0, 12, every=1)
+    assert dense.parameters["exact"]
+    sparse = emergence.replayed(run, counted[0], 0, 12, every=6)
+    assert set(sparse.points) <= set(dense.points)
+
+
+def test_a_replay_that_is_not_the_run_says_so(run, counted, monkeypatch):
+    monkeypatch.setattr(loop.optimizers, "lr_at", lambda recipe, step: 1e-4)
+    assert not emergence.replayed(run, counted[0], 0, 3).parameters["exact"]
+
+
+@pytest.mark.parametrize("span", [(-1, 3), (3, 2), (0, 161)])
+def test_steps_that_the_run_did_not_do_are_refused(run, counted, span):
+    with pytest.raises(TrainError, match="the run did 0 to 160"):
+        emergence.replayed(run, counted[0], *span)
+
+
 # --- what an analysis may give -------------------------------------------------------------------
 
 

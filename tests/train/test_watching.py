@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import typer
 
 from interp import detecting
 from train import chains, loop, runs, watch_logs, watching
+from train.cli import train_command
 from train.errors import DamagedError, TrainError
 from train.model import GPT, GPTConfig, init
 from train.watching import Watch
@@ -334,3 +336,28 @@ def test_the_command_watches_unless_told_not_to(tiny_store, tmp_path, openbook):
     both = [runs.open(tmp_path / name) for name in ("run0", "run1")]
     assert both[0].id == both[1].id
     assert both[0].saved == both[1].saved
+
+
+def test_whoever_registers_the_command_adds_behaviours(tiny_store, watches, tmp_path):
+    app = typer.Typer()
+    app.command("train", context_settings={"obj": [lambda store, context: [watches[-1]]]})(
+        train_command
+    )
+    app.command("other")(lambda: None)
+    arguments = ["train", "text-small", str(tiny_store.path), "--out", str(tmp_path / "r")]
+    arguments += ["--steps", "1", "--batch-size", "1", "--threads", "1", "--precision", "fp32"]
+    app(arguments, standalone_mode=False)
+    scores = runs.open(tmp_path / "r").watched.looks[-1].scores
+    assert {"words accuracy", "copying gap", "in-context"} <= set(scores)
+
+
+def test_a_watched_run_is_not_resumed_as_if_it_were_not(watched, tiny_store, openbook):
+    done = openbook("train", "tiny", tiny_store.path, "--out", watched.path, "--resume")
+    assert done.code == 0, done.err
+    done = openbook(
+        "train", "tiny", tiny_store.path, "--out", watched.path, "--resume", "--no-watch"
+    )
+    assert (done.code, done.err) == (
+        2,
+        f"error: --resume goes on watching {watched.path}; leave --no-watch out\n",
+    )
