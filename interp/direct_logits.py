@@ -98,11 +98,19 @@ class Contributions:
         columns = {**self.average.columns("logits"), **self.control.columns("control")}
         return pandas.DataFrame({"part": list(self.names), **columns})
 
-    def plot(self) -> Any:
-        """Bars with intervals, the largest of both signs."""
+    def plot(self, k: int = 20) -> Any:
+        """Bars of the k parts that write most, for the answer or against it, and of the control."""
         from interp import plots
 
-        return plots.contributions(self)
+        order = self.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
+        order.sort(key=lambda i: -self.average.values[i].item())
+        about = f"{self.provenance.behaviour}: direct contributions, n={self.n}"
+        return plots.columns(
+            [self.names[i] for i in order],
+            {"trained": self.average.at(order), "never trained": self.control.at(order)},
+            title=f"{about}; {len(order)} of {len(self.names)} parts",
+            unit="logits written for answer minus foil",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

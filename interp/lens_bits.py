@@ -26,7 +26,6 @@ from interp.averages import Average
 from interp.components import device_of
 from interp.effects import Provenance, provenance
 from interp.errors import EffectsError, ModelError
-from interp.intervals import resampled_means
 from interp.lens_windows import Windows
 from interp.lenses import LOGITS_AT_ONCE, Progress, Translate
 from interp.tuned_lenses import TunedLens
@@ -94,7 +93,13 @@ class Evaluation:
         """KL by layer, a line a lens."""
         from interp import plots
 
-        return plots.lens_evaluation(self)
+        names = ("logit lens", "tuned lens", "never trained, translated")
+        return plots.curves(
+            [f"L{layer}" for layer in range(self.kl.values.shape[1])],
+            {name: self.kl.at(index) for index, name in enumerate(names)},
+            title=f"{self.n_tokens:,} {self.region} tokens in {self.n} windows",
+            unit="KL(model || reading), bits a token",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -231,18 +236,21 @@ class _Tally:
     def _bias(self, seed: int) -> Average:
         """KL of the means, in bits, and of the means of groups drawn again."""
 
-        def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-            p, q = p / p.sum(axis=0), q / q.sum(axis=0)
-            return (p * (np.log2(p + 1e-30) - np.log2(q + 1e-30))).sum(axis=0)
-
-        model = self.model_mean.cpu().numpy().astype(np.float64).T
-        drawn = resampled_means(model, draws=DRAWS, seed=seed)
+        n_groups = self.n_groups
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        drawn = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
+        # The first row is no draw: every group once.
+        weights = np.concatenate([np.ones((1, n_groups)), drawn])
         found = np.zeros((3, *self.kl.shape[:2]))
         for lens, layer in np.ndindex(self.kl.shape[:2]):
-            means = self.means[lens, layer].cpu().numpy().astype(np.float64).T
-            bias = kl(model.sum(axis=1), means.sum(axis=1))
-            again = kl(drawn, resampled_means(means, draws=DRAWS, seed=seed))
-            found[:, lens, layer] = bias, *np.quantile(again, [0.025, 0.975])
+            p, q = (
+                weights @ sums.double().cpu().numpy()
+                for sums in (self.model_mean, self.means[lens, layer])
+            )
+            p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+            # fp32 chances can round to 0; 1e-30 keeps 0 log 0 at 0.
+            kl = (p * (np.log2(p + 1e-30) - np.log2(q + 1e-30))).sum(axis=1)
+            found[:, lens, layer] = kl[0], *np.quantile(kl[1:], [0.025, 0.975])
         value, low, high = torch.from_numpy(found).float()
         few = self.n_groups < 2
         return Average(value, None if few else low, None if few else high, len(self.tokens))

@@ -129,7 +129,20 @@ class Readings:
 
         if measure not in self.measures:
             raise EffectsError(f"no {measure!r} was read{nearest(measure, self.measures)}")
-        return plots.readings(self, measure)
+        title = f"{self.provenance.behaviour}: {self.kind} lens, n={self.n}"
+        found, control = self.measures[measure], self.control[measure]
+        if len(self.positions) == 1:
+            series = {self.kind: found.at(..., 0), "never trained": control.at(..., 0)}
+            return plots.curves(self.places, series, title=title, unit=self.units[measure])
+        labels = self.pos_labels or [""] * len(self.positions)
+        columns = zip(self.positions, labels, strict=True)
+        return plots.heat_map(
+            [[round(value, 4) for value in row] for row in found.values.tolist()],
+            list(self.places),
+            [f"{pos} {label}".strip() for pos, label in columns],
+            title=title,
+            unit=self.units[measure],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -1,0 +1,391 @@
+"""Steering: add a direction to the residual stream and see how far a behaviour follows.
+
+The direction is a difference of means: activations on prompts that show something, minus those on
+prompts that do not (Turner et al. 2023, "Activation Addition", https://arxiv.org/abs/2308.10248;
+Rimsky et al. 2023, "Contrastive Activation Addition", https://arxiv.org/abs/2312.06681). It is
+added times a coefficient, in a forward pass or while text is generated.
+
+Any large push moves some logit. So a steering effect stands beside that of random directions of the
+same length, and beside the effect on a behaviour that should not care.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp import averages, components
+from interp.averages import Average
+from interp.behaviours import Behaviour
+from interp.components import HookedModel, Place, device_of
+from interp.effects import Provenance, provenance
+from interp.engine import sweeping
+from interp.errors import BehaviourError, ContrastError, EffectsError, UninformativeWarning
+from train import durable
+from train.hook_points import Hook, HookedModule
+
+
+__all__ = ["COEFFICIENTS", "SteeringEffects", "SteeringVector", "curve", "difference", "steered"]
+
+VECTOR_SCHEMA, EFFECTS_SCHEMA = "openbook.steering_vector/1", "openbook.steering_effects/1"
+COEFFICIENTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+# Sites with one vector a position. A pattern is none, and a neuron is a single number.
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """A direction at a place.
+
+    Attributes:
+        place: Where it was read, and where it is added.
+        values: The difference of the two means, as long as it was found.
+        n_toward: Distinct prompts on the side it points to.
+        n_away: Distinct prompts on the other.
+        prompts: sha256 (16 hex) of each prompt that made it.
+        provenance: What it was computed from.
+    """
+
+    place: Place
+    values: Float[Tensor, " d_model"]
+    n_toward: int
+    n_away: int
+    prompts: frozenset[str]
+    provenance: Provenance
+
+    def __repr__(self) -> str:
+        return (
+            f"SteeringVector({self.place}, length {self.values.norm().item():.3g}, "
+            f"{self.n_toward} prompts minus {self.n_away})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "schema": VECTOR_SCHEMA,
+            "place": str(self.place),
+            "values": self.values.tolist(),
+            "n_toward": self.n_toward,
+            "n_away": self.n_away,
+            "prompts": sorted(self.prompts),
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON."""
+        durable.write_json(Path(path), durable.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SteeringVector":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = durable.read_sealed(Path(path))
+        if content.get("schema") != VECTOR_SCHEMA:
+            raise EffectsError(f"{path}: is no {VECTOR_SCHEMA!r}; write it with vector.save")
+        return cls(
+            place=components.parse(content["place"]),
+            values=torch.tensor(content["values"]),
+            n_toward=content["n_toward"],
+            n_away=content["n_away"],
+            prompts=frozenset(content["prompts"]),
+            provenance=Provenance(**content["provenance"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringEffects:
+    """How far a behaviour's score moves with the coefficient.
+
+    Attributes:
+        coefficients: What the vector was multiplied with.
+        effect: Change of the score, mean over prompts, [coefficient].
+        control: Mean change under random directions of the same length; its cases are directions.
+        control_largest: The largest mean change, either way, of any of those directions.
+        unrelated: Change of the score of another behaviour; None when none was given.
+        start: The score without steering.
+        unrelated_name: Name of that behaviour.
+        place: Where the vector was added.
+        provenance: What it was computed from.
+    """
+
+    coefficients: tuple[float, ...]
+    effect: Average
+    control: Average
+    control_largest: Float[Tensor, " coefficient"]
+    unrelated: Average | None
+    start: Average
+    unrelated_name: str
+    place: str
+    provenance: Provenance
+
+    @property
+    def n(self) -> int:
+        """Distinct prompts."""
+        return self.effect.n
+
+    def __repr__(self) -> str:
+        pairs = zip(self.coefficients, self.effect.values.tolist(), strict=True)
+        shown = ", ".join(f"{coefficient:g}: {value:+.2f}" for coefficient, value in pairs)
+        about = f"{self.provenance.behaviour!r} at {self.place}, {self.n} prompts"
+        return f"SteeringEffects({about}; from {self.start.values.item():.2f}, {shown})"
+
+    def to_frame(self) -> Any:
+        """A pandas row per coefficient: effect, control and unrelated with their intervals."""
+        import pandas
+
+        unrelated = {} if self.unrelated is None else self.unrelated.columns("unrelated")
+        columns = {**self.effect.columns("effect"), **self.control.columns("control"), **unrelated}
+        columns["control_largest"] = self.control_largest.tolist()
+        return pandas.DataFrame({"coefficient": list(self.coefficients), **columns})
+
+    def plot(self) -> Any:
+        """Lines over the coefficient."""
+        from interp import plots
+
+        series = {"steered": self.effect, "random directions": self.control}
+        if self.unrelated is not None:
+            series[f"{self.unrelated_name}, unrelated"] = self.unrelated
+        return plots.curves(
+            self.coefficients,
+            series,
+            title=f"{self.provenance.behaviour}: steered at {self.place}, n={self.n}",
+            unit="change of the logit difference",
+            across="coefficient",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "schema": EFFECTS_SCHEMA,
+            "unit": "change of the logit difference",
+            "n": self.n,
+            "coefficients": list(self.coefficients),
+            **{name: getattr(self, name).to_dict() for name in ("effect", "control", "start")},
+            "control_largest": self.control_largest.tolist(),
+            "unrelated": None if self.unrelated is None else self.unrelated.to_dict(),
+            "unrelated_name": self.unrelated_name,
+            "place": self.place,
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON."""
+        durable.write_json(Path(path), durable.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SteeringEffects":
+        """Read what `save` wrote; raises as `SteeringVector.load` does."""
+        content = durable.read_sealed(Path(path))
+        if content.get("schema") != EFFECTS_SCHEMA:
+            raise EffectsError(f"{path}: is no {EFFECTS_SCHEMA!r}; write it with effects.save")
+        other = content["unrelated"]
+        return cls(
+            coefficients=tuple(content["coefficients"]),
+            effect=Average.from_dict(content["effect"]),
+            control=Average.from_dict(content["control"]),
+            control_largest=torch.tensor(content["control_largest"]),
+            unrelated=None if other is None else Average.from_dict(other),
+            start=Average.from_dict(content["start"]),
+            unrelated_name=content["unrelated_name"],
+            place=content["place"],
+            provenance=Provenance(**content["provenance"]),
+        )
+
+
+@torch.inference_mode()
+def difference(
+    model: HookedModel,
+    toward: Int[Tensor, "one pos"],
+    away: Int[Tensor, "other pos2"],
+    *,
+    place: Place | str,
+    pos: int = -1,
+) -> SteeringVector:
+    """Mean activation on the prompts `toward` minus the mean on the prompts `away`.
+
+    Two forward passes. The two sets may be of different length; `pos` is read in both.
+
+    Raises:
+        ModelError: The model has no such place.
+        BehaviourError: A set is empty, or has no such position, or the place is no vector.
+        ContrastError: The two means are equal.
+    """
+    place = components.parse(place) if isinstance(place, str) else place
+    means = []
+    for name, tokens in (("toward", toward), ("away", away)):
+        n_pos = tokens.shape[1]
+        if not len(tokens) or not -n_pos <= pos < n_pos:
+            raise BehaviourError(
+                f"{len(tokens)} prompts {name} of {n_pos} positions cannot be read at {pos}; give "
+                "one or more, and a position that they have"
+            )
+        _check_place(model, place, n_pos)
+        tokens = tokens.to(device_of(model)).unique(dim=0)
+        _, cache = model.run_with_cache(tokens, names_filter=[place.hook])
+        at = replace(place, pos=pos % n_pos)
+        means.append(cache[place.hook][at.index].double().mean(dim=0))
+    values = (means[0] - means[1]).float().cpu()
+    if values.norm() <= 1e-6 * float(means[0].norm()):
+        raise ContrastError(
+            f"the mean at {place} is the same on both sets of prompts (difference "
+            f"{values.norm().item():.2g}), so it points nowhere; take prompts that differ in what "
+            "is looked for"
+        )
+    return SteeringVector(
+        place,
+        values,
+        n_toward=len(toward.unique(dim=0)),
+        n_away=len(away.unique(dim=0)),
+        prompts=frozenset(_names(toward) + _names(away)),
+        provenance=provenance(model),
+    )
+
+
+def steered(
+    model: HookedModule,
+    vector: SteeringVector,
+    *,
+    coefficient: float = 1.0,
+    positions: tuple[int, ...] | None = None,
+) -> AbstractContextManager[HookedModule]:
+    """The model with the vector added, for the length of a `with` block: run it, or generate.
+
+    Args:
+        coefficient: The vector is multiplied with it.
+        positions: Where it is added; None: everywhere. Negative ones count from the end of whatever
+            the model is given, so -1 steers every token that is generated.
+
+    Raises:
+        HookError: The model has no such place, or was not run in the block.
+    """
+    return model.hooks([_hook(vector, coefficient, positions)])
+
+
+@torch.inference_mode()
+def curve(
+    model: HookedModel,
+    vector: SteeringVector,
+    behaviour: Behaviour,
+    *,
+    coefficients: Sequence[float] = COEFFICIENTS,
+    positions: tuple[int, ...] | None = None,
+    unrelated: Behaviour | None = None,
+    n_random: int = 8,
+    seed: int = 0,
+) -> SteeringEffects:
+    """The change of a behaviour's score on its clean prompts, over coefficients.
+
+    Costs a forward pass for each coefficient, of the vector and of each of `n_random` directions.
+    Prompts that made the vector too are warned about: on them the effect proves less.
+
+    Raises:
+        ModelError: The model has no such place.
+        BehaviourError: There is no coefficient, or no position as asked.
+    """
+    if not coefficients or n_random < 1:
+        raise BehaviourError(
+            f"{len(coefficients)} coefficients and {n_random} random directions show nothing; give "
+            "one of each or more"
+        )
+    _warn_of_shared(vector, behaviour)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(n_random, len(vector.values), generator=generator)
+    drawn *= vector.values.norm() / drawn.norm(dim=1, keepdim=True)
+    others = [replace(vector, values=direction) for direction in drawn]
+    prompts = averages.prompts_of(behaviour.clean)
+    start, moved = _changes(model, behaviour, vector, coefficients, positions)
+    control = torch.stack(
+        [_changes(model, behaviour, one, coefficients, positions)[1].mean(dim=1) for one in others],
+        dim=1,
+    )
+    aside = None
+    if unrelated is not None:
+        changes = _changes(model, unrelated, vector, coefficients, positions)[1]
+        aside = averages.over_prompts(changes.numpy(), averages.prompts_of(unrelated.clean))
+    return SteeringEffects(
+        coefficients=tuple(float(one) for one in coefficients),
+        effect=averages.over_prompts(moved.numpy(), prompts),
+        control=averages.over_prompts(control.numpy(), torch.arange(n_random).numpy()),
+        control_largest=control.abs().amax(dim=1).float(),
+        unrelated=aside,
+        start=averages.over_prompts(start.numpy(), prompts),
+        unrelated_name="" if unrelated is None else unrelated.name,
+        place=str(vector.place),
+        provenance=provenance(model, behaviour, seed=seed),
+    )
+
+
+def _changes(
+    model: HookedModel,
+    behaviour: Behaviour,
+    vector: SteeringVector,
+    coefficients: Sequence[float],
+    positions: tuple[int, ...] | None,
+) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "coefficient prompt"]]:
+    """The score without steering, and what each coefficient adds to it."""
+    _check_place(model, vector.place, behaviour.n_pos)
+    wrong = [p for p in positions or () if not -behaviour.n_pos <= p < behaviour.n_pos]
+    if wrong or positions == ():
+        raise BehaviourError(
+            f"position {wrong[0] if wrong else 'none'} was asked to be steered, and the prompts of "
+            f"{behaviour.name!r} have {behaviour.n_pos}"
+        )
+    tokens = behaviour.clean.to(device_of(model))
+    start = behaviour.score(model(tokens)).double().cpu()
+    moved = []
+    for coefficient in coefficients:
+        hooks = [_hook(vector, float(coefficient), positions)]
+        logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        moved.append(behaviour.score(logits).double().cpu() - start)
+    return start, torch.stack(moved)
+
+
+def _hook(
+    vector: SteeringVector, coefficient: float, positions: tuple[int, ...] | None
+) -> tuple[str, Hook]:
+    index = replace(vector.place, pos=positions).index
+
+    def add(value: Tensor, point: object) -> Tensor:
+        # A copy: what a hook is given may be a view of something that outlives the pass.
+        value = value.clone()
+        value[index] += coefficient * vector.values.to(value)
+        return value
+
+    return vector.place.hook, add
+
+
+def _check_place(model: HookedModel, place: Place, n_pos: int) -> None:
+    if place.site not in SITES or place.pos is not None:
+        raise BehaviourError(
+            f"{place} is no vector to add; name a place like L1.resid_pre or L1H0, and its "
+            "position apart"
+        )
+    sweeping.refuse_unknown(model, [[place]], n_pos)
+
+
+def _names(tokens: Int[Tensor, "prompt pos"]) -> list[str]:
+    rows = tokens.tolist()
+    return [hashlib.sha256(str(row).encode()).hexdigest()[:16] for row in rows]
+
+
+def _warn_of_shared(vector: SteeringVector, behaviour: Behaviour) -> None:
+    shared = len(vector.prompts & set(_names(behaviour.clean)))
+    if shared:
+        warnings.warn(
+            UninformativeWarning(
+                f"{shared} of the prompts of {behaviour.name!r} made the steering vector; measure "
+                "on others"
+            ),
+            stacklevel=3,
+        )
