@@ -155,9 +155,13 @@ def fast_fp32(device: torch.device) -> Iterator[None]:
     chosen a precision other than torch's default keeps it.
     """
     before = torch.get_float32_matmul_precision()
-    if device.type == "cpu" and before == "highest":
-        torch.set_float32_matmul_precision(fast_product())
+    product = fast_product() if device.type == "cpu" and before == "highest" else before
     try:
+        torch.set_float32_matmul_precision(product)
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        try:
+            torch.set_float32_matmul_precision(before)
+        except KeyboardInterrupt:  # that comes as late as this must not leave it changed either
+            torch.set_float32_matmul_precision(before)
+            raise
