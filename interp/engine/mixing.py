@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 
+# torch 2.13's fused kernel is made for long sequences. On one thread 192 x 12 heads x 16 positions
+# take it 58 ms and the sum written out 9; 48 x 12 x 64 take 33 and 15.
+LONGEST_WRITTEN_OUT = 256
+
 __all__ = ["follow", "mix", "pattern", "seen", "to_query_heads"]
 
 
@@ -44,10 +48,25 @@ def mix(
     k, v = to_query_heads(k, q.shape[-2]), to_query_heads(v, q.shape[-2])
     rows = q.shape[:-3]
     q, k, v = (one.flatten(0, -4).transpose(1, 2) for one in (q, k, v))
-    # One query that sees everything, the commonest case at the end of a prompt, needs no mask.
-    open_mask = None if len(mask) == 1 and not mask.any() else mask
-    z = functional.scaled_dot_product_attention(q, k, v, attn_mask=open_mask)
+    if q.device.type == "cpu" and len(mask) > 1 and mask.shape[1] <= LONGEST_WRITTEN_OUT:
+        z = _written_out(q, k, v, mask)
+    else:
+        # One query that sees everything, the commonest case at the end of a prompt, needs no mask.
+        open_mask = None if len(mask) == 1 and not mask.any() else mask
+        z = functional.scaled_dot_product_attention(q, k, v, attn_mask=open_mask)
     return z.transpose(1, 2).unflatten(0, rows)
+
+
+def _written_out(
+    q: Float[Tensor, "row head query d_head"],
+    k: Float[Tensor, "row head key d_head"],
+    v: Float[Tensor, "row head key d_head"],
+    mask: Float[Tensor, "query key"],
+) -> Float[Tensor, "row head query d_head"]:
+    shape, scale = q.shape[:2], q.shape[-1] ** -0.5
+    q, k, v = (one.reshape(-1, *one.shape[2:]) for one in (q, k, v))
+    scores = torch.baddbmm(mask[None], q, k.transpose(1, 2), alpha=scale)
+    return (scores.softmax(dim=-1) @ v).unflatten(0, shape)
 
 
 def pattern(
