@@ -35,6 +35,8 @@ from train.errors import TrainError
 if TYPE_CHECKING:
     from data_attribution.token_index import TokenIndex
     from train.runs import Run
+    from train.token_store import TokenStore
+    from train.watching import Watch
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PROMPTS = 64
@@ -257,6 +259,13 @@ def forget_command(
     answer(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)
 
 
+def watched_behaviours(store: "TokenStore", context: int) -> "list[Watch]":
+    """The behaviours of a store that a run on it looks at while it trains."""
+    from interp import emerging
+
+    return emerging.watches(store, context)
+
+
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("openbook-demo.html"),
     data: Annotated[Path, typer.Option(help="Folder of token stores.")] = Path("data"),
@@ -284,7 +293,8 @@ def demo_command(
 
 app.command("demo")(demo_command)
 app.add_typer(corpus, name="corpus")
-app.command("train")(train_command)
+# Behaviours are made in `interp`, which `train` does not know: its command is handed their maker.
+app.command("train", context_settings={"obj": [watched_behaviours]})(train_command)
 app.add_typer(run, name="run")
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)

@@ -21,12 +21,12 @@ from data_attribution import attributing, duplicates, forgetting, indexing
 from data_attribution.errors import DemoError
 from data_attribution.forgetting import STAYS, Forgetting
 from data_attribution.sources import Sources
-from interp import behaviours, detecting, hooked, patching, recalling
+from interp import behaviours, detecting, emerging, hooked, patching, recalling
 from interp.behaviours import Behaviour, Check
 from interp.detecting import Copying
 from interp.effects import Effects
 from interp.recalling import Answer, Recall
-from train import corpora, loop, manifests, numerics, recipes, runs, token_store
+from train import corpora, loop, manifests, numerics, recipes, runs, token_store, watching
 from train.numerics import Numerics
 from train.progress import Progress
 from train.recipes import Recipe
@@ -160,7 +160,9 @@ def trained(
         if (run_path / manifests.NAME).exists():
             return loop.resume(run_path, store=store.path, progress=progress)
         how = how or numerics.choose()
-        return loop.run(recipe, store, out=run_path, numerics=how, progress=progress)
+        context = recipe.model.n_ctx
+        watch = [*watching.of_store(store, context), *emerging.watches(store, context)]
+        return loop.run(recipe, store, out=run_path, numerics=how, watch=watch, progress=progress)
 
 
 def refuse_other(store: TokenStore, run_path: Path, recipe: Recipe) -> None:

@@ -104,9 +104,9 @@ class Agreement:
 
     def plot(self) -> Any:
         """Estimates against exact effects."""
-        from interp import plots
+        from interp import charts
 
-        return plots.agreement(self)
+        return charts.agreement(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -129,9 +129,9 @@ class Circuit:
 
     def plot(self) -> Any:
         """The nodes layer by layer and the edges between them."""
-        from interp import plots
+        from interp import charts
 
-        return plots.circuit(self)
+        return charts.circuit(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

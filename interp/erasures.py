@@ -98,9 +98,9 @@ class Erasure:
 
     def plot(self) -> Any:
         """The score in each arm."""
-        from interp import plots
+        from interp import charts
 
-        return plots.erasure(self)
+        return charts.erasure(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

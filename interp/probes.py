@@ -109,9 +109,9 @@ class Probe:
 
     def plot(self) -> Any:
         """Accuracy and controls over layers; a heat map of accuracy over layers and positions."""
-        from interp import plots
+        from interp import charts
 
-        return plots.probe(self)
+        return charts.probe(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -180,9 +180,9 @@ class Trajectory:
             names: Which numbers; None: the eight that change most.
             log: Spread early steps.
         """
-        from interp import plots
+        from interp import charts
 
-        return plots.trajectory(self, list(names or self.changing(8)), log=log)
+        return charts.trajectory(self, list(names or self.changing(8)), log=log)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -1,0 +1,102 @@
+"""`openbook patch`, `trace components` and `ablate`: what one writes, the next one reads."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def asked(lookup_run, lookup_behaviour):
+    return lookup_run.path, lookup_behaviour
+
+
+def test_patch_prints_effects_with_intervals_baselines_and_provenance(openbook, asked, lookup_run):
+    ended = openbook("patch", *asked, "--top", 1)
+    assert ended.code == 0, ended.err
+    head, baselines, best, left, run = ended.out.splitlines()
+    assert head == "lookup: head, denoising, share of the clean-corrupt logit difference"
+    assert baselines.startswith("baselines: clean ")
+    assert baselines.endswith("(logit difference, 12 prompts)")
+    assert best.startswith("L0H")
+    assert "[" in best
+    assert left == "and 1 places with smaller effects"
+    assert run.startswith(f"run {lookup_run.id}, step 160")
+
+
+@pytest.mark.parametrize(
+    "over",
+    ["residual", "resid_mid", "resid_post", "mlps", "attention", "queries", "keys", "values",
+     "patterns"],
+)  # fmt: skip
+def test_every_sweep_has_a_word(openbook, asked, over):
+    ended = openbook("patch", *asked, "--over", over, "--json")
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    assert result["schema"] == "openbook.effects/1"
+    assert result["n_prompts"] == 12
+
+
+def test_positions_metrics_and_plots_are_options(openbook, asked, tmp_path):
+    ended = openbook(
+        "patch", *asked, "--positions", "1,-1", "--metric", "probability", "--metric",
+        "logit-difference", "--json", "--plot", tmp_path / "heads.html",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    assert (result["metric"], result["also"][0]["metric"]) == ("probability", "logit difference")
+    assert {name.partition("@")[2] for name in result["places"]} == {"1", "2"}
+    assert (tmp_path / "heads.html").read_text().count("<html>") == 1
+
+
+def test_what_patch_writes_ablate_reads(openbook, asked, tmp_path):
+    assert openbook("patch", *asked, "--out", tmp_path / "heads.json").code == 0
+    ended = openbook("ablate", *asked, "--components", tmp_path / "heads.json", "--take", 1)
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("lookup: mean ablation, change of the logit difference in nats")
+    assert len([line for line in ended.out.splitlines() if line.startswith("L0H")]) == 1
+
+
+def test_ablate_takes_sets_and_every_component_without_one(openbook, asked):
+    every = json.loads(openbook("ablate", *asked, "--json").out)
+    assert every["names"] == ["L0H0", "L0H1", "L0.mlp"]
+    both = openbook(
+        "ablate", *asked, "--component", "L0H0", "--component", "L0.mlp", "--together",
+        "--standin", "zero", "--json",
+    )  # fmt: skip
+    assert json.loads(both.out)["names"] == ["L0H0 + L0.mlp"]
+
+
+def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
+    ended = openbook("trace", "components", *asked, "--top", 1, "--out", tmp_path / "trace.json")
+    assert ended.code == 0, ended.err
+    assert [part.split(",")[0] for part in ended.out.split("\n\n")] == [
+        "lookup: resid_post",
+        "lookup: mlp",
+        "lookup: attn",
+    ]
+    assert json.loads((tmp_path / "trace.json").read_text())["damage"] == "replaced"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("patch", "--over", "heads", "--window", "2"), "--window belongs to mlps and attention"),
+        (("patch", "--positions", "last"), "--positions is 'each', 'together' or numbers"),
+        (("patch", "--positions", "1,99"), "position 99 was asked of prompts of 3 tokens"),
+        (("patch", "--metric", "logitdiff"), "no metric is called 'logitdiff'"),
+        (("patch", "--to", "L0H0"), "L0H0 is no receiver"),
+        (("patch", "--to", "L0H0.q"), "no path leads there"),
+        (("patch", "--through-mlps"), "--through-mlps belongs to --to"),
+        (("trace", "components", "--damage", "noised"), "names no subject"),
+        (("trace", "components", "--window", "3"), "a window of 3 layers was asked of a model"),
+        (("ablate", "--component", "L0H7"), "L0H7 is head 7 of a model that has 2"),
+        (("ablate", "--component", "L0.mpl"), "no place is called 'mpl', did you mean 'mlp'"),
+        (("ablate", "--together"), "--together needs --component"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(openbook, asked, arguments, said):
+    words = [word for word in arguments if word in ("patch", "trace", "components", "ablate")]
+    ended = openbook(*words, *asked, *arguments[len(words) :])
+    assert ended.code == 2
+    assert said in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
