@@ -196,8 +196,8 @@ def _share(
     kept: Tensor,
 ) -> Float64[Tensor, " head"]:
     values, writes = values[:, kept], writes[:, :, kept]
+    # On one side: centring is a projection, and eig(A C) = eig(C A C).
     values = values - values.mean(dim=1, keepdim=True)
-    writes = writes - writes.mean(dim=2, keepdim=True)
     eigenvalues = torch.linalg.eigvals(writes @ values)
     total = eigenvalues.abs().sum(-1)
     # A head that writes nothing copies nothing.

@@ -576,7 +576,7 @@ print(killed, resumed)
 """
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_writer_killed_at_any_moment_goes_on_to_the_same_bytes(tiny_store, tmp_path, kills):
     command = [sys.executable, "-c", KILLER, tiny_store.path, tmp_path / "kept", str(kills)]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1200)
