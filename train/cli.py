@@ -194,8 +194,7 @@ def train_command(
                 watch=watches,
                 progress=advance,
             )
-    seen = trained.watched
-    result = {**_summary(trained), "watched": seen.summary if seen else None}
+    result = _summary(trained)
     answer(result, _lines(result), as_json=as_json, out=None)
 
 
@@ -370,12 +369,12 @@ def _summary(opened: Any) -> dict[str, Any]:
     }
     if opened.knowledge == "weights-only":
         return {**shown, "origin": opened.predicate["origin"]}
-    rows = opened.ledger
-    saved = opened.saved
+    rows, saved, seen = opened.ledger, opened.saved, opened.watched
     return {
         **shown,
         "recipe": opened.recipe.name,
         "steps": f"{len(rows)} of {opened.recipe.steps}",
+        "watched": seen.summary if seen else None,
         "loss": rows[-1].loss if rows else None,
         "tokens": rows[-1].tokens if rows else 0,
         "store": opened.predicate["data"]["fingerprint"],
