@@ -280,6 +280,8 @@ def test_patch_prints_the_top_places_and_keeps_the_effects(
         "(logit difference, 12 prompts)\n"
         "L0.resid_pre@1      1.000  [1.000, 1.000]\n"
         "and 2 places with smaller effects\n"
+        "2 of 3 places hold the same values on clean and corrupt prompts: an effect of 0 there "
+        "says nothing\n"
         f"run {lookup_run.id}, step 160, checkpoint {sha256[:12]}, knowledge full\n"
     )
     assert (found.code, found.err) == (0, "")
