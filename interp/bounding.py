@@ -1,17 +1,23 @@
 """What places that nobody verified can hide: an upper bound on the largest of their effects.
 
-The diagnostic of AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745). Random sets of the
-remaining places are patched together, exactly. Every place is in k of the m sets, chosen
-independently of every other place, so the others are as often in a set with it as in one without
-it, and what they do cancels in expectation. With y the share that a set moved and e the sum of the
-estimates of the places in it,
+The diagnostic of AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745), made to bear company.
+Random sets of the remaining places are patched together, exactly. Every place is in k of m sets,
+chosen independently of every other place, so the others are as often in a set with it as in one
+without it, and what they do cancels in expectation. With y the share that a set moved and e the sum
+of the estimates of the places in it,
 
-    effect of place i  =  estimate of i + mean(y - e | i in the set) - mean(y - e | i not in it),
+    d_i  =  estimate of i + mean(y - e | i in the set) - mean(y - e | i not in it)
 
-whatever the estimates are; good ones leave less to vary. Each of the two means has an interval
-(`intervals.reach`: Student's, corrected for skewness), the difference has that of Zou & Donner 2008
-(Statist. Med. 27, 1693), which with symmetric arms is close to Welch's, the paper's; u_i is its end
-farther from 0. Then
+is, whatever the estimates are, the effect of i in the company of a share p of the others; good
+estimates leave less to vary. Alone it usually does more, because what comes after it in the model
+hands on the same news. So there are sets of two densities, p and 3 p, and
+
+    effect of i  =  1.5 d_i(p) - 0.5 d_i(3 p),
+
+exactly when places interact in pairs at most. Each mean has an interval (`intervals.reach`:
+Student's, corrected for skewness; where i is in few sets, the more cautious of its own spread and
+that of all sets), a difference of means that of Zou & Donner 2008 (Statist. Med. 27, 1693), which
+with symmetric arms is close to Welch's, the paper's. u_i is the end farther from 0. Then
 
     P( max |effect_i|  <=  max u_i )  >=  confidence
 
@@ -19,11 +25,9 @@ needs no correction for the number of places: the place with the largest effect 
 own u_i holds with that probability, and the largest u_i is no smaller. It is cautious instead: with
 many small places the largest u_i is mostly the luck of one of them.
 
-What is bounded is the effect of a place among others that are patched as well, on average over
-sets. That is its effect alone as long as effects add up. Where places stand in for each other
-(patching any one of many does everything), company hides each of them and the bound is too low:
-`Bound.together` beside `Bound.if_additive` shows whether sums can be trusted, and a small `density`
-keeps the company small. The prompts are taken as they are.
+Where it does not hold: places that stand in for each other (patching any one of many does
+everything) hide one another even in sparse sets. `Bound.together` far below `Bound.if_additive`
+tells. The prompts are taken as they are.
 """
 
 from collections.abc import Sequence
@@ -53,6 +57,8 @@ __all__ = ["Bound", "missed", "sets", "upper"]
 
 SCHEMA = "openbook.bound/1"
 SHOWN = 20  # places that are named in the result
+# Three sparse sets to a dense one that is three times as full: a place is in as many of either.
+DENSER, DENSER_BY_ONE = 3, 4
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,8 @@ def missed(
     estimate: Effects,
     *,
     verified: Sequence[str] = (),
-    draws: int = 500,
-    density: float = 0.1,
+    draws: int = 800,
+    density: float = 0.04,
     confidence: float = 0.95,
     metric: Metric | None = None,
     seed: int = 0,
@@ -168,8 +174,9 @@ def missed(
         behaviour: Of the estimate.
         estimate: From `interp.estimating`. Signed ones make the bound tighter.
         verified: Names of places whose exact effect is known, such as `agreement.places`.
-        draws: Sets of places.
-        density: Share of the places that are in a set.
+        draws: Sets of places, a quarter of them dense.
+        density: Share of the places that are in a sparse set; in a dense one it is three times as
+            large.
         confidence: Between 0.5 and 1.
         metric: Of the estimate.
         seed: Of the sets.
@@ -237,21 +244,27 @@ def missed(
 
 
 def sets(n_places: int, draws: int, density: float, *, seed: int) -> Bool[np.ndarray, "draw place"]:
-    """Random sets: every place is in the same number of them, independently of every other.
+    """Random sets, three sparse ones to a dense one three times as full, the sparse ones first.
+
+    Every place is in the same number of sets of either kind, independently of every other place.
 
     Raises:
-        EffectsError: Fewer than 10 sets with a place, or without it, would speak for it.
+        EffectsError: A place would be in fewer than 10 sets of a kind, or dense ones too dense.
     """
-    k = round(density * draws)
-    if not 10 <= k <= draws - 10:
+    n_dense = draws // DENSER_BY_ONE
+    k = round(density * (draws - n_dense))
+    if k < 10 or DENSER * density > 0.5:
         raise EffectsError(
-            f"{draws} sets of a share of {density:g} put a place into {k} of them; 10 with it and "
-            "10 without are the least: draw more"
+            f"{draws} sets of a share of {density:g} put a place into {k} sparse ones; 10 are the "
+            f"least, and a share of {0.5 / DENSER:.3f} the most: draw more"
         )
     generator = np.random.Generator(np.random.Philox(key=seed))
-    inside = np.zeros((draws, n_places), dtype=bool)
-    inside[:k] = True
-    return generator.permuted(inside, axis=0)
+    inside = []
+    for n in (draws - n_dense, n_dense):
+        kind = np.zeros((n, n_places), dtype=bool)
+        kind[:k] = True
+        inside.append(generator.permuted(kind, axis=0))
+    return np.concatenate(inside)
 
 
 def upper(
@@ -269,42 +282,70 @@ def upper(
         estimates: Anything that does not depend on the sets; zeros when there is nothing better.
         confidence: Of each place's interval, and of the largest bound for all.
     """
-    weights = inside.astype(np.float64)
-    rest = moved - weights @ estimates
-    # Powers of what is far from 0 have no digits left for what varies.
-    rest = rest - rest.mean()
-    powers = np.stack([rest, rest**2, rest**3])
-    with_it = powers @ weights
-    n_with = int(inside[:, 0].sum())
-    n_without = len(moved) - n_with
-    means, ends = [], []
-    for total, n in ((with_it, n_with), (powers.sum(axis=1, keepdims=True) - with_it, n_without)):
-        mean, error, skewness = _central(total / n, n)
-        means.append(mean)
-        ends.append(reach(error, skewness, n, confidence=confidence))
-    (below, above), (other_below, other_above) = ends
-    effect = estimates + means[0] - means[1]
-    highest = effect + np.hypot(above, other_below)
-    lowest = effect - np.hypot(below, other_above)
+    n_sparse = len(moved) - len(moved) // DENSER_BY_ONE
+    rest = moved - inside @ estimates
+    sparse, dense = slice(0, n_sparse), slice(n_sparse, None)
+    alone, below, above = _difference(inside[sparse], rest[sparse], confidence)
+    crowded, crowded_below, crowded_above = _difference(inside[dense], rest[dense], confidence)
+    densities = inside[sparse, 0].mean(), inside[dense, 0].mean()
+    back = densities[0] / (densities[1] - densities[0])  # a half
+    effect = estimates + (1 + back) * alone - back * crowded
+    highest = effect + np.hypot((1 + back) * above, back * crowded_below)
+    lowest = effect - np.hypot((1 + back) * below, back * crowded_above)
     return np.maximum(highest, -lowest)
 
 
-def _central(
-    raw: Float[np.ndarray, "3 place"], n: int
+def _difference(
+    inside: Bool[np.ndarray, "draw place"], rest: Float[np.ndarray, " draw"], confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean, its standard error and the skewness, from the first three raw moments."""
+    """Mean of the sets with a place minus mean of those without, and how far it may be off."""
+    weights = inside.astype(np.float64)
+    # Powers of what is far from 0 have no digits left for what varies.
+    rest = rest - rest.mean()
+    powers = np.stack([rest, rest**2, rest**3])
+    n_with = int(inside[:, 0].sum())
+    n_without = len(rest) - n_with
+    raw = powers @ weights
+    mean, second, third = _central(raw / n_with)
+    other, other_second, other_third = _central(
+        (powers.sum(axis=1, keepdims=True) - raw) / n_without
+    )
+    # The others vary alike in both, and n_with sets may by luck not show it.
+    share = n_with / len(rest)
+    pooled = [
+        share * one + (1 - share) * two
+        for one, two in ((second, other_second), (third, other_third))
+    ]
+    below, above = np.maximum(
+        _arms(second, third, n_with, confidence), _arms(pooled[0], pooled[1], n_with, confidence)
+    )
+    other_below, other_above = _arms(other_second, other_third, n_without, confidence)
+    return mean - other, np.hypot(below, other_above), np.hypot(above, other_below)
+
+
+def _arms(
+    second: NDArray[np.float64], third: NDArray[np.float64], n: int, confidence: float
+) -> NDArray[np.float64]:
+    """How far the interval of a mean of n reaches below and above, from central moments."""
+    skewness = np.divide(third, second**1.5, out=np.zeros_like(third), where=second > 0)
+    return np.stack(reach(np.sqrt(second / (n - 1)), skewness, n, confidence=confidence))
+
+
+def _central(
+    raw: Float[np.ndarray, "3 place"],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and the second and third central moments, from the first three raw ones."""
     mean = raw[0]
     second = np.maximum(raw[1] - mean**2, 0.0)
-    third = raw[2] - 3 * mean * raw[1] + 2 * mean**3
-    skewness = np.divide(third, second**1.5, out=np.zeros_like(third), where=second > 0)
-    return mean, np.sqrt(second / (n - 1)), skewness
+    return mean, second, raw[2] - 3 * mean * raw[1] + 2 * mean**3
 
 
 def _if_additive(
     inside: Bool[np.ndarray, "draw place"], moved: Float[np.ndarray, " draw"]
 ) -> tuple[float, tuple[float, float]]:
-    """What all places would move together: that of a set by the share of the places in it."""
-    each = moved.mean() / inside.mean()
-    spread = moved - each * inside.mean(axis=1)
-    half = 1.96 * spread.std(ddof=1) / np.sqrt(len(moved)) / inside.mean()
+    """What all places would move together: what a set moves by the share of the places in it."""
+    share = inside.mean(axis=1)
+    each = moved.mean() / share.mean()
+    spread = moved - each * share
+    half = 1.96 * spread.std(ddof=1) / np.sqrt(len(moved)) / share.mean()
     return float(each), (float(each - half), float(each + half))

@@ -8,15 +8,15 @@
 * A ratio of means: Fieller 1954 for the doubt about the denominator, widened by what Hall's
   correction adds for the skewness of part - ratio * whole.
 
-What replaced what: the percentile bootstrap, which was here before, covers 90 % at 10 normal scores
-and 85 % at 10 exponential ones. Coverage over n, distribution and kind is the table of
-`benchmarks/calibration.py`: 93 to 97 % from 10 prompts on, for skewness up to 2 and for tails as
-heavy as t(3).
+Coverage over n, distribution and kind is the table of `benchmarks/calibration.py`: 93 to 97 % from
+10 prompts on, for skewness up to 2 and for tails as heavy as t(4). The percentile bootstrap, which
+was here before, covers 85 to 90 % at 10 prompts and 90 to 94 % at 30.
 
-Where it does not hold: skewness of 6 (log-normal with sigma 1) is covered in 92 % at 10 prompts and
-93 % at 20. Below 10 prompts the interval is right for normal scores only. Scores that are equal on
-every prompt leave no doubt here, so a share must be given to `wilson`. Prompts are taken as
-independent draws: what is drawn together (one prompt beside many foils) must be summed first.
+Where it does not hold: skewness of 6 (log-normal with sigma 1) is covered in 89 to 92 % at 10
+prompts and 93 to 94 % at 30. Below 10 prompts the interval is right for normal scores only. Scores
+that are equal on every prompt leave no doubt here, so a share must be given to `wilson` (as a mean,
+binary scores are covered in 87 % at 10). Prompts are taken as independent draws: what is drawn
+together (one prompt beside many foils) must be summed first.
 """
 
 from math import sqrt
