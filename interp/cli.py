@@ -11,7 +11,7 @@ import typer
 
 from interp.errors import InterpError
 from interp.figure_files import drawable
-from train.cli import Json, Out, StorePath, answer, writable
+from train.cli import Json, Out, StorePath, answer
 from train.errors import TrainError
 
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from interp.behaviours import Behaviour, Check
     from interp.detecting import Copying
     from interp.head_scores import HeadScores
-    from interp.effects import Effects
     from interp.recalling import Level, Recall
     from train.runs import Origin
 
@@ -82,50 +81,6 @@ def behaviours_command(
     answer(result, text, as_json=as_json, out=out)
 
 
-def patch_command(
-    source: Source,
-    behaviour: Named,
-    over: Annotated[
-        Literal["heads", "residual", "mlps", "attention"], typer.Option(help="What to patch.")
-    ] = "heads",
-    step: Step = None,
-    direction: Annotated[
-        Literal["denoising", "noising"],
-        typer.Option(help="Clean values into corrupt prompts, or the other way round."),
-    ] = "denoising",
-    positions: Annotated[
-        Literal["together", "each"] | None, typer.Option(help="Of mlps and attention.")
-    ] = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="Places to print; --json prints all.")] = 10,
-    plot: Annotated[
-        Path | None, typer.Option(callback=writable, help="Write the figure as one HTML page.")
-    ] = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
-    """Find which places of RUN carry BEHAVIOUR, by exchanging one activation at a time."""
-    if positions and over not in ("mlps", "attention"):
-        raise InterpError(f"--positions belongs to mlps and attention, not to {over}")
-    from interp import behaviours, hooked, patching
-    from train import durable, progress
-
-    model, words = hooked.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    options: dict[str, Any] = {"positions": positions} if positions else {}
-    with progress.bar(over) as advance:
-        effects = getattr(patching, over)(
-            model, prompted, direction=direction, seed=seed, progress=advance, **options
-        )
-    if plot:
-        durable.write_text(plot, effects.plot().to_html())
-    if out:
-        effects.save(out)
-    answer(effects.to_dict(), _effects(effects, top), as_json=as_json, out=None)
-
-
 def recall_command(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a planted run.")],
     step: Step = None,
@@ -140,7 +95,7 @@ def recall_command(
     truth = planted_prompts.planted_truth(words)
     found = recalling.by_exposure(model, truth, model.tokenizer)
     result = {"provenance": _origin(model.origin), **found.to_dict()}
-    answer(result, f"{_recall(found)}\n{_provenance(model.origin)}", as_json=as_json, out=out)
+    answer(result, f"{_recall(found)}\n{provenance_line(model.origin)}", as_json=as_json, out=out)
 
 
 def detect_command(
@@ -183,7 +138,7 @@ def detect_command(
         plots.write(found[kind].plot(), plot)
     best = {name: detecting.best(score) for name, score in scores.items()}
     parts = [_heads(scores), _copying(best, copying), _found(found)]
-    text = "\n".join([*parts, _provenance(model.origin)])
+    text = "\n".join([*parts, provenance_line(model.origin)])
     answer(result, text, as_json=as_json, out=out)
 
 
@@ -216,22 +171,6 @@ def _prompts(behaviour: "Behaviour", tokenizer: Any) -> str:
             lines.append(f"{kind:<7}  {prompt} -> {token}")
     left = behaviour.n_prompts - SHOWN_PROMPTS
     return "\n".join([*lines, f"and {left} more"] if left > 0 else lines)
-
-
-def _effects(effects: "Effects", top: int) -> str:
-    about = effects.provenance
-    lines = [
-        f"{about.behaviour}: {effects.site}, {effects.direction}, {effects.unit}",
-        f"baselines: clean {effects.clean:.3f}, corrupt {effects.corrupt:.3f} "
-        f"(logit difference, {effects.n_prompts} prompts)",
-    ]
-    for name in effects.top(top):
-        bounds = effects.interval(name)
-        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else "one prompt, no interval"
-        lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
-    left = len(effects.names) - top
-    lines += [f"and {left} places with smaller effects"] if left > 0 else []
-    return "\n".join([*lines, _provenance(about)])
 
 
 def _recall(found: "Recall") -> str:
@@ -289,7 +228,7 @@ def _origin(origin: "Origin") -> dict[str, Any]:
     return asdict(origin)
 
 
-def _provenance(origin: Any) -> str:
+def provenance_line(origin: Any) -> str:
     return (
         f"run {origin.run_id}, step {origin.step}, checkpoint {origin.checkpoint_sha256[:12]}, "
         f"knowledge {origin.knowledge}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from interp.cli import Named, Prompts, Seed, Source, Step
+from interp.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer, readable, writable
 
 
@@ -53,7 +54,7 @@ def circuit_command(
         typer.Option(callback=writable, help="Also write MIB's circuit file here (.json, .xz)."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(callback=writable, help="Write the figure here.")
+        Path | None, typer.Option(callback=drawable, help="Write the figure here.")
     ] = None,
     store: StorePath = None,
     as_json: Json = False,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp.cli import PROMPTS, Prompts, Seed
-from train.cli import Json, Out, RunPath, StorePath, answer, writable
+from interp.figure_files import drawable
+from train.cli import Json, Out, RunPath, StorePath, answer
 
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def emergence_command(
         Path | None, typer.Option(help="Folder of the rows; default: emergence inside RUN.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(callback=writable, help="Write the figure: .html or .png.")
+        Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
     ] = None,
     store: StorePath = None,
     as_json: Json = False,

@@ -7,6 +7,7 @@ import typer
 
 from interp.cli import PROMPTS, Named, Prompts, Seed, Source, Step
 from interp.errors import InterpError
+from interp.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer, readable, writable
 
 
@@ -41,7 +42,7 @@ def lens_command(
     ] = False,
     fit_steps: Annotated[int, typer.Option(min=1, help="Of fitting.")] = 250,
     plot: Annotated[
-        Path | None, typer.Option(callback=writable, help="Write the figure: .html or .png.")
+        Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
     ] = None,
     store: StorePath = None,
     as_json: Json = False,

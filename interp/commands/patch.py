@@ -7,7 +7,8 @@ import typer
 
 from interp.cli import Named, Prompts, Seed, Source, Step, provenance_line
 from interp.errors import InterpError
-from train.cli import Json, Out, StorePath, answer, writable
+from interp.figure_files import drawable
+from train.cli import Json, Out, StorePath, answer
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MetricNames = Annotated[
 ]
 Memory = Annotated[int, typer.Option(min=1, help="Megabytes to stay under, above the weights.")]
 Plot = Annotated[
-    Path | None, typer.Option(callback=writable, help="Write the figure: .html or .png.")
+    Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
 ]
 
 

@@ -7,7 +7,8 @@ import typer
 
 from interp.cli import Source, Step
 from interp.errors import ProbeError
-from train.cli import Json, Out, StorePath, answer, writable
+from interp.figure_files import drawable
+from train.cli import Json, Out, StorePath, answer
 
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def probe_command(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of cases, folds and controls.")] = 0,
     plot: Annotated[
-        Path | None, typer.Option(callback=writable, help="Write the figure: .html or .png.")
+        Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
