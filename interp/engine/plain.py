@@ -39,20 +39,22 @@ def scores(
     for i, patch in enumerate(patches):
         try:
             logits = model.run_with_hooks(tokens, fwd_hooks=_hooks(patch, given))
+            scored = torch.stack([metric.of_logits(logits) for metric in metrics])
+            moved[i] = max(_moved(place, given, base) for place in patch)
+            found[:, i], done[i] = scored.double().cpu(), True
+            if progress:
+                progress("patching", i + 1, len(patches))
         except KeyboardInterrupt:
-            if not i:
+            if not done.any():
                 raise
+            found[:, ~done] = float("nan")
             warnings.warn(
-                f"interrupted: {i} of {len(patches)} patches were run, the others are nan",
+                f"interrupted: {int(done.sum())} of {len(patches)} patches were run, the others "
+                "are nan",
                 InterruptedWarning,
                 stacklevel=4,
             )
             break
-        found[:, i] = torch.stack([metric.of_logits(logits) for metric in metrics]).double().cpu()
-        moved[i] = max(_moved(place, given, base) for place in patch)
-        done[i] = True
-        if progress:
-            progress("patching", i + 1, len(patches))
     return Patched(found, start.double().cpu(), done, moved, peak_bytes=0)
 
 
