@@ -27,6 +27,7 @@ from train.errors import nearest
 __all__ = ["UNIT", "Effects", "Provenance", "provenance"]
 
 SCHEMA = "openbook.effects/1"
+TENSORS = ("values", "low", "high", "control")
 UNIT = "share of the clean-corrupt logit difference"
 
 
@@ -102,6 +103,9 @@ class Effects:
         metric: What was scored.
         places: Name of every place, in the order of the flattened values; () when the axes say it.
         window: So many layers around the named one were patched together.
+        through: Of paths, what hears the places, such as "L1H0.q, MLPs frozen"; "" for patches.
+        control: The same patches in an untrained model of this architecture, as shares of the
+            trained model's difference; None where nobody asked, see `interp.controls`.
         notes: What the reader must know, such as places that the contrast does not vary.
         peak_bytes: Most memory that was held above the weights; 0 where nobody counted.
         also: The same for further metrics, measured in the same passes.
@@ -122,6 +126,8 @@ class Effects:
     metric: str = "logit difference"
     places: tuple[str, ...] = ()
     window: int = 1
+    through: str = ""
+    control: Float[Tensor, "*axes"] | None = None
     notes: tuple[str, ...] = ()
     peak_bytes: int = 0
     also: tuple["Effects", ...] = ()
@@ -181,6 +187,8 @@ class Effects:
         frame["place"] = self.names
         for column, values in (("effect", self.values), ("low", self.low), ("high", self.high)):
             frame[column] = None if values is None else values.flatten().tolist()
+        if self.control is not None:
+            frame["control"] = self.control.flatten().tolist()
         return frame
 
     def plot(self) -> Any:
@@ -191,7 +199,7 @@ class Effects:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        tensors = {name: getattr(self, name) for name in ("values", "low", "high")}
+        tensors = {name: getattr(self, name) for name in TENSORS}
         return {
             "schema": SCHEMA,
             "site": self.site,
@@ -207,6 +215,7 @@ class Effects:
             "places": self.names,
             "metric": self.metric,
             "window": self.window,
+            "through": self.through,
             "notes": list(self.notes),
             "peak_bytes": self.peak_bytes,
             "also": [one.to_dict() for one in self.also],
@@ -234,8 +243,8 @@ class Effects:
     def from_dict(cls, content: dict[str, Any]) -> "Effects":
         """The inverse of `to_dict`."""
         content = {key: value for key, value in content.items() if key != "schema"}
-        for name in ("values", "low", "high"):
-            found = content[name]
+        for name in TENSORS:
+            found = content.get(name)
             content[name] = None if found is None else torch.tensor(_numbers(found))
         for name in ("axes", "pos_labels", "places", "notes"):
             content[name] = tuple(content.get(name, ()))

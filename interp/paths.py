@@ -70,7 +70,9 @@ def senders(
         for head in range(cfg.n_heads)
     ]
     reach = [i for i, path in enumerate(paths) if path.receivers or not heard]
-    layout = Layout("head", ("layer", "head"), (cfg.n_layers, cfg.n_heads))
+    readers = ", ".join(map(str, heard)) or LOGITS
+    shape = (cfg.n_layers, cfg.n_heads)
+    layout = Layout("head", ("layer", "head"), shape, through=f"{readers}, MLPs {mlps}")
     return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
 
 
@@ -103,7 +105,8 @@ def receivers(
     places = [Place(part, layer, head=h) for layer in range(cfg.n_layers) for h in range(n_heads)]
     paths = [Path(spoken, (place,)) for place in places]
     reach = [i for i, place in enumerate(places) if place.layer > spoken.layer]
-    layout = Layout(part, ("layer", "head"), (cfg.n_layers, n_heads))
+    shape = (cfg.n_layers, n_heads)
+    layout = Layout(part, ("layer", "head"), shape, through=f"{spoken}, MLPs {mlps}")
     return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
 
 

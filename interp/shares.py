@@ -64,6 +64,7 @@ class Layout:
         shape: Their lengths; the product is the number of patches, in row-major order.
         places: Name of every patch; () when site and axes say it.
         window: Layers around each that go with it.
+        through: Of paths, what hears them.
     """
 
     site: str
@@ -71,6 +72,7 @@ class Layout:
     shape: tuple[int, ...]
     places: tuple[str, ...] = ()
     window: int = 1
+    through: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +182,7 @@ def of_patched(
         "pos_labels": _labels(model, behaviour) if "pos" in layout.axes else (),
         "places": layout.places,
         "window": layout.window,
+        "through": layout.through,
         "notes": notes,
         "peak_bytes": found.peak_bytes,
     }

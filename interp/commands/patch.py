@@ -56,6 +56,9 @@ def patch_command(
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Layers together; mlps and attention.")] = 1,
     metric: MetricNames = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="The same patches in an untrained model, too.")
+    ] = False,
     memory: Memory = 2048,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
@@ -72,7 +75,7 @@ def patch_command(
         raise InterpError("--through-mlps belongs to --to: only paths leave MLPs out")
     if to and (positions or window > 1 or over != "heads"):
         raise InterpError("--to follows whole heads: leave out --over, --positions and --window")
-    from interp import behaviours, hooked, metrics, plots
+    from interp import behaviours, controls, hooked, metrics, plots
     from train import progress
 
     model, words = hooked.open(source, step=step, store=store)
@@ -92,6 +95,8 @@ def patch_command(
             if to
             else _sweep(model, prompted, over, window, how)
         )
+    if control:
+        effects = controls.untrained(model, prompted, effects, memory=memory << 20, seed=seed)
     if plot:
         plots.write(effects.plot(), plot)
     if out:
@@ -143,6 +148,7 @@ def effects_text(effects: "Effects", top: int) -> str:
     """The highest effects with their intervals, baselines and provenance."""
     about = effects.provenance
     window = f", windows of {effects.window} layers" if effects.window > 1 else ""
+    window += f", paths: {effects.through}" if effects.through else ""
     lines = [
         f"{about.behaviour}: {effects.site}{window}, {effects.direction}, {effects.unit}",
         f"baselines: clean {effects.clean:.3f}, corrupt {effects.corrupt:.3f} "
@@ -152,6 +158,9 @@ def effects_text(effects: "Effects", top: int) -> str:
         bounds = effects.interval(name)
         shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else _no_interval(effects)
         lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
+    if effects.control is not None:
+        largest = float(effects.control.nan_to_num().abs().max())
+        lines.append(f"untrained model: no place moves more than {largest:.3f} of this difference")
     left = len(effects.names) - top - effects.unfinished
     lines += [f"and {left} places with smaller effects"] if left > 0 else []
     return "\n".join([*lines, *effects.notes, provenance_line(about)])
