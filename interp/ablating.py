@@ -33,6 +33,7 @@ from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.intervals import mean_interval
 from interp.metrics import Metric, logit_difference
 from train import durable
+from train import progress as bars
 from train.errors import nearest
 
 
@@ -230,11 +231,13 @@ def ablate(
     values = _values(model, behaviour, places, corrupt=standin == "corrupt")
     draws = draws if standin == "resample" else 1
     found: list[Patched] = []
-    for draw in range(draws):
-        source = _source(values, behaviour, standin, seed * draws + draw)
-        found.append(
-            sweeping.scores(model, clean, places, source, [read], memory=memory, progress=progress)
-        )
+    with bars.shown(f"{standin} ablation of {behaviour.name}", progress) as told:
+        for draw in range(draws):
+            source = _source(values, behaviour, standin, seed * draws + draw)
+            one = sweeping.scores(
+                model, clean, places, source, [read], memory=memory, progress=told
+            )
+            found.append(one)
     return _ablation(model, behaviour, (places, standin, seed), found, read)
 
 

@@ -24,6 +24,7 @@ from interp.engine.sweeping import MEMORY, Progress
 from interp.errors import ModelError
 from interp.metrics import Metric
 from interp.shares import How, Layout
+from train import progress as bars
 from train.model import GPT
 
 
@@ -143,17 +144,18 @@ def _effects(model: HookedModel, behaviour: Behaviour, asked: _Asked, how: How) 
 
         return sweeping.Sources(of, sum(value.nbytes for value in there.values()))
 
-    found = sweeping.run(
-        model,
-        runs.here,
-        patches,
-        sources,
-        how.metrics(behaviour),
-        shared=runs.shared,
-        memory=how.memory,
-        progress=how.progress,
-        also_kept=pathways.hooks_read(model, paths, mlps=mlps),
-    )
+    with bars.shown(behaviour.name, how.progress) as told:
+        found = sweeping.run(
+            model,
+            runs.here,
+            patches,
+            sources,
+            how.metrics(behaviour),
+            shared=runs.shared,
+            memory=how.memory,
+            progress=told,
+            also_kept=pathways.hooks_read(model, paths, mlps=mlps),
+        )
     whole = sweeping.spread(found, asked.reach, len(asked.paths))
     return shares.of_patched(model, behaviour, whole, runs, asked.layout, how)
 

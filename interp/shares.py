@@ -24,6 +24,7 @@ from interp.engine.sweeping import MEMORY, Patched, Progress, Source
 from interp.errors import BehaviourError, ContrastError, UninformativeWarning
 from interp.intervals import ratio_interval
 from interp.metrics import Metric
+from train import progress as bars
 from train.errors import nearest
 
 
@@ -151,16 +152,17 @@ def effects(
     """
     sweeping.refuse_unknown(model, patches, behaviour.n_pos)
     runs = contrast(model, behaviour, how)
-    found = sweeping.scores(
-        model,
-        runs.here,
-        patches,
-        runs.source(model, patches),
-        how.metrics(behaviour),
-        shared=runs.shared,
-        memory=how.memory,
-        progress=how.progress,
-    )
+    with bars.shown(behaviour.name, how.progress) as told:
+        found = sweeping.scores(
+            model,
+            runs.here,
+            patches,
+            runs.source(model, patches),
+            how.metrics(behaviour),
+            shared=runs.shared,
+            memory=how.memory,
+            progress=told,
+        )
     return of_patched(model, behaviour, found, runs, layout, how)
 
 

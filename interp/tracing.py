@@ -17,7 +17,7 @@ peaks, so here a window is one layer unless it is asked for.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from interp.errors import BehaviourError, ContrastError, EffectsError, ModelErro
 from interp.metrics import Metric
 from interp.shares import Contrast, How, Layout
 from train import durable
+from train import progress as bars
 from train.model import GPT
 
 
@@ -180,7 +181,9 @@ def causal(
         if damage == "replaced":
             found[what] = shares.effects(model, behaviour, patches, layout, how)
         else:
-            found[what] = _noised(model, behaviour, patches, layout, how, (noise, draws))
+            with bars.shown(behaviour.name, progress) as told:
+                shown = replace(how, progress=told)
+                found[what] = _noised(model, behaviour, patches, layout, shown, (noise, draws))
     noised = damage == "noised"
     return Trace(
         **found,

@@ -7,16 +7,17 @@ line is written every half minute instead, and none for what takes less.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "bar"]
+__all__ = ["Progress", "bar", "shown"]
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_WITHOUT = 1.0
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -32,6 +33,29 @@ def bar(title: str) -> Iterator[Progress]:
             yield advance
     else:
         yield _lines(title, console)
+
+
+@contextmanager
+def shown(title: str, given: Progress | None) -> Iterator[Progress]:
+    """What the caller gave; else a bar after a second, where a person looks."""
+    if given is not None:
+        yield given
+        return
+    from rich.console import Console
+
+    console, begin = Console(stderr=True), time.monotonic()
+    watched = console.is_terminal or console.is_jupyter
+    with ExitStack() as stack:
+        advance: Progress | None = None
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            nonlocal advance
+            if advance is None and watched and time.monotonic() - begin > SECONDS_WITHOUT:
+                advance = stack.enter_context(_bar(title, console))
+            if advance is not None:
+                advance(what, done, total)
+
+        yield tell
 
 
 @contextmanager
