@@ -8,6 +8,8 @@ theory predicts (Geiger et al. 2023, https://arxiv.org/abs/2303.02536):
 
 A search finds something almost anywhere, so four numbers on unseen pairs stand beside it: a random
 subspace as large, the same search on shuffled answers, the whole place, and no intervention.
+Shuffled answers are a hard placebo: they still reward a subspace whose exchange takes the base's
+own answer away, so where the variable is all that a place holds, it is partly found from them too.
 """
 
 import warnings

@@ -35,11 +35,12 @@ class Pairs:
     """
 
     name: str
+    # Axes of their own: unequal ones get a line of ours, not the type checker's page.
     base: Int[Tensor, "pair pos"]
-    source: Int[Tensor, "pair pos"]
-    expected: Int[Tensor, " pair"]
-    original: Int[Tensor, " pair"]
-    of_source: Int[Tensor, " pair"]
+    source: Int[Tensor, "source source_pos"]
+    expected: Int[Tensor, " expected"]
+    original: Int[Tensor, " original"]
+    of_source: Int[Tensor, " of_source"]
     candidates: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
