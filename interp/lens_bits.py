@@ -38,7 +38,7 @@ __all__ = ["LENSES", "Evaluation", "evaluate"]
 SCHEMA = "openbook.lens_evaluation/1"
 LENSES = ("logit", "tuned", "control")
 # A mean over the vocabulary is kept for so many groups of windows: 64 of 50,257 are 13 MB.
-GROUPS, DRAWS = 64, 200
+GROUPS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Evaluation:
     Attributes:
         kl: By [lens layer].
         cross_entropy: By [lens layer].
-        bias: By [lens layer]; its interval is a bootstrap over groups of windows.
+        bias: By [lens layer]; its cases are groups of windows.
         gain: KL of the logit lens minus KL of the tuned lens, window by window, [layer].
         model_bits: Cross-entropy of the model itself.
         n_tokens: Targets.
@@ -225,7 +225,7 @@ class _Tally:
         return Evaluation(
             kl=mean(self.kl),
             cross_entropy=mean(self.cross),
-            bias=self._bias(about.seed),
+            bias=self._bias(),
             gain=mean(self.kl[0] - self.kl[1]),
             model_bits=mean(self.own),
             n_tokens=int(self.tokens.sum()),
@@ -233,24 +233,24 @@ class _Tally:
             provenance=about,
         )
 
-    def _bias(self, seed: int) -> Average:
-        """KL of the means, in bits, and of the means of groups drawn again."""
+    def _bias(self) -> Average:
+        """KL of the means, in bits, without what the noise of the means adds.
 
-        n_groups = self.n_groups
-        generator = np.random.Generator(np.random.Philox(key=seed))
-        drawn = generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
-        # The first row is no draw: every group once.
-        weights = np.concatenate([np.ones((1, n_groups)), drawn])
-        found = np.zeros((3, *self.kl.shape[:2]))
+        Two noisy means differ where the true ones do not: resampling groups of windows put the
+        plain number below its own interval. The jackknife's pseudo-values (Tukey 1958) take the
+        first order of that away, and their mean has an interval as any other.
+        """
+        n = self.n_groups
+        # The first row leaves out no group, the others one each.
+        kept = np.concatenate([np.ones((1, n)), 1 - np.eye(n)])
+        pseudo = np.zeros((*self.kl.shape[:2], n))
         for lens, layer in np.ndindex(self.kl.shape[:2]):
             p, q = (
-                weights @ sums.double().cpu().numpy()
+                kept @ sums.double().cpu().numpy()
                 for sums in (self.model_mean, self.means[lens, layer])
             )
             p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
             # fp32 chances can round to 0; 1e-30 keeps 0 log 0 at 0.
             kl = (p * (np.log2(p + 1e-30) - np.log2(q + 1e-30))).sum(axis=1)
-            found[:, lens, layer] = kl[0], *np.quantile(kl[1:], [0.025, 0.975])
-        value, low, high = torch.from_numpy(found).float()
-        few = self.n_groups < 2
-        return Average(value, None if few else low, None if few else high, len(self.tokens))
+            pseudo[lens, layer] = n * kl[0] - (n - 1) * kl[1:]
+        return averages.of_ratio(pseudo, np.ones(n))

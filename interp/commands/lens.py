@@ -52,7 +52,7 @@ def lens_command(
     if kind != "tuned" and (lens or save_lens or train_tokens):
         raise InterpError(f"--lens, --save-lens and --train-tokens belong to tuned, not to {kind}")
     from interp import behaviours, direct_logits, hooked, lenses, tuned_lenses
-    from train import durable, progress
+    from train import progress
 
     model, words = hooked.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
@@ -77,7 +77,9 @@ def lens_command(
             found = tuned_lenses.read(model, prompted, tuned, positions=at, progress=advance)
             text = f"{_readings(found)}\n{_fit(tuned)}"
     if plot:
-        durable.write_text(plot, found.plot().to_html(include_plotlyjs="cdn"))
+        from interp import plots
+
+        plots.write(found.plot(), plot)
     if out:
         found.save(out)
     answer(found.to_dict(), text, as_json=as_json, out=None)

@@ -196,6 +196,23 @@ def test_the_model_s_own_bits_are_its_loss(fitted):
     )
 
 
+def test_two_noisy_means_of_the_same_chances_have_no_bias():
+    tally = lens_bits._Tally(rotated(), 64)
+    draw = torch.Generator().manual_seed(0)
+    chances = torch.rand(VOCAB, generator=draw) + 0.1
+    tally.model_mean[:] = chances + 0.3 * torch.randn(64, VOCAB, generator=draw)
+    for lens, layer in np.ndindex(3, 2):
+        tally.means[lens, layer] = chances + 0.3 * torch.randn(64, VOCAB, generator=draw)
+    found = tally._bias()
+    plain = (tally.model_mean.sum(0), tally.means[0, 0].sum(0))
+    p, q = (one / one.sum() for one in plain)
+    assert found.low is not None
+    # The plain number sees a bias; corrected, it is within its interval of none in most of six.
+    assert (p * (p / q).log2()).sum() > 0.001
+    assert (found.low <= 0).float().mean() > 0.5
+    assert found.values.abs().mean() < (p * (p / q).log2()).sum()
+
+
 def test_a_lens_of_other_weights_or_windows_is_refused(fitted):
     model, lens = fitted
     deeper = gpt.init(replace(model.cfg, n_layers=3), 0)
