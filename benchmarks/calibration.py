@@ -1,6 +1,6 @@
 """How often 95 % intervals cover the truth, and how often the bound on what was missed holds.
 
-    python benchmarks/calibration.py                  # 1,000 simulated cases a row, two minutes
+    python benchmarks/calibration.py                  # 1,000 simulated cases a row, 5 minutes
     python benchmarks/calibration.py --cases 10000    # a standard error of 0.2 points
 
 Every case draws its own truth. The methods were chosen on normal, exponential, gamma(3), uniform,
@@ -192,7 +192,7 @@ def bounds(cases: int, seed: int, draws: int = 800) -> Iterator[Row]:
             yield bound(f"{name}, {kind}", cases, seed, draws, effects, blur)
     yield bound("two equal, estimates of other places", cases, seed, draws, two_equal, np.inf)
     for name, together in INTERACTIONS.items():
-        stated = not name.startswith("20 that")
+        stated = not name.startswith("100 that")
         yield interacting(name, cases, seed, draws, together, stated=stated)
 
 
@@ -251,15 +251,15 @@ def saturating(draw: Draw) -> tuple[np.ndarray, Callable]:
 
 
 def substitutes(draw: Draw) -> tuple[np.ndarray, Callable]:
-    """Any of 20 places does everything: alone 1, in company mostly nothing."""
+    """Any of 100 places does everything: alone 1, in company mostly nothing."""
     alone = np.zeros(PLACES)
-    alone[:20] = 1.0
-    return alone, lambda inside: inside[:, :20].any(axis=1).astype(float)
+    alone[:100] = 1.0
+    return alone, lambda inside: inside[:, :100].any(axis=1).astype(float)
 
 
 INTERACTIONS = {
     "random pairs interact": pairs,
-    "20 that stand in for each other": substitutes,
+    "100 that stand in for each other": substitutes,
     "a sum seen through tanh": saturating,
 }
 
