@@ -13,6 +13,7 @@ from train.cli import Json, Out, StorePath, answer, readable, writable
 
 if TYPE_CHECKING:
     from interp.direct_logits import Contributions
+    from interp.lens_bits import Evaluation
     from interp.lenses import Readings
     from interp.tuned_lenses import TunedLens
 
@@ -57,6 +58,7 @@ def lens_command(
     model, words = hooked.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
     at = None if positions == "each" else (-1,)
+    result: dict[str, Any] = {}
     with progress.bar(kind) as advance:
         if kind == "direct":
             over = "sources" if positions == "each" else "parts"
@@ -67,26 +69,30 @@ def lens_command(
             text = _readings(found)
         else:
             behaviours.check(model, prompted)  # Before minutes of fitting.
-            tuned = (
-                tuned_lenses.load(lens)
+            tuned, faith = (
+                (tuned_lenses.load(lens), None)
                 if lens
                 else _fitted(model, words, train_tokens, fit_steps, seed, advance)
             )
             if save_lens:
                 tuned.save(save_lens)
             found = tuned_lenses.read(model, prompted, tuned, positions=at, progress=advance)
-            text = f"{_readings(found)}\n{_fit(tuned)}"
+            text = "\n".join([_readings(found), _fit(tuned), *([_bits(faith)] if faith else [])])
+            result = {"evaluation": faith.to_dict()} if faith else {}
     if plot:
         from interp import plots
 
         plots.write(found.plot(), plot)
     if out:
         found.save(out)
-    answer(found.to_dict(), text, as_json=as_json, out=None)
+    answer({**found.to_dict(), **result}, text, as_json=as_json, out=None)
 
 
-def _fitted(model: Any, words: Any, trained: bool, steps: int, seed: int, advance: Any) -> Any:
-    from interp import lens_windows, tuned_lenses
+def _fitted(
+    model: Any, words: Any, trained: bool, steps: int, seed: int, advance: Any
+) -> "tuple[TunedLens, Evaluation]":
+    """A lens, and how faithful it is on windows that it was not fitted to."""
+    from interp import lens_bits, lens_windows, tuned_lenses
     from train.runs import Run
 
     if not isinstance(words, Run):
@@ -96,7 +102,8 @@ def _fitted(model: Any, words: Any, trained: bool, steps: int, seed: int, advanc
         )
     cut = lens_windows.trained_on if trained else lens_windows.held_out
     windows = cut(words.store, model.cfg.n_ctx)
-    return tuned_lenses.fit(model, windows, steps=steps, seed=seed, progress=advance)
+    lens = tuned_lenses.fit(model, windows, steps=steps, seed=seed, progress=advance)
+    return lens, lens_bits.evaluate(model, lens, windows, progress=advance)
 
 
 def _readings(found: "Readings") -> str:
@@ -131,10 +138,20 @@ def _contributions(found: "Contributions", k: int = 12) -> str:
 def _fit(tuned: "TunedLens") -> str:
     fit = tuned.fit
     return (
-        f"lens fitted on {fit.targets:,} {fit.region} tokens, {fit.steps} steps, seed {fit.seed}; "
-        f"KL to the model at each layer in the end {', '.join(f'{one:.3f}' for one in fit.loss)} "
-        "nats; what it reads on tokens it was not fitted to: lens_bits.evaluate"
+        f"lens fitted on {fit.targets:,} {fit.region} tokens in {fit.windows} windows, "
+        f"{fit.steps} steps, seed {fit.seed}"
     )
+
+
+def _bits(found: "Evaluation") -> str:
+    lines = [
+        f"on {found.n_tokens:,} other {found.region} tokens, n={found.n} windows: bits a token "
+        "from the model (control: never trained, translated)"
+    ]
+    for layer in range(found.kl.values.shape[1]):
+        logit, tuned, control = (found.kl.at(lens, layer).show() for lens in range(3))
+        lines.append(f"  L{layer}  logit {logit:<24}  tuned {tuned:<24}  control {control}")
+    return "\n".join(lines)
 
 
 def _about(about: Any) -> str:

@@ -46,9 +46,10 @@ def test_direct_contributions_are_json_that_adds_up(lens, tmp_path):
 def test_a_tuned_lens_is_fitted_once_and_used_again(lens, tmp_path):
     kept = tmp_path / "lens.json"
     first = lens("--kind", "tuned", "--train-tokens", "--fit-steps", 3, "--save-lens", kept)
-    assert "training tokens, 3 steps, seed 0" in first.output
+    assert "training tokens in" in first.output
+    assert "bits a token from the model (control: never trained, translated)" in first.output
     again = lens("--kind", "tuned", "--lens", kept)
-    assert again.output == first.output
+    assert first.output.startswith(again.output.rstrip())
 
 
 def test_what_cannot_be_is_refused_in_one_line(lens):
