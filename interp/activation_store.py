@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor
 
-from interp import components, identity
+from interp import components
 from interp.errors import ModelError
+from interp.storage import identity
 from interp.windowing import ROW
 from train import durable
 from train.errors import DamagedError, StoreError, nearest

@@ -23,14 +23,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from interp import averages, components, interchanging
-from interp.averages import Average
+from interp import components, interchanging
 from interp.components import HookedModel, Place, device_of
 from interp.effects import Provenance, provenance
 from interp.engine import sweeping
 from interp.engine.sweeping import Progress
 from interp.errors import BehaviourError, EffectsError, UninformativeWarning
 from interp.pairing import Pairs
+from interp.results import averages
+from interp.results.averages import Average
 from train import durable
 
 

@@ -3,8 +3,8 @@
 Prompts that show it, prompts that do not, and the answer that tells them apart. Clean and corrupt
 differ by *symmetric token replacement*: a token is exchanged for another of its kind, so that both
 prompts are in distribution (Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042). Behaviours come
-from the truth table of a planted corpus (`interp.planted_prompts`), from a TOML file of templates
-(`interp.prompt_files`), or from a file that was saved before.
+from the truth table of a planted corpus (`interp.prompts.planted_prompts`), from a TOML file of
+templates (`interp.prompts.prompt_files`), or from a file that was saved before.
 
 Row i of `clean` and row i of `corrupt` are equally long, so position p means the same in both.
 """
@@ -218,7 +218,7 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
         BehaviourError: No such behaviour, or none in the vocabulary of the model.
     """
     # Here and not above: both build a Behaviour.
-    from interp import planted_prompts, prompt_files
+    from interp.prompts import planted_prompts, prompt_files
 
     path, name = Path(name), str(name)
     drawn = {"n_prompts": n_prompts, "seed": seed}
@@ -268,7 +268,7 @@ def _tokenizer_of(source: Any) -> Any:
 
 def names(source: Any) -> list[str]:
     """The behaviours that `load` can build for a model or run."""
-    from interp import planted_prompts
+    from interp.prompts import planted_prompts
 
     truth = planted_prompts.truth_of(source)
     if truth:

@@ -26,11 +26,12 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from interp import activation_store, cache_plans, capturing, identity
+from interp import activation_store
 from interp.activation_store import DTYPES, MANIFEST, ROWS, SHARD, ActivationStore
-from interp.cache_plans import SHARD_BYTES, Plan, size
 from interp.components import HookedModel, device_of
 from interp.errors import ModelError
+from interp.storage import cache_plans, capturing, identity
+from interp.storage.cache_plans import SHARD_BYTES, Plan, size
 from interp.windowing import Windows
 from train import durable
 from train.errors import DamagedError, DiskError, StoreError

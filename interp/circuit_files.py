@@ -2,10 +2,11 @@
 
 JSON with `cfg` (sizes), `nodes` (name -> in_graph) and `edges` (name -> score, in_graph), in the
 format that the circuit track of MIB takes as a submission (Mueller et al. 2025,
-https://arxiv.org/abs/2504.13151). Names and order are those of `interp.edges`: 32,491 edges for
-GPT-2 small. A score is the worth of an edge: the track's signed curve (CPR) takes the largest
-first, so above 0 must mean that the edge works for the behaviour. Its published example was scored
-the other way round (the IOI name mover a9.h9->logits has -0.28), and nothing in a file says which.
+https://arxiv.org/abs/2504.13151). Names and order are those of `interp.circuitry.edges`: 32,491
+edges for GPT-2 small. A score is the worth of an edge: the track's signed curve (CPR) takes the
+largest first, so above 0 must mean that the edge works for the behaviour. Its published example was
+scored the other way round (the IOI name mover a9.h9->logits has -0.28), and nothing in a file says
+which.
 """
 
 import json
@@ -18,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.circuit_results import Circuit
-from interp.edges import Graph
+from interp.circuitry.edges import Graph
 from interp.errors import CircuitError
+from interp.results.circuit_results import Circuit
 from train import durable
 
 

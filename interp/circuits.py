@@ -1,9 +1,10 @@
 """The circuit of a behaviour: the edges that carry it, found, and then checked.
 
-`find` scores every edge (`interp.edge_attribution`), keeps the strongest (`interp.edge_selection`)
-and runs the model with only those kept (`interp.cutting`). The prompts that choose the edges are
-not the prompts that judge them, and each number comes with the controls that could have refuted it
-(`interp.circuit_checks`, `interp.circuit_controls`).
+`find` scores every edge (`interp.circuitry.edge_attribution`), keeps the strongest
+(`interp.circuitry.edge_selection`) and runs the model with only those kept
+(`interp.circuitry.cutting`). The prompts that choose the edges are not the prompts that judge them,
+and each number comes with the controls that could have refuted it
+(`interp.circuitry.circuit_checks`, `interp.circuitry.circuit_controls`).
 """
 
 from dataclasses import replace
@@ -14,23 +15,17 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from interp import (
-    averages,
-    behaviours,
-    circuit_checks,
-    circuit_controls,
-    cutting,
-    edge_attribution,
-    metrics,
-)
+from interp import behaviours, metrics
 from interp.behaviours import Behaviour
-from interp.circuit_checks import Judge, Measured
-from interp.circuit_results import Checks, Circuit
-from interp.cutting import MEMORY, MetricOf
-from interp.edge_selection import select
-from interp.edges import Graph, graph_of
+from interp.circuitry import circuit_checks, circuit_controls, cutting, edge_attribution
+from interp.circuitry.circuit_checks import Judge, Measured
+from interp.circuitry.cutting import MEMORY, MetricOf
+from interp.circuitry.edge_selection import select
+from interp.circuitry.edges import Graph, graph_of
 from interp.effects import provenance
 from interp.errors import CircuitError
+from interp.results import averages
+from interp.results.circuit_results import Checks, Circuit
 from train.model import GPT
 from train.progress import Progress
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp.errors import InterpError
-from interp.figure_files import drawable
+from interp.figures.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer
 from train.errors import TrainError
 
@@ -18,8 +18,8 @@ from train.errors import TrainError
 if TYPE_CHECKING:
     from interp.behaviours import Behaviour, Check
     from interp.detecting import Copying
-    from interp.head_scores import HeadScores
     from interp.recalling import Level, Recall
+    from interp.results.head_scores import HeadScores
     from train.runs import Origin
 
 Source = Annotated[
@@ -89,7 +89,8 @@ def recall_command(
     out: Out = None,
 ) -> None:
     """Print what RUN recalls of planted facts, by how many documents state them."""
-    from interp import hooked, planted_prompts, recalling
+    from interp import hooked, recalling
+    from interp.prompts import planted_prompts
 
     model, words = hooked.open(path, step=step, store=store)
     truth = planted_prompts.planted_truth(words)

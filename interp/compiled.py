@@ -3,7 +3,7 @@
 tracr (Lindner et al. 2023, https://arxiv.org/abs/2301.05062) turns a RASP program into weights: the
 compiler says which head or MLP computes what, and every other weight is zero. InterpBench (Gupta
 et al. 2024, https://arxiv.org/abs/2407.14494) wrote the programs. Here they run in the very module
-that we train and study (`interp.compiled_weights`).
+that we train and study (`interp.compilation.compiled_weights`).
 
 A compiled folder, or the .tar.xz of one, holds pairs `case_N.json` and `case_N.safetensors` with
 TransformerLens' tensor names. Nothing is unpacked onto the disk.
@@ -24,10 +24,11 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from interp import compiled_files, compiled_weights, contrasts
+from interp import contrasts
+from interp.compilation import compiled_files, compiled_weights
 from interp.components import Place
 from interp.metrics import Metric
-from interp.verdicts import Contrast
+from interp.results.verdicts import Contrast
 from train.errors import DamagedError, nearest
 from train.model import GPT
 from train.runs import Origin

@@ -6,7 +6,8 @@ component does: on 129 compiled programs, exchange between equally long inputs l
 components that compute (a component that looks at the length or at BOS always sees the same).
 Removing it, which needs no other prompts, tells such a 0 from a real one.
 
-What is found is a verdict a component, `interp.verdicts`. Rounding aside, all of it is exact.
+What is found is a verdict a component, `interp.results.verdicts`. Rounding aside, all of it is
+exact.
 """
 
 import warnings
@@ -22,7 +23,7 @@ from interp.engine import sweeping
 from interp.engine.sweeping import Patched
 from interp.errors import BehaviourError, UninformativeWarning
 from interp.metrics import Metric
-from interp.verdicts import UNINFORMATIVE, Contrast
+from interp.results.verdicts import UNINFORMATIVE, Contrast
 
 
 __all__ = ["exchanged", "informative", "largest_change", "removed", "warn_unmoved"]

@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import averages, head_scores
 from interp.components import HookedModel, Place, device_of
 from interp.effects import provenance
 from interp.errors import BehaviourError
-from interp.head_scores import HeadScores
-from interp.planted_prompts import tokenizer_of, truth_of
+from interp.prompts.planted_prompts import tokenizer_of, truth_of
+from interp.results import averages, head_scores
+from interp.results.head_scores import HeadScores
 from train.errors import nearest
 
 

@@ -22,12 +22,13 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import averages, behaviours
-from interp.averages import Average
+from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.effects import Provenance, provenance
 from interp.errors import BehaviourError, EffectsError, ModelError
+from interp.results import averages
+from interp.results.averages import Average
 from train import durable
 from train import model as gpt
 from train.errors import nearest

@@ -28,7 +28,7 @@ import numpy as np
 from interp.effects import provenance
 from interp.errors import CapabilityError, ContrastError, EffectsError, InterruptedWarning
 from interp.intervals import wilson
-from interp.trajectories import Point, Trajectory
+from interp.results.trajectories import Point, Trajectory
 from train import chains, checkpoints, durable, loop, numerics, states
 from train.checkpoints import Saved
 from train.errors import TrainError

@@ -22,15 +22,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp import behaviours, classifying, probing
+from interp import behaviours, probing
 from interp.behaviours import Behaviour
-from interp.classifying import Estimate
 from interp.components import HookedModel, Place, device_of
 from interp.effects import provenance
-from interp.erasures import Arm, Erasure
 from interp.errors import ProbeError, UninformativeWarning
 from interp.intervals import mean_interval, wilson
+from interp.labels import classifying
+from interp.labels.classifying import Estimate
 from interp.probe_tasks import ProbeTask
+from interp.results.erasures import Arm, Erasure
 
 
 __all__ = ["Eraser", "effect", "leace"]

@@ -1,10 +1,10 @@
 """Effects without patching: first-order estimates, and how wrong they are.
 
 Two forward passes and one backward pass estimate the effect of every place at once: attribution
-patching, (source - here) * gradient (Nanda 2023; Syed et al. 2023, https://arxiv.org/abs/2310.10348).
-It misses places behind a saturated softmax and places whose direct and indirect effects cancel.
-AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745) mends both, see `interp.saturation` and
-`interp.slopes`.
+patching, (source - here) * gradient (Nanda 2023; Syed et al. 2023,
+https://arxiv.org/abs/2310.10348). It misses places behind a saturated softmax and places whose
+direct and indirect effects cancel. AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745)
+mends both, see `interp.gradients.saturation` and `interp.gradients.slopes`.
 
 Estimates are Effects with the axes, the unit and the intervals of the sweeps of `interp.patching`,
 so that they compare cell by cell. An interval is over prompts and knows nothing of the
@@ -22,16 +22,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import saturation, shares, slopes
-from interp.agreement import Agreement, compared
+from interp import shares
 from interp.behaviours import Behaviour
 from interp.components import SITES, HookedModel, Place, parse
 from interp.effects import Effects, provenance
 from interp.engine.sweeping import MEMORY, Patched, Progress
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
+from interp.gradients import saturation, slopes
+from interp.gradients.slopes import Slopes
 from interp.metrics import Metric
+from interp.results.agreement import Agreement, compared
 from interp.shares import How, Layout
-from interp.slopes import Slopes
 
 
 __all__ = ["ABSOLUTE", "OVER", "atp_star", "attribution", "refuse_another", "verify"]

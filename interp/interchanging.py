@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp import averages, components
-from interp.averages import Average
+from interp import components
 from interp.components import HookedModel, Place, device_of
 from interp.effects import Provenance, provenance
 from interp.engine import sweeping
@@ -30,6 +29,8 @@ from interp.engine.sweeping import Progress
 from interp.errors import BehaviourError, CapabilityError, EffectsError, UninformativeWarning
 from interp.metrics import Metric
 from interp.pairing import Pairs
+from interp.results import averages
+from interp.results.averages import Average
 from train import durable
 from train.errors import nearest
 

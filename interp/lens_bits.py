@@ -21,13 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import averages, lenses, tuned_lenses
-from interp.averages import Average
+from interp import lenses, tuned_lenses
 from interp.components import device_of
 from interp.effects import Provenance, provenance
 from interp.errors import EffectsError, ModelError
 from interp.lens_windows import Windows
 from interp.lenses import LOGITS_AT_ONCE, Progress, Translate
+from interp.results import averages
+from interp.results.averages import Average
 from interp.tuned_lenses import TunedLens
 from train import durable
 from train.model import GPT

@@ -28,11 +28,11 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp import averages, head_scores
 from interp.components import HookedModel, device_of
 from interp.effects import provenance
 from interp.errors import BehaviourError, ModelError
-from interp.head_scores import HeadScores
+from interp.results import averages, head_scores
+from interp.results.head_scores import HeadScores
 from train.model import GPT
 
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp import averages
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError
+from interp.results import averages
 
 
 __all__ = ["Pairs", "crossed", "halves", "swaps"]

@@ -12,15 +12,15 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import figure_files
+from interp.figures import figure_files
 
 
 if TYPE_CHECKING:
     import pandas
 
-    from interp.averages import Average
     from interp.effects import Effects
     from interp.recalling import Recall
+    from interp.results.averages import Average
     from interp.tracing import Trace
 
 __all__ = [

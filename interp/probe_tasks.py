@@ -32,7 +32,7 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from interp.errors import ProbeError
-from interp.planted_prompts import planted_truth, tokenizer_of, truth_of
+from interp.prompts.planted_prompts import planted_truth, tokenizer_of, truth_of
 from train import durable
 from train.errors import TokenizerError, nearest
 
@@ -198,7 +198,7 @@ def load(name: str | Path, source: Any, *, n_cases: int = N_CASES, seed: int = 0
             f"there is no probe task {name!r}{nearest(name, PLANTED)}; your own labels are a .json"
         )
     # Here and not above: it builds a ProbeTask.
-    from interp import planted_labels
+    from interp.labels import planted_labels
 
     return planted_labels.load(name, source, n_cases=n_cases, seed=seed)
 

@@ -9,7 +9,7 @@ comes with n, an interval, and four controls:
     unseen types  folds of whole types: what is left when no type can be memorised
     untrained     the same architecture with first weights: what the architecture is worth
 
-`interp.classifying` holds the arithmetic, `interp.probe_tasks` the labels.
+`interp.labels.classifying` holds the arithmetic, `interp.probe_tasks` the labels.
 """
 
 import warnings
@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from interp import classifying
-from interp.classifying import Estimate, Fit, Split
 from interp.components import SITES, HookedModel, Place, device_of
 from interp.effects import provenance
 from interp.errors import InterruptedWarning, ProbeError, UninformativeWarning
+from interp.labels import classifying
+from interp.labels.classifying import Estimate, Fit, Split
 from interp.probe_tasks import ProbeTask
-from interp.probes import Cell, Probe
+from interp.results.probes import Cell, Probe
 from train import model as gpt
 from train.architecture import GPTConfig
 from train.errors import nearest

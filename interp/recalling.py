@@ -19,7 +19,7 @@ import torch
 from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError
 from interp.intervals import wilson
-from interp.planted_prompts import encoded, query
+from interp.prompts.planted_prompts import encoded, query
 from train.errors import nearest
 
 

@@ -21,13 +21,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import averages, components
-from interp.averages import Average
+from interp import components
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, Place, device_of
 from interp.effects import Provenance, provenance
 from interp.engine import sweeping
 from interp.errors import BehaviourError, ContrastError, EffectsError, UninformativeWarning
+from interp.results import averages
+from interp.results.averages import Average
 from train import durable
 from train.hook_points import Hook, HookedModule
 

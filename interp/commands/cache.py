@@ -53,7 +53,8 @@ def cache_command(
     as_json: Json = False,
 ) -> None:
     """Write what RUN computes at some sites, at every token of documents or prompts."""
-    from interp import behaviours, cache_plans, caching, hooked
+    from interp import behaviours, caching, hooked
+    from interp.storage import cache_plans
     from train import progress
 
     model, words = hooked.open(source, step=step, store=store)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from interp.cli import Named, Prompts, Seed, Source, Step
-from interp.figure_files import drawable
+from interp.figures.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer, readable, writable
 
 
 if TYPE_CHECKING:
-    from interp.circuit_results import Circuit
+    from interp.results.circuit_results import Circuit
 
 PROMPTS = 64
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp.cli import PROMPTS, Prompts, Seed
-from interp.figure_files import drawable
+from interp.figures.figure_files import drawable
 from train.cli import Json, Out, RunPath, StorePath, answer
 
 
 if TYPE_CHECKING:
-    from interp.trajectories import Point, Trajectory
+    from interp.results.trajectories import Point, Trajectory
 
 SHOWN = 5
 

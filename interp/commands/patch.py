@@ -7,7 +7,7 @@ import typer
 
 from interp.cli import Named, Prompts, Seed, Source, Step, provenance_line
 from interp.errors import InterpError
-from interp.figure_files import drawable
+from interp.figures.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer
 
 

@@ -7,14 +7,14 @@ import typer
 
 from interp.cli import Source, Step
 from interp.errors import ProbeError
-from interp.figure_files import drawable
+from interp.figures.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer
 
 
 if TYPE_CHECKING:
-    from interp.classifying import Estimate
-    from interp.erasures import Erasure
-    from interp.probes import Probe
+    from interp.labels.classifying import Estimate
+    from interp.results.erasures import Erasure
+    from interp.results.probes import Probe
 
 CASES = 1000
 

@@ -21,9 +21,10 @@ import typer
 from typer.testing import CliRunner
 
 from data_attribution import indexing
-from interp import activation_store, cache_plans, caching, windowing
+from interp import activation_store, caching, windowing
 from interp.commands.cache import cache_command
 from interp.errors import BehaviourError, ModelError
+from interp.storage import cache_plans
 from train import exchange, model, token_store
 from train.errors import DamagedError, DiskError, HookError, StoreError
 from train.model import GPTConfig

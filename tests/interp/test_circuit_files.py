@@ -9,8 +9,8 @@ import torch
 
 from interp import circuit_files
 from interp.circuit_files import EdgeFile
-from interp.edge_selection import select
-from interp.edges import Graph
+from interp.circuitry.edge_selection import select
+from interp.circuitry.edges import Graph
 from interp.errors import CircuitError
 
 

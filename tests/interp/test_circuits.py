@@ -10,23 +10,14 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from interp import (
-    behaviours,
-    circuit_checks,
-    circuit_controls,
-    circuit_files,
-    circuits,
-    cutting,
-    edges,
-    hooked,
-    metrics,
-)
+from interp import behaviours, circuit_files, circuits, hooked, metrics
 from interp.behaviours import Behaviour
-from interp.circuit_results import Circuit
+from interp.circuitry import circuit_checks, circuit_controls, cutting, edges
+from interp.circuitry.edge_selection import at_least, select
+from interp.circuitry.edges import Graph
 from interp.commands.circuit import circuit_command
-from interp.edge_selection import at_least, select
-from interp.edges import Graph
 from interp.errors import BehaviourError, CapabilityError, CircuitError, ContrastError
+from interp.results.circuit_results import Circuit
 from train import model as gpt
 from train.model import GPT, GPTConfig
 

@@ -20,7 +20,7 @@ from interp import compiled, contrasts
 from interp.compiled import Program
 from interp.components import Place
 from interp.errors import BehaviourError, EffectsError, UninformativeWarning
-from interp.verdicts import Contrast
+from interp.results.verdicts import Contrast
 from train.errors import DamagedError
 
 

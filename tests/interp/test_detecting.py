@@ -7,7 +7,7 @@ import torch
 
 from interp import detecting
 from interp.errors import BehaviourError, EffectsError
-from interp.head_scores import HeadScores
+from interp.results.head_scores import HeadScores
 from train import durable, model
 from train.model import GPTConfig
 

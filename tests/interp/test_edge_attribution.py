@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from interp import cutting, edge_attribution, edges
 from interp.behaviours import Behaviour
+from interp.circuitry import cutting, edge_attribution, edges
 from interp.errors import BehaviourError, BudgetError
 from train import model as gpt
 from train.model import GPT, GPTConfig

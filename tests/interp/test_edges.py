@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from interp import cutting, edges, metrics
+from interp import metrics
 from interp.behaviours import Behaviour
-from interp.edges import Graph
+from interp.circuitry import cutting, edges
+from interp.circuitry.edges import Graph
 from interp.errors import BudgetError, CircuitError, ModelError
 from train import model as gpt
 from train.model import GPT, GPTConfig
@@ -237,5 +238,5 @@ def test_a_model_that_carries_hooks_is_refused():
 
 
 def test_an_edge_that_does_not_exist_is_named_with_its_neighbours():
-    with pytest.raises(CircuitError, match="a0.h0->a1.h0<q>"):
+    with pytest.raises(CircuitError, match=r"a0\.h0->a1\.h0<q>"):
         Graph(2, 2, 8).holding(["a0.h0->a1.h0"])

@@ -12,7 +12,7 @@ import torch
 from interp import behaviours, detecting, emergence, emerging, patching
 from interp.emergence import Analysis
 from interp.errors import CapabilityError, EffectsError, InterruptedWarning
-from interp.trajectories import Point, Trajectory
+from interp.results.trajectories import Point, Trajectory
 from train import checkpoints, importing, loop, runs, watching
 from train.batches import Removal
 from train.errors import DamagedError, StoreError, TrainError

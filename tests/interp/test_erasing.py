@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from interp import classifying, erasing
+from interp import erasing
 from interp.behaviours import Behaviour
-from interp.erasures import Erasure
 from interp.errors import CapabilityError, ProbeError, UninformativeWarning
+from interp.labels import classifying
 from interp.probe_tasks import ProbeTask
+from interp.results.erasures import Erasure
 
 
 N, D = 300, 12

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from interp import estimating, patching
-from interp.agreement import Agreement
 from interp.behaviours import Behaviour
 from interp.components import parse
 from interp.effects import Effects
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import custom
+from interp.results.agreement import Agreement
 from train import model as gpt
 from train.model import GPTConfig
 
@@ -230,7 +230,7 @@ def test_dropping_a_layer_is_the_gradient_with_what_it_writes_held_fixed(model):
 def test_many_prompts_are_taken_in_parts_with_the_same_result(model, monkeypatch):
     behaviour = contrast(model, n=7)
     whole = estimating.atp_star(model, behaviour, over="keys", positions="each")
-    monkeypatch.setattr("interp.slopes.TOKENS", 16)
+    monkeypatch.setattr("interp.gradients.slopes.TOKENS", 16)
     parts = estimating.atp_star(model, behaviour, over="keys", positions="each")
     torch.testing.assert_close(parts.values, whole.values, atol=1e-6, rtol=1e-5)
 

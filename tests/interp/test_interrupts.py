@@ -25,8 +25,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import interp
-from interp import ablating, circuits, edge_attribution, estimating, patching, paths, tracing
+from interp import ablating, circuits, estimating, patching, paths, tracing
 from interp.behaviours import Behaviour
+from interp.circuitry import edge_attribution
 from interp.effects import Effects
 from interp.engine import base_runs, budget
 from interp.errors import InterpWarning, InterruptedWarning

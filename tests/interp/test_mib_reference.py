@@ -9,8 +9,9 @@ takes the starts of its steps where ours takes the middles, so it is asked for b
 import pytest
 import torch
 
-from interp import circuit_checks, cutting, edge_attribution, edges, metrics
+from interp import metrics
 from interp.behaviours import Behaviour
+from interp.circuitry import circuit_checks, cutting, edge_attribution, edges
 from train import model as gpt
 from train.model import GPT, GPTConfig
 

@@ -8,8 +8,9 @@ import pandas
 import pytest
 import torch
 
-from interp import figure_files, plots
+from interp import plots
 from interp.errors import InterpError
+from interp.figures import figure_files
 
 
 plotly = pytest.importorskip("plotly")

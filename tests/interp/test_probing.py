@@ -10,12 +10,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from interp import classifying, probing
+from interp import probing
 from interp.commands.probe import probe_command
 from interp.components import Place
 from interp.errors import InterruptedWarning, ProbeError, UninformativeWarning
+from interp.labels import classifying
 from interp.probe_tasks import ProbeTask
-from interp.probes import Probe
+from interp.results.probes import Probe
 from train import model as gpt
 from train.model import GPTConfig
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interp import saturation
+from interp.gradients import saturation
 
 
 def planted(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

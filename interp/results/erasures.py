@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.classifying import Estimate
 from interp.effects import Provenance
 from interp.errors import ProbeError
+from interp.labels.classifying import Estimate
 from train import durable
 
 
@@ -98,7 +98,7 @@ class Erasure:
 
     def plot(self) -> Any:
         """The score in each arm."""
-        from interp import charts
+        from interp.figures import charts
 
         return charts.erasure(self)
 

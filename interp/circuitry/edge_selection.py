@@ -5,8 +5,8 @@ edge can be taken once its reader's node is in, so none is wasted on a place tha
 (Hanna et al. 2024). Either way what lies on no path from the input to the logits is then pruned,
 which changes no score, so a circuit may have fewer edges than were asked for.
 
-Strength is the worth of an edge (`interp.edge_attribution`): as it is when `signed`, or its size,
-so that edges that work against the behaviour are kept as well.
+Strength is the worth of an edge (`interp.circuitry.edge_attribution`): as it is when `signed`, or
+its size, so that edges that work against the behaviour are kept as well.
 """
 
 import heapq
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.edges import Graph
+from interp.circuitry.edges import Graph
 from interp.errors import BehaviourError, CircuitError
 from train.errors import nearest
 

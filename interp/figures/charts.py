@@ -12,12 +12,12 @@ from interp import plots
 
 
 if TYPE_CHECKING:
-    from interp.agreement import Agreement
-    from interp.circuit_results import Circuit
-    from interp.classifying import Estimate
-    from interp.erasures import Erasure
-    from interp.probes import Probe
-    from interp.trajectories import Trajectory
+    from interp.labels.classifying import Estimate
+    from interp.results.agreement import Agreement
+    from interp.results.circuit_results import Circuit
+    from interp.results.erasures import Erasure
+    from interp.results.probes import Probe
+    from interp.results.trajectories import Trajectory
 
 __all__ = ["agreement", "circuit", "erasure", "probe", "trajectory"]
 

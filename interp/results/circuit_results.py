@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.circuit_checks import Curve, Measured
-from interp.edges import Graph
+from interp.circuitry.circuit_checks import Curve, Measured
+from interp.circuitry.edges import Graph
 from interp.effects import Provenance
 from interp.errors import CircuitError
 from train import durable
@@ -22,7 +22,7 @@ SCHEMA = "openbook.circuit/1"
 
 @dataclass(frozen=True, eq=False)
 class Checks:
-    """What could have refuted the circuit; `interp.circuit_checks` says what each number means.
+    """What could have refuted the circuit; `interp.circuitry.circuit_checks` says what it means.
 
     Attributes:
         cpr: f over edges kept, strongest first, signed; its area is the CPR.
@@ -129,7 +129,7 @@ class Circuit:
 
     def plot(self) -> Any:
         """The nodes layer by layer and the edges between them."""
-        from interp import charts
+        from interp.figures import charts
 
         return charts.circuit(self)
 

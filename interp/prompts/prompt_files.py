@@ -23,7 +23,7 @@ from jaxtyping import Int64
 
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError
-from interp.planted_prompts import encoded, repeats, tokenizer_of
+from interp.prompts.planted_prompts import encoded, repeats, tokenizer_of
 from train.errors import TokenizerError
 from train.token_store import TokenStore
 

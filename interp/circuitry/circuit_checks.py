@@ -13,9 +13,9 @@ m is the metric's mean over prompts, C the circuit, M the model, f(C) = (m(C) - 
     CMD              area of abs(1 - f), strongest by size first; 0 is best (both as MIB defines
                      them, Mueller et al. 2025, https://arxiv.org/abs/2504.13151)
 
-Everything is run exactly (`interp.cutting`). Intervals are over prompts and take the edges as
-given. What another circuit, another model or other prompts would have given is in
-`interp.circuit_controls`.
+Everything is run exactly (`interp.circuitry.cutting`). Intervals are over prompts and take the
+edges as given. What another circuit, another model or other prompts would have given is in
+`interp.circuitry.circuit_controls`.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from interp import averages, cutting
 from interp.behaviours import Behaviour
-from interp.cutting import MetricOf
-from interp.edge_selection import select
-from interp.edges import Graph, graph_of
+from interp.circuitry import cutting
+from interp.circuitry.cutting import MetricOf
+from interp.circuitry.edge_selection import select
+from interp.circuitry.edges import Graph, graph_of
 from interp.errors import ContrastError
 from interp.intervals import ratio_interval, resampled_means
+from interp.results import averages
 from train.model import GPT
 from train.progress import Progress
 

@@ -104,7 +104,7 @@ class Agreement:
 
     def plot(self) -> Any:
         """Estimates against exact effects."""
-        from interp import charts
+        from interp.figures import charts
 
         return charts.agreement(self)
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from interp import behaviours
-from interp.planted_prompts import tokenizer_of
 from interp.probe_tasks import Case, ProbeTask, balanced, of_cases
+from interp.prompts.planted_prompts import tokenizer_of
 
 
 __all__ = ["load"]

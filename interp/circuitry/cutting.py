@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from interp import metrics
 from interp.behaviours import Behaviour
-from interp.edges import Graph, graph_of
+from interp.circuitry.edges import Graph, graph_of
 from interp.errors import BudgetError
 from interp.metrics import Metric
 from train.model import GPT, Block

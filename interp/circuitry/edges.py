@@ -5,8 +5,8 @@ In a pre-norm decoder a node reads the *sum* of what all earlier nodes wrote, so
 addend of that sum: `a0.h1->m1`, `m0->a1.h0<k>`. A head has three readers, its queries, keys and
 values. Names and order are those of MIB (Mueller et al. 2025, https://arxiv.org/abs/2504.13151).
 
-`interp.cutting` runs the model with some edges kept, `interp.edge_attribution` scores them all,
-`interp.circuits` chooses among them.
+`interp.circuitry.cutting` runs the model with some edges kept, `interp.circuitry.edge_attribution`
+scores them all, `interp.circuits` chooses among them.
 """
 
 from collections.abc import Iterable

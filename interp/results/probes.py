@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from interp.classifying import Estimate
 from interp.effects import Provenance
 from interp.errors import ProbeError
+from interp.labels.classifying import Estimate
 from train import durable
 from train.errors import nearest
 
@@ -109,7 +109,7 @@ class Probe:
 
     def plot(self) -> Any:
         """Accuracy and controls over layers; a heat map of accuracy over layers and positions."""
-        from interp import charts
+        from interp.figures import charts
 
         return charts.probe(self)
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from interp import cutting
-from interp.circuit_checks import Judge, Measured, membership
-from interp.edge_selection import at_least, select
-from interp.edges import Graph
+from interp.circuitry import cutting
+from interp.circuitry.circuit_checks import Judge, Measured, membership
+from interp.circuitry.edge_selection import at_least, select
+from interp.circuitry.edges import Graph
 from interp.intervals import resampled_means
 from train import model as gpt
 from train.progress import Progress

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp import activation_store, capturing, identity, windowing
+from interp import activation_store, windowing
 from interp.activation_store import DTYPES
-from interp.capturing import Site
 from interp.components import HookedModel, device_of
 from interp.errors import ModelError
+from interp.storage import capturing, identity
+from interp.storage.capturing import Site
 from interp.windowing import ROW, Windows
 from train import durable
 from train.architecture import GPTConfig

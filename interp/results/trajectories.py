@@ -180,7 +180,7 @@ class Trajectory:
             names: Which numbers; None: the eight that change most.
             log: Spread early steps.
         """
-        from interp import charts
+        from interp.figures import charts
 
         return charts.trajectory(self, list(names or self.changing(8)), log=log)
 

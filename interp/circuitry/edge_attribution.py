@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import cutting, metrics
+from interp import metrics
 from interp.behaviours import Behaviour
-from interp.cutting import MEMORY, MetricOf
-from interp.edges import Graph, graph_of
+from interp.circuitry import cutting
+from interp.circuitry.cutting import MEMORY, MetricOf
+from interp.circuitry.edges import Graph, graph_of
 from interp.errors import BehaviourError, BudgetError
 from interp.metrics import Metric
 from train.errors import nearest

@@ -1,0 +1,1 @@
+"""The graph of a model: edges cut exactly, scored, chosen and checked."""

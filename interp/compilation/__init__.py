@@ -1,0 +1,1 @@
+"""Compiled programs, whose circuits are known exactly."""

@@ -1,0 +1,1 @@
+"""Figures of whole analyses, and the files they are written to."""

@@ -1,0 +1,1 @@
+"""What tokens are, and how well that is read off activations."""

@@ -1,0 +1,1 @@
+"""What analyses find, as data that remembers what it was computed from."""
