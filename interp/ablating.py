@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import behaviours, shares
+from interp import behaviours, contrasts, shares
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, Place, device_of, parse
 from interp.effects import Provenance, provenance
@@ -292,14 +292,11 @@ def _ablation(
     average = each / each.sum(axis=1, keepdims=True)
     change = (scores - start) @ average.T
     bounds = [mean_interval(one) or (float("nan"),) * 2 for one in change]
-    still = torch.stack([one.moved for one in found]).amax(dim=0) <= shares.ROUNDING
-    notes = (
-        [f"{int(still.sum())} of {len(still)} sets hold what stands in for them: no change shows"]
-        if still.any()
-        else []
-    )
+    names = tuple(" + ".join(map(str, one)) for one in sets)
+    still = contrasts.unmoved(names, torch.stack([one.moved for one in found]).amax(dim=0))
+    said = f"{len(still)} of {len(names)} sets hold what stands in for them: no change shows"
     return Ablation(
-        names=tuple(" + ".join(map(str, one)) for one in sets),
+        names=names,
         change=change.mean(axis=1),
         low=np.array([low for low, _ in bounds]),
         high=np.array([high for _, high in bounds]),
@@ -313,7 +310,7 @@ def _ablation(
         metric=metric.name,
         unit=metric.unit,
         provenance=provenance(model, behaviour, seed=seed),
-        notes=tuple(notes),
+        notes=(said,) if still else (),
     )
 
 

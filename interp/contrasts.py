@@ -26,7 +26,7 @@ from interp.metrics import Metric
 from interp.results.verdicts import UNINFORMATIVE, Contrast
 
 
-__all__ = ["exchanged", "informative", "largest_change", "removed", "warn_unmoved"]
+__all__ = ["exchanged", "informative", "largest_change", "removed", "unmoved", "warn_unmoved"]
 
 # Values that should be equal differ by rounding; on the compiled programs the largest such effect
 # is 6e-8 and the smallest real one 3.2e-3.
@@ -91,37 +91,30 @@ def informative(
     return found
 
 
-def warn_unmoved(
-    what: str, places: Sequence[Place], moved: Float[Tensor, " place"], *, first: int = 0
-) -> list[str]:
-    """Warn of the places that a sweep's contrast left as they were; their names.
-
-    For sweeps that know how far each value moved and nothing more. Places at positions before
-    `first`, where the prompts of every pair agree, are not mentioned: under causal attention they
-    cannot differ.
+def unmoved(names: Sequence[str], moved: Float[Tensor, " place"]) -> list[str]:
+    """Names of the places that a sweep's contrast left as they were, rounding aside.
 
     Args:
-        what: Name of the behaviour.
-        places: What was patched.
+        names: What was patched.
         moved: Largest difference between the value put in and the value replaced.
-        first: First position at which some pair differs.
     """
-    least = EQUAL * moved.max().item() if len(moved) else 0.0
-    still = [
-        str(place)
-        for place, by in zip(places, moved.tolist(), strict=True)
-        if by <= least and (place.pos is None or max(place.positions or (0,)) >= first)
-    ]
-    if still:
-        shown = ", ".join(still[:8]) + (f" and {len(still) - 8} more" if len(still) > 8 else "")
-        warnings.warn(
-            f"the contrast of {what!r} is uninformative about {len(still)} of {len(places)} "
-            f"places: {shown} have the same value in both prompts of every pair, so an effect of 0 "
-            "there says nothing; use prompts that vary what they read, or ablation",
-            UninformativeWarning,
-            stacklevel=3,
-        )
-    return still
+    finite = moved[moved.isfinite()]
+    least = EQUAL * finite.max().item() if len(finite) else 0.0
+    return [name for name, by in zip(names, moved.tolist(), strict=True) if by <= least]
+
+
+def warn_unmoved(what: str, still: Sequence[str], of: int) -> None:
+    """Warn that the contrast of a behaviour says nothing about `still`, out of so many places."""
+    if not still:
+        return
+    shown = ", ".join(still[:8]) + (f" and {len(still) - 8} more" if len(still) > 8 else "")
+    warnings.warn(
+        f"the contrast of {what!r} is uninformative about {len(still)} of {of} places: {shown} "
+        "have the same value in both prompts of every pair, so an effect of 0 there says nothing; "
+        "use prompts that vary what they read, or ablation",
+        UninformativeWarning,
+        stacklevel=6,
+    )
 
 
 def exchanged(

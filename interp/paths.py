@@ -73,7 +73,8 @@ def senders(
     reach = [i for i, path in enumerate(paths) if path.receivers or not heard]
     readers = ", ".join(map(str, heard)) or LOGITS
     shape = (cfg.n_layers, cfg.n_heads)
-    layout = Layout("head", ("layer", "head"), shape, through=f"{readers}, MLPs {mlps}")
+    names = tuple(str(path.sender) for path in paths)
+    layout = Layout("head", ("layer", "head"), shape, names, through=f"{readers}, MLPs {mlps}")
     return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
 
 
@@ -107,7 +108,8 @@ def receivers(
     paths = [Path(spoken, (place,)) for place in places]
     reach = [i for i, place in enumerate(places) if place.layer > spoken.layer]
     shape = (cfg.n_layers, n_heads)
-    layout = Layout(part, ("layer", "head"), shape, through=f"{spoken}, MLPs {mlps}")
+    names = tuple(map(str, places))
+    layout = Layout(part, ("layer", "head"), shape, names, through=f"{spoken}, MLPs {mlps}")
     return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
 
 

@@ -5,7 +5,6 @@ suffices. Noising is the other way round and finds what is needed. Either way 1 
 difference between the two scores, and 0 none of it.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,13 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from interp import behaviours, metrics
+from interp import behaviours, contrasts, metrics
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, Place, device_of
 from interp.effects import UNIT, Effects, provenance
 from interp.engine import base_runs, sweeping
 from interp.engine.sweeping import MEMORY, Patched, Progress, Source
-from interp.errors import BehaviourError, ContrastError, UninformativeWarning
+from interp.errors import BehaviourError, ContrastError
 from interp.intervals import ratio_interval
 from interp.metrics import Metric
 from train import progress as bars
@@ -31,8 +30,6 @@ from train.errors import nearest
 __all__ = ["DIRECTIONS", "Contrast", "How", "Layout", "contrast", "effects", "of_patched", "one_of"]
 
 DIRECTIONS = ("denoising", "noising")
-# A difference of activations below this is rounding, not the prompts': sums in another order.
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +60,7 @@ class Layout:
         site: A key of `components.SITES`, or "several".
         axes: Names of the axes.
         shape: Their lengths; the product is the number of patches, in row-major order.
-        places: Name of every patch; () when site and axes say it.
+        places: Name of every patch.
         window: Layers around each that go with it.
         through: Of paths, what hears them.
     """
@@ -71,7 +68,7 @@ class Layout:
     site: str
     axes: tuple[str, ...]
     shape: tuple[int, ...]
-    places: tuple[str, ...] = ()
+    places: tuple[str, ...]
     window: int = 1
     through: str = ""
 
@@ -175,7 +172,7 @@ def of_patched(
     how: How,
 ) -> Effects:
     """Scores of patched runs as shares, the first metric in front."""
-    notes = _notes(found, runs, layout)
+    notes = _notes(found, behaviour, layout)
     common: dict[str, Any] = {
         "site": layout.site,
         "axes": layout.axes,
@@ -220,19 +217,21 @@ def _of_metric(
     return {"values": values, "low": low, "high": high, "n_prompts": int(prompts.max()) + 1}
 
 
-def _notes(found: Patched, runs: Contrast, layout: Layout) -> tuple[str, ...]:
+def _notes(found: Patched, behaviour: Behaviour, layout: Layout) -> tuple[str, ...]:
     """What the contrast does not vary, warned of where it is not just what comes before it."""
-    still = (found.moved <= ROUNDING) & found.done
+    still = contrasts.unmoved(layout.places, found.moved.masked_fill(~found.done, float("inf")))
     notes = []
-    if still.any():
+    if still:
         notes.append(
-            f"{int(still.sum())} of {len(still)} places hold the same values on clean and corrupt "
-            "prompts: an effect of 0 there says nothing"
+            f"{len(still)} of {len(layout.places)} places hold the same values on clean and "
+            "corrupt prompts: an effect of 0 there says nothing"
         )
-    if bool(still.any()) and "pos" not in layout.axes:
-        warnings.warn(notes[-1], UninformativeWarning, stacklevel=5)
-    if not found.done.all():
-        notes.append(f"interrupted: {int((~found.done).sum())} of {len(still)} places are missing")
+    # Where positions are an axis, those that read nothing that differs are in every sweep.
+    if "pos" not in layout.axes:
+        contrasts.warn_unmoved(behaviour.name, still, len(layout.places))
+    left = int((~found.done).sum())
+    if left:
+        notes.append(f"interrupted: {left} of {len(found.done)} places are missing")
     return tuple(notes)
 
 

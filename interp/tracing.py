@@ -177,8 +177,12 @@ def causal(
         wide = 1 if what == "residual" else window
         places = [Place(site, layer, pos=p) for layer, p in product(range(n_layers), range(n_pos))]
         patches = [_window(place, wide, n_layers) for place in places]
-        layout = Layout(site, ("layer", "pos"), (n_layers, n_pos), window=wide)
-        if damage == "replaced":
+        names = tuple(map(str, places))
+        layout = Layout(site, ("layer", "pos"), (n_layers, n_pos), names, window=wide)
+        if found and any(one.unfinished for one in found.values()):
+            # Ctrl-C ends the whole trace: what comes after it is missing and says so.
+            found[what] = _missing(found["residual"], layout)
+        elif damage == "replaced":
             found[what] = shares.effects(model, behaviour, patches, layout, how)
         else:
             with bars.shown(behaviour.name, progress) as told:
@@ -217,6 +221,21 @@ def subject_noise(
     found = torch.zeros(behaviour.n_prompts, behaviour.n_pos, model.cfg.d_model)
     found[:, first:last] = torch.randn(shape, generator=draw)
     return (found.to(model.device) * width).to(model.W_E.dtype)
+
+
+def _missing(like: Effects, layout: Layout) -> Effects:
+    """Effects of which nothing was measured."""
+    return replace(
+        like,
+        site=layout.site,
+        values=torch.full(layout.shape, float("nan")),
+        low=None,
+        high=None,
+        places=layout.places,
+        window=layout.window,
+        notes=("interrupted: nothing was measured",),
+        also=(),
+    )
 
 
 def _window(place: Place, window: int, n_layers: int) -> list[Place]:

@@ -322,39 +322,11 @@ def test_a_contrast_survives_being_saved_and_knows_its_places(program, tmp_path)
         compiled.contrast(program, row("xab"), row("ba"))
 
 
-def test_a_sweep_warns_of_places_that_were_not_moved_but_not_of_the_shared_prefix():
-    places = [Place("resid_pre", 0, pos=pos) for pos in range(4)] + [Place("mlp", 0)]
-    moved = torch.tensor([0, 0, 1.0, 0, 2.0])
-    with pytest.warns(
-        UninformativeWarning, match=r"'x' is uninformative about 1 of 5 places: L0.r"
-    ):
-        assert contrasts.warn_unmoved("x", places, moved, first=2) == ["L0.resid_pre@3"]
-    assert contrasts.warn_unmoved("x", places, moved + 1, first=2) == []
-
-
-# --- every program -------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_table_over_every_program(shared_data):
-    total = {"varied": Counter(), "stored": Counter(), "exchange": Counter()}
-    named, warned = Counter(), Counter()
-    for program in compiled.open(shared_data / ARCHIVE):
-        total["varied"] += Counter(program.counts(removed(program, program.varied_inputs())))
-        total["stored"] += Counter(program.counts(removed(program, [program.tokens])))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = compiled.contrast(program, program.tokens, program.tokens.roll(1, 0))
-        shown, circuit = set(found.named("shown")), set(map(str, program.circuit))
-        pairs = zip(program.components, found.verdicts, strict=True)
-        hits = [place for place, verdict in pairs if verdict == "shown"]
-        total["exchange"] += Counter(program.counts(hits))
-        named["lost"] += len(circuit - shown)
-        named["named"] += len(set(found.uninformative) & (circuit - shown))
-        named["named without cause"] += len(set(found.uninformative) - circuit)
-        warned[bool(circuit - shown), bool(caught)] += 1
-    assert total["varied"] == {"tp": 359, "tn": 228}
-    assert total["stored"] == {"tp": 351, "tn": 228, "fn": 8}
-    assert total["exchange"] == {"tp": 238, "tn": 228, "fn": 121}
-    assert named == {"lost": 121, "named": 121, "named without cause": 0}
-    assert warned == {(True, True): 43, (False, False): 86}
+def test_a_sweep_names_the_places_that_were_not_moved():
+    names = ["L0H0", "L0H1", "L0.mlp"]
+    moved = torch.tensor([1.0, 2e-6, 0.0])
+    still = contrasts.unmoved(names, moved)
+    assert still == ["L0H1", "L0.mlp"], "rounding is no movement"
+    with pytest.warns(UninformativeWarning, match=r"'x' is uninformative about 2 of 3 places: L0H"):
+        contrasts.warn_unmoved("x", still, 3)
+    contrasts.warn_unmoved("x", contrasts.unmoved(names, moved + 1), 3)

@@ -276,7 +276,7 @@ def test_the_finished_part_of_a_sweep_is_returned_and_is_right(
         patching.mlps,
         with_own_hook,
         paths.senders,
-        pytest.param(tracing.causal, marks=pytest.mark.xfail(reason="goes on with the next curve")),
+        tracing.causal,
     ],
 )
 def test_an_interrupt_from_the_progress_report_is_one_too(
