@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from interp import shares
 from interp.behaviours import Behaviour
-from interp.components import HookedModel, parse
+from interp.components import HookedModel, Place, parse
 from interp.effects import Effects, Provenance, provenance
 from interp.engine import sweeping
 from interp.engine.sweeping import MEMORY, Progress
@@ -188,38 +188,14 @@ def missed(
         KeyboardInterrupt: Finished sets are no random ones, so they bound nothing.
     """
     refuse_another(behaviour, estimate, metric)
-    known, names = set(verified), estimate.names
-    left = [i for i, name in enumerate(names) if name not in known]
-    if not left or len(left) != len(names) - len(known):
-        raise EffectsError(
-            f"{len(known)} of {len(names)} places are said to be verified, which leaves "
-            f"{len(left)}; name places of the estimate, and not all of them"
-        )
+    names, left = estimate.names, _unverified(estimate, verified)
     if not 0.5 < confidence < 1:
         raise EffectsError(f"a confidence of {confidence} was asked; give one in (0.5, 1)")
     inside = sets(len(left), draws, density, seed=seed)
     places = [parse(names[i]) for i in left]
     patches = [[places[i] for i in np.flatnonzero(row)] for row in (*inside, np.ones(len(left)))]
-    # A set without a place changes nothing and needs no run.
-    run = [i for i, patch in enumerate(patches) if patch]
     how = How(metric, estimate.direction, memory, seed, progress)
-    runs = shares.contrast(model, behaviour, how)
-    asked = [patches[i] for i in run]
-    found = sweeping.scores(
-        model,
-        runs.here,
-        asked,
-        runs.source(model, asked),
-        how.metrics(behaviour),
-        shared=runs.shared,
-        memory=memory,
-        progress=progress,
-    )
-    if not found.done.all():
-        raise KeyboardInterrupt
-    moved = np.zeros(len(patches))
-    part = found.scores[0].numpy() - runs.start[0]
-    moved[run] = part.mean(axis=-1) / (runs.goal[0] - runs.start[0]).mean()
+    moved = _moved(model, behaviour, patches, how)
     guess = estimate.values.flatten().double().numpy()[left]
     guess = np.zeros_like(guess) if ABSOLUTE in estimate.notes else guess
     above = upper(inside, moved[:-1], guess, confidence=confidence)
@@ -241,6 +217,43 @@ def missed(
         unit=estimate.unit,
         provenance=provenance(model, behaviour, seed=seed),
     )
+
+
+def _unverified(estimate: Effects, verified: Sequence[str]) -> list[int]:
+    """Which places of an estimate are left when those of known effect are taken out."""
+    known, names = set(verified), estimate.names
+    left = [i for i, name in enumerate(names) if name not in known]
+    if not left or len(left) != len(names) - len(known):
+        raise EffectsError(
+            f"{len(known)} of {len(names)} places are said to be verified, which leaves "
+            f"{len(left)}; name places of the estimate, and not all of them"
+        )
+    return left
+
+
+def _moved(
+    model: HookedModel, behaviour: Behaviour, patches: Sequence[Sequence[Place]], how: How
+) -> Float[np.ndarray, " patch"]:
+    """The share that each set of places moves, patched together; all of them or none."""
+    # A set without a place changes nothing and needs no run.
+    run = [i for i, patch in enumerate(patches) if patch]
+    runs, asked = shares.contrast(model, behaviour, how), [patches[i] for i in run]
+    found = sweeping.scores(
+        model,
+        runs.here,
+        asked,
+        runs.source(model, asked),
+        how.metrics(behaviour),
+        shared=runs.shared,
+        memory=how.memory,
+        progress=how.progress,
+    )
+    if not found.done.all():
+        raise KeyboardInterrupt
+    moved = np.zeros(len(patches))
+    part = found.scores[0].numpy() - runs.start[0]
+    moved[run] = part.mean(axis=-1) / (runs.goal[0] - runs.start[0]).mean()
+    return moved
 
 
 def sets(n_places: int, draws: int, density: float, *, seed: int) -> Bool[np.ndarray, "draw place"]:

@@ -170,14 +170,14 @@ def effect(
         if progress:
             progress("placebo", done + 1, placebos)
     notes = ()
-    if removed and min(eraser.removed, *removed) > NEARLY_ALL:
+    if min(eraser.removed, *removed) > NEARLY_ALL:
         notes = (
             f"erasing {eraser.rank} directions at {place} leaves no variance, whatever labels they "
             "are fitted to: the placebo is no contrast; take a site where more varies",
         )
         warnings.warn(notes[0], UninformativeWarning, stacklevel=2)
-    placebo = np.mean([one[0] for one in others], axis=0), np.mean([o[1] for o in others], axis=0)
-    probes = _probes(x, task, seed)
+    score, accuracy = (np.mean([one[i] for one in others], axis=0) for i in range(2))
+    gone = (0.0, eraser.removed, float(np.mean(removed)))
     return Erasure(
         task=task.name,
         behaviour=behaviour.name,
@@ -188,14 +188,8 @@ def effect(
         n_prompts=len(intact[0]),
         placebos=placebos,
         baseline=task.baseline,
-        arms=(
-            Arm("intact", _mean(intact[0]), _share(intact[1]), 0.0, probes[0]),
-            Arm("erased", _mean(erased[0]), _share(erased[1]), eraser.removed, probes[1]),
-            Arm(
-                "placebo", _mean(placebo[0]), _share(placebo[1]), float(np.mean(removed)), probes[2]
-            ),
-        ),
-        loss=_mean(placebo[0] - erased[0]),
+        arms=_arms((intact, erased, (score, accuracy)), gone, _probes(x, task, seed)),
+        loss=_mean(score - erased[0]),
         task_sha256=task.sha256,
         provenance=provenance(model, behaviour, seed=seed),
         notes=notes,
@@ -225,6 +219,20 @@ def _positions(
 
 
 Measured = tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]]
+
+
+def _arms(
+    measured: tuple[Measured, Measured, Measured],
+    removed: tuple[float, float, float],
+    probes: tuple[Estimate, Estimate, Estimate],
+) -> tuple[Arm, ...]:
+    """Intact, erased, placebo: behaviour, share of the variance that is gone, probe."""
+    return tuple(
+        Arm(name, _mean(score), _share(accuracy), gone, probe)
+        for name, (score, accuracy), gone, probe in zip(
+            ("intact", "erased", "placebo"), measured, removed, probes, strict=True
+        )
+    )
 
 
 @torch.inference_mode()

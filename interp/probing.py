@@ -91,20 +91,9 @@ def linear(
     notes = list(frame.notes)
     if untrained is None:
         notes.append("no untrained control: this model cannot be built from its configuration")
-    cells: list[Cell] = []
-    still: list[str] = []
     total = len(places) * len(read_at)
-    try:
-        for at, pos, x, first in _read(model, untrained, task, places, read_at):
-            cells.append(Cell(str(at), at.layer, pos, **frame.estimates(x, first, fit)))
-            still += [str(at)] if bool((x == x[0]).all()) else []
-            if progress:
-                progress(str(at), len(cells), total)
-    except KeyboardInterrupt:
-        if not cells:
-            raise
-        what = f"interrupted: {len(cells)} of {total} places were probed and are returned"
-        warnings.warn(what, InterruptedWarning, stacklevel=2)
+    found = _read(model, untrained, task, places, read_at)
+    cells, still = _cells(found, frame, fit, total, progress)
     if still:
         what = f"at {len(still)} of {total} places all {len(task.labels)} cases are the same vector"
         what += f" (first {still[0]}): nothing can be read there, whatever the label"
@@ -291,6 +280,26 @@ def _read(
         for column, pos in enumerate(read_at):
             untaught = None if first is None else first[:, column]
             yield replace(one, pos=pos), pos, x[:, column], untaught
+
+
+def _cells(
+    found: Iterator[Found], frame: _Frame, fit: Fit, total: int, progress: Progress | None
+) -> tuple[list[Cell], list[str]]:
+    """The numbers of each place, those finished when interrupted; places that hold one vector."""
+    cells: list[Cell] = []
+    still: list[str] = []
+    try:
+        for at, pos, x, first in found:
+            cells.append(Cell(str(at), at.layer, pos, **frame.estimates(x, first, fit)))
+            still += [str(at)] if bool((x == x[0]).all()) else []
+            if progress:
+                progress(str(at), len(cells), total)
+    except KeyboardInterrupt:
+        if not cells:
+            raise
+        what = f"interrupted: {len(cells)} of {total} places were probed and are returned"
+        warnings.warn(what, InterruptedWarning, stacklevel=3)
+    return cells, still
 
 
 def place(model: HookedModel, task: ProbeTask, site: str, layer: int) -> Place:

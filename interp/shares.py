@@ -145,9 +145,11 @@ def effects(
         CapabilityError: The model does not do the behaviour.
         ContrastError: The model scores clean and corrupt prompts alike.
         ModelError: A place that the model does not have.
+        BehaviourError: No patch can reach what the metric reads.
         BudgetError: Not even one patch fits into the memory allowed.
     """
     sweeping.refuse_unknown(model, patches, behaviour.n_pos)
+    refuse_unread(model, behaviour, patches, how)
     runs = contrast(model, behaviour, how)
     with bars.shown(behaviour.name, how.progress) as told:
         found = sweeping.scores(
@@ -161,6 +163,35 @@ def effects(
             progress=told,
         )
     return of_patched(model, behaviour, found, runs, layout, how)
+
+
+def refuse_unread(
+    model: HookedModel, behaviour: Behaviour, patches: Sequence[Sequence[Place]], how: How
+) -> None:
+    """Raise a BehaviourError when no patch can reach what the metrics read.
+
+    In a causal model nothing flows back: a place behind every position that is read, or one in the
+    last layer beside them, has an effect of 0 whatever it does.
+    """
+    if not getattr(model.cfg, "causal", True):
+        return
+    reads = sorted({pos for one in how.metrics(behaviour) for pos in one.reads(behaviour.n_pos)})
+    last = model.cfg.n_layers - 1
+    if all(_unread(place, reads, last) for patch in patches for place in patch):
+        raise BehaviourError(
+            f"none of the {len(patches)} patches reaches position {', '.join(map(str, reads))}, "
+            "which is all that the metric reads; patch places before it"
+        )
+
+
+def _unread(place: Place, reads: Sequence[int], last_layer: int) -> bool:
+    if place.positions is None:
+        return False
+    if min(place.positions) > reads[-1]:
+        return True
+    # Keys, values and what enters the last layer are still read by later positions.
+    stays = place.site not in ("resid_pre", "k", "v")
+    return place.layer == last_layer and stays and not set(place.positions) & set(reads)
 
 
 def of_patched(

@@ -83,14 +83,12 @@ def probe_command(
                 progress=advance,
             )
         else:
-            if wanted is None or len(wanted) != 1:
-                raise ProbeError("a label is erased at one layer; name it, as in --layers 0")
-            behaviour = behaviours.load(erase, words, seed=seed)
+            layer = _one_layer(wanted)
             found = erasing.effect(
                 model,
-                behaviour,
+                behaviours.load(erase, words, seed=seed),
                 labelled,
-                layer=wanted[0],
+                layer=layer,
                 site=site,
                 positions="all" if positions == "each" else _numbers("--positions", positions, 0),
                 seed=seed,
@@ -102,6 +100,12 @@ def probe_command(
         found.save(out)
     text = _probe(found) if erase is None else _erasure(found)
     answer(found.to_dict(), text, as_json=as_json, out=None)
+
+
+def _one_layer(layers: list[int] | None) -> int:
+    if layers is None or len(layers) != 1:
+        raise ProbeError("a label is erased at one layer; name it, as in --layers 0")
+    return layers[0]
 
 
 def _numbers(option: str, text: str | None, n: int) -> list[int] | None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from interp import behaviours, patching
+from interp import behaviours, metrics, patching
 from interp.behaviours import Behaviour
 from interp.commands.patch import effects_text
 from interp.effects import Effects
@@ -238,3 +238,13 @@ def test_the_same_seed_gives_the_same_file(model, random_contrast, tmp_path):
         patching.heads(model, random_contrast).save(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert Effects.load(tmp_path / "one").provenance.behaviour == "random"
+
+
+def test_a_metric_that_cannot_see_any_patch_is_refused(model, random_contrast):
+    early = metrics.custom("first", lambda logits: logits[:, 0, 0], unit="nats", positions=(4,))
+    for sweep, positions in ((patching.residual, [5, 7]), (patching.mlps, [(5, 6)])):
+        with pytest.raises(BehaviourError, match="reaches position 4, which is all that the metr"):
+            sweep(model, random_contrast, positions=positions, metric=early)
+    with pytest.raises(BehaviourError, match="none of the 1 patches reaches position 7"):
+        patching.together(model, random_contrast, [["L1.mlp@3"]])
+    assert patching.together(model, random_contrast, [["L1H0.v@4"]]).values.abs().max() > 0
