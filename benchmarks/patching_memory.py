@@ -29,7 +29,8 @@ SWEEPS = ("residual", "heads", "heads by position", "patterns", "neurons")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def main() -> None:
+def main() -> int:
+    """Measure every sweep under every budget and print it; 1 when one is exceeded."""
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--megabytes", type=int, nargs="+", default=[2048, 512])
     asked.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
@@ -38,7 +39,7 @@ def main() -> None:
     given = asked.parse_args()
     if given.one:
         print(json.dumps(measure(given.one[0], int(given.one[1]), whole=given.whole)))
-        return
+        return 0
     print(machine.described("torch"), flush=True)
     missed = []
     for sweep in given.sweeps:
@@ -47,7 +48,8 @@ def main() -> None:
             print(report(sweep, megabytes, found), flush=True)
             if found["measured"] > megabytes or found["said"] > megabytes:
                 missed.append(f"{sweep} at {megabytes} MB")
-    sys.exit(f"exceeded: {', '.join(missed)}" if missed else 0)
+    print(f"exceeded: {', '.join(missed) or 'none'}")
+    return int(bool(missed))
 
 
 def in_a_process(sweep: str, megabytes: int, *, whole: bool) -> dict[str, float]:
@@ -149,4 +151,4 @@ def resident(which: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

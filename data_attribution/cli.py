@@ -23,6 +23,7 @@ from interp.commands.ablate import ablate_command
 from interp.commands.cache import cache_command
 from interp.commands.circuit import circuit_command
 from interp.commands.emergence import emergence_command
+from interp.commands.estimate import estimate_command
 from interp.commands.lens import lens_command
 from interp.commands.patch import patch_command
 from interp.commands.probe import probe_command
@@ -298,6 +299,7 @@ app.command("train", context_settings={"obj": [watched_behaviours]})(train_comma
 app.add_typer(run, name="run")
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
+app.command("estimate")(estimate_command)
 app.command("ablate")(ablate_command)
 app.command("lens")(lens_command)
 app.command("probe")(probe_command)

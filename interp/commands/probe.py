@@ -1,13 +1,12 @@
 """`openbook probe`: what can be read from the activations of RUN, with its controls."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from interp.cli import Source, Step
+from interp.commands.patch import Plot
 from interp.errors import ProbeError
-from interp.figures.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer
 
 
@@ -50,9 +49,7 @@ def probe_command(
         typer.Option(metavar="BEHAVIOUR", help="Erase the label and measure this, in place."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of cases, folds and controls.")] = 0,
-    plot: Annotated[
-        Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
-    ] = None,
+    plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,

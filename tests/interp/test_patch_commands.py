@@ -48,6 +48,17 @@ def test_positions_metrics_and_plots_are_options(openbook, asked, tmp_path):
     assert (tmp_path / "heads.html").read_text().count("<html>") == 1
 
 
+def test_estimates_come_with_how_wrong_they_are(openbook, asked, tmp_path):
+    ended = openbook(
+        "estimate", *asked, "--over", "residual", "--verify", 2,
+        "--out", tmp_path / "estimate.json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "verified exactly: 2 of 3 places on 12 prompts" in ended.out
+    assert "of 1 others drawn at random the largest exact effect is" in ended.out
+    assert openbook("ablate", *asked, "--components", tmp_path / "estimate.json").code == 0
+
+
 def test_what_patch_writes_ablate_reads(openbook, asked, tmp_path):
     assert openbook("patch", *asked, "--out", tmp_path / "heads.json").code == 0
     ended = openbook("ablate", *asked, "--components", tmp_path / "heads.json", "--take", 1)
@@ -92,10 +103,13 @@ def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
         (("ablate", "--component", "L0H7"), "L0H7 is head 7 of a model that has 2"),
         (("ablate", "--component", "L0.mpl"), "no place is called 'mpl', did you mean 'mlp'"),
         (("ablate", "--together"), "--together needs --component"),
+        (("estimate", "--method", "atp-star"), "GradDrop leaves nothing of a model of one layer"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(openbook, asked, arguments, said):
-    words = [word for word in arguments if word in ("patch", "trace", "components", "ablate")]
+    words = [
+        word for word in arguments if word in ("patch", "trace", "components", "ablate", "estimate")
+    ]
     ended = openbook(*words, *asked, *arguments[len(words) :])
     assert ended.code == 2
     assert said in ended.err
