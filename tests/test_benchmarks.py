@@ -3,15 +3,22 @@
 import importlib.util
 import os
 import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BOUND = ("attention_cpu", "corpus_build", "forgetting", "order_lookups", "planted_acceptance")
+BOUND = (
+    "attention_cpu", "calibration", "compiled_circuits", "corpus_build", "forgetting",
+    "order_lookups", "patching", "patching_memory", "planted_acceptance", "startup", "watching",
+)  # fmt: skip
+UNBOUND = ("lexical_evidence", "machine")  # one only prints, one is imported by all
 
 
 @pytest.fixture
@@ -58,6 +65,92 @@ def test_a_build_that_is_large_or_slow_fails(script, monkeypatch, peak, ratio, c
     monkeypatch.setattr("sys.argv", ["corpus_build", "--megabytes", "0", "--rounds", "1"])
     monkeypatch.setattr(build, "_round", lambda *_: {"peak_mb": peak, "ratio": ratio})
     assert build.main() == code
+
+
+@pytest.mark.parametrize(
+    ("held", "stated", "code"), [(950, True, 0), (925, True, 0), (880, True, 1), (880, False, 0)]
+)
+@pytest.mark.parametrize("table", ["coverage", "bounds"])
+def test_a_stated_interval_that_covers_too_little_fails(
+    script, monkeypatch, held, stated, code, table
+):
+    calibration = script("calibration")
+    rows = {"coverage": [], "bounds": []}
+    # 92.5 % of 1,000 is 93 % within its own sampling error, and so is 94 % to the bound's 95 %.
+    held += 15 if table == "bounds" and held == 925 else 0
+    rows[table] = [calibration.Row("x", 10, held, 1000, stated)]
+    for name, given in rows.items():
+        monkeypatch.setattr(calibration, name, lambda *_, given=given: iter(given))
+    monkeypatch.setattr("sys.argv", ["calibration", "--models", "0"])
+    assert calibration.main() == code
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({}, 0),
+        ({("zero, stored", "fn"): 1}, 0),  # what examples of one length cannot show
+        ({("zero, varied", "fn"): 1}, 1),
+        ({("exchange, stored", "fp"): 1}, 1),
+        ({"lost": 3, "warned_of": 3}, 0),
+        ({"lost": 3, "warned_of": 2}, 1),
+        ({"needless": 1}, 1),
+        ({"wrong": 1}, 1),
+    ],
+)
+def test_a_compiled_circuit_that_is_missed_or_made_up_fails(script, change, code):
+    circuits = script("compiled_circuits")
+    found = Counter({(question, "tp"): 5 for question in circuits.QUESTIONS}, programs=2)
+    assert circuits.report(found + Counter(change)) == code
+
+
+@pytest.mark.parametrize(
+    ("ours", "off", "code"), [(0.01, 0.0, 0), (0.5, 0.0, 1), (0.01, 1e-4, 1), (0.01, np.nan, 1)]
+)
+def test_a_sweep_that_is_slow_or_differs_from_the_other_library_fails(
+    script, monkeypatch, ours, off, code
+):
+    setters = ("layer_pos", "layer_head_vector", "layer_pos_head_vector")
+    stub = SimpleNamespace(**{f"{name}_patch_setter": None for name in setters})
+    monkeypatch.setitem(sys.modules, "transformer_lens", SimpleNamespace(patching=stub))
+    patching = script("patching")
+    for name in ("init", "contrast"):
+        monkeypatch.setattr(patching, name, lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr(patching.hooked, "transformer_lens", lambda _: None)
+    monkeypatch.setattr(patching.machine, "described", lambda *_: "")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(patching, "by_lens", lambda *_: patching.Side(1.0, {(0, 0): 2.0}))
+    side = patching.Side(ours, {(0, 0): 2.0 + off, (0, 1): 1.0})
+    monkeypatch.setattr(patching, "by_engine", lambda *_: side)
+    monkeypatch.setattr("sys.argv", ["patching"])
+    assert patching.main() == code
+
+
+@pytest.mark.parametrize(
+    ("measured", "said", "code"), [(500.0, 510.0, 0), (513.0, 400.0, 1), (400.0, 513.0, 1)]
+)
+def test_a_sweep_that_takes_or_says_more_than_its_budget_fails(
+    script, monkeypatch, measured, said, code
+):
+    memory = script("patching_memory")
+    found = {"measured": measured, "said": said, "before": 600.0, "weights": 475.0}
+    found |= {"patches": 12, "seconds": 9.0}
+    monkeypatch.setattr(memory, "in_a_process", lambda *_, **__: found)
+    monkeypatch.setattr("sys.argv", ["patching_memory", "--megabytes", "512"])
+    assert memory.main() == code
+
+
+@pytest.mark.parametrize(
+    ("share", "equal", "code"), [(0.01, True, 0), (0.03, True, 1), (0.01, False, 1)]
+)
+def test_watching_that_costs_much_or_changes_the_run_fails(script, share, equal, code):
+    look = SimpleNamespace(seconds=0.01, share=share)
+    log, seconds = SimpleNamespace(looks=[look]), {"watched": 1.0, "not watched": 1.0}
+    assert script("watching").reported(log, [], seconds, equal) == code
+
+
+def test_every_script_is_known_here():
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*BOUND, *UNBOUND}
 
 
 @pytest.mark.parametrize("name", BOUND)

@@ -160,7 +160,7 @@ def run(
                 added=None if added is None else added[slab],
             )
             given = sources(slab, base)
-            sweep = _Sweep(base, patches, given.of, metrics, slab, memory)
+            sweep = _Sweep(base, patches, given.of, metrics, slab, memory - given.held_bytes)
             found.start[:, slab] = sweep.unpatched().double().cpu()
             found.note_bytes(base, given.held_bytes + sweep.chunk_bytes)
             try:
@@ -302,9 +302,10 @@ class _Sweep:
         self.reads = sorted({pos for one in metrics for pos in one.reads(base.n_pos)})
         self.first = [first_position(base, patch) for patch in patches]
         held = sum(t.nbytes for t in base.cache.values()) + base.final.nbytes
-        each = bytes_per_position(base.model, base.n_pos)
-        self.rows = min(rows_in_flight(base.model), max((memory - held) // each, 1))
-        self.chunk_bytes = int(min(self.rows, len(patches) * base.final[..., 0].numel()) * each)
+        each = bytes_per_position(base.model)
+        rows = base.final[..., 0].numel()  # of one patch from the first position on
+        self.rows = max(min(rows_in_flight(base.model), (memory - held) // each), rows)
+        self.chunk_bytes = max(min(self.rows, len(patches) * rows), rows) * each
 
     def unpatched(self) -> Float[Tensor, "metric prompt"]:
         return self._scored(self.base.final[None, :, self.reads])[:, 0]
