@@ -29,6 +29,7 @@ from train.errors import nearest
 __all__ = ["Behaviour", "Check", "check", "load", "measure", "names", "read", "refuse_other_words"]
 
 SCHEMA = "openbook.behaviour/1"
+LOGIT_BYTES = 128 << 20  # held at a time: 32 prompts of 64 tokens in GPT-2's words are 412 MB
 PACKAGED = Path(__file__).parent / "behaviour_files"
 
 
@@ -171,7 +172,10 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
     """How well the model does the behaviour. One forward pass over the clean prompts."""
     refuse_other_words(behaviour, model)
     device = device_of(model)
-    logits = model(behaviour.clean.to(device))
+    # Of all logits only those at the last position are looked at.
+    width = 4 * behaviour.n_pos * getattr(model.cfg, "d_vocab", 1)
+    pieces = behaviour.clean.to(device).split(max(LOGIT_BYTES // width, 1))
+    logits = torch.cat([model(piece)[:, -1:].clone() for piece in pieces])
     score = behaviour.score(logits)
     last, answer = logits[:, -1].float(), behaviour.answer.to(device)
     if behaviour.candidates is None:
@@ -289,6 +293,12 @@ def read(path: str | Path) -> Behaviour:
             f"{path}: holds {content.get('schema')!r}, a behaviour is {SCHEMA!r}; "
             "write it with behaviour.save"
         )
+    for key in ("clean", "corrupt"):
+        lengths = sorted({len(row) for row in content[key]})
+        if len(lengths) > 1:
+            raise BehaviourError(
+                f"{path}: its {key} prompts have lengths {lengths}; make them equally long"
+            )
     tensors = {key: torch.tensor(content[key]) for key in ("clean", "corrupt", "answer", "foil")}
     return Behaviour(
         name=content["name"],

@@ -20,7 +20,7 @@ from interp.components import HookedModel, Place, device_of
 from interp.effects import UNIT, Effects, provenance
 from interp.engine import base_runs, sweeping
 from interp.engine.sweeping import MEMORY, Patched, Progress, Source
-from interp.errors import BehaviourError, ContrastError
+from interp.errors import BehaviourError, ContrastError, ModelError
 from interp.intervals import ratio_interval
 from interp.metrics import Metric
 from train import progress as bars
@@ -99,6 +99,12 @@ class Contrast:
             if sweeping.engine_runs(model):
                 return base_runs.activations(model, self.there[prompts], names)  # type: ignore[arg-type]
             _, cache = model.run_with_cache(self.there[prompts], names_filter=names)
+            missing = [name for name in names if name not in cache]
+            if missing:
+                raise ModelError(
+                    f"a hook at {missing[0]} never fired in this {type(model).__name__}, so what "
+                    "is there cannot be patched"
+                )
             return {name: cache[name] for name in names}
 
         return run
