@@ -16,7 +16,7 @@ __all__ = ["MEMORY", "bytes_per_position", "rows_in_flight", "slabs"]
 MEMORY = 2 << 30  # bytes above the weights
 # Positions in flight at a time: from about a thousand rows on, a product of this width runs at the
 # speed of the processor, and more only take memory. A GPU needs more of them.
-ROWS = {"cpu": 3072, "cuda": 1 << 16}
+ROWS = {"cpu": 2048, "cuda": 1 << 16}
 # What the kernel sees over what the shapes add up to: tensors are freed in another order than they
 # are made, and between those that stay lie holes (benchmarks/patching_memory.py).
 IN_PRACTICE = 2.5
