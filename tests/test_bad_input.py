@@ -204,7 +204,7 @@ def test_folders_of_another_kind(openbook, tiny_store, tiny_run, lookup_behaviou
         ("no documents to remove", ("counterfactual", *at)),
         ("either a BEHAVIOUR or --text", ("trace", "documents", tiny_run.path)),
         ("either --step N or --document N", ("run", "reads", tiny_run.path)),
-        ("belongs to mlps and attention", ("patch", *at, "--positions", "each")),
+        ("belongs to mlps and attention", ("patch", *at, "--window", 2)),
         ("nearest is 8", ("patch", *at, "--step", 9)),
         ("cannot be replayed", ("run", "replay", tiny_run.path, "--from", 9, "--to", 99)),
     ):

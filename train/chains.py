@@ -68,8 +68,9 @@ class Writer:
         return row
 
     def close(self) -> None:
-        """Close the file; the rows stay."""
-        self._file.close()
+        """Close the file; the rows stay. What a full disk refused before is refused again here."""
+        with durable.disk_guard(self.path):
+            self._file.close()
 
     def __enter__(self) -> "Writer":
         return self
