@@ -54,11 +54,11 @@ class Ablation:
         high: Upper end.
         per_prompt: The change on every distinct prompt, in order of first appearance.
         intact: Mean score of the untouched model.
-        accuracy: Share of prompts with a positive score, per set.
+        accuracy: Share of prompts on which the answer still beats its foil, per set.
         intact_accuracy: The same of the untouched model.
         n_prompts: Distinct prompts.
         standin: What was put in the place of a component.
-        draws: Of resampling; 1 otherwise.
+        draws: Of resampling, those that were finished; 1 otherwise.
         metric: What was scored.
         unit: Of a score.
         provenance: What it was computed from.
@@ -228,6 +228,7 @@ def ablate(
             f"{standin} from is needed, or standin 'zero'"
         )
     read, clean = metric or logit_difference(behaviour), behaviour.clean.to(device_of(model))
+    read_all = [read, logit_difference(behaviour)]
     values = _values(model, behaviour, places, corrupt=standin == "corrupt")
     draws = draws if standin == "resample" else 1
     found: list[Patched] = []
@@ -235,10 +236,12 @@ def ablate(
         for draw in range(draws):
             source = _source(values, behaviour, standin, seed * draws + draw)
             one = sweeping.scores(
-                model, clean, places, source, [read], memory=memory, progress=told
+                model, clean, places, source, read_all, memory=memory, progress=told
             )
             found.append(one)
-    return _ablation(model, behaviour, (places, standin, seed), found, read)
+            if not one.done.all():
+                break
+    return _ablation(model, behaviour, (places, standin, seed), sweeping.averaged(found), read)
 
 
 def _values(
@@ -281,19 +284,20 @@ def _ablation(
     model: HookedModel,
     behaviour: Behaviour,
     asked: tuple[Sequence[Sequence[Place]], str, int],
-    found: Sequence[Patched],
+    averaged: tuple[Patched, int],
     metric: Metric,
 ) -> Ablation:
-    sets, standin, seed = asked
-    scores = torch.stack([one.scores[0] for one in found]).mean(dim=0).numpy()
-    start = found[0].start[0].numpy()
+    (sets, standin, seed), (found, draws) = asked, averaged
+    scores, start = found.scores[0].numpy(), found.start[0].numpy()
+    # Right and wrong are a matter of the logit difference, whatever else is scored.
+    right = np.where(np.isnan(scores), np.nan, found.scores[-1].numpy() > 0)
     kinds = np.arange(max(behaviour.distinct) + 1)
     each = np.array(behaviour.distinct)[None] == kinds[:, None]
     average = each / each.sum(axis=1, keepdims=True)
     change = (scores - start) @ average.T
     bounds = [mean_interval(one) or (float("nan"),) * 2 for one in change]
     names = tuple(" + ".join(map(str, one)) for one in sets)
-    still = contrasts.unmoved(names, torch.stack([one.moved for one in found]).amax(dim=0))
+    still = contrasts.unmoved(names, found.moved.masked_fill(~found.done, float("inf")))
     said = f"{len(still)} of {len(names)} sets hold what stands in for them: no change shows"
     return Ablation(
         names=names,
@@ -302,11 +306,11 @@ def _ablation(
         high=np.array([high for _, high in bounds]),
         per_prompt=change,
         intact=float((start @ average.T).mean()),
-        accuracy=((scores > 0) @ average.T).mean(axis=1),
-        intact_accuracy=float(((start > 0) @ average.T).mean()),
+        accuracy=(right @ average.T).mean(axis=1),
+        intact_accuracy=float(((found.start[-1].numpy() > 0) @ average.T).mean()),
         n_prompts=len(kinds),
         standin=standin,
-        draws=len(found),
+        draws=draws,
         metric=metric.name,
         unit=metric.unit,
         provenance=provenance(model, behaviour, seed=seed),

@@ -62,6 +62,13 @@ class Behaviour:
 
     def __post_init__(self) -> None:
         asked = f"behaviour {self.name!r}"
+        for part in ("clean", "corrupt", "answer", "foil"):
+            object.__setattr__(self, part, _ids(getattr(self, part), f"{asked}: {part}"))
+        if self.clean.ndim != 2 or self.answer.ndim != 1 or self.foil.ndim != 1:
+            raise BehaviourError(
+                f"{asked} needs prompts [prompt pos] and answers and foils [prompt]; found "
+                f"{tuple(self.clean.shape)}, {tuple(self.answer.shape)}, {tuple(self.foil.shape)}"
+            )
         if self.clean.shape != self.corrupt.shape or self.clean.numel() == 0:
             raise BehaviourError(
                 f"{asked} has clean prompts of shape {tuple(self.clean.shape)} and corrupt ones of "
@@ -95,9 +102,13 @@ class Behaviour:
                 f"{asked} has {len(self.candidates)} candidates, and an answer that is none of them"
             )
 
+    def __repr__(self) -> str:
+        distinct = max(self.distinct) + 1
+        return f"Behaviour({self.name!r}, {distinct} prompts of {self.n_pos} tokens)"
+
     @property
     def n_prompts(self) -> int:
-        """How many prompts."""
+        """How many rows: a prompt with several foils is several."""
         return self.clean.shape[0]
 
     @property
@@ -146,6 +157,14 @@ class Behaviour:
     def save(self, path: str | Path) -> None:
         """Write sealed JSON that `load` and every later command accepts."""
         durable.write_json(Path(path), durable.seal(self.to_dict()))
+
+
+def _ids(given: object, what: str) -> Int[Tensor, "*axes"]:
+    """Token ids as torch counts with them, whatever integers they came as."""
+    if not isinstance(given, Tensor) or given.is_floating_point() or given.dtype == torch.bool:
+        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise BehaviourError(f"{what} must be a tensor of token ids, not {kind}")
+    return given.long()
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def missed(
     inside = sets(len(left), draws, density, seed=seed)
     places = [parse(names[i]) for i in left]
     patches = [[places[i] for i in np.flatnonzero(row)] for row in (*inside, np.ones(len(left)))]
-    how = How(metric, estimate.direction, memory, seed, progress)
+    how = How(metric, estimate.direction, memory, progress, seed)
     moved = _moved(model, behaviour, patches, how)
     guess = estimate.values.flatten().double().numpy()[left]
     guess = np.zeros_like(guess) if ABSOLUTE in estimate.notes else guess

@@ -12,12 +12,13 @@ exact.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.components import HookedModel, Place, device_of
+from interp.components import HookedModel, Place, device_of, parse
 from interp.effects import provenance
 from interp.engine import sweeping
 from interp.engine.sweeping import Patched
@@ -98,9 +99,13 @@ def unmoved(names: Sequence[str], moved: Float[Tensor, " place"]) -> list[str]:
         names: What was patched.
         moved: Largest difference between the value put in and the value replaced.
     """
-    finite = moved[moved.isfinite()]
-    least = EQUAL * finite.max().item() if len(finite) else 0.0
-    return [name for name, by in zip(names, moved.tolist(), strict=True) if by <= least]
+    # Held against places of their own kind: a pattern moves by less than 1, a residual by hundreds.
+    largest: dict[str, float] = {}
+    sites = ["+".join(parse(one).site for one in name.split(" + ")) for name in names]
+    for site, by in zip(sites, moved.tolist(), strict=True):
+        largest[site] = max(largest.get(site, 0.0), by if isfinite(by) else 0.0)
+    pairs = zip(names, sites, moved.tolist(), strict=True)
+    return [name for name, site, by in pairs if by <= EQUAL * largest[site]]
 
 
 def warn_unmoved(what: str, still: Sequence[str], of: int) -> None:

@@ -17,7 +17,7 @@ from interp.engine import sweeping
 from interp.engine.sweeping import MEMORY, Progress
 from interp.errors import EffectsError, ModelError
 from interp.metrics import METRICS, Metric
-from interp.shares import Contrast
+from interp.shares import DIRECTIONS, Contrast
 from train.model import GPT, init
 
 
@@ -53,6 +53,10 @@ def untrained(
         raise ModelError(f"a {type(model).__name__} cannot be started anew; a GPT can")
     if effects.through:
         raise EffectsError("these are effects of paths; an untrained control is made of patches")
+    if effects.direction not in DIRECTIONS:
+        raise EffectsError(
+            f"these effects are of {effects.direction}; a control is made of patches"
+        )
     if effects.provenance.behaviour_sha256 != behaviour.sha256:
         raise EffectsError(
             f"the effects are of behaviour {effects.provenance.behaviour!r} with other prompts "

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.behaviours import Behaviour
-from interp.components import HookedModel, Place, device_of
+from interp.components import HookedModel, Place, device_of, parse
 from interp.errors import EffectsError
 from train import durable
 from train.errors import nearest
@@ -43,7 +43,7 @@ class Provenance:
         behaviour_sha256: Its prompts, answers and foils.
         knowledge: full, data-known, weights-only or unknown.
         versions: Of the software.
-        seed: Of the bootstrap.
+        seed: Of whatever was drawn: noise, resampling, folds; 0 where nothing was.
         precision: Of the weights.
         device: Where it was computed.
     """
@@ -136,7 +136,9 @@ class Effects:
         best = ", ".join(f"{name} {self[name]:.2f}" for name in self.top(3))
         sizes = zip(self.values.shape, self.axes, strict=True)
         shape = " x ".join(f"{n} {axis}" for n, axis in sizes)
-        return f"Effects({self.provenance.behaviour!r}, {self.site}, {shape}; highest {best})"
+        left = f", {self.unfinished} unfinished" if self.unfinished else ""
+        about = f"{self.provenance.behaviour!r}, {self.site}, {shape}, n={self.n_prompts}{left}"
+        return f"Effects({about}; highest {best})"
 
     def __getitem__(self, name: str) -> float:
         return self.values[self._index(name)].item()
@@ -173,17 +175,17 @@ class Effects:
 
     @property
     def unfinished(self) -> int:
-        """Places that were not measured, after Ctrl-C."""
+        """How many places were not measured, after Ctrl-C."""
         return int(self.values.isnan().sum())
 
     def to_frame(self) -> Any:
         """A pandas row per place: axes, place, effect, low and high."""
         import pandas
 
-        frame = pandas.DataFrame(
-            [tuple(index) for index in product(*map(range, self.values.shape))],
-            columns=list(self.axes),
-        )
+        # What the axes hold and not their indices: a sweep may visit some layers or positions only.
+        rows = enumerate(self.names)
+        columns = [[_along(axis, name, i) for axis in self.axes] for i, name in rows]
+        frame = pandas.DataFrame(columns, columns=list(self.axes))
         frame["place"] = self.names
         for column, values in (("effect", self.values), ("low", self.low), ("high", self.high)):
             frame[column] = None if values is None else values.flatten().tolist()
@@ -192,7 +194,10 @@ class Effects:
         return frame
 
     def plot(self) -> Any:
-        """A heat map over two axes, bars with intervals over one."""
+        """A heat map over two axes, bars with intervals over one; `plots.write` keeps it.
+
+        Of the first metric; `effects.of("probability").plot()` of another.
+        """
         from interp import plots
 
         return plots.effects(self)
@@ -262,6 +267,14 @@ class Effects:
             raise EffectsError(f"no effect of {name!r} was measured{nearest(name, names)}")
         flat = names.index(name)
         return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), self.values.shape))
+
+
+def _along(axis: str, name: str, index: int) -> int | str | None:
+    """What a place has along an axis; its number among the patches where that is the axis."""
+    if axis == "patch":
+        return index
+    found = getattr(parse(name), axis)
+    return ",".join(map(str, found)) if isinstance(found, tuple) else found
 
 
 def _plain(values: Any) -> Any:

@@ -76,7 +76,7 @@ def heads(behaviour: Behaviour, *, direction: str = "denoising", seed: int = 0) 
                 f"{check.accuracy:.2f} [{check.interval[0]:.2f}, {check.interval[1]:.2f}] on "
                 f"{check.n} prompts"
             )
-        return patching.heads(model, behaviour, direction=direction, seed=seed)
+        return patching.heads(model, behaviour, direction=direction)
 
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
     return Analysis(

@@ -163,7 +163,7 @@ def verify(
     names = estimate.names
     patched = [names[i] for i in (*chosen, *others)]
     layout = Layout("several", ("patch",), (len(patched),), tuple(patched))
-    how = How(metric, estimate.direction, memory, seed, progress)
+    how = How(metric, estimate.direction, memory, progress, seed)
     sets = [(parse(name),) for name in patched]
     with warnings.catch_warnings():
         # Of places that the contrast does not vary, the estimate has warned or is at positions

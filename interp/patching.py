@@ -7,7 +7,7 @@ that a patch can change is computed again, and nothing else (`interp.engine`).
 
 Every sweep takes the same options, `positions` ("each" one at a time, "together", or a list whose
 items are positions or groups of them), `metric` (one or several, measured in the same passes),
-`direction`, `memory` (bytes above the weights), `seed` and `progress`, and refuses alike:
+`direction`, `memory` (bytes above the weights) and `progress`, and refuses alike:
 
     CapabilityError   the model does not do the behaviour
     ContrastError     the model scores clean and corrupt prompts alike
@@ -26,8 +26,15 @@ from interp.components import HookedModel, Place, parse
 from interp.effects import Effects
 from interp.engine.sweeping import MEMORY, Progress
 from interp.errors import BehaviourError, ModelError
-from interp.metrics import Metric
-from interp.shares import DIRECTIONS, How, Layout, effects, one_of
+from interp.shares import (
+    DIRECTIONS,
+    How,
+    Layout,
+    Metrics,
+    effects,
+    one_of,
+    refuse_misuse,
+)
 from train.errors import nearest
 
 
@@ -47,8 +54,7 @@ __all__ = [
     "values",
 ]
 
-Positions = str | Sequence[int | Sequence[int]]
-Metrics = Metric | Sequence[Metric] | None
+Positions = str | int | Sequence[int | Sequence[int]]
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 
 
@@ -61,7 +67,6 @@ def residual(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch the residual stream of each layer, one position at a time: Effects over (layer, pos).
@@ -69,7 +74,7 @@ def residual(
     `site` is resid_pre (what enters the layer), resid_mid (behind attention) or resid_post.
     """
     one_of("site", site, RESIDUAL)
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_layer(model, behaviour, site, positions, 1, how)
 
 
@@ -82,14 +87,13 @@ def attention(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch the output of attention, all heads of a layer together: Effects over (layer[, pos]).
 
     `window` layers around the named one are patched together; wide windows inflate peaks.
     """
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_layer(model, behaviour, "attn", positions, window, how)
 
 
@@ -102,11 +106,10 @@ def mlps(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch the output of one MLP at a time, otherwise as `attention`."""
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_layer(model, behaviour, "mlp", positions, window, how)
 
 
@@ -118,11 +121,10 @@ def heads(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch the output of one head at a time (`hook_z`): Effects over (layer, head[, pos])."""
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_head(model, behaviour, "head", positions, how)
 
 
@@ -134,11 +136,10 @@ def queries(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch the query of one head at a time, not yet rotated: Effects over (layer, head[, pos])."""
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_head(model, behaviour, "q", positions, how)
 
 
@@ -150,11 +151,10 @@ def keys(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch the key of one head at a time; heads that share one are patched together."""
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_head(model, behaviour, "k", positions, how)
 
 
@@ -166,11 +166,10 @@ def values(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch the value of one head at a time; heads that share one are patched together."""
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_head(model, behaviour, "v", positions, how)
 
 
@@ -183,7 +182,6 @@ def patterns(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch what one head attends to; rows are not made to sum to 1 again.
@@ -191,7 +189,7 @@ def patterns(
     Positions are those that look. With `keys` every position looked at is patched on its own:
     Effects over (layer, head, pos, key).
     """
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     return _by_head(model, behaviour, "pattern", positions, how, keys=keys)
 
 
@@ -204,14 +202,14 @@ def neurons(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch one neuron at a time, behind its activation: Effects over (layer, neuron[, pos]).
 
     Costs as many patches as there are neurons; `layers` takes some of them.
     """
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
+    refuse_misuse(model, behaviour)
     chosen = range(model.cfg.n_layers) if layers is None else list(layers)
     if not chosen:
         raise ModelError("no layer was given; leave `layers` out for all of them")
@@ -234,11 +232,11 @@ def together(
     metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Patch sets of places, each set at once: Effects over (patch,), named "L0H2 + L1.mlp@3"."""
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
+    refuse_misuse(model, behaviour)
     sets = [[parse(one) if isinstance(one, str) else one for one in given] for given in patches]
     if not sets:
         raise ModelError("no patch was given; each is a list of places such as ['L0H2', 'L1.mlp']")
@@ -258,6 +256,7 @@ def _by_layer(
     window: int,
     how: How,
 ) -> Effects:
+    refuse_misuse(model, behaviour)
     n_layers = model.cfg.n_layers
     if not 1 <= window <= n_layers:
         raise ModelError(f"a window of {window} layers was asked of a model that has {n_layers}")
@@ -286,6 +285,7 @@ def _by_head(
     *,
     keys: bool = False,
 ) -> Effects:
+    refuse_misuse(model, behaviour)
     cfg = model.cfg
     shared = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     heads = range(shared if site in ("k", "v") else cfg.n_heads)
@@ -321,7 +321,8 @@ def _groups(
             f"no positions are called {positions!r}{nearest(positions, known)}; give 'each', "
             "'together' or a list"
         )
-    found = list(_resolved(positions, behaviour.n_pos))
+    listed = [positions] if isinstance(positions, int) else positions
+    found = list(dict.fromkeys(_resolved(listed, behaviour.n_pos)))
     if not found:
         raise BehaviourError("an empty list of positions patches nothing; leave it out for all")
     return found, ("pos",)

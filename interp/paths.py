@@ -22,8 +22,7 @@ from interp.engine.base_runs import BaseRun
 from interp.engine.pathways import Path
 from interp.engine.sweeping import MEMORY, Progress
 from interp.errors import ModelError
-from interp.metrics import Metric
-from interp.shares import How, Layout
+from interp.shares import How, Layout, Metrics
 from train import progress as bars
 from train.model import GPT
 
@@ -41,10 +40,9 @@ def senders(
     to: str | Place | Sequence[str | Place] = LOGITS,
     *,
     mlps: str = "frozen",
-    metric: Metric | Sequence[Metric] | None = None,
+    metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Effect of every head on the receivers `to`, taken together, and on nothing else.
@@ -62,7 +60,8 @@ def senders(
             adds (post-norm), where what a head writes is no term of a sum. Otherwise as
             `interp.patching`.
     """
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
+    shares.refuse_misuse(model, behaviour)
     heard = _receivers(to)
     cfg = model.cfg
     paths = [
@@ -85,10 +84,9 @@ def receivers(
     *,
     part: str = "q",
     mlps: str = "frozen",
-    metric: Metric | Sequence[Metric] | None = None,
+    metric: Metrics = None,
     direction: str = "denoising",
     memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
     """Effect of one head through the query, key or value of every later head, one at a time.
@@ -97,8 +95,9 @@ def receivers(
         Effects over (layer, head) of the receiver, 0 in the sender's layer and below. Raises as
         `senders` does.
     """
+    shares.refuse_misuse(model, behaviour)
     shares.one_of("part", part, READERS)
-    how = How(metric, direction, memory, seed, progress)
+    how = How(metric, direction, memory, progress)
     spoken = parse(sender) if isinstance(sender, str) else sender
     if spoken.site != "head" or spoken.pos is not None:
         raise ModelError(f"{spoken} is no sender: name a head, such as L0H2")
@@ -163,9 +162,9 @@ def _effects(model: HookedModel, behaviour: Behaviour, asked: _Asked, how: How) 
 
 
 def _receivers(to: str | Place | Sequence[str | Place]) -> list[Place]:
-    if isinstance(to, str) and to == LOGITS:
-        return []
     given = [to] if isinstance(to, str | Place) else list(to)
+    if given == [LOGITS]:
+        return []
     places = [parse(one) if isinstance(one, str) else one for one in given]
     wrong = [place for place in places if place.site not in READERS or place.pos is not None]
     if wrong or not places:

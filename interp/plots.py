@@ -4,6 +4,7 @@ Colours diverge around 0 (red works for the behaviour, blue against it), and an 
 what it holds: tokens, heads, exposures.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def write(figure: go.Figure, path: str | Path) -> Path:
 
 def effects(found: "Effects") -> go.Figure:
     """A heat map of two axes, or bars with intervals over one."""
-    title = f"{found.provenance.behaviour}: {found.site}, {found.direction}"
+    title = f"{found.provenance.behaviour}: {found.site}, {found.direction}, n={found.n_prompts}"
+    if found.unfinished:
+        title += f", {found.unfinished} of {len(found.names)} places unfinished"
     if len(found.axes) == 1:
         return bars(
             found.names,
@@ -72,9 +75,10 @@ def effects(found: "Effects") -> go.Figure:
         return heads(found.values, title=title, unit=found.unit)
     rows = found.values.flatten(0, -2)
     width = rows.shape[1]
-    down = [f"L{layer}" for layer in range(len(rows))]
-    if found.values.ndim > 2:
-        down = [name.partition("@")[0] for name in found.names[::width]]
+    down = [name.partition("@")[0] for name in found.names[::width]]
+    if found.values.ndim == 2:
+        # The site is in the title.
+        down = [re.split(r"[.HN]", name)[0] for name in down]
     return heat_map(rows.tolist(), down, _across(found), title=title, unit=found.unit)
 
 
@@ -100,7 +104,9 @@ def heat_map(
     values: list[list[float]], down: list[str], across: list[str], *, title: str, unit: str
 ) -> go.Figure:
     """Values over rows and columns, the first row at the bottom."""
-    limit = max((abs(value) for row in values for value in row), default=1.0) or 1.0
+    # What Ctrl-C left out is nan, and equals nothing, itself included.
+    there = (abs(value) for row in values for value in row if value == value)
+    limit = max(there, default=1.0) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=values,

@@ -5,7 +5,7 @@ suffices. Noising is the other way round and finds what is needed. Either way 1 
 difference between the two scores, and 0 none of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,29 +27,54 @@ from train import progress as bars
 from train.errors import nearest
 
 
-__all__ = ["DIRECTIONS", "Contrast", "How", "Layout", "contrast", "effects", "of_patched", "one_of"]
+__all__ = [
+    "DIRECTIONS",
+    "Contrast",
+    "How",
+    "Layout",
+    "Metrics",
+    "contrast",
+    "effects",
+    "of_patched",
+    "one_of",
+    "refuse_misuse",
+]
 
 DIRECTIONS = ("denoising", "noising")
+
+
+# A metric, its name, or what makes it from a behaviour; or several of them.
+OneMetric = Metric | str | Callable[[Behaviour], Metric]
+Metrics = OneMetric | Sequence[OneMetric] | None
 
 
 @dataclass(frozen=True, eq=False)
 class How:
     """What every sweep may be told. `metric` None is the logit difference."""
 
-    metric: Metric | Sequence[Metric] | None = None
+    metric: Metrics = None
     direction: str = "denoising"
     memory: int = MEMORY
-    seed: int = 0
     progress: Progress | None = None
+    seed: int = 0
 
     def metrics(self, behaviour: Behaviour) -> list[Metric]:
         """At least one."""
-        if self.metric is None:
+        asked = self.metric
+        if asked is None:
             return [metrics.logit_difference(behaviour)]
-        given = [self.metric] if isinstance(self.metric, Metric) else list(self.metric)
+        alone = [asked] if isinstance(asked, Metric | str) or callable(asked) else asked
+        given = [_made(metric, behaviour) for metric in alone]
         if not given or len({one.name for one in given}) < len(given):
             raise BehaviourError(f"{len(given)} metrics were given; give one or more, each once")
         return given
+
+
+def _made(metric: Metric | str | Callable[[Behaviour], Metric], behaviour: Behaviour) -> Metric:
+    """A metric as it is, by its name, or from its maker."""
+    if isinstance(metric, str):
+        return metrics.named(metric, behaviour)
+    return metric if isinstance(metric, Metric) else metric(behaviour)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +312,16 @@ def _labels(model: HookedModel, behaviour: Behaviour) -> tuple[str, ...]:
     """The tokens of the first clean prompt, when the model can spell them."""
     tokenizer = getattr(model, "tokenizer", None)
     return tuple(tokenizer.tokens(behaviour.clean[0].tolist())) if tokenizer else ()
+
+
+def refuse_misuse(model: object, behaviour: object) -> None:
+    """Raise a BehaviourError unless the two nouns of a sweep are what they should be."""
+    if not isinstance(behaviour, Behaviour):
+        raise BehaviourError(
+            f"{behaviour!r} is no behaviour; load one with behaviours.load(name, run)"
+        )
+    if not hasattr(model, "cfg"):
+        raise BehaviourError(f"{model!r} is no model; load one with hooked.load(run)")
 
 
 def one_of(what: str, given: str, known: Sequence[str]) -> None:

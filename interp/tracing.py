@@ -43,6 +43,7 @@ from train.model import GPT
 __all__ = ["DAMAGES", "Trace", "causal", "subject_noise"]
 
 SCHEMA = "openbook.trace/1"
+RESTORING = "restoring in noise"
 DAMAGES = ("replaced", "noised")
 SITES = {"residual": "resid_post", "mlps": "mlp", "attention": "attn"}
 
@@ -58,7 +59,7 @@ class Trace:
         subject: Half-open span of the subject's positions, when there is one.
         damage: "replaced" or "noised".
         noise: Width of the noise in deviations of the subjects' embeddings; 0 without.
-        draws: Of the noise; 1 without.
+        draws: Of the noise, those that every map finished; 1 without.
     """
 
     residual: Effects
@@ -168,33 +169,37 @@ def causal(
         ModelError: The window has more layers than the model, or the model has hooks of its own.
     """
     shares.one_of("damage", damage, DAMAGES)
-    how = How(metric, "denoising", memory, seed, progress)
+    how = How(metric, "denoising", memory, progress, seed)
     n_layers, n_pos = model.cfg.n_layers, behaviour.n_pos
     if not 1 <= window <= n_layers:
         raise ModelError(f"a window of {window} layers was asked of a model that has {n_layers}")
-    found = {}
+    found: dict[str, Effects] = {}
+    made, stopped = draws, False
     for what, site in SITES.items():
         wide = 1 if what == "residual" else window
         places = [Place(site, layer, pos=p) for layer, p in product(range(n_layers), range(n_pos))]
         patches = [_window(place, wide, n_layers) for place in places]
         names = tuple(map(str, places))
         layout = Layout(site, ("layer", "pos"), (n_layers, n_pos), names, window=wide)
-        if found and any(one.unfinished for one in found.values()):
+        if stopped:
             # Ctrl-C ends the whole trace: what comes after it is missing and says so.
             found[what] = _missing(found["residual"], layout)
         elif damage == "replaced":
             found[what] = shares.effects(model, behaviour, patches, layout, how)
+            stopped = found[what].unfinished > 0
         else:
             with bars.shown(behaviour.name, progress) as told:
                 shown = replace(how, progress=told)
-                found[what] = _noised(model, behaviour, patches, layout, shown, (noise, draws))
+                drawn = (noise, draws)
+                found[what], n = _noised(model, behaviour, patches, layout, shown, drawn)
+            made, stopped = min(made, n), n < draws or found[what].unfinished > 0
     noised = damage == "noised"
     return Trace(
         **found,
         subject=behaviour.subject,
         damage=damage,
         noise=noise if noised else 0.0,
-        draws=draws if noised else 1,
+        draws=made if noised else 1,
     )
 
 
@@ -253,8 +258,8 @@ def _noised(
     layout: Layout,
     how: How,
     drawn: tuple[float, int],
-) -> Effects:
-    """Clean states restored in noised runs, scores averaged over the draws."""
+) -> tuple[Effects, int]:
+    """Clean states restored in noised runs, averaged over the draws, and how many were finished."""
     behaviours.check(model, behaviour)
     if not sweeping.engine_runs(model):
         raise ModelError("the model has hooks of its own, which a trace does not run; remove them")
@@ -286,7 +291,7 @@ def _noised(
         found.append(one)
         if not one.done.all():
             break
-    mean = _averaged(found)
+    mean, made = sweeping.averaged(found)
     goal = sweeping.unpatched(model, clean, read, memory=how.memory)
     if not (goal.mean(dim=1) - mean.start.mean(dim=1)).abs().min() >= 1e-6:
         raise ContrastError(
@@ -294,18 +299,18 @@ def _noised(
             f"{noise:g} deviations on its subject"
         )
     runs = Contrast(clean, clean, shared, mean.start.numpy(), goal.numpy())
-    return shares.of_patched(model, behaviour, mean, runs, layout, how)
+    effects = shares.of_patched(model, behaviour, mean, runs, layout, how)
+    return _called_noised(effects, f"{made} of {draws} draws of noise, {noise:g} deviations"), made
 
 
-def _averaged(found: Sequence[Patched]) -> Patched:
-    """Mean over draws; after Ctrl-C, over the draws in which everything was finished, if any."""
-    whole = [one for one in found if one.done.all()] or list(found)
-    return Patched(
-        scores=torch.stack([one.scores for one in whole]).mean(dim=0),
-        start=torch.stack([one.start for one in whole]).mean(dim=0),
-        done=whole[0].done,
-        moved=torch.stack([one.moved for one in whole]).amax(dim=0),
-        peak_bytes=max(one.peak_bytes for one in whole),
+def _called_noised(effects: Effects, note: str) -> Effects:
+    """The same numbers, saying that the other end is the noised run and not the corrupt prompts."""
+    return replace(
+        effects,
+        direction=RESTORING,
+        unit=effects.unit.replace("clean-corrupt", "clean-noised"),
+        notes=(note, *effects.notes),
+        also=tuple(_called_noised(one, note) for one in effects.also),
     )
 
 

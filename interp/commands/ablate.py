@@ -22,7 +22,9 @@ def ablate_command(
         Path | None,
         typer.Option(callback=readable, help="Effects of `openbook patch --out`: its best."),
     ] = None,
-    take: Annotated[int, typer.Option(min=1, help="How many of --components.")] = 5,
+    take: Annotated[
+        int | None, typer.Option(min=1, help="How many of --components; default 5.")
+    ] = None,
     component: Annotated[
         list[str] | None, typer.Option(help="L0H2, L1.mlp@3 and so on; may be repeated.")
     ] = None,
@@ -33,7 +35,7 @@ def ablate_command(
         Literal["zero", "mean", "resample", "corrupt"],
         typer.Option(help="What is put in the place of a component."),
     ] = "mean",
-    draws: Annotated[int, typer.Option(min=1, help="Of resample.")] = 10,
+    draws: Annotated[int | None, typer.Option(min=1, help="Of resample; default 10.")] = None,
     metric: Annotated[
         Literal["logit-difference", "log-probability", "probability"],
         typer.Option(help="What is scored."),
@@ -53,9 +55,13 @@ def ablate_command(
     from interp.effects import Effects
     from train import progress
 
+    if draws and standin != "resample":
+        raise InterpError(f"--draws belongs to --standin resample, not to {standin}")
+    if take and not components:
+        raise InterpError("--take belongs to --components; --component names one")
     named = list(component or [])
     if components:
-        named += Effects.load(components).top(take)
+        named += Effects.load(components).top(take or 5)
     if together and not named:
         raise InterpError("--together needs --component or --components, or nothing is left")
     model, words = hooked.open(source, step=step, store=store)
@@ -67,7 +73,7 @@ def ablate_command(
             prompted,
             sets,
             standin=standin,
-            draws=draws,
+            draws=draws or 10,
             metric=metrics.named(metric, prompted),
             memory=memory << 20,
             seed=seed,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from interp.cli import Named, Prompts, Seed, Source, Step
+from interp.errors import InterpError
 from interp.figures.figure_files import drawable
 from train.cli import Json, Out, StorePath, answer, readable, writable
 
@@ -61,6 +62,8 @@ def circuit_command(
     out: Out = None,
 ) -> None:
     """Find the edges of RUN that carry BEHAVIOUR, and check that they do."""
+    if judge and (mib or plot or edges):
+        raise InterpError("--judge finds nothing to keep: leave out --mib, --plot and --edges")
     from interp import behaviours, circuit_files, circuits, hooked, metrics, plots
     from train import progress
 
@@ -70,7 +73,10 @@ def circuit_command(
         kept = circuit_files.open_any(judge).kept
         share = circuits.check(model, prompted, kept, metric=metrics.METRICS[metric])
         result = {"circuit": str(judge), "edges": int(kept.sum()), "faithfulness": asdict(share)}
-        text = f"{behaviour}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}"
+        text = (
+            f"{behaviour}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
+            "on all prompts, those that chose the edges included when they were these"
+        )
         answer(result, text, as_json=as_json, out=out)
         return
     with progress.bar("circuit") as advance:

@@ -71,7 +71,10 @@ def _text(found: "Agreement") -> str:
     ranks = "-" if found.spearman is None else f"{found.spearman:.3f}"
     if found.interval:
         ranks += " [{:.3f}, {:.3f}]".format(*found.interval)
-    lines = [
+    rows = zip(found.places, found.estimated, found.exact, strict=True)
+    lines = ["verified          estimate    exact"]
+    lines += [f"{name:<16}  {estimated:8.3f}  {exact:7.3f}" for name, estimated, exact in rows]
+    lines += [
         f"verified exactly: {found.n} of {found.n_places} places on {found.n_prompts} prompts, "
         f"rank correlation {ranks}, largest error {found.largest_error:.3f}"
     ]

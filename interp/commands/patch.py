@@ -73,6 +73,8 @@ def patch_command(
         raise InterpError(f"--window belongs to {' and '.join(WINDOWED)}, not to {over}")
     if through_mlps and not to:
         raise InterpError("--through-mlps belongs to --to: only paths leave MLPs out")
+    if to and control:
+        raise InterpError("--control is of patches; paths of an untrained model are not followed")
     if to and (positions or window > 1 or over != "heads"):
         raise InterpError("--to follows whole heads: leave out --over, --positions and --window")
     from interp import behaviours, controls, hooked, metrics, plots
@@ -84,7 +86,6 @@ def patch_command(
         "direction": direction,
         "metric": [metrics.named(name, prompted) for name in metric] if metric else None,
         "memory": memory << 20,
-        "seed": seed,
     }
     if positions:
         how["positions"] = _positions(positions)
@@ -95,7 +96,7 @@ def patch_command(
             if to
             else _sweep(model, prompted, over, window, how)
         )
-    if control:
+    if control and not effects.unfinished:
         effects = controls.untrained(model, prompted, effects, memory=memory << 20, seed=seed)
     if plot:
         plots.write(effects.plot(), plot)
@@ -159,7 +160,7 @@ def effects_text(effects: "Effects", top: int) -> str:
         shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else _no_interval(effects)
         lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
     if effects.control is not None:
-        largest = float(effects.control.nan_to_num().abs().max())
+        largest = float(effects.control[~effects.control.isnan()].abs().max())
         lines.append(f"untrained model: no place moves more than {largest:.3f} of this difference")
     left = len(effects.names) - top - effects.unfinished
     lines += [f"and {left} places with smaller effects"] if left > 0 else []

@@ -6,6 +6,7 @@ import typer
 
 from interp.cli import Named, Prompts, Seed, Source, Step
 from interp.commands.patch import PROMPTS, Memory, Plot, effects_text
+from interp.errors import InterpError
 from train.cli import Json, Out, StorePath, answer
 
 
@@ -15,8 +16,10 @@ def trace_components_command(
     damage: Annotated[
         Literal["replaced", "noised"], typer.Option(help="Another subject, or noise on it.")
     ] = "replaced",
-    noise: Annotated[float, typer.Option(min=0.01, help="In deviations of embeddings.")] = 3.0,
-    draws: Annotated[int, typer.Option(min=1, help="Of the noise.")] = 10,
+    noise: Annotated[
+        float | None, typer.Option(min=0.01, help="In deviations of embeddings; default 3.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Of the noise; default 10.")] = None,
     window: Annotated[
         int, typer.Option(min=1, help="Layers of MLP or attention restored together.")
     ] = 1,
@@ -35,6 +38,8 @@ def trace_components_command(
     out: Out = None,
 ) -> None:
     """Damage what BEHAVIOUR's prompts say of their subject, restore one state of RUN at a time."""
+    if damage == "replaced" and (noise or draws):
+        raise InterpError("--noise and --draws belong to --damage noised")
     from interp import behaviours, hooked, metrics, plots, tracing
     from train import progress
 
@@ -45,8 +50,8 @@ def trace_components_command(
             model,
             prompted,
             damage=damage,
-            noise=noise,
-            draws=draws,
+            noise=noise or 3.0,
+            draws=draws or 10,
             window=window,
             metric=metrics.named(metric, prompted),
             memory=memory << 20,
@@ -60,5 +65,5 @@ def trace_components_command(
     maps = (trace.residual, trace.mlps, trace.attention)
     text = "\n\n".join(effects_text(one, top) for one in maps)
     answer(trace.to_dict(), text, as_json=as_json, out=None)
-    if any(one.unfinished for one in maps):
+    if any(one.unfinished for one in maps) or (draws and trace.draws < draws):
         raise typer.Exit(130)

@@ -33,6 +33,7 @@ __all__ = [
     "Progress",
     "Source",
     "Sources",
+    "averaged",
     "engine_runs",
     "refuse_unknown",
     "run",
@@ -82,8 +83,8 @@ def scores(
     """Run the prompts once for every patch, its places replaced together by their source values.
 
     Everything downstream of a patch is computed again, exactly: sums are in another order than in a
-    whole forward pass, nothing is approximated. Ctrl-C returns the finished part with an
-    `InterruptedWarning`.
+    whole forward pass, nothing is approximated. Ctrl-C returns the patches that are finished for
+    every prompt with an `InterruptedWarning`; it is raised when there are none.
 
     Args:
         model: Any hooked model; `train.model.GPT` without hooks of its own is fast.
@@ -172,7 +173,22 @@ def run(
             except KeyboardInterrupt:
                 return found.interrupted(number == len(pieces) - 1)
             found.next_slab()
+            # Or the next slab's runs would be made beside them.
+            del base, given, sweep
     return found.whole()
+
+
+def averaged(found: Sequence[Patched]) -> tuple[Patched, int]:
+    """Mean over finished draws, and how many; after Ctrl-C in the first, what there is of it."""
+    whole = [one for one in found if one.done.all()] or list(found)
+    mean = Patched(
+        scores=torch.stack([one.scores for one in whole]).mean(dim=0),
+        start=torch.stack([one.start for one in whole]).mean(dim=0),
+        done=whole[0].done,
+        moved=torch.stack([one.moved for one in whole]).amax(dim=0),
+        peak_bytes=max(one.peak_bytes for one in whole),
+    )
+    return mean, len(whole)
 
 
 def spread(found: Patched, indices: Sequence[int], n_patches: int) -> Patched:
@@ -213,16 +229,28 @@ def engine_runs(model: HookedModel) -> bool:
 
 def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Place]], n_pos: int) -> None:
     """Raise a ModelError at a place that the model, or the prompts, do not have."""
+    if any(not patch for patch in patches):
+        raise ModelError("a patch without a place changes nothing; name one")
     for place in {place for patch in patches for place in patch}:
+        if place.site not in SITES:
+            raise ModelError(f"no site is called {place.site!r}{nearest(place.site, SITES)}")
+        _refuse_misfit(place)
         for what, index, size in _sizes(model, place, n_pos):
             if index is not None and not 0 <= index < size:
                 raise ModelError(f"{place} is {what} {index} of a model that has {size}, from 0")
-        if place.site in OF_HEADS and place.head is None:
-            raise ModelError(f"{place} needs a head: a {place.site} belongs to one")
-        if place.site not in SITES:
-            raise ModelError(f"no site is called {place.site!r}{nearest(place.site, SITES)}")
-    if any(not patch for patch in patches):
-        raise ModelError("a patch without a place changes nothing; name one")
+
+
+def _refuse_misfit(place: Place) -> None:
+    """Raise a ModelError where a place lacks what its site needs, or has what it has none of."""
+    belongs = {"head": OF_HEADS, "neuron": ("neuron",), "key": ("pattern",)}
+    for field, sites in belongs.items():
+        given = getattr(place, field) is not None
+        if given and place.site not in sites:
+            raise ModelError(f"{place.site} has no {field}, and {getattr(place, field)} was given")
+        if not given and place.site in sites and field != "key":
+            raise ModelError(f"{place} needs a {field}: a {place.site} belongs to one")
+    if place.pos == ():
+        raise ModelError(f"{place} is at no position; leave positions out for all of them")
 
 
 def _sizes(model: HookedModel, place: Place, n_pos: int) -> Iterator[tuple[str, int | None, int]]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from interp.errors import InterpError
 from train import durable
+from train.cli import writable
 
 
 __all__ = ["SUFFIXES", "drawable", "write"]
@@ -36,6 +37,7 @@ def drawable(path: Path | None) -> Path | None:
 
     Raises:
         InterpError: Another suffix than .html and .png, or .png without matplotlib.
+        TrainError: There is no such folder, or a folder of that name.
     """
     if path is None:
         return None
@@ -49,7 +51,7 @@ def drawable(path: Path | None) -> Path | None:
             f"{path.name}: pictures need matplotlib, which is not installed; "
             "`pip install 'openbook[png]'`, or write .html"
         )
-    return path
+    return writable(path)
 
 
 def write(figure: Any, path: str | Path) -> Path:

@@ -72,6 +72,16 @@ def _content(path: Path) -> dict[str, Any]:
         raise BehaviourError(f"{path}: not readable as TOML ({error})") from None
 
 
+def _worded(path: Path, template: str, filled: dict[str, str]) -> str:
+    try:
+        return template.format(**filled)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join("{" + name + "}" for name in filled)
+        raise BehaviourError(
+            f"{path}: {template!r} cannot be filled in ({error}); its slots are {known}"
+        ) from None
+
+
 def _from_templates(
     path: Path, content: dict[str, Any], tokenizer: Any, n_prompts: int, draw: np.random.Generator
 ) -> Behaviour:
@@ -81,10 +91,10 @@ def _from_templates(
     for turn in range(n_prompts):
         filled = _fill(content["slots"], words, draw)
         template = turn % len(content["clean"])
-        clean.append(content["clean"][template].format(**filled))
-        corrupt.append(content["corrupt"][template].format(**filled))
-        answer.append(_token(content["answer"].format(**filled), tokenizer))
-        foil.append(_token(content["foil"].format(**filled), tokenizer))
+        clean.append(_worded(path, content["clean"][template], filled))
+        corrupt.append(_worded(path, content["corrupt"][template], filled))
+        answer.append(_token(_worded(path, content["answer"], filled), tokenizer))
+        foil.append(_token(_worded(path, content["foil"], filled), tokenizer))
     return Behaviour(
         name=path.stem,
         clean=encoded(clean, tokenizer),

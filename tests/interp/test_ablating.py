@@ -1,10 +1,12 @@
 """Ablation: what is taken away is missed exactly as much as it is used."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from interp import ablating
+from interp import ablating, metrics
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError, EffectsError, ModelError
 from train.model import GPTConfig, init
@@ -116,3 +118,27 @@ def test_what_cannot_be_ablated_is_refused(model, behaviour):
     )
     with pytest.raises(BehaviourError, match="has 1 prompt"):
         ablating.ablate(model, single, [["L0H2"]])
+
+
+def test_right_and_wrong_do_not_depend_on_what_is_scored(model, behaviour):
+    asked = {"sets": [["L0H2"], ["L1.mlp"]], "standin": "zero"}
+    plain_score = ablating.ablate(model, behaviour, **asked)
+    other = ablating.ablate(model, behaviour, metric=metrics.log_probability(behaviour), **asked)
+    assert other.accuracy.tolist() == plain_score.accuracy.tolist()
+    assert other.intact_accuracy == 1.0
+
+
+def test_an_interrupted_draw_is_left_out_and_the_count_says_so(model, behaviour, monkeypatch):
+    whole, calls = ablating.sweeping.scores, []
+
+    def stops_in_the_third(*arguments, **options):
+        found = whole(*arguments, **options)
+        calls.append(found)
+        if len(calls) < 3:
+            return found
+        return replace(found, done=torch.zeros_like(found.done))
+
+    monkeypatch.setattr(ablating.sweeping, "scores", stops_in_the_third)
+    found = ablating.ablate(model, behaviour, [["L0H2"]], standin="resample", draws=9)
+    assert (len(calls), found.draws) == (3, 2)
+    assert not np.isnan(found["L0H2"])

@@ -84,7 +84,7 @@ def test_two_axes_are_a_heat_map_centred_at_zero(effects):
     assert (heat.zmin, heat.zmax) == pytest.approx((-0.9, 0.9))
     assert list(heat.x) == ["H0", "H1"]
     assert list(heat.y) == ["L0", "L1"]
-    assert figure.layout.title.text == "ioi: head, denoising"
+    assert figure.layout.title.text == "ioi: head, denoising, n=10"
 
 
 def test_positions_are_labelled_by_their_tokens_even_when_two_are_equal(effects):
@@ -100,3 +100,11 @@ def test_one_axis_is_bars_with_intervals(effects):
     assert list(bars.x) == ["L0.mlp", "L1.mlp"]
     assert list(bars.error_y.array) == pytest.approx([0.2, 0.2])
     assert list(bars.error_y.arrayminus) == pytest.approx([0.1, 0.1])
+
+
+def test_a_table_holds_layers_and_positions_and_not_their_indices(effects):
+    places = ("L2N0@5", "L2N0@3,7", "L2N1@5", "L2N1@3,7")
+    some = replace(effects, site="neuron", axes=("neuron", "pos"), places=places)
+    frame = some.to_frame()
+    assert frame["neuron"].tolist() == [0, 0, 1, 1]
+    assert frame["pos"].tolist() == [5, "3,7", 5, "3,7"]
