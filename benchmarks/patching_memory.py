@@ -6,7 +6,7 @@ the kernel's own high-water mark of resident memory (VmHWM, reset before the swe
 resident when the weights lay there and nothing else; what the sweep says is `Effects.peak_bytes`.
 
 A few patches have the peak of all: how many positions run at a time is bounded, and the patches
-are chosen so that the bound is reached (two runs of 32 prompts over 48 positions are 3,072), while
+are chosen so that the bound is reached (32 prompts of 64 positions are 2,048), while
 every layer has one, so that as much of the unpatched run is kept as in a whole sweep. `--whole`
 runs every patch, for an hour or two.
 

@@ -29,7 +29,7 @@ from train.errors import nearest
 __all__ = ["Behaviour", "Check", "check", "load", "measure", "names", "read", "refuse_other_words"]
 
 SCHEMA = "openbook.behaviour/1"
-LOGIT_BYTES = 128 << 20  # held at a time: 32 prompts of 64 tokens in GPT-2's words are 412 MB
+LOGIT_BYTES = 64 << 20  # held at a time: 32 prompts of 64 tokens in GPT-2's words are 412 MB
 PACKAGED = Path(__file__).parent / "behaviour_files"
 
 

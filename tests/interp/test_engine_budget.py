@@ -79,5 +79,5 @@ def test_more_prompts_than_fit_are_taken_in_turns():
     for n_prompts in (4, 16, 64):
         model, behaviour = asked(SMALL, n_prompts, n_pos=12)
         held.append(patching.residual(model, behaviour, memory=1 << 20).peak_bytes)
-    assert held[0] < held[1] <= 1 << 20
+    assert held[0] <= held[1] <= 1 << 20
     assert held[2] <= 1 << 20, "16 times the prompts in the same memory"
