@@ -56,9 +56,11 @@ def behaviour(model) -> Behaviour:
 
 
 @pytest.fixture(autouse=True)
-def another_product(monkeypatch) -> None:
+def another_product(monkeypatch) -> Iterator[None]:
     """As on processors where it is faster, so that there is something to set back."""
     monkeypatch.setattr(base_runs, "fast_product", lambda: "medium")
+    yield
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.fixture
