@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -70,13 +70,7 @@ def circuit_command(
     model, words = hooked.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
     if judge:
-        kept = circuit_files.open_any(judge).kept
-        share = circuits.check(model, prompted, kept, metric=metrics.METRICS[metric])
-        result = {"circuit": str(judge), "edges": int(kept.sum()), "faithfulness": asdict(share)}
-        text = (
-            f"{behaviour}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
-            "on all prompts, those that chose the edges included when they were these"
-        )
+        result, text = _judged(model, prompted, judge, metrics.METRICS[metric])
         answer(result, text, as_json=as_json, out=out)
         return
     with progress.bar("circuit") as advance:
@@ -100,6 +94,20 @@ def circuit_command(
     if out:
         found.save(out)
     answer(found.to_dict(), _circuit(found, top), as_json=as_json, out=None)
+
+
+def _judged(model: Any, behaviour: Any, path: Path, metric: Any) -> tuple[dict[str, Any], str]:
+    """How much of a behaviour a circuit keeps that was found before."""
+    from interp import circuit_files, circuits
+
+    kept = circuit_files.open_any(path).kept
+    share = circuits.check(model, behaviour, kept, metric=metric)
+    result = {"circuit": str(path), "edges": int(kept.sum()), "faithfulness": asdict(share)}
+    text = (
+        f"{behaviour.name}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
+        "on all prompts, those that chose the edges included when they were these"
+    )
+    return result, text
 
 
 def _circuit(found: "Circuit", top: int) -> str:

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.components import HookedModel, Place, device_of
+from interp.engine.patched import Patched
 from interp.errors import InterruptedWarning
 from interp.metrics import Metric
 
@@ -26,9 +27,6 @@ def scores(
     progress: Callable[[str, int, int | None], None] | None = None,
 ):
     """One forward pass a patch; otherwise as `sweeping.scores`, whose result this is."""
-    # Here and not above: sweeping falls back to this file.
-    from interp.engine.sweeping import Patched
-
     tokens = tokens.to(device_of(model))
     given = source(slice(0, len(tokens))) if callable(source) else source
     hooks = sorted({place.hook for patch in patches for place in patch})
