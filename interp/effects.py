@@ -27,6 +27,7 @@ from train.errors import nearest
 __all__ = ["UNIT", "Effects", "Provenance", "provenance"]
 
 SCHEMA = "openbook.effects/1"
+ENDS = ("clean_interval", "corrupt_interval")
 TENSORS = ("values", "low", "high", "control")
 UNIT = "share of the clean-corrupt logit difference"
 
@@ -108,6 +109,8 @@ class Effects:
             trained model's difference; None where nobody asked, see `interp.controls`.
         notes: What the reader must know, such as places that the contrast does not vary.
         peak_bytes: Most memory that was held above the weights; 0 where nobody counted.
+        clean_interval: Of `clean`, 95 % over prompts; None with one prompt.
+        corrupt_interval: Of `corrupt`.
         also: The same for further metrics, measured in the same passes.
     """
 
@@ -130,6 +133,8 @@ class Effects:
     control: Float[Tensor, "*axes"] | None = None
     notes: tuple[str, ...] = ()
     peak_bytes: int = 0
+    clean_interval: tuple[float, float] | None = None
+    corrupt_interval: tuple[float, float] | None = None
     also: tuple["Effects", ...] = ()
 
     def __repr__(self) -> str:
@@ -223,6 +228,7 @@ class Effects:
             "through": self.through,
             "notes": list(self.notes),
             "peak_bytes": self.peak_bytes,
+            **{name: list(at) if (at := getattr(self, name)) else None for name in ENDS},
             "also": [one.to_dict() for one in self.also],
         }
 
@@ -253,6 +259,8 @@ class Effects:
             content[name] = None if found is None else torch.tensor(_numbers(found))
         for name in ("axes", "pos_labels", "places", "notes"):
             content[name] = tuple(content.get(name, ()))
+        for name in ENDS:
+            content[name] = tuple(content[name]) if content.get(name) else None
         content["provenance"] = Provenance(**content["provenance"])
         content["also"] = tuple(cls.from_dict(one) for one in content.get("also", ()))
         return cls(**content)

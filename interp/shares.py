@@ -21,7 +21,7 @@ from interp.effects import UNIT, Effects, provenance
 from interp.engine import base_runs, sweeping
 from interp.engine.sweeping import MEMORY, Patched, Progress, Source
 from interp.errors import BehaviourError, ContrastError, ModelError
-from interp.intervals import ratio_interval
+from interp.intervals import mean_interval, ratio_interval
 from interp.metrics import Metric
 from train import progress as bars
 from train.errors import nearest
@@ -253,8 +253,7 @@ def of_patched(
             **_of_metric(found.scores[i].numpy(), runs.start[i], runs.goal[i], prompts, layout),
             "metric": metric.name,
             "unit": UNIT.replace("logit difference", metric.name),
-            "clean": float((runs.goal if how.direction == "denoising" else runs.start)[i].mean()),
-            "corrupt": float((runs.start if how.direction == "denoising" else runs.goal)[i].mean()),
+            **_baselines(runs, i, prompts, denoising=how.direction == "denoising"),
         }
         for i, metric in enumerate(how.metrics(behaviour))
     ]
@@ -277,6 +276,24 @@ def _of_metric(
         for one in (part.mean(axis=-1) / whole.mean(), *(bounds or (None, None)))
     )
     return {"values": values, "low": low, "high": high, "n_prompts": int(prompts.max()) + 1}
+
+
+def _baselines(
+    runs: Contrast, metric: int, prompts: Int64[np.ndarray, " prompt"], *, denoising: bool
+) -> dict[str, Any]:
+    """Mean scores of both ends, with their intervals over distinct prompts."""
+    count = np.bincount(prompts)
+    goal, start = (
+        _by_prompt(end[metric][None], prompts)[0] / count for end in (runs.goal, runs.start)
+    )
+    clean, corrupt = (goal, start) if denoising else (start, goal)
+    ends = (runs.goal, runs.start) if denoising else (runs.start, runs.goal)
+    return {
+        "clean": float(ends[0][metric].mean()),
+        "corrupt": float(ends[1][metric].mean()),
+        "clean_interval": mean_interval(clean),
+        "corrupt_interval": mean_interval(corrupt),
+    }
 
 
 def _notes(found: Patched, behaviour: Behaviour, layout: Layout) -> tuple[str, ...]:

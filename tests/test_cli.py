@@ -274,9 +274,11 @@ def test_patch_prints_the_top_places_and_keeps_the_effects(
     behaviour = behaviours.read(lookup_behaviour)
     expected = patching.residual(hooked.load(lookup_run), behaviour)
     sha256 = lookup_run.saved[-1].files["model.safetensors"]
+    bounds = (*expected.clean_interval, *expected.corrupt_interval)
     assert found.out == (
         "lookup: resid_pre, denoising, share of the clean-corrupt logit difference\n"
-        f"baselines: clean {expected.clean:.3f}, corrupt {expected.corrupt:.3f} "
+        f"baselines: clean {expected.clean:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}], "
+        f"corrupt {expected.corrupt:.3f} [{bounds[2]:.3f}, {bounds[3]:.3f}] "
         "(logit difference, 12 prompts)\n"
         "L0.resid_pre@1      1.000  [1.000, 1.000]\n"
         "and 2 places with smaller effects\n"

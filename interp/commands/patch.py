@@ -141,6 +141,10 @@ def _positions(given: str) -> str | list[int]:
         ) from None
 
 
+def _bounds(interval: tuple[float, float] | None) -> str:
+    return " [{:.3f}, {:.3f}]".format(*interval) if interval else ""
+
+
 def _no_interval(effects: "Effects") -> str:
     return "one prompt, no interval" if effects.n_prompts < 2 else "too few prompts for an interval"
 
@@ -152,7 +156,8 @@ def effects_text(effects: "Effects", top: int) -> str:
     window += f", paths: {effects.through}" if effects.through else ""
     lines = [
         f"{about.behaviour}: {effects.site}{window}, {effects.direction}, {effects.unit}",
-        f"baselines: clean {effects.clean:.3f}, corrupt {effects.corrupt:.3f} "
+        f"baselines: clean {effects.clean:.3f}{_bounds(effects.clean_interval)}, corrupt "
+        f"{effects.corrupt:.3f}{_bounds(effects.corrupt_interval)} "
         f"({effects.metric}, {effects.n_prompts} prompts)",
     ]
     for name in effects.top(top):
