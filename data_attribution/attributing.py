@@ -15,7 +15,7 @@ from jaxtyping import Int64
 
 from data_attribution import indexing, lexical
 from data_attribution.errors import EvidenceError, QueryError
-from data_attribution.lexical import Ranking
+from data_attribution.rankings import Ranking
 from data_attribution.sources import Source, Sources
 from data_attribution.token_index import TokenIndex
 from train.errors import nearest

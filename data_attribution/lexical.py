@@ -15,15 +15,15 @@ index too, so a frequent token costs a look at each of its places.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Float64, Integer
 
+from data_attribution.rankings import Ranking
 from data_attribution.token_index import TokenIndex
 
 
-__all__ = ["K1", "SHARED", "B", "Ranking", "bags", "bm25", "spans"]
+__all__ = ["K1", "SHARED", "B", "bags", "bm25", "spans"]
 
 K1, B = 1.2, 0.75
 # At full weight a template buries paraphrases under statements of other facts. Planted facts never
@@ -35,15 +35,6 @@ SHARED = 0.1
 Bag = dict[int, float]
 Tokens = Integer[np.ndarray, "..."]
 Progress = Callable[[str, int, int | None], None] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """Documents by falling score, and where in a document its evidence lies (offset, length)."""
-
-    documents: Int64[np.ndarray, " document"]
-    scores: Float64[np.ndarray, " document"]
-    where: Callable[[int], tuple[int, int]]
 
 
 def spans(index: TokenIndex, text: str, progress: Progress = None) -> Ranking:
