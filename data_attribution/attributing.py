@@ -6,23 +6,30 @@ gradient evidence has to beat and at finding the document that states a fact oft
 et al. 2024, TrackStar). Held-out documents and documents that the run never reached are no sources.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Int64
+from torch import Tensor
 
-from data_attribution import indexing, lexical
+from data_attribution import indexing, lexical, questions
 from data_attribution.errors import EvidenceError, QueryError
+from data_attribution.questions import Question
 from data_attribution.rankings import Ranking
 from data_attribution.sources import Source, Sources
 from data_attribution.token_index import TokenIndex
+from interp.behaviours import Behaviour
+from interp.metrics import Metric
 from train.errors import nearest
+from train.orders import Order
 from train.token_store import TokenStore
 
 
-__all__ = ["Asked", "Reader", "documents"]
+__all__ = ["METHODS", "Method", "Reader", "Request", "documents"]
 
 BM25 = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
 # Tokens shown on either side of a span, and the most shown of one document.
@@ -33,7 +40,7 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @runtime_checkable
 class Reader(Protocol):
-    """What is asked of a run."""
+    """What is asked of a run. Methods that follow gradients ask for a whole `train.runs.Run`."""
 
     @property
     def id(self) -> str: ...
@@ -41,37 +48,66 @@ class Reader(Protocol):
     def knowledge(self) -> str: ...
     @property
     def store(self) -> TokenStore: ...
+    @property
+    def order(self) -> Order: ...
 
     def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]: ...
 
 
-@runtime_checkable
-class Asked(Protocol):
-    """What is asked of a behaviour: token ids, `clean` and `corrupt` by prompt and position."""
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One question to a run, as every method of attribution is asked it.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def clean(self) -> Any: ...
-    @property
-    def corrupt(self) -> Any: ...
-    @property
-    def answer(self) -> Any: ...
+    Attributes:
+        run: The run that read the documents; a `train.runs.Run` for methods that need its weights.
+        index: The sorted text of its store.
+        target: A text, or a behaviour.
+        question: The same as a number a prompt, to be measured and differentiated.
+        within: Names of the components through which evidence counts; None: all.
+        candidates: Documents to score; None: the method decides, and says how many in `details`.
+        limit: How many documents are wanted; a method may rank more.
+        seed: Of everything drawn: projections, samples.
+        progress: Told (what, done, total).
+    """
+
+    run: Any
+    index: TokenIndex
+    target: str | Behaviour
+    question: Question
+    within: tuple[str, ...] | None = None
+    candidates: Int64[np.ndarray, " document"] | None = None
+    limit: int = 50
+    seed: int = 0
+    progress: Progress = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to rank documents, and the grade of evidence that it gives."""
+
+    grade: str
+    rank: Callable[[Request], Ranking]
 
 
 def documents(
     run: Reader,
-    target: str | Asked,
+    target: str | Behaviour,
     *,
+    within: Sequence[str] | None = None,
+    metric: Metric | None = None,
     method: str = "lexical",
     limit: int = 50,
+    candidates: Int64[np.ndarray, " document"] | None = None,
     progress: Progress = None,
 ) -> Sources:
     """Rank the documents that `run` read by the evidence that they taught `target`.
 
     Args:
         target: A text, or a behaviour.
+        within: Names of components; gradient evidence counts through them alone.
+        metric: What is asked of a behaviour; default: its logit difference.
         limit: The most documents returned.
+        candidates: Score these documents only.
 
     Raises:
         EvidenceError: There is no such method.
@@ -83,33 +119,71 @@ def documents(
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
     index = indexing.open(run.store)
-    ranking = METHODS[method](index, target, progress)
+    request = Request(
+        run,
+        index,
+        target,
+        _question(run, target, metric),
+        within=tuple(within) if within is not None else None,
+        candidates=candidates,
+        limit=limit,
+        progress=progress,
+    )
+    ranking = METHODS[method].rank(request)
     chosen, steps, unread = _read(run, ranking.documents, limit)
-    items = _sources(index, ranking, chosen, steps, method)
+    items = _sources(index, ranking, chosen, steps, METHODS[method].grade)
     as_text = isinstance(target, str)
     provenance = {
         "run": run.id,
         "knowledge": run.knowledge,
         "store": run.store.fingerprint,
         "index": index.backend,
-        "formula": "maximal spans" if as_text else BM25,
+        "formula": ranking.formula or ("maximal spans" if as_text else BM25),
         "candidates": len(ranking.documents),
         "unread": unread,
+        **ranking.details,
     }
     return Sources(target if as_text else target.name, method, items, provenance)
 
 
-def _lexical(index: TokenIndex, target: str | Asked, progress: Progress) -> Ranking:
+def _question(run: Reader, target: str | Behaviour, metric: Metric | None) -> Question:
+    if isinstance(target, Behaviour):
+        return questions.of_behaviour(target, metric)
+    return _of_text(run, target)
+
+
+def _of_text(run: Reader, text: str) -> Question:
+    """Mean log-probability of a text's tokens behind end-of-text, a prompt a window of them."""
+    store, n_ctx = run.store, run.order.context
+    ids = [store.eot, *store.tokenizer.encode(text).tolist()]
+    starts = range(0, max(len(ids) - 1, 1), n_ctx)
+    rows = [ids[start : start + n_ctx + 1] for start in starts]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [store.eot] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) - 1 for row in rows])
+
+    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
+        targets = tokens.to(logits.device)[prompt, 1:]
+        found = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        length = lengths.to(logits.device)[prompt, None]
+        counted = torch.arange(found.shape[1], device=logits.device) < length
+        return (found * counted).sum(1) / length[:, 0].clamp(min=1)
+
+    return Question("text", "nats a token", tokens[:, :-1], score)
+
+
+def _lexical(request: Request) -> Ranking:
+    target, index = request.target, request.index
     if isinstance(target, str):
-        return lexical.spans(index, target, progress)
+        return lexical.spans(index, target, request.progress)
     clean, corrupt = np.asarray(target.clean), np.asarray(target.corrupt)
     bags = lexical.bags(clean, corrupt, np.asarray(target.answer), index.store.eot)
     if not bags or not all(bags):
         raise QueryError(f"behaviour {target.name!r} has a prompt without a single token of text")
-    return lexical.bm25(index, bags, progress)
+    return lexical.bm25(index, bags, request.progress)
 
 
-METHODS = {"lexical": _lexical}
+METHODS = {"lexical": Method("lexical", _lexical)}
 
 
 def _read(

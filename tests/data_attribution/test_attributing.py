@@ -1,13 +1,12 @@
 """Planted documents are found; what lexical evidence cannot see is shown."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 
 from data_attribution import attributing, indexing
 from data_attribution.errors import EvidenceError, IndexMissing, QueryError
+from interp.behaviours import Behaviour
 
 
 FILLER = [f"the moon is over the n{k} of the sea ." for k in range(30)]
@@ -24,17 +23,7 @@ TEXTS = [*FILLER[:15], *FACTS.values(), *FILLER[15:]]
 AT = {name: 15 + k for k, name in enumerate(FACTS)}
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """A behaviour, as far as lexical evidence looks at one."""
-
-    name: str
-    clean: torch.Tensor
-    corrupt: torch.Tensor
-    answer: torch.Tensor
-
-
-def behaviour(store, *prompts: str, varied: str = "") -> Prompts:
+def behaviour(store, *prompts: str, varied: str = "") -> Behaviour:
     """Each prompt's last word is its answer; end-of-text stands in front, as models want it.
 
     Clean and corrupt differ in the words `varied`; nothing varied: in every word.
@@ -43,7 +32,8 @@ def behaviour(store, *prompts: str, varied: str = "") -> Prompts:
     tokens = torch.tensor(rows)
     vary = store.tokenizer.encode(varied or " ".join(prompts)).astype(np.int64)
     corrupt = torch.where(torch.isin(tokens, torch.tensor(vary)), store.eot, tokens)
-    return Prompts("capital", tokens[:, :-1], corrupt[:, :-1], tokens[:, -1])
+    foil = torch.full_like(tokens[:, -1], store.eot)
+    return Behaviour("capital", tokens[:, :-1], corrupt[:, :-1], tokens[:, -1], foil)
 
 
 @pytest.fixture
@@ -203,6 +193,6 @@ def test_what_cannot_be_answered_is_refused_in_one_line(run, make_store, make_ru
     with pytest.raises(IndexMissing, match="openbook index build"):
         attributing.documents(make_run(make_store(TEXTS)), asked)
     eot = torch.full((1, 1), run.store.eot)
-    alone = Prompts("nothing", eot, eot, eot[0])
+    alone = Behaviour("nothing", eot, eot + 1, eot[0], eot[0] + 1)
     with pytest.raises(QueryError, match="without a single token"):
         attributing.documents(run, alone)
