@@ -1,8 +1,10 @@
 """Small stores of texts that can be read by eye, and a run that only knows its order."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -64,3 +66,15 @@ def make_run() -> Callable[..., OrderedRun]:
         return OrderedRun(store, order, 2 * epoch if n_steps is None else n_steps)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def explicit_gradients() -> ModuleType:
+    """`explicit_gradients.py` beside this file: gradients by autograd, one document at a time."""
+    path = Path(__file__).parent / "explicit_gradients.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
