@@ -39,6 +39,7 @@ __all__ = [
     "copying",
     "duplicate_token_heads",
     "induction_heads",
+    "places",
     "previous_token_heads",
     "repeated",
     "repeated_tokens",
@@ -106,7 +107,7 @@ def scores(
     Raises:
         BehaviourError: There is no such kind, or the sequences do not repeat.
     """
-    query, key = _places(tokens, kind)
+    query, key = places(tokens, kind)
     prompts = averages.prompts_of(tokens)
     found = averages.over_prompts(_attention(model, tokens, query, key).numpy(), prompts)
     control = head_scores.untrained(model, seed)
@@ -127,21 +128,21 @@ def induction_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
     """Mean attention from the second copy to the token after the previous occurrence."""
-    return _attention(model, tokens, *_places(tokens, "induction")).mean(dim=-1)
+    return _attention(model, tokens, *places(tokens, "induction")).mean(dim=-1)
 
 
 def previous_token_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
     """Mean attention to the token before, over all positions but the first."""
-    return _attention(model, tokens, *_places(tokens, "previous token")).mean(dim=-1)
+    return _attention(model, tokens, *places(tokens, "previous token")).mean(dim=-1)
 
 
 def duplicate_token_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
     """Mean attention from the second copy to the previous occurrence of the same token."""
-    return _attention(model, tokens, *_places(tokens, "duplicate token")).mean(dim=-1)
+    return _attention(model, tokens, *places(tokens, "duplicate token")).mean(dim=-1)
 
 
 def best(scores: Float[Tensor, "layer head"]) -> tuple[str, float]:
@@ -167,10 +168,14 @@ def copying(model: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Copying:
     )
 
 
-def _places(
+def places(
     tokens: Int[Tensor, "prompt pos"], kind: str
 ) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
-    """Positions that attend, and the positions they attend to."""
+    """Positions that attend, and the positions they attend to, by what heads are scored for.
+
+    Raises:
+        BehaviourError: There is no such kind, or the sequences do not repeat.
+    """
     if kind not in KINDS:
         raise BehaviourError(f"heads are not scored for {kind!r}{nearest(kind, KINDS)}")
     if kind == "previous token":
