@@ -1,7 +1,7 @@
 """The `openbook` command: the one place where the three packages meet.
 
-`openbook trace` and `counterfactual` live here, and `main`, which turns what we refuse
-into one line and an exit code:
+Commands of a noun live in `commands/` of their package; here they are put together, and `main`
+turns what we refuse into one line and an exit code:
 
     0 done    1 ran, and a checked claim failed    2 usage    3 damaged or untrusted input
     4 out of memory or disk    130 interrupted, the same command goes on
@@ -12,14 +12,15 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_attribution import printing
+from data_attribution.commands.counterfactual import counterfactual_command, forget_command
 from data_attribution.commands.index import index
-from data_attribution.errors import AttributionError, EvidenceError
-from interp.cli import Named, Prompts, Seed, behaviours_command, detect_command, recall_command
+from data_attribution.commands.trace import trace
+from data_attribution.errors import AttributionError
+from interp.cli import behaviours_command, detect_command, recall_command
 from interp.commands.ablate import ablate_command
 from interp.commands.cache import cache_command
 from interp.commands.circuit import circuit_command
@@ -28,9 +29,8 @@ from interp.commands.estimate import estimate_command
 from interp.commands.lens import lens_command
 from interp.commands.patch import patch_command
 from interp.commands.probe import probe_command
-from interp.commands.trace import trace_components_command
 from interp.errors import InterpError, InterpWarning
-from train.cli import Json, Out, RunPath, StorePath, answer, corpus, readable, run, train_command
+from train.cli import corpus, run, train_command
 from train.errors import TrainError
 
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from train.watching import Watch
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-PROMPTS = 64
 
 app = typer.Typer(
     help="Mechanistic interpretability and data attribution on a fully known GPT-2 checkpoint.",
@@ -47,126 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-trace = typer.Typer(help="Trace what a model does to its causes.", no_args_is_help=True)
-
-
-@trace.command("documents")
-def trace_documents(
-    path: RunPath,
-    behaviour: Annotated[
-        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Or a text, with --text.")
-    ] = None,
-    text: Annotated[str | None, typer.Option(help="Trace this text instead.")] = None,
-    method: Annotated[str, typer.Option(help="Kind of evidence.")] = "lexical",
-    limit: Annotated[int, typer.Option(min=1, help="Documents.")] = 20,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
-    """Rank the documents that RUN read by the evidence that they taught BEHAVIOUR or a text."""
-    if (behaviour is None) == (text is None):
-        raise EvidenceError("give either a BEHAVIOUR or --text TEXT")
-    from dataclasses import asdict
-
-    from data_attribution import attributing
-    from interp import behaviours
-    from train import progress, runs
-
-    opened = runs.open(path, store=store)
-    target = text
-    if target is None:
-        target = behaviours.load(str(behaviour), opened, n_prompts=prompts, seed=seed)
-    with progress.bar("tracing") as advance:
-        sources = attributing.documents(
-            opened,
-            target,
-            method=method,
-            limit=limit,
-            progress=advance,
-        )
-    if out:
-        sources.save(out)
-    answer(asdict(sources), printing.sources_lines(sources), as_json=as_json, out=None)
-
-
-def counterfactual_command(
-    path: RunPath,
-    behaviour: Named,
-    without: Annotated[
-        Path | None,
-        typer.Option(callback=readable, help="Sources of `openbook trace documents --out`."),
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of them, best first.")] = 50,
-    document: Annotated[
-        list[int] | None, typer.Option(help="Leave out this document; may be repeated.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=0, help="Random controls; 0: none.")] = 1,
-    mode: Annotated[
-        Literal["blank", "loss"], typer.Option(help="loss: stays as context.")
-    ] = "blank",
-    runs_folder: Annotated[
-        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
-    ] = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
-    """Train RUN again without documents, and without as many matched random ones."""
-    from data_attribution import counterfactuals
-    from data_attribution.sources import Sources
-    from interp import behaviours
-    from train import progress, runs
-
-    opened = runs.open(path, store=store)
-    sources = Sources.load(without) if without else None
-    removed = [*(document or []), *(sources.top(top).documents if sources else ())]
-    asked = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
-    with progress.bar("retraining") as advance:
-        found = counterfactuals.without(
-            opened,
-            removed,
-            asked,
-            avoid=sources.documents if sources else (),
-            out=runs_folder,
-            control="matched-random" if seeds else "none",
-            seeds=seeds,
-            mode=mode,
-            progress=advance,
-        )
-    result = found.to_dict()
-    answer(result, printing.counterfactual_lines(result), as_json=as_json, out=out)
-
-
-def forget_command(
-    path: RunPath,
-    facts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FACT]...", help="'capital of E', or E; default: nine facts."),
-    ] = None,
-    exposures: Annotated[int, typer.Option(min=1, help="Of the facts chosen by default.")] = 16,
-    seed: Seed = 0,
-    runs_folder: Annotated[
-        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
-    ] = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
-    """Train a planted RUN again without every document of some facts, and ask it for them."""
-    from dataclasses import asdict
-
-    from data_attribution import forgetting
-    from train import progress, runs
-
-    opened = runs.open(path, store=store)
-    names = facts or forgetting.removable(opened, exposures=exposures)
-    with progress.bar("retraining") as advance:
-        found = forgetting.facts(opened, names, out=runs_folder, seed=seed, progress=advance)
-    answer(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)
 
 
 def watched_behaviours(store: "TokenStore", context: int) -> "list[Watch]":
@@ -218,7 +97,6 @@ app.command("cache")(cache_command)
 app.command("recall")(recall_command)
 app.command("detect")(detect_command)
 app.add_typer(index, name="index")
-trace.command("components")(trace_components_command)
 app.add_typer(trace, name="trace")
 app.command("counterfactual")(counterfactual_command)
 app.command("forget")(forget_command)

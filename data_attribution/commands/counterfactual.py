@@ -1,0 +1,89 @@
+"""`openbook counterfactual` and `forget`: train again without documents, and see what goes."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from data_attribution import printing
+from interp.cli import Named, Prompts, Seed
+from interp.commands.patch import PROMPTS
+from train.cli import Json, Out, RunPath, StorePath, answer, readable
+
+
+def counterfactual_command(
+    path: RunPath,
+    behaviour: Named,
+    without: Annotated[
+        Path | None,
+        typer.Option(callback=readable, help="Sources of `openbook trace documents --out`."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of them, best first.")] = 50,
+    document: Annotated[
+        list[int] | None, typer.Option(help="Leave out this document; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=0, help="Random controls; 0: none.")] = 1,
+    mode: Annotated[
+        Literal["blank", "loss"], typer.Option(help="loss: stays as context.")
+    ] = "blank",
+    runs_folder: Annotated[
+        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
+    ] = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Train RUN again without documents, and without as many matched random ones."""
+    from data_attribution import counterfactuals
+    from data_attribution.sources import Sources
+    from interp import behaviours
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    sources = Sources.load(without) if without else None
+    removed = [*(document or []), *(sources.top(top).documents if sources else ())]
+    asked = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
+    with progress.bar("retraining") as advance:
+        found = counterfactuals.without(
+            opened,
+            removed,
+            asked,
+            avoid=sources.documents if sources else (),
+            out=runs_folder,
+            control="matched-random" if seeds else "none",
+            seeds=seeds,
+            mode=mode,
+            progress=advance,
+        )
+    result = found.to_dict()
+    answer(result, printing.counterfactual_lines(result), as_json=as_json, out=out)
+
+
+def forget_command(
+    path: RunPath,
+    facts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FACT]...", help="'capital of E', or E; default: nine facts."),
+    ] = None,
+    exposures: Annotated[int, typer.Option(min=1, help="Of the facts chosen by default.")] = 16,
+    seed: Seed = 0,
+    runs_folder: Annotated[
+        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
+    ] = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Train a planted RUN again without every document of some facts, and ask it for them."""
+    from dataclasses import asdict
+
+    from data_attribution import forgetting
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    names = facts or forgetting.removable(opened, exposures=exposures)
+    with progress.bar("retraining") as advance:
+        found = forgetting.facts(opened, names, out=runs_folder, seed=seed, progress=advance)
+    answer(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)
