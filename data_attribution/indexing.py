@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_attribution import suffix_array
+from data_attribution import sorting
 from data_attribution.errors import IndexMismatch, IndexMissing
 from data_attribution.token_index import Part, TokenIndex
 from train import durable
@@ -51,8 +51,8 @@ def build(store: TokenStore, *, progress: Progress = None) -> TokenIndex:
             for start, stop in bounds:
                 _report(progress, start, store)
                 tokens = store.tokens[start:stop]
-                suffix_array.build(tokens).astype("<u4", copy=False).tofile(suffixes)
-                suffix_array.buckets(tokens, store.vocab_size).astype("<i8").tofile(buckets)
+                sorting.build(tokens).astype("<u4", copy=False).tofile(suffixes)
+                sorting.buckets(tokens, store.vocab_size).astype("<i8").tofile(buckets)
         _report(progress, store.n_tokens, store)
         durable.write_json(folder / MANIFEST, durable.seal(_manifest(store, folder, sha256)))
         shutil.rmtree(path, ignore_errors=True)
@@ -128,7 +128,7 @@ def _manifest(store: TokenStore, folder: Path, sha256: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "store": store.fingerprint,
         "tokens": sha256,
-        "backend": suffix_array.backend(),
+        "backend": sorting.backend(),
         "counts": {"tokens": store.n_tokens, "train_tokens": store.train_tokens},
         "parts": [list(one) for one in _bounds(store)],
         "files": files,

@@ -109,7 +109,7 @@ def test_a_build_killed_at_any_moment_leaves_no_index_and_can_be_repeated(make_s
     code = f"""
 import time
 from pathlib import Path
-from data_attribution import indexing, suffix_array
+from data_attribution import indexing, sorting
 from train import durable, token_store
 
 def stall(*arguments):
@@ -117,7 +117,7 @@ def stall(*arguments):
     time.sleep(60)
 
 if {moment == "sort"}:
-    suffix_array.buckets = stall  # the suffixes are written, the buckets are not
+    sorting.buckets = stall  # the suffixes are written, the buckets are not
 else:
     durable.write_json = stall  # both are written, the manifest is not
 indexing.build(token_store.open({str(store.path)!r}))
