@@ -35,7 +35,7 @@ from train.errors import nearest
 from train.model import GPT
 
 
-__all__ = ["OVER", "UNIT", "Contributions", "decompose"]
+__all__ = ["OVER", "UNIT", "Contributions", "decompose", "readout"]
 
 SCHEMA = "openbook.contributions/1"
 UNIT = "share of the logit difference that a part writes, in logits"
@@ -210,7 +210,7 @@ def _split(
     logits, cache = model.run_with_cache(tokens, names_filter=_hooks(model, over))
     # In fp64 from here on: some thousand terms of fp32 would miss their sum by more than they err.
     last = {name: value.double() for name, value in cache.items()}
-    direction, bias = _readout(model, behaviour, last)
+    direction, bias = readout(model, behaviour, last)
     parts: dict[str, Tensor] = {}
     for name, written in _written(model, last, over):
         parts[name] = einsum(written, direction, "prompt d_model, prompt d_model -> prompt")
@@ -230,10 +230,14 @@ def _hooks(model: GPT, over: str) -> list[str]:
     return [*names, *(f"blocks.{layer}.{name}" for layer in layers for name in per_layer)]
 
 
-def _readout(
+def readout(
     model: GPT, behaviour: Behaviour, cache: dict[str, Tensor]
 ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"] | None]:
-    """Direction along which answer minus foil is read, scale and gain included; and its bias."""
+    """Direction along which answer minus foil is read, scale and gain included; and its bias.
+
+    Args:
+        cache: What leaves the last layer on the clean prompts, `blocks.<last>.hook_resid_post`.
+    """
     norm = model.ln_final
     answer, foil = (one.to(device_of(model)) for one in (behaviour.answer, behaviour.foil))
     # Row by row: all of W_U in fp64 is 309 MB at GPT-2's size.
