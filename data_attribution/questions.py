@@ -6,20 +6,24 @@ documents, and a counterfactual measures it again on the retrained model; both a
 words. A higher number is more of the behaviour.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
+from data_attribution.errors import QueryError
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
 from interp.metrics import Metric, logit_difference
+from train.objectives import IGNORED
+from train.tokenization import Tokenizer
 
 
-__all__ = ["Question", "measure", "of_behaviour", "scores"]
+__all__ = ["Question", "measure", "of_behaviour", "of_text", "scores"]
 
 ROWS = 64
 
@@ -60,6 +64,54 @@ def of_behaviour(behaviour: Behaviour, metric: Metric | None = None) -> Question
         return metric.score(read, prompt)
 
     return Question(behaviour.name, metric.unit, behaviour.clean, score)
+
+
+def of_text(
+    text: str | Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    n_ctx: int,
+    context: str | Sequence[int] = (),
+    name: str = "text",
+) -> Question:
+    """The mean log-probability of a text's tokens, behind an end-of-text and a context.
+
+    Longer than `n_ctx` it is cut into windows as a document is, a prompt a window; prompts are
+    weighted so that their mean is the mean over all tokens of the text.
+
+    Args:
+        text: A text, or token ids.
+        context: What comes before it and is not asked for.
+
+    Raises:
+        QueryError: The text holds no token.
+    """
+    before, asked = (_ids(part, tokenizer) for part in (context, text))
+    if not asked:
+        raise QueryError(f"{name!r} holds no token, so it has no probability; give some text")
+    ids = torch.tensor([tokenizer.eot, *before, *asked])
+    targets = torch.where(torch.arange(1, len(ids)) > len(before), ids[1:], IGNORED)
+    rows = -(-len(targets) // n_ctx)
+    width = min(len(targets), n_ctx)
+    missing = rows * width - len(targets)
+    tokens = functional.pad(ids[:-1], (0, missing), value=tokenizer.eot).view(rows, width)
+    targets = functional.pad(targets, (0, missing), value=IGNORED).view(rows, width)
+    spoken = (targets != IGNORED).any(dim=1)
+    tokens, targets = tokens[spoken], targets[spoken]
+    share = len(tokens) / len(asked)
+
+    def score(logits: Tensor, values: Mapping[str, Tensor], prompt: Tensor) -> Tensor:
+        wanted = targets.to(logits.device)[prompt]
+        losses = functional.cross_entropy(
+            logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+        )
+        return -share * losses.sum(dim=1)
+
+    return Question(name, "nats a token", tokens, score)
+
+
+def _ids(part: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    return [int(one) for one in (tokenizer.encode(part) if isinstance(part, str) else part)]
 
 
 def scores(

@@ -1,0 +1,131 @@
+"""Questions about one component: where a head looks, what a place holds along a direction.
+
+The score of a component is a function of the weights as a behaviour is, so documents can be held to
+have taught *it*: the probe function of Mechanistic Data Attribution (Chen et al. 2026,
+https://arxiv.org/abs/2601.21996), which followed one head's prefix-matching score. Here every one
+is a `Question`, so that every method of attribution and every retrained run can be asked it.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data_attribution.errors import QueryError
+from data_attribution.questions import Question
+from interp import components, detecting, direct_logits
+from interp.behaviours import Behaviour
+from interp.components import OF_HEADS, Place, device_of
+from train.model import GPT
+
+
+__all__ = ["attention", "direct_effect", "prefix_matching", "previous_token", "probe_direction"]
+
+
+def prefix_matching(
+    source: Any, head: str, *, n: int = 64, length: int = 24, seed: int = 0
+) -> Question:
+    """How much a head attends, from a repeated token, to what followed it before.
+
+    On random tokens that repeat, drawn in the words of a run or model (`interp.detecting`): the
+    score of an induction head (Olsson et al. 2022).
+    """
+    tokens = detecting.repeated_tokens(source, n=n, length=length, seed=seed)
+    return attention(tokens, head, "induction")
+
+
+def previous_token(
+    source: Any, head: str, *, n: int = 64, length: int = 24, seed: int = 0
+) -> Question:
+    """How much a head attends to the token before, on the same sequences."""
+    tokens = detecting.repeated_tokens(source, n=n, length=length, seed=seed)
+    return attention(tokens, head, "previous token")
+
+
+def attention(tokens: Int[Tensor, "prompt pos"], head: str, kind: str) -> Question:
+    """Mean attention of a head where heads of a kind look; in [0, 1].
+
+    Args:
+        tokens: As `detecting.repeated` makes them.
+        head: "L1H0".
+        kind: As in `detecting.scores`: induction, previous token or duplicate token.
+
+    Raises:
+        QueryError: The name is not a head's.
+    """
+    place = _head(head)
+    query, key = detecting.places(tokens, kind)
+    hook = f"blocks.{place.layer}.attn.hook_pattern"
+
+    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
+        return values[hook][:, place.head][:, query, key].float().mean(dim=1)
+
+    return Question(f"{kind} score of {head}", "mean attention", tokens, score, reads=(hook,))
+
+
+def probe_direction(
+    tokens: Int[Tensor, "prompt pos"],
+    place: str,
+    direction: Float[Tensor, "*prompt d"],
+    *,
+    name: str | None = None,
+) -> Question:
+    """What lies at a place along a direction: a probe's score without its bias.
+
+    Args:
+        place: "L1.resid_post@5", "L0H3", ...; without a position the last one is read, with several
+            their mean.
+        direction: As a probe was fitted, or one a prompt. It stays what it is when the model
+            changes.
+
+    Raises:
+        QueryError: A pattern or a single neuron, which holds no vector.
+    """
+    where = components.parse(place)
+    if where.site in ("pattern", "neuron"):
+        raise QueryError(f"{place!r} holds no vector a direction could lie in; take L1.resid_post")
+    at = list(where.positions or (-1,))
+
+    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
+        value = values[where.hook][:, at]
+        if where.site in OF_HEADS:
+            value = value[:, :, where.head]
+        along = direction.to(value)
+        if along.ndim == 2:
+            along = along[prompt.to(value.device), None]
+        return (value * along).sum(dim=-1).mean(dim=1)
+
+    return Question(
+        name or f"direction at {place}", "along direction", tokens, score, (where.hook,)
+    )
+
+
+@torch.no_grad()
+def direct_effect(model: GPT, behaviour: Behaviour, head: str) -> Question:
+    """What a head writes into the logit difference of a behaviour, directly, at the last position.
+
+    The direction in which its output is read (its own output weights, the final norm's scale and
+    gain, the unembedding) is that of `model` on each prompt and stays so: the number changes with
+    what the head attends to and with its values, not with how they are read.
+
+    Args:
+        model: Whose weights read the head; pre-norm.
+
+    Raises:
+        QueryError: The name is not a head's.
+    """
+    place, last = _head(head), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    _, cache = model.run_with_cache(behaviour.clean.to(device_of(model)), names_filter=[last])
+    read, _ = direct_logits.readout(model, behaviour, {last: cache[last].double()})
+    direction = (read @ model.W_O[place.layer, place.head].double().T).float()
+    name = f"direct effect of {head} on {behaviour.name}"
+    asked = probe_direction(behaviour.clean, head, direction, name=name)
+    return Question(name, "nats of log-odds", asked.tokens, asked.score, asked.reads)
+
+
+def _head(name: str) -> Place:
+    place = components.parse(name)
+    if place.site != "head" or place.pos is not None:
+        raise QueryError(f"{name!r} is no head; heads are called L1H0")
+    return place
