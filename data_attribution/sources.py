@@ -1,12 +1,17 @@
 """Documents behind a text or a behaviour, ranked, with the evidence and the steps that read them.
 
 A source is a document that some evidence points at; it is not yet a cause. Whether the model would
-be another one without it is what `counterfactuals` answers. The *grade* says how strong the
-evidence is: `lexical` means that the document shares words with the query, and no more.
+be another one without it is what `counterfactuals` answers. The *grade* of a row is the strongest
+evidence that speaks for it:
+
+* `lexical`         it shares words with the query, and no more
+* `gradient`        at the last checkpoint its loss pulls the weights the way the query does
+* `replay`          the exact derivative of the query, through training, by the document's weight
+* `counterfactual`  the model was trained again without it, and the behaviour went
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +22,42 @@ from train import durable
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Source", "Sources"]
+__all__ = ["GRADES", "Effect", "Evidence", "Source", "Sources"]
 
-KIND, SCHEMA = "sources", 1
+# Schema 1 knew lexical evidence alone; what it lacks has defaults, so it is read as it is.
+KIND, SCHEMA, READS = "sources", 2, (1, 2)
 SHOWN_STEPS = 6
+GRADES = ("lexical", "gradient", "replay", "counterfactual")  # weakest first
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one method says of one document: its rank from 1, its score, 95 % over prompts."""
+
+    rank: int
+    score: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What training again without a document, and those removed with it, did to the target.
+
+    Attributes:
+        change: Mean of the retrained model minus the full one's, in `unit`; 95 % over prompts.
+        random: The same without as many matched random documents; None where there is no control.
+        together: How many documents were removed at once: the effect is theirs together.
+    """
+
+    change: float
+    low: float | None
+    high: float | None
+    random: float | None
+    random_low: float | None
+    random_high: float | None
+    together: int
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -29,7 +66,10 @@ class Source:
 
     `span` is the stretch that speaks for it, `length` tokens from the document's token `start` on;
     `text` is that stretch among its neighbours. `steps` are those at which a token of the document
-    was a target. `duplicates` are other documents with the same sha256.
+    was a target. `duplicates` are other documents with the same sha256, `near` others with nearly
+    the same tokens; both are folded into the row of the best of them. `low` and `high` are the 95 %
+    interval of the score over prompts, where the method has one. `evidence` says of each method
+    that was asked how it ranks the document; `effect` what removing it did, where that was tried.
     """
 
     document: int
@@ -42,6 +82,16 @@ class Source:
     start: int
     length: int
     duplicates: tuple[int, ...] = ()
+    near: tuple[int, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    effect: Effect | None = None
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """The document, its copies and its near copies."""
+        return (self.document, *self.duplicates, *self.near)
 
 
 @dataclass(frozen=True)
@@ -65,6 +115,11 @@ class Sources:
         return tuple(one.document for one in self.items)
 
     @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The documents of each row with their copies and near copies, best row first."""
+        return tuple(one.group for one in self.items)
+
+    @property
     def ids(self) -> tuple[str, ...]:
         """Stable document ids, best first."""
         return tuple(one.id for one in self.items)
@@ -77,7 +132,7 @@ class Sources:
         """A row a document, best first, every field a column."""
         import pandas
 
-        columns = [field.name for field in fields(Source)]
+        columns = [one.name for one in fields(Source)]
         return pandas.DataFrame([asdict(one) for one in self.items], columns=columns)
 
     def show(self, n: int = 10) -> "pandas.DataFrame":
@@ -85,12 +140,13 @@ class Sources:
         import pandas
 
         rows = {
-            "score": [round(one.score, 2) for one in self.items[:n]],
+            "score": [_scored(one) for one in self.items[:n]],
             "grade": [one.grade for one in self.items[:n]],
+            "ranks": [_ranks(one) for one in self.items[:n]],
             "span": [one.span for one in self.items[:n]],
             "text": [one.text for one in self.items[:n]],
             "read at steps": [_shortened(one.steps) for one in self.items[:n]],
-            "duplicates": [len(one.duplicates) for one in self.items[:n]],
+            "duplicates": [len(one.group) - 1 for one in self.items[:n]],
             "document": [one.document for one in self.items[:n]],
         }
         return pandas.DataFrame(rows, index=range(1, len(rows["score"]) + 1))
@@ -109,17 +165,31 @@ class Sources:
             EvidenceError: It holds something else.
         """
         content = durable.read_sealed(Path(path))
-        if content.get("kind") != KIND or content.get("schema") != SCHEMA:
+        if content.get("kind") != KIND or content.get("schema") not in READS:
             held = content.get("kind", "no kind"), content.get("schema", "no schema")
             raise EvidenceError(
                 f"{path} holds {held[0]}, schema {held[1]}; {KIND}, schema {SCHEMA} was expected, "
                 "as `openbook trace documents --out` writes it"
             )
-        items = tuple(
-            Source(**{**one, "steps": tuple(one["steps"]), "duplicates": tuple(one["duplicates"])})
-            for one in content["items"]
-        )
+        items = tuple(_source(one) for one in content["items"])
         return cls(content["query"], content["method"], items, content["provenance"])
+
+
+def _source(saved: dict[str, Any]) -> Source:
+    lists = {name: tuple(saved.get(name, ())) for name in ("steps", "duplicates", "near")}
+    evidence = {name: Evidence(**one) for name, one in saved.get("evidence", {}).items()}
+    effect = Effect(**saved["effect"]) if saved.get("effect") else None
+    return Source(**{**saved, **lists, "evidence": evidence, "effect": effect})
+
+
+def _scored(one: Source) -> str:
+    if one.low is None or one.high is None:
+        return f"{one.score:.3g}"
+    return f"{one.score:.3g} [{one.low:.3g}, {one.high:.3g}]"
+
+
+def _ranks(one: Source) -> str:
+    return ", ".join(f"{name} {found.rank}" for name, found in one.evidence.items())
 
 
 def _shortened(steps: tuple[int, ...]) -> str:

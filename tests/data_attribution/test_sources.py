@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_attribution.errors import EvidenceError
-from data_attribution.sources import Source, Sources
+from data_attribution.sources import Effect, Evidence, Source, Sources
 from train import durable
 from train.errors import DamagedError
 
@@ -32,6 +32,28 @@ SOURCES = Sources("a b", "lexical", tuple(source(k) for k in range(5)), {"run": 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     SOURCES.save(tmp_path / "sources.json")
     assert Sources.load(tmp_path / "sources.json") == SOURCES
+
+
+def test_evidence_intervals_and_effects_survive_too(tmp_path):
+    effect = Effect(-2.0, -2.5, -1.5, 0.1, -0.1, 0.3, together=16, unit="nats")
+    evidence = {"lexical": Evidence(1, 10.0), "gradient": Evidence(3, 0.2, 0.1, 0.3)}
+    whole = source(0, near=(7, 8), low=9.0, high=11.0, evidence=evidence, effect=effect)
+    kept = Sources("a b", "fused", (whole,), {})
+    kept.save(tmp_path / "sources.json")
+    assert Sources.load(tmp_path / "sources.json") == kept
+    assert kept.groups == ((0, 100, 7, 8),)
+    shown = kept.show().iloc[0]
+    assert (shown["score"], shown["ranks"]) == ("10 [9, 11]", "lexical 1, gradient 3")
+
+
+def test_what_schema_1_held_is_read(tmp_path):
+    path = tmp_path / "sources.json"
+    SOURCES.save(path)
+    content = durable.read_sealed(path)
+    new = ("near", "low", "high", "evidence", "effect")
+    items = [{k: v for k, v in one.items() if k not in new} for one in content["items"]]
+    durable.write_json(path, durable.seal({**content, "schema": 1, "items": items}))
+    assert Sources.load(path) == SOURCES
 
 
 def test_the_top_are_the_first_with_all_their_provenance():
@@ -65,7 +87,7 @@ def test_an_edited_file_is_refused(tmp_path):
 def test_another_result_is_not_taken_for_sources(tmp_path):
     path = tmp_path / "effects.json"
     durable.write_json(path, durable.seal({"kind": "effects", "schema": 1}))
-    with pytest.raises(EvidenceError, match="holds effects, schema 1; sources, schema 1"):
+    with pytest.raises(EvidenceError, match="holds effects, schema 1; sources, schema 2"):
         Sources.load(path)
 
 
