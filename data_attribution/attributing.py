@@ -12,9 +12,7 @@ from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from data_attribution import indexing, lexical, questions
 from data_attribution.errors import EvidenceError, QueryError
@@ -149,27 +147,7 @@ def documents(
 def _question(run: Reader, target: str | Behaviour, metric: Metric | None) -> Question:
     if isinstance(target, Behaviour):
         return questions.of_behaviour(target, metric)
-    return _of_text(run, target)
-
-
-def _of_text(run: Reader, text: str) -> Question:
-    """Mean log-probability of a text's tokens behind end-of-text, a prompt a window of them."""
-    store, n_ctx = run.store, run.order.context
-    ids = [store.eot, *store.tokenizer.encode(text).tolist()]
-    starts = range(0, max(len(ids) - 1, 1), n_ctx)
-    rows = [ids[start : start + n_ctx + 1] for start in starts]
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [store.eot] * (width - len(row)) for row in rows])
-    lengths = torch.tensor([len(row) - 1 for row in rows])
-
-    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
-        targets = tokens.to(logits.device)[prompt, 1:]
-        found = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        length = lengths.to(logits.device)[prompt, None]
-        counted = torch.arange(found.shape[1], device=logits.device) < length
-        return (found * counted).sum(1) / length[:, 0].clamp(min=1)
-
-    return Question("text", "nats a token", tokens[:, :-1], score)
+    return questions.of_text(target, run.store.tokenizer, n_ctx=run.order.context)
 
 
 def _lexical(request: Request) -> Ranking:
