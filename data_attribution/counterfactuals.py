@@ -30,7 +30,15 @@ from train.batches import Removal
 from train.runs import Run
 
 
-__all__ = ["Counterfactual", "Score", "kept_out", "matched_random", "retrain", "without"]
+__all__ = [
+    "Counterfactual",
+    "Score",
+    "checked",
+    "kept_out",
+    "matched_random",
+    "retrain",
+    "without",
+]
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -151,7 +159,7 @@ def without(
     """
     behaviours = [behaviour] if isinstance(behaviour, Behaviour) else list(behaviour)
     named = documents.documents if isinstance(documents, Sources) else tuple(documents)
-    removed = _checked(run, named[:top])
+    removed = checked(run, named[:top])
     avoided = kept_out(run, removed, {*named, *avoid})
     place = Path(out) if out else run.path / "counterfactuals"
     retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
@@ -182,7 +190,7 @@ def retrain(
     progress: Progress | None = None,
 ) -> Run:
     """The run without these documents; opened when it was computed before, resumed when stopped."""
-    removed = _checked(run, documents)
+    removed = checked(run, documents)
     name = sha256(f"{run.id} {mode} {removed}".encode()).hexdigest()[:12]
     path = out / name
     if (path / "manifest.json").exists():
@@ -207,7 +215,7 @@ def matched_random(
     Raises:
         CounterfactualError: The run read too few other documents, or not all of `documents`.
     """
-    removed, lengths = _checked(run, documents), run.store.lengths
+    removed, lengths = checked(run, documents), run.store.lengths
     taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
     chosen: list[int] = []
     for document in removed:
@@ -217,6 +225,30 @@ def matched_random(
         chosen.append(nearest)
         taken.add(nearest)
     return tuple(sorted(chosen))
+
+
+def checked(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int, ...]:
+    """The documents, ascending and once each, when every one was read at `first` or later.
+
+    Raises:
+        CounterfactualError: No documents, unknown ones, or one that was never read.
+    """
+    removed = tuple(sorted({int(one) for one in documents}))
+    if not removed:
+        raise CounterfactualError("no documents to remove were given; nothing would change")
+    if not 0 <= removed[0] <= removed[-1] < run.store.n_documents:
+        raise CounterfactualError(
+            f"documents {removed[0]} to {removed[-1]} are not all among the "
+            f"{run.store.n_documents} of the store"
+        )
+    never = [one for one in removed if not (run.steps_reading(one) >= first).any()]
+    if never:
+        span = f"from step {first} on of " if first else "in "
+        raise CounterfactualError(
+            f"{len(never)} of the {len(removed)} documents were never read {span}"
+            f"{run.recipe.steps} steps (first: document {never[0]}); leave them out of the list"
+        )
+    return removed
 
 
 def _near_length(
@@ -237,24 +269,6 @@ def _near_length(
         f"a control needs documents beside the {len(taken)} removed or avoided ones, and the run "
         f"read no other of the {len(lengths)} in the store"
     )
-
-
-def _checked(run: Run, documents: Sequence[int]) -> tuple[int, ...]:
-    removed = tuple(sorted({int(one) for one in documents}))
-    if not removed:
-        raise CounterfactualError("no documents to remove were given; nothing would change")
-    if not 0 <= removed[0] <= removed[-1] < run.store.n_documents:
-        raise CounterfactualError(
-            f"documents {removed[0]} to {removed[-1]} are not all among the "
-            f"{run.store.n_documents} of the store"
-        )
-    never = [one for one in removed if not len(run.steps_reading(one))]
-    if never:
-        raise CounterfactualError(
-            f"{len(never)} of the {len(removed)} documents were never read in "
-            f"{run.recipe.steps} steps (first: document {never[0]}); leave them out of the list"
-        )
-    return removed
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""How good evidence is: against retraining, against what was planted, against chance."""
