@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_attribution.commands.attribution import attribution
 from data_attribution.commands.counterfactual import counterfactual_command, forget_command
 from data_attribution.commands.index import index
 from data_attribution.commands.trace import trace
@@ -98,6 +99,7 @@ app.command("recall")(recall_command)
 app.command("detect")(detect_command)
 app.add_typer(index, name="index")
 app.add_typer(trace, name="trace")
+app.add_typer(attribution, name="attribution")
 app.command("counterfactual")(counterfactual_command)
 app.command("forget")(forget_command)
 
