@@ -1,0 +1,175 @@
+"""The inverted file holds what counting each document by hand finds, or is refused by name."""
+
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_attribution import postings
+from data_attribution.errors import IndexMismatch, IndexMissing
+from train import token_store
+from train.errors import DamagedError
+
+
+TEXTS = ["a b a b c", "b c", "a", "c a b", "a " * 300 + "b"]
+FILES = (*postings.FILES, "index.json")
+
+
+def counted(store) -> dict[int, dict[int, int]]:
+    """Token to document to count, one document after the other."""
+    found: dict[int, dict[int, int]] = {}
+    for document in range(store.n_documents):
+        start = int(store.starts[document])
+        if start < store.train_tokens:
+            tokens = store.tokens[start : start + int(store.lengths[document])]
+            for token, n in Counter(tokens.tolist()).items():
+                found.setdefault(token, {})[document] = n
+    return found
+
+
+def read(found: postings.Postings) -> dict[int, dict[int, int]]:
+    """The same out of the file."""
+    tokens = list(range(found.store.vocab_size))
+    rows: dict[int, dict[int, int]] = {}
+    for held in found.held(tokens):
+        for token, low, high in zip(tokens, held.edges, held.edges[1:], strict=False):
+            for document, n in zip(
+                held.documents[low:high].tolist(), held.counts[low:high].tolist(), strict=True
+            ):
+                rows.setdefault(token, {})[document + held.first] = n
+    return rows
+
+
+@pytest.mark.parametrize("layout", [{}, {"layout": "packed", "row_length": 8}])
+@pytest.mark.parametrize("memory", [1, 32 * 7, postings.MEMORY])
+def test_every_count_is_the_one_counted_by_hand_however_small_the_segments(
+    make_store, layout, memory
+):
+    texts = TEXTS if not layout else TEXTS[:-1]
+    store = make_store(texts, **layout)
+    found = postings.build(store, memory=memory)
+    assert read(found) == counted(store)
+    assert (len(found.segments) > 1) == (memory < postings.MEMORY)
+    frequency = [len(counted(store).get(token, {})) for token in range(store.vocab_size)]
+    assert found.frequency(range(store.vocab_size)).tolist() == frequency
+
+
+def test_held_out_documents_are_not_in_it(tiny_store):
+    postings.build(tiny_store)
+    found = postings.open(token_store.open(tiny_store.path))
+    assert read(found) == counted(tiny_store)
+    assert max(max(row) for row in read(found).values()) < tiny_store.n_documents - 1
+
+
+# Each call of `make_store` makes another store.
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from("abcd"), min_size=1, max_size=600).map(" ".join),
+        min_size=1, max_size=6,
+    ),
+    most=st.integers(1, 2000),
+)  # fmt: skip
+def test_any_corpus_is_counted_right(make_store, texts, most):
+    store = make_store(texts)
+    assert read(postings.build(store, memory=32 * most)) == counted(store)
+
+
+def test_token_ids_of_32_bits_and_65535_are_counted(make_store, monkeypatch):
+    store = make_store(TEXTS)
+    tokens = np.where(store.tokens == store.eot, store.eot, 65535 - store.tokens.astype(np.uint32))
+    vars(store)["tokens"] = tokens
+    store.manifest["vocab_size"] = 70_000
+    offsets, documents, counts = postings._inverted(store, 0, len(TEXTS))
+    assert offsets[-1] == len(documents) == sum(map(len, counted(store).values()))
+    for token, row in counted(store).items():
+        low, high = offsets[token], offsets[token + 1]
+        assert (
+            dict(zip(documents[low:high].tolist(), counts[low:high].tolist(), strict=True)) == row
+        )
+
+
+def test_a_segment_never_has_more_documents_than_two_bytes_can_name():
+    bounds = postings._plan(np.ones(200_000, np.int64), 1 << 24)
+    assert [stop - first for first, stop in bounds] == [65_536, 65_536, 65_536, 3_392]
+
+
+def test_an_entry_takes_three_bytes(make_store):
+    store = make_store([f"w{k % 7} x{k}" for k in range(1000)])
+    found = postings.build(store)
+    sizes = {name: (store.path / "bm25" / name).stat().st_size for name in postings.FILES}
+    assert sizes["documents.u16"] + sizes["counts.u8"] == 3 * found.n_entries == 6000
+
+
+def test_a_store_without_one_says_which_command_builds_it(make_store):
+    store = make_store(TEXTS)
+    assert postings.find(store) is None
+    with pytest.raises(IndexMissing, match="has no BM25 index yet; build it with `openbook index"):
+        postings.open(store)
+
+
+def test_that_of_another_store_is_refused(make_store):
+    store, other = make_store(TEXTS), make_store([*TEXTS, "c c"])
+    postings.build(other)
+    os.rename(other.path / "bm25", store.path / "bm25")
+    with pytest.raises(IndexMismatch, match=f"of token store {other.fingerprint[:12]}"):
+        postings.find(store)
+    assert postings.build(store).n_entries == 11
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_or_missing_file_is_named_when_it_is_opened(make_store, name):
+    store = make_store(TEXTS)
+    postings.build(store)
+    path = store.path / "bm25" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedError, match=name):
+        postings.open(store)
+    path.unlink()
+    with pytest.raises(DamagedError, match=name):
+        postings.open(store)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_is_named_when_it_is_verified(make_store, name):
+    store = make_store(TEXTS)
+    postings.build(store)
+    postings.verify(store)
+    path = store.path / "bm25" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=name):
+        postings.verify(store)
+    with pytest.raises(DamagedError, match=name):
+        token_store.verify(store)
+
+
+def test_changed_tokens_are_not_counted_and_nothing_is_left(make_store):
+    store = make_store(TEXTS)
+    path = store.path / "tokens.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(DamagedError, match=r"tokens\.bin"):
+        postings.build(store)
+    assert not list(store.path.glob("*bm25*"))
+
+
+def test_a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated(make_store):
+    store = make_store(TEXTS)
+
+    def stop(what, done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        postings.build(store, memory=1, progress=stop)
+    assert not list(store.path.glob("*bm25*"))
+    assert not list(store.path.glob(".*partial"))
+    told = []
+    postings.build(store, progress=lambda *report: told.append(report))
+    assert told[-1] == ("counting tokens of documents", 5, 5)
