@@ -40,6 +40,29 @@ def index_build(path: StoreFolder, as_json: Json = False, out: Out = None) -> No
     answer(result, text, as_json=as_json, out=out)
 
 
+@index.command("bm25")
+def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
+    """Count which documents of STORE hold which token, for BM25; kept in STORE/bm25."""
+    from data_attribution import postings
+    from train import progress, token_store
+
+    with progress.bar("counting") as advance:
+        built = postings.build(token_store.open(path), progress=advance)
+    folder = path / postings.FOLDER
+    size = sum(one.stat().st_size for one in folder.iterdir())
+    result = {
+        "store": str(path),
+        "entries": built.n_entries,
+        "segments": len(built.segments),
+        "bytes": size,
+    }
+    text = (
+        f"{built.n_entries:,} pairs of a token and a document that holds it, {size:,} bytes: "
+        f"{folder}"
+    )
+    answer(result, text, as_json=as_json, out=out)
+
+
 @index.command("count")
 def index_count(path: StoreFolder, query: Query, as_json: Json = False, out: Out = None) -> None:
     """Count QUERY in the text that is trained on, and in the text held out."""

@@ -173,3 +173,16 @@ def test_a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated(make_sto
     told = []
     postings.build(store, progress=lambda *report: told.append(report))
     assert told[-1] == ("counting tokens of documents", 5, 5)
+
+
+def test_the_command_says_what_it_kept(openbook, make_store):
+    store = make_store(TEXTS)
+    built = openbook("index", "bm25", store.path)
+    assert (built.code, built.err) == (0, "")
+    size = sum(path.stat().st_size for path in (store.path / "bm25").iterdir())
+    assert built.out == (
+        f"11 pairs of a token and a document that holds it, {size:,} bytes: {store.path / 'bm25'}\n"
+    )
+    (store.path / "bm25" / "index.json").write_text("{}")
+    token_store.open(store.path)
+    assert postings.build(store).n_entries == 11
