@@ -1,39 +1,50 @@
-"""Which documents may have taught a text or a behaviour.
+"""Which documents may have taught a text or a behaviour, by every kind of evidence there is.
 
-`documents(run, target)` ranks the documents that a run read. The evidence of this version is
-*lexical* (`lexical.py` has its formulas and limits): it needs no model, and is the baseline that
-gradient evidence has to beat and at finding the document that states a fact often does not (Chang
-et al. 2024, TrackStar). Held-out documents and documents that the run never reached are no sources.
+`documents(run, target)` ranks the documents that a run read. Methods differ in what they look at,
+what they cost, and how much they say (`sources` has the grades):
+
+* `lexical`   shared words (`lexical.py`); `bm25` the same as everybody computes it. No model.
+* `gradient`  pull of each document's loss on the weights at the last checkpoint, in the components
+              of `within` alone where they are named (`gradients/`)
+* `replay`    exact influence, by differentiating through the replayed training (`metagradients.py`)
+* `fused`     words and gradients in one list (`fusing.py`); or name the parts: "lexical+replay"
+
+That words alone find the document that states a fact better than gradients often do is known (Chang
+et al. 2024, TrackStar), and why the default is both. Held-out documents and documents that the run
+never reached are no sources.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from data_attribution import indexing, lexical, questions
+from data_attribution import citing, fusing, indexing, lexical, questions
 from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.questions import Question
 from data_attribution.rankings import Ranking
-from data_attribution.sources import Source, Sources
+from data_attribution.sources import GRADES, Sources
 from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
+from interp.effects import Effects
 from interp.metrics import Metric
 from train.errors import nearest
 from train.orders import Order
+from train.runs import Run
 from train.token_store import TokenStore
 
 
-__all__ = ["METHODS", "Method", "Reader", "Request", "documents"]
+__all__ = ["METHODS", "Method", "Reader", "Request", "ask", "documents", "evidence", "parts"]
 
 BM25 = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
-# Tokens shown on either side of a span, and the most shown of one document.
-AROUND, SHOWN = 24, 96
+LONGEST = 1_000_000  # tokens of a text
+HEADS = 5  # of the effects of a sweep, so many places are taken
+FUSED = "fused"
 
 Progress = Callable[[str, int, int | None], None] | None
+Candidates = Int64[np.ndarray, " document"] | None
 
 
 @runtime_checkable
@@ -73,7 +84,7 @@ class Request:
     target: str | Behaviour
     question: Question
     within: tuple[str, ...] | None = None
-    candidates: Int64[np.ndarray, " document"] | None = None
+    candidates: Candidates = None
     limit: int = 50
     seed: int = 0
     progress: Progress = None
@@ -81,163 +92,243 @@ class Request:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to rank documents, and the grade of evidence that it gives."""
+    """One way to rank documents.
+
+    Attributes:
+        grade: Of its evidence, as `sources.GRADES`.
+        rank: Answers a request. What it needs is imported when it is asked.
+        signed: Whether a score may speak against a document.
+        weights: Whether it needs the weights of a run.
+    """
 
     grade: str
     rank: Callable[[Request], Ranking]
+    signed: bool = False
+    weights: bool = False
 
 
 def documents(
     run: Reader,
     target: str | Behaviour,
     *,
-    within: Sequence[str] | None = None,
+    within: Effects | Sequence[str] | None = None,
     metric: Metric | None = None,
-    method: str = "lexical",
+    method: str = FUSED,
     limit: int = 50,
-    candidates: Int64[np.ndarray, " document"] | None = None,
+    candidates: Candidates = None,
+    fold: bool = True,
+    seed: int = 0,
     progress: Progress = None,
 ) -> Sources:
     """Rank the documents that `run` read by the evidence that they taught `target`.
 
     Args:
         target: A text, or a behaviour.
-        within: Names of components; gradient evidence counts through them alone.
+        within: Components through which gradients count, by name, or the effects of a sweep: its
+            `HEADS` best places.
         metric: What is asked of a behaviour; default: its logit difference.
-        limit: The most documents returned.
-        candidates: Score these documents only.
+        method: A key of `METHODS`, or several joined by "+", which are fused.
+        limit: The most rows returned.
+        candidates: Rank these documents only.
+        fold: Put copies and near copies into the row of the best of them.
 
     Raises:
-        EvidenceError: There is no such method.
-        QueryError: The target holds no token to look for.
+        EvidenceError: There is no such method, it cannot be asked that, or it finds nothing.
+        QueryError: The target holds no token to look for, or too many.
         IndexMissing: The run's token store has no index.
     """
-    if method not in METHODS:
-        raise EvidenceError(f"no evidence is called {method!r}{nearest(method, METHODS)}")
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
-    index = indexing.open(run.store)
-    request = Request(
+    asked = parts(method, target, run, within=within is not None)
+    request = ask(
         run,
-        index,
         target,
-        _question(run, target, metric),
-        within=tuple(within) if within is not None else None,
-        candidates=candidates,
+        within=within,
+        metric=metric,
         limit=limit,
+        candidates=candidates,
+        seed=seed,
         progress=progress,
     )
-    ranking = METHODS[method].rank(request)
-    chosen, steps, unread = _read(run, ranking.documents, limit)
-    items = _sources(index, ranking, chosen, steps, METHODS[method].grade)
-    as_text = isinstance(target, str)
+    found = evidence(request, asked)
+    ranking = fusing.fuse(found)
+    _refuse_nothing(request, method, ranking)
+    cited = citing.sources(
+        run,
+        request.index,
+        ranking,
+        limit=limit,
+        grades=_grades(found),
+        evidence=found,
+        weakest=METHODS[asked[0]].grade,
+        fold=fold,
+    )
     provenance = {
         "run": run.id,
         "knowledge": run.knowledge,
         "store": run.store.fingerprint,
-        "index": index.backend,
-        "formula": ranking.formula or ("maximal spans" if as_text else BM25),
+        "index": request.index.backend,
+        "question": request.question.name,
+        "within": list(request.within) if request.within is not None else None,
+        "formula": ranking.formula,
         "candidates": len(ranking.documents),
-        "unread": unread,
-        **ranking.details,
+        "unread": cited.unread,
+        "folded": cited.folded,
+        **{name: part.details for name, part in found.items() if part.details},
     }
-    return Sources(target if as_text else target.name, method, items, provenance)
+    name = target if isinstance(target, str) else target.name
+    return Sources(name, method, cited.items, provenance)
+
+
+def parts(
+    method: str, target: str | Behaviour, run: Reader, *, within: bool = False
+) -> tuple[str, ...]:
+    """The methods that a name stands for.
+
+    Raises:
+        EvidenceError: There is no such method, or it cannot be asked that.
+    """
+    names = tuple(dict.fromkeys(one.strip() for one in method.split("+")))
+    if names == (FUSED,):
+        weighted = isinstance(run, Run)
+        names = tuple(one for one in DEFAULT if weighted or not METHODS[one].weights)
+    for name in names:
+        if name not in METHODS or (name == FUSED):
+            raise EvidenceError(f"no evidence is called {name!r}{nearest(name, METHODS)}")
+    if within and "gradient" not in names:
+        raise EvidenceError(
+            f"components were named, and {method} evidence does not look inside the model; "
+            "take the method gradient, or fused"
+        )
+    return names
+
+
+def ask(
+    run: Reader,
+    target: str | Behaviour,
+    *,
+    within: Effects | Sequence[str] | None = None,
+    metric: Metric | None = None,
+    limit: int = 50,
+    candidates: Candidates = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> Request:
+    """The request that stands for a target.
+
+    Raises:
+        QueryError: The target holds no token to look for, or too many.
+        IndexMissing: The run's token store has no index.
+    """
+    names = within.top(HEADS) if isinstance(within, Effects) else within
+    return Request(
+        run,
+        indexing.open(run.store),
+        target,
+        _question(run, target, metric),
+        within=None if names is None else tuple(map(str, names)),
+        candidates=candidates,
+        limit=limit,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def evidence(request: Request, methods: Sequence[str]) -> dict[str, Ranking]:
+    """What each method says, of the request's candidates alone where it names some."""
+    found = {name: METHODS[name].rank(request) for name in methods}
+    if request.candidates is None:
+        return found
+    return {name: _only(one, request.candidates) for name, one in found.items()}
 
 
 def _question(run: Reader, target: str | Behaviour, metric: Metric | None) -> Question:
     if isinstance(target, Behaviour):
         return questions.of_behaviour(target, metric)
-    return questions.of_text(target, run.store.tokenizer, n_ctx=run.order.context)
+    if metric is not None:
+        raise EvidenceError(f"a text has no {metric.name}: it is asked for its log-probability")
+    if not target.strip():
+        raise QueryError("the text is empty; give some words to trace")
+    ids = run.store.tokenizer.encode(target).tolist()
+    if len(ids) > LONGEST:
+        raise QueryError(
+            f"the text has {len(ids):,} tokens, and at most {LONGEST:,} are traced at once; "
+            "trace its parts"
+        )
+    return questions.of_text(ids, run.store.tokenizer, n_ctx=run.order.context)
+
+
+def _only(ranking: Ranking, candidates: Int64[np.ndarray, " document"]) -> Ranking:
+    there = np.isin(ranking.documents, candidates)
+    return replace(
+        ranking,
+        documents=ranking.documents[there],
+        scores=ranking.scores[there],
+        low=None if ranking.low is None else ranking.low[there],
+        high=None if ranking.high is None else ranking.high[there],
+    )
+
+
+def _refuse_nothing(request: Request, method: str, ranking: Ranking) -> None:
+    if len(ranking.documents):
+        return
+    target = request.target if isinstance(request.target, str) else request.target.name
+    shown = target if len(target) <= 40 else target[:39] + "…"
+    among = "" if request.candidates is None else f" {len(request.candidates)} candidate"
+    raise EvidenceError(
+        f"no{among} document of {request.run.store.n_documents:,} has {method} evidence for "
+        f"{shown!r}; gradient evidence needs no word in common"
+    )
+
+
+def _grades(found: dict[str, Ranking]) -> dict[int, str]:
+    """The strongest grade of evidence that speaks for each document."""
+    grades: dict[int, str] = {}
+    for name in sorted(found, key=lambda one: GRADES.index(METHODS[one].grade)):
+        speaks = fusing.speaking(found[name], signed=METHODS[name].signed)
+        grades.update(dict.fromkeys(speaks.tolist(), METHODS[name].grade))
+    return grades
 
 
 def _lexical(request: Request) -> Ranking:
     target, index = request.target, request.index
     if isinstance(target, str):
-        return lexical.spans(index, target, request.progress)
+        return replace(lexical.spans(index, target, request.progress), formula="maximal spans")
     clean, corrupt = np.asarray(target.clean), np.asarray(target.corrupt)
     bags = lexical.bags(clean, corrupt, np.asarray(target.answer), index.store.eot)
     if not bags or not all(bags):
         raise QueryError(f"behaviour {target.name!r} has a prompt without a single token of text")
-    return lexical.bm25(index, bags, request.progress)
+    return replace(lexical.bm25(index, bags, request.progress), formula=BM25)
 
 
-METHODS = {"lexical": Method("lexical", _lexical)}
+def _bm25(request: Request) -> Ranking:
+    from data_attribution import bm25
+
+    return bm25.rank(request)
 
 
-def _read(
-    run: Reader, ranked: Int64[np.ndarray, " document"], limit: int
-) -> tuple[list[int], list[tuple[int, ...]], int]:
-    """Ranks and steps of the first `limit` documents that the run reached; how many it did not."""
-    chosen, steps, unread = [], [], 0
-    for rank, document in enumerate(ranked.tolist()):
-        if len(chosen) == limit:
-            break
-        read = run.steps_reading(document)
-        if len(read):
-            chosen.append(rank)
-            steps.append(tuple(read.tolist()))
-        else:
-            unread += 1
-    return chosen, steps, unread
+def _gradient(request: Request) -> Ranking:
+    from data_attribution.gradients import ranking
+
+    return ranking.rank(request)
 
 
-def _sources(
-    index: TokenIndex,
-    ranking: Ranking,
-    chosen: list[int],
-    steps: list[tuple[int, ...]],
-    grade: str,
-) -> tuple[Source, ...]:
-    store = index.store
-    documents = ranking.documents[chosen].tolist()
-    twins = _same_tokens(index, documents)
-    # In ascending order, because the table is read in groups of rows.
-    rows = {one: store.document(one) for one in sorted({*documents, *chain(*twins)})}
-    items = []
-    for rank, document, read, others in zip(chosen, documents, steps, twins, strict=True):
-        start, length = ranking.where(document)
-        sha256 = rows[document].sha256
-        items.append(
-            Source(
-                document=document,
-                id=rows[document].id,
-                text=_excerpt(store, document, start, length),
-                span=_text(store, document, start, start + length),
-                score=float(ranking.scores[rank]),
-                grade=grade,
-                steps=read,
-                start=start,
-                length=length,
-                duplicates=tuple(one for one in others if rows[one].sha256 == sha256),
-            )
-        )
-    return tuple(items)
+def _replay(request: Request) -> Ranking:
+    from data_attribution import metagradients
+
+    return metagradients.rank(request)
 
 
-def _same_tokens(index: TokenIndex, documents: list[int]) -> list[list[int]]:
-    """For each document the others of the train region with the very same tokens.
-
-    A copy is among them; with whole words as tokens, so is a text with other white space.
-    """
-    store = index.store
-    starts, lengths = store.starts[documents], store.lengths[documents]
-    patterns = [store.tokens[one : one + n] for one, n in zip(starts, lengths, strict=True)]
-    found = []
-    for document, positions in zip(documents, index.occurrences(patterns), strict=True):
-        holders = store.document_at(positions)
-        whole = holders[store.lengths[holders] == store.lengths[document]]
-        found.append(whole[whole != document].tolist())
-    return found
+def _fused(request: Request) -> Ranking:
+    asked = parts(FUSED, request.target, request.run)
+    return fusing.fuse(evidence(request, asked))
 
 
-def _excerpt(store: TokenStore, document: int, start: int, length: int) -> str:
-    first = max(0, start - AROUND)
-    last = min(int(store.lengths[document]), start + length + AROUND, first + SHOWN)
-    before = "… " if first else ""
-    after = " …" if last < store.lengths[document] else ""
-    return before + _text(store, document, first, last).strip() + after
-
-
-def _text(store: TokenStore, document: int, first: int, last: int) -> str:
-    start = int(store.starts[document])
-    return store.tokenizer.decode(store.tokens[start + first : start + last])
+METHODS = {
+    "lexical": Method("lexical", _lexical),
+    "bm25": Method("lexical", _bm25),
+    "gradient": Method("gradient", _gradient, signed=True, weights=True),
+    "replay": Method("replay", _replay, signed=True, weights=True),
+    FUSED: Method("gradient", _fused, signed=True),
+}
+DEFAULT = ("lexical",)

@@ -240,7 +240,7 @@ def _traced(run: Run, model: hooked.GPT, name: str) -> Traced:
     truth = run.store.truth or {}
     (fact,) = recalling.facts_named(truth, [name])
     behaviour = behaviours.load(f"fact:{fact['entity']}", run)
-    sources = attributing.documents(run, behaviour, limit=24)
+    sources = attributing.documents(run, behaviour, method="lexical", fold=False, limit=24)
     answers = recalling.of_facts(model, [fact], truth, run.store.tokenizer)
     labels = {row: "states it" for row in fact["documents"]}
     labels |= {row: "distractor" for row in fact["distractors"]}

@@ -164,7 +164,7 @@ if not (STORE / "index").exists():
 names = forgetting.removable(run)
 (fact,) = recalling.facts_named(truth, names[:1])
 asked = behaviours.load(f"fact:{fact['entity']}", run)
-sources = attributing.documents(run, asked, limit=24)
+sources = attributing.documents(run, asked, method="lexical", fold=False, limit=24)
 sources.show(10)
 
 # %% [markdown]

@@ -1,0 +1,98 @@
+"""One order out of several kinds of evidence.
+
+Methods measure in units of their own: BM25 in nats of surprise, gradients in cosines, replay in the
+question's unit. Before they are added up, each is standardised over the documents that any of them
+names: minus the mean, by the standard deviation. Nothing is fitted and no method has a weight.
+
+A document that a method does not name scores 0 with it: it shares no word, or was not looked at.
+The interval of a fused score is that of its parts which have one, the others held fixed.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from data_attribution.errors import EvidenceError
+from data_attribution.rankings import Ranking, ranked
+
+
+__all__ = ["STANDS_OUT", "fuse", "speaking"]
+
+# Standard deviations above the mean document from which signed evidence is taken to speak for one.
+STANDS_OUT = 2.0
+
+
+def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
+    """Documents by the sum of their standardised scores.
+
+    Args:
+        evidence: Rankings by the name of their method. Of stretches of text, those of the first
+            method count that names one.
+
+    Raises:
+        EvidenceError: Nothing to fuse.
+    """
+    if not evidence:
+        raise EvidenceError("there is no evidence to fuse; name at least one method")
+    if len(evidence) == 1:
+        return next(iter(evidence.values()))
+    documents = reduce(np.union1d, (one.documents for one in evidence.values()))
+    scores, below, above = (np.zeros(len(documents)) for _ in range(3))
+    for ranking in evidence.values():
+        values = _aligned(documents, ranking, ranking.scores)
+        spread = values.std() or 1.0
+        scores += (values - values.mean()) / spread
+        if ranking.low is not None and ranking.high is not None:
+            below += (values - _aligned(documents, ranking, ranking.low)) / spread
+            above += (_aligned(documents, ranking, ranking.high) - values) / spread
+    bounded = any(one.low is not None for one in evidence.values())
+    return ranked(
+        documents,
+        scores,
+        where=_where(evidence),
+        low=scores - below if bounded else None,
+        high=scores + above if bounded else None,
+        formula=f"sum of z-scores of {' + '.join(evidence)}",
+        details={"fused": {name: one.formula for name, one in evidence.items()}},
+    )
+
+
+def speaking(ranking: Ranking, *, signed: bool) -> Int64[np.ndarray, " speaking"]:
+    """The documents that a ranking speaks for, in its order.
+
+    Words are there or not: evidence that is never negative speaks for what it scores above 0.
+    Gradients of any two documents have something in common, so *signed* evidence speaks for a
+    document that stands out by `STANDS_OUT` deviations and whose interval, where it has one, lies
+    above 0.
+    """
+    scores = ranking.scores
+    if not len(scores):
+        return ranking.documents
+    speaks = scores > 0
+    if signed:
+        speaks &= scores >= scores.mean() + STANDS_OUT * scores.std()
+        if ranking.low is not None:
+            speaks &= ranking.low > 0
+    return ranking.documents[speaks]
+
+
+def _aligned(
+    documents: Int64[np.ndarray, " document"],
+    ranking: Ranking,
+    column: Float64[np.ndarray, " named"],
+) -> Float64[np.ndarray, " document"]:
+    values = np.zeros(len(documents))
+    values[np.searchsorted(documents, ranking.documents)] = column
+    return values
+
+
+def _where(evidence: Mapping[str, Ranking]) -> Callable[[int], tuple[int, int]]:
+    named = [(one, {*one.documents.tolist()}) for one in evidence.values()]
+
+    def where(document: int) -> tuple[int, int]:
+        places = (one.where(document) for one, held in named if document in held)
+        return next((place for place in places if place[1]), (0, 0))
+
+    return where
