@@ -135,7 +135,7 @@ spans = index.maximal_spans(text, minimum=3)
 pandas.DataFrame(spans)[["text", "count", "held_out", "log_probability"]]
 
 # %%
-sources = attributing.documents(run, text, limit=8)
+sources = attributing.documents(run, text, method="lexical", limit=8)
 sources.show(8)
 
 # %% [markdown]

@@ -131,7 +131,7 @@ def sentence(run) -> str:
 def test_a_generated_sentence_is_traced_to_documents_that_hold_it_and_steps_that_read_them(
     run, sentence
 ):
-    sources = attributing.documents(run, sentence, limit=8)
+    sources = attributing.documents(run, sentence, method="lexical", limit=8)
     assert len(sources) == 8
     for source in sources:
         # Bytes may begin inside a character; what is left of it prints as U+FFFD.
@@ -146,8 +146,19 @@ def test_a_generated_sentence_is_traced_to_documents_that_hold_it_and_steps_that
 
 
 def test_the_command_says_the_same_as_python(run, sentence, openbook):
-    traced = openbook("trace", "documents", run.path, "--text", sentence, "--json", "--limit", 8)
-    found = attributing.documents(run, sentence, limit=8)
+    traced = openbook(
+        "trace",
+        "documents",
+        run.path,
+        "--text",
+        sentence,
+        "--json",
+        "--limit",
+        8,
+        "--method",
+        "lexical",
+    )
+    found = attributing.documents(run, sentence, method="lexical", limit=8)
     assert [one["id"] for one in json.loads(traced.out)["items"]] == list(found.ids)
     spans = openbook("index", "spans", run.store.path, sentence, "--run", run.path, "--json")
     for span in json.loads(spans.out)["spans"]:
