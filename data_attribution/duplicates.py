@@ -57,11 +57,16 @@ def sha256s(store: TokenStore) -> Iterator[str]:
 
 
 def near(
-    store: TokenStore, documents: Collection[int], *, share: float = SHARE
+    store: TokenStore,
+    documents: Collection[int],
+    *,
+    share: float = SHARE,
+    among: Collection[int] | None = None,
 ) -> dict[int, dict[int, float]]:
     """For each document the other documents of the store that are near it, and how near.
 
-    Reads the store once. Documents shorter than a shingle are near nothing.
+    Reads the store once, or the documents `among` which to look. Documents shorter than a shingle
+    are near nothing.
 
     Returns:
         By document, ascending: other document to Jaccard's measure of shingles, `share` to 1.
@@ -73,7 +78,7 @@ def near(
     if not len(known):
         return found
     ours = _sets(owners, np.searchsorted(known, shingles), (len(asked), len(known)))
-    for block in _blocks(store):
+    for block in _blocks(store) if among is None else [np.array(sorted({*among}), np.int64)]:
         for row, other, measure in _compared(store, block, known, ours, share):
             if asked[row] != other:
                 found[int(asked[row])][other] = measure
