@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from data_attribution import citing, fusing, indexing, lexical, questions
+from data_attribution import citing, duplicates, fusing, indexing, lexical, questions
 from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.questions import Question
 from data_attribution.rankings import Ranking
@@ -40,8 +40,9 @@ __all__ = ["METHODS", "Method", "Reader", "Request", "ask", "documents", "eviden
 
 BM25 = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
 LONGEST = 1_000_000  # tokens of a text
-HEADS = 5  # of the effects of a sweep, so many places are taken
+PLACES = 5  # of the effects of a sweep, so many are taken
 FUSED = "fused"
+HEAD = 20  # near copies are looked for among the first 20 documents a row
 
 Progress = Callable[[str, int, int | None], None] | None
 Candidates = Int64[np.ndarray, " document"] | None
@@ -125,7 +126,7 @@ def documents(
     Args:
         target: A text, or a behaviour.
         within: Components through which gradients count, by name, or the effects of a sweep: its
-            `HEADS` best places.
+            `PLACES` best ones.
         metric: What is asked of a behaviour; default: its logit difference.
         method: A key of `METHODS`, or several joined by "+", which are fused.
         limit: The most rows returned.
@@ -153,6 +154,7 @@ def documents(
     found = evidence(request, asked)
     ranking = fusing.fuse(found)
     _refuse_nothing(request, method, ranking)
+    head = ranking.documents[: limit * HEAD].tolist()
     cited = citing.sources(
         run,
         request.index,
@@ -162,6 +164,7 @@ def documents(
         evidence=found,
         weakest=METHODS[asked[0]].grade,
         fold=fold,
+        near=duplicates.near(run.store, head, among=head),
     )
     provenance = {
         "run": run.id,
@@ -220,7 +223,7 @@ def ask(
         QueryError: The target holds no token to look for, or too many.
         IndexMissing: The run's token store has no index.
     """
-    names = within.top(HEADS) if isinstance(within, Effects) else within
+    names = within.top(PLACES) if isinstance(within, Effects) else within
     return Request(
         run,
         indexing.open(run.store),

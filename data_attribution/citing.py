@@ -4,7 +4,7 @@ A document that the run never reached taught it nothing and is left out. Copies 
 row stand in that row, however they rank: a list of eight times the same sentence says one thing.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,8 +21,6 @@ __all__ = ["Cited", "Reads", "excerpt", "sources"]
 
 # Tokens shown on either side of a span, and the most shown of one document.
 AROUND, SHOWN = 24, 96
-
-Near = Callable[[int], Collection[int]]
 
 
 @runtime_checkable
@@ -51,7 +49,7 @@ def sources(
     evidence: Mapping[str, Ranking],
     weakest: str,
     fold: bool = True,
-    near: Near | None = None,
+    near: Mapping[int, Collection[int]] | None = None,
 ) -> Cited:
     """The first `limit` rows of a ranking.
 
@@ -59,7 +57,7 @@ def sources(
         grades: The strongest grade of a document; those it lacks have the `weakest`.
         evidence: What each method said, by name.
         fold: Leave out documents that stand in a better row already.
-        near: The near copies of a document.
+        near: The near copies of a document, where any are known.
     """
     items: list[Source] = []
     taken: set[int] = set()
@@ -73,7 +71,7 @@ def sources(
             unread += not len(steps)
             folded += len(steps) > 0
             continue
-        same, alike = _copies(index, document, near)
+        same, alike = _copies(index, document, (near or {}).get(document, ()))
         if fold:
             taken.update(same, alike)
         items.append(
@@ -108,7 +106,7 @@ def _evidence(ranking: Ranking, rank: int) -> Evidence:
 
 
 def _copies(
-    index: TokenIndex, document: int, near: Near | None
+    index: TokenIndex, document: int, near: Collection[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Other documents of the train region with the same sha256, and with nearly the same tokens.
 
@@ -121,7 +119,7 @@ def _copies(
     same = set(holders[store.lengths[holders] == length].tolist()) - {document}
     sha256 = store.document(document).sha256
     exact = {one for one in sorted(same) if store.document(one).sha256 == sha256}
-    alike = (same | {*(near(document) if near else ())}) - exact - {document}
+    alike = (same | {*near}) - exact - {document}
     return tuple(sorted(exact)), tuple(sorted(alike))
 
 

@@ -207,3 +207,11 @@ def test_what_cannot_be_answered_is_refused_in_one_line(run, make_store, make_ru
     alone = Behaviour("nothing", eot, eot + 1, eot[0], eot[0] + 1)
     with pytest.raises(QueryError, match="without a single token"):
         attributing.documents(run, alone)
+
+
+def test_nearly_the_same_text_stands_in_the_row_of_the_better_one(make_store, make_run):
+    sentence = "envoys from Arnost ride every year in great haste to the court of Belmar"
+    store = make_store([f"{sentence} {end}" for end in ("today .", "now .")] + ["a b c", "c d e"])
+    indexing.build(store)
+    (one,) = attributing.documents(make_run(store), "ride every year in great haste today .")
+    assert (one.document, one.near, one.duplicates) == (0, (1,), ())
