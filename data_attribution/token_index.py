@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64, Integer, UInt, UInt32
 
-from data_attribution import suffix_array
+from data_attribution import searching
 from data_attribution.errors import QueryError
 from data_attribution.matches import Count, Hit, Hits, NextToken, Span, Spelling
 from train.token_store import TokenStore
@@ -41,8 +41,8 @@ class Part:
     buckets: Int64[np.ndarray, " bucket"]
 
     def search(self, patterns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks [low, high) of each pattern, as `suffix_array.search`."""
-        return suffix_array.search(self.tokens, self.suffixes, patterns, self.buckets)
+        """Ranks [low, high) of each pattern, as `searching.search`."""
+        return searching.search(self.tokens, self.suffixes, patterns, self.buckets)
 
     def positions(self, ranks: slice | np.ndarray) -> Int64[np.ndarray, " rank"]:
         """Positions in tokens.bin of the suffixes at these ranks."""
@@ -179,7 +179,7 @@ class TokenIndex:
         lengths = np.zeros(len(ids), np.int64)
         for part in self.parts:
             if not part.held_out:
-                found = suffix_array.longest(part.tokens, part.suffixes, ids, part.buckets)
+                found = searching.longest(part.tokens, part.suffixes, ids, part.buckets)
                 lengths = np.maximum(lengths, found)
         return lengths
 

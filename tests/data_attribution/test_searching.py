@@ -1,4 +1,4 @@
-"""Sorting and searching agree with looking at every position."""
+"""Searching agrees with looking at every position."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_attribution import suffix_array
+from data_attribution import searching, sorting
 
 
 def repeated(period: list[int], times: int) -> np.ndarray:
@@ -35,10 +35,6 @@ corpora = few | many | wide
 patterns = st.lists(st.sampled_from([0, 1, 2, 256, 65535]), min_size=1, max_size=8)
 
 
-def sorted_by_hand(tokens: np.ndarray) -> list[int]:
-    return sorted(range(len(tokens)), key=lambda at: tokens[at:].tolist())
-
-
 def occurrences(tokens: np.ndarray, pattern: list[int]) -> list[int]:
     held = tokens.tolist()
     return [at for at in range(len(held)) if held[at : at + len(pattern)] == pattern]
@@ -52,41 +48,18 @@ def longest_by_hand(tokens: np.ndarray, text: list[int]) -> list[int]:
     return [at(start) for start in range(len(text))]
 
 
-@pytest.mark.parametrize("sort", [suffix_array.divsufsort, suffix_array.doubling])
-@pytest.mark.parametrize("name", ADVERSARIAL)
-def test_awkward_arrays_are_sorted_by_token_id(sort, name):
-    assert sort(ADVERSARIAL[name]).tolist() == sorted_by_hand(ADVERSARIAL[name])
-
-
-@given(corpora)
-@settings(max_examples=150, deadline=None)
-def test_both_sorters_agree_with_sorting_by_hand(tokens):
-    expected = sorted_by_hand(tokens)
-    assert suffix_array.build(tokens).tolist() == expected
-    assert suffix_array.doubling(tokens).tolist() == expected
-
-
-def test_both_sorters_agree_on_fifty_thousand_tokens_full_of_copies():
-    random = np.random.default_rng(0)
-    tokens = random.zipf(1.3, 50_000).clip(0, 65535).astype(np.uint16)
-    tokens[20_000:30_000] = tokens[:10_000]
-    ours = suffix_array.doubling(tokens)
-    assert np.array_equal(ours, suffix_array.divsufsort(tokens))
-    assert np.array_equal(np.sort(ours), np.arange(len(tokens)))
-
-
 @given(corpora, st.lists(patterns, max_size=6), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_a_search_finds_every_occurrence_and_nothing_else(tokens, asked, with_table):
     # Half of the patterns are planted, the last ends with the corpus.
     asked = asked + [tokens[k : k + 5].tolist() for k in range(0, len(tokens), 7)]
     asked = [*asked, tokens[-3:].tolist()] if len(tokens) else asked
-    suffixes = suffix_array.build(tokens)
+    suffixes = sorting.build(tokens)
     table = None
     if with_table and tokens.dtype == np.uint16:
-        table = suffix_array.buckets(tokens, 65536)
+        table = sorting.buckets(tokens, 65536)
     arrays = [np.array(pattern, np.int64) for pattern in asked]
-    low, high = suffix_array.search(tokens, suffixes, arrays, table)
+    low, high = searching.search(tokens, suffixes, arrays, table)
     for pattern, start, stop in zip(asked, low, high, strict=True):
         assert sorted(suffixes[start:stop].tolist()) == occurrences(tokens, pattern)
 
@@ -94,29 +67,23 @@ def test_a_search_finds_every_occurrence_and_nothing_else(tokens, asked, with_ta
 @pytest.mark.parametrize("name", ["all equal", "long repeat", "fibonacci"])
 def test_matches_longer_than_a_comparison_block_are_exact(name):
     tokens = ADVERSARIAL[name]
-    suffixes = suffix_array.build(tokens)
+    suffixes = sorting.build(tokens)
     asked = [tokens[start:stop] for start in (0, 1, 17) for stop in (290, 299, 300)]
-    low, high = suffix_array.search(tokens, suffixes, asked)
+    low, high = searching.search(tokens, suffixes, asked)
     expected = [len(occurrences(tokens, pattern.tolist())) for pattern in asked]
     assert (high - low).tolist() == expected
 
 
 def test_the_empty_pattern_is_everywhere():
     tokens = np.array([5, 1, 5], np.uint16)
-    low, high = suffix_array.search(tokens, suffix_array.build(tokens), [np.empty(0, np.int64)])
+    low, high = searching.search(tokens, sorting.build(tokens), [np.empty(0, np.int64)])
     assert (low.tolist(), high.tolist()) == ([0], [3])
 
 
 @given(few, st.lists(st.sampled_from([0, 1, 2, 3, 65535]), max_size=20), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_the_longest_match_from_each_position_is_found(tokens, text, with_table):
-    table = suffix_array.buckets(tokens, 65536) if with_table else None
-    suffixes = suffix_array.build(tokens)
-    found = suffix_array.longest(tokens, suffixes, np.array(text, np.int64), table)
+    table = sorting.buckets(tokens, 65536) if with_table else None
+    suffixes = sorting.build(tokens)
+    found = searching.longest(tokens, suffixes, np.array(text, np.int64), table)
     assert found.tolist() == longest_by_hand(tokens, text)
-
-
-def test_buckets_hold_the_unigram_counts():
-    tokens = np.array([2, 0, 2, 3, 2], np.uint16)
-    # token             0  1  2  3
-    assert suffix_array.buckets(tokens, 4).tolist() == [0, 1, 1, 4, 5]
