@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from data_attribution.exposures import Exposure
     from data_attribution.matches import Hit, Span
     from data_attribution.sources import Sources
     from data_attribution.token_index import TokenIndex
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "counterfactual_lines",
+    "exposure_lines",
+    "exposure_row",
     "hit_line",
     "hit_row",
     "interval",
@@ -61,6 +64,37 @@ def span_row(span: "Span") -> dict[str, Any]:
         "held_out": span.held_out,
         "surprise": -span.log_probability,
     }
+
+
+def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
+    """What was read before each checkpoint, as plain values."""
+    shown = sorted({0, *(one for one in checkpoints if one <= found.before), found.before})
+    return {
+        "target": found.target,
+        "places": len(found.positions),
+        "documents": len(set(found.documents.tolist())),
+        "held_out": found.held_out,
+        "before": found.before,
+        "readings": found.readings,
+        "curve": [
+            {"checkpoint": one, "readings": found.at(one), "spread evenly": found.even(one)}
+            for one in shown
+        ],
+    }
+
+
+def exposure_lines(row: dict[str, Any]) -> str:
+    """Where a text stands, and a line a checkpoint."""
+    head = (
+        f"{row['places']} places in {row['documents']} documents, {row['readings']:.1f} readings "
+        f"before checkpoint {row['before']}"
+        + (f"; {row['held_out']} places are held out" if row["held_out"] else "")
+    )
+    table = [
+        f"{one['checkpoint']:>10}  {one['readings']:>8.1f}  {one['spread evenly']:>13.1f}"
+        for one in row["curve"]
+    ]
+    return "\n".join([head, "checkpoint  readings  spread evenly", *table])
 
 
 def sources_lines(sources: "Sources") -> str:

@@ -34,6 +34,7 @@ __all__ = [
     "heads",
     "heat_map",
     "interval",
+    "lines",
     "recall",
     "trace",
     "write",
@@ -226,6 +227,23 @@ def curves(
     figure = go.Figure()
     for name, found in series.items():
         figure.add_scatter(**_averages(x, found), name=name)
+    figure.update_xaxes(title=across)
+    figure.update_yaxes(title=unit)
+    return framed(figure, title)
+
+
+def lines(
+    x: Sequence[object],
+    series: dict[str, Sequence[float]],
+    *,
+    title: str,
+    unit: str,
+    across: str = "",
+) -> go.Figure:
+    """Numbers that have no interval, such as counts, one line a name."""
+    figure = go.Figure()
+    for name, values in series.items():
+        figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines")
     figure.update_xaxes(title=across)
     figure.update_yaxes(title=unit)
     return framed(figure, title)

@@ -55,3 +55,32 @@ def trace_documents(
     if out:
         sources.save(out)
     answer(asdict(sources), printing.sources_lines(sources), as_json=as_json, out=None)
+
+
+@trace.command("exposure")
+def trace_exposure(
+    path: RunPath,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Verbatim.")] = None,
+    document: Annotated[
+        list[int] | None, typer.Option(help="This document instead; may be repeated.")
+    ] = None,
+    before: Annotated[
+        int | None, typer.Option(min=0, help="Checkpoint; default: the last one.")
+    ] = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Count how often RUN had read TEXT, or documents, before each checkpoint."""
+    if (text is None) == (not document):
+        raise EvidenceError("give either a TEXT or --document N")
+    from data_attribution import exposures
+    from train import runs
+
+    opened = runs.open(path, store=store)
+    if text is None:
+        found = exposures.of_documents(opened, document or (), before=before)
+    else:
+        found = exposures.of(opened, text, before=before)
+    result = printing.exposure_row(found, opened.steps)
+    answer(result, printing.exposure_lines(result), as_json=as_json, out=out)

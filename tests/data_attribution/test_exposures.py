@@ -1,0 +1,198 @@
+"""What a run read, and when, is what replaying its order window by window finds."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from data_attribution import exposures, indexing
+from data_attribution.errors import EvidenceError, QueryError
+from train import loop, token_store
+from train.batches import Removal
+from train.orders import DataOrder, RecordedOrder
+from train.token_store import TokenStore
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A run, as far as its reading goes."""
+
+    store: TokenStore
+    order: DataOrder | RecordedOrder
+    steps_done: int
+    removal: Removal | None = None
+
+
+def replayed(run: Reader, position: int, length: int, before: int) -> dict[int, float]:
+    """Step to the share read of [position, position + length), a window and a token at a time."""
+    found: dict[int, float] = {}
+    for step in range(before):
+        for start in run.order.starts(step).tolist():
+            targets = range(start + 1, start + 1 + run.order.context)
+            read = sum(position <= target < position + length for target in targets)
+            if read:
+                found[step] = found.get(step, 0.0) + read / length
+    return found
+
+
+def ordered(store: TokenStore, kind: str, seed: int) -> Reader:
+    context, batch, n_steps = 5, 3, 40
+    if kind == "function":
+        order = DataOrder(seed, (store.train_tokens - 1) // context, context, batch)
+    else:
+        draw = np.random.default_rng(seed)
+        order = RecordedOrder(draw.integers(store.train_tokens - context, size=(64, 3)), context)
+    return Reader(store, order, n_steps)
+
+
+@pytest.fixture
+def store(make_store):
+    draw = np.random.default_rng(3)
+    words = [[f"w{draw.integers(9)}" for _ in range(draw.integers(1, 25))] for _ in range(30)]
+    made = make_store([" ".join(row) for row in words], held_out=0.2)
+    indexing.build(made)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["function", "recorded"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("before", [0, 1, 17, 40])
+def test_every_reading_is_the_one_found_by_replaying_the_order(store, kind, seed, before):
+    run = ordered(store, kind, seed)
+    found = exposures.of(run, "w1 w2", before=before)
+    assert len(found.positions) > 1
+    for stretch, position in enumerate(found.positions.tolist()):
+        mine = found.stretches == stretch
+        shares = dict(zip(found.steps[mine].tolist(), found.shares[mine].tolist(), strict=True))
+        assert shares == pytest.approx(replayed(run, position, 2, before))
+    assert (np.diff(found.steps) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["function", "recorded"])
+def test_the_steps_are_those_that_the_order_answers_with(store, kind):
+    run = ordered(store, kind, 5)
+    whole = exposures.of_documents(run, np.arange(20))
+    for stretch in range(len(whole.positions)):
+        start = int(whole.positions[stretch])
+        steps = run.order.steps_reading(start, start + int(whole.lengths[stretch]), 40)
+        assert whole.steps[whole.stretches == stretch].tolist() == steps.tolist()
+
+
+def test_a_stretch_is_read_once_an_epoch_however_windows_cut_it(store):
+    """Of the whole corpus but what no window reaches."""
+    run = ordered(store, "function", 2)
+    epoch = -(-run.order.n_windows // run.order.batch)
+    whole = exposures.of_documents(
+        replace(run, steps_done=3 * epoch), np.flatnonzero(store.starts < store.train_tokens - 40)
+    )
+    # Three times epochs rounded up to steps: a little of the fourth.
+    for stretch in range(len(whole.positions)):
+        total = whole.shares[whole.stretches == stretch].sum()
+        assert 3 - 1e-9 <= total <= 4 + 1e-9
+    one = replace(run, steps_done=run.order.n_windows, order=replace(run.order, batch=1))
+    exact = exposures.of_documents(one, whole.documents)
+    assert exact.readings == len(whole.positions)
+    assert exact.epoch == pytest.approx(run.order.n_windows, abs=1)
+    assert exact.even(round(exact.epoch)) == pytest.approx(exact.readings, rel=0.01)
+
+
+def test_the_curve_rises_from_nothing_to_all_and_says_what_was_read_before_a_step(store):
+    run = ordered(store, "function", 0)
+    found = exposures.of(run, "w3")
+    steps, readings = found.curve()
+    assert (steps[0], readings[0]) == (0, 0)
+    assert (steps[-1], readings[-1]) == (40, found.readings)
+    assert (np.diff(readings) >= 0).all()
+    for step in (0, 1, 13, 40):
+        assert found.at(step) == pytest.approx(exposures.of(run, "w3", before=step).readings)
+    coarse, values = found.curve(5)
+    assert coarse.tolist() == [0, 10, 20, 30, 40]
+    assert values.tolist() == [found.at(step) for step in coarse.tolist()]
+
+
+def test_what_was_removed_or_held_out_is_never_read(store):
+    run = ordered(store, "function", 0)
+    found = exposures.of(run, "w3")
+    gone = int(found.documents[0])
+    without = exposures.of(replace(run, removal=Removal((gone,), "blank")), "w3")
+    kept = found.documents[found.stretches] != gone
+    assert without.steps.tolist() == found.steps[kept].tolist()
+    assert len(without.positions) == len(found.positions)
+    held = np.flatnonzero(store.starts >= store.train_tokens)
+    never = exposures.of_documents(run, held)
+    assert (never.readings, never.held_out, len(never.positions)) == (0, len(held), 0)
+    assert never.curve()[1].tolist() == [0, 0]
+    assert found.held_out == indexing.open(store).count("w3").held_out > 0
+
+
+def test_many_places_are_computed_block_by_block(store, monkeypatch):
+    run = ordered(store, "function", 0)
+    found = exposures.of(run, "w3")
+    monkeypatch.setattr(exposures, "BLOCK", 3)
+    blocks = exposures.of(run, "w3", index=indexing.open(store))
+    assert blocks.steps.tolist() == found.steps.tolist()
+    assert sorted(zip(blocks.steps, blocks.stretches, blocks.shares, strict=True)) == sorted(
+        zip(found.steps, found.stretches, found.shares, strict=True)
+    )
+
+
+def test_a_real_run_and_its_counterfactual_agree_with_their_own_look_ups(
+    tiny_run, tmp_path_factory
+):
+    indexing.build(tiny_run.store)
+    document = int(tiny_run.documents_read(3)[0])
+    found = exposures.of_documents(tiny_run, [document])
+    assert found.steps.tolist() == tiny_run.steps_reading(document).tolist()
+    out = tmp_path_factory.mktemp("without") / "run"
+    branched = loop.branch(tiny_run, out, Removal((document,), "blank"))
+    assert exposures.of_documents(branched, [document]).readings == 0
+    text = tiny_run.store.text(document).split()[0]
+    assert 0 < exposures.of(branched, text).readings < exposures.of(tiny_run, text).readings
+
+
+def test_a_table_has_a_row_a_reading_and_a_figure_both_lines(store):
+    found = exposures.of(ordered(store, "function", 0), "w3 w3")
+    frame = found.to_frame()
+    assert len(frame) == len(found.steps)
+    assert frame["readings"].iloc[-1] == found.readings == pytest.approx(frame["share"].sum())
+    assert set(frame["document"]) <= set(found.documents.tolist())
+    figure = found.plot()
+    assert [line.name for line in figure.data] == ["read", "spread evenly"]
+    assert figure.data[0].y[-1] == pytest.approx(found.readings, rel=1e-3)
+
+
+def test_what_cannot_be_asked_is_refused_in_one_line(store):
+    run = ordered(store, "function", 0)
+    with pytest.raises(EvidenceError, match="checkpoint 41 was asked of a run that has done 40"):
+        exposures.of(run, "w3", before=41)
+    with pytest.raises(EvidenceError, match="documents 30 to 30 were asked of a store with 30"):
+        exposures.of_documents(run, [30])
+    with pytest.raises(EvidenceError, match="documents none"):
+        exposures.of_documents(run, [])
+    with pytest.raises(QueryError):
+        exposures.of(run, "")
+
+
+def test_a_text_that_stands_nowhere_was_never_read(store):
+    found = exposures.of(ordered(store, "function", 0), "w8 w8 w8 w8 w8 w8")
+    assert (len(found.positions), found.readings) == (0, 0)
+    assert found.curve()[0].tolist() == [0, 40]
+    assert len(found.to_frame()) == 0
+
+
+def test_the_command_says_when_a_text_was_read(openbook, tiny_run):
+    indexing.build(token_store.open(tiny_run.store.path))
+    ended = openbook("trace", "exposure", tiny_run.path, "w1", "--before", 16)
+    found = exposures.of(tiny_run, "w1", before=16)
+    assert ended.code == 0
+    assert ended.out.startswith(
+        f"{len(found.positions)} places in {len(set(found.documents.tolist()))} documents, "
+        f"{found.readings:.1f} readings before checkpoint 16"
+    )
+    late = openbook("trace", "exposure", tiny_run.path, "w1", "--before", 99)
+    assert (late.code, late.out) == (2, "")
+    assert "checkpoint 99 was asked of a run that has done 24 steps" in late.err
+    both = openbook("trace", "exposure", tiny_run.path, "w1", "--document", 3)
+    assert both.code == 2
+    one = openbook("trace", "exposure", tiny_run.path, "--document", 3, "--json")
+    assert '"target": "document 3"' in one.out
