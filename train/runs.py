@@ -131,9 +131,13 @@ class Run:
             )
         return store
 
-    @cached_property
+    @property
     def order(self) -> Order:
         """Which windows were read at which step."""
+        return self._order
+
+    @cached_property
+    def _order(self) -> Order:
         if self.recipe.sampler == "nanogpt":
             schedule = np.load(self.path / SCHEDULE, mmap_mode="r")
             return RecordedOrder(schedule, self.recipe.model.n_ctx)
@@ -199,9 +203,13 @@ class Run:
         path = self.path / "tokenizer.json"
         return tokenization.load(path) if path.is_file() else None
 
-    @cached_property
+    @property
     def steps_done(self) -> int:
         """Steps whose row is in the ledger, counted once: of a stopped run not all it was asked."""
+        return self._steps_done
+
+    @cached_property
+    def _steps_done(self) -> int:
         return self.recipe.steps if self.finished else len(self.ledger)
 
     def documents_read(self, step: int) -> Int64[np.ndarray, " document"]:
