@@ -3,21 +3,25 @@
     python benchmarks/order_lookups.py
 
 A simulated store: 8,009,762 documents of log-normal length that sum to 9.04 billion tokens; the
-order and the 52,453 steps of recipe gpt2-124m. Nothing is stored but the document table. Exit 1
-when the 99th percentile of either is over a millisecond.
+order and the 52,453 steps of recipe gpt2-124m. Nothing is stored but the document table, and no
+exposure ever is: what one was at any checkpoint is computed, here for one document and for a span
+that stands in 10,000 of them. Exit 1 when the 99th percentile of a look-up, or of the exposure of
+one document, is over a millisecond.
 """
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import machine
 import numpy as np
 
+from data_attribution import exposures
 from train import recipes
 from train.runs import Run
+from train.token_store import TokenStore
 
 
 N_DOCUMENTS, N_TOKENS, TRIALS = 8_009_762, 9_035_582_198, 2000
@@ -29,15 +33,27 @@ def main() -> int:
     run, draw = simulated(), np.random.default_rng(1)
     steps = draw.integers(run.recipe.steps, size=TRIALS)
     documents = draw.integers(N_DOCUMENTS - 1, size=TRIALS)
-    run.documents_read(0), run.steps_reading(0)
+    run.documents_read(0), run.steps_reading(0), exposures.of_documents(run, [0])
     print(f"{machine.described('numpy')}, n {TRIALS} each")
     held = [
         report("documents_read(step)", [timed(run.documents_read, int(step)) for step in steps]),
         report(
             "steps_reading(document)", [timed(run.steps_reading, int(one)) for one in documents]
         ),
+        report("exposure of a document", [timed(exposed(run), int(one)) for one in documents]),
     ]
+    many = np.unique(draw.integers(N_DOCUMENTS - 1, size=10_000))
+    took = min(timed(exposed(run), many) for _ in range(5))
+    print(
+        f"{'exposure of many':<24} {took:.1f} ms for {len(many):,} documents, "
+        f"{1e3 * took / len(many):.2f} us each"
+    )
     return int(not all(held))
+
+
+def exposed(run: Run) -> Callable[..., exposures.Exposure]:
+    """What is timed: every reading of some documents before the last checkpoint."""
+    return lambda documents: exposures.of_documents(run, np.atleast_1d(documents))
 
 
 def simulated() -> Run:
@@ -47,9 +63,9 @@ def simulated() -> Run:
     lengths = np.maximum((weights / weights.sum() * (N_TOKENS - N_DOCUMENTS)).astype(np.int64), 1)
     starts = 1 + np.cumsum(lengths + 1) - (lengths + 1)
     n_tokens = int(starts[-1] + lengths[-1] + 1)
-    store = SimpleNamespace(
-        starts=starts, lengths=lengths, n_documents=N_DOCUMENTS, train_tokens=n_tokens
-    )
+    counts = {"documents": N_DOCUMENTS, "tokens": n_tokens, "train_tokens": n_tokens}
+    store = TokenStore(Path("simulated"), {"counts": counts})
+    vars(store).update(starts=starts, lengths=lengths)
     predicate = {
         "recipe": asdict(recipes.GPT2_124M),
         "knowledge": "full",
@@ -61,10 +77,10 @@ def simulated() -> Run:
     return run
 
 
-def timed(look_up: object, argument: int) -> float:
+def timed(look_up: Callable[..., object], argument: int | np.ndarray) -> float:
     """Milliseconds of one call."""
     begin = time.perf_counter()
-    look_up(argument)  # pyright: ignore[reportCallIssue]
+    look_up(argument)
     return 1e3 * (time.perf_counter() - begin)
 
 

@@ -191,13 +191,12 @@ def _read(
     held_out: int,
     before: int | None,
 ) -> Exposure:
-    n_steps = run.steps_done
-    if before is not None and not 0 <= before <= n_steps:
+    done = int(run.steps_done)
+    last = done if before is None else before
+    if not 0 <= last <= done:
         raise EvidenceError(
-            f"checkpoint {before} was asked of a run that has done {n_steps} steps; give 0 to "
-            f"{n_steps}"
+            f"checkpoint {last} was asked of a run that has done {done} steps; give 0 to {done}"
         )
-    before = n_steps if before is None else before
     order = np.argsort(positions, kind="stable")
     positions, lengths = positions[order], lengths[order]
     documents = run.store.document_at(positions)
@@ -205,7 +204,7 @@ def _read(
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     for first in range(0, len(stays), BLOCK):
         block = stays[first : first + BLOCK]
-        steps, which, tokens = _targets(run.order, positions[block], lengths[block], before)
+        steps, which, tokens = _targets(run.order, positions[block], lengths[block], last)
         found.append((steps, block[which], tokens / lengths[block[which]]))
     steps, stretches, shares = map(np.concatenate, zip(*found, strict=True))
     by_step = np.argsort(steps, kind="stable")
@@ -218,7 +217,7 @@ def _read(
         steps=steps[by_step],
         stretches=stretches[by_step],
         shares=shares[by_step],
-        before=before,
+        before=last,
         epoch=(run.store.train_tokens - 1) / (run.order.batch * run.order.context),
     )
 
