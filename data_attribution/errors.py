@@ -4,6 +4,8 @@
   + QueryError           2  a query that no document could hold
   + IndexMissing         2  the token store has no index yet
   + IndexMismatch        2  the index was built from another token store
+  + SorterError          2  the index cannot be sorted in the way that was asked for
+  + IndexSpaceError      4  memory or disk do not hold the index while it is built
   + EvidenceError        2  evidence that does not exist, or that does not fit what is asked
   + CounterfactualError  2  a counterfactual that would vary nothing, or has no control
   + DemoError            2  what an earlier demo left is not what this one would make
@@ -19,7 +21,9 @@ __all__ = [
     "EvidenceError",
     "IndexMismatch",
     "IndexMissing",
+    "IndexSpaceError",
     "QueryError",
+    "SorterError",
 ]
 
 
@@ -39,6 +43,16 @@ class IndexMissing(AttributionError):
 
 class IndexMismatch(AttributionError):
     """The index was built from another token store."""
+
+
+class SorterError(AttributionError):
+    """The index cannot be sorted in the way that was asked for."""
+
+
+class IndexSpaceError(AttributionError):
+    """Memory or disk do not hold the index while it is built."""
+
+    exit_code = 4
 
 
 class EvidenceError(AttributionError):
