@@ -7,54 +7,151 @@ no documents.
 
 Three sorters give the same array, to the last position; only their time and memory differ:
 
-* `divsufsort`, the default: libdivsufsort, from a wheel. It sorts bytes, so tokens are written as
-  bytes that compare as the tokens do.
-* `libsais`, several times as fast: a library that the user has built, named by its path.
-* `doubling`: prefix doubling in numpy, where neither is there.
+* `pydivsufsort`, the default: libdivsufsort out of a wheel. It sorts bytes, so tokens are written
+  as bytes that sort as the tokens do (`byte_codes`), and of the bytes' suffixes those are kept that
+  begin a token.
+* `libsais`, several times as fast: a library that the user has built, given by its path. It runs in
+  this process: name none that you do not trust.
+* `numpy`: prefix doubling, where neither is there.
 """
 
+import ctypes
 from importlib import util
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt, UInt32
 
-
-__all__ = ["backend", "buckets", "build", "divsufsort", "doubling"]
-
-# Positions are uint32, and `doubling` packs two ranks and "past the end" into 64 bits.
-LARGEST = 2**32 - 2
-CHUNK = 1 << 22
+from data_attribution import byte_codes
+from data_attribution.errors import SorterError
 
 
-def build(tokens: UInt[np.ndarray, " token"]) -> UInt32[np.ndarray, " token"]:
+__all__ = [
+    "BACKENDS",
+    "backend",
+    "buckets",
+    "build",
+    "bytes_a_token",
+    "divsufsort",
+    "doubling",
+    "largest",
+    "sais",
+]
+
+BACKENDS = ("pydivsufsort", "libsais", "numpy")
+# `doubling` packs two ranks and "past the end" into 64 bits; the others count in int32.
+LARGEST = {"numpy": 2**32 - 2, "libsais": 2**31 - 2}
+HUGE = 1 << 24
+CHUNK = 1 << 18
+SMALL_CHUNK = 1 << 16
+
+
+def build(
+    tokens: UInt[np.ndarray, " token"],
+    *,
+    sorter: str | None = None,
+    libsais: str | Path | None = None,
+    threads: int = 1,
+) -> UInt32[np.ndarray, " token"]:
     """Positions of `tokens` in the order of the suffixes that start there.
 
-    Takes about 20 bytes of memory a token with libdivsufsort, 67 without.
+    Takes `bytes_a_token(sorter)` bytes of memory a token.
+
+    Args:
+        sorter: One of `BACKENDS`; the fastest that is there when not given.
+        libsais: Path of a shared library with `libsais16`, for the sorter of that name.
+        threads: Of `pydivsufsort`. More than one start OpenMP in this process, and what is forked
+            off it later hangs when it sorts, too.
 
     Raises:
-        ValueError: More tokens than a uint32 position can name.
+        SorterError: There is no such sorter here, or it cannot take so many tokens.
     """
-    if len(tokens) > LARGEST:
-        raise ValueError(
-            f"a suffix array of {len(tokens):,} tokens; at most {LARGEST:,} fit uint32"
+    name = backend(sorter, libsais)
+    if len(tokens) > largest(name):
+        raise SorterError(
+            f"{name} sorts at most {largest(name):,} tokens at once, {len(tokens):,} were given; "
+            "cut them into shards"
         )
-    return divsufsort(tokens) if backend() == "pydivsufsort" else doubling(tokens)
+    if name == "libsais":
+        return sais(tokens, str(libsais))
+    return divsufsort(tokens, threads) if name == "pydivsufsort" else doubling(tokens)
 
 
-def backend() -> str:
-    """Which sorter `build` uses here: the choice changes the time, never the result."""
-    return "pydivsufsort" if util.find_spec("pydivsufsort") else "numpy"
+def backend(sorter: str | None = None, libsais: str | Path | None = None) -> str:
+    """Which sorter `build` uses here: the choice changes the time, never the result.
+
+    Raises:
+        SorterError: The sorter that was asked for is unknown or not there.
+    """
+    there = "pydivsufsort" if util.find_spec("pydivsufsort") else "numpy"
+    name = sorter or ("libsais" if libsais else there)
+    if name not in BACKENDS:
+        raise SorterError(f"there is no sorter {name!r}; known are {', '.join(BACKENDS)}")
+    if name == "pydivsufsort" != there:
+        raise SorterError("pydivsufsort is not installed; install it, or sort with numpy")
+    if (name == "libsais") != bool(libsais):
+        raise SorterError("the sorter libsais and the path of its library go together; give both")
+    if name == "libsais":
+        _library(str(libsais))
+    return name
 
 
-def divsufsort(tokens: UInt[np.ndarray, " token"]) -> UInt32[np.ndarray, " token"]:
-    """Sort with libdivsufsort, on one thread: a second one is busy a quarter of the time."""
+def bytes_a_token(sorter: str, itemsize: int = 2) -> int:
+    """Memory that sorting takes, in bytes a token, those of `itemsize` bytes themselves included.
+
+    A vocabulary of uint32 ids of which more than 65,536 occur is what is reckoned with.
+    """
+    if sorter == "libsais":  # positions, and ids in int32 unless they are uint16
+        return 6 if itemsize == 2 else 12
+    if sorter == "numpy":
+        return 66 + itemsize
+    width = 2 if itemsize == 2 else 4
+    return itemsize + width + 4 * width
+
+
+def largest(sorter: str, itemsize: int = 2) -> int:
+    """The most tokens of `itemsize` bytes that are sorted at once."""
+    # libdivsufsort counts bytes in int32.
+    return (2**31 - 1) // itemsize if sorter == "pydivsufsort" else LARGEST[sorter]
+
+
+def divsufsort(
+    tokens: UInt[np.ndarray, " token"], threads: int = 1
+) -> UInt32[np.ndarray, " token"]:
+    """Sort with libdivsufsort."""
     from pydivsufsort import divsufsort as sort
     from threadpoolctl import threadpool_limits
 
     if len(tokens) == 0:
         return np.empty(0, np.uint32)
-    with threadpool_limits(limits=1, user_api="openmp"):
-        return sort(np.ascontiguousarray(tokens).view(np.ndarray)).astype(np.uint32)
+    codes, width = byte_codes.encoded(*_counted(tokens))
+    with threadpool_limits(limits=threads, user_api="openmp"):
+        suffixes = np.asarray(sort(codes))
+    return _token_starts(suffixes, width)
+
+
+def sais(tokens: UInt[np.ndarray, " token"], path: str) -> UInt32[np.ndarray, " token"]:
+    """Sort with the `libsais16` of a shared library (Grebnov, github.com/IlyaGrebnov/libsais).
+
+    Raises:
+        SorterError: It is no such library, or it gave up.
+    """
+    library, n = _library(path), len(tokens)
+    if n == 0:
+        return np.empty(0, np.uint32)
+    suffixes = np.empty(n, np.int32)
+    if tokens.dtype == np.uint16:
+        held = np.ascontiguousarray(tokens)
+        code = library.libsais16(_at(held), _at(suffixes), n, 0, None)
+    else:
+        # Ids as their ranks among those that occur: the alphabet is then as small as it can be.
+        tokens, counts = _counted(tokens)
+        ranks = (np.cumsum(counts > 0) - 1).astype(np.int32)
+        held, letters = ranks[tokens], int(ranks[-1]) + 1
+        code = library.libsais16_int(_at(held), _at(suffixes), n, letters, 0)
+    if code:
+        raise SorterError(f"libsais16 of {path} gave up with code {code} on {n:,} tokens")
+    return suffixes.view(np.uint32)
 
 
 def doubling(tokens: UInt[np.ndarray, " token"]) -> UInt32[np.ndarray, " token"]:
@@ -92,17 +189,62 @@ def buckets(tokens: UInt[np.ndarray, " token"], vocab_size: int) -> Int64[np.nda
 
     The differences are the unigram counts.
     """
-    counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(tokens), CHUNK):
-        counts += np.bincount(tokens[start : start + CHUNK], minlength=vocab_size)
-    return np.concatenate([[0], np.cumsum(counts)])
+    return np.concatenate([[0], np.cumsum(_counts(tokens, vocab_size))])
+
+
+def _counted(
+    tokens: UInt[np.ndarray, " token"],
+) -> tuple[UInt[np.ndarray, " token"], Int64[np.ndarray, " id"]]:
+    """Tokens and how often each id occurs; ids too large for a table become their ranks."""
+    if tokens.max() >= HUGE:
+        tokens = np.unique(tokens, return_inverse=True)[1].astype(np.uint32)
+    return tokens, _counts(tokens, int(tokens.max()) + 1)
+
+
+def _counts(tokens: UInt[np.ndarray, " token"], n_ids: int) -> Int64[np.ndarray, " id"]:
+    counts, step = np.zeros(n_ids, np.int64), max(CHUNK, n_ids)
+    for start in range(0, len(tokens), step):
+        counts += np.bincount(tokens[start : start + step], minlength=n_ids)
+    return counts
+
+
+def _token_starts(suffixes: Int[np.ndarray, " byte"], width: int) -> UInt32[np.ndarray, " token"]:
+    """Of sorted positions of bytes those that begin a token, in tokens; uses the same memory."""
+    if width == 1:
+        return suffixes.view(np.uint32)
+    kept, inside, shift = 0, width - 1, width.bit_length() - 1
+    for start in range(0, len(suffixes), SMALL_CHUNK):
+        piece = suffixes[start : start + SMALL_CHUNK]
+        # `compress` takes a third of the time of indexing by truth values.
+        begins = np.compress((piece & inside) == 0, piece) >> shift
+        suffixes[kept : kept + len(begins)] = begins
+        kept += len(begins)
+    return suffixes[:kept].view(np.uint32)
+
+
+def _library(path: str) -> ctypes.CDLL:
+    """A shared library that holds libsais16."""
+    try:
+        library = ctypes.CDLL(str(Path(path).absolute()))
+        sorters = library.libsais16, library.libsais16_int
+    except (OSError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise SorterError(f"{path} is no shared library of libsais16 ({reason})") from None
+    for sorter, arguments in zip(sorters, ("ppiip", "ppiii"), strict=True):
+        kinds = {"p": ctypes.c_void_p, "i": ctypes.c_int32}
+        sorter.argtypes = [kinds[one] for one in arguments]
+        sorter.restype = ctypes.c_int32
+    return library
+
+
+def _at(array: np.ndarray) -> int:
+    return array.ctypes.data
 
 
 def _packed(tokens: UInt[np.ndarray, " token"]) -> tuple[UInt[np.ndarray, " token"], int]:
     """As many leading tokens of each suffix as fit 64 bits, and how many they are."""
-    width = (
-        int(tokens.max(initial=0)) + 1
-    ).bit_length()  # 0 is "past the end", so ids count from 1
+    # 0 is "past the end", so ids count from 1.
+    width = (int(tokens.max(initial=0)) + 1).bit_length()
     span = 64 // width
     keys = np.zeros(len(tokens), np.uint64)
     symbols = np.concatenate([tokens.astype(np.uint64) + np.uint64(1), np.zeros(span, np.uint64)])
