@@ -2,16 +2,16 @@
 
 Every estimate of which documents taught a behaviour is settled here. The retrained run shares
 initial weights, order, shapes, positions, steps and divisors with its parent to the bit; only the
-removed documents are blanked (`train.loop.branch`). The control removes as many documents that no
-given source names and that copy none of the removed, matched one by one for length and for the step
-at which they were first read, so that what any removal of that size does is subtracted by eye and
-by number.
+removed documents are blanked (`train.loop.branch`). Copies of a document go with it: what it
+taught would otherwise stay. The control removes as many documents that no given source names and
+that copy none of the removed, matched one by one for length and for the step at which they were
+first read, so that what any removal of that size does is subtracted by eye and by number
+(`changes`).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,27 +20,25 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int64, Shaped
 
-from data_attribution import duplicates
+from data_attribution import questions, removals
+from data_attribution.changes import Change, Effect
+from data_attribution.duplicates import Together
 from data_attribution.errors import CounterfactualError
+from data_attribution.questions import Question
 from data_attribution.sources import Sources
 from interp import intervals
 from interp.behaviours import Behaviour
 from train import loop, runs
 from train.batches import Removal
+from train.errors import nearest
+from train.model import GPT
 from train.runs import Run
 
 
-__all__ = [
-    "Counterfactual",
-    "Score",
-    "checked",
-    "kept_out",
-    "matched_random",
-    "retrain",
-    "without",
-]
+__all__ = ["Asked", "Counterfactual", "Score", "retrain", "without"]
 
 Progress = Callable[[str, int, int | None], None]
+Asked = Behaviour | Question
 
 
 @dataclass(frozen=True)
@@ -66,33 +64,58 @@ class Counterfactual:
     """What removing documents did, beside what removing random ones did.
 
     Attributes:
+        named: Documents that were given.
+        together: Which of their copies went with them.
         removed: Documents left out; `control`: the matched random documents of each control run.
         runs: Paths of the retrained run and of the control runs.
         before, after: Scores per behaviour of the full and of the retrained run; `controls`: of
             each control run.
+        changes: Per behaviour and question, prompt by prompt, in the order asked; a behaviour by
+            its answer's log-probability.
         avoided: How many documents, beside the removed, no control was allowed to hold.
     """
 
     parent: str
     mode: str
+    named: tuple[int, ...]
+    together: Together
     removed: tuple[int, ...]
     control: tuple[tuple[int, ...], ...]
     runs: tuple[str, ...]
     before: tuple[Score, ...]
     after: tuple[Score, ...]
     controls: tuple[tuple[Score, ...], ...]
+    changes: tuple[Change, ...]
     avoided: int
+
+    def effect(self, name: str | None = None) -> Effect:
+        """What the documents did to a behaviour or question that random ones do not.
+
+        Default: the first that was asked.
+
+        Raises:
+            CounterfactualError: It was not asked.
+        """
+        asked = [one.name for one in self.changes]
+        if name is not None and name not in asked:
+            raise CounterfactualError(
+                f"{name!r} was not asked of the retrained run{nearest(name, asked)}"
+            )
+        return self.changes[asked.index(name) if name is not None else 0].effect
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: what was removed, where the runs lie, and the table."""
         return {
             "parent": self.parent,
             "mode": self.mode,
+            "named": list(self.named),
+            "together": self.together,
             "removed": list(self.removed),
             "control": [list(one) for one in self.control],
             "avoided": self.avoided,
             "runs": list(self.runs),
             "rows": self._rows(),
+            "effects": [one.row() for one in self.changes],
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -130,9 +153,11 @@ class Counterfactual:
 def without(
     run: Run,
     documents: Sources | Sequence[int],
-    behaviour: Behaviour | Sequence[Behaviour],
+    behaviour: Asked | Sequence[Asked],
     *,
     top: int | None = None,
+    together: Together = "near",
+    unrelated: Sequence[Asked] = (),
     out: str | Path | None = None,
     control: Literal["matched-random", "none"] = "matched-random",
     seeds: int = 1,
@@ -142,41 +167,53 @@ def without(
 ) -> Counterfactual:
     """Retrain without documents, and `seeds` times without as many matched random ones.
 
-    No control holds a document that has the text of a removed one, nor one that the given Sources
-    name: what evidence points at is no random document, though it was not removed.
+    No control holds a copy of a removed document, exact or near, nor a document that the given
+    Sources name: what evidence points at is no random document, though it was not removed.
 
     Args:
         run: The run that read them.
         documents: Sources, or indices in the document table.
         top: Of Sources, how many to remove, best first; default: all.
-        behaviour: What to score; several behaviours show whether only the right one moved.
+        behaviour: What to ask: behaviours, or questions (a component's score, a probe).
+        together: Which copies of the documents are removed with them, as far as they were read.
+        unrelated: What else to ask, that the documents should have nothing to do with.
         out: Where the retrained runs are kept; default: `counterfactuals/` inside the run.
             A retrained run that is there already is opened, not computed again.
+        seeds: Control runs; the interval of a single prompt needs two.
         avoid: More documents that no control may hold.
 
     Raises:
         CounterfactualError: No documents, or one that the run never read.
     """
-    behaviours = [behaviour] if isinstance(behaviour, Behaviour) else list(behaviour)
-    named = documents.documents if isinstance(documents, Sources) else tuple(documents)
-    removed = checked(run, named[:top])
-    avoided = kept_out(run, removed, {*named, *avoid})
+    related = [behaviour] if isinstance(behaviour, Behaviour | Question) else list(behaviour)
+    listed = documents.documents if isinstance(documents, Sources) else tuple(documents)
+    named = removals.checked(run, listed[:top])
+    removed = removals.with_copies(run, named, together)
+    avoided = removals.kept_out(run, removed, {*listed, *avoid})
     place = Path(out) if out else run.path / "counterfactuals"
     retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
     drawn = [
-        matched_random(run, removed, seed=seed, avoid=avoided)
+        removals.matched_random(run, removed, seed=seed, avoid=avoided)
         for seed in range(seeds if control == "matched-random" else 0)
     ]
     others = [retrain(run, one, out=place, mode=mode, progress=progress) for one in drawn]
+    asked = [*related, *unrelated]
+    answers = [_answers(one, asked) for one in (run, retrained, *others)]
+    before, after, *controls = (
+        tuple(one for one in row if isinstance(one, Score)) for row in answers
+    )
     return Counterfactual(
         parent=run.id,
         mode=mode,
+        named=named,
+        together=together,
         removed=removed,
         control=tuple(drawn),
         runs=tuple(str(one.path) for one in (retrained, *others)),
-        before=_scores(run, behaviours),
-        after=_scores(retrained, behaviours),
-        controls=tuple(_scores(one, behaviours) for one in others),
+        before=before,
+        after=after,
+        controls=tuple(controls),
+        changes=tuple(_changes(asked, len(related), answers)),
         avoided=len(avoided),
     )
 
@@ -190,7 +227,7 @@ def retrain(
     progress: Progress | None = None,
 ) -> Run:
     """The run without these documents; opened when it was computed before, resumed when stopped."""
-    removed = checked(run, documents)
+    removed = removals.checked(run, documents)
     name = sha256(f"{run.id} {mode} {removed}".encode()).hexdigest()[:12]
     path = out / name
     if (path / "manifest.json").exists():
@@ -198,86 +235,31 @@ def retrain(
     return loop.branch(run, path, Removal(removed, mode), progress=progress)
 
 
-def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> frozenset[int]:
-    """What no control may hold beside the removed documents: their copies, and `avoid`."""
-    return frozenset(duplicates.copies(run.store, removed) | {*avoid}) - {*removed}
+def _answers(run: Run, asked: Sequence[Asked]) -> list[Score | Float[np.ndarray, " prompt"]]:
+    """A score a behaviour and a number a prompt of each question, of the last checkpoint."""
+    model = runs.open(run.path, store=run.store.path).load()
+    return [
+        _score(one, model) if isinstance(one, Behaviour) else questions.measure(model, one)
+        for one in asked
+    ]
 
 
-def matched_random(
-    run: Run, documents: Sequence[int], *, seed: int, avoid: Collection[int] = ()
-) -> tuple[int, ...]:
-    """As many other documents, each of the length and of the first step of one of `documents`.
-
-    None of them is in `avoid`: give it `kept_out`, or copies of `documents` may be drawn. Each
-    partner is drawn among the documents that were read and are of nearest length; of 16 drawn,
-    the one first read at the nearest step is taken.
-
-    Raises:
-        CounterfactualError: The run read too few other documents, or not all of `documents`.
-    """
-    removed, lengths = checked(run, documents), run.store.lengths
-    taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
-    chosen: list[int] = []
-    for document in removed:
-        own = int(run.steps_reading(document)[0])
-        firsts = _near_length(run, lengths, int(lengths[document]), taken, draw)
-        nearest = min(firsts, key=lambda one: abs(firsts[one] - own))
-        chosen.append(nearest)
-        taken.add(nearest)
-    return tuple(sorted(chosen))
-
-
-def checked(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int, ...]:
-    """The documents, ascending and once each, when every one was read at `first` or later.
-
-    Raises:
-        CounterfactualError: No documents, unknown ones, or one that was never read.
-    """
-    removed = tuple(sorted({int(one) for one in documents}))
-    if not removed:
-        raise CounterfactualError("no documents to remove were given; nothing would change")
-    if not 0 <= removed[0] <= removed[-1] < run.store.n_documents:
-        raise CounterfactualError(
-            f"documents {removed[0]} to {removed[-1]} are not all among the "
-            f"{run.store.n_documents} of the store"
-        )
-    never = [one for one in removed if not (run.steps_reading(one) >= first).any()]
-    if never:
-        span = f"from step {first} on of " if first else "in "
-        raise CounterfactualError(
-            f"{len(never)} of the {len(removed)} documents were never read {span}"
-            f"{run.recipe.steps} steps (first: document {never[0]}); leave them out of the list"
-        )
-    return removed
-
-
-def _near_length(
-    run: Run,
-    lengths: Int64[np.ndarray, " document"],
-    length: int,
-    taken: set[int],
-    draw: np.random.Generator,
-) -> dict[int, int]:
-    """Up to 16 documents that the run read, of nearest length, and the first step of each."""
-    for spread in (0, 1, 2, 4, 8, 1 << 40):
-        alike = draw.permutation(np.flatnonzero(np.abs(lengths - length) <= spread))
-        read = ((int(one), run.steps_reading(int(one))) for one in alike if one not in taken)
-        found = dict(islice(((one, int(steps[0])) for one, steps in read if len(steps)), 16))
-        if found:
-            return found
-    raise CounterfactualError(
-        f"a control needs documents beside the {len(taken)} removed or avoided ones, and the run "
-        f"read no other of the {len(lengths)} in the store"
-    )
+def _changes(
+    asked: Sequence[Asked],
+    n_related: int,
+    answers: Sequence[Sequence[Score | Float[np.ndarray, " prompt"]]],
+) -> Iterator[Change]:
+    for number, one in enumerate(asked):
+        row = [answer[number] for answer in answers]
+        before, after, *controls = (x.log_prob if isinstance(x, Score) else x for x in row)
+        unit = "nats of log-probability" if isinstance(one, Behaviour) else one.unit
+        drawn = np.array(controls).reshape(len(controls), len(before))
+        yield Change(one.name, unit, number < n_related, before, after, drawn)
 
 
 @torch.inference_mode()
-def _scores(run: Run, behaviours: Sequence[Behaviour]) -> tuple[Score, ...]:
-    model = runs.open(run.path, store=run.store.path).load()
-    return tuple(_score(behaviour, model(behaviour.clean)) for behaviour in behaviours)
-
-
-def _score(behaviour: Behaviour, logits: torch.Tensor) -> Score:
+def _score(behaviour: Behaviour, model: GPT) -> Score:
+    logits = model(behaviour.clean)
     last, row = logits[:, -1], torch.arange(len(logits))
     allowed = list(behaviour.candidates) if behaviour.candidates else list(range(last.shape[1]))
     among = last[:, allowed].log_softmax(-1)

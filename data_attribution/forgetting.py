@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_attribution import counterfactuals
+from data_attribution import counterfactuals, removals
 from data_attribution.counterfactuals import Progress
 from data_attribution.errors import CounterfactualError
 from interp import intervals, recalling
@@ -184,8 +184,8 @@ def facts(
     asked = _asked(truth, chosen)
     removed = documents_of(run, chosen)
     others = [fact for facts in asked.values() for fact in facts]
-    avoided = counterfactuals.kept_out(run, removed, _stating(run, others))
-    random = counterfactuals.matched_random(run, removed, seed=seed, avoid=avoided)
+    avoided = removals.kept_out(run, removed, _stating(run, others))
+    random = removals.matched_random(run, removed, seed=seed, avoid=avoided)
     place = Path(out) if out else run.path / "counterfactuals"
     retrained = counterfactuals.retrain(run, removed, out=place, progress=progress)
     control = counterfactuals.retrain(run, random, out=place, progress=progress)

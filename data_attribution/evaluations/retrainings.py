@@ -14,7 +14,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from data_attribution import counterfactuals
+from data_attribution import removals
 from train import durable, loop, states
 from train import numerics as numbers
 from train.batches import Removal
@@ -52,7 +52,7 @@ class Retrainings:
         Raises:
             CounterfactualError: No documents, or one that is not read in these steps.
         """
-        removed = counterfactuals.checked(self.run, documents, first=self.first or 0)
+        removed = removals.checked(self.run, documents, first=self.first or 0)
         kept = self._kept(removed)
         if kept:
             return self._read(kept)

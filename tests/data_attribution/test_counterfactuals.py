@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import counterfactuals, printing
+from data_attribution import counterfactuals, printing, questions, removals
+from data_attribution.changes import Change
 from data_attribution.errors import CounterfactualError
+from data_attribution.questions import Question
 from data_attribution.sources import Source, Sources
 from interp import behaviours
 from train import runs
@@ -117,13 +119,88 @@ def test_no_control_holds_a_copy_of_a_removed_document_or_a_source_below_the_top
         for document in (*of_pair_3[:2], *of_pair_5)
     )
     sources = Sources("k3 is v3", "lexical", items, {})
-    found = counterfactuals.without(lookup_run, sources, pairs, top=2, out=place, seeds=2)
-    assert found.removed == tuple(of_pair_3[:2])
+    found = counterfactuals.without(
+        lookup_run, sources, pairs, top=2, together="none", out=place, seeds=2
+    )
+    assert found.named == found.removed == tuple(of_pair_3[:2])
     # Eighteen copies of the two, and all twenty of the other pair, which nothing copies twice.
     assert found.avoided == found.to_dict()["avoided"] == 18 + 20
     drawn = {store.text(one) for control in found.control for one in control}
     assert not drawn & {"k3 is v3", "k5 is v5"}
     assert "no control holds 38 others" in printing.counterfactual_lines(found.to_dict())
+
+
+def test_copies_go_with_the_documents_that_are_named(found, lookup_run, of_pair_3, pairs, place):
+    two = counterfactuals.without(lookup_run, of_pair_3[:2], pairs, out=place)
+    assert two.named == tuple(of_pair_3[:2])
+    assert two.removed == tuple(of_pair_3) == found.removed
+    assert two.runs == found.runs
+
+
+def test_a_head_is_asked_as_a_behaviour_is(lookup_run, of_pair_3, pairs, place):
+    """What the retrained model answers, beside what two controls do, on the question's prompts."""
+    asked = Question(
+        "attention to the key", "share", pairs[0].clean,
+        lambda logits, values, row: values["blocks.0.attn.hook_pattern"][:, 0, -1, 1],
+        ("blocks.0.attn.hook_pattern",),
+    )  # fmt: skip
+    found = counterfactuals.without(
+        lookup_run, of_pair_3, [pairs[3], asked], unrelated=pairs[5:6], seeds=2, out=place
+    )
+    assert [one.name for one in found.changes] == ["pair 3", "attention to the key", "pair 5"]
+    assert [one.related for one in found.changes] == [True, True, False]
+    last = [runs.open(path, store=lookup_run.store.path).load() for path in found.runs]
+    of_head = found.changes[1]
+    for values, model in zip((of_head.after, *of_head.controls), last, strict=True):
+        assert values == pytest.approx(questions.measure(model, asked))
+    assert len(found.before) == 2  # behaviours only
+    assert found.effect() == found.effect("pair 3") == found.changes[0].effect
+    assert found.effect("pair 3").mean < -3
+    assert abs(found.effect("pair 5").mean) < 1
+    rows = found.to_dict()["effects"]
+    assert [row["question"] for row in rows] == [one.name for one in found.changes]
+    json.dumps(rows)
+    with pytest.raises(CounterfactualError, match="'pair 4' was not asked"):
+        found.effect("pair 4")
+
+
+# --- effects -------------------------------------------------------------------------------------
+
+
+def change(after, controls, before=0.0):
+    after = np.asarray(after, float)
+    return Change(
+        "q", "nats", True, np.full(len(after), before), after,
+        np.asarray(controls, float).reshape(-1, len(after)),
+    )  # fmt: skip
+
+
+def test_what_random_documents_do_is_taken_off():
+    found = change([1.0, 2, 3], [[0.5, 0.5, 0.5], [1.5, 1.5, 1.5]], before=7.0).effect
+    assert found.mean == pytest.approx(2 - 1)
+    assert (found.n, found.seeds) == (3, 2)
+    assert change([1.0, 2, 3], [], before=7.0).effect.mean == pytest.approx(2 - 7)
+
+
+def test_one_prompt_has_the_interval_that_two_controls_give_it():
+    assert change([5.0], []).effect.low is None
+    assert change([5.0], [[1.0]]).effect.within_noise is None
+    found = change([5.0], [[1.0], [2.0], [3.0]]).effect
+    half = 4.302653 * 1.0 * np.sqrt(4 / 3)  # Student's with 2 degrees; deviation 1; one more draw
+    assert found.noise == pytest.approx(half)
+    assert (found.low, found.high) == (pytest.approx(3 - half), pytest.approx(3 + half))
+    assert found.within_noise
+    assert not change([50.0], [[1.0], [2.0], [3.0]]).effect.within_noise
+
+
+def test_an_unrelated_question_stays_within_its_noise_as_often_as_it_should():
+    """Any removal moves all prompts together by chance; the documents move them no otherwise."""
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        controls = draw.standard_normal((4, 1)) + 0.1 * draw.standard_normal((4, 12))
+        after = draw.standard_normal() + 0.1 * draw.standard_normal(12)
+        held += bool(change(after, controls).effect.within_noise)
+    assert 0.93 <= held / 400 <= 0.985
 
 
 def test_one_prompt_gives_the_change_no_interval(found):
@@ -187,7 +264,7 @@ def with_partners(run):
 def test_the_control_is_disjoint_equally_long_and_was_read(tiny_run, seed):
     documents = with_partners(tiny_run)
     assert len(documents) > 10
-    control = counterfactuals.matched_random(tiny_run, documents, seed=seed)
+    control = removals.matched_random(tiny_run, documents, seed=seed)
     lengths = tiny_run.store.lengths
     assert not set(control) & set(documents)
     assert len(set(control)) == len(documents)
@@ -202,30 +279,28 @@ def test_the_control_of_one_document_was_first_read_at_the_nearest_step(tiny_run
     lengths = tiny_run.store.lengths
     read = [one for one in range(tiny_run.store.n_documents) if len(tiny_run.steps_reading(one))]
     for document in with_partners(tiny_run):
-        (control,) = counterfactuals.matched_random(tiny_run, [document], seed=0)
+        (control,) = removals.matched_random(tiny_run, [document], seed=0)
         alike = [one for one in read if lengths[one] == lengths[document] and one != document]
         distances = [abs(first(one) - first(document)) for one in alike]
         assert abs(first(control) - first(document)) == min(distances)
 
 
 def test_the_control_depends_on_its_seed_alone(lookup_run, of_pair_3):
-    drawn = [counterfactuals.matched_random(lookup_run, of_pair_3, seed=seed) for seed in (0, 0, 1)]
+    drawn = [removals.matched_random(lookup_run, of_pair_3, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_documents_to_avoid_are_never_drawn(lookup_run, of_pair_3):
     avoided = set(range(0, lookup_run.store.n_documents, 2))
     for seed in range(3):
-        control = counterfactuals.matched_random(
-            lookup_run, of_pair_3, seed=seed, avoid=sorted(avoided)
-        )
+        control = removals.matched_random(lookup_run, of_pair_3, seed=seed, avoid=sorted(avoided))
         assert not avoided & set(control)
 
 
 def test_a_control_that_would_need_more_documents_than_were_read_is_refused(lookup_run):
     most = range(lookup_run.store.n_documents - 5)
     with pytest.raises(CounterfactualError, match="read no other of the 240 in the store"):
-        counterfactuals.matched_random(lookup_run, most, seed=0)
+        removals.matched_random(lookup_run, most, seed=0)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -237,7 +312,7 @@ def test_a_document_that_was_never_read_is_refused(tiny_run, pairs, tmp_path):
     refused = f"1 of the 2 documents were never read in 24 steps .first: document {held_out}."
     for call in (
         lambda: counterfactuals.without(tiny_run, [held_out, 0], pairs, out=tmp_path),
-        lambda: counterfactuals.matched_random(tiny_run, [held_out, 0], seed=0),
+        lambda: removals.matched_random(tiny_run, [held_out, 0], seed=0),
     ):
         with pytest.raises(CounterfactualError, match=refused):
             call()
