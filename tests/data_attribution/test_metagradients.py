@@ -1,0 +1,118 @@
+"""Influence by replay says what a change of a document's weight in training does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_attribution import questions
+from data_attribution.replaying import adjoints, vectors
+from data_attribution.replaying.adjoints import Update
+from data_attribution.replaying.vectors import Vectors
+from train.batches import Batch
+from train.model import GPTConfig, init
+from train.optimizers import lr_at
+from train.recipes import Recipe
+
+
+RECIPE = Recipe(
+    name="weighted", batch_size=4, steps=7, lr=1e-2, min_lr=1e-3, warmup_steps=2, eps=1e-4,
+    model=GPTConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=6, d_vocab=11, init_std=0.3),
+)  # fmt: skip
+ARCHITECTURES = {
+    "gpt2": RECIPE.model,
+    "llama": replace(
+        RECIPE.model, norm="rmsnorm", mlp="swiglu", position="rope", tie=False, bias=False,
+        n_heads=4, d_model=16, n_key_value_heads=2, d_mlp=20,
+    ),
+}  # fmt: skip
+
+
+def drawn(recipe: Recipe) -> list[Batch]:
+    """A batch a step of random tokens, with a target or two that carry no loss."""
+    draw = torch.Generator().manual_seed(3)
+    made = []
+    for step in range(recipe.steps):
+        tokens = torch.randint(recipe.model.d_vocab, (4, recipe.model.n_ctx + 1), generator=draw)
+        targets = tokens[:, 1:].clone()
+        targets[step % 4, 2] = -100
+        made.append(Batch(step, tokens[:, :-1], targets, divisor=23, digest=""))
+    return made
+
+
+def answer(model, tokens):
+    return torch.log_softmax(model(tokens)[:, -1], dim=-1)[:, 3].mean()
+
+
+class Weighted:
+    """Training in fp64 where every target of every step has a weight; torch's own AdamW."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.batches = recipe, drawn(recipe)
+
+    def run(self, weights: torch.Tensor):
+        """The states, the norms, and the model at the end."""
+        recipe, model = self.recipe, init(self.recipe.model, 5).double()
+        groups = [
+            {"params": [one for one in model.parameters() if one.ndim >= 2], "weight_decay": 0.1},
+            {"params": [one for one in model.parameters() if one.ndim < 2], "weight_decay": 0.0},
+        ]
+        betas = (recipe.beta1, recipe.beta2)
+        adamw = torch.optim.AdamW(groups, betas=betas, eps=recipe.eps, foreach=False)
+        kept, norms = [taken(model, adamw)], []
+        for step, batch in enumerate(self.batches):
+            losses = torch.nn.functional.cross_entropy(
+                model(batch.inputs).transpose(1, 2), batch.targets, reduction="none"
+            )
+            ((losses * weights[step]).sum() / batch.divisor).backward()
+            norms.append(
+                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip).item()
+            )
+            for group in adamw.param_groups:
+                group["lr"] = lr_at(recipe, step)
+            adamw.step()
+            adamw.zero_grad()
+            kept.append(taken(model, adamw))
+        return kept, norms, model
+
+
+def taken(model, adamw) -> Vectors:
+    parameters = list(model.parameters())
+    moments = (
+        vectors.flat(
+            [adamw.state.get(one, {}).get(key, torch.zeros_like(one)) for one in parameters]
+        )
+        for key in ("exp_avg", "exp_avg_sq")
+    )
+    return Vectors(vectors.flat(parameters).clone(), *moments)
+
+
+@pytest.mark.parametrize("clip", [0.4, 100.0])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_targets_score_is_the_slope_of_the_answer_in_its_weight(architecture, clip):
+    recipe = replace(RECIPE, model=ARCHITECTURES[architecture], grad_clip=clip)
+    training = Weighted(recipe)
+    ones = torch.ones(recipe.steps, 4, recipe.model.n_ctx, dtype=torch.float64)
+    kept, norms, model = training.run(ones)
+    assert (min(norms) > clip) if clip < 1 else (max(norms) < clip)
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    gradient = torch.autograd.grad(answer(model, tokens), list(model.parameters()))
+    at_end = vectors.flat(gradient)[None]
+    adjoint = Vectors(at_end, torch.zeros_like(at_end), torch.zeros_like(at_end))
+    scores = torch.zeros_like(ones)
+    for step in range(recipe.steps - 1, -1, -1):
+        for one, weight in zip(
+            model.parameters(), vectors.split(kept[step].weights, model), strict=True
+        ):
+            one.data.copy_(weight)
+        update = Update(step, kept[step], kept[step + 1], norms[step], vectors.decayed(model))
+        adjoint, found = adjoints.backwards(
+            model, training.batches[step], adjoint, update, recipe, windows=3
+        )
+        scores[step] = found[0]
+    draw = torch.Generator().manual_seed(0)
+    for direction in torch.randn((4, *ones.shape), generator=draw, dtype=torch.float64):
+        up, down = (answer(training.run(ones + h * direction)[2], tokens) for h in (1e-7, -1e-7))
+        slope = ((up - down) / 2e-7).item()
+        assert (scores * direction).sum().item() == pytest.approx(slope, rel=1e-6)
