@@ -132,5 +132,21 @@ def counterfactual_lines(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     kept = "\n".join(f"kept: {path}" for path in result["runs"])
+    effects = [_effect_line(row) for row in result["effects"]]
+    removed = f"{len(result['removed'])} removed, {len(result['named'])} of them named"
     drawn = f"no control holds {result['avoided']} others that are named or copied"
-    return "\n".join([head, *rows, *([drawn] if result["control"] else []), kept])
+    control = [drawn] if result["control"] else []
+    return "\n".join([head, *rows, *effects, removed, *control, kept])
+
+
+def _effect_line(row: dict[str, Any]) -> str:
+    """What the documents did to a question, beyond what random ones did."""
+    kind = "" if row["related"] else "unrelated "
+    held = "no interval: one prompt and not two controls"
+    if row["low"] is not None:
+        held = interval(row["low"], row["high"])
+    within = ", within its noise" if row["within noise"] else ""
+    return (
+        f"{kind}{row['question']}: {row['effect']:+.3f} {row['unit']} beyond {row['seeds']} "
+        f"controls, {held}{within}"
+    )

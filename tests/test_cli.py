@@ -437,7 +437,7 @@ def test_single_documents_are_removed_without_a_control(
 ):
     found = openbook(
         "counterfactual", lookup_run.path, lookup_behaviour, "--document", 3, "--document", 5,
-        "--seeds", 0, "--runs", tmp_path, "--mode", "loss", "--json",
+        "--seeds", 0, "--runs", tmp_path, "--mode", "loss", "--together", "none", "--json",
     )  # fmt: skip
     result = json.loads(found.out)
     assert (result["removed"], result["control"], result["mode"]) == ([3, 5], [], "loss")

@@ -22,7 +22,16 @@ def counterfactual_command(
     document: Annotated[
         list[int] | None, typer.Option(help="Leave out this document; may be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=0, help="Random controls; 0: none.")] = 1,
+    together: Annotated[
+        Literal["near", "exact", "none"], typer.Option(help="Copies that go with a document.")
+    ] = "near",
+    unrelated: Annotated[
+        list[str] | None,
+        typer.Option(help="Another BEHAVIOUR, that should stay; may be repeated."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="Random controls; 0: none; one prompt's interval needs 2.")
+    ] = 1,
     mode: Annotated[
         Literal["blank", "loss"], typer.Option(help="loss: stays as context.")
     ] = "blank",
@@ -44,12 +53,17 @@ def counterfactual_command(
     opened = runs.open(path, store=store)
     sources = Sources.load(without) if without else None
     removed = [*(document or []), *(sources.top(top).documents if sources else ())]
-    asked = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
+    asked, *others = (
+        behaviours.load(name, opened, n_prompts=prompts, seed=seed)
+        for name in (behaviour, *(unrelated or ()))
+    )
     with progress.bar("retraining") as advance:
         found = counterfactuals.without(
             opened,
             removed,
             asked,
+            together=together,
+            unrelated=others,
             avoid=sources.documents if sources else (),
             out=runs_folder,
             control="matched-random" if seeds else "none",
