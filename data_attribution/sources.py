@@ -45,19 +45,20 @@ class Effect:
     """What training again without a document, and those removed with it, did to the target.
 
     Attributes:
-        change: Mean of the retrained model minus the full one's, in `unit`; 95 % over prompts.
-        random: The same without as many matched random documents; None where there is no control.
+        question: What was asked of the retrained model.
+        mean: Its change, minus what removing as many matched random documents did.
+        low, high: 95 %, over prompts and controls; None where there is one of each.
         together: How many documents were removed at once: the effect is theirs together.
+        controls: How often as many random ones were removed.
     """
 
-    change: float
+    question: str
+    unit: str
+    mean: float
     low: float | None
     high: float | None
-    random: float | None
-    random_low: float | None
-    random_high: float | None
     together: int
-    unit: str
+    controls: int
 
 
 @dataclass(frozen=True)

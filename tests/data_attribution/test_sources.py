@@ -35,7 +35,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 
 
 def test_evidence_intervals_and_effects_survive_too(tmp_path):
-    effect = Effect(-2.0, -2.5, -1.5, 0.1, -0.1, 0.3, together=16, unit="nats")
+    effect = Effect("a b", "nats", -2.0, -2.5, -1.5, together=16, controls=2)
     evidence = {"lexical": Evidence(1, 10.0), "gradient": Evidence(3, 0.2, 0.1, 0.3)}
     whole = source(0, near=(7, 8), low=9.0, high=11.0, evidence=evidence, effect=effect)
     kept = Sources("a b", "fused", (whole,), {})

@@ -1,0 +1,51 @@
+"""Ranked documents, marked by what training again without them showed.
+
+An estimate becomes a cause where the behaviour went with the document. Documents are removed
+together, so what is shown is shown of all of them: a row says with how many others it went.
+"""
+
+from dataclasses import replace
+
+from data_attribution.counterfactuals import Counterfactual
+from data_attribution.errors import EvidenceError
+from data_attribution.sources import GRADES, Effect, Source, Sources
+
+
+__all__ = ["marked"]
+
+
+def marked(sources: Sources, proof: Counterfactual, question: str | None = None) -> Sources:
+    """The same rows; those that were removed carry the effect.
+
+    A row has the grade `counterfactual` when the interval of the effect lies below 0: the target
+    lost by the removal what it does not lose by that of random documents.
+
+    Args:
+        question: Of what the retrained run was asked; default: what the sources are of, else the
+            first.
+
+    Raises:
+        EvidenceError: The proof is of another run, or removed none of the rows.
+        CounterfactualError: The question was not asked.
+    """
+    run = sources.provenance.get("run")
+    if proof.parent != run:
+        raise EvidenceError(f"the proof is of run {proof.parent}, the sources are of {run}")
+    removed = {*proof.removed}
+    if not removed & {*sources.documents}:
+        raise EvidenceError(
+            f"none of the {len(sources)} rows is among the {len(removed)} documents that were "
+            "removed; hand in what was retrained without these sources"
+        )
+    asked = [one.name for one in proof.changes]
+    name = question or (sources.query if sources.query in asked else asked[0])
+    found = proof.effect(name)
+    unit = next(one.unit for one in proof.changes if one.name == name)
+    effect = Effect(name, unit, found.mean, found.low, found.high, len(removed), found.seeds)
+    items = tuple(_marked(one, effect) if one.document in removed else one for one in sources)
+    return replace(sources, items=items)
+
+
+def _marked(one: Source, effect: Effect) -> Source:
+    shown = effect.high is not None and effect.high < 0
+    return replace(one, effect=effect, grade=GRADES[-1] if shown else one.grade)
