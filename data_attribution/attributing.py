@@ -23,6 +23,7 @@ from jaxtyping import Int64
 
 from data_attribution import citing, duplicates, fusing, indexing, lexical, questions
 from data_attribution.errors import EvidenceError, QueryError
+from data_attribution.gradients import selecting
 from data_attribution.questions import Question
 from data_attribution.rankings import Ranking
 from data_attribution.sources import GRADES, Sources
@@ -40,7 +41,6 @@ __all__ = ["METHODS", "Method", "Reader", "Request", "ask", "documents", "eviden
 
 BM25 = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
 LONGEST = 1_000_000  # tokens of a text
-PLACES = 5  # of the effects of a sweep, so many are taken
 FUSED = "fused"
 HEAD = 20  # near copies are looked for among the first 20 documents a row
 
@@ -126,7 +126,7 @@ def documents(
     Args:
         target: A text, or a behaviour.
         within: Components through which gradients count, by name, or the effects of a sweep: its
-            `PLACES` best ones.
+            `selecting.TOP` best ones.
         metric: What is asked of a behaviour; default: its logit difference.
         method: A key of `METHODS`, or several joined by "+", which are fused.
         limit: The most rows returned.
@@ -223,7 +223,7 @@ def ask(
         QueryError: The target holds no token to look for, or too many.
         IndexMissing: The run's token store has no index.
     """
-    names = within.top(PLACES) if isinstance(within, Effects) else within
+    names = within.top(selecting.TOP) if isinstance(within, Effects) else within
     return Request(
         run,
         indexing.open(run.store),

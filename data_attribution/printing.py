@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from data_attribution.exposures import Exposure
+    from data_attribution.generations import Generation
     from data_attribution.matches import Hit, Span
-    from data_attribution.sources import Sources
+    from data_attribution.sources import Source, Sources
     from data_attribution.token_index import TokenIndex
     from train.runs import Run
 
@@ -14,6 +15,7 @@ __all__ = [
     "counterfactual_lines",
     "exposure_lines",
     "exposure_row",
+    "generation_lines",
     "hit_line",
     "hit_row",
     "interval",
@@ -101,17 +103,61 @@ def sources_lines(sources: "Sources") -> str:
     """Ranked documents, the evidence, and what it does not say."""
     about = sources.provenance
     lines = [
-        f"{one.score:8.2f}  document {one.document}\t{steps_line(one.steps)}\t"
-        f"{' '.join(one.text.split())}"
-        + (f"\t{len(one.duplicates)} duplicates" if one.duplicates else "")
+        f"{_scored(one):24}  {one.grade:14}  document {one.document}\t{steps_line(one.steps)}\t"
+        f"{' '.join(one.text.split())}" + _others(one) + _effect(one)
         for one in sources
     ]
-    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}"
+    within = f" within {', '.join(about['within'])}" if about.get("within") else ""
+    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{within}"
     end = (
         f"{len(lines)} of {about['candidates']} documents; run {about['run']}, knowledge "
-        f"{about['knowledge']}; evidence is no cause yet: `openbook counterfactual` tests it"
+        f"{about['knowledge']}; "
     )
-    return "\n".join([head, *lines, end])
+    shown = any(one.effect for one in sources)
+    says = "effects are those of all documents removed together, beyond random ones"
+    untested = "evidence is no cause yet: `openbook counterfactual` tests it"
+    return "\n".join([head, *lines, end + (says if shown else untested)])
+
+
+def _scored(one: "Source") -> str:
+    if one.low is None or one.high is None:
+        return f"{one.score:8.3f}"
+    return f"{one.score:8.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _others(one: "Source") -> str:
+    copies = f"\t{len(one.duplicates)} duplicates" if one.duplicates else ""
+    return copies + (f"\t{len(one.near)} near duplicates" if one.near else "")
+
+
+def _effect(one: "Source") -> str:
+    if one.effect is None:
+        return ""
+    found = one.effect
+    bounds = "" if found.low is None else f" {interval(found.low, found.high)}"
+    return f"\twithout it and {found.together - 1} others {found.mean:+.3f}{bounds} {found.unit}"
+
+
+def generation_lines(found: "Generation") -> str:
+    """A text's spans, each with its documents and when the run read it there."""
+    head = (
+        f"{len(found.spans)} of {found.found} spans cover {found.covered:.0%} of "
+        f"{found.n_tokens:,} tokens; run {found.provenance['run']}"
+    )
+    lines = [head]
+    for one in found.spans:
+        span = one.span
+        lines.append(
+            f"{-span.log_probability:8.1f} nats  stands {span.count} times, was read "
+            f"{one.readings:.1f} times\t{span.text!r}"
+        )
+        lines += [
+            f"    document {held.document} offset {held.offset}\t{steps_line(held.steps)}\t"
+            f"{' '.join(held.text.split())}"
+            + (f"\t{len(held.copies)} duplicates" if held.copies else "")
+            for held in one.documents
+        ]
+    return "\n".join(lines)
 
 
 def interval(low: float | None, high: float | None, n_of: str = "prompt") -> str:

@@ -4,14 +4,53 @@ An estimate becomes a cause where the behaviour went with the document. Document
 together, so what is shown is shown of all of them: a row says with how many others it went.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from data_attribution import counterfactuals, questions
 from data_attribution.counterfactuals import Counterfactual
 from data_attribution.errors import EvidenceError
 from data_attribution.sources import GRADES, Effect, Source, Sources
+from interp.behaviours import Behaviour
+from train.runs import Run
 
 
-__all__ = ["marked"]
+__all__ = ["marked", "proved"]
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def proved(
+    run: Run,
+    target: str | Behaviour,
+    sources: Sources,
+    *,
+    top: int,
+    controls: int = 2,
+    progress: Progress | None = None,
+) -> tuple[Sources, Counterfactual]:
+    """Train again without the first rows and their copies, and mark them.
+
+    Costs a training from the first step that read one of them, and one a control.
+
+    Args:
+        target: What the sources are of.
+        top: Rows.
+        controls: Removals of as many matched random documents; one prompt's interval needs two.
+    """
+    n_ctx, tokenizer = run.order.context, run.store.tokenizer
+    as_text = isinstance(target, str)
+    asked = questions.of_text(target, tokenizer, n_ctx=n_ctx) if as_text else target
+    proof = counterfactuals.without(
+        run,
+        sources,
+        asked,
+        top=top,
+        control="matched-random" if controls else "none",
+        seeds=controls,
+        progress=progress,
+    )
+    return marked(sources, proof), proof
 
 
 def marked(sources: Sources, proof: Counterfactual, question: str | None = None) -> Sources:

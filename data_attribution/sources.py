@@ -152,10 +152,13 @@ class Sources:
         }
         return pandas.DataFrame(rows, index=range(1, len(rows["score"]) + 1))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"kind": KIND, "schema": SCHEMA, **asdict(self)}
+
     def save(self, path: str | Path) -> None:
         """Write as sealed JSON, whole or not at all."""
-        content = {"kind": KIND, "schema": SCHEMA, **asdict(self)}
-        durable.write_json(Path(path), durable.seal(content))
+        durable.write_json(Path(path), durable.seal(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> "Sources":
