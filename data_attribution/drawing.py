@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from html import escape
 
 
-__all__ = ["Bar", "Line", "bars", "heat_map", "lines"]
+__all__ = ["Bar", "Line", "Point", "bars", "heat_map", "lines", "points", "spark"]
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 56, 40, 14
+NAME = 32  # letters of a name that fit beside a row of points
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8d6a9f")
 
 
@@ -35,6 +36,17 @@ class Bar:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named number with its interval, where it has one; faded: it is there for comparison."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    faded: bool = False
 
 
 def lines(curves: Sequence[Line], x: Sequence[str], *, across: str, up: str) -> str:
@@ -113,6 +125,56 @@ def heat_map(
     ]
     width, height = LEFT + len(across) * cell + 8, TOP + 20 + len(down) * cell
     return f'<svg viewBox="0 0 {width} {height}" width="{width}">{"".join(marks)}</svg>'
+
+
+def points(rows: Sequence[Point], *, across: str) -> str:
+    """Numbers beside each other along one axis, a row each, with the line of zero."""
+    ends = [end for one in rows for end in (one.value, one.low, one.high) if end is not None]
+    low, high = min([*ends, 0.0]), max([*ends, 0.0])
+    if low == high:
+        high = low + 1.0
+    left, width, height = 240, WIDTH - 240 - 70, 22 * len(rows) + 34
+
+    def at(value: float) -> float:
+        return left + (value - low) / (high - low) * width
+
+    axis = height - 26
+    marks = [f'<line x1="{at(0.0):.1f}" x2="{at(0.0):.1f}" y1="2" y2="{axis}" stroke="#999"/>']
+    for part in range(5):
+        value = low + part / 4 * (high - low)
+        marks.append(_text(at(value), axis + 12, f"{value:.3g}", "middle"))
+    for number, one in enumerate(rows):
+        y, colour = 14 + 22 * number, "#888" if one.faded else COLOURS[0]
+        label = one.name if len(one.name) <= NAME else one.name[: NAME - 1] + "…"
+        bounds = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
+        if one.low is not None and one.high is not None:
+            marks.append(
+                f'<line x1="{at(one.low):.1f}" x2="{at(one.high):.1f}" y1="{y}" y2="{y}" '
+                f'stroke="{colour}" stroke-width="2"/>'
+            )
+        marks.append(
+            f'<circle cx="{at(one.value):.1f}" cy="{y}" r="4" fill="{colour}"><title>'
+            f"{escape(one.name)}: {one.value:.3g}{bounds}</title></circle>"
+            + _text(left - 10, y + 4, label, "end")
+            + _text(WIDTH - 4, y + 4, f"{one.value:.3g}", "end")
+        )
+    label = _text(left + width / 2, height - 1, across, "middle")
+    return f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}">{"".join(marks)}{label}</svg>'
+
+
+def spark(y: Sequence[float], *, said: str, width: int = 170, height: int = 30) -> str:
+    """A curve from 0 at equal distances, as small as a word; `said` is its tooltip."""
+    top, step = max([*y, 1e-9]), (width - 4) / max(len(y) - 1, 1)
+    path = " ".join(
+        f"{2 + i * step:.1f},{height - 2 - one / top * (height - 6):.1f}" for i, one in enumerate(y)
+    )
+    return (
+        f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" role="img">'
+        f"<title>{escape(said)}</title>"
+        f'<polygon points="2,{height - 2} {path} {width - 2},{height - 2}" fill="{COLOURS[0]}" '
+        f'opacity=".12"/><polyline points="{path}" fill="none" stroke="{COLOURS[0]}" '
+        'stroke-width="1.5"/></svg>'
+    )
 
 
 @dataclass(frozen=True)
