@@ -1,0 +1,174 @@
+"""Rankings of many cases by every method, with what can be shared between cases done once.
+
+`data_attribution.attributing` asks one question at a time, and collects the gradients of up to
+10,000 documents for it. Here the documents that lexical evidence names for any of the cases are
+looked at together: their gradients are collected once and compared with every question, and one
+replay answers for several questions. The numbers are those that the methods give for these
+candidates.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from data_attribution import attributing, bm25, fusing, metagradients
+from data_attribution.attributing import METHODS, Request
+from data_attribution.evaluations.cases import Case
+from data_attribution.gradients import collecting, preconditioning, ranking, scoring, selecting
+from data_attribution.gradients.collecting import Features
+from data_attribution.gradients.selecting import Selection
+from data_attribution.rankings import Ranking, ranked
+from train.model import GPT
+from train.runs import Run
+
+
+__all__ = ["Ranked", "SharedGradients", "by_method", "candidates", "read"]
+
+SAMPLE = 2_000  # documents that the metric of `curvature` is estimated on
+
+Progress = Callable[[str, int, int | None], None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """What one method said of the cases it was asked, and how long it took for all of them."""
+
+    by_case: dict[str, Ranking]
+    seconds: float
+    n_documents: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SharedGradients:
+    """Gradient evidence for many questions about the same documents.
+
+    Attributes:
+        documents: Candidates, ascending.
+        within: Components; None: all.
+    """
+
+    run: Run
+    documents: Int64[np.ndarray, " document"]
+    within: tuple[str, ...] | None = None
+    kind: str = ranking.KIND
+    seed: int = 0
+    progress: Progress = None
+
+    def rank(self, request: Request) -> Ranking:
+        """The documents by how far their gradient speaks for the request's question."""
+        model, selection, how, given, metric = self._collected
+        asked = collecting.of_question(model, request.question, selection, **how)
+        if metric is not None:
+            asked = metric.applied(asked)
+        found = scoring.products(asked, given, unit=self.kind != "dot")
+        return ranked(
+            self.documents, found.mean(axis=1), formula=f"{self.kind} of projected gradients"
+        )
+
+    @cached_property
+    def _collected(
+        self,
+    ) -> tuple[GPT, Selection, dict[str, Any], Features, preconditioning.Curvature | None]:
+        """Model, components and projections, the documents' gradients, and their metric if any."""
+        model = self.run.load()
+        selection = selecting.select(model.cfg, self.within)
+        sides = preconditioning.adam(self.run, selection) if self.kind == "adam" else None
+        how = {"seed": self.seed, "sides": sides, "progress": self.progress}
+        given = collecting.of_documents(model, self.run.store, self.documents, selection, **how)
+        how["progress"] = None
+        if self.kind != "curvature":
+            return model, selection, how, given, None
+        draw = np.random.default_rng(self.seed)
+        some = draw.choice(len(self.documents), min(SAMPLE, len(self.documents)), replace=False)
+        sample = replace(given, rows=given.rows[some], values=given.values[some])
+        metric = preconditioning.curvature(sample)
+        return model, selection, how, metric.applied(given), metric
+
+
+def candidates(requests: Sequence[Request], *, each: int) -> Int64[np.ndarray, " document"]:
+    """What lexical evidence and BM25 name first for any of the requests, ascending."""
+    found = [bm25.candidates(request, limit=each) for request in requests]
+    return np.unique(np.concatenate(found))
+
+
+def by_method(
+    run: Run,
+    cases: Sequence[Case],
+    *,
+    each: int = 300,
+    within: Sequence[str] = (),
+    replayed: int = 0,
+    span: tuple[int, int] | None = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> dict[str, Ranked]:
+    """Every case ranked by every method, over the candidates of all cases.
+
+    Args:
+        each: Candidates a case; gradients are collected of those of all cases.
+        within: Components of the localised gradients; without any they are left out.
+        replayed: How many cases, from the first, are also asked by replay, which costs about three
+            times the training of the steps a case; 0: none.
+        span: Steps of the replay, both included; None: all.
+        seed: Of the projections.
+    """
+    requests = {one.name: attributing.ask(run, one.behaviour) for one in cases}
+    documents = candidates([*requests.values()], each=each)
+    whole = SharedGradients(run, documents, seed=seed, progress=progress)
+    found = {
+        "bm25": _asked(requests, METHODS["bm25"].rank),
+        "lexical": _asked(requests, METHODS["lexical"].rank),
+        "gradient": _asked(requests, whole.rank, len(documents)),
+    }
+    if within:
+        local = SharedGradients(run, documents, tuple(within), seed=seed, progress=progress)
+        found["localised"] = _asked(requests, local.rank, len(documents))
+    if replayed:
+        found["replay"] = _replayed(run, cases[:replayed], span, progress)
+    parts = [found[name] for name in attributing.DEFAULT]
+    fused = {
+        name: fusing.fuse({part: found[part].by_case[name] for part in attributing.DEFAULT})
+        for name in requests
+    }
+    found["fused"] = Ranked(fused, sum(one.seconds for one in parts), len(documents))
+    return found
+
+
+def read(run: Run, found: Mapping[str, Ranking], *, first: int) -> dict[str, list[int]]:
+    """By case the first documents of a ranking that the run read."""
+    return {
+        name: list(
+            islice((one for one in ranking.documents.tolist() if _was_read(run, one)), first)
+        )
+        for name, ranking in found.items()
+    }
+
+
+def _was_read(run: Run, document: int) -> bool:
+    return len(run.steps_reading(document)) > 0
+
+
+def _asked(
+    requests: Mapping[str, Request],
+    rank: Callable[[Request], Ranking],
+    n_documents: int | None = None,
+) -> Ranked:
+    begin = perf_counter()
+    by_case = {name: rank(request) for name, request in requests.items()}
+    return Ranked(by_case, perf_counter() - begin, n_documents)
+
+
+def _replayed(
+    run: Run, cases: Sequence[Case], span: tuple[int, int] | None, progress: Progress
+) -> Ranked:
+    first, last = span or (0, run.steps_done - 1)
+    asked = [case.question for case in cases]
+    found = metagradients.influence(run, asked, first=first, last=last, progress=progress)
+    by_case = {case.name: found.ranking(place) for place, case in enumerate(cases)}
+    return Ranked(by_case, found.seconds, len(found.documents))
