@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from data_attribution import questions
 from data_attribution.replaying import adjoints, vectors
 from data_attribution.replaying.adjoints import Update
 from data_attribution.replaying.vectors import Vectors
