@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 
 from data_attribution import questions
-from data_attribution.attributing import Request
 from data_attribution.errors import EvidenceError
 from data_attribution.questions import Question
 from data_attribution.rankings import Ranking, ranked
@@ -41,6 +41,9 @@ from train import numerics as numbers
 from train.model import GPT
 from train.runs import Run
 
+
+if TYPE_CHECKING:
+    from data_attribution.attributing import Request
 
 __all__ = ["Influence", "influence", "of_question", "rank"]
 
@@ -158,7 +161,7 @@ def influence(
     )
 
 
-def rank(request: Request, *, steps: int | None = None) -> Ranking:
+def rank(request: "Request", *, steps: int | None = None) -> Ranking:
     """The documents read in the last steps by their exact influence on the request's question.
 
     Args:
