@@ -55,10 +55,10 @@ def candidates(request: "Request", *, limit: int = 10_000) -> Int64[np.ndarray, 
     index, target, progress = request.index, request.target, request.progress
     if isinstance(target, Behaviour):
         weighted = lexical.bags(*_prompts(target), index.store.eot)
-        first = lexical.bm25(index, weighted, progress).documents
+        first = lexical.bm25(index, weighted, progress, limit=limit).documents
     else:
         first = lexical.spans(index, target, progress).documents
-    second = lexical.bm25(index, bags(index.store, target), progress).documents
+    second = lexical.bm25(index, bags(index.store, target), progress, limit=limit).documents
     # In turn: one of each, best first, those already there left out.
     ranks = np.concatenate([np.arange(len(first)), np.arange(len(second))])
     both = np.concatenate([first, second])[np.argsort(ranks, kind="stable")]

@@ -23,7 +23,7 @@ from scipy import sparse
 
 from data_attribution import postings
 from data_attribution.postings import Held
-from data_attribution.rankings import Ranking, ranked
+from data_attribution.rankings import Ranking
 from data_attribution.token_index import TokenIndex
 
 
@@ -78,10 +78,15 @@ def bags(clean: Tokens, corrupt: Tokens, answer: Tokens, eot: int) -> list[Bag]:
     return [dict(one) for one in found]
 
 
-def bm25(index: TokenIndex, bags: Sequence[Bag], progress: Progress = None) -> Ranking:
+def bm25(
+    index: TokenIndex, bags: Sequence[Bag], progress: Progress = None, *, limit: int | None = None
+) -> Ranking:
     """Documents by BM25 of the bag they fit best.
 
     Costs entries of the tokens x bags additions, and 64 MB beside the result.
+
+    Args:
+        limit: The most documents ranked; default: all that hold a token of a bag.
     """
     store = index.store
     terms = sorted(set().union(*bags))
@@ -105,7 +110,7 @@ def bm25(index: TokenIndex, bags: Sequence[Bag], progress: Progress = None) -> R
         start = store.starts[asked]
         return _tightest(store.tokens[start : start + store.lengths[asked]], bags[fits[asked]])
 
-    return _ranking(best, where)
+    return _ranking(best, where, limit)
 
 
 def _held(
@@ -158,10 +163,17 @@ def _tightest(tokens: np.ndarray, bag: Bag) -> tuple[int, int]:
 
 
 def _ranking(
-    scores: Float64[np.ndarray, " document"], where: Callable[[int], tuple[int, int]]
+    scores: Float64[np.ndarray, " document"],
+    where: Callable[[int], tuple[int, int]],
+    limit: int | None = None,
 ) -> Ranking:
     held = np.flatnonzero(scores)
-    return ranked(held, scores[held], where=where)
+    if limit is not None and limit < len(held):
+        # The others are not sorted: at 8 million documents that is most of the work.
+        last = np.partition(scores[held], -limit)[-limit]
+        held = held[scores[held] >= last]
+    order = np.argsort(-scores[held], kind="stable")[:limit]
+    return Ranking(held[order], scores[held[order]], where)
 
 
 def _report(progress: Progress, what: str, done: int, total: int) -> None:

@@ -89,6 +89,16 @@ def test_both_indices_give_the_same_numbers_to_the_last_bit(index, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("limit", [1, 2, 7, 30, 1000])
+def test_a_limit_cuts_the_ranking_and_changes_nothing_above_it(index, limit):
+    """Scores tie here: of equals the first in the store stays."""
+    bags = [{3: 1.0}, {5: 1.0}]
+    whole, few = lexical.bm25(index, bags), lexical.bm25(index, bags, limit=limit)
+    assert len(set(whole.scores.tolist())) < len(whole.scores)
+    assert few.documents.tolist() == whole.documents[:limit].tolist()
+    assert few.scores.tolist() == whole.scores[:limit].tolist()
+
+
 def test_only_the_candidates_given_are_ranked(index, make_run):
     whole = bm25.rank(request(index, "w1 w2", make_run))
     chosen = np.sort(whole.documents[5:20:3])
