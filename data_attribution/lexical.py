@@ -142,7 +142,7 @@ def _best(
     for first in range(0, shares.shape[1], block):
         scores = by_term.T @ shares[:, first : first + block]
         top = scores.argmax(1)
-        score = scores[np.arange(width), top]
+        score = np.take_along_axis(scores, top[:, None], 1)[:, 0]
         better = score > best
         best[better], fits[better] = score[better], top[better] + first
     return best, fits

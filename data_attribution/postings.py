@@ -96,14 +96,17 @@ class Postings:
     def held(self, tokens: Sequence[int]) -> Iterator[Held]:
         """The holders of some tokens, a segment at a time."""
         for one in self.segments:
-            bounds = [(int(one.offsets[token]), int(one.offsets[token + 1])) for token in tokens]
-            entries = [np.arange(0), *(np.arange(*pair) for pair in bounds)]
-            rows = np.concatenate(entries)
-            counts = one.counts[rows].astype(np.int64)
-            frequent = np.flatnonzero(counts == FREQUENT)
-            counts[frequent] = self.times[np.searchsorted(self.places, rows[frequent] + one.start)]
-            edges = np.cumsum([0, *(high - low for low, high in bounds)])
-            yield Held(one.first, one.stop, edges, one.documents[rows], counts)
+            places = [slice(int(one.offsets[k]), int(one.offsets[k + 1])) for k in tokens]
+            edges = np.cumsum([0, *(place.stop - place.start for place in places)])
+            documents = np.concatenate([one.documents[:0], *(one.documents[k] for k in places)])
+            counts = np.concatenate([one.counts[:0], *(one.counts[k] for k in places)])
+            counts, frequent = counts.astype(np.int64), np.flatnonzero(counts == FREQUENT)
+            if len(frequent):
+                token = np.searchsorted(edges, frequent, side="right") - 1
+                begins = np.array([place.start for place in places])
+                entries = frequent - edges[token] + begins[token] + one.start
+                counts[frequent] = self.times[np.searchsorted(self.places, entries)]
+            yield Held(one.first, one.stop, edges, documents, counts)
 
 
 def build(store: TokenStore, *, memory: int = MEMORY, progress: Progress = None) -> Postings:
