@@ -17,7 +17,10 @@ from train.errors import DamagedError
 
 
 TEXTS = ["a b a b c", "b c", "a", "c a b"]
-FILES = ("suffixes.u32", "buckets.i64", "index.json")
+FILES = (
+    "shard-000.suffixes.u32", "shard-000.buckets.i64", "shard-000.keys.u64", "shard-000.json",
+    "index.json",
+)  # fmt: skip
 
 
 def test_an_opened_index_is_the_one_that_was_built(make_store):
