@@ -109,7 +109,7 @@ class Method:
 
 
 def documents(
-    run: Reader,
+    run: Run | Reader,
     target: str | Behaviour,
     *,
     within: Effects | Sequence[str] | None = None,
@@ -184,7 +184,7 @@ def documents(
 
 
 def parts(
-    method: str, target: str | Behaviour, run: Reader, *, within: bool = False
+    method: str, target: str | Behaviour, run: Run | Reader, *, within: bool = False
 ) -> tuple[str, ...]:
     """The methods that a name stands for.
 
@@ -207,7 +207,7 @@ def parts(
 
 
 def ask(
-    run: Reader,
+    run: Run | Reader,
     target: str | Behaviour,
     *,
     within: Effects | Sequence[str] | None = None,
@@ -245,7 +245,7 @@ def evidence(request: Request, methods: Sequence[str]) -> dict[str, Ranking]:
     return {name: _only(one, request.candidates) for name, one in found.items()}
 
 
-def _question(run: Reader, target: str | Behaviour, metric: Metric | None) -> Question:
+def _question(run: Run | Reader, target: str | Behaviour, metric: Metric | None) -> Question:
     if isinstance(target, Behaviour):
         return questions.of_behaviour(target, metric)
     if metric is not None:
