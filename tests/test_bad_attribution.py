@@ -1,0 +1,155 @@
+"""What attribution cannot answer is one line that says why, and leaves nothing half-written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import durable, runs
+
+
+def refused(ended, code: int, *words: str) -> None:
+    """One line on stderr, nothing on stdout, the right code, and the words that help."""
+    assert (ended.code, ended.out) == (code, "")
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    for word in words:
+        assert word in ended.err
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def indexed(tiny_store, tmp_path_factory):
+    """The tiny store, copied and sorted."""
+    from data_attribution import indexing
+    from train import token_store
+
+    path = tmp_path_factory.mktemp("indexed") / "store"
+    shutil.copytree(tiny_store.path, path)
+    indexing.build(token_store.open(path))
+    return path
+
+
+@pytest.fixture
+def trace(openbook, tiny_run, indexed):
+    """`trace(*options)`: `openbook trace documents` of the tiny run."""
+
+    def call(*options: object):
+        return openbook("trace", "documents", tiny_run.path, "--store", indexed, *options)
+
+    return call
+
+
+def held_out_word(store) -> str:
+    """A word of the vocabulary that stands in the held-out region alone."""
+    tokens = np.asarray(store.tokens)
+    alone = np.setdiff1d(tokens[store.train_tokens :], tokens[: store.train_tokens])
+    return store.tokenizer.decode(alone[:1])
+
+
+def test_a_text_that_stands_nowhere(trace, tiny_store):
+    word = held_out_word(tiny_store)
+    refused(
+        trace("--text", word, "--method", "lexical"), 2,
+        "no document of 120 has lexical evidence", repr(word), "gradient evidence needs no word",
+    )  # fmt: skip
+    refused(trace("--from-text", word), 2, "no 1 tokens in a row of the 1 of the text")
+    refused(trace("--text", "w1 elsewhere"), 2, "'elsewhere' is not in the vocabulary")
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "\n"])
+def test_an_empty_text(trace, empty):
+    refused(trace("--text", empty), 2, "the text is empty")
+    refused(trace("--from-text", empty), 2, "the text is empty")
+
+
+def test_a_text_longer_than_a_million_tokens(trace, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("w1 " * 1_000_001)
+    said = "1,000,001 tokens, and at most 1,000,000 are traced"
+    refused(trace("--text", path.read_text()), 2, said)
+    refused(trace("--from-text", path), 2, said)
+    assert left(tmp_path) == ["long.txt"]
+
+
+def test_a_file_that_is_no_text(trace, tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"w1 \xff\xfe")
+    refused(trace("--from-text", tmp_path / "model.bin"), 2, "is no UTF-8 text: byte 3")
+    refused(trace("--from-text", tmp_path / "none.txt"), 2, "there is no file")
+
+
+def test_evidence_that_there_is_not(trace, lookup_behaviour):
+    refused(trace("--text", "w1", "--method", "gradeint"), 2, "did you mean 'gradient'?")
+    refused(trace("--text", "w1", "--method", "lexical+"), 2, "no evidence is called ''")
+    refused(trace("--text", "w1", "--metric", "probability"), 2, "belongs to a BEHAVIOUR")
+    refused(trace("--from-text", "w1", "--prove", 3), 2, "leave out what belongs to --method")
+    refused(trace("--text", "w1", "--from-text", "w1"), 2, "give one of BEHAVIOUR, --text")
+    refused(
+        trace("--text", "w1", "--method", "lexical", "--within", "L0H0"), 2,
+        "lexical evidence does not look inside the model",
+    )  # fmt: skip
+
+
+def test_components_that_there_are_not(trace, tmp_path):
+    at = ("--text", "w1", "--method", "gradient", "--within")
+    refused(trace(*at, "L7H0"), 2, "L7H0")
+    refused(trace(*at, "head 3"), 2, "'head 3'")
+    refused(trace(*at, tmp_path / "none.json"), 2, "there is nothing")
+    durable.write_json(tmp_path / "sources.json", durable.seal({"kind": "sources", "schema": 2}))
+    refused(trace(*at, tmp_path / "sources.json"), 2, "sources.json")
+
+
+def test_a_page_and_a_result_that_have_no_place(trace, tmp_path):
+    at = ("--text", "w1", "--method", "lexical")
+    refused(trace(*at, "--page", tmp_path / "none" / "page.html"), 2, "no folder")
+    refused(trace(*at, "--out", tmp_path), 2, "a folder")
+    assert left(tmp_path) == []
+
+
+def test_an_index_of_another_store(openbook, lookup_run, indexed, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(lookup_run.store.path, store)
+    shutil.copytree(indexed / "index", store / "index")
+    at = ("trace", "documents", lookup_run.path, "--store", store, "--text", "k3")
+    refused(openbook(*at), 2, "index", "openbook index build")
+
+
+def test_an_index_that_is_cut_short(openbook, tiny_run, indexed, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(indexed, store)
+    largest = max((store / "index").iterdir(), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-4])
+    at = ("trace", "documents", tiny_run.path, "--store", store, "--text", "w1")
+    refused(openbook(*at), 3, largest.name)
+
+
+def test_sources_that_were_changed_by_hand(openbook, trace, tiny_run, lookup_behaviour, tmp_path):
+    kept = tmp_path / "sources.json"
+    assert trace("--text", "w1", "--method", "lexical", "--limit", 2, "--out", kept).code == 0
+    kept.write_text(kept.read_text().replace('"lexical"', '"proven"'))
+    at = ("counterfactual", tiny_run.path, lookup_behaviour, "--without", kept)
+    refused(openbook(*at), 3, "sources.json")
+    assert not (tiny_run.path / "counterfactuals").exists()
+
+
+def test_a_document_that_was_never_read_is_not_removed(openbook, tiny_run, lookup_behaviour):
+    never = next(k for k in range(tiny_run.store.n_documents) if not len(tiny_run.steps_reading(k)))
+    at = ("counterfactual", tiny_run.path, lookup_behaviour, "--document", never)
+    refused(openbook(*at), 2, "were never read", f"document {never}")
+    refused(openbook(*at[:-1], 9999), 2, "9999", "120")
+    assert not (tiny_run.path / "counterfactuals").exists()
+
+
+def test_weights_whose_training_is_not_known_have_no_documents(openbook, tiny_run, tmp_path):
+    manifest = json.loads((tiny_run.path / "manifest.json").read_text())
+    assert runs.open(tiny_run.path).knowledge == manifest["predicate"]["knowledge"] == "full"
+    out = tmp_path / "hf"
+    assert openbook("run", "export", tiny_run.path, "--out", out).code == 0
+    imported = tmp_path / "imported"
+    assert openbook("run", "import", out, "--out", imported).code == 0
+    refused(openbook("trace", "documents", imported, "--text", "w1"), 2, "weights-only")
