@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
-from torch.nn import functional
 
 from data_attribution import questions
 from data_attribution.errors import EvidenceError
-from data_attribution.gradients import projecting
+from data_attribution.gradients import losses, projecting
 from data_attribution.gradients.projecting import RANK, Sides
 from data_attribution.gradients.selecting import Selection
 from data_attribution.gradients.taping import Tape
 from data_attribution.questions import Question
+from interp.engine.base_runs import fast_fp32
 from train.model import GPT
 from train.objectives import IGNORED
 from train.token_store import TokenStore
@@ -94,6 +94,7 @@ def of_documents(
     rank: int = RANK,
     seed: int = 0,
     sides: Mapping[str, Sides] | None = None,
+    log_odds: float | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = None,
 ) -> Features:
@@ -107,6 +108,7 @@ def of_documents(
         rank: Of the two projections of every site: `rank` squared numbers for most sites.
         seed: Of the projections; the same for documents and question.
         sides: What multiplies both factors of a site before they are projected, see `projecting`.
+        log_odds: Follow minus the log-odds of every target in place of its loss, see `losses`.
         batch_tokens: Positions that are in flight at a time.
 
     Raises:
@@ -114,24 +116,19 @@ def of_documents(
     """
     documents = np.asarray(documents, dtype=np.int64)
     _refuse(model, store, documents)
-    values = np.zeros((len(documents), 0), dtype=np.float32)
-    made = projecting.projections(selection, rank=rank, seed=seed, sides=sides, device=model.device)
-    tape = Tape(model.cfg, selection, made, rank)
-    values = np.zeros((len(documents), tape.dim), dtype=np.float32)
+    tape = _tape(model, selection, rank, seed, sides)
+    values = torch.zeros(len(documents), tape.dim)
     done = 0
-    with frozen(model), torch.enable_grad(), model.hooks(tape.hooks()):
+    with _taping(model, tape):
         for rows, tokens, targets in _batches(store, documents, model.cfg.n_ctx, batch_tokens):
             tape.start(tokens.to(model.device))
             logits = model(tape.tokens)
-            wanted = targets.to(model.device)
-            loss = functional.cross_entropy(
-                logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-            np.add.at(values, rows, tape.features(loss).cpu().numpy())
+            loss = losses.summed(logits, targets.to(model.device), log_odds)
+            values.index_add_(0, torch.from_numpy(rows), tape.features(loss).cpu())
             done += len(np.unique(rows))
             if progress:
                 progress("gradients", min(done, len(documents)), len(documents))
-    return Features(documents, values, tuple(tape.blocks), rank, seed)
+    return Features(documents, values.numpy(), tuple(tape.blocks), rank, seed)
 
 
 def of_question(
@@ -150,12 +147,11 @@ def of_question(
     Raises:
         EvidenceError: The score depends on none of the sites.
     """
-    made = projecting.projections(selection, rank=rank, seed=seed, sides=sides, device=model.device)
-    tape = Tape(model.cfg, selection, made, rank)
+    tape = _tape(model, selection, rank, seed, sides)
     n_prompts, n_pos = question.tokens.shape
     values = np.zeros((n_prompts, tape.dim), dtype=np.float32)
     depends = False
-    with frozen(model), torch.enable_grad(), model.hooks(tape.hooks()):
+    with _taping(model, tape):
         for prompt in torch.arange(n_prompts).split(max(batch_tokens // n_pos, 1)):
             tape.start(question.tokens[prompt].to(model.device))
             score = questions.scores(model, question, prompt)
@@ -169,6 +165,20 @@ def of_question(
             " it is read below them; name components that come before it"
         )
     return Features(np.arange(n_prompts), values, tuple(tape.blocks), rank, seed)
+
+
+def _tape(
+    model: GPT, selection: Selection, rank: int, seed: int, sides: Mapping[str, Sides] | None
+) -> Tape:
+    made = projecting.projections(selection, rank=rank, seed=seed, sides=sides, device=model.device)
+    return Tape(model.cfg, selection, made, rank)
+
+
+@contextmanager
+def _taping(model: GPT, tape: Tape) -> Iterator[None]:
+    hooks = model.hooks(tape.hooks())
+    with frozen(model), torch.enable_grad(), fast_fp32(model.device), hooks:
+        yield
 
 
 @contextmanager
@@ -233,7 +243,6 @@ def _read(
     offsets = np.minimum(start[:, None] + column, store.n_tokens - 1)
     tokens = torch.from_numpy(np.asarray(store.tokens[offsets]).astype(np.int64))
     inside = torch.from_numpy(column[:-1] < length[:, None])
-    return (
-        torch.where(inside, tokens[:, :-1], store.eot),
-        torch.where(inside, tokens[:, 1:], IGNORED),
-    )
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    counted = inside & ~((inputs == store.eot) & (targets == store.eot))  # as `train.batches` does
+    return torch.where(inside, inputs, store.eot), torch.where(counted, targets, IGNORED)

@@ -1,0 +1,55 @@
+"""What a document's targets would change in the logits, in one pass over them.
+
+The gradient of a cross-entropy is known in closed form, softmax minus one at the target, so it is
+computed at once and kept in place of the logits; autograd would keep their log-softmax too.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from train.objectives import IGNORED
+
+
+__all__ = ["summed"]
+
+
+def summed(
+    logits: Float[Tensor, "row pos vocab"],
+    targets: Int[Tensor, "row pos"],
+    log_odds: float | None = None,
+) -> Float[Tensor, ""]:
+    """The loss of all targets in nats, differentiable once; `IGNORED` ones carry none.
+
+    Args:
+        log_odds: Follow minus the log-odds of every target in place of its loss (TRAK, Park et al.
+            2023): what has been learned has no loss left to pull with, and pulls as before. Each
+            target's loss is divided by 1 - p, or by this where that is less.
+    """
+    found: Tensor = _Summed.apply(logits, targets, log_odds)  # type: ignore[assignment]
+    return found
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, log_odds: float | None) -> Tensor:
+        counted = targets != IGNORED
+        column = targets.clamp(min=0)[..., None]
+        slope = logits.log_softmax(dim=-1)
+        losses = -slope.gather(-1, column)[..., 0]
+        slope.exp_()
+        slope.scatter_add_(-1, column, slope.new_full((1,), -1.0).expand(column.shape))
+        weight = counted.to(slope.dtype)
+        if log_odds is not None:
+            weight = weight / (-torch.expm1(-losses)).clamp(min=log_odds)
+        if log_odds is not None or not bool(counted.all()):
+            slope *= weight[..., None]
+        ctx.save_for_backward(slope)
+        return (losses * weight).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope.mul_(gradients[0]), None, None
