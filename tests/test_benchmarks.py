@@ -15,7 +15,7 @@ import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
-    "attention_cpu", "calibration", "compiled_circuits", "corpus_build", "forgetting",
+    "attention_cpu", "bm25_index", "calibration", "compiled_circuits", "corpus_build", "forgetting",
     "order_lookups", "patching", "patching_memory", "planted_acceptance", "startup", "watching",
 )  # fmt: skip
 UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
@@ -153,6 +153,21 @@ def test_watching_that_costs_much_or_changes_the_run_fails(script, share, equal,
     look = SimpleNamespace(seconds=0.01, share=share)
     log, seconds = SimpleNamespace(looks=[look]), {"watched": 1.0, "not watched": 1.0}
     assert script("watching").reported(log, [], seconds, equal) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({}, 0),
+        ({"build": 3.0}, 1),  # slower than the other, and below 5 million tokens a second
+        ({"bytes": 11_000_000}, 1),
+        ({"scores": [[2.2, 1.2]]}, 1),
+    ],
+)
+def test_a_bm25_index_that_is_slow_large_or_wrong_fails(script, change, code):
+    other = {"build": 2.0, "bytes": 1, "asked": [0.1], "scores": [[1.0, 0.5]]}
+    mine = {"build": 0.5, "bytes": 7_000_000, "asked": [0.1], "scores": [[2.2, 1.1]]} | change
+    assert script("bm25_index").report([mine], [other], 10_000_000) == code
 
 
 def test_every_script_is_known_here():
