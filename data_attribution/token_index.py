@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer, UInt, UInt32
+from jaxtyping import Float64, Int64, Integer
 
-from data_attribution import searching
 from data_attribution.errors import QueryError
 from data_attribution.matches import Count, Hit, Hits, NextToken, Span, Spelling
+from data_attribution.parts import Part
 from train.token_store import TokenStore
 
 
@@ -28,25 +28,6 @@ __all__ = ["Part", "Query", "TokenIndex"]
 CHUNK = 1 << 20
 
 Query = str | Sequence[int] | Integer[np.ndarray, " pos"]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A stretch of tokens.bin, cut at a document boundary, and its sorted suffixes."""
-
-    start: int
-    held_out: bool
-    tokens: UInt[np.ndarray, " token"]
-    suffixes: UInt32[np.ndarray, " token"]
-    buckets: Int64[np.ndarray, " bucket"]
-
-    def search(self, patterns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks [low, high) of each pattern, as `searching.search`."""
-        return searching.search(self.tokens, self.suffixes, patterns, self.buckets)
-
-    def positions(self, ranks: slice | np.ndarray) -> Int64[np.ndarray, " rank"]:
-        """Positions in tokens.bin of the suffixes at these ranks."""
-        return self.suffixes[ranks].astype(np.int64) + self.start
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +160,8 @@ class TokenIndex:
         lengths = np.zeros(len(ids), np.int64)
         for part in self.parts:
             if not part.held_out:
-                found = searching.longest(part.tokens, part.suffixes, ids, part.buckets)
-                lengths = np.maximum(lengths, found)
+                starts, stops = np.arange(len(ids)), np.full(len(ids), len(ids))
+                lengths = np.maximum(lengths, part.longest(ids, starts, stops))
         return lengths
 
     def _spans(

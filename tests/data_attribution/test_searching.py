@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_attribution import searching, sorting
+from data_attribution import key_tables, searching, sorting
 
 
 def repeated(period: list[int], times: int) -> np.ndarray:
@@ -40,6 +40,12 @@ def occurrences(tokens: np.ndarray, pattern: list[int]) -> list[int]:
     return [at for at in range(len(held)) if held[at : at + len(pattern)] == pattern]
 
 
+def places(tokens: np.ndarray, pattern: np.ndarray) -> list[int]:
+    """`occurrences`, for longer arrays."""
+    windows = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.int64), len(pattern))
+    return np.flatnonzero((windows == pattern).all(axis=1)).tolist()
+
+
 def longest_by_hand(tokens: np.ndarray, text: list[int]) -> list[int]:
     def at(start: int) -> int:
         lengths = range(len(text) - start + 1)
@@ -48,30 +54,96 @@ def longest_by_hand(tokens: np.ndarray, text: list[int]) -> list[int]:
     return [at(start) for start in range(len(text))]
 
 
-@given(corpora, st.lists(patterns, max_size=6), st.booleans())
-@settings(max_examples=200, deadline=None)
-def test_a_search_finds_every_occurrence_and_nothing_else(tokens, asked, with_table):
-    # Half of the patterns are planted, the last ends with the corpus.
+def tables_of(tokens: np.ndarray, suffixes: np.ndarray, which: str) -> dict[str, np.ndarray]:
+    """The tables that spare halvings: none of them, first tokens, keys, or both."""
+    vocabulary = 65_536 if tokens.dtype == np.uint16 else int(tokens.max(initial=0)) + 1
+    made = {}
+    if "table" in which and vocabulary < 100_000:
+        made["table"] = sorting.buckets(tokens, vocabulary)
+    if "keys" in which:
+        made["keys"] = key_tables.build(tokens, suffixes)
+    return made
+
+
+def asked_of(tokens: np.ndarray, asked: list[list[int]]) -> list[list[int]]:
+    """Patterns of which half are planted; the last ends with the corpus."""
     asked = asked + [tokens[k : k + 5].tolist() for k in range(0, len(tokens), 7)]
-    asked = [*asked, tokens[-3:].tolist()] if len(tokens) else asked
-    suffixes = sorting.build(tokens)
-    table = None
-    if with_table and tokens.dtype == np.uint16:
-        table = sorting.buckets(tokens, 65536)
+    return [*asked, tokens[-3:].tolist()] if len(tokens) else asked
+
+
+@given(
+    corpora, st.lists(patterns, max_size=6), st.sampled_from(["", "table", "keys", "table keys"])
+)
+@settings(max_examples=150, deadline=None)
+def test_a_search_finds_every_occurrence_and_nothing_else(tokens, asked, which):
+    asked, suffixes = asked_of(tokens, asked), sorting.build(tokens)
+    tables = tables_of(tokens, suffixes, which)
+    asked = [one for one in asked if one[0] < len(tables.get("table", range(2**32))) - 1]
     arrays = [np.array(pattern, np.int64) for pattern in asked]
-    low, high = searching.search(tokens, suffixes, arrays, table)
+    low, high = searching.search(tokens, suffixes, arrays, **tables)
     for pattern, start, stop in zip(asked, low, high, strict=True):
         assert sorted(suffixes[start:stop].tolist()) == occurrences(tokens, pattern)
 
 
+@given(few | many, st.lists(patterns, max_size=6), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_a_search_for_one_pattern_finds_what_a_search_for_many_does(tokens, asked, with_keys):
+    asked, suffixes = asked_of(tokens, asked), sorting.build(tokens)
+    find = searching.finder(
+        tokens, suffixes, **tables_of(tokens, suffixes, "table keys" if with_keys else "table")
+    )
+    for pattern in asked:
+        low, high = find(pattern)
+        assert sorted(suffixes[low:high].tolist()) == occurrences(tokens, pattern)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_both_searches_agree_where_hundreds_of_suffixes_share_a_key(seed):
+    # Three tokens, zeros among them: keys end in real zeros and in those past the end of the text.
+    random = np.random.default_rng(seed)
+    tokens = random.choice([0, 1, 65535], 3000, p=[0.6, 0.3, 0.1]).astype(np.uint16)
+    tokens[1000:1900] = tokens[:900]
+    suffixes = sorting.build(tokens)
+    tables = tables_of(tokens, suffixes, "table keys")
+    find = searching.finder(tokens, suffixes, **tables)
+    starts, lengths = random.integers(0, 3000, 60), random.integers(1, 70, 60)
+    asked = [tokens[at : at + n].astype(np.int64) for at, n in zip(starts, lengths, strict=True)]
+    for pattern in asked[::2]:
+        pattern[-1] = random.choice([0, 1, 2, 65535])
+    asked += [tokens[-n:].astype(np.int64) for n in (1, 2, 3, 4, 5)]
+    asked += [tokens[at : at + 900].astype(np.int64) for at in (0, 100, 1000, 1100)]
+    low, high = searching.search(tokens, suffixes, asked, **tables)
+    for pattern, start, stop in zip(asked, low, high, strict=True):
+        expected = places(tokens, pattern)
+        assert sorted(suffixes[start:stop].tolist()) == expected
+        assert find(pattern.tolist()) == (start, stop) or not expected
+        assert np.subtract(*find(pattern.tolist())) == -len(expected)
+
+
+def test_tokens_of_32_bits_are_found_with_keys_of_two():
+    tokens = np.array([70_000, 1, 65_536, 70_000, 1, 0] * 100, np.uint32)
+    suffixes = sorting.build(tokens)
+    tables = tables_of(tokens, suffixes, "table keys")
+    find = searching.finder(tokens, suffixes, **tables)
+    for pattern in ([70_000], [70_000, 1], [1, 65_536, 70_000], [1, 0, 70_000, 1, 1], [0, 2]):
+        low, high = find(pattern)
+        assert sorted(suffixes[low:high].tolist()) == occurrences(tokens, pattern)
+
+
 @pytest.mark.parametrize("name", ["all equal", "long repeat", "fibonacci"])
-def test_matches_longer_than_a_comparison_block_are_exact(name):
+@pytest.mark.parametrize("which", ["", "table keys"])
+def test_matches_longer_than_a_comparison_block_are_exact(name, which):
     tokens = ADVERSARIAL[name]
     suffixes = sorting.build(tokens)
+    tables = tables_of(tokens, suffixes, which)
     asked = [tokens[start:stop] for start in (0, 1, 17) for stop in (290, 299, 300)]
-    low, high = searching.search(tokens, suffixes, asked)
+    low, high = searching.search(tokens, suffixes, asked, **tables)
     expected = [len(occurrences(tokens, pattern.tolist())) for pattern in asked]
     assert (high - low).tolist() == expected
+    if tables:
+        find = searching.finder(tokens, suffixes, **tables)
+        assert [find(one.tolist()) for one in asked] == list(zip(low, high, strict=True))
 
 
 def test_the_empty_pattern_is_everywhere():
@@ -80,10 +152,36 @@ def test_the_empty_pattern_is_everywhere():
     assert (low.tolist(), high.tolist()) == ([0], [3])
 
 
-@given(few, st.lists(st.sampled_from([0, 1, 2, 3, 65535]), max_size=20), st.booleans())
-@settings(max_examples=200, deadline=None)
-def test_the_longest_match_from_each_position_is_found(tokens, text, with_table):
-    table = sorting.buckets(tokens, 65536) if with_table else None
+@given(
+    few,
+    st.lists(st.sampled_from([0, 1, 2, 3, 65535]), max_size=20),
+    st.sampled_from(["", "table", "keys", "table keys"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_longest_match_from_each_position_is_found(tokens, text, which):
     suffixes = sorting.build(tokens)
-    found = searching.longest(tokens, suffixes, np.array(text, np.int64), table)
+    tables = tables_of(tokens, suffixes, which)
+    ids, starts = np.array(text, np.int64), np.arange(len(text))
+    found = searching.longest(
+        tokens, suffixes, ids, starts, np.full(len(text), len(text)), **tables
+    )
     assert found.tolist() == longest_by_hand(tokens, text)
+
+
+def test_a_match_is_no_longer_than_it_is_asked_to_be():
+    tokens = np.arange(1, 301).astype(np.uint16)
+    suffixes = sorting.build(tokens)
+    text, starts = np.arange(1, 301), np.array([0, 100, 299])
+    found = searching.longest(tokens, suffixes, text, starts, np.array([70, 100, 300]))
+    assert found.tolist() == [70, 0, 1]
+
+
+def test_keys_ascend_and_hold_the_first_tokens_of_every_64th_suffix():
+    tokens = np.array([3, 65_535, 1] * 60 + [9], np.uint16)
+    suffixes = sorting.build(tokens)
+    keys = key_tables.build(tokens, suffixes)
+    padded = [*tokens.tolist(), 0, 0, 0]
+    by_hand = [
+        sum(padded[at + k] << 16 * (3 - k) for k in range(4)) for at in suffixes[::64].tolist()
+    ]
+    assert keys.tolist() == by_hand == sorted(by_hand)

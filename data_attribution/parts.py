@@ -1,0 +1,88 @@
+"""One stretch of tokens.bin with its sorted suffixes: what a question to the corpus is put to.
+
+Stretches are cut at document boundaries, and none holds both what is trained on and what is held
+out. Their arrays stay on disk until they are read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt, UInt32, UInt64
+
+from data_attribution import searching
+
+
+__all__ = ["Part"]
+
+# Occurrences whose next tokens are read one by one; of more, the ends of equal runs are looked for.
+FEW = 1 << 12
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A stretch of tokens.bin, cut at a document boundary, and its sorted suffixes.
+
+    Attributes:
+        start: Where in tokens.bin it begins.
+        held_out: No run reads it.
+        suffixes: `sorting.build` of the tokens.
+        buckets: `sorting.buckets` of them.
+        keys: `key_tables.build` of them; without it a search takes more halvings.
+    """
+
+    start: int
+    held_out: bool
+    tokens: UInt[np.ndarray, " token"]
+    suffixes: UInt32[np.ndarray, " token"]
+    buckets: Int64[np.ndarray, " bucket"]
+    keys: UInt64[np.ndarray, " key"] | None = None
+
+    @cached_property
+    def find(self) -> Callable[[Sequence[int]], tuple[int, int]]:
+        """`find(pattern)`: its ranks [low, high), in microseconds; see `searching.finder`."""
+        return searching.finder(self.tokens, self.suffixes, self.buckets, self.keys)
+
+    def search(self, patterns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks [low, high) of each of many patterns, as `searching.search`."""
+        return searching.search(self.tokens, self.suffixes, patterns, self.buckets, self.keys)
+
+    def longest(
+        self,
+        text: Integer[np.ndarray, " pos"],
+        starts: Int64[np.ndarray, " start"],
+        stops: Int64[np.ndarray, " start"],
+    ) -> Int64[np.ndarray, " start"]:
+        """Length of the longest match of text[start:stop] from each start on."""
+        return searching.longest(
+            self.tokens, self.suffixes, text, starts, stops, self.buckets, self.keys
+        )
+
+    def positions(self, ranks: slice | np.ndarray) -> Int64[np.ndarray, " rank"]:
+        """Positions in tokens.bin of the suffixes at these ranks."""
+        return self.suffixes[ranks].astype(np.int64) + self.start
+
+    def following(self, low: int, high: int, depth: int) -> Int64[np.ndarray, " vocab"]:
+        """How often each token stands `depth` tokens behind the starts of ranks [low, high).
+
+        Those suffixes share what lies between, so they are sorted by that token: of many, only the
+        two ends of a stretch are read, and it is halved until they agree. Costs some distinct
+        tokens x log(high - low) reads. Every document is followed by end-of-text, so there is one.
+        """
+
+        def read(ranks: slice | np.ndarray) -> np.ndarray:
+            return self.tokens[self.suffixes[ranks].astype(np.int64) + depth]
+
+        n = len(self.buckets) - 1
+        if high - low <= FEW:
+            return np.bincount(read(slice(low, high)), minlength=n)
+        counts = np.zeros(n, np.int64)
+        first, last = np.array([low]), np.array([high - 1])
+        while first.size:
+            token, same = read(first), read(first) == read(last)
+            counts += np.bincount(token[same], (last - first + 1)[same], n).astype(np.int64)
+            first, last = first[~same], last[~same]
+            middle = (first + last) >> 1
+            first, last = np.concatenate([first, middle + 1]), np.concatenate([middle, last])
+        return counts
