@@ -5,6 +5,7 @@ memory allows, and as many as there are workers. Memory is that of sorting
 (`sorting.bytes_a_token`), once for every shard that is sorted at the same time.
 """
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,7 +26,7 @@ from data_attribution.shards import Shard
 from train.token_store import TokenStore
 
 
-__all__ = ["Plan", "fitting", "plan"]
+__all__ = ["Plan", "fitting", "plan", "worthwhile_workers"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def fitting(
     itemsize = store.tokens.dtype.itemsize
     budget = available_memory() if memory is None else memory
     at_once, longest = min(workers, len(shards)), max(one.n_tokens for one in shards)
-    most = sorting.largest(sorter, itemsize)
+    most = sorting.LARGEST[sorter]
     if longest > most:
         raise SorterError(
             f"{sorter} sorts at most {most:,} tokens at once, a shard has {longest:,}; ask for "
@@ -105,6 +106,13 @@ def fitting(
             f"memory and {size(budget)} may be used; ask for more shards or fewer workers"
         )
     return Plan(shards, workers, sorter, needed)
+
+
+def worthwhile_workers(n_tokens: int) -> int:
+    """As many as this process may use cores, unless starting them takes longer than sorting."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cores, n_tokens // WORTH_A_WORKER))
 
 
 def _regions(store: TokenStore) -> list[tuple[int, int, bool]]:

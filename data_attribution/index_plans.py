@@ -119,13 +119,14 @@ def estimate(
         )
     fewest = -(-n_tokens // most)
     shards = shards or max(fewest, min(workers, -(-n_tokens // WORTH_A_WORKER)))
-    if shards < fewest:
-        raise IndexSpaceError(
-            f"{shards} shards of {-(-n_tokens // shards):,} tokens are too large: {sorter} and "
-            f"{size(budget)} of memory hold {most:,} tokens, {at_once} at once; ask for {fewest} "
-            "shards, or for more memory or fewer workers"
-        )
     shard_tokens = -(-n_tokens // shards)
+    taken = memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once)
+    if taken > budget or shard_tokens > sorting.LARGEST[sorter]:
+        raise IndexSpaceError(
+            f"{shards} shards of {shard_tokens:,} tokens, {at_once} at once, take {size(taken)} of "
+            f"memory with {sorter}, which sorts at most {sorting.LARGEST[sorter]:,} at once, and "
+            f"{size(budget)} may be used; ask for {fewest} shards, or for fewer workers"
+        )
     at_once = min(workers, shards)
     sort = seconds(shard_tokens, sorter, measured) * -(-shards // at_once)
     on_disk = shards * disk(shard_tokens, vocab_size)
@@ -160,15 +161,15 @@ def measure(store: TokenStore, *, sorter: str, libsais: str | Path | None = None
 
 def memory_of(shard_tokens: int, *, sorter: str, itemsize: int, workers: int) -> int:
     """Bytes that sorting takes, one shard a worker; a single worker is the process at hand."""
-    each = shard_tokens * sorting.bytes_a_token(sorter, itemsize)
+    each = shard_tokens * sorting.bytes_a_token(sorter, itemsize, shard_tokens)
     return each if workers == 1 else workers * (PROCESS + each)
 
 
 def most_tokens(memory: int, *, sorter: str, itemsize: int, workers: int) -> int:
-    """The largest shard that `memory` and the sorter allow, none at the least."""
+    """The largest shard that `memory` and the sorter hold economically, none at the least."""
     each = memory // workers - (0 if workers == 1 else PROCESS)
     held = max(each, 0) // sorting.bytes_a_token(sorter, itemsize)
-    return min(held, sorting.largest(sorter, itemsize))
+    return min(held, sorting.economical(sorter, itemsize))
 
 
 def disk(n_tokens: int, vocab_size: int) -> int:

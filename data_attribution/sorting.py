@@ -34,13 +34,14 @@ __all__ = [
     "bytes_a_token",
     "divsufsort",
     "doubling",
-    "largest",
+    "economical",
     "sais",
 ]
 
 BACKENDS = ("pydivsufsort", "libsais", "numpy")
-# `doubling` packs two ranks and "past the end" into 64 bits; the others count in int32.
-LARGEST = {"numpy": 2**32 - 2, "libsais": 2**31 - 2}
+# Positions are uint32, and `doubling` packs two ranks and "past the end" into 64 bits; libsais16
+# counts in int32.
+LARGEST = {"pydivsufsort": 2**32 - 2, "numpy": 2**32 - 2, "libsais": 2**31 - 2}
 HUGE = 1 << 24
 CHUNK = 1 << 18
 SMALL_CHUNK = 1 << 16
@@ -67,9 +68,9 @@ def build(
         SorterError: There is no such sorter here, or it cannot take so many tokens.
     """
     name = backend(sorter, libsais)
-    if len(tokens) > largest(name):
+    if len(tokens) > LARGEST[name]:
         raise SorterError(
-            f"{name} sorts at most {largest(name):,} tokens at once, {len(tokens):,} were given; "
+            f"{name} sorts at most {LARGEST[name]:,} tokens at once, {len(tokens):,} were given; "
             "cut them into shards"
         )
     if name == "libsais":
@@ -96,22 +97,22 @@ def backend(sorter: str | None = None, libsais: str | Path | None = None) -> str
     return name
 
 
-def bytes_a_token(sorter: str, itemsize: int = 2) -> int:
+def bytes_a_token(sorter: str, itemsize: int = 2, n_tokens: int = 0) -> int:
     """Memory that sorting takes, in bytes a token, those of `itemsize` bytes themselves included.
 
-    A vocabulary of uint32 ids of which more than 65,536 occur is what is reckoned with.
+    Of uint32 ids more than 65,536 are taken to occur.
     """
     if sorter == "libsais":  # positions, and ids in int32 unless they are uint16
         return 6 if itemsize == 2 else 12
     if sorter == "numpy":
         return 66 + itemsize
-    width = 2 if itemsize == 2 else 4
-    return itemsize + width + 4 * width
+    # Bytes, and a position of each: int32 while that counts them.
+    position = 4 if n_tokens <= economical(sorter, itemsize) else 8
+    return itemsize + itemsize + position * itemsize
 
 
-def largest(sorter: str, itemsize: int = 2) -> int:
-    """The most tokens of `itemsize` bytes that are sorted at once."""
-    # libdivsufsort counts bytes in int32.
+def economical(sorter: str, itemsize: int = 2) -> int:
+    """The most tokens of `itemsize` bytes that are sorted with positions of four bytes."""
     return (2**31 - 1) // itemsize if sorter == "pydivsufsort" else LARGEST[sorter]
 
 
@@ -210,16 +211,18 @@ def _counts(tokens: UInt[np.ndarray, " token"], n_ids: int) -> Int64[np.ndarray,
 
 def _token_starts(suffixes: Int[np.ndarray, " byte"], width: int) -> UInt32[np.ndarray, " token"]:
     """Of sorted positions of bytes those that begin a token, in tokens; uses the same memory."""
-    if width == 1:
-        return suffixes.view(np.uint32)
+    # Positions of eight bytes, where there are more than int32 counts, become positions of four.
+    starts = suffixes.view(np.uint32)
+    if width == 1 and suffixes.itemsize == starts.itemsize:
+        return starts
     kept, inside, shift = 0, width - 1, width.bit_length() - 1
     for start in range(0, len(suffixes), SMALL_CHUNK):
         piece = suffixes[start : start + SMALL_CHUNK]
         # `compress` takes a third of the time of indexing by truth values.
         begins = np.compress((piece & inside) == 0, piece) >> shift
-        suffixes[kept : kept + len(begins)] = begins
+        starts[kept : kept + len(begins)] = begins
         kept += len(begins)
-    return suffixes[:kept].view(np.uint32)
+    return starts[:kept]
 
 
 def _library(path: str) -> ctypes.CDLL:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_attribution import printing
-from train.cli import Json, Out, answer
+from data_attribution.errors import SorterError
+from train.cli import Json, Out, answer, readable
 
 
 if TYPE_CHECKING:
@@ -21,23 +22,123 @@ Reader = Annotated[
     Path | None, typer.Option("--run", help="Also print the steps at which this run read each hit.")
 ]
 
+Shards = Annotated[
+    int | None, typer.Option(min=1, help="Of the text trained on; default: as memory asks.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that sort; default: the cores, if worth it.")
+]
+Memory = Annotated[
+    float | None, typer.Option(min=0.001, help="GB that sorting may take; default: 3/4 of free.")
+]
+Backend = Annotated[
+    str | None, typer.Option(help="pydivsufsort, libsais or numpy; default: the fastest there.")
+]
+Libsais = Annotated[
+    Path | None, typer.Option(callback=readable, help="Shared library of libsais to sort with.")
+]
+
 
 @index.command("build")
-def index_build(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
-    """Sort every suffix of STORE, so that any text is found in it; kept in STORE/index."""
-    from data_attribution import indexing
+def index_build(
+    path: StoreFolder,
+    shards: Shards = None,
+    shard_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Or the most tokens of a shard.")
+    ] = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    backend: Backend = None,
+    libsais: Libsais = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Sort every suffix of STORE, so that any text is found in it; kept in STORE/index.
+
+    A build that was stopped, in whichever way, goes on with the shards that it had finished.
+    """
+    from data_attribution import cutting, indexing
     from train import progress, token_store
 
+    store = token_store.open(path)
     with progress.bar("indexing") as advance:
-        built = indexing.build(token_store.open(path), progress=advance)
+        built = indexing.build(
+            store,
+            shards=shards,
+            shard_tokens=shard_tokens,
+            workers=workers or cutting.worthwhile_workers(store.n_tokens),
+            memory=_bytes(memory),
+            backend=backend,
+            libsais=libsais,
+            progress=advance,
+        )
     result = {
         "store": str(path),
-        "tokens": built.store.n_tokens,
+        "tokens": store.n_tokens,
         "parts": len(built.parts),
         "backend": built.backend,
     }
-    text = f"{built.store.n_tokens:,} tokens sorted by {built.backend}: {path / indexing.FOLDER}"
+    shown = f" in {len(built.parts)} shards" if len(built.parts) > 1 else ""
+    text = f"{store.n_tokens:,} tokens sorted by {built.backend}{shown}: {path / indexing.FOLDER}"
     answer(result, text, as_json=as_json, out=out)
+
+
+@index.command("plan")
+def index_plan(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[STORE]", help="Folder of the token store.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Instead of STORE: so many tokens.")
+    ] = None,
+    shards: Shards = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    backend: Backend = None,
+    libsais: Libsais = None,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Of --tokens.")] = 50257,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Say what an index takes before it is built: shards, seconds, memory and disk.
+
+    With STORE a million of its tokens are sorted to measure this machine; else its seconds are
+    those of a server of 2025.
+    """
+    if (path is None) == (tokens is None):
+        raise SorterError("give either a STORE or --tokens N")
+    from dataclasses import asdict
+
+    from data_attribution import cutting, index_plans, sorting
+    from train import token_store
+
+    store = token_store.open(path) if path else None
+    sorter = sorting.backend(backend, libsais)
+    number = store.n_tokens if store else tokens or 0
+    found = index_plans.estimate(
+        number,
+        shards=shards,
+        workers=workers or cutting.worthwhile_workers(number),
+        memory=_bytes(memory),
+        sorter=sorter,
+        vocab_size=store.vocab_size if store else vocabulary,
+        measured=index_plans.measure(store, sorter=sorter, libsais=libsais) if store else None,
+    )
+    answer(asdict(found), found.sentence(), as_json=as_json, out=out)
+
+
+@index.command("verify")
+def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
+    """Read every byte of the index of STORE and compare it with what was built."""
+    from data_attribution import indexing
+    from train import progress, token_store
+
+    store = token_store.open(path)
+    with progress.bar("verifying") as advance:
+        indexing.verify(store, advance)
+    parts = len(indexing.open(store).parts)
+    text = f"the index of {store.n_tokens:,} tokens in {parts} shards is what was built"
+    answer({"store": str(path), "parts": parts, "ok": True}, text, as_json=as_json, out=out)
 
 
 @index.command("bm25")
@@ -136,3 +237,7 @@ def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":
         return indexing.open(token_store.open(path)), None
     read_by = runs.open(reader, store=path)
     return indexing.open(read_by.store), read_by
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)

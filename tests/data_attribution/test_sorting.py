@@ -1,12 +1,14 @@
 """Three sorters put the suffixes of any array into the order that looking at all of them gives."""
 
 import ctypes.util
+import functools
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pydivsufsort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +64,14 @@ def test_both_sorters_agree_with_sorting_by_hand(tokens):
     expected = sorted_by_hand(tokens)
     assert sorting.build(tokens, sorter="pydivsufsort").tolist() == expected
     assert sorting.build(tokens, sorter="numpy").tolist() == expected
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_positions_of_eight_bytes_become_the_same_positions_of_four(monkeypatch, name):
+    """As of 2**31 bytes libdivsufsort counts in int64; here it is asked to at once."""
+    wide = functools.partial(pydivsufsort.divsufsort, force64=True)
+    monkeypatch.setattr(pydivsufsort, "divsufsort", wide)
+    assert sorting.divsufsort(AWKWARD[name]).tolist() == sorted_by_hand(AWKWARD[name])
 
 
 @pytest.mark.parametrize("n_ids", [200, 5_000, 65_536])
