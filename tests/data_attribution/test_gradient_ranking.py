@@ -1,0 +1,163 @@
+"""Documents whose gradient pulls a question up come first, and what is said of them can be checked.
+
+The lookup run has learned twelve pairs; the documents that state a pair taught it.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_attribution import component_questions, indexing, questions
+from data_attribution.attributing import Request
+from data_attribution.errors import EvidenceError
+from data_attribution.gradients import collecting, ranking, scoring, selecting
+from data_attribution.gradients.collecting import Features
+from interp import behaviours, hooked
+from interp.behaviours import Behaviour
+
+
+@pytest.fixture(scope="module")
+def index(lookup_store):
+    return indexing.build(lookup_store)
+
+
+@pytest.fixture(scope="module")
+def pair(lookup_behaviour) -> Behaviour:
+    """The third pair alone."""
+    whole = behaviours.read(lookup_behaviour)
+    rows = {name: getattr(whole, name)[3:4] for name in ("clean", "corrupt", "answer", "foil")}
+    return replace(whole, name="pair 3", **rows)
+
+
+@pytest.fixture(scope="module")
+def request_of(lookup_run, index):
+    def made(target: Behaviour, **options: object) -> Request:
+        question = options.pop("question", None) or questions.of_behaviour(target)
+        return Request(lookup_run, index, target, question, **options)
+
+    return made
+
+
+def stating(store, pair: Behaviour) -> set[int]:
+    """Documents that hold the answer of a pair."""
+    held = np.flatnonzero(store.tokens == int(pair.answer[0]))
+    return set(store.document_at(held).tolist())
+
+
+def test_the_documents_that_state_a_pair_come_first(request_of, lookup_store, pair):
+    found = ranking.rank(request_of(pair), kind="cosine")
+    true = stating(lookup_store, pair)
+    assert len(true) == 20
+    assert set(found.documents[:20].tolist()) == true
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_a_step_along_a_documents_gradient_moves_the_question_by_its_score(
+    request_of, lookup_run, lookup_store, pair
+):
+    """The sign and the scale of `dot`: without projection, by finite differences."""
+    # Not the table: its two uses are two components, and a step on one is a step on the other.
+    within = ("pos_embed", "L0.attn", "L0.mlp")
+    found = ranking.rank(
+        request_of(pair, within=within), kind="dot", projection=4096, log_odds=None
+    )
+    model = hooked.load(lookup_run).double()
+    question, rate = questions.of_behaviour(pair), 1e-6
+    before = questions.scores(model, question, torch.tensor([0])).item()
+    for place in (0, 100, 239):
+        document = int(found.documents[place])
+        start, length = lookup_store.starts[document], lookup_store.lengths[document]
+        text = questions.of_text(
+            [*lookup_store.tokens[start : start + length].tolist(), lookup_store.eot],
+            lookup_store.tokenizer,
+            n_ctx=16,
+        )
+        moved = hooked.load(lookup_run).double()
+        # One step down the document's summed loss, on the weights that belong to components.
+        (-(length + 1) * questions.scores(moved, text, torch.tensor([0])).sum()).backward()
+        with torch.no_grad():
+            for name, one in moved.named_parameters():
+                if name.startswith("pos") or ".attn" in name or ".mlp" in name:
+                    one -= rate * one.grad
+        after = questions.scores(moved, question, torch.tensor([0])).item()
+        assert (after - before) / rate == pytest.approx(found.scores[place], rel=1e-3, abs=1e-4)
+
+
+def test_only_what_is_asked_for_counts(request_of, lookup_run, pair):
+    within = ranking.rank(
+        request_of(pair, within=("L0.mlp",)), kind="dot", projection=64, log_odds=None
+    )
+    model = hooked.load(lookup_run)
+    selection = selecting.select(model.cfg, ["L0.mlp"])
+    asked = collecting.of_question(model, questions.of_behaviour(pair), selection, rank=64)
+    given = collecting.of_documents(model, lookup_run.store, within.documents, selection, rank=64)
+    np.testing.assert_allclose(
+        within.scores, scoring.products(asked, given)[:, 0], rtol=1e-5, atol=1e-6
+    )
+    assert within.details["sites"] == ["L0.mlp.up", "L0.mlp.down"]
+
+
+def test_candidates_given_are_all_that_is_scored_and_checkpoints_add_up(request_of, pair):
+    chosen = np.array([7, 3, 100, 3])
+    last = ranking.rank(request_of(pair, candidates=chosen))
+    assert sorted(last.documents.tolist()) == [3, 7, 100]
+    first = ranking.rank(request_of(pair, candidates=chosen), steps=(80,))
+    both = ranking.rank(request_of(pair, candidates=chosen), steps=(80, 160))
+    for document in (3, 7, 100):
+        one, two, mean = (
+            found.scores[found.documents == document][0] for found in (first, last, both)
+        )
+        assert mean == pytest.approx((one + two) / 2, rel=1e-6)
+
+
+def test_the_interval_is_over_prompts_and_one_prompt_has_none(request_of, lookup_behaviour, pair):
+    several = ranking.rank(request_of(behaviours.read(lookup_behaviour)))
+    assert several.details["prompts"] == 12
+    assert (several.low <= several.scores).all()
+    assert (several.scores <= several.high).all()
+    one = ranking.rank(request_of(pair))
+    assert (one.low, one.high) == (None, None)
+
+
+def test_a_heads_own_question_can_be_asked(request_of, lookup_run, pair):
+    question = component_questions.previous_token(lookup_run, "L0H0", n=3, length=6)
+    found = ranking.rank(request_of(pair, question=question, within=("L0H0",)))
+    assert np.isfinite(found.scores).all()
+    assert np.ptp(found.scores) > 0
+
+
+def test_what_no_score_depends_on_and_unknown_kinds_are_refused(request_of, lookup_run, pair):
+    question = component_questions.previous_token(lookup_run, "L0H0", n=3, length=6)
+    with pytest.raises(EvidenceError, match=r"depends on none of L0\.mlp\.up"):
+        ranking.rank(request_of(pair, question=question, within=("L0.mlp",)))
+    with pytest.raises(EvidenceError, match="did you mean 'cosine'"):
+        ranking.rank(request_of(pair), kind="cosin")
+
+
+def made(values: list[list[float]], **options: object) -> Features:
+    array = np.array(values, dtype=np.float32)
+    return Features(np.arange(len(array)), array, (("a", 0, array.shape[1]),), **options)
+
+
+def test_a_document_that_pulls_along_speaks_for_and_its_length_is_taken_out_of_a_cosine():
+    asked, given = made([[1, 0], [3, 0]]), made([[-2, 0], [-4, 0], [0, 5], [1, 1], [0, 0]])
+    np.testing.assert_allclose(
+        scoring.products(asked, given), [[2, 6], [4, 12], [0, 0], [-1, -3], [0, 0]]
+    )
+    cosine = scoring.products(asked, given, unit=True).mean(axis=1)
+    np.testing.assert_allclose(cosine, [1, 1, 0, -(0.5**0.5), 0], atol=1e-6)
+
+
+def test_documents_are_scored_in_pieces_as_at_once(monkeypatch):
+    draw = np.random.default_rng(0)
+    asked, given = (made(draw.normal(size=(n, 6)).tolist()) for n in (3, 20))
+    whole = scoring.products(asked, given, unit=True)
+    monkeypatch.setattr(scoring, "ROWS", 7)
+    np.testing.assert_allclose(scoring.products(asked, given, unit=True), whole, rtol=1e-6)
+
+
+def test_gradients_of_other_projections_are_not_compared():
+    with pytest.raises(EvidenceError, match=r"\(seed 0\) cannot be compared .*\(seed 1\)"):
+        scoring.products(made([[1, 0]]), made([[1, 0]], seed=1))
