@@ -12,7 +12,7 @@ from html import escape
 __all__ = ["Bar", "Line", "Point", "bars", "heat_map", "lines", "points", "spark"]
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 56, 40, 14
-NAME = 32  # letters of a name that fit beside a row of points
+NAME = 30  # letters of a name that fit beside a row of points
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8d6a9f")
 
 

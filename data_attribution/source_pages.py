@@ -193,14 +193,14 @@ def _exposure(found: Exposure) -> str:
     figure = drawing.lines(
         [
             Line("read", readings.tolist()),
-            Line("had they been spread evenly", even, dashed=True),
+            Line("spread evenly", even, dashed=True),
         ],
         [str(step) for step in steps.tolist()],
         across="checkpoint",
-        up="readings of these documents and their copies",
+        up="readings",
     )
     return figure + (
-        f"<p class=limit>{len(found.positions)} documents with their copies, "
+        f"<p class=limit>{len(found.positions)} documents, copies among them, "
         f"{found.readings:,.1f} readings before checkpoint {found.before}. Computed from the order "
         "of training, which is known.</p>"
     )

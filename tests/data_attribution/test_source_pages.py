@@ -181,7 +181,7 @@ def test_the_figures_count_every_reading_of_the_documents_and_their_copies(run):
 
     readings = exposures.of_documents(run, [0, 4]).readings
     assert readings > exposures.of_documents(run, [0]).readings
-    assert f"2 documents with their copies, {readings:,.1f} readings before" in found.text
+    assert f"2 documents, copies among them, {readings:,.1f} readings before" in found.text
     assert f"{readings:,.1f} readings in all" in found.text
 
 
