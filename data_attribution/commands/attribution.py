@@ -1,8 +1,122 @@
 """`openbook attribution`: how good evidence for documents is, and what it is collected from."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from interp.cli import Seed
+from train.cli import Json, Out, RunPath, StorePath, answer
 
 
 attribution = typer.Typer(
     help="Evidence for documents: collected beforehand, and put to the test.", no_args_is_help=True
 )
+
+
+@attribution.command("evaluate")
+def evaluate_command(
+    path: RunPath,
+    facts: Annotated[int, typer.Option(min=1, help="Facts of each kind.")] = 24,
+    k: Annotated[int, typer.Option(min=1, help="Documents that count as found.")] = 10,
+    candidates: Annotated[int, typer.Option(min=1, help="A fact, for gradients.")] = 300,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(help="L1H0, L0.mlp ...; default: found by patching other facts."),
+    ] = None,
+    patched: Annotated[
+        int, typer.Option("--tail-patch", min=0, help="Facts of each kind, a step a document.")
+    ] = 6,
+    replayed: Annotated[
+        int, typer.Option("--replay", min=0, help="Facts of each kind; minutes each.")
+    ] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Last steps, of --replay and --lds.")] = 300,
+    removal: Annotated[
+        int, typer.Option(min=0, help="Control seeds; trains 3 times and once a seed; 0: none.")
+    ] = 0,
+    subsets: Annotated[
+        int, typer.Option("--lds", min=0, help="Random subsets; trains --steps steps for each.")
+    ] = 0,
+    runs_folder: Annotated[
+        Path | None, typer.Option("--runs", help="For retrained weights; default: inside RUN.")
+    ] = None,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Put every method to planted facts of RUN: one table, with n and 95 % intervals."""
+    from data_attribution.evaluations import evaluating
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    asked = evaluating.Asked(
+        n=facts,
+        k=k,
+        each=candidates,
+        replayed=replayed,
+        patched=patched,
+        removal=removal,
+        subsets=subsets,
+        steps=steps,
+        seed=seed,
+    )
+    with progress.bar("evaluating") as advance:
+        found = evaluating.evaluate(
+            opened,
+            asked,
+            within=within,
+            out=runs_folder or opened.path / "evaluations",
+            progress=advance,
+        )
+    answer(found.to_dict(), found.lines(), as_json=as_json, out=out)
+
+
+@attribution.command("index")
+def index_command(
+    path: RunPath,
+    within: Annotated[
+        list[str] | None, typer.Option(help="L1H0, L0.mlp, unembed ...; default: everything.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the projections: its square a matrix.")] = 16,
+    metric: Annotated[str, typer.Option(help="adam: as the optimizer steps; plain.")] = "adam",
+    log_odds: Annotated[
+        float, typer.Option(min=0, help="Least 1 - p a target is divided by; 0: follow the loss.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Of the projections.")] = 0,
+    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the last.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Default: RUN/gradients.")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Collect nothing.")] = False,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Collect the gradients of every document RUN could read; bytes and time are said first."""
+    from dataclasses import asdict
+
+    from data_attribution.gradients import planning, selecting, storing
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    model = opened.load(step)
+    selection = selecting.select(model.cfg, within)
+    documents = storing.trained(opened)
+    plan = planning.plan(model, opened.store, documents, selection, rank=rank)
+    if estimate:
+        answer(asdict(plan), str(plan), as_json=as_json, out=out)
+        return
+    typer.echo(str(plan), err=True)
+    with progress.bar("collecting") as advance:
+        built = storing.build(
+            opened,
+            out=folder,
+            within=within,
+            step=step,
+            rank=rank,
+            seed=seed,
+            metric=metric,
+            log_odds=log_odds or None,
+            progress=advance,
+        )
+    result = {"path": str(built.path), **asdict(plan), "sites": list(built.manifest["sites"])}
+    answer(result, f"{plan.bytes:,} bytes: {built.path}", as_json=as_json, out=out)

@@ -1,0 +1,168 @@
+"""Gradients on disk are those that were collected, whole or absent, and of one run."""
+
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_attribution.errors import EvidenceError
+from data_attribution.gradients import collecting, planning, selecting, storing
+from train import durable, runs
+from train.errors import DamagedError, DiskError
+
+
+WITHIN = ("L0H1", "L0.mlp", "unembed")
+FILES = (storing.FEATURES, storing.EXPONENTS, storing.DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def stored(tiny_run, tmp_path_factory) -> storing.Stored:
+    out = tmp_path_factory.mktemp("gradients") / "g"
+    return storing.build(tiny_run, out=out, within=WITHIN, rank=4, piece=20)
+
+
+def contents(path: Path) -> list[bytes]:
+    return [(path / name).read_bytes() for name in FILES]
+
+
+def test_what_is_read_is_what_was_collected(tiny_run, stored):
+    model, documents = tiny_run.load(), np.array([7, 3, 90])
+    selection = selecting.select(model.cfg, WITHIN)
+    direct = collecting.of_documents(model, tiny_run.store, documents, selection, rank=4)
+    found = stored.features(documents)
+    assert found.blocks == direct.blocks
+    assert found.rows.tolist() == [7, 3, 90]
+    for site in found.sites:  # fp16 keeps 11 bits
+        error = np.abs(found.of(site) - direct.of(site)).max(axis=1)
+        assert (error <= 2**-11 * np.abs(direct.of(site)).max(axis=1)).all()
+    assert stored.documents.tolist() == storing.trained(tiny_run).tolist()
+    whole = np.concatenate([piece.values for piece in stored.pieces(13)])
+    assert np.array_equal(whole[[7, 3, 90]], found.values)
+    storing.verify(stored)
+
+
+def test_its_size_is_what_was_planned(tiny_run, stored):
+    model = tiny_run.load()
+    selection = selecting.select(model.cfg, WITHIN)
+    plan = planning.plan(model, tiny_run.store, stored.documents, selection, rank=4)
+    assert plan.bytes == sum((stored.path / name).stat().st_size for name in FILES)
+    assert plan.seconds > 0
+    assert f"{len(stored.documents)} documents" in str(plan)
+
+
+def test_numbers_of_any_size_survive(tmp_path):
+    values = np.array([[1e-30, -3e-31, 1e20, 2e20], [0, 0, 1e-3, -1]], dtype=np.float32)
+    features = collecting.Features(np.arange(2), values, (("a", 0, 2), ("b", 2, 4)), 4, 0)
+    storing._append(tmp_path, features)
+    about = {"blocks": [["a", 0, 2], ["b", 2, 4]], "rank": 4, "seed": 0}
+    np.arange(2).astype("<i8").tofile(tmp_path / storing.DOCUMENTS)
+    found = storing.Stored(tmp_path, about).features(np.arange(2))
+    np.testing.assert_allclose(found.values, values, rtol=1e-3)
+
+
+def killed_build(run_path: str, out: str) -> None:
+    storing.build(runs.open(run_path), out=out, within=WITHIN, rank=4, piece=5)
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_and_writes_the_same_bytes(tiny_run, tmp_path):
+    whole = storing.build(tiny_run, out=tmp_path / "whole", within=WITHIN, rank=4, piece=5)
+    out, kills = tmp_path / "g", 0
+    partial = tmp_path / ".g.partial"
+    spawn = multiprocessing.get_context("spawn")
+    for pieces in (1, 9):
+        build = spawn.Process(target=killed_build, args=(str(tiny_run.path), str(out)))
+        build.start()
+        while build.is_alive() and done(partial) < 5 * pieces:
+            time.sleep(0.001)
+        build.kill()
+        build.join()
+        kills += build.exitcode == -signal.SIGKILL
+    assert kills
+    finished = out.exists() or storing.build(tiny_run, out=out, within=WITHIN, rank=4, piece=5)
+    assert finished
+    assert contents(out) == contents(whole.path)
+    assert not partial.exists()
+
+
+def done(partial: Path) -> int:
+    try:
+        return durable.read_sealed(partial / storing.DONE)["rows"]
+    except DamagedError:
+        return 0
+
+
+def test_bytes_behind_the_last_whole_piece_are_written_again(tiny_run, stored, tmp_path):
+    """What a kill in the middle of a piece leaves: rows that nobody vouched for."""
+    out = tmp_path / "g"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(what: str, rows: int, total: int | None) -> None:
+        if rows > 40:
+            raise Stopped
+
+    options = {"out": out, "within": WITHIN, "rank": 4, "piece": 20}
+    with pytest.raises(Stopped):
+        storing.build(tiny_run, **options, progress=stop)
+    partial = tmp_path / ".g.partial"
+    assert done(partial) == 40
+    with (partial / storing.FEATURES).open("ab") as file:
+        file.write(b"half a row")
+    with pytest.raises(EvidenceError, match="begun with other choices \\(rank"):
+        storing.build(tiny_run, **{**options, "rank": 3})
+    assert contents(storing.build(tiny_run, **options).path) == contents(stored.path)
+
+
+def test_what_was_changed_is_refused(tiny_run, tmp_path):
+    path = storing.build(tiny_run, out=tmp_path / "g", within=("L0H0.q",), rank=2).path
+    with pytest.raises(EvidenceError, match="exists already"):
+        storing.build(tiny_run, out=path, within=("L0H0.q",), rank=2)
+    whole = (path / storing.FEATURES).read_bytes()
+    (path / storing.FEATURES).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(DamagedError, match=r"features\.f16"):
+        storing.verify(storing.open(path))
+    (path / storing.FEATURES).write_bytes(whole[:-1])
+    with pytest.raises(DamagedError, match="bytes"):
+        storing.open(path)
+    text = (path / storing.MANIFEST).read_text()
+    (path / storing.MANIFEST).write_text(text.replace('"rank": 2', '"rank": 3'))
+    with pytest.raises(DamagedError, match="digest"):
+        storing.open(path)
+
+
+def test_gradients_of_another_run_are_refused(stored, tiny_run, lookup_run):
+    assert storing.open(stored.path, run=tiny_run).documents.size
+    with pytest.raises(EvidenceError, match=f"this is run {lookup_run.id}"):
+        storing.open(stored.path, run=lookup_run)
+    with pytest.raises(EvidenceError, match="attribution index"):
+        storing.open(stored.path / "nothing")
+    with pytest.raises(EvidenceError, match=f"document {tiny_run.store.n_documents - 1} is none"):
+        stored.features([tiny_run.store.n_documents - 1])  # held out
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_collected(
+    tiny_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(planning, "size", lambda *_, **__: 1 << 60)
+    with pytest.raises(DiskError, match="MiB are free"):
+        storing.build(tiny_run, out=tmp_path / "g", within=WITHIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
+    out = tmp_path / "g"
+    common = ("attribution", "index", tiny_run.path, "--within", "L0H1", "--rank", 4)
+    planned = openbook(*common, "--estimate", "--json")
+    assert planned.code == 0
+    assert not (tiny_run.path / storing.FOLDER).exists()
+    made = openbook(*common, "--folder", out)
+    assert made.code == 0, made.err
+    assert storing.open(out, run=tiny_run).manifest["metric"] == "adam"
+    again = openbook(*common, "--folder", out)
+    assert again.code == 2
+    assert "exists already" in again.err
