@@ -4,15 +4,26 @@ Plain records: each says of which tokens it speaks, and keeps what was trained o
 was held out.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 
-__all__ = ["Count", "Hit", "Hits", "NextToken", "Reader", "Span", "Spelling"]
+__all__ = [
+    "Count",
+    "Hit",
+    "Hits",
+    "NextToken",
+    "NextTokens",
+    "Reader",
+    "Span",
+    "Spelling",
+    "Suffix",
+]
 
 
 @runtime_checkable
@@ -24,20 +35,36 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Spelling:
-    """One way in which a query may stand in the corpus, and how often it does."""
+    """One way in which a query may stand in the corpus, and how often it does.
 
-    text: str
+    `decode` turns tokens into text, which is done when it is asked for.
+    """
+
     tokens: tuple[int, ...]
     count: int
     held_out: int
+    decode: Callable[[Sequence[int]], str] = field(repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The tokens as text."""
+        return self.decode(self.tokens)
 
 
 @dataclass(frozen=True)
 class Count:
-    """How often a query stands in the text that is trained on, and in the text held out."""
+    """How often a query stands in the text that is trained on, and in the text held out.
 
-    query: str
+    `asked` is the query where it was a text.
+    """
+
     spellings: tuple[Spelling, ...]
+    asked: str | None = None
+
+    @property
+    def query(self) -> str:
+        """The query as text."""
+        return self.spellings[0].text if self.asked is None else self.asked
 
     @property
     def count(self) -> int:
@@ -49,9 +76,25 @@ class Count:
         """Occurrences in the held-out region, which no run reads."""
         return sum(one.held_out for one in self.spellings)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "query": self.query,
+            "count": self.count,
+            "held_out": self.held_out,
+            "spellings": [
+                {
+                    "text": one.text,
+                    "tokens": list(one.tokens),
+                    "count": one.count,
+                    "held_out": one.held_out,
+                }
+                for one in self.spellings
+            ],
+        }
 
-@dataclass(frozen=True)
-class Hit:
+
+class Hit(NamedTuple):
     """One occurrence: `position` counts tokens of tokens.bin, `offset` tokens of the document."""
 
     position: int
@@ -60,23 +103,61 @@ class Hit:
     offset: int
     held_out: bool
 
-    def steps(self, run: Reader) -> Int64[np.ndarray, " step"]:
-        """The steps at which a token of this occurrence was a target; none when held out."""
-        return run.steps_reading_tokens(self.position, self.position + self.length)
+    def steps(self, run: Reader, *, before: int | None = None) -> Int64[np.ndarray, " step"]:
+        """The steps at which a token of this occurrence was a target; none when held out.
+
+        Args:
+            before: A checkpoint: only the steps that it had seen, which are those below it.
+        """
+        steps = run.steps_reading_tokens(self.position, self.position + self.length)
+        return steps if before is None else steps[steps < before]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hits:
-    """Occurrences of a query by position: all of them, or a sample spread over their contexts."""
+    """Occurrences of a query by position: all of them, or a sample spread over their contexts.
+
+    A row a hit in each array; iterating makes `Hit`s of them.
+    """
 
     found: Count
-    items: tuple[Hit, ...]
+    positions: Int64[np.ndarray, " hit"]
+    lengths: Int64[np.ndarray, " hit"]
+    documents: Int64[np.ndarray, " hit"]
+    offsets: Int64[np.ndarray, " hit"]
+    held_out: Bool[np.ndarray, " hit"]
+
+    @cached_property
+    def items(self) -> tuple[Hit, ...]:
+        """The hits one by one."""
+        columns = (self.positions, self.lengths, self.documents, self.offsets, self.held_out)
+        return tuple(map(Hit._make, zip(*(one.tolist() for one in columns), strict=True)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Hits):
+            return NotImplemented
+        return (self.found, self.items) == (other.found, other.items)
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.items)
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.positions)
+
+    def __getitem__(self, row: int) -> Hit:
+        return self.items[row]
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The longest end of a query that stands often enough in the train region.
+
+    `dropped` tokens were taken off its front. When all were, nothing of the query stands there
+    that often, `found` has no spelling, and what is said of the suffix is said of any place.
+    """
+
+    dropped: int
+    found: Count
 
 
 @dataclass(frozen=True)
@@ -86,6 +167,23 @@ class NextToken:
     token: int
     text: str
     count: int
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """What follows a query in the train region, commonest first, or the end of it that stands."""
+
+    suffix: Suffix
+    items: tuple[NextToken, ...]
+
+    def __iter__(self) -> Iterator[NextToken]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: int) -> NextToken:
+        return self.items[row]
 
 
 @dataclass(frozen=True)

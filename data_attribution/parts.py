@@ -18,6 +18,8 @@ __all__ = ["Part"]
 
 # Occurrences whose next tokens are read one by one; of more, the ends of equal runs are looked for.
 FEW = 1 << 12
+# So many patterns cost as much one by one as together.
+ALONE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,11 @@ class Part:
         return searching.finder(self.tokens, self.suffixes, self.buckets, self.keys)
 
     def search(self, patterns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks [low, high) of each of many patterns, as `searching.search`."""
+        """Ranks [low, high) of each pattern, as `searching.search`; few are found one by one."""
+        if len(patterns) <= ALONE:
+            found = [self.find(pattern.tolist()) for pattern in patterns]
+            low, high = np.array(found, np.int64).reshape(-1, 2).T
+            return low, high
         return searching.search(self.tokens, self.suffixes, patterns, self.buckets, self.keys)
 
     def longest(

@@ -19,7 +19,7 @@ __all__ = ["longest", "maximal"]
 
 # A match is long from here on: it is then cheaper to follow it than to search from all its tokens.
 LONG = 64
-FEWEST, MOST = 64, 4096  # starts searched together
+FEWEST, FIRST, MOST = 64, 256, 4096  # starts searched together
 
 Stretches = tuple[Int64[np.ndarray, " span"], Int64[np.ndarray, " span"]]
 
@@ -36,7 +36,7 @@ def maximal(
     """
     limits = np.repeat(edges[1:], np.diff(edges))
     kept: list[Stretches] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    at, some, reached = 0, MOST, 0
+    at, some, reached = 0, FIRST, 0
     while at < len(text):
         starts = np.arange(at, min(at + some, len(text)))
         stops = np.minimum(starts + LONG, limits[starts])
@@ -44,6 +44,7 @@ def maximal(
         far = np.flatnonzero((ends == starts + LONG) & (ends < limits[starts]))
         short = slice(None, far[0] if far.size else None)
         new = np.diff(np.maximum.accumulate(np.append(reached, ends[short]))) > 0
+        new &= ends[short] > starts[short]
         kept.append((starts[short][new], ends[short][new]))
         reached = max(reached, int(ends[short].max(initial=0)))
         at, some = at + len(starts), min(2 * some, MOST)

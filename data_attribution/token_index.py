@@ -1,38 +1,50 @@
 """Questions to the sorted text of a token store: how often, where, what next, which spans.
 
 Documents stand between end-of-text tokens and no query may hold one, so a match lies inside a
-single document. Queries are matched as tokens: with byte pairs, " word" and "word" are different
-tokens, so a text is tried both with and without a leading space and each spelling is reported; a
-query that ends inside a word does not find the whole word (compare liujc1998/infini-gram#10).
+single document. Queries are matched as tokens, in each spelling that a text may have
+(`spelling`); a query that ends inside a word does not find the whole word.
 
-The text is sorted in *parts*, stretches of tokens.bin cut at a document boundary: one for the train
-region, one for the held-out region, so that what was never read is never counted as read. A corpus
-too large for one sort would be cut into more of them; every answer already joins parts.
+The text is sorted in *parts*, stretches of tokens.bin cut at document boundaries: the train region
+in one or more, the held-out region in others, so that what was never read is never counted as read.
+Every answer joins parts.
+
+A question about one query is answered without numpy until there are places to list: a count takes
+microseconds (`benchmarks/token_index.py`). Many queries are better asked at once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Float64, Int64
 
+from data_attribution import spans, strata
 from data_attribution.errors import QueryError
-from data_attribution.matches import Count, Hit, Hits, NextToken, Span, Spelling
+from data_attribution.matches import (
+    Count,
+    Hit,
+    Hits,
+    NextToken,
+    NextTokens,
+    Span,
+    Spelling,
+    Suffix,
+)
 from data_attribution.parts import Part
+from data_attribution.spelling import Query, spelled
+from data_attribution.strata import Range
 from train.token_store import TokenStore
 
 
 __all__ = ["Part", "Query", "TokenIndex"]
 
-CHUNK = 1 << 20
-
-Query = str | Sequence[int] | Integer[np.ndarray, " pos"]
-
 
 @dataclass(frozen=True, eq=False)
 class TokenIndex:
-    """The sorted text of a token store. Open one with `open(store)`."""
+    """The sorted text of a token store. Open one with `indexing.open(store)`."""
 
     store: TokenStore
     backend: str
@@ -42,13 +54,27 @@ class TokenIndex:
         """How often a text or a row of token ids stands in the corpus; exact at any frequency.
 
         Raises:
-            QueryError: The query is empty, holds end-of-text, or ids outside the vocabulary.
+            QueryError: The query is empty, holds end-of-text or ids outside the vocabulary, or is
+                longer than a million tokens.
         """
-        texts, patterns = self._spellings(query)
-        spellings = zip(texts, patterns, *self._counts(patterns), strict=True)
-        return Count(
-            texts[0],
-            tuple(Spelling(t, tuple(ids.tolist()), int(n), int(h)) for t, ids, n, h in spellings),
+        return self._found(query)[0]
+
+    def counts(self, queries: Sequence[Query]) -> tuple[Count, ...]:
+        """`count` of many queries, searched together.
+
+        Raises:
+            QueryError: As `count`, for the first query that cannot be asked.
+        """
+        rows = [spelled(self.store, query) for query in queries]
+        patterns = [np.array(row, np.int64) for several in rows for row in several]
+        read, held_out = (one.tolist() for one in self._counts(patterns))
+        each = iter(zip(read, held_out, strict=True))
+        return tuple(
+            Count(
+                tuple(Spelling(tuple(row), *next(each), self._text) for row in several),
+                query if isinstance(query, str) else None,
+            )
+            for query, several in zip(queries, rows, strict=True)
         )
 
     def find(
@@ -57,54 +83,79 @@ class TokenIndex:
         """Where a query stands, held-out places included and marked.
 
         When there are more than `limit`, one is drawn from each of equally long stretches of the
-        sorted occurrences: the sample is spread over what follows the query, and is the same for
-        the same seed.
+        sorted occurrences (`strata`): the sample is spread over what follows the query, and is the
+        same for the same seed.
 
         Args:
+            limit: None: all of them.
             every: Several occurrences in one document may be returned; otherwise the first drawn.
+
+        Raises:
+            QueryError: As `count`, or the limit is not above 0.
         """
         if limit is not None and limit < 1:
             raise QueryError(f"a limit of {limit} hits was asked for; give 1 or more, or none")
-        found = self.count(query)
-        patterns = [np.array(one.tokens, np.int64) for one in found.spellings]
-        ranges = [
-            (part, int(low), int(high), len(pattern))
-            for part in self.parts
-            for pattern, low, high in zip(patterns, *part.search(patterns), strict=True)
-        ]
-        total = sum(high - low for _, low, high, _ in ranges)
-        drawn = min(total, limit or total)
-        while True:
-            positions, lengths = _places(ranges, _strata(total, drawn, seed))
-            documents = self.store.document_at(positions)
-            keep = np.arange(drawn)
-            if not every:
-                keep = np.sort(np.unique(documents, return_index=True)[1])
-            if len(keep) >= (limit or total) or drawn == total:
-                break
-            # Several of the drawn lie in one document: draw more finely.
-            drawn = min(total, drawn * 8)
-        keep = keep[_strata(len(keep), min(len(keep), limit or total), seed)]
-        return Hits(found, self._hits(positions[keep], lengths[keep], documents[keep]))
+        found, ranges = self._found(query)
+        starts = self.store.starts
+        if every:
+            positions, lengths = strata.of(ranges, limit, seed)
+            documents = starts.searchsorted(positions, side="right") - 1
+        else:
+            (positions, lengths), documents = strata.documents(ranges, starts, limit, seed)
+        offsets = positions - starts[documents]
+        return Hits(
+            found, positions, lengths, documents, offsets, positions >= self.store.train_tokens
+        )
 
-    def next_tokens(self, query: Query) -> list[NextToken]:
-        """What follows the query in the train region, commonest first, over all its spellings."""
-        _, patterns = self._spellings(query)
+    def longest_suffix(self, query: Query, *, minimum: int = 1) -> Suffix:
+        """The longest end of a query that stands at least `minimum` times in the train region.
+
+        Of a text all spellings are shortened to the same number of tokens, and counted together.
+
+        Raises:
+            QueryError: As `count`.
+        """
+        rows = spelled(self.store, query)
+        longest = max(map(len, rows))
+        low, high = 0, longest  # `low` tokens stand often enough, more than `high` do not
+        while low < high:
+            middle = (low + high + 1) >> 1
+            often = sum(self._read(row) for row in _ends(rows, middle)) >= minimum
+            low, high = (middle, high) if often else (low, middle - 1)
+        found = [
+            Spelling(row, *self._regions(self._ranges(row)), self._text) for row in _ends(rows, low)
+        ]
+        asked = query if isinstance(query, str) and low == longest else None
+        return Suffix(longest - low, Count(tuple(found), asked if low else ""))
+
+    def next_tokens(self, query: Query, *, minimum: int = 1) -> NextTokens:
+        """What follows the query in the train region, commonest first, over all its spellings.
+
+        Where the query stands less often than `minimum`, what follows its `longest_suffix` that
+        does is given instead, as the result says; with a minimum of 0 there is no such backing off
+        (infini-gram's, Liu et al. 2024, https://arxiv.org/abs/2401.17377).
+
+        Raises:
+            QueryError: As `count`.
+        """
+        suffix = self.longest_suffix(query, minimum=minimum)
         counts = np.zeros(self.store.vocab_size, np.int64)
-        for pattern, positions in zip(patterns, self.occurrences(patterns), strict=True):
-            for first in range(0, len(positions), CHUNK):
-                # There is a next token: every document is followed by end-of-text.
-                following = self.store.tokens[positions[first : first + CHUNK] + len(pattern)]
-                counts += np.bincount(following, minlength=self.store.vocab_size)
+        if not suffix.found.spellings:
+            counts += sum(np.diff(part.buckets) for part in self.parts if not part.held_out)
+        for one in suffix.found.spellings:
+            for part, low, high, depth in self._ranges(one.tokens):
+                if not part.held_out:
+                    counts += part.following(low, high, depth)
         seen = np.flatnonzero(counts)
         seen = seen[np.argsort(-counts[seen], kind="stable")]
-        texts = self.store.tokenizer.tokens(seen)
-        return [
-            NextToken(int(one), text, int(counts[one]))
-            for one, text in zip(seen, texts, strict=True)
-        ]
+        rows = zip(
+            seen.tolist(), self.store.tokenizer.tokens(seen), counts[seen].tolist(), strict=True
+        )
+        return NextTokens(suffix, tuple(NextToken(*row) for row in rows))
 
-    def maximal_spans(self, text: Query, *, minimum: int = 1) -> list[Span]:
+    def maximal_spans(
+        self, text: Query, *, minimum: int = 1, share: float | None = None
+    ) -> list[Span]:
         """The longest stretches of a text that stand in the train region, in order of the text.
 
         From each token on the longest match is found; those inside another are dropped. The text
@@ -112,18 +163,38 @@ class TokenIndex:
 
         Args:
             minimum: Shortest span kept, in tokens.
+            share: Keep only ceil(share x tokens) spans, the least probable ones by their unigram
+                log-probability; 0.05 is OLMoTrace's (Liu et al. 2025).
+
+        Raises:
+            QueryError: As `count`.
         """
-        lengths, ids = max(
-            ((self._longest(pattern), pattern) for pattern in self._spellings(text, every=True)[1]),
-            key=lambda one: len(self._text(one[1][: one[0][0]]).strip()),
-        )
-        stops = np.arange(len(ids)) + lengths
-        starts = np.flatnonzero((np.diff(stops, prepend=-1) > 0) & (lengths >= max(minimum, 1)))
-        return self._spans(ids, starts, stops[starts])
+        return self.maximal_spans_each([text], minimum=minimum, share=share)[0]
+
+    def maximal_spans_each(
+        self, texts: Sequence[Query], *, minimum: int = 1, share: float | None = None
+    ) -> list[list[Span]]:
+        """`maximal_spans` of many texts, searched together."""
+        read = [part for part in self.parts if not part.held_out]
+        rows = [self._spelled_best(text) for text in texts]
+        edges = np.cumsum([0] + [len(row) for row in rows])
+        joined = np.concatenate([np.empty(0, np.int64), *rows])
+        starts, stops = spans.maximal(read, joined, edges)
+        keep = stops - starts >= minimum
+        owners = np.searchsorted(edges, starts[keep], side="right") - 1
+        found = self._spans(joined, starts[keep], stops[keep], edges[owners])
+        bounds = np.searchsorted(owners, np.arange(len(rows) + 1)).tolist()
+        each = [found[a:b] for a, b in pairwise(bounds)]
+        if share is None:
+            return each
+        return [
+            _least_probable(some, math.ceil(share * len(row)))
+            for some, row in zip(each, rows, strict=True)
+        ]
 
     def occurrences(self, patterns: Sequence[np.ndarray]) -> list[Int64[np.ndarray, " hit"]]:
         """All positions of each row of token ids in the train region, ascending."""
-        found: list[list[np.ndarray]] = [[] for _ in patterns]
+        found: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in patterns]
         for part in self.parts:
             if not part.held_out:
                 for hits, low, high in zip(found, *part.search(patterns), strict=True):
@@ -146,36 +217,76 @@ class TokenIndex:
         with np.errstate(divide="ignore"):
             return np.log(counts) - np.log(max(counts.sum(), 1))
 
+    def _found(self, query: Query) -> tuple[Count, list[Range]]:
+        """How often a query stands, and at which ranks of which parts."""
+        spellings, everywhere = [], []
+        for row in spelled(self.store, query):
+            ranges = self._ranges(row)
+            spellings.append(Spelling(tuple(row), *self._regions(ranges), self._text))
+            everywhere += ranges
+        return Count(tuple(spellings), query if isinstance(query, str) else None), everywhere
+
+    def _ranges(self, row: Sequence[int]) -> list[Range]:
+        found = []
+        for part in self.parts:
+            low, high = part.find(row)
+            if low < high:
+                found.append((part, low, high, len(row)))
+        return found
+
+    @staticmethod
+    def _regions(ranges: Sequence[Range]) -> tuple[int, int]:
+        """Occurrences in the train region and in the held-out region."""
+        read = held_out = 0
+        for part, low, high, _ in ranges:
+            if part.held_out:
+                held_out += high - low
+            else:
+                read += high - low
+        return read, held_out
+
+    def _read(self, row: Sequence[int]) -> int:
+        return self._regions(self._ranges(row))[0]
+
     def _counts(
         self, patterns: Sequence[np.ndarray]
     ) -> tuple[Int64[np.ndarray, " pattern"], Int64[np.ndarray, " pattern"]]:
-        """Occurrences in the train region and in the held-out region."""
+        """The same of many rows."""
         counts = {held_out: np.zeros(len(patterns), np.int64) for held_out in (False, True)}
         for part in self.parts:
             low, high = part.search(patterns)
             counts[part.held_out] += high - low
         return counts[False], counts[True]
 
-    def _longest(self, ids: Int64[np.ndarray, " pos"]) -> Int64[np.ndarray, " pos"]:
-        lengths = np.zeros(len(ids), np.int64)
-        for part in self.parts:
-            if not part.held_out:
-                starts, stops = np.arange(len(ids)), np.full(len(ids), len(ids))
-                lengths = np.maximum(lengths, part.longest(ids, starts, stops))
-        return lengths
+    def _spelled_best(self, text: Query) -> Int64[np.ndarray, " pos"]:
+        """Of the spellings of a text, that whose first match is longest."""
+        rows = spelled(self.store, text, every=True)
+        best = rows[0]
+        if len(rows) > 1:
+            read = [part for part in self.parts if not part.held_out]
+            joined = np.concatenate(rows)
+            starts = np.array([0, len(rows[0])])
+            lengths = spans.longest(read, joined, starts, np.cumsum([len(row) for row in rows]))
+            matched = [
+                len(self._text(row[:n]).strip())
+                for row, n in zip(rows, lengths.tolist(), strict=True)
+            ]
+            best = rows[int(np.argmax(matched))]
+        return np.array(best, np.int64)
 
     def _spans(
         self,
         ids: Int64[np.ndarray, " pos"],
         starts: Int64[np.ndarray, " span"],
         stops: Int64[np.ndarray, " span"],
+        origins: Int64[np.ndarray, " span"],
     ) -> list[Span]:
         patterns = [ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
         counts, held_out = self._counts(patterns)
         return [
             Span(
-                start=int(starts[k]),
-                stop=int(stops[k]),
+                start=int(starts[k] - origins[k]),
+                stop=int(stops[k] - origins[k]),
                 text=self._text(pattern),
                 tokens=tuple(pattern.tolist()),
                 count=int(counts[k]),
@@ -185,81 +296,15 @@ class TokenIndex:
             for k, pattern in enumerate(patterns)
         ]
 
-    def _hits(
-        self,
-        positions: Int64[np.ndarray, " hit"],
-        lengths: Int64[np.ndarray, " hit"],
-        documents: Int64[np.ndarray, " hit"],
-    ) -> tuple[Hit, ...]:
-        offsets = positions - self.store.starts[documents]
-        held_out = positions >= self.store.train_tokens
-        columns = (one.tolist() for one in (positions, lengths, documents, offsets, held_out))
-        return tuple(Hit(*row) for row in zip(*columns, strict=True))
-
-    def _text(self, ids: np.ndarray) -> str:
+    def _text(self, ids: Sequence[int] | np.ndarray) -> str:
         return self.store.tokenizer.decode(ids)
 
-    def _spellings(
-        self, query: Query, *, every: bool = False
-    ) -> tuple[list[str], list[Int64[np.ndarray, " pos"]]]:
-        """The texts and token ids to look for, the query as it was given first.
 
-        A spelling that ends with another's tokens only stands where that one does, and is left out
-        of a count unless `every` is asked for.
-        """
-        if not isinstance(query, str):
-            ids = self._checked(np.asarray(query, np.int64))
-            return [self._text(ids)], [ids]
-        texts = [query]
-        if self.store.tokenizer.kind != "word" and query.strip():
-            texts.append(query[1:] if query.startswith(" ") else " " + query)
-        patterns = [self._checked(self.store.tokenizer.encode(text)) for text in texts]
-        kept = [
-            k
-            for k, one in enumerate(patterns)
-            if every or not any(_ends_with(one, other) for other in patterns if other is not one)
-        ]
-        return [texts[k] for k in kept], [patterns[k] for k in kept]
-
-    def _checked(self, ids: np.ndarray) -> Int64[np.ndarray, " pos"]:
-        store, ids = self.store, ids.astype(np.int64)
-        if ids.ndim != 1 or not ids.size:
-            raise QueryError("the query is empty; give a text or token ids to look for")
-        outside = ids[(ids < 0) | (ids >= store.vocab_size)]
-        if outside.size:
-            raise QueryError(
-                f"the query holds token id {outside[0]}, the vocabulary ends at "
-                f"{store.vocab_size - 1}; encode it with the store's own tokenizer"
-            )
-        if (ids == store.eot).any():
-            raise QueryError(
-                f"the query holds end-of-text (token id {store.eot}), and no match crosses the "
-                "end of a document; ask for the pieces one by one"
-            )
-        return ids
+def _ends(rows: Sequence[list[int]], n: int) -> list[tuple[int, ...]]:
+    """The distinct last `n` tokens of each row; none when `n` is 0."""
+    return list(dict.fromkeys(tuple(row[-n:]) for row in rows)) if n else []
 
 
-def _places(
-    ranges: Sequence[tuple[Part, int, int, int]], drawn: Int64[np.ndarray, " hit"]
-) -> tuple[Int64[np.ndarray, " hit"], Int64[np.ndarray, " hit"]]:
-    """Positions, ascending, and lengths of the drawn ones of (part, low, high, length) joined."""
-    edges = np.cumsum([0] + [high - low for _, low, high, _ in ranges])
-    positions, lengths = [], []
-    for (part, low, _, length), first, last in zip(ranges, edges[:-1], edges[1:], strict=True):
-        inside = drawn[(drawn >= first) & (drawn < last)]
-        positions.append(part.positions(inside - first + low))
-        lengths.append(np.full(len(inside), length))
-    joined = np.concatenate(positions)
-    order = np.argsort(joined, kind="stable")
-    return joined[order], np.concatenate(lengths)[order]
-
-
-def _strata(total: int, count: int, seed: int) -> Int64[np.ndarray, " drawn"]:
-    """One of each of `count` equal stretches of range(total), ascending; all when they are one."""
-    edges = np.arange(count + 1) * total // max(count, 1)
-    draw = np.random.Generator(np.random.Philox(seed)).random(count)
-    return edges[:-1] + (draw * np.diff(edges)).astype(np.int64)
-
-
-def _ends_with(longer: np.ndarray, shorter: np.ndarray) -> bool:
-    return len(longer) > len(shorter) and np.array_equal(longer[-len(shorter) :], shorter)
+def _least_probable(found: list[Span], n: int) -> list[Span]:
+    kept = sorted(found, key=lambda span: span.log_probability)[:n]
+    return sorted(kept, key=lambda span: span.start)

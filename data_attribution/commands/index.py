@@ -167,15 +167,12 @@ def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> Non
 @index.command("count")
 def index_count(path: StoreFolder, query: Query, as_json: Json = False, out: Out = None) -> None:
     """Count QUERY in the text that is trained on, and in the text held out."""
-    from dataclasses import asdict
-
     from data_attribution import indexing
     from train import token_store
 
     found = indexing.open(token_store.open(path)).count(query)
-    result = {"count": found.count, "held_out": found.held_out, **asdict(found)}
     rows = [f"{one.count}\t{one.held_out} held out\t{one.text!r}" for one in found.spellings]
-    answer(result, "\n".join(rows), as_json=as_json, out=out)
+    answer(found.to_dict(), "\n".join(rows), as_json=as_json, out=out)
 
 
 @index.command("find")
