@@ -27,9 +27,10 @@ from data_attribution.evaluations.cases import Case
 from data_attribution.evaluations.retrainings import Retrainings
 from data_attribution.questions import Question
 from interp import intervals
+from train.runs import Run
 
 
-__all__ = ["Curves", "Point", "Ratio", "measure"]
+__all__ = ["Curves", "Point", "Ratio", "apart", "measure"]
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -147,6 +148,25 @@ def measure(
             ]
             points.append(_point(name, k, len(removed), len(cases), asked, full, without, drawn))
     return Curves(tuple(case.name for case in cases), asked[0].unit, tuple(points))
+
+
+def apart(
+    run: Run,
+    cases: Sequence[Case],
+    rankings: Mapping[str, Mapping[str, Sequence[int]]],
+    k: int,
+    together: Together = "near",
+) -> list[Case]:
+    """The cases, from the first, that share no document of their first k with an earlier one."""
+    taken: set[int] = set()
+    chosen = []
+    for case in cases:
+        firsts = {one for ranked in rankings.values() for one in ranked[case.name][:k]}
+        own = {*removals.with_copies(run, sorted(firsts), together)}
+        if not own & taken:
+            chosen.append(case)
+            taken |= own
+    return chosen
 
 
 def _removed(

@@ -37,11 +37,23 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """What one method said of the cases it was asked, and how long it took for all of them."""
+    """What one method said of the cases it was asked, and how long it took for all of them.
+
+    Attributes:
+        n_documents: How many were looked at; None: the whole store.
+        reached: Of replay, the documents read in the steps that were replayed; None: all.
+    """
 
     by_case: dict[str, Ranking]
     seconds: float
     n_documents: int | None = None
+    reached: frozenset[int] | None = None
+
+    def within_reach(self, case: Case) -> Case:
+        """The case with the documents that could be found."""
+        if self.reached is None:
+            return case
+        return replace(case, relevant=case.relevant & self.reached)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +115,7 @@ def by_method(
     *,
     each: int = 300,
     within: Sequence[str] = (),
-    replayed: int = 0,
+    replayed: Sequence[Case] = (),
     span: tuple[int, int] | None = None,
     seed: int = 0,
     progress: Progress = None,
@@ -113,8 +125,8 @@ def by_method(
     Args:
         each: Candidates a case; gradients are collected of those of all cases.
         within: Components of the localised gradients; without any they are left out.
-        replayed: How many cases, from the first, are also asked by replay, which costs about three
-            times the training of the steps a case; 0: none.
+        replayed: Cases that replay is asked of too; each costs about three times the training of
+            the steps of `span`.
         span: Steps of the replay, both included; None: all.
         seed: Of the projections.
     """
@@ -130,7 +142,7 @@ def by_method(
         local = SharedGradients(run, documents, tuple(within), seed=seed, progress=progress)
         found["localised"] = _asked(requests, local.rank, len(documents))
     if replayed:
-        found["replay"] = _replayed(run, cases[:replayed], span, progress)
+        found["replay"] = _replayed(run, replayed, span, progress)
     parts = [found[name] for name in attributing.DEFAULT]
     fused = {
         name: fusing.fuse({part: found[part].by_case[name] for part in attributing.DEFAULT})
@@ -171,4 +183,5 @@ def _replayed(
     asked = [case.question for case in cases]
     found = metagradients.influence(run, asked, first=first, last=last, progress=progress)
     by_case = {case.name: found.ranking(place) for place, case in enumerate(cases)}
-    return Ranked(by_case, found.seconds, len(found.documents))
+    reached = frozenset(found.documents.tolist())
+    return Ranked(by_case, found.seconds, len(reached), reached)

@@ -10,6 +10,7 @@ rankings that needs no truth table and no retraining, at the price of asking wha
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def changes(
     Raises:
         TrainError: The run kept no optimizer.
     """
-    numerics = numbers.here(run.numerics)
+    # One thread: nothing here must agree with the trainer to the bit, and a step is a few tokens.
+    numerics = replace(numbers.here(run.numerics), threads=1)
     state = states.load(run, run.steps_done, numerics)
     lr = optimizers.lr_at(run.recipe, max(run.steps_done - 1, 0))
     nothing = _stepped(run, state, numerics, lr, None)
