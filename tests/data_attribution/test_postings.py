@@ -57,6 +57,14 @@ def test_every_count_is_the_one_counted_by_hand_however_small_the_segments(
     assert found.frequency(range(store.vocab_size)).tolist() == frequency
 
 
+@pytest.mark.parametrize("memory", [1, 32 * 500, postings.MEMORY])
+def test_counts_too_large_for_a_byte_are_kept_apart_for_each_document(make_store, memory):
+    store = make_store(["a " * 300 + "b " * 255, "b", "b " * 254 + "c", "c a " * 260, "b " * 400])
+    found = postings.build(store, memory=memory)
+    assert read(found) == counted(store)
+    assert sorted(found.times.tolist()) == [255, 260, 260, 300, 400]
+
+
 def test_held_out_documents_are_not_in_it(tiny_store):
     postings.build(tiny_store)
     found = postings.open(token_store.open(tiny_store.path))
@@ -184,5 +192,4 @@ def test_the_command_says_what_it_kept(openbook, make_store):
         f"11 pairs of a token and a document that holds it, {size:,} bytes: {store.path / 'bm25'}\n"
     )
     (store.path / "bm25" / "index.json").write_text("{}")
-    token_store.open(store.path)
     assert postings.build(store).n_entries == 11
