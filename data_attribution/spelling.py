@@ -33,7 +33,8 @@ def spelled(store: TokenStore, query: Query, *, every: bool = False) -> list[lis
         QueryError: The query is empty, too long, holds end-of-text, or ids outside the vocabulary.
     """
     if not isinstance(query, str):
-        return [_checked(store, _row(query))]
+        row = query.tolist() if isinstance(query, np.ndarray) else [index(one) for one in query]
+        return [_checked(store, row)]
     texts = [query]
     if store.tokenizer.kind != "word" and query.strip():
         texts.append(query[1:] if query.startswith(" ") else " " + query)
@@ -41,17 +42,6 @@ def spelled(store: TokenStore, query: Query, *, every: bool = False) -> list[lis
     if every:
         return rows
     return [row for row in rows if not any(_ends_with(row, one) for one in rows if one is not row)]
-
-
-def _row(query: Sequence[int] | Integer[np.ndarray, " pos"]) -> list[int]:
-    if not isinstance(query, np.ndarray):
-        return [index(one) for one in query]
-    if query.ndim != 1 or query.dtype.kind not in "iu":
-        raise QueryError(
-            f"the query is an array of {query.dtype} with shape {query.shape}; give one row of "
-            "token ids"
-        )
-    return query.tolist()
 
 
 def _checked(store: TokenStore, row: list[int]) -> list[int]:
