@@ -334,4 +334,4 @@ METHODS = {
     "replay": Method("replay", _replay, signed=True, weights=True),
     FUSED: Method("gradient", _fused, signed=True),
 }
-DEFAULT = ("lexical",)
+DEFAULT = ("lexical", "gradient")
