@@ -3,6 +3,7 @@
 The lookup run has learned twelve pairs; the documents that state a pair taught it.
 """
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,20 @@ import torch
 from data_attribution import component_questions, indexing, questions
 from data_attribution.attributing import Request
 from data_attribution.errors import EvidenceError
-from data_attribution.gradients import collecting, ranking, scoring, selecting
+from data_attribution.gradients import (
+    collecting,
+    comparing,
+    preconditioning,
+    ranking,
+    scoring,
+    selecting,
+    storing,
+)
 from data_attribution.gradients.collecting import Features
+from data_attribution.gradients.comparing import How
 from interp import behaviours, hooked
 from interp.behaviours import Behaviour
+from train import runs
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def stating(store, pair: Behaviour) -> set[int]:
 
 
 def test_the_documents_that_state_a_pair_come_first(request_of, lookup_store, pair):
-    found = ranking.rank(request_of(pair), kind="cosine")
+    found = ranking.rank(request_of(pair), how=How("cosine", None))
     true = stating(lookup_store, pair)
     assert len(true) == 20
     assert set(found.documents[:20].tolist()) == true
@@ -60,9 +71,7 @@ def test_a_step_along_a_documents_gradient_moves_the_question_by_its_score(
     """The sign and the scale of `dot`: without projection, by finite differences."""
     # Not the table: its two uses are two components, and a step on one is a step on the other.
     within = ("pos_embed", "L0.attn", "L0.mlp")
-    found = ranking.rank(
-        request_of(pair, within=within), kind="dot", projection=4096, log_odds=None
-    )
+    found = ranking.rank(request_of(pair, within=within), how=How("dot", None, rank=4096))
     model = hooked.load(lookup_run).double()
     question, rate = questions.of_behaviour(pair), 1e-6
     before = questions.scores(model, question, torch.tensor([0])).item()
@@ -86,9 +95,7 @@ def test_a_step_along_a_documents_gradient_moves_the_question_by_its_score(
 
 
 def test_only_what_is_asked_for_counts(request_of, lookup_run, pair):
-    within = ranking.rank(
-        request_of(pair, within=("L0.mlp",)), kind="dot", projection=64, log_odds=None
-    )
+    within = ranking.rank(request_of(pair, within=("L0.mlp",)), how=How("dot", None, rank=64))
     model = hooked.load(lookup_run)
     selection = selecting.select(model.cfg, ["L0.mlp"])
     asked = collecting.of_question(model, questions.of_behaviour(pair), selection, rank=64)
@@ -103,13 +110,70 @@ def test_candidates_given_are_all_that_is_scored_and_checkpoints_add_up(request_
     chosen = np.array([7, 3, 100, 3])
     last = ranking.rank(request_of(pair, candidates=chosen))
     assert sorted(last.documents.tolist()) == [3, 7, 100]
-    first = ranking.rank(request_of(pair, candidates=chosen), steps=(80,))
-    both = ranking.rank(request_of(pair, candidates=chosen), steps=(80, 160))
+    first = ranking.rank(request_of(pair, candidates=chosen), how=How(steps=(80,)))
+    both = ranking.rank(request_of(pair, candidates=chosen), how=How(steps=(80, 160)))
     for document in (3, 7, 100):
         one, two, mean = (
             found.scores[found.documents == document][0] for found in (first, last, both)
         )
         assert mean == pytest.approx((one + two) / 2, rel=1e-6)
+
+
+@pytest.fixture
+def kept_run(lookup_run, tmp_path):
+    """The run with the gradients of its whole corpus beside it."""
+    shutil.copytree(lookup_run.path, tmp_path / "run")
+    run = runs.open(tmp_path / "run", store=lookup_run.store.path)
+    storing.build(run, metric="adam", log_odds=0.03, piece=100)
+    return run
+
+
+def test_gradients_that_are_kept_are_compared_and_not_collected_again(
+    kept_run, lookup_run, index, pair, monkeypatch
+):
+    question = questions.of_behaviour(pair)
+    expected = ranking.rank(Request(lookup_run, index, pair, question))
+    monkeypatch.setattr(collecting, "of_documents", None)
+    found = ranking.rank(Request(kept_run, index, pair, question))
+    by_document = [np.argsort(one.documents) for one in (found, expected)]
+    assert len(found.documents) == 240
+    np.testing.assert_allclose(
+        found.scores[by_document[0]], expected.scores[by_document[1]], atol=2e-3
+    )
+    some = ranking.rank(Request(kept_run, index, pair, question, candidates=np.array([5, 200])))
+    for document, score in zip(some.documents, some.scores, strict=True):
+        assert score == pytest.approx(found.scores[found.documents == document][0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "how", [How("cosine"), How(log_odds=None), How(rank=8), How(seed=1), How(steps=(80,))]
+)
+def test_gradients_that_were_collected_otherwise_are_left_alone(kept_run, how):
+    selection = selecting.select(kept_run.config)
+    assert comparing.stored(kept_run, selection, How()) is not None
+    assert comparing.stored(kept_run, selection, how, (how.steps or (None,))[0]) is None
+    assert comparing.stored(kept_run, selecting.select(kept_run.config, ["L0.mlp"]), How()) is None
+
+
+def test_without_documents_and_without_kept_gradients_nothing_is_compared(lookup_run):
+    with pytest.raises(EvidenceError, match="holds no gradients collected so"):
+        comparing.collect(lookup_run, None)
+
+
+def test_curvature_is_that_of_the_documents_collected_in_the_same_way(lookup_run, lookup_behaviour):
+    question = questions.of_behaviour(behaviours.read(lookup_behaviour))
+    how, documents = How("curvature", 0.1), np.array([3, 50, 99])
+    found = comparing.collect(lookup_run, documents, within=("L0.attn",), how=how)
+    model = hooked.load(lookup_run)
+    selection = selecting.select(model.cfg, ["L0.attn"])
+
+    def of(some: np.ndarray) -> Features:
+        return collecting.of_documents(model, lookup_run.store, some, selection, log_odds=0.1)
+
+    metric = preconditioning.curvature(of(np.arange(240)))  # fewer than are sampled: all
+    asked = metric.applied(collecting.of_question(model, question, selection))
+    expected = scoring.products(asked, metric.applied(of(documents)), unit=True)
+    np.testing.assert_allclose(found.products(question), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_interval_is_over_prompts_and_one_prompt_has_none(request_of, lookup_behaviour, pair):
@@ -133,7 +197,7 @@ def test_what_no_score_depends_on_and_unknown_kinds_are_refused(request_of, look
     with pytest.raises(EvidenceError, match=r"depends on none of L0\.mlp\.up"):
         ranking.rank(request_of(pair, question=question, within=("L0.mlp",)))
     with pytest.raises(EvidenceError, match="did you mean 'cosine'"):
-        ranking.rank(request_of(pair), kind="cosin")
+        How("cosin")
 
 
 def made(values: list[list[float]], **options: object) -> Features:
