@@ -202,7 +202,7 @@ def test_folders_of_another_kind(openbook, tiny_store, tiny_run, lookup_behaviou
         ("there is nothing", ("counterfactual", *at, "--without", nothing)),
         ("there is a folder", ("counterfactual", *at, "--without", tmp_path)),
         ("no documents to remove", ("counterfactual", *at)),
-        ("either a BEHAVIOUR or --text", ("trace", "documents", tiny_run.path)),
+        ("one of BEHAVIOUR, --text", ("trace", "documents", tiny_run.path)),
         ("either --step N or --document N", ("run", "reads", tiny_run.path)),
         ("belongs to mlps and attention", ("patch", *at, "--window", 2)),
         ("nearest is 8", ("patch", *at, "--step", 9)),
