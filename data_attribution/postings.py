@@ -16,6 +16,7 @@ makes 0.2 entries where documents are pages, and close to 1 where they are sente
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -228,16 +229,13 @@ def _write(
     """Write the files a segment at a time; of each its bounds and its first entry."""
     n = int(np.searchsorted(store.starts, store.train_tokens))
     segments, start = [], 0
-    files = {name: (folder / name).open("wb") for name in FILES}
-    try:
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in FILES}
         for first, stop in _plan(store.lengths[:n], most_tokens):
             if progress:
                 progress("counting tokens of documents", first, n)
             segments.append([first, stop, start])
             start += _append(files, start, *_inverted(store, first, stop))
-    finally:
-        for file in files.values():
-            file.close()
     if progress:
         progress("counting tokens of documents", n, n)
     return segments

@@ -1,6 +1,8 @@
 """The inverted file holds what counting each document by hand finds, or is refused by name."""
 
 import os
+import shutil
+import subprocess
 from collections import Counter
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from data_attribution import postings
 from data_attribution.errors import IndexMismatch, IndexMissing
 from train import token_store
-from train.errors import DamagedError
+from train.errors import DamagedError, DiskError
 
 
 TEXTS = ["a b a b c", "b c", "a", "c a b", "a " * 300 + "b"]
@@ -181,6 +183,45 @@ def test_a_build_that_is_interrupted_leaves_nothing_and_can_be_repeated(make_sto
     told = []
     postings.build(store, progress=lambda *report: told.append(report))
     assert told[-1] == ("counting tokens of documents", 5, 5)
+
+
+def test_what_a_killed_build_left_is_no_index_and_is_cleared_away(make_store):
+    store = make_store(TEXTS)
+    left = store.path / ".bm25.partial"
+    left.mkdir()
+    (left / "documents.u16").write_bytes(b"half")
+    assert postings.find(store) is None
+    assert postings.build(store).n_entries == 11
+    assert not left.exists()
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_the_older_index(make_store, tmp_path):
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small tmpfs needs root")
+    made = make_store(
+        [" ".join(f"w{k}" for k in range(start, start + 200)) for start in range(400)]
+    )
+    size = sum(path.stat().st_size for path in made.path.iterdir()) // 1024 + 200
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small tmpfs is not allowed here: {mounted.stderr.strip()}")
+    try:
+        store = token_store.open(shutil.copytree(made.path, place / "store"))
+        older = shutil.copytree(
+            postings.build(make_store(TEXTS)).store.path / "bm25", tmp_path / "o"
+        )
+        shutil.copytree(older, store.path / "bm25")
+        with pytest.raises(DiskError, match=r"the disk is full while writing .*bm25: .*MiB left"):
+            postings.build(store, memory=32 * 10_000)
+        assert (store.path / "bm25" / "index.json").read_bytes() == (
+            older / "index.json"
+        ).read_bytes()
+        assert not list(store.path.glob(".*partial"))
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_the_command_says_what_it_kept(openbook, make_store):
