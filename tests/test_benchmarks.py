@@ -16,7 +16,7 @@ import torch
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "bm25_index", "calibration", "compiled_circuits", "corpus_build", "forgetting",
-    "order_lookups", "patching", "patching_memory", "planted_acceptance", "startup", "watching",
+    "gradients", "order_lookups", "patching", "patching_memory", "planted_acceptance", "startup", "watching",
 )  # fmt: skip
 UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
 
@@ -168,6 +168,21 @@ def test_a_bm25_index_that_is_slow_large_or_wrong_fails(script, change, code):
     other = {"build": 2.0, "bytes": 1, "asked": [0.1], "scores": [[1.0, 0.5]]}
     mine = {"build": 0.5, "bytes": 7_000_000, "asked": [0.1], "scores": [[2.2, 1.1]]} | change
     assert script("bm25_index").report([mine], [other], 10_000_000) == code
+
+
+@pytest.mark.parametrize(
+    ("everything", "upper", "off", "code"),
+    [(131, 201, 1e-6, 0), (129, 201, 1e-6, 1), (131, 199, 1e-6, 1), (131, 201, 1e-3, 1)],
+)
+def test_gradients_that_come_slowly_or_differ_from_the_other_librarys_fail(
+    script, everything, upper, off, code
+):
+    rates = {
+        ("ours", "everything"): everything,
+        ("ours", "upper half"): upper,
+        ("bergson", "16 matrices"): 100.0,
+    }
+    assert script("gradients").report(rates, off) == code
 
 
 def test_every_script_is_known_here():

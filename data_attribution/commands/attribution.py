@@ -82,7 +82,7 @@ def index_command(
     metric: Annotated[str, typer.Option(help="adam: as the optimizer steps; plain.")] = "adam",
     log_odds: Annotated[
         float, typer.Option(min=0, help="Least 1 - p a target is divided by; 0: follow the loss.")
-    ] = 0.01,
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the projections.")] = 0,
     step: Annotated[int | None, typer.Option(help="Checkpoint; default: the last.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Default: RUN/gradients.")] = None,
