@@ -140,7 +140,7 @@ def documents(
     """
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
-    asked = parts(method, target, run, within=within is not None)
+    asked = parts(method, run, within=within is not None)
     request = ask(
         run,
         target,
@@ -183,9 +183,7 @@ def documents(
     return Sources(name, method, cited.items, provenance)
 
 
-def parts(
-    method: str, target: str | Behaviour, run: Run | Reader, *, within: bool = False
-) -> tuple[str, ...]:
+def parts(method: str, run: Run | Reader, *, within: bool = False) -> tuple[str, ...]:
     """The methods that a name stands for.
 
     Raises:
@@ -323,7 +321,7 @@ def _replay(request: Request) -> Ranking:
 
 
 def _fused(request: Request) -> Ranking:
-    asked = parts(FUSED, request.target, request.run)
+    asked = parts(FUSED, request.run)
     return fusing.fuse(evidence(request, asked))
 
 

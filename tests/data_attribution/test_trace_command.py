@@ -1,0 +1,120 @@
+"""A run that has learned twelve pairs is traced: the pair that is asked for comes first."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_attribution import attributing, indexing, proving
+from data_attribution.attributing import METHODS
+from data_attribution.sources import Sources
+from interp import behaviours
+from interp.behaviours import Behaviour
+from train import runs, token_store
+
+
+@pytest.fixture(scope="module")
+def indexed(lookup_store, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("indexed") / "lookup"
+    shutil.copytree(lookup_store.path, path)
+    indexing.build(token_store.open(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(lookup_run, indexed):
+    return runs.open(lookup_run.path, store=indexed)
+
+
+@pytest.fixture(scope="module")
+def third(lookup_behaviour) -> Behaviour:
+    """What k3 is, and not what k4 is."""
+    asked = behaviours.read(lookup_behaviour)
+    return Behaviour("k3", asked.clean[3:4], asked.clean[4:5], asked.answer[3:4], asked.answer[4:5])
+
+
+@pytest.mark.parametrize("method", ["lexical", "bm25", "gradient", "fused", "lexical+replay"])
+def test_every_method_puts_the_pair_that_is_asked_for_first(run, third, method):
+    sources = attributing.documents(run, third, method=method, limit=3)
+    assert {run.store.text(one) for one in sources.groups[0]} == {"k3 is v3"}
+    assert len(sources.groups[0]) == 20  # twenty documents say so, and are one row
+    asked = attributing.parts(method, run)
+    assert list(sources.items[0].evidence) == [*asked]
+    assert sources.items[0].evidence[asked[0]].rank == 1
+
+
+def test_the_grade_of_a_row_is_the_strongest_evidence_that_speaks_for_it(run, third):
+    sources = attributing.documents(run, third, limit=100)
+    first = sources.items[0]
+    assert first.grade == "gradient"
+    assert set(first.evidence) == {"lexical", "gradient"}
+    # Every document says "is"; of those that name another key, gradients say nothing.
+    assert {one.grade for one in sources.items[2:]} == {"lexical"}
+
+
+def test_components_are_named_in_the_result(run, third):
+    sources = attributing.documents(run, third, within=["L0.mlp"], method="gradient", limit=2)
+    assert sources.provenance["within"] == ["L0.mlp"]
+    whole = attributing.documents(run, third, method="gradient", limit=2)
+    assert sources.items[0].score != whole.items[0].score
+
+
+def test_a_method_answers_for_the_candidates_alone(run, third):
+    some = np.flatnonzero([run.store.text(k) != "k3 is v3" for k in range(240)])[:40]
+    for method in ("lexical", "gradient", "fused"):
+        sources = attributing.documents(run, third, method=method, candidates=some, fold=False)
+        assert set(sources.documents) <= {*some.tolist()}
+    ranked = METHODS["fused"].rank(attributing.ask(run, third, candidates=some))
+    assert set(ranked.documents.tolist()) <= {*some.tolist()}
+
+
+def test_removing_the_first_row_proves_it(run, third, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run.path, copied)
+    own = runs.open(copied, store=run.store.path)
+    sources = attributing.documents(own, third, limit=3)
+    proved, proof = proving.proved(own, third, sources, top=1, controls=2)
+    first = proved.items[0]
+    assert (first.grade, first.effect.together) == ("counterfactual", 20)
+    assert first.effect.high < 0
+    assert len(proof.control) == 2
+    assert [one.effect for one in proved.items[1:]] == [None, None]
+
+
+def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tmp_path):
+    kept, page = tmp_path / "sources.json", tmp_path / "page.html"
+    ended = openbook(
+        "trace", "documents", run.path, "--store", indexed, "--text", "k3 is v3", "--within",
+        "L0.mlp", "--within", "embed", "--limit", 2, "--out", kept, "--page", page,
+    )  # fmt: skip
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("fused evidence (lexical + gradient, each on a scale of length 1)")
+    assert lines[0].endswith("within L0.mlp, embed")
+    assert "k3 is v3\t19 duplicates" in lines[1]
+    assert "evidence is no cause yet" in lines[-1]
+    assert Sources.load(kept).items[0].span == "k3 is v3"
+    assert "<mark>" in page.read_text()
+
+
+def test_a_text_in_a_file_is_traced_span_by_span(openbook, run, indexed, tmp_path):
+    (tmp_path / "said.txt").write_text("k1 is v1 k2 is v3")
+    at = ("trace", "documents", run.path, "--store", indexed, "--from-text")
+    ended = openbook(*at, tmp_path / "said.txt", "--limit", 1, "--page", tmp_path / "page.html")
+    spans = [line.split("\t")[1] for line in ended.out.splitlines() if " nats " in line]
+    assert spans == ["'k1 is v1'", "'k2 is'", "'is v3'"]
+    assert (tmp_path / "page.html").exists()
+    given = openbook(*at, "k1 is v1 k2 is v3", "--limit", 1, "--json")
+    found = json.loads(given.out)
+    assert [one["span"]["text"] for one in found["spans"]] == ["k1 is v1", "k2 is", "is v3"]
+    # Twenty documents hold it, and each is read as often as the run goes through its store.
+    assert found["spans"][0]["readings"] == pytest.approx(
+        sum(
+            len(run.steps_reading_tokens(int(start), int(start) + 3))
+            for k, start in enumerate(run.store.starts)
+            if run.store.text(k) == "k1 is v1"
+        ),
+        rel=0.2,
+    )
