@@ -16,7 +16,8 @@ import torch
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "bm25_index", "calibration", "compiled_circuits", "corpus_build", "forgetting",
-    "gradients", "order_lookups", "patching", "patching_memory", "planted_acceptance", "startup", "watching",
+    "gradients", "order_lookups", "patching", "patching_memory", "planted_acceptance", "startup",
+    "watching",
 )  # fmt: skip
 UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
 
