@@ -62,7 +62,7 @@ def build(
     """Sort the store's text and keep the result beside it; an older index is replaced at the end.
 
     Takes 4.13 bytes of disk a token, and of memory 12 bytes a token of every shard that is sorted
-    at the same time (6 with libsais, 68 without either library).
+    at the same time (6 with libsais, 76 without either library).
 
     Args:
         shards: Of the text that is trained on; the text held out has its own. As few as memory and

@@ -105,7 +105,7 @@ def bytes_a_token(sorter: str, itemsize: int = 2, n_tokens: int = 0) -> int:
     if sorter == "libsais":  # positions, and ids in int32 unless they are uint16
         return 6 if itemsize == 2 else 12
     if sorter == "numpy":
-        return 66 + itemsize
+        return 74 + itemsize
     # Bytes, and a position of each: int32 while that counts them.
     position = 4 if n_tokens <= economical(sorter, itemsize) else 8
     return itemsize + itemsize + position * itemsize

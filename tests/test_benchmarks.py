@@ -16,8 +16,8 @@ import torch
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "bm25_index", "calibration", "compiled_circuits", "corpus_build", "forgetting",
-    "gradients", "order_lookups", "patching", "patching_memory", "planted_acceptance", "startup",
-    "watching",
+    "gradients", "index_growth", "order_lookups", "patching", "patching_memory",
+    "planted_acceptance", "startup", "token_index", "watching",
 )  # fmt: skip
 UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
 
@@ -184,6 +184,27 @@ def test_gradients_that_come_slowly_or_differ_from_the_other_librarys_fail(
         ("bergson", "16 matrices"): 100.0,
     }
     assert script("gradients").report(rates, off) == code
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "holds"), [(6.6, 4.9, True), (6.7, 4.9, False), (6.6, 5.1, False)]
+)
+def test_an_index_that_is_built_too_slowly_beside_others_fails(script, capsys, one, two, holds):
+    index = script("token_index")
+    seconds = {"one shard": one, "two shards": two, "infini-gram": 10.0, "tokengrams": 10.0}
+    built = {name: index.Build(wall, wall) for name, wall in seconds.items()}
+    assert index.builds_hold(built, 50_000_000) is holds
+    assert "asked 1.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"), [({}, True), ({"peak": 13 * 10**8}, False), ({"cpu": 17.0}, False)]
+)
+def test_a_sort_that_takes_more_memory_than_said_or_grows_dear_fails(script, change, holds):
+    growth = script("index_growth")
+    small = {"tokens": 10**7, "cpu": 1.0, "peak": 1, "said": 1}
+    large = {"tokens": 10**8, "cpu": 12.0, "peak": 12 * 10**8, "said": 12 * 10**8, **change}
+    assert growth.holds("pydivsufsort", [small, large]) is holds
 
 
 def test_every_script_is_known_here():

@@ -1,0 +1,166 @@
+"""How seconds and memory of an index grow with its tokens, and what OpenWebText would take.
+
+    python benchmarks/index_growth.py --store /tmp/real-text [--libsais /path/to/libsais.so]
+
+Sorts the first 1, 10, 50 and 200 million tokens of a store of real text (`real_text.py` makes one;
+sizes it does not hold are left out), each in a process of its own on one core: CPU seconds, the
+shortest of some rounds, and the most memory it held. From the largest size a table of what 9.04
+billion tokens would take on machines of 24 and 64 GB, cut at the ends of 8,009,762 simulated
+documents. Exit 1 when memory is over what `index_plans` says beforehand,
+or when, from 10 million tokens on, a ten times larger shard costs over 1.6 times as much a token.
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import machine
+import numpy as np
+import real_text
+
+from data_attribution import cutting, index_plans, sorting
+from data_attribution.errors import AttributionError
+from data_attribution.index_plans import Rate
+from train import token_store
+
+
+MILLION, GB = 1_000_000, 10**9
+SIZES = (1, 10, 50, 200)
+ROUNDS = {1: 5, 10: 3}
+NUMPY_MOST = 10  # million tokens; it would take 14 GB and minutes for 200
+CACHED, GROWTH = 10, 1.6  # smaller shards, in million tokens, lie in a processor's caches
+DOCUMENTS, TOKENS, VOCABULARY = 8_009_762, 9_035_582_198, 50257
+
+
+def main() -> int:
+    """Measure every sorter that is there, then reckon; 1 when a bound is missed."""
+    options = _options()
+    if options.part:
+        print(json.dumps(_sorted(options.store, options.part, options.sorter, options.libsais)))
+        return 0
+    store = real_text.store(options.store, options.sizes[0] * MILLION)
+    print(machine.described("numpy", "pydivsufsort"))
+    print(f"{store.n_tokens:,} tokens of {store.manifest['corpus']['source']}")
+    sorters = ["pydivsufsort", "numpy"] + (["libsais"] if options.libsais else [])
+    held, rates = [], {}
+    for sorter in sorters:
+        sizes = [one for one in options.sizes if one * MILLION <= store.n_tokens]
+        sizes = [one for one in sizes if sorter != "numpy" or one <= NUMPY_MOST]
+        rows = [measured(options, sorter, one) for one in sizes]
+        held.append(holds(sorter, rows))
+        rates[sorter] = Rate(rows[-1]["tokens"], rows[-1]["tokens"] / rows[-1]["cpu"])
+    _table(rates)
+    return int(not all(held))
+
+
+def holds(sorter: str, rows: list[dict[str, Any]]) -> bool:
+    """Print the growth of one sorter; whether memory and growth are within their bounds."""
+    good = True
+    for row, before in zip(rows, [None, *rows], strict=False):
+        growth = ""
+        if before:
+            decades = math.log10(row["tokens"] / before["tokens"])
+            dearer = (row["cpu"] / row["tokens"]) / (before["cpu"] / before["tokens"])
+            rise = dearer ** (1 / decades)
+            growth = f", {rise:.2f} times as dear a token for ten times as many"
+            good &= rise <= GROWTH or before["tokens"] < CACHED * MILLION
+        good &= row["peak"] <= row["said"]
+        print(
+            f"{sorter:<13} {row['tokens'] / MILLION:6.0f} M tokens {row['cpu']:8.2f} s "
+            f"{row['tokens'] / row['cpu'] / MILLION:6.2f} Mtok/s, "
+            f"{row['peak'] / row['tokens']:5.1f} bytes a token (said: at most "
+            f"{row['said'] / row['tokens']:.1f}){growth}"
+        )
+    return good
+
+
+def measured(options: argparse.Namespace, sorter: str, millions: int) -> dict[str, Any]:
+    """The shortest of some sorts in processes of their own, and the most memory of any."""
+    command = [sys.executable, __file__, "--store", str(options.store), "--sorter", sorter]
+    command += ["--part", str(millions * MILLION)]
+    if sorter == "libsais":
+        command += ["--libsais", str(options.libsais)]
+    said = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(ROUNDS.get(millions, 1))
+    ]
+    best = min(said, key=lambda one: one["cpu"])
+    return {**best, "peak": max(one["peak"] for one in said)}
+
+
+def _sorted(path: Path, n_tokens: int, sorter: str, libsais: Path | None) -> dict[str, Any]:
+    tokens = token_store.open(path).tokens.view(np.ndarray)[:n_tokens]
+    sorting.build(tokens[:1000], sorter=sorter, libsais=libsais)  # libraries are loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.process_time()
+    sorting.build(tokens, sorter=sorter, libsais=libsais)
+    cpu = time.process_time() - begin
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    itemsize = tokens.dtype.itemsize
+    said = index_plans.memory_of(n_tokens, sorter=sorter, itemsize=itemsize, workers=1)
+    return {"tokens": n_tokens, "cpu": cpu, "peak": peak, "said": said + index_plans.PROCESS}
+
+
+def _table(rates: dict[str, Rate]) -> None:
+    """What 9.04 billion tokens take, by the rates measured here."""
+    print(f"\n{TOKENS:,} tokens, reckoned from the largest size above:")
+    simulated = _simulated()
+    for sorter in (one for one in rates if one != "numpy"):
+        for gigabytes in (24, 64):
+            for shards, workers in ((5, 1), (None, 1), (None, 4)):
+                asked = f"{sorter:<13} {gigabytes} GB, {shards or 'as few as fit'}"
+                try:
+                    found = index_plans.estimate(
+                        TOKENS,
+                        shards=shards,
+                        workers=workers,
+                        memory=gigabytes * GB,
+                        sorter=sorter,
+                        vocab_size=VOCABULARY,
+                        measured=rates[sorter],
+                    )
+                    plan = cutting.plan(
+                        simulated,  # pyright: ignore[reportArgumentType]
+                        sorter=sorter,
+                        shards=found.shards,
+                        workers=workers,
+                        memory=gigabytes * GB,
+                    )
+                except AttributionError as refused:
+                    print(f"{asked}: {refused}")
+                    continue
+                longest = max(one.n_tokens for one in plan.shards)
+                print(f"{asked}: {found.sentence()}; longest at documents' ends {longest:,}")
+
+
+def _simulated() -> SimpleNamespace:
+    """As much of a store as is cut: documents of log-normal length."""
+    weights = np.random.default_rng(0).lognormal(0.0, 1.0, DOCUMENTS)
+    lengths = np.maximum((weights / weights.sum() * (TOKENS - DOCUMENTS)).astype(np.int64), 1)
+    starts = 1 + np.cumsum(lengths + 1) - (lengths + 1)
+    n_tokens = int(starts[-1] + lengths[-1] + 1)
+    tokens = np.empty(0, np.uint16)
+    return SimpleNamespace(starts=starts, n_tokens=n_tokens, train_tokens=n_tokens, tokens=tokens)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--store", type=Path, required=True, help="of real text; made if missing")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="millions of tokens")
+    parser.add_argument("--libsais", type=Path, help="shared library to measure, too")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--sorter", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
