@@ -73,7 +73,7 @@ def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
     shown = sorted({0, *(one for one in checkpoints if one <= found.before), found.before})
     return {
         "target": found.target,
-        "places": len(found.positions),
+        "places": found.places,
         "documents": len(set(found.documents.tolist())),
         "held_out": found.held_out,
         "before": found.before,

@@ -136,6 +136,21 @@ def test_many_places_are_computed_block_by_block(store, monkeypatch):
     )
 
 
+def test_of_too_many_places_some_are_drawn_and_stand_for_all(store, monkeypatch):
+    run = ordered(store, "function", 0)
+    words = [f"w{k}" for k in range(9)]
+    whole = {word: exposures.of(run, word) for word in words}
+    monkeypatch.setattr(exposures, "MOST", 20)
+    for word, every in whole.items():
+        found = exposures.of(run, word)
+        assert len(found.positions) <= 20 < len(every.positions)
+        assert found.places == every.places == len(every.positions)
+        assert found.readings == pytest.approx(every.readings, rel=0.15)
+        assert found.even(20) == every.even(20)
+        assert set(found.positions.tolist()) <= set(every.positions.tolist())
+        assert exposures.of(run, word).steps.tolist() == found.steps.tolist()
+
+
 def test_a_real_run_and_its_counterfactual_agree_with_their_own_look_ups(
     tiny_run, tmp_path_factory
 ):
