@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data_attribution import attributing, duplicates, forgetting, indexing
-from data_attribution.errors import DemoError
+from data_attribution.errors import DemoError, IndexMismatch, IndexMissing
 from data_attribution.forgetting import STAYS, Forgetting
 from data_attribution.sources import Sources
 from interp import behaviours, detecting, emerging, hooked, patching, recalling
@@ -223,7 +223,9 @@ def _flat(recipe: dict) -> dict:
 
 
 def _indexed(run: Run, progress: Progress) -> None:
-    if not (run.store.path / "index").exists():
+    try:
+        indexing.open(run.store)
+    except (IndexMissing, IndexMismatch):  # an earlier version's index is built again, too
         indexing.build(run.store, progress=progress)
 
 
