@@ -77,7 +77,8 @@ def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
 def _length(name: str, ranking: Ranking) -> float:
     """By what scores are divided, so that they differ by 1 at most."""
     largest = float(np.abs(ranking.scores).max(initial=0.0)) or 1.0
-    return 2 * (SIGNED[name] or largest) if name in SIGNED else largest
+    # A method that is asked in another unit than cosines would drown the words.
+    return 2 * max(SIGNED[name] or 0.0, largest) if name in SIGNED else largest
 
 
 def speaking(ranking: Ranking, *, signed: bool) -> Int64[np.ndarray, " speaking"]:
@@ -85,8 +86,8 @@ def speaking(ranking: Ranking, *, signed: bool) -> Int64[np.ndarray, " speaking"
 
     Words are there or not: evidence that is never negative speaks for what it scores above 0.
     Gradients of any two documents have something in common, so *signed* evidence speaks for a
-    document that stands out by `STANDS_OUT` deviations and whose interval, where it has one, lies
-    above 0.
+    document that stands out of all that were looked at, by `STANDS_OUT` deviations. The interval
+    over prompts is not asked: what states one of six facts says nothing of the other five.
     """
     scores = ranking.scores
     if not len(scores):
@@ -94,8 +95,6 @@ def speaking(ranking: Ranking, *, signed: bool) -> Int64[np.ndarray, " speaking"
     speaks = scores > 0
     if signed:
         speaks &= scores >= scores.mean() + STANDS_OUT * scores.std()
-        if ranking.low is not None:
-            speaks &= ranking.low > 0
     return ranking.documents[speaks]
 
 
