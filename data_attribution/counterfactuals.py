@@ -39,6 +39,7 @@ __all__ = ["Asked", "Counterfactual", "Score", "retrain", "without"]
 
 Progress = Callable[[str, int, int | None], None]
 Asked = Behaviour | Question
+Answers = Float[np.ndarray, "_"]  # by prompt; questions have as many as they like
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def retrain(
     return loop.branch(run, path, Removal(removed, mode), progress=progress)
 
 
-def _answers(run: Run, asked: Sequence[Asked]) -> list[Score | Float[np.ndarray, " prompt"]]:
+def _answers(run: Run, asked: Sequence[Asked]) -> list[Score | Answers]:
     """A score a behaviour and a number a prompt of each question, of the last checkpoint."""
     model = runs.open(run.path, store=run.store.path).load()
     return [
@@ -247,7 +248,7 @@ def _answers(run: Run, asked: Sequence[Asked]) -> list[Score | Float[np.ndarray,
 def _changes(
     asked: Sequence[Asked],
     n_related: int,
-    answers: Sequence[Sequence[Score | Float[np.ndarray, " prompt"]]],
+    answers: Sequence[Sequence[Score | Answers]],
 ) -> Iterator[Change]:
     for number, one in enumerate(asked):
         row = [answer[number] for answer in answers]

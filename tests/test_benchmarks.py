@@ -15,9 +15,9 @@ import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
-    "attention_cpu", "bm25_index", "calibration", "compiled_circuits", "corpus_build", "forgetting",
-    "gradients", "index_growth", "order_lookups", "patching", "patching_memory",
-    "planted_acceptance", "startup", "token_index", "watching",
+    "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
+    "corpus_build", "forgetting", "gradients", "index_growth", "order_lookups", "patching",
+    "patching_memory", "planted_acceptance", "removal", "startup", "token_index", "watching",
 )  # fmt: skip
 UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
 
@@ -205,6 +205,43 @@ def test_a_sort_that_takes_more_memory_than_said_or_grows_dear_fails(script, cha
     small = {"tokens": 10**7, "cpu": 1.0, "peak": 1, "said": 1}
     large = {"tokens": 10**8, "cpu": 12.0, "peak": 12 * 10**8, "said": 12 * 10**8, **change}
     assert growth.holds("pydivsufsort", [small, large]) is holds
+
+
+@pytest.mark.parametrize(
+    ("verbatim", "paraphrase", "code"), [(0.95, 0.6, 0), (0.94, 0.6, 1), (0.95, 0.59, 1)]
+)
+def test_attribution_that_finds_too_few_documents_fails(script, verbatim, paraphrase, code):
+    from data_attribution.evaluations.tables import Evaluation, row
+
+    rows = [
+        row("fused", kind, "recall@10", value, (0.5, 1.0), 8)
+        for kind, value in (("verbatim", verbatim), ("paraphrase", paraphrase))
+    ]
+    assert script("attribution_recall").report(Evaluation(tuple(rows), {})) == code
+
+
+@pytest.mark.parametrize(
+    ("loss", "elsewhere", "code"),
+    [
+        ([10, 11, 9, 10.0], 0.05, 0),
+        ([3, 3.1, 2.9, 3.0], 0.05, 1),  # three times what random documents move
+        ([40, 0.1, -0.1, 0.0], 0.05, 1),  # ten times on average, and one fact alone
+        ([10, 11, 9, 10.0], 3.0, 1),
+    ],
+)
+def test_a_removal_that_takes_too_little_or_moves_something_else_fails(
+    script, loss, elsewhere, code
+):
+    from data_attribution.changes import Change
+    from data_attribution.evaluations.removal_curves import Curves, Point
+
+    controls = np.array([[1, -1, 1, -1.1], [-1, 1, -0.9, 1], [1, 0.9, -1, 1]])
+    before = np.linspace(5, 6, 4)
+    noise = np.array([[0.1, -0.1, 0.1, 0.0], [-0.1, 0.1, 0.0, 0.1], [0.0, 0.1, 0.1, -0.1]])
+    other = Change("ioi", "nats", False, before, before + elsewhere, before + noise)
+    point = Point("fused", 10, 40, -np.array(loss, float), controls, (other,))
+    found = Curves(("a", "b", "c", "d"), "nats", (point,))
+    assert script("removal").report(found) == code
 
 
 def test_every_script_is_known_here():

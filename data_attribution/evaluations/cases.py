@@ -71,7 +71,11 @@ def planted(run: Run, *, n: int = 30, least: int = 1, seed: int = 0) -> tuple[Ca
 
 
 def others(run: Run, cases: tuple[Case, ...], *, least: int = 16, n: int = 9) -> tuple[Case, ...]:
-    """Facts that none of `cases` asks, to choose with: the well-known ones, a third a relation."""
+    """Facts that none of `cases` asks, to choose with: the well-known ones, a third a relation.
+
+    Raises:
+        EvidenceError: There is none.
+    """
     asked = {case.name for case in cases}
     facts = [
         fact for fact in _truth(run)["facts"] if fact["exposures"] >= least
@@ -81,6 +85,11 @@ def others(run: Run, cases: tuple[Case, ...], *, least: int = 16, n: int = 9) ->
         [fact for fact in facts if fact["relation"] == relation]
         for relation in _truth(run)["relations"]
     ]
+    if not facts:
+        raise EvidenceError(
+            f"all facts stated {least} times or more are among the {len(cases)} evaluated; leave "
+            "some out, or name components"
+        )
     return tuple(_case(run, fact) for fact in _in_turn(by_relation)[:n])
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_attribution import questions
+from data_attribution.errors import EvidenceError
 from data_attribution.evaluations import (
     cases,
     lds,
@@ -39,7 +40,6 @@ __all__ = ["Asked", "evaluate", "localised"]
 # Documents of a ranking that are looked at; facts are stated 128 times at most.
 DEPTH = 200
 PLACES = 5  # components that localised gradients are restricted to
-UNRELATED = ("ioi", "induction")
 COLUMNS = ("recall", "reciprocal_rank", "first_n")
 TITLES = {"recall": "recall@{k}", "reciprocal_rank": "MRR", "first_n": "in first n"}
 
@@ -58,6 +58,7 @@ class Asked:
             training of `steps`.
         patched: Facts of each kind whose first documents are patched in; 0: none.
         removal: Seeds of random controls for the removal of the first k; 0: none.
+        unrelated: Behaviours that the removal should leave as they are.
         subsets: Random subsets for the LDS; 0: none.
         steps: Last steps of the run that replay and LDS are about.
     """
@@ -68,6 +69,7 @@ class Asked:
     replayed: int = 0
     patched: int = 6
     removal: int = 0
+    unrelated: tuple[str, ...] = ("ioi", "induction")
     subsets: int = 0
     steps: int = 300
     seed: int = 0
@@ -124,12 +126,30 @@ def evaluate(
 
 
 def localised(
-    run: Run, chosen: Sequence[Case], *, k: int = PLACES, progress: Progress = None
+    run: Run,
+    chosen: Sequence[Case],
+    *,
+    k: int = PLACES,
+    least: int = 16,
+    progress: Progress = None,
 ) -> tuple[str, ...]:
-    """The k heads and MLPs that restore facts most when patched, on facts not in `chosen`."""
+    """The k heads and MLPs that restore facts most when patched, on facts not in `chosen`.
+
+    Raises:
+        EvidenceError: No other fact is stated `least` times and recalled.
+    """
     model = run.load()
     effects: dict[str, list[float]] = {}
-    others = cases.others(run, tuple(chosen))
+    others = [
+        case
+        for case in cases.others(run, tuple(chosen), least=least)
+        if behaviours.measure(model, case.behaviour).accuracy > 0.5
+    ]
+    if not others:
+        raise EvidenceError(
+            f"the run recalls no fact stated {least} times or more that is not evaluated, so its "
+            "components cannot be found by patching; name some"
+        )
     for done, case in enumerate(others):
         for sweep in (patching.heads, patching.mlps):
             found = sweep(model, case.behaviour)
@@ -197,7 +217,7 @@ def _removed(
     stated = [case for case in chosen if len(case.relevant) >= asked.k]
     some = removal_curves.apart(run, stated, tops, asked.k)
     unrelated = [
-        questions.of_behaviour(behaviours.load(name, run, n_prompts=32)) for name in UNRELATED
+        questions.of_behaviour(behaviours.load(name, run, n_prompts=32)) for name in asked.unrelated
     ]
     curves = removal_curves.measure(
         Retrainings(run, "blank", None, out),
@@ -217,6 +237,11 @@ def _removed(
             yield tables.row(
                 point.method, "both", "times random", point.ratio.value, bounds, len(some)
             )
+    for one in curves.points[0].unrelated:
+        effect = one.effect
+        yield tables.row(
+            methods[0], one.name, "removal", effect.mean, (effect.low, effect.high), effect.n
+        )
     yield from tables.mean_row("random", "both", "removal", curves.points[0].random.mean(axis=0))
 
 

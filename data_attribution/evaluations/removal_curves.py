@@ -33,6 +33,7 @@ from train.runs import Run
 __all__ = ["Curves", "Point", "Ratio", "apart", "measure"]
 
 Progress = Callable[[str, int, int | None], None] | None
+Answers = Float64[np.ndarray, "_"]  # by prompt; questions have as many as they like
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def measure(
     points: list[Point] = []
     done = 0
 
-    def answers(documents: Sequence[int]) -> list[Float64[np.ndarray, " prompt"]]:
+    def answers(documents: Sequence[int]) -> list[Answers]:
         nonlocal done
         model = again.without(documents)
         done += 1
@@ -194,9 +195,9 @@ def _point(
     removed: int,
     n_cases: int,
     asked: Sequence[Question],
-    full: Sequence[Float64[np.ndarray, " prompt"]],
-    without: Sequence[Float64[np.ndarray, " prompt"]],
-    drawn: Sequence[Sequence[Float64[np.ndarray, " prompt"]]],
+    full: Sequence[Answers],
+    without: Sequence[Answers],
+    drawn: Sequence[Sequence[Answers]],
 ) -> Point:
     base = np.array([one.mean() for one in full[:n_cases]])
     moved = [np.array([one.mean() for one in seed[:n_cases]]) - base for seed in drawn]

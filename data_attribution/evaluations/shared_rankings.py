@@ -9,10 +9,8 @@ candidates.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,17 +18,12 @@ from jaxtyping import Int64
 from data_attribution import attributing, bm25, fusing, metagradients
 from data_attribution.attributing import METHODS, Request
 from data_attribution.evaluations.cases import Case
-from data_attribution.gradients import collecting, preconditioning, ranking, scoring, selecting
-from data_attribution.gradients.collecting import Features
-from data_attribution.gradients.selecting import Selection
-from data_attribution.rankings import Ranking, ranked
-from train.model import GPT
+from data_attribution.gradients import comparing
+from data_attribution.rankings import Ranking
 from train.runs import Run
 
 
-__all__ = ["Ranked", "SharedGradients", "by_method", "candidates", "read"]
-
-SAMPLE = 2_000  # documents that the metric of `curvature` is estimated on
+__all__ = ["Ranked", "by_method", "candidates", "read"]
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -54,53 +47,6 @@ class Ranked:
         if self.reached is None:
             return case
         return replace(case, relevant=case.relevant & self.reached)
-
-
-@dataclass(frozen=True, eq=False)
-class SharedGradients:
-    """Gradient evidence for many questions about the same documents.
-
-    Attributes:
-        documents: Candidates, ascending.
-        within: Components; None: all.
-    """
-
-    run: Run
-    documents: Int64[np.ndarray, " document"]
-    within: tuple[str, ...] | None = None
-    kind: str = ranking.KIND
-    seed: int = 0
-    progress: Progress = None
-
-    def rank(self, request: Request) -> Ranking:
-        """The documents by how far their gradient speaks for the request's question."""
-        model, selection, how, given, metric = self._collected
-        asked = collecting.of_question(model, request.question, selection, **how)
-        if metric is not None:
-            asked = metric.applied(asked)
-        found = scoring.products(asked, given, unit=self.kind != "dot")
-        return ranked(
-            self.documents, found.mean(axis=1), formula=f"{self.kind} of projected gradients"
-        )
-
-    @cached_property
-    def _collected(
-        self,
-    ) -> tuple[GPT, Selection, dict[str, Any], Features, preconditioning.Curvature | None]:
-        """Model, components and projections, the documents' gradients, and their metric if any."""
-        model = self.run.load()
-        selection = selecting.select(model.cfg, self.within)
-        sides = preconditioning.adam(self.run, selection) if self.kind == "adam" else None
-        how = {"seed": self.seed, "sides": sides, "progress": self.progress}
-        given = collecting.of_documents(model, self.run.store, self.documents, selection, **how)
-        how["progress"] = None
-        if self.kind != "curvature":
-            return model, selection, how, given, None
-        draw = np.random.default_rng(self.seed)
-        some = draw.choice(len(self.documents), min(SAMPLE, len(self.documents)), replace=False)
-        sample = replace(given, rows=given.rows[some], values=given.values[some])
-        metric = preconditioning.curvature(sample)
-        return model, selection, how, metric.applied(given), metric
 
 
 def candidates(requests: Sequence[Request], *, each: int) -> Int64[np.ndarray, " document"]:
@@ -132,15 +78,13 @@ def by_method(
     """
     requests = {one.name: attributing.ask(run, one.behaviour) for one in cases}
     documents = candidates([*requests.values()], each=each)
-    whole = SharedGradients(run, documents, seed=seed, progress=progress)
     found = {
         "bm25": _asked(requests, METHODS["bm25"].rank),
         "lexical": _asked(requests, METHODS["lexical"].rank),
-        "gradient": _asked(requests, whole.rank, len(documents)),
+        "gradient": _compared(run, requests, documents, None, seed, progress),
     }
     if within:
-        local = SharedGradients(run, documents, tuple(within), seed=seed, progress=progress)
-        found["localised"] = _asked(requests, local.rank, len(documents))
+        found["localised"] = _compared(run, requests, documents, tuple(within), seed, progress)
     if replayed:
         found["replay"] = _replayed(run, replayed, span, progress)
     parts = [found[name] for name in attributing.DEFAULT]
@@ -166,14 +110,25 @@ def _was_read(run: Run, document: int) -> bool:
     return len(run.steps_reading(document)) > 0
 
 
-def _asked(
-    requests: Mapping[str, Request],
-    rank: Callable[[Request], Ranking],
-    n_documents: int | None = None,
-) -> Ranked:
+def _asked(requests: Mapping[str, Request], rank: Callable[[Request], Ranking]) -> Ranked:
     begin = perf_counter()
     by_case = {name: rank(request) for name, request in requests.items()}
-    return Ranked(by_case, perf_counter() - begin, n_documents)
+    return Ranked(by_case, perf_counter() - begin)
+
+
+def _compared(
+    run: Run,
+    requests: Mapping[str, Request],
+    documents: Int64[np.ndarray, " document"],
+    within: tuple[str, ...] | None,
+    seed: int,
+    progress: Progress,
+) -> Ranked:
+    begin = perf_counter()
+    how = replace(comparing.DEFAULT, seed=seed)
+    collected = comparing.collect(run, documents, within=within, how=how, progress=progress)
+    by_case = {name: collected.ranking(request.question) for name, request in requests.items()}
+    return Ranked(by_case, perf_counter() - begin, len(documents))
 
 
 def _replayed(

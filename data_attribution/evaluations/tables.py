@@ -76,7 +76,7 @@ def row(
     kind: str,
     measure: str,
     value: float,
-    bounds: tuple[float, float | None] | None,
+    bounds: tuple[float | None, float | None] | None,
     n: int,
 ) -> Row:
     """A row with its 95 % interval; None where an end is not known."""

@@ -30,6 +30,7 @@ from train.token_store import TokenStore
 __all__ = ["changes"]
 
 Progress = Callable[[str, int, int | None], None] | None
+Values = Float64[np.ndarray, "_"]  # by document; questions have as many as they like
 
 
 def changes(
@@ -37,7 +38,7 @@ def changes(
     asked: Sequence[tuple[Question, Sequence[int]]],
     *,
     progress: Progress = None,
-) -> list[Float64[np.ndarray, " document"]]:
+) -> list[Values]:
     """For each question, what a step on each of its documents does to its mean over prompts.
 
     Costs a step and a forward pass over the question's prompts a document.

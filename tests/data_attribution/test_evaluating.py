@@ -1,0 +1,221 @@
+"""Every method is put to planted facts, and what the truth says of them is what is counted.
+
+A corpus of sixteen facts in two relations is planted, each with two wordings: half are asked in a
+wording they were stated in, half are not, and all have a distractor that names the same words.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data_attribution import attributing, fusing, indexing
+from data_attribution.errors import EvidenceError
+from data_attribution.evaluations import cases, evaluating, shared_rankings
+from data_attribution.evaluations.evaluating import Asked
+from data_attribution.gradients import ranking
+from train import loop, token_store
+from train.corpora import Corpus, Document
+
+
+FORMS = {"colour": ("{e} is {v}", "one sees {v} on {e}"), "shape": ("{e} has {v}", "{v} makes {e}")}
+EXPOSURES = (18, 18, 18, 18, 9, 9, 9, 9) * 2
+
+
+def planted():
+    """Texts in a random order, and the truth table over them."""
+    texts, facts = [], []
+    for k, exposures in enumerate(EXPOSURES):
+        relation = ("colour", "shape")[k % 2]
+        form = k // 2 % 2
+        said = FORMS[relation][form].format(e=f"e{k}", v=f"v{k}")
+        rows = list(range(len(texts), len(texts) + exposures))
+        facts.append(
+            {
+                "name": f"{relation} of e{k}",
+                "entity": f"e{k}",
+                "relation": relation,
+                "value": f"v{k}",
+                "exposures": exposures,
+                "documents": rows,
+                "distractors": [rows[-1] + 1],
+                "forms": {str(form): rows},
+                "held_out_form": 1 - form,
+                "paraphrase_only": form == 1,
+            }
+        )
+        texts += [said] * exposures + [f"v{k} went and e{k} stayed"]
+    shuffled = np.random.default_rng(0).permutation(len(texts))
+    place = {int(row): new for new, row in enumerate(shuffled)}
+    for fact in facts:
+        for part in ("documents", "distractors"):
+            fact[part] = [place[row] for row in fact[part]]
+    relations = {
+        name: {"forms": [one.replace("{e}", "{entity}").replace("{v}", "{value}") for one in forms],
+               "values": [f"v{k}" for k in range(start, 16, 2)]}
+        for start, (name, forms) in enumerate(FORMS.items())
+    }  # fmt: skip
+    empty = {"openings": [], "closings": []}
+    truth = {"facts": facts, "relations": relations, "ioi": empty}
+    return [texts[row] for row in shuffled], truth
+
+
+@pytest.fixture(scope="module")
+def run(tiny_recipe, one_thread_numerics, tmp_path_factory):
+    torch.set_num_threads(1)
+    texts, truth = planted()
+    documents = [Document(f"p@0/{row}", text, "p", "0", row) for row, text in enumerate(texts)]
+    corpus = Corpus("p", "p", "0", lambda: iter(documents), tokenizer="word", truth=lambda: truth)
+    folder = tmp_path_factory.mktemp("evaluating")
+    store = token_store.build(corpus, out=folder / "store")
+    indexing.build(store)
+    recipe = replace(tiny_recipe, name="facts", steps=200, batch_size=8, checkpoint_every=40)
+    recipe = replace(recipe, optimizer_every=40)
+    return loop.run(recipe, store, out=folder / "run", numerics=one_thread_numerics)
+
+
+@pytest.fixture(scope="module")
+def chosen(run):
+    return cases.planted(run, n=4)
+
+
+def text_of(run, documents):
+    return {run.store.text(one) for one in documents}
+
+
+# --- the cases -----------------------------------------------------------------------------------
+
+
+def test_a_case_knows_the_documents_that_state_its_fact_and_those_that_do_not(run, chosen):
+    assert [case.kind for case in chosen] == ["verbatim"] * 4 + ["paraphrase"] * 4
+    for case in chosen:
+        entity = case.name.split()[-1]
+        value = entity.replace("e", "v")
+        assert text_of(run, case.distractors) <= {f"{value} went and {entity} stayed"}
+        (said,) = text_of(run, case.relevant)
+        assert {entity, value} <= set(said.split())
+        asked = run.store.tokenizer.decode(case.behaviour.clean[0, 1:].numpy())
+        assert said.startswith(asked) == (case.kind == "verbatim")
+        assert len(case.relevant) <= case.exposures
+
+
+def test_cases_are_dealt_by_seed_and_by_the_number_of_exposures(run, chosen):
+    assert [case.name for case in cases.planted(run, n=4)] == [case.name for case in chosen]
+    other = [case.name for case in cases.planted(run, n=4, seed=1)]
+    assert other != [case.name for case in chosen]
+    assert [case.exposures for case in chosen] == [9, 18, 9, 18] * 2
+    assert {case.exposures for case in cases.planted(run, n=8, least=10)} == {18}
+    with pytest.raises(EvidenceError, match="stated 19 times or more"):
+        cases.planted(run, least=19)
+
+
+def test_components_are_chosen_on_other_facts(run, chosen):
+    others = cases.others(run, chosen, least=1, n=6)
+    assert len(others) == 6
+    assert not {case.name for case in others} & {case.name for case in chosen}
+    names = evaluating.localised(run, chosen, least=1, k=2)
+    assert len(names) == 2
+    assert set(names) <= {"L0H0", "L0H1", "L0.mlp"}
+
+
+# --- rankings for all at once --------------------------------------------------------------------
+
+
+def test_shared_gradients_are_those_of_one_question_at_a_time(run, chosen):
+    found = shared_rankings.by_method(run, chosen, within=("L0H1", "L0.mlp"))
+    requests = [attributing.ask(run, case.behaviour) for case in chosen]
+    documents = shared_rankings.candidates(requests, each=300)
+    for case in (chosen[0], chosen[-1]):
+        for method, within in (("gradient", None), ("localised", ["L0H1", "L0.mlp"])):
+            alone = ranking.rank(
+                attributing.ask(run, case.behaviour, within=within, candidates=documents)
+            )
+            ours = found[method].by_case[case.name]
+            assert ours.documents.tolist() == alone.documents.tolist()
+            np.testing.assert_allclose(ours.scores, alone.scores, rtol=1e-5)
+        parts = {name: found[name].by_case[case.name] for name in attributing.DEFAULT}
+        fused = found["fused"].by_case[case.name]
+        assert fused.documents.tolist() == fusing.fuse(parts).documents.tolist()
+
+
+def test_a_document_that_was_not_read_is_passed_over(run, chosen, monkeypatch):
+    found = shared_rankings.by_method(run, chosen[:1])
+    (name,) = found["bm25"].by_case
+    documents = found["bm25"].by_case[name].documents.tolist()
+    top = shared_rankings.read(run, found["bm25"].by_case, first=5)
+    assert top[name] == documents[:5]
+    unread = documents[1]
+    steps = type(run).steps_reading
+    monkeypatch.setattr(
+        type(run),
+        "steps_reading",
+        lambda self, one: steps(self, one)[:0] if one == unread else steps(self, one),
+    )
+    top = shared_rankings.read(run, found["bm25"].by_case, first=5)
+    assert top[name] == [one for one in documents if one != unread][:5]
+
+
+# --- the whole table -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(run, tmp_path_factory):
+    torch.set_num_threads(1)
+    asked = Asked(n=4, k=3, patched=1, replayed=1, removal=2, unrelated=(), subsets=6, steps=40)
+    return evaluating.evaluate(
+        run, asked, within=("L0H0", "L0.mlp"), out=tmp_path_factory.mktemp("weights")
+    )
+
+
+def test_every_method_has_its_row_with_n_and_interval(table):
+    frame = table.to_frame()
+    for measure in ("recall@3", "MRR", "in first n"):
+        rows = frame[frame["measure"] == measure]
+        assert set(rows["method"]) == {
+            "bm25", "lexical", "gradient", "localised", "replay", "fused"
+        }  # fmt: skip
+        assert set(rows[rows["method"] != "replay"]["n"]) == {4}
+        assert set(rows[rows["method"] == "replay"]["n"]) == {1}
+        assert (rows["low"] <= rows["value"]).all()
+        assert (rows["value"] <= rows["high"]).all()
+    assert set(frame[frame["measure"] == "tail patch"]["method"]) >= {"random", "fused", "replay"}
+    assert set(frame[frame["measure"] == "LDS"]["method"]) >= {"random", "fused", "gradient"}
+    removal = frame[frame["measure"] == "removal"]
+    assert list(removal["method"]) == ["fused", "bm25", "gradient", "random"]
+    json.dumps(table.to_dict())
+
+
+def test_words_find_what_was_stated_in_them(table):
+    """Three of three come first: the wording, entity and value are all the document's."""
+    assert table.value("bm25", "verbatim", "recall@3")["value"] == 1
+    assert table.value("lexical", "verbatim", "MRR")["value"] == 1
+
+
+def test_removing_what_was_found_takes_more_than_random_documents(table):
+    fused = table.value("fused", "both", "removal")
+    random = table.value("random", "both", "removal")
+    assert fused["value"] < random["value"] - 0.5
+    assert table.value("fused", "both", "times random")["value"] > 1
+
+
+def test_the_command_prints_the_table(openbook, run):
+    found = openbook(
+        "attribution", "evaluate", run.path, "--facts", 2, "--tail-patch", 0, "--within", "L0.mlp"
+    )
+    assert found.code == 0, found.err
+    lines = found.out.splitlines()
+    assert lines[0].split()[:3] == ["method", "facts", "recall@10"]
+    assert [line.split()[0] for line in lines[1:-1:2]] == [
+        "bm25", "lexical", "gradient", "localised", "fused"
+    ]  # fmt: skip
+    assert f"run {run.id}" in lines[-1]
+    assert "localised to L0.mlp" in lines[-1]
+
+
+def test_a_run_of_other_text_is_refused_in_one_line(openbook, tiny_run):
+    found = openbook("attribution", "evaluate", tiny_run.path)
+    assert found.code == 2
+    assert found.err.count("\n") == 1
+    assert "has no truth table" in found.err
