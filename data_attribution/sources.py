@@ -5,7 +5,8 @@ be another one without it is what `counterfactuals` answers. The *grade* of a ro
 evidence that speaks for it:
 
 * `lexical`         it shares words with the query, and no more
-* `gradient`        at the last checkpoint its loss pulls the weights the way the query does
+* `gradient`        its loss pulls the weights the way the query does, and far more than that of
+                    other documents (`fusing.speaking`)
 * `replay`          the exact derivative of the query, through training, by the document's weight
 * `counterfactual`  the model was trained again without it, and the behaviour went
 """
