@@ -47,7 +47,7 @@ def rank(request: "Request", *, how: How = DEFAULT) -> Ranking:
     kept = comparing.stored(run, selection, how) if len(how.steps) < 2 else None
     chosen = None if kept is not None and request.candidates is None else _candidates(request)
     collected = comparing.collect(
-        run, chosen, within=request.within, how=how, progress=request.progress
+        run, chosen, within=request.within, how=how, keep=False, progress=request.progress
     )
     return collected.ranking(request.question, request.progress)
 
