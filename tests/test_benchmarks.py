@@ -16,8 +16,9 @@ import torch
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
-    "corpus_build", "forgetting", "gradients", "index_growth", "order_lookups", "patching",
-    "patching_memory", "planted_acceptance", "removal", "startup", "token_index", "watching",
+    "corpus_build", "forgetting", "gradients", "index_growth", "localised", "order_lookups",
+    "patching", "patching_memory", "planted_acceptance", "removal", "startup", "token_index",
+    "watching",
 )  # fmt: skip
 UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
 
@@ -242,6 +243,24 @@ def test_a_removal_that_takes_too_little_or_moves_something_else_fails(
     point = Point("fused", 10, 40, -np.array(loss, float), controls, (other,))
     found = Curves(("a", "b", "c", "d"), "nats", (point,))
     assert script("removal").report(found) == code
+
+
+@pytest.mark.parametrize(
+    ("foretold", "by_chance", "code"), [(0.7, 0.1, 0), (0.2, 0.1, 1), (0.7, 0.5, 1), (0.7, -0.5, 1)]
+)
+def test_gradients_that_foretell_nothing_or_chance_that_does_fail(
+    script, foretold, by_chance, code
+):
+    from data_attribution.evaluations.lds import Lds
+
+    localised = script("localised")
+    found = {name: Lds(0.6, 0.4, 0.8, 40) for name in localised.METHODS + localised.CONTROLS}
+    found |= {"component, all": Lds(foretold, 0.1, 0.9, 40)}
+    rows = [
+        localised.Row(2, question, {**found, "random": Lds(by_chance, -0.3, 0.6, 40)}, gain)
+        for question, gain in (("a", (-0.1, -0.2, 0.1)), ("b", (0.1, 0.05, 0.2)))
+    ]
+    assert localised.report(rows) == code
 
 
 def test_every_script_is_known_here():

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["CANDIDATES", "rank"]
 
 CANDIDATES = 10_000
-KIND, LOG_ODDS = DEFAULT.kind, DEFAULT.log_odds
 
 
 def rank(request: "Request", *, how: How = DEFAULT) -> Ranking:

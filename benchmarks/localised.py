@@ -1,0 +1,181 @@
+"""Do gradients through a component foretell the component's own score better than all gradients?
+
+    python benchmarks/localised.py [--seeds 2 3] [--subsets 40] [--out FOLDER]
+
+The planted recipe, ended after 600 steps, when heads have just formed, on content seeds on which
+nothing was chosen. Of the best induction head and the best previous-token head (chosen on other
+sequences than those asked): prefix-matching score, attention to the token before, and what the
+induction head writes directly into the logit difference of copying. 40 random subsets of 5 % of the
+documents read in the last 40 steps are left out, and those steps are trained again without each.
+LDS is Spearman's correlation of what scores said and what happened to the component.
+
+    component, localised   gradient of the component's score, through the component's weights
+    component, all         gradient of the component's score, through all weights
+    behaviour, localised   gradient of copying's logit difference, through the component's weights
+    behaviour, all         gradient of copying's logit difference, through all weights
+    length                 number of a document's targets
+    random                 scores drawn at random: the control
+
+Documents' gradients are of their loss, in Adam's metric, as these steps were taken. It answers with
+the difference of the first two, with its interval over subsets, whichever way it goes; it fails
+when no gradient foretells anything (mean LDS of `component, all` below 0.3), for then nothing was
+compared, or when random scores do (mean beyond 0.25).
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import machine
+import numpy as np
+
+from data_attribution import component_questions, questions
+from data_attribution.evaluations import lds
+from data_attribution.gradients import comparing
+from data_attribution.gradients.comparing import How
+from interp import behaviours, detecting
+from train import corpora, loop, recipes, runs, token_store
+from train.numerics import Numerics
+
+
+LEAST, MOST = 0.3, 0.25
+LAST, SHARE, DRAWS = 40, 0.05, 2000
+RECIPE = replace(
+    recipes.PLANTED, name="localised", steps=600, min_lr=5e-4, checkpoint_every=40,
+    optimizer_every=40,
+)  # fmt: skip
+HOW = How("adam", None)
+METHODS = ("component, localised", "component, all", "behaviour, localised", "behaviour, all")
+CONTROLS = ("length", "random")
+
+
+@dataclass(frozen=True)
+class Row:
+    """LDS of every method on one component's score, and localised minus all with its interval."""
+
+    seed: int
+    question: str
+    found: dict[str, lds.Lds]
+    gain: tuple[float, float, float]
+
+
+def main() -> int:
+    """Measure and print; 1 when nothing was compared."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--subsets", type=int, default=40)
+    parser.add_argument("--out", type=Path, help="Keep runs and retrained weights here.")
+    given = parser.parse_args()
+    print(machine.described("torch"), flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in given.seeds:
+            rows += measured(seed, given.subsets, given.out or Path(folder))
+    return report(rows)
+
+
+def report(rows: Sequence[Row]) -> int:
+    """The table and the answer."""
+    for row in rows:
+        print(f"seed {row.seed}, {row.question}:")
+        for name, one in row.found.items():
+            print(f"  {name:22} LDS {one.rho:5.2f} [{one.low:5.2f}, {one.high:5.2f}], n {one.n}")
+        print("  localised minus all    {:5.2f} [{:5.2f}, {:5.2f}]".format(*row.gain))
+    means = {name: np.mean([row.found[name].rho for row in rows]) for name in rows[0].found}
+    for name, mean in means.items():
+        print(f"mean of {len(rows)}: {name:22} {mean:5.2f}")
+    gains = [row.gain for row in rows]
+    up, down = (sum(bool(one) for one in kind) for kind in zip(
+        *((low > 0, high < 0) for _, low, high in gains), strict=True
+    ))  # fmt: skip
+    print(
+        f"through the component alone {np.mean([one[0] for one in gains]):+.2f}: better beyond its "
+        f"interval in {up} of {len(rows)} cases, worse in {down}"
+    )
+    return 0 if means["component, all"] >= LEAST and abs(means["random"]) <= MOST else 1
+
+
+def measured(seed: int, n: int, out: Path) -> list[Row]:
+    """One run: three scores of two heads, foretold and measured."""
+    run = trained(seed, out)
+    first = run.recipe.steps - LAST
+    documents = np.unique(
+        np.concatenate([run.documents_read(step) for step in range(first, run.recipe.steps)])
+    )
+    subsets = lds.draw(documents, n=n, share=SHARE, seed=seed)
+    asked = of_components(run)
+    actual = lds.retrained(
+        run,
+        subsets,
+        [question for _, question in asked],
+        first=first,
+        out=out / f"retrained-{seed}",
+        progress=lambda what, done, total: print(f"\r{what} {done} of {total}", end="", flush=True),
+    )
+    print(f"\nseed {seed}: {len(documents)} documents read in the last {LAST} steps")
+    copying = questions.of_behaviour(behaviours.load("induction", run))
+    names = sorted({head for head, _ in asked})
+    through: dict[str | None, comparing.Collected] = {
+        head: comparing.collect(run, documents, within=head and (head,), how=HOW)
+        for head in (None, *names)
+    }
+    drawn = np.random.default_rng(seed).normal(size=len(documents))
+    found = []
+    for (head, question), answers in zip(asked, actual, strict=True):
+        both = [(head, question), (None, question), (head, copying), (None, copying)]
+        pairs = zip(METHODS, both, strict=True)
+        scores = {name: through[where].products(what).mean(axis=1) for name, (where, what) in pairs}
+        scores |= {"length": run.store.lengths[documents] + 1.0, "random": drawn}
+        whole = {
+            name: lds.spread(documents, one, run.store.n_documents) for name, one in scores.items()
+        }
+        by_method = {name: lds.score(one, subsets, answers) for name, one in whole.items()}
+        ours, theirs = (lds.predicted_change(whole[name], subsets) for name in METHODS[:2])
+        found.append(Row(seed, question.name, by_method, gained(ours, theirs, answers)))
+    return found
+
+
+def trained(seed: int, out: Path) -> runs.Run:
+    """A run of a content seed, opened when it is there."""
+    path = out / f"run-{seed}"
+    store = out / f"data-{seed}"
+    if (path / "manifest.json").is_file():
+        return loop.resume(path, store=store)
+    built = token_store.build(corpora.open("planted", seed=seed), out=store)
+    one_thread = Numerics("cpu", "fp32", 1)
+    return loop.run(RECIPE, built, out=path, numerics=one_thread, init_seed=seed)
+
+
+def of_components(run: runs.Run) -> list[tuple[str, questions.Question]]:
+    """Heads and the questions about them."""
+    model = run.load()
+    other = detecting.repeated_tokens(run, seed=1)
+    copies, score = detecting.best(detecting.induction_heads(model, other))
+    looks_back, before = detecting.best(detecting.previous_token_heads(model, other))
+    print(f"{copies}: prefix matching {score:.2f}; {looks_back}: token before {before:.2f}")
+    copying = behaviours.load("induction", run)
+    return [
+        (copies, component_questions.prefix_matching(run, copies)),
+        (looks_back, component_questions.previous_token(run, looks_back)),
+        (copies, component_questions.direct_effect(model, copying, copies)),
+    ]
+
+
+def gained(ours: np.ndarray, theirs: np.ndarray, actual: np.ndarray) -> tuple[float, float, float]:
+    """Difference of two correlations with the same answers, 95 % over subsets (bootstrap)."""
+    from scipy.stats import spearmanr
+
+    def gap(rows: np.ndarray) -> float:
+        return spearmanr(ours[rows], actual[rows])[0] - spearmanr(theirs[rows], actual[rows])[0]
+
+    every = np.arange(len(actual))
+    drawn = np.random.default_rng(0).integers(len(every), size=(DRAWS, len(every)))
+    low, high = np.percentile([gap(rows) for rows in drawn], [2.5, 97.5])
+    return float(gap(every)), float(low), float(high)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
