@@ -12,6 +12,7 @@ its parent by a moment cannot write into the files of the next.
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +80,17 @@ def sort(task: Task) -> None:
     """
     shard, folder = task.shard, Path(task.folder)
     tokens = np.memmap(task.tokens, task.dtype, "r").view(np.ndarray)[shard.start : shard.stop]
-    suffixes = sorting.build(tokens, sorter=task.sorter, libsais=task.libsais, threads=task.threads)
+    buckets = sorting.buckets(tokens, task.vocab_size)
+    suffixes = sorting.build(
+        tokens,
+        sorter=task.sorter,
+        libsais=task.libsais,
+        threads=task.threads,
+        counts=np.diff(buckets),
+    )
     arrays = {
         SUFFIXES: suffixes.astype("<u4", copy=False),
-        BUCKETS: sorting.buckets(tokens, task.vocab_size).astype("<i8", copy=False),
+        BUCKETS: buckets.astype("<i8", copy=False),
         KEYS: key_tables.build(tokens, suffixes).astype("<u8", copy=False),
     }
     with durable.disk_guard(folder / (shard.name + SUFFIXES)):
@@ -146,15 +154,16 @@ def _about(task: Task) -> dict[str, object]:
 
 
 def _write(path: Path, array: np.ndarray) -> dict[str, object]:
-    """Write an array whole or not at all; its bytes and their sha256."""
+    """Write an array whole or not at all, and hash it meanwhile; its bytes and their sha256."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest = hashlib.sha256()
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file, ThreadPoolExecutor(1) as beside:
             for start in range(0, len(array), PIECE):
-                piece = array[start : start + PIECE].tobytes()
-                digest.update(piece)
+                piece = array[start : start + PIECE].data
+                hashed = beside.submit(digest.update, piece)
                 file.write(piece)
+                hashed.result()
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -53,6 +53,7 @@ def build(
     sorter: str | None = None,
     libsais: str | Path | None = None,
     threads: int = 1,
+    counts: Int64[np.ndarray, " id"] | None = None,
 ) -> UInt32[np.ndarray, " token"]:
     """Positions of `tokens` in the order of the suffixes that start there.
 
@@ -63,6 +64,7 @@ def build(
         libsais: Path of a shared library with `libsais16`, for the sorter of that name.
         threads: Of `pydivsufsort`. More than one start OpenMP in this process, and what is forked
             off it later hangs when it sorts, too.
+        counts: How often each id occurs, when that is known already.
 
     Raises:
         SorterError: There is no such sorter here, or it cannot take so many tokens.
@@ -75,7 +77,7 @@ def build(
         )
     if name == "libsais":
         return sais(tokens, str(libsais))
-    return divsufsort(tokens, threads) if name == "pydivsufsort" else doubling(tokens)
+    return divsufsort(tokens, threads, counts) if name == "pydivsufsort" else doubling(tokens)
 
 
 def backend(sorter: str | None = None, libsais: str | Path | None = None) -> str:
@@ -117,15 +119,19 @@ def economical(sorter: str, itemsize: int = 2) -> int:
 
 
 def divsufsort(
-    tokens: UInt[np.ndarray, " token"], threads: int = 1
+    tokens: UInt[np.ndarray, " token"],
+    threads: int = 1,
+    counts: Int64[np.ndarray, " id"] | None = None,
 ) -> UInt32[np.ndarray, " token"]:
-    """Sort with libdivsufsort."""
+    """Sort with libdivsufsort; `counts` as in `build`."""
     from pydivsufsort import divsufsort as sort
     from threadpoolctl import threadpool_limits
 
     if len(tokens) == 0:
         return np.empty(0, np.uint32)
-    codes, width = byte_codes.encoded(*_counted(tokens))
+    if counts is None:
+        tokens, counts = _counted(tokens)
+    codes, width = byte_codes.encoded(tokens, counts)
     with threadpool_limits(limits=threads, user_api="openmp"):
         suffixes = np.asarray(sort(codes))
     return _token_starts(suffixes, width)
