@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
     "corpus_build", "forgetting", "gradients", "index_growth", "localised", "order_lookups",
-    "patching", "patching_memory", "planted_acceptance", "removal", "startup", "token_index",
-    "watching",
+    "patching", "patching_memory", "planted_acceptance", "removal", "replay_attribution",
+    "startup", "token_index", "watching",
 )  # fmt: skip
 UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
 
@@ -261,6 +261,24 @@ def test_gradients_that_foretell_nothing_or_chance_that_does_fail(
         for question, gain in (("a", (-0.1, -0.2, 0.1)), ("b", (0.1, 0.05, 0.2)))
     ]
     assert localised.report(rows) == code
+
+
+@pytest.mark.parametrize(
+    ("lds", "changes", "code"),
+    [
+        (0.96, {}, 0),
+        (0.94, {}, 1),
+        (np.nan, {}, 1),
+        (0.96, {"cost": 5.1}, 1),
+        (0.96, {"more": 5.1}, 0),
+        (0.96, {"memory": 3.1}, 1),
+        (0.96, {"growth": 1.3}, 1),
+    ],
+)
+def test_influence_that_foretells_little_or_takes_much_fails(script, lds, changes, code):
+    replay = script("replay_attribution")
+    needs = {"cost": 4.2, "more": 2.5, "memory": 2.5, "growth": 1.0} | changes
+    assert replay.reported([[lds, lds]] * 3, replay.Needs(**needs)) == code
 
 
 def test_every_script_is_known_here():
