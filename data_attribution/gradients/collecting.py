@@ -121,8 +121,9 @@ def of_documents(
     done = 0
     with _taping(model, tape):
         for rows, tokens, targets in _batches(store, documents, model.cfg.n_ctx, batch_tokens):
-            tape.start(tokens.to(model.device))
-            logits = model(tape.tokens)
+            tokens = tokens.to(model.device)
+            tape.start(tokens)
+            logits = model(tokens)
             loss = losses.summed(logits, targets.to(model.device), log_odds)
             values.index_add_(0, torch.from_numpy(rows), tape.features(loss).cpu())
             done += len(np.unique(rows))
@@ -176,8 +177,7 @@ def _tape(
 
 @contextmanager
 def _taping(model: GPT, tape: Tape) -> Iterator[None]:
-    hooks = model.hooks(tape.hooks())
-    with frozen(model), torch.enable_grad(), fast_fp32(model.device), hooks:
+    with frozen(model), torch.enable_grad(), fast_fp32(model.device), tape.laid(model):
         yield
 
 
