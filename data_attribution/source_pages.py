@@ -151,7 +151,7 @@ def _span(number: int, one: Traced) -> str:
     return (
         f'<div class="card lexical" id="span-{number}"><b>“{escape(span.text.strip())}”</b>'
         f"<p class=small>{span.stop - span.start} tokens, {-span.log_probability:.1f} nats; "
-        f"{span.count:,} times in the corpus{held}; read {one.readings:,.1f} times {curve}</p>"
+        f"{span.count:,} times in the corpus{held}; read {_count(one.readings)} times {curve}</p>"
         f"{documents}</div>"
     )
 
@@ -174,9 +174,9 @@ def _documents(sources: Sources, run: Trained) -> Iterable[str]:
         return
     shown = sources.items[:CARDS]
     yield drawing.points(
-        [Point(f"{k}. {one.span.strip() or one.id}", one.score, one.low, one.high)
+        [Point(f"{k}. {one.text}", one.score, one.low, one.high)
          for k, one in enumerate(shown[:20], start=1)],
-        across=f"score, {sources.method}",
+        across=f"score, {sources.method}; 95 % over prompts where there is a line",
     )  # fmt: skip
     together = exposures.of_documents(run, [one for item in shown for one in item.group])
     yield _exposure(together)
@@ -201,8 +201,8 @@ def _exposure(found: Exposure) -> str:
     )
     return figure + (
         f"<p class=limit>{len(found.positions)} documents, copies among them, "
-        f"{found.readings:,.1f} readings before checkpoint {found.before}. Computed from the order "
-        "of training, which is known.</p>"
+        f"{_count(found.readings)} readings before checkpoint {found.before}. Computed from the "
+        "order of training, which is known.</p>"
     )
 
 
@@ -217,7 +217,7 @@ def _card(rank: int, one: Source, run: Trained) -> str:
         f"<div class=text>{passage}</div>"
         f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>), "
         f"{escape(printing.steps_line(one.steps))}{_copies(one)}</p>"
-        f"<p class=small>{exposure.readings:,.1f} readings in all {curve}</p>"
+        f"<p class=small>{_count(exposure.readings)} readings in all {curve}</p>"
         f"{_effect(one.effect)}{_evidence(one)}</div>"
     )
 
@@ -311,6 +311,11 @@ def _scored(value: float, low: float | None, high: float | None, *, sign: bool =
     form = "+.3g" if sign else ".3g"
     bounds = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
     return f"{value:{form}}{bounds}"
+
+
+def _count(readings: float) -> str:
+    """Whole where it is whole: windows may cut a stretch."""
+    return f"{readings:,.1f}".removesuffix(".0")
 
 
 def _some(documents: Sequence[int], n: int = 8) -> str:

@@ -35,8 +35,8 @@ def replayed(run: Reader, position: int, length: int, before: int) -> dict[int, 
     return found
 
 
-def ordered(store: TokenStore, kind: str, seed: int) -> Reader:
-    context, batch, n_steps = 5, 3, 40
+def ordered(store: TokenStore, kind: str, seed: int, context: int = 5) -> Reader:
+    batch, n_steps = 3, 40
     if kind == "function":
         order = DataOrder(seed, (store.train_tokens - 1) // context, context, batch)
     else:
@@ -69,9 +69,11 @@ def test_every_reading_is_the_one_found_by_replaying_the_order(store, kind, seed
 
 
 @pytest.mark.parametrize("kind", ["function", "recorded"])
-def test_the_steps_are_those_that_the_order_answers_with(store, kind):
-    run = ordered(store, kind, 5)
-    whole = exposures.of_documents(run, np.arange(20))
+@pytest.mark.parametrize("context", [5, 7, 8, 11])
+def test_the_steps_are_those_that_the_order_answers_with(store, kind, context):
+    """The last document ends in what no window reaches, for some of these lengths."""
+    run = ordered(store, kind, 5, context)
+    whole = exposures.of_documents(run, np.flatnonzero(store.starts < store.train_tokens))
     for stretch in range(len(whole.positions)):
         start = int(whole.positions[stretch])
         steps = run.order.steps_reading(start, start + int(whole.lengths[stretch]), 40)
@@ -98,6 +100,9 @@ def test_a_stretch_is_read_once_an_epoch_however_windows_cut_it(store):
 
 def test_the_curve_rises_from_nothing_to_all_and_says_what_was_read_before_a_step(store):
     run = ordered(store, "function", 0)
+    rare = exposures.of(run, "w0 w3")
+    assert rare.steps[0] > 0
+    assert rare.curve()[0].tolist() == sorted({0, 40, *(rare.steps + 1).tolist()})
     found = exposures.of(run, "w3")
     steps, readings = found.curve()
     assert (steps[0], readings[0]) == (0, 0)
