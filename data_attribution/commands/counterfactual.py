@@ -29,6 +29,10 @@ def counterfactual_command(
         list[str] | None,
         typer.Option(help="Another BEHAVIOUR, that should stay; may be repeated."),
     ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(help="A head, L1H0: its direct effect on BEHAVIOUR too; may be repeated."),
+    ] = None,
     seeds: Annotated[
         int, typer.Option(min=0, help="Random controls; 0: none; one prompt's interval needs 2.")
     ] = 1,
@@ -45,7 +49,7 @@ def counterfactual_command(
     out: Out = None,
 ) -> None:
     """Train RUN again without documents, and without as many matched random ones."""
-    from data_attribution import counterfactuals
+    from data_attribution import component_questions, counterfactuals
     from data_attribution.sources import Sources
     from interp import behaviours
     from train import progress, runs
@@ -57,11 +61,13 @@ def counterfactual_command(
         behaviours.load(name, opened, n_prompts=prompts, seed=seed)
         for name in (behaviour, *(unrelated or ()))
     )
+    model = opened.load()
+    heads = [component_questions.direct_effect(model, asked, one) for one in component or ()]
     with progress.bar("retraining") as advance:
         found = counterfactuals.without(
             opened,
             removed,
-            asked,
+            [asked, *heads],
             together=together,
             unrelated=others,
             avoid=sources.documents if sources else (),

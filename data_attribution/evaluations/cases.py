@@ -52,16 +52,18 @@ class Case:
         return questions.of_behaviour(self.behaviour)
 
 
-def planted(run: Run, *, n: int = 30, least: int = 1, seed: int = 0) -> tuple[Case, ...]:
+def planted(
+    run: Run, *, n: int = 30, least: int = 1, most: int | None = None, seed: int = 0
+) -> tuple[Case, ...]:
     """At most `n` facts of each kind, by seed; fewer where there are no more.
 
     Args:
-        least: Fewest documents that state a fact.
+        least: Fewest documents that state a fact; `most`: the most.
 
     Raises:
         EvidenceError: The run has no truth table, or no such facts.
     """
-    chosen = [one for kind in KINDS for one in _dealt(run, kind, least, seed)[:n]]
+    chosen = [one for kind in KINDS for one in _dealt(run, kind, least, most, seed)[:n]]
     if not chosen:
         raise EvidenceError(
             f"no fact of {run.path} is stated {least} times or more and has distractors; "
@@ -93,13 +95,13 @@ def others(run: Run, cases: tuple[Case, ...], *, least: int = 16, n: int = 9) ->
     return tuple(_case(run, fact) for fact in _in_turn(by_relation)[:n])
 
 
-def _dealt(run: Run, kind: str, least: int, seed: int) -> list[dict[str, Any]]:
+def _dealt(run: Run, kind: str, least: int, most: int | None, seed: int) -> list[dict[str, Any]]:
     """The facts of a kind, one of each number of exposures in turn."""
     paraphrase, draw = kind == "paraphrase", np.random.default_rng(seed)
     levels: dict[int, list[dict[str, Any]]] = {}
     for fact in _truth(run)["facts"]:
         right = fact["distractors"] and fact["paraphrase_only"] == paraphrase
-        if right and fact["exposures"] >= max(least, 1):
+        if right and max(least, 1) <= fact["exposures"] <= (most or fact["exposures"]):
             levels.setdefault(fact["exposures"], []).append(fact)
     shuffled = (
         [levels[one][i] for i in draw.permutation(len(levels[one]))] for one in sorted(levels)
