@@ -118,7 +118,8 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code == 130:
-            typer.echo("interrupted; train goes on with --resume, demo and index by themselves", err=True)
+            say = "interrupted; train goes on with --resume, demo and index by themselves"
+            typer.echo(say, err=True)
         raise
     except (TrainError, InterpError, AttributionError) as error:
         _refuse(error, error.exit_code)
