@@ -4,12 +4,14 @@
 
 All facts of the planted run that are stated 16 times and have distractors are traced by the fused
 method. Then the run is trained again without the first 16 documents of every fact and their copies,
-all facts at once, and again without as many random documents, matched one by one, by three seeds. Asked are
-the facts themselves (logit difference), and behaviours that have nothing to do with them. Exits
-with 1 when the facts lose less than 5 times what random documents move them by, when the interval
-of that ratio holds 1, or when an unrelated behaviour moves more than its noise. No choice
-was made on these facts. Four trainings, five minutes on two
-quiet cores; with --weights, what was trained before is found again.
+all facts at once, and again without as many random documents, matched one by one, by three seeds.
+Asked are the facts themselves (logit difference), and behaviours that have nothing to do with them.
+Exits with 1 when the facts lose less than 5 times what random documents move them by, when the
+interval of that ratio holds 1, or when an unrelated behaviour moves more than its noise.
+
+As many documents are taken as state a fact: ten of facts stated up to 128 times were tried first,
+and left most of what teaches the often stated ones. Four trainings, five minutes on two quiet
+cores; with --weights, what was trained before is found again.
 """
 
 import argparse
