@@ -13,6 +13,10 @@ Cost: runs of PLANTED's shape over random words. CPU time of `influence` of all 
 time of training them (`loop.replay`), in turns, fewest of the rounds; asked: at most 5. Memory:
 what resident memory grows by at its highest, each in a process of its own; asked: at most 3 times
 training's, and no growth from 12 to 48 steps (at most 1.1 times).
+
+`--run RUN` asks instead a run's own behaviours over its last `--window` steps: LDS over subsets of
+what was read there, and what one step back costs. Nothing is bounded there. On the planted run and
+two threads of a quiet machine it takes about three minutes.
 """
 
 import argparse
@@ -67,12 +71,19 @@ def main() -> int:
     parser.add_argument("--subsets", type=int, default=40)
     parser.add_argument("--eps", type=float, default=SMALL.eps)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--run", type=Path, help="a run, for the window of its last steps")
+    parser.add_argument("--window", type=int, default=20)
+    parser.add_argument("--behaviours", nargs="+", default=["ioi", "capital"])
+    parser.add_argument("--threads", type=int, help="other than the run was trained with")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(peak(given.one[0], int(given.one[1]))))
         return 0
     print(machine.described("torch"), flush=True)
+    if given.run:
+        over_window(opened(given.run, given.threads), given.behaviours, given.window, given.subsets)
+        return 0
     found = [foretold(seed, given.subsets, eps=given.eps) for seed in given.seeds]
     for seed, scores in zip(given.seeds, found, strict=True):
         print(
@@ -109,6 +120,52 @@ def foretold(seed: int, n_subsets: int, *, eps: float = SMALL.eps) -> list[float
         by_index = [lds.spread(found.documents, one, len(run.store.starts)) for one in found.scores]
         pairs = zip(by_index, actual, strict=True)
         return [lds.score(said, subsets, was).rho for said, was in pairs]
+
+
+def over_window(run, names: list[str], n_steps: int, n_subsets: int) -> None:
+    """Print LDS and cost of a window of last steps."""
+    from data_attribution import metagradients, questions
+    from data_attribution.evaluations import lds
+    from interp import behaviours
+    from train import loop
+
+    asked = [questions.of_behaviour(behaviours.load(name, run)) for name in names]
+    first = run.steps_done - n_steps
+    start = max(one.step for one in run.saved if one.resumable and one.step <= first)
+    begin = time.process_time()
+    loop.replay(run, first, run.steps_done - 1)
+    a_step = (time.process_time() - begin) / (run.steps_done - start)
+    begin = time.process_time()
+    found = metagradients.influence(run, asked, first=first)
+    spent = time.process_time() - begin
+    print(
+        f"steps {first} to {found.last} of {run.path}: {len(found.documents)} documents, "
+        f"{len(found.differing)} steps not bit-exact\n"
+        f"{spent / a_step:.0f} training steps of CPU time for {len(asked)} questions, "
+        f"{found.replayed} of them replayed: {(spent / a_step - found.replayed) / n_steps:.2f} a "
+        f"step back; {found.seconds:.0f} s",
+        flush=True,
+    )
+    subsets = lds.draw(found.documents, n=n_subsets, seed=0)
+    actual = lds.retrained(run, subsets, asked, first=first)
+    for name, scores, was, answer in zip(names, found.scores, actual, found.answers, strict=True):
+        one = lds.score(lds.spread(found.documents, scores, len(run.store.starts)), subsets, was)
+        print(
+            f"{name}: LDS {one.rho:.3f} [{one.low:.3f}, {one.high:.3f}], n {one.n}; answer "
+            f"{answer:.4f}, without a subset {was.min():.4f} to {was.max():.4f}",
+            flush=True,
+        )
+
+
+def opened(path: Path, threads: int | None):
+    """The run, as if it had been trained with other threads: then its bits are others."""
+    from train import runs
+
+    run = runs.open(path)
+    if threads is None:
+        return run
+    predicate = run.predicate | {"numerics": run.predicate["numerics"] | {"threads": threads}}
+    return replace(run, manifest=run.manifest | {"predicate": predicate})
 
 
 def small_run(folder: Path, seed: int, *, eps: float = SMALL.eps):

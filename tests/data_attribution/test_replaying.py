@@ -1,16 +1,17 @@
 """Walking back through a run: its own states, bounded in number, and what hangs on them."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from data_attribution import metagradients, questions
+from data_attribution import attributing, indexing, metagradients, questions
 from data_attribution.errors import EvidenceError
 from data_attribution.replaying import activations, tallies, trails, vectors
 from data_attribution.replaying.trails import Trail
-from train import loop, states
+from train import loop, runs, states
 from train.batches import Removal
 from train.model import GPTConfig, init
 
@@ -195,3 +196,20 @@ def test_the_quick_gelu_is_torchs_with_its_second_derivative():
     tokens = torch.tensor([[1, 2, 3]])
     before = model(tokens)
     assert torch.equal(activations.quicken(model)(tokens), before)
+
+
+def test_what_states_a_pair_speaks_most_for_it(lookup_run, tmp_path):
+    """Twenty of 240 documents say "k3 is v3"; the question is how probable that text is."""
+    shutil.copytree(lookup_run.store.path, tmp_path / "store")
+    run = runs.open(lookup_run.path, store=tmp_path / "store")
+    indexing.build(run.store)
+    request = attributing.ask(run, "k3 is v3")
+    ranking = metagradients.rank(request, steps=24)
+    says = [run.store.text(int(one)) == "k3 is v3" for one in ranking.documents]
+    assert sum(says[:10]) >= 8
+    assert ranking.details["steps"] == [136, 159]
+    default = metagradients.rank(request)
+    epoch = -(-run.store.train_tokens // run.recipe.tokens_per_step)
+    assert default.details["steps"] == [160 - epoch, 159]
+    sources = attributing.documents(run, "k3 is v3", method="replay", limit=3, fold=False)
+    assert {one.grade for one in sources.items} == {"replay"}
