@@ -144,7 +144,13 @@ def test_what_texts_and_names_hold_is_text_and_never_markup(run):
     assert "script" not in found.tags
     assert found.text.count(hostile) >= 6
     assert found.marked == [hostile]
-    made = replace(generation(run), text="<b> <b> the <b>")
+    made = generation(run)
+    holder = replace(made.spans[0].documents[0], id=hostile, text=hostile)
+    spans = (replace(made.spans[0], documents=(holder,)), *made.spans[1:])
+    shown = Page(source_pages.html(replace(made, spans=spans), run=run))
+    assert "script" not in shown.tags
+    assert shown.text.count(hostile) == 2
+    made = replace(made, text="<b> <b> the <b>")
     assert "<b> <b> the <b>" in Page(source_pages.html(made, run=run)).text
 
 
