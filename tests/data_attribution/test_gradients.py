@@ -1,5 +1,6 @@
 """Projected gradients are what autograd would have formed, whatever they are batched with."""
 
+import hashlib
 
 import numpy as np
 import pytest
@@ -7,10 +8,13 @@ import torch
 from torch import Tensor
 
 from data_attribution import questions
-from data_attribution.gradients import collecting, projecting, selecting
+from data_attribution.errors import EvidenceError
+from data_attribution.gradients import collecting, losses, projecting, selecting
 from data_attribution.gradients.selecting import Site
 from interp.behaviours import Behaviour
+from train.batches import Removal
 from train.model import GPT, GPTConfig, init
+from train.objectives import IGNORED
 from train.token_store import TokenStore
 
 
@@ -114,3 +118,224 @@ def asked(store: TokenStore) -> questions.Question:
     answers = torch.arange(6) + 1
     behaviour = Behaviour("made", prompts, prompts.flip(0), answers, answers + 7)
     return questions.of_behaviour(behaviour)
+
+
+def test_what_shares_a_batch_changes_nothing(store):
+    model, documents = made(store), np.arange(25)
+    selection = selecting.select(model.cfg)
+    alone = [
+        collecting.of_documents(model, store, [int(document)], selection, rank=4).values
+        for document in documents
+    ]
+    wanted = torch.from_numpy(np.concatenate(alone))
+    order = np.random.default_rng(0).permutation(documents)
+    for batch_tokens in (50, 10_000):
+        found = collecting.of_documents(
+            model, store, order, selection, rank=4, batch_tokens=batch_tokens
+        )
+        assert difference(found.values, wanted[order]) < 1e-5
+
+
+def test_what_is_removed_is_what_has_a_gradient(store):
+    """The loss whose gradient is taken is the loss that `Removal` takes away."""
+    document = 11
+    start, length = int(store.starts[document]), int(store.lengths[document])
+    (batch,) = collecting._batches(store, np.array([document]), 64, 1000)
+    removed = Removal((document,), "loss").covers(store, np.arange(store.n_tokens)[None])[0]
+    assert batch[2].tolist() == [store.tokens[removed].tolist()]
+    assert np.flatnonzero(removed).tolist() == list(range(start, start + length + 1))
+
+
+def test_padding_carries_no_loss(store, monkeypatch):
+    """End-of-text behind end-of-text, as in a packed row, teaches nothing."""
+    inputs, targets = collecting._read(store, np.array([0]), np.array([3]))
+    assert inputs[0, 0] == store.eot
+    assert (targets != IGNORED).all()
+    behind = int(store.starts[5]) - 1  # an end-of-text; two of them stand where a row is filled up
+    tokens = np.array(store.tokens)
+    tokens[behind + 1] = store.eot
+    with monkeypatch.context() as patch:
+        patch.setitem(store.__dict__, "tokens", tokens)
+        _, targets = collecting._read(store, np.array([behind]), np.array([2]))
+    assert targets.tolist() == [[IGNORED, int(tokens[behind + 2])]]
+
+
+def test_the_loss_and_its_log_odds_follow_their_formulas():
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)) * 4
+    targets = torch.tensor([[1, 2, IGNORED], [0, 6, 3]])
+    for log_odds in (None, 1e-9, 0.2):
+        ours, theirs = (logits.double().requires_grad_() for _ in range(2))
+        (slope,) = torch.autograd.grad(losses.summed(ours, targets, log_odds), ours)
+        log_p = theirs.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        missing = (1 - log_p.exp()).detach().clamp(min=log_odds or 0)
+        weighted = -log_p if log_odds is None else -log_p / missing
+        total = weighted[targets != IGNORED].sum()
+        torch.testing.assert_close(slope, torch.autograd.grad(total, theirs)[0])
+    p = log_p.detach().exp()
+    odds = (p / (1 - p)).log()
+    assert odds.shape == targets.shape  # minus their gradient is that of log_odds -> 0
+
+
+def test_sides_multiply_both_factors_before_the_projection(store, explicit_gradients):
+    model, documents = made(store), np.array([3, 50])
+    expected = explicit_gradients.of_documents(model, texts(store, documents), store.eot)
+    selection = selecting.select(model.cfg, ("L1.mlp.up", "embed"))
+    draw = torch.Generator().manual_seed(0)
+    for site in selection.sites:
+        out = torch.rand(site.height, generator=draw)
+        inside = torch.randn(site.width, site.width, generator=draw)
+        found = collecting.of_documents(
+            model, store, documents, selection, rank=5, sides={site.name: (out, inside)}
+        )
+        whole = expected["blocks.1.mlp.up"] if site.matrix == "up" else expected["embed"]
+        whole = whole.transpose(1, 2) if site.matrix == "embed" else whole
+        p, q = (
+            projecting.signs(0, site.name, side, 5, width)
+            for side, width in (("out", site.height), ("in", site.width))
+        )
+        wanted = torch.einsum("po,coi,qi->cpq", p * out, whole, q @ inside).flatten(1)
+        assert difference(found.of(site.name), wanted) < 1e-4
+    with pytest.raises(EvidenceError, match="must be"):
+        collecting.of_documents(
+            model, store, documents, selection, sides={"embed": (torch.ones(3), torch.ones(3))}
+        )
+
+
+def test_the_pass_back_stops_at_the_lowest_site_and_forms_no_weight_gradient(store):
+    model = made(store)
+    seen = []
+    with model.hooks(bwd_hooks=[("blocks.1.hook_resid_mid", lambda *_: seen.append("above"))]):
+        selection = selecting.select(model.cfg, ("L1H0.o",))
+        collecting.of_documents(model, store, [3], selection, rank=2)
+    below = ("blocks.1.attn.hook_z", "hook_embed")
+    for name in below:
+        found = []
+        model.add_hook(name, lambda value, _, found=found: found.append(value.requires_grad))
+        collecting.of_documents(model, store, [3], selection, rank=2)
+        assert found == [False], name
+        model.reset_hooks()
+    assert seen
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_is_left_as_it_was_found(store):
+    model = made(store)
+    model.embed.weight.requires_grad_(False)
+    before = [one.requires_grad for one in model.parameters()]
+
+    def interrupted(what: str, done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    selection = selecting.select(model.cfg)
+    with pytest.raises(KeyboardInterrupt):
+        collecting.of_documents(model, store, [3], selection, progress=interrupted)
+    assert [one.requires_grad for one in model.parameters()] == before
+    assert not any(point.hooked for point in model.hook_dict.values())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_question_read_below_what_was_named_is_refused(store):
+    model = made(store)
+    pattern = "blocks.0.attn.hook_pattern"
+    question = questions.Question(
+        "looks at the first",
+        "share",
+        asked(store).tokens,
+        lambda logits, values, prompt: values[pattern][:, 0, -1, 0],
+        (pattern,),
+    )
+    found = collecting.of_question(model, question, selecting.select(model.cfg, ("L0H0", "L1H1")))
+    assert found.of("L0H0.q").any()
+    assert not found.of("L1H1.q").any()
+    with pytest.raises(EvidenceError, match=r"depends on none of L1H1\.q"):
+        collecting.of_question(model, question, selecting.select(model.cfg, ("L1H1",)))
+
+
+@pytest.mark.parametrize("row", range(3))
+def test_a_step_on_a_document_changes_the_question_by_minus_the_product(store, row):
+    """First order: theta - lr dL raises the score by -lr <question, document>."""
+    model, question, documents = made(store), asked(store), np.array([3, 50, 7])
+    selection = selecting.select(model.cfg, ("L1.mlp.down",))
+    given = collecting.of_documents(model, store, documents, selection, rank=10**6).values[row]
+    sought = collecting.of_question(model, question, selection, rank=10**6).values.mean(axis=0)
+    before, lr = questions.measure(model, question).mean(), 1e-3 / np.linalg.norm(given)
+    slope, down = torch.from_numpy(given).view(SIZES["d_model"], -1), model.blocks[1].mlp.down
+    with torch.no_grad():
+        down.weight -= lr * slope[:, :-1]
+        down.bias -= lr * slope[:, -1]
+    moved = (questions.measure(model, question).mean() - before) / lr
+    assert moved == pytest.approx(-given @ sought, rel=0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("within", "says"),
+    [
+        ((), "no component was named"),
+        (("L2H0",), "it has 2 layers"),
+        (("L0H4",), "it has 4 heads"),
+        (("L0H4.o",), "it has 4 heads"),
+        (("L0N40",), "it has 40 neurons"),
+        (("L0.resid_pre",), "has no weights"),
+        (("L0.mlp.gate",), "no matrix"),
+        (("head three",), "names no place"),
+    ],
+)
+def test_a_component_that_is_not_there_is_refused(within, says):
+    cfg = GPTConfig(**SIZES, d_vocab=9)
+    with pytest.raises(EvidenceError, match=says):
+        selecting.select(cfg, within)
+
+
+def test_a_model_without_learned_positions_has_no_table_of_them():
+    cfg = GPTConfig(**{**SIZES, **ARCHITECTURES["llama"]}, d_vocab=9)
+    assert "pos_embed" not in [site.name for site in selecting.select(cfg).sites]
+    with pytest.raises(EvidenceError, match="'rope'"):
+        selecting.select(cfg, ("pos_embed",))
+
+
+def test_names_stand_for_sites():
+    cfg = GPTConfig(**{**SIZES, **ARCHITECTURES["llama"]}, d_vocab=9)
+
+    def names(*within: str) -> list[str]:
+        return [site.name for site in selecting.select(cfg, within).sites]
+
+    assert names("L1H3") == ["L1H3.q", "L1H1.k", "L1H1.v", "L1H3.o"]  # two queries to a key
+    assert names("L1H1.k", "L1H3@4") == names("L1H3")
+    assert names("L0H2.pattern") == ["L0H2.q", "L0H1.k"]
+    assert names("unembed", "L1.mlp", "embed") == [
+        "embed", "L1.mlp.gate", "L1.mlp.up", "L1.mlp.down", "unembed"
+    ]  # fmt: skip
+    assert names("L0.attn", "L0H2", "L1N3") == [
+        "L0.attn.qkv", "L0.attn.o", "L1N3.gate", "L1N3.up", "L1N3.down"
+    ]  # fmt: skip
+    again = selecting.select(cfg)
+    assert selecting.select(cfg, [site.name for site in again.sites]).sites == again.sites
+
+
+def test_a_projection_keeps_products_on_average_and_depends_on_nothing_but_its_key():
+    drawn = projecting.signs(3, "L0H1.q", "in", 8, 40)
+    assert (
+        drawn[:, :5].mul(8**0.5).sign().tolist()
+        == projecting.signs(3, "L0H1.q", "in", 8, 5).mul(8**0.5).sign().tolist()
+    )
+    assert hashlib.sha256((drawn > 0).numpy().tobytes()).hexdigest()[:12] == "242629632df8"
+    others = [(4, "L0H1.q", "in"), (3, "L0H1.k", "in"), (3, "L0H1.q", "out")]
+    assert not any(torch.equal(drawn, projecting.signs(*key, 8, 40)) for key in others)
+    a, b = torch.randn(2, 200, generator=torch.Generator().manual_seed(0))
+    products = [
+        ((p := projecting.signs(seed, "x", "in", 16, 200)) @ a) @ (p @ b) for seed in range(300)
+    ]
+    spread = (a.norm() * b.norm() / 16**0.5) / 300**0.5
+    assert abs(torch.stack(products).mean() - a @ b) < 4 * spread
+
+
+def test_what_has_no_documents_or_no_causal_loss_is_refused(store):
+    model = made(store)
+    selection = selecting.select(model.cfg)
+    for documents, says in (([], "no document"), ([store.n_documents], "is not one of the")):
+        with pytest.raises(EvidenceError, match=says):
+            collecting.of_documents(model, store, documents, selection)
+    with pytest.raises(EvidenceError, match="rank 0"):
+        collecting.of_documents(model, store, [1], selection, rank=0)
+    with pytest.raises(EvidenceError, match="causal"):
+        collecting.of_documents(made(store, causal=False), store, [1], selection)
