@@ -78,11 +78,11 @@ def index_command(
     within: Annotated[
         list[str] | None, typer.Option(help="L1H0, L0.mlp, unembed ...; default: everything.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of the projections: its square a matrix.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, help="Of the projections: its square a matrix.")] = 32,
     metric: Annotated[str, typer.Option(help="adam: as the optimizer steps; plain.")] = "adam",
     log_odds: Annotated[
         float, typer.Option(min=0, help="Least 1 - p a target is divided by; 0: follow the loss.")
-    ] = 0.0,
+    ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Of the projections.")] = 0,
     step: Annotated[int | None, typer.Option(help="Checkpoint; default: the last.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Default: RUN/gradients.")] = None,
@@ -91,7 +91,10 @@ def index_command(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Collect the gradients of every document RUN could read; bytes and time are said first."""
+    """Collect the gradients of every document RUN could read; bytes and time are said first.
+
+    As they are by default, so `trace documents` compares them; others wait for `comparing.collect`.
+    """
     from dataclasses import asdict
 
     from data_attribution.gradients import planning, selecting, storing
