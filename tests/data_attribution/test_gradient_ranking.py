@@ -3,6 +3,7 @@
 The lookup run has learned twelve pairs; the documents that state a pair taught it.
 """
 
+import inspect
 import shutil
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import torch
 
 from data_attribution import component_questions, indexing, questions
 from data_attribution.attributing import Request
+from data_attribution.commands import attribution
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import (
     collecting,
@@ -141,6 +143,7 @@ def test_gradients_that_are_kept_are_compared_and_not_collected_again(
     monkeypatch.setattr(collecting, "of_documents", None)
     found = ranking.rank(Request(kept_run, index, pair, question))
     by_document = [np.argsort(one.documents) for one in (found, expected)]
+    assert (found.details["kept"], expected.details["kept"]) == (True, False)
     assert len(found.documents) == 240
     largest = np.abs(expected.scores).max()
     np.testing.assert_allclose(
@@ -159,6 +162,12 @@ def test_gradients_that_were_collected_otherwise_are_left_alone(kept_run, how):
     assert comparing.stored(kept_run, selection, How()) is not None
     assert comparing.stored(kept_run, selection, how, (how.steps or (None,))[0]) is None
     assert comparing.stored(kept_run, selecting.select(kept_run.config, ["L0.mlp"]), How()) is None
+
+
+def test_the_command_keeps_what_is_compared_by_default():
+    asked = inspect.signature(attribution.index_command).parameters
+    kept = {name: asked[name].default for name in ("metric", "rank", "log_odds", "seed")}
+    assert kept == {name: getattr(How(), name) for name in kept}
 
 
 def test_without_documents_and_without_kept_gradients_nothing_is_compared(lookup_run):
