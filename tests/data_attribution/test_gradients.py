@@ -339,3 +339,20 @@ def test_what_has_no_documents_or_no_causal_loss_is_refused(store):
         collecting.of_documents(model, store, [1], selection, rank=0)
     with pytest.raises(EvidenceError, match="causal"):
         collecting.of_documents(made(store, causal=False), store, [1], selection)
+
+
+def test_a_question_may_read_what_each_head_adds(store, explicit_gradients):
+    """Then the output projection runs by another route, head by head."""
+    model, result = made(store), "blocks.1.attn.hook_result"
+    question = questions.Question(
+        "first unit of head 2",
+        "units",
+        asked(store).tokens,
+        lambda logits, values, prompt: values[result][:, -1, 2, 0],
+        (result,),
+    )
+    selection = selecting.select(model.cfg, ("L1H2.v", "L0.attn", "embed"))
+    found = collecting.of_question(model, question, selection, rank=4)
+    expected = explicit_gradients.of_question(model, question)
+    for site in selection.sites:
+        assert difference(found.of(site.name), oracle(expected, site, 4)) < 1e-4, site
