@@ -55,6 +55,7 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--bergson", default=sys.executable, help="python of its environment")
     asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--documents", type=int, default=DOCUMENTS)
     asked.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     given = asked.parse_args()
     if given.worker:
@@ -62,7 +63,7 @@ def main() -> int:
         return 0
     print(machine.described("torch"), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        product = prepare(Path(folder))
+        product = prepare(Path(folder), given.documents)
         print(
             f"rank {RANK}, fp32 product {product!r}, one thread, least CPU time of {given.rounds}"
         )
@@ -72,7 +73,7 @@ def main() -> int:
         }
         try:
             off = apart(Path(folder), workers)
-            rates = in_turns(workers, given.rounds)
+            rates = in_turns(workers, given.rounds, given.documents)
         finally:
             for worker in workers.values():
                 worker.stop()
@@ -93,7 +94,9 @@ def report(rates: dict[tuple[str, str], float], off: float) -> int:
     return int(not held)
 
 
-def in_turns(workers: dict[str, "Worker"], rounds: int) -> dict[tuple[str, str], float]:
+def in_turns(
+    workers: dict[str, "Worker"], rounds: int, documents: int
+) -> dict[tuple[str, str], float]:
     """Documents a second of every library and selection, at its better batch size."""
     cases = [(who, what) for who, kinds in (("ours", OURS), ("bergson", THEIRS)) for what in kinds]
     least = dict.fromkeys(cases, float("inf"))
@@ -102,7 +105,7 @@ def in_turns(workers: dict[str, "Worker"], rounds: int) -> dict[tuple[str, str],
             for who, what in cases:
                 seconds = workers[who].ask({"what": what, "batch": batch})
                 least[who, what] = min(least[who, what], seconds)
-    return {case: DOCUMENTS / seconds for case, seconds in least.items()}
+    return {case: documents / seconds for case, seconds in least.items()}
 
 
 def apart(folder: Path, workers: dict[str, "Worker"]) -> float:
@@ -148,7 +151,7 @@ class Worker:
         self.process.wait()
 
 
-def prepare(folder: Path) -> str:
+def prepare(folder: Path, documents: int) -> str:
     """Weights for both libraries and documents; the fastest true fp32 product of this machine."""
     import torch
 
@@ -161,7 +164,7 @@ def prepare(folder: Path) -> str:
     )
     exchange.export_huggingface(init(cfg, 0), None, folder / "model")
     draw = np.random.default_rng(0)
-    np.save(folder / "tokens.npy", draw.integers(1, VOCABULARY, (DOCUMENTS, POSITIONS - 1)))
+    np.save(folder / "tokens.npy", draw.integers(1, VOCABULARY, (documents, POSITIONS - 1)))
     torch.set_num_threads(1)
     return fast_product()
 
@@ -207,7 +210,7 @@ def ours(folder: Path) -> Callable[..., None]:
             np.savez(folder / "ours.npz", **weights)
             return
         selection = selecting.select(model.cfg, names[what])
-        documents, store = np.arange(DOCUMENTS), stored(texts)
+        documents, store = np.arange(len(texts)), stored(texts)
         collecting.of_documents(model, store, documents, selection, rank=RANK, batch_tokens=batch)
 
     return collect
