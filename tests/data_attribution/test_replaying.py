@@ -1,7 +1,9 @@
 """Walking back through a run: its own states, bounded in number, and what hangs on them."""
 
+import errno
 import itertools
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from data_attribution.replaying import activations, tallies, trails, vectors
 from data_attribution.replaying.trails import Trail
 from train import loop, runs, states
 from train.batches import Removal
+from train.errors import DiskError
 from train.model import GPTConfig, init
 
 
@@ -185,6 +188,37 @@ def test_an_interrupt_leaves_nothing_on_disk(tiny_run, asked, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         metagradients.influence(tiny_run, asked, scratch=tmp_path, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_run, asked, tmp_path, monkeypatch):
+    def full(path, kept):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(vectors, "write", full)
+    with pytest.raises(DiskError, match="the disk is full"):
+        metagradients.influence(tiny_run, asked, scratch=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_read_twice_count_twice(tiny_store, tiny_recipe, one_thread_numerics, tmp_path):
+    """nanoGPT's sampler draws windows that overlap, and micro-batches change the sums alone."""
+    recipe = replace(tiny_recipe, sampler="nanogpt", micro_batch_size=3)
+    run = loop.run(
+        recipe, tiny_store, out=tmp_path / "run", numerics=one_thread_numerics, steps=4,
+        checkpoint_every=4,
+    )  # fmt: skip
+    asked = questions.of_text(run.store.text(3), run.store.tokenizer, n_ctx=16)
+    found = metagradients.influence(run, asked, first=3)
+    other = metagradients.influence(run, asked, first=3, windows=4)
+    np.testing.assert_allclose(found.scores, other.scores, rtol=1e-3, atol=1e-6)
+    earlier = [run.documents_read(step) for step in range(3)]
+    only = np.setdiff1d(found.documents, np.concatenate(earlier))
+    scores = found.scores[0, np.searchsorted(found.documents, only)]
+    document = int(only[np.abs(scores).argmax()])
+    removal = Removal((document,), mode="loss")
+    model = loop.replay(run, 3, 3, removal=removal).state.model
+    change = found.answers[0] - questions.measure(model, asked).mean()
+    assert np.abs(scores).max() == pytest.approx(abs(change), rel=0.5)
 
 
 def test_the_quick_gelu_is_torchs_with_its_second_derivative():
