@@ -17,6 +17,7 @@ from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.index_plans import (
     WORTH_A_WORKER,
     available_memory,
+    for_workers,
     memory_of,
     most_tokens,
     refuse_small,
@@ -130,7 +131,7 @@ def _wanted(
         return shards
     if found:  # held out: as large as the others
         return -(-n_tokens // max(stop - start for start, stop, _ in found))
-    return max(1, min(workers, n_tokens // WORTH_A_WORKER))
+    return for_workers(n_tokens, workers)
 
 
 def _edges(store: TokenStore, start: int, stop: int, wanted: int, most: int | None) -> list[int]:

@@ -25,6 +25,7 @@ __all__ = [
     "disk",
     "duration",
     "estimate",
+    "for_workers",
     "measure",
     "memory_of",
     "most_tokens",
@@ -37,9 +38,10 @@ __all__ = [
 PROCESS = 100 << 20
 SHARE = 0.75  # of the memory that is available, unless a number is given
 # Two shards of half the tokens are not sorted faster than one where starting a process is the cost.
-WORTH_A_WORKER = 2_000_000
+WORTH_A_WORKER, MOST_FOR_WORKERS = 2_000_000, 8
 BYTES_A_SECOND = 1e9  # read and hashed, or written and hashed
 SAMPLE = 1_000_000
+MEASURED = 5_000_000  # too many for a processor's caches, which flatter smaller sorts
 PAGE = 4096
 
 
@@ -57,7 +59,7 @@ RATES = {
     "libsais": Rate(10_000_000, 25e6),
     "numpy": Rate(10_000_000, 3e6),
 }
-GROWTH = {"pydivsufsort": 1.15, "libsais": 1.15, "numpy": 1.25}
+GROWTH = {"pydivsufsort": 1.2, "libsais": 1.2, "numpy": 1.5}
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def estimate(
             "give more memory or fewer workers"
         )
     fewest = -(-n_tokens // most)
-    shards = shards or max(fewest, min(workers, -(-n_tokens // WORTH_A_WORKER)))
+    shards = shards or max(fewest, for_workers(n_tokens, workers))
     shard_tokens = -(-n_tokens // shards)
     taken = memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once)
     if taken > budget or shard_tokens > sorting.LARGEST[sorter]:
@@ -144,6 +146,14 @@ def estimate(
     )
 
 
+def for_workers(n_tokens: int, workers: int) -> int:
+    """Shards that are worth making so that workers can sort them at the same time.
+
+    Not more than a few: every question is put to every shard.
+    """
+    return max(1, min(workers, n_tokens // WORTH_A_WORKER, MOST_FOR_WORKERS))
+
+
 def seconds(n_tokens: int, sorter: str, measured: Rate | None = None) -> float:
     """Of sorting one shard: a rate that was measured, and GROWTH for each factor of ten."""
     rate = measured or RATES[sorter]
@@ -152,8 +162,8 @@ def seconds(n_tokens: int, sorter: str, measured: Rate | None = None) -> float:
 
 
 def measure(store: TokenStore, *, sorter: str, libsais: str | Path | None = None) -> Rate:
-    """Sort up to a million tokens of a store and say how fast this machine does it."""
-    tokens = np.array(store.tokens[:SAMPLE])
+    """Sort up to five million tokens of a store and say how fast this machine does it."""
+    tokens = np.array(store.tokens[:MEASURED])
     begin = time.perf_counter()
     sorting.build(tokens, sorter=sorter, libsais=libsais)
     return Rate(len(tokens), len(tokens) / (time.perf_counter() - begin))

@@ -102,8 +102,8 @@ def index_plan(
 ) -> None:
     """Say what an index takes before it is built: shards, seconds, memory and disk.
 
-    With STORE a million of its tokens are sorted to measure this machine; else its seconds are
-    those of a server of 2025.
+    With STORE some of its tokens are sorted to measure this machine; else the seconds are those of
+    a server of 2025.
     """
     if (path is None) == (tokens is None):
         raise SorterError("give either a STORE or --tokens N")

@@ -108,6 +108,12 @@ def test_openwebtext_takes_six_bytes_a_token_and_fits_the_machines_it_is_said_to
         index_plans.estimate(OWT, shards=5, memory=24 * GB, sorter="pydivsufsort")
 
 
+def test_many_workers_do_not_make_many_shards():
+    """Every question is put to every shard."""
+    assert [index_plans.for_workers(n, 64) for n in (10**5, 10**7, 10**9)] == [1, 5, 8]
+    assert index_plans.for_workers(10**9, 2) == 2
+
+
 def test_an_estimate_scales_with_the_rate_that_was_measured():
     slow, fast = (
         index_plans.estimate(OWT, memory=64 * GB, measured=Rate(10**6, rate)) for rate in (2e6, 8e6)

@@ -224,6 +224,23 @@ def task_of(store, folder: Path, **changed) -> shards.Task:
     return shards.Task(**{**held, **changed})
 
 
+def test_ids_of_four_bytes_are_sorted_and_read_as_those_of_two(store, tmp_path):
+    """As in a store whose vocabulary has more than 65,536 ids."""
+    tokens = np.array(store.tokens[: store.train_tokens], np.uint32) * 300
+    tokens.tofile(tmp_path / "tokens.bin")
+    vocab_size = int(tokens.max()) + 1
+    task = task_of(
+        store, tmp_path, tokens=str(tmp_path / "tokens.bin"), dtype="<u4", vocab_size=vocab_size
+    )
+    shards.sort(task)
+    held = shards.read(tmp_path, "shard-000")
+    assert np.array_equal(held.suffixes, sorting.build(np.array(store.tokens)[: len(tokens)]))
+    assert len(held.buckets) == vocab_size + 1
+    at = int(held.suffixes[64])
+    assert int(held.keys[1]) == int(tokens[at]) << 32 | int(tokens[at + 1])
+    assert shards.finished(task) is not None
+
+
 def test_what_a_worker_refuses_is_raised_here(store, tmp_path):
     task = task_of(store, tmp_path, sorter="libsais", libsais=str(store.path / "tokens.bin"))
     with pytest.raises(SorterError, match=r"tokens\.bin is no shared library of libsais16"):
