@@ -63,11 +63,10 @@ def brackets(
 
     A suffix with a smaller key than a pattern's least stands before the pattern. One with a greater
     key than that begins with it or stands behind it, and behind it when it exceeds the greatest.
-    The suffixes at both ends of a bracket are in it, so that a search that tells how much it
-    shares with the neighbours of a place has compared them. High ends may exceed the last rank.
+    High ends may exceed the last rank.
     """
     left, right = np.searchsorted(keys, least), np.searchsorted(keys, least, "right")
     past = np.searchsorted(keys, greatest, "right")
-    low = np.maximum(left - 1, 0) * STRIDE
-    begins = low, right * STRIDE + 1
-    return begins, (np.where(past > right, (past - 1) * STRIDE, low), past * STRIDE + 1)
+    low = np.maximum((left - 1) * STRIDE + 1, 0)
+    after = np.where(past > right, (past - 1) * STRIDE + 1, low)
+    return (low, right * STRIDE), (after, past * STRIDE)

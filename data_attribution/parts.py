@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int64, Integer, UInt, UInt32, UInt64
+from jaxtyping import Int64, UInt, UInt32, UInt64
 
 from data_attribution import searching
+from data_attribution.searching import Finder
 
 
 __all__ = ["Part"]
 
 # Occurrences whose next tokens are read one by one; of more, the ends of equal runs are looked for.
-FEW = 1 << 12
+FEW = 1 << 20
 # So many patterns cost as much one by one as together.
-ALONE = 64
+ALONE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,16 @@ class Part:
 
     @cached_property
     def find(self) -> Callable[[Sequence[int]], tuple[int, int]]:
-        """`find(pattern)`: its ranks [low, high), in microseconds; see `searching.finder`."""
+        """`find(pattern)`: its ranks [low, high), in microseconds."""
+        return self._finder.find
+
+    @cached_property
+    def longest(self) -> Callable[[Sequence[int], int, int, bool], int]:
+        """`longest(text, start, stop, whole)`: tokens of text[start:stop] that stand here."""
+        return self._finder.longest
+
+    @cached_property
+    def _finder(self) -> Finder:
         return searching.finder(self.tokens, self.suffixes, self.buckets, self.keys)
 
     def search(self, patterns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -53,17 +63,6 @@ class Part:
             low, high = np.array(found, np.int64).reshape(-1, 2).T
             return low, high
         return searching.search(self.tokens, self.suffixes, patterns, self.buckets, self.keys)
-
-    def longest(
-        self,
-        text: Integer[np.ndarray, " pos"],
-        starts: Int64[np.ndarray, " start"],
-        stops: Int64[np.ndarray, " start"],
-    ) -> Int64[np.ndarray, " start"]:
-        """Length of the longest match of text[start:stop] from each start on."""
-        return searching.longest(
-            self.tokens, self.suffixes, text, starts, stops, self.buckets, self.keys
-        )
 
     def positions(self, ranks: slice | np.ndarray) -> Int64[np.ndarray, " rank"]:
         """Positions in tokens.bin of the suffixes at these ranks."""

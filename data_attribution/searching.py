@@ -6,14 +6,14 @@ makes (Manber & Myers 1993). This file knows no documents.
 The table of first tokens and the table of keys (`key_tables`) leave some 64 ranks to search in. One
 pattern is searched without numpy, whose calls cost more than the search itself. Many patterns are
 searched together; there each comparison starts after the tokens that both ends of the bracket
-already share with the pattern (Manber & Myers' skip), so long repeats cost no more than short ones,
-and the longest match of a pattern falls out of the search for it.
+already share with the pattern (Manber & Myers' skip), so long repeats cost no more than short ones.
 """
 
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, UInt, UInt32, UInt64
@@ -22,16 +22,31 @@ from data_attribution import key_tables
 from data_attribution.key_tables import STRIDE
 
 
-__all__ = ["finder", "longest", "search"]
+__all__ = ["Finder", "finder", "search"]
 
-# Rows of tokens fetched per comparison start narrow and double: most are decided in the first.
-NARROW, WIDE = 8, 256
-# The same for one pattern, where a row that is too wide costs little.
+# Words of 64 bits read of many suffixes at once: few at first, for most are decided by them.
+NARROW, WIDE = 4, 64
+# Tokens of one pattern compared at first; most comparisons are decided by them.
 FIRST = 16
 # Patterns searched together: more of them are no faster, and take more memory.
 TOGETHER = 1 << 14
 
 Ranks = tuple[int, int]
+Row = Callable[[int], Any]  # a tuple or a list, as the piece it is compared with
+
+
+class Finder(NamedTuple):
+    """Two questions about one pattern, each answered in microseconds.
+
+    Attributes:
+        find: `find(pattern)`: ranks [low, high) of the suffixes that start with it. It must have a
+            token.
+        longest: `longest(text, start, stop, whole)`: how many tokens of text[start:stop], from its
+            first on, stand somewhere; if `whole`, all of them or 0.
+    """
+
+    find: Callable[[Sequence[int]], Ranks]
+    longest: Callable[[Sequence[int], int, int, bool], int]
 
 
 def finder(
@@ -39,11 +54,10 @@ def finder(
     suffixes: UInt32[np.ndarray, " token"],
     table: Int64[np.ndarray, " bucket"],
     keys: UInt64[np.ndarray, " key"] | None = None,
-) -> Callable[[Sequence[int]], Ranks]:
-    """A function from one pattern to the ranks [low, high) of the suffixes that start with it.
+) -> Finder:
+    """What looks for one pattern at a time, without numpy: arrays are read as memoryviews.
 
-    It reads the arrays through memoryviews; about 5 microseconds a pattern on 50 million tokens.
-    The pattern must have a token, and its first must lie inside the table.
+    The first tokens of patterns must lie inside the table.
 
     Args:
         table: `sorting.buckets` of these tokens.
@@ -51,23 +65,54 @@ def finder(
     """
     text, order, begins = tokens.data, suffixes.data, table.data
     size, held = tokens.itemsize, key_tables.span(tokens.dtype)
-    rows = [_row(text, n) for n in range(FIRST + 1)]
+    widest = FIRST
+    rows = [_row(text, n) for n in range(widest + 1)]
     packed = None if keys is None else keys.data
 
     def find(pattern: Sequence[int]) -> Ranks:
         low, high = begins[pattern[0]], begins[pattern[0] + 1]
         if len(pattern) == 1 or low == high:
             return low, high
-        (low, before), (after, high) = narrowed(pattern, low, high)
-        head, row = tuple(pattern[:FIRST]), rows[min(len(pattern), FIRST)]
+        low, before, after, high = narrowed(pattern, low, high)
+        head, row = tuple(pattern[:widest]), rows[min(len(pattern), widest)]
         low = bisect_left(order, head, low, before, key=row)
         high = bisect_right(order, head, max(low, after), high, key=row)
-        return (low, high) if len(pattern) <= FIRST else deeper(pattern, low, high)
+        done = widest
+        while low < high and done < len(pattern):  # twice as many tokens a time
+            piece = list(pattern[done : 2 * done])
+            row = partial(_piece, text, done, done + len(piece))
+            low = bisect_left(order, piece, low, high, key=row)
+            high = bisect_right(order, piece, low, high, key=row)
+            done += len(piece)
+        return low, high
 
-    def narrowed(pattern: Sequence[int], low: int, high: int) -> tuple[Ranks, Ranks]:
-        """Brackets of where the pattern begins and ends, as `key_tables.brackets`."""
+    def longest(pattern: Sequence[int], start: int, stop: int, whole: bool) -> int:
+        head = tuple(pattern[start : min(stop, start + widest)])
+        low, high = (begins[head[0]], begins[head[0] + 1]) if head else (0, 0)
+        if low == high or len(head) == 1:
+            return int(low < high)
+        first, before, after, last = narrowed(head, low, high)
+        row, done = rows[len(head)], len(head)
+        place = bisect_left(order, head, first, before, key=row)
+        if place == high or row(order[place]) != head:
+            return 0 if whole else _shared(head, row, order, place, low, high)
+        if start + done == stop:
+            return done
+        low, high = place, bisect_right(order, head, max(place, after), last, key=row)
+        while start + done < stop:
+            piece = list(pattern[start + done : min(stop, start + 2 * done)])
+            row = partial(_piece, text, done, done + len(piece))
+            place = bisect_left(order, piece, low, high, key=row)
+            if place == high or row(order[place]) != piece:
+                return 0 if whole else done + _shared(piece, row, order, place, low, high)
+            low, high = place, bisect_right(order, piece, place, high, key=row)
+            done += len(piece)
+        return done
+
+    def narrowed(pattern: Sequence[int], low: int, high: int) -> tuple[int, int, int, int]:
+        """Brackets of where the pattern begins and where it ends, as `key_tables.brackets`."""
         if packed is None:
-            return (low, high), (low, high)
+            return low, high, low, high
         key = 0
         for token in pattern[:held]:
             key = key << 8 * size | token
@@ -79,23 +124,12 @@ def finder(
         past = bisect_right(packed, key | (1 << free) - 1, right, stop) if free else right
         low = max(low, (left - 1) * STRIDE + 1)
         after = (past - 1) * STRIDE + 1 if past > right else low
-        return (low, min(high, right * STRIDE)), (after, min(high, past * STRIDE))
+        return low, min(high, right * STRIDE), after, min(high, past * STRIDE)
 
-    def deeper(pattern: Sequence[int], low: int, high: int) -> Ranks:
-        """The same ranks less those that differ behind the first tokens, twice as many a time."""
-        done = FIRST
-        while low < high and done < len(pattern):
-            piece = list(pattern[done : 2 * done])
-            row = partial(_piece, text, done, done + len(piece))
-            low = bisect_left(order, piece, low, high, key=row)
-            high = bisect_right(order, piece, low, high, key=row)
-            done += len(piece)
-        return low, high
-
-    return find
+    return Finder(find, longest)
 
 
-def _row(text: memoryview, n: int) -> Callable[[int], tuple[int, ...]]:
+def _row(text: memoryview, n: int) -> Row:
     """A function from a position to the `n` tokens from there, or as many as are left."""
     unpack, size = struct.Struct(f"{n}{text.format}").unpack_from, text.itemsize
 
@@ -110,6 +144,21 @@ def _row(text: memoryview, n: int) -> Callable[[int], tuple[int, ...]]:
 
 def _piece(text: memoryview, start: int, stop: int, at: int) -> list[int]:
     return text[at + start : at + stop].tolist()
+
+
+def _shared(
+    piece: Sequence[int], row: Row, order: memoryview, place: int, low: int, high: int
+) -> int:
+    """Tokens that a piece which would stand at `place` shares with the nearer neighbour there."""
+    most = 0
+    for rank in range(max(low, place - 1), min(high, place + 1)):
+        common = 0
+        for ours, theirs in zip(piece, row(order[rank]), strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        most = max(most, common)
+    return most
 
 
 def search(
@@ -132,29 +181,10 @@ def search(
         stops = np.cumsum([len(pattern) for pattern in some])
         starts = np.append(0, stops[:-1])
         text = np.concatenate(some).astype(np.int64)
-        ranks, _ = _bisect(tokens, suffixes, text, starts, stops, table, keys, both=True)
+        ranks = _bisect(tokens, suffixes, text, starts, stops, table, keys)
         found.append(ranks.reshape(2, -1).T)
     low, high = np.concatenate(found).T
     return low, high
-
-
-def longest(
-    tokens: UInt[np.ndarray, " token"],
-    suffixes: UInt32[np.ndarray, " token"],
-    text: Integer[np.ndarray, " pos"],
-    starts: Int64[np.ndarray, " start"],
-    stops: Int64[np.ndarray, " start"],
-    table: Int64[np.ndarray, " bucket"] | None = None,
-    keys: UInt64[np.ndarray, " key"] | None = None,
-) -> Int64[np.ndarray, " start"]:
-    """Length of the longest match in `tokens` of text[start:stop] from each start on."""
-    text, found = text.astype(np.int64), [np.empty(0, np.int64)]
-    for first in range(0, len(starts), TOGETHER):
-        some = slice(first, first + TOGETHER)
-        found.append(
-            _bisect(tokens, suffixes, text, starts[some], stops[some], table, keys, both=False)[1]
-        )
-    return np.concatenate(found)
 
 
 def _bisect(
@@ -165,29 +195,26 @@ def _bisect(
     stops: Int64[np.ndarray, " pattern"],
     table: Int64[np.ndarray, " bucket"] | None,
     keys: UInt64[np.ndarray, " key"] | None,
-    *,
-    both: bool,
-) -> tuple[Int64[np.ndarray, " bound"], Int64[np.ndarray, " bound"]]:
-    """First rank not before each pattern text[start:stop]; if `both`, also first past its matches.
+) -> Int64[np.ndarray, " bound"]:
+    """First rank not before each pattern text[start:stop]; then, of each, first past its matches.
 
-    Second result: how many tokens of the pattern are shared with the nearer neighbour of that rank,
-    which for the first kind of bound is its longest match.
+    `left` and `right` are how many tokens each pattern shares with both ends of its bracket.
     """
-    text = np.append(text, 0)  # so that the place just past a pattern can be read
-    low, high = _brackets(tokens, text, starts, stops, table, keys, both=both)
+    low, high = _brackets(tokens, np.append(text, 0), starts, stops, table, keys)
+    # Words past the end, so that what is read with the last tokens of a pattern is there.
+    text = np.append(text, np.zeros(8 * WIDE, np.int64)).astype(tokens.dtype)
     past = np.arange(len(low)) >= len(starts)
-    if both:
-        starts, stops = np.tile(starts, 2), np.tile(stops, 2)
+    starts, lengths = np.tile(starts, 2), np.tile(stops - starts, 2)
     left, right = np.zeros_like(low), np.zeros_like(low)
     while (rows := np.flatnonzero(low < high)).size:
         middle = (low[rows] + high[rows]) >> 1
         at = suffixes[middle].astype(np.int64)
         skip = np.minimum(left[rows], right[rows])
-        common, before, whole = _compare(tokens, at, text, starts[rows], stops[rows], skip)
+        common, before, whole = _compare(tokens, at, text, starts[rows], lengths[rows], skip)
         up = before | (whole & past[rows])
         low[rows[up]], left[rows[up]] = middle[up] + 1, common[up]
         high[rows[~up]], right[rows[~up]] = middle[~up], common[~up]
-    return low, np.maximum(left, right)
+    return low
 
 
 def _brackets(
@@ -197,19 +224,17 @@ def _brackets(
     stops: Int64[np.ndarray, " pattern"],
     table: Int64[np.ndarray, " bucket"] | None,
     keys: UInt64[np.ndarray, " key"] | None,
-    *,
-    both: bool,
 ) -> tuple[Int64[np.ndarray, " bound"], Int64[np.ndarray, " bound"]]:
-    """Between which ranks each bound lies, as the tables say; the first kind, then the second."""
+    """Between which ranks each bound lies, as the tables say; those of the first kind first."""
     low, high = np.zeros_like(starts), np.full_like(starts, len(tokens))
     if table is not None:
         low, high = table[text[starts]], table[text[starts] + 1]
-    bounds = [(low, high)] * (1 + both)
+    bounds = [(low, high)] * 2
     if keys is not None:
         found = key_tables.packed(text, starts, stops, key_tables.span(tokens.dtype))
         bounds = [
             (np.maximum(low, first), np.minimum(high, last))
-            for first, last in key_tables.brackets(keys, *found)[: 1 + both]
+            for first, last in key_tables.brackets(keys, *found)
         ]
     low, high = (np.concatenate(one) for one in zip(*bounds, strict=True))
     return low, high
@@ -218,30 +243,49 @@ def _brackets(
 def _compare(
     tokens: UInt[np.ndarray, " token"],
     at: Int64[np.ndarray, " pattern"],
-    text: Int64[np.ndarray, " pos"],
+    text: UInt[np.ndarray, " pos"],
     starts: Int64[np.ndarray, " pattern"],
-    stops: Int64[np.ndarray, " pattern"],
+    lengths: Int64[np.ndarray, " pattern"],
     common: Int64[np.ndarray, " pattern"],
 ) -> tuple[
     Int64[np.ndarray, " pattern"], Bool[np.ndarray, " pattern"], Bool[np.ndarray, " pattern"]
 ]:
     """Tokens that suffix and pattern share; is the suffix before it; does it start with it.
 
-    `common` tokens are known to be shared and are not read again.
+    `common` tokens are known to be shared and are not read again. The others are read by words of
+    64 bits: the lowest bit in which two words differ lies in the first token that does.
     """
-    n, length = len(tokens), stops - starts
-    room = np.minimum(length, n - at)
-    rows, width = np.flatnonzero(common < room), NARROW
+    n, left = len(tokens), len(tokens) - at
+    room = np.minimum(lengths, left)
+    ours, theirs, held = _words(tokens), _words(text), key_tables.span(tokens.dtype)
+    bits, width, rows = 64 // held, NARROW, (common < room).nonzero()[0]
     while rows.size:
-        ahead = common[rows, None] + np.arange(width)
-        ours = tokens[np.minimum(at[rows, None] + ahead, n - 1)]
-        theirs = text[np.minimum(starts[rows, None] + ahead, len(text) - 1)]
-        same = (ours == theirs) & (ahead < room[rows, None])
-        all_same = same.all(axis=1)
-        common[rows] += np.where(all_same, width, same.argmin(axis=1))
-        rows = rows[all_same & (common[rows] < room[rows])]
+        done = common[rows]
+        ahead = np.arange(0, held * width, held)
+        place = (at[rows] + done)[:, None] + ahead
+        if place.max() < len(ours):
+            word = ours[place]
+        else:
+            inside = np.minimum(place, len(ours) - 1)
+            word = ours[inside] >> ((place - inside) * bits).astype(np.uint64)
+        differ = word ^ theirs[(starts[rows] + done)[:, None] + ahead]
+        which = (differ != 0).argmax(axis=1)
+        first = differ[np.arange(len(rows)), which]
+        same = held * which + np.bitwise_count((first & -first) - np.uint64(1)) // np.uint8(bits)
+        same[first == 0] = held * width
+        done = np.minimum(done + same, room[rows])
+        common[rows] = done
+        rows = rows[(first == 0) & (done < room[rows])]
         width = min(2 * width, WIDE)
-    whole = common == length
-    ended = common == n - at
+    whole = common == lengths
     smaller = tokens[np.minimum(at + common, n - 1)] < text[starts + common]
-    return common, ~whole & (ended | smaller), whole
+    return common, ~whole & (smaller | (common == left)), whole
+
+
+def _words(tokens: UInt[np.ndarray, " token"]) -> UInt64[np.ndarray, " word"]:
+    """64 bits from each token on, the first token lowest; a view, but of very few tokens."""
+    held = key_tables.span(tokens.dtype)
+    if len(tokens) < held:
+        tokens = np.append(tokens, np.zeros(held, tokens.dtype))
+    shape, strides = (len(tokens) - held + 1,), (tokens.itemsize,)
+    return np.ndarray(shape, np.uint64, tokens, strides=strides)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -174,23 +173,10 @@ class TokenIndex:
     def maximal_spans_each(
         self, texts: Sequence[Query], *, minimum: int = 1, share: float | None = None
     ) -> list[list[Span]]:
-        """`maximal_spans` of many texts, searched together."""
-        read = [part for part in self.parts if not part.held_out]
+        """`maximal_spans` of many texts."""
         rows = [self._spelled_best(text) for text in texts]
-        edges = np.cumsum([0] + [len(row) for row in rows])
-        joined = np.concatenate([np.empty(0, np.int64), *rows])
-        starts, stops = spans.maximal(read, joined, edges)
-        keep = stops - starts >= minimum
-        owners = np.searchsorted(edges, starts[keep], side="right") - 1
-        found = self._spans(joined, starts[keep], stops[keep], edges[owners])
-        bounds = np.searchsorted(owners, np.arange(len(rows) + 1)).tolist()
-        each = [found[a:b] for a, b in pairwise(bounds)]
-        if share is None:
-            return each
-        return [
-            _least_probable(some, math.ceil(share * len(row)))
-            for some, row in zip(each, rows, strict=True)
-        ]
+        kept = math.inf if share is None else share
+        return [_least_probable(self._spans(row, minimum), kept * len(row)) for row in rows]
 
     def occurrences(self, patterns: Sequence[np.ndarray]) -> list[Int64[np.ndarray, " hit"]]:
         """All positions of each row of token ids in the train region, ascending."""
@@ -258,43 +244,33 @@ class TokenIndex:
             counts[part.held_out] += high - low
         return counts[False], counts[True]
 
-    def _spelled_best(self, text: Query) -> Int64[np.ndarray, " pos"]:
-        """Of the spellings of a text, that whose first match is longest."""
-        rows = spelled(self.store, text, every=True)
-        best = rows[0]
-        if len(rows) > 1:
-            read = [part for part in self.parts if not part.held_out]
-            joined = np.concatenate(rows)
-            starts = np.array([0, len(rows[0])])
-            lengths = spans.longest(read, joined, starts, np.cumsum([len(row) for row in rows]))
-            matched = [
-                len(self._text(row[:n]).strip())
-                for row, n in zip(rows, lengths.tolist(), strict=True)
-            ]
-            best = rows[int(np.argmax(matched))]
-        return np.array(best, np.int64)
+    def _spelled_best(self, text: Query) -> list[int]:
+        """Of the spellings of a text, that whose first match has most letters."""
 
-    def _spans(
-        self,
-        ids: Int64[np.ndarray, " pos"],
-        starts: Int64[np.ndarray, " span"],
-        stops: Int64[np.ndarray, " span"],
-        origins: Int64[np.ndarray, " span"],
-    ) -> list[Span]:
-        patterns = [ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        counts, held_out = self._counts(patterns)
-        return [
-            Span(
-                start=int(starts[k] - origins[k]),
-                stop=int(stops[k] - origins[k]),
-                text=self._text(pattern),
-                tokens=tuple(pattern.tolist()),
-                count=int(counts[k]),
-                held_out=int(held_out[k]),
-                log_probability=float(self.log_probabilities[pattern].sum()),
-            )
-            for k, pattern in enumerate(patterns)
-        ]
+        def matched(row: list[int]) -> int:
+            longest = max(part.longest(row, 0, len(row), False) for part in self._read_parts)
+            return len(self._text(row[:longest]).strip())
+
+        rows = spelled(self.store, text, every=True)
+        return rows[0] if len(rows) == 1 else max(rows, key=matched)
+
+    def _spans(self, row: list[int], minimum: int) -> list[Span]:
+        probable = self.log_probabilities[row]
+        # A token that stands nowhere is in no stretch; its infinity would be in every later sum.
+        sums = np.append(0, np.cumsum(np.where(np.isfinite(probable), probable, 0))).tolist()
+        found = []
+        for start, stop in spans.maximal(self._read_parts, row):
+            if stop - start >= minimum:
+                tokens = tuple(row[start:stop])
+                read, held_out = self._regions(self._ranges(tokens))
+                surprise = sums[stop] - sums[start]
+                text = self._text(tokens)
+                found.append(Span(start, stop, text, tokens, read, held_out, surprise))
+        return found
+
+    @cached_property
+    def _read_parts(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if not part.held_out)
 
     def _text(self, ids: Sequence[int] | np.ndarray) -> str:
         return self.store.tokenizer.decode(ids)
@@ -305,6 +281,8 @@ def _ends(rows: Sequence[list[int]], n: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(tuple(row[-n:]) for row in rows)) if n else []
 
 
-def _least_probable(found: list[Span], n: int) -> list[Span]:
-    kept = sorted(found, key=lambda span: span.log_probability)[:n]
+def _least_probable(found: list[Span], most: float) -> list[Span]:
+    if len(found) <= most:
+        return found
+    kept = sorted(found, key=lambda span: span.log_probability)[: math.ceil(most)]
     return sorted(kept, key=lambda span: span.start)

@@ -97,12 +97,13 @@ class Tokenizer:
         durable.write_text(path, self.json)
 
     def _checked(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[int]:
-        found = np.asarray(ids, dtype=np.int64)
-        if found.size and not 0 <= found.min() <= found.max() < self.vocab_size:
+        # Most texts are short, and numpy would take most of the time.
+        found = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if found and not 0 <= min(found) <= max(found) < self.vocab_size:
             raise TokenizerError(
-                f"ids from {found.min()} to {found.max()} in a vocabulary of {self.vocab_size}"
+                f"ids from {min(found)} to {max(found)} in a vocabulary of {self.vocab_size}"
             )
-        return found.tolist()
+        return found
 
     @cached_property
     def _strings(self) -> list[str]:

@@ -1,5 +1,7 @@
 """Searching agrees with looking at every position."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,9 +91,8 @@ def test_a_search_finds_every_occurrence_and_nothing_else(tokens, asked, which):
 @settings(max_examples=50, deadline=None)
 def test_a_search_for_one_pattern_finds_what_a_search_for_many_does(tokens, asked, with_keys):
     asked, suffixes = asked_of(tokens, asked), sorting.build(tokens)
-    find = searching.finder(
-        tokens, suffixes, **tables_of(tokens, suffixes, "table keys" if with_keys else "table")
-    )
+    tables = tables_of(tokens, suffixes, "table keys" if with_keys else "table")
+    find = searching.finder(tokens, suffixes, **tables).find
     for pattern in asked:
         low, high = find(pattern)
         assert sorted(suffixes[low:high].tolist()) == occurrences(tokens, pattern)
@@ -106,7 +107,7 @@ def test_both_searches_agree_where_hundreds_of_suffixes_share_a_key(seed):
     tokens[1000:1900] = tokens[:900]
     suffixes = sorting.build(tokens)
     tables = tables_of(tokens, suffixes, "table keys")
-    find = searching.finder(tokens, suffixes, **tables)
+    find = searching.finder(tokens, suffixes, **tables).find
     starts, lengths = random.integers(0, 3000, 60), random.integers(1, 70, 60)
     asked = [tokens[at : at + n].astype(np.int64) for at, n in zip(starts, lengths, strict=True)]
     for pattern in asked[::2]:
@@ -125,7 +126,7 @@ def test_tokens_of_32_bits_are_found_with_keys_of_two():
     tokens = np.array([70_000, 1, 65_536, 70_000, 1, 0] * 100, np.uint32)
     suffixes = sorting.build(tokens)
     tables = tables_of(tokens, suffixes, "table keys")
-    find = searching.finder(tokens, suffixes, **tables)
+    find = searching.finder(tokens, suffixes, **tables).find
     for pattern in ([70_000], [70_000, 1], [1, 65_536, 70_000], [1, 0, 70_000, 1, 1], [0, 2]):
         low, high = find(pattern)
         assert sorted(suffixes[low:high].tolist()) == occurrences(tokens, pattern)
@@ -142,7 +143,7 @@ def test_matches_longer_than_a_comparison_block_are_exact(name, which):
     expected = [len(occurrences(tokens, pattern.tolist())) for pattern in asked]
     assert (high - low).tolist() == expected
     if tables:
-        find = searching.finder(tokens, suffixes, **tables)
+        find = searching.finder(tokens, suffixes, **tables).find
         assert [find(one.tolist()) for one in asked] == list(zip(low, high, strict=True))
 
 
@@ -154,26 +155,41 @@ def test_the_empty_pattern_is_everywhere():
 
 @given(
     few,
-    st.lists(st.sampled_from([0, 1, 2, 3, 65535]), max_size=20),
-    st.sampled_from(["", "table", "keys", "table keys"]),
+    st.lists(st.sampled_from([0, 1, 2, 3, 65535]), max_size=12),
+    st.booleans(),
+    st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
-def test_the_longest_match_from_each_position_is_found(tokens, text, which):
+@settings(max_examples=30, deadline=None)
+def test_the_longest_match_from_each_position_is_found(tokens, text, with_keys, short):
     suffixes = sorting.build(tokens)
-    tables = tables_of(tokens, suffixes, which)
-    ids, starts = np.array(text, np.int64), np.arange(len(text))
-    found = searching.longest(
-        tokens, suffixes, ids, starts, np.full(len(text), len(text)), **tables
-    )
-    assert found.tolist() == longest_by_hand(tokens, text)
+    tables = tables_of(tokens, suffixes, "table keys" if with_keys else "table")
+    with mock.patch.object(searching, "FIRST", 2 if short else 16):
+        longest = searching.finder(tokens, suffixes, **tables).longest
+    starts, n = range(len(text)), len(text)
+    assert [longest(text, at, n, False) for at in starts] == longest_by_hand(tokens, text)
+    for start in starts[::3]:
+        for stop in range(start + 1, min(start + 6, n + 1)):
+            stands = bool(occurrences(tokens, text[start:stop]))
+            assert bool(longest(text, start, stop, True)) == stands
 
 
-def test_a_match_is_no_longer_than_it_is_asked_to_be():
-    tokens = np.arange(1, 301).astype(np.uint16)
+def test_a_long_match_is_followed_to_its_end():
+    random = np.random.default_rng(1)
+    tokens = random.integers(1, 50, 5000).astype(np.uint16)
+    tokens[3000:3900] = tokens[100:1000]  # two copies, which part at their ends
     suffixes = sorting.build(tokens)
-    text, starts = np.arange(1, 301), np.array([0, 100, 299])
-    found = searching.longest(tokens, suffixes, text, starts, np.array([70, 100, 300]))
-    assert found.tolist() == [70, 0, 1]
+    longest = searching.finder(
+        tokens, suffixes, **tables_of(tokens, suffixes, "table keys")
+    ).longest
+    for stop in (117, 116, 132, 400, 1000, 1003, 1400):
+        text = [*tokens[100:stop].tolist(), 60, 60]
+        assert longest(text, 0, len(text), False) == stop - 100
+        assert longest(text, 0, stop - 100, True) == stop - 100
+        assert longest(text, 0, stop - 99, True) == 0
+        assert longest(text, 0, 10, False) == 10
+    text = tokens[4000:].tolist()  # to the end of the corpus
+    assert longest(text, 0, 1000, False) == 1000
+    assert longest([*text, 1], 0, 1001, False) == 1000
 
 
 def test_keys_ascend_and_hold_the_first_tokens_of_every_64th_suffix():
