@@ -20,7 +20,7 @@ def test_each_method_is_put_on_a_scale_of_length_1_before_they_are_added():
     pulls = ranking({1: -1.0, 2: 1.0, 3: 0.5})
     replayed = ranking({1: -3.0, 2: 6.0, 3: 0.0})
     fused = fusing.fuse({"lexical": words, "gradient": pulls})
-    # words: 1, 1/2, 0; half the cosine: -1/2, 1/2, 1/4
+    # words: 1, 1/2, 0; half the share of the largest pull: -1/2, 1/2, 1/4
     assert fused.documents.tolist() == [2, 1, 3]
     assert fused.scores == pytest.approx([1.0, 0.5, 0.25])
     fused = fusing.fuse({"lexical": words, "replay": replayed})
@@ -32,7 +32,7 @@ def test_a_document_that_one_method_does_not_name_scores_0_with_it():
     words, pulls = ranking({7: 4.0}), ranking({7: 0.2, 9: 0.8})
     fused = fusing.fuse({"lexical": words, "gradient": pulls})
     assert fused.documents.tolist() == [7, 9]
-    assert fused.scores == pytest.approx([1.1, 0.4])
+    assert fused.scores == pytest.approx([1 + 0.2 / 1.6, 0.5])
 
 
 def test_evidence_alone_stays_as_it_is():
@@ -68,9 +68,10 @@ def test_the_interval_of_a_sum_is_that_of_the_part_that_has_one():
     assert pulls.low.tolist() == [0.4, 0.1]
     fused = fusing.fuse({"lexical": words, "gradient": pulls})
     assert fused.documents.tolist() == [2, 1]
-    assert fused.scores == pytest.approx([1.3, 0.6])
-    assert fused.low == pytest.approx([1.2, 0.55])
-    assert fused.high == pytest.approx([1.4, 0.75])
+    # Pulls are divided by twice the largest, 1.2, and so are the distances to their bounds.
+    assert fused.scores == pytest.approx([1 + 0.6 / 1.2, 0.5 + 0.2 / 1.2])
+    assert fused.low == pytest.approx(fused.scores - np.array([0.2, 0.1]) / 1.2)
+    assert fused.high == pytest.approx(fused.scores + np.array([0.2, 0.3]) / 1.2)
 
 
 def test_the_stretch_shown_is_the_first_that_any_method_names():
