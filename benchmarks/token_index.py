@@ -21,12 +21,10 @@ both, 6.0 bytes a token with the text and key tables less than 3 % more.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +42,33 @@ __all__ = ["Build", "Others", "builds_hold"]
 ASKED = {"one shard": (1.3, 1.5), "two shards": (2.0, 2.0)}
 PLAIN, TABLES = 6.0, 0.03  # bytes a token with the text; what the tables may add
 SEPARATOR = 0xFFFF  # infini-gram's, before every document
-OURS = (
-    "import sys; from data_attribution import indexing; from train import token_store;"
-    "store = token_store.open(sys.argv[1]); n = int(sys.argv[2]);"
-    "indexing.build(store, shards=n, workers=int(sys.argv[3]))"
-)
-TOKENGRAMS = (
-    "import sys; from tokengrams.tokengrams import MemmapIndex;"
-    "MemmapIndex.build(sys.argv[1], sys.argv[2], vocab=int(sys.argv[3]), verbose=False)"
-)
+# Importing is not timed: tokengrams' takes seconds, for it imports transformers.
+TIMED = """
+import json, resource, sys, time
+def used():
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(one.ru_utime + one.ru_stime for one in map(resource.getrusage, kinds))
+def timed(build):
+    begin, before = time.perf_counter(), used()
+    build()
+    print()
+    print(json.dumps([time.perf_counter() - begin, used() - before]))
+"""
+OURS = """
+from data_attribution import indexing
+from train import token_store
+store, shards, workers = token_store.open(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+timed(lambda: indexing.build(store, shards=shards, workers=workers))
+"""
+TOKENGRAMS = """
+from tokengrams.tokengrams import MemmapIndex
+tokens, index, vocab = sys.argv[1:]
+timed(lambda: MemmapIndex.build(tokens, index, vocab=int(vocab), verbose=False))
+"""
+INFINI_GRAM = """
+import subprocess
+timed(lambda: subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL))
+"""
 
 
 @dataclass(frozen=True)
@@ -161,7 +177,7 @@ def _for_infini_gram(store: TokenStore, folder: Path) -> Path:
 
 def _alternated(store: TokenStore, others: Others, rounds: int) -> dict[str, Build]:
     """Every build once a round, each in a process of its own; the shortest of each."""
-    builders: dict[str, Callable[[], None]] = {
+    builders: dict[str, Callable[[], Build]] = {
         "two shards": lambda: _ours(store, 2),
         "one shard": lambda: _ours(store, 1),
     }
@@ -172,47 +188,45 @@ def _alternated(store: TokenStore, others: Others, rounds: int) -> dict[str, Bui
     taken = {name: [] for name in builders}
     for _ in range(rounds):
         for name, build in builders.items():
-            begin, used = time.perf_counter(), _cpu()
-            build()
-            taken[name].append(Build(time.perf_counter() - begin, _cpu() - used))
+            taken[name].append(build())
     return {
         name: Build(min(one.wall for one in found), min(one.cpu for one in found))
         for name, found in taken.items()
     }
 
 
-def _ours(store: TokenStore, shards: int) -> None:
+def _ours(store: TokenStore, shards: int) -> Build:
     shutil.rmtree(store.path / "index", ignore_errors=True)
-    root = str(Path(__file__).parents[1])
-    _run([sys.executable, "-c", OURS, str(store.path), str(shards), _cores()], cwd=root)
+    return _timed(Path(sys.executable), OURS, str(store.path), str(shards), _cores())
 
 
-def _infini_gram(python: Path, folder: Path) -> None:
+def _infini_gram(python: Path, folder: Path) -> Build:
     (folder / "table.0").unlink(missing_ok=True)
     command = [str(python), "-m", "infini_gram.indexing", "--data_dir", str(folder)]
     command += ["--save_dir", str(folder), "--token_dtype", "u16", "--cpus", _cores()]
-    _run([*command, "--mem", "8", "--ulimit", "4096"])
+    return _timed(python, INFINI_GRAM, *command, "--mem", "8", "--ulimit", "4096")
 
 
-def _tokengrams(store: TokenStore, python: Path, tokens: Path, index: Path) -> None:
+def _tokengrams(store: TokenStore, python: Path, tokens: Path, index: Path) -> Build:
     index.unlink(missing_ok=True)
-    _run([str(python), "-c", TOKENGRAMS, str(tokens), str(index), str(store.vocab_size)])
+    return _timed(python, TOKENGRAMS, str(tokens), str(index), str(store.vocab_size))
 
 
 def _cores() -> str:
     return str(len(os.sched_getaffinity(0)))
 
 
-def _run(command: list[str], **options: str) -> None:
-    ended = subprocess.run(command, capture_output=True, text=True, **options)
+def _timed(python: Path, code: str, *arguments: str) -> Build:
+    """Run code that times itself by `timed`, children included, in a process of its own."""
+    ended = subprocess.run(
+        [str(python), "-c", TIMED + code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
     if ended.returncode:
-        sys.exit(f"{' '.join(command[:3])}... failed:\n{ended.stdout[-500:]}{ended.stderr[-2000:]}")
-
-
-def _cpu() -> float:
-    """Seconds of processor that ended children have used, their own children included."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        sys.exit(f"{python} failed:\n{ended.stdout[-500:]}{ended.stderr[-2000:]}")
+    return Build(*json.loads(ended.stdout.splitlines()[-1]))
 
 
 def _bytes_hold(store: TokenStore) -> bool:
