@@ -20,7 +20,8 @@ BOUND = (
     "patching", "patching_memory", "planted_acceptance", "removal", "replay_attribution",
     "startup", "token_index", "watching",
 )  # fmt: skip
-UNBOUND = ("lexical_evidence", "machine", "real_text")  # print only, or are imported by others
+# Print only, or are imported by others.
+UNBOUND = ("lexical_evidence", "machine", "real_text", "token_index_queries")
 
 
 @pytest.fixture
@@ -274,6 +275,25 @@ def test_influence_that_foretells_little_or_takes_much_fails(script, lds, change
     replay = script("replay_attribution")
     needs = {"cost": 4.2, "more": 2.5, "memory": 2.5, "growth": 1.0} | changes
     assert replay.reported([[lds, lds]] * 3, replay.Needs(**needs)) == code
+
+
+@pytest.mark.parametrize(
+    ("count", "documents", "spans", "theirs", "counts", "held"),
+    [
+        (10e-6, 1e-4, 1e-3, 50e-3, [1], True),
+        (30e-6, 1e-4, 1e-3, 50e-3, [1], False),
+        (10e-6, 3e-4, 1e-3, 50e-3, [1], False),
+        (10e-6, 1e-4, 3e-3, 90e-3, [1], False),
+        (10e-6, 1e-4, 1e-3, 20e-3, [1], False),
+        (10e-6, 1e-4, 1e-3, 50e-3, [2], False),
+    ],
+)
+def test_questions_that_take_long_or_are_answered_otherwise_fail(
+    script, count, documents, spans, theirs, counts, held
+):
+    ours = {"counts": [1], "count": [count], "documents": [documents], "spans": [spans]}
+    other = {"counts": counts, "count": [1.0], "spans": [theirs], "attribute": [1.0]}
+    assert all(script("token_index_queries").holds({"ours": ours, "infini-gram": other})) is held
 
 
 def test_every_script_is_known_here():
