@@ -46,13 +46,13 @@ class Evaluation:
     def lines(self) -> str:
         """The table for a person: a line a method and kind, a column a measure."""
         measures = list(dict.fromkeys(one["measure"] for one in self.rows))
-        head = f"{'method':<12}{'facts':<12}" + "".join(f"{one:<26}" for one in measures)
+        head = f"{'method':<12}{'facts':<12}" + "".join(f"{one:<29}" for one in measures)
         lines = [head.rstrip()]
         by_line: dict[tuple[str, str], dict[str, Row]] = {}
         for one in self.rows:
             by_line.setdefault((one["method"], one["kind"]), {})[one["measure"]] = one
         for (method, kind), row in by_line.items():
-            cells = "".join(f"{_cell(row.get(one)):<26}" for one in measures)
+            cells = "".join(f"{_cell(row.get(one)):<29}" for one in measures)
             lines.append(f"{method:<12}{kind:<12}{cells}".rstrip())
         about = self.provenance
         lines.append(
