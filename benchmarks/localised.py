@@ -16,10 +16,15 @@ LDS is Spearman's correlation of what scores said and what happened to the compo
     length                 number of a document's targets
     random                 scores drawn at random: the control
 
-Documents' gradients are of their loss, in Adam's metric, as these steps were taken. It answers with
-the difference of the first two, with its interval over subsets, whichever way it goes; it fails
-only when random scores seem to foretell something (mean LDS beyond 0.35), for then the answer is
-none.
+Documents' gradients are of their loss, in Adam's metric, as these steps were taken, at rank 64. On
+seed 2 (3,054 documents) LDS was .16 localised and .16 through all weights, mean of three scores,
+with no difference beyond its interval. At rank 32 it had been .23 and -.06: a component has few
+numbers to project and all weights have many, so what localising seemed to gain was noise that it is
+spared. First-order scores foretell little of either here.
+
+It answers with the difference of the first two and its interval over subsets, whichever way it
+goes, and fails only when random scores seem to foretell something (mean LDS beyond 0.35), for then
+the answer is none.
 """
 
 import argparse
@@ -47,7 +52,7 @@ RECIPE = replace(
     recipes.PLANTED, name="localised", steps=600, min_lr=5e-4, checkpoint_every=40,
     optimizer_every=40,
 )  # fmt: skip
-HOW = How("adam", None)
+HOW = How("adam", None, rank=64)
 METHODS = ("component, localised", "component, all", "behaviour, localised", "behaviour, all")
 CONTROLS = ("length", "random")
 
