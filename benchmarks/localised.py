@@ -20,7 +20,8 @@ Documents' gradients are of their loss, in Adam's metric, as these steps were ta
 seed 2 (3,054 documents) LDS was .16 localised and .16 through all weights, mean of three scores,
 with no difference beyond its interval. At rank 32 it had been .23 and -.06: a component has few
 numbers to project and all weights have many, so what localising seemed to gain was noise that it is
-spared. First-order scores foretell little of either here.
+spared. Without projection (finite differences in fp64, prefix matching only) it was .20 and .08,
+both compatible with 0: first-order scores foretell little here, localised or not.
 
 It answers with the difference of the first two and its interval over subsets, whichever way it
 goes, and fails only when random scores seem to foretell something (mean LDS beyond 0.35), for then
