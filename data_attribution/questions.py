@@ -88,7 +88,7 @@ def of_text(
     """
     before, asked = (_ids(part, tokenizer) for part in (context, text))
     if not asked:
-        raise QueryError(f"{name!r} is empty: it holds no token that could be probable; give some text")
+        raise QueryError(f"{name!r} is empty: it holds no token that could be probable")
     ids = torch.tensor([tokenizer.eot, *before, *asked])
     targets = torch.where(torch.arange(1, len(ids)) > len(before), ids[1:], IGNORED)
     rows = -(-len(targets) // n_ctx)
