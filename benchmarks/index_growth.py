@@ -25,9 +25,10 @@ import machine
 import numpy as np
 import real_text
 
-from data_attribution import cutting, index_plans, sorting
+from data_attribution import index_plans
 from data_attribution.errors import AttributionError
 from data_attribution.index_plans import Rate
+from data_attribution.suffixes import cutting, sorting
 from train import token_store
 
 

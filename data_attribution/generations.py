@@ -22,7 +22,7 @@ from jaxtyping import Int64
 from data_attribution import citing, exposures, indexing
 from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.exposures import Trained
-from data_attribution.matches import Hit, Span
+from data_attribution.suffixes.matches import Hit, Span
 from data_attribution.token_index import TokenIndex
 from train import durable
 

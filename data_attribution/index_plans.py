@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_attribution import key_tables, sorting
 from data_attribution.errors import IndexSpaceError, SorterError
+from data_attribution.suffixes import key_tables, sorting
 from train.token_store import TokenStore
 
 

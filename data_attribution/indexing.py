@@ -23,15 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from data_attribution import cutting, index_plans, shards, sort_processes, sorting
-from data_attribution.cutting import Plan
+from data_attribution import index_plans
 from data_attribution.errors import (
     AttributionError,
     IndexMismatch,
     IndexMissing,
     IndexSpaceError,
 )
-from data_attribution.shards import Shard, Task
+from data_attribution.suffixes import cutting, shards, sort_processes, sorting
+from data_attribution.suffixes.cutting import Plan
+from data_attribution.suffixes.shards import Shard, Task
 from data_attribution.token_index import Part, TokenIndex
 from train import durable
 from train.errors import DamagedError, DiskError

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from data_attribution import drawing, printing
+from data_attribution import printing
 from data_attribution.demo import Demo
-from data_attribution.drawing import Bar, Line
 from data_attribution.forgetting import STAYS
+from data_attribution.pages import drawing
+from data_attribution.pages.drawing import Bar, Line
 from interp import detecting
 from train import durable
 

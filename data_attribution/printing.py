@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from data_attribution.exposures import Exposure
     from data_attribution.generations import Generation
-    from data_attribution.matches import Hit, Span
     from data_attribution.sources import Source, Sources
+    from data_attribution.suffixes.matches import Hit, Span
     from data_attribution.token_index import TokenIndex
     from train.runs import Run
 

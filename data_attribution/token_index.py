@@ -20,9 +20,9 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from data_attribution import spans, strata
 from data_attribution.errors import QueryError
-from data_attribution.matches import (
+from data_attribution.suffixes import spans, strata
+from data_attribution.suffixes.matches import (
     Count,
     Hit,
     Hits,
@@ -32,9 +32,9 @@ from data_attribution.matches import (
     Spelling,
     Suffix,
 )
-from data_attribution.parts import Part
-from data_attribution.spelling import Query, spelled
-from data_attribution.strata import Range
+from data_attribution.suffixes.parts import Part
+from data_attribution.suffixes.spelling import Query, spelled
+from data_attribution.suffixes.strata import Range
 from train.token_store import TokenStore
 
 

@@ -57,7 +57,8 @@ def index_build(
 
     A build that was stopped, in whichever way, goes on with the shards that it had finished.
     """
-    from data_attribution import cutting, indexing
+    from data_attribution import indexing
+    from data_attribution.suffixes import cutting
     from train import progress, token_store
 
     store = token_store.open(path)
@@ -109,7 +110,8 @@ def index_plan(
         raise SorterError("give either a STORE or --tokens N")
     from dataclasses import asdict
 
-    from data_attribution import cutting, index_plans, sorting
+    from data_attribution import index_plans
+    from data_attribution.suffixes import cutting, sorting
     from train import token_store
 
     store = token_store.open(path) if path else None

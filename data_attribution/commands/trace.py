@@ -93,7 +93,7 @@ def trace_documents(
     if out:
         sources.save(out)
     if page:
-        from data_attribution import source_pages
+        from data_attribution.pages import source_pages
 
         source_pages.write(sources, page, run=opened, counterfactual=proof)
     answer(sources.to_dict(), printing.sources_lines(sources), as_json=as_json, out=None)
@@ -199,7 +199,7 @@ def _trace_spans(
     if out:
         spans.save(out)
     if page:
-        from data_attribution import source_pages
+        from data_attribution.pages import source_pages
 
         source_pages.write(spans, page, run=opened)
     answer(spans.to_dict(), printing.generation_lines(spans), as_json=as_json, out=None)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_attribution import key_tables, sorting
-from data_attribution.parts import Part
+from data_attribution.suffixes import key_tables, sorting
+from data_attribution.suffixes.parts import Part
 from data_attribution.token_index import TokenIndex
 from train.token_store import TokenStore
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_attribution import cutting, index_plans, indexing, sorting
+from data_attribution import index_plans, indexing
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.index_plans import Rate
+from data_attribution.suffixes import cutting, sorting
 
 
 OWT, GB = 9_040_000_000, 10**9

@@ -112,7 +112,8 @@ def test_a_build_killed_at_any_moment_leaves_no_index_and_can_be_repeated(make_s
     code = f"""
 import time
 from pathlib import Path
-from data_attribution import indexing, sorting
+from data_attribution import indexing
+from data_attribution.suffixes import sorting
 from train import durable, token_store
 
 def stall(*arguments):

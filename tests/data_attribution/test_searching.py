@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_attribution import key_tables, searching, sorting
+from data_attribution.suffixes import key_tables, searching, sorting
 
 
 def repeated(period: list[int], times: int) -> np.ndarray:

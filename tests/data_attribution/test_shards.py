@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_attribution import indexing, key_tables, shards, sort_processes, sorting
+from data_attribution import indexing
 from data_attribution.errors import AttributionError, IndexMissing, IndexSpaceError, SorterError
+from data_attribution.suffixes import key_tables, shards, sort_processes, sorting
 from tests.data_attribution.conftest import build_store
 from train import token_store
 from train.errors import DiskError

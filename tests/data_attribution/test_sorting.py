@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data_attribution import byte_codes, sorting
 from data_attribution.errors import SorterError
+from data_attribution.suffixes import byte_codes, sorting
 
 
 def repeated(period: list[int], times: int) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_two_threads_sort_as_one_does():
     tokens = np.random.default_rng(0).zipf(1.2, 300_000).clip(0, 65535).astype(np.uint16)
     # In a process of its own: OpenMP, once started here, hangs in what is forked off later.
     code = (
-        "import numpy as np, sys; from data_attribution import sorting;"
+        "import numpy as np, sys; from data_attribution.suffixes import sorting;"
         "tokens = np.random.default_rng(0).zipf(1.2, 300_000).clip(0, 65535).astype(np.uint16);"
         "sys.stdout.buffer.write(sorting.divsufsort(tokens, 2).tobytes())"
     )

@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from data_attribution import changes, drawing, marked_texts, source_pages
+from data_attribution import changes
 from data_attribution.counterfactuals import Counterfactual
-from data_attribution.drawing import Point
 from data_attribution.generations import Generation, Holder, Traced
-from data_attribution.matches import Span
+from data_attribution.pages import drawing, marked_texts, source_pages
+from data_attribution.pages.drawing import Point
 from data_attribution.sources import Effect, Evidence, Source, Sources
+from data_attribution.suffixes.matches import Span
 
 
 TEXT = "the moon & the sea <b> the moon over n3"

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from data_attribution import drawing, exposures, marked_texts, printing
+from data_attribution import exposures, printing
 from data_attribution.counterfactuals import Counterfactual
-from data_attribution.drawing import Line, Point
 from data_attribution.exposures import Exposure, Trained
 from data_attribution.generations import Generation, Holder, Traced
+from data_attribution.pages import drawing, marked_texts
+from data_attribution.pages.drawing import Line, Point
 from data_attribution.sources import GRADES, Effect, Source, Sources
 from train import durable
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from data_attribution.parts import Part
+from data_attribution.suffixes.parts import Part
 
 
 __all__ = ["Range", "documents", "drawn", "of"]

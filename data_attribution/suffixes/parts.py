@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int64, UInt, UInt32, UInt64
 
-from data_attribution import searching
-from data_attribution.searching import Finder
+from data_attribution.suffixes import searching
+from data_attribution.suffixes.searching import Finder
 
 
 __all__ = ["Part"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt32, UInt64
 
-from data_attribution import key_tables, sorting
+from data_attribution.suffixes import key_tables, sorting
 from train import durable
 from train.errors import DamagedError
 

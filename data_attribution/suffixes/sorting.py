@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt, UInt32
 
-from data_attribution import byte_codes
 from data_attribution.errors import SorterError
+from data_attribution.suffixes import byte_codes
 
 
 __all__ = [

@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int64
 
-from data_attribution import sorting
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.index_plans import (
     WORTH_A_WORKER,
@@ -23,7 +22,8 @@ from data_attribution.index_plans import (
     refuse_small,
     size,
 )
-from data_attribution.shards import Shard
+from data_attribution.suffixes import sorting
+from data_attribution.suffixes.shards import Shard
 from train.token_store import TokenStore
 
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, UInt, UInt32, UInt64
 
-from data_attribution import key_tables
-from data_attribution.key_tables import STRIDE
+from data_attribution.suffixes import key_tables
+from data_attribution.suffixes.key_tables import STRIDE
 
 
 __all__ = ["Finder", "finder", "search"]

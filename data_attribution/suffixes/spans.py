@@ -9,7 +9,7 @@ other a few for each of its stretches.
 
 from collections.abc import Sequence
 
-from data_attribution.parts import Part
+from data_attribution.suffixes.parts import Part
 
 
 __all__ = ["maximal"]

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from data_attribution import shards
 from data_attribution.errors import IndexSpaceError, SorterError
-from data_attribution.shards import Shard, Task
+from data_attribution.suffixes import shards
+from data_attribution.suffixes.shards import Shard, Task
 from train.errors import DiskError
 
 

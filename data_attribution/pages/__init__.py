@@ -1,0 +1,1 @@
+"""Sources as one HTML page, and the figures in it."""

@@ -1,0 +1,1 @@
+"""All suffixes of a corpus, sorted: how they are cut, sorted, kept on disk and searched."""
