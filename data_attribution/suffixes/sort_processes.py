@@ -27,7 +27,7 @@ __all__ = ["answer", "sort_all"]
 # A fresh process looks for this file where its parent found it.
 START = (
     "import json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task.pop('path'); "
-    "from data_attribution import sort_processes; sort_processes.answer(task)"
+    "from data_attribution.suffixes import sort_processes; sort_processes.answer(task)"
 )
 REFUSED = {"DiskError": DiskError, "SorterError": SorterError, "MemoryError": MemoryError}
 SECONDS_BETWEEN_LOOKS = 0.02

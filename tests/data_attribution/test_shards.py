@@ -258,12 +258,12 @@ def test_a_worker_that_the_system_ends_is_said_to_lack_memory(store, tmp_path, m
 
 def test_workers_end_when_their_parent_is_killed(store, tmp_path):
     """Else they would go on writing beside the workers of the next build."""
-    slow = "import time; from data_attribution import shards; shards.sort = lambda _: {};"
+    slow = "import time; from data_attribution.suffixes import shards; shards.sort = lambda _: {};"
     start = sort_processes.START.replace(
         "sort_processes.answer", f"{slow.format('time.sleep(60)')} sort_processes.answer"
     )
     code = (
-        "import sys; from data_attribution import sort_processes, shards;"
+        "import sys; from data_attribution.suffixes import sort_processes, shards;"
         f"sort_processes.START = {start!r};"
         f"task = shards.Task(**{task_of(store, tmp_path).__dict__ | {'shard': None}!r});"
         "started = sort_processes._started(task);"
