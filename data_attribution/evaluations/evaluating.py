@@ -311,5 +311,5 @@ def _most_stated(chosen: Sequence[Case], n: int) -> list[Case]:
 
 
 def _spread(chosen: Sequence[Case], n: int) -> list[Case]:
-    """About n of the cases, at equal distances, so that every number of exposures is there."""
-    return list(chosen[:: max(1, -(-len(chosen) // n))]) if chosen else []
+    """The first n: cases are dealt by exposures in turn, and a stride would meet one of them."""
+    return list(chosen[:n])

@@ -66,6 +66,11 @@ def plan(
     itemsize = store.tokens.dtype.itemsize
     budget = available_memory() if memory is None else memory
     room = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=workers)
+    if room < 1:
+        raise IndexSpaceError(
+            f"{size(budget)} of memory may be used, and {workers} sorting processes take more than "
+            "that before the first token; allow more or ask for fewer workers"
+        )
     most = min(shard_tokens or room, room)
     found: list[tuple[int, int, bool]] = []
     for start, stop, held_out in _regions(store):
@@ -137,14 +142,14 @@ def _wanted(
 def _edges(store: TokenStore, start: int, stop: int, wanted: int, most: int | None) -> list[int]:
     """Cut a region before documents into stretches of about equal length, of at most `most`."""
     firsts = store.starts[(store.starts >= start) & (store.starts < stop)][1:]
-    if wanted > len(firsts) + 1:
-        raise SorterError(
-            f"{wanted} shards were asked for and there are {len(firsts) + 1} documents; a shard "
-            "holds at least one"
-        )
     if most is None:
+        if wanted > len(firsts) + 1:
+            raise SorterError(
+                f"{wanted} shards were asked for and there are {len(firsts) + 1} documents; a "
+                "shard holds at least one"
+            )
         return _even(start, stop, firsts, wanted)
-    wanted = max(wanted, min(-(-(stop - start) // most), len(firsts) + 1))
+    wanted = min(max(wanted, -(-(stop - start) // most)), len(firsts) + 1)
     while True:
         edges = _even(start, stop, firsts, wanted)
         longest = int(np.diff(edges).max())

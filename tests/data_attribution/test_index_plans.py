@@ -59,6 +59,23 @@ def test_every_document_can_have_a_shard_of_its_own(make_store):
         cutting.plan(store, sorter="numpy", shards=4)
 
 
+def test_nobody_who_did_not_ask_for_shards_is_told_that_there_are_too_few_documents(make_store):
+    one = make_store(["a " * 50])
+    assert len(cutting.plan(one, sorter="numpy", workers=4).shards) == 1
+    texts = [f"w{k}" for k in range(40)] + ["v " * 300]
+    held = make_store(texts, held_out=0.2)
+    assert held.train_tokens < held.n_tokens
+    regions = {one.held_out for one in cutting.plan(held, sorter="numpy", shards=8).shards}
+    assert regions == {False, True}
+
+
+@pytest.mark.parametrize("asked", [{}, {"shards": 2}, {"shard_tokens": 4}])
+def test_memory_that_holds_no_process_is_refused_in_one_line(make_store, asked):
+    store = make_store(["a b", "c", "d e f"])
+    with pytest.raises(IndexSpaceError, match="2 sorting processes take more"):
+        cutting.plan(store, sorter="numpy", workers=2, memory=150 << 20, **asked)
+
+
 def test_a_document_longer_than_a_shard_is_named_by_its_length(make_store):
     store = make_store(["a b", "a " * 50])
     with pytest.raises(IndexSpaceError, match="a single document has 51 tokens, a shard may have"):
