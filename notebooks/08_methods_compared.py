@@ -36,7 +36,7 @@ some = cases.planted(run, n=20)
 pd.DataFrame([(one.name, one.kind, len(one.relevant), len(one.distractors)) for one in some]).head()
 
 # %% [markdown]
-# Facts of the planted corpus, asked in one form of words. Some were stated in that very form, *verbatim*; others in other words alone, *paraphrase*: what those documents share with the question are two names. Beside each stand distractors, which share as many words and do not state the fact. Nothing was chosen on these facts: the weight of a template's words, the kind of gradient and the rule of fusion come from planted runs of other seeds, the components of the localised gradients from facts that are not asked here.
+# Facts of the planted corpus, asked in one form of words. Some were stated in that very form, *verbatim*; others in other words alone, *paraphrase*: what those documents share with the question are two names. Beside each stand distractors, which share as many words and do not state the fact. Nothing was chosen on these facts: the kind of gradient and the rule of fusion come from planted runs of other seeds (the weight of a template's words does not: it was chosen on this corpus), the components of the localised gradients from facts that are not asked here.
 #
 # ## 1. Who finds what is there?
 #
@@ -117,7 +117,9 @@ plots.grouped_bars(
 # ## 5. The claims again
 
 # %%
-value = {(row["method"], row["kind"], row["measure"]): row for row in (*table.rows, *foretold.rows)}
+# Of the second table the LDS alone: its recall is that of three facts.
+rows = [*table.rows, *(row for row in foretold.rows if row["measure"] == "LDS")]
+value = {(row["method"], row["kind"], row["measure"]): row for row in rows}
 both = ("verbatim", "paraphrase")
 # 1. Words find, gradients alone find fewer; the list that joins them finds as words do.
 assert all(value["lexical", kind, "recall@10"]["value"] > 0.9 for kind in both)
