@@ -43,7 +43,8 @@ def rank(request: "Request", *, how: How = DEFAULT) -> Ranking:
     run = request.run
     how = How(how.kind, how.log_odds, how.steps, how.rank, request.seed)
     selection = selecting.select(run.config, request.within)
-    kept = comparing.stored(run, selection, how) if len(how.steps) < 2 else None
+    step = how.steps[0] if how.steps else None
+    kept = comparing.stored(run, selection, how, step) if len(how.steps) < 2 else None
     chosen = None if kept is not None and request.candidates is None else _candidates(request)
     collected = comparing.collect(
         run, chosen, within=request.within, how=how, keep=False, progress=request.progress
