@@ -31,7 +31,7 @@ from data_attribution.evaluations.cases import KINDS, Case
 from data_attribution.evaluations.retrainings import Retrainings
 from data_attribution.evaluations.shared_rankings import Ranked
 from data_attribution.evaluations.tables import Evaluation, Row
-from interp import behaviours, patching
+from interp import behaviours, intervals, patching
 from train.runs import Run
 
 
@@ -215,7 +215,7 @@ def _removed(
     methods = [name for name in ("fused", "bm25", "gradient") if name in found]
     tops = {name: shared_rankings.read(run, found[name].by_case, first=asked.k) for name in methods}
     stated = [case for case in chosen if len(case.relevant) >= asked.k]
-    some = removal_curves.apart(run, stated, tops, asked.k)
+    some = removal_curves.apart(stated)
     unrelated = [
         questions.of_behaviour(behaviours.load(name, run, n_prompts=32)) for name in asked.unrelated
     ]
@@ -232,6 +232,9 @@ def _removed(
         yield tables.row(
             point.method, "both", "removal", float(point.change.mean()), point.interval, len(some)
         )
+        share = point.overlapping / len(some)
+        bounds = intervals.wilson(share, len(some))
+        yield tables.row(point.method, "both", "lists that overlap", share, bounds, len(some))
         if point.ratio:
             bounds = point.ratio.low, point.ratio.high
             yield tables.row(
@@ -242,6 +245,10 @@ def _removed(
         yield tables.row(
             methods[0], one.name, "removal", effect.mean, (effect.low, effect.high), effect.n
         )
+        if share := curves.points[0].share_of_loss(one):
+            yield tables.row(
+                methods[0], one.name, "of the loss", share.value, (share.low, share.high), effect.n
+            )
     yield from tables.mean_row("random", "both", "removal", curves.points[0].random.mean(axis=0))
 
 

@@ -1,33 +1,39 @@
 """What training without the first k documents of a ranking does, for growing k.
 
 One retraining answers for many questions: the first k documents of every case are left out at
-once, and each case is asked for itself. Cases must therefore have no document in common; facts
-about different entities have none. As many random documents, matched one by one, are left out for
-comparison, by several seeds, and so are the first k of other rankings.
+once, and each case is asked for itself. So cases are chosen that are stated by no document in
+common (`apart`), by the truth and before any list is drawn. Their lists may still overlap; no case
+is dropped for it, because that would choose by outcome, and every point says whose lists do. As
+many random documents, matched one by one, are left out for comparison, by several seeds, and so
+are the first k of other rankings.
 
 The ratio is of what a case loses without its documents to what it *moves* without random ones
 (its absolute change, mean over seeds): chance moves it up as often as down, so a mean of signed
 changes would flatter. Interval by Fieller over cases (`interp.intervals`); where what random
 documents do cannot be told from nothing, the lower end is that of the loss over the upper end of
 the movement, and there is no upper end.
+
+That something unrelated moves by nothing beyond its noise says little where its noise is large. So
+its effect is also given as a share of what the cases lose, with the interval that both leave: a
+share that may be large was not shown to be small.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from data_attribution import questions, removals
 from data_attribution.changes import Change
 from data_attribution.duplicates import Together
-from data_attribution.errors import CounterfactualError
 from data_attribution.evaluations.cases import Case
 from data_attribution.evaluations.retrainings import Retrainings
 from data_attribution.questions import Question
 from interp import intervals
-from train.runs import Run
+from interp.results import averages
 
 
 __all__ = ["Curves", "Point", "Ratio", "apart", "measure"]
@@ -38,7 +44,7 @@ Answers = Float64[np.ndarray, "_"]  # by prompt; questions have as many as they 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times more than random documents, with its 95 % interval."""
+    """One number over another, with its 95 % interval; `high` is None where there is no end."""
 
     value: float
     low: float
@@ -54,7 +60,8 @@ class Point:
         removed: How many documents that is, over all cases, copies included.
         change: Answer without them minus answer of the full run, mean over prompts, per case.
         random: The same without as many matched random documents, per seed.
-        unrelated: What else was asked.
+        unrelated: What else was asked; rows of one prompt are averaged, so n counts prompts.
+        overlaps: Whether what a case loses and what another one loses have a document in common.
     """
 
     method: str
@@ -63,6 +70,12 @@ class Point:
     change: Float64[np.ndarray, " case"]
     random: Float64[np.ndarray, "seed case"]
     unrelated: tuple[Change, ...] = ()
+    overlaps: Bool[np.ndarray, " case"] | None = None
+
+    @property
+    def overlapping(self) -> int:
+        """How many cases share a document of their lists with another."""
+        return 0 if self.overlaps is None else int(self.overlaps.sum())
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -81,6 +94,19 @@ class Point:
             return Ratio(value, float(found[0][0]), float(found[1][0]))
         least, most = intervals.mean_interval(loss), intervals.mean_interval(moved)
         return Ratio(value, least[0] / most[1], None) if least and most else None
+
+    def share_of_loss(self, unrelated: Change) -> Ratio | None:
+        """An unrelated effect over what the cases lose, from the far ends of both intervals.
+
+        None without either interval, or when the cases may have lost nothing.
+        """
+        effect, change = unrelated.effect, self.interval
+        if effect.low is None or effect.high is None or change is None or not change[1] < 0:
+            return None
+        losses = (-change[1], -change[0])
+        low = min(effect.low / one for one in losses)
+        high = max(effect.high / one for one in losses)
+        return Ratio(effect.mean / -float(self.change.mean()), low, high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +144,6 @@ def measure(
         together: Which copies go with a document.
         unrelated: Asked too, against the same controls.
         controlled: Methods that get random controls of their own; default: the first.
-
-    Raises:
-        CounterfactualError: Two cases would lose the same document.
     """
     run, controlled = again.run, [*rankings][:1] if controlled is None else controlled
     asked = [*(case.question for case in cases), *unrelated]
@@ -140,86 +163,70 @@ def measure(
 
     for name, ranked in rankings.items():
         for k in ks:
-            removed = _removed(again, cases, ranked, k, together)
+            lists = [removals.with_copies(run, ranked[case.name][:k], together) for case in cases]
+            removed = sorted(set().union(*lists))
             without = answers(removed)
             avoid = removals.kept_out(run, removed, relevant)
             drawn = [
                 answers(removals.matched_random(run, removed, seed=seed, avoid=avoid))
                 for seed in range(seeds if name in controlled else 0)
             ]
-            points.append(_point(name, k, len(removed), len(cases), asked, full, without, drawn))
+            points.append(_point(name, k, lists, asked, full, without, drawn))
     return Curves(tuple(case.name for case in cases), asked[0].unit, tuple(points))
 
 
-def apart(
-    run: Run,
-    cases: Sequence[Case],
-    rankings: Mapping[str, Mapping[str, Sequence[int]]],
-    k: int,
-    together: Together = "near",
-) -> list[Case]:
-    """The cases, from the first, that share no document of their first k with an earlier one."""
+def apart(cases: Sequence[Case]) -> list[Case]:
+    """The cases, from the first, that no document states which states an earlier one too."""
     taken: set[int] = set()
     chosen = []
     for case in cases:
-        firsts = {one for ranked in rankings.values() for one in ranked[case.name][:k]}
-        own = {*removals.with_copies(run, sorted(firsts), together)}
-        if not own & taken:
+        if not case.relevant & taken:
             chosen.append(case)
-            taken |= own
+            taken |= case.relevant
     return chosen
 
 
-def _removed(
-    again: Retrainings,
-    cases: Sequence[Case],
-    ranked: Mapping[str, Sequence[int]],
-    k: int,
-    together: Together,
-) -> tuple[int, ...]:
-    """The first k documents of every case and their copies."""
-    taken: dict[int, str] = {}
-    for case in cases:
-        for document in removals.with_copies(again.run, ranked[case.name][:k], together):
-            if taken.setdefault(document, case.name) != case.name:
-                raise CounterfactualError(
-                    f"document {document} is among the first {k} of {taken[document]!r} and of "
-                    f"{case.name!r}; retrain for cases one by one, or take cases apart enough"
-                )
-    return tuple(sorted(taken))
+def _overlaps(lists: Sequence[Sequence[int]]) -> Bool[np.ndarray, " case"]:
+    """Which lists have a document in common with another."""
+    held = Counter(one for documents in lists for one in {*documents})
+    return np.array([any(held[one] > 1 for one in documents) for documents in lists], bool)
 
 
 def _point(
     name: str,
     k: int,
-    removed: int,
-    n_cases: int,
+    lists: Sequence[Sequence[int]],
     asked: Sequence[Question],
     full: Sequence[Answers],
     without: Sequence[Answers],
     drawn: Sequence[Sequence[Answers]],
 ) -> Point:
-    base = np.array([one.mean() for one in full[:n_cases]])
-    moved = [np.array([one.mean() for one in seed[:n_cases]]) - base for seed in drawn]
-    unrelated = tuple(
-        Change(
-            asked[place].name,
-            asked[place].unit,
-            False,
-            full[place],
-            without[place],
-            np.array([seed[place] for seed in drawn]).reshape(len(drawn), len(full[place])),
-        )
-        for place in range(n_cases, len(asked))
-    )
+    n = len(lists)
+    base = np.array([one.mean() for one in full[:n]])
+    moved = [np.array([one.mean() for one in seed[:n]]) - base for seed in drawn]
     return Point(
         method=name,
         k=k,
-        removed=removed,
-        change=np.array([one.mean() for one in without[:n_cases]]) - base,
-        random=np.array(moved).reshape(len(drawn), n_cases),
-        unrelated=unrelated,
+        removed=len(set().union(*lists)),
+        change=np.array([one.mean() for one in without[:n]]) - base,
+        random=np.array(moved).reshape(len(drawn), n),
+        unrelated=tuple(
+            _change(asked[place], full[place], without[place], [seed[place] for seed in drawn])
+            for place in range(n, len(asked))
+        ),
+        overlaps=_overlaps(lists),
     )
+
+
+def _change(
+    question: Question, before: Answers, after: Answers, drawn: Sequence[Answers]
+) -> Change:
+    """What became of an unrelated question, by distinct prompt: its foils are no draws."""
+    prompts = averages.prompts_of(question.tokens)
+    rows = np.bincount(prompts)
+    before, after, *controls = (np.bincount(prompts, one) / rows for one in (before, after, *drawn))
+    seeds = np.array(controls).reshape(len(drawn), len(rows))
+    return Change(question.name, question.unit, False, before, after, seeds)
 
 
 def _row(point: Point) -> dict[str, Any]:
@@ -230,6 +237,7 @@ def _row(point: Point) -> dict[str, Any]:
         "k": point.k,
         "removed": point.removed,
         "n": len(point.change),
+        "overlapping": point.overlapping,
         "change": float(point.change.mean()),
         "change low": low,
         "change high": high,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_attribution import questions
-from data_attribution.errors import CounterfactualError
+from data_attribution.changes import Change
 from data_attribution.evaluations import recalls, removal_curves, tables, tail_patches
 from data_attribution.evaluations.cases import Case
 from data_attribution.evaluations.removal_curves import Point
@@ -188,14 +188,71 @@ def test_an_unrelated_question_is_asked_of_the_same_runs(curves, lookup_run, pai
     assert rows[1]["random"] is None
 
 
-def test_cases_that_would_lose_the_same_document_are_refused_or_told_apart(lookup_run, pair):
+def test_cases_are_chosen_by_what_states_them_and_not_by_their_lists(pair):
+    three, nine, four = pair(3), pair(9), pair(4)
+    again = replace(nine, relevant=frozenset({*nine.relevant, min(three.relevant)}))
+    assert [case.name for case in removal_curves.apart([three, nine, four])] == [
+        "pair 3", "pair 9", "pair 4"
+    ]  # fmt: skip
+    assert removal_curves.apart([three, again, four]) == [three, four]
+
+
+def test_lists_that_overlap_are_counted_and_no_case_is_dropped(lookup_run, pair, tmp_path):
+    """Two of three cases name the same document; its one removal is asked of all three."""
     cases = [pair(3), pair(9), pair(4)]
     shared = min(cases[0].relevant)
     ranked = {"x": {"pair 3": [shared], "pair 9": [shared], "pair 4": sorted(pair(4).relevant)}}
-    with pytest.raises(CounterfactualError, match="of 'pair 3' and of 'pair 9'"):
-        removal_curves.measure(Retrainings(lookup_run), cases, ranked, ks=(1,))
-    left = removal_curves.apart(lookup_run, cases, ranked, 1)
-    assert [case.name for case in left] == ["pair 3", "pair 4"]
+    again = Retrainings(lookup_run, "blank", None, tmp_path)
+    found = removal_curves.measure(again, cases, ranked, ks=(1,), seeds=0, together="none")
+    (point,) = found.points
+    assert found.cases == ("pair 3", "pair 9", "pair 4")
+    assert point.removed == 2
+    assert point.overlaps is not None
+    assert point.overlaps.tolist() == [True, True, False]
+    assert found.rows()[0]["overlapping"] == 2
+
+
+def test_foils_of_one_prompt_are_one_prompt_of_an_unrelated_question():
+    """Four rows of two prompts: n is 2, each prompt counting once whatever foils it has."""
+    tokens = torch.tensor([[7, 1], [7, 2], [7, 1], [7, 1]])
+    asked = Question("q", "nats", tokens, lambda logits, values, row: row)
+    before, after = np.array([1.0, 5.0, 2.0, 3.0]), np.array([1.0, 6.0, 2.0, 0.0])
+    found = removal_curves._change(asked, before, after, [before, before])
+    assert found.before.tolist() == [2, 5]
+    assert found.after.tolist() == [1, 6]
+    assert found.controls.tolist() == [[2, 5], [2, 5]]
+    assert (found.effect.n, found.effect.seeds) == (2, 2)
+    assert removal_curves._change(asked, before, after, []).controls.shape == (0, 2)
+
+
+def unrelated(after, controls):
+    return Change("q", "nats", False, np.zeros(3), np.asarray(after), np.asarray(controls))
+
+
+def test_what_is_within_a_large_noise_was_not_shown_to_be_small():
+    """Both effects hold 0; only beside quiet controls is the far end a small part of the loss."""
+    lost = point([-10, -12, -8, -10.0], [[1, -1, 1, -1.2]])
+    quiet = unrelated([0.1, -0.1, 0.05], [[0.1] * 3, [-0.1] * 3])
+    loud = unrelated([0.1, -0.1, 0.05], [[3.0] * 3, [-3.0] * 3])
+    assert quiet.effect.within_noise
+    assert loud.effect.within_noise
+    small, large = lost.share_of_loss(quiet), lost.share_of_loss(loud)
+    assert small is not None
+    assert large is not None
+    low, high = lost.interval or (0, 0)
+    assert small.value == pytest.approx(quiet.effect.mean / 10)
+    assert small.high == pytest.approx((quiet.effect.high or 0) / -high)  # over the least loss
+    assert -0.4 < small.low < 0 < (small.high or 1) < 0.4
+    assert large.low < -1
+    assert low < high < 0
+
+
+def test_without_a_loss_or_an_interval_there_is_no_share_of_the_loss():
+    change = unrelated([0.1, -0.1, 0.05], [[0.1] * 3, [-0.1] * 3])
+    assert point([1.0, -1, 0.5, -0.6], [[1, 1, 1, 1.0]]).share_of_loss(change) is None
+    assert point([-10.0], [[1.0]]).share_of_loss(change) is None
+    alone = Change("q", "nats", False, np.zeros(1), np.ones(1), np.zeros((1, 1)))
+    assert point([-10, -12, -8, -10.0], [[1] * 4]).share_of_loss(alone) is None
 
 
 def point(change, random):
