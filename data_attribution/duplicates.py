@@ -4,9 +4,9 @@ A copy of a document teaches what the document taught, so copies are removed tog
 control may hold one. *Exact* copies have the same sha256 in the document table. *Near* copies share
 most of their shingles (runs of three tokens): Jaccard's measure of the two sets, computed for every
 document of the store and not estimated (Broder 1997, On the resemblance and containment of
-documents). Three tokens and .65 were chosen on the planted corpus: its declared near duplicates,
-one word of 15 to 31 replaced, share .67 or more; statements that differ in entity or in value share
-.6 at most. Near is not passed on: a copy of a copy counts only when it is near itself.
+documents). Three tokens and .65 stand in a gap of planted corpora of content seeds 0, 1 and 3 alike:
+declared near duplicates, one word of 15 to 31 replaced, share .67 or more; statements of two facts
+share .60 at most. Near is not passed on: a copy of a copy counts only when it is near itself.
 
 The store is read in blocks: all of it at once would be gigabytes for OpenWebText.
 """
