@@ -165,6 +165,8 @@ def test_watching_that_costs_much_or_changes_the_run_fails(script, share, equal,
         ({"build": 3.0}, 1),  # slower than the other, and below 5 million tokens a second
         ({"bytes": 11_000_000}, 1),
         ({"scores": [[2.2, 1.2]]}, 1),
+        ({"scores": [[2.2]]}, 1),  # a document less
+        ({"scores": [[2.2, 1.1, 0.1]]}, 1),
     ],
 )
 def test_a_bm25_index_that_is_slow_large_or_wrong_fails(script, change, code):
@@ -197,6 +199,10 @@ def test_an_index_that_is_built_too_slowly_beside_others_fails(script, capsys, o
     built = {name: index.Build(wall, wall) for name, wall in seconds.items()}
     assert index.builds_hold(built, 50_000_000) is holds
     assert "asked 1.5" in capsys.readouterr().out
+    del built["tokengrams"]
+    assert not index.builds_hold(built, 50_000_000)
+    assert "tokengrams was not given" in capsys.readouterr().out
+    assert index.builds_hold(built, 50_000_000, alone=True) is (two < 5)
 
 
 @pytest.mark.parametrize(
