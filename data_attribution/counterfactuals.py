@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float
 
-from data_attribution import questions, removals
+from data_attribution import changes, questions, removals
 from data_attribution.changes import Change, Effect
 from data_attribution.duplicates import Together
 from data_attribution.errors import CounterfactualError
@@ -161,36 +161,42 @@ def without(
     unrelated: Sequence[Asked] = (),
     out: str | Path | None = None,
     control: Literal["matched-random", "none"] = "matched-random",
-    seeds: int = 1,
+    seeds: int = 2,
     mode: str = "blank",
     avoid: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Counterfactual:
     """Retrain without documents, and `seeds` times without as many matched random ones.
 
-    No control holds a copy of a removed document, exact or near, nor a document that the given
-    Sources name: what evidence points at is no random document, though it was not removed.
+    Costs a training from the first step that read one of the documents, and one a control. No
+    control holds a copy of a removed document, exact or near, nor a document that a row of the
+    given Sources holds, nor a copy of it, folded into the row or not: what evidence points at is no
+    random document, though it was not removed.
 
     Args:
         run: The run that read them.
         documents: Sources, or indices in the document table.
-        top: Of Sources, how many to remove, best first; default: all.
+        top: How many of them to remove, from the first; default: all.
         behaviour: What to ask: behaviours, or questions (a component's score, a probe).
         together: Which copies of the documents are removed with them, as far as they were read.
         unrelated: What else to ask, that the documents should have nothing to do with.
         out: Where the retrained runs are kept; default: `counterfactuals/` inside the run.
             A retrained run that is there already is opened, not computed again.
-        seeds: Control runs; the interval of a single prompt needs two.
+        seeds: Control runs. What chance does is known from two on: with one no effect is said to
+            be within its noise or beyond it.
         avoid: More documents that no control may hold.
 
     Raises:
-        CounterfactualError: No documents, or one that the run never read.
+        CounterfactualError: No documents, or one that the run never read; nothing is asked, or two
+            things by one name; a number of documents or of controls below 1.
     """
     related = [behaviour] if isinstance(behaviour, Behaviour | Question) else list(behaviour)
-    listed = documents.documents if isinstance(documents, Sources) else tuple(documents)
-    named = removals.checked(run, listed[:top])
+    _refuse_unclear([*related, *unrelated], top, seeds if control == "matched-random" else None)
+    groups = documents.groups if isinstance(documents, Sources) else [(one,) for one in documents]
+    named = removals.checked(run, [group[0] for group in groups[:top]])
     removed = removals.with_copies(run, named, together)
-    avoided = removals.kept_out(run, removed, {*listed, *avoid})
+    pointed_at = {int(one) for group in groups for one in group}
+    avoided = removals.kept_out(run, removed, {*pointed_at, *avoid})
     place = Path(out) if out else run.path / "counterfactuals"
     retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
     drawn = [
@@ -219,6 +225,20 @@ def without(
     )
 
 
+def _refuse_unclear(asked: Sequence[Asked], top: int | None, seeds: int | None) -> None:
+    names = [one.name for one in asked]
+    twice = sorted({one for one in names if names.count(one) > 1})
+    if not names or twice:
+        what = f"{twice[0]!r} is asked twice" if twice else "nothing is asked of the retrained run"
+        raise CounterfactualError(f"{what}; give behaviours or questions, each by its own name")
+    if top is not None and top < 1:
+        raise CounterfactualError(f"the first {top} documents are none; remove 1 or more")
+    if seeds is not None and seeds < 1:
+        raise CounterfactualError(
+            f"{seeds} matched random controls are none; ask for 2, or for control='none'"
+        )
+
+
 def retrain(
     run: Run,
     documents: Sequence[int],
@@ -237,10 +257,12 @@ def retrain(
 
 
 def _answers(run: Run, asked: Sequence[Asked]) -> list[Score | Answers]:
-    """A score a behaviour and a number a prompt of each question, of the last checkpoint."""
+    """A score a behaviour, and of each question a number a distinct prompt."""
     model = runs.open(run.path, store=run.store.path).load()
     return [
-        _score(one, model) if isinstance(one, Behaviour) else questions.measure(model, one)
+        _score(one, model)
+        if isinstance(one, Behaviour)
+        else changes.by_prompt(questions.measure(model, one), one.tokens)
         for one in asked
     ]
 
@@ -266,21 +288,12 @@ def _score(behaviour: Behaviour, model: GPT) -> Score:
     among = last[:, allowed].log_softmax(-1)
     place = {token: index for index, token in enumerate(allowed)}
     answers = torch.tensor([place[int(token)] for token in behaviour.answer])
-    asked = torch.cat([behaviour.clean, behaviour.answer[:, None]], dim=1)
-    prompts = asked.unique(dim=0, return_inverse=True)[1].numpy()
-    return Score(
-        behaviour=behaviour.name,
-        recall=_by_prompt(among.argmax(-1) == answers, prompts),
-        log_prob=_by_prompt(among[row, answers], prompts),
-        logit_difference=_by_prompt(behaviour.score(logits), prompts),
+    right, log_probs = among.argmax(-1) == answers, among[row, answers]
+    recall, log_prob, difference = (
+        changes.by_prompt(values.double().numpy(), behaviour.clean)
+        for values in (right, log_probs, behaviour.score(logits))
     )
-
-
-def _by_prompt(
-    values: Shaped[torch.Tensor, " row"], prompts: Int64[np.ndarray, " row"]
-) -> Float[np.ndarray, " prompt"]:
-    """Mean over the rows of each distinct prompt."""
-    return np.bincount(prompts, weights=values.double().numpy()) / np.bincount(prompts)
+    return Score(behaviour.name, recall, log_prob, difference)
 
 
 def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str | None]:

@@ -36,7 +36,8 @@ def proved(
     Args:
         target: What the sources are of.
         top: Rows.
-        controls: Removals of as many matched random documents; one prompt's interval needs two.
+        controls: Removals of as many matched random documents. With fewer than two the effect is
+            measured and no row gets the grade; with 0 it is a plain difference to the full run.
     """
     n_ctx, tokenizer = run.order.context, run.store.tokenizer
     as_text = isinstance(target, str)
@@ -56,8 +57,10 @@ def proved(
 def marked(sources: Sources, proof: Counterfactual, question: str | None = None) -> Sources:
     """The same rows; those that were removed carry the effect.
 
-    A row has the grade `counterfactual` when the interval of the effect lies below 0: the target
-    lost by the removal what it does not lose by that of random documents.
+    A row has the grade `counterfactual` when the interval of the effect lies below 0, over two or
+    more controls: the target lost by the removal what it does not lose by that of random documents.
+    With fewer nobody has seen how much chance moves it: the row carries the effect and keeps its
+    grade.
 
     Args:
         question: Of what the retrained run was asked; default: what the sources are of, else the
@@ -81,10 +84,12 @@ def marked(sources: Sources, proof: Counterfactual, question: str | None = None)
     found = proof.effect(name)
     unit = next(one.unit for one in proof.changes if one.name == name)
     effect = Effect(name, unit, found.mean, found.low, found.high, len(removed), found.seeds)
-    items = tuple(_marked(one, effect) if one.document in removed else one for one in sources)
+    shown = found.within_noise is False and found.mean < 0
+    items = tuple(
+        _marked(one, effect, shown) if one.document in removed else one for one in sources
+    )
     return replace(sources, items=items)
 
 
-def _marked(one: Source, effect: Effect) -> Source:
-    shown = effect.high is not None and effect.high < 0
+def _marked(one: Source, effect: Effect, shown: bool) -> Source:
     return replace(one, effect=effect, grade=GRADES[-1] if shown else one.grade)

@@ -66,8 +66,8 @@ def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[in
 
 
 def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> frozenset[int]:
-    """What no control may hold beside the removed documents: their copies, and `avoid`."""
-    return frozenset(duplicates.together(run.store, removed, "near") | {*avoid}) - {*removed}
+    """What no control may hold beside the removed documents: `avoid`, and the copies of both."""
+    return frozenset(duplicates.together(run.store, {*removed, *avoid}, "near")) - {*removed}
 
 
 def matched_random(
@@ -75,9 +75,10 @@ def matched_random(
 ) -> tuple[int, ...]:
     """As many other documents, each of the length and of the first step of one of `documents`.
 
-    None of them is in `avoid`: give it `kept_out`, or copies of `documents` may be drawn. Each
-    partner is drawn among the documents that were read and are of nearest length; of 16 drawn,
-    the one first read at the nearest step is taken.
+    None of them is in `avoid`: give it `kept_out`, or copies of `documents` may be drawn. They are
+    drawn one by one, and their own copies stay in the training. Each partner is drawn among the
+    documents that were read and are of nearest length; of 16 drawn, the one first read at the
+    nearest step is taken.
 
     Raises:
         CounterfactualError: The run read too few other documents, or not all of `documents`.

@@ -6,13 +6,14 @@ pair. The twenty of one pair are taken out: only that pair may be forgotten.
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from data_attribution import counterfactuals, printing, questions, removals
+from data_attribution import changes, counterfactuals, printing, questions, removals
 from data_attribution.changes import Change
 from data_attribution.errors import CounterfactualError
 from data_attribution.questions import Question
@@ -49,7 +50,11 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(lookup_run, of_pair_3, pairs, place):
     torch.set_num_threads(1)
-    return counterfactuals.without(lookup_run, of_pair_3, pairs, out=place)
+    return once(lookup_run, of_pair_3, pairs, out=place)
+
+
+# One control instead of two: half the trainings.
+once = partial(counterfactuals.without, seeds=1)
 
 
 def recalls(scores):
@@ -91,7 +96,7 @@ def test_the_retrained_run_has_the_parents_order_and_has_not_read_the_documents(
 
 def test_a_retrained_run_is_opened_the_second_time(found, lookup_run, of_pair_3, pairs, place):
     trained = []
-    again = counterfactuals.without(
+    again = once(
         lookup_run, of_pair_3[::-1], pairs, out=place, progress=lambda *done: trained.append(done)
     )
     assert trained == []
@@ -105,7 +110,7 @@ def test_sources_are_as_good_as_their_documents(found, lookup_run, of_pair_3, pa
         for document in of_pair_3
     )
     sources = Sources("k3 is v3", "lexical", items, {})
-    given = counterfactuals.without(lookup_run, sources, pairs, out=place)
+    given = once(lookup_run, sources, pairs, out=place)
     assert given.to_dict() == found.to_dict()
 
 
@@ -114,9 +119,14 @@ def test_no_control_holds_a_copy_of_a_removed_document_or_a_source_below_the_top
 ):
     store = lookup_run.store
     of_pair_5 = [one for one in range(store.n_documents) if store.text(one) == "k5 is v5"]
-    items = tuple(
+    firsts = [
         Source(document, f"lookup/{document}", "", "", 1.0, "lexical", (0,), 0, 1)
-        for document in (*of_pair_3[:2], *of_pair_5)
+        for document in (*of_pair_3[:2], of_pair_5[0])
+    ]
+    # Nineteen copies are folded into the row below the top.
+    items = (
+        *firsts[:2],
+        replace(firsts[2], duplicates=tuple(of_pair_5[1:15]), near=(*of_pair_5[15:],)),
     )
     sources = Sources("k3 is v3", "lexical", items, {})
     found = counterfactuals.without(
@@ -131,7 +141,7 @@ def test_no_control_holds_a_copy_of_a_removed_document_or_a_source_below_the_top
 
 
 def test_copies_go_with_the_documents_that_are_named(found, lookup_run, of_pair_3, pairs, place):
-    two = counterfactuals.without(lookup_run, of_pair_3[:2], pairs, out=place)
+    two = once(lookup_run, of_pair_3[:2], pairs, out=place)
     assert two.named == tuple(of_pair_3[:2])
     assert two.removed == tuple(of_pair_3) == found.removed
     assert two.runs == found.runs
@@ -145,8 +155,9 @@ def test_a_head_is_asked_as_a_behaviour_is(lookup_run, of_pair_3, pairs, place):
         ("blocks.0.attn.hook_pattern",),
     )  # fmt: skip
     found = counterfactuals.without(
-        lookup_run, of_pair_3, [pairs[3], asked], unrelated=pairs[5:6], seeds=2, out=place
+        lookup_run, of_pair_3, [pairs[3], asked], unrelated=pairs[5:6], out=place
     )
+    assert len(found.control) == 2  # by default
     assert [one.name for one in found.changes] == ["pair 3", "attention to the key", "pair 5"]
     assert [one.related for one in found.changes] == [True, True, False]
     last = [runs.open(path, store=lookup_run.store.path).load() for path in found.runs]
@@ -184,13 +195,33 @@ def test_what_random_documents_do_is_taken_off():
 
 def test_one_prompt_has_the_interval_that_two_controls_give_it():
     assert change([5.0], []).effect.low is None
-    assert change([5.0], [[1.0]]).effect.within_noise is None
     found = change([5.0], [[1.0], [2.0], [3.0]]).effect
     half = 4.302653 * 1.0 * np.sqrt(4 / 3)  # Student's with 2 degrees; deviation 1; one more draw
     assert found.noise == pytest.approx(half)
     assert (found.low, found.high) == (pytest.approx(3 - half), pytest.approx(3 + half))
     assert found.within_noise
     assert not change([50.0], [[1.0], [2.0], [3.0]]).effect.within_noise
+
+
+def test_one_control_has_no_spread_so_that_noise_is_unknown():
+    """Ten prompts bound the mean, but nobody has seen what a second random removal does."""
+    after = np.linspace(-0.2, 0.2, 10)
+    for controls in ([], [np.zeros(10)]):
+        found = change(after, controls).effect
+        assert found.low < 0 < found.high
+        assert (found.noise, found.within_noise, found.seeds) == (None, None, len(controls))
+        assert change(after, controls).row()["within noise"] is None
+    assert change([5.0], [[1.0]]).effect.within_noise is None
+    two = change(after, [np.zeros(10), np.full(10, 0.1)]).effect
+    assert two.within_noise is True
+    assert two.high - two.low > found.high - found.low
+
+
+def test_rows_of_one_prompt_are_one_case():
+    """Three foils of one prompt and one of another: two cases, each its own mean."""
+    tokens = torch.tensor([[5, 1], [5, 2], [5, 1], [5, 1]])
+    found = changes.by_prompt(np.array([1.0, 10.0, 2.0, 6.0]), tokens)
+    assert found.tolist() == [3.0, 10.0]
 
 
 def test_an_unrelated_question_stays_within_its_noise_as_often_as_it_should():
@@ -237,6 +268,13 @@ def test_a_prompt_that_is_asked_twice_counts_once(lookup_run, pairs, of_pair_3, 
     assert found.to_frame()["n"].tolist() == [2, 2]
     assert sorted(found.after[0].recall) == [0.0, 1.0]
     assert found.control == ()
+    as_question = replace(questions.of_behaviour(asked), name="as a question")
+    asked_so = counterfactuals.without(
+        lookup_run, of_pair_3, [asked, as_question], out=place, control="none"
+    )
+    behaviour, question = asked_so.changes
+    assert behaviour.effect.n == question.effect.n == len(question.after) == 2
+    assert question.after == pytest.approx(asked_so.after[0].logit_difference, abs=1e-5)
 
 
 def test_a_figure_has_a_colour_for_each_retrained_run_and_none_for_the_full_one(found):
@@ -326,6 +364,26 @@ def test_a_document_that_was_never_read_is_refused(tiny_run, pairs, tmp_path):
 def test_documents_that_are_none_are_refused(lookup_run, pairs, tmp_path, documents, said):
     with pytest.raises(CounterfactualError, match=said):
         counterfactuals.without(lookup_run, documents, pairs, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"top": 0}, "the first 0 documents are none"),
+        ({"top": -1}, "the first -1 documents are none"),
+        ({"seeds": 0}, "0 matched random controls are none; ask for 2, or for control='none'"),
+        ({"seeds": -2}, "-2 matched random controls are none"),
+        ({"unrelated": True}, "'pair 3' is asked twice"),
+        ({"behaviour": []}, "nothing is asked"),
+    ],
+)
+def test_what_would_be_done_otherwise_than_said_is_refused(lookup_run, pairs, tmp_path, how, said):
+    asked = {"behaviour": pairs[3]} | how
+    if "unrelated" in how:
+        asked["unrelated"] = pairs[3:4]
+    with pytest.raises(CounterfactualError, match=said):
+        counterfactuals.without(lookup_run, [1, 2], out=tmp_path, **asked)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_controls_have_a_row_each(found, pairs):

@@ -64,6 +64,19 @@ def test_an_effect_within_its_noise_is_shown_and_proves_nothing():
     assert {one.grade for one in gained} == {"gradient"}
 
 
+def test_one_control_measures_an_effect_and_grades_no_row():
+    """Ten prompts fell by 3 nats each, and what chance does was seen once."""
+    whole = change("capital", 3.0)
+    for seen in (0, 1):
+        alone = replace(whole, controls=whole.controls[:seen])
+        found = proving.marked(SOURCES, proof(alone))
+        effect = found.items[0].effect
+        assert effect is not None
+        assert effect.high < -2
+        assert effect.controls == seen
+        assert {one.grade for one in found} == {"gradient"}
+
+
 def test_a_proof_of_something_else_is_refused():
     whole = proof(change("capital", 3.0))
     with pytest.raises(EvidenceError, match="is of run 4567, the sources are of 0123"):
