@@ -98,13 +98,11 @@ class Method:
     Attributes:
         grade: Of its evidence, as `sources.GRADES`.
         rank: Answers a request. What it needs is imported when it is asked.
-        signed: Whether a score may speak against a document.
         weights: Whether it needs the weights of a run.
     """
 
     grade: str
     rank: Callable[[Request], Ranking]
-    signed: bool = False
     weights: bool = False
 
 
@@ -162,7 +160,6 @@ def documents(
         limit=limit,
         grades=_grades(found),
         evidence=found,
-        weakest=METHODS[asked[0]].grade,
         fold=fold,
         near=duplicates.near(run.store, head, among=head),
     )
@@ -286,8 +283,7 @@ def _grades(found: dict[str, Ranking]) -> dict[int, str]:
     """The strongest grade of evidence that speaks for each document."""
     grades: dict[int, str] = {}
     for name in sorted(found, key=lambda one: GRADES.index(METHODS[one].grade)):
-        speaks = fusing.speaking(found[name], signed=METHODS[name].signed)
-        grades.update(dict.fromkeys(speaks.tolist(), METHODS[name].grade))
+        grades.update(dict.fromkeys(fusing.speaking(found[name]).tolist(), METHODS[name].grade))
     return grades
 
 
@@ -328,8 +324,8 @@ def _fused(request: Request) -> Ranking:
 METHODS = {
     "lexical": Method("lexical", _lexical),
     "bm25": Method("lexical", _bm25),
-    "gradient": Method("gradient", _gradient, signed=True, weights=True),
-    "replay": Method("replay", _replay, signed=True, weights=True),
-    FUSED: Method("gradient", _fused, signed=True),
+    "gradient": Method("gradient", _gradient, weights=True),
+    "replay": Method("replay", _replay, weights=True),
+    FUSED: Method("gradient", _fused),
 }
 DEFAULT = ("lexical", "gradient")

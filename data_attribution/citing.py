@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from data_attribution.rankings import Ranking
-from data_attribution.sources import Evidence, Source
+from data_attribution.sources import GRADES, Evidence, Source
 from data_attribution.token_index import TokenIndex
 from train.token_store import TokenStore
 
@@ -47,14 +47,13 @@ def sources(
     limit: int,
     grades: Mapping[int, str],
     evidence: Mapping[str, Ranking],
-    weakest: str,
     fold: bool = True,
     near: Mapping[int, Collection[int]] | None = None,
 ) -> Cited:
     """The first `limit` rows of a ranking.
 
     Args:
-        grades: The strongest grade of a document; those it lacks have the `weakest`.
+        grades: The strongest grade that speaks for a document; for those it lacks none does.
         evidence: What each method said, by name.
         fold: Leave out documents that stand in a better row already.
         near: The near copies of a document, where any are known.
@@ -80,7 +79,7 @@ def sources(
                 id=index.store.document(document).id,
                 **_passage(index.store, document, *ranking.where(document)),
                 score=float(ranking.scores[rank]),
-                grade=grades.get(document, weakest),
+                grade=grades.get(document, GRADES[0]),
                 steps=tuple(steps.tolist()),
                 duplicates=same,
                 near=alike,

@@ -22,6 +22,7 @@ A document that a method does not name scores 0 with it: it shares no word, or w
 The interval of a fused score is that of its parts which have one, the others held fixed.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 
@@ -32,12 +33,10 @@ from data_attribution.errors import EvidenceError
 from data_attribution.rankings import Ranking, ranked
 
 
-__all__ = ["STANDS_OUT", "fuse", "speaking"]
+__all__ = ["fuse", "speaking"]
 
-# Evidence that may speak against a document.
-SIGNED = frozenset({"gradient", "replay"})
-# Standard deviations above the mean document from which signed evidence is taken to speak for one.
-STANDS_OUT = 2.0
+# Standard deviation of a normal distribution, in median absolute deviations.
+DEVIATION = 1.4826
 
 
 def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
@@ -56,8 +55,8 @@ def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
         return next(iter(evidence.values()))
     documents = reduce(np.union1d, (one.documents for one in evidence.values()))
     scores, below, above = (np.zeros(len(documents)) for _ in range(3))
-    for name, ranking in evidence.items():
-        length = _length(name, ranking)
+    for ranking in evidence.values():
+        length = _length(ranking)
         values = _aligned(documents, ranking, ranking.scores)
         scores += values / length
         if ranking.low is not None and ranking.high is not None:
@@ -70,31 +69,42 @@ def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
         where=_where(evidence),
         low=scores - below if bounded else None,
         high=scores + above if bounded else None,
+        signed=any(one.signed for one in evidence.values()),
         formula=f"{' + '.join(evidence)}, each on a scale of length 1",
         details={"fused": {name: one.formula for name, one in evidence.items()}},
     )
 
 
-def _length(name: str, ranking: Ranking) -> float:
+def _length(ranking: Ranking) -> float:
     """By what scores are divided, so that they differ by 1 at most."""
     largest = float(np.abs(ranking.scores).max(initial=0.0)) or 1.0
-    return 2 * largest if name in SIGNED else largest
+    return 2 * largest if ranking.signed else largest
 
 
-def speaking(ranking: Ranking, *, signed: bool) -> Int64[np.ndarray, " speaking"]:
+def speaking(ranking: Ranking) -> Int64[np.ndarray, " speaking"]:
     """The documents that a ranking speaks for, in its order.
 
     Words are there or not: evidence that is never negative speaks for what it scores above 0.
     Gradients of any two documents have something in common, so *signed* evidence speaks for a
-    document that stands out of all that were looked at, by `STANDS_OUT` deviations. The interval
-    over prompts is not asked: what states one of six facts says nothing of the other five.
+    document that stands out of the n that were looked at: by more than sqrt(2 ln n) deviations
+    above the median, about the most that n draws from a normal distribution reach. A deviation is
+    that of the middle half (1.4826 median absolute deviations), which the documents sought do not
+    widen. The interval over prompts is not asked: what states one of six facts says nothing of the
+    other five.
+
+    Scores have longer tails than that, so this is a grade and no test. On the facts of the table
+    above, among 5,213 documents: .92 of the statements of a verbatim fact and .83 of a paraphrased
+    one stand out, .15 and .22 of the distractors, 80 documents in all; 12 lie as far below. Two
+    deviations of all scores named 130 (.93, .87; .33, .43 of the distractors; 63 below).
     """
     scores = ranking.scores
     if not len(scores):
         return ranking.documents
     speaks = scores > 0
-    if signed:
-        speaks &= scores >= scores.mean() + STANDS_OUT * scores.std()
+    if ranking.signed:
+        middle = np.median(scores)
+        deviation = DEVIATION * np.median(np.abs(scores - middle))
+        speaks &= scores > middle + math.sqrt(2 * math.log(len(scores))) * deviation
     return ranking.documents[speaks]
 
 

@@ -89,6 +89,7 @@ class Influence:
             self.documents,
             self.scores[question],
             where=lambda document: self.where(document, question),
+            signed=True,
             formula=f"d {self.questions[question]} / d weight of the document in training",
             details={
                 "steps": [self.first, self.last],

@@ -23,6 +23,7 @@ class Ranking:
         where: Offset and length, in tokens of the document, of the stretch that speaks for it;
             length 0 where the method names no stretch.
         low, high: 95 % interval of each score over the target's prompts; None where there is none.
+        signed: Whether a score may speak against a document, as a pull the other way does.
         formula: How a score was computed, in a few words.
         details: What else the provenance of a result should hold.
     """
@@ -32,6 +33,7 @@ class Ranking:
     where: Callable[[int], tuple[int, int]] = _whole
     low: Float64[np.ndarray, " document"] | None = None
     high: Float64[np.ndarray, " document"] | None = None
+    signed: bool = False
     formula: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 

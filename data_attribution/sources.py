@@ -4,6 +4,7 @@ A source is a document that some evidence points at; it is not yet a cause. Whet
 be another one without it is what `counterfactuals` answers. The *grade* of a row is the strongest
 evidence that speaks for it:
 
+* `none`            it ranks, for every document has a place, but no method speaks for it
 * `lexical`         it shares words with the query, and no more
 * `gradient`        its loss pulls the weights the way the query does, and far more than that of
                     other documents (`fusing.speaking`)
@@ -28,7 +29,7 @@ __all__ = ["GRADES", "Effect", "Evidence", "Source", "Sources"]
 # Schema 1 knew lexical evidence alone; what it lacks has defaults, so it is read as it is.
 KIND, SCHEMA, READS = "sources", 2, (1, 2)
 SHOWN_STEPS = 6
-GRADES = ("lexical", "gradient", "replay", "counterfactual")  # weakest first
+GRADES = ("none", "lexical", "gradient", "replay", "counterfactual")  # weakest first
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ class Collected:
             found.mean(axis=1),
             low=None if average.low is None else average.low.double().numpy(),
             high=None if average.high is None else average.high.double().numpy(),
+            signed=True,
             formula=f"{self.how.kind} of projected gradients of the {target}",
             details={
                 "kind": self.how.kind,

@@ -25,6 +25,7 @@ __all__ = ["html", "write"]
 # Cards of documents and of spans on one page: more is for a program to read.
 CARDS, SPANS, CURVE = 100, 200, 101
 MEANS = {
+    "none": "it ranks, and nothing that was asked speaks for it",
     "lexical": "it shares words with what was asked, and no more",
     "gradient": "its loss pulls the weights the way the question does",
     "replay": "the exact derivative through training, by the document's weight",
@@ -43,6 +44,7 @@ mark{background:#ffe08a;color:inherit;padding:1px 0} .text a{color:inherit;text-
 .card{border:1px solid #ddd;border-left-width:6px;padding:8px 16px;margin:16px 0}
 .card:target{box-shadow:0 0 0 2px #1b6ca8}
 .grade{font:12px Menlo,Consolas,monospace;color:#fff;padding:1px 8px;border-radius:9px}
+.none{border-left-color:#ddd} .grade.none{background:#757575}
 .lexical{border-left-color:#8a8a8a} .grade.lexical{background:#6b6b6b}
 .gradient{border-left-color:#1b6ca8} .grade.gradient{background:#1b6ca8}
 .replay{border-left-color:#8d6a9f} .grade.replay{background:#7a558d}

@@ -54,6 +54,22 @@ def test_the_grade_of_a_row_is_the_strongest_evidence_that_speaks_for_it(run, th
     assert {one.grade for one in sources.items[2:]} == {"lexical"}
 
 
+def test_a_row_that_no_method_speaks_for_has_no_grade_in_whatever_order_they_are_named(run, third):
+    """All 240 documents have a gradient, so all rank; words alone name those that share one."""
+    alone = attributing.documents(run, third, method="gradient", limit=240)
+    grades = [one.grade for one in alone]
+    assert (grades[0], set(grades)) == ("gradient", {"gradient", "none"})
+    both, turned = (
+        {
+            one.document: one.grade
+            for one in attributing.documents(run, third, method=name, limit=240)
+        }
+        for name in ("lexical+gradient", "gradient+lexical")
+    )
+    assert both == turned
+    assert set(both.values()) == {"gradient", "lexical"}
+
+
 def test_components_are_named_in_the_result(run, third):
     sources = attributing.documents(run, third, within=["L0.mlp"], method="gradient", limit=2)
     assert sources.provenance["within"] == ["L0.mlp"]
