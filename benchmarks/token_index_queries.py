@@ -8,9 +8,10 @@ stand in the text. All from one seed.
 Every library answers in a process of its own, warm: each question is asked once, then PASSES times,
 in several rounds that alternate with the others'. Times are taken around the public call, on lists
 of token ids, with one thread. p50 and p99 are over all calls but the first of each question, so
-that what the machine does meanwhile is in them. infini-gram is asked `count`, `creativity` (longest match of each start) and `attribute`
-(maximal spans with up to 10 documents), of which the faster one counts; tokengrams `count` and, for
-documents, `positions`, which gives every place without its document.
+that what the machine does meanwhile is in them. infini-gram is asked `count`, `creativity` (longest
+match of each start) and `attribute` (maximal spans with up to 10 documents), of which the faster
+one counts; tokengrams `count` and, for documents, `positions`, which gives every place without its
+document.
 
 Bounds: count p50 20 and p99 60 microseconds; 100 documents p99 0.2 ms; spans p99 2 ms and 25 times
 as fast as infini-gram. All libraries count the same.
