@@ -135,7 +135,9 @@ def _effect(one: "Source") -> str:
         return ""
     found = one.effect
     bounds = "" if found.low is None else f" {interval(found.low, found.high)}"
-    return f"\twithout it and {found.together - 1} others {found.mean:+.3f}{bounds} {found.unit}"
+    noise = "" if found.controls > 1 else f", {_noise(None, found.controls)}"
+    others = f"it and {found.together - 1} others"
+    return f"\twithout {others} {found.mean:+.3f}{bounds} {found.unit}{noise}"
 
 
 def generation_lines(found: "Generation") -> str:
@@ -191,8 +193,14 @@ def _effect_line(row: dict[str, Any]) -> str:
     held = "no interval: one prompt and not two controls"
     if row["low"] is not None:
         held = interval(row["low"], row["high"])
-    within = ", within its noise" if row["within noise"] else ""
     return (
         f"{kind}{row['question']}: {row['effect']:+.3f} {row['unit']} beyond {row['seeds']} "
-        f"controls, {held}{within}"
+        f"controls, {held}, {_noise(row['within noise'], row['seeds'])}"
     )
+
+
+def _noise(within: bool | None, controls: int) -> str:
+    """Whether chance does as much; below two controls nobody knows."""
+    if within is None:
+        return f"noise unknown: {'one control' if controls == 1 else 'no control'}"
+    return "within its noise" if within else "beyond its noise"

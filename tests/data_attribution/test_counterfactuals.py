@@ -244,7 +244,9 @@ def test_one_prompt_gives_the_change_no_interval(found):
     assert full["change"].tolist() == [0.0] * 12
     assert frame["change low"].isna().all()
     assert frame["change high"].isna().all()
-    assert "one prompt, no interval" in printing.counterfactual_lines(found.to_dict())
+    lines = printing.counterfactual_lines(found.to_dict())
+    assert "one prompt, no interval" in lines
+    assert "no interval: one prompt and not two controls, noise unknown: one control" in lines
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
 
 
