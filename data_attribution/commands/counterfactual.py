@@ -6,9 +6,13 @@ from typing import Annotated, Literal
 import typer
 
 from data_attribution import printing
+from data_attribution.errors import CounterfactualError
 from interp.cli import Named, Prompts, Seed
 from interp.commands.patch import PROMPTS
 from train.cli import Json, Out, RunPath, StorePath, answer, readable
+
+
+TOP, EXPOSURES = 50, 16
 
 
 def counterfactual_command(
@@ -18,7 +22,9 @@ def counterfactual_command(
         Path | None,
         typer.Option(callback=readable, help="Sources of `openbook trace documents --out`."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of them, best first.")] = 50,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many of them, best first; default: 50.")
+    ] = None,
     document: Annotated[
         list[int] | None, typer.Option(help="Leave out this document; may be repeated.")
     ] = None,
@@ -34,7 +40,7 @@ def counterfactual_command(
         typer.Option(help="A head, L1H0: its direct effect on BEHAVIOUR too; may be repeated."),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=0, help="Random controls; 0: none; one prompt's interval needs 2.")
+        int, typer.Option(min=0, help="Random controls; 0: none; below 2 the noise is unknown.")
     ] = 1,
     mode: Annotated[
         Literal["blank", "loss"], typer.Option(help="loss: stays as context.")
@@ -49,6 +55,8 @@ def counterfactual_command(
     out: Out = None,
 ) -> None:
     """Train RUN again without documents, and without as many matched random ones."""
+    if top is not None and without is None:
+        raise CounterfactualError(f"--top {top} counts sources; give them with --without FILE")
     from data_attribution import component_questions, counterfactuals
     from data_attribution.sources import Sources
     from interp import behaviours
@@ -56,7 +64,7 @@ def counterfactual_command(
 
     opened = runs.open(path, store=store)
     sources = Sources.load(without) if without else None
-    removed = [*(document or []), *(sources.top(top).documents if sources else ())]
+    removed = [*(document or []), *(sources.top(top or TOP).documents if sources else ())]
     asked, *others = (
         behaviours.load(name, opened, n_prompts=prompts, seed=seed)
         for name in (behaviour, *(unrelated or ()))
@@ -70,7 +78,8 @@ def counterfactual_command(
             [asked, *heads],
             together=together,
             unrelated=others,
-            avoid=sources.documents if sources else (),
+            # Rows below the top and what was folded into them: no random documents.
+            avoid=[one for group in sources.groups for one in group] if sources else (),
             out=runs_folder,
             control="matched-random" if seeds else "none",
             seeds=seeds,
@@ -87,7 +96,9 @@ def forget_command(
         list[str] | None,
         typer.Argument(metavar="[FACT]...", help="'capital of E', or E; default: nine facts."),
     ] = None,
-    exposures: Annotated[int, typer.Option(min=1, help="Of the facts chosen by default.")] = 16,
+    exposures: Annotated[
+        int | None, typer.Option(min=1, help="Of the facts chosen by default; default: 16.")
+    ] = None,
     seed: Seed = 0,
     runs_folder: Annotated[
         Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
@@ -97,13 +108,17 @@ def forget_command(
     out: Out = None,
 ) -> None:
     """Train a planted RUN again without every document of some facts, and ask it for them."""
+    if facts and exposures is not None:
+        raise CounterfactualError(
+            f"--exposures {exposures} chooses facts, and {len(facts)} were named; give one of both"
+        )
     from dataclasses import asdict
 
     from data_attribution import forgetting
     from train import progress, runs
 
     opened = runs.open(path, store=store)
-    names = facts or forgetting.removable(opened, exposures=exposures)
+    names = facts or forgetting.removable(opened, exposures=exposures or EXPOSURES)
     with progress.bar("retraining") as advance:
         found = forgetting.facts(opened, names, out=runs_folder, seed=seed, progress=advance)
     answer(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)
