@@ -163,7 +163,7 @@ def without(
     control: Literal["matched-random", "none"] = "matched-random",
     seeds: int = 2,
     mode: str = "blank",
-    avoid: Sequence[int] = (),
+    avoid: Sources | Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Counterfactual:
     """Retrain without documents, and `seeds` times without as many matched random ones.
@@ -184,25 +184,27 @@ def without(
             A retrained run that is there already is opened, not computed again.
         seeds: Control runs. What chance does is known from two on: with one no effect is said to
             be within its noise or beyond it.
-        avoid: More documents that no control may hold.
+        avoid: More that no control may hold.
 
     Raises:
-        CounterfactualError: No documents, or one that the run never read; nothing is asked, or two
-            things by one name; a number of documents or of controls below 1.
+        CounterfactualError: No documents, or one that the run never read; Sources of another token
+            store; too few documents for a control; nothing is asked, or two things by one name; a
+            number of documents or of controls below 1.
     """
     related = [behaviour] if isinstance(behaviour, Behaviour | Question) else list(behaviour)
     _refuse_unclear([*related, *unrelated], top, seeds if control == "matched-random" else None)
-    groups = documents.groups if isinstance(documents, Sources) else [(one,) for one in documents]
+    groups = _groups(run, documents)
     named = removals.checked(run, [group[0] for group in groups[:top]])
     removed = removals.with_copies(run, named, together)
-    pointed_at = {int(one) for group in groups for one in group}
-    avoided = removals.kept_out(run, removed, {*pointed_at, *avoid})
-    place = Path(out) if out else run.path / "counterfactuals"
-    retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
+    pointed_at = {one for group in (*groups, *_groups(run, avoid)) for one in group}
+    avoided = removals.kept_out(run, removed, pointed_at)
+    # Before anything is trained: where there is no control, that is said at once.
     drawn = [
         removals.matched_random(run, removed, seed=seed, avoid=avoided)
         for seed in range(seeds if control == "matched-random" else 0)
     ]
+    place = Path(out) if out else run.path / "counterfactuals"
+    retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
     others = [retrain(run, one, out=place, mode=mode, progress=progress) for one in drawn]
     asked = [*related, *unrelated]
     answers = [_answers(one, asked) for one in (run, retrained, *others)]
@@ -223,6 +225,19 @@ def without(
         changes=tuple(_changes(asked, len(related), answers)),
         avoided=len(avoided),
     )
+
+
+def _groups(run: Run, given: Sources | Sequence[int]) -> list[tuple[int, ...]]:
+    """The documents one by one; of Sources each with the copies in its row."""
+    if not isinstance(given, Sources):
+        return [(int(one),) for one in given]
+    store = given.provenance.get("store", run.store.fingerprint)
+    if store != run.store.fingerprint:
+        raise CounterfactualError(
+            f"the sources are documents of token store {store[:12]}, and the run was trained on "
+            f"{run.store.fingerprint[:12]}; trace them in the run that is trained again"
+        )
+    return list(given.groups)
 
 
 def _refuse_unclear(asked: Sequence[Asked], top: int | None, seeds: int | None) -> None:

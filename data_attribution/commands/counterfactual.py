@@ -78,8 +78,7 @@ def counterfactual_command(
             [asked, *heads],
             together=together,
             unrelated=others,
-            # Rows below the top and what was folded into them: no random documents.
-            avoid=[one for group in sources.groups for one in group] if sources else (),
+            avoid=sources or (),  # rows below the top are no random documents either
             out=runs_folder,
             control="matched-random" if seeds else "none",
             seeds=seeds,

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import changes, counterfactuals, printing, questions, removals
-from data_attribution.changes import Change
+from data_attribution import counterfactuals, printing, questions, removals
 from data_attribution.errors import CounterfactualError
 from data_attribution.questions import Question
 from data_attribution.sources import Source, Sources
@@ -175,65 +174,6 @@ def test_a_head_is_asked_as_a_behaviour_is(lookup_run, of_pair_3, pairs, place):
         found.effect("pair 4")
 
 
-# --- effects -------------------------------------------------------------------------------------
-
-
-def change(after, controls, before=0.0):
-    after = np.asarray(after, float)
-    return Change(
-        "q", "nats", True, np.full(len(after), before), after,
-        np.asarray(controls, float).reshape(-1, len(after)),
-    )  # fmt: skip
-
-
-def test_what_random_documents_do_is_taken_off():
-    found = change([1.0, 2, 3], [[0.5, 0.5, 0.5], [1.5, 1.5, 1.5]], before=7.0).effect
-    assert found.mean == pytest.approx(2 - 1)
-    assert (found.n, found.seeds) == (3, 2)
-    assert change([1.0, 2, 3], [], before=7.0).effect.mean == pytest.approx(2 - 7)
-
-
-def test_one_prompt_has_the_interval_that_two_controls_give_it():
-    assert change([5.0], []).effect.low is None
-    found = change([5.0], [[1.0], [2.0], [3.0]]).effect
-    half = 4.302653 * 1.0 * np.sqrt(4 / 3)  # Student's with 2 degrees; deviation 1; one more draw
-    assert found.noise == pytest.approx(half)
-    assert (found.low, found.high) == (pytest.approx(3 - half), pytest.approx(3 + half))
-    assert found.within_noise
-    assert not change([50.0], [[1.0], [2.0], [3.0]]).effect.within_noise
-
-
-def test_one_control_has_no_spread_so_that_noise_is_unknown():
-    """Ten prompts bound the mean, but nobody has seen what a second random removal does."""
-    after = np.linspace(-0.2, 0.2, 10)
-    for controls in ([], [np.zeros(10)]):
-        found = change(after, controls).effect
-        assert found.low < 0 < found.high
-        assert (found.noise, found.within_noise, found.seeds) == (None, None, len(controls))
-        assert change(after, controls).row()["within noise"] is None
-    assert change([5.0], [[1.0]]).effect.within_noise is None
-    two = change(after, [np.zeros(10), np.full(10, 0.1)]).effect
-    assert two.within_noise is True
-    assert two.high - two.low > found.high - found.low
-
-
-def test_rows_of_one_prompt_are_one_case():
-    """Three foils of one prompt and one of another: two cases, each its own mean."""
-    tokens = torch.tensor([[5, 1], [5, 2], [5, 1], [5, 1]])
-    found = changes.by_prompt(np.array([1.0, 10.0, 2.0, 6.0]), tokens)
-    assert found.tolist() == [3.0, 10.0]
-
-
-def test_an_unrelated_question_stays_within_its_noise_as_often_as_it_should():
-    """Any removal moves all prompts together by chance; the documents move them no otherwise."""
-    draw, held = np.random.default_rng(0), 0
-    for _ in range(400):
-        controls = draw.standard_normal((4, 1)) + 0.1 * draw.standard_normal((4, 12))
-        after = draw.standard_normal() + 0.1 * draw.standard_normal(12)
-        held += bool(change(after, controls).effect.within_noise)
-    assert 0.93 <= held / 400 <= 0.985
-
-
 def test_one_prompt_gives_the_change_no_interval(found):
     frame = found.to_frame()
     assert len(frame) == 3 * 12
@@ -366,6 +306,21 @@ def test_a_document_that_was_never_read_is_refused(tiny_run, pairs, tmp_path):
 def test_documents_that_are_none_are_refused(lookup_run, pairs, tmp_path, documents, said):
     with pytest.raises(CounterfactualError, match=said):
         counterfactuals.without(lookup_run, documents, pairs, out=tmp_path)
+
+
+def test_sources_of_another_store_are_refused(lookup_run, pairs, tmp_path):
+    row = Source(3, "lookup/3", "", "", 1.0, "lexical", (0,), 0, 1)
+    other = Sources("k3 is v3", "lexical", (row,), {"store": "f" * 64})
+    for given in ({"documents": other}, {"documents": [3], "avoid": other}):
+        with pytest.raises(CounterfactualError, match="of token store ffffffffffff, and the run"):
+            counterfactuals.without(lookup_run, behaviour=pairs[3], out=tmp_path, **given)
+
+
+def test_without_documents_for_a_control_nothing_is_trained(lookup_run, pairs, tmp_path):
+    asked = (lookup_run, range(240 - 20), pairs[3])
+    with pytest.raises(CounterfactualError, match="a control needs documents beside the"):
+        counterfactuals.without(*asked, together="none", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
