@@ -11,25 +11,18 @@ Whatever stops a build, kill -9 and a full disk included, leaves the shards that
 next build goes on with them, cut as they were.
 """
 
-import errno
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_attribution import index_plans
-from data_attribution.errors import (
-    AttributionError,
-    IndexMismatch,
-    IndexMissing,
-    IndexSpaceError,
-)
+from data_attribution import annexes, index_plans
+from data_attribution.annexes import MANIFEST, Annex
+from data_attribution.errors import IndexSpaceError
 from data_attribution.suffixes import cutting, shards, sort_processes, sorting
 from data_attribution.suffixes.cutting import Plan
 from data_attribution.suffixes.shards import Shard, Task
@@ -42,9 +35,9 @@ from train.token_store import TokenStore
 __all__ = ["FOLDER", "build", "open", "verify"]
 
 SCHEMA = 2
-TOKENS = "tokens.bin"
-FOLDER, PARTIAL, REPLACED = "index", ".index.partial", ".index.replaced"
-MANIFEST, PLAN = "index.json", "plan.json"
+TOKENS, PLAN = "tokens.bin", "plan.json"
+FOLDER, PARTIAL = "index", ".index.partial"
+ANNEX = Annex(FOLDER, SCHEMA, "index", "index build")
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -82,18 +75,16 @@ def build(
         SorterError: The sorter is not there, or the shards do not fit the documents.
     """
     sorter = sorting.backend(backend, libsais)
-    with _locked(store.path):
+    with annexes.locked(ANNEX, store):
         plan = _plan(store, sorter, shards, shard_tokens, workers, memory)
-        sha256 = store.manifest["files"][TOKENS]
-        if durable.sha256_file(store.path / TOKENS) != sha256:
-            raise DamagedError(
-                f"{store.path / TOKENS}: its sha256 is not the one in store.json; it was changed"
-            )
+        annexes.check_tokens(store)
         with _folder(store.path / PARTIAL) as folder:
             files = _sort(store, plan, folder, libsais, progress)
             listing = _manifest(store, plan, folder, files)
             durable.write_json(folder / MANIFEST, durable.seal(listing))
-        _install(store.path)
+        # The plan goes last: without it the next build would not know how this one was cut.
+        annexes.install(store.path / PARTIAL, store.path / FOLDER)
+        (store.path / FOLDER / PLAN).unlink(missing_ok=True)
     return open(store)
 
 
@@ -104,9 +95,10 @@ def open(store: TokenStore) -> TokenIndex:
         IndexMissing: None was built yet.
         IndexMismatch: It is the index of another store, of an earlier one at this place, or of
             another version.
-        DamagedError: A file is truncated or the manifest is not what its seal says.
+        DamagedError: A file is truncated, a small one changed, or the manifest is not what its
+            seal says (`annexes.listing`).
     """
-    manifest, path = _listing(store), store.path / FOLDER
+    manifest, path = annexes.listing(ANNEX, store), store.path / FOLDER
     tokens = store.tokens.view(np.ndarray)
     parts = []
     for one in manifest["parts"]:
@@ -131,44 +123,7 @@ def verify(store: TokenStore, progress: Progress = None) -> None:
     Raises:
         DamagedError: Names the file that was changed.
     """
-    files = _listing(store)["files"]
-    for done, (name, file) in enumerate(files.items()):
-        if progress:
-            progress("verifying the index", done, len(files))
-        path = store.path / FOLDER / name
-        if durable.sha256_file(path) != file["sha256"]:
-            raise DamagedError(
-                f"{path}: its sha256 is not the one in {MANIFEST}; rebuild it with {_again(store)}"
-            )
-
-
-def _listing(store: TokenStore) -> dict[str, Any]:
-    """The manifest of an index that fits the store, all of whose files have their sizes."""
-    path = store.path / FOLDER
-    if not path.is_dir():
-        raise IndexMissing(
-            f"the store {store.path} has no index yet; build it with {_again(store)}"
-        )
-    manifest = durable.read_sealed(path / MANIFEST)
-    if manifest.get("schema") != SCHEMA:
-        raise IndexMismatch(
-            f"the index {path} is of version {manifest.get('schema')}, this reads {SCHEMA}; "
-            f"build it again with {_again(store)}"
-        )
-    found = store.fingerprint, store.manifest["files"][TOKENS]
-    if (manifest["store"], manifest["tokens"]) != found:
-        raise IndexMismatch(
-            f"the index {path} is of token store {manifest['store'][:12]}..., the store is "
-            f"{store.fingerprint[:12]}...; rebuild it with {_again(store)}"
-        )
-    for name, file in manifest["files"].items():
-        size = (path / name).stat().st_size if (path / name).is_file() else 0
-        if size != file["bytes"]:
-            raise DamagedError(
-                f"{path / name}: {size:,} bytes where {file['bytes']:,} were written; "
-                f"rebuild it with {_again(store)}"
-            )
-    return manifest
+    annexes.verify(ANNEX, store, progress)
 
 
 def _plan(
@@ -212,11 +167,11 @@ def _sort(
     tasks = {shard: _task(store, plan, shard, folder, libsais) for shard in plan.shards}
     found = {shard: shards.finished(task) for shard, task in tasks.items()}
     missing = [shard for shard, files in found.items() if files is None]
-    _clear(folder, {name for files in found.values() for name in files or ()})
-    _refuse_full_disk(store, folder, missing)
     listed = [asdict(shard) for shard in plan.shards]
     about = {"schema": SCHEMA, "store": store.fingerprint, "shards": listed}
     durable.write_json(folder / PLAN, durable.seal(about))
+    _clear(folder, {PLAN, *(name for files in found.values() for name in files or ())})
+    _refuse_full_disk(store, folder, missing)
     done = store.n_tokens - sum(shard.n_tokens for shard in missing)
     _report(progress, done, store)
     for shard in sort_processes.sort_all([tasks[one] for one in missing], plan.workers):
@@ -248,8 +203,7 @@ def _manifest(
     sorters = {shards.sorter_of(folder, shard.name) for shard in plan.shards}
     return {
         "schema": SCHEMA,
-        "store": store.fingerprint,
-        "tokens": store.manifest["files"][TOKENS],
+        **annexes.of(store),
         "backend": " and ".join(sorted(sorters)),
         "counts": {"tokens": store.n_tokens, "train_tokens": store.train_tokens},
         "parts": [asdict(shard) for shard in plan.shards],
@@ -272,24 +226,6 @@ def _folder(path: Path) -> Iterator[Path]:
             raise
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Be the only process that builds the index of a store; the lock dies with its process."""
-    with (path / ".index.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise AttributionError(
-                f"the index of {path} is being built by another process; wait for it"
-            ) from None
-        try:
-            yield
-        finally:
-            (path / ".index.lock").unlink(missing_ok=True)
-
-
 def _clear(folder: Path, keep: set[str]) -> None:
     """Remove what an earlier build left unfinished, or sorted for other shards."""
     for file in folder.iterdir():
@@ -307,22 +243,6 @@ def _refuse_full_disk(store: TokenStore, folder: Path, missing: Sequence[Shard])
             f"{index_plans.size(left)} are left on its disk; free some space and run the same "
             "command again"
         )
-
-
-def _install(path: Path) -> None:
-    """Let the finished index take its place; an older one goes when it has."""
-    (path / PARTIAL / PLAN).unlink()
-    shutil.rmtree(path / REPLACED, ignore_errors=True)
-    durable.sync_folder(path / PARTIAL)
-    with suppress(FileNotFoundError):
-        os.replace(path / FOLDER, path / REPLACED)
-    os.replace(path / PARTIAL, path / FOLDER)
-    durable.sync_folder(path)
-    shutil.rmtree(path / REPLACED, ignore_errors=True)
-
-
-def _again(store: TokenStore) -> str:
-    return f"`openbook index build {store.path}`"
 
 
 def _report(progress: Progress, done: int, store: TokenStore) -> None:

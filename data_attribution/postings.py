@@ -14,9 +14,10 @@ documents each stands. Only the train region is counted. An entry takes 3 bytes;
 makes 0.2 entries where documents are pages, and close to 1 where they are sentences.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,16 +25,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64, Integer, UInt, UInt8, UInt16, UInt32
 
-from data_attribution.errors import IndexMismatch, IndexMissing
+from data_attribution import annexes
+from data_attribution.annexes import MANIFEST, Annex
 from train import durable
-from train.errors import DamagedError
 from train.token_store import TokenStore
 
 
 __all__ = ["Held", "Postings", "build", "find", "open", "verify"]
 
 SCHEMA = 1
-FOLDER, MANIFEST, TOKENS = "bm25", "index.json", "tokens.bin"
+FOLDER = "bm25"
+ANNEX = Annex(FOLDER, SCHEMA, "BM25 index", "index bm25")
 DOCUMENTS, COUNTS, OFFSETS = "documents.u16", "counts.u8", "offsets.u32"
 PLACES, TIMES = "places.u64", "times.u32"
 FILES = {DOCUMENTS: "<u2", COUNTS: "u1", OFFSETS: "<u4", PLACES: "<u8", TIMES: "<u4"}
@@ -121,18 +123,14 @@ def build(store: TokenStore, *, memory: int = MEMORY, progress: Progress = None)
     Raises:
         DamagedError: tokens.bin is not what the store's manifest says.
         DiskError: The disk is full.
+        AttributionError: Another process builds it.
     """
-    sha256 = store.manifest["files"][TOKENS]
-    if durable.sha256_file(store.path / TOKENS) != sha256:
-        raise DamagedError(
-            f"{store.path / TOKENS}: its sha256 is not the one in store.json; it was changed"
-        )
-    path = store.path / FOLDER
-    with durable.folder(path) as folder:
-        segments = _write(store, folder, max(memory // BYTES_A_TOKEN, 1), progress)
-        content = _manifest(store, folder, sha256, segments)
-        durable.write_json(folder / MANIFEST, durable.seal(content))
-        shutil.rmtree(path, ignore_errors=True)
+    with annexes.locked(ANNEX, store):
+        annexes.check_tokens(store)
+        with _folder(store.path / FOLDER) as folder:
+            segments = _write(store, folder, max(memory // BYTES_A_TOKEN, 1), progress)
+            durable.write_json(folder / MANIFEST, durable.seal(_manifest(store, folder, segments)))
+            annexes.install(folder, store.path / FOLDER)
     return open(store)
 
 
@@ -146,29 +144,12 @@ def open(store: TokenStore) -> Postings:
 
     Raises:
         IndexMissing: None was built yet.
-        IndexMismatch: It is of another store, or of an earlier one at this place.
-        DamagedError: A file is truncated or the manifest is not what its seal says.
+        IndexMismatch: It is of another store, of an earlier one at this place, or of another
+            version.
+        DamagedError: A file is truncated, a small one changed, or the manifest is not what its
+            seal says (`annexes.listing`).
     """
-    path, again = store.path / FOLDER, f"`openbook index bm25 {store.path}`"
-    if not path.is_dir():
-        raise IndexMissing(f"the store {store.path} has no BM25 index yet; build it with {again}")
-    manifest = durable.read_sealed(path / MANIFEST)
-    if manifest.get("schema") != SCHEMA:
-        raise IndexMismatch(
-            f"{path} has schema {manifest.get('schema')}, this reads {SCHEMA}; rebuild it: {again}"
-        )
-    if (manifest["store"], manifest["tokens"]) != _of(store):
-        raise IndexMismatch(
-            f"the BM25 index {path} is of token store {manifest['store'][:12]}..., the store is "
-            f"{store.fingerprint[:12]}...; rebuild it with {again}"
-        )
-    for name, file in manifest["files"].items():
-        size = (path / name).stat().st_size if (path / name).is_file() else 0
-        if size != file["bytes"]:
-            raise DamagedError(
-                f"{path / name}: {size:,} bytes where {file['bytes']:,} were written; "
-                f"rebuild it with {again}"
-            )
+    manifest, path = annexes.listing(ANNEX, store), store.path / FOLDER
     arrays = {name: _mapped(path / name, dtype) for name, dtype in FILES.items()}
     rows = arrays[OFFSETS].reshape(-1, store.vocab_size + 1)
     segments = tuple(
@@ -185,24 +166,27 @@ def open(store: TokenStore) -> Postings:
     return Postings(store, segments, arrays[PLACES], arrays[TIMES])
 
 
-def verify(store: TokenStore) -> None:
+def verify(store: TokenStore, progress: Progress = None) -> None:
     """Check every byte of a store's inverted file against its manifest.
 
     Raises:
         DamagedError: Names the file that was changed.
     """
-    open(store)
-    path = store.path / FOLDER
-    for name, file in durable.read_sealed(path / MANIFEST)["files"].items():
-        if durable.sha256_file(path / name) != file["sha256"]:
-            raise DamagedError(
-                f"{path / name}: its sha256 is not the one in {MANIFEST}; "
-                f"rebuild it with `openbook index bm25 {store.path}`"
-            )
+    annexes.verify(ANNEX, store, progress)
 
 
-def _of(store: TokenStore) -> tuple[str, str]:
-    return store.fingerprint, store.manifest["files"][TOKENS]
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is to be installed there; it goes when the block fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with durable.disk_guard(path):
+        partial.mkdir()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
@@ -236,6 +220,9 @@ def _write(
                 progress("counting tokens of documents", first, n)
             segments.append([first, stop, start])
             start += _append(files, start, *_inverted(store, first, stop))
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
     if progress:
         progress("counting tokens of documents", n, n)
     return segments
@@ -302,9 +289,7 @@ def _keys(store: TokenStore, first: int, stop: int) -> np.ndarray:
     return keys
 
 
-def _manifest(
-    store: TokenStore, folder: Path, sha256: str, segments: list[list[int]]
-) -> dict[str, Any]:
+def _manifest(store: TokenStore, folder: Path, segments: list[list[int]]) -> dict[str, Any]:
     files = {
         name: {
             "bytes": (folder / name).stat().st_size,
@@ -312,10 +297,4 @@ def _manifest(
         }
         for name in FILES
     }
-    return {
-        "schema": SCHEMA,
-        "store": store.fingerprint,
-        "tokens": sha256,
-        "segments": segments,
-        "files": files,
-    }
+    return {"schema": SCHEMA, **annexes.of(store), "segments": segments, "files": files}
