@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import NoReturn
 
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.suffixes import shards
@@ -29,7 +30,7 @@ START = (
     "import json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task.pop('path'); "
     "from data_attribution.suffixes import sort_processes; sort_processes.answer(task)"
 )
-REFUSED = {"DiskError": DiskError, "SorterError": SorterError, "MemoryError": MemoryError}
+REFUSED = {one.__name__: one for one in (DiskError, SorterError, MemoryError, OSError)}
 SECONDS_BETWEEN_LOOKS = 0.02
 
 
@@ -48,7 +49,8 @@ def sort_all(tasks: Sequence[Task], workers: int) -> Iterator[Shard]:
     Raises:
         DiskError: The disk is full.
         IndexSpaceError: A worker was killed, as systems do when their memory runs out.
-        SorterError: The sorter cannot take a shard.
+        SorterError: The sorter cannot take a shard, or ended its process by another signal.
+        OSError: As a worker met it.
     """
     if workers == 1:
         for task in tasks:
@@ -79,8 +81,15 @@ def answer(task: dict) -> None:
     try:
         shards.sort(Task(**{**task, "shard": Shard(**task["shard"])}))
     except (DiskError, SorterError, MemoryError) as error:
-        sys.stdout.write(json.dumps({"error": type(error).__name__, "says": str(error)}))
-        sys.exit(1)
+        _refuse(error=type(error).__name__, says=[str(error)])
+    except OSError as error:
+        place = None if error.filename is None else str(error.filename)
+        _refuse(error="OSError", says=[error.errno, error.strerror, place])
+
+
+def _refuse(**said: object) -> NoReturn:
+    sys.stdout.write(json.dumps(said))
+    sys.exit(1)
 
 
 def _started(task: Task) -> _Worker:
@@ -104,15 +113,20 @@ def _raise_what_failed(worker: _Worker) -> None:
     code, name = worker.process.returncode, worker.task.shard.name
     if code == 0:
         return
-    if code < 0:
+    if code == -signal.SIGKILL:
         raise IndexSpaceError(
-            f"the process that sorted {name} was ended by {signal.Signals(-code).name}, as systems "
-            "do when memory runs out; ask for more shards or fewer workers, what is sorted is kept"
+            f"the process that sorted {name} was ended by SIGKILL, as systems do when memory runs "
+            "out; ask for more shards or fewer workers, what is sorted is kept"
+        )
+    if code < 0:
+        raise SorterError(
+            f"the process that sorted {name} was ended by {signal.Signals(-code).name}; what is "
+            "sorted is kept: run the same command again, or sort with another --backend"
         )
     if not said.startswith("{"):
         raise RuntimeError(f"the process that sorted {name} failed: {complaint}")
     refusal = json.loads(said)
-    raise REFUSED[refusal["error"]](refusal["says"])
+    raise REFUSED[refusal["error"]](*refusal["says"])
 
 
 def _ended(process: subprocess.Popen[str]) -> tuple[str, str]:

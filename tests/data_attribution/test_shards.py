@@ -248,12 +248,26 @@ def test_what_a_worker_refuses_is_raised_here(store, tmp_path):
     with pytest.raises(SorterError, match=r"tokens\.bin is no shared library of libsais16"):
         list(sort_processes.sort_all([task, task], 2))
     with pytest.raises(RuntimeError, match="the process that sorted shard-000 failed: Traceback"):
+        list(sort_processes.sort_all([task_of(store, tmp_path, vocab_size=-1)], 2))
+    with pytest.raises(FileNotFoundError) as refused:
         list(sort_processes.sort_all([task_of(store, tmp_path / "nowhere")], 2))
+    assert "nowhere/.shard-000.suffixes.u32" in refused.value.filename
 
 
-def test_a_worker_that_the_system_ends_is_said_to_lack_memory(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(sort_processes, "START", "import os, signal; os.kill(os.getpid(), 9)")
-    with pytest.raises(IndexSpaceError, match=r"shard-000 was ended by SIGKILL.*fewer workers"):
+@pytest.mark.parametrize(
+    ("signal_sent", "error", "advice"),
+    [
+        (signal.SIGKILL, IndexSpaceError, "memory runs out; ask for more shards or fewer workers"),
+        (signal.SIGSEGV, SorterError, "run the same command again, or sort with another"),
+        (signal.SIGTERM, SorterError, "run the same command again, or sort with another"),
+    ],
+)
+def test_only_a_worker_that_was_killed_is_said_to_lack_memory(
+    store, tmp_path, monkeypatch, signal_sent, error, advice
+):
+    code = f"import os; os.kill(os.getpid(), {int(signal_sent)})"
+    monkeypatch.setattr(sort_processes, "START", code)
+    with pytest.raises(error, match=f"shard-000 was ended by {signal_sent.name}.*{advice}"):
         list(sort_processes.sort_all([task_of(store, tmp_path)], 2))
 
 
