@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from data_attribution import questions
 from data_attribution.errors import EvidenceError
 from data_attribution.questions import Question
 from data_attribution.rankings import Ranking, ranked
-from data_attribution.replaying import activations, adjoints, tallies, trails, vectors
+from data_attribution.replaying import adjoints, kernels, tallies, trails, vectors
 from data_attribution.replaying.adjoints import Update
 from data_attribution.replaying.tallies import Tally
 from data_attribution.replaying.trails import Trail
@@ -45,12 +45,37 @@ from train.runs import Run
 if TYPE_CHECKING:
     from data_attribution.attributing import Request
 
-__all__ = ["Influence", "influence", "of_question", "rank"]
+__all__ = ["WHOLE", "Influence", "Window", "influence", "of_question", "rank"]
 
 ROOM = 4 << 30  # bytes on disk
 SPAN = 1000  # steps, at most, where a ranking does not say how many
 
 Progress = Callable[[str, int, int | None], None] | None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which steps a ranking goes back through, and where the states between them lie.
+
+    Attributes:
+        steps: How many of the last; None: an epoch, `SPAN` at most.
+        room: Bytes of disk for states; with little, steps are trained again.
+        scratch: Folder for them; None: the system's for temporary files.
+
+    Raises:
+        EvidenceError: No step.
+    """
+
+    steps: int | None = None
+    room: int = ROOM
+    scratch: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise EvidenceError(f"replay goes back through 1 step or more, not {self.steps}")
+
+
+WHOLE = Window()
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,13 +190,31 @@ def influence(
 def rank(request: "Request", *, steps: int | None = None) -> Ranking:
     """The documents read in the last steps by their exact influence on the request's question.
 
+    Replay begins at the last checkpoint at or before the first step that kept its optimizer. Where
+    none did the first step is that of the first checkpoint which did. `details` say both.
+
     Args:
-        steps: How many; default: an epoch, `SPAN` at most.
+        steps: How many, in place of the window's.
+
+    Raises:
+        TrainError: No checkpoint before the end kept its optimizer.
     """
-    run = request.run
+    run, window = request.run, request.window
     epoch = -(-run.store.train_tokens // run.recipe.tokens_per_step)
-    first = max(run.steps_done - (steps or min(epoch, SPAN)), 0)
-    return influence(run, request.question, first=first, progress=request.progress).ranking()
+    asked = steps or window.steps or min(epoch, SPAN)
+    kept = [one.step for one in run.saved if one.resumable and one.step < run.steps_done]
+    first = max(run.steps_done - asked, *kept[:1], 0)
+    found = influence(
+        run,
+        request.question,
+        first=first,
+        room=window.room,
+        scratch=window.scratch,
+        progress=request.progress,
+    ).ranking()
+    begun = max(step for step in kept if step <= first)
+    short = {"asked for": asked} if run.steps_done - first < asked else {}
+    return replace(found, details={**found.details, "from checkpoint": begun, **short})
 
 
 def of_question(model: GPT, question: Question) -> tuple[float, Float[torch.Tensor, " parameter"]]:
@@ -197,7 +240,7 @@ def _walk(
 ) -> Float64[np.ndarray, " question"]:
     """Fill the tally from `last` down to `first`; the answers behind `last`."""
     run, answers, done = trail.run, np.zeros(len(asked)), 0
-    model = activations.quicken(GPT(run.recipe.model)).to(trail.numerics.device)
+    model = kernels.quicken(GPT(run.recipe.model)).to(trail.numerics.device)
     decayed, norms = vectors.decayed(model), [row.grad_norm for row in trail.ledger]
     adjoint, after = None, None
     for step, state in trails.backwards(trail, first, last):

@@ -23,12 +23,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
+from data_attribution.replaying import kernels
 from data_attribution.replaying.vectors import Vectors, flat, split
 from train.batches import Batch
 from train.hook_points import HookedModule
-from train.objectives import IGNORED
 from train.optimizers import lr_at
 from train.recipes import Recipe
 
@@ -158,9 +157,7 @@ def _losses(
     with model.hooks([(_is_pattern, _look)]):
         logits = model(inputs)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(
-        wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(targets)
+    return kernels.target_losses(wide, targets)
 
 
 def _is_pattern(name: str) -> bool:
