@@ -1,9 +1,10 @@
 """Do gradients through a component foretell the component's own score better than all gradients?
 
-    python benchmarks/localised.py [--seeds 2 3] [--subsets 40] [--out FOLDER]
+    python benchmarks/localised.py [--seeds 3 4] [--subsets 40] [--out FOLDER]
 
-The planted recipe, ended after 600 steps, when heads have just formed, on content seeds on which
-nothing was chosen. Of the best induction head and the best previous-token head (chosen on other
+The planted recipe, ended after 600 steps, when heads have just formed, on content seeds 3 and 4, on
+which nothing was chosen: seed 2 was looked at first, and the rank of the projection was changed for
+what it showed. Of the best induction head and the best previous-token head (chosen on other
 sequences than those asked): prefix-matching score, attention to the token before, and what the
 induction head writes directly into the logit difference of copying. 40 random subsets of 5 % of the
 documents read in the last 40 steps are left out, and those steps are trained again without each.
@@ -17,11 +18,10 @@ LDS is Spearman's correlation of what scores said and what happened to the compo
     random                 scores drawn at random: the control
 
 Documents' gradients are of their loss, in Adam's metric, as these steps were taken, at rank 64. On
-seed 2 (3,054 documents) LDS was .16 localised and .16 through all weights, mean of three scores,
-with no difference beyond its interval. At rank 32 it had been .23 and -.06: a component has few
-numbers to project and all weights have many, so what localising seemed to gain was noise that it is
-spared. Without projection (finite differences in fp64, prefix matching only) it was .20 and .08,
-both compatible with 0: first-order scores foretell little here, localised or not.
+seed 2 (3,054 documents) rank 32 gave .23 localised and -.06 through all weights, mean of three
+scores: a component has few numbers to project and all weights have many, so what localising seemed
+to gain was noise that it is spared. Rank 64 gave .16 and .16. Without projection (finite
+differences in fp64, prefix matching only) it was .20 and .08, both compatible with 0.
 
 It answers with the difference of the first two and its interval over subsets, whichever way it
 goes, and fails only when random scores seem to foretell something (mean LDS beyond 0.35), for then
@@ -71,7 +71,7 @@ class Row:
 def main() -> int:
     """Measure and print; 1 when chance foretells as well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4])
     parser.add_argument("--subsets", type=int, default=40)
     parser.add_argument("--out", type=Path, help="Keep runs and retrained weights here.")
     given = parser.parse_args()
@@ -172,15 +172,14 @@ def of_components(run: runs.Run) -> list[tuple[str, questions.Question]]:
 
 def gained(ours: np.ndarray, theirs: np.ndarray, actual: np.ndarray) -> tuple[float, float, float]:
     """Difference of two correlations with the same answers, 95 % over subsets (bootstrap)."""
-    from scipy.stats import spearmanr
-
-    def gap(rows: np.ndarray) -> float:
-        return spearmanr(ours[rows], actual[rows])[0] - spearmanr(theirs[rows], actual[rows])[0]
-
-    every = np.arange(len(actual))
-    drawn = np.random.default_rng(0).integers(len(every), size=(DRAWS, len(every)))
-    low, high = np.percentile([gap(rows) for rows in drawn], [2.5, 97.5])
-    return float(gap(every)), float(low), float(high)
+    every = np.arange(len(actual))[None]
+    drawn = np.random.default_rng(0).integers(len(actual), size=(DRAWS, len(actual)))
+    gap, gaps = (
+        lds.spearman(ours[rows], actual[rows]) - lds.spearman(theirs[rows], actual[rows])
+        for rows in (every, drawn)
+    )
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    return float(gap[0]), float(low), float(high)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ def evaluate_command(
         int, typer.Option("--tail-patch", min=0, help="Facts of each kind, a step a document.")
     ] = 6,
     replayed: Annotated[
-        int, typer.Option("--replay", min=0, help="Facts of each kind; minutes each.")
-    ] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Last steps, of --replay and --lds.")] = 300,
+        int,
+        typer.Option("--replay", min=0, help="Facts of each kind, the most stated; 0: no row."),
+    ] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Last steps, of --replay and --lds.")] = 100,
     removal: Annotated[
         int, typer.Option(min=0, help="Control seeds; trains 3 times and once a seed; 0: none.")
     ] = 0,

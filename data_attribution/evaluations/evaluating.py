@@ -7,7 +7,9 @@
 
 Retraining is dear, so removal and LDS are asked for by name; everything else takes minutes. Each
 number stands with its n and its 95 % interval, and the row `random` says what documents that
-nothing points at do. Facts that components are chosen on are not among those evaluated.
+nothing points at do. Facts that components are chosen on are not among those evaluated. Replay is
+asked of fewer facts and of the last steps alone; rows `replayed` are of these facts and of what
+these steps read, for every method (`scopes`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 from data_attribution import questions
 from data_attribution.errors import EvidenceError
@@ -23,12 +26,15 @@ from data_attribution.evaluations import (
     lds,
     recalls,
     removal_curves,
+    scopes,
     shared_rankings,
     tables,
     tail_patches,
 )
 from data_attribution.evaluations.cases import KINDS, Case
+from data_attribution.evaluations.lds import Subset
 from data_attribution.evaluations.retrainings import Retrainings
+from data_attribution.evaluations.scopes import Scope
 from data_attribution.evaluations.shared_rankings import Ranked
 from data_attribution.evaluations.tables import Evaluation, Row
 from interp import behaviours, intervals, patching
@@ -54,8 +60,8 @@ class Asked:
         n: Facts of each kind.
         k: Documents that count as found, patched and removed.
         each: Candidates a fact whose gradients are looked at.
-        replayed: Facts, of each kind, that replay is asked of; each costs about three times the
-            training of `steps`.
+        replayed: Facts, of each kind, that replay is asked of, the most stated ones: few steps read
+            documents of the others. Each costs about three times the training of `steps`.
         patched: Facts of each kind whose first documents are patched in; 0: none.
         removal: Seeds of random controls for the removal of the first k; 0: none.
         unrelated: Behaviours that the removal should leave as they are.
@@ -71,7 +77,7 @@ class Asked:
     removal: int = 0
     unrelated: tuple[str, ...] = ("ioi", "induction")
     subsets: int = 0
-    steps: int = 300
+    steps: int = 100
     seed: int = 0
 
 
@@ -101,27 +107,30 @@ def evaluate(
         chosen,
         each=asked.each,
         within=names,
-        replayed=_most_stated(chosen, asked.replayed),
+        replayed=scopes.most_stated(chosen, asked.replayed),
         span=(max(run.steps_done - asked.steps, 0), run.steps_done - 1),
         seed=asked.seed,
         progress=progress,
     )
-    rows = [*_recalls(run, chosen, found, asked.k)]
+    exams = scopes.of(chosen, found)
+    rows = [row for exam in exams for row in _recalls(run, exam, found, asked.k)]
     if asked.patched:
-        rows += _patched(run, chosen, found, asked, progress)
+        rows += [row for exam in exams for row in _patched(run, exam, found, asked, progress)]
     if asked.removal:
         rows += _removed(run, chosen, found, asked, out, progress)
     if asked.subsets:
-        rows += _foretold(run, chosen, found, asked, out, progress)
+        rows += _foretold(run, exams, found, asked, out, progress)
     provenance = {
         "run": run.id,
         "store": run.store.fingerprint,
         "facts": [case.name for case in chosen],
-        "candidates": max(one.n_documents or 0 for one in found.values()),
+        "candidates": found["gradient"].n_documents,
         "within": list(names),
         "seconds": {name: round(one.seconds, 2) for name, one in found.items()},
         "asked": vars(asked),
     }
+    if len(exams) > 1:
+        provenance["replayed"] = exams[-1].described()
     return Evaluation(tuple(rows), provenance)
 
 
@@ -160,30 +169,25 @@ def localised(
     return tuple(sorted(effects, key=lambda name: -np.mean(effects[name]))[:k])
 
 
-def _recalls(
-    run: Run, chosen: Sequence[Case], found: Mapping[str, Ranked], k: int
-) -> Iterator[Row]:
-    for method, ranked in found.items():
-        top = shared_rankings.read(run, ranked.by_case, first=DEPTH)
+def _recalls(run: Run, exam: Scope, found: Mapping[str, Ranked], k: int) -> Iterator[Row]:
+    for method, top in exam.tops(run, found, exam.cases, first=DEPTH).items():
         for kind in KINDS:
-            there = [case for case in _of(chosen, kind) if case.name in top]
-            measured = recalls.measure(top, (ranked.within_reach(case) for case in there), k=k)
+            measured = recalls.measure(top, exam.of_kind(kind), k=k)
             for what in COLUMNS if len(measured.cases) else ():
                 mean = measured.mean(what)
                 title = TITLES[what].format(k=k)
-                yield tables.row(method, kind, title, mean.value, (mean.low, mean.high), mean.n)
+                bounds = mean.low, mean.high
+                yield tables.row(method, kind + exam.label, title, mean.value, bounds, mean.n)
 
 
 def _patched(
-    run: Run,
-    chosen: Sequence[Case],
-    found: Mapping[str, Ranked],
-    asked: Asked,
-    progress: Progress,
+    run: Run, exam: Scope, found: Mapping[str, Ranked], asked: Asked, progress: Progress
 ) -> Iterator[Row]:
     """What a step on the first k documents does, mean over them; interval over facts."""
-    some = [case for kind in KINDS for case in _spread(_of(chosen, kind), asked.patched)]
-    heads = _heads(run, some, found, asked)
+    some = [case for kind in KINDS for case in exam.of_kind(kind, asked.patched)]
+    random = exam.random(run, first=asked.k, seed=asked.seed)
+    heads = exam.tops(run, found, some, first=asked.k)
+    heads["random"] = dict.fromkeys((case.name for case in some), random)
     union = {case.name: sorted({d for head in heads.values() for d in head.get(case.name, ())})
              for case in some}  # fmt: skip
     patched = tail_patches.changes(
@@ -197,10 +201,10 @@ def _patched(
         for kind in KINDS:
             values = [
                 np.mean([moved[case.name][one] for one in head[case.name]])
-                for case in _of(some, kind)
+                for case in exam.of_kind(kind, asked.patched)
                 if head.get(case.name)
             ]
-            yield from tables.mean_row(method, kind, "tail patch", np.array(values))
+            yield from tables.mean_row(method, kind + exam.label, "tail patch", np.array(values))
 
 
 def _removed(
@@ -254,69 +258,43 @@ def _removed(
 
 def _foretold(
     run: Run,
-    chosen: Sequence[Case],
+    exams: Sequence[Scope],
     found: Mapping[str, Ranked],
     asked: Asked,
     out: Path | None,
     progress: Progress,
 ) -> Iterator[Row]:
     """LDS over random subsets of what was read last, mean over facts; interval over facts."""
-    first = max(run.steps_done - asked.steps, 0)
+    first, cases = max(run.steps_done - asked.steps, 0), exams[0].cases
     read = np.unique(
         np.concatenate([run.documents_read(step) for step in range(first, run.steps_done)])
     )
     subsets = lds.draw(read, n=asked.subsets, seed=asked.seed)
-    actual = lds.retrained(
-        run, subsets, [case.question for case in chosen], out=out, first=first, progress=progress
+    retrained = lds.retrained(
+        run, subsets, [case.question for case in cases], out=out, first=first, progress=progress
     )
+    actual = {case.name: row for case, row in zip(cases, retrained, strict=True)}
     draw, n = np.random.default_rng(asked.seed), run.store.n_documents
-    for method in (*found, "random"):
-        for kind in KINDS:
-            rhos = []
-            for place, case in enumerate(chosen):
-                if case.kind != kind or (
-                    method in found and case.name not in found[method].by_case
-                ):
-                    continue
-                scores = draw.standard_normal(n)
-                if method in found:
-                    ranking = found[method].by_case[case.name]
-                    scores = lds.spread(ranking.documents, ranking.scores, n)
-                if np.ptp(lds.predicted_change(scores, subsets)) > 0:
-                    rhos.append(lds.score(scores, subsets, actual[place]).rho)
-            yield from tables.mean_row(method, kind, "LDS", np.array(rhos))
+    # All exams are about the same steps: one of the same facts would say the same again.
+    for exam in exams[-1:] if len(exams[-1].cases) == len(cases) else exams:
+        for method in (*exam.methods, "random"):
+            for kind in KINDS:
+                rhos = []
+                for case in exam.of_kind(kind):
+                    scores = draw.standard_normal(n)
+                    if method in found:
+                        ranking = found[method].by_case[case.name]
+                        scores = lds.spread(ranking.documents, ranking.scores, n)
+                    rhos.append(_rho(scores, subsets, actual[case.name]))
+                yield from tables.mean_row(method, kind + exam.label, "LDS", np.array(rhos))
 
 
-def _heads(
-    run: Run, some: Sequence[Case], found: Mapping[str, Ranked], asked: Asked
-) -> dict[str, dict[str, list[int]]]:
-    """By method and case the first k documents that were read, and as many random ones."""
-    names = {case.name for case in some}
-    heads = {
-        method: shared_rankings.read(
-            run, {name: one for name, one in ranked.by_case.items() if name in names}, first=asked.k
-        )
-        for method, ranked in found.items()
-    }
-    draw = np.random.default_rng(asked.seed)
-    read = [one for one in draw.permutation(run.store.n_documents).tolist()[: 4 * asked.k]
-            if len(run.steps_reading(one))]  # fmt: skip
-    return heads | {"random": {name: read[: asked.k] for name in sorted(names)}}
-
-
-def _of(chosen: Sequence[Case], kind: str) -> list[Case]:
-    return [case for case in chosen if case.kind == kind]
-
-
-def _most_stated(chosen: Sequence[Case], n: int) -> list[Case]:
-    """The n cases of each kind with the most documents."""
-    return [
-        case
-        for kind in KINDS
-        for case in sorted(_of(chosen, kind), key=lambda one: -len(one.relevant))[:n]
-    ]
-
-
-def _spread(chosen: Sequence[Case], n: int) -> list[Case]:
-    """The first n: cases are dealt by exposures in turn, and a stride would meet one of them."""
-    return list(chosen[:n])
+def _rho(
+    scores: Float64[np.ndarray, " store_document"],
+    subsets: Sequence[Subset],
+    actual: Float64[np.ndarray, " subset"],
+) -> float:
+    """The LDS; 0 for a method that says the same of every subset, which foretells nothing."""
+    if np.ptp(lds.predicted_change(scores, subsets)) == 0:
+        return 0.0
+    return lds.score(scores, subsets, actual).rho

@@ -25,7 +25,7 @@ from data_attribution.questions import Question
 from train.runs import Run
 
 
-__all__ = ["Lds", "Subset", "draw", "predicted_change", "retrained", "score", "spread"]
+__all__ = ["Lds", "Subset", "draw", "predicted_change", "retrained", "score", "spearman", "spread"]
 
 DRAWS = 1000
 
@@ -146,15 +146,18 @@ def score(
                 f"{values.max():g}; they must be numbers, and differ, to be correlated"
             )
     rows = np.random.default_rng(seed).integers(len(subsets), size=(DRAWS, len(subsets)))
-    low, high = np.nanpercentile(_spearman(foretold[rows], actual[rows]), [2.5, 97.5])
-    rho = float(_spearman(foretold[None], actual[None])[0])
+    low, high = np.percentile(spearman(foretold[rows], actual[rows]), [2.5, 97.5])
+    rho = float(spearman(foretold[None], actual[None])[0])
     return Lds(rho, float(low), float(high), len(subsets))
 
 
-def _spearman(
+def spearman(
     ours: Float64[np.ndarray, "draw subset"], theirs: Float64[np.ndarray, "draw subset"]
 ) -> Float64[np.ndarray, " draw"]:
-    """Correlation of ranks, equal values sharing theirs; nan where all of a draw are equal."""
+    """Correlation of ranks, equal values sharing theirs.
+
+    0 where all of a draw are equal: what says the same of every subset foretells nothing.
+    """
     # Here: scipy.stats takes a second to import.
     from scipy.stats import rankdata
 
@@ -162,6 +165,4 @@ def _spearman(
     left -= left.mean(axis=1, keepdims=True)
     right -= right.mean(axis=1, keepdims=True)
     size = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    return np.divide(
-        (left * right).sum(axis=1), size, out=np.full(len(ours), np.nan), where=size > 0
-    )
+    return np.divide((left * right).sum(axis=1), size, out=np.zeros(len(ours)), where=size > 0)

@@ -58,7 +58,7 @@ class Retrainings:
             return self._read(kept)
         state = self._begun(removed)
         joined = Removal(removed, self.mode).joined(self.run.removal)
-        self._advance(state, self.run.recipe.steps, joined, progress)
+        self._advance(state, self._last, joined, progress)
         self._keep(removed, state.model)
         return self._named(state.model)
 
@@ -77,6 +77,11 @@ class Retrainings:
         return state
 
     @cached_property
+    def _last(self) -> int:
+        """As far as the run went: a run that was stopped has its weights from there."""
+        return self.run.saved_at(None).step
+
+    @cached_property
     def _numerics(self) -> Numerics:
         return numbers.here(self.run.numerics)
 
@@ -92,6 +97,8 @@ class Retrainings:
 
     def _name(self, removed: tuple[int, ...]) -> str:
         asked = f"{self.run.id} {self.mode} {self.first} {self._numerics} {removed}"
+        if not self.run.finished:
+            asked += f" to {self._last}"
         return sha256(asked.encode()).hexdigest()[:16]
 
     def _kept(self, removed: tuple[int, ...]) -> Path | None:

@@ -7,7 +7,7 @@ replay answers for several questions. The numbers are those that the methods giv
 candidates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from time import perf_counter
@@ -23,7 +23,7 @@ from data_attribution.rankings import Ranking
 from train.runs import Run
 
 
-__all__ = ["Ranked", "by_method", "candidates", "read"]
+__all__ = ["Ranked", "by_method", "candidates", "read", "was_read"]
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -41,12 +41,6 @@ class Ranked:
     seconds: float
     n_documents: int | None = None
     reached: frozenset[int] | None = None
-
-    def within_reach(self, case: Case) -> Case:
-        """The case with the documents that could be found."""
-        if self.reached is None:
-            return case
-        return replace(case, relevant=case.relevant & self.reached)
 
 
 def candidates(requests: Sequence[Request], *, each: int) -> Int64[np.ndarray, " document"]:
@@ -96,18 +90,27 @@ def by_method(
     return found
 
 
-def read(run: Run, found: Mapping[str, Ranking], *, first: int) -> dict[str, list[int]]:
-    """By case the first documents of a ranking that the run read."""
+def read(
+    run: Run,
+    found: Mapping[str, Ranking],
+    *,
+    first: int,
+    among: Collection[int] | None = None,
+) -> dict[str, list[int]]:
+    """By case the first documents of a ranking that the run read, of those `among`."""
     return {
-        name: list(
-            islice((one for one in ranking.documents.tolist() if _was_read(run, one)), first)
-        )
+        name: list(islice(was_read(run, ranking.documents.tolist(), among), first))
         for name, ranking in found.items()
     }
 
 
-def _was_read(run: Run, document: int) -> bool:
-    return len(run.steps_reading(document)) > 0
+def was_read(
+    run: Run, documents: Iterable[int], among: Collection[int] | None = None
+) -> Iterator[int]:
+    """Those of the documents that the run read, of those `among`, in their order."""
+    for one in documents:
+        if (among is None or one in among) and len(run.steps_reading(one)):
+            yield one
 
 
 def _asked(requests: Mapping[str, Request], rank: Callable[[Request], Ranking]) -> Ranked:

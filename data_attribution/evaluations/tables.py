@@ -46,19 +46,27 @@ class Evaluation:
     def lines(self) -> str:
         """The table for a person: a line a method and kind, a column a measure."""
         measures = list(dict.fromkeys(one["measure"] for one in self.rows))
-        head = f"{'method':<12}{'facts':<12}" + "".join(f"{one:<29}" for one in measures)
+        wide = max(len("facts"), *(len(one["kind"]) for one in self.rows)) + 2
+        head = f"{'method':<12}{'facts':<{wide}}" + "".join(f"{one:<29}" for one in measures)
         lines = [head.rstrip()]
         by_line: dict[tuple[str, str], dict[str, Row]] = {}
         for one in self.rows:
             by_line.setdefault((one["method"], one["kind"]), {})[one["measure"]] = one
         for (method, kind), row in by_line.items():
             cells = "".join(f"{_cell(row.get(one)):<29}" for one in measures)
-            lines.append(f"{method:<12}{kind:<12}{cells}".rstrip())
+            lines.append(f"{method:<12}{kind:<{wide}}{cells}".rstrip())
         about = self.provenance
         lines.append(
             f"run {about['run']}; {about['candidates']} candidates; localised to "
             f"{', '.join(about['within']) or 'nothing'}; value [95 %] (n)"
         )
+        if replayed := about.get("replayed"):
+            lines.append(
+                f"replayed: the {len(replayed['facts'])} most stated facts, and of every method's "
+                f"list the {replayed['documents']} documents that the last steps read, "
+                f"{replayed['stating']} of which state these facts and {replayed['distractors']} "
+                "distract from them; replay answers for no other"
+            )
         return "\n".join(lines)
 
 

@@ -13,9 +13,11 @@ import torch
 
 from data_attribution import attributing, fusing, indexing
 from data_attribution.errors import EvidenceError
-from data_attribution.evaluations import cases, evaluating, shared_rankings
+from data_attribution.evaluations import cases, evaluating, scopes, shared_rankings
 from data_attribution.evaluations.evaluating import Asked
+from data_attribution.evaluations.shared_rankings import Ranked
 from data_attribution.gradients import ranking
+from data_attribution.rankings import Ranking
 from train import loop, token_store
 from train.corpora import Corpus, Document
 
@@ -163,28 +165,73 @@ def test_a_document_that_was_not_read_is_passed_over(run, chosen, monkeypatch):
 @pytest.fixture(scope="module")
 def table(run, tmp_path_factory):
     torch.set_num_threads(1)
-    asked = Asked(n=4, k=3, patched=1, replayed=1, removal=2, unrelated=(), subsets=6, steps=40)
+    asked = Asked(n=4, k=3, patched=1, replayed=1, removal=2, unrelated=(), subsets=5, steps=20)
     return evaluating.evaluate(
         run, asked, within=("L0H0", "L0.mlp"), out=tmp_path_factory.mktemp("weights")
     )
+
+
+METHODS = ["bm25", "lexical", "gradient", "localised", "fused"]
 
 
 def test_every_method_has_its_row_with_n_and_interval(table):
     frame = table.to_frame()
     for measure in ("recall@3", "MRR", "in first n"):
         rows = frame[frame["measure"] == measure]
-        assert set(rows["method"]) == {
-            "bm25", "lexical", "gradient", "localised", "replay", "fused"
-        }  # fmt: skip
-        assert set(rows[rows["method"] != "replay"]["n"]) == {4}
-        assert set(rows[rows["method"] == "replay"]["n"]) == {1}
+        assert list(rows[rows["kind"] == "verbatim"]["method"]) == METHODS
+        assert set(rows[rows["kind"] == "paraphrase"]["n"]) == {4}
         assert (rows["low"] <= rows["value"]).all()
         assert (rows["value"] <= rows["high"] + 1e-9).all()
     assert set(frame[frame["measure"] == "tail patch"]["method"]) >= {"random", "fused"}
     assert set(frame[frame["measure"] == "LDS"]["method"]) >= {"random", "fused", "gradient"}
     removal = frame[frame["measure"] == "removal"]
     assert list(removal["method"]) == ["fused", "bm25", "gradient", "random"]
+    overlapping = frame[frame["measure"] == "lists that overlap"]
+    assert set(overlapping["n"]) == set(removal["n"])
     json.dumps(table.to_dict())
+
+
+def test_replay_stands_beside_rows_of_its_own_facts_and_documents(table, run):
+    """Whatever is measured of replay, every other method has a row of the same kind and n."""
+    frame = table.to_frame()
+    beside = frame[frame["kind"].str.endswith(", replayed")]
+    assert set(frame[frame["method"] == "replay"]["kind"]) <= set(beside["kind"])
+    for _, rows in beside.groupby(["kind", "measure"]):
+        assert {"replay", *METHODS} <= set(rows["method"])
+        assert set(rows["n"]) == {1}
+    about = table.provenance["replayed"]
+    assert len(about["facts"]) == 2
+    assert about["documents"] == len(
+        np.unique(np.concatenate([run.documents_read(step) for step in range(180, 200)]))
+    )
+    assert table.provenance["candidates"] < run.store.n_documents
+    assert "replayed: the 2 most stated facts" in table.lines().splitlines()[-1]
+
+
+def test_the_facts_of_replay_lose_the_documents_that_its_steps_did_not_read(run, chosen):
+    """Of every ranking nothing else is left either."""
+    case, other = chosen[1], chosen[0]
+    kept = frozenset(sorted(case.relevant)[::2])
+    ranking = Ranking(np.array(sorted(case.relevant)), np.arange(len(case.relevant), 0.0, -1))
+    by_case = {one.name: ranking for one in (case, other)}
+    found = {"bm25": Ranked(by_case, 0.0), "replay": Ranked({case.name: ranking}, 0.0, 9, kept)}
+    whole, exam = scopes.of([other, case], found)
+    assert whole.methods == ("bm25",)
+    assert (whole.label, whole.among, len(whole.cases)) == ("", None, 2)
+    assert exam.methods == ("bm25", "replay")
+    assert [one.name for one in exam.cases] == [case.name]
+    assert exam.cases[0].relevant == kept
+    tops = exam.tops(run, found, exam.cases, first=3)
+    assert tops["bm25"] == tops["replay"] == {case.name: sorted(kept)[:3]}
+    assert set(exam.random(run, first=50, seed=0)) == kept
+    assert len(whole.random(run, first=50, seed=0)) == 50
+
+
+def test_a_method_that_says_the_same_of_every_subset_foretells_nothing():
+    """0 and no refusal: leaving its facts out would count only those where it had something."""
+    subsets, actual = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3)), np.arange(5.0)
+    assert evaluating._rho(np.zeros(4), subsets, actual) == 0
+    assert evaluating._rho(np.array([0, 1, 2, 3.0]), subsets, actual) != 0
 
 
 def test_words_find_what_was_stated_in_them(table):
@@ -202,16 +249,17 @@ def test_removing_what_was_found_takes_more_than_random_documents(table):
 
 def test_the_command_prints_the_table(openbook, run):
     found = openbook(
-        "attribution", "evaluate", run.path, "--facts", 2, "--tail-patch", 0, "--within", "L0.mlp"
-    )
+        "attribution", "evaluate", run.path, "--facts", 2, "--tail-patch", 0, "--within", "L0.mlp",
+        "--replay", 1, "--steps", 20
+    )  # fmt: skip
     assert found.code == 0, found.err
     lines = found.out.splitlines()
     assert lines[0].split()[:3] == ["method", "facts", "recall@10"]
-    assert [line.split()[0] for line in lines[1:-1:2]] == [
-        "bm25", "lexical", "gradient", "localised", "fused"
-    ]  # fmt: skip
-    assert f"run {run.id}" in lines[-1]
-    assert "localised to L0.mlp" in lines[-1]
+    assert [line.split()[0] for line in lines[1:11:2]] == METHODS
+    assert {line.split()[0] for line in lines[11:-2]} == {*METHODS, "replay"}
+    assert f"run {run.id}" in lines[-2]
+    assert "localised to L0.mlp" in lines[-2]
+    assert "replay answers for no other" in lines[-1]
 
 
 def test_a_run_of_other_text_is_refused_in_one_line(openbook, tiny_run):
