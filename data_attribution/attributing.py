@@ -9,12 +9,16 @@ what they cost, and how much they say (`sources` has the grades):
 * `replay`    exact influence, by differentiating through the replayed training (`metagradients.py`)
 * `fused`     words and gradients in one list (`fusing.py`); or name the parts: "lexical+replay"
 
+What is asked is a text's log-probability, a behaviour's metric, or any `questions.Question`: where
+a head attends, what lies along a probe's direction. Methods that follow gradients follow that
+number; a question alone has no words, and the others cannot answer it.
+
 That words alone find the document that states a fact better than gradients often do is known (Chang
 et al. 2024, TrackStar), and why the default is both. Held-out documents and documents that the run
 never reached are no sources.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,8 +26,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from data_attribution import citing, duplicates, fusing, indexing, lexical, questions
+from data_attribution.citing import Cited
 from data_attribution.errors import EvidenceError, QueryError
-from data_attribution.gradients import selecting
+from data_attribution.gradients import comparing, selecting
+from data_attribution.gradients.comparing import How
+from data_attribution.metagradients import WHOLE, Window
 from data_attribution.questions import Question
 from data_attribution.rankings import Ranking
 from data_attribution.sources import GRADES, Sources
@@ -37,10 +44,19 @@ from train.runs import Run
 from train.token_store import TokenStore
 
 
-__all__ = ["METHODS", "Method", "Reader", "Request", "ask", "documents", "evidence", "parts"]
+__all__ = [
+    "FUSED",
+    "METHODS",
+    "Method",
+    "Reader",
+    "Request",
+    "ask",
+    "documents",
+    "evidence",
+    "parts",
+]
 
 BM25 = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
-LONGEST = 1_000_000  # tokens of a text
 FUSED = "fused"
 HEAD = 20  # near copies are looked for among the first 20 documents a row
 
@@ -71,24 +87,35 @@ class Request:
     Attributes:
         run: The run that read the documents; a `train.runs.Run` for methods that need its weights.
         index: The sorted text of its store.
-        target: A text, or a behaviour.
-        question: The same as a number a prompt, to be measured and differentiated.
+        target: A text or a behaviour, whose words are looked for; None: a question without words.
+        question: What is measured and differentiated, as a number a prompt.
         within: Names of the components through which evidence counts; None: all.
         candidates: Documents to score; None: the method decides, and says how many in `details`.
         limit: How many documents are wanted; a method may rank more.
+        how: How gradients are compared.
+        window: Which steps replay goes back through, and on what disk.
         seed: Of everything drawn: projections, samples.
         progress: Told (what, done, total).
     """
 
     run: Any
     index: TokenIndex
-    target: str | Behaviour
+    target: str | Behaviour | None
     question: Question
     within: tuple[str, ...] | None = None
     candidates: Candidates = None
     limit: int = 50
+    how: How = comparing.DEFAULT
+    window: Window = WHOLE
     seed: int = 0
     progress: Progress = None
+
+    @property
+    def name(self) -> str:
+        """What is asked: the question where one was given for itself, else the target."""
+        if isinstance(self.target, str) and self.question.name == questions.TEXT:
+            return self.target
+        return self.question.name
 
 
 @dataclass(frozen=True)
@@ -98,7 +125,7 @@ class Method:
     Attributes:
         grade: Of its evidence, as `sources.GRADES`.
         rank: Answers a request. What it needs is imported when it is asked.
-        weights: Whether it needs the weights of a run.
+        weights: Whether it follows the weights of a run; else it looks for words of the target.
     """
 
     grade: str
@@ -108,11 +135,14 @@ class Method:
 
 def documents(
     run: Run | Reader,
-    target: str | Behaviour,
+    target: str | Behaviour | None = None,
     *,
+    question: Question | None = None,
     within: Effects | Sequence[str] | None = None,
     metric: Metric | None = None,
     method: str = FUSED,
+    how: How | None = None,
+    window: Window | None = None,
     limit: int = 50,
     candidates: Candidates = None,
     fold: bool = True,
@@ -123,10 +153,14 @@ def documents(
 
     Args:
         target: A text, or a behaviour.
+        question: What gradients follow in its place, as `component_questions` makes it. Words are
+            still those of the target; without one `fused` leaves words out, and says so.
         within: Components through which gradients count, by name, or the effects of a sweep: its
             `selecting.TOP` best ones.
         metric: What is asked of a behaviour; default: its logit difference.
         method: A key of `METHODS`, or several joined by "+", which are fused.
+        how: How gradients are compared: kind, rank, checkpoints; its seed gives way to `seed`.
+        window: The last steps that replay goes back through; default: an epoch, 1,000 at most.
         limit: The most rows returned.
         candidates: Rank these documents only.
         fold: Put copies and near copies into the row of the best of them.
@@ -138,12 +172,16 @@ def documents(
     """
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
-    asked = parts(method, run, within=within is not None)
+    asked = parts(method, run, words=target is not None)
+    _refuse_idle(method, asked, question=question, within=within, how=how, window=window)
     request = ask(
         run,
         target,
+        question=question,
         within=within,
         metric=metric,
+        how=how,
+        window=window,
         limit=limit,
         candidates=candidates,
         seed=seed,
@@ -163,7 +201,145 @@ def documents(
         fold=fold,
         near=duplicates.near(run.store, head, among=head),
     )
-    provenance = {
+    left_out = [one for one in parts(method, run) if one not in asked]
+    about = _provenance(request, ranking, found, cited) | {"left out": left_out}
+    shown = "+".join(asked) if left_out else method
+    return Sources(request.name, shown, cited.items, about)
+
+
+def parts(method: str, run: Run | Reader, *, words: bool = True) -> tuple[str, ...]:
+    """The methods that a name stands for.
+
+    Args:
+        words: Whether the target has any; of `fused` those methods stay that can be asked.
+
+    Raises:
+        EvidenceError: There is no such method, or it cannot be asked that.
+    """
+    names: list[str] = []
+    for name in (one.strip() for one in method.split("+")):
+        if name not in METHODS:
+            raise EvidenceError(f"no evidence is called {name!r}{nearest(name, METHODS)}")
+        names += _fusible(run, words) if name == FUSED else [name]
+    for name in names:
+        if not (words or METHODS[name].weights):
+            raise EvidenceError(
+                f"a question has no words that {name} evidence could look for; give a text or a "
+                "behaviour beside it, or take the method gradient or replay"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def ask(
+    run: Run | Reader,
+    target: str | Behaviour | None = None,
+    *,
+    question: Question | None = None,
+    within: Effects | Sequence[str] | None = None,
+    metric: Metric | None = None,
+    how: How | None = None,
+    window: Window | None = None,
+    limit: int = 50,
+    candidates: Candidates = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> Request:
+    """The request that stands for a target, or for a question beside it or alone.
+
+    Raises:
+        EvidenceError: Nothing is asked, or two things at once.
+        QueryError: The target holds no token to look for, or too many.
+        IndexMissing: The run's token store has no index.
+    """
+    names = within.top(selecting.TOP) if isinstance(within, Effects) else within
+    return Request(
+        run,
+        indexing.open(run.store),
+        target,
+        _question(run, target, question, metric),
+        within=None if names is None else tuple(map(str, names)),
+        candidates=candidates,
+        limit=limit,
+        how=replace(how or comparing.DEFAULT, seed=seed),
+        window=window or WHOLE,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def evidence(request: Request, methods: Sequence[str]) -> dict[str, Ranking]:
+    """What each method says, of the request's candidates alone where it names some."""
+    found = {name: METHODS[name].rank(request) for name in methods}
+    if request.candidates is None:
+        return found
+    return {name: one.among(request.candidates) for name, one in found.items()}
+
+
+def _question(
+    run: Run | Reader,
+    target: str | Behaviour | None,
+    question: Question | None,
+    metric: Metric | None,
+) -> Question:
+    if isinstance(target, str):
+        ids = questions.encoded(target, run.store.tokenizer)
+        if metric is not None:
+            raise EvidenceError(f"a text has no {metric.name}: it is asked for its log-probability")
+        return question or questions.of_text(ids, run.store.tokenizer, n_ctx=run.order.context)
+    if question is not None:
+        if metric is not None:
+            raise EvidenceError(
+                f"{question.name!r} is a number already, and the metric {metric.name} was given "
+                "beside it; leave one of them out"
+            )
+        return question
+    if target is None:
+        raise EvidenceError("nothing was asked; give a text, a behaviour or a question")
+    return questions.of_behaviour(target, metric)
+
+
+def _fusible(run: Run | Reader, words: bool) -> list[str]:
+    """Those of `DEFAULT` that this run can be asked about such a target."""
+    weighted = isinstance(run, Run)
+    names = [one for one in DEFAULT if (weighted if METHODS[one].weights else words)]
+    if not names:
+        raise EvidenceError("a question has no words, and gradients need the weights of a run")
+    return names
+
+
+def _refuse_idle(method: str, asked: Sequence[str], **given: object) -> None:
+    """What no method that was asked would look at."""
+    needs = {
+        "question": ("a question was given", ("gradient", "replay")),
+        "within": ("components were named", ("gradient",)),
+        "how": ("a way to compare gradients was given", ("gradient",)),
+        "window": ("a window of replay was given", ("replay",)),
+    }
+    for name, (said, methods) in needs.items():
+        if given[name] is not None and not set(methods) & set(asked):
+            raise EvidenceError(
+                f"{said}, and {method} evidence does not look at that; take "
+                f"--method {' or '.join(methods)}, or fuse it with others: lexical+{methods[0]}"
+            )
+
+
+def _refuse_nothing(request: Request, method: str, ranking: Ranking) -> None:
+    if len(ranking.documents):
+        return
+    shown = request.name if len(request.name) <= 40 else request.name[:39] + "…"
+    among = "" if request.candidates is None else f" {len(request.candidates)} candidate"
+    raise EvidenceError(
+        f"no{among} document of {request.run.store.n_documents:,} has {method} evidence for "
+        f"{shown!r}; gradient evidence needs no word in common"
+    )
+
+
+def _provenance(
+    request: Request, ranking: Ranking, found: Mapping[str, Ranking], cited: Cited
+) -> dict[str, Any]:
+    """Of which run, index and formula, and what each method says of how it was done."""
+    run = request.run
+    return {
         "run": run.id,
         "knowledge": run.knowledge,
         "store": run.store.fingerprint,
@@ -176,107 +352,6 @@ def documents(
         "folded": cited.folded,
         **{name: part.details for name, part in found.items() if part.details},
     }
-    name = target if isinstance(target, str) else target.name
-    return Sources(name, method, cited.items, provenance)
-
-
-def parts(method: str, run: Run | Reader, *, within: bool = False) -> tuple[str, ...]:
-    """The methods that a name stands for.
-
-    Raises:
-        EvidenceError: There is no such method, or it cannot be asked that.
-    """
-    names = tuple(dict.fromkeys(one.strip() for one in method.split("+")))
-    if names == (FUSED,):
-        weighted = isinstance(run, Run)
-        names = tuple(one for one in DEFAULT if weighted or not METHODS[one].weights)
-    for name in names:
-        if name not in METHODS or (name == FUSED):
-            raise EvidenceError(f"no evidence is called {name!r}{nearest(name, METHODS)}")
-    if within and "gradient" not in names:
-        raise EvidenceError(
-            f"components were named, and {method} evidence does not look inside the model; "
-            "take the method gradient, or fused"
-        )
-    return names
-
-
-def ask(
-    run: Run | Reader,
-    target: str | Behaviour,
-    *,
-    within: Effects | Sequence[str] | None = None,
-    metric: Metric | None = None,
-    limit: int = 50,
-    candidates: Candidates = None,
-    seed: int = 0,
-    progress: Progress = None,
-) -> Request:
-    """The request that stands for a target.
-
-    Raises:
-        QueryError: The target holds no token to look for, or too many.
-        IndexMissing: The run's token store has no index.
-    """
-    names = within.top(selecting.TOP) if isinstance(within, Effects) else within
-    return Request(
-        run,
-        indexing.open(run.store),
-        target,
-        _question(run, target, metric),
-        within=None if names is None else tuple(map(str, names)),
-        candidates=candidates,
-        limit=limit,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def evidence(request: Request, methods: Sequence[str]) -> dict[str, Ranking]:
-    """What each method says, of the request's candidates alone where it names some."""
-    found = {name: METHODS[name].rank(request) for name in methods}
-    if request.candidates is None:
-        return found
-    return {name: _only(one, request.candidates) for name, one in found.items()}
-
-
-def _question(run: Run | Reader, target: str | Behaviour, metric: Metric | None) -> Question:
-    if isinstance(target, Behaviour):
-        return questions.of_behaviour(target, metric)
-    if metric is not None:
-        raise EvidenceError(f"a text has no {metric.name}: it is asked for its log-probability")
-    if not target.strip():
-        raise QueryError("the text is empty; give some words to trace")
-    ids = run.store.tokenizer.encode(target).tolist()
-    if len(ids) > LONGEST:
-        raise QueryError(
-            f"the text has {len(ids):,} tokens, and at most {LONGEST:,} are traced at once; "
-            "trace its parts"
-        )
-    return questions.of_text(ids, run.store.tokenizer, n_ctx=run.order.context)
-
-
-def _only(ranking: Ranking, candidates: Int64[np.ndarray, " document"]) -> Ranking:
-    there = np.isin(ranking.documents, candidates)
-    return replace(
-        ranking,
-        documents=ranking.documents[there],
-        scores=ranking.scores[there],
-        low=None if ranking.low is None else ranking.low[there],
-        high=None if ranking.high is None else ranking.high[there],
-    )
-
-
-def _refuse_nothing(request: Request, method: str, ranking: Ranking) -> None:
-    if len(ranking.documents):
-        return
-    target = request.target if isinstance(request.target, str) else request.target.name
-    shown = target if len(target) <= 40 else target[:39] + "…"
-    among = "" if request.candidates is None else f" {len(request.candidates)} candidate"
-    raise EvidenceError(
-        f"no{among} document of {request.run.store.n_documents:,} has {method} evidence for "
-        f"{shown!r}; gradient evidence needs no word in common"
-    )
 
 
 def _grades(found: dict[str, Ranking]) -> dict[int, str]:
@@ -289,6 +364,7 @@ def _grades(found: dict[str, Ranking]) -> dict[int, str]:
 
 def _lexical(request: Request) -> Ranking:
     target, index = request.target, request.index
+    assert target is not None
     if isinstance(target, str):
         return replace(lexical.spans(index, target, request.progress), formula="maximal spans")
     clean, corrupt = np.asarray(target.clean), np.asarray(target.corrupt)
@@ -317,7 +393,7 @@ def _replay(request: Request) -> Ranking:
 
 
 def _fused(request: Request) -> Ranking:
-    asked = parts(FUSED, request.run)
+    asked = parts(FUSED, request.run, words=request.target is not None)
     return fusing.fuse(evidence(request, asked))
 
 

@@ -3,7 +3,7 @@
 The score of a component is a function of the weights as a behaviour is, so documents can be held to
 have taught *it*: the probe function of Mechanistic Data Attribution (Chen et al. 2026,
 https://arxiv.org/abs/2601.21996), which followed one head's prefix-matching score. Here every one
-is a `Question`, so that every method of attribution and every retrained run can be asked it.
+is a `Question`: every method that follows gradients and every retrained run can be asked it.
 """
 
 from typing import Any
@@ -17,14 +17,60 @@ from data_attribution.questions import Question
 from interp import components, detecting, direct_logits
 from interp.behaviours import Behaviour
 from interp.components import OF_HEADS, Place, device_of
+from train.errors import nearest
 from train.model import GPT
+from train.runs import Run
 
 
-__all__ = ["attention", "direct_effect", "prefix_matching", "previous_token", "probe_direction"]
+__all__ = [
+    "NAMED",
+    "attention",
+    "direct_effect",
+    "named",
+    "prefix_matching",
+    "previous_token",
+    "probe_direction",
+]
+
+NAMED = ("direct-effect", "prefix-matching", "previous-token")
+LENGTH = 24  # words that repeat
+
+
+def named(
+    name: str, run: Run, behaviour: Behaviour | None = None, *, n: int = 64, seed: int = 0
+) -> Question:
+    """The question that a name of `NAMED` and a head stand for: "prefix-matching:L1H0".
+
+    Args:
+        behaviour: On which a direct effect is one.
+        n, seed: Of the sequences that are drawn; they are as long as the context holds, at most
+            two times `LENGTH` words.
+
+    Raises:
+        QueryError: There is no such question or head, or a direct effect on nothing is asked for.
+        ModelError: The head is no place.
+    """
+    kind, _, head = name.partition(":")
+    if kind not in NAMED:
+        raise QueryError(f"no question is called {kind!r}{nearest(kind, NAMED)}")
+    if not head:
+        raise QueryError(f"{name!r} names no head; write {kind}:L1H0")
+    place, config = _head(head), run.config
+    if place.layer >= config.n_layers or (place.head or 0) >= config.n_heads:
+        raise QueryError(
+            f"there is no head {head}: the model has layers 0 to {config.n_layers - 1} of heads 0 "
+            f"to {config.n_heads - 1}"
+        )
+    if kind == "direct-effect":
+        if behaviour is None:
+            raise QueryError(f"{name!r} is an effect on a behaviour; name a BEHAVIOUR beside it")
+        return direct_effect(run.load(), behaviour, head)
+    ask = prefix_matching if kind == "prefix-matching" else previous_token
+    return ask(run, head, n=n, length=min(LENGTH, (config.n_ctx - 1) // 2), seed=seed)
 
 
 def prefix_matching(
-    source: Any, head: str, *, n: int = 64, length: int = 24, seed: int = 0
+    source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
 ) -> Question:
     """How much a head attends, from a repeated token, to what followed it before.
 
@@ -36,7 +82,7 @@ def prefix_matching(
 
 
 def previous_token(
-    source: Any, head: str, *, n: int = 64, length: int = 24, seed: int = 0
+    source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
 ) -> Question:
     """How much a head attends to the token before, on the same sequences."""
     tokens = detecting.repeated_tokens(source, n=n, length=length, seed=seed)
@@ -59,7 +105,7 @@ def attention(tokens: Int[Tensor, "prompt pos"], head: str, kind: str) -> Questi
     hook = f"blocks.{place.layer}.attn.hook_pattern"
 
     def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
-        return values[hook][:, place.head][:, query, key].float().mean(dim=1)
+        return _of_head(values[hook], 1, place)[:, query, key].float().mean(dim=1)
 
     return Question(f"{kind} score of {head}", "mean attention", tokens, score, reads=(hook,))
 
@@ -90,7 +136,7 @@ def probe_direction(
     def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
         value = values[where.hook][:, at]
         if where.site in OF_HEADS:
-            value = value[:, :, where.head]
+            value = _of_head(value, 2, where)
         along = direction.to(value)
         if along.ndim == 2:
             along = along[prompt.to(value.device), None]
@@ -122,6 +168,13 @@ def direct_effect(model: GPT, behaviour: Behaviour, head: str) -> Question:
     name = f"direct effect of {head} on {behaviour.name}"
     asked = probe_direction(behaviour.clean, head, direction, name=name)
     return Question(name, "nats of log-odds", asked.tokens, asked.score, asked.reads)
+
+
+def _of_head(values: Tensor, axis: int, place: Place) -> Tensor:
+    n_heads, head = values.shape[axis], place.head or 0
+    if head >= n_heads:
+        raise QueryError(f"layer {place.layer} has heads 0 to {n_heads - 1}, and no {head}")
+    return values.select(axis, head)
 
 
 def _head(name: str) -> Place:

@@ -12,15 +12,15 @@ That a span stands in the training text does not say that it was copied from the
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from data_attribution import citing, exposures, indexing
-from data_attribution.errors import EvidenceError, QueryError
+from data_attribution import citing, exposures, indexing, questions
+from data_attribution.errors import EvidenceError
 from data_attribution.exposures import Trained
 from data_attribution.suffixes.matches import Hit, Span
 from data_attribution.token_index import TokenIndex
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Generation", "Holder", "Reader", "Traced", "of_text"]
 
 KIND, SCHEMA = "generation", 1
-LONGEST = 1_000_000  # tokens of a text
+SPAN = ("start", "stop", "text", "tokens", "count", "held_out", "log_probability")
 SHARE, FEWEST = 0.05, 5  # spans kept a token of the text, and of a short text at least
 CURVE = 101  # checkpoints of a curve
 DRAWN = 4  # hits looked at for one document that is shown
@@ -102,7 +102,11 @@ class Generation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"kind": KIND, "schema": SCHEMA, **asdict(self)}
+        rows = [
+            {**asdict(one), "span": {k: getattr(one.span, k) for k in SPAN}} for one in self.spans
+        ]
+        about = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {"kind": KIND, "schema": SCHEMA, **about, "spans": rows}
 
     def save(self, path: str | Path) -> None:
         """Write as sealed JSON, whole or not at all."""
@@ -154,7 +158,7 @@ def of_text(
         IndexMissing: The run's token store has no index.
     """
     index = index or indexing.open(run.store)
-    n_tokens = _length(run, text)
+    n_tokens = len(questions.encoded(text, run.store.tokenizer))
     found = index.maximal_spans(text, minimum=minimum)
     if not found:
         raise EvidenceError(
@@ -186,18 +190,6 @@ def of_text(
 
 def _start(span: Span) -> int:
     return span.start
-
-
-def _length(run: Reader, text: str) -> int:
-    if not text.strip():
-        raise QueryError("the text is empty; give some words to trace")
-    n_tokens = len(run.store.tokenizer.encode(text))
-    if n_tokens > LONGEST:
-        raise QueryError(
-            f"the text has {n_tokens:,} tokens, and at most {LONGEST:,} are traced at once; "
-            "trace its parts"
-        )
-    return n_tokens
 
 
 def _held(spans: Sequence[Span], hits: Sequence[tuple[Hit, ...]]) -> Counter[int]:

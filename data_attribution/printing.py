@@ -116,7 +116,28 @@ def sources_lines(sources: "Sources") -> str:
     shown = any(one.effect for one in sources)
     says = "effects are those of all documents removed together, beyond random ones"
     untested = "evidence is no cause yet: `openbook counterfactual` tests it"
-    return "\n".join([head, *lines, end + (says if shown else untested)])
+    return "\n".join([head, *lines, *_notes(about), end + (says if shown else untested)])
+
+
+def _notes(about: dict[str, Any]) -> list[str]:
+    """What was asked for and is not what was done, and how far back a replay went."""
+    gradient, replay = about.get("gradient") or {}, about.get("replay") or {}
+    notes = []
+    if about.get("left out"):
+        notes.append(f"left out: {', '.join(about['left out'])}, for the question has no words")
+    if "drawn of" in gradient:
+        notes.append(
+            f"gradients of {gradient['scored']:,} documents of {gradient['drawn of']:,}, drawn at "
+            "random, for the question has no words; `openbook attribution index` collects all"
+        )
+    if "from checkpoint" in replay:
+        first, last = replay["steps"]
+        asked = f", {replay['asked for']} were asked for" if "asked for" in replay else ""
+        notes.append(
+            f"replay of steps {first} to {last}, from the checkpoint at {replay['from checkpoint']}"
+            + asked
+        )
+    return notes
 
 
 def _scored(one: "Source") -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from data_attribution import counterfactuals, questions
 from data_attribution.counterfactuals import Counterfactual
 from data_attribution.errors import EvidenceError
+from data_attribution.questions import Question
 from data_attribution.sources import GRADES, Effect, Source, Sources
 from interp.behaviours import Behaviour
 from train.runs import Run
@@ -22,7 +23,7 @@ Progress = Callable[[str, int, int | None], None]
 
 def proved(
     run: Run,
-    target: str | Behaviour,
+    target: str | Behaviour | Question,
     sources: Sources,
     *,
     top: int,
@@ -34,7 +35,7 @@ def proved(
     Costs a training from the first step that read one of them, and one a control.
 
     Args:
-        target: What the sources are of.
+        target: What the sources are of; where gradients followed a question, that.
         top: Rows.
         controls: Removals of as many matched random documents. With fewer than two the effect is
             measured and no row gets the grade; with 0 it is a plain difference to the full run.

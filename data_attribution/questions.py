@@ -23,9 +23,11 @@ from train.objectives import IGNORED
 from train.tokenization import Tokenizer
 
 
-__all__ = ["Question", "measure", "of_behaviour", "of_text", "scores"]
+__all__ = ["LONGEST", "TEXT", "Question", "encoded", "measure", "of_behaviour", "of_text", "scores"]
 
 ROWS = 64
+LONGEST = 1_000_000  # tokens of a text
+TEXT = "text"  # the name of a question that is a text and has no other
 
 Score = Callable[
     [Float[Tensor, "row pos vocab"], Mapping[str, Tensor], Int[Tensor, " row"]],
@@ -72,7 +74,7 @@ def of_text(
     *,
     n_ctx: int,
     context: str | Sequence[int] = (),
-    name: str = "text",
+    name: str = TEXT,
 ) -> Question:
     """The mean log-probability of a text's tokens, behind an end-of-text and a context.
 
@@ -108,6 +110,23 @@ def of_text(
         return -share * losses.sum(dim=1)
 
     return Question(name, "nats a token", tokens, score)
+
+
+def encoded(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text that is to be traced.
+
+    Raises:
+        QueryError: It is empty, or longer than `LONGEST` tokens.
+    """
+    if not text.strip():
+        raise QueryError("the text is empty; give some words to trace")
+    ids = tokenizer.encode(text).tolist()
+    if len(ids) > LONGEST:
+        raise QueryError(
+            f"the text has {len(ids):,} tokens, and at most {LONGEST:,} are traced at once; "
+            "trace its parts"
+        )
+    return ids
 
 
 def _ids(part: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:

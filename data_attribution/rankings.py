@@ -1,7 +1,7 @@
 """Documents in the order of one kind of evidence: what every method of attribution answers with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,14 @@ class Ranking:
     signed: bool = False
     formula: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+
+    def among(self, documents: Int64[np.ndarray, " candidate"]) -> "Ranking":
+        """The same of some documents alone."""
+        there = np.isin(self.documents, documents)
+        low, high = (None if one is None else one[there] for one in (self.low, self.high))
+        return replace(
+            self, documents=self.documents[there], scores=self.scores[there], low=low, high=high
+        )
 
 
 def ranked(

@@ -86,13 +86,39 @@ def test_a_file_that_is_no_text(trace, tmp_path):
 def test_evidence_that_there_is_not(trace, lookup_behaviour):
     refused(trace("--text", "w1", "--method", "gradeint"), 2, "did you mean 'gradient'?")
     refused(trace("--text", "w1", "--method", "lexical+"), 2, "no evidence is called ''")
-    refused(trace("--text", "w1", "--metric", "probability"), 2, "belongs to a BEHAVIOUR")
-    refused(trace("--from-text", "w1", "--prove", 3), 2, "leave out what belongs to --method")
     refused(trace("--text", "w1", "--from-text", "w1"), 2, "give one of BEHAVIOUR, --text")
     refused(
         trace("--text", "w1", "--method", "lexical", "--within", "L0H0"), 2,
-        "lexical evidence does not look inside the model",
+        "components were named, and lexical evidence does not look at that",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--text", "w1", "--metric", "probability"), "--metric would do nothing, for there is no"),
+        (
+            ("--text", "w1", "--prompts", 64),
+            "--prompts would do nothing, for there is no BEHAVIOUR",
+        ),
+        (("--question", "prefix-matching:L0H0", "--prompts", 3), "there is no BEHAVIOUR"),
+        (("--text", "w1", "--controls", 2), "--controls would do nothing, for there is no --prove"),
+        (("--from-text", "w1", "--prove", 3), "--prove would do nothing, for --from-text looks"),
+        (("--from-text", "w1", "--method", "fused"), "--method would do nothing"),
+        (("--from-text", "w1", "--kind", "dot", "--rank", 4), "--kind and --rank would do nothing"),
+        (("--text", "w1", "--method", "lexical", "--kind", "dot"), "does not look at that"),
+        (("--text", "w1", "--scratch", "."), "a window of replay was given, and fused evidence"),
+        (("--question", "previous-token:L9H0"), "no head L9H0"),
+        (("--question", "previous-token"), "names no head; write previous-token:L1H0"),
+        (("--question", "prevoius-token:L0H0"), "did you mean 'previous-token'"),
+        (("--text", "w1", "--question", "direct-effect:L0H0"), "name a BEHAVIOUR beside it"),
+        (("--question", "previous-token:L0H0", "--method", "lexical"), "has no words that lexical"),
+        (("--text", "w1", "--method", "gradient", "--kind", "cosin"), "did you mean 'cosine'"),
+        ((), "give one of BEHAVIOUR, --text"),
+    ],
+)
+def test_options_that_would_do_nothing_and_questions_that_there_are_not(trace, given, said):
+    refused(trace(*given), 2, said)
 
 
 def test_components_that_there_are_not(trace, tmp_path):
@@ -113,7 +139,7 @@ def test_a_page_and_a_result_that_have_no_place(trace, tmp_path):
 
 def test_an_index_of_another_store(openbook, lookup_run, indexed, tmp_path):
     store = tmp_path / "store"
-    shutil.copytree(lookup_run.store.path, store)
+    shutil.copytree(lookup_run.store.path, store, ignore=shutil.ignore_patterns("index"))
     shutil.copytree(indexed / "index", store / "index")
     at = ("trace", "documents", lookup_run.path, "--store", store, "--text", "k3")
     refused(openbook(*at), 2, "index", "openbook index build")

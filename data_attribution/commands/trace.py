@@ -1,5 +1,6 @@
 """`openbook trace`: from what a model does to its components, and to the documents behind it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -7,13 +8,17 @@ import typer
 
 from data_attribution import printing
 from data_attribution.errors import EvidenceError
-from interp.cli import Prompts, Seed
+from interp.cli import Seed
 from interp.commands.patch import PROMPTS
 from interp.commands.trace import trace_components_command
 from train.cli import Json, Out, RunPath, StorePath, answer, readable, writable
 
 
 if TYPE_CHECKING:
+    from data_attribution.generations import Generation
+    from data_attribution.gradients.comparing import How
+    from data_attribution.metagradients import Window
+    from data_attribution.questions import Question
     from interp.behaviours import Behaviour
     from interp.effects import Effects
     from interp.metrics import Metric
@@ -22,12 +27,39 @@ if TYPE_CHECKING:
 trace = typer.Typer(help="Trace what a model does to its causes.", no_args_is_help=True)
 trace.command("components")(trace_components_command)
 
-METHOD = "lexical, bm25, gradient, replay, fused; or several: lexical+replay."
+METHOD = "lexical, bm25, gradient, replay, fused (default); or several: lexical+replay."
+QUESTION = "Follow a head: prefix-matching:L1H0, previous-token:L0H1, direct-effect:L1H0."
+KIND = "How gradients are compared: adam, adam-cosine, cosine, dot, curvature."
 LARGEST = 64 << 20  # bytes of a text in a file
+HOLDERS = 3  # documents a span of --text, on its page
+CONTROLS = 2
+
+FromText = Annotated[
+    str | None, typer.Option(help="Trace a text span by span: the text, or a file of it.")
+]
+Within = Annotated[
+    list[str] | None,
+    typer.Option(help="Gradients through L1H0, L0.mlp, ... alone, or a file of effects."),
+]
 MetricName = Annotated[
     Literal["logit-difference", "log-probability", "probability"] | None,
     typer.Option(help="What is asked of BEHAVIOUR; default: logit-difference."),
 ]
+Rank = Annotated[int | None, typer.Option(min=1, help="Of the projections of gradients.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Replay goes back through so many last steps.")
+]
+Scratch = Annotated[Path | None, typer.Option(help="Folder for what replay keeps on the way.")]
+Proven = Annotated[
+    int | None, typer.Option(min=1, help="Train again without the first so many rows.")
+]
+Controls = Annotated[
+    int | None, typer.Option(min=0, help=f"Of --prove: random removals; default: {CONTROLS}.")
+]
+AtMost = Annotated[
+    int | None, typer.Option(min=1, help=f"Of BEHAVIOUR, at most so many; default: {PROMPTS}.")
+]
+Page = Annotated[Path | None, typer.Option(callback=writable, help="Write an HTML page of it.")]
 
 
 @trace.command("documents")
@@ -37,65 +69,72 @@ def trace_documents(
         str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Or a text, with --text.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Trace this text as a whole instead.")] = None,
-    from_text: Annotated[
-        str | None, typer.Option(help="Trace a text span by span: the text, or a file of it.")
-    ] = None,
-    method: Annotated[str, typer.Option(help=METHOD)] = "fused",
-    within: Annotated[
-        list[str] | None,
-        typer.Option(help="Gradients through L1H0, L0.mlp, ... alone, or a file of effects."),
-    ] = None,
+    from_text: FromText = None,
+    question: Annotated[str | None, typer.Option(help=QUESTION)] = None,
+    method: Annotated[str | None, typer.Option(help=METHOD)] = None,
+    within: Within = None,
     metric: MetricName = None,
+    kind: Annotated[str | None, typer.Option(help=KIND)] = None,
+    rank: Rank = None,
+    window: Steps = None,
+    scratch: Scratch = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows; of --from-text, a span.")] = 20,
-    prove: Annotated[
-        int | None, typer.Option(min=1, help="Train again without the first so many rows.")
-    ] = None,
-    controls: Annotated[int, typer.Option(min=0, help="Of --prove: random removals.")] = 2,
-    page: Annotated[
-        Path | None, typer.Option(callback=writable, help="Write an HTML page of it.")
-    ] = None,
-    prompts: Prompts = PROMPTS,
+    prove: Proven = None,
+    controls: Controls = None,
+    page: Page = None,
+    prompts: AtMost = None,
     seed: Seed = 0,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Rank the documents that RUN read by the evidence that they taught BEHAVIOUR or a text."""
-    if sum(one is not None for one in (behaviour, text, from_text)) != 1:
-        raise EvidenceError("give one of BEHAVIOUR, --text TEXT and --from-text FILE")
+    """Rank the documents that RUN read by the evidence that they taught BEHAVIOUR or a text.
+
+    With --question a head is followed in place of the logit difference; it may stand alone.
+    """
+    given: dict[str, object] = {
+        **{"question": question, "method": method, "within": within, "kind": kind, "rank": rank},
+        **{"window": window, "scratch": scratch, "prove": prove, "controls": controls},
+        **{"metric": metric, "prompts": prompts},
+    }
+    _refuse_idle(behaviour, text, from_text, given)
     from data_attribution import attributing, proving
     from train import progress, runs
 
     opened = runs.open(path, store=store)
     if from_text is not None:
-        if within or metric or prove or method != "fused":
-            raise EvidenceError("--from-text looks for spans: leave out what belongs to --method")
         _trace_spans(opened, _read(from_text), limit, seed, page, as_json, out)
         return
-    target = _target(opened, behaviour, text, prompts, seed)
+    target = _target(opened, behaviour, text, prompts or PROMPTS, seed)
+    asked = _question(opened, question, target, seed)
     with progress.bar("tracing") as advance:
         sources = attributing.documents(
             opened,
             target,
+            question=asked,
             within=_components(within),
             metric=_metric(metric, target),
-            method=method,
+            method=method or attributing.FUSED,
+            how=_how(kind, rank),
+            window=_window(window, scratch),
             limit=limit,
             seed=seed,
             progress=advance,
         )
-    proof = None
-    if prove:
+    proof, goal = None, target if asked is None else asked
+    if prove and goal is not None:
         with progress.bar("retraining") as advance:
+            drawn = CONTROLS if controls is None else controls
             sources, proof = proving.proved(
-                opened, target, sources, top=prove, controls=controls, progress=advance
+                opened, goal, sources, top=prove, controls=drawn, progress=advance
             )
     if out:
         sources.save(out)
     if page:
         from data_attribution.pages import source_pages
 
-        source_pages.write(sources, page, run=opened, counterfactual=proof)
+        spans = _spans(opened, text, seed)
+        source_pages.write(sources, page, run=opened, spans=spans, counterfactual=proof)
     answer(sources.to_dict(), printing.sources_lines(sources), as_json=as_json, out=None)
 
 
@@ -128,24 +167,68 @@ def trace_exposure(
     answer(result, printing.exposure_lines(result), as_json=as_json, out=out)
 
 
+def _refuse_idle(
+    behaviour: str | None, text: str | None, from_text: str | None, given: dict[str, object]
+) -> None:
+    """What nothing would look at."""
+    targets = sum(one is not None for one in (behaviour, text, from_text))
+    if targets > 1 or not (targets or given["question"]):
+        raise EvidenceError(
+            "give one of BEHAVIOUR, --text TEXT and --from-text FILE, or a --question"
+        )
+    idle = {
+        "--from-text looks for spans": given if from_text is not None else (),
+        "there is no BEHAVIOUR": ("metric", "prompts") if behaviour is None else (),
+        "there is no --prove": ("controls",) if given["prove"] is None else (),
+    }
+    for reason, names in idle.items():
+        said = [f"--{one}" for one in names if given[one] not in (None, [])]
+        if said:
+            raise EvidenceError(
+                f"{' and '.join(said)} would do nothing, for {reason}; leave it out"
+            )
+
+
 def _target(
     opened: "Run", behaviour: str | None, text: str | None, prompts: int, seed: int
-) -> "str | Behaviour":
+) -> "str | Behaviour | None":
     from interp import behaviours
 
-    if text is not None:
+    if behaviour is None:
         return text
-    return behaviours.load(str(behaviour), opened, n_prompts=prompts, seed=seed)
+    return behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
 
 
-def _metric(name: str | None, target: "str | Behaviour") -> "Metric | None":
-    from interp import metrics
+def _question(
+    opened: "Run", name: str | None, target: "str | Behaviour | None", seed: int
+) -> "Question | None":
+    from data_attribution import component_questions
 
     if name is None:
         return None
-    if isinstance(target, str):
-        raise EvidenceError("--metric belongs to a BEHAVIOUR; a text has its log-probability")
+    behaviour = None if isinstance(target, str) else target
+    return component_questions.named(name, opened, behaviour, seed=seed)
+
+
+def _metric(name: str | None, target: "str | Behaviour | None") -> "Metric | None":
+    from interp import metrics
+
+    if name is None or target is None or isinstance(target, str):
+        return None
     return metrics.named(name, target)
+
+
+def _how(kind: str | None, rank: int | None) -> "How | None":
+    from data_attribution.gradients import comparing
+
+    given = {name: one for name, one in (("kind", kind), ("rank", rank)) if one is not None}
+    return replace(comparing.DEFAULT, **given) if given else None
+
+
+def _window(steps: int | None, scratch: Path | None) -> "Window | None":
+    from data_attribution.metagradients import Window
+
+    return None if steps is None and scratch is None else Window(steps, scratch=scratch)
 
 
 def _components(within: list[str] | None) -> "Effects | list[str] | None":
@@ -180,6 +263,16 @@ def _read(given: str) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise EvidenceError(f"{path} is no UTF-8 text: byte {error.start}") from None
+
+
+def _spans(opened: "Run", text: str | None, seed: int) -> "Generation | None":
+    """The stretches of a text on its page; None: no text, or nothing of it stands anywhere."""
+    from data_attribution import generations
+
+    try:
+        return generations.of_text(opened, text, limit=HOLDERS, seed=seed) if text else None
+    except EvidenceError:
+        return None
 
 
 def _trace_spans(

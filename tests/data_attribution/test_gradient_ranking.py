@@ -209,6 +209,20 @@ def test_a_heads_own_question_can_be_asked(request_of, lookup_run, pair):
     assert np.ptp(found.scores) > 0
 
 
+def test_a_question_without_words_is_asked_of_documents_drawn_at_random(
+    request_of, lookup_run, index, monkeypatch
+):
+    question = component_questions.previous_token(lookup_run, "L0H0", n=3, length=6)
+    asked = Request(lookup_run, index, None, question)
+    assert "drawn of" not in ranking.rank(asked).details  # 240 are few: all are looked at
+    monkeypatch.setattr(ranking, "CANDIDATES", 30)
+    found, again = ranking.rank(asked), ranking.rank(asked)
+    assert (len(found.documents), found.details["drawn of"]) == (30, 240)
+    assert set(found.documents.tolist()) == set(again.documents.tolist())
+    other = ranking.rank(replace(asked, seed=1))
+    assert set(found.documents.tolist()) != set(other.documents.tolist())
+
+
 def test_what_no_score_depends_on_and_unknown_kinds_are_refused(request_of, lookup_run, pair):
     question = component_questions.previous_token(lookup_run, "L0H0", n=3, length=6)
     with pytest.raises(EvidenceError, match=r"depends on none of L0\.mlp\.up"):

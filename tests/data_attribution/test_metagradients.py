@@ -1,6 +1,7 @@
 """Influence by replay says what a change of a document's weight in training does."""
 
 import importlib.util
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+from data_attribution import attributing, indexing, metagradients
+from data_attribution.errors import EvidenceError
+from data_attribution.metagradients import Window
 from data_attribution.replaying import adjoints, vectors
 from data_attribution.replaying.adjoints import Update
 from data_attribution.replaying.vectors import Vectors
+from interp import behaviours
+from train import runs
 from train.batches import Batch
+from train.errors import TrainError
 from train.model import GPTConfig, init
 from train.optimizers import lr_at
 from train.recipes import Recipe
+from train.runs import Run
 
 
 RECIPE = Recipe(
@@ -119,6 +127,47 @@ def test_a_targets_score_is_the_slope_of_the_answer_in_its_weight(architecture, 
         up, down = (answer(training.run(ones + h * direction)[2], tokens) for h in (1e-7, -1e-7))
         slope = ((up - down) / 2e-7).item()
         assert (scores * direction).sum().item() == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def request_of(lookup_run, lookup_behaviour, tmp_path_factory):
+    store = tmp_path_factory.mktemp("indexed") / "store"
+    shutil.copytree(lookup_run.store.path, store)
+    run = runs.open(lookup_run.path, store=store)
+    indexing.build(run.store)
+    asked = behaviours.read(lookup_behaviour)
+    return lambda **options: attributing.ask(run, asked, **options)
+
+
+def test_a_window_is_replayed_from_the_checkpoint_before_it(request_of, tmp_path):
+    found = metagradients.rank(request_of(window=Window(5, scratch=tmp_path)))
+    assert found.details["steps"] == [155, 159]
+    assert found.details["from checkpoint"] == 120
+    assert "asked for" not in found.details
+    assert found.signed
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        metagradients.rank(request_of(window=Window(5, scratch=tmp_path / "nowhere")))
+    with pytest.raises(EvidenceError, match="1 step or more, not 0"):
+        Window(0)
+
+
+def test_a_window_begins_no_earlier_than_the_first_checkpoint_to_go_on_from(
+    request_of, monkeypatch
+):
+    """The run kept optimizers at 0, 40, 80, 120 and 160; only from 120 on are they left here."""
+    every = Run.saved.fget
+    monkeypatch.setattr(
+        Run, "saved", property(lambda run: [one for one in every(run) if one.step >= 120])
+    )
+    found = metagradients.rank(request_of(window=Window(100)))
+    assert found.details["steps"] == [120, 159]
+    assert found.details["from checkpoint"] == 120
+    assert found.details["asked for"] == 100
+    monkeypatch.setattr(
+        Run, "saved", property(lambda run: [one for one in every(run) if one.step >= 160])
+    )
+    with pytest.raises(TrainError, match="keeps no optimizer at or before step 155"):
+        metagradients.rank(request_of(window=Window(5)))
 
 
 @pytest.fixture(scope="module")

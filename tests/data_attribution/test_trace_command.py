@@ -1,14 +1,18 @@
 """A run that has learned twelve pairs is traced: the pair that is asked for comes first."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_attribution import attributing, indexing, proving
+from data_attribution import attributing, component_questions, indexing, proving
 from data_attribution.attributing import METHODS
+from data_attribution.errors import EvidenceError, QueryError
+from data_attribution.gradients.comparing import How
+from data_attribution.metagradients import Window
 from data_attribution.sources import Sources
 from interp import behaviours
 from interp.behaviours import Behaviour
@@ -86,6 +90,65 @@ def test_a_method_answers_for_the_candidates_alone(run, third):
     assert set(ranked.documents.tolist()) <= {*some.tolist()}
 
 
+def test_a_question_is_what_gradients_follow_and_the_behaviour_lends_its_words(run, third):
+    question = component_questions.named("previous-token:L0H1", run, n=4)
+    some = np.arange(40)
+    alone = attributing.documents(run, question=question, candidates=some, fold=False)
+    assert (alone.query, alone.method) == ("previous token score of L0H1", "gradient")
+    assert alone.provenance["left out"] == ["lexical"]
+    beside = attributing.documents(run, third, question=question, candidates=some, fold=False)
+    assert (beside.query, beside.method) == (alone.query, "fused")
+    assert beside.provenance["left out"] == []
+    of_behaviour = attributing.documents(run, third, candidates=some, fold=False)
+    scores, also, others = (
+        {one.document: one.evidence["gradient"].score for one in found}
+        for found in (alone, beside, of_behaviour)
+    )
+    assert scores == also
+    assert np.corrcoef([[one[k] for k in range(40)] for one in (scores, others)])[0, 1] < 0.9
+    words = [
+        {one.document: one.evidence["lexical"].score for one in found if "lexical" in one.evidence}
+        for found in (beside, of_behaviour)
+    ]
+    assert words[0] == words[1] != {}
+
+
+def test_how_gradients_are_compared_is_asked_for_and_said(run, third):
+    cosine = attributing.documents(
+        run, third, method="gradient", how=How("cosine", rank=8), limit=2
+    )
+    told = cosine.provenance["gradient"]
+    assert (told["kind"], told["rank"]) == ("cosine", 8)
+    assert abs(cosine.items[0].score) <= 1
+
+
+def test_names_of_methods_stand_for_what_they_fuse(run):
+    assert attributing.parts("fused", run) == ("lexical", "gradient")
+    assert attributing.parts("fused+replay", run) == ("lexical", "gradient", "replay")
+    assert attributing.parts("gradient+fused", run) == ("gradient", "lexical")
+    assert attributing.parts("fused", run, words=False) == ("gradient",)
+
+
+def test_what_nothing_would_look_at_is_refused(run, third):
+    question = component_questions.named("prefix-matching:L0H0", run, n=2)
+    for asked, said in (
+        ({}, "nothing was asked"),
+        ({"question": question, "method": "lexical"}, "no words that lexical evidence"),
+        ({"question": question, "method": "gradient+bm25"}, "no words that bm25 evidence"),
+        ({"target": third, "question": question, "method": "bm25"}, "a question was given, and"),
+        ({"target": third, "how": How("dot"), "method": "replay"}, "take --method gradient"),
+        ({"target": third, "window": Window(3)}, "fuse it with others: lexical.replay"),
+    ):
+        with pytest.raises(EvidenceError, match=said):
+            attributing.documents(run, **asked)
+    with pytest.raises(QueryError, match="an effect on a behaviour"):
+        component_questions.named("direct-effect:L0H0", run)
+    with pytest.raises(QueryError, match="did you mean 'prefix-matching'"):
+        component_questions.named("prefix-match:L0H0", run)
+    with pytest.raises(QueryError, match=r"no head L0H2: .* layers 0 to 0 of heads 0 to 1"):
+        component_questions.named("prefix-matching:L0H2", run)
+
+
 def test_removing_the_first_row_proves_it(run, third, tmp_path):
     copied = tmp_path / "run"
     shutil.copytree(run.path, copied)
@@ -113,6 +176,33 @@ def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tm
     assert "evidence is no cause yet" in lines[-1]
     assert Sources.load(kept).items[0].span == "k3 is v3"
     assert "<mark>" in page.read_text()
+
+
+def test_the_command_follows_a_head_and_a_window_of_the_replay(openbook, run, indexed, tmp_path):
+    at = ("trace", "documents", run.path, "--store", indexed, "--limit", 2, "--question")
+    ended = openbook(*at, "previous-token:L0H0")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("gradient evidence (adam of projected gradients of the log-odds) ")
+    assert "left out: lexical, for the question has no words" in ended.out
+    replay = ("--method", "replay", "--window", 3, "--scratch", tmp_path)
+    ended = openbook(*at, "previous-token:L0H0", *replay)
+    assert (ended.code, list(tmp_path.iterdir())) == (0, [])
+    assert "replay of steps 157 to 159, from the checkpoint at 120" in ended.out
+    kinds = ("--method", "gradient", "--kind", "cosine", "--rank", 8)
+    ended = openbook(*at, "previous-token:L0H0", *kinds)
+    assert ended.out.startswith("gradient evidence (cosine of projected")
+
+
+def test_a_page_of_a_text_shows_its_stretches_above_the_documents(openbook, run, indexed, tmp_path):
+    page = tmp_path / "page.html"
+    ended = openbook(
+        "trace", "documents", run.path, "--store", indexed, "--text", "k1 is v1 k2 is v3",
+        "--method", "lexical", "--page", page,
+    )  # fmt: skip
+    assert ended.code == 0
+    shown = page.read_text()
+    assert shown.index("<h2>The text</h2>") < shown.index("<h2>Documents</h2>")
+    assert {*re.findall(r'href="#(span-\d)"', shown)} == {"span-0", "span-1", "span-2"}
 
 
 def test_a_text_in_a_file_is_traced_span_by_span(openbook, run, indexed, tmp_path):
