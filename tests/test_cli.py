@@ -29,7 +29,7 @@ def indexed(lookup_store, tmp_path_factory) -> Path:
     from data_attribution import indexing
 
     path = tmp_path_factory.mktemp("indexed") / "lookup"
-    shutil.copytree(lookup_store.path, path)
+    shutil.copytree(lookup_store.path, path, ignore=shutil.ignore_patterns("index"))
     indexing.build(token_store.open(path))
     return path
 
@@ -199,7 +199,7 @@ def test_an_interrupted_training_exits_130_says_how_to_go_on_and_goes_on(tiny_st
     command += ["2", "--threads", "1", "--precision", "fp32", "--steps"]
     process = subprocess.Popen([*command, "100000"], stderr=subprocess.PIPE, text=True)
     index = out / "checkpoints/index.json"
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 300
     while not index.exists() and time.monotonic() < give_up:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -374,7 +374,8 @@ def test_the_index_counts_finds_and_cuts(openbook, lookup_run, indexed):
 
 def test_the_index_is_built_once_asked_for(openbook, lookup_store, tmp_path):
     path = tmp_path / "store"
-    shutil.copytree(lookup_store.path, path)
+    # Another test may have indexed the store of the session.
+    shutil.copytree(lookup_store.path, path, ignore=shutil.ignore_patterns("index"))
     missing = openbook("index", "count", path, "k3")
     assert missing.code == 2
     assert missing.err == (
