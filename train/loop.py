@@ -130,10 +130,14 @@ def resume(
     path: str | Path,
     *,
     store: str | Path | None = None,
+    last: int | None = None,
     data_workers: int = 0,
     progress: Progress | None = None,
 ) -> Run:
-    """Go on from the newest checkpoint, watched as before; a finished run is returned as it is."""
+    """Go on from the newest checkpoint to the checkpoint `last`, by default the end.
+
+    Watched as before; a finished run is returned as it is.
+    """
     opened = runs.open(path, store=store)
     if opened.finished:
         return opened
@@ -141,7 +145,7 @@ def resume(
         state, rows = _where_it_stopped(opened)
         manifests.resumed(opened.path, opened.manifest, state.step)
         opened = runs.open(opened.path, store=store)
-        return _train(opened, state, rows, data_workers, progress)
+        return _train(opened, state, rows, data_workers, progress, last)
 
 
 def _where_it_stopped(run: Run) -> tuple[State, list[ledger.Row]]:
@@ -206,7 +210,8 @@ def branch(
     """Train again without some documents: everything else to the bit as in the parent.
 
     Starts at the parent's last checkpoint before any of the documents was first read, so what the
-    two runs share is not computed twice. What the parent already lacks is left out too.
+    two runs share is not computed twice, and goes as far as the parent went: to its last
+    checkpoint. What the parent already lacks is left out too.
     """
     out = Path(out)
     if not removal.documents:
@@ -223,7 +228,7 @@ def branch(
             out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
         )
         child = runs.open(out, store=parent.store.path)
-        return _train(child, begin, rows, data_workers, progress)
+        return _train(child, begin, rows, data_workers, progress, parent.steps[-1])
 
 
 def _start_from(parent: Run, begin: State, out: Path) -> list[ledger.Row]:
@@ -293,9 +298,15 @@ def advance(
 
 
 def _train(
-    run: Run, state: State, rows: list[ledger.Row], data_workers: int, progress: Progress | None
+    run: Run,
+    state: State,
+    rows: list[ledger.Row],
+    data_workers: int,
+    progress: Progress | None,
+    last: int | None = None,
 ) -> Run:
-    """From `state` to the last step, with ledger and checkpoints, under the run's numerics."""
+    """From `state` to the checkpoint `last`, with ledger, under the run's numerics."""
+    last = run.recipe.steps if last is None else last
     recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
     watcher = watch_logs.Watcher(run.path, state.step, run.numerics.device)
     writer = ledger.Writer(run.path / ledger.NAME, rows)
@@ -306,7 +317,7 @@ def _train(
             # The index is written last: a folder without one is what a kill left of the first.
             if not (run.path / checkpoints.FOLDER / checkpoints.INDEX).exists():
                 states.save(run, state)
-            while state.step < recipe.steps:
+            while state.step < last:
                 stop = min(step for step in saves | watcher.due if step > state.step)
                 for row in advance(
                     state, recipe, run.store, order, run.numerics, stop, run.removal, data_workers
@@ -315,7 +326,7 @@ def _train(
                     if progress:
                         speed = (row.tokens - seen) / (time.perf_counter() - begin)
                         what = f"loss {row.loss:.3f}  {speed / 1000:.1f}k tokens/s"
-                        progress(what, row.step + 1, recipe.steps)
+                        progress(what, row.step + 1, last)
                 watcher.look(state.model, state.step, state.tokens)
                 if state.step in saves:
                     writer.sync()
@@ -323,7 +334,8 @@ def _train(
     finally:
         writer.close()
         watcher.close()
-    manifests.finish(run.path, run.manifest, _digests(run))
+    if state.step == recipe.steps:
+        manifests.finish(run.path, run.manifest, _digests(run))
     return runs.open(run.path, store=run.store_path)
 
 
