@@ -207,7 +207,8 @@ def without(
     retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
     others = [retrain(run, one, out=place, mode=mode, progress=progress) for one in drawn]
     asked = [*related, *unrelated]
-    answers = [_answers(one, asked) for one in (run, retrained, *others)]
+    last = run.steps[-1]
+    answers = [_answers(one.load(last), asked) for one in (run, retrained, *others)]
     before, after, *controls = (
         tuple(one for one in row if isinstance(one, Score)) for row in answers
     )
@@ -262,18 +263,23 @@ def retrain(
     mode: str = "blank",
     progress: Progress | None = None,
 ) -> Run:
-    """The run without these documents; opened when it was computed before, resumed when stopped."""
+    """The run without these documents, as far as the run went: to its last checkpoint.
+
+    Opened when it was computed before, resumed when it was stopped.
+    """
     removed = removals.checked(run, documents)
     name = sha256(f"{run.id} {mode} {removed}".encode()).hexdigest()[:12]
     path = out / name
     if (path / "manifest.json").exists():
-        return loop.resume(path, store=run.store.path, progress=progress)
+        again, last = runs.open(path, store=run.store.path), run.steps[-1]
+        if last in again.steps:
+            return again
+        return loop.resume(path, store=run.store.path, last=last, progress=progress)
     return loop.branch(run, path, Removal(removed, mode), progress=progress)
 
 
-def _answers(run: Run, asked: Sequence[Asked]) -> list[Score | Answers]:
+def _answers(model: GPT, asked: Sequence[Asked]) -> list[Score | Answers]:
     """A score a behaviour, and of each question a number a distinct prompt."""
-    model = runs.open(run.path, store=run.store.path).load()
     return [
         _score(one, model)
         if isinstance(one, Behaviour)

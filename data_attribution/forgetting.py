@@ -206,7 +206,7 @@ def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
 
     What lies behind the last full window, or was not reached, taught nothing and stays.
     """
-    return tuple(one for one in _stating(run, chosen) if len(run.steps_reading(one)))
+    return tuple(one for one in _stating(run, chosen) if len(removals.reading(run, one)))
 
 
 def _stating(run: Run, facts: Sequence[dict]) -> list[int]:
@@ -230,8 +230,9 @@ def _groups(
     settings: dict[str, Run], asked: dict[str, list[dict]], truth: dict
 ) -> tuple[Group, ...]:
     groups, base = [], {}
+    last = settings["full run"].steps[-1]
     for setting, run in settings.items():
-        model, tokenizer = run.load(), run.store.tokenizer
+        model, tokenizer = run.load(last), run.store.tokenizer
         for group, facts in asked.items():
             answers = recalling.of_facts(model, facts, truth, tokenizer)
             log_probs = _by_fact(answers)

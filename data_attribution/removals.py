@@ -12,7 +12,7 @@ from data_attribution.errors import CounterfactualError
 from train.runs import Run
 
 
-__all__ = ["checked", "kept_out", "matched_random", "with_copies"]
+__all__ = ["checked", "kept_out", "matched_random", "reading", "with_copies"]
 
 
 def checked(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int, ...]:
@@ -29,14 +29,24 @@ def checked(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int,
             f"documents {removed[0]} to {removed[-1]} are not all among the "
             f"{run.store.n_documents} of the store"
         )
-    never = [one for one in removed if not (run.steps_reading(one) >= first).any()]
+    never = [one for one in removed if not (reading(run, one) >= first).any()]
     if never:
         span = f"from step {first} on of " if first else "in "
         raise CounterfactualError(
             f"{len(never)} of the {len(removed)} documents were never read {span}"
-            f"{run.recipe.steps} steps (first: document {never[0]}); leave them out of the list"
+            f"{run.saved_at(None).step} steps (first: document {never[0]}); leave them out of the "
+            "list"
         )
     return removed
+
+
+def reading(run: Run, document: int) -> Int64[np.ndarray, " step"]:
+    """The steps before the last checkpoint at which a token of the document was a target.
+
+    Of a run that was stopped the steps behind its last checkpoint left no weights to ask.
+    """
+    steps = run.steps_reading(document)
+    return steps if run.finished else steps[steps < run.saved_at(None).step]
 
 
 def _near_length(
@@ -49,7 +59,7 @@ def _near_length(
     """Up to 16 documents that the run read, of nearest length, and the first step of each."""
     for spread in (0, 1, 2, 4, 8, 1 << 40):
         alike = draw.permutation(np.flatnonzero(np.abs(lengths - length) <= spread))
-        read = ((int(one), run.steps_reading(int(one))) for one in alike if one not in taken)
+        read = ((int(one), reading(run, int(one))) for one in alike if one not in taken)
         found = dict(islice(((one, int(steps[0])) for one, steps in read if len(steps)), 16))
         if found:
             return found
@@ -62,7 +72,7 @@ def _near_length(
 def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[int, ...]:
     """The documents and their copies, as far as the run read them, ascending."""
     found = duplicates.together(run.store, documents, which) - {*documents}
-    return tuple(sorted({*documents, *(one for one in found if len(run.steps_reading(one)))}))
+    return tuple(sorted({*documents, *(one for one in found if len(reading(run, one)))}))
 
 
 def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> frozenset[int]:
@@ -87,7 +97,7 @@ def matched_random(
     taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
     chosen: list[int] = []
     for document in removed:
-        own = int(run.steps_reading(document)[0])
+        own = int(reading(run, document)[0])
         firsts = _near_length(run, lengths, int(lengths[document]), taken, draw)
         nearest = min(firsts, key=lambda one: abs(firsts[one] - own))
         chosen.append(nearest)
