@@ -4,12 +4,13 @@ Stretches are known in tokens and a page shows letters. Tokenizers keep letters 
 space (whole words are joined by one space), so places are counted in letters that are no space.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
 import numpy as np
+from jaxtyping import UInt32
 
 from data_attribution.generations import Generation
 from train.tokenization import Tokenizer
@@ -19,6 +20,7 @@ __all__ = ["Mark", "html", "places", "within"]
 
 # Opacity of the least and of the most surprising mark.
 FAINT, STRONG = 0.18, 0.75
+TORN = "\N{REPLACEMENT CHARACTER}"  # for bytes that make no letter
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ def places(found: Generation, tokenizer: Tokenizer) -> list[tuple[int, int] | No
         ids = np.asarray(tokenizer.encode(text))
         spans = [one.span for one in found.spans]
         if all(tuple(ids[one.start : one.stop].tolist()) == one.tokens for one in spans):
-            cuts = {cut for one in spans for cut in (one.start, one.stop)}
-            letters = {cut: _letters(tokenizer.decode(ids[:cut])) for cut in cuts}
+            letters = _letters_before(
+                {cut for one in spans for cut in (one.start, one.stop)}, ids, tokenizer
+            )
             at = _at(found.text)
             return [
                 _place(at, letters[one.start], letters[one.stop], len(found.text)) for one in spans
@@ -71,6 +74,24 @@ def within(text: str, span: str) -> str:
     before, there, after = text.partition(span) if span else (text, "", "")
     marked = f"<mark>{escape(there)}</mark>" if there else ""
     return escape(before) + marked + escape(after)
+
+
+def _letters_before(
+    cuts: Collection[int], ids: UInt32[np.ndarray, " pos"], tokenizer: Tokenizer
+) -> dict[int, int]:
+    """How many letters the first tokens of a text make, up to each cut.
+
+    Counted on from the cut before, unless that one falls into a letter of several bytes: its parts
+    are no letters by themselves, so the count goes on from the last cut between two letters.
+    """
+    found: dict[int, int] = {}
+    clean = before = 0
+    for cut in sorted(cuts):
+        piece = tokenizer.decode(ids[clean:cut])
+        found[cut] = before + _letters(piece)
+        if not piece.endswith(TORN):
+            clean, before = cut, found[cut]
+    return found
 
 
 def _letters(text: str) -> int:

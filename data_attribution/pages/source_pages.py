@@ -123,6 +123,7 @@ def _generation(found: Generation, run: Trained) -> Iterable[str]:
     """The text with its spans, and a card a span."""
     ranked = sorted(range(len(found.spans)), key=lambda k: found.spans[k].span.log_probability)
     shown = sorted(ranked[:SPANS])
+    drawn = {*shown}
     most = max((-one.span.log_probability for one in found.spans), default=0.0)
     marks = [
         marked_texts.Mark(
@@ -134,7 +135,7 @@ def _generation(found: Generation, run: Trained) -> Iterable[str]:
         for k, (one, place) in enumerate(
             zip(found.spans, marked_texts.places(found, run.store.tokenizer), strict=True)
         )
-        if place is not None and k in set(shown)
+        if place is not None and k in drawn
     ]
     yield "<h2>The text</h2>"
     yield f"<div class=text>{marked_texts.html(found.text, marks)}</div>"

@@ -15,6 +15,7 @@ from data_attribution.pages import drawing, marked_texts, source_pages
 from data_attribution.pages.drawing import Point
 from data_attribution.sources import Effect, Evidence, Source, Sources
 from data_attribution.suffixes.matches import Span
+from train.tokenization import Tokenizer
 
 
 TEXT = "the moon & the sea <b> the moon over n3"
@@ -222,6 +223,52 @@ def test_places_are_found_for_byte_pairs_with_and_without_a_leading_space(make_s
                     found = Generation(text, len(ids), 1, 1.0, (one,), {})
                     (place,) = marked_texts.places(found, store.tokenizer)
                     assert text[slice(*place)].split() == part.split()
+
+
+def spanned(text: str, tokenizer, every: int, length: int) -> Generation:
+    """A text with a span of so many tokens at every so-manieth."""
+    ids = tokenizer.encode(text)
+    spans = [
+        Span(at, at + length, tokenizer.decode(ids[at : at + length]),
+             tuple(ids[at : at + length].tolist()), 1, 0, -1.0)
+        for at in range(0, len(ids) - length, every)
+    ]  # fmt: skip
+    traced = tuple(Traced(one, (), 1.0, ((), ())) for one in spans)
+    return Generation(text, len(ids), len(spans), 1.0, traced, {})
+
+
+def test_finding_the_places_reads_a_long_text_once_and_not_once_a_span(run, monkeypatch):
+    draw = np.random.default_rng(0)
+    words = np.array(["the", "moon", "&", "sea", "<b>", "over", "n3"])
+    found = spanned(" ".join(draw.choice(words, 20_000)), run.store.tokenizer, 13, 9)
+    assert (found.n_tokens, len(found.spans)) == (20_000, 1_538)
+    decode, read = Tokenizer.decode, []
+
+    def counted(tokenizer, ids):
+        read.append(len(ids))
+        return decode(tokenizer, ids)
+
+    monkeypatch.setattr(Tokenizer, "decode", counted)
+    places = marked_texts.places(found, run.store.tokenizer)
+    assert sum(read) <= 20_000
+    for one, (first, last) in zip(found.spans, places, strict=True):
+        assert found.text[first:last] == one.span.text
+
+
+def test_places_are_counted_on_over_letters_that_tokens_tear(make_store):
+    """Spans end inside letters; every place is where the tokens before it, read as one, say."""
+    store = make_store(["one äöü day", "amber rain", "rain"] * 20, tokenizer="bpe", vocab_size=262)
+    text = "äöü one ü🌍 amber € rain 🌍🌍 day" * 3
+    found = spanned(text, store.tokenizer, 1, 3)
+    ids = store.tokenizer.encode(text)
+    letters = [place for place, letter in enumerate(text) if not letter.isspace()]
+    for one, place in zip(found.spans, marked_texts.places(found, store.tokenizer), strict=True):
+        first, last = (
+            len("".join(store.tokenizer.decode(ids[:cut]).split()))
+            for cut in (one.span.start, one.span.stop)
+        )
+        expected = (letters[first], letters[last - 1] + 1) if first < last else None
+        assert place == expected
 
 
 def test_a_text_of_other_tokens_is_shown_without_marks(run):
