@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_attribution import duplicates
-from train import corpora, token_store
+from train import planted, token_store
 
 
 TEXTS = (
@@ -93,7 +93,8 @@ def test_copies_share_the_fate_of_the_document_as_far_as_one_asks(store):
 
 @pytest.fixture(scope="module")
 def planted_store(tmp_path_factory):
-    return token_store.build(corpora.open("planted"), out=tmp_path_factory.mktemp("s") / "planted")
+    """Of a content seed on which the cut was not chosen."""
+    return token_store.build(planted.corpus(1), out=tmp_path_factory.mktemp("s") / "planted")
 
 
 def test_the_declared_near_duplicates_of_the_planted_corpus_are_found(planted_store):
