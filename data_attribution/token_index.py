@@ -119,11 +119,9 @@ class TokenIndex:
         low, high = 0, longest  # `low` tokens stand often enough, more than `high` do not
         while low < high:
             middle = (low + high + 1) >> 1
-            often = sum(self._read(row) for row in _ends(rows, middle)) >= minimum
+            often = sum(self._number(row)[0] for row in _ends(rows, middle)) >= minimum
             low, high = (middle, high) if often else (low, middle - 1)
-        found = [
-            Spelling(row, *self._regions(self._ranges(row)), self._text) for row in _ends(rows, low)
-        ]
+        found = [Spelling(row, *self._number(row), self._text) for row in _ends(rows, low)]
         asked = query if isinstance(query, str) and low == longest else None
         return Suffix(longest - low, Count(tuple(found), asked if low else ""))
 
@@ -231,8 +229,16 @@ class TokenIndex:
                 read += high - low
         return read, held_out
 
-    def _read(self, row: Sequence[int]) -> int:
-        return self._regions(self._ranges(row))[0]
+    def _number(self, row: Sequence[int]) -> tuple[int, int]:
+        """Occurrences of a row in the train region and in the held-out region."""
+        read = held_out = 0
+        for part in self.parts:
+            low, high = part.find(row)
+            if part.held_out:
+                held_out += high - low
+            else:
+                read += high - low
+        return read, held_out
 
     def _counts(
         self, patterns: Sequence[np.ndarray]
@@ -258,14 +264,12 @@ class TokenIndex:
         probable = self.log_probabilities[row]
         # A token that stands nowhere is in no stretch; its infinity would be in every later sum.
         sums = np.append(0, np.cumsum(np.where(np.isfinite(probable), probable, 0))).tolist()
-        found = []
+        found, decode = [], self.store.tokenizer.decode
         for start, stop in spans.maximal(self._read_parts, row):
             if stop - start >= minimum:
                 tokens = tuple(row[start:stop])
-                read, held_out = self._regions(self._ranges(tokens))
-                surprise = sums[stop] - sums[start]
-                text = self._text(tokens)
-                found.append(Span(start, stop, text, tokens, read, held_out, surprise))
+                number, surprise = self._number(tokens), sums[stop] - sums[start]
+                found.append(Span(start, stop, decode(tokens), tokens, *number, surprise))
         return found
 
     @cached_property

@@ -32,6 +32,7 @@ FIRST = 16
 TOGETHER = 1 << 14
 
 Ranks = tuple[int, int]
+Narrowed = Callable[[Sequence[int], int, int], tuple[int, int, int, int]]
 Row = Callable[[int], Any]  # a tuple or a list, as the piece it is compared with
 
 
@@ -64,10 +65,9 @@ def finder(
         keys: `key_tables.build` of them; without it a search takes more halvings.
     """
     text, order, begins = tokens.data, suffixes.data, table.data
-    size, held = tokens.itemsize, key_tables.span(tokens.dtype)
     widest = FIRST
     rows = [_row(text, n) for n in range(widest + 1)]
-    packed = None if keys is None else keys.data
+    narrowed = _narrowing(keys, tokens.dtype)
 
     def find(pattern: Sequence[int]) -> Ranks:
         low, high = begins[pattern[0]], begins[pattern[0] + 1]
@@ -76,7 +76,14 @@ def finder(
         low, before, after, high = narrowed(pattern, low, high)
         head, row = tuple(pattern[:widest]), rows[min(len(pattern), widest)]
         low = bisect_left(order, head, low, before, key=row)
-        high = bisect_right(order, head, max(low, after), high, key=row)
+        if after > low:
+            high = bisect_right(order, head, after, high, key=row)
+        else:  # most stand once or twice: the end is looked for from the beginning on
+            step = 0
+            while low + step < high and row(order[low + step]) == head:
+                step = 2 * step + 1
+            past = min(low + step, high)
+            high = bisect_right(order, head, low + (step >> 1), past, key=row)
         done = widest
         while low < high and done < len(pattern):  # twice as many tokens a time
             piece = list(pattern[done : 2 * done])
@@ -87,46 +94,74 @@ def finder(
         return low, high
 
     def longest(pattern: Sequence[int], start: int, stop: int, whole: bool) -> int:
-        head = tuple(pattern[start : min(stop, start + widest)])
-        low, high = (begins[head[0]], begins[head[0] + 1]) if head else (0, 0)
-        if low == high or len(head) == 1:
+        if start == stop:
+            return 0
+        low, high = begins[pattern[start]], begins[pattern[start] + 1]
+        if low == high or stop - start == 1:
             return int(low < high)
+        head = tuple(pattern[start : min(stop, start + widest)])
         first, before, after, last = narrowed(head, low, high)
         row, done = rows[len(head)], len(head)
+        ends = start + done == stop
+        if after > first and whole and ends:
+            return done  # a key of the table begins with it
         place = bisect_left(order, head, first, before, key=row)
-        if place == high or row(order[place]) != head:
-            return 0 if whole else _shared(head, row, order, place, low, high)
-        if start + done == stop:
+        there = row(order[place]) if place < high else ()
+        if there != head:
+            if whole:
+                return 0
+            behind = row(order[place - 1]) if place > low else ()
+            return max(_common(head, there), _common(head, behind))
+        if ends:
             return done
         low, high = place, bisect_right(order, head, max(place, after), last, key=row)
         while start + done < stop:
             piece = list(pattern[start + done : min(stop, start + 2 * done)])
             row = partial(_piece, text, done, done + len(piece))
             place = bisect_left(order, piece, low, high, key=row)
-            if place == high or row(order[place]) != piece:
-                return 0 if whole else done + _shared(piece, row, order, place, low, high)
+            there = row(order[place]) if place < high else []
+            if there != piece:
+                if whole:
+                    return 0
+                behind = row(order[place - 1]) if place > low else []
+                return done + max(_common(piece, there), _common(piece, behind))
             low, high = place, bisect_right(order, piece, place, high, key=row)
             done += len(piece)
         return done
 
+    return Finder(find, longest)
+
+
+def _narrowing(keys: UInt64[np.ndarray, " key"] | None, dtype: np.dtype) -> Narrowed:
+    """`narrowed(pattern, low, high)`: where it begins and where it ends in [low, high).
+
+    Two brackets of ranks, as `key_tables.brackets`. Where the second begins behind the first, a
+    suffix whose key stands in the table starts with the pattern.
+    """
+    if keys is None:
+        return lambda pattern, low, high: (low, high, low, high)
+    packed, held, bits = keys.data, key_tables.span(dtype), 8 * dtype.itemsize
+
     def narrowed(pattern: Sequence[int], low: int, high: int) -> tuple[int, int, int, int]:
-        """Brackets of where the pattern begins and where it ends, as `key_tables.brackets`."""
-        if packed is None:
+        if high - low <= STRIDE:
             return low, high, low, high
         key = 0
         for token in pattern[:held]:
-            key = key << 8 * size | token
-        free = 8 * size * max(held - len(pattern), 0)
+            key = key << bits | token
+        free = bits * (held - len(pattern)) if len(pattern) < held else 0
         key <<= free
         stop = -(-high // STRIDE)
-        left = bisect_left(packed, key, -(-low // STRIDE), stop)
-        right = bisect_right(packed, key, left, stop)
-        past = bisect_right(packed, key | (1 << free) - 1, right, stop) if free else right
+        left = right = bisect_left(packed, key, -(-low // STRIDE), stop)
+        if left < stop and packed[left] == key:
+            right = bisect_right(packed, key, left, stop)
+        past = right
+        if free and right < stop and packed[right] <= (most := key | (1 << free) - 1):
+            past = bisect_right(packed, most, right, stop)
         low = max(low, (left - 1) * STRIDE + 1)
         after = (past - 1) * STRIDE + 1 if past > right else low
         return low, min(high, right * STRIDE), after, min(high, past * STRIDE)
 
-    return Finder(find, longest)
+    return narrowed
 
 
 def _row(text: memoryview, n: int) -> Row:
@@ -146,19 +181,14 @@ def _piece(text: memoryview, start: int, stop: int, at: int) -> list[int]:
     return text[at + start : at + stop].tolist()
 
 
-def _shared(
-    piece: Sequence[int], row: Row, order: memoryview, place: int, low: int, high: int
-) -> int:
-    """Tokens that a piece which would stand at `place` shares with the nearer neighbour there."""
-    most = 0
-    for rank in range(max(low, place - 1), min(high, place + 1)):
-        common = 0
-        for ours, theirs in zip(piece, row(order[rank]), strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        most = max(most, common)
-    return most
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    common = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other:
+            break
+        common += 1
+    return common
 
 
 def search(
