@@ -95,6 +95,7 @@ def of_documents(
     seed: int = 0,
     sides: Mapping[str, Sides] | None = None,
     log_odds: float | None = None,
+    drawn: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = None,
 ) -> Features:
@@ -109,6 +110,9 @@ def of_documents(
         seed: Of the projections; the same for documents and question.
         sides: What multiplies both factors of a site before they are projected, see `projecting`.
         log_odds: Follow minus the log-odds of every target in place of its loss, see `losses`.
+        drawn: Seed of targets that the model draws itself at every position, in place of those that
+            it read. The second moment of such gradients is the curvature of the loss, see
+            `preconditioning`.
         batch_tokens: Positions that are in flight at a time.
 
     Raises:
@@ -120,11 +124,13 @@ def of_documents(
     values = torch.zeros(len(documents), tape.dim)
     done = 0
     with _taping(model, tape):
-        for rows, tokens, targets in _batches(store, documents, model.cfg.n_ctx, batch_tokens):
-            tokens = tokens.to(model.device)
+        for rows, start, length in _batches(store, documents, model.cfg.n_ctx, batch_tokens):
+            tokens, targets = (one.to(model.device) for one in _read(store, start, length))
             tape.start(tokens)
             logits = model(tokens)
-            loss = losses.summed(logits, targets.to(model.device), log_odds)
+            if drawn is not None:
+                targets = losses.drawn(logits, targets, _chances(drawn, start, targets))
+            loss = losses.summed(logits, targets, log_odds)
             values.index_add_(0, torch.from_numpy(rows), tape.features(loss).cpu())
             done += len(np.unique(rows))
             if progress:
@@ -208,8 +214,8 @@ def _refuse(model: GPT, store: TokenStore, documents: np.ndarray) -> None:
 
 def _batches(
     store: TokenStore, documents: np.ndarray, n_ctx: int, batch_tokens: int
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """Rows of the answer, inputs and targets [window pos]; windows of like length together."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Row of the answer, first input and number of targets of windows of like length."""
     row, start, length = _windows(store, documents, n_ctx)
     order = np.argsort(length, kind="stable")
     first = 0
@@ -218,7 +224,7 @@ def _batches(
         widths = length[order[first:]] * np.arange(1, len(order) - first + 1)
         count = max(int(np.searchsorted(widths, batch_tokens, side="right")), 1)
         chosen = order[first : first + count]
-        yield row[chosen], *_read(store, start[chosen], length[chosen])
+        yield row[chosen], start[chosen], length[chosen]
         first += count
 
 
@@ -246,3 +252,10 @@ def _read(
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     counted = inside & ~((inputs == store.eot) & (targets == store.eot))  # as `train.batches` does
     return torch.where(inside, inputs, store.eot), torch.where(counted, targets, IGNORED)
+
+
+def _chances(seed: int, start: np.ndarray, targets: Tensor) -> Float[Tensor, "window pos"]:
+    """Uniform draws keyed by seed and place in the store: the same whatever shares a batch."""
+    width = targets.shape[1]
+    rows = [np.random.Generator(np.random.Philox(key=[seed, one])).random(width) for one in start]
+    return torch.from_numpy(np.stack(rows)).float().to(targets.device)

@@ -54,7 +54,7 @@ class How:
     Attributes:
         kind: `dot` and `cosine` of gradients as they are; `adam` and `adam-cosine` the same in the
             metric of the run's optimizer; `curvature`: cosine in the metric of the inverse
-            Gauss-Newton matrix.
+            Gauss-Newton matrix of the loss.
         log_odds: Follow the log-odds of a document's targets, each divided by 1 - p or by this
             where that is less; None: its loss.
         steps: Checkpoints whose scores are averaged (TracIn, Pruthi et al. 2020); (): the last.
@@ -262,4 +262,8 @@ class _Moment:
         everyone = storing.trained(self.run)
         draw = np.random.default_rng(self.how.seed)
         some = draw.choice(everyone, min(SAMPLE, len(everyone)), replace=False)
-        return preconditioning.curvature(self._gradients(np.sort(some)))
+        options = {**self._options, "drawn": self.how.seed}
+        sample = collecting.of_documents(
+            self._model, self.run.store, np.sort(some), self.selection, **options
+        )
+        return preconditioning.curvature(sample)

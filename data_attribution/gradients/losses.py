@@ -13,7 +13,7 @@ from torch import Tensor
 from train.objectives import IGNORED
 
 
-__all__ = ["summed"]
+__all__ = ["drawn", "summed"]
 
 
 def summed(
@@ -24,12 +24,30 @@ def summed(
     """The loss of all targets in nats, differentiable once; `IGNORED` ones carry none.
 
     Args:
-        log_odds: Follow minus the log-odds of every target in place of its loss (TRAK, Park et al.
-            2023): what has been learned has no loss left to pull with, and pulls as before. Each
-            target's loss is divided by 1 - p, or by this where that is less.
+        log_odds: Follow minus the log-odds of every target in place of its loss, as the features of
+            TRAK do (Park et al. 2023; TRAK then weighs documents by 1 - p, and we do not): what has
+            been learned has no loss left to pull with, and pulls as before. The gradient of each
+            target's loss is divided by 1 - p, or by this where that is less; the value returned is
+            of no use then.
     """
     found: Tensor = _Summed.apply(logits, targets, log_odds)  # type: ignore[assignment]
     return found
+
+
+@torch.no_grad()
+def drawn(
+    logits: Float[Tensor, "row pos vocab"],
+    targets: Int[Tensor, "row pos"],
+    chances: Float[Tensor, "row pos"],
+) -> Int[Tensor, "row pos"]:
+    """A token from what is predicted at every position that has a target; elsewhere `IGNORED`.
+
+    Args:
+        chances: Between 0 and 1: which token, by how much probability lies on those before it.
+    """
+    below = logits.softmax(dim=-1).cumsum(dim=-1)
+    found = torch.searchsorted(below, (chances * below[..., -1])[..., None], right=True)[..., 0]
+    return torch.where(targets == IGNORED, IGNORED, found.clamp(max=logits.shape[-1] - 1))
 
 
 class _Summed(torch.autograd.Function):

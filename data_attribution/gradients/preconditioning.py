@@ -10,9 +10,12 @@ change. Two corrections, each symmetric, so that a cosine in the new metric make
   and an input factor can be applied before the projection. Each side gets v^(-1/4).
 * `curvature`: the loss is steeper along some directions, and a document's pull along them is undone
   sooner by the others. Influence is <q, (C + damping)^-1 d> with C the Gauss-Newton matrix (Koh &
-  Liang 2017; EK-FAC, Grosse et al. 2023, https://arxiv.org/abs/2308.03296). Here C is the second
-  moment of documents' projected gradients (empirical Fisher), a block a site, as in LoGra (Choe et
-  al. 2024, https://arxiv.org/abs/2405.13954). Each side gets (C + damping)^(-1/2).
+  Liang 2017; EK-FAC, Grosse et al. 2023, https://arxiv.org/abs/2308.03296). For cross-entropy that
+  is the Fisher matrix, the second moment of gradients whose targets the model draws itself (Martens
+  2020, https://arxiv.org/abs/1412.1193); the targets that were read would give another
+  matrix, the "empirical Fisher" (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558). Here it
+  is that of projected gradients, a block a site, as in LoGra (Choe et al. 2024,
+  https://arxiv.org/abs/2405.13954), from one draw a target. Each side gets (C + damping)^(-1/2).
 
 Neither is the truth: both take the last checkpoint for the whole of training.
 """
@@ -81,13 +84,14 @@ class Curvature:
 
 
 def curvature(sample: Features, *, damping: float = DAMPING) -> Curvature:
-    """The second moment of documents' gradients, inverted block by block.
+    """The inverse of the curvature of the loss, block by block.
 
     Costs, a site, a product of [document part] with itself and an eigendecomposition of
     [part part]: 0.02 s for 2,000 documents and 256 numbers.
 
     Args:
-        sample: Gradients of documents like those the run read.
+        sample: Gradients of documents like those the run read, with targets that the model drew
+            (`collecting.of_documents(..., drawn=seed)`).
         damping: Share of the block's mean eigenvalue that is added to every one. Below as many
             documents as a block has numbers it decides about all directions that none of them has.
 

@@ -1,12 +1,14 @@
 """From gradients of documents and of prompts to one score a document.
 
 A document whose loss pulls the weights to where a question scores higher speaks for the question:
-its score is minus the product of its gradient with the question's, so that taking it away is said
-to change the question's mean by minus the score, up to the learning rate.
+its score is minus the product of its gradient with the question's. Of gradients of the loss, that
+is what one more step of gradient descent on the document would add to the question's mean, by unit
+of learning rate; in Adam's metric, one step of that optimizer. Of gradients of log-odds it is no
+such change, for training never followed them: a score to rank by, and no effect to expect.
 
-* `dot`: that product. Long documents and those that the model finds surprising win, whatever is
-  asked.
-* `cosine`: by unit gradient of the document (TrackStar; Pezeshkpour et al. 2021). Which way it
+* product: as above. Long documents win and, by their loss, those that the model finds surprising,
+  whatever is asked.
+* cosine: by unit gradient of the document (TrackStar; Pezeshkpour et al. 2021). Which way it
   pulls, not how hard.
 
 Intervals are over the question's prompts: what another draw of prompts would give.

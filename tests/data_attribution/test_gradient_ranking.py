@@ -175,21 +175,22 @@ def test_without_documents_and_without_kept_gradients_nothing_is_compared(lookup
         comparing.collect(lookup_run, None)
 
 
-def test_curvature_is_that_of_the_documents_collected_in_the_same_way(lookup_run, lookup_behaviour):
+def test_curvature_is_that_of_the_loss_of_targets_that_the_model_draws(
+    lookup_run, lookup_behaviour
+):
     question = questions.of_behaviour(behaviours.read(lookup_behaviour))
     how, documents = How("curvature", 0.1), np.array([3, 50, 99])
     found = comparing.collect(lookup_run, documents, within=("L0.attn",), how=how)
     model = hooked.load(lookup_run)
     selection = selecting.select(model.cfg, ["L0.attn"])
 
-    def of(some: np.ndarray) -> Features:
-        return collecting.of_documents(
-            model, lookup_run.store, some, selection, rank=32, log_odds=0.1
-        )
+    def of(some: np.ndarray, **options: object) -> Features:
+        return collecting.of_documents(model, lookup_run.store, some, selection, rank=32, **options)
 
-    metric = preconditioning.curvature(of(np.arange(240)))  # fewer than are sampled: all
+    everyone = np.arange(240)  # fewer than are sampled: all
+    metric = preconditioning.curvature(of(everyone, drawn=0))
     asked = metric.applied(collecting.of_question(model, question, selection, rank=32))
-    expected = scoring.products(asked, metric.applied(of(documents)), unit=True)
+    expected = scoring.products(asked, metric.applied(of(documents, log_odds=0.1)), unit=True)
     np.testing.assert_allclose(found.products(question), expected, rtol=1e-3, atol=1e-6)
 
 

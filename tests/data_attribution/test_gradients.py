@@ -143,9 +143,10 @@ def test_what_is_removed_is_what_has_a_gradient(store):
     """The loss whose gradient is taken is the loss that `Removal` takes away."""
     document = 11
     start, length = int(store.starts[document]), int(store.lengths[document])
-    (batch,) = collecting._batches(store, np.array([document]), 64, 1000)
+    ((_, first, n_targets),) = collecting._batches(store, np.array([document]), 64, 1000)
+    _, targets = collecting._read(store, first, n_targets)
     removed = Removal((document,), "loss").covers(store, np.arange(store.n_tokens)[None])[0]
-    assert batch[2].tolist() == [store.tokens[removed].tolist()]
+    assert targets.tolist() == [store.tokens[removed].tolist()]
     assert np.flatnonzero(removed).tolist() == list(range(start, start + length + 1))
 
 
@@ -174,9 +175,11 @@ def test_the_loss_and_its_log_odds_follow_their_formulas():
         weighted = -log_p if log_odds is None else -log_p / missing
         total = weighted[targets != IGNORED].sum()
         torch.testing.assert_close(slope, torch.autograd.grad(total, theirs)[0])
-    p = log_p.detach().exp()
-    odds = (p / (1 - p)).log()
-    assert odds.shape == targets.shape  # minus their gradient is that of log_odds -> 0
+    ours, theirs = (logits.double().requires_grad_() for _ in range(2))
+    (slope,) = torch.autograd.grad(losses.summed(ours, targets, 1e-9), ours)
+    p = theirs.softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    against = -(p / (1 - p)).log()[targets != IGNORED].sum()
+    torch.testing.assert_close(slope, torch.autograd.grad(against, theirs)[0])
 
 
 def test_sides_multiply_both_factors_before_the_projection(store, explicit_gradients):

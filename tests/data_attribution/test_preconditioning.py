@@ -1,5 +1,6 @@
 """A metric on gradients is what dense algebra says it is."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_attribution.errors import EvidenceError
-from data_attribution.gradients import collecting, preconditioning, scoring, selecting
+from data_attribution.gradients import (
+    collecting,
+    preconditioning,
+    projecting,
+    scoring,
+    selecting,
+)
 from data_attribution.gradients.collecting import Features
 from interp import hooked
 from train import checkpoints
@@ -74,6 +82,68 @@ def test_curvature_without_damping_of_nothing_or_of_other_sites_is_refused():
         preconditioning.curvature(features(9)).applied(other)
 
 
+def test_targets_that_the_model_draws_give_the_gauss_newton_matrix_and_those_read_do_not(
+    lookup_run,
+):
+    """240 documents say 12 texts; the oracle is J^T H J of the logits, as autograd has it."""
+    model, store = lookup_run.load(0), lookup_run.store
+    selection, documents = selecting.select(model.cfg, ["L0H1.v"]), np.arange(240)
+    width = model.cfg.d_model + 1
+
+    def moment(seed: int | None) -> np.ndarray:
+        found = collecting.of_documents(
+            model, store, documents, selection, rank=1000, drawn=seed
+        ).values.reshape(240, -1, width)[:, :, :-1]
+        flat = found.reshape(240, -1).astype(np.float64)
+        return flat.T @ flat / 240
+
+    spoken = Counter(store.text(int(one)) for one in documents)
+    first = {store.text(int(one)): int(one) for one in documents}
+    expected = sum(n * gauss_newton(model, store, first[text]) for text, n in spoken.items()) / 240
+
+    def distance(found: np.ndarray) -> float:
+        return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+    drawn = [moment(seed) for seed in range(8)]
+    assert distance(np.mean(drawn, axis=0)) < 0.15
+    assert distance(moment(None)) > 0.7
+    assert np.array_equal(moment(3), drawn[3])
+    assert not np.allclose(drawn[3], drawn[4])
+
+
+def gauss_newton(model, store, document: int) -> np.ndarray:
+    """Of a document's summed loss in the values of head 1, without their biases."""
+    start, n_tokens = store.starts[document] - 1, store.lengths[document]
+    tokens = torch.tensor(np.asarray(store.tokens[start : start + n_tokens + 1], np.int64))[None]
+    name, d_head = "blocks.0.attn.qkv.weight", model.cfg.d_head
+    whole = model.get_parameter(name).detach()
+    first = 2 * model.cfg.n_heads * d_head + d_head
+
+    def logits(part: torch.Tensor) -> torch.Tensor:
+        weight = torch.cat([whole[:first], part, whole[first + d_head :]])
+        return torch.func.functional_call(model, {name: weight}, (tokens,))[0]
+
+    part = whole[first : first + d_head]
+    with sdpa_kernel(SDPBackend.MATH):
+        slope = torch.func.jacrev(logits)(part).flatten(2)  # [pos vocab weight]
+    chances = logits(part).detach().softmax(-1)
+    middle = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None]
+    return torch.einsum("pvi,pvw,pwj->ij", slope, middle, slope).detach().double().numpy()
+
+
+@pytest.mark.parametrize("batch_tokens", [8, 2048])
+def test_what_is_drawn_does_not_hang_on_what_shares_a_batch(lookup_run, batch_tokens):
+    selection = selecting.select(lookup_run.config, ["L0.mlp"])
+
+    def of(documents: list[int], tokens: int) -> np.ndarray:
+        return collecting.of_documents(
+            lookup_run.load(), lookup_run.store, documents, selection, drawn=1, batch_tokens=tokens
+        ).values
+
+    alone = np.concatenate([of([one], 2048) for one in (3, 70, 9)])
+    np.testing.assert_allclose(of([3, 70, 9], batch_tokens), alone, rtol=1e-3, atol=1e-5)
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_moments_that_are_an_outer_product_are_taken_to_the_power_exactly(rows, columns, seed):
@@ -128,7 +198,11 @@ def test_products_under_adam_are_steps_of_the_checkpoints_own_optimizer(
         torch.einsum("aoi,boi->ab", scaled_up, scaled_up), expected, rtol=1e-3, atol=0
     )
     assert set(sides) == set(plain.sites) == set(scaled.sites)
-    assert not np.allclose(plain.values, scaled.values)
+    drawn = projecting.signs(0, "L0.mlp.up", "out", 64, 128).double()  # 17 inputs are kept all
+    for collected, whole in ((plain, explicit.double()), (scaled, scaled_up)):
+        wanted = torch.einsum("po,doi->dpi", drawn, whole).flatten(1).numpy()
+        error = np.linalg.norm(collected.of("L0.mlp.up") - wanted, axis=1)
+        assert (error <= 1e-4 * np.linalg.norm(wanted, axis=1)).all()
 
 
 def test_a_checkpoint_without_moments_names_those_that_have_them(lookup_run):
