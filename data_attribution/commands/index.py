@@ -21,6 +21,7 @@ Query = Annotated[str, typer.Argument(metavar="QUERY", help="Text to look for.")
 Reader = Annotated[
     Path | None, typer.Option("--run", help="Also print the steps at which this run read each hit.")
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sample.")]
 
 Shards = Annotated[
     int | None, typer.Option(min=1, help="Of the text trained on; default: as memory asks.")
@@ -131,16 +132,24 @@ def index_plan(
 
 @index.command("verify")
 def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
-    """Read every byte of the index of STORE and compare it with what was built."""
-    from data_attribution import indexing
+    """Read every byte of the index of STORE, and of its BM25 index if there is one.
+
+    They are compared with what was built.
+    """
+    from data_attribution import indexing, postings
     from train import progress, token_store
 
     store = token_store.open(path)
     with progress.bar("verifying") as advance:
         indexing.verify(store, advance)
+        bm25 = postings.find(store) is not None
+        if bm25:
+            postings.verify(store, advance)
     parts = len(indexing.open(store).parts)
-    text = f"the index of {store.n_tokens:,} tokens in {parts} shards is what was built"
-    answer({"store": str(path), "parts": parts, "ok": True}, text, as_json=as_json, out=out)
+    both = " and the BM25 index are" if bm25 else " is"
+    text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} what was built"
+    found = {"store": str(path), "parts": parts, "bm25": bm25, "ok": True}
+    answer(found, text, as_json=as_json, out=out)
 
 
 @index.command("bm25")
@@ -183,7 +192,7 @@ def index_find(
     query: Query,
     reader: Reader = None,
     limit: Annotated[int, typer.Option(min=1, help="Documents; more are sampled.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -191,9 +200,11 @@ def index_find(
     opened, read_by = _opened(path, reader)
     hits = opened.find(query, limit=limit, seed=seed)
     rows = [printing.hit_row(opened, hit, read_by) for hit in hits]
-    total = hits.found.count + hits.found.held_out
-    lines = [f"{total} occurrences, {len(rows)} documents shown", *map(printing.hit_line, rows)]
-    answer({"count": total, "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
+    count, held_out = hits.found.count, hits.found.held_out
+    apart = f" and {held_out} held out" if held_out else ""
+    lines = [f"{count} occurrences{apart}, {len(rows)} documents shown"]
+    lines += map(printing.hit_line, rows)
+    answer({**hits.found.to_dict(), "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
 
 
 @index.command("spans")
@@ -203,6 +214,7 @@ def index_spans(
     reader: Reader = None,
     minimum: Annotated[int, typer.Option(min=1, help="Shortest span, in tokens.")] = 3,
     limit: Annotated[int, typer.Option(min=1, help="Documents of each span.")] = 3,
+    seed: Seed = 0,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -214,7 +226,7 @@ def index_spans(
             "hits": [printing.hit_row(opened, hit, read_by) for hit in hits],
         }
         for span in opened.maximal_spans(query, minimum=minimum)
-        for hits in [opened.find(span.tokens, limit=limit)]
+        for hits in [opened.find(span.tokens, limit=limit, seed=seed)]
     ]
     lines = [
         line

@@ -13,12 +13,19 @@ from jaxtyping import Int64, UInt, UInt32, UInt64
 
 from data_attribution.suffixes import searching
 from data_attribution.suffixes.searching import Finder
+from train.errors import DamagedError
 
 
 __all__ = ["Part"]
 
 # Occurrences whose next tokens are read one by one; of more, the ends of equal runs are looked for.
 FEW = 1 << 20
+# Places whose first tokens are compared; that of more would be as long as listing them.
+CHECKED = 1 << 12
+DAMAGED = (
+    "the token index gives a place where its query does not stand; it was changed: `openbook index "
+    "verify STORE` names the file"
+)
 # So many patterns cost as much one by one as together.
 ALONE = 256
 
@@ -65,8 +72,19 @@ class Part:
         return searching.search(self.tokens, self.suffixes, patterns, self.buckets, self.keys)
 
     def positions(self, ranks: slice | np.ndarray) -> Int64[np.ndarray, " rank"]:
-        """Positions in tokens.bin of the suffixes at these ranks."""
-        return self.suffixes[ranks].astype(np.int64) + self.start
+        """Positions in tokens.bin of the suffixes at these ranks, which begin with one token.
+
+        Raises:
+            DamagedError: One lies outside the part or, where they are few, begins with another
+                token: a bit of the index flipped. More than that only `indexing.verify` finds.
+        """
+        found = self.suffixes[ranks].astype(np.int64)
+        self._check(found)
+        if 0 < found.size <= CHECKED:
+            first = self.tokens[found]
+            if (first != first[0]).any():
+                raise DamagedError(DAMAGED)
+        return found + self.start
 
     def following(self, low: int, high: int, depth: int) -> Int64[np.ndarray, " vocab"]:
         """How often each token stands `depth` tokens behind the starts of ranks [low, high).
@@ -77,7 +95,9 @@ class Part:
         """
 
         def read(ranks: slice | np.ndarray) -> np.ndarray:
-            return self.tokens[self.suffixes[ranks].astype(np.int64) + depth]
+            found = self.suffixes[ranks].astype(np.int64) + depth
+            self._check(found)
+            return self.tokens[found]
 
         n = len(self.buckets) - 1
         if high - low <= FEW:
@@ -91,3 +111,7 @@ class Part:
             middle = (first + last) >> 1
             first, last = np.concatenate([first, middle + 1]), np.concatenate([middle, last])
         return counts
+
+    def _check(self, found: Int64[np.ndarray, " rank"]) -> None:
+        if found.size and found.max() >= len(self.tokens):
+            raise DamagedError(DAMAGED)

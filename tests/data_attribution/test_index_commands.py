@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from data_attribution import indexing
+from data_attribution import annexes, indexing
 from train import token_store
 
 
@@ -32,6 +32,35 @@ def test_shards_are_built_as_asked_for_and_verified(openbook, path):
     said = openbook("index", "verify", path)
     assert said.out == "the index of 961 tokens in 4 shards is what was built\n"
     assert openbook("index", "count", path, "k3 is").out == "20\t0 held out\t'k3 is'\n"
+    openbook("index", "bm25", path)
+    both = openbook("index", "verify", path)
+    assert both.out == "the index of 961 tokens in 4 shards and the BM25 index are what was built\n"
+
+
+def test_find_counts_what_count_counts_and_keeps_apart_what_is_held_out(openbook, make_store):
+    store = make_store([f"a w{k}" for k in range(20)], held_out=0.3)
+    indexing.build(store)
+    counted = json.loads(openbook("index", "count", store.path, "a", "--json").out)
+    found = json.loads(openbook("index", "find", store.path, "a", "--limit", 3, "--json").out)
+    assert len(found.pop("hits")) == 3
+    assert found == counted
+    assert counted["held_out"] > 0
+    assert counted["count"] + counted["held_out"] == 20
+    shown = openbook("index", "find", store.path, "a", "--limit", 3).out.splitlines()[0]
+    apart = f"{counted['count']} occurrences and {counted['held_out']} held out"
+    assert shown == f"{apart}, 3 documents shown"
+
+
+def test_the_documents_of_spans_are_drawn_by_a_seed(openbook, path):
+    openbook("index", "build", path)
+    first, again, other = (
+        json.loads(openbook("index", "spans", path, "k3 is", "--minimum", 2, *seed, "--json").out)
+        for seed in ((), ("--seed", 0), ("--seed", 7))
+    )
+    assert first == again
+    assert {hit["document"] for hit in first["spans"][0]["hits"]} != {
+        hit["document"] for hit in other["spans"][0]["hits"]
+    }
 
 
 def test_the_plan_of_a_store_says_what_its_index_then_takes(openbook, path):
@@ -82,7 +111,7 @@ def test_the_index_of_another_store_or_version_is_refused(openbook, path, tiny_s
 
 
 @pytest.mark.parametrize("kind", ["suffixes.u32", "keys.u64", "buckets.i64"])
-def test_a_truncated_or_flipped_shard_is_named(openbook, path, kind):
+def test_a_truncated_or_flipped_shard_is_named(openbook, path, kind, monkeypatch):
     openbook("index", "build", path, "--shards", 2)
     file = path / "index" / f"shard-001.{kind}"
     whole = file.read_bytes()
@@ -91,7 +120,22 @@ def test_a_truncated_or_flipped_shard_is_named(openbook, path, kind):
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     file.write_bytes(flipped)
+    refused(openbook("index", "count", path, "k3"), 3, f"shard-001.{kind}", "its sha256 is not")
+    # Of a large file this is found by `verify` alone.
+    monkeypatch.setattr(annexes, "HASHED", 0)
     refused(openbook("index", "verify", path), 3, f"shard-001.{kind}", "its sha256 is not")
+
+
+@pytest.mark.parametrize("name", ["documents.u16", "offsets.u32"])
+def test_a_flipped_bm25_index_is_named_by_verify(openbook, path, name, monkeypatch):
+    openbook("index", "build", path)
+    openbook("index", "bm25", path)
+    file = path / "bm25" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    monkeypatch.setattr(annexes, "HASHED", 0)
+    refused(openbook("index", "verify", path), 3, name, "rebuild it with `openbook index bm25")
 
 
 def test_changed_tokens_are_refused(openbook, path):
