@@ -9,9 +9,11 @@ are the first k of other rankings.
 
 The ratio is of what a case loses without its documents to what it *moves* without random ones
 (its absolute change, mean over seeds): chance moves it up as often as down, so a mean of signed
-changes would flatter. Interval by Fieller over cases (`interp.intervals`); where what random
-documents do cannot be told from nothing, the lower end is that of the loss over the upper end of
-the movement, and there is no upper end.
+changes would flatter. Interval by Fieller over cases (`interp.intervals`), taken for independent
+though all of them share one retraining and its controls: what another draw of random documents
+would do is not in it. Where what random documents do cannot be told from nothing, the lower end is
+that of the loss over the upper end of the movement, and there is no upper end; where the loss
+cannot be told from nothing either, there is no ratio.
 
 That something unrelated moves by nothing beyond its noise says little where its noise is large. So
 its effect is also given as a share of what the cases lose, with the interval that both leave: a
@@ -84,7 +86,10 @@ class Point:
 
     @property
     def ratio(self) -> Ratio | None:
-        """Loss over what random documents move; None without controls or with a single case."""
+        """Loss over what random documents move.
+
+        None without controls or with a single case, and when neither end is bounded.
+        """
         loss, moved = -self.change, np.abs(self.random).mean(axis=0) if len(self.random) else None
         if moved is None or len(loss) < 2 or not moved.mean() > 0:
             return None
@@ -93,7 +98,8 @@ class Point:
         if found is not None:
             return Ratio(value, float(found[0][0]), float(found[1][0]))
         least, most = intervals.mean_interval(loss), intervals.mean_interval(moved)
-        return Ratio(value, least[0] / most[1], None) if least and most else None
+        # Below 0 a loss over next to nothing has no lower end either.
+        return Ratio(value, least[0] / most[1], None) if least and most and least[0] >= 0 else None
 
     def share_of_loss(self, unrelated: Change) -> Ratio | None:
         """An unrelated effect over what the cases lose, from the far ends of both intervals.

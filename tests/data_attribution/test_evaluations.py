@@ -276,6 +276,8 @@ def test_controls_that_move_nothing_for_sure_leave_no_upper_end():
     assert found is not None
     assert found.high is None
     assert 0 < found.low < found.value == 10
+    # Four cases that may have gained, over next to nothing: any number is possible.
+    assert point([-10, 12, -8, -10.0], [[4, 0.0, 0.0, 0.0]]).ratio is None
 
 
 # --- the table -----------------------------------------------------------------------------------
