@@ -58,6 +58,7 @@ class Asked:
 
     Attributes:
         n: Facts of each kind.
+        least: Fewest documents that state a fact.
         k: Documents that count as found, patched and removed.
         each: Candidates a fact whose gradients are looked at.
         replayed: Facts, of each kind, that replay is asked of, the most stated ones: few steps read
@@ -70,6 +71,7 @@ class Asked:
     """
 
     n: int = 24
+    least: int = 1
     k: int = 10
     each: int = 300
     replayed: int = 0
@@ -96,11 +98,12 @@ def evaluate(
         out: Folder for the weights of what is trained again.
 
     Raises:
-        EvidenceError: The run is of no planted corpus.
+        EvidenceError: The run is of no planted corpus, or no fact is stated often enough to be
+            removed.
         IndexMissing: Its store has no index.
     """
     asked = asked or Asked()
-    chosen = cases.planted(run, n=asked.n, seed=asked.seed)
+    chosen = cases.planted(run, n=asked.n, least=asked.least, seed=asked.seed)
     names = tuple(within) if within is not None else localised(run, chosen, progress=progress)
     found = shared_rankings.by_method(
         run,
@@ -220,6 +223,11 @@ def _removed(
     tops = {name: shared_rankings.read(run, found[name].by_case, first=asked.k) for name in methods}
     stated = [case for case in chosen if len(case.relevant) >= asked.k]
     some = removal_curves.apart(stated)
+    if not some:
+        raise EvidenceError(
+            f"none of the {len(chosen)} facts is stated by {asked.k} documents that were read, so "
+            "removing as many says nothing of it; take more facts or a smaller k"
+        )
     unrelated = [
         questions.of_behaviour(behaviours.load(name, run, n_prompts=32)) for name in asked.unrelated
     ]

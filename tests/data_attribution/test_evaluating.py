@@ -247,6 +247,12 @@ def test_removing_what_was_found_takes_more_than_random_documents(table):
     assert table.value("fused", "both", "times random")["value"] > 1
 
 
+def test_facts_that_are_stated_too_seldom_to_be_removed_are_refused(run, chosen):
+    found = {"fused": Ranked({}, 0.0)}
+    with pytest.raises(EvidenceError, match="none of the 8 facts is stated by 19 documents"):
+        list(evaluating._removed(run, chosen, found, Asked(k=19), None, None))
+
+
 def test_the_command_prints_the_table(openbook, run):
     found = openbook(
         "attribution", "evaluate", run.path, "--facts", 2, "--tail-patch", 0, "--within", "L0.mlp",
