@@ -79,11 +79,13 @@ class Part:
                 token: a bit of the index flipped. More than that only `indexing.verify` finds.
         """
         found = self.suffixes[ranks].astype(np.int64)
-        self._check(found)
-        if 0 < found.size <= CHECKED:
-            first = self.tokens[found]
-            if (first != first[0]).any():
+        if found.size <= CHECKED:
+            # Compared as bytes, shifted by a token: a tenth of what numpy takes for so few.
+            first, width = self._read(found).tobytes(), self.tokens.itemsize
+            if first[width:] != first[:-width]:
                 raise DamagedError(DAMAGED)
+        elif found.max() >= len(self.tokens):
+            raise DamagedError(DAMAGED)
         return found + self.start
 
     def following(self, low: int, high: int, depth: int) -> Int64[np.ndarray, " vocab"]:
@@ -95,9 +97,7 @@ class Part:
         """
 
         def read(ranks: slice | np.ndarray) -> np.ndarray:
-            found = self.suffixes[ranks].astype(np.int64) + depth
-            self._check(found)
-            return self.tokens[found]
+            return self._read(self.suffixes[ranks].astype(np.int64) + depth)
 
         n = len(self.buckets) - 1
         if high - low <= FEW:
@@ -112,6 +112,8 @@ class Part:
             first, last = np.concatenate([first, middle + 1]), np.concatenate([middle, last])
         return counts
 
-    def _check(self, found: Int64[np.ndarray, " rank"]) -> None:
-        if found.size and found.max() >= len(self.tokens):
-            raise DamagedError(DAMAGED)
+    def _read(self, places: Int64[np.ndarray, " rank"]) -> UInt[np.ndarray, " rank"]:
+        try:
+            return self.tokens[places]
+        except IndexError:
+            raise DamagedError(DAMAGED) from None
