@@ -27,7 +27,7 @@ __all__ = ["LONGEST", "TEXT", "Question", "encoded", "measure", "of_behaviour", 
 
 ROWS = 64
 LONGEST = 1_000_000  # tokens of a text
-TEXT = "text"  # the name of a question that is a text and has no other
+TEXT = "log-probability of the text"  # asked where a text has no other name
 
 Score = Callable[
     [Float[Tensor, "row pos vocab"], Mapping[str, Tensor], Int[Tensor, " row"]],

@@ -236,12 +236,23 @@ def _effect(effect: Effect | None) -> str:
     if effect is None:
         return ""
     alone = "it" if effect.together == 1 else f"it and {effect.together - 1} others"
-    beyond = f", beyond what {effect.controls} removals of as many random ones did"
     return (
         f"<p><b>Trained again without {alone}:</b> {escape(effect.question)} changes by "
         f"{_scored(effect.mean, effect.low, effect.high, sign=True)} {escape(effect.unit)}"
-        f"{beyond if effect.controls else ''}.</p>"
+        f"{_beyond(effect.controls)}.</p>"
     )
+
+
+def _beyond(controls: int) -> str:
+    """Beside what an effect stands; what chance does shows from two controls on."""
+    if controls > 1:
+        return f", beyond what {controls} removals of as many random ones did"
+    if controls == 1:
+        return (
+            ", beyond what one removal of as many random ones did; how far chance alone moves it "
+            "is unknown with one"
+        )
+    return "; no random ones were removed, so what chance does is unknown"
 
 
 def _evidence(one: Source) -> str:
@@ -259,13 +270,12 @@ def _retraining(found: Counterfactual) -> Iterable[str]:
     """What a model that never saw the documents does."""
     first = found.changes[0]
     effect, n = first.effect, len(found.removed)
-    controls = f", beyond what {len(found.control)} removals of as many random ones did"
     yield "<h2>What retraining showed</h2>"
     yield (
         f"<p class=claim>Trained again without {n} documents, everything else the same to the "
         f"bit: {escape(first.name)} changes by "
         f"{_scored(effect.mean, effect.low, effect.high, sign=True)} {escape(first.unit)}"
-        f"{controls if found.control else ''}.</p>"
+        f"{_beyond(len(found.control))}.</p>"
     )
     for unit in dict.fromkeys(one.unit for one in found.changes):
         rows = [
@@ -280,11 +290,12 @@ def _retraining(found: Counterfactual) -> Iterable[str]:
             f"{one.before.mean():.3f}",
             f"{one.after.mean():.3f}",
             ", ".join(f"{value:.3f}" for value in one.controls.mean(axis=1)) or "none",
+            {True: "within", False: "beyond", None: "unknown"}[one.effect.within_noise],
             str(len(one.before)),
         )
         for one in found.changes
     ]
-    heads = ("question", "full run", "without them", "without random ones", "n")
+    heads = ("question", "full run", "without them", "without random ones", "its noise", "n")
     yield _table(heads, rows)
     yield (
         f"<p class=limit>{len(found.named)} documents were named, {n} removed with their copies "
@@ -297,7 +308,7 @@ def _provenance(found: Sources | Generation) -> Iterable[str]:
     rows = [
         (escape(str(name)), f"<code>{escape(_shortened(str(value), 300))}</code>")
         for name, value in found.provenance.items()
-        if value is not None
+        if value not in (None, [])
     ]
     yield "<h2>Where this comes from</h2>"
     yield _table(("", ""), rows)

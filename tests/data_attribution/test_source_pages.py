@@ -294,6 +294,24 @@ def test_retraining_is_shown_beside_what_is_unrelated(run):
     assert "1 documents were named, 2 removed with their copies (near)" in found.text
 
 
+@pytest.mark.parametrize(
+    ("controls", "said", "noise"),
+    [
+        (2, "beyond what 2 removals of as many random ones did.", "beyond"),
+        (1, "how far chance alone moves it is unknown with one.", "unknown"),
+        (0, "no random ones were removed, so what chance does is unknown.", "unknown"),
+    ],
+)
+def test_noise_that_was_not_measured_is_said_to_be_unknown(run, controls, said, noise):
+    made = counterfactual()
+    kept = [replace(one, controls=one.controls[:controls]) for one in made.changes]
+    made = replace(made, changes=tuple(kept), control=made.control[:controls])
+    effect = Effect("capital", "nats", -4.0, None, None, 1, controls)
+    found = Page(source_pages.html(sources(source(0, effect=effect)), run=run, counterfactual=made))
+    assert found.text.count(said) == 2  # on the card, and where retraining is shown
+    assert re.search(rf"capital <of>-0\.750-3\.750[-0-9., none]*{noise}6", found.text)
+
+
 def test_no_sources_are_said_to_be_none(run):
     found = Page(source_pages.html(sources(), run=run))
     assert "No document that the run read speaks for it." in found.text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_attribution import attributing, component_questions, indexing, proving
 from data_attribution.attributing import METHODS
@@ -111,6 +112,21 @@ def test_a_question_is_what_gradients_follow_and_the_behaviour_lends_its_words(r
         for found in (beside, of_behaviour)
     ]
     assert words[0] == words[1] != {}
+
+
+def test_a_probes_direction_is_followed_and_scores_are_linear_in_it(run, third):
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    some = np.arange(40)
+
+    def scores(scale: float, place: str = "L0.resid_post") -> np.ndarray:
+        question = component_questions.probe_direction(third.clean, place, scale * direction)
+        found = attributing.documents(run, question=question, candidates=some, fold=False)
+        return np.array([one.score for one in sorted(found, key=lambda one: one.document)])
+
+    once = scores(1.0)
+    assert (once != 0).any()
+    np.testing.assert_allclose(scores(-2.0), -2 * once, rtol=1e-4, atol=1e-4 * abs(once).max())
+    assert np.corrcoef(once, scores(1.0, "L0.resid_pre"))[0, 1] < 0.999
 
 
 def test_how_gradients_are_compared_is_asked_for_and_said(run, third):
