@@ -78,6 +78,7 @@ def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
         "held_out": found.held_out,
         "before": found.before,
         "readings": found.readings,
+        "sampled": found.sampled,
         "curve": [
             {"checkpoint": one, "readings": found.at(one), "spread evenly": found.even(one)}
             for one in shown
@@ -91,6 +92,7 @@ def exposure_lines(row: dict[str, Any]) -> str:
         f"{row['places']} places in {row['documents']} documents, {row['readings']:.1f} readings "
         f"before checkpoint {row['before']}"
         + (f"; {row['held_out']} places are held out" if row["held_out"] else "")
+        + ("; estimated from a sample of the places" if row["sampled"] else "")
     )
     table = [
         f"{one['checkpoint']:>10}  {one['readings']:>8.1f}  {one['spread evenly']:>13.1f}"

@@ -141,6 +141,26 @@ def test_many_places_are_computed_block_by_block(store, monkeypatch):
     )
 
 
+def test_the_table_of_another_trainer_is_sorted_once_a_run(store, monkeypatch):
+    run = ordered(store, "recorded", 0)
+    found = exposures.of(run, "w3")
+    asked = []
+    monkeypatch.setattr(RecordedOrder, "starts", lambda self, step: asked.append(step))
+    early = exposures.of(run, "w3", before=17)
+    assert asked == []
+    assert early.readings == pytest.approx(found.at(17)) != found.readings
+
+
+def test_a_table_that_is_no_longer_in_use_is_let_go(store):
+    held = len(exposures._BY_START)
+    runs = [ordered(store, "recorded", seed) for seed in (1, 2)]
+    first, second = (exposures.of(run, "w3").steps.tolist() for run in runs)
+    assert first != second
+    assert len(exposures._BY_START) == held + 2
+    del runs
+    assert len(exposures._BY_START) == held
+
+
 def test_of_too_many_places_some_are_drawn_and_stand_for_all(store, monkeypatch):
     run = ordered(store, "function", 0)
     words = [f"w{k}" for k in range(9)]
@@ -149,6 +169,7 @@ def test_of_too_many_places_some_are_drawn_and_stand_for_all(store, monkeypatch)
     for word, every in whole.items():
         found = exposures.of(run, word)
         assert len(found.positions) <= 20 < len(every.positions)
+        assert (found.sampled, every.sampled) == (True, False)
         assert found.places == every.places == len(every.positions)
         assert found.readings == pytest.approx(every.readings, rel=0.15)
         assert found.even(20) == every.even(20)
@@ -191,6 +212,12 @@ def test_what_cannot_be_asked_is_refused_in_one_line(store):
         exposures.of_documents(run, [])
     with pytest.raises(QueryError):
         exposures.of(run, "")
+    found = exposures.of(run, "w3", before=17)
+    for step in (-1, 18):
+        with pytest.raises(EvidenceError, match=f"checkpoint {step} .* ends at checkpoint 17"):
+            found.at(step)
+    with pytest.raises(EvidenceError, match="a curve of 1 checkpoints"):
+        found.curve(1)
 
 
 def test_a_text_that_stands_nowhere_was_never_read(store):
