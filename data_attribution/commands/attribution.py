@@ -88,6 +88,9 @@ def index_command(
     step: Annotated[int | None, typer.Option(help="Checkpoint; default: the last.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Default: RUN/gradients.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Collect nothing.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare what is kept with its digests instead.")
+    ] = False,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
@@ -102,6 +105,12 @@ def index_command(
     from train import progress, runs
 
     opened = runs.open(path, store=store)
+    if verify:
+        kept = storing.open(folder or opened.path / storing.FOLDER, run=opened)
+        storing.verify(kept)
+        result = {"path": str(kept.path), "documents": len(kept.documents), "verified": True}
+        answer(result, f"as it was written: {kept.path}", as_json=as_json, out=out)
+        return
     model = opened.load(step)
     selection = selecting.select(model.cfg, within)
     documents = storing.trained(opened)

@@ -18,7 +18,7 @@ asked form and of 57 stated in other forms only:
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,13 @@ class How:
             where that is less; None: its loss.
         steps: Checkpoints whose scores are averaged (TracIn, Pruthi et al. 2020); (): the last.
         rank: Of the projections of each weight.
-        seed: Of the projections.
+        seed: Of the projections; gradients that are kept bring their own.
     """
 
     kind: str = "adam"
-    log_odds: float | None = 0.01
+    log_odds: float | None = storing.LOG_ODDS
     steps: tuple[int, ...] = ()
-    rank: int = 32
+    rank: int = storing.RANK
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -135,6 +135,7 @@ class Collected:
                 "kind": self.how.kind,
                 "log_odds": self.how.log_odds,
                 "rank": self.how.rank,
+                "seeds": [moment.how.seed for moment in self.moments],
                 "steps": [moment.step for moment in self.moments],
                 "sites": [site.name for site in self.selection.sites],
                 "scored": len(self.documents),
@@ -179,13 +180,17 @@ def collect(
                     "or collect all with `openbook attribution index`"
                 )
             chosen = kept.documents
-        moments.append(_Moment(run, step, chosen, selection, how, kept, keep, progress))
+        drawn = how if kept is None else replace(how, seed=kept.manifest["seed"])
+        moments.append(_Moment(run, step, chosen, selection, drawn, kept, keep, progress))
     assert chosen is not None
     return Collected(chosen, how, selection, tuple(moments))
 
 
 def stored(run: Run, selection: Selection, how: How, step: int | None = None) -> Stored | None:
-    """The gradients kept beside a run, if they are of these sites and were collected so."""
+    """The gradients kept beside a run, if they are of these sites and were collected so.
+
+    Whatever the seed of their projections: what is compared with them is projected by it, too.
+    """
     path: Path = run.path / storing.FOLDER
     if not (path / storing.MANIFEST).is_file():
         return None
@@ -195,7 +200,6 @@ def stored(run: Run, selection: Selection, how: How, step: int | None = None) ->
         checkpoint_sha256=sha256,
         sites=[site.name for site in selection.sites],
         rank=how.rank,
-        seed=how.seed,
         metric=how.metric,
         log_odds=how.log_odds,
     )

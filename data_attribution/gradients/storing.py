@@ -28,20 +28,32 @@ from jaxtyping import Float, Int8, Int64
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import collecting, planning, preconditioning, selecting
 from data_attribution.gradients.collecting import Features
-from data_attribution.gradients.projecting import RANK
 from data_attribution.gradients.selecting import Selection, Within
 from train import durable
 from train.errors import DamagedError, DiskError, nearest
 from train.runs import Run
 
 
-__all__ = ["FOLDER", "METRICS", "Stored", "build", "open", "trained", "verify"]
+__all__ = [
+    "FOLDER",
+    "LOG_ODDS",
+    "METRIC",
+    "METRICS",
+    "RANK",
+    "Stored",
+    "build",
+    "open",
+    "trained",
+    "verify",
+]
 
 FOLDER, MANIFEST, SCHEMA = "gradients", "gradients.json", 1
 FEATURES, EXPONENTS, DOCUMENTS = "features.f16", "exponents.i8", "documents.i64"
 PLAN, DONE, LOCK = "plan.json", "done.json", "lock"
 PIECE = 4096
 METRICS = ("plain", "adam")
+# What is compared by default, and chosen there: `comparing`.
+RANK, METRIC, LOG_ODDS = 32, "adam", 0.01
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -86,8 +98,8 @@ class Stored:
             yield self._read(np.arange(first, min(first + size, len(self.documents))))
 
     def fits(self, **asked: Any) -> bool:
-        """Whether it was collected so: `checkpoint_sha256`, `sites`, `rank`, `seed`, `metric`,
-        `log_odds`, as the manifest names them."""
+        """Whether it was collected so: `checkpoint_sha256`, `sites`, `rank`, `metric`, `log_odds`,
+        as the manifest names them."""
         return all(self.manifest[name] == value for name, value in asked.items())
 
     def _read(self, rows: np.ndarray) -> Features:
@@ -124,13 +136,15 @@ def build(
     step: int | None = None,
     rank: int = RANK,
     seed: int = 0,
-    metric: str = "plain",
-    log_odds: float | None = None,
+    metric: str = METRIC,
+    log_odds: float | None = LOG_ODDS,
     device: str = "cpu",
     piece: int = PIECE,
     progress: Progress = None,
 ) -> Stored:
     """Collect the gradients of all documents that a run could read, and keep them.
+
+    By default those that `comparing` compares by default.
 
     Args:
         out: A new folder; RUN/gradients if not given.
@@ -184,7 +198,7 @@ def build(
 
 
 def open(path: str | Path, *, run: Run | None = None) -> Stored:
-    """Open gradients by their folder; sizes are checked, contents by `verify`.
+    """Open gradients by their folder: seal and sizes are checked, contents by `verify`.
 
     Args:
         run: Whose they must be, at one of its checkpoints.

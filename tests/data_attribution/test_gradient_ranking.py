@@ -131,7 +131,7 @@ def kept_run(lookup_run, tmp_path):
     """The run with the gradients of its whole corpus beside it."""
     shutil.copytree(lookup_run.path, tmp_path / "run")
     run = runs.open(tmp_path / "run", store=lookup_run.store.path)
-    storing.build(run, rank=32, metric="adam", log_odds=0.01, piece=100)
+    storing.build(run, piece=100)
     return run
 
 
@@ -154,14 +154,21 @@ def test_gradients_that_are_kept_are_compared_and_not_collected_again(
         assert score == pytest.approx(found.scores[found.documents == document][0], rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "how", [How("cosine"), How(log_odds=None), How(rank=16), How(seed=1), How(steps=(80,))]
-)
+@pytest.mark.parametrize("how", [How("cosine"), How(log_odds=None), How(rank=16), How(steps=(80,))])
 def test_gradients_that_were_collected_otherwise_are_left_alone(kept_run, how):
     selection = selecting.select(kept_run.config)
     assert comparing.stored(kept_run, selection, How()) is not None
     assert comparing.stored(kept_run, selection, how, (how.steps or (None,))[0]) is None
     assert comparing.stored(kept_run, selecting.select(kept_run.config, ["L0.mlp"]), How()) is None
+
+
+def test_a_request_with_another_seed_reads_what_is_kept_under_its_own(kept_run, index, pair):
+    asked = Request(kept_run, index, pair, questions.of_behaviour(pair))
+    first, other = (ranking.rank(replace(asked, seed=seed)) for seed in (0, 1))
+    assert other.details["kept"]
+    assert other.details["seeds"] == [0]
+    assert np.array_equal(first.documents, other.documents)
+    assert np.array_equal(first.scores, other.scores)
 
 
 def test_the_command_keeps_what_is_compared_by_default():

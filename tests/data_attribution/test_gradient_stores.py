@@ -15,13 +15,14 @@ from train.errors import DamagedError, DiskError
 
 
 WITHIN = ("L0H1", "L0.mlp", "unembed")
+ASKED = {"within": WITHIN, "rank": 4, "metric": "plain", "log_odds": None}
 FILES = (storing.FEATURES, storing.EXPONENTS, storing.DOCUMENTS)
 
 
 @pytest.fixture(scope="module")
 def stored(tiny_run, tmp_path_factory) -> storing.Stored:
     out = tmp_path_factory.mktemp("gradients") / "g"
-    return storing.build(tiny_run, out=out, within=WITHIN, rank=4, piece=20)
+    return storing.build(tiny_run, out=out, **ASKED, piece=20)
 
 
 def contents(path: Path) -> list[bytes]:
@@ -64,12 +65,12 @@ def test_numbers_of_any_size_survive(tmp_path):
 
 
 def killed_build(run_path: str, out: str) -> None:
-    storing.build(runs.open(run_path), out=out, within=WITHIN, rank=4, piece=5)
+    storing.build(runs.open(run_path), out=out, **ASKED, piece=5)
 
 
 @pytest.mark.slow
 def test_a_killed_build_goes_on_and_writes_the_same_bytes(tiny_run, tmp_path):
-    whole = storing.build(tiny_run, out=tmp_path / "whole", within=WITHIN, rank=4, piece=5)
+    whole = storing.build(tiny_run, out=tmp_path / "whole", **ASKED, piece=5)
     out, kills = tmp_path / "g", 0
     partial = tmp_path / ".g.partial"
     spawn = multiprocessing.get_context("spawn")
@@ -82,7 +83,7 @@ def test_a_killed_build_goes_on_and_writes_the_same_bytes(tiny_run, tmp_path):
         build.join()
         kills += build.exitcode == -signal.SIGKILL
     assert kills
-    finished = out.exists() or storing.build(tiny_run, out=out, within=WITHIN, rank=4, piece=5)
+    finished = out.exists() or storing.build(tiny_run, out=out, **ASKED, piece=5)
     assert finished
     assert contents(out) == contents(whole.path)
     assert not partial.exists()
@@ -106,7 +107,7 @@ def test_bytes_behind_the_last_whole_piece_are_written_again(tiny_run, stored, t
         if rows > 40:
             raise Stopped
 
-    options = {"out": out, "within": WITHIN, "rank": 4, "piece": 20}
+    options = {**ASKED, "out": out, "piece": 20}
     with pytest.raises(Stopped):
         storing.build(tiny_run, **options, progress=stop)
     partial = tmp_path / ".g.partial"
@@ -166,3 +167,10 @@ def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
     again = openbook(*common, "--folder", out)
     assert again.code == 2
     assert "exists already" in again.err
+    verified = openbook(*common, "--folder", out, "--verify")
+    assert (verified.code, str(out) in verified.out) == (0, True)
+    kept = (out / storing.EXPONENTS).read_bytes()
+    (out / storing.EXPONENTS).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    damaged = openbook(*common, "--folder", out, "--verify")
+    assert damaged.code == 3
+    assert "exponents.i8: its sha256 is not that of" in damaged.err
