@@ -76,7 +76,7 @@ def report(found: Evaluation) -> int:
     failed = 0
     for kind, asked in BOUNDS.items():
         row = found.value("fused", kind, "recall@10")
-        missed = row["value"] < asked
+        missed = not row["value"] >= asked
         failed |= missed
         print(
             f"{'MISSED' if missed else 'ok'}: recall@10 of facts stated {kind}: {row['value']:.3f} "
