@@ -1,8 +1,9 @@
 """What building an index takes, said before it is built: seconds, disk, memory.
 
-Bytes are exact. Seconds are those of a sort that was measured, on this machine where possible, and
-grow a little faster than the tokens: GROWTH is what a ten times larger shard costs a token more,
-measured by `benchmarks/index_growth.py`.
+Bytes are those of shards of equal length: where documents end is known of a store only, and
+`cutting.estimate` then counts the shards as they will be cut. Seconds are those of a sort that was
+measured, on this machine where possible, and grow a little faster than the tokens: GROWTH is what a
+ten times larger shard costs a token more, measured by `benchmarks/index_growth.py`.
 """
 
 import math
@@ -64,9 +65,10 @@ GROWTH = {"pydivsufsort": 1.2, "libsais": 1.2, "numpy": 1.5}
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build would take. Seconds are those of a rate that was measured; bytes are exact.
+    """What a build would take. Seconds are those of a rate that was measured.
 
-    `memory` counts the pages of tokens.bin that sorting reads; `disk` is that of the index alone.
+    `memory` counts the pages of tokens.bin that sorting reads; `disk` is that of the index alone,
+    with a page for each shard's listing, which takes less.
     """
 
     tokens: int
@@ -100,6 +102,8 @@ def estimate(
     measured: Rate | None = None,
 ) -> Estimate:
     """What building an index of so many tokens would take, before there is a store.
+
+    Shards are taken to be equally long; documents' ends make some a little longer.
 
     Args:
         shards: As few as `memory` and the sorter allow if not given.

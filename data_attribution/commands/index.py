@@ -104,8 +104,8 @@ def index_plan(
 ) -> None:
     """Say what an index takes before it is built: shards, seconds, memory and disk.
 
-    With STORE some of its tokens are sorted to measure this machine; else the seconds are those of
-    a server of 2025.
+    With STORE its shards are cut as they will be, and some of its tokens are sorted to measure this
+    machine; else shards are taken to be equally long, and seconds are those of a server of 2025.
     """
     if (path is None) == (tokens is None):
         raise SorterError("give either a STORE or --tokens N")
@@ -115,18 +115,28 @@ def index_plan(
     from data_attribution.suffixes import cutting, sorting
     from train import token_store
 
-    store = token_store.open(path) if path else None
     sorter = sorting.backend(backend, libsais)
-    number = store.n_tokens if store else tokens or 0
-    found = index_plans.estimate(
-        number,
-        shards=shards,
-        workers=workers or cutting.worthwhile_workers(number),
-        memory=_bytes(memory),
-        sorter=sorter,
-        vocab_size=store.vocab_size if store else vocabulary,
-        measured=index_plans.measure(store, sorter=sorter, libsais=libsais) if store else None,
-    )
+    if path:
+        store = token_store.open(path)
+        plan = cutting.plan(
+            store,
+            sorter=sorter,
+            shards=shards,
+            workers=workers or cutting.worthwhile_workers(store.n_tokens),
+            memory=_bytes(memory),
+        )
+        rate = index_plans.measure(store, sorter=sorter, libsais=libsais)
+        found = cutting.estimate(store, plan, measured=rate)
+    else:
+        number = tokens or 0
+        found = index_plans.estimate(
+            number,
+            shards=shards,
+            workers=workers or cutting.worthwhile_workers(number),
+            memory=_bytes(memory),
+            sorter=sorter,
+            vocab_size=vocabulary,
+        )
     answer(asdict(found), found.sentence(), as_json=as_json, out=out)
 
 

@@ -14,12 +14,17 @@ from jaxtyping import Int64
 
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.index_plans import (
+    BYTES_A_SECOND,
     WORTH_A_WORKER,
+    Estimate,
+    Rate,
     available_memory,
+    disk,
     for_workers,
     memory_of,
     most_tokens,
     refuse_small,
+    seconds,
     size,
 )
 from data_attribution.suffixes import sorting
@@ -27,7 +32,7 @@ from data_attribution.suffixes.shards import Shard
 from train.token_store import TokenStore
 
 
-__all__ = ["Plan", "fitting", "plan", "worthwhile_workers"]
+__all__ = ["Plan", "estimate", "fitting", "plan", "worthwhile_workers"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,32 @@ def fitting(
             f"memory and {size(budget)} may be used; ask for more shards or fewer workers"
         )
     return Plan(shards, workers, sorter, needed)
+
+
+def estimate(store: TokenStore, cut: Plan, *, measured: Rate | None = None) -> Estimate:
+    """What building an index of a store takes, its shards counted as they are cut.
+
+    Args:
+        measured: A sort on the machine in question; else one on a server of 2025.
+    """
+    itemsize = store.tokens.dtype.itemsize
+    at_once = min(cut.workers, len(cut.shards))
+    free = [0.0] * at_once  # when each worker is; shards are handed out in their order
+    for one in cut.shards:
+        free[free.index(min(free))] += seconds(one.n_tokens, cut.sorter, measured)
+    on_disk = sum(disk(one.n_tokens, store.vocab_size) for one in cut.shards)
+    files = (2 * store.n_tokens * itemsize + on_disk) / BYTES_A_SECOND
+    return Estimate(
+        tokens=store.n_tokens,
+        shards=len(cut.shards),
+        shard_tokens=max(one.n_tokens for one in cut.shards),
+        workers=at_once,
+        sorter=cut.sorter,
+        seconds=max(free) + files,
+        disk=on_disk,
+        memory=cut.memory,
+        bytes_a_token=itemsize + on_disk / store.n_tokens,
+    )
 
 
 def worthwhile_workers(n_tokens: int) -> int:

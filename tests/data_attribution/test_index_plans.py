@@ -140,11 +140,33 @@ def test_an_estimate_scales_with_the_rate_that_was_measured():
     assert slow.seconds > OWT / 2e6
 
 
-def test_the_disk_that_is_said_is_the_disk_that_is_taken(store):
-    index = indexing.build(store, shards=3)
+@pytest.mark.parametrize("asked", [{"shards": 3}, {"shards": 7, "workers": 2}, {}])
+def test_what_is_said_of_a_store_is_what_is_then_cut_and_taken(store, asked):
+    plan = cutting.plan(store, sorter="numpy", **asked)
+    said = cutting.estimate(store, plan, measured=Rate(10**6, 1e6))
+    index = indexing.build(store, backend="numpy", **asked)
+    lengths = [len(part.tokens) for part in index.parts]
+    assert (said.shards, said.shard_tokens) == (len(lengths), max(lengths))
     taken = sum(path.stat().st_size for path in (store.path / "index").iterdir())
-    said = sum(index_plans.disk(len(part.tokens), store.vocab_size) for part in index.parts)
-    assert 0 <= said - taken < 4096 * len(index.parts)
+    assert 0 <= said.disk - taken < 4096 * len(index.parts)
+    assert said.memory == plan.memory
+    assert said.bytes_a_token == 2 + said.disk / store.n_tokens
+    # Of equal shards, none held out, nothing of that is known.
+    if "workers" not in asked and asked:
+        equal = index_plans.estimate(store.n_tokens, sorter="numpy", memory=10**9, **asked)
+        assert (equal.shards, equal.shard_tokens) != (said.shards, said.shard_tokens)
+
+
+def test_workers_share_the_seconds_of_the_shards_as_they_are_cut(store):
+    rate = Rate(10**6, 1e3)
+    alone, two = (
+        cutting.estimate(
+            store, cutting.plan(store, sorter="numpy", shards=6, workers=workers), measured=rate
+        )
+        for workers in (1, 2)
+    )
+    assert (alone.workers, two.workers) == (1, 2)
+    assert alone.seconds / 2 <= two.seconds < 0.75 * alone.seconds
 
 
 def test_a_shard_grows_a_little_faster_than_its_tokens():
