@@ -6,7 +6,9 @@ removed documents are blanked (`train.loop.branch`). Copies of a document go wit
 taught would otherwise stay. The control removes as many documents that no given source names and
 that copy none of the removed, matched one by one for length and for the step at which they were
 first read, so that what any removal of that size does is subtracted by eye and by number
-(`changes`).
+(`changes`). To the bit holds on the machine and with the threads that trained the parent; on
+another one rounding is part of what the retrained run and its controls share, and of no plain
+difference to the parent.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,8 +51,10 @@ class Score:
     A single fact is one prompt, beside however many corrupt ones it stands: it counts once.
 
     Attributes:
-        recall: Whether the answer is first among the candidates (or in the vocabulary), 0 or 1.
-        log_prob: Log-probability of the answer among the candidates, per prompt, in nats.
+        recall: Whether the answer is first among the candidates (or in the vocabulary), 0 or 1; of
+            a prompt with several answers the share of them.
+        log_prob: Log-probability of the answer among the candidates, per prompt, in nats (mean over
+            its answers).
         logit_difference: Answer minus foil at the last position, per prompt (mean over its foils).
     """
 
@@ -303,7 +307,9 @@ def _changes(
 
 @torch.inference_mode()
 def _score(behaviour: Behaviour, model: GPT) -> Score:
-    logits = model(behaviour.clean)
+    # Some prompts at a time and the last position alone: logits of a whole behaviour of a large
+    # vocabulary would be gigabytes.
+    logits = torch.cat([model(some)[:, -1:] for some in behaviour.clean.split(questions.ROWS)])
     last, row = logits[:, -1], torch.arange(len(logits))
     allowed = list(behaviour.candidates) if behaviour.candidates else list(range(last.shape[1]))
     among = last[:, allowed].log_softmax(-1)

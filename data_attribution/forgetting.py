@@ -5,7 +5,8 @@ groups are asked in every form of their relation: the facts whose documents went
 equally often whose documents stayed, and the facts that were never stated at all. The claim holds
 when the first group falls to the third and the second stays; the control run, which lost as many
 matched random documents, none of which states a fact that is asked about, must leave all three
-where they were.
+where they were. There is one control: how far another one would move the facts is not known, and
+stands in no interval (`counterfactuals.without` takes several).
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class Group:
         group: `removed`, `kept` (as many exposures, documents still there), or `never stated`.
         share: Recall with n facts and Wilson's interval, and mean log-probability.
         change: Mean difference in log-probability to the full run, in nats; `change_low` and
-            `change_high` bound it by a bootstrap over facts, and are None for a single fact.
+            `change_high` are its 95 % interval over facts, and None for a single fact.
     """
 
     setting: str
@@ -153,7 +154,10 @@ def removable(run: Run, *, exposures: int = 16, n: int = 9) -> list[str]:
     ]
     turns = [name for turn in zip(*by_relation, strict=False) for name in turn]
     if len(turns) < n:
-        raise CounterfactualError(f"only {len(turns)} facts are stated {exposures} times, not {n}")
+        raise CounterfactualError(
+            f"only {len(turns)} facts, as many of each relation, are stated {exposures} times, "
+            f"not {n}"
+        )
     return turns[:n]
 
 
@@ -170,11 +174,15 @@ def facts(
     Costs two trainings, each from the last checkpoint before the first of the documents was read.
 
     Raises:
-        CounterfactualError: The run has no truth table, or the facts are not equally often stated.
+        CounterfactualError: The run has no truth table, no fact was named, or the facts are not
+            equally often stated.
         BehaviourError: No such fact.
     """
     truth = _truth(run)
-    chosen = recalling.facts_named(truth, names)
+    # By name and by entity it is one fact.
+    chosen = list({one["name"]: one for one in recalling.facts_named(truth, names)}.values())
+    if not chosen:
+        raise CounterfactualError("no facts to forget were named; nothing would change")
     exposures = {fact["exposures"] for fact in chosen}
     if len(exposures) != 1 or not all(exposures):
         raise CounterfactualError(

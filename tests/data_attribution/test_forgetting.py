@@ -141,6 +141,10 @@ def test_the_second_time_nothing_is_trained_and_nothing_changes(found, run):
     assert again == found
 
 
+def test_a_fact_that_is_named_twice_is_one_fact(found, run):
+    assert forgetting.facts(run, [*NAMES, "e0"]) == found
+
+
 def test_a_figure_has_a_colour_for_each_setting(found):
     figure = found.plot()
     settings = ["full run", "documents removed", "random removed"]
@@ -160,7 +164,7 @@ def test_a_group_without_a_single_fact_has_no_cell(run):
 def test_removable_facts_come_from_each_relation_by_turns(run):
     names = forgetting.removable(run, exposures=40, n=4)
     assert names == ["colour of e0", "shape of e1", "colour of e2", "shape of e3"]
-    with pytest.raises(CounterfactualError, match="only 2 facts are stated 10 times, not 3"):
+    with pytest.raises(CounterfactualError, match=r"only 2 facts, .* stated 10 times, not 3"):
         forgetting.removable(run, exposures=10, n=3)
 
 
@@ -169,6 +173,7 @@ def test_removable_facts_come_from_each_relation_by_turns(run):
     [
         (["e0", "e4"], r"are stated \[10, 40\] times; name facts that are stated equally often"),
         (["e6", "e7"], r"are stated \[0\] times"),
+        ([], "no facts to forget were named"),
     ],
 )
 def test_facts_that_have_no_like_are_refused(run, names, said):
