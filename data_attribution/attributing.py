@@ -252,11 +252,14 @@ def ask(
         IndexMissing: The run's token store has no index.
     """
     names = within.top(selecting.TOP) if isinstance(within, Effects) else within
+    question = questions.asked(
+        target, question, metric, tokenizer=run.store.tokenizer, n_ctx=run.order.context
+    )
     return Request(
         run,
         indexing.open(run.store),
         target,
-        _question(run, target, question, metric),
+        question,
         within=None if names is None else tuple(map(str, names)),
         candidates=candidates,
         limit=limit,
@@ -273,29 +276,6 @@ def evidence(request: Request, methods: Sequence[str]) -> dict[str, Ranking]:
     if request.candidates is None:
         return found
     return {name: one.among(request.candidates) for name, one in found.items()}
-
-
-def _question(
-    run: Run | Reader,
-    target: str | Behaviour | None,
-    question: Question | None,
-    metric: Metric | None,
-) -> Question:
-    if isinstance(target, str):
-        ids = questions.encoded(target, run.store.tokenizer)
-        if metric is not None:
-            raise EvidenceError(f"a text has no {metric.name}: it is asked for its log-probability")
-        return question or questions.of_text(ids, run.store.tokenizer, n_ctx=run.order.context)
-    if question is not None:
-        if metric is not None:
-            raise EvidenceError(
-                f"{question.name!r} is a number already, and the metric {metric.name} was given "
-                "beside it; leave one of them out"
-            )
-        return question
-    if target is None:
-        raise EvidenceError("nothing was asked; give a text, a behaviour or a question")
-    return questions.of_behaviour(target, metric)
 
 
 def _fusible(run: Run | Reader, words: bool) -> list[str]:

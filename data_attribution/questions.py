@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from data_attribution.errors import QueryError
+from data_attribution.errors import EvidenceError, QueryError
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
 from interp.metrics import Metric, logit_difference
@@ -23,7 +23,17 @@ from train.objectives import IGNORED
 from train.tokenization import Tokenizer
 
 
-__all__ = ["LONGEST", "TEXT", "Question", "encoded", "measure", "of_behaviour", "of_text", "scores"]
+__all__ = [
+    "LONGEST",
+    "TEXT",
+    "Question",
+    "asked",
+    "encoded",
+    "measure",
+    "of_behaviour",
+    "of_text",
+    "scores",
+]
 
 ROWS = 64
 LONGEST = 1_000_000  # tokens of a text
@@ -110,6 +120,36 @@ def of_text(
         return -share * losses.sum(dim=1)
 
     return Question(name, "nats a token", tokens, score)
+
+
+def asked(
+    target: str | Behaviour | None,
+    question: Question | None = None,
+    metric: Metric | None = None,
+    *,
+    tokenizer: Tokenizer,
+    n_ctx: int,
+) -> Question:
+    """The question given, else that of a target.
+
+    Raises:
+        EvidenceError: Nothing is asked, or two things at once.
+        QueryError: The text is empty or too long.
+    """
+    ids = encoded(target, tokenizer) if isinstance(target, str) else []
+    if metric is not None and (ids or question is not None):
+        name = "the probability of a text" if question is None else repr(question.name)
+        raise EvidenceError(
+            f"{name} is a number already, and the metric {metric.name} was given beside it; leave "
+            "one of them out"
+        )
+    if question is not None:
+        return question
+    if target is None:
+        raise EvidenceError("nothing was asked; give a text, a behaviour or a question")
+    if isinstance(target, str):
+        return of_text(ids, tokenizer, n_ctx=n_ctx)
+    return of_behaviour(target, metric)
 
 
 def encoded(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -15,7 +15,7 @@ from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.gradients.comparing import How
 from data_attribution.metagradients import Window
 from data_attribution.sources import Sources
-from interp import behaviours
+from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from train import runs, token_store
 
@@ -147,11 +147,14 @@ def test_names_of_methods_stand_for_what_they_fuse(run):
 
 def test_what_nothing_would_look_at_is_refused(run, third):
     question = component_questions.named("prefix-matching:L0H0", run, n=2)
+    metric = metrics.named("probability", third)
     for asked, said in (
         ({}, "nothing was asked"),
         ({"question": question, "method": "lexical"}, "no words that lexical evidence"),
         ({"question": question, "method": "gradient+bm25"}, "no words that bm25 evidence"),
         ({"target": third, "question": question, "method": "bm25"}, "a question was given, and"),
+        ({"target": third, "question": question, "metric": metric}, "is a number already"),
+        ({"target": "k3", "metric": metric}, "the probability of a text is a number already"),
         ({"target": third, "how": How("dot"), "method": "replay"}, "take --method gradient"),
         ({"target": third, "window": Window(3)}, "fuse it with others: lexical.replay"),
     ):
