@@ -1,10 +1,7 @@
 """Training can be stopped, resumed and replayed without changing one bit."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -173,61 +170,68 @@ def test_a_branch_stopped_after_its_first_checkpoint_resumes_to_the_same_bits(
     assert again.verify().level == "bit-exact"
 
 
-TRAIN_AND_RESUME = """
-import sys
+# Imports once, then forks trainings and kills them after a random time; each ends in the end.
+KILLER = """
+import os, random, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
-from train import loop, recipes, runs, token_store
+import torch
+from train import loop, runs, token_store
 from train.numerics import Numerics
-store, out, source = sys.argv[1:]
-if (Path(out) / "manifest.json").exists():
-    loop.resume(out, store=store)
-else:
-    recipe = runs.open(source).recipe
-    loop.run(recipe, token_store.open(store), out=out, numerics=Numerics("cpu", "fp32", 1))
+
+torch.set_num_threads(1)
+store, source, folder, kills = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+recipe = replace(
+    runs.open(source).recipe, steps=400, checkpoint_every=20, optimizer_every=100
+)
+
+def train(out):
+    if (out / "manifest.json").exists():
+        loop.resume(out, store=store)
+    else:
+        loop.run(recipe, token_store.open(store), out=out, numerics=Numerics("cpu", "fp32", 1))
+
+def ended(out, wait=None):
+    child = os.fork()  # Before any backward pass: autograd refuses to go on in a fork.
+    if child == 0:
+        train(out)
+        os._exit(0)
+    if wait is not None:
+        time.sleep(wait)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL), code
+    return code
+
+begin = time.perf_counter()
+ended(folder / "unbroken")
+seconds = time.perf_counter() - begin
+draw, killed, trial = random.Random(0), 0, 0
+while killed < kills:
+    out = folder / f"killed-{trial}"
+    trial += 1
+    killed += sum(ended(out, draw.uniform(0, 0.4 * seconds)) != 0 for _ in range(4))
+    assert ended(out) == 0
+print(killed)
 """
 
 
 @pytest.mark.slow
-def test_kill_9_at_20_random_moments_leaves_the_same_weights(tiny_store, tiny_recipe, tmp_path):
+def test_kill_9_at_20_random_moments_leaves_the_same_weights(tiny_run, tmp_path):
     """Killed wherever it is, in the middle of a write too, the run resumes to the same bits."""
-    from train.numerics import Numerics
-
-    recipe = replace(tiny_recipe, steps=400, checkpoint_every=20, optimizer_every=100)
-    unbroken = loop.run(
-        recipe, tiny_store, out=tmp_path / "unbroken", numerics=Numerics("cpu", "fp32", 1)
-    )
-    draw = np.random.default_rng(0)
-    kills = trial = 0
-    while kills < 20:
-        out = tmp_path / f"killed-{trial}"
-        trial += 1
-        for _ in range(4):
-            kills += _killed(tiny_store, out, unbroken.path, float(draw.uniform(0, 1.5)))
-        while not (out / "manifest.json").exists() or not runs.open(out).finished:
-            _killed(tiny_store, out, unbroken.path, wait=None)
-        finished = runs.open(out, store=tiny_store.path)
+    store = tiny_run.store.path
+    command = [sys.executable, "-c", KILLER, store, tiny_run.path, tmp_path, 20]
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert int(ended.stdout) >= 20
+    unbroken = runs.open(tmp_path / "unbroken", store=store)
+    killed = [runs.open(path, store=store) for path in sorted(tmp_path.glob("killed-*"))]
+    assert len(killed) >= 5
+    for finished in killed:
         assert weights(finished) == weights(unbroken)
         assert finished.steps == unbroken.steps
         assert all(a.agrees(b) for a, b in zip(finished.ledger, unbroken.ledger, strict=True))
         assert not finished.verify(spans=1).problems
-
-
-def _killed(store, out, source, wait: float | None) -> int:
-    """Start or resume the run; kill it `wait` seconds after it has begun to write (None: never)."""
-    command = [sys.executable, "-c", TRAIN_AND_RESUME, str(store.path), str(out), str(source)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if wait is None:
-        assert process.wait() == 0
-        return 0
-    while not (out / "ledger.jsonl").exists() and process.poll() is None:
-        time.sleep(0.01)
-    try:
-        process.wait(wait)
-        return 0
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return 1
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 3), (7, 8), (10, 20), (23, 23)])
