@@ -114,6 +114,7 @@ def test_evidence_that_there_is_not(trace, lookup_behaviour):
         (("--text", "w1", "--question", "direct-effect:L0H0"), "name a BEHAVIOUR beside it"),
         (("--question", "previous-token:L0H0", "--method", "lexical"), "has no words that lexical"),
         (("--text", "w1", "--method", "gradient", "--kind", "cosin"), "did you mean 'cosine'"),
+        (("--text", "w1", "--damping", 0.5), "damping 0.5 belongs to curvature, not adam"),
         ((), "give one of BEHAVIOUR, --text"),
     ],
 )

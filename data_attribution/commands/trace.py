@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +46,9 @@ MetricName = Annotated[
     typer.Option(help="What is asked of BEHAVIOUR; default: logit-difference."),
 ]
 Rank = Annotated[int | None, typer.Option(min=1, help="Of the projections of gradients.")]
+Damping = Annotated[
+    float | None, typer.Option(help="Of --kind curvature, a share of the mean eigenvalue.")
+]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Replay goes back through so many last steps.")
 ]
@@ -76,6 +79,7 @@ def trace_documents(
     metric: MetricName = None,
     kind: Annotated[str | None, typer.Option(help=KIND)] = None,
     rank: Rank = None,
+    damping: Damping = None,
     window: Steps = None,
     scratch: Scratch = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows; of --from-text, a span.")] = 20,
@@ -94,7 +98,13 @@ def trace_documents(
     """
     given: dict[str, object] = {
         **{"question": question, "method": method, "within": within, "kind": kind, "rank": rank},
-        **{"window": window, "scratch": scratch, "prove": prove, "controls": controls},
+        **{
+            "damping": damping,
+            "window": window,
+            "scratch": scratch,
+            "prove": prove,
+            "controls": controls,
+        },
         **{"metric": metric, "prompts": prompts},
     }
     _refuse_idle(behaviour, text, from_text, given)
@@ -115,7 +125,7 @@ def trace_documents(
             within=_components(within),
             metric=_metric(metric, target),
             method=method or attributing.FUSED,
-            how=_how(kind, rank),
+            how=_how(kind=kind, rank=rank, damping=damping),
             window=_window(window, scratch),
             limit=limit,
             seed=seed,
@@ -218,10 +228,10 @@ def _metric(name: str | None, target: "str | Behaviour | None") -> "Metric | Non
     return metrics.named(name, target)
 
 
-def _how(kind: str | None, rank: int | None) -> "How | None":
+def _how(**options: object) -> "How | None":
     from data_attribution.gradients import comparing
 
-    given = {name: one for name, one in (("kind", kind), ("rank", rank)) if one is not None}
+    given: dict[str, Any] = {name: one for name, one in options.items() if one is not None}
     return replace(comparing.DEFAULT, **given) if given else None
 
 

@@ -60,6 +60,7 @@ class How:
         steps: Checkpoints whose scores are averaged (TracIn, Pruthi et al. 2020); (): the last.
         rank: Of the projections of each weight.
         seed: Of the projections; gradients that are kept bring their own.
+        damping: Of `curvature` alone, as `preconditioning.curvature` has it.
     """
 
     kind: str = "adam"
@@ -67,11 +68,14 @@ class How:
     steps: tuple[int, ...] = ()
     rank: int = storing.RANK
     seed: int = 0
+    damping: float = preconditioning.DAMPING
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             known = nearest(self.kind, KINDS)
             raise EvidenceError(f"gradients are not compared by {self.kind!r}{known}")
+        if self.damping != preconditioning.DAMPING and self.kind != "curvature":
+            raise EvidenceError(f"damping {self.damping:g} belongs to curvature, not {self.kind}")
 
     @property
     def metric(self) -> str:
@@ -270,4 +274,4 @@ class _Moment:
         sample = collecting.of_documents(
             self._model, self.run.store, np.sort(some), self.selection, **options
         )
-        return preconditioning.curvature(sample)
+        return preconditioning.curvature(sample, damping=self.how.damping)

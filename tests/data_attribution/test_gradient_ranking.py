@@ -217,6 +217,18 @@ def test_a_heads_own_question_can_be_asked(request_of, lookup_run, pair):
     assert np.ptp(found.scores) > 0
 
 
+def test_damping_reaches_the_curvature_and_much_of_it_leaves_the_cosine(request_of, pair):
+    """Above all eigenvalues of a matrix it scales every direction alike: a cosine stays."""
+    chosen, within = np.arange(0, 240, 12), ("pos_embed",)
+    scores = {}
+    for how in (How("cosine"), How("curvature", damping=1e9), How("curvature")):
+        found = ranking.rank(request_of(pair, candidates=chosen, within=within), how=how)
+        scores[how.kind, how.damping] = found.scores[np.argsort(found.documents)]
+    cosine, drowned, usual = scores.values()
+    np.testing.assert_allclose(drowned, cosine, atol=1e-4)
+    assert np.abs(usual - cosine).max() > 0.01
+
+
 def test_a_question_without_words_is_asked_of_documents_drawn_at_random(
     request_of, lookup_run, index, monkeypatch
 ):
