@@ -9,11 +9,12 @@ in one or more, the held-out region in others, so that what was never read is ne
 Every answer joins parts.
 
 A question about one query is answered without numpy until there are places to list: a count takes
-microseconds (`benchmarks/token_index.py`). Many queries are better asked at once.
+microseconds (`benchmarks/token_index.py`). Many are better asked at once: `counts`, `finds`,
+`longest_suffix_each`, `next_tokens_each`, `maximal_spans_each`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,15 +66,9 @@ class TokenIndex:
             QueryError: As `count`, for the first query that cannot be asked.
         """
         rows = [spelled(self.store, query) for query in queries]
-        patterns = [np.array(row, np.int64) for several in rows for row in several]
-        read, held_out = (one.tolist() for one in self._counts(patterns))
-        each = iter(zip(read, held_out, strict=True))
         return tuple(
-            Count(
-                tuple(Spelling(tuple(row), *next(each), self._text) for row in several),
-                query if isinstance(query, str) else None,
-            )
-            for query, several in zip(queries, rows, strict=True)
+            Count(found, query if isinstance(query, str) else None)
+            for query, found in zip(queries, self._spellings(rows), strict=True)
         )
 
     def find(
@@ -90,21 +85,32 @@ class TokenIndex:
             every: Several occurrences in one document may be returned; otherwise the first drawn.
 
         Raises:
-            QueryError: As `count`, or the limit is not above 0.
+            QueryError: As `count`, the limit is not above 0, or the seed is below 0.
         """
-        if limit is not None and limit < 1:
-            raise QueryError(f"a limit of {limit} hits was asked for; give 1 or more, or none")
-        found, ranges = self._found(query)
-        starts = self.store.starts
-        if every:
-            positions, lengths = strata.of(ranges, limit, seed)
-            documents = starts.searchsorted(positions, side="right") - 1
-        else:
-            (positions, lengths), documents = strata.documents(ranges, starts, limit, seed)
-        offsets = positions - starts[documents]
-        return Hits(
-            found, positions, lengths, documents, offsets, positions >= self.store.train_tokens
-        )
+        _drawable(limit, seed)
+        return self._hits(*self._found(query), limit, seed, every)
+
+    def finds(
+        self,
+        queries: Sequence[Query],
+        *,
+        limit: int | None = 100,
+        seed: int = 0,
+        every: bool = False,
+    ) -> tuple[Hits, ...]:
+        """`find` of many queries, searched together.
+
+        Raises:
+            QueryError: As `find`, for the first query that cannot be asked.
+        """
+        _drawable(limit, seed)
+        rows = [spelled(self.store, query) for query in queries]
+        each = iter(self._ranges_each([row for several in rows for row in several]))
+        found = []
+        for query, several in zip(queries, rows, strict=True):
+            count, everywhere = self._joined(query, [(row, next(each)) for row in several])
+            found.append(self._hits(count, everywhere, limit, seed, every))
+        return tuple(found)
 
     def longest_suffix(self, query: Query, *, minimum: int = 1) -> Suffix:
         """The longest end of a query that stands at least `minimum` times in the train region.
@@ -112,18 +118,34 @@ class TokenIndex:
         Of a text all spellings are shortened to the same number of tokens, and counted together.
 
         Raises:
-            QueryError: As `count`.
+            QueryError: As `count`, or the minimum is below 0.
         """
-        rows = spelled(self.store, query)
-        longest = max(map(len, rows))
-        low, high = 0, longest  # `low` tokens stand often enough, more than `high` do not
-        while low < high:
-            middle = (low + high + 1) >> 1
-            often = sum(self._number(row)[0] for row in _ends(rows, middle)) >= minimum
-            low, high = (middle, high) if often else (low, middle - 1)
-        found = [Spelling(row, *self._number(row), self._text) for row in _ends(rows, low)]
-        asked = query if isinstance(query, str) and low == longest else None
-        return Suffix(longest - low, Count(tuple(found), asked if low else ""))
+        return self.longest_suffix_each([query], minimum=minimum)[0]
+
+    def longest_suffix_each(
+        self, queries: Sequence[Query], *, minimum: int = 1
+    ) -> tuple[Suffix, ...]:
+        """`longest_suffix` of many queries, all halved together.
+
+        Raises:
+            QueryError: As `longest_suffix`, for the first query that cannot be asked.
+        """
+        _at_least(0, minimum)
+        rows = [spelled(self.store, query) for query in queries]
+        longest = [max(map(len, several)) for several in rows]
+        low, high = [0] * len(rows), list(longest)  # `low` tokens stand often enough
+        while left := [k for k in range(len(rows)) if low[k] < high[k]]:
+            middles = [(low[k] + high[k] + 1) >> 1 for k in left]
+            ends = [_ends(rows[k], middle) for k, middle in zip(left, middles, strict=True)]
+            for k, middle, found in zip(left, middles, self._spellings(ends), strict=True):
+                often = sum(one.count for one in found) >= minimum
+                low[k], high[k] = (middle, high[k]) if often else (low[k], middle - 1)
+        found = self._spellings([_ends(*one) for one in zip(rows, low, strict=True)])
+        whole = [query if isinstance(query, str) else None for query in queries]
+        return tuple(
+            Suffix(n - kept, Count(one, (asked if kept == n else None) if kept else ""))
+            for asked, n, kept, one in zip(whole, longest, low, found, strict=True)
+        )
 
     def next_tokens(self, query: Query, *, minimum: int = 1) -> NextTokens:
         """What follows the query in the train region, commonest first, over all its spellings.
@@ -133,22 +155,25 @@ class TokenIndex:
         (infini-gram's, Liu et al. 2024, https://arxiv.org/abs/2401.17377).
 
         Raises:
-            QueryError: As `count`.
+            QueryError: As `longest_suffix`.
         """
-        suffix = self.longest_suffix(query, minimum=minimum)
-        counts = np.zeros(self.store.vocab_size, np.int64)
-        if not suffix.found.spellings:
-            counts += sum(np.diff(part.buckets) for part in self.parts if not part.held_out)
-        for one in suffix.found.spellings:
-            for part, low, high, depth in self._ranges(one.tokens):
-                if not part.held_out:
-                    counts += part.following(low, high, depth)
-        seen = np.flatnonzero(counts)
-        seen = seen[np.argsort(-counts[seen], kind="stable")]
-        rows = zip(
-            seen.tolist(), self.store.tokenizer.tokens(seen), counts[seen].tolist(), strict=True
+        return self.next_tokens_each([query], minimum=minimum)[0]
+
+    def next_tokens_each(
+        self, queries: Sequence[Query], *, minimum: int = 1
+    ) -> tuple[NextTokens, ...]:
+        """`next_tokens` of many queries, searched together.
+
+        Raises:
+            QueryError: As `longest_suffix`, for the first query that cannot be asked.
+        """
+        suffixes = self.longest_suffix_each(queries, minimum=minimum)
+        rows = [one.tokens for suffix in suffixes for one in suffix.found.spellings]
+        each = iter(self._ranges_each(rows))
+        return tuple(
+            self._next(suffix, [one for _ in suffix.found.spellings for one in next(each)])
+            for suffix in suffixes
         )
-        return NextTokens(suffix, tuple(NextToken(*row) for row in rows))
 
     def maximal_spans(
         self, text: Query, *, minimum: int = 1, share: float | None = None
@@ -164,7 +189,7 @@ class TokenIndex:
                 log-probability; 0.05 is OLMoTrace's (Liu et al. 2025).
 
         Raises:
-            QueryError: As `count`.
+            QueryError: As `count`, the minimum is below 1, or the share not above 0.
         """
         return self.maximal_spans_each([text], minimum=minimum, share=share)[0]
 
@@ -172,6 +197,9 @@ class TokenIndex:
         self, texts: Sequence[Query], *, minimum: int = 1, share: float | None = None
     ) -> list[list[Span]]:
         """`maximal_spans` of many texts."""
+        _at_least(1, minimum)
+        if share is not None and not share > 0:
+            raise QueryError(f"a share of {share:g} spans a token was asked for; give more than 0")
         rows = [self._spelled_best(text) for text in texts]
         kept = math.inf if share is None else share
         return [_least_probable(self._spans(row, minimum), kept * len(row)) for row in rows]
@@ -184,6 +212,18 @@ class TokenIndex:
                 for hits, low, high in zip(found, *part.search(patterns), strict=True):
                     hits.append(part.positions(slice(low, high)))
         return [np.sort(np.concatenate(hits)) for hits in found]
+
+    def places(
+        self, row: Sequence[int], *, most: int = 1 << 22
+    ) -> Iterator[Int64[np.ndarray, " hit"]]:
+        """Positions of a row of token ids in the train region, at most so many at a time.
+
+        In no order: `occurrences` sorts, and holds them all.
+        """
+        for part in self.parts:
+            low, high = (0, 0) if part.held_out else part.find(row)
+            for first in range(low, high, most):
+                yield part.positions(slice(first, min(first + most, high)))
 
     def around(self, hit: Hit, *, n: int = 12) -> str:
         """The text of an occurrence with at most `n` tokens of its document on either side."""
@@ -203,12 +243,45 @@ class TokenIndex:
 
     def _found(self, query: Query) -> tuple[Count, list[Range]]:
         """How often a query stands, and at which ranks of which parts."""
+        return self._joined(query, [(row, self._ranges(row)) for row in spelled(self.store, query)])
+
+    def _joined(
+        self, query: Query, found: Sequence[tuple[Sequence[int], list[Range]]]
+    ) -> tuple[Count, list[Range]]:
+        """The same of rows whose ranks are known."""
         spellings, everywhere = [], []
-        for row in spelled(self.store, query):
-            ranges = self._ranges(row)
+        for row, ranges in found:
             spellings.append(Spelling(tuple(row), *self._regions(ranges), self._text))
             everywhere += ranges
         return Count(tuple(spellings), query if isinstance(query, str) else None), everywhere
+
+    def _hits(
+        self, found: Count, ranges: list[Range], limit: int | None, seed: int, every: bool
+    ) -> Hits:
+        starts = self.store.starts
+        if every:
+            positions, lengths = strata.of(ranges, limit, seed)
+            documents = starts.searchsorted(positions, side="right") - 1
+        else:
+            (positions, lengths), documents = strata.documents(ranges, starts, limit, seed)
+        offsets = positions - starts[documents]
+        return Hits(
+            found, positions, lengths, documents, offsets, positions >= self.store.train_tokens
+        )
+
+    def _next(self, suffix: Suffix, ranges: list[Range]) -> NextTokens:
+        counts = np.zeros(self.store.vocab_size, np.int64)
+        if not suffix.found.spellings:
+            counts += sum(np.diff(part.buckets) for part in self._read_parts)
+        for part, low, high, depth in ranges:
+            if not part.held_out:
+                counts += part.following(low, high, depth)
+        seen = np.flatnonzero(counts)
+        seen = seen[np.argsort(-counts[seen], kind="stable")]
+        rows = zip(
+            seen.tolist(), self.store.tokenizer.tokens(seen), counts[seen].tolist(), strict=True
+        )
+        return NextTokens(suffix, tuple(NextToken(*row) for row in rows))
 
     def _ranges(self, row: Sequence[int]) -> list[Range]:
         found = []
@@ -217,6 +290,26 @@ class TokenIndex:
             if low < high:
                 found.append((part, low, high, len(row)))
         return found
+
+    def _ranges_each(self, rows: Sequence[Sequence[int]]) -> list[list[Range]]:
+        """The same of many rows, searched together."""
+        found: list[list[Range]] = [[] for _ in rows]
+        patterns = [np.array(row, np.int64) for row in rows]
+        for part in self.parts:
+            lows, highs = part.search(patterns)
+            for k in np.flatnonzero(lows < highs).tolist():
+                found[k].append((part, int(lows[k]), int(highs[k]), len(rows[k])))
+        return found
+
+    def _spellings(self, rows: Sequence[Sequence[Sequence[int]]]) -> list[tuple[Spelling, ...]]:
+        """How often each row of each query stands, counted together."""
+        patterns = [np.array(row, np.int64) for several in rows for row in several]
+        read, held_out = (one.tolist() for one in self._counts(patterns))
+        each = iter(zip(read, held_out, strict=True))
+        return [
+            tuple(Spelling(tuple(row), *next(each), self._text) for row in several)
+            for several in rows
+        ]
 
     @staticmethod
     def _regions(ranges: Sequence[Range]) -> tuple[int, int]:
@@ -283,6 +376,18 @@ class TokenIndex:
 def _ends(rows: Sequence[list[int]], n: int) -> list[tuple[int, ...]]:
     """The distinct last `n` tokens of each row; none when `n` is 0."""
     return list(dict.fromkeys(tuple(row[-n:]) for row in rows)) if n else []
+
+
+def _drawable(limit: int | None, seed: int) -> None:
+    if limit is not None and limit < 1:
+        raise QueryError(f"a limit of {limit} hits was asked for; give 1 or more, or none")
+    if seed < 0:
+        raise QueryError(f"hits were to be drawn with seed {seed}; give 0 or more")
+
+
+def _at_least(least: int, minimum: int) -> None:
+    if minimum < least:
+        raise QueryError(f"a minimum of {minimum} was asked for; give {least} or more")
 
 
 def _least_probable(found: list[Span], most: float) -> list[Span]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_attribution import indexing
+from data_attribution import indexing, lexical
 from data_attribution.errors import QueryError
 
 
@@ -235,6 +235,45 @@ def test_spans_of_a_text_take_the_spelling_that_matches_further(make_store):
     assert index.maximal_spans("grey heron fly")[0].text == " grey heron fly"
 
 
+def test_many_questions_are_answered_as_each_alone(make_store):
+    index = indexing.build(held_out_store(make_store), shards=2)
+    asked = ["p", "p y1", "y3 p y2", "y1", [1], [2, 3], "x2 p y2"]
+    # Of more than 256 rows the searches are joined.
+    for queries in (asked, asked * 40, []):
+        alone = tuple(index.find(one, limit=3, seed=5) for one in queries)
+        assert index.finds(queries, limit=3, seed=5) == alone
+        every = tuple(index.find(one, limit=None, every=True) for one in queries)
+        assert index.finds(queries, limit=None, every=True) == every
+        for minimum in (0, 1, 2):
+            ends = tuple(index.longest_suffix(one, minimum=minimum) for one in queries)
+            assert index.longest_suffix_each(queries, minimum=minimum) == ends
+            followed = tuple(index.next_tokens(one, minimum=minimum) for one in queries)
+            assert index.next_tokens_each(queries, minimum=minimum) == followed
+    with pytest.raises(QueryError, match="the query is empty"):
+        index.finds(["p", ""])
+
+
+def test_places_come_a_few_at_a_time_and_are_all_that_are_read(make_store):
+    index = indexing.build(held_out_store(make_store), shards=2)
+    row = index.count("p").spellings[0].tokens
+    pieces = list(index.places(row, most=1))
+    assert [len(one) for one in pieces] == [1] * index.count("p").count
+    assert len(pieces) > len(index.parts)
+    assert sorted(np.concatenate(pieces)) == index.occurrences([np.array(row)])[0].tolist()
+
+
+def test_a_document_is_worth_the_surprise_of_the_spans_that_it_holds(make_store):
+    index = index_of(make_store, "x a b", "a b y", "c c", "c d a", "e")
+    found = lexical.spans(index, "a b c e e")
+    surprise = {one.text: -one.log_probability for one in index.maximal_spans("a b c e")}
+    shares = {"a b": surprise["a b"] / 2, "c": surprise["c"] / 2}
+    expected = {0: shares["a b"], 1: shares["a b"], 2: shares["c"], 3: shares["c"]}
+    expected[4] = 2 * surprise["e"]
+    scores = dict(zip(found.documents.tolist(), found.scores.tolist(), strict=True))
+    assert scores == pytest.approx(expected)
+    assert [found.where(one) for one in range(5)] == [(1, 2), (0, 2), (0, 1), (0, 1), (0, 1)]
+
+
 def test_each_hit_knows_the_steps_that_read_it(make_store, make_run):
     # Of lengths 3 to 6, so that some occurrences lie across the edge of two windows.
     texts = [" ".join(f"d{k}w{j}" for j in range(1 + k % 4)) + " p q" for k in range(24)]
@@ -252,3 +291,22 @@ def test_each_hit_knows_the_steps_that_read_it(make_store, make_run):
         ]
         assert hit.steps(run).tolist() == by_hand
         assert not (hit.held_out and by_hand)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda index: index.find("p", limit=0), "a limit of 0 hits .* give 1 or more"),
+        (lambda index: index.finds(["p"], limit=-1), "a limit of -1 hits"),
+        (lambda index: index.find("p", seed=-1), "seed -1; give 0 or more"),
+        (lambda index: index.finds(["p"], seed=-2), "seed -2; give 0 or more"),
+        (lambda index: index.maximal_spans("p", minimum=0), "a minimum of 0 .* give 1 or more"),
+        (lambda index: index.next_tokens("p", minimum=-1), "a minimum of -1 .* give 0 or more"),
+        (lambda index: index.maximal_spans("p", share=0.0), "a share of 0 spans"),
+        (lambda index: index.maximal_spans("p", share=-0.5), "a share of -0.5 spans"),
+    ],
+)
+def test_numbers_that_ask_for_nothing_are_refused_in_one_line(make_store, ask, message):
+    with pytest.raises(QueryError, match=message) as refused:
+        ask(index_of(make_store, "p q"))
+    assert "\n" not in str(refused.value)
