@@ -46,27 +46,29 @@ Progress = Callable[[str, int, int | None], None] | None
 
 
 def spans(index: TokenIndex, text: str, progress: Progress = None) -> Ranking:
-    """Documents by the surprise of the maximal spans of a text that they hold."""
-    found = index.maximal_spans(text)
-    held, shares, firsts, lengths = [], [], [], []
-    patterns = [np.array(span.tokens) for span in found]
-    for done, (span, positions) in enumerate(zip(found, index.occurrences(patterns), strict=True)):
+    """Documents by the surprise of the maximal spans of a text that they hold.
+
+    Costs a look at each place of each span; memory is 17 bytes a document of the store and 64 MB,
+    however often a span stands.
+    """
+    store, found, shares = index.store, index.maximal_spans(text), []
+    scores = np.zeros(store.n_documents)
+    for done, span in enumerate(found):
         _report(progress, "documents of spans", done, len(found))
-        holders, first = np.unique(index.store.document_at(positions), return_index=True)
-        held.append(holders)
-        shares.append(np.full(len(holders), -span.log_probability / len(holders)))
-        firsts.append(positions[first])
-        lengths.append(np.full(len(holders), span.stop - span.start))
-    if not found:
-        return _ranking(np.zeros(index.store.n_documents), lambda document: (0, 0))
-    document, share, first, length = map(np.concatenate, (held, shares, firsts, lengths))
+        holders = _by_document(index, span.tokens) > 0
+        shares.append(-span.log_probability / max(int(holders.sum()), 1))
+        scores[holders] += shares[-1]
 
     def where(asked: int) -> tuple[int, int]:
-        rows = np.flatnonzero(document == asked)
-        best = rows[share[rows].argmax()]
-        return int(first[best] - index.store.starts[asked]), int(length[best])
+        start = store.starts[asked]
+        held = store.tokens[start : start + store.lengths[asked]].tobytes()
+        for best in np.argsort(-np.array(shares), kind="stable").tolist():
+            wanted = np.array(found[best].tokens, store.tokens.dtype).tobytes()
+            if (at := _at(held, wanted, store.tokens.itemsize)) is not None:
+                return at, len(found[best].tokens)
+        return 0, 0
 
-    return _ranking(np.bincount(document, share, index.store.n_documents), where)
+    return _ranking(scores, where)
 
 
 def bags(clean: Tokens, corrupt: Tokens, answer: Tokens, eot: int) -> list[Bag]:
@@ -122,13 +124,30 @@ def _held(
     if found := postings.find(index.store):
         return found.frequency(terms), found.held(terms)
     holders, counts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for positions in index.occurrences([np.array([term]) for term in terms]):
-        documents, tf = np.unique(index.store.document_at(positions), return_counts=True)
-        holders.append(documents)
-        counts.append(tf)
+    for term in terms:
+        tf = _by_document(index, (term,))
+        holders.append(np.flatnonzero(tf))
+        counts.append(tf[holders[-1]])
     edges = np.cumsum([len(one) for one in holders])
     held = Held(0, n, edges, np.concatenate(holders), np.concatenate(counts))
     return np.diff(edges), [held]
+
+
+def _by_document(index: TokenIndex, row: Sequence[int]) -> Int64[np.ndarray, " document"]:
+    """How often a row of token ids stands in each document of the train region."""
+    counts = np.zeros(index.store.n_documents, np.int64)
+    for positions in index.places(row):
+        documents, found = np.unique(index.store.document_at(positions), return_counts=True)
+        counts[documents] += found
+    return counts
+
+
+def _at(held: bytes, wanted: bytes, size: int) -> int | None:
+    """The first token of `held` from which `wanted` stands, both of tokens of `size` bytes."""
+    at = held.find(wanted)
+    while at % size and at >= 0:  # across two tokens
+        at = held.find(wanted, at + 1)
+    return at // size if at >= 0 else None
 
 
 def _best(
