@@ -58,7 +58,7 @@ best = heads.top(1)[0]
 {one.metric: (round(one[best], 3), one.interval(best)) for one in (heads, *heads.also)}
 
 # %% [markdown]
-# **It is needed, too, and no other head is.** Noising asks the other way round, and ablation without any other prompt: with the head's mean in its place the model is little better than a guess. So is the MLP of its layer, which reads what it wrote; which of the two costs more is the chance of a few prompts.
+# **It is needed, too, and no other head is.** Noising asks the other way round, and ablation without any other prompt: with the head's mean in its place the model is little better than a guess. The MLP of its layer, which reads what the head wrote, is needed as much; which of the two costs more is chance.
 
 # %%
 noised = patching.heads(model, ioi, direction="noising")

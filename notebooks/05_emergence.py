@@ -112,7 +112,7 @@ fact["name"], learned, sum(step < learned.step for step in recalled.readings["re
 #    previous token that is looked at sharply only later.
 gap = {one.step: one.value for one in detectors.curve("copying gap")}
 assert max(gap[step] for step in run.steps if step <= 300) < 0.2 * gap[2200]
-assert gap[500] > 0.8 * gap[2200]
+assert gap[500] > 0.6 * gap[2200]
 assert {(one.before, one.step) for one in onsets[:2]} <= {(300, 400), (400, 500)}
 assert sharp.before >= onsets[1].step
 # 2. What was read meanwhile is what was read before, kind by kind.
@@ -122,7 +122,7 @@ right = {one.step: one for one in ioi.curve("ioi accuracy")}
 assert right[500].low < 0.5 < 0.9 < right[800].value
 first, end = heads.curve(last)[0], heads.curve(last)[-1]
 assert last.startswith("L0")
-assert min(first.low, end.low) > 0.6
+assert min(first.low, end.low) > 0.5
 assert {step for step, _ in heads.refused} >= {step for step in run.steps if step <= 300}
 # 4. The fact had been read before it was known, and was not known at first.
 assert sum(step < learned.step for step in recalled.readings["read"]) >= 4
