@@ -1,4 +1,4 @@
-"""An index in memory over documents that are given as token ids, in as many shards as wished."""
+"""Arrays that are awkward to sort and search; an index in memory over documents of token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +14,29 @@ from train.token_store import TokenStore
 
 
 EOT = 0
+
+
+def repeated(period: list[int], times: int) -> np.ndarray:
+    return np.array(period * times, np.uint16)
+
+
+# Arrays of token ids that a sorter or a search may stumble over.
+AWKWARD = {
+    "empty": np.empty(0, np.uint16),
+    "one token": np.array([7], np.uint16),
+    "one token, the largest": np.array([65535], np.uint16),
+    "all equal": repeated([3], 300),
+    "all equal and largest": repeated([65535], 300),
+    "all zero": repeated([0], 300),
+    "long repeat": repeated([1, 2, 3, 2, 1], 80),
+    "falling": np.arange(300, 0, -1).astype(np.uint16),
+    # 256 = 0x0100 and 1 = 0x0001 swap places when bytes are compared little end first.
+    "byte order": np.array([256, 1, 255, 1, 256, 65535, 0, 1], np.uint16),
+    "uint32": np.array([70_000, 1, 65_536, 70_000, 1, 4_294_967_294, 0], np.uint32),
+    "thue and morse": np.array([1 + (bin(k).count("1") % 2) for k in range(400)], np.uint16),
+    "each of 65,536 ids once": np.arange(65536)[::-1].astype(np.uint16),
+    "more than 65,536 ids": (np.arange(70_000) * 7919 % 70_000).astype(np.uint32),
+}
 
 
 @dataclass(frozen=True)

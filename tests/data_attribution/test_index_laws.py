@@ -22,8 +22,8 @@ queries = st.lists(token, min_size=1, max_size=5)
 
 ADVERSARIAL: dict[str, list[list[int]]] = {
     "all equal": [[3] * 400],
-    "all equal, in documents of many lengths": [[3] * n for n in range(1, 30)],
-    "one document many times": [[1, 2, 3, 4, 5, 1, 2]] * 40,
+    "all equal, in documents of many lengths": [[3] * n for n in (1, 2, 3, 4, 7, 16, 17, 70)],
+    "one document many times": [[1, 2, 3, 4, 5, 1, 2]] * 12,
     "long repeats": [[1, 2, 1, 2, 3] * 60, [2, 1, 2, 3, 1] * 60],
     "documents of one token": [[k] for k in (5, 1, 5, 65_535, 5, 2)],
     "empty documents": [[], [1, 2], [], [], [2], []],
@@ -42,21 +42,25 @@ def shardings(draw):
     return documents, cuts, draw(st.integers(1, len(documents)))
 
 
-def holders(index: TokenIndex, documents, query, *, read: bool | None = None):
-    """(position in tokens.bin) of every occurrence, of the train region alone when `read`."""
-    tokens, n = index.store.tokens.tolist(), len(query)
-    limit = index.store.train_tokens
-    return [
-        at
-        for at in range(len(tokens) - n + 1)
-        if tokens[at : at + n] == list(query) and (read is None or (at < limit) == read)
-    ]
+def holders(index: TokenIndex, query, *, read: bool | None = None) -> list[int]:
+    """(position in tokens.bin) of every occurrence, of the train region alone when `read`.
+
+    Looked for as letters in a string, which knows no suffixes.
+    """
+    text, asked = (
+        "".join(map(chr, np.asarray(row).tolist())) for row in (index.store.tokens, query)
+    )
+    limit, found, at = index.store.train_tokens, [], text.find(asked)
+    while at >= 0:
+        found.append(at)
+        at = text.find(asked, at + 1)
+    return [at for at in found if read is None or (at < limit) == read]
 
 
-def check_places(index: TokenIndex, documents, query) -> None:
-    expected = holders(index, documents, query)
+def check_places(index: TokenIndex, query) -> None:
+    expected = holders(index, query)
     count = index.count(query)
-    assert count.count == len(holders(index, documents, query, read=True))
+    assert count.count == len(holders(index, query, read=True))
     assert count.count + count.held_out == len(expected)
     every = index.find(query, limit=None, every=True)
     assert every.positions.tolist() == expected
@@ -71,21 +75,21 @@ def check_places(index: TokenIndex, documents, query) -> None:
         assert hit.offset == hit.position - start
         assert hit.offset + hit.length <= index.store.lengths[hit.document]
     (positions,) = index.occurrences([np.array(query)])
-    assert positions.tolist() == holders(index, documents, query, read=True)
+    assert positions.tolist() == holders(index, query, read=True)
 
 
-def check_next(index: TokenIndex, documents, query, minimum: int) -> None:
+def check_next(index: TokenIndex, query, minimum: int) -> None:
     dropped = next(
         n
         for n in range(len(query) + 1)
-        if n == len(query) or len(holders(index, documents, query[n:], read=True)) >= minimum
+        if n == len(query) or len(holders(index, query[n:], read=True)) >= minimum
     )
     found = index.next_tokens(query, minimum=minimum)
     assert found.suffix.dropped == dropped
     rest = query[dropped:]
     tokens = index.store.tokens.tolist()
     if rest:
-        places = holders(index, documents, rest, read=True)
+        places = holders(index, rest, read=True)
         (spelling,) = found.suffix.found.spellings
         assert (spelling.tokens, spelling.count) == (tuple(rest), len(places))
     else:
@@ -95,13 +99,13 @@ def check_next(index: TokenIndex, documents, query, minimum: int) -> None:
     assert [one.count for one in found] == sorted(expected.values(), reverse=True)
 
 
-def check_spans(index: TokenIndex, documents, text) -> None:
+def check_spans(index: TokenIndex, text) -> None:
     n = len(text)
     held = {
         (a, b)
         for a in range(n)
         for b in range(a + 1, n + 1)
-        if holders(index, documents, text[a:b], read=True)
+        if holders(index, text[a:b], read=True)
     }
     expected = sorted(
         (a, b) for a, b in held if not any((c, d) != (a, b) and c <= a and b <= d for c, d in held)
@@ -110,28 +114,28 @@ def check_spans(index: TokenIndex, documents, text) -> None:
     assert [(one.start, one.stop) for one in found] == expected
     for one in found:
         assert one.tokens == tuple(text[one.start : one.stop])
-        assert one.count == len(holders(index, documents, one.tokens, read=True))
-        assert one.held_out == len(holders(index, documents, one.tokens, read=False))
+        assert one.count == len(holders(index, one.tokens, read=True))
+        assert one.held_out == len(holders(index, one.tokens, read=False))
 
 
 @given(shardings(), st.lists(queries, min_size=1, max_size=3), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_places_and_what_follows_are_those_of_reading_every_document(made, asked, keys):
     documents, cuts, read = made
     index = index_of(documents, cuts=cuts, read=read, vocab_size=VOCABULARY, keys=keys)
     for query in asked:
-        check_places(index, documents, query)
-        check_next(index, documents, query, minimum=2)
+        check_places(index, query)
+        check_next(index, query, minimum=2)
     assert index.counts(asked) == tuple(map(index.count, asked))
 
 
 @given(shardings(), st.lists(token, min_size=1, max_size=12), st.sampled_from([2, 3, 16]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_maximal_spans_are_those_of_trying_every_stretch(made, text, first):
     documents, cuts, read = made
     with mock.patch.object(searching, "FIRST", first):
         index = index_of(documents, cuts=cuts, read=read, vocab_size=VOCABULARY)
-        check_spans(index, documents, text)
+        check_spans(index, text)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -141,9 +145,10 @@ def test_awkward_corpora_are_searched_exactly(name, one_each):
     index = index_of(documents, cuts=range(1, len(documents)) if one_each else ())
     assert len(index.parts) == (len(documents) if one_each else 1)
     for query in ASKED:
-        check_places(index, documents, query)
-        check_next(index, documents, query, minimum=1)
-    assert index.counts(ASKED * 10) == tuple(map(index.count, ASKED)) * 10
+        check_places(index, query)
+        check_next(index, query, minimum=1)
+    # So many that they are searched together.
+    assert index.counts(ASKED * 26) == tuple(map(index.count, ASKED)) * 26
 
 
 @pytest.mark.parametrize("name", ["all equal", "long repeats", "thue-morse"])
@@ -156,7 +161,7 @@ def test_spans_of_copies_longer_than_a_block_are_exact(name):
         stops = [0]
         for start in range(len(text)):  # the longest match of each start, by trying lengths
             stop = max(start, stops[-1])
-            while stop < len(text) and holders_of(index, text[start : stop + 1]):
+            while stop < len(text) and holders(index, text[start : stop + 1]):
                 stop += 1
             stops.append(stop)
         expected = [
@@ -165,11 +170,6 @@ def test_spans_of_copies_longer_than_a_block_are_exact(name):
             if stops[start + 1] > max(stops[start], start)
         ]
         assert [(one.start, one.stop) for one in found] == expected
-
-
-def holders_of(index: TokenIndex, pattern) -> bool:
-    tokens = index.store.tokens
-    return tokens.astype(np.uint16).tobytes().find(np.array(pattern, np.uint16).tobytes()) >= 0
 
 
 def test_many_texts_are_cut_as_each_alone():
