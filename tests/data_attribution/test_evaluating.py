@@ -165,7 +165,7 @@ def test_a_document_that_was_not_read_is_passed_over(run, chosen, monkeypatch):
 @pytest.fixture(scope="module")
 def table(run, tmp_path_factory):
     torch.set_num_threads(1)
-    asked = Asked(n=4, k=3, patched=1, replayed=1, removal=2, unrelated=(), subsets=5, steps=20)
+    asked = Asked(n=4, k=3, patched=1, replayed=1, removal=1, unrelated=(), subsets=5, steps=20)
     return evaluating.evaluate(
         run, asked, within=("L0H0", "L0.mlp"), out=tmp_path_factory.mktemp("weights")
     )
