@@ -113,30 +113,30 @@ def test_sources_are_as_good_as_their_documents(found, lookup_run, of_pair_3, pa
     assert given.to_dict() == found.to_dict()
 
 
-def test_no_control_holds_a_copy_of_a_removed_document_or_a_source_below_the_top(
+def test_no_control_holds_a_copy_of_a_removed_document_or_of_a_row_below_the_top(
     lookup_run, of_pair_3, pairs, place
 ):
+    """The third row stands for one document of pair 5, with one of pair 7 folded into it."""
     store = lookup_run.store
-    of_pair_5 = [one for one in range(store.n_documents) if store.text(one) == "k5 is v5"]
-    firsts = [
+    of_pair_5, of_pair_7 = (
+        [one for one in range(store.n_documents) if store.text(one) == f"k{k} is v{k}"]
+        for k in (5, 7)
+    )
+    items = [
         Source(document, f"lookup/{document}", "", "", 1.0, "lexical", (0,), 0, 1)
         for document in (*of_pair_3[:2], of_pair_5[0])
     ]
-    # Nineteen copies are folded into the row below the top.
-    items = (
-        *firsts[:2],
-        replace(firsts[2], duplicates=tuple(of_pair_5[1:15]), near=(*of_pair_5[15:],)),
-    )
-    sources = Sources("k3 is v3", "lexical", items, {})
+    items[2] = replace(items[2], near=(of_pair_7[0],))
+    sources = Sources("k3 is v3", "lexical", tuple(items), {})
     found = counterfactuals.without(
         lookup_run, sources, pairs, top=2, together="none", out=place, seeds=2
     )
     assert found.named == found.removed == tuple(of_pair_3[:2])
-    # Eighteen copies of the two, and all twenty of the other pair, which nothing copies twice.
-    assert found.avoided == found.to_dict()["avoided"] == 18 + 20
+    # Eighteen copies of the two, and all twenty of each of the others, which no row lists.
+    assert found.avoided == found.to_dict()["avoided"] == 18 + 20 + 20
     drawn = {store.text(one) for control in found.control for one in control}
-    assert not drawn & {"k3 is v3", "k5 is v5"}
-    assert "no control holds 38 others" in printing.counterfactual_lines(found.to_dict())
+    assert not drawn & {"k3 is v3", "k5 is v5", "k7 is v7"}
+    assert "no control holds 58 others" in printing.counterfactual_lines(found.to_dict())
 
 
 def test_copies_go_with_the_documents_that_are_named(found, lookup_run, of_pair_3, pairs, place):
