@@ -13,7 +13,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer, UInt, UInt32, UInt64
@@ -168,6 +168,7 @@ def _row(text: memoryview, n: int) -> Row:
     """A function from a position to the `n` tokens from there, or as many as are left."""
     unpack, size = struct.Struct(f"{n}{text.format}").unpack_from, text.itemsize
 
+    @no_type_check  # called at every halving: checking its types took most of the tests' time
     def read(at: int) -> tuple[int, ...]:
         try:
             return unpack(text, at * size)
@@ -177,6 +178,7 @@ def _row(text: memoryview, n: int) -> Row:
     return read
 
 
+@no_type_check  # as above
 def _piece(text: memoryview, start: int, stop: int, at: int) -> list[int]:
     return text[at + start : at + stop].tolist()
 
