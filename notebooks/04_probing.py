@@ -134,8 +134,8 @@ after = [cell.accuracy.value for cell in where.cells if cell.pos >= ioi.subject[
 assert max(before) < min(after)
 assert where[f"L0.resid_post@{ioi.n_pos - 1}"].accuracy.low > 0.8
 # 4. Erasing it costs the behaviour where it is used, and not where it is only readable.
-assert min(early["intact"].probe.low, late["intact"].probe.low) > 0.85
-assert max(early["erased"].probe.value, late["erased"].probe.value) < 0.1
+assert min(early["intact"].probe.low, late["intact"].probe.low) > 0.7
+assert max(early["erased"].probe.value, late["erased"].probe.value) < 0.2
 assert early.loss.low > 1
 assert early["erased"].accuracy.high < early["placebo"].accuracy.low
 assert late.loss.high < 0.5
