@@ -9,10 +9,11 @@
 # # From a behaviour to its documents, and back by retraining
 #
 # **Question.** The model knows six capitals. Which heads and MLPs bring them out, which documents put them in, and would they be gone without those documents?
-# **Answer.** The documents that come first by words and by gradients are those that state the six facts. Trained again without them, everything else the same to the bit, the model loses the six and keeps the rest; without as many random documents it loses nothing.
-# **Needs.** No GPU, no download. About three minutes on two quiet cores after `make demo`, nearly all of it for two trainings; seconds when it is run again. Every number below is computed here.
+# **Answer.** Among the texts that come first by words and by gradients are all that state the six facts, and most of those documents state one. Trained again without them, everything else the same to the bit, the model loses the six and keeps the rest; without as many random documents it loses nothing.
+# **Needs.** No GPU, no download. About two minutes on two quiet cores, nearly all of it for four trainings of a small run; seconds when it is run again. Every number below is computed here.
 
 # %%
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,16 +22,48 @@ import torch
 from data_attribution import attributing, counterfactuals, exposures, generations, indexing, proving
 from interp import behaviours, hooked, patching
 from interp.behaviours import Behaviour
-from train import runs
+from train import corpora, loop, numerics, progress, recipes, token_store
 
 
-RUN = Path("../runs/planted")
+STORE, RUN = Path("../data/facts"), Path("../runs/facts")
+
+# %% [markdown]
+# A run small enough to be trained four times: the planted recipe for 350 steps of half a batch, on those documents of the planted corpus that state facts or speak of what the facts are about. It is its own proof, not that of the planted run: the tour removes documents of nine facts from that one.
 
 # %%
-run = runs.open(RUN)
-index = (
-    indexing.open(run.store) if (run.store.path / "index").exists() else indexing.build(run.store)
+planted = corpora.open("planted")
+kinds = planted.truth()["kinds"]
+kept = {row for kind in ("fact", "mention", "distractor") for row in range(*kinds[kind])}
+part = replace(
+    planted,
+    name="planted-facts",
+    read=lambda: (document for document in planted.read() if document.row in kept),
+    n_documents=len(kept),
 )
+if not (STORE / "store.json").exists():
+    token_store.build(part, out=STORE)
+store = token_store.open(STORE)
+
+# %%
+recipe = replace(
+    recipes.PLANTED,
+    name="facts",
+    batch_size=16,
+    steps=350,
+    lr=2e-3,
+    min_lr=2e-4,
+    warmup_steps=30,
+)
+with progress.bar("training") as advance:
+    if (RUN / "manifest.json").exists():
+        run = loop.resume(RUN, store=STORE, progress=advance)
+    else:
+        one = numerics.choose(threads=1)
+        run = loop.run(recipe, store, out=RUN, numerics=one, progress=advance)
+run
+
+# %%
+index = indexing.open(store) if (STORE / "index").exists() else indexing.build(store)
 model = hooked.load(run)
 capitals = [fact for fact in run.store.truth["facts"] if fact["relation"] == "capital"]
 facts = [fact for fact in capitals if fact["exposures"] == 16][:6]
@@ -66,11 +99,11 @@ within
 # %% [markdown]
 # ## 2. Which documents put them in?
 #
-# **Words and gradients together name the statements.** A row is a text with all its copies; `ranks` are its places by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference, at the last checkpoint.
+# **Words and gradients together name the statements: the six facts were stated in twelve texts, and all twelve are here.** A row is a text with all its copies; `ranks` are its places by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference, at the last checkpoint.
 
 # %%
-sources = attributing.documents(run, six, limit=12)
-sources.show(12)[["score", "grade", "ranks", "text", "duplicates"]]
+sources = attributing.documents(run, six, limit=24)
+sources.show(24)[["score", "grade", "ranks", "text", "duplicates"]]
 
 # %% [markdown]
 # Held against the truth table: how many of the documents in these rows state one of the six, and how many of those that state one stand in these rows.
@@ -117,11 +150,11 @@ traced.to_frame()
 # %% [markdown]
 # ## 5. And back: are they the cause?
 #
-# **Without these documents the six capitals are gone.** The run is trained again without the rows and their copies, and once without as many random documents of the same lengths, first read at the same steps. Order, positions, shapes and divisors stay as they were. Two behaviours that have nothing to do with capitals are asked as well.
+# **Without these documents the six capitals are gone.** The run is trained again without the rows and their copies, and twice without as many random documents of the same lengths, first read at the same steps. Order, positions, shapes and divisors stay as they were. The facts of the two other relations, who built a place and what it lives by, are asked as well.
 
 # %%
-unrelated = [behaviours.load(name, run, n_prompts=64) for name in ("ioi", "trade")]
-proof = counterfactuals.without(run, sources, six, unrelated=unrelated)
+unrelated = [behaviours.load(name, run, n_prompts=64) for name in ("maker", "trade")]
+proof = counterfactuals.without(run, sources, six, unrelated=unrelated, seeds=2)
 proof.plot()
 
 # %%
@@ -136,7 +169,7 @@ proved = proving.marked(sources, proof)
 proved.show(3)[["score", "grade", "text"]]
 
 # %% [markdown]
-# **Limits.** One run, one order; the facts are short sentences without context, and their wording shares words with the question (`notebooks/08_methods_compared` has those that do not). One control; `--prove K --controls 2` at the command line takes more. On the shell:
+# **Limits.** One run, one order; the facts are short sentences without context, and their wording shares words with the question (`notebooks/08_methods_compared` has those that do not). Two controls; `--prove K --controls 5` at the command line takes more. On the shell, of the planted run that `make demo` trains:
 #
 #     openbook trace documents runs/planted capital --prove 12 --page documents.html
 #
@@ -144,9 +177,9 @@ proved.show(3)[["score", "grade", "text"]]
 
 # %%
 assert check.accuracy == 1
-# What comes first states the facts, and most of what states them is there.
-assert precision > 0.9
-assert found > 0.8
+# What comes first states the facts, and what states them is there.
+assert precision > 0.7
+assert found > 0.9
 # Read about once an epoch, wherever it stands.
 assert abs(exposure.readings - len(exposure.positions) * run.recipe.steps / exposure.epoch) < 6
 assert traced.covered > 0.5
