@@ -117,7 +117,7 @@ def test_a_build_that_is_killed_at_random_moments_goes_on_and_ends_with_the_same
     )
     draw, left, kills = random.Random(0), [], 0
     partial = store.path / ".index.partial"
-    while kills < 4:
+    while kills < 3:
         child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
         deadline = time.monotonic() + 60
         while not partial.exists() and child.poll() is None and time.monotonic() < deadline:
