@@ -56,7 +56,7 @@ def documents(
         keep = first.nonzero()[0]
         if count == total or len(keep) >= (limit or total) or count >= MOST:
             break
-        count = min(total, count * 8, MOST)
+        count = min(total, count * 4, MOST)
     if limit and len(keep) > limit:
         keep = keep[drawn(len(keep), limit, seed)]
     if len(keep) < len(owners):
