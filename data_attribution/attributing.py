@@ -117,6 +117,17 @@ class Request:
             return self.target
         return self.question.name
 
+    @property
+    def words(self) -> str | Behaviour:
+        """The target, whose words are looked for.
+
+        Raises:
+            EvidenceError: The question has none.
+        """
+        if self.target is None:
+            raise EvidenceError(f"{self.question.name!r} has no words; give a text beside it")
+        return self.target
+
 
 @dataclass(frozen=True)
 class Method:
@@ -343,7 +354,7 @@ def _grades(found: dict[str, Ranking]) -> dict[int, str]:
 
 
 def _lexical(request: Request) -> Ranking:
-    target, index = request.target, request.index
+    target, index = request.words, request.index
     assert target is not None
     if isinstance(target, str):
         return replace(lexical.spans(index, target, request.progress), formula="maximal spans")

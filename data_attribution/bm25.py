@@ -34,9 +34,10 @@ def rank(request: "Request") -> Ranking:
     """Documents by plain BM25; of `candidates` alone where they are given.
 
     Raises:
+        EvidenceError: The question has no words.
         QueryError: The target holds no token to look for.
     """
-    found = lexical.bm25(request.index, bags(request.index.store, request.target), request.progress)
+    found = lexical.bm25(request.index, bags(request.index.store, request.words), request.progress)
     documents, scores = found.documents, found.scores
     if request.candidates is not None:
         there = np.isin(documents, request.candidates)
@@ -50,9 +51,10 @@ def candidates(request: "Request", *, limit: int = 10_000) -> Int64[np.ndarray, 
     The best of either come first, in turn, until there are `limit`.
 
     Raises:
+        EvidenceError: The question has no words.
         QueryError: The target holds no token to look for.
     """
-    index, target, progress = request.index, request.target, request.progress
+    index, target, progress = request.index, request.words, request.progress
     if isinstance(target, Behaviour):
         weighted = lexical.bags(*_prompts(target), index.store.eot)
         first = lexical.bm25(index, weighted, progress, limit=limit).documents

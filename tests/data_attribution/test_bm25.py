@@ -9,7 +9,7 @@ import torch
 
 from data_attribution import bm25, indexing, lexical, postings, questions
 from data_attribution.attributing import Request
-from data_attribution.errors import QueryError
+from data_attribution.errors import EvidenceError, QueryError
 from interp.behaviours import Behaviour
 
 
@@ -142,6 +142,12 @@ def test_the_first_word_of_a_text_is_looked_for_with_and_without_a_space(make_st
 def test_a_text_without_a_token_is_refused(index, make_run, text):
     with pytest.raises(QueryError, match="holds no token to look for"):
         bm25.rank(request(index, text, make_run))
+
+
+def test_a_question_without_words_is_refused(index, make_run):
+    for asked_of in (bm25.rank, bm25.candidates):
+        with pytest.raises(EvidenceError, match="'text' has no words; give a text beside it"):
+            asked_of(request(index, None, make_run))
 
 
 def test_words_that_no_document_holds_rank_nothing(make_store, make_run):
