@@ -91,6 +91,14 @@ def test_words_speak_for_what_has_any_and_gradients_for_what_stands_out():
     assert fusing.speaking(ranking({}, signed=True)).tolist() == []
 
 
+def test_of_one_or_two_documents_those_that_pull_up_speak():
+    """Of two, neither can lie 1.2 median deviations above their median."""
+    assert fusing.speaking(ranking({4: 0.2}, signed=True)).tolist() == [4]
+    assert fusing.speaking(ranking({4: 0.2, 5: 0.9}, signed=True)).tolist() == [5, 4]
+    assert fusing.speaking(ranking({4: -0.2, 5: 0.9}, signed=True)).tolist() == [5]
+    assert fusing.speaking(ranking({4: -0.2}, signed=True)).tolist() == []
+
+
 @pytest.mark.parametrize("n", [100, 10_000])
 def test_of_documents_that_differ_by_chance_about_one_stands_out_however_many_there_are(n):
     """2 deviations, which this replaced, let 23 of 1,000 stand out."""
