@@ -24,6 +24,7 @@ from scipy import sparse
 from data_attribution import postings
 from data_attribution.postings import Held
 from data_attribution.rankings import Ranking
+from data_attribution.suffixes.matches import Span
 from data_attribution.token_index import TokenIndex
 
 
@@ -55,8 +56,8 @@ def spans(index: TokenIndex, text: str, progress: Progress = None) -> Ranking:
     scores = np.zeros(store.n_documents)
     for done, span in enumerate(found):
         _report(progress, "documents of spans", done, len(found))
-        holders = _by_document(index, span.tokens) > 0
-        shares.append(-span.log_probability / max(int(holders.sum()), 1))
+        holders = _holders(index, span)
+        shares.append(-span.log_probability / max(len(holders), 1))
         scores[holders] += shares[-1]
 
     def where(asked: int) -> tuple[int, int]:
@@ -131,6 +132,14 @@ def _held(
     edges = np.cumsum([len(one) for one in holders])
     held = Held(0, n, edges, np.concatenate(holders), np.concatenate(counts))
     return np.diff(edges), [held]
+
+
+def _holders(index: TokenIndex, span: Span) -> Int64[np.ndarray, " document"]:
+    """The documents of the train region that hold a span; costs its places, however many others."""
+    if span.count > index.store.n_documents // 8:
+        return np.flatnonzero(_by_document(index, span.tokens))
+    found = [np.empty(0, np.int64), *map(index.store.document_at, index.places(span.tokens))]
+    return np.unique(np.concatenate(found))
 
 
 def _by_document(index: TokenIndex, row: Sequence[int]) -> Int64[np.ndarray, " document"]:

@@ -106,6 +106,17 @@ def test_only_the_candidates_given_are_ranked(index, make_run):
     assert found.documents.tolist() == whole.documents[5:20:3].tolist()
 
 
+def test_holders_of_a_span_are_the_same_looked_at_one_by_one_or_counted_in_all(index):
+    shares = []
+    for text in TEXTS[:20]:
+        for span in index.maximal_spans(f"{text} w0 w1"):
+            (hits,) = index.occurrences([np.array(span.tokens)])
+            expected = sorted({int(index.store.document_at(hit)) for hit in hits.tolist()})
+            assert lexical._holders(index, span).tolist() == expected
+            shares.append(span.count / index.store.n_documents)
+    assert min(shares) < 1 / 8 < max(shares)
+
+
 def test_candidates_are_the_best_of_both_rankings_in_turn(index, make_run):
     asked_of = request(index, "w1 w2 w1 w3 w9", make_run)
     both = lexical.spans(index, "w1 w2 w1 w3 w9"), bm25.rank(asked_of)
