@@ -9,7 +9,7 @@
 # # From a behaviour to its documents, and back by retraining
 #
 # **Question.** The model knows six capitals. Which heads and MLPs bring them out, which documents put them in, and would they be gone without those documents?
-# **Answer.** Among the texts that come first by words and by gradients are all that state the six facts, and most of those documents state one. Trained again without them, everything else the same to the bit, the model loses the six and keeps the rest; without as many random documents it loses nothing.
+# **Answer.** Among the texts that come first by words and by gradients are nearly all that state the six facts, and most of those documents state one. Trained again without them, everything else the same to the bit, the model loses most or all of the six and keeps the rest; without as many random documents it keeps them.
 # **Needs.** No GPU, no download. About two minutes on two quiet cores, nearly all of it for four trainings of a small run; seconds when it is run again. Every number below is computed here.
 
 # %%
@@ -99,7 +99,7 @@ within
 # %% [markdown]
 # ## 2. Which documents put them in?
 #
-# **Words and gradients together name the statements: the six facts were stated in twelve texts, and all twelve are here.** A row is a text with all its copies; `ranks` are its places by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference, at the last checkpoint.
+# **Words and gradients together name the statements: the six facts were stated in twelve texts.** How many of the twelve stand in these rows is counted below. A row is a text with all its copies; `ranks` are its places by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference, at the last checkpoint.
 
 # %%
 sources = attributing.documents(run, six, limit=24)
@@ -150,7 +150,7 @@ traced.to_frame()
 # %% [markdown]
 # ## 5. And back: are they the cause?
 #
-# **Without these documents the six capitals are gone.** The run is trained again without the rows and their copies, and twice without as many random documents of the same lengths, first read at the same steps. Order, positions, shapes and divisors stay as they were. The facts of the two other relations, who built a place and what it lives by, are asked as well.
+# **Without these documents most or all of the six capitals are gone.** The run is trained again without the rows and their copies, and twice without as many random documents of the same lengths, first read at the same steps. Order, positions, shapes and divisors stay as they were. The facts of the two other relations, who built a place and what it lives by, are asked as well.
 
 # %%
 unrelated = [behaviours.load(name, run, n_prompts=64) for name in ("maker", "trade")]
@@ -190,7 +190,7 @@ assert effect.high < 0
 full, without = proof.before[0], proof.after[0]
 assert full.recall.mean() == 1
 assert without.recall.mean() < 0.5
-assert proof.controls[0][0].recall.mean() > 0.8
+assert all(one[0].recall.mean() > 0.8 for one in proof.controls)
 others = list(zip(proof.before[1:], proof.after[1:], strict=True))
 assert all(after.recall.mean() > before.recall.mean() - 0.1 for before, after in others)
 assert {one.grade for one in proved} == {"counterfactual"}
