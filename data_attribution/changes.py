@@ -18,24 +18,21 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from jaxtyping import Float, Int64, Shaped
 
 from interp import intervals
-from interp.results import averages
 
 
 __all__ = ["Change", "Effect", "by_prompt"]
 
 
 def by_prompt(
-    values: Shaped[np.ndarray, " row"], tokens: Int[Tensor, "row pos"]
+    values: Shaped[np.ndarray, " row"], prompts: Int64[np.ndarray, " row"]
 ) -> Float[np.ndarray, " prompt"]:
-    """Mean over the rows of each distinct prompt, in the order of `averages.prompts_of`.
+    """Mean over the rows of each prompt, numbered from 0 (`averages.prompts_of`, `Question.cases`).
 
     One prompt beside many foils, or asked for several answers, is one case of the behaviour.
     """
-    prompts = averages.prompts_of(tokens)
     return np.bincount(prompts, weights=values.astype(np.float64)) / np.bincount(prompts)
 
 

@@ -30,6 +30,7 @@ from data_attribution.questions import Question
 from data_attribution.sources import Sources
 from interp import intervals
 from interp.behaviours import Behaviour
+from interp.results import averages
 from train import loop, runs
 from train.batches import Removal
 from train.errors import nearest
@@ -287,7 +288,7 @@ def _answers(model: GPT, asked: Sequence[Asked]) -> list[Score | Answers]:
     return [
         _score(one, model)
         if isinstance(one, Behaviour)
-        else changes.by_prompt(questions.measure(model, one), one.tokens)
+        else changes.by_prompt(questions.measure(model, one), one.cases)
         for one in asked
     ]
 
@@ -316,8 +317,9 @@ def _score(behaviour: Behaviour, model: GPT) -> Score:
     place = {token: index for index, token in enumerate(allowed)}
     answers = torch.tensor([place[int(token)] for token in behaviour.answer])
     right, log_probs = among.argmax(-1) == answers, among[row, answers]
+    prompts = averages.prompts_of(behaviour.clean)
     recall, log_prob, difference = (
-        changes.by_prompt(values.double().numpy(), behaviour.clean)
+        changes.by_prompt(values.double().numpy(), prompts)
         for values in (right, log_probs, behaviour.score(logits))
     )
     return Score(behaviour.name, recall, log_prob, difference)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,6 +19,7 @@ from data_attribution.errors import EvidenceError, QueryError
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
 from interp.metrics import Metric, logit_difference
+from interp.results import averages
 from train.objectives import IGNORED
 from train.tokenization import Tokenizer
 
@@ -56,6 +57,7 @@ class Question:
         score: Given logits, values at the hook points of `reads` by name, and the prompt of every
             row, one number a row. Rows come in any number and order.
         reads: Hook points whose values it needs.
+        apart: Whether equal prompts are cases of their own, as windows of one text are.
     """
 
     name: str
@@ -63,6 +65,12 @@ class Question:
     tokens: Int[Tensor, "prompt pos"]
     score: Score
     reads: tuple[str, ...] = ()
+    apart: bool = False
+
+    @property
+    def cases(self) -> Int64[np.ndarray, " prompt"]:
+        """Which case each prompt belongs to, counted from 0: equal prompts are one, or not."""
+        return np.arange(len(self.tokens)) if self.apart else averages.prompts_of(self.tokens)
 
 
 def of_behaviour(behaviour: Behaviour, metric: Metric | None = None) -> Question:
@@ -119,7 +127,7 @@ def of_text(
         )
         return -share * losses.sum(dim=1)
 
-    return Question(name, "nats a token", tokens, score)
+    return Question(name, "nats a token", tokens, score, apart=True)
 
 
 def asked(

@@ -35,7 +35,6 @@ from data_attribution.evaluations.cases import Case
 from data_attribution.evaluations.retrainings import Retrainings
 from data_attribution.questions import Question
 from interp import intervals
-from interp.results import averages
 
 
 __all__ = ["Curves", "Point", "Ratio", "apart", "measure"]
@@ -228,7 +227,7 @@ def _change(
     question: Question, before: Answers, after: Answers, drawn: Sequence[Answers]
 ) -> Change:
     """What became of an unrelated question, by distinct prompt: its foils are no draws."""
-    prompts = averages.prompts_of(question.tokens)
+    prompts = question.cases
     rows = np.bincount(prompts)
     before, after, *controls = (np.bincount(prompts, one) / rows for one in (before, after, *drawn))
     seeds = np.array(controls).reshape(len(drawn), len(rows))

@@ -6,6 +6,7 @@ import torch
 
 from data_attribution import changes
 from data_attribution.changes import Change
+from interp.results import averages
 
 
 def change(after, controls, before=0.0):
@@ -50,7 +51,8 @@ def test_one_control_has_no_spread_so_that_noise_is_unknown():
 def test_rows_of_one_prompt_are_one_case():
     """Three foils of one prompt and one of another: two cases, each its own mean."""
     tokens = torch.tensor([[5, 1], [5, 2], [5, 1], [5, 1]])
-    found = changes.by_prompt(np.array([1.0, 10.0, 2.0, 6.0]), tokens)
+    prompts = averages.prompts_of(tokens)
+    found = changes.by_prompt(np.array([1.0, 10.0, 2.0, 6.0]), prompts)
     assert found.tolist() == [3.0, 10.0]
 
 

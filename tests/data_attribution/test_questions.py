@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_attribution import component_questions, questions
+from data_attribution import changes, component_questions, questions
 from data_attribution.errors import QueryError
 from interp import behaviours, detecting, direct_logits, hooked
 from interp.errors import BehaviourError, ModelError
+from interp.results import averages
 from train import tokenization
 from train.model import GPT, GPTConfig, init
 
@@ -70,6 +71,21 @@ def test_however_a_text_is_cut_its_prompts_have_the_mean_over_all_its_tokens(tex
     assert len(every) == len(text)
     found = questions.measure(model, questions.of_text(text, WORDS, n_ctx=n_ctx))
     assert found.mean() == pytest.approx(np.mean(every), rel=1e-4)
+
+
+def test_windows_that_are_equal_are_cases_of_their_own(model):
+    """A text that repeats itself every four tokens: its mean is that over all its tokens."""
+    period = WORDS.encode("w1 w2 w3").tolist()
+    text = [*period, WORDS.eot] * 4 + period[:2]
+    question = questions.of_text(text, WORDS, n_ctx=4)
+    assert len(question.tokens) == 5
+    assert len(question.tokens.unique(dim=0)) == 2
+    values = questions.measure(model, question)
+    found = changes.by_prompt(values, question.cases)
+    assert found.mean() == pytest.approx(values.mean())
+    # Merged, the last window, of two tokens, would count for as much as the others together.
+    merged = changes.by_prompt(values, averages.prompts_of(question.tokens))
+    assert merged.mean() != pytest.approx(values.mean(), rel=0.05)
 
 
 def test_windows_that_hold_nothing_but_context_are_left_out(model):
