@@ -6,7 +6,7 @@ was held out.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -131,7 +131,9 @@ class Hits:
     def items(self) -> tuple[Hit, ...]:
         """The hits one by one."""
         columns = (self.positions, self.lengths, self.documents, self.offsets, self.held_out)
-        return tuple(map(Hit._make, zip(*(one.tolist() for one in columns), strict=True)))
+        # Half of what `Hit._make` takes, which counts the columns of every row.
+        made = partial(tuple.__new__, Hit)
+        return tuple(map(made, zip(*(one.tolist() for one in columns), strict=True)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Hits):
