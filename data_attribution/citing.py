@@ -11,9 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from data_attribution import removals
 from data_attribution.rankings import Ranking
 from data_attribution.sources import GRADES, Evidence, Source
 from data_attribution.token_index import TokenIndex
+from train.runs import Run
 from train.token_store import TokenStore
 
 
@@ -65,7 +67,7 @@ def sources(
     for rank, document in enumerate(ranking.documents.tolist()):
         if len(items) == limit:
             break
-        steps = run.steps_reading(document)
+        steps = _reading(run, document)
         if not len(steps) or document in taken:
             unread += not len(steps)
             folded += len(steps) > 0
@@ -93,6 +95,11 @@ def sources(
             )
         )
     return Cited(tuple(items), unread, folded)
+
+
+def _reading(run: Reads, document: int) -> Int64[np.ndarray, " step"]:
+    """The steps that read it, of a run with weights those that its last checkpoint has seen."""
+    return removals.reading(run, document) if isinstance(run, Run) else run.steps_reading(document)
 
 
 def _ranks(ranking: Ranking) -> dict[int, int]:

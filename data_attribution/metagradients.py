@@ -45,7 +45,7 @@ from train.runs import Run
 if TYPE_CHECKING:
     from data_attribution.attributing import Request
 
-__all__ = ["WHOLE", "Influence", "Window", "influence", "of_question", "rank"]
+__all__ = ["WHOLE", "Influence", "Window", "influence", "of_question", "rank", "span"]
 
 ROOM = 4 << 30  # bytes on disk
 SPAN = 1000  # steps, at most, where a ranking does not say how many
@@ -149,7 +149,7 @@ def influence(
     times. All questions share the replay. Memory does not grow with the number of steps.
 
     Args:
-        last: Default: the last step of the run.
+        last: Default: the last step before the last checkpoint, which has the run's weights.
         windows: At most so many pass through the model at a time; default: half as many as the
             trainer took, which takes less than twice its memory.
         room: Bytes of disk for states in between; with little, steps are trained again.
@@ -163,7 +163,7 @@ def influence(
     """
     begin = time.perf_counter()
     asked = [asked] if isinstance(asked, Question) else list(asked)
-    last = run.steps_done - 1 if last is None else last
+    last = run.saved_at(None).step - 1 if last is None else last
     _check_span(run, asked, first, last)
     tally = tallies.of_span(run, len(asked), first, last)
     numerics = numbers.here(run.numerics)
@@ -202,19 +202,30 @@ def rank(request: "Request", *, steps: int | None = None) -> Ranking:
     run, window = request.run, request.window
     epoch = -(-run.store.train_tokens // run.recipe.tokens_per_step)
     asked = steps or window.steps or min(epoch, SPAN)
-    kept = [one.step for one in run.saved if one.resumable and one.step < run.steps_done]
-    first = max(run.steps_done - asked, *kept[:1], 0)
+    first, last = span(run, asked)
     found = influence(
         run,
         request.question,
         first=first,
+        last=last,
         room=window.room,
         scratch=window.scratch,
         progress=request.progress,
     ).ranking()
-    begun = max(step for step in kept if step <= first)
-    short = {"asked for": asked} if run.steps_done - first < asked else {}
+    begun = max(one.step for one in run.saved if one.resumable and one.step <= first)
+    short = {"asked for": asked} if last + 1 - first < asked else {}
     return replace(found, details={**found.details, "from checkpoint": begun, **short})
+
+
+def span(run: Run, steps: int) -> tuple[int, int]:
+    """The last `steps` steps before the last checkpoint, first and last, as far as replay reaches.
+
+    Where no checkpoint before them kept its optimizer the first is that of the first which did. Of
+    a run that was stopped the steps behind its last checkpoint left no weights to ask.
+    """
+    end = run.saved_at(None).step
+    kept = [one.step for one in run.saved if one.resumable and one.step < end]
+    return max(end - steps, *kept[:1], 0), end - 1
 
 
 def of_question(model: GPT, question: Question) -> tuple[float, Float[torch.Tensor, " parameter"]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_attribution import questions
+from data_attribution import questions, removals
 from data_attribution.errors import EvidenceError
 from data_attribution.questions import Question
 from interp import behaviours
@@ -125,9 +125,9 @@ def _case(run: Run, fact: dict[str, Any]) -> Case:
 
 
 def _read(run: Run, rows: list[int]) -> Iterator[int]:
-    """Places in the store of rows of the corpus, where the run has read them."""
+    """Places in the store of rows of the corpus, where its last checkpoint has seen them."""
     for document in np.flatnonzero(np.isin(run.store.rows, rows)).tolist():
-        if len(run.steps_reading(document)):
+        if len(removals.reading(run, document)):
             yield document
 
 

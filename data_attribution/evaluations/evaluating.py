@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from data_attribution import questions
+from data_attribution import metagradients, questions
 from data_attribution.errors import EvidenceError
 from data_attribution.evaluations import (
     cases,
@@ -67,7 +67,8 @@ class Asked:
         removal: Seeds of random controls for the removal of the first k; 0: none.
         unrelated: Behaviours that the removal should leave as they are.
         subsets: Random subsets for the LDS; 0: none.
-        steps: Last steps of the run that replay and LDS are about.
+        steps: Last steps before the last checkpoint that replay and LDS are about; fewer where no
+            checkpoint before them kept its optimizer.
     """
 
     n: int = 24
@@ -104,6 +105,9 @@ def evaluate(
     """
     asked = asked or Asked()
     chosen = cases.planted(run, n=asked.n, least=asked.least, seed=asked.seed)
+    # Before anything dear: it hangs on the truth alone.
+    removable = _removable(chosen, asked.k) if asked.removal else []
+    span = metagradients.span(run, asked.steps)
     names = tuple(within) if within is not None else localised(run, chosen, progress=progress)
     found = shared_rankings.by_method(
         run,
@@ -111,7 +115,7 @@ def evaluate(
         each=asked.each,
         within=names,
         replayed=scopes.most_stated(chosen, asked.replayed),
-        span=(max(run.steps_done - asked.steps, 0), run.steps_done - 1),
+        span=span,
         seed=asked.seed,
         progress=progress,
     )
@@ -120,9 +124,9 @@ def evaluate(
     if asked.patched:
         rows += [row for exam in exams for row in _patched(run, exam, found, asked, progress)]
     if asked.removal:
-        rows += _removed(run, chosen, found, asked, out, progress)
+        rows += _removed(run, removable, found, asked, out, progress)
     if asked.subsets:
-        rows += _foretold(run, exams, found, asked, out, progress)
+        rows += _foretold(run, exams, found, asked, span, out, progress)
     provenance = {
         "run": run.id,
         "store": run.store.fingerprint,
@@ -131,6 +135,7 @@ def evaluate(
         "within": list(names),
         "seconds": {name: round(one.seconds, 2) for name, one in found.items()},
         "asked": vars(asked),
+        "steps": [*span] if asked.subsets or asked.replayed else None,
     }
     if len(exams) > 1:
         provenance["replayed"] = exams[-1].described()
@@ -210,9 +215,20 @@ def _patched(
             yield from tables.mean_row(method, kind + exam.label, "tail patch", np.array(values))
 
 
+def _removable(chosen: Sequence[Case], k: int) -> list[Case]:
+    """Facts that k documents or more state, and none of them two."""
+    some = removal_curves.apart([case for case in chosen if len(case.relevant) >= k])
+    if not some:
+        raise EvidenceError(
+            f"none of the {len(chosen)} facts is stated by {k} documents that were read, so "
+            "removing as many says nothing of it; take more facts or a smaller k"
+        )
+    return some
+
+
 def _removed(
     run: Run,
-    chosen: Sequence[Case],
+    some: Sequence[Case],
     found: Mapping[str, Ranked],
     asked: Asked,
     out: Path | None,
@@ -221,13 +237,6 @@ def _removed(
     """What facts lose without their first k documents, and how often what random ones move."""
     methods = [name for name in ("fused", "bm25", "gradient") if name in found]
     tops = {name: shared_rankings.read(run, found[name].by_case, first=asked.k) for name in methods}
-    stated = [case for case in chosen if len(case.relevant) >= asked.k]
-    some = removal_curves.apart(stated)
-    if not some:
-        raise EvidenceError(
-            f"none of the {len(chosen)} facts is stated by {asked.k} documents that were read, so "
-            "removing as many says nothing of it; take more facts or a smaller k"
-        )
     unrelated = [
         questions.of_behaviour(behaviours.load(name, run, n_prompts=32)) for name in asked.unrelated
     ]
@@ -269,14 +278,13 @@ def _foretold(
     exams: Sequence[Scope],
     found: Mapping[str, Ranked],
     asked: Asked,
+    span: tuple[int, int],
     out: Path | None,
     progress: Progress,
 ) -> Iterator[Row]:
     """LDS over random subsets of what was read last, mean over facts; interval over facts."""
-    first, cases = max(run.steps_done - asked.steps, 0), exams[0].cases
-    read = np.unique(
-        np.concatenate([run.documents_read(step) for step in range(first, run.steps_done)])
-    )
+    (first, last), cases = span, exams[0].cases
+    read = np.unique(np.concatenate([run.documents_read(step) for step in range(first, last + 1)]))
     subsets = lds.draw(read, n=asked.subsets, seed=asked.seed)
     retrained = lds.retrained(
         run, subsets, [case.question for case in cases], out=out, first=first, progress=progress

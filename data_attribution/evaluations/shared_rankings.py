@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Int64
 
-from data_attribution import attributing, bm25, fusing, metagradients
+from data_attribution import attributing, bm25, fusing, metagradients, removals
 from data_attribution.attributing import METHODS, Request
 from data_attribution.evaluations.cases import Case
 from data_attribution.gradients import comparing
@@ -109,7 +109,7 @@ def was_read(
 ) -> Iterator[int]:
     """Those of the documents that the run read, of those `among`, in their order."""
     for one in documents:
-        if (among is None or one in among) and len(run.steps_reading(one)):
+        if (among is None or one in among) and len(removals.reading(run, one)):
             yield one
 
 
@@ -137,7 +137,7 @@ def _compared(
 def _replayed(
     run: Run, cases: Sequence[Case], span: tuple[int, int] | None, progress: Progress
 ) -> Ranked:
-    first, last = span or (0, run.steps_done - 1)
+    first, last = span or (0, None)
     asked = [case.question for case in cases]
     found = metagradients.influence(run, asked, first=first, last=last, progress=progress)
     by_case = {case.name: found.ranking(place) for place, case in enumerate(cases)}

@@ -48,8 +48,8 @@ def changes(
     """
     # One thread: nothing here must agree with the trainer to the bit, and a step is a few tokens.
     numerics = replace(numbers.here(run.numerics), threads=1)
-    state = states.load(run, run.steps_done, numerics)
-    lr = optimizers.lr_at(run.recipe, max(run.steps_done - 1, 0))
+    state = states.load(run, run.saved_at(None).step, numerics)
+    lr = optimizers.lr_at(run.recipe, max(state.step - 1, 0))
     nothing = _stepped(run, state, numerics, lr, None)
     found, done, total = [], 0, sum(len(documents) for _, documents in asked)
     for question, documents in asked:

@@ -18,7 +18,7 @@ from data_attribution.evaluations.evaluating import Asked
 from data_attribution.evaluations.shared_rankings import Ranked
 from data_attribution.gradients import ranking
 from data_attribution.rankings import Ranking
-from train import loop, token_store
+from train import loop, runs, token_store
 from train.corpora import Corpus, Document
 
 
@@ -247,10 +247,29 @@ def test_removing_what_was_found_takes_more_than_random_documents(table):
     assert table.value("fused", "both", "times random")["value"] > 1
 
 
-def test_facts_that_are_stated_too_seldom_to_be_removed_are_refused(run, chosen):
-    found = {"fused": Ranked({}, 0.0)}
+def test_facts_that_are_stated_too_seldom_to_be_removed_are_refused(run, monkeypatch):
+    """Before anything is ranked: what the truth says is known at once."""
+    monkeypatch.setattr(shared_rankings, "by_method", None)
     with pytest.raises(EvidenceError, match="none of the 8 facts is stated by 19 documents"):
-        list(evaluating._removed(run, chosen, found, Asked(k=19), None, None))
+        evaluating.evaluate(run, Asked(n=4, k=19, removal=1), within=("L0.mlp",))
+
+
+def test_a_run_that_was_stopped_is_evaluated_as_far_as_its_last_checkpoint(run, tmp_path):
+    """190 steps are in the ledger and 160 in the weights: nothing behind them is drawn or cited."""
+
+    def stop(what, done, steps):
+        if done == 190:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(run.recipe, run.store, out=path, numerics=run.numerics, progress=stop)
+    stopped = runs.open(path, store=run.store.path)
+    assert (stopped.steps_done, stopped.steps[-1]) == (190, 160)
+    asked = Asked(n=1, k=3, each=20, patched=0, subsets=4, steps=6)
+    found = evaluating.evaluate(stopped, asked, within=("L0.mlp",))
+    assert found.provenance["steps"] == [154, 159]
+    assert found.value("gradient", "verbatim", "LDS")["n"] == 1
 
 
 def test_the_command_prints_the_table(openbook, run):
