@@ -136,11 +136,14 @@ def resume(
 ) -> Run:
     """Go on from the newest checkpoint to the checkpoint `last`, by default the end.
 
-    Watched as before; a finished run is returned as it is.
+    Watched as before; a finished run is returned. TrainError when `last` is no checkpoint ahead.
     """
     opened = runs.open(path, store=store)
     if opened.finished:
         return opened
+    ahead = [one for one in opened.recipe.checkpoint_steps() if one >= max(opened.steps, default=0)]
+    if last is not None and last not in ahead:
+        raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
     with _locked(opened.path):
         state, rows = _where_it_stopped(opened)
         manifests.resumed(opened.path, opened.manifest, state.step)
@@ -177,7 +180,6 @@ def replay(
     What was trained on a GPU is replayed on the CPU of a machine without one.
 
     Args:
-        run: A run trained here.
         removal: Leave documents out, beside those the run already lacks: the exact counterfactual
             of this span.
     """
@@ -189,8 +191,7 @@ def replay(
     removed = removal.joined(run.removal) if removal else run.removal
     # Without the GPU it was trained on, a span is compared within a tolerance, not bit by bit.
     numerics = numbers.here(run.numerics)
-    state = states.load(run, first, numerics)
-    done = []
+    state, done = states.load(run, first, numerics), []
     with numbers.applied(numerics):
         for row in advance(state, run.recipe, run.store, run.order, numerics, last + 1, removed):
             done.append(row)
@@ -247,12 +248,12 @@ def _start_from(parent: Run, begin: State, out: Path) -> list[ledger.Row]:
 
 
 def first_read(run: Run, documents: tuple[int, ...]) -> int:
-    """The first step at which any of the documents is read; an error when none ever is."""
+    """The first step at which any is read; an error when the last checkpoint has seen none."""
     firsts = [int(steps[0]) for one in documents if len(steps := run.steps_reading(one))]
-    if not firsts:
+    if min(firsts, default=math.inf) >= (end := run.saved_at(None).step):
         raise TrainError(
-            f"none of the {len(documents)} documents was ever read in the {run.steps_done} steps "
-            f"of {run.path}; leaving them out changes nothing"
+            f"none of the {len(documents)} documents was ever read in the {end} steps before the "
+            f"last checkpoint of {run.path}; leaving them out changes nothing"
         )
     return min(firsts)
 
@@ -372,8 +373,7 @@ def _settled(
 def _diverged(model: GPT, batch: Batch, numerics: Numerics, step: int) -> DivergedError:
     """Names the first bad tensor as the weights are now: on a CPU those that `step` used."""
     bad = evaluating.first_bad_tensor(model, batch, numerics)
-    late = batch.step - step
-    when = f" (looked for after {late + 1} more updates, read in blocks on a GPU)"
+    when = f" (looked for after {batch.step - step + 1} more updates, read in blocks on a GPU)"
     return DivergedError(
         f"the loss of step {step} is not a number; the first bad tensor"
         f"{'' if numerics.device == 'cpu' else when} is {bad}; the last good checkpoint was kept: "

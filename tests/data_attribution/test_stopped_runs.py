@@ -1,13 +1,20 @@
 """A run that was stopped is trained again as far as it went, and not as far as it was asked to."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
 
-from data_attribution import counterfactuals, removals
+from data_attribution import citing, counterfactuals, indexing, metagradients, removals
 from data_attribution.errors import CounterfactualError
+from data_attribution.evaluations import shared_rankings
 from data_attribution.evaluations.retrainings import Retrainings
 from data_attribution.questions import Question
-from train import loop, runs
+from data_attribution.rankings import Ranking
+from train import loop, runs, token_store
+from train.batches import Removal
+from train.errors import TrainError
 
 
 class Stop(Exception):
@@ -74,3 +81,46 @@ def test_what_was_read_behind_the_last_checkpoint_was_not_read(stopped, tmp_path
     for seed in range(3):
         drawn = removals.matched_random(stopped, early[:20], seed=seed)
         assert not {*drawn} & {*late}
+
+
+def test_what_was_read_behind_the_last_checkpoint_is_no_source(stopped, tmp_path):
+    steps = {one: stopped.steps_reading(one) for one in range(120)}
+    late = [one for one, read in steps.items() if len(read) and read.min() >= 16]
+    again = [one for one, read in steps.items() if len(read) and read.min() < 16 <= read.max()]
+    shutil.copytree(stopped.store.path, tmp_path / "store", dirs_exist_ok=True)
+    index = indexing.build(token_store.open(tmp_path / "store"))
+    named = np.array([late[0], again[0]])
+    ranking = Ranking(named, np.array([2.0, 1.0]))
+    cited = citing.sources(stopped, index, ranking, limit=2, grades={}, evidence={})
+    assert cited.unread == 1
+    (one,) = cited.items
+    assert one.document == again[0]
+    assert max(one.steps) < 16
+    assert list(shared_rankings.was_read(stopped, named.tolist())) == again[:1]
+
+
+def test_a_span_ends_at_the_last_checkpoint_and_begins_where_an_optimizer_was_kept(
+    stopped, tiny_run, tmp_path
+):
+    assert metagradients.span(stopped, 3) == (13, 15)
+    assert metagradients.span(tiny_run, 100) == (0, 23)
+    late = next(one for one in range(120) if (tiny_run.steps_reading(one)[:1] > 16).any())
+    child = loop.branch(tiny_run, tmp_path / "child", Removal((late,)))
+    assert child.steps[0] == 16
+    assert metagradients.span(child, 20) == (16, 23)
+    assert metagradients.span(child, 3) == (21, 23)
+
+
+def test_it_is_not_branched_for_what_it_never_saw_nor_gone_on_with_to_no_checkpoint(
+    stopped, tmp_path
+):
+    late = next(one for one in range(120) if (stopped.steps_reading(one)[:1] >= 16).any())
+    with pytest.raises(TrainError, match="1 documents was ever read in the 16 steps before"):
+        loop.branch(stopped, tmp_path / "child", Removal((late,)))
+    assert not (tmp_path / "child").exists()
+    before = (stopped.path / "manifest.json").read_bytes()
+    for last in (8, 20, 32):  # below the newest, between two, behind the end
+        with pytest.raises(TrainError, match=rf"to step {last}; its checkpoints are \[16, 24\]"):
+            loop.resume(stopped.path, store=stopped.store.path, last=last)
+    assert (stopped.path / "manifest.json").read_bytes() == before
+    assert loop.resume(stopped.path, store=stopped.store.path, last=16).steps[-1] == 16
