@@ -5,8 +5,13 @@ from typing import Annotated
 
 import typer
 
+from data_attribution.errors import EvidenceError
 from interp.cli import Seed
 from train.cli import Json, Out, RunPath, StorePath, answer
+
+
+# Of `index`: how gradients are collected, as `trace documents` compares them by default.
+RANK, METRIC, LOG_ODDS = 32, "adam", 0.01
 
 
 attribution = typer.Typer(
@@ -79,11 +84,13 @@ def index_command(
     within: Annotated[
         list[str] | None, typer.Option(help="L1H0, L0.mlp, unembed ...; default: everything.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of the projections: its square a matrix.")] = 32,
-    metric: Annotated[str, typer.Option(help="adam: as the optimizer steps; plain.")] = "adam",
+    rank: Annotated[
+        int, typer.Option(min=1, help="Of the projections: its square a matrix.")
+    ] = RANK,
+    metric: Annotated[str, typer.Option(help="adam: as the optimizer steps; plain.")] = METRIC,
     log_odds: Annotated[
         float, typer.Option(min=0, help="Least 1 - p a target is divided by; 0: follow the loss.")
-    ] = 0.01,
+    ] = LOG_ODDS,
     seed: Annotated[int, typer.Option(min=0, help="Of the projections.")] = 0,
     step: Annotated[int | None, typer.Option(help="Checkpoint; default: the last.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Default: RUN/gradients.")] = None,
@@ -104,6 +111,16 @@ def index_command(
     from data_attribution.gradients import planning, selecting, storing
     from train import progress, runs
 
+    if verify:
+        _refuse_idle(
+            within=(within, None),
+            rank=(rank, RANK),
+            metric=(metric, METRIC),
+            log_odds=(log_odds, LOG_ODDS),
+            seed=(seed, 0),
+            step=(step, None),
+            estimate=(estimate, False),
+        )
     opened = runs.open(path, store=store)
     if verify:
         kept = storing.open(folder or opened.path / storing.FOLDER, run=opened)
@@ -133,3 +150,13 @@ def index_command(
         )
     result = {"path": str(built.path), **asdict(plan), "sites": list(built.manifest["sites"])}
     answer(result, f"{plan.bytes:,} bytes: {built.path}", as_json=as_json, out=out)
+
+
+def _refuse_idle(**given: tuple[object, object]) -> None:
+    """What --verify would not look at, each with its default."""
+    said = [name for name, (one, default) in given.items() if one not in (default, [])]
+    if said:
+        listed = " and ".join(f"--{name.replace('_', '-')}" for name in said)
+        raise EvidenceError(
+            f"{listed} would do nothing, for --verify collects nothing; leave it out"
+        )

@@ -167,10 +167,24 @@ def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
     again = openbook(*common, "--folder", out)
     assert again.code == 2
     assert "exists already" in again.err
-    verified = openbook(*common, "--folder", out, "--verify")
+    verifying = (*common[:3], "--folder", out, "--verify")
+    verified = openbook(*verifying)
     assert (verified.code, str(out) in verified.out) == (0, True)
     kept = (out / storing.EXPONENTS).read_bytes()
     (out / storing.EXPONENTS).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    damaged = openbook(*common, "--folder", out, "--verify")
+    damaged = openbook(*verifying)
     assert damaged.code == 3
     assert "exponents.i8: its sha256 is not that of" in damaged.err
+
+
+def test_verifying_refuses_what_it_would_not_look_at(openbook, tiny_run):
+    at = ("attribution", "index", tiny_run.path, "--verify")
+    for given in (
+        ("--estimate",), ("--within", "L0H1"), ("--step", 8), ("--rank", 8),
+        ("--metric", "plain"), ("--log-odds", 0.1), ("--seed", 1),
+    ):  # fmt: skip
+        ended = openbook(*at, *given)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert f"{given[0]} would do nothing, for --verify" in ended.err
+    both = openbook(*at, "--log-odds", 0, "--rank", 4)
+    assert "--rank and --log-odds would do nothing" in both.err
