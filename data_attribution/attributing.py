@@ -184,7 +184,7 @@ def documents(
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
     asked = parts(method, run, words=target is not None)
-    _refuse_idle(method, asked, question=question, within=within, how=how, window=window)
+    _refuse_idle(method, asked, (question, within, metric, how, window))
     request = ask(
         run,
         target,
@@ -214,8 +214,10 @@ def documents(
     )
     left_out = [one for one in parts(method, run) if one not in asked]
     about = _provenance(request, ranking, found, cited) | {"left out": left_out}
-    shown = "+".join(asked) if left_out else method
-    return Sources(request.name, shown, cited.items, about)
+    follows = any(METHODS[one].weights for one in asked)
+    if isinstance(target, Behaviour) and follows and question is None:
+        about["metric"] = metric.name if metric else "logit difference"
+    return Sources(request.name, "+".join(asked) if left_out else method, cited.items, about)
 
 
 def parts(method: str, run: Run | Reader, *, words: bool = True) -> tuple[str, ...]:
@@ -298,16 +300,17 @@ def _fusible(run: Run | Reader, words: bool) -> list[str]:
     return names
 
 
-def _refuse_idle(method: str, asked: Sequence[str], **given: object) -> None:
+def _refuse_idle(method: str, asked: Sequence[str], given: Sequence[object]) -> None:
     """What no method that was asked would look at."""
-    needs = {
-        "question": ("a question was given", ("gradient", "replay")),
-        "within": ("components were named", ("gradient",)),
-        "how": ("a way to compare gradients was given", ("gradient",)),
-        "window": ("a window of replay was given", ("replay",)),
-    }
-    for name, (said, methods) in needs.items():
-        if given[name] is not None and not set(methods) & set(asked):
+    needs = (
+        ("a question was given", ("gradient", "replay")),
+        ("components were named", ("gradient",)),
+        ("a metric was given", ("gradient", "replay")),
+        ("a way to compare gradients was given", ("gradient",)),
+        ("a window of replay was given", ("replay",)),
+    )
+    for one, (said, methods) in zip(given, needs, strict=True):
+        if one is not None and not set(methods) & set(asked):
             raise EvidenceError(
                 f"{said}, and {method} evidence does not look at that; take "
                 f"--method {' or '.join(methods)}, or fuse it with others: lexical+{methods[0]}"
@@ -355,7 +358,6 @@ def _grades(found: dict[str, Ranking]) -> dict[int, str]:
 
 def _lexical(request: Request) -> Ranking:
     target, index = request.words, request.index
-    assert target is not None
     if isinstance(target, str):
         return replace(lexical.spans(index, target, request.progress), formula="maximal spans")
     clean, corrupt = np.asarray(target.clean), np.asarray(target.corrupt)

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 SHOWN_STEPS = 8
+LOGITS = "logit difference"  # what is followed of a behaviour unless another is named
 
 
 def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str, Any]:
@@ -110,15 +111,18 @@ def sources_lines(sources: "Sources") -> str:
         for one in sources
     ]
     within = f" within {', '.join(about['within'])}" if about.get("within") else ""
-    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{within}"
+    metric = about.get("metric") or LOGITS
+    by = "" if metric == LOGITS else f", by its {metric}"
+    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{by}{within}"
     end = (
         f"{len(lines)} of {about['candidates']} documents; run {about['run']}, knowledge "
         f"{about['knowledge']}; "
     )
-    shown = any(one.effect for one in sources)
-    says = "effects are those of all documents removed together, beyond random ones"
-    untested = "evidence is no cause yet: `openbook counterfactual` tests it"
-    return "\n".join([head, *lines, *_notes(about), end + (says if shown else untested)])
+    effect = next((one.effect for one in sources if one.effect), None)
+    says = "evidence is no cause yet: `openbook counterfactual` tests it"
+    if effect is not None:
+        says = f"effects are those of all documents removed together, {_beside(effect.controls)}"
+    return "\n".join([head, *lines, *_notes(about), end + says])
 
 
 def _notes(about: dict[str, Any]) -> list[str]:
@@ -211,15 +215,22 @@ def counterfactual_lines(result: dict[str, Any]) -> str:
 
 
 def _effect_line(row: dict[str, Any]) -> str:
-    """What the documents did to a question, beyond what random ones did."""
+    """What the documents did to a question, and beside what."""
     kind = "" if row["related"] else "unrelated "
     held = "no interval: one prompt and not two controls"
     if row["low"] is not None:
         held = interval(row["low"], row["high"])
     return (
-        f"{kind}{row['question']}: {row['effect']:+.3f} {row['unit']} beyond {row['seeds']} "
-        f"controls, {held}, {_noise(row['within noise'], row['seeds'])}"
+        f"{kind}{row['question']}: {row['effect']:+.3f} {row['unit']}, {_beside(row['seeds'])}, "
+        f"{held}, {_noise(row['within noise'], row['seeds'])}"
     )
+
+
+def _beside(controls: int) -> str:
+    """What an effect is counted from."""
+    if not controls:
+        return "beside the full run: no random ones were removed"
+    return f"beyond {controls} removal{'s' if controls > 1 else ''} of random ones"
 
 
 def _noise(within: bool | None, controls: int) -> str:

@@ -131,7 +131,7 @@ def trace_documents(
             seed=seed,
             progress=advance,
         )
-    proof, goal = None, target if asked is None else asked
+    proof, goal = None, _goal(target, asked, metric)
     if prove and goal is not None:
         with progress.bar("retraining") as advance:
             drawn = CONTROLS if controls is None else controls
@@ -226,6 +226,18 @@ def _metric(name: str | None, target: "str | Behaviour | None") -> "Metric | Non
     if name is None or target is None or isinstance(target, str):
         return None
     return metrics.named(name, target)
+
+
+def _goal(
+    target: "str | Behaviour | None", asked: "Question | None", metric: str | None
+) -> "str | Behaviour | Question | None":
+    """What a proof measures: what gradients followed, where that was named."""
+    from data_attribution import questions
+
+    followed = _metric(metric, target)
+    if asked is not None or followed is None or target is None or isinstance(target, str):
+        return target if asked is None else asked
+    return questions.of_behaviour(target, followed)
 
 
 def _how(**options: object) -> "How | None":

@@ -48,3 +48,12 @@ def test_one_control_is_cheap_and_holds_no_copy_of_a_row_below_the_top(
     assert len(result["control"]) == 1
     assert [row["within noise"] for row in result["effects"]] == [None]
     assert "noise unknown: one control" in openbook(*asked).out
+
+
+def test_an_effect_without_controls_is_not_said_to_be_beyond_any(openbook, at):
+    asked = (*at, "--document", 3, "--together", "none", "--seeds")
+    without = openbook(*asked, 0)
+    assert without.code == 0, without.err
+    assert ", beside the full run: no random ones were removed, " in without.out
+    assert "beyond" not in without.out
+    assert ", beyond 1 removal of random ones, " in openbook(*asked, 1).out

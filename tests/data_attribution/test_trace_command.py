@@ -157,6 +157,7 @@ def test_what_nothing_would_look_at_is_refused(run, third):
         ({"target": "k3", "metric": metric}, "the probability of a text is a number already"),
         ({"target": third, "how": How("dot"), "method": "replay"}, "take --method gradient"),
         ({"target": third, "window": Window(3)}, "fuse it with others: lexical.replay"),
+        ({"target": third, "metric": metric, "method": "lexical"}, "a metric was given, and lex"),
     ):
         with pytest.raises(EvidenceError, match=said):
             attributing.documents(run, **asked)
@@ -243,3 +244,24 @@ def test_a_text_in_a_file_is_traced_span_by_span(openbook, run, indexed, tmp_pat
         ),
         rel=0.2,
     )
+
+
+def test_the_metric_that_is_followed_is_said_and_is_what_a_proof_measures(
+    openbook, run, indexed, lookup_behaviour, tmp_path
+):
+    copied = tmp_path / "run"
+    shutil.copytree(run.path, copied)
+    at = ("trace", "documents", copied, lookup_behaviour, "--store", indexed, "--limit", 1)
+    at += ("--method", "gradient", "--prompts", 2)
+    asked = (*at, "--metric", "probability", "--prove", 1, "--controls", 0, "--json")
+    found = json.loads(openbook(*asked).out)
+    assert found["provenance"]["metric"] == "probability"
+    effect = found["items"][0]["effect"]
+    assert effect["unit"] == "probability"
+    said = openbook(*asked[:-1]).out.splitlines()
+    assert ", by its probability" in said[0]
+    assert said[-1].endswith("beside the full run: no random ones were removed")
+    plain = json.loads(openbook(*at, "--json").out)
+    assert plain["provenance"]["metric"] == "logit difference"
+    words = json.loads(openbook(*at, "--method", "lexical", "--json").out)
+    assert "metric" not in words["provenance"]
