@@ -15,8 +15,9 @@ from train.errors import DamagedError, StoreError, TrainError
 
 @pytest.fixture
 def copied(tiny_run, tmp_path):
-    """A run beside its store, free to be damaged."""
-    shutil.copytree(tiny_run.store.path, tmp_path / "store")
+    """A run beside its store, free to be damaged; without what other tests computed from it."""
+    computed = shutil.ignore_patterns("index", "bm25", ".*")
+    shutil.copytree(tiny_run.store.path, tmp_path / "store", ignore=computed)
     shutil.copytree(tiny_run.path, tmp_path / "run")
     return tmp_path / "run"
 
