@@ -85,7 +85,7 @@ patched
 # **Replay.** The last steps of the run are trained again, forty times, each time without a random twentieth of the documents that they read; the linear datamodelling score is the rank correlation of what a method foretells with what happened. Asked are the same well-known facts of every method: stated 64 times or more, so that these steps read some statements of each. Replay differentiates through these very steps. Words and gradients were never meant for this: they say nothing of documents that share nothing with the fact, and such documents move it too.
 
 # %%
-asked = Asked(n=4, least=64, patched=0, replayed=4, subsets=40, steps=24)
+asked = Asked(n=2, least=64, patched=0, replayed=2, subsets=40, steps=24)
 foretold = evaluating.evaluate(run, asked)
 scores = foretold.to_frame()
 scores = scores[scores["measure"] == "LDS"]
@@ -100,7 +100,7 @@ bars(scores, title="Replay foretells what retraining does", unit="rank correlati
 # ## 5. The claims again
 
 # %%
-# Of the second table the LDS alone: its recall is that of eight facts. Every claim is a comparison
+# Of the second table the LDS alone: its recall is that of four facts. Every claim is a comparison
 # within this run, because the weights differ from processor to processor.
 rows = [*table.rows, *(row for row in foretold.rows if row["measure"] == "LDS")]
 value = {(row["method"], row["kind"], row["measure"]): row["value"] for row in rows}
