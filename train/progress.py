@@ -18,6 +18,7 @@ __all__ = ["Progress", "bar", "shown"]
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_WITHOUT = 1.0
+SECONDS_BETWEEN_DRAWINGS = 0.1
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -77,12 +78,20 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, transient=True) as bars:
+    # A notebook's bars are drawn by whoever advances them: threads of two bars that draw at one
+    # moment take each other's output, at which nbclient gives up.
+    threaded = not console.is_jupyter
+    with Bars(*columns, console=console, transient=True, auto_refresh=threaded) as bars:
         task = bars.add_task(title, total=None)
+        drawn = 0.0
 
         def advance(what: str, done: int, total: int | None) -> None:
+            nonlocal drawn
             description = f"{title}: {what}" if what else title
             bars.update(task, description=description, completed=done, total=total)
+            if not threaded and time.monotonic() - drawn > SECONDS_BETWEEN_DRAWINGS:
+                bars.refresh()
+                drawn = time.monotonic()
 
         yield advance
 

@@ -1,5 +1,7 @@
 """A bar is for people: the caller's own wins, and where nobody looks nothing is written."""
 
+import threading
+
 from train import progress
 
 
@@ -22,3 +24,16 @@ def test_a_person_sees_a_bar_after_a_second(capsys, monkeypatch):
     with progress.shown("work", None) as advance:
         advance("part", 1, 2)
     assert "work: part" in capsys.readouterr().err
+
+
+def test_in_a_notebook_no_thread_draws_a_bar(monkeypatch):
+    """Two that did took each other's output; the terminal's bar is the control."""
+    monkeypatch.setattr("rich.jupyter.display", lambda *_: None)
+    monkeypatch.setattr("IPython.display.display", lambda *_: None)
+    before = threading.active_count()
+    for notebook in (False, True):
+        monkeypatch.setattr("rich.console._is_jupyter", lambda notebook=notebook: notebook)
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        with progress.bar("work") as advance:
+            advance("part", 1, 2)
+            assert (threading.active_count() == before) == notebook
