@@ -10,7 +10,7 @@
 #
 # **Question.** Every method of attribution ranks documents. Where it is known which documents state a fact, and what retraining without documents does: which ranking finds them, and which foretells that?
 # **Answer.** Words find the documents that state a fact, and gradients alone find fewer; gradients push down the documents that share the words without the fact, so that both together tell statements from distractors best. What retraining does is foretold by replay.
-# **Needs.** No GPU, no download. About two minutes on two quiet cores after `make demo`. Every number below is computed here.
+# **Needs.** No GPU, no download. About three minutes on two quiet cores after `make demo`. Every number below is computed here.
 
 # %%
 from functools import partial
