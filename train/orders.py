@@ -25,6 +25,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt64
 
+from train.document_table import DocumentTable
 from train.errors import OrderError
 
 
@@ -178,25 +179,16 @@ def record_nanogpt(
     return RecordedOrder(draw.numpy(), context)
 
 
-def documents_read(
-    order: Order,
-    document_starts: Int64[np.ndarray, " document"],
-    document_lengths: Int64[np.ndarray, " document"],
-    step: int,
-) -> Int64[np.ndarray, " read"]:
+def documents_read(order: Order, table: DocumentTable, step: int) -> Int64[np.ndarray, " read"]:
     """Indices of the documents read at `step`, ascending; O(batch log documents)."""
-    # Sorted, and both ends of a window side by side: a search that begins where the last one ended
-    # stays in the cache (1.4 times faster at 8 million documents, and 1.2 times).
-    first_target = np.sort(order.starts(step)) + 1
-    edges = np.stack([first_target + 1, first_target + order.context], axis=1)
-    low, high = np.searchsorted(document_starts, edges, side="left").T
-    low = low - 1
+    first = np.sort(order.starts(step)) + 1
+    low, high = table.last_begun(np.concatenate([first, first + order.context - 1])).reshape(2, -1)
     # A window may begin in the separator behind that document, which reads nothing of it.
-    past = (low < 0) | (document_starts[low] + document_lengths[low] <= first_target)
-    low = low + past
-    counts = np.maximum(high - low, 0)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.unique(np.repeat(low, counts) + within)
+    low = low + ((low < 0) | (table.starts[low] + table.lengths[low] <= first))
+    # What an earlier window read is not listed again.
+    low[1:] = np.maximum(low[1:], np.maximum.accumulate(high)[:-1] + 1)
+    counts = np.maximum(high + 1 - low, 0)
+    return np.arange(counts.sum()) + np.repeat(low + counts - np.cumsum(counts), counts)
 
 
 def _mix(values: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:

@@ -227,7 +227,7 @@ class Run:
                 f"step {step} has read nothing: {self.steps_done} of the {self.recipe.steps} steps "
                 f"of {self.path} are done; go on with --resume"
             )
-        read = orders.documents_read(self.order, self.store.starts, self.store.lengths, step)
+        read = orders.documents_read(self.order, self.store.table, step)
         return read if self.removal is None else np.setdiff1d(read, self.removal.documents)
 
     def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]:

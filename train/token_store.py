@@ -26,6 +26,7 @@ from jaxtyping import Int64, Integer
 
 from train import durable, tokenization
 from train.corpora import Corpus
+from train.document_table import DocumentTable
 from train.errors import DamagedError, StoreError, TokenizerError
 from train.tokenization import Tokenizer
 
@@ -124,6 +125,11 @@ class TokenStore:
     def lengths(self) -> Int64[np.ndarray, " document"]:
         """Tokens of each document, end-of-text not counted."""
         return self._column("length")
+
+    @cached_property
+    def table(self) -> DocumentTable:
+        """`starts` and `lengths`, to be searched by token."""
+        return DocumentTable(self.starts, self.lengths)
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, " document"]:

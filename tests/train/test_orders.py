@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.document_table import DocumentTable
 from train.errors import OrderError
 from train.orders import DataOrder, RecordedOrder, documents_read, record_nanogpt
 
@@ -78,7 +79,7 @@ def _orders(seed: int, n_tokens: int, context: int, batch: int) -> list:
 def test_steps_and_documents_agree_with_brute_force(kind, seed):
     n_tokens, context, batch, n_steps = 700, 16, 3, 40
     starts, lengths = _random_documents(seed, n_tokens)
-    order = _orders(seed, n_tokens, context, batch)[kind]
+    order, table = _orders(seed, n_tokens, context, batch)[kind], DocumentTable(starts, lengths)
     owner = np.full(n_tokens + 100, -1)
     for document, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         owner[start : start + length] = document
@@ -86,20 +87,30 @@ def test_steps_and_documents_agree_with_brute_force(kind, seed):
     for step in range(n_steps):
         targets = (order.starts(step)[:, None] + 1 + np.arange(context)).ravel()
         read[step] = set(owner[targets]) - {-1}
-        assert set(documents_read(order, starts, lengths, step)) == read[step]
+        assert documents_read(order, table, step).tolist() == sorted(read[step])
     for document, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         expected = [step for step in range(n_steps) if document in read[step]]
         found = order.steps_reading(int(start), int(start + length), n_steps)
         assert list(found) == expected
 
 
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 500])
+def test_the_last_document_begun_is_that_of_looking_at_every_start(n):
+    draw = np.random.default_rng(n)
+    starts = np.cumsum(draw.integers(1, 4, n)) + 2
+    asked = draw.permutation(np.arange(-1, 2 * n + 10))
+    expected = [sum(start <= token for start in starts) - 1 for token in asked]
+    assert DocumentTable(starts, starts).last_begun(asked).tolist() == expected
+
+
 def test_both_directions_are_quick_at_the_size_of_openwebtext():
     """A guard against a scan, far above what is measured; benchmarks/ has the figure."""
     lengths = np.full(8_009_762, 1127)
     starts = 1 + np.arange(8_009_762) * 1128
+    table = DocumentTable(starts, lengths)
     begin = time.process_time()
     for step in range(20):
-        documents = documents_read(WEBTEXT, starts, lengths, step * 2500)
+        documents = documents_read(WEBTEXT, table, step * 2500)
         start = int(starts[documents[0]])
         assert step * 2500 in WEBTEXT.steps_reading(start, start + 1127, 52_453)
     assert time.process_time() - begin < 4
