@@ -322,21 +322,15 @@ class TokenIndex:
                 read += high - low
         return read, held_out
 
-    def _number(self, row: Sequence[int]) -> tuple[int, int]:
-        """Occurrences of a row in the train region and in the held-out region."""
-        read = held_out = 0
-        for part in self.parts:
-            low, high = part.find(row)
-            if part.held_out:
-                held_out += high - low
-            else:
-                read += high - low
-        return read, held_out
+    def _held_out(self, row: Sequence[int]) -> int:
+        """Occurrences of a row in the held-out region."""
+        ranks = [part.find(row) for part in self.parts if part.held_out]
+        return sum(high - low for low, high in ranks)
 
     def _counts(
         self, patterns: Sequence[np.ndarray]
     ) -> tuple[Int64[np.ndarray, " pattern"], Int64[np.ndarray, " pattern"]]:
-        """The same of many rows."""
+        """Occurrences of many rows in the train region and in the held-out region."""
         counts = {held_out: np.zeros(len(patterns), np.int64) for held_out in (False, True)}
         for part in self.parts:
             low, high = part.search(patterns)
@@ -347,7 +341,7 @@ class TokenIndex:
         """Of the spellings of a text, that whose first match has most letters."""
 
         def matched(row: list[int]) -> int:
-            longest = max(part.longest(row, 0, len(row), False) for part in self._read_parts)
+            longest = max(part.longest(row, 0, len(row))[0] for part in self._read_parts)
             return len(self._text(row[:longest]).strip())
 
         rows = spelled(self.store, text, every=True)
@@ -358,11 +352,11 @@ class TokenIndex:
         # A token that stands nowhere is in no stretch; its infinity would be in every later sum.
         sums = np.append(0, np.cumsum(np.where(np.isfinite(probable), probable, 0))).tolist()
         found, decode = [], self.store.tokenizer.decode
-        for start, stop in spans.maximal(self._read_parts, row):
+        for start, stop, count in spans.maximal(self._read_parts, row):
             if stop - start >= minimum:
-                tokens = tuple(row[start:stop])
-                number, surprise = self._number(tokens), sums[stop] - sums[start]
-                found.append(Span(start, stop, decode(tokens), tokens, *number, surprise))
+                tokens, surprise = tuple(row[start:stop]), sums[stop] - sums[start]
+                text, held_out = decode(tokens), self._held_out(tokens)
+                found.append(Span(start, stop, text, tokens, count, held_out, surprise))
         return found
 
     @cached_property

@@ -55,8 +55,13 @@ class Part:
         return self._finder.find
 
     @cached_property
-    def longest(self) -> Callable[[Sequence[int], int, int, bool], int]:
-        """`longest(text, start, stop, whole)`: tokens of text[start:stop] that stand here."""
+    def stands(self) -> Callable[[Sequence[int], int, int], bool]:
+        """`stands(text, start, stop)`: whether text[start:stop] stands here."""
+        return self._finder.stands
+
+    @cached_property
+    def longest(self) -> Callable[[Sequence[int], int, int], tuple[int, int, int]]:
+        """`longest(text, start, stop)`: tokens of text[start:stop] that stand here, and ranks."""
         return self._finder.longest
 
     @cached_property

@@ -32,22 +32,38 @@ FIRST = 16
 TOGETHER = 1 << 14
 
 Ranks = tuple[int, int]
+Longest = tuple[int, int, int]  # tokens, and ranks
 Narrowed = Callable[[Sequence[int], int, int], tuple[int, int, int, int]]
 Row = Callable[[int], Any]  # a tuple or a list, as the piece it is compared with
 
 
 class Finder(NamedTuple):
-    """Two questions about one pattern, each answered in microseconds.
+    """Three questions about one pattern, each answered in microseconds.
 
     Attributes:
         find: `find(pattern)`: ranks [low, high) of the suffixes that start with it. It must have a
             token.
-        longest: `longest(text, start, stop, whole)`: how many tokens of text[start:stop], from its
-            first on, stand somewhere; if `whole`, all of them or 0.
+        stands: `stands(text, start, stop)`: whether text[start:stop] does. It must have a token.
+        longest: `longest(text, start, stop)`: how many tokens of text[start:stop], from its first
+            on, stand somewhere, and the ranks of the suffixes that start with them.
     """
 
     find: Callable[[Sequence[int]], Ranks]
-    longest: Callable[[Sequence[int], int, int, bool], int]
+    stands: Callable[[Sequence[int], int, int], bool]
+    longest: Callable[[Sequence[int], int, int], Longest]
+
+
+class Sorted(NamedTuple):
+    """What one pattern is looked for in, as memoryviews, and what reads it.
+
+    `rows[n]` reads the first `n` tokens of a suffix, `begins` is the table of first tokens.
+    """
+
+    text: memoryview
+    order: memoryview
+    begins: memoryview
+    rows: Sequence[Row]
+    narrowed: Narrowed
 
 
 def finder(
@@ -64,10 +80,15 @@ def finder(
         table: `sorting.buckets` of these tokens.
         keys: `key_tables.build` of them; without it a search takes more halvings.
     """
-    text, order, begins = tokens.data, suffixes.data, table.data
-    widest = FIRST
-    rows = [_row(text, n) for n in range(widest + 1)]
+    rows = [_row(tokens.data, n) for n in range(FIRST + 1)]
     narrowed = _narrowing(keys, tokens.dtype)
+    within = Sorted(tokens.data, suffixes.data, table.data, rows, narrowed)
+    return Finder(_finding(within), _standing(within), _lengthening(within))
+
+
+def _finding(within: Sorted) -> Callable[[Sequence[int]], Ranks]:
+    text, order, begins, rows, narrowed = within
+    widest = len(rows) - 1
 
     def find(pattern: Sequence[int]) -> Ranks:
         low, high = begins[pattern[0]], begins[pattern[0] + 1]
@@ -79,11 +100,7 @@ def finder(
         if after > low:
             high = bisect_right(order, head, after, high, key=row)
         else:  # most stand once or twice: the end is looked for from the beginning on
-            step = 0
-            while low + step < high and row(order[low + step]) == head:
-                step = 2 * step + 1
-            past = min(low + step, high)
-            high = bisect_right(order, head, low + (step >> 1), past, key=row)
+            high = _end(order, row, head, low, high)
         done = widest
         while low < high and done < len(pattern):  # twice as many tokens a time
             piece = list(pattern[done : 2 * done])
@@ -93,27 +110,62 @@ def finder(
             done += len(piece)
         return low, high
 
-    def longest(pattern: Sequence[int], start: int, stop: int, whole: bool) -> int:
-        if start == stop:
-            return 0
+    return find
+
+
+def _standing(within: Sorted) -> Callable[[Sequence[int], int, int], bool]:
+    text, order, begins, rows, narrowed = within
+    widest = len(rows) - 1
+
+    def stands(pattern: Sequence[int], start: int, stop: int) -> bool:
         low, high = begins[pattern[start]], begins[pattern[start] + 1]
         if low == high or stop - start == 1:
-            return int(low < high)
+            return low < high
+        head = tuple(pattern[start : min(stop, start + widest)])
+        low, before, after, high = narrowed(head, low, high)
+        row, done = rows[len(head)], len(head)
+        ends = start + done == stop
+        if ends and after > low:
+            return True  # a key of the table begins with it
+        low = bisect_left(order, head, low, before, key=row)
+        if low == high or row(order[low]) != head:
+            return False
+        if not ends:
+            high = bisect_right(order, head, max(low, after), high, key=row)
+        while start + done < stop:
+            piece = list(pattern[start + done : min(stop, start + 2 * done)])
+            row = partial(_piece, text, done, done + len(piece))
+            low = bisect_left(order, piece, low, high, key=row)
+            if low == high or row(order[low]) != piece:
+                return False
+            high = bisect_right(order, piece, low, high, key=row)
+            done += len(piece)
+        return True
+
+    return stands
+
+
+def _lengthening(within: Sorted) -> Callable[[Sequence[int], int, int], Longest]:
+    text, order, begins, rows, narrowed = within
+    widest = len(rows) - 1
+
+    def longest(pattern: Sequence[int], start: int, stop: int) -> Longest:
+        if start == stop:
+            return 0, 0, len(order)
+        low, high = begins[pattern[start]], begins[pattern[start] + 1]
+        if low == high or stop - start == 1:
+            return int(low < high), low, high
         head = tuple(pattern[start : min(stop, start + widest)])
         first, before, after, last = narrowed(head, low, high)
         row, done = rows[len(head)], len(head)
-        ends = start + done == stop
-        if after > first and whole and ends:
-            return done  # a key of the table begins with it
         place = bisect_left(order, head, first, before, key=row)
         there = row(order[place]) if place < high else ()
         if there != head:
-            if whole:
-                return 0
             behind = row(order[place - 1]) if place > low else ()
-            return max(_common(head, there), _common(head, behind))
-        if ends:
-            return done
+            same = max(_common(head, there), _common(head, behind))
+            if same == 1:
+                return 1, low, high
+            return same, *_both_ends(order, rows[same], head[:same], place, low, high)
         low, high = place, bisect_right(order, head, max(place, after), last, key=row)
         while start + done < stop:
             piece = list(pattern[start + done : min(stop, start + 2 * done)])
@@ -121,15 +173,33 @@ def finder(
             place = bisect_left(order, piece, low, high, key=row)
             there = row(order[place]) if place < high else []
             if there != piece:
-                if whole:
-                    return 0
                 behind = row(order[place - 1]) if place > low else []
-                return done + max(_common(piece, there), _common(piece, behind))
+                same = max(_common(piece, there), _common(piece, behind))
+                row = partial(_piece, text, done, done + same)
+                return done + same, *_both_ends(order, row, piece[:same], place, low, high)
             low, high = place, bisect_right(order, piece, place, high, key=row)
             done += len(piece)
-        return done
+        return done, low, high
 
-    return Finder(find, longest)
+    return longest
+
+
+def _end(order: memoryview, row: Row, head: Any, low: int, high: int) -> int:
+    """The first rank of [low, high) whose row is not `head`; the nearer, the quicker."""
+    step = 0
+    while low + step < high and row(order[low + step]) == head:
+        step = 2 * step + 1
+    past = min(low + step, high)
+    return bisect_right(order, head, low + ((step + 1) >> 1), past, key=row)
+
+
+def _both_ends(order: memoryview, row: Row, head: Any, place: int, low: int, high: int) -> Ranks:
+    """The ranks of [low, high) whose row is `head`; they end or begin at `place`, or hold it."""
+    step, first = 1, place
+    while first - step >= low and row(order[first - step]) == head:
+        first, step = first - step, 2 * step
+    first = bisect_left(order, head, max(low, first - step + 1), first, key=row)
+    return first, _end(order, row, head, place, high)
 
 
 def _narrowing(keys: UInt64[np.ndarray, " key"] | None, dtype: np.dtype) -> Narrowed:

@@ -7,7 +7,7 @@ backwards from e, near which it mostly is. So a text that is copied whole takes 
 other a few for each of its stretches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from data_attribution.suffixes.parts import Part
 
@@ -17,57 +17,55 @@ __all__ = ["maximal"]
 # Most stretches begin so few tokens before the end of the last one.
 NEAR = 4
 
-Longest = Callable[[Sequence[int], int, int, bool], int]
 
-
-def maximal(parts: Sequence[Part], text: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, stop) of each maximal stretch, in the order of the text."""
-    kept, start, longest = [], 0, _longest(parts)
+def maximal(parts: Sequence[Part], text: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(start, stop, how often it stands) of each maximal stretch, in the order of the text."""
+    kept, start = [], 0
     while start < len(text):
-        stop = start + longest(text, start, len(text), False)
+        length, count = _longest(parts, text, start)
+        stop = start + length
         if stop == start:
             start += 1
             continue
-        kept.append((start, stop))
+        kept.append((start, stop, count))
         if stop == len(text):
             break
-        start = _through(longest, text, start, stop)
+        start = _through(parts, text, start, stop)
     return kept
 
 
-def _longest(parts: Sequence[Part]) -> Longest:
-    """`Part.longest` of all parts together."""
-    if len(parts) == 1:
-        return parts[0].longest
-    searches = [part.longest for part in parts]
-
-    def longest(text: Sequence[int], start: int, stop: int, whole: bool) -> int:
-        most = 0
-        for search in searches:
-            most = max(most, search(text, start, stop, whole))
-            if start + most == stop:
-                break
-        return most
-
-    return longest
+def _longest(parts: Sequence[Part], text: Sequence[int], start: int) -> tuple[int, int]:
+    """How many tokens of text[start:] stand in some part, and how often they do in all."""
+    most = count = 0
+    for part in parts:
+        length, low, high = part.longest(text, start, len(text))
+        if length > most:
+            most, count = length, 0
+        if length == most:
+            count += high - low
+    return most, count
 
 
-def _through(longest: Longest, text: Sequence[int], start: int, last: int) -> int:
+def _through(parts: Sequence[Part], text: Sequence[int], start: int, last: int) -> int:
     """The first token behind `start` from which the text matches through token `last`.
 
     `last` + 1 where that token stands nowhere. If the text matches from a token on, it does from
     all later ones, so steps backwards may double, which they do behind the first NEAR.
     """
+
+    def stands(at: int) -> bool:
+        return any(part.stands(text, at, stop) for part in parts)
+
     stop, first, step = last + 1, last, 1
-    if not longest(text, last, stop, True):
+    if not stands(last):
         return stop
-    while first - step > start and longest(text, first - step, stop, True):
+    while first - step > start and stands(first - step):
         first -= step
         step = 1 if last - first < NEAR else 2 * step
     low = max(start, first - step)  # it matches from `first`, and not from `low`
     while first - low > 1:
         middle = (low + first) >> 1
-        if longest(text, middle, stop, True):
+        if stands(middle):
             first = middle
         else:
             low = middle

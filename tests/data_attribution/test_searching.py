@@ -146,13 +146,17 @@ def test_the_longest_match_from_each_position_is_found(tokens, text, with_keys, 
     suffixes = sorting.build(tokens)
     tables = tables_of(tokens, suffixes, "table keys" if with_keys else "table")
     with mock.patch.object(searching, "FIRST", 2 if short else 16):
-        longest = searching.finder(tokens, suffixes, **tables).longest
+        found = searching.finder(tokens, suffixes, **tables)
     starts, n = range(len(text)), len(text)
-    assert [longest(text, at, n, False) for at in starts] == longest_by_hand(tokens, text)
+    longest = [found.longest(text, at, n) for at in starts]
+    assert [one for one, *_ in longest] == longest_by_hand(tokens, text)
+    for start, (length, low, high) in zip(starts, longest, strict=True):
+        expected = occurrences(tokens, text[start : start + length]) if length else []
+        assert sorted(suffixes[low:high].tolist()) == expected
     for start in starts[::3]:
         for stop in range(start + 1, min(start + 6, n + 1)):
             stands = bool(occurrences(tokens, text[start:stop]))
-            assert bool(longest(text, start, stop, True)) == stands
+            assert found.stands(text, start, stop) == stands
 
 
 def test_a_long_match_is_followed_to_its_end():
@@ -160,18 +164,41 @@ def test_a_long_match_is_followed_to_its_end():
     tokens = random.integers(1, 50, 5000).astype(np.uint16)
     tokens[3000:3900] = tokens[100:1000]  # two copies, which part at their ends
     suffixes = sorting.build(tokens)
+    _, stands, longest = searching.finder(
+        tokens, suffixes, **tables_of(tokens, suffixes, "table keys")
+    )
+
+    def found(text: list[int], stop: int) -> tuple[int, list[int]]:
+        length, low, high = longest(text, 0, stop)
+        return length, sorted(suffixes[low:high].tolist())
+
+    for stop in (117, 116, 132, 400, 1000, 1003, 1400):
+        text = [*tokens[100:stop].tolist(), 60, 60]
+        assert found(text, len(text)) == (stop - 100, [100, 3000][: 1 + (stop <= 1000)])
+        assert stands(text, 0, stop - 100)
+        assert not stands(text, 0, stop - 99)
+        assert found(text, 10) == (10, [100, 3000])
+    text = tokens[4000:].tolist()  # to the end of the corpus
+    assert found(text, 1000) == found([*text, 1], 1001) == (1000, [4000])
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_every_place_of_the_longest_match_is_known_where_hundreds_share_it(seed):
+    random = np.random.default_rng(seed)
+    tokens = random.choice([0, 1, 65535], 3000, p=[0.6, 0.3, 0.1]).astype(np.uint16)
+    tokens[1000:1900] = tokens[:900]
+    suffixes = sorting.build(tokens)
     longest = searching.finder(
         tokens, suffixes, **tables_of(tokens, suffixes, "table keys")
     ).longest
-    for stop in (117, 116, 132, 400, 1000, 1003, 1400):
-        text = [*tokens[100:stop].tolist(), 60, 60]
-        assert longest(text, 0, len(text), False) == stop - 100
-        assert longest(text, 0, stop - 100, True) == stop - 100
-        assert longest(text, 0, stop - 99, True) == 0
-        assert longest(text, 0, 10, False) == 10
-    text = tokens[4000:].tolist()  # to the end of the corpus
-    assert longest(text, 0, 1000, False) == 1000
-    assert longest([*text, 1], 0, 1001, False) == 1000
+    for at in random.integers(0, 2900, 60).tolist():
+        text = tokens[at : at + int(random.integers(1, 100))].tolist()
+        text[random.integers(len(text))] = int(random.choice([0, 1, 2, 65535]))
+        length, low, high = longest(text, 0, len(text))
+        if length:
+            expected = places(tokens, np.array(text[:length]))
+            assert sorted(suffixes[low:high].tolist()) == expected
 
 
 def test_keys_ascend_and_hold_the_first_tokens_of_every_64th_suffix():
