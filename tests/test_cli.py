@@ -13,7 +13,7 @@ import pytest
 import torch
 import typer
 
-from data_attribution.cli import app
+from data_attribution.cli import INTERRUPTED, app
 from data_attribution.sources import Sources
 from interp import behaviours, hooked, patching
 from interp.effects import Effects
@@ -205,7 +205,7 @@ def test_an_interrupted_training_exits_130_says_how_to_go_on_and_goes_on(tiny_st
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip() == "interrupted; train goes on with --resume, demo and index by themselves"
+    assert err.strip() == INTERRUPTED
     assert list(tmp_path.rglob("*.partial")) == []
     assert not runs.open(out).finished
     assert runs.open(out).load().origin.step in runs.open(out).steps
