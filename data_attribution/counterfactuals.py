@@ -209,8 +209,9 @@ def without(
         for seed in range(seeds if control == "matched-random" else 0)
     ]
     place = Path(out) if out else run.path / "counterfactuals"
-    retrained = retrain(run, removed, out=place, mode=mode, progress=progress)
-    others = [retrain(run, one, out=place, mode=mode, progress=progress) for one in drawn]
+    retrained, *others = retrain_each(
+        run, [removed, *drawn], out=place, mode=mode, progress=progress
+    )
     asked = [*related, *unrelated]
     last = run.steps[-1]
     answers = [_answers(one.load(last), asked) for one in (run, retrained, *others)]
@@ -258,6 +259,28 @@ def _refuse_unclear(asked: Sequence[Asked], top: int | None, seeds: int | None) 
         raise CounterfactualError(
             f"{seeds} matched random controls are none; ask for 2, or for control='none'"
         )
+
+
+def retrain_each(
+    run: Run,
+    several: Sequence[Sequence[int]],
+    *,
+    out: Path,
+    mode: str = "blank",
+    progress: Progress | None = None,
+) -> list[Run]:
+    """`retrain` without each of several lists of documents; progress says which it is of."""
+
+    retrained = []
+    for one in several:
+        number = f"{len(retrained) + 1} of {len(several)}"
+
+        def numbered(what: str, done: int, total: int | None, number: str = number) -> None:
+            if progress is not None:
+                progress(f"{number}, {what}", done, total)
+
+        retrained.append(retrain(run, one, out=out, mode=mode, progress=numbered))
+    return retrained
 
 
 def retrain(

@@ -195,8 +195,9 @@ def facts(
     avoided = removals.kept_out(run, removed, _stating(run, others))
     random = removals.matched_random(run, removed, seed=seed, avoid=avoided)
     place = Path(out) if out else run.path / "counterfactuals"
-    retrained = counterfactuals.retrain(run, removed, out=place, progress=progress)
-    control = counterfactuals.retrain(run, random, out=place, progress=progress)
+    retrained, control = counterfactuals.retrain_each(
+        run, [removed, random], out=place, progress=progress
+    )
     settings = {"full run": run, "documents removed": retrained, "random removed": control}
     return Forgetting(
         parent=run.id,

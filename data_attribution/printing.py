@@ -115,7 +115,8 @@ def sources_lines(sources: "Sources") -> str:
     by = "" if metric == LOGITS else f", by its {metric}"
     head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{by}{within}"
     end = (
-        f"{len(lines)} of {about['candidates']} documents; run {about['run']}, knowledge "
+        f"{len(lines)} of {about['candidates']:,} documents with any evidence; run {about['run']}, "
+        "knowledge "
         f"{about['knowledge']}; "
     )
     effect = next((one.effect for one in sources if one.effect), None)
@@ -153,8 +154,8 @@ def _scored(one: "Source") -> str:
 
 
 def _others(one: "Source") -> str:
-    copies = f"\t{len(one.duplicates)} duplicates" if one.duplicates else ""
-    return copies + (f"\t{len(one.near)} near duplicates" if one.near else "")
+    copies = f"\tduplicates: {len(one.duplicates)}" if one.duplicates else ""
+    return copies + (f"\tnear duplicates: {len(one.near)}" if one.near else "")
 
 
 def _effect(one: "Source") -> str:
@@ -178,12 +179,12 @@ def generation_lines(found: "Generation") -> str:
         span = one.span
         lines.append(
             f"{-span.log_probability:8.1f} nats  stands {span.count} times, was read "
-            f"{one.readings:.1f} times\t{span.text!r}"
+            f"{one.readings:.3g} times\t{span.text!r}"
         )
         lines += [
             f"    document {held.document} offset {held.offset}\t{steps_line(held.steps)}\t"
             f"{' '.join(held.text.split())}"
-            + (f"\t{len(held.copies)} duplicates" if held.copies else "")
+            + (f"\tduplicates: {len(held.copies)}" if held.copies else "")
             for held in one.documents
         ]
     return "\n".join(lines)

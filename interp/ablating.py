@@ -187,7 +187,7 @@ def every_component(model: HookedModel) -> list[Place]:
 def ablate(
     model: HookedModel,
     behaviour: Behaviour,
-    sets: Sequence[Sequence[Place | str]] | None = None,
+    sets: Sequence[Sequence[Place | str] | Place | str] | None = None,
     *,
     standin: str = "mean",
     draws: int = 10,
@@ -201,7 +201,8 @@ def ablate(
     Args:
         model: A hooked model.
         behaviour: Only its clean prompts are run, with "corrupt" the others too.
-        sets: Places, such as [["L0H2"], ["L1.mlp", "L1H0@3"]]; None: every component on its own.
+        sets: Places, such as ["L0H2", ["L1.mlp", "L1H0@3"]], where a name alone is a set of one;
+            None: every component on its own.
         standin: "zero", "mean", "resample" or "corrupt".
         draws: Of resampling; changes are averaged over them.
         metric: Default: the logit difference.
@@ -215,7 +216,8 @@ def ablate(
         ModelError: A place that the model does not have.
     """
     shares.one_of("stand-in", standin, STANDINS)
-    given = [[place] for place in every_component(model)] if sets is None else sets
+    given = every_component(model) if sets is None else sets
+    given = [[one] if isinstance(one, Place | str) else one for one in given]
     places = [[parse(one) if isinstance(one, str) else one for one in each] for each in given]
     if not places or draws < 1:
         raise ModelError(f"{len(places)} sets of components and {draws} draws ablate nothing")

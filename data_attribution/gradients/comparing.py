@@ -75,7 +75,9 @@ class How:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             known = nearest(self.kind, KINDS)
-            raise EvidenceError(f"gradients are not compared by {self.kind!r}{known}")
+            raise EvidenceError(
+                f"gradients are not compared by {self.kind!r}{known}; --method chooses the evidence"
+            )
         if self.damping != preconditioning.DAMPING and self.kind != "curvature":
             raise EvidenceError(f"damping {self.damping:g} belongs to curvature, not {self.kind}")
 

@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from interp.ablating import Ablation
 
 
+def _effects(path: Path | None) -> Path | None:
+    """A file of effects; a component's name is told where it belongs."""
+    if path is not None and not path.exists() and "." not in path.name:
+        raise InterpError(f"no file is called {path}; for a component it is --component {path}")
+    return readable(path)
+
+
 def ablate_command(
     source: Source,
     behaviour: Named,
     components: Annotated[
         Path | None,
-        typer.Option(callback=readable, help="Effects of `openbook patch --out`: its best."),
+        typer.Option(callback=_effects, help="Effects of `openbook patch --out`: its best."),
     ] = None,
     take: Annotated[
         int | None, typer.Option(min=1, help="How many of --components; default 5.")

@@ -1,5 +1,6 @@
 """`openbook emergence`: what an analysis says at each checkpoint of a run, and when it rose."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,10 +64,10 @@ def emergence_command(
         plots.write(found.plot(), plot)
     if out:
         found.save(out)
-    answer(found.to_dict(), _said(found), as_json=as_json, out=None)
+    answer(found.to_dict(), said(found), as_json=as_json, out=None)
 
 
-def _said(found: "Trajectory") -> str:
+def said(found: "Trajectory") -> str:
     """The numbers that change most by step, when each rose, and what was refused."""
     names = found.changing(SHOWN)
     curves = {name: {one.step: one for one in found.curve(name)} for name in names}
@@ -87,7 +88,7 @@ def _said(found: "Trajectory") -> str:
             onset = found.onset(name)
             lines.append(
                 f"{name}: half way from {curve[0].value:.3g} to {curve[-1].value:.3g} between "
-                f"step {onset.before} and {onset.step} (n={curve[-1].n})"
+                f"step {onset.before} and {onset.step} (n={curve[-1].n}){_detour(curve)}"
             )
     for label, steps in found.readings.items():
         between = f", steps {steps[0]} to {steps[-1]}" if steps else ""
@@ -98,6 +99,16 @@ def _said(found: "Trajectory") -> str:
         lines.append(f"  {found.refused[0][1]}")
     lines.append(f"run {found.run_id}, {found.knowledge}; intervals are 95 % over prompts")
     return "\n".join(lines)
+
+
+def _detour(curve: "Sequence[Point]") -> str:
+    """Where a curve leaves the stretch between its ends by more than half of it."""
+    low, high = sorted((curve[0].value, curve[-1].value))
+    outside = [max(low - one.value, one.value - high) for one in curve]
+    furthest = max(range(len(curve)), key=outside.__getitem__)
+    if outside[furthest] <= (high - low) / 2:
+        return ""
+    return f", by way of {curve[furthest].value:.3g} at step {curve[furthest].step}"
 
 
 def _cell(one: "Point") -> str:

@@ -103,6 +103,14 @@ def test_a_retrained_run_is_opened_the_second_time(found, lookup_run, of_pair_3,
     assert again.to_dict() == found.to_dict()
 
 
+def test_progress_says_which_of_the_trainings_it_is_of(lookup_run, of_pair_3, tmp_path):
+    told = []
+    counterfactuals.retrain_each(
+        lookup_run, [of_pair_3, of_pair_3[:1]], out=tmp_path, progress=lambda *one: told.append(one)
+    )
+    assert list(dict.fromkeys(what.split(",")[0] for what, *_ in told)) == ["1 of 2", "2 of 2"]
+
+
 def test_sources_are_as_good_as_their_documents(found, lookup_run, of_pair_3, pairs, place):
     items = tuple(
         Source(document, f"lookup/{document}", "", "", 1.0, "lexical", (0,), 0, 1)

@@ -192,7 +192,7 @@ def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tm
     lines = ended.out.splitlines()
     assert lines[0].startswith("fused evidence (lexical + gradient, each on a scale of length 1)")
     assert lines[0].endswith("within L0.mlp, embed")
-    assert "k3 is v3\t19 duplicates" in lines[1]
+    assert "k3 is v3\tduplicates: 19" in lines[1]
     assert "evidence is no cause yet" in lines[-1]
     assert Sources.load(kept).items[0].span == "k3 is v3"
     assert "<mark>" in page.read_text()

@@ -98,6 +98,12 @@ def test_everything_at_once_is_one_set(model, behaviour):
     assert list(found.to_frame()["n"]) == [6, 6]
 
 
+def test_a_name_alone_is_a_set_of_one(model, behaviour):
+    found = ablating.ablate(model, behaviour, ["L0H2", ["L1.mlp"]], standin="zero")
+    listed = ablating.ablate(model, behaviour, [["L0H2"], ["L1.mlp"]], standin="zero")
+    assert found.to_dict() == listed.to_dict()
+
+
 def test_a_result_survives_saving(model, behaviour, tmp_path):
     found = ablating.ablate(model, behaviour, [["L0H2"]])
     found.save(tmp_path / "a.json")

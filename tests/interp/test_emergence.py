@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from interp import behaviours, detecting, emergence, emerging, patching
+from interp.commands import emergence as command
 from interp.emergence import Analysis
 from interp.errors import CapabilityError, EffectsError, InterruptedWarning
 from interp.results.trajectories import Point, Trajectory
@@ -363,6 +364,20 @@ def test_an_onset_lies_between_the_checkpoints_where_half_the_way_was_passed_for
 ):
     found = made(values).onset("x")
     assert (found.before, found.step) == (before, step)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0, 4, 1], ", by way of 4 at step 10"),
+        ([0, -1, 1], ", by way of -1 at step 10"),
+        ([0, 1.4, 1], ""),
+        ([0, 0.5, 1], ""),
+    ],
+)
+def test_a_curve_that_goes_far_beyond_its_ends_says_so(values, said):
+    (line,) = [one for one in command.said(made(values)).splitlines() if "half way" in one]
+    assert line.partition(")")[2] == said
 
 
 def test_what_does_not_move_or_was_not_measured_has_no_onset():

@@ -101,6 +101,7 @@ def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
         (("trace", "components", "--damage", "noised"), "names no subject"),
         (("trace", "components", "--window", "3"), "a window of 3 layers was asked of a model"),
         (("ablate", "--component", "L0H7"), "L0H7 is head 7 of a model that has 2"),
+        (("ablate", "--components", "L0H1"), "for a component it is --component L0H1"),
         (("ablate", "--component", "L0.mpl"), "no place is called 'mpl', did you mean 'mlp'"),
         (("ablate", "--together"), "--together needs --component"),
         (("estimate", "--method", "atp-star"), "GradDrop leaves nothing of a model of one layer"),
