@@ -270,7 +270,6 @@ def retrain_each(
     progress: Progress | None = None,
 ) -> list[Run]:
     """`retrain` without each of several lists of documents; progress says which it is of."""
-
     retrained = []
     for one in several:
         number = f"{len(retrained) + 1} of {len(several)}"

@@ -115,9 +115,8 @@ def sources_lines(sources: "Sources") -> str:
     by = "" if metric == LOGITS else f", by its {metric}"
     head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{by}{within}"
     end = (
-        f"{len(lines)} of {about['candidates']:,} documents with any evidence; run {about['run']}, "
-        "knowledge "
-        f"{about['knowledge']}; "
+        f"{len(lines)} of {about['candidates']:,} documents with any evidence; "
+        f"run {about['run']}, knowledge {about['knowledge']}; "
     )
     effect = next((one.effect for one in sources if one.effect), None)
     says = "evidence is no cause yet: `openbook counterfactual` tests it"

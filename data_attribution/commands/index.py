@@ -242,7 +242,7 @@ def index_spans(
         line
         for row in rows
         for line in (
-            f"stands {row['count']} times\t{row['surprise']:.1f} nats\t{row['text']!r}",
+            f"stands {row['count']}x\t{row['surprise']:.1f} nats\t{row['text']!r}",
             *(f"    {printing.hit_line(hit)}" for hit in row["hits"]),
         )
     ]
