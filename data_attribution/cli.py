@@ -119,7 +119,7 @@ def main() -> None:
     # Read by cuBLAS at its first use: without it a GPU does not add up in the same order twice.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Threads that wait for another give their core away soon: two trainings side by side take half
-    # the time then, one alone the same within 5 %. Read by GNU's OpenMP when torch is imported.
+    # the time then, and one alone up to 9 % longer. Read by GNU's OpenMP when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.showwarning = _warn
     try:
