@@ -30,6 +30,13 @@ def places(tokens: np.ndarray, pattern: np.ndarray) -> list[int]:
     return np.flatnonzero((windows == pattern).all(axis=1)).tolist()
 
 
+def repetitive(random: np.random.Generator) -> np.ndarray:
+    """Three tokens, zeros among them: keys end in real zeros and in those past the end."""
+    tokens = random.choice([0, 1, 65535], 3000, p=[0.6, 0.3, 0.1]).astype(np.uint16)
+    tokens[1000:1900] = tokens[:900]
+    return tokens
+
+
 def longest_by_hand(tokens: np.ndarray, text: list[int]) -> list[int]:
     def at(start: int) -> int:
         lengths = range(len(text) - start + 1)
@@ -83,10 +90,8 @@ def test_a_search_for_one_pattern_finds_what_a_search_for_many_does(tokens, aske
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None)
 def test_both_searches_agree_where_hundreds_of_suffixes_share_a_key(seed):
-    # Three tokens, zeros among them: keys end in real zeros and in those past the end of the text.
     random = np.random.default_rng(seed)
-    tokens = random.choice([0, 1, 65535], 3000, p=[0.6, 0.3, 0.1]).astype(np.uint16)
-    tokens[1000:1900] = tokens[:900]
+    tokens = repetitive(random)
     suffixes = sorting.build(tokens)
     tables = tables_of(tokens, suffixes, "table keys")
     find = searching.finder(tokens, suffixes, **tables).find
@@ -186,8 +191,7 @@ def test_a_long_match_is_followed_to_its_end():
 @settings(max_examples=20, deadline=None)
 def test_every_place_of_the_longest_match_is_known_where_hundreds_share_it(seed):
     random = np.random.default_rng(seed)
-    tokens = random.choice([0, 1, 65535], 3000, p=[0.6, 0.3, 0.1]).astype(np.uint16)
-    tokens[1000:1900] = tokens[:900]
+    tokens = repetitive(random)
     suffixes = sorting.build(tokens)
     longest = searching.finder(
         tokens, suffixes, **tables_of(tokens, suffixes, "table keys")
@@ -196,9 +200,9 @@ def test_every_place_of_the_longest_match_is_known_where_hundreds_share_it(seed)
         text = tokens[at : at + int(random.integers(1, 100))].tolist()
         text[random.integers(len(text))] = int(random.choice([0, 1, 2, 65535]))
         length, low, high = longest(text, 0, len(text))
-        if length:
-            expected = places(tokens, np.array(text[:length]))
-            assert sorted(suffixes[low:high].tolist()) == expected
+        expected = places(tokens, np.array(text[:length])) if length else []
+        assert sorted(suffixes[low:high].tolist()) == expected
+        assert length == len(text) or not places(tokens, np.array(text[: length + 1]))
 
 
 def test_keys_ascend_and_hold_the_first_tokens_of_every_64th_suffix():
