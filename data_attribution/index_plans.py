@@ -16,6 +16,7 @@ import numpy as np
 
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.suffixes import key_tables, sorting
+from train.progress import duration
 from train.token_store import TokenStore
 
 
@@ -24,7 +25,6 @@ __all__ = [
     "Rate",
     "available_memory",
     "disk",
-    "duration",
     "estimate",
     "for_workers",
     "measure",
@@ -209,13 +209,6 @@ def available_memory() -> int:
 def size(n_bytes: int) -> str:
     """A number of bytes for people."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
-
-
-def duration(of: float) -> str:
-    """A number of seconds for people."""
-    if of < 90:
-        return f"{of:.0f} s"
-    return f"{of / 60:.0f} min" if of < 5400 else f"{of / 3600:.1f} h"
 
 
 def refuse_small(**numbers: int | None) -> None:

@@ -10,7 +10,7 @@
 #
 # **Question.** Does the path from a corpus to a traced sentence hold on real text, where no truth table says what is right?
 # **Answer.** Yes: a small model learns the text, says again what occurred before by attention, and what it writes leads to documents and to the steps that read them. It has no induction head yet: it minds that a token occurred, and hardly what it followed.
-# **Needs.** No GPU, no download. Two to three minutes on two quiet cores, seconds when the run is there. It reads the CIA World Factbook where that lies beside the checkout, and otherwise the help texts that every Python carries. Every number below is computed here.
+# **Needs.** No GPU, no download. A minute or two of one core, seconds when the run is there. It reads the CIA World Factbook where that lies beside the checkout, and otherwise the help texts that every Python carries. Every number below is computed here.
 
 # %%
 from pathlib import Path
@@ -58,7 +58,7 @@ with progress.bar("training") as advance:
         # One thread: so small a model gains little by two, and loses much where cores are shared.
         one = numerics.choose(threads=1)
         run = loop.run(
-            recipes.TEXT_SMALL, store, out=RUN, numerics=one, steps=600, progress=advance
+            recipes.TEXT_SMALL, store, out=RUN, numerics=one, steps=300, progress=advance
         )
 run
 

@@ -20,6 +20,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+# A test that asks for one of these trains a model or reads what lies beside the checkout.
+NO_UNIT = {"tiny_run", "lookup_run", "lookup_behaviour", "shared_data"}
+SLOW_TIMEOUT = 1500
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say of which kind every test is, and put the files with slow tests first.
+
+    Several processes then work on the long files from the beginning, and none of them is left
+    alone with one at the end. Within a file the order stays.
+    """
+    slow_files = set()
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow_files.add(item.path)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+        elif NO_UNIT & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+    items.sort(key=lambda item: item.path not in slow_files)
 
 
 @pytest.fixture
@@ -44,6 +64,36 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def killed() -> str:
+    """The text of `killed.py`, to stand in front of code that kills what it does."""
+    return (Path(__file__).parent / "killed.py").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def planted_corpus():
+    """The planted corpus of content seed 0, drawn once: the shape checker makes that 6 seconds."""
+    from train import planted
+
+    return planted.corpus(0)
+
+
+@pytest.fixture(scope="session")
+def other_planted_corpus():
+    """The planted corpus of content seed 1, on which nothing was chosen."""
+    from train import planted
+
+    return planted.corpus(1)
+
+
+@pytest.fixture(scope="session")
+def planted_words(planted_corpus):
+    """The tokenizer of the planted corpus."""
+    from train import tokenization
+
+    return tokenization.train_words([document.text for document in planted_corpus.read()])
 
 
 @pytest.fixture(scope="session")

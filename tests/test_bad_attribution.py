@@ -10,6 +10,9 @@ import pytest
 from train import durable, runs
 
 
+pytestmark = pytest.mark.integration
+
+
 def refused(ended, code: int, *words: str) -> None:
     """One line on stderr, nothing on stdout, the right code, and the words that help."""
     assert (ended.code, ended.out) == (code, "")

@@ -18,6 +18,7 @@ from interp.behaviours import Behaviour
 from train import checkpoints, durable, recipes, runs, token_store
 
 
+pytestmark = pytest.mark.integration
 EXECUTABLE = Path(sys.executable).with_name("openbook")
 
 

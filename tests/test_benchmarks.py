@@ -16,9 +16,9 @@ import torch
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
-    "corpus_build", "forgetting", "gradients", "index_growth", "localised", "order_lookups",
-    "patching", "patching_memory", "planted_acceptance", "removal", "replay_attribution",
-    "startup", "token_index", "watching",
+    "corpus_build", "forgetting", "gradients", "index_growth", "interrupts", "localised",
+    "order_lookups", "patching", "patching_memory", "planted_acceptance", "removal",
+    "replay_attribution", "startup", "token_index", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = ("lexical_evidence", "machine", "real_text", "token_index_queries")
@@ -301,6 +301,12 @@ def test_questions_that_take_long_or_are_answered_otherwise_fail(
     ours = {"counts": [1], "count": [count], "documents": [documents], "spans": [spans]}
     other = {"counts": counts, "count": [1.0], "spans": [theirs], "attribute": [1.0]}
     assert all(script("token_index_queries").holds({"ours": ours, "infini-gram": other})) is held
+
+
+@pytest.mark.parametrize(("leaks", "code"), [(0, 0), (1, 0), (20, 1)])
+def test_interrupts_that_leave_too_much_behind_fail(script, leaks, code):
+    ends = Counter({"interrupted": 3000, "in part": 1000, "leaked": leaks})
+    assert script("interrupts").report(ends) == code
 
 
 def test_every_script_is_known_here():

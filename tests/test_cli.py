@@ -20,6 +20,7 @@ from interp.effects import Effects
 from train import durable, exchange, runs, token_store
 
 
+pytestmark = pytest.mark.integration
 EXECUTABLE = Path(sys.executable).with_name("openbook")
 
 

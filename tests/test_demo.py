@@ -10,6 +10,7 @@ import pytest
 from train import runs
 
 
+pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
 OPENBOOK = Path(sys.executable).with_name("openbook")
 PAGE, RUN = ROOT / "openbook-demo.html", ROOT / "runs" / "planted"

@@ -120,3 +120,17 @@ def in_the_tree(text: str) -> set[str]:
 def test_the_tree_is_read_from_fenced_blocks_only():
     text = "train/no.py\n```\ntrain/a.py   first\ninterp/b/c.py  x\nsee train/d.py\n```\ntrain/e.py"
     assert in_the_tree(text) == {"train/a.py", "interp/b/c.py"}
+
+
+def test_every_test_that_the_list_of_claims_names_exists():
+    folder, file, missing = ROOT / "tests", "", []
+    named = re.findall(
+        r"(?:tests/)?((?:\w+/)?test_\w+\.py)?(?:::(test_\w+))?", (folder / "CLAIMS.md").read_text()
+    )
+    for path, name in named:
+        file = path or file
+        text = (folder / file).read_text() if file and (folder / file).is_file() else ""
+        if (path and not text) or (name and f"def {name}(" not in text):
+            missing.append(f"{file}::{name}")
+    assert sum(bool(name) for _, name in named) > 80
+    assert missing == []

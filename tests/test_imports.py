@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 
+pytestmark = pytest.mark.integration
 HEAVY = ("torch", "transformer_lens", "datasets", "transformers", "pandas", "plotly", "numpy")
 EXECUTABLE = Path(sys.executable).with_name("openbook")
 SHOW = f"import sys; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
@@ -47,12 +47,8 @@ except SystemExit as end:
     assert result.stdout.endswith("[]\n")
 
 
-def test_help_of_the_executable_is_there_at_once(capsys):
-    begin = time.perf_counter()
+def test_the_executable_gives_help():
+    """How long it takes is measured by benchmarks/startup.py."""
     result = subprocess.run([EXECUTABLE, "--help"], capture_output=True, text=True)
-    seconds = time.perf_counter() - begin
-    assert result.returncode == 0
-    with capsys.disabled():
-        sys.stdout.write(f" [openbook --help: {seconds:.2f} s] ")
-    # 0.3 s on a quiet machine; with torch it would be at least 2 s, and this one may be busy.
-    assert seconds < 4
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Usage: openbook" in result.stdout

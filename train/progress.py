@@ -1,8 +1,9 @@
 """A progress bar for anything over a second, in the terminal and in a notebook.
 
 Library functions take a callable (what, done, total) and know nothing of bars; this file is the
-bar. It writes to stderr, so that stdout stays the result. Where stderr is no terminal but a log, a
-line is written every half minute instead, and none for what takes less.
+bar. It writes to stderr, so that stdout stays the result. Where stderr is no terminal but a log, at
+most one line in ten seconds is written instead, with the estimate of the time left, and none for
+what takes less.
 """
 
 import time
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "bar", "shown"]
+__all__ = ["Progress", "bar", "duration", "shown"]
 
-SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_LINES = 10.0
 SECONDS_WITHOUT = 1.0
 SECONDS_BETWEEN_DRAWINGS = 0.1
 Progress = Callable[[str, int, int | None], None]
@@ -96,15 +97,37 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
         yield advance
 
 
-def _lines(title: str, console: "Console") -> Progress:
-    last = time.monotonic()
+def duration(seconds: float) -> str:
+    """Return a number of seconds as people say it: "8 s", "4 min", "1.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _lines(title: str, console: "Console", clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Write a line of log at most every ten seconds.
+
+    The time left is reckoned from where the work began to be counted: a resumed training begins in
+    the middle, and a count that falls is the next piece of work under the same title.
+    """
+    begin = last = clock()
+    first: int | None = None
+    before = 0
 
     def advance(what: str, done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last < SECONDS_BETWEEN_LINES:
+        nonlocal begin, last, first, before
+        now = clock()
+        if first is None or done < before:
+            begin, first = now, done
+        before = done
+        if now - last < SECONDS_BETWEEN_LINES:
             return
-        last = time.monotonic()
-        of = f" of {total}" if total is not None else ""
-        console.print(f"{title}: {what} {done}{of}", highlight=False, markup=False, soft_wrap=True)
+        last = now
+        count = f"{done} of {total}" if total is not None else f"{done}"
+        if total is not None and first < done <= total:
+            seconds = (now - begin) / (done - first) * (total - done)
+            count = f"{count}, {duration(seconds)} left"
+        line = f"{title}: {what} {count}" if what else f"{title}: {count}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     return advance

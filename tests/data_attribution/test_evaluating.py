@@ -22,6 +22,7 @@ from train import loop, runs, token_store
 from train.corpora import Corpus, Document
 
 
+pytestmark = pytest.mark.integration
 FORMS = {"colour": ("{e} is {v}", "one sees {v} on {e}"), "shape": ("{e} has {v}", "{v} makes {e}")}
 EXPOSURES = (18, 18, 18, 18, 9, 9, 9, 9) * 2
 

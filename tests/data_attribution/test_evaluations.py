@@ -24,6 +24,9 @@ from interp.intervals import wilson
 from train import objectives, optimizers, states
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def pair(lookup_behaviour, lookup_store):
     """A case for each pair: which value follows a key, and the documents that say so."""

@@ -17,6 +17,7 @@ from train import loop, token_store
 from train.corpora import Corpus, Document
 
 
+pytestmark = pytest.mark.integration
 EXPOSURES = (40, 40, 40, 40, 10, 10, 0, 0)
 N_TEXTS = 278
 RELATIONS = {"colour": "{entity} is {value}", "shape": "{entity} has {value}"}

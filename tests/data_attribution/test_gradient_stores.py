@@ -14,6 +14,7 @@ from train import durable, runs
 from train.errors import DamagedError, DiskError
 
 
+pytestmark = pytest.mark.integration
 WITHIN = ("L0H1", "L0.mlp", "unembed")
 ASKED = {"within": WITHIN, "rank": 4, "metric": "plain", "log_odds": None}
 FILES = (storing.FEATURES, storing.EXPONENTS, storing.DOCUMENTS)

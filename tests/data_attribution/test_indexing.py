@@ -16,6 +16,7 @@ from train import token_store
 from train.errors import DamagedError
 
 
+pytestmark = pytest.mark.integration
 TEXTS = ["a b a b c", "b c", "a", "c a b"]
 FILES = (
     "shard-000.suffixes.u32", "shard-000.buckets.i64", "shard-000.keys.u64", "shard-000.json",

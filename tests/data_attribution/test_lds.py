@@ -21,6 +21,7 @@ from train.batches import Removal
 from train.errors import DamagedError
 
 
+pytestmark = pytest.mark.integration
 TRUE = np.random.default_rng(7).standard_normal(200)
 SUBSETS = lds.draw(range(200), n=40, share=0.05, seed=3)
 LEFT = np.array([TRUE.sum() - TRUE[list(one)].sum() for one in SUBSETS])

@@ -20,6 +20,9 @@ from train.errors import DiskError
 from train.token_store import TokenStore
 
 
+pytestmark = pytest.mark.integration
+
+
 class Counting(Trail):
     """A trail that knows how many states lay on disk at once."""
 

@@ -17,6 +17,9 @@ from train.batches import Removal
 from train.errors import TrainError
 
 
+pytestmark = pytest.mark.integration
+
+
 class Stop(Exception):
     """What ends the training."""
 

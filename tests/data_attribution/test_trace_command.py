@@ -20,6 +20,9 @@ from interp.behaviours import Behaviour
 from train import runs, token_store
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def indexed(lookup_store, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("indexed") / "lookup"

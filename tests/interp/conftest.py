@@ -4,13 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from train import planted, tokenization
-
 
 @pytest.fixture(scope="session")
-def store() -> SimpleNamespace:
+def store(planted_corpus, planted_words) -> SimpleNamespace:
     """What behaviours need of a token store."""
-    corpus = planted.corpus(0)
-    assert corpus.truth is not None
-    words = tokenization.train_words([document.text for document in corpus.read()])
-    return SimpleNamespace(truth=corpus.truth(), tokenizer=words)
+    return SimpleNamespace(truth=planted_corpus.truth(), tokenizer=planted_words)

@@ -30,6 +30,7 @@ from train.errors import DamagedError, DiskError, HookError, StoreError
 from train.model import GPTConfig
 
 
+pytestmark = pytest.mark.integration
 SITES = ["blocks.0.hook_resid_post", "blocks.0.attn.hook_z"]
 CONTEXT = 16
 
@@ -526,9 +527,10 @@ def test_every_failing_write_sync_or_rename_leaves_a_store_that_goes_on(
 
 # --- SIGKILL -------------------------------------------------------------------------------------
 
-# Imports once, then forks writers and kills them after a random time; the last one ends by itself.
+# Behind `killed.py`. Imports once, then forks writers and kills them at a random call; the last one
+# ends by itself.
 KILLER = """
-import os, random, shutil, signal, sys, time
+import random, shutil
 from pathlib import Path
 import torch
 from interp import caching, windowing
@@ -541,7 +543,7 @@ store = token_store.open(sys.argv[1])
 gpt = model.init(GPTConfig(n_layers=1, n_heads=2, d_model=16, n_ctx=16, d_vocab=200), seed=0)
 windows = windowing.documents(store, context=16)
 
-def write(place):
+def write(place=out):
     caching.write(
         gpt, windows, sites=["L*.resid_post", "L0H1"], out=place, batch=8, shard_bytes=1,
         resume=True,
@@ -551,24 +553,14 @@ def digests(place):
     files = sorted(file for file in Path(place).rglob("*") if file.is_file())
     return [(str(file.relative_to(place)), durable.sha256_file(file)) for file in files]
 
-begin = time.perf_counter()
-write(out + "-whole")
-seconds = time.perf_counter() - begin
+n_calls = calls_of(lambda: write(out + "-whole"))
 whole = digests(out + "-whole")
 draw, killed, finished, resumed = random.Random(0), 0, False, 0
 while killed < kills or not finished:
     resumed += Path(out).exists()
-    child = os.fork()
-    if child == 0:
-        write(out)
-        os._exit(0)
-    if killed < kills:
-        time.sleep(draw.uniform(0, 0.6 * seconds))
-        os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL), code
-    killed += code == -signal.SIGKILL
-    finished = code == 0
+    at = draw.randint(1, int(0.6 * n_calls)) if killed < kills else 0
+    finished = not killed_at(write, at)
+    killed += not finished
     if finished:
         assert digests(out) == whole, killed
         if killed < kills:
@@ -578,12 +570,15 @@ print(killed, resumed)
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_writer_killed_at_any_moment_goes_on_to_the_same_bytes(tiny_store, tmp_path, kills):
-    command = [sys.executable, "-c", KILLER, tiny_store.path, tmp_path / "kept", str(kills)]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1200)
+def test_a_writer_killed_at_any_moment_goes_on_to_the_same_bytes(
+    tiny_store, tmp_path, kills, killed
+):
+    code = killed + KILLER
+    command = [sys.executable, "-c", code, tiny_store.path, tmp_path / "kept", kills]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    killed, resumed = map(int, result.stdout.split())
-    assert (killed, resumed >= kills // 3) == (kills, True)
+    n_killed, resumed = map(int, result.stdout.split())
+    assert (n_killed, resumed >= kills // 3) == (kills, True)
     assert bytes_of(tmp_path / "kept") == bytes_of(tmp_path / "kept-whole")
     activation_store.verify(activation_store.open(tmp_path / "kept"))
 

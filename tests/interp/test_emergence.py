@@ -20,6 +20,9 @@ from train.errors import DamagedError, StoreError, TrainError
 from train.model import GPTConfig, init
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture
 def run(lookup_run, tmp_path):
     """A copy of the run that learned twelve pairs, free to be written into."""

@@ -1,20 +1,17 @@
 """Whatever ends a computation early, nothing of it stays: no hook, no mode, no random state.
 
-An interrupt is raised at a random call of torch, by the progress that a sweep reports, or by a
-timer, which stops it between any two instructions as Ctrl-C does. What was finished by then is
-returned with a warning and is what an undisturbed run computes; before anything is finished, the
-interrupt goes on to whoever called.
+An interrupt is raised at a random call of torch or by the progress that a sweep reports. What was
+finished by then is returned with a warning and is what an undisturbed run computes; before anything
+is finished, the interrupt goes on to whoever called. `benchmarks/interrupts.py` stops the same work
+by a timer, between any two instructions as Ctrl-C does, and counts what stays behind.
 """
 
 import ast
 import gc
 import random
-import signal
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +36,12 @@ CFG = GPTConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=30, init_std
 Work = Callable[[GPT, Behaviour], Any]
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
+def small_model() -> GPT:
+    """Two layers of random weights."""
     return init(CFG, seed=0).eval()
 
 
-@pytest.fixture(scope="module")
-def behaviour(model) -> Behaviour:
+def random_behaviour(model: GPT) -> Behaviour:
     """Random prompts that differ at two positions; the answers are what the model says."""
     clean = torch.randint(30, (4, 6), generator=torch.Generator().manual_seed(0))
     corrupt = clean.clone()
@@ -53,6 +49,16 @@ def behaviour(model) -> Behaviour:
     with torch.inference_mode():
         last = model(clean)[:, -1]
     return Behaviour("random", clean, corrupt, last.argmax(1), last.argmin(1), subject=(1, 3))
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def behaviour(model) -> Behaviour:
+    return random_behaviour(model)
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +165,7 @@ def finished_is_right(result: Any, whole: Any) -> None:
         assert any("interrupted" in note for note in result.notes)
 
 
-# Three ways to disturb
+# Two ways to disturb
 
 
 class CallsCounted(TorchFunctionMode):
@@ -188,39 +194,6 @@ def calls_of(work: Callable[[], Any]) -> int:
         warnings.simplefilter("ignore", InterpWarning)
         work()
     return counted.calls
-
-
-@contextmanager
-def alarm(seconds: float) -> Iterator[list[bool]]:
-    """Interrupts this thread after the block has used so many seconds of the processor."""
-    armed = [True]
-
-    def ring(number: int, frame: Any) -> None:
-        if not armed[0]:
-            return
-        # torch's own switches of grad mode are written in Python too: an interrupt in the few
-        # microseconds that one takes leaves it half turned, and there is nothing that we could do.
-        if frame and "torch/autograd/grad_mode" in frame.f_code.co_filename:
-            signal.setitimer(signal.ITIMER_PROF, 1e-4)
-            return
-        armed[0] = False
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGPROF, ring)
-    try:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        yield armed
-    finally:
-        armed[0] = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
-def stopped_by_alarm(work: Callable[[], Any], seconds: float) -> Any:
-    with alarm(seconds) as armed:
-        result = work()
-        armed[0] = False
-    return result
 
 
 def drawn(n: int, seed: int) -> list[float]:
@@ -363,44 +336,6 @@ def test_a_hook_that_fails_takes_itself_and_its_neighbours_away(error, model, be
             model.run_with_cache(behaviour.clean)
         assert state(model)["hooks"] == {"blocks.1.hook_mlp_out": 1}, "the user's own hook stays"
     assert unchanged(model, before)
-
-
-def by_alarm(model: GPT, behaviour: Behaviour, n: int, seed: int) -> Counter:
-    """So many interrupts by a timer, each at a random moment of a random work; how they ended."""
-    lasts = {}
-    for name, work in WORK.items():
-        begin = time.process_time()
-        ended(lambda work=work: work(model, behaviour))
-        lasts[name] = time.process_time() - begin
-    draw, before, ends = random.Random(seed), state(model), Counter()
-    for _ in range(n):
-        name = draw.choice(list(WORK))
-        after = 1e-5 + 0.9 * draw.random() * lasts[name]
-        end, _ = ended(
-            lambda name=name, after=after: stopped_by_alarm(
-                lambda: WORK[name](model, behaviour), after
-            )
-        )
-        ends[end] += 1
-        assert unchanged(model, before), f"{name} after {after:.6f} s"
-    return ends
-
-
-# Python itself drops an interrupt that comes while it clears a weak reference.
-dropped = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@dropped
-def test_interrupts_at_any_moment_leave_nothing(model, behaviour, small_chunks):
-    ends = by_alarm(model, behaviour, 40, seed=0)
-    assert ends["interrupted"] + ends["in part"] > 10
-
-
-@dropped
-@pytest.mark.slow
-def test_500_interrupts_at_any_moment_leave_nothing(model, behaviour, small_chunks):
-    ends = by_alarm(model, behaviour, 500, seed=1)
-    assert ends["interrupted"] + ends["in part"] > 200
 
 
 def test_pythons_own_random_numbers_are_not_used_at_all():

@@ -1,7 +1,5 @@
 """Intervals contain what they should, as often as they say."""
 
-import time
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -86,13 +84,13 @@ def test_the_same_seed_draws_the_same_prompts():
     assert not np.array_equal(resampled_means(scores), resampled_means(scores, seed=1))
 
 
-def test_twenty_thousand_places_take_less_than_a_second():
+def test_many_places_have_the_intervals_that_each_has_alone():
     draw = np.random.default_rng(0)
-    part, whole = draw.normal(size=(20_000, 64)), draw.normal(3.0, 1.0, 64)
-    ratio_interval(part[:1], whole)
-    start = time.process_time()
-    ratio_interval(part, whole)
-    assert time.process_time() - start < 1.0
+    part, whole = draw.normal(size=(200, 64)), draw.normal(3.0, 1.0, 64)
+    low, high = ratio_interval(part, whole)
+    alone = [ratio_interval(one[None], whole) for one in part]
+    np.testing.assert_allclose(low, [one[0][0] for one in alone], rtol=1e-12)
+    np.testing.assert_allclose(high, [one[1][0] for one in alone], rtol=1e-12)
 
 
 @pytest.mark.parametrize("n", [10, 30])

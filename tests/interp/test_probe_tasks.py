@@ -11,21 +11,19 @@ import torch
 from interp import probe_tasks
 from interp.errors import ModelError, ProbeError
 from interp.probe_tasks import ProbeTask
-from train import planted, tokenization
+from train import tokenization
 from train.errors import DamagedError
 
 
 @pytest.fixture(scope="module")
-def source() -> SimpleNamespace:
+def source(planted_corpus, planted_words) -> SimpleNamespace:
     """A planted store without a disk, its documents in an order of their own."""
-    corpus = planted.corpus(0)
-    texts = [document.text for document in corpus.read()]
+    texts = [document.text for document in planted_corpus.read()]
     rows = np.random.default_rng(0).permutation(len(texts))
-    words = tokenization.train_words(texts)
     return SimpleNamespace(
-        truth=corpus.truth(),
-        tokenizer=words,
-        eot=words.eot,
+        truth=planted_corpus.truth(),
+        tokenizer=planted_words,
+        eot=planted_words.eot,
         rows=rows,
         text=lambda index: texts[rows[index]],
     )

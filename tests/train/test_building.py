@@ -17,6 +17,7 @@ from train.corpora import Corpus, Document
 from train.errors import CorpusError, DamagedError, DiskError, StoreError, TokenizerError
 
 
+pytestmark = pytest.mark.integration
 # A builder that never comes to the end of its corpus.
 ENDLESS = """
 import itertools, sys

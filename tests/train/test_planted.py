@@ -14,13 +14,14 @@ from train import planted_words as words
 from train.corpora import Corpus
 
 
+pytestmark = pytest.mark.integration
 GOLDEN = "a824bae8e764f6bc9571c35cb08a5290a1bb69b3a2ce0c340fd3968937c6ead0"
 FUNCTION_WORDS = "the of is a to by from on we who that was and in . , near around"
 
 
 @pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return planted.corpus(0)
+def corpus(planted_corpus: Corpus) -> Corpus:
+    return planted_corpus
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def test_seed_0_has_the_same_bytes_on_every_machine(texts):
     assert hashlib.sha256("\n".join(texts).encode()).hexdigest() == GOLDEN
 
 
-def test_another_seed_tells_other_facts_in_the_same_words(texts):
-    other = [document.text for document in planted.corpus(1).read()]
+def test_another_seed_tells_other_facts_in_the_same_words(texts, other_planted_corpus):
+    other = [document.text for document in other_planted_corpus.read()]
     assert other != texts
     assert set(chain(*map(str.split, other))) == set(chain(*map(str.split, texts)))
 

@@ -2,6 +2,9 @@
 
 import threading
 
+import pytest
+from rich.console import Console
+
 from train import progress
 
 
@@ -38,3 +41,46 @@ def test_in_a_notebook_no_thread_draws_a_bar(monkeypatch):
         with progress.bar("work") as advance:
             advance("part", 1, 2)
             assert (set(threading.enumerate()) <= before) == notebook
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (89.0, "89 s"), (120.0, "2 min"), (5400.0, "1.5 h")]
+)
+def test_a_length_of_time_is_said_in_one_unit(seconds, said):
+    assert progress.duration(seconds) == said
+
+
+@pytest.fixture
+def log(capsys):
+    """Tell a log what is done at which second, and read what it wrote."""
+
+    def written(*told: tuple[float, str, int, int | None]) -> list[str]:
+        seconds = [0.0]
+        advance = progress._lines("training", Console(stderr=True), clock=lambda: seconds[-1])
+        for second, *step in told:
+            seconds.append(float(second))
+            advance(*step)
+        return capsys.readouterr().err.splitlines()
+
+    return written
+
+
+def test_a_log_gets_at_most_a_line_in_ten_seconds_with_the_time_left(log):
+    lines = log(*((second / 10, "loss 2.0", second + 1, 601) for second in range(601)))
+    assert len(lines) == 6
+    assert lines[0] == "training: loss 2.0 101 of 601, 50 s left"
+    assert lines[-1] == "training: loss 2.0 601 of 601, 0 s left"
+
+
+def test_the_time_left_counts_only_what_was_done_here(log):
+    """A training that is resumed at step 500 has done 10 steps in 20 seconds, not 510."""
+    assert log((0, "", 500, 600), (20, "", 510, 600)) == ["training: 510 of 600, 3 min left"]
+
+
+def test_a_second_piece_of_work_is_reckoned_by_itself(log):
+    lines = log((0, "a", 1, 9), (5, "a", 9, 9), (6, "b", 1, 9), (16, "b", 2, 9), (17, "b", 3, None))
+    assert lines == ["training: b 2 of 9, 70 s left"]
+
+
+def test_work_of_unknown_length_has_no_time_left(log):
+    assert log((0, "read", 1, None), (11, "read", 5, None)) == ["training: read 5"]

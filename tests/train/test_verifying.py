@@ -13,6 +13,9 @@ from train import durable, ledger, manifests, runs
 from train.errors import DamagedError, StoreError, TrainError
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture
 def copied(tiny_run, tmp_path):
     """A run beside its store, free to be damaged; without what other tests computed from it."""

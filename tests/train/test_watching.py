@@ -17,6 +17,9 @@ from train.model import GPT, GPTConfig, init
 from train.watching import Watch
 
 
+pytestmark = pytest.mark.integration
+
+
 class Killed(BaseException):
     """As if the process had ended: nothing of ours catches it."""
 
