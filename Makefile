@@ -1,10 +1,10 @@
-# Two commands: `make demo` plays everything and writes one page, `make test` runs every test.
-# Each makes its own environment in .venv first.
+# `make demo` plays everything and writes one page. `make test` runs every test, `make unit` the quick
+# ones, `make notebooks` every notebook. Each makes its own environment in .venv first.
 
 PYTHON ?= python3
 VENV := .venv/bin
-# Tests at once: one process a core, each on one thread. `make test WORKERS=0` runs them one by one.
-WORKERS ?= auto
+# Tests and notebooks at once: one process a core, each on one thread. WORKERS=1: one by one.
+WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PINNED := --quiet --constraint constraints.txt
 
 # uv installs the same pinned packages in less time, where it is there. pip compiles every module of
@@ -18,7 +18,7 @@ else
   INSTALL := $(VENV)/pip install --no-compile $(PINNED)
 endif
 
-.PHONY: demo test unit
+.PHONY: demo test unit notebooks
 
 demo: .venv/ready
 	$(VENV)/openbook demo
@@ -28,6 +28,13 @@ test: .venv/ready-dev
 
 unit: .venv/ready-dev
 	$(VENV)/pytest --numprocesses $(WORKERS) -m "not integration and not slow"
+
+# The last notebooks take longest and begin first; whoever is free takes the next. They open the run
+# of `make demo`.
+notebooks: .venv/ready-dev
+	ls -r notebooks/*.ipynb | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 $(VENV)/pytest --nbmake \
+	  --nbmake-timeout=1200 --quiet --durations=1 --override-ini addopts= \
+	  --override-ini filterwarnings= --override-ini timeout=2400
 
 # One resolution each: what the tests need beside the package is resolved together with it.
 .venv/ready: pyproject.toml constraints.txt

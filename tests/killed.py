@@ -1,20 +1,29 @@
-"""Work in a process of its own that is killed at its n-th call of a function.
+"""Work in a process of its own that is killed before its n-th change of a file.
 
-Tests put this text in front of code that they run in another process. A kill after some time would
-fall on another place on every machine, and on a fast one behind the end.
+Tests put this text in front of code that they run in another process. What a kill can break lies
+between two calls that write, sync, rename or remove. A kill after some time would fall on another
+place on every machine, and on a fast one behind the end; one at any call of a function would
+nearly always fall between two writings that have nothing to do with each other.
 """
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 
-def calls_of(work: Callable[[], object]) -> int:
-    """How many functions, Python's and C's, a process calls that does the work undisturbed."""
+CHANGES = {
+    "fsync", "flush", "ftruncate", "mkdir", "remove", "rename", "replace", "rmdir", "tofile",
+    "truncate", "unlink", "write",
+}  # fmt: skip
+
+
+def changes_of(work: Callable[[], object]) -> int:
+    """How often a process changes files that does the work undisturbed."""
     reader, writer = os.pipe()
     if os.fork() == 0:
-        counted = _profiled(work, 0)
+        counted = _counted(work, 0)
         os.write(writer, str(counted).encode())
         os._exit(0)
     _, status = os.wait()
@@ -23,9 +32,9 @@ def calls_of(work: Callable[[], object]) -> int:
 
 
 def killed_at(work: Callable[[], object], number: int) -> bool:
-    """Whether SIGKILL came at that call (0: at none); False when the work was done before."""
+    """Whether SIGKILL came before that change (0: at none); False when the work was done before."""
     if os.fork() == 0:
-        _profiled(work, number) if number > 0 else work()
+        _counted(work, number)
         os._exit(0)
     _, status = os.wait()
     code = os.waitstatus_to_exitcode(status)
@@ -33,12 +42,14 @@ def killed_at(work: Callable[[], object], number: int) -> bool:
     return code != 0
 
 
-def _profiled(work: Callable[[], object], number: int) -> int:
+def _counted(work: Callable[[], object], number: int) -> int:
     counted = 0
 
-    def count(_frame: object, event: str, _argument: object) -> None:
+    def count(_frame: object, event: str, called: object) -> None:
         nonlocal counted
-        counted += event in ("call", "c_call")
+        if event != "c_call" or not _changes_a_file(called):
+            return
+        counted += 1
         if counted == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -48,3 +59,11 @@ def _profiled(work: Callable[[], object], number: int) -> int:
     finally:
         sys.setprofile(None)
     return counted
+
+
+def _changes_a_file(called: object) -> bool:
+    """A function of the operating system, a method of an open file, or numpy's `tofile`."""
+    name, owner = getattr(called, "__name__", ""), getattr(called, "__self__", None)
+    of_a_file = isinstance(owner, io.FileIO | io.BufferedIOBase | io.TextIOWrapper)
+    of_the_system = getattr(owner, "__name__", "") == os.name
+    return name == "tofile" or (name in CHANGES and (of_a_file or of_the_system))

@@ -1,8 +1,7 @@
 """Gradients on disk are those that were collected, whole or absent, and of one run."""
 
-import multiprocessing
-import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import collecting, planning, selecting, storing
-from train import durable, runs
+from train import durable
 from train.errors import DamagedError, DiskError
 
 
@@ -65,29 +64,31 @@ def test_numbers_of_any_size_survive(tmp_path):
     np.testing.assert_allclose(found.values, values, rtol=1e-3)
 
 
-def killed_build(run_path: str, out: str) -> None:
-    storing.build(runs.open(run_path), out=out, **ASKED, piece=5)
+# Behind `tests/killed.py`: a build that is killed three times, each time a fifth of the way on.
+KILLER = """
+import torch
+from data_attribution.gradients import storing
+from train import runs
+
+torch.set_num_threads(1)
+run, out, asked = runs.open(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
+
+def build(place=out):
+    storing.build(run, out=place, **asked, piece=5)
+
+n_changes = changes_of(lambda: build(out + "-whole"))
+assert all(killed_at(build, n_changes // 5) for _ in range(3))
+assert not killed_at(build, 0)
+"""
 
 
-@pytest.mark.slow
-def test_a_killed_build_goes_on_and_writes_the_same_bytes(tiny_run, tmp_path):
-    whole = storing.build(tiny_run, out=tmp_path / "whole", **ASKED, piece=5)
-    out, kills = tmp_path / "g", 0
-    partial = tmp_path / ".g.partial"
-    spawn = multiprocessing.get_context("spawn")
-    for pieces in (1, 9):
-        build = spawn.Process(target=killed_build, args=(str(tiny_run.path), str(out)))
-        build.start()
-        while build.is_alive() and done(partial) < 5 * pieces:
-            time.sleep(0.001)
-        build.kill()
-        build.join()
-        kills += build.exitcode == -signal.SIGKILL
-    assert kills
-    finished = out.exists() or storing.build(tiny_run, out=out, **ASKED, piece=5)
-    assert finished
-    assert contents(out) == contents(whole.path)
-    assert not partial.exists()
+def test_a_killed_build_goes_on_and_writes_the_same_bytes(tiny_run, tmp_path, killed):
+    out = tmp_path / "g"
+    command = [sys.executable, "-c", killed + KILLER, str(tiny_run.path), str(out), repr(ASKED)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert contents(out) == contents(tmp_path / "g-whole")
+    assert not (tmp_path / ".g.partial").exists()
 
 
 def done(partial: Path) -> int:

@@ -119,7 +119,7 @@ from train import durable, token_store
 
 def stall(*arguments):
     Path({str(store.path / "stalled")!r}).touch()
-    time.sleep(60)
+    time.sleep(240)
 
 if {moment == "sort"}:
     sorting.buckets = stall  # the suffixes are written, the buckets are not
@@ -128,7 +128,7 @@ else:
 indexing.build(token_store.open({str(store.path)!r}))
 """
     child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(indexing.__file__).parents[1])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (store.path / "stalled").exists() and child.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)

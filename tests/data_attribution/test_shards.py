@@ -279,7 +279,7 @@ def test_workers_end_when_their_parent_is_killed(store, tmp_path):
     """Else they would go on writing beside the workers of the next build."""
     slow = "import time; from data_attribution.suffixes import shards; shards.sort = lambda _: {};"
     start = sort_processes.START.replace(
-        "sort_processes.answer", f"{slow.format('time.sleep(60)')} sort_processes.answer"
+        "sort_processes.answer", f"{slow.format('time.sleep(240)')} sort_processes.answer"
     )
     code = (
         "import sys; from data_attribution.suffixes import sort_processes, shards;"
@@ -287,7 +287,7 @@ def test_workers_end_when_their_parent_is_killed(store, tmp_path):
         f"task = shards.Task(**{task_of(store, tmp_path).__dict__ | {'shard': None}!r});"
         "started = sort_processes._started(task);"
         "sys.stdout.write(f'{started.process.pid}\\n'); sys.stdout.flush();"
-        "import time; time.sleep(60)"
+        "import time; time.sleep(240)"
     )
     code = code.replace("'shard': None", "'shard': shards.Shard('shard-000', 0, 10, False)")
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
@@ -296,7 +296,7 @@ def test_workers_end_when_their_parent_is_killed(store, tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while alive(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(worker)

@@ -173,8 +173,8 @@ def test_a_branch_stopped_after_its_first_checkpoint_resumes_to_the_same_bits(
     assert again.verify().level == "bit-exact"
 
 
-# Behind `killed.py`. Imports once, then forks trainings and kills them at a random call; each ends
-# in the end. Forked before any backward pass: autograd refuses to go on in a fork.
+# Behind `killed.py`. Imports once, then forks trainings and kills them before random changes of a
+# file. Forked before any backward pass: autograd refuses to go on in a fork.
 KILLER = """
 import random
 from dataclasses import replace
@@ -197,12 +197,12 @@ def training(out):
 
     return train
 
-n_calls = calls_of(training(folder / "unbroken"))
+n_changes = changes_of(training(folder / "unbroken"))
 draw, killed, trial = random.Random(0), 0, 0
 while killed < kills:
     work = training(folder / f"killed-{trial}")
     trial += 1
-    killed += sum(killed_at(work, draw.randint(1, int(0.4 * n_calls))) for _ in range(4))
+    killed += sum(killed_at(work, draw.randint(1, int(0.4 * n_changes))) for _ in range(4))
     assert not killed_at(work, 0)
 print(killed)
 """

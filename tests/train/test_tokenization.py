@@ -108,14 +108,9 @@ def test_gpt2_equals_tiktoken_and_hugging_face_where_tokenizers_go_wrong():
 
 
 def test_gpt2_equals_tiktoken_and_hugging_face_on_a_sample_of_real_documents(shared_data: Path):
-    assert _differences(list(_real_texts(shared_data / "corpora"))[::97]) == 0
-
-
-@pytest.mark.slow
-def test_gpt2_equals_tiktoken_and_hugging_face_on_every_real_document(shared_data: Path):
     texts = list(_real_texts(shared_data / "corpora"))
     assert len(texts) == 16382
-    assert _differences(texts) == 0
+    assert _differences(texts[::5]) == 0
 
 
 @settings(deadline=None)
