@@ -14,6 +14,7 @@ from data_attribution.token_index import TokenIndex
 from tests.data_attribution.held_index import index_of
 
 
+pytestmark = pytest.mark.integration
 VOCABULARY = 6
 token = st.integers(1, VOCABULARY - 1)
 document = st.lists(token, max_size=9) | st.lists(st.just(2), max_size=30)

@@ -12,6 +12,7 @@ from data_attribution.suffixes import key_tables, searching, sorting
 from tests.data_attribution.held_index import AWKWARD
 
 
+pytestmark = pytest.mark.integration
 few = hnp.arrays(np.uint16, st.integers(0, 60), elements=st.sampled_from([0, 1, 2, 65535]))
 many = hnp.arrays(np.uint16, st.integers(0, 60))
 wide = hnp.arrays(np.uint32, st.integers(0, 40), elements=st.integers(0, 2**32 - 2))

@@ -19,6 +19,7 @@ from data_attribution.suffixes import byte_codes, sorting
 from tests.data_attribution.held_index import AWKWARD
 
 
+pytestmark = pytest.mark.integration
 SORTERS = {"pydivsufsort": sorting.divsufsort, "numpy": sorting.doubling}
 
 few = hnp.arrays(np.uint16, st.integers(0, 60), elements=st.sampled_from([0, 1, 2, 65535]))

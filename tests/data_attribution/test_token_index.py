@@ -13,6 +13,7 @@ from data_attribution import indexing, lexical
 from data_attribution.errors import QueryError
 
 
+pytestmark = pytest.mark.integration
 words = st.sampled_from(["a", "b", "c"])
 texts = st.lists(st.lists(words, min_size=1, max_size=12).map(" ".join), min_size=1, max_size=8)
 

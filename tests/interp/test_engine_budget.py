@@ -12,7 +12,10 @@ from interp.errors import BudgetError, CapabilityError
 from train.model import GPT, GPTConfig, init
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::interp.errors.UninformativeWarning")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::interp.errors.UninformativeWarning"),
+]
 SMALL = GPTConfig(n_layers=3, n_heads=4, d_model=32, n_ctx=32, d_vocab=40, init_std=0.2)
 SHAPES = {
     "small": SMALL,

@@ -22,6 +22,7 @@ from interp.metrics import Metric, custom, log_probability, logit_difference, pr
 from train.model import GPT, GPTConfig, init
 
 
+pytestmark = pytest.mark.integration
 N_POS, N_PROMPTS, VOCAB = 8, 3, 23
 GPT2 = GPTConfig(
     n_layers=3, n_heads=2, d_model=16, n_ctx=N_POS, d_vocab=VOCAB, d_mlp=24, init_std=0.3,

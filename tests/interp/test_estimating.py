@@ -17,6 +17,7 @@ from train import model as gpt
 from train.model import GPTConfig
 
 
+pytestmark = pytest.mark.integration
 KINDS = {
     "gpt2": {},
     "llama": {

@@ -32,6 +32,7 @@ from interp.metrics import Metric, custom
 from train.model import GPT, GPTConfig, init
 
 
+pytestmark = pytest.mark.integration
 CFG = GPTConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=30, init_std=0.3)
 Work = Callable[[GPT, Behaviour], Any]
 

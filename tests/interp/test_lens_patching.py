@@ -21,7 +21,10 @@ from train.model import GPT, GPTConfig, init
 
 
 # Both prompts begin with the same token, so that some places hold the same.
-pytestmark = pytest.mark.filterwarnings("ignore::interp.errors.UninformativeWarning")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::interp.errors.UninformativeWarning"),
+]
 VOCAB, N_POS, N_PROMPTS = 37, 5, 3
 GPT2 = GPTConfig(n_layers=3, n_heads=2, d_model=16, n_ctx=8, d_vocab=VOCAB, init_std=0.3)
 LLAMA = replace(
