@@ -5,17 +5,20 @@ PYTHON ?= python3
 VENV := .venv/bin
 # Tests and notebooks at once: one process a core, each on one thread. WORKERS=1: one by one.
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+COMMA := ,
 PINNED := --quiet --constraint constraints.txt
 
-# uv installs the same pinned packages in less time, where it is there. pip compiles every module of
-# every package on one core before anything runs (20,000 files, most of them never imported); Python
-# compiles what is imported when it is imported.
+# uv installs the same pinned packages in a quarter of the time, where it is there and reaches an
+# index (pip's own settings it does not read). pip compiles every module of every package on one core
+# before anything runs, 20,000 files of which most are never imported: Python does it at the import.
+# benchmarks/installation.py has the figures.
+PIP := $(VENV)/pip install --no-compile $(PINNED)
 ifneq ($(shell command -v uv),)
   MAKE_VENV := uv venv --quiet --seed --python $(PYTHON) .venv
-  INSTALL := uv pip install --python $(VENV)/python $(PINNED)
+  INSTALL = uv pip install --python $(VENV)/python $(PINNED) $(1) || $(PIP) $(1)
 else
   MAKE_VENV := $(PYTHON) -m venv .venv
-  INSTALL := $(VENV)/pip install --no-compile $(PINNED)
+  INSTALL = $(PIP) $(1)
 endif
 
 .PHONY: demo test unit notebooks
@@ -42,10 +45,10 @@ notebooks: .venv/ready-dev
 # One resolution each: what the tests need beside the package is resolved together with it.
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(VENV)/python || $(MAKE_VENV)
-	$(INSTALL) --editable .
+	$(call INSTALL,--editable .)
 	touch $@
 
 .venv/ready-dev: pyproject.toml constraints.txt
 	test -x $(VENV)/python || $(MAKE_VENV)
-	$(INSTALL) --editable '.[dev,notebook]'
+	$(call INSTALL,--editable '.[dev$(COMMA)notebook]')
 	touch $@ .venv/ready

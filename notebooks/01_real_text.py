@@ -63,7 +63,7 @@ with progress.bar("training") as advance:
 run
 
 # %% [markdown]
-# **It learns the text: the loss on documents it never reads falls by more than two and a half nats** from that of the initial weights, which guess among 2,048 tokens. *Limits.* One seed, and a mean over held-out windows without an interval. The help texts are so short that they are read ten times over: there it rises again after a while, because the model learns them by heart.
+# **It learns the text: the loss on documents it never reads falls by more than two and a half nats** from that of the initial weights, which guess among 2,048 tokens. *Limits.* One seed, and a mean over held-out windows without an interval. The help texts are so short that they are read five times over; read longer, the model learns them by heart and the loss rises again.
 
 # %%
 steps = [step for step in run.steps if step % 250 == 0 or step == run.recipe.steps]

@@ -16,8 +16,8 @@ import torch
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
-    "corpus_build", "forgetting", "gradients", "index_growth", "interrupts", "localised",
-    "order_lookups", "patching", "patching_memory", "planted_acceptance", "removal",
+    "corpus_build", "forgetting", "gradients", "index_growth", "installation", "interrupts",
+    "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "removal",
     "replay_attribution", "startup", "token_index", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
@@ -301,6 +301,12 @@ def test_questions_that_take_long_or_are_answered_otherwise_fail(
     ours = {"counts": [1], "count": [count], "documents": [documents], "spans": [spans]}
     other = {"counts": counts, "count": [1.0], "spans": [theirs], "attribute": [1.0]}
     assert all(script("token_index_queries").holds({"ours": ours, "infini-gram": other})) is held
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(60.0, 0), (100.0, 1)])
+def test_an_installation_that_gains_nothing_fails(script, seconds, code):
+    found = {"pip": [(95.0, 5.0)], "pip, nothing compiled": [(seconds - 10.0, 10.0)]}
+    assert script("installation").report(found) == code
 
 
 @pytest.mark.parametrize(("leaks", "code"), [(0, 0), (1, 0), (20, 1)])
