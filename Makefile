@@ -3,8 +3,9 @@
 
 PYTHON ?= python3
 VENV := .venv/bin
-# Tests and notebooks at once: one process a core, each on one thread. WORKERS=1: one by one.
-WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+# Tests and notebooks at once: one process a core, eight at most, each on one thread.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+WORKERS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
 COMMA := ,
 PINNED := --quiet --constraint constraints.txt
 
