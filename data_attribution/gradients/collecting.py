@@ -97,6 +97,7 @@ def of_documents(
     log_odds: float | None = None,
     drawn: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    product: str | None = None,
     progress: Progress = None,
 ) -> Features:
     """The projected gradient of every document's loss, summed over its targets, in nats.
@@ -114,6 +115,8 @@ def of_documents(
             it read. The second moment of such gradients is the curvature of the loss, see
             `preconditioning`.
         batch_tokens: Positions that are in flight at a time.
+        product: Precision of matrix products, as torch names it (None: the fastest true fp32 that
+            this process measured). The same bits need the same.
 
     Raises:
         EvidenceError: There is no such document, or the model is not causal.
@@ -123,7 +126,7 @@ def of_documents(
     tape = _tape(model, selection, rank, seed, sides)
     values = torch.zeros(len(documents), tape.dim)
     done = 0
-    with _taping(model, tape):
+    with _taping(model, tape, product):
         for rows, start, length in _batches(store, documents, model.cfg.n_ctx, batch_tokens):
             tokens, targets = (one.to(model.device) for one in _read(store, start, length))
             tape.start(tokens)
@@ -182,8 +185,9 @@ def _tape(
 
 
 @contextmanager
-def _taping(model: GPT, tape: Tape) -> Iterator[None]:
-    with frozen(model), torch.enable_grad(), fast_fp32(model.device), tape.laid(model):
+def _taping(model: GPT, tape: Tape, product: str | None = None) -> Iterator[None]:
+    multiplied = fast_fp32(model.device, product)
+    with frozen(model), torch.enable_grad(), multiplied, tape.laid(model):
         yield
 
 

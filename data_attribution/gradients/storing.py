@@ -8,7 +8,8 @@
 Gradients of two documents differ by orders of magnitude, and so do those of two sites; with an
 exponent for each, the largest number of a block lies between 1/2 and 1, and fp16 keeps 11 bits of
 whatever is not 8,000 times smaller than that. Written in pieces of some thousand documents; a build
-that was killed goes on behind the last whole piece, and writes the same bytes.
+that was killed goes on behind the last whole piece, and writes the same bytes. It keeps the matrix
+product that it began with, because which of torch's two is faster is measured in every process.
 """
 
 import fcntl
@@ -29,6 +30,7 @@ from data_attribution.errors import EvidenceError
 from data_attribution.gradients import collecting, planning, preconditioning, selecting
 from data_attribution.gradients.collecting import Features
 from data_attribution.gradients.selecting import Selection, Within
+from interp.engine import base_runs
 from train import durable
 from train.errors import DamagedError, DiskError, nearest
 from train.runs import Run
@@ -167,6 +169,7 @@ def build(
     selection = selecting.select(model.cfg, within)
     wanted = trained(run) if documents is None else np.unique(np.asarray(documents, np.int64))
     asked: dict[str, Any] = {"rank": rank, "seed": seed, "log_odds": log_odds}
+    asked["product"] = _begun_product(out) or base_runs.product_for(model.device)
     about = {
         "schema": SCHEMA,
         "run": run.id,
@@ -310,6 +313,12 @@ def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator
 
 def _partial(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
+
+
+def _begun_product(out: Path) -> str | None:
+    """Which matrix product the rows that are there were computed with."""
+    plan = _partial(out) / PLAN
+    return durable.read_sealed(plan).get("product") if plan.is_file() else None
 
 
 def _check_plan(folder: Path, about: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import collecting, planning, selecting, storing
+from interp.engine import base_runs
 from train import durable
 from train.errors import DamagedError, DiskError
 
@@ -119,6 +120,29 @@ def test_bytes_behind_the_last_whole_piece_are_written_again(tiny_run, stored, t
     with pytest.raises(EvidenceError, match="begun with other choices \\(rank"):
         storing.build(tiny_run, **{**options, "rank": 3})
     assert contents(storing.build(tiny_run, **options).path) == contents(stored.path)
+
+
+def test_a_build_goes_on_with_the_product_that_it_began_with(tiny_run, tmp_path, monkeypatch):
+    """Which of torch's two fp32 products is faster is measured in every process anew."""
+
+    def begin(out: Path) -> None:
+        def stop(what: str, rows: int, total: int | None) -> None:
+            if rows > 40:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            storing.build(tiny_run, out=out, **ASKED, piece=20, progress=stop)
+
+    def measured(product: str) -> None:
+        monkeypatch.setattr(base_runs, "fast_product", lambda: product)
+
+    measured("highest")
+    whole = storing.build(tiny_run, out=tmp_path / "whole", **ASKED, piece=20)
+    begin(tmp_path / "g")
+    measured("medium")
+    found = storing.build(tiny_run, out=tmp_path / "g", **ASKED, piece=20)
+    assert found.manifest["product"] == "highest"
+    assert contents(found.path) == contents(whole.path)
 
 
 def test_what_was_changed_is_refused(tiny_run, tmp_path):
