@@ -21,7 +21,7 @@ from jaxtyping import Float64, Int64, Integer
 from data_attribution import indexing
 from data_attribution.errors import EvidenceError
 from data_attribution.token_index import Query, TokenIndex
-from train.orders import DataOrder, Order
+from train.orders import InvertibleOrder, Order
 from train.token_store import TokenStore
 
 
@@ -270,14 +270,12 @@ def _targets(
         done: Steps of the run.
     """
     stops = positions + lengths
-    if isinstance(order, DataOrder):
+    if isinstance(order, InvertibleOrder):
         which, windows = _spread((positions - 1) // order.context, (stops - 2) // order.context)
         there = windows < order.n_windows
         which, windows = which[there], windows[there]
-        epochs = np.arange(-(-before * order.batch // order.n_windows))
-        read = order.positions(np.tile(windows, len(epochs)), np.repeat(epochs, len(windows)))
-        which, offsets = np.tile(which, len(epochs)), np.tile(windows, len(epochs)) * order.context
-        steps = read // order.batch
+        read, steps = order.reads(windows, before)
+        which, offsets = which[read], windows[read] * order.context
     else:
         sorted_starts, read_at = _by_start(order, done)
         low = np.searchsorted(sorted_starts, positions - order.context, side="left")

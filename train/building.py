@@ -95,6 +95,8 @@ class Counts:
     tokens: int = 0
     train_documents: int = 0
     train_tokens: int = 0
+    late_documents: int = 0
+    early_tokens: int = 0
     empty_dropped: int = 0
     literal_eot_documents: int = 0
     respaced_documents: int = 0
@@ -102,7 +104,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Encoded:
-    train: Lot
+    early: Lot
+    late: Lot
     held_out: Lot
     empty: int
     literal_eot: int
@@ -191,35 +194,39 @@ def _manifest(
 
 def _write(folder: Path, corpus: Corpus, plan: _Plan, progress: Progress | None) -> Counts:
     """Write tokens and table; a stream in place, rows by way of a stream of their documents."""
-    counts = Counts()
+    counts, ends = Counts(), []
     eot = plan.tokenizer.eot
     final = (folder / token_store.TOKENS, folder / token_store.TABLE)
     packed = plan.row_length is not None
     first = (folder / "train.bin", folder / "train.parquet") if packed else final
     with (
-        Region(*first, plan.dtype, opened_with=None if packed else eot) as train,
+        Region(*first, plan.dtype, opened_with=None if packed else eot) as early,
+        Region(folder / "late.bin", folder / "late.parquet", plan.dtype) as late,
         Region(folder / "held_out.bin", folder / "held_out.parquet", plan.dtype) as held_out,
     ):
         for encoded in _in_order(corpus.read(), partial(_encode, plan), plan.threads):
-            train.append(encoded.train)
+            early.append(encoded.early)
+            late.append(encoded.late)
             held_out.append(encoded.held_out)
             _count(counts, encoded)
             if progress:
                 read = counts.documents + counts.empty_dropped
                 progress("encoding documents", read, corpus.n_documents)
         _check(corpus, counts, plan.held_out)
-        counts.train_tokens = counts.tokens = train.end
         if plan.row_length is None:
-            held_out.close()
-            train.extend(held_out)
-            counts.tokens = train.end
+            ends.append(early.end)
+            for region in (late, held_out):
+                region.close()
+                early.extend(region)
+                ends.append(early.end)
     if plan.row_length is not None:
         with Region(*final, plan.dtype, opened_with=eot) as rows:
-            lay_rows(rows, train, row_length=plan.row_length, eot=eot, seed=plan.seed)
-            counts.train_tokens = rows.end
-            lay_rows(rows, held_out, row_length=plan.row_length, eot=eot, seed=plan.seed)
-            counts.tokens = rows.end
-        train.remove()
+            for region in (early, late, held_out):
+                lay_rows(rows, region, row_length=plan.row_length, eot=eot, seed=plan.seed)
+                ends.append(rows.end)
+        early.remove()
+    counts.early_tokens, counts.train_tokens, counts.tokens = ends
+    late.remove()
     held_out.remove()
     return counts
 
@@ -298,8 +305,11 @@ def _encode(plan: _Plan, documents: list[Document]) -> _Encoded:
     aside = {index for index in filled if _is_held_out(shas[index], plan.held_out)}
     texts = [document.text for document in documents]
     words = tokenizer.kind == "word"
+    late = [one for one in filled if documents[one].late and one not in aside]
+    early = [one for one in filled if not documents[one].late and one not in aside]
     return _Encoded(
-        train=_lot(plan, documents, rows, shas, [one for one in filled if one not in aside]),
+        early=_lot(plan, documents, rows, shas, early),
+        late=_lot(plan, documents, rows, shas, late),
         held_out=_lot(plan, documents, rows, shas, sorted(aside)),
         empty=len(rows) - len(filled),
         literal_eot=sum(tokenizer.eot_text in text for text in texts),
@@ -351,8 +361,11 @@ def _lot(
 
 
 def _count(counts: Counts, encoded: _Encoded) -> None:
-    counts.train_documents += len(encoded.train.lengths)
-    counts.documents += len(encoded.train.lengths) + len(encoded.held_out.lengths)
+    counts.late_documents += len(encoded.late.lengths)
+    counts.train_documents += len(encoded.early.lengths) + len(encoded.late.lengths)
+    counts.documents += sum(
+        len(lot.lengths) for lot in (encoded.early, encoded.late, encoded.held_out)
+    )
     counts.empty_dropped += encoded.empty
     counts.literal_eot_documents += encoded.literal_eot
     counts.respaced_documents += encoded.respaced

@@ -31,7 +31,12 @@ OPENWEBTEXT = "Skylion007/openwebtext"
 
 @dataclass(frozen=True)
 class Document:
-    """One text, and where it came from. `row` counts from 0 inside its shard."""
+    """One text, and where it came from.
+
+    Attributes:
+        row: Counts from 0 inside its shard.
+        late: Whether a recipe may read it in a later part of training only.
+    """
 
     id: str
     text: str
@@ -40,6 +45,7 @@ class Document:
     row: int
     title: str = ""
     url: str = ""
+    late: bool = False
 
     @property
     def sha256(self) -> str:

@@ -29,7 +29,15 @@ from train.document_table import DocumentTable
 from train.errors import OrderError
 
 
-__all__ = ["DataOrder", "Order", "RecordedOrder", "documents_read", "record_nanogpt"]
+__all__ = [
+    "DataOrder",
+    "InvertibleOrder",
+    "LateOrder",
+    "Order",
+    "RecordedOrder",
+    "documents_read",
+    "record_nanogpt",
+]
 
 GOLDEN = 0x9E3779B97F4A7C15
 # One constant a round, multiplied in Python because numpy warns when a scalar wraps around.
@@ -52,6 +60,20 @@ class Order(Protocol):
 
     def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
         """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        ...
+
+
+@runtime_checkable
+class InvertibleOrder(Order, Protocol):
+    """An order of tiled windows that also answers when a window is read, without a table."""
+
+    @property
+    def n_windows(self) -> int: ...
+
+    def reads(
+        self, windows: Int64[np.ndarray, " window"], n_steps: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading below `n_steps` of some windows: which of them, and the step."""
         ...
 
 
@@ -95,14 +117,25 @@ class DataOrder:
 
     def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
         """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
-        first = max(start - 1, 0) // self.context
-        last = min((stop - 2) // self.context, self.n_windows - 1)
-        n_epochs = -(-n_steps * self.batch // self.n_windows)
-        epochs, windows = np.meshgrid(
-            np.arange(n_epochs), np.arange(first, last + 1), indexing="ij"
-        )
-        steps = self.positions(windows.ravel(), epochs.ravel()) // self.batch
-        return np.unique(steps[steps < n_steps])
+        return _steps_reading(self, start, stop, n_steps)
+
+    def reads(
+        self, windows: Int64[np.ndarray, " window"], n_steps: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        which, positions = self.read_at(windows, n_steps * self.batch)
+        return which, positions // self.batch
+
+    def read_at(
+        self, windows: Int64[np.ndarray, " window"], n_positions: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading of some windows among the first positions: which, and the position."""
+        n_epochs = -(-n_positions // self.n_windows)
+        epochs = np.repeat(np.arange(n_epochs), len(windows))
+        which = np.tile(np.arange(len(windows)), n_epochs)
+        positions = self.positions(np.asarray(windows)[which], epochs)
+        there = positions < n_positions
+        return which[there], positions[there]
 
     def _walk(
         self, values: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"], *, forwards: bool
@@ -134,6 +167,86 @@ class DataOrder:
 
 
 @dataclass(frozen=True)
+class LateOrder:
+    """Windows of which some are read from a later step on: one order after the other's windows.
+
+    Up to step `begin` every batch holds early windows only. From there on, `late.batch` windows of
+    every batch are late ones, and the early ones go on in the places that are left.
+
+    Attributes:
+        early: Order of the windows before the late ones; its `batch` is that of a whole step.
+        late: Order of the late windows among themselves, counted from 0.
+        begin: First step that reads a late window.
+    """
+
+    early: DataOrder
+    late: DataOrder
+    begin: int
+
+    def __post_init__(self) -> None:
+        if self.late.context != self.early.context or not 0 < self.late.batch < self.early.batch:
+            raise OrderError(
+                f"{self.late.batch} late windows of {self.late.context} tokens do not fit batches "
+                f"of {self.early.batch} windows of {self.early.context}; there must be fewer of "
+                "them, and equally long"
+            )
+        if self.begin < 0:
+            raise OrderError(f"late windows begin at step {self.begin}; it must be 0 or more")
+
+    @property
+    def context(self) -> int:
+        """Targets per window."""
+        return self.early.context
+
+    @property
+    def batch(self) -> int:
+        """Windows per step."""
+        return self.early.batch
+
+    @property
+    def n_windows(self) -> int:
+        """Early and late windows."""
+        return self.early.n_windows + self.late.n_windows
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`; early ones first."""
+        if step < self.begin:
+            return self.early.starts(step)
+        first, last = self._early_before(step), self._early_before(step + 1)
+        early = self.early.windows(np.arange(first, last)) * self.context
+        late = self.late.starts(step - self.begin) + self.early.n_windows * self.context
+        return np.concatenate([early, late])
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        return _steps_reading(self, start, stop, n_steps)
+
+    def reads(
+        self, windows: Int64[np.ndarray, " window"], n_steps: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        windows = np.asarray(windows)
+        is_late = windows >= self.early.n_windows
+        early, late = np.flatnonzero(~is_late), np.flatnonzero(is_late)
+        which, positions = self.early.read_at(windows[early], self._early_before(n_steps))
+        kept = self.batch - self.late.batch
+        behind = positions - self.begin * self.batch
+        steps = np.where(behind < 0, positions // self.batch, self.begin + behind // kept)
+        late_which, late_steps = self.late.reads(
+            windows[late] - self.early.n_windows, max(n_steps - self.begin, 0)
+        )
+        return (
+            np.concatenate([early[which], late[late_which]]),
+            np.concatenate([steps, late_steps + self.begin]),
+        )
+
+    def _early_before(self, step: int) -> int:
+        """Early windows read in the steps below `step`."""
+        behind = max(step - self.begin, 0)
+        return (step - behind) * self.batch + behind * (self.batch - self.late.batch)
+
+
+@dataclass(frozen=True)
 class RecordedOrder:
     """An order that is a table: window starts by step, as some other trainer drew them.
 
@@ -158,6 +271,15 @@ class RecordedOrder:
         table = self.schedule[:n_steps]
         reads = (table + 1 < stop) & (table + 1 + self.context > start)
         return np.flatnonzero(reads.any(axis=1))
+
+
+def _steps_reading(
+    order: InvertibleOrder, start: int, stop: int, n_steps: int
+) -> Int64[np.ndarray, " step"]:
+    first = max(start - 1, 0) // order.context
+    last = min((stop - 2) // order.context, order.n_windows - 1)
+    _, steps = order.reads(np.arange(first, last + 1), n_steps)
+    return np.unique(steps)
 
 
 def record_nanogpt(

@@ -6,7 +6,8 @@ documents lie end to end, as for GPT-2; in the *packed* layout they lie whole in
 mask is kept: **a target that is end-of-text right after end-of-text is padding, without loss.**
 
 Held-out documents are chosen by the hash of their text, so a text is held out of every store or of
-none, copies included. They lie after token `train_tokens`; nothing before it is theirs.
+none, copies included. They lie after token `train_tokens`; nothing before it is theirs. Documents
+that the corpus calls late lie between `early_tokens` and `train_tokens`.
 
 A store is written once, whole or not at all, and never changed. `store.json` is sealed and holds
 the sha256 of every other file; `verify` names the file, and the document, that differs.
@@ -105,6 +106,11 @@ class TokenStore:
     def train_tokens(self) -> int:
         """Tokens before this one may be trained on; those from it on are held out."""
         return self.manifest["counts"]["train_tokens"]
+
+    @property
+    def early_tokens(self) -> int:
+        """Tokens from this one on belong to late documents, up to `train_tokens`."""
+        return self.manifest["counts"].get("early_tokens", self.train_tokens)
 
     @property
     def n_documents(self) -> int:

@@ -10,7 +10,7 @@ from data_attribution import exposures, indexing
 from data_attribution.errors import EvidenceError, QueryError
 from train import loop, token_store
 from train.batches import Removal
-from train.orders import DataOrder, RecordedOrder
+from train.orders import DataOrder, LateOrder, RecordedOrder
 from train.token_store import TokenStore
 
 
@@ -19,7 +19,7 @@ class Reader:
     """A run, as far as its reading goes."""
 
     store: TokenStore
-    order: DataOrder | RecordedOrder
+    order: DataOrder | LateOrder | RecordedOrder
     steps_done: int
     removal: Removal | None = None
 
@@ -40,6 +40,10 @@ def ordered(store: TokenStore, kind: str, seed: int, context: int = 5) -> Reader
     batch, n_steps = 3, 40
     if kind == "function":
         order = DataOrder(seed, (store.train_tokens - 1) // context, context, batch)
+    elif kind == "late":
+        n_windows = (store.train_tokens - 1) // context
+        early = DataOrder(seed, n_windows - 9, context, batch)
+        order = LateOrder(early, DataOrder(seed, 9, context, 1), begin=11)
     else:
         draw = np.random.default_rng(seed)
         order = RecordedOrder(draw.integers(store.train_tokens - context, size=(64, 3)), context)
@@ -55,7 +59,7 @@ def store(make_store):
     return made
 
 
-@pytest.mark.parametrize("kind", ["function", "recorded"])
+@pytest.mark.parametrize("kind", ["function", "recorded", "late"])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("before", [0, 1, 17, 40])
 def test_every_reading_is_the_one_found_by_replaying_the_order(store, kind, seed, before):
@@ -69,7 +73,7 @@ def test_every_reading_is_the_one_found_by_replaying_the_order(store, kind, seed
     assert (np.diff(found.steps) >= 0).all()
 
 
-@pytest.mark.parametrize("kind", ["function", "recorded"])
+@pytest.mark.parametrize("kind", ["function", "recorded", "late"])
 @pytest.mark.parametrize("context", [5, 7, 8, 11])
 def test_the_steps_are_those_that_the_order_answers_with(store, kind, context):
     """The last document ends in what no window reaches, for some of these lengths."""

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from train import checkpoints, loop, manifests, recipes, runs
+from train import checkpoints, loop, manifests, recipes, runs, token_store
 from train.batches import Removal
+from train.corpora import Corpus, Document
 from train.errors import DivergedError, RecipeError, StoreError, TrainError
 
 
@@ -310,6 +311,63 @@ def test_a_document_that_is_never_read_cannot_be_taken_out(tiny_run, tmp_path):
     held_out = tiny_run.store.n_documents - 1
     with pytest.raises(TrainError, match="was ever read in the 24 steps"):
         loop.branch(tiny_run, tmp_path / "child", Removal((held_out,)))
+
+
+@pytest.fixture(scope="module")
+def late_run(tiny_recipe, one_thread_numerics, tmp_path_factory):
+    """Forty documents, every fifth of which is read from step 16 of 24 on."""
+    documents = [
+        Document(f"late@0/{row}", " ".join(f"w{row}x{k % 7}" for k in range(9)), "late", "0", row,
+                 late=row % 5 == 0)
+        for row in range(40)
+    ]  # fmt: skip
+    corpus = Corpus("late", "late", "0", lambda: iter(documents), tokenizer="word")
+    folder = tmp_path_factory.mktemp("late")
+    store = token_store.build(corpus, out=folder / "store")
+    late = {"late_batch": 1, "late_begin": 16}
+    return loop.run(tiny_recipe, store, out=folder / "run", numerics=one_thread_numerics, **late)
+
+
+def test_late_documents_are_read_from_their_step_on_and_the_others_throughout(late_run):
+    context, store = late_run.recipe.model.n_ctx, late_run.store
+    # The window in which the first late document begins is late as a whole.
+    first_late = (store.early_tokens - 1) // context * context + 1
+    for document in range(store.n_documents):
+        steps = late_run.steps_reading(document)
+        if store.starts[document] >= first_late:
+            assert (steps >= 16).all()
+        elif store.starts[document] + store.lengths[document] <= first_late:
+            assert (steps < 16).any()
+    assert late_run.verify().level == "bit-exact"
+
+
+def test_what_removes_late_documents_begins_at_the_checkpoint_before_them(late_run, tmp_path):
+    document = next(one for one in range(40) if late_run.store.rows[one] % 5 == 0 and
+                    len(late_run.steps_reading(one)))  # fmt: skip
+    branch = loop.branch(late_run, tmp_path / "branch", Removal((document,)))
+    assert branch.predicate["parent"]["step"] == 16
+    assert branch.steps == [16, 24]
+
+
+def test_a_store_without_late_documents_is_read_by_a_recipe_that_wants_some(
+    tiny_store, tiny_recipe
+):
+    resolved = recipes.resolve(tiny_recipe, tiny_store, late_batch=1, late_begin=16)
+    assert (resolved.late_batch, resolved.late_begin) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"late_batch": 4}, "late_batch=4 from step 0 on in batches of 4"),
+        ({"late_batch": -1}, "late_batch=-1"),
+        ({"late_batch": 1, "late_begin": -1}, "from step -1"),
+        ({"late_batch": 1, "sampler": "nanogpt"}, "only 'tiles' tells late documents"),
+    ],
+)
+def test_late_documents_that_fit_no_batch_are_refused(tiny_recipe, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        replace(tiny_recipe, **changes)
 
 
 @pytest.mark.parametrize("lr", [1e20, 1e30, 1e38])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from train.document_table import DocumentTable
 from train.errors import OrderError
-from train.orders import DataOrder, RecordedOrder, documents_read, record_nanogpt
+from train.orders import DataOrder, LateOrder, RecordedOrder, documents_read, record_nanogpt
 
 
 # OpenWebText as nanoGPT counts it: 8,009,762 documents, 9,035,582,198 tokens, 1,024 a window.
@@ -69,10 +69,13 @@ def _random_documents(seed: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]
 def _orders(seed: int, n_tokens: int, context: int, batch: int) -> list:
     tiles = DataOrder(seed, (n_tokens - 1) // context, context, batch)
     drawn = record_nanogpt(seed=seed, n_tokens=n_tokens, context=context, batch=batch, steps=40)
-    return [tiles, drawn]
+    n_late = max(tiles.n_windows // 5, 1)
+    early = DataOrder(seed, max(tiles.n_windows - n_late, 1), context, batch + 1)
+    late = LateOrder(early, DataOrder(seed, n_late, context, 1), begin=7)
+    return [tiles, drawn, late]
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["tiles", "nanogpt"])
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["tiles", "nanogpt", "late"])
 @pytest.mark.parametrize("seed", range(5))
 def test_steps_and_documents_agree_with_brute_force(kind, seed):
     n_tokens, context, batch, n_steps = 700, 16, 3, 40
@@ -90,6 +93,42 @@ def test_steps_and_documents_agree_with_brute_force(kind, seed):
         expected = [step for step in range(n_steps) if document in read[step]]
         found = order.steps_reading(int(start), int(start + length), n_steps)
         assert list(found) == expected
+
+
+LATE = LateOrder(DataOrder(5, 40, 8, 6), DataOrder(5, 7, 8, 2), begin=9)
+
+
+def test_late_windows_come_from_their_step_on_and_as_many_a_batch():
+    for step in range(60):
+        late = LATE.starts(step) // 8 >= 40
+        assert late.sum() == (2 if step >= 9 else 0)
+        assert len(late) == 6
+
+
+def test_early_and_late_windows_are_each_read_once_an_epoch():
+    windows = np.concatenate([LATE.starts(step) // 8 for step in range(200)])
+    for some, n in ((windows[windows < 40], 40), (windows[windows >= 40], 7)):
+        for epoch in range(len(some) // n):
+            assert len(set(some[epoch * n : (epoch + 1) * n])) == n
+
+
+def test_the_early_part_is_the_order_without_late_windows():
+    alone = DataOrder(5, 40, 8, 6)
+    early = [w for step in range(60) for w in LATE.starts(step) // 8 if w < 40]
+    assert early == [w for step in range(60) for w in alone.starts(step) // 8][: len(early)]
+
+
+@pytest.mark.parametrize(
+    ("late", "begin", "said"),
+    [
+        (DataOrder(0, 7, 8, 6), 0, "6 late windows of 8 tokens do not fit batches of 6"),
+        (DataOrder(0, 7, 9, 2), 0, "2 late windows of 9 tokens do not fit"),
+        (DataOrder(0, 7, 8, 2), -1, "begin at step -1"),
+    ],
+)
+def test_late_windows_that_fit_no_batch_are_refused(late, begin, said):
+    with pytest.raises(OrderError, match=said):
+        LateOrder(DataOrder(0, 40, 8, 6), late, begin)
 
 
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 500])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def test_a_stream_is_documents_each_between_two_separators(tmp_path: Path):
         "tokens": 8,
         "train_documents": 3,
         "train_tokens": 8,
+        "late_documents": 0,
+        "early_tokens": 8,
         "empty_dropped": 1,
         "literal_eot_documents": 0,
         "respaced_documents": 0,
@@ -125,6 +128,35 @@ def test_held_out_texts_have_no_say_in_a_trained_vocabulary(tmp_path: Path):
 
 def _share(text: str) -> float:
     return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64
+
+
+@pytest.mark.parametrize("layout", ["stream", "packed"])
+def test_late_documents_lie_between_the_others_and_the_held_out_ones(layout: str, tmp_path: Path):
+    texts = [f"w{row} a b" for row in range(60)]
+    corpus = _corpus(texts)
+    documents = [replace(one, late=one.row % 4 == 1) for one in corpus.read()]
+    corpus = replace(corpus, read=lambda: iter(documents), layout=layout)
+    store = token_store.build(corpus, out=tmp_path / "s", tokenizer="word", held_out=0.2)
+    rows = store.rows
+    aside = {row for row in range(60) if int(documents[row].sha256[:16], 16) / 2**64 < 0.2}
+    assert aside & set(range(1, 60, 4)), "a late document may be held out"
+    for index, start in enumerate(store.starts.tolist()):
+        row = int(rows[index])
+        assert (start >= store.train_tokens) == (row in aside)
+        if row not in aside:
+            assert (start >= store.early_tokens) == (row % 4 == 1)
+        assert store.text(index) == texts[row]
+    assert store.manifest["counts"]["late_documents"] == len(set(range(1, 60, 4)) - aside)
+    if layout == "packed":
+        assert store.row_length
+        assert (store.early_tokens - 1) % store.row_length == 0
+    token_store.verify(store)
+
+
+def test_a_store_of_an_earlier_version_has_no_late_documents(tmp_path: Path):
+    store = _build(["a b", "c"], tmp_path / "s", kind="word")
+    del store.manifest["counts"]["early_tokens"]
+    assert store.early_tokens == store.train_tokens
 
 
 def test_documents_are_held_out_by_their_text(tmp_path: Path):
