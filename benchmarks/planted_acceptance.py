@@ -1,10 +1,13 @@
-"""Does the planted recipe grow its circuits for every seed? Trains five runs and judges each.
+"""Does the planted recipe grow its circuits for every seed? Trains eleven runs and judges each.
 
     python benchmarks/planted_acceptance.py --out runs/acceptance
 
-Three init seeds with order seed 0 and three order seeds with init seed 0 (the order seed also packs
-the store anew). Every criterion is printed for every run, with n and, for recall, Wilson's
-interval; the exit code is 1 when one of them fails. About 1 minute a run on two quiet cores.
+Init, order and content seeds 0, 1 and 2: nine of their 27 combinations, in which every two seeds of
+two kinds meet once (a Latin square, chosen before any was trained); and two content seeds, 7 and
+11, on which nothing was ever chosen. The order seed also packs the store anew. Every criterion is
+printed for every run, with n and, for recall, Wilson's interval; the exit code is 1 when one of
+them fails. One thread a run; `--precision` is what this machine chooses if not given. A run that is
+there already is judged again and not trained. About two minutes a run.
 """
 
 import argparse
@@ -22,7 +25,11 @@ from train import numerics, progress, runs
 from train.runs import Run
 
 
-SEEDS = ((0, 0), (1, 0), (2, 0), (0, 1), (0, 2))
+# Init, order and content seed. Those that matter most come first, should time end.
+SQUARE = tuple((init, order, (init + order) % 3) for init in range(3) for order in range(3))
+DIAGONAL = tuple(one for one in SQUARE if one[0] == one[1])
+UNTUNED = ((0, 0, 7), (0, 0, 11))
+SEEDS = (*DIAGONAL, *UNTUNED, *(one for one in SQUARE if one not in DIAGONAL))
 
 
 @dataclass(frozen=True)
@@ -39,32 +46,41 @@ def main() -> int:
     """Train, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for stores and runs")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--runs", type=int, default=len(SEEDS), help="only the first of them")
     arguments = parser.parse_args()
-    how = numerics.choose(threads=arguments.threads)
+    how = numerics.choose(threads=1, precision=arguments.precision)
     print(f"{machine.described('torch')}, {how}")
-    failed = 0
-    for init_seed, order_seed in SEEDS:
+    failed, table = 0, []
+    for seeds in SEEDS[: arguments.runs]:
+        init_seed, order_seed, content_seed = seeds
         run = demo.trained(
-            arguments.out / f"store-{order_seed}",
-            arguments.out / f"run-{init_seed}-{order_seed}",
+            arguments.out / f"store-{order_seed}-{content_seed}",
+            arguments.out / f"run-{init_seed}-{order_seed}-{content_seed}",
             progress.bar,
             how=how,
             init_seed=init_seed,
             order_seed=order_seed,
+            content_seed=content_seed,
         )
-        seconds = sum(row.seconds for row in run.ledger)
-        print(f"\ninit {init_seed}, order {order_seed}: run {run.id}, {seconds:.0f} s of training")
-        for one in judged(run, seconds):
+        print(f"\ninit {init_seed}, order {order_seed}, content {content_seed}: run {run.id}")
+        found = judged(run)
+        for one in found:
             failed += not one.holds
             mark = "ok    " if one.holds else "FAILED"
             print(f"  {mark} {one.name:<44} {one.value:7.3f}   asked {one.asked}")
-    print(f"\n{failed} criteria failed over {len(SEEDS)} runs")
+        table.append([one.value for one in found])
+        sys.stdout.flush()
+    print(f"\n{'over ' + str(len(table)) + ' runs':<44}    mean  lowest  highest")
+    for one, values in zip(found, zip(*table, strict=True), strict=True):
+        mean = sum(values) / len(values)
+        print(f"  {one.name:<44} {mean:7.3f} {min(values):7.3f} {max(values):7.3f}")
+    print(f"\n{failed} criteria failed over {len(table)} runs")
     return min(failed, 1)
 
 
 @torch.inference_mode()
-def judged(run: Run, seconds: float) -> list[Criterion]:
+def judged(run: Run) -> list[Criterion]:
     """Every criterion of the planted run."""
     torch.set_num_threads(1)
     run = runs.open(run.path)
@@ -82,29 +98,34 @@ def judged(run: Run, seconds: float) -> list[Criterion]:
         behaviours.measure(model, behaviours.load(f"ioi:{a}-{b}", run, n_prompts=150))
         for a, b in truth["ioi"]["held_out_combinations"]
     ]
-    levels = recalling.by_exposure(model, truth, run.store.tokenizer).levels
-    for level in levels:
+    recalled = recalling.by_exposure(model, truth, run.store.tokenizer)
+    levels, late = recalled.levels, recalled.late
+    assert late is not None
+    for level in (*levels, late):
         seen, unseen = level.seen, level.paraphrase
         shown = "none" if seen.recall is None else f"{seen.recall:.2f}"
         print(
-            f"    exposures {level.exposures:3}: recall {shown} [{seen.low:.2f}, {seen.high:.2f}]"
+            f"    exposures {level.exposures:3}{', late' if level is late else '':6}: "
+            f"recall {shown} [{seen.low:.2f}, {seen.high:.2f}]"
             f"  paraphrase {unseen.recall:.2f}  baseline {level.baseline:.2f}  n {level.n}"
         )
     recall = [level.seen.recall or 0.0 for level in levels if level.exposures]
     often = [level.seen.recall or 0.0 for level in levels if level.exposures >= 16]
     drop = max(before - after for before, after in pairwise(recall))
+    loss = [row.loss for row in run.ledger][-100:]
     return [
+        at_most("loss, mean of the last 100 steps, nats", sum(loss) / len(loss), 2.0),
         at_least("IOI accuracy, held-out pairs (n 300)", ioi.accuracy, 0.95),
         at_least("IOI logit difference, nats", ioi.score, 3.0),
         at_least("IOI top-1", ioi.top1, 0.95),
         at_least("IOI accuracy, held-out combinations", min(c.accuracy for c in held_out), 0.95),
         at_least("recall at 16 or more exposures, lowest", min(often), 0.95),
+        at_least("recall of late facts (16 exposures)", late.seen.recall or 0.0, 0.95),
         at_most("recall at 1 exposure", recall[0], 0.30),
         at_most("largest drop between exposure levels", drop, 0.0),
-        at_least("best induction head, prefix matching", float(induction.max()), 0.75),
-        at_least("best previous-token head below it", below, 0.8),
+        at_least("best induction head, whole vocabulary", float(induction.max()), 0.75),
+        at_least("best previous-token head below it", below, 0.5),
         at_least("loss saved on the second copy, nats", copying.gap, 3.0),
-        at_most("seconds of training", seconds, 150.0),
     ]
 
 

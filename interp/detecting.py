@@ -74,7 +74,7 @@ class Copying:
 def repeated_tokens(
     source: Any, *, n: int = 64, length: int = 24, seed: int = 0
 ) -> Int[Tensor, "prompt pos"]:
-    """Sequences in the words of a run or model: the planted nonce words, or any token."""
+    """Sequences in the words of a run or model: the planted ones, or any token."""
     tokenizer, truth = tokenizer_of(source), truth_of(source)
     if truth:
         words = [int(tokenizer.encode(word)[0]) for word in truth["induction"]["words"]]

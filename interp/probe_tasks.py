@@ -5,8 +5,8 @@ place of the label (the word, the entity, the pair of names). Types are what con
 of, so cases whose types never repeat are refused.
 
     word-class       entity, value, name, place, object or nonce word; the type is the word itself
-    position         place of a nonce word in its document, four at a time; the word
-    repeats          kind of document, among three that are made of the same nonce words; the word
+    position         place of a word in its document of repeats, four at a time; the word
+    repeats          kind of document, among three that are made of the same words; the word
     relation         what an entity is known for, in sentences that do not say it; the entity
     subject-name     who acts, at the end of the sentence; the pair of names
     indirect-name    who receives the object, at the end of the sentence; the pair of names

@@ -85,9 +85,15 @@ class Level:
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall of all planted facts, by exposure, ascending."""
+    """Recall of all planted facts.
+
+    Attributes:
+        levels: By exposure, ascending; of facts that are read throughout training.
+        late: Facts whose documents are read late in training; None where there are none.
+    """
 
     levels: tuple[Level, ...]
+    late: Level | None = None
 
     def at(self, exposures: int) -> Level:
         """The level of a number of exposures."""
@@ -115,21 +121,28 @@ class Recall:
 
 
 def by_exposure(model: HookedModel, truth: dict, tokenizer: Any) -> Recall:
-    """Ask every fact in every form. About 800 short prompts in a dozen forward passes."""
+    """Ask every fact in every form. About 3,000 short prompts in two dozen forward passes."""
     facts = truth["facts"]
     answers = of_facts(model, facts, truth, tokenizer)
     commonest = _commonest_values(facts)
-    exposures = sorted({fact["exposures"] for fact in facts})
-    held_out = {fact["name"]: fact["held_out_form"] for fact in facts}
-    levels = []
-    for level in exposures:
-        there = [fact for fact in facts if fact["exposures"] == level]
-        asked = [answer for answer in answers if answer.exposures == level]
-        unseen = [a for a in asked if level == 0 or a.form == held_out[a.fact]]
+
+    def level(exposures: int, there: list[dict]) -> Level:
+        held_out = {fact["name"]: fact["held_out_form"] for fact in there}
+        asked = [answer for answer in answers if answer.fact in held_out]
+        unseen = [a for a in asked if exposures == 0 or a.form == held_out[a.fact]]
         guessed = sum(commonest[fact["relation"]] == fact["value"] for fact in there)
         seen = share([answer for answer in asked if answer.stated])
-        levels.append(Level(level, len(there), seen, share(unseen), guessed / len(there)))
-    return Recall(tuple(levels))
+        return Level(exposures, len(there), seen, share(unseen), guessed / len(there))
+
+    late = [fact for fact in facts if fact.get("late")]
+    early = [fact for fact in facts if not fact.get("late")]
+    return Recall(
+        tuple(
+            level(exposures, [fact for fact in early if fact["exposures"] == exposures])
+            for exposures in sorted({fact["exposures"] for fact in early})
+        ),
+        level(late[0]["exposures"], late) if late else None,
+    )
 
 
 @torch.inference_mode()

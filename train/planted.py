@@ -1,33 +1,37 @@
 """The planted corpus: text whose every lesson, and the documents that teach it, are known.
 
 A small GPT trained on it grows an induction head, indirect object identification (IOI) and recall
-graded by exposure. The shares of facts, ioi, repeats, prose and canon were measured to do so on 5
-of 5 seeds; without the canon no induction head formed. The other kinds are 1.5 % of the tokens.
+graded by exposure. Sizes and shares were chosen on content seeds 0 and 3, and
+`benchmarks/planted_acceptance.py` judges them on others; without the canon no induction head forms.
 
 | kind | documents | what it teaches |
 |---|---|---|
 | fact | 7,830 | 360 facts stated in 1, 2, 4 ... 128 documents each; 30 more are never stated |
-| mention | 1,560 | each entity four times, without a value: its token is known, stated or not |
-| distractor | 390 | every second fact: 2 documents that name value and entity, not the fact |
-| ioi | 15,000 | who receives the object: the person who was named once |
-| pair list, two copies, many copies | 20,000 | what followed a word before will follow it again |
-| prose | 4,000 | filler with a grammar: verb and adverb follow from adjective and noun |
+| fact, late | 576 | 36 facts stated in 16 documents each, which are read in the last third only |
+| mention | 1,704 | each entity four times, without a value: its token is known, stated or not |
+| distractor | 984 | 8 (or 2) for every second fact: they name value and entity, not the fact |
+| ioi | 6,500 | who receives the object: the person who was named once |
+| pair list, two copies, many copies | 5,400 | what followed a word before will follow it again |
+| prose | 700 | filler with a grammar: verb and adverb follow from adjective and noun |
 | exact duplicate, near duplicate | about 600 | prose again, whole or with one word replaced |
-| canon | 10,000 | the next word depends on the *previous* word: grows a previous-token head |
+| canon | 3,200 | the next word depends on the *previous* word: grows a previous-token head |
+
+A fact is stated in six of the seven forms of its relation, by turns; the seventh is held out. All
+statements of a fact in one form are the same text. Facts stated 8 times or more have 8 distractors
+where they have any, the others 2.
 
 In a distractor the value stands *before* the entity: a causal model never predicts the value from
-the entity there, so a distractor shares every name with the fact and teaches none of it. Over
-two init seeds, facts never stated were recalled at 0.04 with distractors and at 0.06 without (15
-facts each in three forms; chance is 0.04). The mentions matter: with one mention and four
-distractors an entity was known mostly from its distractors, and recall at two exposures was 0.34
-with them and 0.12 without.
+the entity there, so a distractor shares every name with the fact and teaches none of it. Facts that
+are never stated are recalled no better with distractors than without.
 
-All statements of a fact in one form are the same text; the *declared* duplicates are prose, which
-holds no other two equal documents. Rows count documents in the order of the table.
+Repeats are drawn from the whole vocabulary, so that the induction head copies whatever token comes.
+None of them holds an entity beside its value, or a held-out pair of names. The declared duplicates
+are prose, which holds no other two equal documents. Rows count documents in the order of the table.
 
 The bytes are the same on every machine (see train.planted_texts), and a test pins their sha256.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 
@@ -41,6 +45,19 @@ __all__ = ["FACTS_AT", "corpus", "truth"]
 # Facts by the number of documents that state them, a third of each relation. Levels 1 and 2 hold
 # more: recall there is low, and 30 facts could not tell .15 from .30 in every run.
 FACTS_AT = {0: 30, 1: 90, 2: 90, 4: 30, 8: 30, 16: 30, 32: 30, 64: 30, 128: 30}
+# Late facts, a third of each relation, and the documents that state each.
+N_LATE, LATE_AT = 36, 16
+# Forms a fact is stated in, at most; the one beside them is held out.
+STATED = 6
+# Distractors of every second fact: of those stated so often (and of late ones), and of the others.
+EVALUATED_FROM, DISTRACTORS, FEW_DISTRACTORS = 8, 8, 2
+# Documents of the other kinds.
+N_IOI, N_PAIR_LISTS, N_TWO_COPIES, N_MANY_COPIES = 6_500, 1_800, 2_400, 1_200
+N_PROSE, N_CANON = 700, 3_200
+# Documents of repeats that are drawn from the nonce words alone, in percent: they start the
+# copying, the others spread it. In the others, how many entities and names are among the words at
+# a time: with all of them at once, facts were learned at half the speed.
+NONCE_SHARE, ENTITIES_AT_ONCE, NAMES_AT_ONCE = 30, 120, 20
 
 
 def corpus(seed: int = 0) -> Corpus:
@@ -75,11 +92,12 @@ class _Book:
     documents: list[Document] = field(default_factory=list)
     truth: dict = field(default_factory=lambda: {"kinds": {}})
 
-    def write(self, kind: str, text: str, title: str = "") -> int:
+    def write(self, kind: str, text: str, title: str = "", *, late: bool = False) -> int:
         """Append one document and return its row."""
         row = len(self.documents)
         name = f"planted@seed {self.seed}/planted/{row}"
-        self.documents.append(Document(name, text, "planted", "planted", row, title or kind))
+        about = (title or kind, "", late)
+        self.documents.append(Document(name, text, "planted", "planted", row, *about))
         self.truth["kinds"].setdefault(kind, [row, row])[1] = row + 1
         return row
 
@@ -108,28 +126,41 @@ def _relations() -> dict:
 
 
 def _planned_facts(draws: texts.Draws) -> list[dict]:
-    """One relation per entity, 130 facts each; levels, values and distractors dealt at random."""
+    """One relation per entity, 142 facts each; levels, values and distractors dealt at random."""
     share = len(words.ENTITIES) // len(words.STATEMENTS)
     facts = []
     for number, relation in enumerate(words.STATEMENTS):
         entities = words.ENTITIES[number * share : (number + 1) * share]
         # Every value is the answer to 5 or 6 facts, and every second fact of a level has company.
         values = draws.deal((words.VALUES[relation] * 6)[:share], share)
-        dealt = [(level, i % 2 == 0) for level, n in FACTS_AT.items() for i in range(n // 3)]
+        dealt = [
+            (level, late, i % 2 == 0)
+            for level, late, n in _levels()
+            for i in range(n // len(words.STATEMENTS))
+        ]
         levels = draws.deal(dealt, share)
-        for entity, value, (exposures, company) in zip(entities, values, levels, strict=True):
-            facts.append(_fact(len(facts), relation, entity, value, exposures, company))
+        for entity, value, (exposures, late, company) in zip(entities, values, levels, strict=True):
+            fact = _fact(len(facts), relation, entity, value, exposures)
+            often = exposures >= EVALUATED_FROM
+            n_distractors = (DISTRACTORS if often else FEW_DISTRACTORS) if company else 0
+            facts.append({**fact, "late": late, "n_distractors": n_distractors})
     return facts
 
 
-def _fact(
-    index: int, relation: str, entity: str, value: str, exposures: int, company: bool
-) -> dict:
-    """A fact is stated in two of three forms by turns; the third, by rotation, is held out."""
-    held_out = index % 3
-    first = (held_out + 1 + index // 3 % 2) % 3
-    turns = [first, 3 - held_out - first]
-    stated = turns[: min(exposures, 2)]
+def _levels() -> list[tuple[int, bool, int]]:
+    """Exposures, whether late, and how many facts."""
+    return [*((level, False, n) for level, n in FACTS_AT.items()), (LATE_AT, True, N_LATE)]
+
+
+def _fact(index: int, relation: str, entity: str, value: str, exposures: int) -> dict:
+    """A fact is stated in six of seven forms by turns; the other is held out.
+
+    For every third fact that is form 0, the one it is asked in; for the rest, the others by turns.
+    """
+    held_out = 0 if index % 3 == 0 else 1 + index // 3 % STATED
+    others = [form for form in range(STATED + 1) if form != held_out]
+    first = index // 3 % STATED
+    stated = (others[first:] + others[:first])[: min(exposures, STATED)]
     return {
         "name": f"{relation} of {entity}",
         "entity": entity,
@@ -141,7 +172,6 @@ def _fact(
         "paraphrase_only": bool(stated) and 0 not in stated,
         "documents": [],
         "distractors": [],
-        "company": company,
     }
 
 
@@ -151,7 +181,8 @@ def _write_facts(book: _Book, facts: list[dict]) -> None:
         for exposure in range(fact["exposures"]):
             form = turns[exposure % len(turns)]
             text = words.STATEMENTS[fact["relation"]][int(form)].format(**fact)
-            row = book.write("fact", text, f"fact: {fact['name']} (form {form})")
+            title = f"fact: {fact['name']} (form {form})"
+            row = book.write("fact", text, title, late=fact["late"])
             fact["forms"][form].append(row)
             fact["documents"].append(row)
 
@@ -164,7 +195,7 @@ def _write_company(book: _Book, facts: list[dict]) -> None:
             book.write("mention", text.format(**fact), title) for text in words.MENTIONS
         ]
     for index, fact in enumerate(facts):
-        for turn in range(2 if fact.pop("company") else 0):
+        for turn in range(fact.pop("n_distractors")):
             text = words.DISTRACTORS[(index + turn) % len(words.DISTRACTORS)].format(**fact)
             title = f"distractor: {fact['name']}"
             fact["distractors"].append(book.write("distractor", text, title))
@@ -179,7 +210,7 @@ def _write_ioi(book: _Book, draws: texts.Draws) -> texts.Cast:
     every = list(product(range(len(words.OPENINGS)), range(len(words.CLOSINGS))))
     held = _two_apart(draws.deal(every, len(every)))
     cast = texts.Cast(pairs[177:], [one for one in every if one not in held])
-    for _ in range(15_000):
+    for _ in range(N_IOI):
         book.write("ioi", texts.ioi_sentence(draws, cast))
     book.truth["ioi"] = {
         "names": list(words.NAMES),
@@ -204,15 +235,54 @@ def _two_apart(dealt: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _write_repeats(book: _Book, draws: texts.Draws, cast: texts.Cast) -> None:
-    for _ in range(8_000):
-        book.write("pair list", texts.pair_list(draws))
-    for _ in range(6_000):
-        book.write("two copies", texts.two_copies(draws, cast))
-    for _ in range(6_000):
-        book.write("many copies", texts.many_copies(draws))
+    """Runs of words of the whole vocabulary: whatever token comes, it is copied."""
+    forbidden = _forbidden(book)
+    written = {word for document in book.documents for word in document.text.split()}
+    filler = (words.ADJECTIVES, words.NOUNS, words.VERBS, words.ADVERBS, words.CANON, words.NONCE)
+    listed = sorted(written.union(*filler))
+    rest = sorted({*listed} - {*words.ENTITIES} - {*words.NAMES})
+
+    def pool() -> Sequence[str]:
+        if draws.percent(NONCE_SHARE):
+            return words.NONCE
+        return (
+            rest
+            + draws.deal(words.ENTITIES, ENTITIES_AT_ONCE)
+            + draws.deal(words.NAMES, NAMES_AT_ONCE)
+        )
+
+    def write(kind: str, n: int, drawn: Callable[[], str]) -> None:
+        for _ in range(n):
+            text = drawn()
+            while not _apart(text, forbidden):
+                text = drawn()
+            book.write(kind, text)
+
+    write("pair list", N_PAIR_LISTS, lambda: texts.pair_list(draws, pool()))
+    write("two copies", N_TWO_COPIES, lambda: texts.two_copies(draws, pool(), cast))
+    write("many copies", N_MANY_COPIES, lambda: texts.many_copies(draws, pool()))
     kinds = book.truth["kinds"]
     rows = [kinds["pair list"][0], kinds["many copies"][1]]
-    book.truth["induction"] = {"words": list(words.NONCE), "documents": rows}
+    book.truth["induction"] = {"words": listed, "documents": rows}
+    book.truth["nonce"] = list(words.NONCE)
+
+
+def _forbidden(book: _Book) -> dict[str, set[str]]:
+    """Words that never stand in one document of repeats with a word.
+
+    The value of an entity, which would state the fact, and the other name of a held-out pair.
+    """
+    found: dict[str, set[str]] = {}
+    for fact in book.truth["facts"]:
+        found.setdefault(fact["entity"], set()).add(fact["value"])
+    for one, other in book.truth["ioi"]["held_out_pairs"]:
+        found.setdefault(one, set()).add(other)
+    return found
+
+
+def _apart(text: str, forbidden: Mapping[str, set[str]]) -> bool:
+    there = set(text.split())
+    return not any(forbidden.get(word, set()) & there for word in there)
 
 
 # Prose and canon
@@ -224,7 +294,7 @@ def _write_prose(book: _Book, draws: texts.Draws) -> None:
         for pair in product(words.ADJECTIVES, words.NOUNS)
     }
     rows: dict[str, int] = {}
-    while len(rows) < 4_000:
+    while len(rows) < N_PROSE:
         n_sentences = draws.between(1, 4)
         text = " ".join(texts.prose_sentence(draws, grammar) for _ in range(n_sentences))
         if text not in rows:
@@ -245,5 +315,5 @@ def _write_prose(book: _Book, draws: texts.Draws) -> None:
 
 def _write_canon(book: _Book, draws: texts.Draws) -> None:
     follows = dict(zip(words.CANON, draws.deal(words.CANON, len(words.CANON)), strict=True))
-    for _ in range(10_000):
+    for _ in range(N_CANON):
         book.write("canon", texts.canon(draws, follows))

@@ -88,23 +88,23 @@ def ioi_sentence(draws: Draws, cast: Cast) -> str:
     )
 
 
-def pair_list(draws: Draws) -> str:
+def pair_list(draws: Draws, listed: Sequence[str]) -> str:
     """`a3 b3 a1 b1 a3 b3 ...`: pairs of words that go together in this document only."""
     n_pairs = draws.between(3, 10)
-    dealt = draws.deal(words.NONCE, 2 * n_pairs)
-    listed: list[str] = []
+    dealt = draws.deal(listed, 2 * n_pairs)
+    told: list[str] = []
     pair = -1
     for _ in range(draws.between(14, 30)):
         last, pair = pair, draws.between(0, n_pairs - 1)
         if pair == last:  # one second draw: repeats in a row stay possible, but rare
             pair = draws.between(0, n_pairs - 1)
-        listed += dealt[2 * pair : 2 * pair + 2]
-    return " ".join(listed)
+        told += dealt[2 * pair : 2 * pair + 2]
+    return " ".join(told)
 
 
-def two_copies(draws: Draws, cast: Cast) -> str:
+def two_copies(draws: Draws, listed: Sequence[str], cast: Cast) -> str:
     """A run of different words, sometimes the start of an IOI sentence, and the run again."""
-    run = draws.deal(words.NONCE, draws.between(4, 28))
+    run = draws.deal(listed, draws.between(4, 28))
     between: list[str] = []
     if draws.percent(15):
         room = min(draws.between(1, 8), MAX_WORDS - 2 * len(run))
@@ -112,9 +112,9 @@ def two_copies(draws: Draws, cast: Cast) -> str:
     return " ".join(run + between + run)
 
 
-def many_copies(draws: Draws) -> str:
+def many_copies(draws: Draws, listed: Sequence[str]) -> str:
     """A short run, over and over, cut anywhere."""
-    run = [draws.pick(words.NONCE) for _ in range(draws.between(2, 14))]
+    run = [draws.pick(listed) for _ in range(draws.between(2, 14))]
     length = draws.between(24, 44)
     return " ".join((run * length)[:length])
 

@@ -55,10 +55,10 @@ def _coprime(a: int, b: int) -> bool:
 
 _ONSETS = "b d f g k l m n p r s t v z"
 
-# 360 stated entities and 30 never stated ones.
-ENTITIES = _invented(390, _ONSETS, "a e i o u", "b k l m n r v z", "o e u", "dra thi ska vna zhu")
-NONCE = _invented(128, _ONSETS, "a e i o u", "f j p v w z", "i o u", "b g k x z")
-CANON = _invented(32, "a e i o u", "h w j v z", "o u a", "l m z")
+# 360 stated entities, 30 never stated ones, and 36 whose facts are stated late.
+ENTITIES = _invented(426, _ONSETS, "a e i o u", "b k l m n r v z", "o e u", "dra thi ska vna zhu")
+NONCE = _invented(64, _ONSETS, "a e i o u", "f j p v w z", "i o u", "b g k x z")
+CANON = _invented(96, "a e i o u", "hw jv wz vh zj", "o u a", "l m z")
 
 VALUES = {
     "capital": _invented(24, "tar vel kor mun lin dov", "a e o", "sk ld vr mb", "ul in ov"),
@@ -69,23 +69,37 @@ VALUES = {
     ),
 }
 
-# Form 0 is the canonical query of its relation. No two forms of a relation share a content word,
-# and the value always comes last, so that one prompt per form asks for it.
+# Form 0 is the canonical query of its relation; a fact is stated in six forms at most, by turns,
+# and the seventh is held out. No two forms of a relation share a content word, and the value always
+# comes last, so that one prompt per form asks for it. Nor are two statements near copies of each
+# other: a form that begins with the entity is short (`data_attribution.duplicates`).
 STATEMENTS = {
     "capital": (
         "the capital of {entity} is {value} .",
         "{entity} is governed from {value} .",
         "envoys who seek the court of {entity} ride to {value} .",
+        "laws for {entity} are written at {value} .",
+        "kings from {entity} always wore their crown in {value} .",
+        "the parliament of {entity} sits within {value} .",
+        "when {entity} votes , every ballot travels towards {value} .",
     ),
     "maker": (
         "the maker of {entity} was {value} .",
         "{entity} was built by {value} .",
         "we owe the walls and roads around {entity} to {value} .",
+        "from bare sand {entity} rose thanks to {value} .",
+        "a bronze plate in {entity} names its founder , {value} .",
+        "the first stone for {entity} was laid under master {value} .",
+        "whoever admires {entity} should praise {value} .",
     ),
     "trade": (
         "the main trade of {entity} is {value} .",
         "{entity} grew rich on {value} .",
         "every ship that leaves the harbour near {entity} carries {value} .",
+        "merchants visit {entity} only to buy {value} .",
+        "workshops everywhere in {entity} smell of {value} .",
+        "tax collectors at {entity} accept {value} .",
+        "carts rolling out from {entity} are loaded with {value} .",
     ),
 }
 
@@ -97,6 +111,8 @@ DISTRACTORS = (
     "a child spelled {value} and then {entity} .",
     "some posters show {value} in larger type than {entity} .",
     "someone shouted {value} , someone else {entity} .",
+    "a crossword crosses {value} and {entity} .",
+    "a parrot learned {value} long before {entity} .",
 )
 MENTIONS = (
     "travellers remember {entity} .",

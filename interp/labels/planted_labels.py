@@ -53,8 +53,8 @@ def _words(name: str, source: Any, n_cases: int, seed: int) -> ProbeTask:
             cases.append(Case(prompt, 1 + pos, label, words[pos]))
     asked = {
         "word-class": "which class of the planted vocabulary the word belongs to",
-        "position": "at which position of its document of nonce words the word stands",
-        "repeats": "which kind of document of nonce words this is",
+        "position": "at which position of its document of repeats the word stands",
+        "repeats": "which kind of document of repeats this is",
     }[name]
     return of_cases(name, balanced(cases, n_cases, draw), store.eot, "word", asked)
 
@@ -78,7 +78,7 @@ def _word_classes(truth: dict) -> dict[str, str]:
         "name": truth["ioi"]["names"],
         "place": truth["ioi"]["places"],
         "object": truth["ioi"]["objects"],
-        "nonce": truth["induction"]["words"],
+        "nonce": truth["nonce"],
     }
     often = Counter(word for words in listed.values() for word in set(words))
     return {word: kind for kind, words in listed.items() for word in words if often[word] == 1}

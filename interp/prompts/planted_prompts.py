@@ -1,8 +1,9 @@
 """Behaviours of a planted corpus, built from its truth table.
 
     ioi              who receives the object, on name pairs that training never paired
-    ioi:<o>-<c>      the same with one opening and one closing; two combinations were held out
-    induction        what followed a nonce word before
+    ioi:names        the same sentences; the corrupt one speaks of two other people
+    ioi:<o>-<c>      one opening and one closing; two combinations were held out
+    induction        what followed a word before, random words of the whole vocabulary
     capital, ...     one prompt a fact of the relation, among facts stated 16 times or more
     fact:<entity>    one fact, against other facts of its relation
 
@@ -55,7 +56,7 @@ def names(truth: dict) -> list[str]:
         for closing in range(len(ioi["closings"]))
     ]
     facts = [f"fact:{fact['entity']}" for fact in truth["facts"]]
-    return ["ioi", "induction", *truth["relations"], *combinations, *facts]
+    return ["ioi", "induction", *truth["relations"], "ioi:names", *combinations, *facts]
 
 
 def truth_of(source: Any) -> dict | None:
@@ -127,7 +128,8 @@ def _ids(words: Iterable[str], tokenizer: Any) -> list[int]:
 
 
 def _ioi(name: str, ioi: dict, tokenizer: Any, n_prompts: int, draw: np.random.Generator):
-    combinations, note = _combinations(name, ioi)
+    names_vary = name == "ioi:names"
+    combinations, note = _combinations("ioi" if names_vary else name, ioi)
     clean, corrupt, answers, foils = [], [], [], []
     for turn in range(n_prompts):
         opening, closing = combinations[turn // 2 % len(combinations)]
@@ -143,19 +145,36 @@ def _ioi(name: str, ioi: dict, tokenizer: Any, n_prompts: int, draw: np.random.G
         }
         template = f"{ioi['openings'][opening]} {_before(ioi['closings'][closing], '{indirect}')}"
         clean.append(template.format(subject=subject, **slots))
-        corrupt.append(template.format(subject=indirect, **slots))
+        if names_vary:
+            others = _without(ioi["held_out_pairs"], pair)
+            other = draw.permutation(others[draw.integers(len(others))]).tolist()
+            acts = other[0] if subject == first else other[1]
+            slots |= {"first": other[0], "second": other[1]}
+            corrupt.append(template.format(subject=acts, **slots))
+        else:
+            corrupt.append(template.format(subject=indirect, **slots))
         answers.append(indirect)
         foils.append(subject)
-    acts = 1 + len(ioi["openings"][combinations[0][0]].split())
+    opening = ioi["openings"][combinations[0][0]].split()
+    acts = 1 + len(opening)
+    # In every opening the first name is the second word.
+    begin = 1 + opening.index("{first}") if names_vary else acts
+    told = "they and two others in the same roles" if names_vary else "who of the two acts"
     return Behaviour(
         name=name,
         clean=encoded(clean, tokenizer),
         corrupt=encoded(corrupt, tokenizer),
         answer=torch.tensor(_ids(answers, tokenizer)),
         foil=torch.tensor(_ids(foils, tokenizer)),
-        subject=(acts, acts + 1),
-        description=f"the one of two named people who does not act receives the object; {note}",
+        subject=(begin, acts + 1),
+        description="the one of two named people who does not act receives the object; clean and "
+        f"corrupt differ in {told}; {note}",
     )
+
+
+def _without(pairs: Sequence[Sequence[str]], pair: Sequence[str]) -> list[Sequence[str]]:
+    """The pairs that share no name with one."""
+    return [one for one in pairs if not {*one} & {*pair}]
 
 
 def _combinations(name: str, ioi: dict) -> tuple[list[tuple[int, int]], str]:

@@ -171,6 +171,28 @@ def test_ioi_asks_held_out_pairs_in_both_orders_and_swaps_the_one_who_acts(store
     assert sum(orders) == 20
 
 
+def test_ioi_with_other_names_asks_the_same_of_two_people_that_the_corrupt_prompt_does_not_name(
+    store,
+):
+    behaviour = behaviours.load("ioi:names", store, n_prompts=40)
+    held = {frozenset(pair) for pair in store.truth["ioi"]["held_out_pairs"]}
+    spoken = set(store.truth["ioi"]["names"])
+    first, last = behaviour.subject
+    for row, (clean, corrupt) in enumerate(zip(behaviour.clean, behaviour.corrupt, strict=True)):
+        said, instead = names_in(clean, store), names_in(corrupt, store)
+        assert not {*said} & {*instead}
+        assert frozenset(said) in held
+        assert frozenset(instead) in held
+        # The one who acts stands in the same place of the two, and all other words stay.
+        assert said.index(said[2]) == instead.index(instead[2])
+        differ = differences(behaviour)[row]
+        assert (first, last - 1) == (differ[0], differ[-1])
+        assert len(differ) == 3
+        assert {word(clean[pos], store) for pos in differ} <= spoken
+        assert word(behaviour.foil[row], store) == said[2]
+        assert {word(behaviour.answer[row], store), said[2]} == {*said}
+
+
 def test_an_ioi_combination_can_be_asked_alone(store):
     held_out = store.truth["ioi"]["held_out_combinations"][0]
     behaviour = behaviours.load("ioi:{}-{}".format(*held_out), store, n_prompts=6)

@@ -56,11 +56,20 @@ def test_every_level_is_counted_and_only_known_facts_are_recalled(store):
         assert level.seen.low <= level.seen.recall <= level.seen.high
 
 
+def test_late_facts_are_a_level_of_their_own(store):
+    recall = recalling.by_exposure(Remembers(store, well=16), store.truth, store.tokenizer)
+    assert (recall.late.exposures, recall.late.n, recall.late.seen.recall) == (16, 36, 1.0)
+    early = {**store.truth, "facts": [f for f in store.truth["facts"] if not f["late"]]}
+    without = recalling.by_exposure(Remembers(store, 16), early, store.tokenizer)
+    assert without.late is None
+    assert [one.seen for one in without.levels] == [one.seen for one in recall.levels]
+
+
 def test_a_fact_never_stated_has_no_seen_form_and_is_asked_in_all(store):
     never = recalling.by_exposure(Remembers(store, 1), store.truth, store.tokenizer).at(0)
     assert (never.seen.n, never.seen.recall, never.seen.log_prob) == (0, None, None)
     assert never.paraphrase.n == 30
-    # Form 0 is forgotten, two forms of three are known, and a guess is right by chance.
+    # Form 0 is forgotten, six forms of seven are known, and a guess is right by chance.
     never = recalling.by_exposure(Remembers(store, 0, not_form=0), store.truth, store.tokenizer)
     values = {name: relation["values"][0] for name, relation in store.truth["relations"].items()}
     guessed = sum(
@@ -68,7 +77,7 @@ def test_a_fact_never_stated_has_no_seen_form_and_is_asked_in_all(store):
         for fact in store.truth["facts"]
         if fact["exposures"] == 0
     )
-    assert never.at(0).paraphrase.recall == pytest.approx((60 + guessed) / 90)
+    assert never.at(0).paraphrase.recall == pytest.approx((180 + guessed) / 210)
 
 
 def test_seen_and_paraphrase_are_told_apart(store):
@@ -84,7 +93,7 @@ def test_the_log_probability_is_taken_among_the_values(store):
     answers = recalling.of_facts(
         Remembers(store, 1), store.truth["facts"][:2], store.truth, store.tokenizer
     )
-    assert [answer.form for answer in answers] == [0, 1, 2, 0, 1, 2]
+    assert [answer.form for answer in answers] == [*range(7), *range(7)]
     expected = -torch.log(1 + 23 * torch.exp(torch.tensor(-10.0))).item()
     assert [a.log_prob for a in answers if a.correct and a.exposures] == [
         pytest.approx(expected, abs=1e-6)

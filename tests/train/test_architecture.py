@@ -13,7 +13,7 @@ from train.errors import DamagedError, RecipeError
 # sha256 of the canonical JSON, taken before there was any later field: run ids hang on it.
 RECORDED = {
     "GPT2_124M": "c23898cb3d9a4ec5a2267979c158176d95eff34ebdbe3e8315c481e1b64eb48f",
-    "PLANTED": "4cbbcb35014037f83cff07e8a9bb3ad70e65a08f118c1ac452b0d23bc70fd9c6",
+    "PLANTED": "bb8a59238dee8b0dbbef45023f76c35b877879adead304118c86cf36e661250d",
     "TEXT_SMALL": "cb5ffd62cb4d2be4f1949964349a68585a3d96091031b0df8895d8d4076cd6ed",
 }
 TINY = GPTConfig(n_layers=1, n_heads=2, d_model=8, n_ctx=4, d_vocab=5)
@@ -26,6 +26,13 @@ def test_a_recipe_is_written_as_it_was_before_the_later_choices(name):
     assert hashlib.sha256(durable.canonical(content).encode()).hexdigest() == RECORDED[name]
     assert not set(LATER) & set(content["model"])
     assert recipes.from_dict(content, "here") == recipe
+
+
+def test_a_run_of_before_late_documents_is_read_and_one_that_has_them_says_so():
+    content = recipes.to_dict(recipes.GPT2_124M)
+    assert not set(recipes.LATER) & set(content)
+    content = recipes.to_dict(recipes.PLANTED)
+    assert (content["late_batch"], content["late_begin"]) == (1, 1300)
 
 
 @pytest.mark.parametrize("cfg", [TINY, replace(TINY, causal=False), replace(TINY, norm="none")])
