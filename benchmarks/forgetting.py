@@ -3,9 +3,10 @@
     python benchmarks/forgetting.py --out runs/acceptance
 
 On the runs of benchmarks/planted_acceptance.py (init seeds 0, 1, 2): all documents of nine facts at
-16 exposures are taken out in one retraining, and as many matched random documents in another.
-Prints recall with Wilson's interval and the difference in log-probability with a bootstrap
-interval, n facts.
+16 exposures are taken out in one retraining, and all documents of nine others at 16 exposures in
+another. Once with late facts, which are read in the last third of training, and once with facts
+that are read throughout. Prints recall with Wilson's interval and the difference in log-probability
+with Student's interval, n facts.
 """
 
 import argparse
@@ -23,19 +24,25 @@ def main() -> int:
     """Retrain, ask, print; 1 when the claim fails for a seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="as for planted_acceptance.py")
-    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     print(machine.described("torch"))
     failed = 0
-    for seed in range(arguments.seeds):
-        run = runs.open(arguments.out / f"run-{seed}-0")
-        with progress.bar(f"init seed {seed}") as advance:
-            found = forgetting.facts(run, forgetting.removable(run), progress=advance)
-        with pd.option_context("display.width", 160, "display.precision", 3):
-            print(f"\ninit {seed}: {len(found.removed)} documents of {len(found.facts)} facts")
-            print(found.to_frame().to_string(index=False))
-        failed += not found.holds
-        print("holds" if found.holds else "FAILED")
+    for init_seed in range(3):
+        run = runs.open(arguments.out / f"run-{init_seed}-0-{init_seed}")
+        for late in (True, False):
+            names = forgetting.removable(run, late=late)
+            kind = "late facts" if late else "facts read throughout"
+            with progress.bar(f"init {init_seed}, {kind}") as advance:
+                found = forgetting.facts(run, names, progress=advance)
+            with pd.option_context("display.width", 160, "display.precision", 3):
+                print(
+                    f"\ninit {init_seed}, run {run.id}, {run.numerics.precision}, {kind}: "
+                    f"{len(found.removed)} documents of {len(found.facts)} facts, first read at "
+                    f"step {found.first_read}"
+                )
+                print(found.to_frame().to_string(index=False))
+            failed += not found.holds
+            print("holds" if found.holds else "FAILED", flush=True)
     return min(failed, 1)
 
 

@@ -1,14 +1,16 @@
 """What a run forgets when the documents of planted facts are taken out of its training.
 
-One retraining answers for several facts at once, because the planted facts share no entity. Three
-groups are asked in every form of their relation: the facts whose documents went, the facts stated
-equally often whose documents stayed, and the facts that were never stated at all. The claim holds
-when the first group falls to the third and the second stays; the control run, which lost as many
-matched random documents, none of which states a fact that is asked about, must leave all three
-where they were. There is one control: how far another one would move the facts is not known, and
-stands in no interval (`counterfactuals.without` takes several).
+One retraining answers for several facts at once, because the planted facts share no entity. The
+control loses the same: all documents of as many other facts, stated equally often and in the same
+part of training. Four groups are asked in every form of their relation: the facts whose documents
+went, those of the control, the other facts stated equally often, and the facts that were never
+stated at all. The claim holds when the first group falls to the level of the last and the third
+stays, and when the control leaves the first where it was. There is one control: how far another one
+would move the facts is not known, and stands in no interval (`counterfactuals.without` takes
+several, of matched random documents).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from data_attribution.counterfactuals import Progress
 from data_attribution.errors import CounterfactualError
 from interp import intervals, recalling
 from interp.recalling import Answer, Share
+from train import loop
 from train.runs import Run
 
 
@@ -35,8 +38,9 @@ class Group:
     """Facts of one kind, asked of one model.
 
     Attributes:
-        setting: `full run`, `documents removed`, or `random removed`.
-        group: `removed`, `kept` (as many exposures, documents still there), or `never stated`.
+        setting: `full run`, `documents removed`, or `control removed`.
+        group: `removed`, `control` (removed in the control run instead), `kept` (stated equally
+            often, removed in neither), or `never stated`.
         share: Recall with n facts and Wilson's interval, and mean log-probability.
         change: Mean difference in log-probability to the full run, in nats; `change_low` and
             `change_high` are its 95 % interval over facts, and None for a single fact.
@@ -56,9 +60,9 @@ class Forgetting:
 
     Attributes:
         facts: Names of the facts whose documents were taken out.
-        removed: Those documents; `random`: as many matched others, taken out of the control run.
-        avoided: How many documents could not be drawn for it: those that state a fact that is asked
-            about, and copies of the removed ones.
+        removed: Those documents.
+        control_facts, control: The facts and documents taken out of the control run instead.
+        first_read: The first step that read one of the removed documents.
         runs: Paths of the retrained run and of the control run.
         groups: A cell per setting and group; a group without a single fact has none.
     """
@@ -66,10 +70,20 @@ class Forgetting:
     parent: str
     facts: tuple[str, ...]
     removed: tuple[int, ...]
-    random: tuple[int, ...]
+    control_facts: tuple[str, ...]
+    control: tuple[int, ...]
+    first_read: int
     runs: tuple[str, str]
     groups: tuple[Group, ...]
-    avoided: int
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> "Forgetting":
+        """What `dataclasses.asdict` wrote, read back from JSON."""
+        groups = tuple(
+            Group(**{**one, "share": Share(**one["share"])}) for one in content["groups"]
+        )
+        lists = {key: tuple(one) for key, one in content.items() if isinstance(one, list)}
+        return Forgetting(**{**content, **lists, "groups": groups})
 
     def of(self, setting: str, group: str) -> Group:
         """One cell."""
@@ -88,20 +102,23 @@ class Forgetting:
         """
         gone = self.of("documents removed", "removed")
         never = self.of("documents removed", "never stated")
-        random = self.of("random removed", "removed")
-        if gone.change_high is None or random.change_low is None:
+        control = self.of("control removed", "removed")
+        if gone.change_high is None or control.change_low is None:
             return False
-        return gone.share.low <= never.share.high and gone.change_high < random.change_low
+        return gone.share.low <= never.share.high and gone.change_high < control.change_low
 
     @property
     def stayed(self) -> bool:
         """Whether nothing else was forgotten.
 
-        Facts whose documents stayed, and the chosen facts under the control, are recalled in at
-        least 0.9.
+        The facts of the control and those kept, where the documents of the chosen facts went, and
+        the chosen facts under the control, are recalled in at least 0.9.
         """
-        kept = self.of("documents removed", "kept").share.recall or 0.0
-        return min(kept, self.of("random removed", "removed").share.recall or 0.0) >= STAYS
+        there = [("documents removed", "control"), ("control removed", "removed")]
+        there += (
+            [("documents removed", "kept")] if any(g.group == "kept" for g in self.groups) else []
+        )
+        return min(self.of(*one).share.recall or 0.0 for one in there) >= STAYS
 
     @property
     def holds(self) -> bool:
@@ -144,12 +161,26 @@ class Forgetting:
         )
 
 
-def removable(run: Run, *, exposures: int = 16, n: int = 9) -> list[str]:
-    """The first `n` facts stated `exposures` times, a third of each relation, by name."""
+def removable(run: Run, *, exposures: int = 16, n: int = 9, late: bool | None = None) -> list[str]:
+    """The first `n` facts stated `exposures` times, a third of each relation, by name.
+
+    Args:
+        late: Facts that are read late in training, which are removed in a third of the time, or
+            those read throughout; default: late ones where there are any.
+
+    Raises:
+        CounterfactualError: There are fewer, or no truth table.
+    """
     truth = _truth(run)
     stated = [fact for fact in truth["facts"] if fact["exposures"] == exposures]
+    if late is None:
+        late = any(fact.get("late", False) for fact in stated)
     by_relation = [
-        [fact["name"] for fact in stated if fact["relation"] == relation]
+        [
+            fact["name"]
+            for fact in stated
+            if fact["relation"] == relation and fact.get("late", False) == late
+        ]
         for relation in truth["relations"]
     ]
     turns = [name for turn in zip(*by_relation, strict=False) for name in turn]
@@ -169,13 +200,17 @@ def facts(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forgetting:
-    """Retrain without the documents that state the named facts, and without matched random ones.
+    """Retrain without the documents of the named facts, and without those of as many others.
 
-    Costs two trainings, each from the last checkpoint before the first of the documents was read.
+    Costs two trainings, each from the last checkpoint before the first of its documents was read.
+
+    Args:
+        seed: Draws the facts of the control, as many of each relation as are named, among those
+            that are stated equally often and in the same part of training.
 
     Raises:
-        CounterfactualError: The run has no truth table, no fact was named, or the facts are not
-            equally often stated.
+        CounterfactualError: The run has no truth table, no fact was named, the facts are not
+            equally often stated, or there are too few others like them for a control.
         BehaviourError: No such fact.
     """
     truth = _truth(run)
@@ -183,30 +218,38 @@ def facts(
     chosen = list({one["name"]: one for one in recalling.facts_named(truth, names)}.values())
     if not chosen:
         raise CounterfactualError("no facts to forget were named; nothing would change")
-    exposures = {fact["exposures"] for fact in chosen}
-    if len(exposures) != 1 or not all(exposures):
+    kinds = {(fact["exposures"], fact.get("late", False)) for fact in chosen}
+    if len(kinds) != 1 or not all(exposures for exposures, _ in kinds):
+        told = sorted({exposures for exposures, _ in kinds})
         raise CounterfactualError(
-            f"the facts to forget are stated {sorted(exposures)} times; name facts that are stated "
-            "equally often, and at least once, so that the kept ones are their like"
+            f"the facts to forget are stated {told} times"
+            f"{', some late and some throughout training' if len(told) < len(kinds) else ''}; name "
+            "facts that are stated equally often, at least once and in the same part of training, "
+            "so that the kept ones are their like"
         )
-    asked = _asked(truth, chosen)
-    removed = documents_of(run, chosen)
-    others = [fact for facts in asked.values() for fact in facts]
-    avoided = removals.kept_out(run, removed, _stating(run, others))
-    random = removals.matched_random(run, removed, seed=seed, avoid=avoided)
+    others = [fact for fact in _like(truth, chosen[0]) if fact not in chosen]
+    control = _drawn(others, chosen, seed)
+    asked = {
+        "removed": chosen,
+        "control": control,
+        "kept": [fact for fact in others if fact not in control],
+        "never stated": [fact for fact in truth["facts"] if fact["exposures"] == 0],
+    }
+    gone, gone_instead = documents_of(run, chosen), documents_of(run, control)
     place = Path(out) if out else run.path / "counterfactuals"
-    retrained, control = counterfactuals.retrain_each(
-        run, [removed, random], out=place, progress=progress
+    retrained, instead = counterfactuals.retrain_each(
+        run, [gone, gone_instead], out=place, progress=progress
     )
-    settings = {"full run": run, "documents removed": retrained, "random removed": control}
+    settings = {"full run": run, "documents removed": retrained, "control removed": instead}
     return Forgetting(
         parent=run.id,
         facts=tuple(fact["name"] for fact in chosen),
-        removed=removed,
-        random=random,
-        runs=(str(retrained.path), str(control.path)),
-        groups=_groups(settings, asked, truth),
-        avoided=len(avoided),
+        removed=gone,
+        control_facts=tuple(fact["name"] for fact in control),
+        control=gone_instead,
+        first_read=loop.first_read(run, gone),
+        runs=(str(retrained.path), str(instead.path)),
+        groups=_groups(settings, {name: some for name, some in asked.items() if some}, truth),
     )
 
 
@@ -224,15 +267,29 @@ def _stating(run: Run, facts: Sequence[dict]) -> list[int]:
     return np.flatnonzero(np.isin(run.store.rows, rows)).tolist()
 
 
-def _asked(truth: dict, chosen: list[dict]) -> dict[str, list[dict]]:
-    """Facts by group, for the chosen ones; a group without a fact is left out."""
-    gone, level = {fact["name"] for fact in chosen}, chosen[0]["exposures"]
-    groups = {
-        "removed": chosen,
-        "kept": [f for f in truth["facts"] if f["exposures"] == level and f["name"] not in gone],
-        "never stated": [f for f in truth["facts"] if f["exposures"] == 0],
-    }
-    return {name: facts for name, facts in groups.items() if facts}
+def _like(truth: dict, fact: dict) -> list[dict]:
+    """Facts that are stated as often as one, and in the same part of training."""
+    return [
+        one
+        for one in truth["facts"]
+        if one["exposures"] == fact["exposures"]
+        and one.get("late", False) == fact.get("late", False)
+    ]
+
+
+def _drawn(others: list[dict], chosen: list[dict], seed: int) -> list[dict]:
+    """As many others of each relation, by seed."""
+    draw = np.random.default_rng(seed)
+    drawn = []
+    for relation, n in sorted(Counter(fact["relation"] for fact in chosen).items()):
+        there = [fact for fact in others if fact["relation"] == relation]
+        if len(there) < n:
+            raise CounterfactualError(
+                f"{n} facts of relation {relation!r} are to be forgotten, and the control needs as "
+                f"many others that are stated equally often; there are {len(there)}: name fewer"
+            )
+        drawn += [there[one] for one in sorted(draw.permutation(len(there))[:n])]
+    return drawn
 
 
 def _groups(

@@ -58,7 +58,8 @@ class Asked:
 
     Attributes:
         n: Facts of each kind.
-        least: Fewest documents that state a fact.
+        least: Fewest documents that state a fact; from 8 on, a fact of the planted corpus that
+            has distractors has eight of them.
         k: Documents that count as found, patched and removed.
         each: Candidates a fact whose gradients are looked at.
         replayed: Facts, of each kind, that replay is asked of, the most stated ones: few steps read
@@ -72,7 +73,7 @@ class Asked:
     """
 
     n: int = 24
-    least: int = 1
+    least: int = 8
     k: int = 10
     each: int = 300
     replayed: int = 0

@@ -1,7 +1,8 @@
 """A fact whose documents are taken out is forgotten; facts of its kind and controls are not.
 
-A corpus of eight facts in two relations is planted: four stated forty times, two stated ten
-times, two never, among ninety texts that state none. Two of the first four lose their documents.
+A corpus of ten facts in two relations is planted: six stated forty times, two stated ten times,
+two never, among ninety texts that state none. Two of the first six lose their documents, and two
+others of them in the control.
 """
 
 from dataclasses import replace
@@ -18,8 +19,8 @@ from train.corpora import Corpus, Document
 
 
 pytestmark = pytest.mark.integration
-EXPOSURES = (40, 40, 40, 40, 10, 10, 0, 0)
-N_TEXTS = 278
+EXPOSURES = (40, 40, 40, 40, 40, 40, 10, 10, 0, 0)
+N_TEXTS = 358
 RELATIONS = {"colour": "{entity} is {value}", "shape": "{entity} has {value}"}
 
 
@@ -44,9 +45,9 @@ def planted():
             }
         )
     # Every entity and value is a word of the vocabulary, whether a fact of it is stated or not.
-    texts += [f"e{k} v{k}" for k in (6, 7)] + ["so it goes"] * (N_TEXTS - len(texts) - 2)
+    texts += [f"e{k} v{k}" for k in (8, 9)] + ["so it goes"] * (N_TEXTS - len(texts) - 2)
     relations = {
-        name: {"forms": [form], "values": [f"v{k}" for k in range(start, 8, 2)]}
+        name: {"forms": [form], "values": [f"v{k}" for k in range(start, 10, 2)]}
         for start, (name, form) in enumerate(RELATIONS.items())
     }
     return [texts[row] for row in shuffled], {"facts": facts, "relations": relations}
@@ -60,7 +61,7 @@ def run(tiny_recipe, one_thread_numerics, tmp_path_factory):
     corpus = Corpus("p", "p", "0", lambda: iter(documents), tokenizer="word", truth=lambda: truth)
     folder = tmp_path_factory.mktemp("forgetting")
     store = token_store.build(corpus, out=folder / "store")
-    recipe = replace(tiny_recipe, name="facts", steps=360, batch_size=8, checkpoint_every=80)
+    recipe = replace(tiny_recipe, name="facts", steps=560, batch_size=8, checkpoint_every=80)
     return loop.run(recipe, store, out=folder / "run", numerics=one_thread_numerics)
 
 
@@ -90,40 +91,56 @@ def test_documents_that_were_never_read_stay(run):
 def test_only_the_facts_without_their_documents_are_forgotten(found):
     recall = {
         (setting, group): found.of(setting, group).share.recall
-        for setting in ("full run", "documents removed", "random removed")
-        for group in ("removed", "kept")
+        for setting in ("full run", "documents removed", "control removed")
+        for group in ("removed", "control", "kept")
     }
     assert recall == {
         ("full run", "removed"): 1.0,
+        ("full run", "control"): 1.0,
         ("full run", "kept"): 1.0,
         ("documents removed", "removed"): 0.0,
+        ("documents removed", "control"): 1.0,
         ("documents removed", "kept"): 1.0,
-        ("random removed", "removed"): 1.0,
-        ("random removed", "kept"): 1.0,
+        ("control removed", "removed"): 1.0,
+        ("control removed", "control"): 0.0,
+        ("control removed", "kept"): 1.0,
     }
+    assert found.stayed
 
 
-def test_the_control_is_disjoint_and_of_the_same_size(found):
-    assert not set(found.random) & set(found.removed)
-    assert len(found.random) == len(found.removed)
+def test_the_control_loses_every_document_of_as_many_other_facts_stated_as_often(found, run):
+    texts = [run.store.text(document) for document in range(run.store.n_documents)]
+    stating = {
+        f"{relation} of e{k}": RELATIONS[relation].format(entity=f"e{k}", value=f"v{k}")
+        for k in range(2, 6)
+        for relation in [("colour", "shape")[k % 2]]
+    }
+    said = {stating[name] for name in found.control_facts}
+    assert sorted(name.split()[0] for name in found.control_facts) == ["colour", "shape"]
+    stated = [k for k, text in enumerate(texts) if text in said]
+    assert list(found.control) == [k for k in stated if len(run.steps_reading(k))]
+    assert len(stated) == len(found.removed)
 
 
-def test_the_control_states_no_fact_that_is_asked_about(found, run):
-    said = {run.store.text(document) for document in found.random}
-    assert not said & {"e0 is v0", "e1 has v1", "e2 is v2", "e3 has v3"}
-    # All eighty of the two facts that are kept.
-    assert found.avoided == 80
+def test_another_seed_draws_another_control(found, run):
+    facts = run.store.truth["facts"]
+    drawn = {
+        tuple(one["name"] for one in forgetting._drawn(facts[2:6], facts[:2], seed))
+        for seed in range(20)
+    }
+    assert len(drawn) == 4
+    assert found.control_facts in drawn
 
 
 def test_every_cell_has_its_facts_and_lies_in_its_interval(found):
     frame = found.to_frame()
-    assert len(frame) == 9
-    assert frame["n"].tolist() == [2] * 9
+    assert len(frame) == 12
+    assert frame["n"].tolist() == [2] * 12
     assert (frame["low"] <= frame["recall"]).all()
     assert (frame["recall"] <= frame["high"]).all()
     assert (frame["change low"] <= frame["change"]).all()
     assert (frame["change"] <= frame["change high"]).all()
-    assert frame["change"][frame["setting"] == "full run"].tolist() == [0.0] * 3
+    assert frame["change"][frame["setting"] == "full run"].tolist() == [0.0] * 4
 
 
 def test_a_single_fact_gives_the_change_no_interval(run):
@@ -148,18 +165,22 @@ def test_a_fact_that_is_named_twice_is_one_fact(found, run):
 
 def test_a_figure_has_a_colour_for_each_setting(found):
     figure = found.plot()
-    settings = ["full run", "documents removed", "random removed"]
+    settings = ["full run", "documents removed", "control removed"]
     assert [bar.name for bar in figure.data] == settings
-    assert list(figure.data[1].x) == ["removed", "kept", "never stated"]
-    assert list(figure.data[1].y[:2]) == [0.0, 1.0]
+    assert list(figure.data[1].x) == ["removed", "control", "kept", "never stated"]
+    assert list(figure.data[1].y[:3]) == [0.0, 1.0, 1.0]
 
 
-def test_a_group_without_a_single_fact_has_no_cell(run):
-    every = ["e4", "e5"]
-    found = forgetting.facts(run, every)
-    assert {one.group for one in found.groups} == {"removed", "never stated"}
-    with pytest.raises(CounterfactualError, match="no group 'kept' under 'full run' was measured"):
-        found.of("full run", "kept")
+def test_a_group_without_a_single_fact_has_no_cell(found, run):
+    with pytest.raises(CounterfactualError, match="no group 'lost' under 'full run' was measured"):
+        found.of("full run", "lost")
+
+
+def test_facts_without_as_many_others_for_a_control_are_refused(run):
+    with pytest.raises(
+        CounterfactualError, match=r"2 facts of .*'colour'.*there are 1: name fewer"
+    ):
+        forgetting.facts(run, ["e0", "e2"])
 
 
 def test_removable_facts_come_from_each_relation_by_turns(run):
@@ -172,8 +193,8 @@ def test_removable_facts_come_from_each_relation_by_turns(run):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["e0", "e4"], r"are stated \[10, 40\] times; name facts that are stated equally often"),
-        (["e6", "e7"], r"are stated \[0\] times"),
+        (["e0", "e6"], r"are stated \[10, 40\] times; name facts that are stated equally often"),
+        (["e8", "e9"], r"are stated \[0\] times"),
         ([], "no facts to forget were named"),
     ],
 )
