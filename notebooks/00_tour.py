@@ -10,7 +10,7 @@
 #
 # **Question.** A model does something. Which parts of it do it, which documents taught it, and can both be proved?
 # **Answer.** Yes, on a checkpoint of which everything is known: parts by patching them, documents by training again without them.
-# **Needs.** No GPU, no download. About a minute after `make demo`; alone, it trains the run first (about a minute on two quiet cores) and later twice more. Every number below is computed here.
+# **Needs.** No GPU, no download. About a minute after `make demo`; alone, it trains the run first (two minutes on two quiet cores) and later the last third of it twice more. Every number below is computed here.
 
 # %%
 from functools import partial
@@ -28,7 +28,7 @@ STORE, RUN = Path("../data/planted"), Path("../runs/planted")
 # %% [markdown]
 # ## 1. A run of which everything is known
 #
-# The planted corpus is made up: invented facts stated 0 to 128 times, sentences about who gives what to whom, nonce words that repeat. So there is a truth table to hold every answer against.
+# The planted corpus is made up: invented facts stated 0 to 128 times, sentences about who gives what to whom, random words that repeat. So there is a truth table to hold every answer against.
 
 # %%
 if not (STORE / "store.json").exists():
@@ -93,7 +93,7 @@ heads.plot()
 heads.to_frame().set_index("place").loc[heads.top(5), ["effect", "low", "high"]]
 
 # %% [markdown]
-# *Limits.* The intervals are over prompts, not over seeds: over five runs of two initial seeds it was head 1 or 2 of layer 0, and 0.93 to 1.00. And the score compares two names only; that a name is said at all (top-1 over all words) is the work of layer 1, and without its attention it is gone though the preference stays:
+# *Limits.* The intervals are over prompts, not over seeds: which head of layer 0 it is, and whether it restores four fifths or all, differs from run to run. And the score compares two names only; that a name is said at all (top-1 over all words) is the work of layer 1, and without its attention it is gone though the preference stays:
 
 
 # %%
@@ -134,7 +134,7 @@ shares, together = patching.heads(model, copying), patching.attention(model, cop
 shares.plot()
 
 # %% [markdown]
-# **None of them is missed much, because the others do its work; all of them together are; and below them stands a head of layer 0 that looks one word back.** The loss on the second copy when one head is averaged away. *Limits.* How much the previous-token head is missed depends on the seed: 1.5 to 4.8 nats over five runs. And damage is no membership: most runs miss another head of layer 0 as much, and it looks at the current word.
+# **None of them is missed much, because the others do its work; all of them together are; and below them stands a head of layer 0 that looks one word back.** The loss on the second copy when one head is averaged away. *Limits.* How much the previous-token head is missed depends on the seed, and other heads of layer 0 share its work. And damage is no membership: most runs miss another head of layer 0 as much, and it looks at the current word.
 
 
 # %%
@@ -170,7 +170,7 @@ sources.show(10)
 # %% [markdown]
 # ## 6. The proof
 #
-# **Train again without the documents of nine facts, everything else the same to the bit, and only those nine are forgotten.** Without as many random documents of the same lengths and times, nothing is. Facts are asked in every form; the intervals are Wilson's, over facts. *Limits.* One seed of the initial weights, and facts stated 16 times each: at 1 to 4 exposures recall differs between seeds by itself, and one retraining would prove little.
+# **Train again without the documents of nine facts, everything else the same to the bit, and only those nine are forgotten.** The control loses all documents of nine other facts instead, stated equally often. They are *late* facts: their documents are read in the last third of training only, so both trainings start from the checkpoint before them. Facts are asked in every form; the intervals are Wilson's, over facts. *Limits.* One seed of the initial weights, and facts stated 16 times each: at 1 to 4 exposures recall differs between seeds by itself, and one retraining would prove little.
 
 # %%
 with progress.bar("retraining without documents") as advance:
@@ -200,7 +200,7 @@ assert max(recall.at(1).seen.recall, recall.at(0).paraphrase.recall) < 0.35
 # 3. One head of layer 0 decides between the names, layer 1 says one, and the name moves once.
 first, second = heads.top(2)
 assert first.startswith("L0")
-assert heads.interval(first)[0] > 0.8 > 0.2 > heads.interval(second)[1]
+assert heads.interval(first)[0] > 0.6 > 0.4 > heads.interval(second)[1]
 assert min(check.accuracy, check.top1, without_layer_1.accuracy) >= 0.95
 assert without_layer_1.top1 < 0.5
 assert residual[f"L0.resid_pre@{ioi.subject[0]}"] > 0.95
@@ -208,17 +208,19 @@ assert residual[f"L1.resid_pre@{ioi.n_pos - 1}"] > 0.8
 # 4. Copying goes through the heads of layer 1 together, which stand on a previous-token head.
 (best, score), (back, back_score) = detecting.best(induction), detecting.best(looking_back)
 assert (best[:2], back[:2]) == ("L1", "L0")
-assert min(score, back_score) > 0.6
+assert score > 0.7
+assert back_score > 0.4
 assert shares.interval(best)[0] > 0
 assert together["L1.attn"] > 0.95 > 0.8 > max(shares[f"L1H{head}"] for head in range(4))
 assert losses[1].max() + 1 < without_all
 assert losses[0, int(back[-1])] > intact + 0.5
 # 5. Every document that states the fact is among its sources.
 assert set(forgetting.documents_of(run, [fact])) <= set(sources.documents)
-# 6. Only the facts whose documents went are forgotten; random documents are not missed.
+# 6. Only the facts whose documents went are forgotten, in the control only those of the control.
 full, gone = (forgotten.of(one, "removed").share for one in ("full run", "documents removed"))
 assert gone.high < full.low
-assert forgotten.of("random removed", "removed").share.recall >= 0.9
+assert forgotten.of("control removed", "removed").share.recall >= 0.9
+assert forgotten.of("control removed", "control").share.recall < 0.5
 assert forgotten.of("documents removed", "kept").share.recall >= 0.9
 # 7. TransformerLens sees the same numbers.
 assert difference < 1e-4

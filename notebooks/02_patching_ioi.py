@@ -9,7 +9,7 @@
 # # Who receives the key? Patching and path patching
 #
 # **Question.** "when A and B went to the beach, B gave a key to" ... A. Which heads do it, what do they read, and by which paths does it reach the answer?
-# **Answer.** One head of layer 0 reads who gives, through its value alone. About half of its effect reaches the logits without any later head, the rest by telling the queries of layer 1 where to look; together they are all of it.
+# **Answer.** One head of layer 0 reads who gives, through its value alone. Its effect reaches the logits without any later head, or by telling the queries of layer 1 where to look: how much goes which way differs from run to run, and together they are all of it.
 # **Needs.** No GPU, no download. Half a minute after `make demo`, which trains the run that is opened here. Every number below is computed here.
 
 # %%
@@ -125,7 +125,7 @@ listeners = paths.receivers(model, ioi, best, part="q", mlps="recomputed")
 plots.heads(listeners.values, title=f"{best} speaks to the queries of", unit=listeners.unit)
 
 # %% [markdown]
-# **Limits.** 64 prompts of one template family, one seed of a model of two layers; intervals are over prompts and say nothing about other seeds (`benchmarks/planted_acceptance.py` trains five). That the parts add up is a finding, not a law: effects of paths need not be additive.
+# **Limits.** 64 prompts of one template family, one seed of a model of two layers; intervals are over prompts and say nothing about other seeds (`benchmarks/planted_acceptance.py` trains eleven). That the parts add up is a finding, not a law: effects of paths need not be additive.
 
 # %%
 assert heads[best] > 0.9
@@ -136,5 +136,5 @@ assert ablated.intact_accuracy > 0.95
 assert parts["values"].top(1) == [f"{best}.v"]
 assert parts["values"].values.max() > 0.9
 assert max(parts[name].values[0].max() for name in ("queries", "keys", "patterns")) < 0.05
-assert 0.2 < through_mlps[best] < 0.8
+assert through_mlps[best] > 0.2
 assert abs(through_mlps[best] + to_queries[best] - heads[best]) < 0.1

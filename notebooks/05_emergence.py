@@ -9,8 +9,8 @@
 # # How does a circuit form over training?
 #
 # **Question.** When does a model begin to copy and to tell two names apart, all at once or little by little, and which heads do it then?
-# **Answer.** Each within a hundred or two of 2,200 steps. Copying comes first, on blurred attention to the token before that sharpens later; the head that ends up deciding between the names decides from the first checkpoint that can tell them apart.
-# **Needs.** No GPU, no download. Half a minute after `make demo`, seconds the second time; alone, it trains the run first (about a minute on two quiet cores). Every number below is computed here.
+# **Answer.** Each within two or three hundred of 1,900 steps. Copying stands on attention to the token before that is blurred at first and sharpens later; the head that ends up deciding between the names decides from the first checkpoint that tells them apart well.
+# **Needs.** No GPU, no download. Half a minute after `make demo`, seconds the second time; alone, it trains the run first (two minutes on two quiet cores). Every number below is computed here.
 
 # %%
 from pathlib import Path
@@ -26,7 +26,7 @@ len(run.steps), run.steps[:12]
 # %% [markdown]
 # ## 1. Copying appears between two checkpoints
 #
-# Random words, said twice. **The gap between the loss on the first and on the second copy is nothing for 300 steps and most of what it will ever be 200 steps later.** Any analysis can be asked of every checkpoint; what was computed is kept by the digest of the weights, so a second call computes nothing.
+# Random words, said twice. **The gap between the loss on the first and on the second copy is next to nothing for 400 steps, and goes from there to most of what it will ever be within a few hundred.** Any analysis can be asked of every checkpoint; what was computed is kept by the digest of the weights, so a second call computes nothing.
 
 # %%
 with progress.bar("detectors") as advance:
@@ -53,7 +53,8 @@ onsets, sharp
 
 # %%
 rows = [(kind, *run.store.truth["kinds"][kind]) for kind in run.store.truth["kinds"]]
-change, before = emergence.read_between(run, 300, 400), emergence.read_between(run, 0, 300)
+begin, end = onsets[0].before, onsets[0].step
+change, before = emergence.read_between(run, begin, end), emergence.read_between(run, 0, begin)
 
 
 def share(frame, first, last):
@@ -66,9 +67,9 @@ mixture = {kind: (share(change, *at), share(before, *at)) for kind, *at in rows}
 {kind: tuple(round(float(one), 3) for one in both) for kind, both in mixture.items()}
 
 # %% [markdown]
-# ## 3. The names come later, and by one head from the start
+# ## 3. The names, by one head from the start
 #
-# "when A and B went to the beach, B gave a key to" ... A. **For 500 steps the model prefers neither name; 200 steps later it is right nearly every time.**
+# "when A and B went to the beach, B gave a key to" ... A. **For 400 steps the model prefers neither name; when it can copy, it is soon right nearly every time.**
 
 # %%
 with progress.bar("names") as advance:
@@ -76,7 +77,7 @@ with progress.bar("names") as advance:
 ioi.plot(["ioi accuracy"], log=False)
 
 # %% [markdown]
-# **The head that decides at the end decides at the first checkpoint that can do it at all.** In a run on corrupt prompts each head is given its clean output: 1 restores the whole difference between the names. A checkpoint that is not above chance has no difference to restore: it gives no number, and says why.
+# **The head that decides at the end decides at the first checkpoint that does it well.** In a run on corrupt prompts each head is given its clean output: 1 restores the whole difference between the names. A checkpoint that is not above chance has no difference to restore: it gives no number, and says why.
 
 # %%
 with progress.bar("heads") as advance:
@@ -108,22 +109,23 @@ fact["name"], learned, sum(step < learned.step for step in recalled.readings["re
 # ## The claims again
 
 # %%
-# 1. Copying is nothing at 300 steps and most of itself at 500; its attention rises with it, on a
-#    previous token that is looked at sharply only later.
+# 1. Copying is nothing at 400 steps and most of itself soon after it began; its attention rises with
+#    it, on a previous token that is looked at sharply only later.
 gap = {one.step: one.value for one in detectors.curve("copying gap")}
-assert max(gap[step] for step in run.steps if step <= 300) < 0.2 * gap[2200]
-assert gap[500] > 0.6 * gap[2200]
-assert {(one.before, one.step) for one in onsets[:2]} <= {(300, 400), (400, 500)}
-assert sharp.before >= onsets[1].step
+whole = gap[run.recipe.steps]
+assert max(gap[step] for step in run.steps if step <= 400) < 0.1 * whole
+assert gap[onsets[0].step + 300] > 0.75 * whole
+assert abs(onsets[1].step - onsets[0].step) <= 200
+assert sharp.before >= onsets[0].before
 # 2. What was read meanwhile is what was read before, kind by kind.
 assert max(abs(now - then) for now, then in mixture.values()) < 0.03
-# 3. Neither name at 500 steps, nearly always right at 800; one head of layer 0 from the beginning.
+# 3. Neither name at 400 steps, nearly always right at the end; one head of layer 0 from the beginning.
 right = {one.step: one for one in ioi.curve("ioi accuracy")}
-assert right[500].low < 0.5 < 0.9 < right[800].value
-first, end = heads.curve(last)[0], heads.curve(last)[-1]
+assert right[400].low < 0.5 < 0.9 < right[run.recipe.steps].value
+able = [one for one in heads.curve(last) if right[one.step].low > 0.75]
 assert last.startswith("L0")
-assert min(first.low, end.low) > 0.5
-assert {step for step, _ in heads.refused} >= {step for step in run.steps if step <= 300}
+assert min(able[0].low, able[-1].low) > 0.5
+assert len(heads.refused) >= 5
 # 4. The fact had been read before it was known, and was not known at first.
 assert sum(step < learned.step for step in recalled.readings["read"]) >= 4
 assert recalled.curve(difference)[-1].value > 3 > 1 > recalled.curve(difference)[0].value
