@@ -60,16 +60,26 @@ def demo_command(
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("openbook-demo.html"),
     data: Annotated[Path, typer.Option(help="Folder of token stores.")] = Path("data"),
     runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of runs.")] = Path("runs"),
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Train nothing: open the run that comes with openbook."),
+    ] = False,
 ) -> None:
-    """Play the whole sentence on the planted corpus and write one HTML page; about 4 minutes.
+    """Play the whole sentence on the planted corpus and write one HTML page.
 
-    What an earlier demo has finished is opened again; what was stopped goes on. Ends with 3 when
-    the run is not what it says, and with 1 when a claim of the page does not hold.
+    Says first how long it will take here; --quick takes some ten seconds. What an earlier demo has
+    finished is opened again; what was stopped goes on. Ends with 3 when the run is not what it
+    says, and with 1 when a claim of the page does not hold.
     """
     from data_attribution import demo, page
     from train import progress
 
-    played = demo.play(data=data, out=runs_folder, stage=progress.bar)
+    if quick:
+        played = demo.play_released(out=runs_folder, stage=progress.bar)
+    else:
+        plan = demo.plan(out=runs_folder)
+        typer.echo(plan, err=True)
+        played = demo.play(data=data, out=runs_folder, stage=progress.bar, how=plan.how)
     page.write(played, out)
     typer.echo(page.summary(played))
     typer.echo(f"the whole of it: {out}")

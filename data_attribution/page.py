@@ -18,6 +18,10 @@ from train import durable
 
 __all__ = ["html", "summary", "write"]
 
+MADE = (
+    "openbook corpus build planted --out data/planted",
+    "openbook train planted data/planted --out runs/planted",
+)
 STYLE = """
 body{font:16px/1.55 Georgia,serif;color:#222;max-width:780px;margin:40px auto;padding:0 20px}
 h1{font-size:30px;margin-bottom:4px} h2{margin-top:44px;border-bottom:1px solid #ddd}
@@ -45,7 +49,7 @@ def summary(demo: Demo) -> str:
     fact, answer = demo.traced.fact, demo.traced.answers[0]
     states = sum(said == "states it" for said in demo.traced.truth)
     gone = found.of("documents removed", "removed").share
-    random = found.of("random removed", "removed").share
+    control = found.of("control removed", "removed").share
     lines = [
         f"run {demo.run.id}: {len(rows)} steps, {demo.verification.level}",
         f"recall by exposures  {shown}",
@@ -55,8 +59,8 @@ def summary(demo: Demo) -> str:
         f"{fact['name']}: {answer.given}; {states} of the {len(fact['documents'])} documents that "
         f"state it among the first {len(demo.traced.truth)} sources",
         f"without the documents of {len(found.facts)} facts their recall is "
-        f"{_number(gone.recall)} [{gone.low:.2f}, {gone.high:.2f}]; without as many random ones "
-        f"{_number(random.recall)} [{random.low:.2f}, {random.high:.2f}]",
+        f"{_number(gone.recall)} [{gone.low:.2f}, {gone.high:.2f}]; without those of others "
+        f"{_number(control.recall)} [{control.low:.2f}, {control.high:.2f}]",
     ]
     return "\n".join(lines)
 
@@ -65,6 +69,9 @@ def html(demo: Demo) -> str:
     """The page as text."""
     parts = (_head, _known, _recall, _circuit, _heads, _sources, _proof)
     body = "\n".join(part(demo) for part in parts)
+    if demo.released:  # the commands of the page, for where it was unpacked
+        body = body.replace("runs/planted", escape(str(demo.run.path)))
+        body = body.replace("data/planted", escape(str(demo.run.store.path)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>openbook demo</title>'
         f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
@@ -73,12 +80,22 @@ def html(demo: Demo) -> str:
 
 def _head(demo: Demo) -> str:
     run = demo.run
+    where = ""
+    if demo.released:
+        made = run.predicate["environment"]
+        where = (
+            "<p class=claim><b>This run was not trained here.</b> It comes with openbook, trained "
+            f"on {escape(str(made['processor']))} with torch {escape(str(made['torch']))}; here it "
+            "was unpacked, its files compared with their digests, its first steps replayed, and "
+            "everything in parts 2 to 5 computed anew. Part 6 was measured where it was trained. "
+            "<code>make demo</code> trains it here.</p>"
+        )
     return (
         "<h1>openbook: one model, entirely known</h1>"
         f"<p class=claim>A GPT of {run.config.n_params:,} parameters, trained on "
         f"{run.store.n_documents:,} documents of which every one is known; a behaviour of it, the "
         "heads that carry the behaviour, the documents that taught a fact, and the fact gone when "
-        "it is trained again without them.</p>"
+        "it is trained again without them.</p>" + where
     )
 
 
@@ -96,6 +113,7 @@ def _known(demo: Demo) -> str:
     mark = "good" if found.reaches("within tolerance") else "bad"
     level = f'<b class="{mark}">{escape(found.level)}</b>'
     spans = ", ".join(f"{first} to {last}" for first, last in found.spans)
+    made = () if demo.released else MADE
     facts = [
         ("run", run.id),
         ("knowledge", run.knowledge),
@@ -113,11 +131,7 @@ def _known(demo: Demo) -> str:
         f"{spans} were replayed and differ from the ledger by {found.difference:.3g} nats.</p>"
         + _table(("", ""), facts)
         + curve
-        + _commands(
-            "openbook corpus build planted --out data/planted",
-            "openbook train planted data/planted --out runs/planted",
-            "openbook run verify runs/planted",
-        )
+        + _commands(*made, "openbook run verify runs/planted")
     )
 
 
@@ -140,13 +154,13 @@ def _recall(demo: Demo) -> str:
     )
     rows = [
         (
-            level.exposures,
+            f"{level.exposures}{', late' if level is demo.recall.late else ''}",
             level.n,
             _share(level.seen.recall, level.seen.low, level.seen.high),
             _share(level.paraphrase.recall, level.paraphrase.low, level.paraphrase.high),
             f"{level.baseline:.2f}",
         )
-        for level in levels
+        for level in (*levels, *([demo.recall.late] if demo.recall.late else []))
     ]
     return (
         "<h2>2. It knows what it has read often enough</h2>"
@@ -266,30 +280,47 @@ def _proof(demo: Demo) -> str:
     gone = found.of("documents removed", "removed").share
     fell = "falls" if found.fell else "does not fall to the level of facts never stated: it goes"
     never = found.of("documents removed", "never stated").share
-    random = found.of("random removed", "removed").share
-    stays = "stays at" if (random.recall or 0.0) >= STAYS else "does not stay: it is"
+    control = found.of("control removed", "removed").share
+    stays = "stays at" if (control.recall or 0.0) >= STAYS else "does not stay: it is"
     return (
         "<h2>6. The proof</h2>"
         f"<p class=claim>Trained again without the {len(found.removed)} documents that state "
         f"{len(found.facts)} facts, everything else the same to the bit: recall of those "
         f"facts {fell} to {_number(gone.recall)}, where facts that were never stated stand at "
-        f"{_number(never.recall)}. Without as many matched random documents it {stays} "
-        f"{_number(random.recall)}.</p>"
+        f"{_number(never.recall)}. Without the {len(found.control)} documents that state as many "
+        f"other facts, equally often, it {stays} {_number(control.recall)}.</p>"
         + figure
         + _table(("training", "facts", "n", "recall", "change in log-prob"), rows)
         + "<p class=limit>Removed documents are blanked: order, shapes, positions, steps and "
-        "divisors stay. Random documents are matched for length and first step. Intervals: Wilson "
-        "over facts, bootstrap over facts. One initial seed.</p>"
+        f"divisors stay. {_late(demo)} Intervals: Wilson over facts; Student over facts. One "
+        "initial seed, one control.</p>"
         + _commands(
             f"openbook forget runs/planted {' '.join(repr(name) for name in found.facts[:2])} ..."
         )
     )
 
 
+def _late(demo: Demo) -> str:
+    """What makes the two retrainings short."""
+    found, run = demo.forgetting, demo.run
+    steps = run.recipe.steps
+    if not run.recipe.late_batch:
+        return f"The first of them was read at step {found.first_read:,} of {steps:,}."
+    return (
+        f"These facts are <i>late</i> ones: their documents are read from step "
+        f"{run.recipe.late_begin:,} of {steps:,} on (the first of the removed at step "
+        f"{found.first_read:,}), so both trainings begin at the checkpoint before it, not at the "
+        "first step. <code>benchmarks/forgetting.py</code> removes facts that are read throughout "
+        "training."
+    )
+
+
 def _epochs(demo: Demo) -> float:
-    run = demo.run
-    windows = (run.store.train_tokens - 1) // run.recipe.model.n_ctx
-    return run.recipe.steps * run.recipe.batch_size / windows
+    """Passes over the documents that are not late."""
+    run, recipe = demo.run, demo.run.recipe
+    windows = (run.store.early_tokens - 1) // recipe.model.n_ctx
+    late = (recipe.steps - recipe.late_begin) * recipe.late_batch
+    return (recipe.steps * recipe.batch_size - late) / windows
 
 
 def _share(value: float | None, low: float | None, high: float | None) -> str:

@@ -97,6 +97,14 @@ def planted_words(planted_corpus):
 
 
 @pytest.fixture(scope="session")
+def released_run(tmp_path_factory):
+    """The planted run that comes with openbook, unpacked: a trained model without training."""
+    from train import runs
+
+    return runs.open_released("planted", folder=tmp_path_factory.mktemp("released") / "planted")
+
+
+@pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory):
     """120 documents of 1 to 40 of 50 words, stream layout, a tenth held out."""
     from train import token_store

@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 BOUND = (
     "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
     "corpus_build", "forgetting", "gradients", "index_growth", "installation", "interrupts",
-    "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "removal",
-    "replay_attribution", "startup", "token_index", "watching",
+    "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "release",
+    "removal", "replay_attribution", "startup", "token_index", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = ("lexical_evidence", "machine", "real_text", "token_index_queries")

@@ -96,6 +96,16 @@ def finish(run_path: Path, manifest: dict[str, Any], files: dict[str, str]) -> d
     return _write(run_path, {**manifest["predicate"], "finished": True}, files)
 
 
+def released(
+    run_path: Path, predicate: dict[str, Any], told: dict[str, Any], files: dict[str, str]
+) -> dict[str, Any]:
+    """Write the manifest of a finished run of which less is kept; `told` says what was left out.
+
+    Its id stays: what was asked for is the same. Its token store lies beside it.
+    """
+    return _write(run_path, {**predicate, "released": told, "store_path": "../store"}, files)
+
+
 def imported(
     run_path: Path, model: dict[str, Any], origin: dict[str, str], files: dict[str, str]
 ) -> dict[str, Any]:

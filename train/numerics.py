@@ -118,7 +118,7 @@ def applied(numerics: Numerics) -> Iterator[None]:
         _DETERMINISTIC.fill_uninitialized_memory,
     )
     _refuse_loose_workspace(numerics.device)
-    torch.use_deterministic_algorithms(True)
+    _set_deterministic(True, warn_only=False, compiled=numerics.compile)
     # Filling fresh memory guards against kernels that read it; none of ours does, and it is 5 % of
     # a small step.
     _DETERMINISTIC.fill_uninitialized_memory = False
@@ -127,9 +127,18 @@ def applied(numerics: Numerics) -> Iterator[None]:
         with _threads(numerics.threads):
             yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        _set_deterministic(before[0], warn_only=before[1], compiled=numerics.compile)
         torch.set_float32_matmul_precision(before[2])
         _DETERMINISTIC.fill_uninitialized_memory = before[3]
+
+
+def _set_deterministic(mode: bool, *, warn_only: bool, compiled: bool) -> None:
+    # torch.use_deterministic_algorithms imports torch's compiler to tell it the same: three seconds
+    # for whoever does not compile.
+    if compiled:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    else:
+        torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 def environment() -> dict[str, str | int]:

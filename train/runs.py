@@ -9,6 +9,7 @@
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ from train.checkpoints import Saved
 from train.errors import DamagedError, StoreError, TrainError
 from train.model import GPT, GPTConfig
 from train.numerics import Numerics
-from train.orders import DataOrder, Order, RecordedOrder
+from train.orders import DataOrder, LateOrder, Order, RecordedOrder
 from train.recipes import Recipe
 from train.token_store import TokenStore
 from train.tokenization import Tokenizer
@@ -42,7 +43,7 @@ from train.tokenization import Tokenizer
 if TYPE_CHECKING:
     from train.verifying import Verification
 
-__all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
+__all__ = ["SCHEDULE", "Origin", "Run", "open", "open_released", "order_of", "record_schedule"]
 
 SCHEDULE = "schedule.npy"
 
@@ -305,13 +306,42 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
     return Run(path, manifests.read(path), Path(store) if store else None)
 
 
-def order_of(recipe: Recipe, store: TokenStore) -> DataOrder:
+def open_released(
+    name: str = "planted",
+    *,
+    folder: str | Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Run:
+    """Open a run that comes with openbook; see `train.released.open`.
+
+    Args:
+        folder: Where it is unpacked and its token store generated; default: a cache folder.
+
+    Raises:
+        TrainError: No run of that name comes with openbook.
+        DamagedError: A file of it is missing or is not what its digest says.
+    """
+    # Here and not above: unpacking a run opens it.
+    from train import released
+
+    return released.open(name, folder=folder, progress=progress)
+
+
+def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
     """The invertible order of a recipe over a store."""
-    return DataOrder(
-        seed=recipe.order_seed,
-        n_windows=(store.train_tokens - 1) // recipe.model.n_ctx,
-        context=recipe.model.n_ctx,
-        batch=recipe.batch_size,
+
+    def order(n_windows: int, batch: int) -> DataOrder:
+        return DataOrder(recipe.order_seed, n_windows, recipe.model.n_ctx, batch)
+
+    n_windows = (store.train_tokens - 1) // recipe.model.n_ctx
+    if not recipe.late_batch:
+        return order(n_windows, recipe.batch_size)
+    # A window with the first late token in it is late as a whole.
+    n_early = (store.early_tokens - 1) // recipe.model.n_ctx
+    return LateOrder(
+        early=order(n_early, recipe.batch_size),
+        late=order(n_windows - n_early, recipe.late_batch),
+        begin=recipe.late_begin,
     )
 
 

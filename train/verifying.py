@@ -235,6 +235,10 @@ def _draw_spans(run: Run, spans: int, seed: int) -> list[tuple[int, int]]:
     """Random spans that begin at a checkpoint that kept its optimizer."""
     rows = len(run.ledger)
     begins = [one.step for one in run.saved if one.resumable and one.step < rows]
+    if run.predicate.get("released"):
+        # It keeps the optimizer of step 0 alone, and whatever span is replayed begins there.
+        firsts = range(0, SPAN_STEPS * spans, SPAN_STEPS)
+        return [(first, first + SPAN_STEPS - 1) for first in firsts]
     draw = np.random.default_rng(seed)
     chosen = draw.choice(begins, size=min(spans, len(begins)), replace=False) if begins else []
     return [(int(first), min(int(first) + SPAN_STEPS, rows) - 1) for first in sorted(chosen)]

@@ -109,7 +109,7 @@ def of_store(store: TokenStore, context: int) -> list[Watch]:
 
 
 def words(store: TokenStore) -> list[int]:
-    """Tokens that repeated sequences are drawn from: the planted nonce words, or any token."""
+    """Tokens that repeated sequences are drawn from: the planted ones, or any token."""
     named = (store.truth or {}).get("induction", {}).get("words")
     if named:
         return [int(store.tokenizer.encode(word)[0]) for word in named]

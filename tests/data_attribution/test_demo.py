@@ -21,8 +21,8 @@ from train.verifying import Verification
 pytestmark = pytest.mark.integration
 
 
-def forgetting_of(gone=0.0, kept=1.0, random=1.0, change=-5.0) -> Forgetting:
-    """Nine facts: recall without their documents, of others, and without random documents."""
+def forgetting_of(gone=0.0, kept=1.0, control=1.0, change=-5.0) -> Forgetting:
+    """Nine facts: recall without their documents, of others, and without those of nine others."""
 
     def group(setting, name, recall, change):
         share = Share(9, recall, *wilson(recall, 9), -1.0)
@@ -31,10 +31,14 @@ def forgetting_of(gone=0.0, kept=1.0, random=1.0, change=-5.0) -> Forgetting:
     groups = (
         group("documents removed", "removed", gone, change),
         group("documents removed", "kept", kept, 0.0),
+        group("documents removed", "control", 1.0, 0.0),
         group("documents removed", "never stated", 0.04, 0.0),
-        group("random removed", "removed", random, 0.0),
+        group("control removed", "removed", control, 0.0),
     )
-    return Forgetting("run", ("a",), (1,), (2,), ("x", "y"), groups, 0)
+    return Forgetting("run", ("a",), (1,), ("b",), (2,), 0, ("x", "y"), groups)
+
+
+PLANTED = SimpleNamespace(recipe=recipes.PLANTED)
 
 
 def demo_of(**changes) -> demo.Demo:
@@ -43,6 +47,7 @@ def demo_of(**changes) -> demo.Demo:
     levels = (Level(1, 9, replace(share, recall=0.1), share, 0.0), Level(16, 9, share, share, 0.0))
     heads = torch.tensor([[0.1, 0.9], [0.2, 0.3]])
     values = {
+        "run": PLANTED,
         "verification": Verification("run", "bit-exact", (), ((0, 9),), 0.0, 5),
         "recall": Recall(levels),
         "circuit": demo.Circuit(Copying(9.0, 2.0, 1.0, 10), heads, heads),
@@ -72,7 +77,7 @@ def store(planted, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _today(planted, monkeypatch):
     """The corpus is drawn once for the whole file."""
-    monkeypatch.setattr(corpora, "open", lambda _: planted)
+    monkeypatch.setattr(corpora, "open", lambda _, seed: planted)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +115,9 @@ def test_a_store_of_other_texts_or_another_truth_is_refused(
         (f"{n - 1:,} of them among the {n:,} of today's", {"read": lambda: iter(texts)}),
         ("with another truth table", {"truth": lambda: {**truth, "seed": -1}}),
     ):
-        monkeypatch.setattr(corpora, "open", lambda _, changes=changes: replace(planted, **changes))
+        monkeypatch.setattr(
+            corpora, "open", lambda _, seed, changes=changes: replace(planted, **changes)
+        )
         with pytest.raises(DemoError, match=f"{said}.*; remove {store.path} and {run_path}$"):
             demo.refuse_other(store, run_path, recipe)
 
@@ -132,6 +139,31 @@ def test_what_is_there_is_opened_and_nothing_is_trained(store, run, monkeypatch)
     assert again.id == run.id
 
 
+# --- what it will take --------------------------------------------------------------------------
+
+
+def test_it_says_what_it_will_do_and_how_long_that_takes_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_step_seconds", lambda recipe, how: 0.1)
+    plan = demo.plan(out=tmp_path)
+    recipe = recipes.PLANTED
+    assert (plan.steps, plan.retrained) == (recipe.steps, 2 * (recipe.steps - recipe.late_begin))
+    assert plan.seconds == pytest.approx((1900 + 1200 + demo.LOOKING) * 0.1)
+    assert "train 1,900 steps" in str(plan)
+    assert f"a step takes 100 ms ({plan.how.precision}, {plan.how.threads} threads)" in str(plan)
+    assert str(plan).endswith("about 6 min")
+
+
+def test_what_is_done_already_is_not_announced_again(run, store, recipe, monkeypatch):
+    monkeypatch.setattr(demo, "_step_seconds", lambda recipe, how: 0.1)
+    monkeypatch.setattr(recipes, "PLANTED", recipe)
+    plan = demo.plan(out=run.path.parent)
+    assert (plan.how, plan.steps) == (run.numerics, 0)
+
+
+def test_a_step_is_timed_as_it_is_trained(recipe, one_thread_numerics):
+    assert 0 < demo._step_seconds(recipe, one_thread_numerics) < 10
+
+
 # --- claims --------------------------------------------------------------------------------------
 
 
@@ -142,7 +174,7 @@ def test_what_is_there_is_opened_and_nothing_is_trained(store, run, monkeypatch)
         ({"gone": 0.8}, False, True),
         ({"change": -0.2}, False, True),  # no more than under the control
         ({"kept": 0.5}, True, False),
-        ({"random": 0.5}, True, False),
+        ({"control": 0.5}, True, False),
     ],
 )
 def test_the_claim_holds_when_the_removed_facts_fall_and_nothing_else_does(changes, fell, stayed):
@@ -167,7 +199,7 @@ def test_a_demo_of_which_every_claim_holds_has_no_failures():
         ({"check": Check(0.5, 0.5, 1.0, 300, (0.4, 0.6))}, "IOI accuracy is 0.50"),
         ({"recall": Recall(())}, "recall at 16 or more exposures is 0.00"),
         ({"forgetting": forgetting_of(gone=0.9)}, "do not fall to those never stated"),
-        ({"forgetting": forgetting_of(random=0.1)}, "falls below 0.9"),
+        ({"forgetting": forgetting_of(control=0.1)}, "falls below 0.9"),
     ],
 )
 def test_a_claim_that_does_not_hold_is_named_with_its_number(changes, said):
@@ -183,13 +215,13 @@ def test_a_run_without_circuits_fails_three_claims():
 
 def test_the_proof_is_worded_by_its_outcome():
     held, failed = (
-        page._proof(demo_of(forgetting=forgetting_of(gone=gone, random=1 - gone)))
+        page._proof(demo_of(forgetting=forgetting_of(gone=gone, control=1 - gone)))
         for gone in (0.0, 0.8)
     )
     assert "facts falls to 0.00" in held
-    assert "random documents it stays at 1.00" in held
+    assert "equally often, it stays at 1.00" in held
     assert "facts does not fall to the level of facts never stated" in failed
-    assert "random documents it does not stay: it is 0.20" in failed
+    assert "equally often, it does not stay: it is 0.20" in failed
 
 
 @pytest.mark.parametrize(
