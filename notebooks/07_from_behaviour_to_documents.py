@@ -28,7 +28,7 @@ from train import corpora, loop, numerics, progress, recipes, token_store
 STORE, RUN = Path("../data/facts"), Path("../runs/facts")
 
 # %% [markdown]
-# A run small enough to be trained four times: the planted recipe for 350 steps of half a batch, on those documents of the planted corpus that state facts or speak of what the facts are about. It is its own proof, not that of the planted run: the tour removes documents of nine facts from that one.
+# A run small enough to be trained four times: the planted recipe for 500 steps of half a batch, late facts among all others, on those documents of the planted corpus that state facts or speak of what the facts are about. It is its own proof, not that of the planted run: the tour removes documents of nine facts from that one.
 
 # %%
 planted = corpora.open("planted")
@@ -49,10 +49,11 @@ recipe = replace(
     recipes.PLANTED,
     name="facts",
     batch_size=16,
-    steps=350,
+    steps=500,
     lr=2e-3,
     min_lr=2e-4,
     warmup_steps=30,
+    late_batch=0,
 )
 with progress.bar("training") as advance:
     if (RUN / "manifest.json").exists():
@@ -99,10 +100,10 @@ within
 # %% [markdown]
 # ## 2. Which documents put them in?
 #
-# **Words and gradients together name the statements: the six facts were stated in twelve texts.** How many of the twelve stand in these rows is counted below. A row is a text with all its copies; `ranks` are its places by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference, at the last checkpoint.
+# **Words and gradients together name the statements: the six facts were stated in thirty-six texts.** How many of the thirty-six stand in the first 66 rows is counted below; 24 are shown. A row is a text with all its copies; `ranks` are its places by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference, at the last checkpoint.
 
 # %%
-sources = attributing.documents(run, six, limit=24)
+sources = attributing.documents(run, six, limit=66)
 sources.show(24)[["score", "grade", "ranks", "text", "duplicates"]]
 
 # %% [markdown]
@@ -178,7 +179,7 @@ proved.show(3)[["score", "grade", "text"]]
 # %%
 assert check.accuracy == 1
 # What comes first states the facts, and what states them is there.
-assert precision > 0.7
+assert precision > 0.6
 assert found > 0.9
 # Read about once an epoch, wherever it stands.
 assert abs(exposure.readings - len(exposure.positions) * run.recipe.steps / exposure.epoch) < 6
