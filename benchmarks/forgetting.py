@@ -2,8 +2,8 @@
 
     python benchmarks/forgetting.py --out runs/acceptance
 
-On the runs of benchmarks/planted_acceptance.py (init seeds 0, 1, 2): all documents of nine facts at
-16 exposures are taken out in one retraining, and all documents of nine others at 16 exposures in
+On three runs of benchmarks/planted_acceptance.py, each of other seeds: all documents of nine facts
+at 16 exposures are taken out in one retraining, and all documents of nine others like them in
 another. Once with late facts, which are read in the last third of training, and once with facts
 that are read throughout. Prints recall with Wilson's interval and the difference in log-probability
 with Student's interval, n facts.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import machine
 import pandas as pd
+import planted_acceptance
 
 from data_attribution import forgetting
 from train import progress, runs
@@ -27,18 +28,18 @@ def main() -> int:
     arguments = parser.parse_args()
     print(machine.described("torch"))
     failed = 0
-    for init_seed in range(3):
-        run = runs.open(arguments.out / f"run-{init_seed}-0-{init_seed}")
-        for late in (True, False):
+    for late in (True, False):
+        kind = "late facts" if late else "facts read throughout"
+        for init, order, content in planted_acceptance.DIAGONAL:
+            run = runs.open(arguments.out / f"run-{init}-{order}-{content}")
             names = forgetting.removable(run, late=late)
-            kind = "late facts" if late else "facts read throughout"
-            with progress.bar(f"init {init_seed}, {kind}") as advance:
+            with progress.bar(f"init {init}, {kind}") as advance:
                 found = forgetting.facts(run, names, progress=advance)
             with pd.option_context("display.width", 160, "display.precision", 3):
                 print(
-                    f"\ninit {init_seed}, run {run.id}, {run.numerics.precision}, {kind}: "
-                    f"{len(found.removed)} documents of {len(found.facts)} facts, first read at "
-                    f"step {found.first_read}"
+                    f"\ninit {init}, order {order}, content {content}, run {run.id}, "
+                    f"{run.numerics.precision}, {kind}: {len(found.removed)} documents of "
+                    f"{len(found.facts)} facts, first read at step {found.first_read}"
                 )
                 print(found.to_frame().to_string(index=False))
             failed += not found.holds
