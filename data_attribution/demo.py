@@ -81,7 +81,7 @@ class Plan:
     Attributes:
         how: Numerics of the training: of the run that is there, or chosen here.
         steps: Steps of training that are left; `retrained`: those of the two retrainings.
-        step_seconds: Of one step, timed here.
+        step_seconds: Of one step, timed here where any is left.
     """
 
     how: Numerics
@@ -95,11 +95,14 @@ class Plan:
         return (self.steps + self.retrained + LOOKING) * self.step_seconds
 
     def __str__(self) -> str:
+        if not self.steps and not self.retrained:
+            return (
+                "the demo will open what an earlier one trained, verify it, look again and write "
+                "the page"
+            )
         left = f"train {self.steps:,} steps on the planted corpus, verify, look for heads and "
         left += f"documents, train {self.retrained:,} steps again without the documents of some "
         left += "facts and of others, write the page"
-        if not self.steps and not self.retrained:
-            left = "open what an earlier demo trained, verify it, look again, write the page"
         return (
             f"the demo will {left}\nhere a step takes {1000 * self.step_seconds:.0f} ms "
             f"({self.how.precision}, {self.how.threads} threads), so all of it about "
@@ -175,7 +178,7 @@ class Demo:
 
 
 def plan(*, out: Path) -> Plan:
-    """What `play` has left to do, timed by a few steps of training; under two seconds."""
+    """What `play` has left to do, timed by a few steps of training in a few seconds."""
     recipe, path = recipes.PLANTED, out / "planted"
     begun = runs.open(path) if (path / manifests.NAME).exists() else None
     how = begun.numerics if begun else numerics.choose()
@@ -184,7 +187,9 @@ def plan(*, out: Path) -> Plan:
         runs.open(one.parent).finished for one in path.glob(f"counterfactuals/*/{manifests.NAME}")
     )
     retrained = max(2 - again, 0) * max(recipe.steps - recipe.late_begin, 0)
-    return Plan(how, max(recipe.steps - done, 0), retrained, _step_seconds(recipe, how))
+    steps = max(recipe.steps - done, 0)
+    seconds = _step_seconds(recipe, how) if steps + retrained else 0.0
+    return Plan(how, steps, retrained, seconds)
 
 
 def _step_seconds(recipe: Recipe, how: Numerics) -> float:
