@@ -176,19 +176,19 @@ def _prompts(behaviour: "Behaviour", tokenizer: Any) -> str:
 
 def _recall(found: "Recall") -> str:
     head = "exposures  facts    seen        95 %       held-out form        95 %       guessing"
-    return "\n".join([head, *map(_level, found.levels)])
+    late = [_level(found.late, "late ")] if found.late else []
+    return "\n".join([head, *map(_level, found.levels), *late])
 
 
-def _level(level: "Level") -> str:
+def _level(level: "Level", when: str = "") -> str:
     seen, other = (
         "    -                  "
         if one.recall is None
         else f"{one.recall:5.3f}  [{one.low:.3f}, {one.high:.3f}]"
         for one in (level.seen, level.paraphrase)
     )
-    return (
-        f"{level.exposures:9}  {level.n:5}   {seen}          {other}        {level.baseline:5.3f}"
-    )
+    exposures = when + str(level.exposures)
+    return f"{exposures:>9}  {level.n:5}   {seen}          {other}        {level.baseline:5.3f}"
 
 
 def _heads(scores: dict[str, Any]) -> str:

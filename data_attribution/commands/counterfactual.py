@@ -93,7 +93,10 @@ def forget_command(
     path: RunPath,
     facts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FACT]...", help="'capital of E', or E; default: nine facts."),
+        typer.Argument(
+            metavar="[FACT]...",
+            help="'capital of E', or E; default: nine facts, late ones where the run has any.",
+        ),
     ] = None,
     exposures: Annotated[
         int | None, typer.Option(min=1, help="Of the facts chosen by default; default: 16.")
@@ -106,7 +109,10 @@ def forget_command(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Train a planted RUN again without every document of some facts, and ask it for them."""
+    """Train a planted RUN again without every document of some facts, and ask it for them.
+
+    And once without every document of as many other facts, stated equally often: the control.
+    """
     if facts and exposures is not None:
         raise CounterfactualError(
             f"--exposures {exposures} chooses facts, and {len(facts)} were named; give one of both"

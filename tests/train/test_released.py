@@ -199,6 +199,15 @@ def _fixed_loss(run, step) -> float:
     return json.loads(path.read_text())["fixed_loss"]
 
 
+def test_what_it_recalls_is_printed_with_a_row_of_late_facts(released_run, openbook):
+    found = openbook("recall", released_run.path)
+    assert found.code == 0
+    rows = [line.split() for line in found.out.splitlines()[1:-1]]
+    assert [row[0] for row in rows[:-1]] == ["0", "1", "2", "4", "8", "16", "32", "64", "128"]
+    assert rows[-1][:3] == ["late", "16", "36"]
+    assert float(rows[-1][3]) > 0.9
+
+
 def test_numerics_are_those_that_every_machine_has(released_run):
     """A processor without bf16 must be able to replay it."""
     assert released_run.numerics.precision == "fp32"
