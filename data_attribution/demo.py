@@ -76,12 +76,12 @@ TIMED_STEPS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What a demo is about to do, and how long that takes on this machine.
+    """Say what a demo is about to do, and how long that takes on this machine.
 
     Attributes:
         how: Numerics of the training: of the run that is there, or chosen here.
         steps: Steps of training that are left; `retrained`: those of the two retrainings.
-        step_seconds: Of one step, timed here where any is left.
+        step_seconds: How long one step takes, timed here where any is left.
     """
 
     how: Numerics
@@ -146,7 +146,7 @@ class Demo:
 
     @property
     def released(self) -> bool:
-        """Whether the run came with openbook and was not trained here."""
+        """Tell whether the run came with openbook and was not trained here."""
         return bool(self.run.predicate.get("released"))
 
     @property
@@ -178,7 +178,7 @@ class Demo:
 
 
 def plan(*, out: Path) -> Plan:
-    """What `play` has left to do, timed by a few steps of training in a few seconds."""
+    """Find what `play` has left to do, and time a few steps of training; a few seconds."""
     recipe, path = recipes.PLANTED, out / "planted"
     begun = runs.open(path) if (path / manifests.NAME).exists() else None
     how = begun.numerics if begun else numerics.choose()
@@ -193,7 +193,7 @@ def plan(*, out: Path) -> Plan:
 
 
 def _step_seconds(recipe: Recipe, how: Numerics) -> float:
-    """Of a step on random tokens: the fastest of a few, as a machine does them in a row."""
+    """Time a few steps on random tokens, and return the seconds of the fastest."""
     state = states.initial(recipe, how)
     shape = recipe.batch_size, recipe.model.n_ctx
     draw = torch.Generator().manual_seed(0)
@@ -231,7 +231,7 @@ def play(*, data: Path, out: Path, stage: Stage, how: Numerics | None = None) ->
 
 
 def play_released(*, out: Path, stage: Stage) -> Demo:
-    """The same on the run that comes with openbook, with what was measured where it was trained.
+    """Show the run that comes with openbook, with what was measured where it was trained.
 
     Nothing is trained: what the retrained runs showed is read from the files that come with it.
 
@@ -248,7 +248,7 @@ def play_released(*, out: Path, stage: Stage) -> Demo:
 
 
 def _looked_at(run: Run, stage: Stage) -> dict[str, Any]:
-    """Everything that is read off a run without training another."""
+    """Measure everything that needs no second training."""
     with stage("indexing") as progress:
         _indexed(run, progress)
     with torch.inference_mode():

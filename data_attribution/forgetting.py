@@ -78,7 +78,7 @@ class Forgetting:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Forgetting":
-        """What `dataclasses.asdict` wrote, read back from JSON."""
+        """Read back what `dataclasses.asdict` wrote, from JSON."""
         groups = tuple(
             Group(**{**one, "share": Share(**one["share"])}) for one in content["groups"]
         )

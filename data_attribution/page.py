@@ -301,7 +301,7 @@ def _proof(demo: Demo) -> str:
 
 
 def _late(demo: Demo) -> str:
-    """What makes the two retrainings short."""
+    """Say why the two retrainings are short."""
     found, run = demo.forgetting, demo.run
     steps = run.recipe.steps
     if not run.recipe.late_batch:

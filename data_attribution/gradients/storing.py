@@ -316,7 +316,7 @@ def _partial(out: Path) -> Path:
 
 
 def _begun_product(out: Path) -> str | None:
-    """Which matrix product the rows that are there were computed with."""
+    """Read which matrix product the rows that are there were computed with."""
     plan = _partial(out) / PLAN
     return durable.read_sealed(plan).get("product") if plan.is_file() else None
 
