@@ -33,7 +33,7 @@ test: .venv/ready-dev
 unit: .venv/ready-dev
 	$(VENV)/pytest --numprocesses $(WORKERS) -m "not integration and not slow"
 
-# Those that take a minute or more begin first; whoever is free takes the next. They open the run of
+# Those that take a minute or more begin first; whoever is free takes the next. Some open the run of
 # `make demo`, which was trained on all cores: threads that wait for each other have to give their
 # core away soon, or 08 takes twice as long (GOMP_SPINCOUNT).
 LONG := $(sort $(wildcard notebooks/0[1678]_*.ipynb))

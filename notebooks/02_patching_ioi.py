@@ -10,21 +10,17 @@
 #
 # **Question.** "when A and B went to the beach, B gave a key to" ... A. Which heads do it, what do they read, and by which paths does it reach the answer?
 # **Answer.** One head of layer 0 reads who gives, through its value alone. Its effect reaches the logits without any later head, or by telling the queries of layer 1 where to look: how much goes which way differs from run to run, and together they are all of it.
-# **Needs.** No GPU, no download. Half a minute after `make demo`, which trains the run that is opened here. Every number below is computed here.
+# **Needs.** No GPU, no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
-from pathlib import Path
-
 import pandas as pd
 
 from interp import ablating, behaviours, hooked, metrics, patching, paths, plots
 from train import runs
 
 
-RUN = Path("../runs/planted")
-
 # %%
-run = runs.open(RUN)
+run = runs.open_released("planted")
 model, ioi = hooked.load(run), behaviours.load("ioi", run, n_prompts=64)
 for prompts in (ioi.clean, ioi.corrupt):
     print(run.store.tokenizer.decode(prompts[0].tolist()))

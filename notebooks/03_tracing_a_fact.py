@@ -10,25 +10,21 @@
 #
 # **Question.** "the capital of E is" ... At which layer and position does the model turn the entity into its capital?
 # **Answer.** Attention of layer 0 moves the entity to the last position, and the MLPs look it up *there*. There is no early site at the subject, as larger models have it (Meng et al. 2022), and the two ways to damage a prompt agree on that.
-# **Needs.** No GPU, no download. Half a minute after `make demo`, which trains the run that is opened here. Every number below is computed here.
+# **Needs.** No GPU, no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
-from pathlib import Path
-
 from interp import behaviours, hooked, metrics, plots, tracing
 from train import runs
 
 
-RUN = Path("../runs/planted")
-
 # %%
-run = runs.open(RUN)
+run = runs.open_released("planted")
 model, capital = hooked.load(run), behaviours.load("capital", run, n_prompts=64)
 print(run.store.tokenizer.decode(capital.clean[0].tolist()), "|", capital.subject)
 behaviours.check(model, capital)
 
 # %% [markdown]
-# Forty entities, one prompt each, of a fact that the corpus states often enough. The subject is one token, at position 4; the answer is asked for at position 5.
+# Some fifty entities, one prompt each, of a fact that the corpus states often enough. The subject is one token, at position 4; the answer is asked for at position 5.
 #
 # ## 1. Another subject
 #
@@ -80,5 +76,5 @@ plots.bars(
 # %%
 assert early["high"].max() < 0.15, "an early site at the subject"
 assert late["low"].max() > 0.5, "no late site"
-assert noised.residual.top(2) == replaced.residual.top(2)
+assert set(noised.residual.top(2)) == set(replaced.residual.top(2))
 assert wide.mlps["L1.mlp@5"] > late["effect"].max()

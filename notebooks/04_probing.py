@@ -10,7 +10,7 @@
 #
 # **Question.** A linear probe reads a label from a model with 100 % accuracy. What has been shown?
 # **Answer.** Less than it seems: the same probe may read it from a model that was never trained, by learning words by heart; and a label that is read may be one that the model does not use. Held-out types, a control task and an untrained model tell the first; erasing the label tells the second.
-# **Needs.** No GPU, no download, and the planted run that `make demo` or the tour trains. About a minute. Every number below is computed here.
+# **Needs.** No GPU, no download. About a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
 import pandas
@@ -19,7 +19,7 @@ from interp import behaviours, erasing, hooked, probe_tasks, probing
 from train import progress, runs
 
 
-run = runs.open("../runs/planted", store="../data/planted")
+run = runs.open_released("planted")
 model = hooked.load(run)
 COLUMNS = ["accuracy", "unseen", "control", "selectivity", "untrained", "untrained_unseen"]
 
