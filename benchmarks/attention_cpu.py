@@ -3,7 +3,7 @@
     python benchmarks/attention_cpu.py
 
 Steps of the planted recipe as the trainer takes them, with the attention of
-train/parts/attention.py and with torch's fused kernel in its place, in alternation, from equal
+train/model/attention.py and with torch's fused kernel in its place, in alternation, from equal
 weights over equal batches. CPU time, because the wall clock of a shared machine says little; the
 ratio is that of the medians over rounds. Exit 1 when writing out is not the faster.
 """
@@ -20,11 +20,10 @@ import machine
 from torch import Tensor
 from torch.nn import functional
 
-from train import corpora, loop, numerics, optimizers, recipes, token_store
-from train.model import init
-from train.parts.attention import Attention
+from train import numerics, recipes, trainer
+from train.data import TokenStore, build_store, open_corpus
+from train.model import Attention, init_gpt
 from train.runs import order_of
-from train.token_store import TokenStore
 
 
 def main() -> int:
@@ -37,7 +36,7 @@ def main() -> int:
     print(f"{machine.described('torch')}, {asked.threads} threads")
     written, kernel = [], []
     with tempfile.TemporaryDirectory() as folder:
-        store = token_store.build(corpora.open("planted"), out=Path(folder) / "store")
+        store = build_store(open_corpus("planted"), out=Path(folder) / "store")
         cpu_seconds(store, 2, asked.threads)  # kernels are chosen at the first call
         for _ in range(asked.rounds):
             written.append(cpu_seconds(store, asked.steps, asked.threads))
@@ -57,11 +56,11 @@ def cpu_seconds(store: TokenStore, steps: int, threads: int) -> float:
     """CPU time of one step, the mean over the first `steps` of the planted recipe in bf16."""
     recipe = recipes.resolve(recipes.PLANTED, store)
     how = numerics.Numerics("cpu", "bf16", threads)
-    model = init(recipe.model, recipe.init_seed)
-    state = loop.State(model, optimizers.adamw(model, recipe), step=0, tokens=0)
+    model = init_gpt(recipe.model, recipe.init_seed)
+    state = trainer.TrainState(model, trainer.adamw(model, recipe), step=0, tokens=0)
     with numerics.applied(how):
         begin = time.process_time()
-        for _ in loop.advance(state, recipe, store, order_of(recipe, store), how, steps):
+        for _ in trainer.training_steps(state, recipe, store, order_of(recipe, store), how, steps):
             pass
         return (time.process_time() - begin) / steps
 

@@ -28,11 +28,9 @@ from pathlib import Path
 
 import machine
 
-from data_attribution import indexing
+from data_attribution import evaluation, token_index
 from data_attribution.errors import IndexMissing
-from data_attribution.evaluations import evaluating
-from data_attribution.evaluations.evaluating import Asked
-from data_attribution.evaluations.tables import Evaluation
+from data_attribution.evaluation import Asked, Evaluation
 from train import progress, runs
 
 
@@ -52,9 +50,9 @@ def main() -> int:
     run = runs.open(arguments.run, store=arguments.store)
     print(f"{machine.described('torch')}; run {run.id}, {run.store.n_documents:,} documents")
     try:
-        indexing.open(run.store)
+        token_index.open(run.store)
     except IndexMissing:
-        indexing.build(run.store)
+        token_index.build(run.store)
     asked = Asked(
         n=arguments.facts,
         k=10,
@@ -64,7 +62,7 @@ def main() -> int:
         seed=arguments.seed,
     )
     with progress.bar("evaluating") as advance:
-        found = evaluating.evaluate(run, asked, progress=advance)
+        found = evaluation.evaluate(run, asked, progress=advance)
     print(found.lines())
     for name, seconds in found.provenance["seconds"].items():
         print(f"{name:<12}{seconds:8.1f} s for all its facts")

@@ -28,9 +28,8 @@ import machine
 import numpy as np
 import real_text
 
-from data_attribution import lexical, postings
-from train import token_store
-from train.token_store import TokenStore
+from data_attribution import lexical
+from train.data import TokenStore, open_store
 
 
 SPEED, SIZE, QUERIES, LENGTH, TOP = 5e6, 1.0, 100, 12, 10
@@ -73,7 +72,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = options.store or real_text.store(Path(folder) / "store", options.tokens).path
-        store = linked(token_store.open(made), Path(folder) / "linked")
+        store = linked(open_store(made), Path(folder) / "linked")
         queries = drawn(store)
         rounds = [
             (ours(store, queries), theirs(options.bm25s, store, queries, Path(folder)))
@@ -93,7 +92,7 @@ def linked(store: TokenStore, folder: Path) -> TokenStore:
     for path in store.path.iterdir():
         if path.is_file():
             (folder / path.name).symlink_to(path.resolve())
-    return token_store.open(folder)
+    return open_store(folder)
 
 
 def drawn(store: TokenStore) -> list[list[int]]:
@@ -108,18 +107,18 @@ def ours(store: TokenStore, queries: list[list[int]]) -> dict[str, Any]:
     """Build once, and ask."""
     len(store.starts), len(store.lengths)
     begin = time.process_time()
-    built = postings.build(store)
+    built = lexical.build_inverted_index(store)
     build = time.process_time() - begin
     index, scores, asked = SimpleNamespace(store=store), [], []
     for query in queries:
         bag, took = dict.fromkeys(query, 1.0), []
         for _ in range(3):
             begin = time.process_time()
-            found = lexical.bm25(index, [bag], limit=TOP)
+            found = lexical.rank_by_words(index, [bag], limit=TOP)
             took.append(time.process_time() - begin)
         scores.append(found.scores.tolist())
         asked += took[1:]
-    folder = store.path / postings.FOLDER
+    folder = store.path / lexical.INVERTED_FOLDER
     size = sum(path.stat().st_size for path in folder.iterdir())
     entries = built.n_entries
     return {"build": build, "bytes": size, "asked": asked, "scores": scores, "entries": entries}

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import machine
 import numpy as np
 
-from interp import bounding, intervals
+from interp import attribution_patching
+from interp.statistics import mean_interval, ratio_interval, resampled_means, wilson
 
 
 SIZES = (10, 30, 64, 200)
@@ -43,7 +44,7 @@ class Row:
 
     def off(self, low: float, high: float) -> bool:
         """Whether a stated row is out of range, sampling error allowed for."""
-        bottom, top = intervals.wilson(self.share, self.cases)
+        bottom, top = wilson(self.share, self.cases)
         return self.stated and (top < low or bottom > high)
 
 
@@ -86,7 +87,7 @@ def main() -> int:
         off += row.off(0.95, 1.0)
     if asked.models:
         held = [bound_on_decoder(seed) for seed in range(asked.models)]
-        low, high = intervals.wilson(float(np.mean(held)), len(held))
+        low, high = wilson(float(np.mean(held)), len(held))
         print(
             f"heads by position of random decoders: held in {sum(held)} of {len(held)} "
             f"[{100 * low:.0f}, {100 * high:.0f}]"
@@ -126,9 +127,9 @@ def means(name: str, n: int, cases: int, seed: int, scores, *, stated: bool = Tr
     for case in range(cases):
         truth, scale = draw.normal(), draw.lognormal()
         sample = truth + scale * scores(draw, n)
-        low, high = intervals.mean_interval(sample)
+        low, high = mean_interval(sample)
         held += low <= truth <= high
-        low, high = percentiles(intervals.resampled_means(sample, draws=400, seed=case))
+        low, high = percentiles(resampled_means(sample, draws=400, seed=case))
         before += low <= truth <= high
     return Row(name, n, held, cases, stated, before)
 
@@ -140,10 +141,10 @@ def ratios(name: str, n: int, cases: int, seed: int, scores) -> Row:
         truth, spread = draw.uniform(-0.5, 1.5), draw.uniform(0.2, 0.5)
         whole = 1 + spread * draw.normal(size=n)
         part = truth * whole + draw.uniform(0.05, 1.0) * scores(draw, n)
-        ends = intervals.ratio_interval(part[None], whole)
+        ends = ratio_interval(part[None], whole)
         # No interval is no claim: it excludes nothing.
         held += ends is None or bool(ends[0][0] <= truth <= ends[1][0])
-        resampled = [intervals.resampled_means(one, draws=400, seed=case) for one in (part, whole)]
+        resampled = [resampled_means(one, draws=400, seed=case) for one in (part, whole)]
         low, high = percentiles(resampled[0] / resampled[1])
         before += low <= truth <= high
     return Row(name, n, held, cases, True, before)
@@ -153,7 +154,7 @@ def shares(n: int, cases: int, seed: int) -> Row:
     """Binary scores as shares: Wilson's, for truths drawn from [0.02, 0.98]."""
     draw = source("share", n, seed)
     truths = draw.uniform(0.02, 0.98, size=cases)
-    ends = [intervals.wilson(draw.binomial(n, truth) / n, n) for truth in truths]
+    ends = [wilson(draw.binomial(n, truth) / n, n) for truth in truths]
     held = [low <= truth <= high for truth, (low, high) in zip(truths, ends, strict=True)]
     return Row("share, binary (Wilson)", n, sum(held), cases, True)
 
@@ -164,9 +165,9 @@ def binary_means(n: int, cases: int, seed: int, *, stated: bool) -> Row:
     for case in range(cases):
         truth = draw.uniform(0.1, 0.9)
         sample = (draw.random(n) < truth).astype(float)
-        low, high = intervals.mean_interval(sample)
+        low, high = mean_interval(sample)
         held += low <= truth <= high
-        low, high = percentiles(intervals.resampled_means(sample, draws=400, seed=case))
+        low, high = percentiles(resampled_means(sample, draws=400, seed=case))
         before += low <= truth <= high
     return Row("mean, binary", n, held, cases, stated, before)
 
@@ -230,8 +231,8 @@ def bound(
         guess = np.zeros(PLACES)
         if blur is not None:
             guess = true * (1 + blur * draw.normal(size=PLACES)) if blur < np.inf else true[::-1]
-        inside = bounding.sets(PLACES, draws, 0.04, seed=int(draw.integers(1 << 60)))
-        above = bounding.upper(inside, inside @ true, np.ascontiguousarray(guess))
+        inside = attribution_patching.sets(PLACES, draws, 0.04, seed=int(draw.integers(1 << 60)))
+        above = attribution_patching.upper(inside, inside @ true, np.ascontiguousarray(guess))
         held += above.max() >= np.abs(true).max()
     return Row(name, PLACES, held, cases, True)
 
@@ -271,8 +272,8 @@ def interacting(
     draw, held = source(name, PLACES, seed), 0
     for _ in range(cases):
         alone, together = kind(draw)
-        inside = bounding.sets(PLACES, draws, 0.04, seed=int(draw.integers(1 << 60)))
-        above = bounding.upper(inside, together(inside), np.zeros(PLACES))
+        inside = attribution_patching.sets(PLACES, draws, 0.04, seed=int(draw.integers(1 << 60)))
+        above = attribution_patching.upper(inside, together(inside), np.zeros(PLACES))
         held += above.max() >= np.abs(alone).max()
     return Row(name, PLACES, held, cases, stated)
 
@@ -281,13 +282,12 @@ def bound_on_decoder(seed: int) -> bool:
     """Whether the bound on all heads by position holds, on a decoder with random weights."""
     import torch
 
-    from interp import estimating, patching
+    from interp import attribution_patching, patching
     from interp.behaviours import Behaviour
-    from train import model as gpt
-    from train.model import GPTConfig
+    from train.model import GPTConfig, init_gpt
 
     cfg = GPTConfig(n_layers=3, n_heads=2, d_model=16, n_ctx=12, d_vocab=30, init_std=0.3)
-    model = gpt.init(cfg, seed=seed).eval()
+    model = init_gpt(cfg, seed=seed).eval()
     clean = torch.randint(30, (16, 8), generator=torch.Generator().manual_seed(seed))
     corrupt = clean.clone()
     corrupt[:, 3] = (clean[:, 3] + 1) % 30
@@ -300,9 +300,9 @@ def bound_on_decoder(seed: int) -> bool:
     behaviour = Behaviour("random", clean, corrupt, answer, foil)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        estimate = estimating.attribution(model, behaviour, positions="each")
+        estimate = attribution_patching.attribution(model, behaviour, positions="each")
         exact = patching.heads(model, behaviour, positions="each").values.abs().max().item()
-        return bounding.missed(model, behaviour, estimate, seed=seed).value >= exact
+        return attribution_patching.missed(model, behaviour, estimate, seed=seed).value >= exact
 
 
 if __name__ == "__main__":

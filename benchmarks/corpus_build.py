@@ -29,7 +29,7 @@ from pydoc_data.topics import topics
 import machine
 import numpy as np
 
-from train import corpora, token_store, tokenization
+from train.data import build_store, gpt2_tokenizer, open_corpus
 
 
 MEGABYTE = 1_000_000
@@ -95,7 +95,7 @@ def _build(path: Path, threads: int) -> None:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         out = Path(folder) / "store"
-        store = token_store.build(corpora.open(path), out=out, threads=threads)
+        store = build_store(open_corpus(path), out=out, threads=threads)
         _report(time.perf_counter() - begin, int(store.lengths.sum()))
 
 
@@ -103,7 +103,7 @@ def _baseline(path: Path, threads: int) -> None:
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    pieces = tokenization.gpt2()._pieces[:-1]
+    pieces = gpt2_tokenizer()._pieces[:-1]
     encoding = tiktoken.Encoding(
         "gpt2",
         pat_str=r50k_pat_str,

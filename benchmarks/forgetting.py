@@ -17,7 +17,7 @@ import machine
 import pandas as pd
 import planted_acceptance
 
-from data_attribution import forgetting
+from data_attribution import counterfactuals
 from train import progress, runs
 
 
@@ -32,9 +32,9 @@ def main() -> int:
         kind = "late facts" if late else "facts read throughout"
         for init, order, content in planted_acceptance.DIAGONAL:
             run = runs.open(arguments.out / f"run-{init}-{order}-{content}")
-            names = forgetting.removable(run, late=late)
+            names = counterfactuals.removable_facts(run, late=late)
             with progress.bar(f"init {init}, {kind}") as advance:
-                found = forgetting.facts(run, names, progress=advance)
+                found = counterfactuals.forget_facts(run, names, progress=advance)
             with pd.option_context("display.width", 160, "display.precision", 3):
                 print(
                     f"\ninit {init}, order {order}, content {content}, run {run.id}, "

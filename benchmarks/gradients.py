@@ -157,14 +157,14 @@ def prepare(folder: Path, documents: int) -> str:
     """Weights for both libraries and documents; the fastest true fp32 product of this machine."""
     import torch
 
-    from interp.engine.base_runs import fast_product
-    from train import exchange
-    from train.model import GPTConfig, init
+    from interp.patching.engine import fast_product
+    from train import convert
+    from train.model import GPTConfig, init_gpt
 
     cfg = GPTConfig(
         n_layers=LAYERS, n_heads=4, d_model=128, n_ctx=POSITIONS, d_vocab=VOCABULARY, init_std=0.1
     )
-    exchange.export_huggingface(init(cfg, 0), None, folder / "model")
+    convert.export_huggingface(init_gpt(cfg, 0), None, folder / "model")
     draw = np.random.default_rng(0)
     np.save(folder / "tokens.npy", draw.integers(1, VOCABULARY, (documents, POSITIONS - 1)))
     torch.set_num_threads(1)
@@ -186,10 +186,10 @@ def work(who: str, folder: str, product: str) -> None:
 
 def ours(folder: Path) -> Callable[..., None]:
     """Ours: a document is end-of-text and 63 tokens, its targets the tokens and end-of-text."""
-    from data_attribution.gradients import collecting, selecting
-    from interp import hooked
+    from data_attribution import gradients
+    from interp import models
 
-    model, texts = hooked.load(folder / "model"), np.load(folder / "tokens.npy")
+    model, texts = models.load(folder / "model"), np.load(folder / "tokens.npy")
     whole = [f"L{layer}.{part}" for layer in range(LAYERS) for part in ("attn", "mlp")]
     names = {
         "everything": None,
@@ -201,8 +201,8 @@ def ours(folder: Path) -> Callable[..., None]:
     def collect(what: str, batch: int = 0) -> None:
         if what == "exact":
             store = stored(texts[:FEW, :-1])
-            selection = selecting.select(model.cfg, whole)
-            found = collecting.of_documents(model, store, np.arange(FEW), selection, rank=10**6)
+            selection = gradients.select_weights(model.cfg, whole)
+            found = gradients.document_features(model, store, np.arange(FEW), selection, rank=10**6)
             blocks = {site.name: found.of(site.name) for site in selection.sites}
             widths = {site.name: (site.height, site.width) for site in selection.sites}
             weights = {
@@ -211,9 +211,11 @@ def ours(folder: Path) -> Callable[..., None]:
             }
             np.savez(folder / "ours.npz", **weights)
             return
-        selection = selecting.select(model.cfg, names[what])
+        selection = gradients.select_weights(model.cfg, names[what])
         documents, store = np.arange(len(texts)), stored(texts)
-        collecting.of_documents(model, store, documents, selection, rank=RANK, batch_tokens=batch)
+        gradients.document_features(
+            model, store, documents, selection, rank=RANK, batch_tokens=batch
+        )
 
     return collect
 

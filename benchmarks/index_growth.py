@@ -29,11 +29,10 @@ import machine
 import numpy as np
 import real_text
 
-from data_attribution import index_plans
+from data_attribution import token_index
 from data_attribution.errors import AttributionError
-from data_attribution.index_plans import Rate
-from data_attribution.suffixes import cutting, sorting
-from train import token_store
+from data_attribution.token_index import Rate, suffix_array
+from train.data import open_store
 
 
 MILLION, GB = 1_000_000, 10**9
@@ -107,16 +106,16 @@ def measured(options: argparse.Namespace, sorter: str, millions: int) -> dict[st
 
 
 def _sorted(path: Path, n_tokens: int, sorter: str, libsais: Path | None) -> dict[str, Any]:
-    tokens = token_store.open(path).tokens.view(np.ndarray)[:n_tokens]
-    sorting.build(tokens[:1000], sorter=sorter, libsais=libsais)  # libraries are loaded
+    tokens = open_store(path).tokens.view(np.ndarray)[:n_tokens]
+    suffix_array.build(tokens[:1000], sorter=sorter, libsais=libsais)  # libraries are loaded
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.process_time()
-    sorting.build(tokens, sorter=sorter, libsais=libsais)
+    suffix_array.build(tokens, sorter=sorter, libsais=libsais)
     cpu = time.process_time() - begin
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     itemsize = tokens.dtype.itemsize
-    said = index_plans.memory_of(n_tokens, sorter=sorter, itemsize=itemsize, workers=1)
-    return {"tokens": n_tokens, "cpu": cpu, "peak": peak, "said": said + index_plans.PROCESS}
+    said = token_index.memory_of(n_tokens, sorter=sorter, itemsize=itemsize, workers=1)
+    return {"tokens": n_tokens, "cpu": cpu, "peak": peak, "said": said + token_index.PROCESS}
 
 
 def _table(rates: dict[str, Rate]) -> None:
@@ -128,7 +127,7 @@ def _table(rates: dict[str, Rate]) -> None:
             for shards, workers in ((5, 1), (None, 1), (None, 4)):
                 asked = f"{sorter:<13} {gigabytes} GB, {shards or 'as few as fit'}"
                 try:
-                    found = index_plans.estimate(
+                    found = token_index.estimate_cost(
                         TOKENS,
                         shards=shards,
                         workers=workers,
@@ -137,7 +136,7 @@ def _table(rates: dict[str, Rate]) -> None:
                         vocab_size=VOCABULARY,
                         measured=rates[sorter],
                     )
-                    plan = cutting.plan(
+                    plan = token_index.plan_shards(
                         simulated,  # pyright: ignore[reportArgumentType]
                         sorter=sorter,
                         shards=found.shards,

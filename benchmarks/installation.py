@@ -21,7 +21,7 @@ import machine
 
 
 ROOT = Path(__file__).parents[1]
-IMPORTS = "import data_attribution.demo, data_attribution.page"
+IMPORTS = "import data_attribution.demo, data_attribution.report.demo_page"
 DEFAULT, LAZY, UV = "pip", "pip, nothing compiled", "uv"
 
 

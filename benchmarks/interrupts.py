@@ -23,8 +23,8 @@ from typing import Any
 
 import machine
 
-from interp import intervals
-from interp.engine import budget
+from interp.patching import engine
+from interp.statistics import wilson
 
 
 TESTS = Path(__file__).parents[1] / "tests" / "interp" / "test_interrupts.py"
@@ -38,14 +38,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     print(machine.described("torch"))
-    budget.ROWS["cpu"] = 24  # So that a sweep of a tiny model is not over in one pass.
+    engine.ROWS["cpu"] = 24  # So that a sweep of a tiny model is not over in one pass.
     return report(interrupted(given.n, given.seed))
 
 
 def report(ends: Counter) -> int:
     """Print how the interrupts ended; 1 when too many left something behind."""
     n, leaks = sum(ends.values()), ends["leaked"]
-    low, high = intervals.wilson(leaks / n, n)
+    low, high = wilson(leaks / n, n)
     print(", ".join(f"{name} {count:,}" for name, count in sorted(ends.items())))
     print(f"{leaks} of {n:,} left something behind [{low:.5f}, {high:.5f}], asked: {MOST} at most")
     return int(high > MOST)

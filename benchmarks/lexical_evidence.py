@@ -20,9 +20,9 @@ import machine
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_attribution import bm25, indexing, lexical, postings
+from data_attribution import lexical, token_index
 from interp import behaviours
-from train import corpora, token_store
+from train.data import build_store, open_corpus
 
 
 def main() -> None:
@@ -30,9 +30,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Of the planted corpus.")
     seed = parser.parse_args().seed
     with tempfile.TemporaryDirectory() as folder:
-        store = token_store.build(corpora.open("planted", seed=seed), out=Path(folder) / "planted")
+        store = build_store(open_corpus("planted", seed=seed), out=Path(folder) / "planted")
         start = time.perf_counter()
-        index = indexing.build(store)
+        index = token_index.build(store)
         print(f"{machine.described('numpy')}, {store.n_documents:,} documents")
         print(f"index of {store.n_tokens:,} tokens built in {time.perf_counter() - start:.2f} s")
         # The truth table names documents by their row in the corpus; the store packs them anew.
@@ -40,7 +40,7 @@ def main() -> None:
         places = np.empty(rows.max() + 1, np.int64)
         places[rows] = np.arange(len(rows))
         start = time.perf_counter()
-        postings.build(store)
+        lexical.build_inverted_index(store)
         print(f"BM25 index built in {time.perf_counter() - start:.2f} s")
         for shared in (1.0, 0.3, 0.1, 0.0):
             report(index, places, shared)
@@ -48,15 +48,15 @@ def main() -> None:
             candidates(index, places, limit)
 
 
-def report(index: indexing.TokenIndex, places: np.ndarray, shared: float) -> None:
+def report(index: token_index.TokenIndex, places: np.ndarray, shared: float) -> None:
     found, start = defaultdict(list), time.perf_counter()
     facts = [fact for fact in index.store.truth["facts"] if fact["documents"]]
     for fact in facts:
         asked = behaviours.load(f"fact:{fact['entity']}", index.store, n_prompts=1)
         parts = (np.asarray(part) for part in (asked.clean, asked.corrupt, asked.answer))
-        (bag,) = lexical.bags(*parts, index.store.eot)
+        (bag,) = lexical.prompt_bags(*parts, index.store.eot)
         bag = {token: shared if weight < 1 else weight for token, weight in bag.items()}
-        ranked = lexical.bm25(index, [bag]).documents.tolist()
+        ranked = lexical.rank_by_words(index, [bag]).documents.tolist()
         true = set(places[fact["documents"]].tolist())
         allowed = len(true) + len(fact["distractors"]) + 1
         kind = "never in the asked form" if fact["paraphrase_only"] else "in the asked form"
@@ -72,7 +72,7 @@ def report(index: indexing.TokenIndex, places: np.ndarray, shared: float) -> Non
         )
 
 
-def candidates(index: indexing.TokenIndex, places: np.ndarray, limit: int) -> None:
+def candidates(index: token_index.TokenIndex, places: np.ndarray, limit: int) -> None:
     found = defaultdict(list)
     for fact in index.store.truth["facts"]:
         if not fact["documents"]:
@@ -80,7 +80,7 @@ def candidates(index: indexing.TokenIndex, places: np.ndarray, limit: int) -> No
         asked = behaviours.load(f"fact:{fact['entity']}", index.store, n_prompts=1)
         request = SimpleNamespace(index=index, target=asked, progress=None)
         kind = "never in the asked form" if fact["paraphrase_only"] else "in the asked form"
-        there = np.isin(places[fact["documents"]], bm25.candidates(request, limit=limit))
+        there = np.isin(places[fact["documents"]], lexical.candidates(request, limit=limit))
         found[kind].append(there.mean())
     for kind, shares in sorted(found.items()):
         print(

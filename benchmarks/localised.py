@@ -39,12 +39,12 @@ from pathlib import Path
 import machine
 import numpy as np
 
-from data_attribution import component_questions, questions
-from data_attribution.evaluations import lds
-from data_attribution.gradients import comparing
-from data_attribution.gradients.comparing import How
-from interp import behaviours, detecting
-from train import corpora, loop, recipes, runs, token_store
+from data_attribution import component_queries, evaluation, gradients, queries
+from data_attribution.gradients import GradientOptions
+from interp import behaviours
+from interp.heads import best_head, induction_heads, previous_token_heads, repeated_tokens
+from train import recipes, runs, trainer
+from train.data import build_store, open_corpus
 from train.numerics import Numerics
 
 
@@ -54,7 +54,7 @@ RECIPE = replace(
     recipes.PLANTED, name="localised", steps=600, min_lr=5e-4, checkpoint_every=40,
     optimizer_every=40,
 )  # fmt: skip
-HOW = How("adam", None, rank=64)
+HOW = GradientOptions("adam", None, rank=64)
 METHODS = ("component, localised", "component, all", "behaviour, localised", "behaviour, all")
 CONTROLS = ("length", "random")
 
@@ -65,7 +65,7 @@ class Row:
 
     seed: int
     question: str
-    found: dict[str, lds.Lds]
+    found: dict[str, evaluation.Lds]
     gain: tuple[float, float, float]
 
 
@@ -112,9 +112,9 @@ def measured(seed: int, n: int, out: Path) -> list[Row]:
     documents = np.unique(
         np.concatenate([run.documents_read(step) for step in range(first, run.recipe.steps)])
     )
-    subsets = lds.draw(documents, n=n, share=SHARE, seed=seed)
+    subsets = evaluation.draw_subsets(documents, n=n, share=SHARE, seed=seed)
     asked = of_components(run)
-    actual = lds.retrained(
+    actual = evaluation.retrained_on_subsets(
         run,
         subsets,
         [question for _, question in asked],
@@ -123,10 +123,10 @@ def measured(seed: int, n: int, out: Path) -> list[Row]:
         progress=lambda what, done, total: print(f"\r{what} {done} of {total}", end="", flush=True),
     )
     print(f"\nseed {seed}: {len(documents)} documents read in the last {LAST} steps")
-    copying = questions.of_behaviour(behaviours.load("induction", run))
+    copying = queries.query_of_behaviour(behaviours.load("induction", run))
     names = sorted({head for head, _ in asked})
-    through: dict[str | None, comparing.Collected] = {
-        head: comparing.collect(run, documents, within=head and (head,), how=HOW)
+    through: dict[str | None, gradients.Collected] = {
+        head: gradients.collect(run, documents, within=head and (head,), how=HOW)
         for head in (None, *names)
     }
     drawn = np.random.default_rng(seed).normal(size=len(documents))
@@ -137,10 +137,13 @@ def measured(seed: int, n: int, out: Path) -> list[Row]:
         scores = {name: through[where].products(what).mean(axis=1) for name, (where, what) in pairs}
         scores |= {"length": run.store.lengths[documents] + 1.0, "random": drawn}
         whole = {
-            name: lds.spread(documents, one, run.store.n_documents) for name, one in scores.items()
+            name: evaluation.spread(documents, one, run.store.n_documents)
+            for name, one in scores.items()
         }
-        by_method = {name: lds.score(one, subsets, answers) for name, one in whole.items()}
-        ours, theirs = (lds.predicted_change(whole[name], subsets) for name in METHODS[:2])
+        by_method = {
+            name: evaluation.lds_score(one, subsets, answers) for name, one in whole.items()
+        }
+        ours, theirs = (evaluation.predicted_change(whole[name], subsets) for name in METHODS[:2])
         found.append(Row(seed, question.name, by_method, gained(ours, theirs, answers)))
     return found
 
@@ -150,24 +153,24 @@ def trained(seed: int, out: Path) -> runs.Run:
     path = out / f"run-{seed}"
     store = out / f"data-{seed}"
     if (path / "manifest.json").is_file():
-        return loop.resume(path, store=store)
-    built = token_store.build(corpora.open("planted", seed=seed), out=store)
+        return trainer.resume(path, store=store)
+    built = build_store(open_corpus("planted", seed=seed), out=store)
     one_thread = Numerics("cpu", "fp32", 1)
-    return loop.run(RECIPE, built, out=path, numerics=one_thread, init_seed=seed)
+    return trainer.train(RECIPE, built, out=path, numerics=one_thread, init_seed=seed)
 
 
-def of_components(run: runs.Run) -> list[tuple[str, questions.Question]]:
+def of_components(run: runs.Run) -> list[tuple[str, queries.Query]]:
     """Heads and the questions about them."""
     model = run.load()
-    other = detecting.repeated_tokens(run, seed=1)
-    copies, score = detecting.best(detecting.induction_heads(model, other))
-    looks_back, before = detecting.best(detecting.previous_token_heads(model, other))
+    other = repeated_tokens(run, seed=1)
+    copies, score = best_head(induction_heads(model, other))
+    looks_back, before = best_head(previous_token_heads(model, other))
     print(f"{copies}: prefix matching {score:.2f}; {looks_back}: token before {before:.2f}")
     copying = behaviours.load("induction", run)
     return [
-        (copies, component_questions.prefix_matching(run, copies)),
-        (looks_back, component_questions.previous_token(run, looks_back)),
-        (copies, component_questions.direct_effect(model, copying, copies)),
+        (copies, component_queries.prefix_matching(run, copies)),
+        (looks_back, component_queries.previous_token(run, looks_back)),
+        (copies, component_queries.direct_effect(model, copying, copies)),
     ]
 
 
@@ -176,7 +179,8 @@ def gained(ours: np.ndarray, theirs: np.ndarray, actual: np.ndarray) -> tuple[fl
     every = np.arange(len(actual))[None]
     drawn = np.random.default_rng(0).integers(len(actual), size=(DRAWS, len(actual)))
     gap, gaps = (
-        lds.spearman(ours[rows], actual[rows]) - lds.spearman(theirs[rows], actual[rows])
+        evaluation.spearman(ours[rows], actual[rows])
+        - evaluation.spearman(theirs[rows], actual[rows])
         for rows in (every, drawn)
     )
     low, high = np.percentile(gaps, [2.5, 97.5])

@@ -18,10 +18,10 @@ from pathlib import Path
 import machine
 import numpy as np
 
-from data_attribution import exposures
+from data_attribution import tracing
 from train import recipes
+from train.data import TokenStore
 from train.runs import Run
-from train.token_store import TokenStore
 
 
 N_DOCUMENTS, N_TOKENS, TRIALS = 8_009_762, 9_035_582_198, 2000
@@ -33,7 +33,7 @@ def main() -> int:
     run, draw = simulated(), np.random.default_rng(1)
     steps = draw.integers(run.recipe.steps, size=TRIALS)
     documents = draw.integers(N_DOCUMENTS - 1, size=TRIALS)
-    run.documents_read(0), run.steps_reading(0), exposures.of_documents(run, [0])
+    run.documents_read(0), run.steps_reading(0), tracing.exposure_of_documents(run, [0])
     print(f"{machine.described('numpy')}, n {TRIALS} each")
     held = [
         report("documents_read(step)", [timed(run.documents_read, int(step)) for step in steps]),
@@ -51,9 +51,9 @@ def main() -> int:
     return int(not all(held))
 
 
-def exposed(run: Run) -> Callable[..., exposures.Exposure]:
+def exposed(run: Run) -> Callable[..., tracing.Exposure]:
     """What is timed: every reading of some documents before the last checkpoint."""
-    return lambda documents: exposures.of_documents(run, np.atleast_1d(documents))
+    return lambda documents: tracing.exposure_of_documents(run, np.atleast_1d(documents))
 
 
 def simulated() -> Run:

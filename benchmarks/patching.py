@@ -26,12 +26,11 @@ import pandas
 import torch
 from transformer_lens import patching as lens_patching
 
-from interp import hooked, patching
+from interp import models, patching
 from interp.behaviours import Behaviour
-from interp.effects import Effects
-from interp.engine import base_runs
+from interp.patching import Effects, engine
 from train import recipes
-from train.model import GPT, init
+from train.model import GPT, init_gpt
 
 
 BOUNDS = {
@@ -70,8 +69,8 @@ def main() -> int:
     given = asked.parse_args()
     torch.set_num_threads(given.threads)
     print(f"{machine.described('torch', 'transformer_lens')}, {given.threads} threads", flush=True)
-    model = init(recipes.GPT2_124M.model, seed=0).eval().to(given.device)
-    lens = hooked.transformer_lens(model)
+    model = init_gpt(recipes.GPT2_124M.model, seed=0).eval().to(given.device)
+    lens = models.transformer_lens(model)
     clock = time.process_time if given.device == "cpu" and given.threads == 1 else time.perf_counter
     missed = []
     for n_pos in given.tokens:
@@ -153,16 +152,16 @@ def by_engine(
             model, behaviour, positions=list(range(0, behaviour.n_pos, step(behaviour)))
         ),
     }
-    base_runs.fast_product()  # measured once a process, before the clock starts
+    engine.fast_product()  # measured once a process, before the clock starts
     # The engine's choice is taken out of its hands by telling it that the default is the fastest.
-    fastest = base_runs.fast_product
-    base_runs.fast_product = (lambda: "highest") if product == "default" else fastest
+    fastest = engine.fast_product
+    engine.fast_product = (lambda: "highest") if product == "default" else fastest
     try:
         begin = clock()
         effects = run[sweep]()
         seconds = clock() - begin
     finally:
-        base_runs.fast_product = fastest
+        engine.fast_product = fastest
     shares = effects.values.double()
     scores = effects.corrupt + shares * (effects.clean - effects.corrupt)
     cells = {}

@@ -80,13 +80,13 @@ def measure(sweep: str, megabytes: int, *, whole: bool) -> dict[str, float]:
 
     import torch
 
-    from interp.engine import base_runs
+    from interp.patching import engine
     from train import recipes
-    from train.model import init
+    from train.model import init_gpt
 
     torch.set_num_threads(1)
-    model = init(recipes.GPT2_124M.model, seed=0).eval()
-    base_runs.fast_product()
+    model = init_gpt(recipes.GPT2_124M.model, seed=0).eval()
+    engine.fast_product()
     behaviour = contrast(model)
     ctypes.CDLL(None).malloc_trim(0)  # what the C library kept of what is gone already
     CLEAR.write_text("5")  # resets the high-water mark

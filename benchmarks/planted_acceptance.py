@@ -20,7 +20,8 @@ import machine
 import torch
 
 from data_attribution import demo
-from interp import behaviours, detecting, recalling
+from interp import behaviours, training_dynamics
+from interp.heads import copying_loss, induction_heads, previous_token_heads, repeated_tokens
 from train import numerics, progress, runs
 from train.runs import Run
 
@@ -86,11 +87,11 @@ def judged(run: Run) -> list[Criterion]:
     run = runs.open(run.path)
     model, truth = run.load(), run.store.truth or {}
     ioi = behaviours.measure(model, behaviours.load("ioi", run, n_prompts=300))
-    tokens = detecting.repeated_tokens(run)
-    copying = detecting.copying(model, tokens)
+    tokens = repeated_tokens(run)
+    copying = copying_loss(model, tokens)
     induction, previous = (
-        detecting.induction_heads(model, tokens),
-        detecting.previous_token_heads(model, tokens),
+        induction_heads(model, tokens),
+        previous_token_heads(model, tokens),
     )
     layer = int(induction.max(dim=1).values.argmax())
     below = float(previous[:layer].max()) if layer else 0.0
@@ -98,7 +99,7 @@ def judged(run: Run) -> list[Criterion]:
         behaviours.measure(model, behaviours.load(f"ioi:{a}-{b}", run, n_prompts=150))
         for a, b in truth["ioi"]["held_out_combinations"]
     ]
-    recalled = recalling.by_exposure(model, truth, run.store.tokenizer)
+    recalled = training_dynamics.recall_by_exposure(model, truth, run.store.tokenizer)
     levels, late = recalled.levels, recalled.late
     assert late is not None
     for level in (*levels, late):

@@ -24,9 +24,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from train import progress, token_store
-from train.corpora import Corpus, Document
-from train.token_store import TokenStore
+from train import progress
+from train.data import Corpus, Document, TokenStore, build_store, open_store
 
 
 __all__ = ["files", "store"]
@@ -69,14 +68,14 @@ def store(out: Path, tokens: int, *, more: Sequence[Path] = ()) -> TokenStore:
     """
     if not out.exists():
         with progress.bar("making text") as advance:
-            token_store.build(
+            build_store(
                 corpus(round(tokens * CHARACTERS_A_TOKEN), more),
                 out=out,
                 tokenizer="bpe",
                 vocab_size=VOCABULARY,
                 progress=advance,
             )
-    made = token_store.open(out)
+    made = open_store(out)
     if made.n_tokens < tokens:
         sys.exit(
             f"{out} holds {made.n_tokens:,} tokens of real text, {tokens:,} are asked for; "

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import machine
 
-from data_attribution import demo, forgetting
-from train import durable, numerics, progress, released
+from data_attribution import counterfactuals, demo
+from train import numerics, progress, released, storage
 
 
 NAME = "planted"
@@ -37,7 +37,9 @@ def main() -> int:
     print(f"{machine.described('torch')}, {how}")
     run = demo.trained(arguments.out / "store", arguments.out / "run", progress.bar, how=how)
     with progress.bar("retraining") as advance:
-        forgot = forgetting.facts(run, forgetting.removable(run), progress=advance)
+        forgot = counterfactuals.forget_facts(
+            run, counterfactuals.removable_facts(run), progress=advance
+        )
     print(forgot.to_frame().to_string(index=False))
     # Where the retrained runs lay says nothing to others.
     told = {**asdict(forgot), "runs": [Path(one).name for one in forgot.runs]}
@@ -46,9 +48,9 @@ def main() -> int:
     released.write(run, packed, halves=HALVES, corpus_seed=0, results={"forgetting": told})
     files = sorted(packed.iterdir())
     for file in files:
-        print(f"{file.stat().st_size:>10,}  {durable.sha256_file(file)[:16]}  {file.name}")
+        print(f"{file.stat().st_size:>10,}  {storage.sha256_file(file)[:16]}  {file.name}")
     print(f"{sum(file.stat().st_size for file in files):>10,}  bytes in all")
-    shipped = released.FOLDER / NAME
+    shipped = released.RELEASED_RUNS / NAME
     if arguments.install:
         shutil.rmtree(shipped, ignore_errors=True)
         shutil.copytree(packed, shipped)

@@ -24,12 +24,10 @@ from pathlib import Path
 
 import machine
 
-from data_attribution import indexing, questions
-from data_attribution.changes import Change
+from data_attribution import evaluation, queries, token_index
+from data_attribution.counterfactuals import Change, Retrainings
 from data_attribution.errors import IndexMissing
-from data_attribution.evaluations import cases, removal_curves, shared_rankings
-from data_attribution.evaluations.removal_curves import Curves, Point, Ratio
-from data_attribution.evaluations.retrainings import Retrainings
+from data_attribution.evaluation import CurvePoint, Ratio, RemovalCurves
 from interp import behaviours
 from train import progress, runs
 from train.runs import Run
@@ -65,19 +63,19 @@ def main() -> int:
 
 def removed(
     run: Run, *, k: int, seeds: int, methods: tuple[str, ...], weights: Path | None
-) -> Curves:
+) -> RemovalCurves:
     """The first k documents of every fact taken out, by each method, beside random ones."""
     indexed(run)
-    chosen = cases.planted(run, least=k, most=k)
-    rankings = shared_rankings.by_method(run, chosen)
-    tops = {one: shared_rankings.read(run, rankings[one].by_case, first=k) for one in methods}
-    some = removal_curves.apart(chosen)
+    chosen = evaluation.planted_facts(run, least=k, most=k)
+    rankings = evaluation.by_method(run, chosen)
+    tops = {one: evaluation.shared_read(run, rankings[one].by_case, first=k) for one in methods}
+    some = evaluation.apart(chosen)
     print(
         f"{len(chosen)} facts are stated {k} times, {len(some)} of them by documents of their own"
     )
-    unrelated = [questions.of_behaviour(behaviours.load(one, run)) for one in UNRELATED]
+    unrelated = [queries.query_of_behaviour(behaviours.load(one, run)) for one in UNRELATED]
     with progress.bar("training again") as advance:
-        return removal_curves.measure(
+        return evaluation.removal_curves_of(
             Retrainings(run, "blank", None, weights),
             some,
             tops,
@@ -91,12 +89,12 @@ def removed(
 def indexed(run: Run) -> None:
     """See that the store is indexed."""
     try:
-        indexing.open(run.store)
+        token_index.open(run.store)
     except IndexMissing:
-        indexing.build(run.store)
+        token_index.build(run.store)
 
 
-def report(found: Curves) -> int:
+def report(found: RemovalCurves) -> int:
     """Every method's loss; the bounds are the first one's. 1 when one is missed."""
     for point, row in zip(found.points, found.rows(), strict=True):
         print(
@@ -132,7 +130,7 @@ def lost_enough(ratio: Ratio | None) -> bool:
     return failed
 
 
-def moved(point: Point, change: Change) -> bool:
+def moved(point: CurvePoint, change: Change) -> bool:
     """Whether an unrelated behaviour moved, or may have by too much; printed."""
     effect, share = change.effect, point.share_of_loss(change)
     print(

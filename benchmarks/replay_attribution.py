@@ -33,7 +33,7 @@ from pathlib import Path
 import machine
 import numpy as np
 
-from train.corpora import Corpus, Document
+from train.data import Corpus, Document
 from train.model import GPTConfig
 from train.recipes import PLANTED, Recipe
 
@@ -109,32 +109,32 @@ def reported(found: list[list[float]], took: Needs) -> int:
 
 def foretold(seed: int, n_subsets: int, *, eps: float = SMALL.eps) -> list[float]:
     """The LDS of each question to the run of a seed."""
-    from data_attribution import metagradients
-    from data_attribution.evaluations import lds
+    from data_attribution import evaluation, metagradients
 
     with tempfile.TemporaryDirectory() as folder:
         run = small_run(Path(folder), seed, eps=eps)
         asked = texts(run)
         found = metagradients.influence(run, asked)
-        subsets = lds.draw(found.documents, n=n_subsets, seed=seed)
-        actual = lds.retrained(run, subsets, asked)
-        by_index = [lds.spread(found.documents, one, len(run.store.starts)) for one in found.scores]
+        subsets = evaluation.draw_subsets(found.documents, n=n_subsets, seed=seed)
+        actual = evaluation.retrained_on_subsets(run, subsets, asked)
+        by_index = [
+            evaluation.spread(found.documents, one, len(run.store.starts)) for one in found.scores
+        ]
         pairs = zip(by_index, actual, strict=True)
-        return [lds.score(said, subsets, was).rho for said, was in pairs]
+        return [evaluation.lds_score(said, subsets, was).rho for said, was in pairs]
 
 
 def over_window(run, names: list[str], n_steps: int, n_subsets: int) -> None:
     """Print LDS and cost of a window of last steps."""
-    from data_attribution import metagradients, questions
-    from data_attribution.evaluations import lds
+    from data_attribution import evaluation, metagradients, queries
     from interp import behaviours
-    from train import loop
+    from train import trainer
 
-    asked = [questions.of_behaviour(behaviours.load(name, run)) for name in names]
+    asked = [queries.query_of_behaviour(behaviours.load(name, run)) for name in names]
     first = run.steps_done - n_steps
     start = max(one.step for one in run.saved if one.resumable and one.step <= first)
     begin = time.process_time()
-    loop.replay(run, first, run.steps_done - 1)
+    trainer.replay(run, first, run.steps_done - 1)
     a_step = (time.process_time() - begin) / (run.steps_done - start)
     begin = time.process_time()
     found = metagradients.influence(run, asked, first=first)
@@ -147,10 +147,12 @@ def over_window(run, names: list[str], n_steps: int, n_subsets: int) -> None:
         f"step back; {found.seconds:.0f} s",
         flush=True,
     )
-    subsets = lds.draw(found.documents, n=n_subsets, seed=0)
-    actual = lds.retrained(run, subsets, asked, first=first)
+    subsets = evaluation.draw_subsets(found.documents, n=n_subsets, seed=0)
+    actual = evaluation.retrained_on_subsets(run, subsets, asked, first=first)
     for name, scores, was, answer in zip(names, found.scores, actual, found.answers, strict=True):
-        one = lds.score(lds.spread(found.documents, scores, len(run.store.starts)), subsets, was)
+        one = evaluation.lds_score(
+            evaluation.spread(found.documents, scores, len(run.store.starts)), subsets, was
+        )
         print(
             f"{name}: LDS {one.rho:.3f} [{one.low:.3f}, {one.high:.3f}], n {one.n}; answer "
             f"{answer:.4f}, without a subset {was.min():.4f} to {was.max():.4f}",
@@ -177,20 +179,21 @@ def small_run(folder: Path, seed: int, *, eps: float = SMALL.eps):
 
 
 def trained(corpus: Corpus, recipe: Recipe, folder: Path):
-    from train import loop, token_store
+    from train import trainer
+    from train.data import build_store
     from train.numerics import Numerics
 
-    store = token_store.build(corpus, out=folder / "store")
-    return loop.run(recipe, store, out=folder / "run", numerics=Numerics("cpu", "fp32", 1))
+    store = build_store(corpus, out=folder / "store")
+    return trainer.train(recipe, store, out=folder / "run", numerics=Numerics("cpu", "fp32", 1))
 
 
 def texts(run, n: int = QUESTIONS) -> list:
     """The log-probabilities of documents of different templates."""
-    from data_attribution import questions
+    from data_attribution import queries
 
     length = run.recipe.model.n_ctx
     return [
-        questions.of_text(run.store.text(17 * row + 3), run.store.tokenizer, n_ctx=length)
+        queries.query_of_text(run.store.text(17 * row + 3), run.store.tokenizer, n_ctx=length)
         for row in range(n)
     ]
 
@@ -227,14 +230,14 @@ def needs(rounds: int) -> Needs:
     import torch
 
     from data_attribution import metagradients
-    from train import loop
+    from train import trainer
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         run = shaped_like_planted(Path(folder), STEPS)
         asked = texts(run)
         works = {
-            "training": lambda: loop.replay(run, 0, STEPS - 1),
+            "training": lambda: trainer.replay(run, 0, STEPS - 1),
             "one question": lambda: metagradients.influence(run, asked[:1]),
             "four questions": lambda: metagradients.influence(run, asked),
         }
@@ -277,7 +280,7 @@ def peak(what: str, steps: int) -> float:
     import torch
 
     from data_attribution import metagradients
-    from train import loop
+    from train import trainer
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -289,7 +292,7 @@ def peak(what: str, steps: int) -> float:
         CLEAR.write_text("5")  # resets the high-water mark
         before = resident("VmRSS")
         if what == "training":
-            loop.replay(run, 0, steps - 1)
+            trainer.replay(run, 0, steps - 1)
         else:
             metagradients.influence(run, asked)
         return resident("VmHWM") - before

@@ -34,8 +34,7 @@ import machine
 import numpy as np
 import real_text
 
-from train import token_store
-from train.token_store import TokenStore
+from train.data import TokenStore, open_store
 
 
 __all__ = ["Build", "Others", "builds_hold"]
@@ -56,10 +55,10 @@ def timed(build):
     print(json.dumps([time.perf_counter() - begin, used() - before]))
 """
 OURS = """
-from data_attribution import indexing
-from train import token_store
-store, shards, workers = token_store.open(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-timed(lambda: indexing.build(store, shards=shards, workers=workers))
+from data_attribution import token_index
+from train.data import open_store
+store, shards, workers = open_store(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+timed(lambda: token_index.build(store, shards=shards, workers=workers))
 """
 TOKENGRAMS = """
 from tokengrams.tokengrams import MemmapIndex
@@ -106,7 +105,7 @@ def main() -> int:
         # A copy, so that the index of a store that was given is left as it is.
         copy = place / "copy"
         shutil.copytree(store.path, copy, ignore=shutil.ignore_patterns("index", "bm25", ".*"))
-        store = token_store.open(copy)
+        store = open_store(copy)
         others = _prepared(store, place, options)
         built = _alternated(store, others, options.rounds)
         compared = builds_hold(built, store.n_tokens, alone=options.alone)

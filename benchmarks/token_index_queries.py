@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.token_store import TokenStore
+from train.data import TokenStore
 
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def answer(counts, **times):
     json.dump({{"counts": counts, **times}}, sys.stdout)
 """
 OURS = """
-from data_attribution import indexing
-from train import token_store
-index = indexing.open(token_store.open(sys.argv[2]))
+from data_attribution import token_index
+from train.data import open_store
+index = token_index.open(open_store(sys.argv[2]))
 answer(
     [index.count(one).count for one in asked["grams"]],
     count=timed(index.count, asked["grams"]),

@@ -18,8 +18,10 @@ from statistics import median
 
 import machine
 
-from interp import emerging
-from train import corpora, loop, numerics, progress, recipes, token_store, watching
+from interp import training_dynamics
+from train import numerics, progress, recipes, trainer
+from train.data import build_store, open_corpus, open_store
+from train.runs import Run
 
 
 MOST = 0.02
@@ -36,16 +38,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = arguments.data or Path(folder) / "store"
         if not (data / "store.json").exists():
-            token_store.build(corpora.open("planted"), out=data)
-        store = token_store.open(data)
+            build_store(open_corpus("planted"), out=data)
+        store = open_store(data)
         context = recipes.PLANTED.model.n_ctx
-        watches = [*watching.of_store(store, context), *emerging.watches(store, context)]
+        watches = [
+            *trainer.store_tasks(store, context),
+            *training_dynamics.behaviour_tasks(store, context),
+        ]
         how = numerics.choose(threads=arguments.threads)
         runs, seconds = {}, {}
         for name, watch in (("not watched", []), ("watched", watches)):
             begin = time.process_time()
             with progress.bar(name) as advance:
-                runs[name] = loop.run(
+                runs[name] = trainer.train(
                     recipes.PLANTED, store, out=Path(folder) / name, numerics=how, watch=watch,
                     progress=advance, steps=arguments.steps,
                 )  # fmt: skip
@@ -53,7 +58,7 @@ def main() -> int:
         return reported(runs["watched"].watched, watches, seconds, same(*runs.values()))
 
 
-def same(one: loop.Run, other: loop.Run) -> bool:
+def same(one: Run, other: Run) -> bool:
     """Whether two runs have the same name, weights and ledger, `seconds` aside."""
     rows = zip(one.ledger, other.ledger, strict=True)
     return one.id == other.id and one.saved == other.saved and all(a.agrees(b) for a, b in rows)

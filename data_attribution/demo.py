@@ -19,34 +19,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_attribution import attributing, duplicates, forgetting, indexing
+from data_attribution import attribution, counterfactuals, token_index
+from data_attribution.attribution import Sources
+from data_attribution.counterfactuals import STAYS, Forgetting
 from data_attribution.errors import DemoError, IndexMismatch, IndexMissing
-from data_attribution.forgetting import STAYS, Forgetting
-from data_attribution.sources import Sources
-from interp import behaviours, detecting, emerging, hooked, patching, recalling
+from interp import behaviours, models, patching, training_dynamics
 from interp.behaviours import Behaviour, Check
-from interp.detecting import Copying
-from interp.effects import Effects
-from interp.recalling import Answer, Recall
-from train import (
-    corpora,
-    loop,
-    manifests,
-    numerics,
-    objectives,
-    recipes,
-    released,
-    runs,
-    states,
-    token_store,
-    watching,
+from interp.heads import (
+    Copying,
+    best_head,
+    copying_loss,
+    induction_heads,
+    previous_token_heads,
+    repeated_tokens,
 )
+from interp.patching import Effects
+from interp.training_dynamics import Answer, Recall
+from train import numerics, recipes, released, runs, trainer
+from train.data import (
+    STORE_MANIFEST,
+    TokenStore,
+    build_store,
+    document_sha256s,
+    open_corpus,
+    open_store,
+)
+from train.model import GPT
 from train.numerics import Numerics
 from train.progress import Progress, duration
 from train.recipes import Recipe
 from train.runs import Run
-from train.token_store import TokenStore
-from train.verifying import Verification
+from train.trainer import Verification
 
 
 __all__ = [
@@ -154,8 +157,8 @@ class Demo:
         """The claims of the page that do not hold, with the numbers; empty when all do."""
         levels = [*self.recall.levels, *([self.recall.late] if self.recall.late else [])]
         often = [one.seen.recall or 0.0 for one in levels if one.exposures >= EXPOSURES]
-        _, induction = detecting.best(self.circuit.induction)
-        _, previous = detecting.best(self.circuit.previous_token)
+        _, induction = best_head(self.circuit.induction)
+        _, previous = best_head(self.circuit.previous_token)
         claims = (
             (f"recall at {EXPOSURES} or more exposures", min(often, default=0.0), RECALL),
             ("IOI accuracy", self.check.accuracy, ACCURACY),
@@ -180,11 +183,11 @@ class Demo:
 def plan(*, out: Path) -> Plan:
     """Find what `play` has left to do, and time a few steps of training; a few seconds."""
     recipe, path = recipes.PLANTED, out / "planted"
-    begun = runs.open(path) if (path / manifests.NAME).exists() else None
+    begun = runs.open(path) if (path / runs.MANIFEST).exists() else None
     how = begun.numerics if begun else numerics.choose()
     done = begun.steps_done if begun else 0
     again = sum(
-        runs.open(one.parent).finished for one in path.glob(f"counterfactuals/*/{manifests.NAME}")
+        runs.open(one.parent).finished for one in path.glob(f"counterfactuals/*/{runs.MANIFEST}")
     )
     retrained = max(2 - again, 0) * max(recipe.steps - recipe.late_begin, 0)
     steps = max(recipe.steps - done, 0)
@@ -194,7 +197,7 @@ def plan(*, out: Path) -> Plan:
 
 def _step_seconds(recipe: Recipe, how: Numerics) -> float:
     """Time a few steps on random tokens, and return the seconds of the fastest."""
-    state = states.initial(recipe, how)
+    state = trainer.initial_state(recipe, how)
     shape = recipe.batch_size, recipe.model.n_ctx
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(recipe.model.d_vocab, shape, generator=draw).to(how.device)
@@ -203,7 +206,7 @@ def _step_seconds(recipe: Recipe, how: Numerics) -> float:
         for _ in range(TIMED_STEPS):
             begin = time.perf_counter()
             with how.autocast():
-                loss = objectives.next_token(state.model(tokens), tokens, tokens.numel())
+                loss = trainer.next_token_loss(state.model(tokens), tokens, tokens.numel())
             loss.backward()
             state.optimizer.step()
             state.optimizer.zero_grad()
@@ -224,9 +227,9 @@ def play(*, data: Path, out: Path, stage: Stage, how: Numerics | None = None) ->
     with stage("verifying") as progress:
         verification = run.verify(progress=progress)
     looked = _looked_at(run, stage)
-    names = forgetting.removable(run, exposures=EXPOSURES, n=N_FORGOTTEN)
+    names = counterfactuals.removable_facts(run, exposures=EXPOSURES, n=N_FORGOTTEN)
     with stage("retraining without documents") as progress:
-        forgot = forgetting.facts(run, names, progress=progress)
+        forgot = counterfactuals.forget_facts(run, names, progress=progress)
     return Demo(run, verification, forgetting=forgot, **looked)
 
 
@@ -252,14 +255,14 @@ def _looked_at(run: Run, stage: Stage) -> dict[str, Any]:
     with stage("indexing") as progress:
         _indexed(run, progress)
     with torch.inference_mode():
-        model = hooked.load(run)
+        model = models.load(run)
         truth = run.store.truth or {}
-        recall = recalling.by_exposure(model, truth, run.store.tokenizer)
+        recall = training_dynamics.recall_by_exposure(model, truth, run.store.tokenizer)
         circuit = _circuit(model, run)
     ioi = behaviours.load("ioi", run, n_prompts=300)
     with stage("patching heads") as progress:
         heads = patching.heads(model, ioi, progress=progress)
-    names = forgetting.removable(run, exposures=EXPOSURES, n=N_FORGOTTEN)
+    names = counterfactuals.removable_facts(run, exposures=EXPOSURES, n=N_FORGOTTEN)
     return {
         "recall": recall,
         "circuit": circuit,
@@ -285,20 +288,25 @@ def trained(
     Raises:
         DemoError: What lies there is another store or another run.
     """
-    if not (store_path / token_store.MANIFEST).exists():
-        planted = corpora.open("planted", seed=content_seed)
+    if not (store_path / STORE_MANIFEST).exists():
+        planted = open_corpus("planted", seed=content_seed)
         with stage("building the planted corpus") as progress:
-            token_store.build(planted, out=store_path, seed=order_seed, progress=progress)
-    store = token_store.open(store_path)
+            build_store(planted, out=store_path, seed=order_seed, progress=progress)
+    store = open_store(store_path)
     recipe = recipes.resolve(recipes.PLANTED, store, init_seed=init_seed, order_seed=order_seed)
     refuse_other(store, run_path, recipe, content_seed)
     with stage("training") as progress:
-        if (run_path / manifests.NAME).exists():
-            return loop.resume(run_path, store=store.path, progress=progress)
+        if (run_path / runs.MANIFEST).exists():
+            return trainer.resume(run_path, store=store.path, progress=progress)
         how = how or numerics.choose()
         context = recipe.model.n_ctx
-        watch = [*watching.of_store(store, context), *emerging.watches(store, context)]
-        return loop.run(recipe, store, out=run_path, numerics=how, watch=watch, progress=progress)
+        watch = [
+            *trainer.store_tasks(store, context),
+            *training_dynamics.behaviour_tasks(store, context),
+        ]
+        return trainer.train(
+            recipe, store, out=run_path, numerics=how, watch=watch, progress=progress
+        )
 
 
 def refuse_other(store: TokenStore, run_path: Path, recipe: Recipe, content_seed: int = 0) -> None:
@@ -319,9 +327,9 @@ def refuse_other(store: TokenStore, run_path: Path, recipe: Recipe, content_seed
 
 def _other_corpus(store: TokenStore, seed: int, content_seed: int) -> str:
     """How the store differs from today's planted corpus; empty when it does not."""
-    planted = corpora.open("planted", seed=content_seed)
+    planted = open_corpus("planted", seed=content_seed)
     today = Counter((one.row, one.sha256) for one in planted.read())
-    held = Counter(zip(store.rows.tolist(), duplicates.sha256s(store), strict=True))
+    held = Counter(zip(store.rows.tolist(), document_sha256s(store), strict=True))
     if held != today:
         return (
             f"holds {held.total():,} documents of another corpus, {(held & today).total():,} of "
@@ -336,7 +344,7 @@ def _other_corpus(store: TokenStore, seed: int, content_seed: int) -> str:
 
 def _other_run(store: TokenStore, run_path: Path, recipe: Recipe) -> list[str]:
     """How the run differs from what the recipe makes of the store; empty without a run."""
-    if not (run_path / manifests.NAME).exists():
+    if not (run_path / runs.MANIFEST).exists():
         return []
     run = runs.open(run_path)
     found = _flat(run.predicate.get("recipe", {"model": {}}))
@@ -360,26 +368,26 @@ def _flat(recipe: dict) -> dict:
 
 def _indexed(run: Run, progress: Progress) -> None:
     try:
-        indexing.open(run.store)
+        token_index.open(run.store)
     except (IndexMissing, IndexMismatch):  # an earlier version's index is built again, too
-        indexing.build(run.store, progress=progress)
+        token_index.build(run.store, progress=progress)
 
 
-def _circuit(model: hooked.GPT, run: Run) -> Circuit:
-    tokens = detecting.repeated_tokens(run)
+def _circuit(model: GPT, run: Run) -> Circuit:
+    tokens = repeated_tokens(run)
     return Circuit(
-        copying=detecting.copying(model, tokens),
-        induction=detecting.induction_heads(model, tokens),
-        previous_token=detecting.previous_token_heads(model, tokens),
+        copying=copying_loss(model, tokens),
+        induction=induction_heads(model, tokens),
+        previous_token=previous_token_heads(model, tokens),
     )
 
 
-def _traced(run: Run, model: hooked.GPT, name: str) -> Traced:
+def _traced(run: Run, model: GPT, name: str) -> Traced:
     truth = run.store.truth or {}
-    (fact,) = recalling.facts_named(truth, [name])
+    (fact,) = training_dynamics.facts_named(truth, [name])
     behaviour = behaviours.load(f"fact:{fact['entity']}", run)
-    sources = attributing.documents(run, behaviour, method="lexical", fold=False, limit=24)
-    answers = recalling.of_facts(model, [fact], truth, run.store.tokenizer)
+    sources = attribution.documents(run, behaviour, method="lexical", fold=False, limit=24)
+    answers = training_dynamics.recall_of_facts(model, [fact], truth, run.store.tokenizer)
     labels = {row: "states it" for row in fact["documents"]}
     labels |= {row: "distractor" for row in fact["distractors"]}
     said = tuple(labels.get(int(run.store.rows[one]), "neither") for one in sources.documents)

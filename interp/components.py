@@ -24,7 +24,7 @@ from interp.errors import ModelError
 from train.errors import nearest
 
 
-__all__ = ["SITES", "HookedModel", "Place", "device_of", "parse"]
+__all__ = ["SITES", "Component", "HookedModel", "device_of", "parse"]
 
 # Hook point of each site; a head is one slice of `hook_z`, before the output projection.
 SITES = {
@@ -73,7 +73,7 @@ class HookedModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class Component:
     """A component, or a component at some positions.
 
     Attributes:
@@ -128,7 +128,7 @@ class Place:
         return (everything, where) if last is None else (everything, where, last)
 
 
-def parse(name: str) -> Place:
+def parse(name: str) -> Component:
     """The place that a name means.
 
     Raises:
@@ -149,7 +149,7 @@ def parse(name: str) -> Place:
     head, neuron, key = (
         None if found[group] is None else int(found[group]) for group in ("head", "neuron", "key")
     )
-    return Place(
+    return Component(
         site or part or ("neuron" if neuron is not None else "head"),
         int(found["layer"]),
         head=head,

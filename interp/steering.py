@@ -23,14 +23,12 @@ from torch import Tensor
 
 from interp import components
 from interp.behaviours import Behaviour
-from interp.components import HookedModel, Place, device_of
-from interp.effects import Provenance, provenance
-from interp.engine import sweeping
+from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, ContrastError, EffectsError, UninformativeWarning
-from interp.results import averages
-from interp.results.averages import Average
-from train import durable
-from train.hook_points import Hook, HookedModule
+from interp.patching import Provenance, engine, provenance
+from interp.statistics import Average, n_prompts, over_prompts
+from train import storage
+from train.model import Hook, HookedModule
 
 
 __all__ = ["COEFFICIENTS", "SteeringEffects", "SteeringVector", "curve", "difference", "steered"]
@@ -54,7 +52,7 @@ class SteeringVector:
         provenance: What it was computed from.
     """
 
-    place: Place
+    place: Component
     values: Float[Tensor, " d_model"]
     n_toward: int
     n_away: int
@@ -81,7 +79,7 @@ class SteeringVector:
 
     def save(self, path: str | Path) -> None:
         """Write sealed JSON."""
-        durable.write_json(Path(path), durable.seal(self.to_dict()))
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
@@ -91,7 +89,7 @@ class SteeringVector:
             DamagedError: The file is not what its seal says.
             EffectsError: The file holds something else.
         """
-        content = durable.read_sealed(Path(path))
+        content = storage.read_sealed(Path(path))
         if content.get("schema") != VECTOR_SCHEMA:
             raise EffectsError(f"{path}: is no {VECTOR_SCHEMA!r}; write it with vector.save")
         return cls(
@@ -182,12 +180,12 @@ class SteeringEffects:
 
     def save(self, path: str | Path) -> None:
         """Write sealed JSON."""
-        durable.write_json(Path(path), durable.seal(self.to_dict()))
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringEffects":
         """Read what `save` wrote; raises as `SteeringVector.load` does."""
-        content = durable.read_sealed(Path(path))
+        content = storage.read_sealed(Path(path))
         if content.get("schema") != EFFECTS_SCHEMA:
             raise EffectsError(f"{path}: is no {EFFECTS_SCHEMA!r}; write it with effects.save")
         other = content["unrelated"]
@@ -210,7 +208,7 @@ def difference(
     toward: Int[Tensor, "one pos"],
     away: Int[Tensor, "other pos2"],
     *,
-    place: Place | str,
+    place: Component | str,
     pos: int = -1,
 ) -> SteeringVector:
     """Mean activation on the prompts `toward` minus the mean on the prompts `away`.
@@ -304,7 +302,7 @@ def curve(
     drawn = torch.randn(n_random, len(vector.values), generator=generator)
     drawn *= vector.values.norm() / drawn.norm(dim=1, keepdim=True)
     others = [replace(vector, values=direction) for direction in drawn]
-    prompts = averages.prompts_of(behaviour.clean)
+    prompts = n_prompts(behaviour.clean)
     start, moved = _changes(model, behaviour, vector, coefficients, positions)
     control = torch.stack(
         [_changes(model, behaviour, one, coefficients, positions)[1].mean(dim=1) for one in others],
@@ -313,14 +311,14 @@ def curve(
     aside = None
     if unrelated is not None:
         changes = _changes(model, unrelated, vector, coefficients, positions)[1]
-        aside = averages.over_prompts(changes.numpy(), averages.prompts_of(unrelated.clean))
+        aside = over_prompts(changes.numpy(), n_prompts(unrelated.clean))
     return SteeringEffects(
         coefficients=tuple(float(one) for one in coefficients),
-        effect=averages.over_prompts(moved.numpy(), prompts),
-        control=averages.over_prompts(control.numpy(), torch.arange(n_random).numpy()),
+        effect=over_prompts(moved.numpy(), prompts),
+        control=over_prompts(control.numpy(), torch.arange(n_random).numpy()),
         control_largest=control.abs().amax(dim=1).float(),
         unrelated=aside,
-        start=averages.over_prompts(start.numpy(), prompts),
+        start=over_prompts(start.numpy(), prompts),
         unrelated_name="" if unrelated is None else unrelated.name,
         place=str(vector.place),
         provenance=provenance(model, behaviour, seed=seed),
@@ -366,13 +364,13 @@ def _hook(
     return vector.place.hook, add
 
 
-def _check_place(model: HookedModel, place: Place, n_pos: int) -> None:
+def _check_place(model: HookedModel, place: Component, n_pos: int) -> None:
     if place.site not in SITES or place.pos is not None:
         raise BehaviourError(
             f"{place} is no vector to add; name a place like L1.resid_pre or L1H0, and its "
             "position apart"
         )
-    sweeping.refuse_unknown(model, [[place]], n_pos)
+    engine.refuse_unknown(model, [[place]], n_pos)
 
 
 def _names(tokens: Int[Tensor, "prompt pos"]) -> list[str]:

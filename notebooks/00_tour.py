@@ -18,9 +18,17 @@ from pathlib import Path
 
 import torch
 
-from data_attribution import attributing, demo, forgetting, indexing
-from interp import behaviours, detecting, hooked, patching, plots, recalling
-from train import corpora, loop, progress, recipes, token_store
+from data_attribution import attribution, counterfactuals, demo, token_index
+from interp import behaviours, models, patching, plots, training_dynamics
+from interp.heads import (
+    best_head,
+    copying_loss,
+    induction_heads,
+    previous_token_heads,
+    repeated_tokens,
+)
+from train import progress, recipes, trainer
+from train.data import build_store, open_corpus, open_store
 
 
 STORE, RUN = Path("../data/planted"), Path("../runs/planted")
@@ -33,8 +41,8 @@ STORE, RUN = Path("../data/planted"), Path("../runs/planted")
 # %%
 if not (STORE / "store.json").exists():
     with progress.bar("building the planted corpus") as advance:
-        token_store.build(corpora.open("planted"), out=STORE, progress=advance)
-store = token_store.open(STORE)
+        build_store(open_corpus("planted"), out=STORE, progress=advance)
+store = open_store(STORE)
 
 # %%
 recipe = recipes.resolve(recipes.PLANTED, store)
@@ -42,9 +50,9 @@ demo.refuse_other(store, RUN, recipe)  # What lies here must be what this code m
 begun = (RUN / "manifest.json").exists()
 with progress.bar("training") as advance:
     if begun:  # A run that is finished is opened, one that was stopped goes on.
-        run = loop.resume(RUN, store=STORE, progress=advance)
+        run = trainer.resume(RUN, store=STORE, progress=advance)
     else:
-        run = loop.run(recipe, store, out=RUN, progress=advance)
+        run = trainer.train(recipe, store, out=RUN, progress=advance)
 run
 
 # %% [markdown]
@@ -68,8 +76,8 @@ len(read), [run.store.text(document) for document in read[:3]], steps
 # **It recalls what it read often enough**, also in a wording it never read. Right means likeliest of the 24 values of the relation. Intervals count facts; they say nothing about other seeds. The dotted line is what one gets by always giving the commonest value.
 
 # %%
-model, truth = hooked.load(run), run.store.truth
-recall = recalling.by_exposure(model, truth, run.store.tokenizer)
+model, truth = models.load(run), run.store.truth
+recall = training_dynamics.recall_by_exposure(model, truth, run.store.tokenizer)
 recall.plot()
 
 # %% [markdown]
@@ -121,8 +129,8 @@ residual.plot()
 # **Some heads of layer 1 look behind the previous occurrence.** Found by score on random words said twice, never by number: mean attention from a word's second occurrence to what followed its first.
 
 # %%
-tokens = detecting.repeated_tokens(run)
-induction = detecting.induction_heads(model, tokens)
+tokens = repeated_tokens(run)
+induction = induction_heads(model, tokens)
 plots.heads(induction, title="Induction score", unit="mean attention")
 
 # %% [markdown]
@@ -141,16 +149,16 @@ shares.plot()
 def copy_loss(layer, head):
     """Nats a word on the second copy, one head averaged away."""
     with model.hooks([(f"blocks.{layer}.attn.hook_z", partial(averaged, head=head))]):
-        return detecting.copying(model, tokens).second
+        return copying_loss(model, tokens).second
 
 
-intact, without_all = detecting.copying(model, tokens).second, copy_loss(1, slice(None))
+intact, without_all = copying_loss(model, tokens).second, copy_loss(1, slice(None))
 losses = torch.tensor([[copy_loss(layer, head) for head in range(4)] for layer in range(2)])
 plots.heads(losses, title="Loss on the second copy without a head", unit="nats a word")
 
 # %%
-looking_back = detecting.previous_token_heads(model, tokens)
-detecting.best(induction), together, detecting.best(looking_back), (intact, without_all)
+looking_back = previous_token_heads(model, tokens)
+best_head(induction), together, best_head(looking_back), (intact, without_all)
 
 # %% [markdown]
 # ## 5. Which documents taught it
@@ -160,11 +168,11 @@ detecting.best(induction), together, detecting.best(looking_back), (intact, with
 # %%
 if not (STORE / "index").exists():
     with progress.bar("indexing") as advance:
-        indexing.build(run.store, progress=advance)
-names = forgetting.removable(run)
-(fact,) = recalling.facts_named(truth, names[:1])
+        token_index.build(run.store, progress=advance)
+names = counterfactuals.removable_facts(run)
+(fact,) = training_dynamics.facts_named(truth, names[:1])
 asked = behaviours.load(f"fact:{fact['entity']}", run)
-sources = attributing.documents(run, asked, method="lexical", fold=False, limit=24)
+sources = attribution.documents(run, asked, method="lexical", fold=False, limit=24)
 sources.show(10)
 
 # %% [markdown]
@@ -174,7 +182,7 @@ sources.show(10)
 
 # %%
 with progress.bar("retraining without documents") as advance:
-    forgotten = forgetting.facts(run, names, progress=advance)
+    forgotten = counterfactuals.forget_facts(run, names, progress=advance)
 forgotten.plot()
 
 # %%
@@ -186,7 +194,7 @@ forgotten.to_frame().round(2)
 # **The same weights, the same logits** (to the order of fp32 sums) in a `TransformerBridge`, for code that wants one.
 
 # %%
-bridge = hooked.transformer_lens(model)
+bridge = models.transformer_lens(model)
 difference = (bridge(ioi.clean) - model(ioi.clean)).abs().max().item()
 difference
 
@@ -206,7 +214,7 @@ assert without_layer_1.top1 < 0.5
 assert residual[f"L0.resid_pre@{ioi.subject[0]}"] > 0.95
 assert residual[f"L1.resid_pre@{ioi.n_pos - 1}"] > 0.8
 # 4. Copying goes through the heads of layer 1 together, which stand on a previous-token head.
-(best, score), (back, back_score) = detecting.best(induction), detecting.best(looking_back)
+(best, score), (back, back_score) = best_head(induction), best_head(looking_back)
 assert (best[:2], back[:2]) == ("L1", "L0")
 assert score > 0.7
 assert back_score > 0.4
@@ -215,7 +223,7 @@ assert together["L1.attn"] > 0.95 > 0.8 > max(shares[f"L1H{head}"] for head in r
 assert losses[1].max() + 1 < without_all
 assert losses[0, int(back[-1])] > intact + 0.5
 # 5. Every document that states the fact is among its sources.
-assert set(forgetting.documents_of(run, [fact])) <= set(sources.documents)
+assert set(counterfactuals.documents_of(run, [fact])) <= set(sources.documents)
 # 6. Only the facts whose documents went are forgotten, in the control only those of the control.
 full, gone = (forgotten.of(one, "removed").share for one in ("full run", "documents removed"))
 assert gone.high < full.low

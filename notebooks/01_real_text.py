@@ -19,9 +19,11 @@ from pydoc_data.topics import topics
 import pandas
 import torch
 
-from data_attribution import attributing, indexing
-from interp import behaviours, detecting, hooked, patching, plots
-from train import corpora, durable, evaluating, loop, numerics, progress, recipes, token_store
+from data_attribution import attribution, token_index
+from interp import behaviours, models, patching, plots
+from interp.heads import best_head, copying_loss, induction_heads, repeated_tokens
+from train import numerics, progress, recipes, storage, trainer
+from train.data import build_store, open_corpus, open_store
 
 
 FACTBOOK = Path("../../shared/data/corpora/factbook.jsonl.gz")
@@ -39,25 +41,25 @@ def write_help():
     """The help texts of this Python, a file each."""
     HELP.mkdir(parents=True, exist_ok=True)
     for topic, text in topics.items():
-        durable.write_text(HELP / f"{topic}.txt", text)
+        storage.write_text(HELP / f"{topic}.txt", text)
 
 
 if not (STORE / "store.json").exists():
     if NAME == "pydoc":
         write_help()
-    corpus = corpora.open(FACTBOOK if NAME == "factbook" else HELP)
-    token_store.build(corpus, out=STORE, tokenizer="bpe", vocab_size=2048, held_out=0.1)
-store = token_store.open(STORE)
+    corpus = open_corpus(FACTBOOK if NAME == "factbook" else HELP)
+    build_store(corpus, out=STORE, tokenizer="bpe", vocab_size=2048, held_out=0.1)
+store = open_store(STORE)
 store.n_documents, store.n_tokens, store.text(0)[:200]
 
 # %%
 with progress.bar("training") as advance:
     if (RUN / "manifest.json").exists():
-        run = loop.resume(RUN, store=STORE, progress=advance)
+        run = trainer.resume(RUN, store=STORE, progress=advance)
     else:
         # One thread: so small a model gains little by two, and loses much where cores are shared.
         one = numerics.choose(threads=1)
-        run = loop.run(
+        run = trainer.train(
             recipes.TEXT_SMALL, store, out=RUN, numerics=one, steps=300, progress=advance
         )
 run
@@ -67,7 +69,7 @@ run
 
 # %%
 steps = [step for step in run.steps if step % 250 == 0 or step == run.recipe.steps]
-losses = [evaluating.held_out_loss(run.load(s), store, run.recipe, run.numerics) for s in steps]
+losses = [trainer.held_out_loss(run.load(s), store, run.recipe, run.numerics) for s in steps]
 names = [f"step {step}" for step in steps]
 plots.bars(names, losses, losses, losses, title="Held-out loss", unit="nats a token")
 
@@ -77,7 +79,7 @@ plots.bars(names, losses, losses, losses, title="Held-out loss", unit="nats a to
 # Stretches of held-out text that end in a token which has occurred before, and is followed now by what followed it then. In the corrupt prompt another token stands wherever the answer stands; it follows the same token about as often in training. The accuracy alone proves little, because text suggests its own continuation: what the earlier occurrence adds is the score of clean minus the score of corrupt.
 
 # %%
-model, induction = hooked.load(run), behaviours.load("induction", run, n_prompts=128)
+model, induction = models.load(run), behaviours.load("induction", run, n_prompts=128)
 check, untrained = behaviours.check(model, induction), behaviours.measure(run.load(0), induction)
 pandas.DataFrame([check, untrained], index=["trained", "untrained"])
 
@@ -100,8 +102,8 @@ layers.plot()
 # **It is not induction yet.** On random tokens said twice no head looks at what followed the first occurrence, and the second copy is hardly cheaper. And when answer and foil change places in a stretch, so that both prompts hold the same tokens and only their order differs, much less moves. Induction heads take more text than a few minutes of CPU can read; the planted run (first notebook) has them.
 
 # %%
-tokens = detecting.repeated_tokens(run)
-scores, random_copy = detecting.induction_heads(model, tokens), detecting.copying(model, tokens)
+tokens = repeated_tokens(run)
+scores, random_copy = induction_heads(model, tokens), copying_loss(model, tokens)
 plots.heads(scores, title="Induction score", unit="mean attention")
 
 
@@ -113,7 +115,7 @@ def moved(behaviour):
 
 
 asked = (behaviours.PACKAGED / "induction.toml").read_text()
-durable.write_text(STORE.parent / "order.toml", asked.replace("= false", "= true"))
+storage.write_text(STORE.parent / "order.toml", asked.replace("= false", "= true"))
 order = behaviours.load(STORE.parent / "order.toml", run, n_prompts=128)
 replaced, exchanged = moved(induction), moved(order)
 replaced.mean(), exchanged.mean(), random_copy
@@ -130,12 +132,12 @@ text = model.to_string(written[0, 1:])
 print(text)
 
 # %%
-index = indexing.open(store) if (STORE / "index").exists() else indexing.build(store)
+index = token_index.open(store) if (STORE / "index").exists() else token_index.build(store)
 spans = index.maximal_spans(text, minimum=3)
 pandas.DataFrame(spans)[["text", "count", "held_out", "log_probability"]]
 
 # %%
-sources = attributing.documents(run, text, method="lexical", limit=8)
+sources = attribution.documents(run, text, method="lexical", limit=8)
 sources.show(8)
 
 # %% [markdown]
@@ -152,7 +154,7 @@ assert replaced.mean() > 3 * replaced.std() / len(replaced) ** 0.5
 (best,), (layer,) = heads.top(1), layers.top(1)
 assert min(heads.interval(best)[0], layers.interval(layer)[0]) > 0
 # 3. It does so without an induction head.
-assert detecting.best(scores)[1] < 0.3
+assert best_head(scores)[1] < 0.3
 assert random_copy.gap < 1
 assert exchanged.mean() < replaced.mean() / 2
 # 4. Every source holds the span it is named for, and was read at the steps that are listed.

@@ -15,13 +15,13 @@
 # %%
 import pandas as pd
 
-from interp import ablating, behaviours, hooked, metrics, patching, paths, plots
+from interp import behaviours, metrics, models, patching, plots
 from train import runs
 
 
 # %%
 run = runs.open_released("planted")
-model, ioi = hooked.load(run), behaviours.load("ioi", run, n_prompts=64)
+model, ioi = models.load(run), behaviours.load("ioi", run, n_prompts=64)
 for prompts in (ioi.clean, ioi.corrupt):
     print(run.store.tokenizer.decode(prompts[0].tolist()))
 behaviours.check(model, ioi)
@@ -58,7 +58,7 @@ best = heads.top(1)[0]
 
 # %%
 noised = patching.heads(model, ioi, direction="noising")
-ablated = ablating.ablate(model, ioi, standin="mean")
+ablated = patching.ablate(model, ioi, standin="mean")
 ablated.plot()
 
 # %%
@@ -89,9 +89,9 @@ giver, run.store.tokenizer.tokens(ioi.clean[0].tolist())[10]
 
 # %%
 queries = [f"L1H{head}.q" for head in range(model.cfg.n_heads)]
-direct = paths.senders(model, ioi, "logits")
-through_mlps = paths.senders(model, ioi, "logits", mlps="recomputed")
-to_queries = paths.senders(model, ioi, queries, mlps="recomputed")
+direct = patching.senders(model, ioi, "logits")
+through_mlps = patching.senders(model, ioi, "logits", mlps="recomputed")
+to_queries = patching.senders(model, ioi, queries, mlps="recomputed")
 
 # %%
 table = pd.DataFrame(
@@ -117,7 +117,7 @@ table
 # **The two parts add up to the whole.** The MLPs turn the giver's name into "the other one", and the heads of layer 1 are told where the other one stands. Which head of layer 1 listens most:
 
 # %%
-listeners = paths.receivers(model, ioi, best, part="q", mlps="recomputed")
+listeners = patching.receivers(model, ioi, best, part="q", mlps="recomputed")
 plots.heads(listeners.values, title=f"{best} speaks to the queries of", unit=listeners.unit)
 
 # %% [markdown]

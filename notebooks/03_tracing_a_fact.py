@@ -13,13 +13,13 @@
 # **Needs.** No GPU, no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
-from interp import behaviours, hooked, metrics, plots, tracing
+from interp import behaviours, metrics, models, patching, plots
 from train import runs
 
 
 # %%
 run = runs.open_released("planted")
-model, capital = hooked.load(run), behaviours.load("capital", run, n_prompts=64)
+model, capital = models.load(run), behaviours.load("capital", run, n_prompts=64)
 print(run.store.tokenizer.decode(capital.clean[0].tolist()), "|", capital.subject)
 behaviours.check(model, capital)
 
@@ -31,7 +31,7 @@ behaviours.check(model, capital)
 # **Symmetric token replacement**, the default: the entity is exchanged for another, so the model computes what it computes every day. One state of the intact run is restored at a time.
 
 # %%
-replaced = tracing.causal(model, capital)
+replaced = patching.causal_trace(model, capital)
 replaced.plot()
 
 # %%
@@ -45,7 +45,7 @@ replaced.plot()
 # The original: noise of three deviations of the subjects' embeddings, ten draws, and the probability of the answer. Noise finds other places than replacement in larger models, and less stably (Zhang & Nanda 2023); here they agree.
 
 # %%
-noised = tracing.causal(
+noised = patching.causal_trace(
     model, capital, damage="noised", draws=10, metric=metrics.probability(capital)
 )
 noised.plot()
@@ -60,7 +60,7 @@ early, late
 # Meng et al. restore ten layers at once; two are all there are here. **Windows inflate peaks**: the MLPs of both layers together restore more than the larger of the two.
 
 # %%
-wide = tracing.causal(model, capital, window=2)
+wide = patching.causal_trace(model, capital, window=2)
 plots.bars(
     ["L0 alone", "L1 alone", "both"],
     [late["effect"][0], late["effect"][1], wide.mlps["L1.mlp@5"]],

@@ -15,12 +15,12 @@
 # %%
 import pandas
 
-from interp import behaviours, erasing, hooked, probe_tasks, probing
+from interp import behaviours, models, probing
 from train import progress, runs
 
 
 run = runs.open_released("planted")
-model = hooked.load(run)
+model = models.load(run)
 COLUMNS = ["accuracy", "unseen", "control", "selectivity", "untrained", "untrained_unseen"]
 
 
@@ -37,7 +37,7 @@ def table(probe):
 # "travellers remember *zemora*": in sentences that say nothing of it, is it written in the entity's vector whether the entity is known for its capital, its maker or its trade? Three relations, 120 entities that were stated 16 times or more, four sentences each.
 
 # %%
-relation = probe_tasks.load("relation", run)
+relation = probing.load_task("relation", run)
 example = run.store.tokenizer.decode(relation.tokens[int(relation.prompt_of[0])].tolist())
 example, relation.labels[0], relation.n_types
 
@@ -67,7 +67,7 @@ relations.to_frame().set_index("place")[
 
 # %%
 with progress.bar("position") as advance:
-    positions = probing.linear(model, probe_tasks.load("position", run), progress=advance)
+    positions = probing.linear(model, probing.load_task("position", run), progress=advance)
 table(positions)
 
 # %% [markdown]
@@ -78,7 +78,7 @@ table(positions)
 # "when A and B went to the beach, B gave a key to": who acts? Read from every position, before and after.
 
 # %%
-acts = probe_tasks.load("subject-name", run, n_cases=600)
+acts = probing.load_task("subject-name", run, n_cases=600)
 ioi = behaviours.load("ioi", run)
 with progress.bar("who acts") as advance:
     where = probing.linear(
@@ -90,7 +90,7 @@ where.plot()
 # **Until they act (position 10) nobody can know which of the two will; from then on it is read at every position and in both layers, the last one included.** (At positions 2 to 9 the probe has heard one name or both, and is right half of the time or a little more.) Being readable there, is it what the next word is chosen by? Erase it: LEACE is the least change of the stream after which no linear probe does better than the commonest name (Belrose et al. 2023).
 
 # %%
-early = erasing.effect(model, ioi, acts, layer=0)
+early = probing.erasure_effect(model, ioi, acts, layer=0)
 early.to_frame().set_index("arm").round(3)
 
 # %% [markdown]
@@ -103,8 +103,10 @@ early.plot()
 # **After layer 1 the same label is read as well as before, and erasing it costs no more than a placebo.** By then the name of the other one has been fetched, and that is what is used; who acts is still there, for a probe to find. *Limits.* Two seeds of the initial weights were looked at, with one result; thirty directions, as many as 31 names need, are a large part of what varies here (`removed`), so a small use could hide behind the placebo's cost.
 
 # %%
-late = erasing.effect(model, ioi, acts, layer=1)
-receives = erasing.effect(model, ioi, probe_tasks.load("indirect-name", run, n_cases=600), layer=1)
+late = probing.erasure_effect(model, ioi, acts, layer=1)
+receives = probing.erasure_effect(
+    model, ioi, probing.load_task("indirect-name", run, n_cases=600), layer=1
+)
 early, late, receives
 
 # %%

@@ -15,8 +15,8 @@
 # %%
 from pathlib import Path
 
-from data_attribution import demo, forgetting
-from interp import behaviours, emergence, emerging
+from data_attribution import counterfactuals, demo
+from interp import behaviours, training_dynamics
 from train import progress
 
 
@@ -30,8 +30,8 @@ len(run.steps), run.steps[:12]
 
 # %%
 with progress.bar("detectors") as advance:
-    detectors = emergence.over_training(
-        run, emerging.named("detectors", run, n_prompts=16), progress=advance
+    detectors = training_dynamics.over_training(
+        run, training_dynamics.analysis("detectors", run, n_prompts=16), progress=advance
     )
 detectors.plot(["copying gap"], log=False)
 
@@ -54,7 +54,10 @@ onsets, sharp
 # %%
 rows = [(kind, *run.store.truth["kinds"][kind]) for kind in run.store.truth["kinds"]]
 begin, end = onsets[0].before, onsets[0].step
-change, before = emergence.read_between(run, begin, end), emergence.read_between(run, 0, begin)
+change, before = (
+    training_dynamics.read_between(run, begin, end),
+    training_dynamics.read_between(run, 0, begin),
+)
 
 
 def share(frame, first, last):
@@ -73,7 +76,9 @@ mixture = {kind: (share(change, *at), share(before, *at)) for kind, *at in rows}
 
 # %%
 with progress.bar("names") as advance:
-    ioi = emergence.over_training(run, emerging.named("score:ioi", run), progress=advance)
+    ioi = training_dynamics.over_training(
+        run, training_dynamics.analysis("score:ioi", run), progress=advance
+    )
 ioi.plot(["ioi accuracy"], log=False)
 
 # %% [markdown]
@@ -81,7 +86,9 @@ ioi.plot(["ioi accuracy"], log=False)
 
 # %%
 with progress.bar("heads") as advance:
-    heads = emergence.over_training(run, emerging.named("heads:ioi", run), progress=advance)
+    heads = training_dynamics.over_training(
+        run, training_dynamics.analysis("heads:ioi", run), progress=advance
+    )
 heads.plot(log=False)
 
 # %%
@@ -95,9 +102,9 @@ last, heads.curve(last)[0], len(heads.refused), heads.refused[0]
 
 # %%
 fact = next(one for one in run.store.truth["facts"] if one["exposures"] == 64)
-asked = emerging.score(behaviours.load(f"fact:{fact['entity']}", run))
-recalled = emergence.over_training(run, asked)
-recalled = recalled.reading(run, forgetting.documents_of(run, [fact]), label="read")
+asked = training_dynamics.score_analysis(behaviours.load(f"fact:{fact['entity']}", run))
+recalled = training_dynamics.over_training(run, asked)
+recalled = recalled.reading(run, counterfactuals.documents_of(run, [fact]), label="read")
 difference = next(name for name in recalled.names if name.endswith("logit difference"))
 recalled.plot([difference], log=False)
 
@@ -130,5 +137,5 @@ assert len(heads.refused) >= 5
 assert sum(step < learned.step for step in recalled.readings["read"]) >= 4
 assert recalled.curve(difference)[-1].value > 3 > 1 > recalled.curve(difference)[0].value
 # Nothing is computed twice.
-again = emergence.over_training(run, emerging.named("score:ioi", run))
+again = training_dynamics.over_training(run, training_dynamics.analysis("score:ioi", run))
 assert again == ioi

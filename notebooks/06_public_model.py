@@ -18,11 +18,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from interp import behaviours, detecting, hooked, patching, plots, tracing
+from interp import behaviours, models, patching, plots
 from interp.behaviours import Behaviour
-from train import model as decoder
-from train import public_models
+from interp.heads import best_head, copying_loss, induction_heads, repeated_tokens
+from train import convert
 from train.errors import TrainError
+from train.model import init_gpt
 
 
 HERE = Path("../data/smollm2")
@@ -31,11 +32,11 @@ torch.set_num_threads(1)
 
 # %%
 try:
-    folder, public = public_models.fetch("smollm2", out=HERE), True
+    folder, public = convert.fetch_pretrained("smollm2", out=HERE), True
 except TrainError as error:
     print(f"{error}\nThe planted run is opened instead; what is claimed of SmolLM2 is not checked.")
     folder, public = Path("../runs/planted"), False
-model, source = hooked.open(folder)
+model, source = models.open(folder)
 model.origin, model.cfg
 
 # %% [markdown]
@@ -45,7 +46,7 @@ model.origin, model.cfg
 
 # %%
 ioi = behaviours.load("ioi", source, n_prompts=16)
-untrained = decoder.init(model.cfg, seed=0)
+untrained = init_gpt(model.cfg, seed=0)
 untrained.tokenizer = model.tokenizer
 for prompts in (ioi.clean, ioi.corrupt):
     print(model.to_string(prompts[0]))
@@ -78,16 +79,16 @@ heads.to_frame().nlargest(5, "effect")[["place", "effect", "low", "high"]]
 # **A second copy of random tokens is nearly free, and heads look at what followed the first.** Tokens are drawn from the whole vocabulary, so nothing else can tell what comes next.
 
 # %%
-tokens = detecting.repeated_tokens(source, n=8, length=20)
+tokens = repeated_tokens(source, n=8, length=20)
 scores, at_first = (
-    detecting.induction_heads(model, tokens),
-    detecting.induction_heads(untrained, tokens),
+    induction_heads(model, tokens),
+    induction_heads(untrained, tokens),
 )
 plots.heads(scores, title="Induction score", unit="mean attention")
 
 # %%
-copying = detecting.copying(model, tokens)
-detecting.best(scores), detecting.best(at_first), copying
+copying = copying_loss(model, tokens)
+best_head(scores), best_head(at_first), copying
 
 # %% [markdown]
 # ## 3. A capital
@@ -116,7 +117,7 @@ knows = behaviours.check(model, capital)
 knows
 
 # %%
-trace = tracing.causal(model, capital)
+trace = patching.causal_trace(model, capital)
 trace.plot()
 
 # %%
@@ -132,7 +133,7 @@ trace.plot()
 assert checks[0].interval[0] > 0.5
 assert knows.interval[0] > 0.5
 assert abs(checks[1].score) < 0.5
-assert detecting.best(scores)[1] > 0.3 > detecting.best(at_first)[1]
+assert best_head(scores)[1] > 0.3 > best_head(at_first)[1]
 assert copying.second < copying.first / 2
 # 2. Before the prompts first differ nothing has an effect.
 differ = int((ioi.clean != ioi.corrupt).any(0).nonzero()[0])

@@ -19,10 +19,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from data_attribution import attributing, counterfactuals, exposures, generations, indexing, proving
-from interp import behaviours, hooked, patching
+from data_attribution import attribution, counterfactuals, token_index, tracing
+from interp import behaviours, models, patching
 from interp.behaviours import Behaviour
-from train import corpora, loop, numerics, progress, recipes, token_store
+from train import numerics, progress, recipes, trainer
+from train.data import build_store, open_corpus, open_store
 
 
 STORE, RUN = Path("../data/facts"), Path("../runs/facts")
@@ -31,7 +32,7 @@ STORE, RUN = Path("../data/facts"), Path("../runs/facts")
 # A run small enough to be trained four times: the planted recipe for 500 steps of half a batch, late facts among all others, on those documents of the planted corpus that state facts or speak of what the facts are about. It is its own proof, not that of the planted run: the tour removes documents of nine facts from that one.
 
 # %%
-planted = corpora.open("planted")
+planted = open_corpus("planted")
 kinds = planted.truth()["kinds"]
 kept = {row for kind in ("fact", "mention", "distractor") for row in range(*kinds[kind])}
 part = replace(
@@ -41,8 +42,8 @@ part = replace(
     n_documents=len(kept),
 )
 if not (STORE / "store.json").exists():
-    token_store.build(part, out=STORE)
-store = token_store.open(STORE)
+    build_store(part, out=STORE)
+store = open_store(STORE)
 
 # %%
 recipe = replace(
@@ -57,15 +58,15 @@ recipe = replace(
 )
 with progress.bar("training") as advance:
     if (RUN / "manifest.json").exists():
-        run = loop.resume(RUN, store=STORE, progress=advance)
+        run = trainer.resume(RUN, store=STORE, progress=advance)
     else:
         one = numerics.choose(threads=1)
-        run = loop.run(recipe, store, out=RUN, numerics=one, progress=advance)
+        run = trainer.train(recipe, store, out=RUN, numerics=one, progress=advance)
 run
 
 # %%
-index = indexing.open(store) if (STORE / "index").exists() else indexing.build(store)
-model = hooked.load(run)
+index = token_index.open(store) if (STORE / "index").exists() else token_index.build(store)
+model = models.load(run)
 capitals = [fact for fact in run.store.truth["facts"] if fact["relation"] == "capital"]
 facts = [fact for fact in capitals if fact["exposures"] == 16][:6]
 [fact["name"] for fact in facts]
@@ -103,7 +104,7 @@ within
 # **Words and gradients together name the statements: the six facts were stated in thirty-six texts.** How many of the thirty-six stand in the first 66 rows is counted below; 24 are shown. A row is a text with all its copies; `ranks` are its places by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference, at the last checkpoint.
 
 # %%
-sources = attributing.documents(run, six, limit=66)
+sources = attribution.documents(run, six, limit=66)
 sources.show(24)[["score", "grade", "ranks", "text", "duplicates"]]
 
 # %% [markdown]
@@ -122,7 +123,7 @@ precision, found
 # Gradients through the components of section 1 alone ask another question: which documents wrote *this part* of the model. `benchmarks/localised.py` asks whether that foretells the part's own score better.
 
 # %%
-local = attributing.documents(run, six, within=within, method="gradient", limit=5)
+local = attribution.documents(run, six, within=within, method="gradient", limit=5)
 local.show(5)[["score", "grade", "text", "duplicates"]]
 
 # %% [markdown]
@@ -132,7 +133,7 @@ local.show(5)[["score", "grade", "text", "duplicates"]]
 
 # %%
 sentence = run.store.text(sources.items[0].document)
-exposure = exposures.of(run, sentence)
+exposure = tracing.exposure_of_text(run, sentence)
 exposure.plot()
 
 # %% [markdown]
@@ -145,7 +146,7 @@ prompt = torch.tensor([[run.store.eot, *run.store.tokenizer.encode(sentence)[:3]
 written = run.load().generate(prompt, 16, temperature=0)[0, 1:].tolist()
 written = run.store.tokenizer.decode(written).split("<eot>")[0]
 print(written)
-traced = generations.of_text(run, written)
+traced = tracing.trace_text(run, written)
 traced.to_frame()
 
 # %% [markdown]
@@ -166,7 +167,7 @@ effects[["question", "unit", "effect", "low", "high", "n", "within noise"]]
 # An effect is what the documents did beyond what random ones did. The rows that were removed now carry it, and the highest grade: it is the effect of all of them together.
 
 # %%
-proved = proving.marked(sources, proof)
+proved = counterfactuals.marked_sources(sources, proof)
 proved.show(3)[["score", "grade", "text"]]
 
 # %% [markdown]

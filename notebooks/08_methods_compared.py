@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_attribution import indexing
-from data_attribution.evaluations import cases, evaluating
-from data_attribution.evaluations.evaluating import Asked
+from data_attribution import evaluation, token_index
+from data_attribution.evaluation import Asked
 from interp import plots
 from train import runs
 
@@ -34,9 +33,11 @@ bars = partial(
 # %%
 run = runs.open(RUN)
 index = (
-    indexing.open(run.store) if (run.store.path / "index").exists() else indexing.build(run.store)
+    token_index.open(run.store)
+    if (run.store.path / "index").exists()
+    else token_index.build(run.store)
 )
-some = cases.planted(run, n=20)
+some = evaluation.planted_facts(run, n=20)
 pd.DataFrame([(one.name, one.kind, len(one.relevant), len(one.distractors)) for one in some]).head()
 
 # %% [markdown]
@@ -47,7 +48,7 @@ pd.DataFrame([(one.name, one.kind, len(one.relevant), len(one.distractors)) for 
 # **Words do; gradients alone find fewer.** Recall among the first ten documents, of those that could be there. Gradients name documents that *pull the same way*: other statements with the same value, or of the same form. That is no mistake of theirs, they answer another question. Intervals are Wilson's over facts.
 
 # %%
-table = evaluating.evaluate(run, Asked(n=20, patched=4))
+table = evaluation.evaluate(run, Asked(n=20, patched=4))
 print(table.lines())
 
 # %%
@@ -86,7 +87,7 @@ patched
 
 # %%
 asked = Asked(n=2, least=64, patched=0, replayed=2, subsets=40, steps=24)
-foretold = evaluating.evaluate(run, asked)
+foretold = evaluation.evaluate(run, asked)
 scores = foretold.to_frame()
 scores = scores[scores["measure"] == "LDS"]
 scores

@@ -75,25 +75,25 @@ def killed() -> str:
 @pytest.fixture(scope="session")
 def planted_corpus():
     """The planted corpus of content seed 0, drawn once: the shape checker makes that 6 seconds."""
-    from train import planted
+    from train.data import planted
 
-    return planted.corpus(0)
+    return planted.planted_corpus(0)
 
 
 @pytest.fixture(scope="session")
 def other_planted_corpus():
     """The planted corpus of content seed 1, on which nothing was chosen."""
-    from train import planted
+    from train.data import planted
 
-    return planted.corpus(1)
+    return planted.planted_corpus(1)
 
 
 @pytest.fixture(scope="session")
 def planted_words(planted_corpus):
     """The tokenizer of the planted corpus."""
-    from train import tokenization
+    from train.data import train_words
 
-    return tokenization.train_words([document.text for document in planted_corpus.read()])
+    return train_words([document.text for document in planted_corpus.read()])
 
 
 @pytest.fixture(scope="session")
@@ -104,11 +104,19 @@ def released_run(tmp_path_factory):
     return runs.open_released("planted", folder=tmp_path_factory.mktemp("released") / "planted")
 
 
+@pytest.fixture
+def make_store(tmp_path) -> Callable[..., object]:
+    """`make_store(texts, **options of build_store)`; each call makes another store."""
+    from tests.worlds.stores import store_of
+
+    made = iter(range(1000))
+    return lambda texts, **options: store_of(tmp_path / f"store{next(made)}", texts, **options)
+
+
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory):
     """120 documents of 1 to 40 of 50 words, stream layout, a tenth held out."""
-    from train import token_store
-    from train.corpora import Corpus, Document
+    from train.data import Corpus, Document, build_store
 
     draw = np.random.default_rng(0)
 
@@ -122,7 +130,7 @@ def tiny_store(tmp_path_factory):
         for row in range(120)
     ]
     corpus = Corpus(name="tiny", source="tiny", revision="0", read=read, tokenizer="word")
-    return token_store.build(corpus, out=tmp_path_factory.mktemp("data") / "tiny", held_out=0.1)
+    return build_store(corpus, out=tmp_path_factory.mktemp("data") / "tiny", held_out=0.1)
 
 
 @pytest.fixture(scope="session")
@@ -155,10 +163,10 @@ def one_thread_numerics():
 @pytest.fixture(scope="session")
 def tiny_run(tiny_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
     """The recipe trained on the store."""
-    from train import loop
+    from train import trainer
 
     out: Path = tmp_path_factory.mktemp("runs") / "tiny"
-    return loop.run(tiny_recipe, tiny_store, out=out, numerics=one_thread_numerics)
+    return trainer.train(tiny_recipe, tiny_store, out=out, numerics=one_thread_numerics)
 
 
 PAIRS = 12
@@ -167,8 +175,7 @@ PAIRS = 12
 @pytest.fixture(scope="session")
 def lookup_store(tmp_path_factory):
     """240 documents, "k3 is v3" and its like: each of twelve pairs twenty times."""
-    from train import token_store
-    from train.corpora import Corpus, Document
+    from train.data import Corpus, Document, build_store
 
     order = np.random.default_rng(0).permutation(PAIRS * 20)
 
@@ -178,13 +185,13 @@ def lookup_store(tmp_path_factory):
             yield Document(f"lookup@0/{row}", f"k{pair} is v{pair}", "lookup", "0", row)
 
     corpus = Corpus(name="lookup", source="lookup", revision="0", read=read, tokenizer="word")
-    return token_store.build(corpus, out=tmp_path_factory.mktemp("data") / "lookup")
+    return build_store(corpus, out=tmp_path_factory.mktemp("data") / "lookup")
 
 
 @pytest.fixture(scope="session")
 def lookup_run(lookup_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
     """A run that has learned the twelve pairs."""
-    from train import loop
+    from train import trainer
     from train.model import GPTConfig
 
     recipe = replace(
@@ -198,7 +205,7 @@ def lookup_run(lookup_store, tiny_recipe, one_thread_numerics, tmp_path_factory)
         optimizer_every=40,
     )
     out: Path = tmp_path_factory.mktemp("runs") / "lookup"
-    return loop.run(recipe, lookup_store, out=out, numerics=one_thread_numerics)
+    return trainer.train(recipe, lookup_store, out=out, numerics=one_thread_numerics)
 
 
 @pytest.fixture(scope="session")
@@ -239,7 +246,7 @@ class Ended:
 @pytest.fixture
 def openbook(capsys, monkeypatch) -> Callable[..., Ended]:
     """`openbook("run", "show", path)`: the command in this process, as the executable runs it."""
-    from data_attribution.cli import main
+    from data_attribution.cli.app import main
 
     def call(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["openbook", *map(str, arguments)])

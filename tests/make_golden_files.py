@@ -20,47 +20,33 @@ import numpy as np
 import torch
 from test_golden_files import GOLDEN, RESULTS, facts, plain, run_facts
 
-from data_attribution import attributing, counterfactuals, generations, indexing, postings
-from data_attribution.evaluations.retrainings import Retrainings
-from data_attribution.gradients import storing
+from data_attribution import attribution, lexical, token_index, tracing
+from data_attribution.counterfactuals import Retrainings, retraining
+from data_attribution.gradients import build_gradient_store
 from interp import (
-    ablating,
-    aligning,
-    bounding,
-    caching,
-    circuit_files,
+    attribution_patching,
+    causal_abstraction,
     circuits,
-    contrasts,
-    detecting,
-    direct_logits,
-    emergence,
-    emerging,
-    erasing,
-    estimating,
-    hooked,
-    interchanging,
-    lens_bits,
-    lens_windows,
     lenses,
     metrics,
-    pairing,
+    models,
     patching,
     probing,
     steering,
-    tracing,
-    tuned_lenses,
-    windowing,
+    training_dynamics,
 )
+from interp.activations import document_windows, write_store
 from interp.behaviours import Behaviour
+from interp.circuits import mib_format
 from interp.components import parse
-from interp.probe_tasks import ProbeTask
-from train import durable, importing, loop, runs, token_store, watching
-from train.corpora import Corpus, Document
+from interp.heads import decompose_logits, detector_scores, repeated_tokens
+from interp.probing import ProbeTask
+from train import convert, runs, storage, trainer
+from train.data import Corpus, Document, TokenStore, build_store, open_store
 from train.model import GPTConfig
 from train.numerics import Numerics
 from train.recipes import Recipe
 from train.runs import Run
-from train.token_store import TokenStore
 
 
 PAIRS = 12
@@ -102,11 +88,11 @@ def main() -> None:
         for lock in golden.rglob(".*lock"):
             lock.unlink()
         said["files"] = {
-            path.relative_to(golden).as_posix(): durable.sha256_file(path)
+            path.relative_to(golden).as_posix(): storage.sha256_file(path)
             for path in sorted(golden.rglob("*"))
             if path.is_file()
         }
-        durable.write_json(golden / "expected.json", said)
+        storage.write_json(golden / "expected.json", said)
         shutil.copytree(golden, GOLDEN)
 
 
@@ -115,8 +101,8 @@ def main() -> None:
 
 def stores(golden: Path) -> Said:
     """A stream of words with index and inverted file; packed rows of byte pairs with a truth."""
-    store = token_store.build(tiny_corpus(), out=golden / "store", held_out=0.1)
-    packed = token_store.build(
+    store = build_store(tiny_corpus(), out=golden / "store", held_out=0.1)
+    packed = build_store(
         lookup_corpus(layout="packed", truth=lambda: {"pairs": PAIRS}, late=True),
         out=golden / "packed",
         tokenizer="bpe",
@@ -124,7 +110,7 @@ def stores(golden: Path) -> Said:
         row_length=16,
         held_out=0.1,
     )
-    index, inverted = indexing.build(store), postings.build(store)
+    index, inverted = token_index.build(store), lexical.build_inverted_index(store)
     queries = ["w3", " ".join(store.text(0).split()[:2]), "d5"]
     return {
         "store": store_facts(store),
@@ -194,16 +180,16 @@ def lookup_corpus(*, late: bool = False, **about: Any) -> Corpus:
 
 def run_of_random_words(golden: Path) -> Said:
     """A watched run, one of nanoGPT's order, a stopped one, a retrained one, an import."""
-    store = token_store.open(golden / "store")
-    watch = watching.of_store(store, TINY.model.n_ctx)
-    run = loop.run(TINY, store, out=golden / "run", numerics=HOW, watch=watch)
+    store = open_store(golden / "store")
+    watch = trainer.store_tasks(store, TINY.model.n_ctx)
+    run = trainer.train(TINY, store, out=golden / "run", numerics=HOW, watch=watch)
     log = run.watched
     assert log is not None
     short = replace(TINY, name="short", steps=1, checkpoint_every=1, sampler="nanogpt")
-    nanogpt = loop.run(short, store, out=golden / "nanogpt", numerics=HOW)
+    nanogpt = trainer.train(short, store, out=golden / "nanogpt", numerics=HOW)
     late = [one for one in range(100) if len(run.steps_reading(one))]
     late = [one for one in late if run.steps_reading(one)[0] >= 16][:2]
-    retrained = counterfactuals.retrain(run, late, out=run.path / "counterfactuals")
+    retrained = retraining.retrain(run, late, out=run.path / "counterfactuals")
     said = {
         "run": run_facts(run),
         "nanogpt": run_facts(nanogpt),
@@ -227,9 +213,9 @@ def stopped(golden: Path, store: TokenStore) -> Said:
             raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
-        loop.run(recipe, store, out=golden / "stopped", numerics=HOW, progress=stop)
+        trainer.train(recipe, store, out=golden / "stopped", numerics=HOW, progress=stop)
     ended = golden.parent / "unbroken"
-    whole = loop.run(recipe, store, out=ended, numerics=HOW)
+    whole = trainer.train(recipe, store, out=ended, numerics=HOW)
     resumed = {
         "id": whole.id,
         "steps": whole.steps,
@@ -241,8 +227,8 @@ def stopped(golden: Path, store: TokenStore) -> Said:
 
 def imported(golden: Path, run: Run) -> Said:
     """A Hugging Face folder, and the run that is made of it."""
-    importing.export(run, out=golden / "huggingface")
-    found = importing.run_from(golden / "huggingface", out=golden / "imported")
+    convert.export_run(run, out=golden / "huggingface")
+    found = convert.import_run(golden / "huggingface", out=golden / "imported")
     tokens = run.store.tokens[:8].astype(np.int64)[None]
     logits = run.load()(torch.from_numpy(tokens))[0, -1]
     about = {"id": found.id, "tokenizer": run.tokenizer.sha256 if run.tokenizer else ""}
@@ -251,17 +237,17 @@ def imported(golden: Path, run: Run) -> Said:
 
 def kept_of(run: Run, golden: Path, documents: list[int]) -> Said:
     """Gradients, activations, rows over training, weights without documents, a traced text."""
-    gradients = storing.build(run, within=("L0H1", "L0.mlp"), rank=4)
+    gradients = build_gradient_store(run, within=("L0H1", "L0.mlp"), rank=4)
     some = [7, 3, 90]
     sites = ("L0.resid_post", "L0H1")
-    source = windowing.documents(run.store, context=16, documents=range(8))
-    activations = caching.write(
+    source = document_windows(run.store, context=16, documents=range(8))
+    activations = write_store(
         run.load(), source, sites=sites, out=golden / "activations", shard_bytes=8000
     )
-    asked = emerging.named("detectors", run, n_prompts=8)
-    trajectory = emergence.over_training(run, asked)
+    asked = training_dynamics.analysis("detectors", run, n_prompts=8)
+    trajectory = training_dynamics.over_training(run, asked)
     again = Retrainings(run, "loss", 16, golden / "retrainings")
-    traced = generations.of_text(run, run.store.text(3) + " w1 w2 w3")
+    traced = tracing.trace_text(run, run.store.text(3) + " w1 w2 w3")
     traced.save(golden / "results" / "generation.json")
     said = {
         "gradients": {
@@ -306,17 +292,17 @@ def saved(golden: Path, results: dict[str, Any]) -> Said:
 
 def learned_by_heart(golden: Path, aside: Path) -> Said:
     """One result of every class, of the run that has learned twelve pairs by heart."""
-    store = token_store.build(lookup_corpus(), out=aside / "store")
-    indexing.build(store)
-    run = loop.run(LOOKUP, store, out=aside / "run", numerics=HOW)
+    store = build_store(lookup_corpus(), out=aside / "store")
+    token_index.build(store)
+    run = trainer.train(LOOKUP, store, out=aside / "run", numerics=HOW)
     behaviour = lookup_behaviour(store)
-    circuit = circuits.find(hooked.load(run), behaviour, n_edges=6)
-    circuit_files.write(golden / "results" / "circuit.mib.json", circuit)
-    said = {"circuit.mib": facts(circuit_files.EdgeFile.of(circuit), RESULTS["circuit.mib"][1])}
+    circuit = circuits.find(models.load(run), behaviour, n_edges=6)
+    circuits.write_mib(golden / "results" / "circuit.mib.json", circuit)
+    said = {"circuit.mib": facts(mib_format.EdgeFile.of(circuit), RESULTS["circuit.mib"][1])}
     results = {
         "behaviour": behaviour,
         "circuit": circuit,
-        "sources": attributing.documents(run, behaviour, limit=5),
+        "sources": attribution.documents(run, behaviour, limit=5),
         **of_patching(run, behaviour),
         **of_lenses(run, behaviour),
         **of_labels(run, behaviour),
@@ -348,50 +334,53 @@ def lookup_behaviour(store: TokenStore) -> Behaviour:
 
 def of_patching(run: Run, behaviour: Behaviour) -> dict[str, Any]:
     """Patches, estimates of them, ablations, steering and interchanges."""
-    model = hooked.load(run)
+    model = models.load(run)
     both = [metrics.logit_difference(behaviour), metrics.probability(behaviour)]
-    estimate = estimating.attribution(model, behaviour, positions="each")
+    estimate = attribution_patching.attribution(model, behaviour, positions="each")
     places = [parse(one) for one in ("L0H0", "L0H1", "L0.mlp")]
     half = PAIRS // 2
     vector = steering.difference(
         model, behaviour.clean[:half], behaviour.clean[half:], place="L0.resid_post"
     )
-    one, other = (pairing.crossed(part, n_pairs=20) for part in pairing.halves(behaviour))
+    one, other = (
+        causal_abstraction.crossed(part, n_pairs=20)
+        for part in causal_abstraction.halves(behaviour)
+    )
     return {
         "effects": patching.heads(model, behaviour, positions="each", metric=both),
-        "agreement": estimating.verify(model, behaviour, estimate),
-        "bound": bounding.missed(model, behaviour, estimate, draws=400),
-        "ablation": ablating.ablate(model, behaviour, standin="resample", draws=2),
-        "trace": tracing.causal(model, behaviour, damage="noised", draws=2),
-        "contrast": contrasts.informative(model, behaviour.clean, behaviour.corrupt, places),
+        "agreement": attribution_patching.verify(model, behaviour, estimate),
+        "bound": attribution_patching.missed(model, behaviour, estimate, draws=400),
+        "ablation": patching.ablate(model, behaviour, standin="resample", draws=2),
+        "trace": patching.causal_trace(model, behaviour, damage="noised", draws=2),
+        "contrast": patching.informative(model, behaviour.clean, behaviour.corrupt, places),
         "steering_vector": vector,
         "steering_effects": steering.curve(model, vector, behaviour, n_random=2),
-        "interchanges": interchanging.interchange(
-            model, pairing.crossed(behaviour, n_pairs=20), ["L0H0", "L0.mlp@1"]
+        "interchanges": causal_abstraction.interchange(
+            model, causal_abstraction.crossed(behaviour, n_pairs=20), ["L0H0", "L0.mlp@1"]
         ),
-        "alignment": aligning.align(model, one, other, place="L0.resid_post@2", rank=2, steps=3),
-        "head_scores": detecting.scores(
-            model, detecting.repeated_tokens(run, n=4, length=6), "induction"
+        "alignment": causal_abstraction.align(
+            model, one, other, place="L0.resid_post@2", rank=2, steps=3
         ),
+        "head_scores": detector_scores(model, repeated_tokens(run, n=4, length=6), "induction"),
     }
 
 
 def of_lenses(run: Run, behaviour: Behaviour) -> dict[str, Any]:
     """A tuned lens, how well it reads, and what the logit lens reads."""
-    model = hooked.load(run)
-    windows = lens_windows.trained_on(run.store, run.config.n_ctx)
-    lens = tuned_lenses.fit(model, windows, steps=3)
+    model = models.load(run)
+    windows = lenses.training_tokens(run.store, run.config.n_ctx)
+    lens = lenses.fit_tuned_lens(model, windows, steps=3)
     return {
         "tuned_lens": lens,
-        "lens_evaluation": lens_bits.evaluate(model, lens, windows),
+        "lens_evaluation": lenses.evaluate_lens(model, lens, windows),
         "readings": lenses.logit(model, behaviour),
-        "contributions": direct_logits.decompose(model, behaviour),
+        "contributions": decompose_logits(model, behaviour),
     }
 
 
 def of_labels(run: Run, behaviour: Behaviour) -> dict[str, Any]:
     """A task of labelled tokens, a probe for it, and what the behaviour is without the label."""
-    model, times = hooked.load(run), 5
+    model, times = models.load(run), 5
     names = [f"k{pair}" for pair in range(PAIRS)] * times
     task = ProbeTask(
         name="small key",
@@ -404,7 +393,7 @@ def of_labels(run: Run, behaviour: Behaviour) -> dict[str, Any]:
     return {
         "probe_task": task,
         "probe": probing.linear(model, task, controls=2),
-        "erasure": erasing.effect(model, behaviour, task, layer=0, placebos=2),
+        "erasure": probing.erasure_effect(model, behaviour, task, layer=0, placebos=2),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import durable, runs
+from train import runs, storage
 
 
 pytestmark = pytest.mark.integration
@@ -29,12 +29,12 @@ def left(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def indexed(tiny_store, tmp_path_factory):
     """The tiny store, copied and sorted."""
-    from data_attribution import indexing
-    from train import token_store
+    from data_attribution import token_index
+    from train.data import open_store
 
     path = tmp_path_factory.mktemp("indexed") / "store"
     shutil.copytree(tiny_store.path, path)
-    indexing.build(token_store.open(path))
+    token_index.build(open_store(path))
     return path
 
 
@@ -130,7 +130,7 @@ def test_components_that_there_are_not(trace, tmp_path):
     refused(trace(*at, "L7H0"), 2, "L7H0")
     refused(trace(*at, "head 3"), 2, "'head 3'")
     refused(trace(*at, tmp_path / "none.json"), 2, "there is nothing")
-    durable.write_json(tmp_path / "sources.json", durable.seal({"kind": "sources", "schema": 2}))
+    storage.write_json(tmp_path / "sources.json", storage.seal({"kind": "sources", "schema": 2}))
     refused(trace(*at, tmp_path / "sources.json"), 2, "sources.json")
 
 

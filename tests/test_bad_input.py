@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from interp.behaviours import Behaviour
-from train import checkpoints, durable, recipes, runs, token_store
+from train import recipes, runs, storage
+from train.data import token_store
 
 
 pytestmark = pytest.mark.integration
@@ -95,7 +96,7 @@ def test_the_text_of_the_separator_is_text_like_any_other(openbook, tmp_path):
     source.write_text('{"text": "one <|endoftext|> two"}\n{"text": "three"}\n')
     ended = openbook("corpus", "build", source, "--out", store, "--tokenizer", "gpt2")
     assert (ended.code, ended.err) == (0, "")
-    opened = token_store.open(store)
+    opened = token_store.open_store(store)
     assert opened.n_documents == 2
     assert opened.text(0) == "one <|endoftext|> two"
     assert int((opened.tokens == opened.eot).sum()) == 3  # in front, and behind each document
@@ -260,7 +261,7 @@ def test_memory_and_disk_that_end_are_exit_4(openbook, monkeypatch, raised, code
     def fail(*_args, **_kwargs):
         raise raised
 
-    monkeypatch.setattr(token_store, "open", fail)
+    monkeypatch.setattr(token_store, "open_store", fail)
     refused(openbook("corpus", "show", "anything"), code, words)
 
 
@@ -268,7 +269,7 @@ def test_an_error_that_nobody_foresaw_is_shown_whole(openbook, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(token_store, "open", fail)
+    monkeypatch.setattr(token_store, "open_store", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         openbook("corpus", "show", "anything")
 
@@ -291,7 +292,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
         f"the model after {stopped} steps is" in ended.err or f"of step {stopped} is" in ended.err
     )
     assert run.steps == [step for step in (0, 1, 2, 4, 8) if step < stopped]
-    state = checkpoints.read_step(out, run.saved_at(None))
+    state = runs.read_counters(out, run.saved_at(None))
     assert math.isfinite(state["fixed_loss"])
     assert all(parameter.isfinite().all() for parameter in run.load().parameters())
     assert [name for name in left(tmp_path) if "partial" in name] == []
@@ -306,7 +307,7 @@ def test_a_run_stopped_before_its_first_checkpoint_is_not_called_damaged(
     run.mkdir()
     started = {**tiny_run.manifest, "subject": []}
     started["predicate"] = {**started["predicate"], "finished": False}
-    durable.write_json(run / "manifest.json", durable.seal(started))
+    storage.write_json(run / "manifest.json", storage.seal(started))
     (run / "ledger.jsonl").write_text("")
     shown = openbook("run", "show", run, "--store", tiny_run.store.path)
     assert shown.code == 0

@@ -123,9 +123,9 @@ def test_a_sweep_that_is_slow_or_differs_from_the_other_library_fails(
     stub = SimpleNamespace(**{f"{name}_patch_setter": None for name in setters})
     monkeypatch.setitem(sys.modules, "transformer_lens", SimpleNamespace(patching=stub))
     patching = script("patching")
-    for name in ("init", "contrast"):
+    for name in ("init_gpt", "contrast"):
         monkeypatch.setattr(patching, name, lambda *_, **__: torch.nn.Identity())
-    monkeypatch.setattr(patching.hooked, "transformer_lens", lambda _: None)
+    monkeypatch.setattr(patching.models, "transformer_lens", lambda _: None)
     monkeypatch.setattr(patching.machine, "described", lambda *_: "")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(patching, "by_lens", lambda *_: patching.Side(1.0, {(0, 0): 2.0}))
@@ -220,7 +220,8 @@ def test_a_sort_that_takes_more_memory_than_said_or_grows_dear_fails(script, cha
     ("verbatim", "paraphrase", "code"), [(0.95, 0.6, 0), (0.94, 0.6, 1), (0.95, 0.59, 1)]
 )
 def test_attribution_that_finds_too_few_documents_fails(script, verbatim, paraphrase, code):
-    from data_attribution.evaluations.tables import Evaluation, row
+    from data_attribution.evaluation import Evaluation
+    from data_attribution.evaluation.result import row
 
     rows = [
         row("fused", kind, "recall@10", value, (0.5, 1.0), 8)
@@ -241,21 +242,21 @@ def test_attribution_that_finds_too_few_documents_fails(script, verbatim, paraph
 def test_a_removal_that_takes_too_little_or_moves_something_else_fails(
     script, loss, elsewhere, code
 ):
-    from data_attribution.changes import Change
-    from data_attribution.evaluations.removal_curves import Curves, Point
+    from data_attribution.counterfactuals import Change
+    from data_attribution.evaluation import CurvePoint, RemovalCurves
 
     controls = np.array([[1, -1, 1, -1.1], [-1, 1, -0.9, 1], [1, 0.9, -1, 1]])
     before = np.linspace(5, 6, 4)
     noise = np.array([[0.1, -0.1, 0.1, 0.0], [-0.1, 0.1, 0.0, 0.1], [0.0, 0.1, 0.1, -0.1]])
     other = Change("ioi", "nats", False, before, before + elsewhere, before + noise)
-    point = Point("fused", 10, 40, -np.array(loss, float), controls, (other,))
-    found = Curves(("a", "b", "c", "d"), "nats", (point,))
+    point = CurvePoint("fused", 10, 40, -np.array(loss, float), controls, (other,))
+    found = RemovalCurves(("a", "b", "c", "d"), "nats", (point,))
     assert script("removal").report(found) == code
 
 
 @pytest.mark.parametrize(("by_chance", "code"), [(0.1, 0), (0.5, 1), (-0.5, 1)])
 def test_scores_at_random_that_foretell_a_component_fail(script, by_chance, code):
-    from data_attribution.evaluations.lds import Lds
+    from data_attribution.evaluation import Lds
 
     localised = script("localised")
     found = {name: Lds(0.6, 0.4, 0.8, 40) for name in localised.METHODS + localised.CONTROLS}

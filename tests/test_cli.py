@@ -13,11 +13,12 @@ import pytest
 import torch
 import typer
 
-from data_attribution.cli import INTERRUPTED, app
-from data_attribution.sources import Sources
-from interp import behaviours, hooked, patching
-from interp.effects import Effects
-from train import durable, exchange, runs, token_store
+from data_attribution.attribution import Sources
+from data_attribution.cli.app import INTERRUPTED, app
+from interp import behaviours, models, patching
+from interp.patching import Effects
+from train import convert, runs, storage
+from train.data import open_store
 
 
 pytestmark = pytest.mark.integration
@@ -27,11 +28,11 @@ EXECUTABLE = Path(sys.executable).with_name("openbook")
 @pytest.fixture(scope="module")
 def indexed(lookup_store, tmp_path_factory) -> Path:
     """A copy of the lookup store with an index."""
-    from data_attribution import indexing
+    from data_attribution import token_index
 
     path = tmp_path_factory.mktemp("indexed") / "lookup"
     shutil.copytree(lookup_store.path, path, ignore=shutil.ignore_patterns("index"))
-    indexing.build(token_store.open(path))
+    token_index.build(open_store(path))
     return path
 
 
@@ -164,7 +165,7 @@ def test_a_run_whose_replay_reads_the_same_and_computes_otherwise_fails(
     assert openbook(*verify, "--require", "bit-exact").code == 0
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["predicate"]["recipe"]["lr"] *= 3
-    durable.write_json(copy / "manifest.json", durable.seal(manifest))
+    storage.write_json(copy / "manifest.json", storage.seal(manifest))
     found = openbook(*verify)
     assert found.code == 1
     assert found.out.startswith("order only: ")
@@ -240,9 +241,9 @@ def test_a_nanogpt_checkpoint_is_taken_in_and_says_weights_only(openbook, tmp_pa
     shown = openbook("run", "show", tmp_path / "run")
     assert "knowledge    weights-only\n" in shown.out
     assert "nanoGPT checkpoint ckpt.pt at step 40" in shown.out
-    expected = exchange.import_nanogpt(tmp_path / "ckpt.pt").model
+    expected = convert.import_nanogpt(tmp_path / "ckpt.pt").model
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
-    assert torch.equal(hooked.load(tmp_path / "run")(tokens), expected(tokens))
+    assert torch.equal(models.load(tmp_path / "run")(tokens), expected(tokens))
     refused = openbook("run", "reads", tmp_path / "run", "--step", 0)
     assert refused.code == 2
     assert "knowledge is weights-only (imported from nanoGPT checkpoint)" in refused.err
@@ -273,7 +274,7 @@ def test_patch_prints_the_top_places_and_keeps_the_effects(
     command = ("patch", lookup_run.path, lookup_behaviour, "--over", "residual")
     found = openbook(*command, "--out", kept, "--plot", figure, "--top", 1)
     behaviour = behaviours.read(lookup_behaviour)
-    expected = patching.residual(hooked.load(lookup_run), behaviour)
+    expected = patching.residual(models.load(lookup_run), behaviour)
     sha256 = lookup_run.saved[-1].files["model.safetensors"]
     bounds = (*expected.clean_interval, *expected.corrupt_interval)
     assert found.out == (
@@ -330,12 +331,12 @@ def test_a_behaviour_is_shown_with_its_check_and_its_prompts(
 
 
 def test_the_behaviours_of_a_model_are_listed(openbook, tmp_path):
-    from train import tokenization
-    from train.model import GPTConfig, init
+    from train.data import train_bpe
+    from train.model import GPTConfig, init_gpt
 
-    model = init(GPTConfig(n_layers=1, n_heads=1, d_model=8, n_ctx=64, d_vocab=300), seed=0)
-    words = tokenization.train_bpe(["the cat sat on the mat, the hat, the bat"] * 9, 262)
-    exchange.export_huggingface(model, words, tmp_path / "hf")
+    model = init_gpt(GPTConfig(n_layers=1, n_heads=1, d_model=8, n_ctx=64, d_vocab=300), seed=0)
+    words = train_bpe(["the cat sat on the mat, the hat, the bat"] * 9, 262)
+    convert.export_huggingface(model, words, tmp_path / "hf")
     found = openbook("behaviours", tmp_path / "hf", "induction", "--json")
     assert json.loads(found.out)["n"] == 64
     listed = openbook("behaviours", tmp_path / "hf")

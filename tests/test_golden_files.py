@@ -19,38 +19,23 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import indexing, postings
-from data_attribution.evaluations.retrainings import Retrainings
-from data_attribution.gradients import storing
-from data_attribution.sources import Sources
-from interp import (
-    activation_store,
-    behaviours,
-    circuit_files,
-    emergence,
-    hooked,
-    probe_tasks,
-    tuned_lenses,
-)
-from interp.ablating import Ablation
-from interp.aligning import Alignment
-from interp.bounding import Bound
-from interp.direct_logits import Contributions
-from interp.effects import Effects
-from interp.emergence import Analysis
-from interp.interchanging import Interchanges
-from interp.lens_bits import Evaluation
-from interp.lenses import Readings
-from interp.results.agreement import Agreement
-from interp.results.circuit_results import Circuit
-from interp.results.erasures import Erasure
-from interp.results.head_scores import HeadScores
-from interp.results.probes import Probe
-from interp.results.trajectories import Trajectory
-from interp.results.verdicts import Contrast
+from data_attribution import gradients, lexical, token_index
+from data_attribution.attribution import Sources
+from data_attribution.counterfactuals import Retrainings
+from interp import activations, behaviours, circuits, lenses, models, probing, training_dynamics
+from interp.attribution_patching import Agreement
+from interp.attribution_patching.missed_effects import Bound
+from interp.causal_abstraction.das import Alignment
+from interp.causal_abstraction.interventions import Interchanges
+from interp.circuits import Circuit
+from interp.heads import Contributions, HeadScores
+from interp.lenses import LensEvaluation, Readings
+from interp.patching import Ablation, ContrastCheck, Effects, Trace
+from interp.probing import Erasure, Probe
 from interp.steering import SteeringEffects, SteeringVector
-from interp.tracing import Trace
-from train import durable, loop, runs, token_store, tokenization
+from interp.training_dynamics import Analysis, Trajectory
+from train import runs, storage, trainer
+from train.data import load_tokenizer, open_store, verify_store
 
 
 ROOT = Path(__file__).parents[1]
@@ -64,23 +49,26 @@ RESULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "behaviour": (behaviours.read, ("name", "clean", "answer", "candidates", "sha256")),
     "bound": (Bound.load, ("places", "upper", "value", "together", "draws", *OF_ORIGIN)),
     "circuit": (Circuit.load, ("edges", "worth", "faithfulness", "checks.exact", *OF_ORIGIN)),
-    "circuit.mib": (circuit_files.read, ("graph", "worth", "kept", "nodes")),
-    "contrast": (Contrast.load, ("places", "verdicts", "moved", "output", "provenance.run_id")),
+    "circuit.mib": (circuits.read_mib, ("graph", "worth", "kept", "nodes")),
+    "contrast": (
+        ContrastCheck.load,
+        ("places", "verdicts", "moved", "output", "provenance.run_id"),
+    ),
     "contributions": (Contributions.load, ("names", "average", "control", "gap", *OF_ORIGIN)),
     "effects": (Effects.load, ("names", "values", "low", "also", "pos_labels", *OF_ORIGIN)),
     "erasure": (Erasure.load, ("place", "rank", "arms", "loss", "task_sha256")),
     "head_scores": (HeadScores.load, ("values", "low", "control", "n", "provenance.run_id")),
     "interchanges": (Interchanges.load, ("places", "accuracy", "shuffled", "n_pairs", *OF_ORIGIN)),
-    "lens_evaluation": (Evaluation.load, ("kl", "gain", "n_tokens", "region", *OF_ORIGIN)),
+    "lens_evaluation": (LensEvaluation.load, ("kl", "gain", "n_tokens", "region", *OF_ORIGIN)),
     "probe": (Probe.load, ("cells", "classes", "baseline", "n", *OF_ORIGIN)),
-    "probe_task": (probe_tasks.read, ("tokens", "labels", "types", "sha256")),
+    "probe_task": (probing.read_task, ("tokens", "labels", "types", "sha256")),
     "readings": (Readings.load, ("places", "measures", "control", *OF_ORIGIN)),
     "sources": (Sources.load, ("query", "items", "provenance")),
     "steering_effects": (SteeringEffects.load, ("coefficients", "effect", "control", *OF_ORIGIN)),
     "steering_vector": (SteeringVector.load, ("place", "values", "prompts", "n_toward")),
     "trace": (Trace.load, ("residual", "mlps", "attention", "subject", "draws")),
     "trajectory": (Trajectory.load, ("points", "checkpoints", "readings", "run_id")),
-    "tuned_lens": (tuned_lenses.load, ("translators.weight", "control.bias", "fit")),
+    "tuned_lens": (lenses.load_tuned_lens, ("translators.weight", "control.bias", "fit")),
 }
 # Strings of the code that no golden file holds, and why.
 NOT_COVERED: dict[str, str] = {}
@@ -133,7 +121,7 @@ def expected() -> dict[str, Any]:
 
 def test_the_golden_files_are_those_that_were_made(expected):
     there = {
-        path.relative_to(GOLDEN).as_posix(): durable.sha256_file(path)
+        path.relative_to(GOLDEN).as_posix(): storage.sha256_file(path)
         for path in GOLDEN.rglob("*")
         if path.is_file() and path.name != "expected.json"
     }
@@ -178,15 +166,15 @@ def test_a_result_of_before_the_move_is_written_again_byte_for_byte(golden, tmp_
 
 def test_a_mib_circuit_of_before_the_move_is_written_again_byte_for_byte(golden, tmp_path):
     path = golden / "results" / "circuit.mib.json"
-    circuit_files.write(tmp_path / path.name, circuit_files.read(path))
+    circuits.write_mib(tmp_path / path.name, circuits.read_mib(path))
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()
-    of_circuit = circuit_files.open_any(golden / "results" / "circuit.json")
-    assert of_circuit.kept.equal(circuit_files.read(path).kept)
+    of_circuit = circuits.open_circuit(golden / "results" / "circuit.json")
+    assert of_circuit.kept.equal(circuits.read_mib(path).kept)
 
 
 def test_a_traced_text_of_before_the_move_has_its_seal_and_its_spans(golden, expected):
     """It has no loader; other programs read the file."""
-    found = durable.read_sealed(golden / "results" / "generation.json")
+    found = storage.read_sealed(golden / "results" / "generation.json")
     assert (found["kind"], found["schema"]) == ("generation", 1)
     assert same({name: found[name] for name in expected["generation"]}, expected["generation"])
 
@@ -196,8 +184,8 @@ def test_a_traced_text_of_before_the_move_has_its_seal_and_its_spans(golden, exp
 
 @pytest.mark.parametrize("kind", ["store", "packed"])
 def test_a_token_store_of_before_the_move_opens(golden, expected, kind):
-    said, store = expected[kind], token_store.open(golden / kind)
-    token_store.verify(store)
+    said, store = expected[kind], open_store(golden / kind)
+    verify_store(store)
     assert store.fingerprint == said["fingerprint"]
     assert store.tokenizer.sha256 == said["tokenizer"]
     assert [store.n_documents, store.n_tokens, store.train_tokens] == said["counts"][:3]
@@ -208,8 +196,8 @@ def test_a_token_store_of_before_the_move_opens(golden, expected, kind):
 
 
 def test_a_tokenizer_of_before_the_move_opens(golden, expected):
-    words = tokenization.load(golden / "store" / "tokenizer.json")
-    pairs = tokenization.load(golden / "packed" / "tokenizer.json")
+    words = load_tokenizer(golden / "store" / "tokenizer.json")
+    pairs = load_tokenizer(golden / "packed" / "tokenizer.json")
     assert (words.kind, pairs.kind) == ("word", "bpe")
     said = expected["tokenizers"]
     assert words.encode("w3 w7 d5").tolist() == said["word"]
@@ -218,18 +206,18 @@ def test_a_tokenizer_of_before_the_move_opens(golden, expected):
 
 
 def test_a_token_index_of_before_the_move_opens(golden, expected):
-    said, store = expected["index"], token_store.open(golden / "store")
-    indexing.verify(store)
-    index = indexing.open(store)
+    said, store = expected["index"], open_store(golden / "store")
+    token_index.verify(store)
+    index = token_index.open(store)
     assert [plain(one.to_dict()) for one in index.counts(said["queries"])] == said["counts"]
     hits = index.find(said["queries"][0], limit=None, every=True)
     assert [list(hit) for hit in hits] == said["hits"]
 
 
 def test_an_inverted_file_of_before_the_move_opens(golden, expected):
-    said, store = expected["postings"], token_store.open(golden / "store")
-    postings.verify(store)
-    inverted = postings.open(store)
+    said, store = expected["postings"], open_store(golden / "store")
+    lexical.verify_inverted_index(store)
+    inverted = lexical.open_inverted_index(store)
     assert inverted.n_entries == said["entries"]
     assert inverted.frequency(range(store.vocab_size)).tolist() == said["frequency"]
 
@@ -280,7 +268,7 @@ def test_a_run_of_before_the_move_is_verified_with_what_was_trained_from_it(gold
 @pytest.mark.integration
 def test_a_run_stopped_before_the_move_goes_on_as_one_that_was_not(golden, expected, tmp_path):
     shutil.copytree(golden / "stopped", tmp_path / "stopped")
-    ended = loop.resume(tmp_path / "stopped", store=golden / "store")
+    ended = trainer.resume(tmp_path / "stopped", store=golden / "store")
     said = expected["resumed"]
     assert (ended.id, ended.finished, ended.steps) == (said["id"], True, said["steps"])
     assert [row.digest for row in ended.ledger] == said["digests"]
@@ -303,23 +291,25 @@ def test_rows_over_training_of_before_the_move_are_found_and_nothing_is_computed
         raise AssertionError(f"step {step} is computed again")
 
     said, run = expected["emergence"], runs.open(golden / "run")
-    found = emergence.over_training(run, Analysis(said["analysis"], measure, said["parameters"]))
+    found = training_dynamics.over_training(
+        run, Analysis(said["analysis"], measure, said["parameters"])
+    )
     assert same(plain(found.points), said["points"])
     assert found.steps == run.steps
 
 
 def test_gradients_of_before_the_move_open(golden, expected):
     said, run = expected["gradients"], runs.open(golden / "run")
-    stored = storing.open(golden / "run" / storing.FOLDER, run=run)
-    storing.verify(stored)
+    stored = gradients.open_gradient_store(golden / "run" / gradients.GRADIENT_FOLDER, run=run)
+    gradients.verify_gradient_store(stored)
     assert len(stored.documents) == said["n"]
     assert [list(one) for one in stored.blocks] == said["blocks"]
     assert same(stored.features(said["documents"]).values.tolist(), said["values"])
 
 
 def test_an_activation_store_of_before_the_move_opens(golden, expected):
-    said, store = expected["activations"], activation_store.open(golden / "activations")
-    activation_store.verify(store)
+    said, store = expected["activations"], activations.open_store(golden / "activations")
+    activations.verify_store(store)
     assert (store.sites, len(store), str(store.dtype)) == tuple(said["about"])
     assert [list(one) for one in store.rows(3, 6).tolist()] == said["rows"]
     assert same(store.read(said["about"][0][0], 3, 6).tolist(), said["values"])
@@ -349,6 +339,6 @@ def test_an_import_of_before_the_move_opens(golden, expected):
 
 
 def test_a_hugging_face_folder_of_before_the_move_opens(golden, expected):
-    said, model = expected["imported"], hooked.load(golden / "huggingface")
+    said, model = expected["imported"], models.load(golden / "huggingface")
     logits = model(torch.tensor(said["tokens"]))[0, -1]
     torch.testing.assert_close(logits, torch.tensor(said["logits"]), atol=1e-5, rtol=0)

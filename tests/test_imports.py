@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy(arguments):
     code = f"""
 import sys
 sys.argv = ["openbook", *{arguments!r}]
-from data_attribution.cli import main
+from data_attribution.cli.app import main
 try:
     main()
 except SystemExit as end:

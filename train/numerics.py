@@ -23,7 +23,7 @@ from torch import Tensor
 from train.errors import RecipeError
 
 
-__all__ = ["Numerics", "applied", "choose", "environment", "here", "refuse_missing"]
+__all__ = ["Numerics", "applied", "choose", "environment", "on_this_machine", "refuse_missing"]
 
 # Assigned attributes of this module are not in torch's type stubs.
 _DETERMINISTIC: Any = torch.utils.deterministic
@@ -92,7 +92,7 @@ def refuse_missing(device: str) -> None:
         )
 
 
-def here(numerics: Numerics) -> Numerics:
+def on_this_machine(numerics: Numerics) -> Numerics:
     """The same numerics, on the CPU where this machine lacks the device: never bit-exact then.
 
     For looking at what was done, which tolerates other sums; training goes on only where it was.

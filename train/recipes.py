@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from train.data import TokenStore
 from train.errors import DamagedError, RecipeError, StoreError, nearest
 from train.model import GPTConfig
-from train.token_store import TokenStore
 
 
 __all__ = [
@@ -38,7 +38,7 @@ class Recipe:
         optimizer_every: Steps between checkpoints that keep the optimizer for good; the newest
             checkpoint always has it, so a killed run resumes from there.
         eval_every: Steps between held-out losses (0: never). Reads no random state.
-        sampler: `tiles`: the invertible order of `train.orders`; `nanogpt`: windows with
+        sampler: `tiles`: the invertible order of `train.data.data_order`; `nanogpt`: windows with
             replacement, recorded beside the run.
         late_batch: Windows of every batch that are drawn from the store's late documents, from step
             `late_begin` on; 0: late documents are read among all others, from the first step.

@@ -1,1 +1,47 @@
-"""What documents and questions would change in chosen components: gradients, projected and kept."""
+"""Evidence from gradients: training-loss gradients of documents, compared with a query."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from data_attribution.gradients.features import document_features, query_features
+    from data_attribution.gradients.similarity import (
+        DEFAULT,
+        Collected,
+        GradientOptions,
+        collect,
+        rank_by_gradients,
+    )
+    from data_attribution.gradients.store import (
+        GRADIENT_FOLDER,
+        GradientStore,
+        build_gradient_store,
+        open_gradient_store,
+        trained_documents,
+        verify_gradient_store,
+    )
+    from data_attribution.gradients.store_size import plan_gradient_store
+    from data_attribution.gradients.weight_selection import TOP_WEIGHTS, select_weights
+
+__all__ = [
+    "DEFAULT",
+    "GRADIENT_FOLDER",
+    "TOP_WEIGHTS",
+    "Collected",
+    "GradientOptions",
+    "GradientStore",
+    "build_gradient_store",
+    "collect",
+    "document_features",
+    "open_gradient_store",
+    "plan_gradient_store",
+    "query_features",
+    "rank_by_gradients",
+    "select_weights",
+    "trained_documents",
+    "verify_gradient_store",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

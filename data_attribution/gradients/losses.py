@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from train.objectives import IGNORED
+from train.trainer import IGNORED
 
 
 __all__ = ["drawn", "summed"]

@@ -1,7 +1,7 @@
 """Small stores of texts that can be read by eye, and a run that only knows its order."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -9,10 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from train import token_store
-from train.corpora import Corpus, Document
-from train.orders import DataOrder
-from train.token_store import TokenStore
+from train.data import DataOrder, TokenStore
 
 
 @dataclass(frozen=True)
@@ -31,26 +28,6 @@ class OrderedRun:
 
     def steps_reading_tokens(self, start: int, stop: int) -> np.ndarray:
         return self.order.steps_reading(start, stop, self.n_steps)
-
-
-def build_store(out: Path, texts: Sequence[str], **options: object) -> TokenStore:
-    documents = [
-        Document(f"made@seed 0/all/{row}", text, "made", "all", row)
-        for row, text in enumerate(texts)
-    ]
-    corpus = Corpus("made", "made", "seed 0", lambda: iter(documents))
-    return token_store.build(corpus, out=out, **{"tokenizer": "word", **options})
-
-
-@pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., TokenStore]:
-    """`make_store(texts, **options of token_store.build)`; each call makes another store."""
-    made = iter(range(1000))
-
-    def make(texts: Sequence[str], **options: object) -> TokenStore:
-        return build_store(tmp_path / f"store{next(made)}", texts, **options)
-
-    return make
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_attribution import questions
-from data_attribution.questions import Question
+from data_attribution import queries
+from data_attribution.queries import Query
 from train.model import GPT
 
 
@@ -31,11 +31,11 @@ def of_documents(model: GPT, documents: Sequence[Sequence[int]], eot: int) -> Gr
     return _stacked(model, [loss(tokens) for tokens in documents])
 
 
-def of_question(model: GPT, question: Question) -> Gradients:
+def of_question(model: GPT, question: Query) -> Gradients:
     """Of each prompt's score."""
 
     def score(prompt: int) -> Callable[[], Tensor]:
-        return lambda: questions.scores(model, question, torch.tensor([prompt]))[0]
+        return lambda: queries.query_scores(model, question, torch.tensor([prompt]))[0]
 
     return _stacked(model, [score(prompt) for prompt in range(len(question.tokens))])
 

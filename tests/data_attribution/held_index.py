@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_attribution.suffixes import key_tables, sorting
-from data_attribution.suffixes.parts import Part
-from data_attribution.token_index import TokenIndex
-from train.token_store import TokenStore
+from data_attribution.token_index import TokenIndex, prefix_table, suffix_array
+from data_attribution.token_index.segment import Part
+from train.data import TokenStore
 
 
 EOT = 0
@@ -94,6 +93,6 @@ def _part(
     tokens: np.ndarray, start: int, stop: int, held_out: bool, vocab_size: int, keys: bool
 ) -> Part:
     own = tokens[start:stop]
-    suffixes = sorting.build(own)
-    table = key_tables.build(own, suffixes) if keys else None
-    return Part(start, held_out, own, suffixes, sorting.buckets(own, vocab_size), table)
+    suffixes = suffix_array.build(own)
+    table = prefix_table.build(own, suffixes) if keys else None
+    return Part(start, held_out, own, suffixes, suffix_array.buckets(own, vocab_size), table)

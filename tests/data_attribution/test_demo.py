@@ -7,15 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_attribution import demo, page
+from data_attribution import demo
+from data_attribution.counterfactuals import Forgetting
+from data_attribution.counterfactuals.fact_removal import Group
 from data_attribution.errors import DemoError
-from data_attribution.forgetting import Forgetting, Group
+from data_attribution.report import demo_page
 from interp.behaviours import Check
-from interp.detecting import Copying
-from interp.intervals import wilson
-from interp.recalling import Level, Recall, Share
-from train import corpora, loop, recipes, token_store
-from train.verifying import Verification
+from interp.heads import Copying
+from interp.statistics import wilson
+from interp.training_dynamics import Level, Recall, Share
+from train import recipes, trainer
+from train.data import build_store
+from train.trainer import Verification
 
 
 pytestmark = pytest.mark.integration
@@ -71,13 +74,13 @@ def planted(planted_corpus):
 
 @pytest.fixture(scope="module")
 def store(planted, tmp_path_factory):
-    return token_store.build(planted, out=tmp_path_factory.mktemp("data") / "planted")
+    return build_store(planted, out=tmp_path_factory.mktemp("data") / "planted")
 
 
 @pytest.fixture(autouse=True)
 def _today(planted, monkeypatch):
     """The corpus is drawn once for the whole file."""
-    monkeypatch.setattr(corpora, "open", lambda _, seed: planted)
+    monkeypatch.setattr(demo, "open_corpus", lambda _, seed: planted)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def recipe(store):
 @pytest.fixture(scope="module")
 def run(store, recipe, one_thread_numerics, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "planted"
-    return loop.run(recipe, store, out=out, numerics=one_thread_numerics)
+    return trainer.train(recipe, store, out=out, numerics=one_thread_numerics)
 
 
 def test_the_store_and_the_run_of_today_are_opened(store, recipe, run, tmp_path):
@@ -116,7 +119,7 @@ def test_a_store_of_other_texts_or_another_truth_is_refused(
         ("with another truth table", {"truth": lambda: {**truth, "seed": -1}}),
     ):
         monkeypatch.setattr(
-            corpora, "open", lambda _, seed, changes=changes: replace(planted, **changes)
+            demo, "open_corpus", lambda _, seed, changes=changes: replace(planted, **changes)
         )
         with pytest.raises(DemoError, match=f"{said}.*; remove {store.path} and {run_path}$"):
             demo.refuse_other(store, run_path, recipe)
@@ -215,7 +218,7 @@ def test_a_run_without_circuits_fails_three_claims():
 
 def test_the_proof_is_worded_by_its_outcome():
     held, failed = (
-        page._proof(demo_of(forgetting=forgetting_of(gone=gone, control=1 - gone)))
+        demo_page._proof(demo_of(forgetting=forgetting_of(gone=gone, control=1 - gone)))
         for gone in (0.0, 0.8)
     )
     assert "facts falls to 0.00" in held
@@ -232,8 +235,8 @@ def test_the_command_ends_as_the_demo_did(openbook, monkeypatch, tmp_path, ok, f
     verification = SimpleNamespace(ok=ok, level="damaged")
     played = SimpleNamespace(verification=verification, failures=failures)
     monkeypatch.setattr(demo, "play", lambda **_: played)
-    monkeypatch.setattr(page, "write", lambda _, path: path)
-    monkeypatch.setattr(page, "summary", lambda _: "six lines")
+    monkeypatch.setattr(demo_page, "write_demo_page", lambda _, path: path)
+    monkeypatch.setattr(demo_page, "demo_summary", lambda _: "six lines")
     ended = openbook("demo", "--out", tmp_path / "page.html")
     assert ended.code == code
     assert "six lines" in ended.out

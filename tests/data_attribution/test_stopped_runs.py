@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import citing, counterfactuals, indexing, metagradients, removals
+from data_attribution import counterfactuals, metagradients, token_index
+from data_attribution.attribution import passages
+from data_attribution.counterfactuals import Retrainings, document_sets
 from data_attribution.errors import CounterfactualError
-from data_attribution.evaluations import shared_rankings
-from data_attribution.evaluations.retrainings import Retrainings
-from data_attribution.questions import Question
-from data_attribution.rankings import Ranking
-from train import loop, runs, token_store
-from train.batches import Removal
+from data_attribution.evaluation import batch_rankings
+from data_attribution.queries import Query
+from data_attribution.ranking import Ranking
+from train import runs, trainer
+from train.data import DocumentRemoval, open_store
 from train.errors import TrainError
 
 
@@ -33,7 +34,7 @@ def stopped(tiny_recipe, tiny_store, one_thread_numerics, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        loop.run(
+        trainer.train(
             tiny_recipe, tiny_store, out=tmp_path / "run", numerics=one_thread_numerics,
             progress=stop,
         )  # fmt: skip
@@ -47,9 +48,11 @@ def weights(model):
 
 
 def test_it_is_trained_again_to_its_own_last_checkpoint(stopped, tiny_run, tmp_path):
-    documents = [one for one in range(120) if len(removals.reading(stopped, one))][:3]
+    documents = [one for one in range(120) if len(counterfactuals.steps_of_reading(stopped, one))][
+        :3
+    ]
     tokens = torch.tensor([[0, 1, 2], [0, 3, 4]])
-    asked = Question("logit", "nats", tokens, lambda logits, values, row: logits[:, -1, 5])
+    asked = Query("logit", "nats", tokens, lambda logits, values, row: logits[:, -1, 5])
 
     def without(run):
         return counterfactuals.without(
@@ -63,7 +66,7 @@ def test_it_is_trained_again_to_its_own_last_checkpoint(stopped, tiny_run, tmp_p
     assert torch.equal(weights(in_memory), weights(again.load()))
     # Gone on with, the run goes further than what was trained without the documents, and so does
     # that when it is asked for again: to where the unbroken run's goes.
-    finished = loop.resume(stopped.path, store=stopped.store.path)
+    finished = trainer.resume(stopped.path, store=stopped.store.path)
     assert torch.equal(weights(finished.load()), weights(tiny_run.load()))
     whole = without(finished)
     assert whole.runs == found.runs
@@ -77,12 +80,12 @@ def test_what_was_read_behind_the_last_checkpoint_was_not_read(stopped, tmp_path
     steps = {one: stopped.steps_reading(one) for one in range(120)}
     late = [one for one, read in steps.items() if len(read) and read.min() >= 16]
     assert late
-    assert all(len(removals.reading(stopped, one)) == 0 for one in late)
+    assert all(len(counterfactuals.steps_of_reading(stopped, one)) == 0 for one in late)
     with pytest.raises(CounterfactualError, match="never read in 16 steps"):
-        removals.checked(stopped, late[:1])
+        document_sets.checked_documents(stopped, late[:1])
     early = [one for one, read in steps.items() if (read < 16).any()]
     for seed in range(3):
-        drawn = removals.matched_random(stopped, early[:20], seed=seed)
+        drawn = counterfactuals.matched_random(stopped, early[:20], seed=seed)
         assert not {*drawn} & {*late}
 
 
@@ -91,15 +94,15 @@ def test_what_was_read_behind_the_last_checkpoint_is_no_source(stopped, tmp_path
     late = [one for one, read in steps.items() if len(read) and read.min() >= 16]
     again = [one for one, read in steps.items() if len(read) and read.min() < 16 <= read.max()]
     shutil.copytree(stopped.store.path, tmp_path / "store", dirs_exist_ok=True)
-    index = indexing.build(token_store.open(tmp_path / "store"))
+    index = token_index.build(open_store(tmp_path / "store"))
     named = np.array([late[0], again[0]])
     ranking = Ranking(named, np.array([2.0, 1.0]))
-    cited = citing.sources(stopped, index, ranking, limit=2, grades={}, evidence={})
+    cited = passages.sources(stopped, index, ranking, limit=2, grades={}, evidence={})
     assert cited.unread == 1
     (one,) = cited.items
     assert one.document == again[0]
     assert max(one.steps) < 16
-    assert list(shared_rankings.was_read(stopped, named.tolist())) == again[:1]
+    assert list(batch_rankings.was_read(stopped, named.tolist())) == again[:1]
 
 
 def test_a_span_ends_at_the_last_checkpoint_and_begins_where_an_optimizer_was_kept(
@@ -108,7 +111,7 @@ def test_a_span_ends_at_the_last_checkpoint_and_begins_where_an_optimizer_was_ke
     assert metagradients.span(stopped, 3) == (13, 15)
     assert metagradients.span(tiny_run, 100) == (0, 23)
     late = next(one for one in range(120) if (tiny_run.steps_reading(one)[:1] > 16).any())
-    child = loop.branch(tiny_run, tmp_path / "child", Removal((late,)))
+    child = trainer.retrain_without(tiny_run, tmp_path / "child", DocumentRemoval((late,)))
     assert child.steps[0] == 16
     assert metagradients.span(child, 20) == (16, 23)
     assert metagradients.span(child, 3) == (21, 23)
@@ -119,11 +122,11 @@ def test_it_is_not_branched_for_what_it_never_saw_nor_gone_on_with_to_no_checkpo
 ):
     late = next(one for one in range(120) if (stopped.steps_reading(one)[:1] >= 16).any())
     with pytest.raises(TrainError, match="1 documents was ever read in the 16 steps before"):
-        loop.branch(stopped, tmp_path / "child", Removal((late,)))
+        trainer.retrain_without(stopped, tmp_path / "child", DocumentRemoval((late,)))
     assert not (tmp_path / "child").exists()
     before = (stopped.path / "manifest.json").read_bytes()
     for last in (8, 20, 32):  # below the newest, between two, behind the end
         with pytest.raises(TrainError, match=rf"to step {last}; its checkpoints are \[16, 24\]"):
-            loop.resume(stopped.path, store=stopped.store.path, last=last)
+            trainer.resume(stopped.path, store=stopped.store.path, last=last)
     assert (stopped.path / "manifest.json").read_bytes() == before
-    assert loop.resume(stopped.path, store=stopped.store.path, last=16).steps[-1] == 16
+    assert trainer.resume(stopped.path, store=stopped.store.path, last=16).steps[-1] == 16

@@ -2,21 +2,21 @@
 
 import pytest
 
-from interp.components import Place, parse
+from interp.components import Component, parse
 from interp.errors import ModelError
 
 
 PLACES = {
-    "L1H0": Place("head", 1, head=0),
-    "L12H11": Place("head", 12, head=11),
-    "L5.mlp": Place("mlp", 5),
-    "L0.attn@3": Place("attn", 0, pos=3),
-    "L3.resid_pre@4": Place("resid_pre", 3, pos=4),
+    "L1H0": Component("head", 1, head=0),
+    "L12H11": Component("head", 12, head=11),
+    "L5.mlp": Component("mlp", 5),
+    "L0.attn@3": Component("attn", 0, pos=3),
+    "L3.resid_pre@4": Component("resid_pre", 3, pos=4),
 }
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES.items())
-def test_reading_a_name_gives_the_place_that_has_it(name: str, place: Place):
+def test_reading_a_name_gives_the_place_that_has_it(name: str, place: Component):
     assert parse(name) == place
     assert str(place) == name
 

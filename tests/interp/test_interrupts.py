@@ -22,14 +22,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import interp
-from interp import ablating, circuits, estimating, patching, paths, tracing
+from interp import attribution_patching, circuits, patching
 from interp.behaviours import Behaviour
-from interp.circuitry import edge_attribution
-from interp.effects import Effects
-from interp.engine import base_runs, budget
+from interp.circuits import edge_scores
 from interp.errors import InterpWarning, InterruptedWarning
 from interp.metrics import Metric, custom
-from train.model import GPT, GPTConfig, init
+from interp.patching import Effects, engine
+from interp.patching.engine import base_run
+from train.model import GPT, GPTConfig, init_gpt
 
 
 pytestmark = pytest.mark.integration
@@ -39,7 +39,7 @@ Work = Callable[[GPT, Behaviour], Any]
 
 def small_model() -> GPT:
     """Two layers of random weights."""
-    return init(CFG, seed=0).eval()
+    return init_gpt(CFG, seed=0).eval()
 
 
 def random_behaviour(model: GPT) -> Behaviour:
@@ -65,7 +65,7 @@ def behaviour(model) -> Behaviour:
 @pytest.fixture(autouse=True)
 def another_product(monkeypatch) -> Iterator[None]:
     """As on processors where it is faster, so that there is something to set back."""
-    monkeypatch.setattr(base_runs, "fast_product", lambda: "medium")
+    monkeypatch.setattr(base_run, "fast_product", lambda: "medium")
     yield
     assert torch.get_float32_matmul_precision() == "highest"
 
@@ -73,7 +73,7 @@ def another_product(monkeypatch) -> Iterator[None]:
 @pytest.fixture
 def small_chunks(monkeypatch) -> None:
     """So that a sweep of a tiny model is not over in one pass."""
-    monkeypatch.setitem(budget.ROWS, "cpu", 24)
+    monkeypatch.setitem(engine.ROWS, "cpu", 24)
 
 
 # What is disturbed
@@ -96,18 +96,18 @@ SWEEPS: dict[str, Work] = {
     "residual": patching.residual,
     "patterns": patching.patterns,
     "plain hooks": with_own_hook,
-    "paths": paths.senders,
+    "paths": patching.senders,
 }
 WORK: dict[str, Work] = {
     **SWEEPS,
     "run_with_cache": lambda m, b: m.run_with_cache(b.clean),
     "run_with_hooks": with_hooks,
-    "tracing": lambda m, b: tracing.causal(m, b, damage="noised", draws=2),
-    "ablating": lambda m, b: ablating.ablate(m, b, standin="resample", draws=2),
-    "attribution": estimating.attribution,
-    "AtP*": estimating.atp_star,
-    "edges by gradients": lambda m, b: edge_attribution.eap_ig(m, b, steps=2),
-    "edges exactly": edge_attribution.exact,
+    "tracing": lambda m, b: patching.causal_trace(m, b, damage="noised", draws=2),
+    "ablating": lambda m, b: patching.ablate(m, b, standin="resample", draws=2),
+    "attribution": attribution_patching.attribution,
+    "AtP*": attribution_patching.atp_star,
+    "edges by gradients": lambda m, b: edge_scores.eap_ig(m, b, steps=2),
+    "edges exactly": edge_scores.exact,
     "circuits": lambda m, b: circuits.find(m, b, n_edges=5, steps=1, checked=False),
 }
 every_work = pytest.mark.parametrize("work", WORK.values(), ids=WORK.keys())
@@ -256,8 +256,8 @@ def test_the_finished_part_of_a_sweep_is_returned_and_is_right(
         patching.heads,
         patching.mlps,
         with_own_hook,
-        paths.senders,
-        tracing.causal,
+        patching.senders,
+        patching.causal_trace,
     ],
 )
 def test_an_interrupt_from_the_progress_report_is_one_too(

@@ -7,10 +7,10 @@ import torch
 
 from interp import metrics
 from interp.behaviours import Behaviour
-from interp.engine import sweeping
 from interp.errors import BehaviourError
 from interp.metrics import Metric
-from train.model import GPT, GPTConfig, init
+from interp.patching import engine
+from train.model import GPT, GPTConfig, init_gpt
 
 
 ASKED = Behaviour(
@@ -31,7 +31,7 @@ def model() -> GPT:
     cfg = GPTConfig(
         n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=30, init_std=0.3, vocab_multiple=64
     )
-    return init(cfg, seed=0).eval()
+    return init_gpt(cfg, seed=0).eval()
 
 
 def test_the_logit_difference_is_answer_minus_foil():
@@ -78,7 +78,7 @@ def test_positions_are_read_in_the_order_given(model, positions):
             (i + 1) * logits[:, position, :2].sum(dim=1) for i, position in enumerate(positions)
         )
     torch.testing.assert_close(metric.of_logits(logits), by_hand)
-    through_the_engine = sweeping.unpatched(model, tokens, [metric])[0]
+    through_the_engine = engine.unpatched(model, tokens, [metric])[0]
     torch.testing.assert_close(through_the_engine, by_hand.double(), rtol=0, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_a_padded_vocabulary_is_never_read(model):
     seen = []
     metric = metrics.custom("width", lambda x: seen.append(x.shape[-1]) or x[:, 0, 0], unit="x")
     tokens = torch.zeros(1, 4, dtype=torch.long)
-    sweeping.unpatched(model, tokens, [metric])
+    engine.unpatched(model, tokens, [metric])
     assert seen == [30], "of 64 rows inside"
 
 

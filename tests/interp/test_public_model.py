@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp import behaviours, detecting, hooked, patching
-from interp.components import Place
+from interp import behaviours, models, patching
+from interp.components import Component
+from interp.heads import (
+    best_head,
+    copying_loss,
+    induction_heads,
+    previous_token_heads,
+    repeated_tokens,
+)
 from interp.metrics import logit_difference
-from train import public_models
+from train import convert
 from train.errors import TrainError
 from train.model import GPT
 
@@ -24,14 +31,14 @@ TEXTS = ["When Mary and John went to the store,  12 days ago, John gave 4.50 to"
 @pytest.fixture(scope="module")
 def folder() -> Path:
     try:
-        return public_models.fetch("smollm2", out=DATA / "smollm2")
+        return convert.fetch_pretrained("smollm2", out=DATA / "smollm2")
     except TrainError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
 def model(folder) -> GPT:
-    return hooked.load(folder)
+    return models.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +63,11 @@ def test_its_logits_and_tokens_are_those_of_transformers(model, folder):
 def test_it_knows_the_indirect_object_and_continues_what_it_saw(model, ioi):
     check = behaviours.check(model, behaviours.load("ioi", model, n_prompts=24))
     assert check.interval[0] > 0.8
-    tokens = detecting.repeated_tokens(model, n=4, length=16)
-    copying = detecting.copying(model, tokens)
+    tokens = repeated_tokens(model, n=4, length=16)
+    copying = copying_loss(model, tokens)
     assert copying.second < copying.first / 3
-    assert detecting.best(detecting.induction_heads(model, tokens))[1] > 0.7
-    assert detecting.best(detecting.previous_token_heads(model, tokens))[1] > 0.7
+    assert best_head(induction_heads(model, tokens))[1] > 0.7
+    assert best_head(previous_token_heads(model, tokens))[1] > 0.7
 
 
 def test_a_trace_follows_the_name_from_its_second_mention_to_the_end(model, ioi):
@@ -74,13 +81,13 @@ def test_a_trace_follows_the_name_from_its_second_mention_to_the_end(model, ioi)
 
 def test_the_engine_agrees_with_plain_hooks_on_it(model, ioi):
     score = logit_difference(ioi).of_logits
-    names = [place.hook for place in (Place("resid_pre", 17), Place("mlp", 3))]
+    names = [place.hook for place in (Component("resid_pre", 17), Component("mlp", 3))]
     with torch.inference_mode():
         clean, cache = model.run_with_cache(ioi.clean, names_filter=names)
         corrupt = model(ioi.corrupt)
     whole = (score(clean) - score(corrupt)).mean()
 
-    def plain(place: Place) -> float:
+    def plain(place: Component) -> float:
         def hook(value, point):
             value = value.clone()
             value[place.index] = cache[place.hook][place.index]
@@ -92,6 +99,6 @@ def test_the_engine_agrees_with_plain_hooks_on_it(model, ioi):
 
     residual, mlps = patching.residual(model, ioi), patching.mlps(model, ioi)
     for name in ("L17.resid_pre@11", "L17.resid_pre@15"):
-        place = Place("resid_pre", 17, pos=int(name.rpartition("@")[2]))
+        place = Component("resid_pre", 17, pos=int(name.rpartition("@")[2]))
         assert residual[name] == pytest.approx(plain(place), abs=1e-4)
-    assert mlps["L3.mlp"] == pytest.approx(plain(Place("mlp", 3)), abs=1e-4)
+    assert mlps["L3.mlp"] == pytest.approx(plain(Component("mlp", 3)), abs=1e-4)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp import behaviours, hooked, metrics, patching, paths
+from interp import behaviours, metrics, models, patching
 from interp.behaviours import Behaviour
 from interp.components import parse
 from interp.errors import (
@@ -22,7 +22,7 @@ from interp.errors import (
     UninformativeWarning,
 )
 from train.errors import HookError, TokenizerError
-from train.model import GPT, GPTConfig, init
+from train.model import GPT, GPTConfig, init_gpt
 
 
 CFG = GPTConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=30, init_std=0.3)
@@ -30,7 +30,7 @@ CFG = GPTConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=30, init_std
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    return init(CFG, seed=0).eval()
+    return init_gpt(CFG, seed=0).eval()
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_hooked_model_that_has_no_such_point(behaviour):
     with pytest.raises(
         ModelError, match=r"a hook at blocks\.0\.attn\.hook_z never fired in this Silent"
     ):
-        patching.heads(Silent(init(CFG, seed=0).eval()), behaviour)
+        patching.heads(Silent(init_gpt(CFG, seed=0).eval()), behaviour)
 
 
 # A site that does not exist
@@ -144,7 +144,7 @@ def test_a_metric_that_reads_only_what_comes_before_the_patch(model, behaviour):
 
 def test_a_place_that_leads_nowhere(model, behaviour):
     with pytest.raises(ModelError, match="no path leads there"):
-        paths.senders(model, behaviour, "L0H0.q")
+        patching.senders(model, behaviour, "L0H0.q")
     with pytest.raises(BehaviourError, match="none of the 1 patches reaches position 5"):
         patching.together(model, behaviour, [["L1.resid_post@3"]])
 
@@ -175,7 +175,7 @@ def test_a_place_that_is_the_same_in_both_prompts_at_the_command(patched):
 
 def test_a_behaviour_that_the_model_cannot_do(model, behaviour):
     backwards = replace(behaviour, answer=behaviour.foil, foil=behaviour.answer)
-    for sweep in (patching.heads, patching.residual, paths.senders):
+    for sweep in (patching.heads, patching.residual, patching.senders):
         with pytest.raises(CapabilityError, match=r"does not do 'random': accuracy 0\.00 .* on 4 "):
             sweep(model, backwards)
 
@@ -188,7 +188,7 @@ def test_a_behaviour_that_the_model_cannot_do_at_the_command(patched, lookup_beh
 
 def test_prompts_that_the_model_does_not_tell_apart(behaviour):
     # Layers that write nothing: only the last token is read, and it is the same.
-    blank = init(replace(CFG, init_std=0.3), seed=0).eval()
+    blank = init_gpt(replace(CFG, init_std=0.3), seed=0).eval()
     with torch.no_grad():
         for block in blank.blocks:
             block.attn.out.weight.zero_()
@@ -214,7 +214,7 @@ def test_prompts_of_unequal_length(behaviour, tiny_run, tmp_path):
         object.__setattr__(uneven, field, value)
         with pytest.raises(BehaviourError, match=said):
             uneven.__post_init__()
-    loaded = hooked.load(tiny_run)
+    loaded = models.load(tiny_run)
     with pytest.raises(TokenizerError, match=r"2 texts have lengths \[1, 2\]"):
         loaded.to_tokens(["w1", "w1 w2"])
 
@@ -232,9 +232,9 @@ def test_a_foil_equal_to_the_answer(behaviour):
 
 def edited(path: Path, behaviour: Behaviour, **changed: object) -> Path:
     """A sealed file whose content nobody checked when it was written."""
-    from train import durable
+    from train import storage
 
-    durable.write_json(path, durable.seal({**behaviour.to_dict(), **changed}))
+    storage.write_json(path, storage.seal({**behaviour.to_dict(), **changed}))
     return path
 
 
@@ -257,7 +257,7 @@ def test_a_tokenizer_of_another_vocabulary(model, behaviour, tiny_run, lookup_ru
     beyond[0, 0] = 30
     with pytest.raises(BehaviourError, match="holds token 30, and the vocabulary of the model has"):
         patching.heads(model, replace(behaviour, clean=beyond))
-    theirs, ours = hooked.load(tiny_run), hooked.load(lookup_run)
+    theirs, ours = models.load(tiny_run), models.load(lookup_run)
     small = replace(behaviour, **{k: getattr(behaviour, k) % 9 for k in ("clean", "corrupt")})
     small = replace(small, answer=behaviour.answer * 0, foil=behaviour.foil * 0 + 1)
     worded = replace(small, tokenizer=theirs.tokenizer.sha256)

@@ -15,9 +15,8 @@ from interp.errors import (
     UninformativeWarning,
 )
 from interp.steering import SteeringEffects, SteeringVector
-from train import model as gpt
 from train.errors import HookError
-from train.model import GPT, GPTConfig
+from train.model import GPT, GPTConfig, init_gpt
 
 
 VOCAB = 12
@@ -27,7 +26,7 @@ VOCAB = 12
 def linear() -> GPT:
     """No norm, nothing written by any layer: the logits are the embedding of the last token."""
     shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "n_ctx": 12, "d_vocab": VOCAB}
-    model = gpt.init(GPTConfig(**shape, norm="none", position="none", init_std=0.5), 0)
+    model = init_gpt(GPTConfig(**shape, norm="none", position="none", init_std=0.5), 0)
     with torch.no_grad():
         for block in model.blocks:
             block.attn.out.weight.zero_()
@@ -87,7 +86,7 @@ def test_random_directions_and_an_unrelated_behaviour_move_less(linear):
 
 
 def test_a_head_is_steered_at_the_positions_asked_for_and_nowhere_else(linear):
-    model = gpt.init(replace(linear.cfg, init_std=0.3), 1)
+    model = init_gpt(replace(linear.cfg, init_std=0.3), 1)
     vector = steering.difference(model, tokens(3, 4), tokens(5, 6), place="L0H1")
     assert vector.values.shape == (8,)
     text = tokens(7, 8)
@@ -143,7 +142,7 @@ def test_what_points_nowhere_or_is_not_there_is_refused(linear):
         steering.steered(linear, vector, coefficient=1.0),
     ):
         pass
-    shallow = gpt.init(replace(linear.cfg, n_layers=1), 0)
+    shallow = init_gpt(replace(linear.cfg, n_layers=1), 0)
     with pytest.raises(ModelError, match=r"L1.resid_pre is layer 1 of a model that has 1"):
         steering.curve(shallow, vector, behaviour)
 

@@ -33,6 +33,6 @@ def test_the_environment_is_left_as_it_is(monkeypatch):
 
 def test_a_device_that_is_not_here_becomes_the_cpu_for_looking_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert numerics.here(GPU) == Numerics("cpu", "fp32", 1)
+    assert numerics.on_this_machine(GPU) == Numerics("cpu", "fp32", 1)
     with pytest.raises(RecipeError, match="has no CUDA device"):
         numerics.refuse_missing("cuda:1")

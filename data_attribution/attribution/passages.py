@@ -1,0 +1,156 @@
+"""Ranked documents as sources: their text around what speaks for them, their steps, their copies.
+
+A document that the run never reached taught it nothing and is left out. Copies and near copies of a
+row stand in that row, however they rank: a list of eight times the same sentence says one thing.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+from data_attribution import counterfactuals
+from data_attribution.attribution.sources import GRADES, Evidence, Source
+from data_attribution.ranking import Ranking
+from data_attribution.token_index import TokenIndex
+from train.data import TokenStore
+from train.runs import Run
+
+
+__all__ = ["Cited", "Reads", "excerpt", "sources"]
+
+# Tokens shown on either side of a span, and the most shown of one document.
+AROUND, SHOWN = 24, 96
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A run, as far as it is asked when it read a document."""
+
+    def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]: ...
+
+
+@dataclass(frozen=True)
+class Cited:
+    """The rows, and what stands in none: documents never read, and copies folded into a row."""
+
+    items: tuple[Source, ...]
+    unread: int
+    folded: int
+
+
+def sources(
+    run: Reads,
+    index: TokenIndex,
+    ranking: Ranking,
+    *,
+    limit: int,
+    grades: Mapping[int, str],
+    evidence: Mapping[str, Ranking],
+    fold: bool = True,
+    near: Mapping[int, Collection[int]] | None = None,
+) -> Cited:
+    """The first `limit` rows of a ranking.
+
+    Args:
+        grades: The strongest grade that speaks for a document; for those it lacks none does.
+        evidence: What each method said, by name.
+        fold: Leave out documents that stand in a better row already.
+        near: The near copies of a document, where any are known.
+    """
+    items: list[Source] = []
+    taken: set[int] = set()
+    unread = folded = 0
+    parts = {name: (_ranks(part), part) for name, part in evidence.items()}
+    for rank, document in enumerate(ranking.documents.tolist()):
+        if len(items) == limit:
+            break
+        steps = _reading(run, document)
+        if not len(steps) or document in taken:
+            unread += not len(steps)
+            folded += len(steps) > 0
+            continue
+        same, alike = _copies(index, document, (near or {}).get(document, ()))
+        if fold:
+            taken.update(same, alike)
+        items.append(
+            Source(
+                document=document,
+                id=index.store.document(document).id,
+                **_passage(index.store, document, *ranking.where(document)),
+                score=float(ranking.scores[rank]),
+                grade=grades.get(document, GRADES[0]),
+                steps=tuple(steps.tolist()),
+                duplicates=same,
+                near=alike,
+                low=None if ranking.low is None else float(ranking.low[rank]),
+                high=None if ranking.high is None else float(ranking.high[rank]),
+                evidence={
+                    name: _evidence(part, ranks[document])
+                    for name, (ranks, part) in parts.items()
+                    if document in ranks
+                },
+            )
+        )
+    return Cited(tuple(items), unread, folded)
+
+
+def _reading(run: Reads, document: int) -> Int64[np.ndarray, " step"]:
+    """The steps that read it, of a run with weights those that its last checkpoint has seen."""
+    return (
+        counterfactuals.steps_of_reading(run, document)
+        if isinstance(run, Run)
+        else run.steps_reading(document)
+    )
+
+
+def _ranks(ranking: Ranking) -> dict[int, int]:
+    return {document: rank for rank, document in enumerate(ranking.documents.tolist())}
+
+
+def _evidence(ranking: Ranking, rank: int) -> Evidence:
+    low, high = (None if one is None else float(one[rank]) for one in (ranking.low, ranking.high))
+    return Evidence(rank + 1, float(ranking.scores[rank]), low, high)
+
+
+def _copies(
+    index: TokenIndex, document: int, near: Collection[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Other documents of the train region with the same sha256, and with nearly the same tokens.
+
+    With whole words as tokens a text with other white space has the same tokens and another digest.
+    """
+    store = index.store
+    start, length = int(store.starts[document]), int(store.lengths[document])
+    (positions,) = index.occurrences([np.asarray(store.tokens[start : start + length])])
+    holders = store.document_at(positions)
+    same = set(holders[store.lengths[holders] == length].tolist()) - {document}
+    sha256 = store.document(document).sha256
+    exact = {one for one in sorted(same) if store.document(one).sha256 == sha256}
+    alike = (same | {*near}) - exact - {document}
+    return tuple(sorted(exact)), tuple(sorted(alike))
+
+
+def _passage(store: TokenStore, document: int, start: int, length: int) -> dict[str, Any]:
+    return {
+        "text": excerpt(store, document, start, length),
+        "span": _text(store, document, start, start + length),
+        "start": start,
+        "length": length,
+    }
+
+
+def excerpt(store: TokenStore, document: int, start: int = 0, length: int = 0) -> str:
+    """A stretch of a document among its neighbours, at most `SHOWN` tokens of it."""
+    first = max(0, start - AROUND)
+    last = min(int(store.lengths[document]), start + length + AROUND, first + SHOWN)
+    before = "… " if first else ""
+    after = " …" if last < store.lengths[document] else ""
+    return before + _text(store, document, first, last).strip() + after
+
+
+def _text(store: TokenStore, document: int, first: int, last: int) -> str:
+    start = int(store.starts[document])
+    return store.tokenizer.decode(store.tokens[start + first : start + last])

@@ -1,0 +1,238 @@
+"""What the commands print for a person: a hit, a source, a retrained run, a line each."""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from data_attribution.attribution import Source, Sources
+    from data_attribution.token_index import Hit, Span, TokenIndex
+    from data_attribution.tracing import Exposure, Generation
+    from train.runs import Run
+
+__all__ = [
+    "counterfactual_lines",
+    "exposure_lines",
+    "exposure_row",
+    "generation_lines",
+    "hit_line",
+    "hit_row",
+    "interval",
+    "sources_lines",
+    "span_row",
+    "steps_line",
+]
+
+SHOWN_STEPS = 8
+LOGITS = "logit difference"  # what is followed of a behaviour unless another is named
+
+
+def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str, Any]:
+    """One hit as plain values, with its steps where a run is given."""
+    row: dict[str, Any] = {
+        "document": hit.document,
+        "id": opened.store.document(hit.document).id,
+        "offset": hit.offset,
+        "held_out": hit.held_out,
+        "text": opened.around(hit),
+    }
+    return row | ({"steps": hit.steps(read_by).tolist()} if read_by else {})
+
+
+def hit_line(row: dict[str, Any]) -> str:
+    """Where a hit stands, when it was read, and the text around it."""
+    read = "held out" if row["held_out"] else None
+    if "steps" in row and not read:
+        read = steps_line(row["steps"])
+    where = f"document {row['document']} offset {row['offset']}"
+    return "\t".join([where, *([read] if read else []), " ".join(row["text"].split())])
+
+
+def steps_line(steps: list[int] | tuple[int, ...]) -> str:
+    """The first steps, and how many more."""
+    shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
+    more = len(steps) - SHOWN_STEPS
+    tail = f" and {more} more" if more > 0 else ""
+    return f"read at steps {shown}{tail}" if steps else "never read"
+
+
+def span_row(span: "Span") -> dict[str, Any]:
+    """One span as plain values."""
+    return {
+        "text": span.text,
+        "start": span.start,
+        "stop": span.stop,
+        "count": span.count,
+        "held_out": span.held_out,
+        "surprise": -span.log_probability,
+    }
+
+
+def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
+    """What was read before each checkpoint, as plain values."""
+    shown = sorted({0, *(one for one in checkpoints if one <= found.before), found.before})
+    return {
+        "target": found.target,
+        "places": found.places,
+        "documents": len(set(found.documents.tolist())),
+        "held_out": found.held_out,
+        "before": found.before,
+        "readings": found.readings,
+        "sampled": found.sampled,
+        "curve": [
+            {"checkpoint": one, "readings": found.at(one), "spread evenly": found.even(one)}
+            for one in shown
+        ],
+    }
+
+
+def exposure_lines(row: dict[str, Any]) -> str:
+    """Where a text stands, and a line a checkpoint."""
+    head = (
+        f"{row['places']} places in {row['documents']} documents, {row['readings']:.1f} readings "
+        f"before checkpoint {row['before']}"
+        + (f"; {row['held_out']} places are held out" if row["held_out"] else "")
+        + ("; estimated from a sample of the places" if row["sampled"] else "")
+    )
+    table = [
+        f"{one['checkpoint']:>10}  {one['readings']:>8.1f}  {one['spread evenly']:>13.1f}"
+        for one in row["curve"]
+    ]
+    return "\n".join([head, "checkpoint  readings  spread evenly", *table])
+
+
+def sources_lines(sources: "Sources") -> str:
+    """Ranked documents, the evidence, and what it does not say."""
+    about = sources.provenance
+    lines = [
+        f"{_scored(one):24}  {one.grade:14}  document {one.document}\t{steps_line(one.steps)}\t"
+        f"{' '.join(one.text.split())}" + _others(one) + _effect(one)
+        for one in sources
+    ]
+    within = f" within {', '.join(about['within'])}" if about.get("within") else ""
+    metric = about.get("metric") or LOGITS
+    by = "" if metric == LOGITS else f", by its {metric}"
+    head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{by}{within}"
+    end = (
+        f"{len(lines)} of {about['candidates']:,} documents with any evidence; "
+        f"run {about['run']}, knowledge {about['knowledge']}; "
+    )
+    effect = next((one.effect for one in sources if one.effect), None)
+    says = "evidence is no cause yet: `openbook counterfactual` tests it"
+    if effect is not None:
+        says = f"effects are those of all documents removed together, {_beside(effect.controls)}"
+    return "\n".join([head, *lines, *_notes(about), end + says])
+
+
+def _notes(about: dict[str, Any]) -> list[str]:
+    """What was asked for and is not what was done, and how far back a replay went."""
+    gradient, replay = about.get("gradient") or {}, about.get("replay") or {}
+    notes = []
+    if about.get("left out"):
+        notes.append(f"left out: {', '.join(about['left out'])}, for the question has no words")
+    if "drawn of" in gradient:
+        notes.append(
+            f"gradients of {gradient['scored']:,} documents of {gradient['drawn of']:,}, drawn at "
+            "random, for the question has no words; `openbook attribution index` collects all"
+        )
+    if "from checkpoint" in replay:
+        first, last = replay["steps"]
+        asked = f", {replay['asked for']} were asked for" if "asked for" in replay else ""
+        notes.append(
+            f"replay of steps {first} to {last}, from the checkpoint at {replay['from checkpoint']}"
+            + asked
+        )
+    return notes
+
+
+def _scored(one: "Source") -> str:
+    if one.low is None or one.high is None:
+        return f"{one.score:8.3f}"
+    return f"{one.score:8.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _others(one: "Source") -> str:
+    copies = f"\tduplicates: {len(one.duplicates)}" if one.duplicates else ""
+    return copies + (f"\tnear duplicates: {len(one.near)}" if one.near else "")
+
+
+def _effect(one: "Source") -> str:
+    if one.effect is None:
+        return ""
+    found = one.effect
+    bounds = "" if found.low is None else f" {interval(found.low, found.high)}"
+    noise = "" if found.controls > 1 else f", {_noise(None, found.controls)}"
+    others = f"it and {found.together - 1} others"
+    return f"\twithout {others} {found.mean:+.3f}{bounds} {found.unit}{noise}"
+
+
+def generation_lines(found: "Generation") -> str:
+    """A text's spans, each with its documents and when the run read it there."""
+    head = (
+        f"{len(found.spans)} of {found.found} spans cover {found.covered:.0%} of "
+        f"{found.n_tokens:,} tokens; run {found.provenance['run']}"
+    )
+    lines = [head]
+    for one in found.spans:
+        span = one.span
+        lines.append(
+            f"{-span.log_probability:8.1f} nats  stands {span.count} times, was read "
+            f"{one.readings:.3g} times\t{span.text!r}"
+        )
+        lines += [
+            f"    document {held.document} offset {held.offset}\t{steps_line(held.steps)}\t"
+            f"{' '.join(held.text.split())}"
+            + (f"\tduplicates: {len(held.copies)}" if held.copies else "")
+            for held in one.documents
+        ]
+    return "\n".join(lines)
+
+
+def interval(low: float | None, high: float | None, n_of: str = "prompt") -> str:
+    """Signed bounds, or why there are none."""
+    if low is None or high is None:
+        return f"one {n_of}, no interval"
+    return f"[{low:+.3f}, {high:+.3f}]"
+
+
+def counterfactual_lines(result: dict[str, Any]) -> str:
+    """A line a setting: recall with its interval, change in log-probability, n."""
+    width = max(len(row["setting"]) for row in result["rows"])
+    head = f"{'':<{width}}  recall        95 %       change in log-probability, nats    n"
+    rows = [
+        f"{row['setting']:<{width}}  {row['recall']:6.3f}  "
+        f"[{row['recall low']:.3f}, {row['recall high']:.3f}]  {row['change']:+8.3f} "
+        f"{interval(row['change low'], row['change high'])}  {row['n']:10}"
+        for row in result["rows"]
+    ]
+    kept = "\n".join(f"kept: {path}" for path in result["runs"])
+    effects = [_effect_line(row) for row in result["effects"]]
+    removed = f"{len(result['removed'])} removed, {len(result['named'])} of them named"
+    drawn = f"no control holds {result['avoided']} others that are named or copied"
+    control = [drawn] if result["control"] else []
+    return "\n".join([head, *rows, *effects, removed, *control, kept])
+
+
+def _effect_line(row: dict[str, Any]) -> str:
+    """What the documents did to a question, and beside what."""
+    kind = "" if row["related"] else "unrelated "
+    held = "no interval: one prompt and not two controls"
+    if row["low"] is not None:
+        held = interval(row["low"], row["high"])
+    return (
+        f"{kind}{row['question']}: {row['effect']:+.3f} {row['unit']}, {_beside(row['seeds'])}, "
+        f"{held}, {_noise(row['within noise'], row['seeds'])}"
+    )
+
+
+def _beside(controls: int) -> str:
+    """What an effect is counted from."""
+    if not controls:
+        return "beside the full run: no random ones were removed"
+    return f"beyond {controls} removal{'s' if controls > 1 else ''} of random ones"
+
+
+def _noise(within: bool | None, controls: int) -> str:
+    """Whether chance does as much; below two controls nobody knows."""
+    if within is None:
+        return f"noise unknown: {'one control' if controls == 1 else 'no control'}"
+    return "within its noise" if within else "beyond its noise"

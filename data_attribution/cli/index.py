@@ -1,0 +1,267 @@
+"""`openbook index`: sort the text of STORE, and search in it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_attribution.cli import formatting
+from data_attribution.errors import SorterError
+from train.cli.app import Json, Out, answer, readable
+
+
+if TYPE_CHECKING:
+    from data_attribution.token_index import TokenIndex
+    from train.runs import Run
+
+index = typer.Typer(help="Search the text of a token store.", no_args_is_help=True)
+
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
+Query = Annotated[str, typer.Argument(metavar="QUERY", help="Text to look for.")]
+Reader = Annotated[
+    Path | None, typer.Option("--run", help="Also print the steps at which this run read each hit.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sample.")]
+
+Shards = Annotated[
+    int | None, typer.Option(min=1, help="Of the text trained on; default: as memory asks.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that sort; default: the cores, if worth it.")
+]
+Memory = Annotated[
+    float | None, typer.Option(min=0.001, help="GB that sorting may take; default: 3/4 of free.")
+]
+Backend = Annotated[
+    str | None, typer.Option(help="pydivsufsort, libsais or numpy; default: the fastest there.")
+]
+Libsais = Annotated[
+    Path | None, typer.Option(callback=readable, help="Shared library of libsais to sort with.")
+]
+
+
+@index.command("build")
+def index_build(
+    path: StoreFolder,
+    shards: Shards = None,
+    shard_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Or the most tokens of a shard.")
+    ] = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    backend: Backend = None,
+    libsais: Libsais = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Sort every suffix of STORE, so that any text is found in it; kept in STORE/index.
+
+    A build that was stopped, in whichever way, goes on with the shards that it had finished.
+    """
+    from data_attribution import token_index
+    from train import progress
+    from train.data import open_store
+
+    store = open_store(path)
+    with progress.bar("indexing") as advance:
+        built = token_index.build(
+            store,
+            shards=shards,
+            shard_tokens=shard_tokens,
+            workers=workers or token_index.worthwhile_workers(store.n_tokens),
+            memory=_bytes(memory),
+            backend=backend,
+            libsais=libsais,
+            progress=advance,
+        )
+    result = {
+        "store": str(path),
+        "tokens": store.n_tokens,
+        "parts": len(built.parts),
+        "backend": built.backend,
+    }
+    shown = f" in {len(built.parts)} shards" if len(built.parts) > 1 else ""
+    sorted_by = f"{store.n_tokens:,} tokens sorted by {built.backend}"
+    text = f"{sorted_by}{shown}: {path / token_index.INDEX_FOLDER}"
+    answer(result, text, as_json=as_json, out=out)
+
+
+@index.command("plan")
+def index_plan(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[STORE]", help="Folder of the token store.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Instead of STORE: so many tokens.")
+    ] = None,
+    shards: Shards = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    backend: Backend = None,
+    libsais: Libsais = None,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Of --tokens.")] = 50257,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Say what an index takes before it is built: shards, seconds, memory and disk.
+
+    With STORE its shards are cut as they will be, and some of its tokens are sorted to measure this
+    machine; else shards are taken to be equally long, and seconds are those of a server of 2025.
+    """
+    if (path is None) == (tokens is None):
+        raise SorterError("give either a STORE or --tokens N")
+    from dataclasses import asdict
+
+    from data_attribution import token_index
+    from train.data import open_store
+
+    sorter = token_index.backend(backend, libsais)
+    if path:
+        store = open_store(path)
+        plan = token_index.plan_shards(
+            store,
+            sorter=sorter,
+            shards=shards,
+            workers=workers or token_index.worthwhile_workers(store.n_tokens),
+            memory=_bytes(memory),
+        )
+        rate = token_index.measure_rate(store, sorter=sorter, libsais=libsais)
+        found = token_index.estimate_shards(store, plan, measured=rate)
+    else:
+        number = tokens or 0
+        found = token_index.estimate_cost(
+            number,
+            shards=shards,
+            workers=workers or token_index.worthwhile_workers(number),
+            memory=_bytes(memory),
+            sorter=sorter,
+            vocab_size=vocabulary,
+        )
+    answer(asdict(found), found.sentence(), as_json=as_json, out=out)
+
+
+@index.command("verify")
+def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
+    """Read every byte of the index of STORE, and of its BM25 index if there is one.
+
+    They are compared with what was built.
+    """
+    from data_attribution import lexical, token_index
+    from train import progress
+    from train.data import open_store
+
+    store = open_store(path)
+    with progress.bar("verifying") as advance:
+        token_index.verify(store, advance)
+        bm25 = lexical.find_inverted_index(store) is not None
+        if bm25:
+            lexical.verify_inverted_index(store, advance)
+    parts = len(token_index.open(store).parts)
+    both = " and the BM25 index are" if bm25 else " is"
+    text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} what was built"
+    found = {"store": str(path), "parts": parts, "bm25": bm25, "ok": True}
+    answer(found, text, as_json=as_json, out=out)
+
+
+@index.command("bm25")
+def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
+    """Count which documents of STORE hold which token, for BM25; kept in STORE/bm25."""
+    from data_attribution import lexical
+    from train import progress
+    from train.data import open_store
+
+    with progress.bar("counting") as advance:
+        built = lexical.build_inverted_index(open_store(path), progress=advance)
+    folder = path / lexical.INVERTED_FOLDER
+    size = sum(one.stat().st_size for one in folder.iterdir())
+    result = {
+        "store": str(path),
+        "entries": built.n_entries,
+        "segments": len(built.segments),
+        "bytes": size,
+    }
+    text = (
+        f"{built.n_entries:,} pairs of a token and a document that holds it, {size:,} bytes: "
+        f"{folder}"
+    )
+    answer(result, text, as_json=as_json, out=out)
+
+
+@index.command("count")
+def index_count(path: StoreFolder, query: Query, as_json: Json = False, out: Out = None) -> None:
+    """Count QUERY in the text that is trained on, and in the text held out."""
+    from data_attribution import token_index
+    from train.data import open_store
+
+    found = token_index.open(open_store(path)).count(query)
+    rows = [f"{one.count}\t{one.held_out} held out\t{one.text!r}" for one in found.spellings]
+    answer(found.to_dict(), "\n".join(rows), as_json=as_json, out=out)
+
+
+@index.command("find")
+def index_find(
+    path: StoreFolder,
+    query: Query,
+    reader: Reader = None,
+    limit: Annotated[int, typer.Option(min=1, help="Documents; more are sampled.")] = 20,
+    seed: Seed = 0,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Find the documents of STORE that hold QUERY, and with --run the steps that read them."""
+    opened, read_by = _opened(path, reader)
+    hits = opened.find(query, limit=limit, seed=seed)
+    rows = [formatting.hit_row(opened, hit, read_by) for hit in hits]
+    count, held_out = hits.found.count, hits.found.held_out
+    apart = f" and {held_out} held out" if held_out else ""
+    lines = [f"{count} occurrences{apart}, {len(rows)} documents shown"]
+    lines += map(formatting.hit_line, rows)
+    answer({**hits.found.to_dict(), "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
+
+
+@index.command("spans")
+def index_spans(
+    path: StoreFolder,
+    query: Query,
+    reader: Reader = None,
+    minimum: Annotated[int, typer.Option(min=1, help="Shortest span, in tokens.")] = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Documents of each span.")] = 3,
+    seed: Seed = 0,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Cut QUERY into the longest stretches that stand in STORE, with the documents of each."""
+    opened, read_by = _opened(path, reader)
+    rows = [
+        {
+            **formatting.span_row(span),
+            "hits": [formatting.hit_row(opened, hit, read_by) for hit in hits],
+        }
+        for span in opened.maximal_spans(query, minimum=minimum)
+        for hits in [opened.find(span.tokens, limit=limit, seed=seed)]
+    ]
+    lines = [
+        line
+        for row in rows
+        for line in (
+            f"stands {row['count']}x\t{row['surprise']:.1f} nats\t{row['text']!r}",
+            *(f"    {formatting.hit_line(hit)}" for hit in row["hits"]),
+        )
+    ]
+    none = f"no stretch of {minimum} tokens or more stands in {path}"
+    answer({"spans": rows}, "\n".join(lines) or none, as_json=as_json, out=out)
+
+
+def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":
+    from data_attribution import token_index
+    from train import runs
+    from train.data import open_store
+
+    if reader is None:
+        return token_index.open(open_store(path)), None
+    read_by = runs.open(reader, store=path)
+    return token_index.open(read_by.store), read_by
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)

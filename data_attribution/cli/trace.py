@@ -1,0 +1,320 @@
+"""`openbook trace`: from what a model does to its components, and to the documents behind it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from data_attribution.cli import formatting
+from data_attribution.errors import EvidenceError
+from interp.cli.app import Seed
+from interp.cli.patch import PROMPTS
+from interp.cli.trace import trace_components_command
+from train.cli.app import Json, Out, RunPath, StorePath, answer, readable, writable
+
+
+if TYPE_CHECKING:
+    from data_attribution.gradients import GradientOptions
+    from data_attribution.metagradients import ReplayOptions
+    from data_attribution.queries import Query
+    from data_attribution.tracing import Generation
+    from interp.behaviours import Behaviour
+    from interp.metrics import Metric
+    from interp.patching import Effects
+    from train.runs import Run
+
+trace = typer.Typer(help="Trace what a model does to its causes.", no_args_is_help=True)
+trace.command("components")(trace_components_command)
+
+METHOD = "lexical, bm25, gradient, replay, fused (default); or several: lexical+replay."
+QUESTION = "Follow a head: prefix-matching:L1H0, previous-token:L0H1, direct-effect:L1H0."
+KIND = "How gradients are compared: adam, adam-cosine, cosine, dot, curvature."
+LARGEST = 64 << 20  # bytes of a text in a file
+HOLDERS = 3  # documents a span of --text, on its page
+CONTROLS = 2
+
+FromText = Annotated[
+    str | None, typer.Option(help="Trace a text span by span: the text, or a file of it.")
+]
+Within = Annotated[
+    list[str] | None,
+    typer.Option(help="Gradients through L1H0, L0.mlp, ... alone, or a file of effects."),
+]
+MetricName = Annotated[
+    Literal["logit-difference", "log-probability", "probability"] | None,
+    typer.Option(help="What is asked of BEHAVIOUR; default: logit-difference."),
+]
+Rank = Annotated[int | None, typer.Option(min=1, help="Of the projections of gradients.")]
+Damping = Annotated[
+    float | None, typer.Option(help="Of --kind curvature, a share of the mean eigenvalue.")
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Replay goes back through so many last steps.")
+]
+Scratch = Annotated[Path | None, typer.Option(help="Folder for what replay keeps on the way.")]
+Proven = Annotated[
+    int | None, typer.Option(min=1, help="Train again without the first so many rows.")
+]
+Controls = Annotated[
+    int | None, typer.Option(min=0, help=f"Of --prove: random removals; default: {CONTROLS}.")
+]
+AtMost = Annotated[
+    int | None, typer.Option(min=1, help=f"Of BEHAVIOUR, at most so many; default: {PROMPTS}.")
+]
+Page = Annotated[Path | None, typer.Option(callback=writable, help="Write an HTML page of it.")]
+
+
+@trace.command("documents")
+def trace_documents(
+    path: RunPath,
+    behaviour: Annotated[
+        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Or a text, with --text.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Trace this text as a whole instead.")] = None,
+    from_text: FromText = None,
+    question: Annotated[str | None, typer.Option(help=QUESTION)] = None,
+    method: Annotated[str | None, typer.Option(help=METHOD)] = None,
+    within: Within = None,
+    metric: MetricName = None,
+    kind: Annotated[str | None, typer.Option(help=KIND)] = None,
+    rank: Rank = None,
+    damping: Damping = None,
+    window: Steps = None,
+    scratch: Scratch = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows; of --from-text, a span.")] = 20,
+    prove: Proven = None,
+    controls: Controls = None,
+    page: Page = None,
+    prompts: AtMost = None,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Rank the documents that RUN read by the evidence that they taught BEHAVIOUR or a text.
+
+    With --question a head is followed in place of the logit difference; it may stand alone.
+    """
+    given: dict[str, object] = {
+        **{"question": question, "method": method, "within": within, "kind": kind, "rank": rank},
+        **{
+            "damping": damping,
+            "window": window,
+            "scratch": scratch,
+            "prove": prove,
+            "controls": controls,
+        },
+        **{"metric": metric, "prompts": prompts},
+    }
+    _refuse_idle(behaviour, text, from_text, given)
+    from data_attribution import attribution, counterfactuals
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    if from_text is not None:
+        _trace_spans(opened, _read(from_text), limit, seed, page, as_json, out)
+        return
+    target = _target(opened, behaviour, text, prompts or PROMPTS, seed)
+    asked = _question(opened, question, target, seed)
+    with progress.bar("tracing") as advance:
+        sources = attribution.documents(
+            opened,
+            target,
+            question=asked,
+            within=_components(within),
+            metric=_metric(metric, target),
+            method=method or attribution.FUSED,
+            how=_how(kind=kind, rank=rank, damping=damping),
+            window=_window(window, scratch),
+            limit=limit,
+            seed=seed,
+            progress=advance,
+        )
+    proof, goal = None, _goal(target, asked, metric)
+    if prove and goal is not None:
+        with progress.bar("retraining") as advance:
+            drawn = CONTROLS if controls is None else controls
+            sources, proof = counterfactuals.validate_sources(
+                opened, goal, sources, top=prove, controls=drawn, progress=advance
+            )
+    if out:
+        sources.save(out)
+    if page:
+        from data_attribution import report
+
+        spans = _spans(opened, text, seed)
+        report.write_sources_page(sources, page, run=opened, spans=spans, counterfactual=proof)
+    answer(sources.to_dict(), formatting.sources_lines(sources), as_json=as_json, out=None)
+
+
+@trace.command("exposure")
+def trace_exposure(
+    path: RunPath,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Verbatim.")] = None,
+    document: Annotated[
+        list[int] | None, typer.Option(help="This document instead; may be repeated.")
+    ] = None,
+    before: Annotated[
+        int | None, typer.Option(min=0, help="Checkpoint; default: the last one.")
+    ] = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Count how often RUN had read TEXT, or documents, before each checkpoint."""
+    if (text is None) == (not document):
+        raise EvidenceError("give either a TEXT or --document N")
+    from data_attribution import tracing
+    from train import runs
+
+    opened = runs.open(path, store=store)
+    if text is None:
+        found = tracing.exposure_of_documents(opened, document or (), before=before)
+    else:
+        found = tracing.exposure_of_text(opened, text, before=before)
+    result = formatting.exposure_row(found, opened.steps)
+    answer(result, formatting.exposure_lines(result), as_json=as_json, out=out)
+
+
+def _refuse_idle(
+    behaviour: str | None, text: str | None, from_text: str | None, given: dict[str, object]
+) -> None:
+    """What nothing would look at."""
+    targets = sum(one is not None for one in (behaviour, text, from_text))
+    if targets > 1 or not (targets or given["question"]):
+        raise EvidenceError(
+            "give one of BEHAVIOUR, --text TEXT and --from-text FILE, or a --question"
+        )
+    idle = {
+        "--from-text looks for spans": given if from_text is not None else (),
+        "there is no BEHAVIOUR": ("metric", "prompts") if behaviour is None else (),
+        "there is no --prove": ("controls",) if given["prove"] is None else (),
+    }
+    for reason, names in idle.items():
+        said = [f"--{one}" for one in names if given[one] not in (None, [])]
+        if said:
+            raise EvidenceError(
+                f"{' and '.join(said)} would do nothing, for {reason}; leave it out"
+            )
+
+
+def _target(
+    opened: "Run", behaviour: str | None, text: str | None, prompts: int, seed: int
+) -> "str | Behaviour | None":
+    from interp import behaviours
+
+    if behaviour is None:
+        return text
+    return behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
+
+
+def _question(
+    opened: "Run", name: str | None, target: "str | Behaviour | None", seed: int
+) -> "Query | None":
+    from data_attribution import component_queries
+
+    if name is None:
+        return None
+    behaviour = None if isinstance(target, str) else target
+    return component_queries.named(name, opened, behaviour, seed=seed)
+
+
+def _metric(name: str | None, target: "str | Behaviour | None") -> "Metric | None":
+    from interp import metrics
+
+    if name is None or target is None or isinstance(target, str):
+        return None
+    return metrics.named(name, target)
+
+
+def _goal(
+    target: "str | Behaviour | None", asked: "Query | None", metric: str | None
+) -> "str | Behaviour | Query | None":
+    """What a proof measures: what gradients followed, where that was named."""
+    from data_attribution import queries
+
+    followed = _metric(metric, target)
+    if asked is not None or followed is None or target is None or isinstance(target, str):
+        return target if asked is None else asked
+    return queries.query_of_behaviour(target, followed)
+
+
+def _how(**options: object) -> "GradientOptions | None":
+    from data_attribution import gradients
+
+    given: dict[str, Any] = {name: one for name, one in options.items() if one is not None}
+    return replace(gradients.DEFAULT, **given) if given else None
+
+
+def _window(steps: int | None, scratch: Path | None) -> "ReplayOptions | None":
+    from data_attribution.metagradients import ReplayOptions
+
+    return None if steps is None and scratch is None else ReplayOptions(steps, scratch=scratch)
+
+
+def _components(within: list[str] | None) -> "Effects | list[str] | None":
+    """Names as they stand, or the effects in a file."""
+    if not within or not within[0].endswith(".json"):
+        return within or None
+    if len(within) > 1:
+        raise EvidenceError(f"{within[0]} was given to --within beside {within[1]}; give one file")
+    from interp.patching import Effects
+
+    readable(Path(within[0]))
+    return Effects.load(within[0])
+
+
+def _read(given: str) -> str:
+    """The text of a file where there is one of that name, else what was given."""
+    try:
+        path = Path(given)
+        is_file = path.is_file()
+    except OSError:  # too long for a name
+        return given
+    if not is_file:
+        if given and not any(map(str.isspace, given)) and ("/" in given or path.suffix):
+            raise EvidenceError(f"there is no file {given}; give one, or a text in quotes")
+        return given
+    if path.stat().st_size > LARGEST:
+        raise EvidenceError(
+            f"{path} has {path.stat().st_size >> 20} MB, and a text of {LARGEST >> 20} MB is the "
+            "longest that is traced; trace its parts"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise EvidenceError(f"{path} is no UTF-8 text: byte {error.start}") from None
+
+
+def _spans(opened: "Run", text: str | None, seed: int) -> "Generation | None":
+    """The stretches of a text on its page; None: no text, or nothing of it stands anywhere."""
+    from data_attribution import tracing
+
+    try:
+        return tracing.trace_text(opened, text, limit=HOLDERS, seed=seed) if text else None
+    except EvidenceError:
+        return None
+
+
+def _trace_spans(
+    opened: "Run",
+    text: str,
+    limit: int,
+    seed: int,
+    page: Path | None,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    from data_attribution import tracing
+    from train import progress
+
+    with progress.bar("tracing") as advance:
+        spans = tracing.trace_text(opened, text, limit=limit, seed=seed, progress=advance)
+    if out:
+        spans.save(out)
+    if page:
+        from data_attribution import report
+
+        report.write_sources_page(spans, page, run=opened)
+    answer(spans.to_dict(), formatting.generation_lines(spans), as_json=as_json, out=None)

@@ -1,0 +1,183 @@
+"""Questions about one component: where a head looks, what a place holds along a direction.
+
+The score of a component is a function of the weights as a behaviour is, so documents can be held to
+have taught *it*: the probe function of Mechanistic Data Attribution (Chen et al. 2026,
+https://arxiv.org/abs/2601.21996), which followed one head's prefix-matching score. Here every one
+is a `Question`: every method that follows gradients and every retrained run can be asked it.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data_attribution.errors import QueryError
+from data_attribution.queries import Query
+from interp import components
+from interp.behaviours import Behaviour
+from interp.components import OF_HEADS, Component, device_of
+from interp.heads import attended_positions, readout, repeated_tokens
+from train.errors import nearest
+from train.model import GPT
+from train.runs import Run
+
+
+__all__ = [
+    "NAMED",
+    "attention",
+    "direct_effect",
+    "named",
+    "prefix_matching",
+    "previous_token",
+    "probe_direction",
+]
+
+NAMED = ("direct-effect", "prefix-matching", "previous-token")
+LENGTH = 24  # words that repeat
+
+
+def named(
+    name: str, run: Run, behaviour: Behaviour | None = None, *, n: int = 64, seed: int = 0
+) -> Query:
+    """The question that a name of `NAMED` and a head stand for: "prefix-matching:L1H0".
+
+    Args:
+        behaviour: On which a direct effect is one.
+        n, seed: Of the sequences that are drawn; they are as long as the context holds, at most
+            two times `LENGTH` words.
+
+    Raises:
+        QueryError: There is no such question or head, or a direct effect on nothing is asked for.
+        ModelError: The head is no place.
+    """
+    kind, _, head = name.partition(":")
+    if kind not in NAMED:
+        raise QueryError(f"no question is called {kind!r}{nearest(kind, NAMED)}")
+    if not head:
+        raise QueryError(f"{name!r} names no head; write {kind}:L1H0")
+    place, config = _head(head), run.config
+    if place.layer >= config.n_layers or (place.head or 0) >= config.n_heads:
+        raise QueryError(
+            f"there is no head {head}: the model has layers 0 to {config.n_layers - 1} of heads 0 "
+            f"to {config.n_heads - 1}"
+        )
+    if kind == "direct-effect":
+        if behaviour is None:
+            raise QueryError(f"{name!r} is an effect on a behaviour; name a BEHAVIOUR beside it")
+        return direct_effect(run.load(), behaviour, head)
+    ask = prefix_matching if kind == "prefix-matching" else previous_token
+    return ask(run, head, n=n, length=min(LENGTH, (config.n_ctx - 1) // 2), seed=seed)
+
+
+def prefix_matching(
+    source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
+) -> Query:
+    """How much a head attends, from a repeated token, to what followed it before.
+
+    On random tokens that repeat, drawn in the words of a run or model
+    (`interp.heads.attention_scores`): the score of an induction head (Olsson et al. 2022).
+    """
+    tokens = repeated_tokens(source, n=n, length=length, seed=seed)
+    return attention(tokens, head, "induction")
+
+
+def previous_token(
+    source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
+) -> Query:
+    """How much a head attends to the token before, on the same sequences."""
+    tokens = repeated_tokens(source, n=n, length=length, seed=seed)
+    return attention(tokens, head, "previous token")
+
+
+def attention(tokens: Int[Tensor, "prompt pos"], head: str, kind: str) -> Query:
+    """Mean attention of a head where heads of a kind look; in [0, 1].
+
+    Args:
+        tokens: As `detecting.repeated` makes them.
+        head: "L1H0".
+        kind: As in `detecting.scores`: induction, previous token or duplicate token.
+
+    Raises:
+        QueryError: The name is not a head's.
+    """
+    place = _head(head)
+    query, key = attended_positions(tokens, kind)
+    hook = f"blocks.{place.layer}.attn.hook_pattern"
+
+    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
+        return _of_head(values[hook], 1, place)[:, query, key].float().mean(dim=1)
+
+    return Query(f"{kind} score of {head}", "mean attention", tokens, score, reads=(hook,))
+
+
+def probe_direction(
+    tokens: Int[Tensor, "prompt pos"],
+    place: str,
+    direction: Float[Tensor, "*prompt d"],
+    *,
+    name: str | None = None,
+) -> Query:
+    """What lies at a place along a direction: a probe's score without its bias.
+
+    Args:
+        place: "L1.resid_post@5", "L0H3", ...; without a position the last one is read, with several
+            their mean.
+        direction: As a probe was fitted, or one a prompt. It stays what it is when the model
+            changes.
+
+    Raises:
+        QueryError: A pattern or a single neuron, which holds no vector.
+    """
+    where = components.parse(place)
+    if where.site in ("pattern", "neuron"):
+        raise QueryError(f"{place!r} holds no vector a direction could lie in; take L1.resid_post")
+    at = list(where.positions or (-1,))
+
+    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
+        value = values[where.hook][:, at]
+        if where.site in OF_HEADS:
+            value = _of_head(value, 2, where)
+        along = direction.to(value)
+        if along.ndim == 2:
+            along = along[prompt.to(value.device), None]
+        return (value * along).sum(dim=-1).mean(dim=1)
+
+    return Query(name or f"direction at {place}", "along direction", tokens, score, (where.hook,))
+
+
+@torch.no_grad()
+def direct_effect(model: GPT, behaviour: Behaviour, head: str) -> Query:
+    """What a head writes into the logit difference of a behaviour, directly, at the last position.
+
+    The direction in which its output is read (its own output weights, the final norm's scale and
+    gain, the unembedding) is that of `model` on each prompt and stays so: the number changes with
+    what the head attends to and with its values, not with how they are read.
+
+    Args:
+        model: Whose weights read the head; pre-norm.
+
+    Raises:
+        QueryError: The name is not a head's.
+    """
+    place, last = _head(head), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    _, cache = model.run_with_cache(behaviour.clean.to(device_of(model)), names_filter=[last])
+    read, _ = readout(model, behaviour, {last: cache[last].double()})
+    direction = (read @ model.W_O[place.layer, place.head].double().T).float()
+    name = f"direct effect of {head} on {behaviour.name}"
+    asked = probe_direction(behaviour.clean, head, direction, name=name)
+    return Query(name, "nats of log-odds", asked.tokens, asked.score, asked.reads)
+
+
+def _of_head(values: Tensor, axis: int, place: Component) -> Tensor:
+    n_heads, head = values.shape[axis], place.head or 0
+    if head >= n_heads:
+        raise QueryError(f"layer {place.layer} has heads 0 to {n_heads - 1}, and no {head}")
+    return values.select(axis, head)
+
+
+def _head(name: str) -> Component:
+    place = components.parse(name)
+    if place.site != "head" or place.pos is not None:
+        raise QueryError(f"{name!r} is no head; heads are called L1H0")
+    return place

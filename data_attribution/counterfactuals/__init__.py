@@ -1,0 +1,45 @@
+"""Train again without documents, beside controls that remove others."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from data_attribution.counterfactuals.cached_retraining import Retrainings
+    from data_attribution.counterfactuals.document_sets import (
+        kept_out,
+        matched_random,
+        steps_of_reading,
+        with_copies,
+    )
+    from data_attribution.counterfactuals.effect_size import Change
+    from data_attribution.counterfactuals.fact_removal import (
+        STAYS,
+        Forgetting,
+        documents_of,
+        forget_facts,
+        removable_facts,
+    )
+    from data_attribution.counterfactuals.retraining import Counterfactual, without
+    from data_attribution.counterfactuals.validation import marked_sources, validate_sources
+
+__all__ = [
+    "STAYS",
+    "Change",
+    "Counterfactual",
+    "Forgetting",
+    "Retrainings",
+    "documents_of",
+    "forget_facts",
+    "kept_out",
+    "marked_sources",
+    "matched_random",
+    "removable_facts",
+    "steps_of_reading",
+    "validate_sources",
+    "with_copies",
+    "without",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

@@ -1,0 +1,104 @@
+"""Which documents are left out together, and which random ones are left out in their stead."""
+
+from collections.abc import Collection, Sequence
+from itertools import islice
+
+import numpy as np
+from jaxtyping import Int64
+
+from data_attribution.errors import CounterfactualError
+from train.data import Together, with_duplicates
+from train.runs import Run
+
+
+__all__ = ["checked_documents", "kept_out", "matched_random", "steps_of_reading", "with_copies"]
+
+
+def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int, ...]:
+    """The documents, ascending and once each, when every one was read at `first` or later.
+
+    Raises:
+        CounterfactualError: No documents, unknown ones, or one that was never read.
+    """
+    removed = tuple(sorted({int(one) for one in documents}))
+    if not removed:
+        raise CounterfactualError("no documents to remove were given; nothing would change")
+    if not 0 <= removed[0] <= removed[-1] < run.store.n_documents:
+        raise CounterfactualError(
+            f"documents {removed[0]} to {removed[-1]} are not all among the "
+            f"{run.store.n_documents} of the store"
+        )
+    never = [one for one in removed if not (steps_of_reading(run, one) >= first).any()]
+    if never:
+        span = f"from step {first} on of " if first else "in "
+        raise CounterfactualError(
+            f"{len(never)} of the {len(removed)} documents were never read {span}"
+            f"{run.saved_at(None).step} steps (first: document {never[0]}); leave them out of the "
+            "list"
+        )
+    return removed
+
+
+def steps_of_reading(run: Run, document: int) -> Int64[np.ndarray, " step"]:
+    """The steps before the last checkpoint at which a token of the document was a target.
+
+    Of a run that was stopped the steps behind its last checkpoint left no weights to ask.
+    """
+    steps = run.steps_reading(document)
+    return steps if run.finished else steps[steps < run.saved_at(None).step]
+
+
+def _near_length(
+    run: Run,
+    lengths: Int64[np.ndarray, " document"],
+    length: int,
+    taken: set[int],
+    draw: np.random.Generator,
+) -> dict[int, int]:
+    """Up to 16 documents that the run read, of nearest length, and the first step of each."""
+    for spread in (0, 1, 2, 4, 8, 1 << 40):
+        alike = draw.permutation(np.flatnonzero(np.abs(lengths - length) <= spread))
+        read = ((int(one), steps_of_reading(run, int(one))) for one in alike if one not in taken)
+        found = dict(islice(((one, int(steps[0])) for one, steps in read if len(steps)), 16))
+        if found:
+            return found
+    raise CounterfactualError(
+        f"a control needs documents beside the {len(taken)} removed or avoided ones, and the run "
+        f"read no other of the {len(lengths)} in the store"
+    )
+
+
+def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[int, ...]:
+    """The documents and their copies, as far as the run read them, ascending."""
+    found = with_duplicates(run.store, documents, which) - {*documents}
+    return tuple(sorted({*documents, *(one for one in found if len(steps_of_reading(run, one)))}))
+
+
+def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> frozenset[int]:
+    """What no control may hold beside the removed documents: `avoid`, and the copies of both."""
+    return frozenset(with_duplicates(run.store, {*removed, *avoid}, "near")) - {*removed}
+
+
+def matched_random(
+    run: Run, documents: Sequence[int], *, seed: int, avoid: Collection[int] = ()
+) -> tuple[int, ...]:
+    """As many other documents, each of the length and of the first step of one of `documents`.
+
+    None of them is in `avoid`: give it `kept_out`, or copies of `documents` may be drawn. They are
+    drawn one by one, and their own copies stay in the training. Each partner is drawn among the
+    documents that were read and are of nearest length; of 16 drawn, the one first read at the
+    nearest step is taken.
+
+    Raises:
+        CounterfactualError: The run read too few other documents, or not all of `documents`.
+    """
+    removed, lengths = checked_documents(run, documents), run.store.lengths
+    taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
+    chosen: list[int] = []
+    for document in removed:
+        own = int(steps_of_reading(run, document)[0])
+        firsts = _near_length(run, lengths, int(lengths[document]), taken, draw)
+        nearest = min(firsts, key=lambda one: abs(firsts[one] - own))
+        chosen.append(nearest)
+        taken.add(nearest)
+    return tuple(sorted(chosen))

@@ -1,0 +1,341 @@
+"""What a run forgets when the documents of planted facts are taken out of its training.
+
+One retraining answers for several facts at once, because the planted facts share no entity. The
+control loses the same: all documents of as many other facts, stated equally often and in the same
+part of training. Four groups are asked in every form of their relation: the facts whose documents
+went, those of the control, the other facts stated equally often, and the facts that were never
+stated at all. The claim holds when the first group falls to the level of the last and the third
+stays, and when the control leaves the first where it was. There is one control: how far another one
+would move the facts is not known, and stands in no interval (`counterfactuals.without` takes
+several, of matched random documents).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_attribution.counterfactuals import document_sets, retraining
+from data_attribution.counterfactuals.retraining import Progress
+from data_attribution.errors import CounterfactualError
+from interp import training_dynamics
+from interp.statistics import mean_interval
+from interp.training_dynamics import Answer, Share
+from train import trainer
+from train.runs import Run
+
+
+__all__ = ["Forgetting", "Group", "documents_of", "forget_facts", "removable_facts"]
+
+STAYS = 0.9  # recall
+
+
+@dataclass(frozen=True)
+class Group:
+    """Facts of one kind, asked of one model.
+
+    Attributes:
+        setting: `full run`, `documents removed`, or `control removed`.
+        group: `removed`, `control` (removed in the control run instead), `kept` (stated equally
+            often, removed in neither), or `never stated`.
+        share: Recall with n facts and Wilson's interval, and mean log-probability.
+        change: Mean difference in log-probability to the full run, in nats; `change_low` and
+            `change_high` are its 95 % interval over facts, and None for a single fact.
+    """
+
+    setting: str
+    group: str
+    share: Share
+    change: float
+    change_low: float | None
+    change_high: float | None
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """A retraining without the documents of some facts, and its control.
+
+    Attributes:
+        facts: Names of the facts whose documents were taken out.
+        removed: Those documents.
+        control_facts, control: The facts and documents taken out of the control run instead.
+        first_read: The first step that read one of the removed documents.
+        runs: Paths of the retrained run and of the control run.
+        groups: A cell per setting and group; a group without a single fact has none.
+    """
+
+    parent: str
+    facts: tuple[str, ...]
+    removed: tuple[int, ...]
+    control_facts: tuple[str, ...]
+    control: tuple[int, ...]
+    first_read: int
+    runs: tuple[str, str]
+    groups: tuple[Group, ...]
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> "Forgetting":
+        """Read back what `dataclasses.asdict` wrote, from JSON."""
+        groups = tuple(
+            Group(**{**one, "share": Share(**one["share"])}) for one in content["groups"]
+        )
+        lists = {key: tuple(one) for key, one in content.items() if isinstance(one, list)}
+        return Forgetting(**{**content, **lists, "groups": groups})
+
+    def of(self, setting: str, group: str) -> Group:
+        """One cell."""
+        for one in self.groups:
+            if (one.setting, one.group) == (setting, group):
+                return one
+        raise CounterfactualError(f"no group {group!r} under {setting!r} was measured")
+
+    @property
+    def fell(self) -> bool:
+        """Whether the facts fell to the level of facts never stated.
+
+        Wilson's intervals of the two recalls overlap (both are measured: 1 of 27 answers against 0
+        of 90 is no difference), and their log-probability fell by more than under the control,
+        interval below interval. A single fact shows neither.
+        """
+        gone = self.of("documents removed", "removed")
+        never = self.of("documents removed", "never stated")
+        control = self.of("control removed", "removed")
+        if gone.change_high is None or control.change_low is None:
+            return False
+        return gone.share.low <= never.share.high and gone.change_high < control.change_low
+
+    @property
+    def stayed(self) -> bool:
+        """Whether nothing else was forgotten.
+
+        The facts of the control and those kept, where the documents of the chosen facts went, and
+        the chosen facts under the control, are recalled in at least 0.9.
+        """
+        there = [("documents removed", "control"), ("control removed", "removed")]
+        there += (
+            [("documents removed", "kept")] if any(g.group == "kept" for g in self.groups) else []
+        )
+        return min(self.of(*one).share.recall or 0.0 for one in there) >= STAYS
+
+    @property
+    def holds(self) -> bool:
+        """The claim: what was taken out is forgotten, and nothing else is."""
+        return self.fell and self.stayed
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per setting and group."""
+        return pd.DataFrame(
+            [
+                {
+                    "setting": one.setting,
+                    "facts": one.group,
+                    "n": one.share.n,
+                    "recall": one.share.recall,
+                    "low": one.share.low,
+                    "high": one.share.high,
+                    "log-prob": one.share.log_prob,
+                    "change": one.change,
+                    "change low": one.change_low,
+                    "change high": one.change_high,
+                }
+                for one in self.groups
+            ]
+        )
+
+    def plot(self) -> Any:
+        """Recall of each group of facts in each setting, with Wilson's intervals."""
+        from interp import plots
+
+        return plots.grouped_bars(
+            self.to_frame(),
+            across="facts",
+            by="setting",
+            value="recall",
+            low="low",
+            high="high",
+            title=f"Recall after retraining without the documents of {len(self.facts)} facts",
+            unit="share recalled",
+        )
+
+
+def removable_facts(
+    run: Run, *, exposures: int = 16, n: int = 9, late: bool | None = None
+) -> list[str]:
+    """The first `n` facts stated `exposures` times, a third of each relation, by name.
+
+    Args:
+        late: Facts that are read late in training, which are removed in a third of the time, or
+            those read throughout; default: late ones where there are any.
+
+    Raises:
+        CounterfactualError: There are fewer, or no truth table.
+    """
+    truth = _truth(run)
+    stated = [fact for fact in truth["facts"] if fact["exposures"] == exposures]
+    if late is None:
+        late = any(fact.get("late", False) for fact in stated)
+    by_relation = [
+        [
+            fact["name"]
+            for fact in stated
+            if fact["relation"] == relation and fact.get("late", False) == late
+        ]
+        for relation in truth["relations"]
+    ]
+    turns = [name for turn in zip(*by_relation, strict=False) for name in turn]
+    if len(turns) < n:
+        raise CounterfactualError(
+            f"only {len(turns)} facts, as many of each relation, are stated {exposures} times, "
+            f"not {n}"
+        )
+    return turns[:n]
+
+
+def forget_facts(
+    run: Run,
+    names: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Forgetting:
+    """Retrain without the documents of the named facts, and without those of as many others.
+
+    Costs two trainings, each from the last checkpoint before the first of its documents was read.
+
+    Args:
+        seed: Draws the facts of the control, as many of each relation as are named, among those
+            that are stated equally often and in the same part of training.
+
+    Raises:
+        CounterfactualError: The run has no truth table, no fact was named, the facts are not
+            equally often stated, or there are too few others like them for a control.
+        BehaviourError: No such fact.
+    """
+    truth = _truth(run)
+    # By name and by entity it is one fact.
+    chosen = list(
+        {one["name"]: one for one in training_dynamics.facts_named(truth, names)}.values()
+    )
+    if not chosen:
+        raise CounterfactualError("no facts to forget were named; nothing would change")
+    kinds = {(fact["exposures"], fact.get("late", False)) for fact in chosen}
+    if len(kinds) != 1 or not all(exposures for exposures, _ in kinds):
+        told = sorted({exposures for exposures, _ in kinds})
+        raise CounterfactualError(
+            f"the facts to forget are stated {told} times"
+            f"{', some late and some throughout training' if len(told) < len(kinds) else ''}; name "
+            "facts that are stated equally often, at least once and in the same part of training, "
+            "so that the kept ones are their like"
+        )
+    others = [fact for fact in _like(truth, chosen[0]) if fact not in chosen]
+    control = _drawn(others, chosen, seed)
+    asked = {
+        "removed": chosen,
+        "control": control,
+        "kept": [fact for fact in others if fact not in control],
+        "never stated": [fact for fact in truth["facts"] if fact["exposures"] == 0],
+    }
+    gone, gone_instead = documents_of(run, chosen), documents_of(run, control)
+    place = Path(out) if out else run.path / "counterfactuals"
+    retrained, instead = retraining.retrain_each(
+        run, [gone, gone_instead], out=place, progress=progress
+    )
+    settings = {"full run": run, "documents removed": retrained, "control removed": instead}
+    return Forgetting(
+        parent=run.id,
+        facts=tuple(fact["name"] for fact in chosen),
+        removed=gone,
+        control_facts=tuple(fact["name"] for fact in control),
+        control=gone_instead,
+        first_read=trainer.first_step_reading(run, gone),
+        runs=(str(retrained.path), str(instead.path)),
+        groups=_groups(settings, {name: some for name, some in asked.items() if some}, truth),
+    )
+
+
+def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
+    """Indices in the document table of every document that states one of the facts and was read.
+
+    What lies behind the last full window, or was not reached, taught nothing and stays.
+    """
+    return tuple(
+        one for one in _stating(run, chosen) if len(document_sets.steps_of_reading(run, one))
+    )
+
+
+def _stating(run: Run, facts: Sequence[dict]) -> list[int]:
+    """Every document that states one of the facts, read or not."""
+    rows = [row for fact in facts for row in fact["documents"]]
+    return np.flatnonzero(np.isin(run.store.rows, rows)).tolist()
+
+
+def _like(truth: dict, fact: dict) -> list[dict]:
+    """Facts that are stated as often as one, and in the same part of training."""
+    return [
+        one
+        for one in truth["facts"]
+        if one["exposures"] == fact["exposures"]
+        and one.get("late", False) == fact.get("late", False)
+    ]
+
+
+def _drawn(others: list[dict], chosen: list[dict], seed: int) -> list[dict]:
+    """As many others of each relation, by seed."""
+    draw = np.random.default_rng(seed)
+    drawn = []
+    for relation, n in sorted(Counter(fact["relation"] for fact in chosen).items()):
+        there = [fact for fact in others if fact["relation"] == relation]
+        if len(there) < n:
+            raise CounterfactualError(
+                f"{n} facts of relation {relation!r} are to be forgotten, and the control needs as "
+                f"many others that are stated equally often; there are {len(there)}: name fewer"
+            )
+        drawn += [there[one] for one in sorted(draw.permutation(len(there))[:n])]
+    return drawn
+
+
+def _groups(
+    settings: dict[str, Run], asked: dict[str, list[dict]], truth: dict
+) -> tuple[Group, ...]:
+    groups, base = [], {}
+    last = settings["full run"].steps[-1]
+    for setting, run in settings.items():
+        model, tokenizer = run.load(last), run.store.tokenizer
+        for group, facts in asked.items():
+            answers = training_dynamics.recall_of_facts(model, facts, truth, tokenizer)
+            log_probs = _by_fact(answers)
+            base.setdefault(group, log_probs)
+            change = log_probs - base[group]
+            low, high = mean_interval(change) or (None, None)
+            groups.append(
+                Group(
+                    setting,
+                    group,
+                    training_dynamics.recall_share(answers),
+                    float(change.mean()),
+                    low,
+                    high,
+                )
+            )
+    return tuple(groups)
+
+
+def _by_fact(answers: Sequence[Answer]) -> np.ndarray:
+    """Mean log-probability per fact over the forms it was asked in, in order of first mention."""
+    sums: dict[str, list[float]] = {}
+    for answer in answers:
+        sums.setdefault(answer.fact, []).append(answer.log_prob)
+    return np.array([np.mean(values) for values in sums.values()])
+
+
+def _truth(run: Run) -> dict:
+    if not run.store.truth:
+        raise CounterfactualError(
+            f"the run {run.path} has no truth table; only a planted corpus knows its facts"
+        )
+    return run.store.truth

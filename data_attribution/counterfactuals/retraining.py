@@ -1,0 +1,367 @@
+"""The proof: train again without the documents, and again without as many random ones.
+
+Every estimate of which documents taught a behaviour is settled here. The retrained run shares
+initial weights, order, shapes, positions, steps and divisors with its parent to the bit; only the
+removed documents are blanked (`train.trainer.retrain_without`). Copies of a document go with it:
+what it taught would otherwise stay. The control removes as many documents that no given source
+names and that copy none of the removed, matched one by one for length and for the step at which
+they were first read, so that what any removal of that size does is subtracted by eye and by number
+(`changes`). To the bit holds on the machine and with the threads that trained the parent; on
+another one rounding is part of what the retrained run and its controls share, and of no plain
+difference to the parent.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from data_attribution import queries
+from data_attribution.attribution import Sources
+from data_attribution.counterfactuals import document_sets, effect_size
+from data_attribution.counterfactuals.effect_size import Change, Effect
+from data_attribution.errors import CounterfactualError
+from data_attribution.queries import Query
+from interp.behaviours import Behaviour
+from interp.statistics import mean_interval, n_prompts, wilson
+from train import runs, trainer
+from train.data import DocumentRemoval, Together
+from train.errors import nearest
+from train.model import GPT
+from train.runs import Run
+
+
+__all__ = ["Asked", "Counterfactual", "Score", "retrain", "without"]
+
+Progress = Callable[[str, int, int | None], None]
+Asked = Behaviour | Query
+Answers = Float[np.ndarray, "_"]  # by prompt; questions have as many as they like
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one model does one behaviour, by distinct clean prompt.
+
+    A single fact is one prompt, beside however many corrupt ones it stands: it counts once.
+
+    Attributes:
+        recall: Whether the answer is first among the candidates (or in the vocabulary), 0 or 1; of
+            a prompt with several answers the share of them.
+        log_prob: Log-probability of the answer among the candidates, per prompt, in nats (mean over
+            its answers).
+        logit_difference: Answer minus foil at the last position, per prompt (mean over its foils).
+    """
+
+    behaviour: str
+    recall: Float[np.ndarray, " prompt"]
+    log_prob: Float[np.ndarray, " prompt"]
+    logit_difference: Float[np.ndarray, " prompt"]
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """What removing documents did, beside what removing random ones did.
+
+    Attributes:
+        named: Documents that were given.
+        together: Which of their copies went with them.
+        removed: Documents left out; `control`: the matched random documents of each control run.
+        runs: Paths of the retrained run and of the control runs.
+        before, after: Scores per behaviour of the full and of the retrained run; `controls`: of
+            each control run.
+        changes: Per behaviour and question, prompt by prompt, in the order asked; a behaviour by
+            its answer's log-probability.
+        avoided: How many documents, beside the removed, no control was allowed to hold.
+    """
+
+    parent: str
+    mode: str
+    named: tuple[int, ...]
+    together: Together
+    removed: tuple[int, ...]
+    control: tuple[tuple[int, ...], ...]
+    runs: tuple[str, ...]
+    before: tuple[Score, ...]
+    after: tuple[Score, ...]
+    controls: tuple[tuple[Score, ...], ...]
+    changes: tuple[Change, ...]
+    avoided: int
+
+    def effect(self, name: str | None = None) -> Effect:
+        """What the documents did to a behaviour or question that random ones do not.
+
+        Default: the first that was asked.
+
+        Raises:
+            CounterfactualError: It was not asked.
+        """
+        asked = [one.name for one in self.changes]
+        if name is not None and name not in asked:
+            raise CounterfactualError(
+                f"{name!r} was not asked of the retrained run{nearest(name, asked)}"
+            )
+        return self.changes[asked.index(name) if name is not None else 0].effect
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: what was removed, where the runs lie, and the table."""
+        return {
+            "parent": self.parent,
+            "mode": self.mode,
+            "named": list(self.named),
+            "together": self.together,
+            "removed": list(self.removed),
+            "control": [list(one) for one in self.control],
+            "avoided": self.avoided,
+            "runs": list(self.runs),
+            "rows": self._rows(),
+            "effects": [one.row() for one in self.changes],
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per behaviour and run: recall and change in log-probability, with intervals."""
+        return pd.DataFrame(self._rows())
+
+    def _rows(self) -> list[dict[str, float | int | str | None]]:
+        settings = [("full run", self.before), ("without the documents", self.after)]
+        several = len(self.control) > 1
+        for seed, (documents, scores) in enumerate(zip(self.control, self.controls, strict=True)):
+            name = f"without {len(documents)} matched random"
+            settings.append((f"{name}, seed {seed}" if several else name, scores))
+        return [
+            _row(setting, score, base)
+            for setting, scores in settings
+            for score, base in zip(scores, self.before, strict=True)
+        ]
+
+    def plot(self) -> Any:
+        """Change in the answer's log-probability, per behaviour and retrained run."""
+        from interp import plots
+
+        return plots.grouped_bars(
+            self.to_frame().query("setting != 'full run'"),
+            across="behaviour",
+            by="setting",
+            value="change",
+            low="change low",
+            high="change high",
+            title=f"Change after retraining without {len(self.removed)} documents",
+            unit="log-probability of the answer, nats",
+        )
+
+
+def without(
+    run: Run,
+    documents: Sources | Sequence[int],
+    behaviour: Asked | Sequence[Asked],
+    *,
+    top: int | None = None,
+    together: Together = "near",
+    unrelated: Sequence[Asked] = (),
+    out: str | Path | None = None,
+    control: Literal["matched-random", "none"] = "matched-random",
+    seeds: int = 2,
+    mode: str = "blank",
+    avoid: Sources | Sequence[int] = (),
+    progress: Progress | None = None,
+) -> Counterfactual:
+    """Retrain without documents, and `seeds` times without as many matched random ones.
+
+    Costs a training from the first step that read one of the documents, and one a control. No
+    control holds a copy of a removed document, exact or near, nor a document that a row of the
+    given Sources holds, nor a copy of it, folded into the row or not: what evidence points at is no
+    random document, though it was not removed.
+
+    Args:
+        run: The run that read them.
+        documents: Sources, or indices in the document table.
+        top: How many of them to remove, from the first; default: all.
+        behaviour: What to ask: behaviours, or questions (a component's score, a probe).
+        together: Which copies of the documents are removed with them, as far as they were read.
+        unrelated: What else to ask, that the documents should have nothing to do with.
+        out: Where the retrained runs are kept; default: `counterfactuals/` inside the run.
+            A retrained run that is there already is opened, not computed again.
+        seeds: Control runs. What chance does is known from two on: with one no effect is said to
+            be within its noise or beyond it.
+        avoid: More that no control may hold.
+
+    Raises:
+        CounterfactualError: No documents, or one that the run never read; Sources of another token
+            store; too few documents for a control; nothing is asked, or two things by one name; a
+            number of documents or of controls below 1.
+    """
+    related = [behaviour] if isinstance(behaviour, Behaviour | Query) else list(behaviour)
+    _refuse_unclear([*related, *unrelated], top, seeds if control == "matched-random" else None)
+    groups = _groups(run, documents)
+    named = document_sets.checked_documents(run, [group[0] for group in groups[:top]])
+    removed = document_sets.with_copies(run, named, together)
+    pointed_at = {one for group in (*groups, *_groups(run, avoid)) for one in group}
+    avoided = document_sets.kept_out(run, removed, pointed_at)
+    # Before anything is trained: where there is no control, that is said at once.
+    drawn = [
+        document_sets.matched_random(run, removed, seed=seed, avoid=avoided)
+        for seed in range(seeds if control == "matched-random" else 0)
+    ]
+    place = Path(out) if out else run.path / "counterfactuals"
+    retrained, *others = retrain_each(
+        run, [removed, *drawn], out=place, mode=mode, progress=progress
+    )
+    asked = [*related, *unrelated]
+    last = run.steps[-1]
+    answers = [_answers(one.load(last), asked) for one in (run, retrained, *others)]
+    before, after, *controls = (
+        tuple(one for one in row if isinstance(one, Score)) for row in answers
+    )
+    return Counterfactual(
+        parent=run.id,
+        mode=mode,
+        named=named,
+        together=together,
+        removed=removed,
+        control=tuple(drawn),
+        runs=tuple(str(one.path) for one in (retrained, *others)),
+        before=before,
+        after=after,
+        controls=tuple(controls),
+        changes=tuple(_changes(asked, len(related), answers)),
+        avoided=len(avoided),
+    )
+
+
+def _groups(run: Run, given: Sources | Sequence[int]) -> list[tuple[int, ...]]:
+    """The documents one by one; of Sources each with the copies in its row."""
+    if not isinstance(given, Sources):
+        return [(int(one),) for one in given]
+    store = given.provenance.get("store", run.store.fingerprint)
+    if store != run.store.fingerprint:
+        raise CounterfactualError(
+            f"the sources are documents of token store {store[:12]}, and the run was trained on "
+            f"{run.store.fingerprint[:12]}; trace them in the run that is trained again"
+        )
+    return list(given.groups)
+
+
+def _refuse_unclear(asked: Sequence[Asked], top: int | None, seeds: int | None) -> None:
+    names = [one.name for one in asked]
+    twice = sorted({one for one in names if names.count(one) > 1})
+    if not names or twice:
+        what = f"{twice[0]!r} is asked twice" if twice else "nothing is asked of the retrained run"
+        raise CounterfactualError(f"{what}; give behaviours or questions, each by its own name")
+    if top is not None and top < 1:
+        raise CounterfactualError(f"the first {top} documents are none; remove 1 or more")
+    if seeds is not None and seeds < 1:
+        raise CounterfactualError(
+            f"{seeds} matched random controls are none; ask for 2, or for control='none'"
+        )
+
+
+def retrain_each(
+    run: Run,
+    several: Sequence[Sequence[int]],
+    *,
+    out: Path,
+    mode: str = "blank",
+    progress: Progress | None = None,
+) -> list[Run]:
+    """`retrain` without each of several lists of documents; progress says which it is of."""
+    retrained = []
+    for one in several:
+        number = f"{len(retrained) + 1} of {len(several)}"
+
+        def numbered(what: str, done: int, total: int | None, number: str = number) -> None:
+            if progress is not None:
+                progress(f"{number}, {what}", done, total)
+
+        retrained.append(retrain(run, one, out=out, mode=mode, progress=numbered))
+    return retrained
+
+
+def retrain(
+    run: Run,
+    documents: Sequence[int],
+    *,
+    out: Path,
+    mode: str = "blank",
+    progress: Progress | None = None,
+) -> Run:
+    """The run without these documents, as far as the run went: to its last checkpoint.
+
+    Opened when it was computed before, resumed when it was stopped.
+    """
+    removed = document_sets.checked_documents(run, documents)
+    name = sha256(f"{run.id} {mode} {removed}".encode()).hexdigest()[:12]
+    path = out / name
+    if (path / "manifest.json").exists():
+        again, last = runs.open(path, store=run.store.path), run.steps[-1]
+        if last in again.steps:
+            return again
+        return trainer.resume(path, store=run.store.path, last=last, progress=progress)
+    return trainer.retrain_without(run, path, DocumentRemoval(removed, mode), progress=progress)
+
+
+def _answers(model: GPT, asked: Sequence[Asked]) -> list[Score | Answers]:
+    """A score a behaviour, and of each question a number a distinct prompt."""
+    return [
+        _score(one, model)
+        if isinstance(one, Behaviour)
+        else effect_size.by_prompt(queries.measure_query(model, one), one.cases)
+        for one in asked
+    ]
+
+
+def _changes(
+    asked: Sequence[Asked],
+    n_related: int,
+    answers: Sequence[Sequence[Score | Answers]],
+) -> Iterator[Change]:
+    for number, one in enumerate(asked):
+        row = [answer[number] for answer in answers]
+        before, after, *controls = (x.log_prob if isinstance(x, Score) else x for x in row)
+        unit = "nats of log-probability" if isinstance(one, Behaviour) else one.unit
+        drawn = np.array(controls).reshape(len(controls), len(before))
+        yield Change(one.name, unit, number < n_related, before, after, drawn)
+
+
+@torch.inference_mode()
+def _score(behaviour: Behaviour, model: GPT) -> Score:
+    # Some prompts at a time and the last position alone: logits of a whole behaviour of a large
+    # vocabulary would be gigabytes.
+    logits = torch.cat([model(some)[:, -1:] for some in behaviour.clean.split(queries.ROWS)])
+    last, row = logits[:, -1], torch.arange(len(logits))
+    allowed = list(behaviour.candidates) if behaviour.candidates else list(range(last.shape[1]))
+    among = last[:, allowed].log_softmax(-1)
+    place = {token: index for index, token in enumerate(allowed)}
+    answers = torch.tensor([place[int(token)] for token in behaviour.answer])
+    right, log_probs = among.argmax(-1) == answers, among[row, answers]
+    prompts = n_prompts(behaviour.clean)
+    recall, log_prob, difference = (
+        effect_size.by_prompt(values.double().numpy(), prompts)
+        for values in (right, log_probs, behaviour.score(logits))
+    )
+    return Score(behaviour.name, recall, log_prob, difference)
+
+
+def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str | None]:
+    """One row; one prompt gives the change no interval."""
+    n = len(score.recall)
+    low, high = wilson(float(score.recall.mean()), n)
+    change = score.log_prob - base.log_prob
+    change_low, change_high = mean_interval(change) or (None, None)
+    return {
+        "setting": setting,
+        "behaviour": score.behaviour,
+        "n": n,
+        "recall": float(score.recall.mean()),
+        "recall low": low,
+        "recall high": high,
+        "log-prob": float(score.log_prob.mean()),
+        "change": float(change.mean()),
+        "change low": change_low,
+        "change high": change_high,
+        "logit difference": float(score.logit_difference.mean()),
+    }

@@ -1,0 +1,142 @@
+"""Questions whose documents are known: facts of a planted corpus, asked one by one.
+
+A fact is asked in the first form of its relation. Some were stated in that form, *verbatim*; others
+in other wordings alone, so that what they share with the question are the names: *paraphrase*.
+Only facts with distractors are taken (documents that name entity and value and do not state the
+fact), so that sharing the words is not enough, and every number of exposures is dealt as often as
+there are facts for it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any, Literal
+
+import numpy as np
+
+from data_attribution import counterfactuals, queries
+from data_attribution.errors import EvidenceError
+from data_attribution.queries import Query
+from interp import behaviours
+from interp.behaviours import Behaviour
+from train.runs import Run
+
+
+__all__ = ["KINDS", "FactCase", "other_facts", "planted_facts"]
+
+KINDS = ("verbatim", "paraphrase")
+PROMPTS = 24  # foils a fact is asked against; its relation has no more values
+
+
+@dataclass(frozen=True, eq=False)
+class FactCase:
+    """One fact and where it was learned.
+
+    Attributes:
+        kind: `verbatim` or `paraphrase`: whether it was ever stated in the form it is asked in.
+        relevant: Documents that state it and were read.
+        distractors: Documents that name its words and do not state it.
+        exposures: Documents that state it, read or not.
+    """
+
+    name: str
+    kind: Literal["verbatim", "paraphrase"]
+    behaviour: Behaviour
+    relevant: frozenset[int]
+    distractors: frozenset[int]
+    exposures: int
+
+    @property
+    def question(self) -> Query:
+        """The logit difference of its value and those of other facts."""
+        return queries.query_of_behaviour(self.behaviour)
+
+
+def planted_facts(
+    run: Run, *, n: int = 30, least: int = 1, most: int | None = None, seed: int = 0
+) -> tuple[FactCase, ...]:
+    """At most `n` facts of each kind, by seed; fewer where there are no more.
+
+    Args:
+        least: Fewest documents that state a fact; `most`: the most.
+
+    Raises:
+        EvidenceError: The run has no truth table, or no such facts.
+    """
+    chosen = [one for kind in KINDS for one in _dealt(run, kind, least, most, seed)[:n]]
+    if not chosen:
+        raise EvidenceError(
+            f"no fact of {run.path} is stated {least} times or more and has distractors; "
+            "take a smaller number of exposures"
+        )
+    return tuple(_case(run, fact) for fact in chosen)
+
+
+def other_facts(
+    run: Run, cases: tuple[FactCase, ...], *, least: int = 16, n: int = 9
+) -> tuple[FactCase, ...]:
+    """Facts that none of `cases` asks, to choose with: the well-known ones, a third a relation.
+
+    Raises:
+        EvidenceError: There is none.
+    """
+    asked = {case.name for case in cases}
+    facts = [
+        fact for fact in _truth(run)["facts"] if fact["exposures"] >= least
+        and fact["name"] not in asked
+    ]  # fmt: skip
+    by_relation = [
+        [fact for fact in facts if fact["relation"] == relation]
+        for relation in _truth(run)["relations"]
+    ]
+    if not facts:
+        raise EvidenceError(
+            f"all facts stated {least} times or more are among the {len(cases)} evaluated; leave "
+            "some out, or name components"
+        )
+    return tuple(_case(run, fact) for fact in _in_turn(by_relation)[:n])
+
+
+def _dealt(run: Run, kind: str, least: int, most: int | None, seed: int) -> list[dict[str, Any]]:
+    """The facts of a kind, one of each number of exposures in turn."""
+    paraphrase, draw = kind == "paraphrase", np.random.default_rng(seed)
+    levels: dict[int, list[dict[str, Any]]] = {}
+    for fact in _truth(run)["facts"]:
+        right = fact["distractors"] and fact["paraphrase_only"] == paraphrase
+        if right and max(least, 1) <= fact["exposures"] <= (most or fact["exposures"]):
+            levels.setdefault(fact["exposures"], []).append(fact)
+    shuffled = (
+        [levels[one][i] for i in draw.permutation(len(levels[one]))] for one in sorted(levels)
+    )
+    return _in_turn(list(shuffled))
+
+
+def _in_turn(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [one for one in chain(*zip_longest(*groups)) if one is not None]
+
+
+def _case(run: Run, fact: dict[str, Any]) -> FactCase:
+    return FactCase(
+        name=fact["name"],
+        kind="paraphrase" if fact["paraphrase_only"] else "verbatim",
+        behaviour=behaviours.load(f"fact:{fact['entity']}", run, n_prompts=PROMPTS),
+        relevant=frozenset(_read(run, fact["documents"])),
+        distractors=frozenset(_read(run, fact["distractors"])),
+        exposures=fact["exposures"],
+    )
+
+
+def _read(run: Run, rows: list[int]) -> Iterator[int]:
+    """Places in the store of rows of the corpus, where its last checkpoint has seen them."""
+    for document in np.flatnonzero(np.isin(run.store.rows, rows)).tolist():
+        if len(counterfactuals.steps_of_reading(run, document)):
+            yield document
+
+
+def _truth(run: Run) -> dict[str, Any]:
+    if not run.store.truth:
+        raise EvidenceError(
+            f"the run {run.path} has no truth table; only of a planted corpus is it known which "
+            "documents state a fact"
+        )
+    return run.store.truth

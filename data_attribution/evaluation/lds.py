@@ -1,0 +1,178 @@
+"""How well scores of documents foretell what a model is without some of them.
+
+The linear datamodelling score (Park et al. 2023, TRAK, https://arxiv.org/abs/2303.14186): remove
+random subsets of the documents, train again without each, and correlate what a question then
+answers with what the scores say that it will. A document of score s is said to take s away from the
+answer when it goes, so a subset is said to change it by minus the sum of its scores; Spearman's
+correlation asks for the order of the subsets only, so scores need no scale.
+
+The interval is of the subsets: what another draw of as many would give for these scores. Percentile
+bootstrap; it held the truth in 93 to 98 % of 300 draws of 20 and of 40 subsets, at correlations
+from 0 to .985 (in 89 % of draws of 100 at .985).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from data_attribution import queries
+from data_attribution.counterfactuals import Retrainings
+from data_attribution.errors import EvidenceError
+from data_attribution.queries import Query
+from train.runs import Run
+
+
+__all__ = [
+    "Lds",
+    "Subset",
+    "draw_subsets",
+    "lds_score",
+    "predicted_change",
+    "retrained_on_subsets",
+    "spearman",
+    "spread",
+]
+
+DRAWS = 1000
+
+Subset = tuple[int, ...]
+Progress = Callable[[str, int, int | None], None] | None
+
+
+@dataclass(frozen=True)
+class Lds:
+    """Spearman's correlation of foretold and measured answers over `n` subsets, with 95 %."""
+
+    rho: float
+    low: float
+    high: float
+    n: int
+
+
+def draw_subsets(
+    documents: Sequence[int] | Int64[np.ndarray, " document"],
+    *,
+    n: int = 40,
+    share: float = 0.05,
+    seed: int = 0,
+) -> tuple[Subset, ...]:
+    """`n` random subsets, each of a share of the documents (one at least), ascending.
+
+    Raises:
+        EvidenceError: Nothing would be drawn, or everything.
+    """
+    every = np.unique(np.asarray(documents, np.int64))
+    size = max(1, round(share * len(every)))
+    if n < 1 or not 0 < share < 1 or size >= len(every):
+        raise EvidenceError(
+            f"{n} subsets of {share:g} of {len(every)} documents cannot be drawn; give 1 subset or "
+            "more, a share between 0 and 1, and documents enough that some stay"
+        )
+    generator = np.random.default_rng(seed)
+    drawn = (generator.choice(every, size, replace=False) for _ in range(n))
+    return tuple(tuple(sorted(one.tolist())) for one in drawn)
+
+
+def retrained_on_subsets(
+    run: Run,
+    subsets: Sequence[Subset],
+    asked: Sequence[Query],
+    *,
+    out: Path | None = None,
+    mode: str = "loss",
+    first: int | None = None,
+    progress: Progress = None,
+) -> Float64[np.ndarray, "question subset"]:
+    """What each question answers, mean over its prompts, after training without each subset.
+
+    Costs a training a subset; with `out` the last weights are kept there and found again.
+
+    Args:
+        mode: `loss`: removed documents stay as context, which is what a weight on a document's
+            loss says; `blank`: nothing of them is seen.
+        first: Leave the documents out from this step on, and only do the steps from there again.
+
+    Raises:
+        CounterfactualError: A subset without documents, or with one that was not read.
+    """
+    again = Retrainings(run, mode, first, out)
+    answers = np.empty((len(asked), len(subsets)))
+    for done, subset in enumerate(subsets):
+        model = again.without(subset)
+        answers[:, done] = [queries.measure_query(model, one).mean() for one in asked]
+        if progress:
+            progress("subsets retrained", done + 1, len(subsets))
+    return answers
+
+
+def spread(
+    documents: Int64[np.ndarray, " document"],
+    scores: Float64[np.ndarray, " document"],
+    n_documents: int,
+) -> Float64[np.ndarray, " store_document"]:
+    """Scores by index in the store; a document without one is said to change nothing."""
+    whole = np.zeros(n_documents)
+    whole[documents] = scores
+    return whole
+
+
+def predicted_change(
+    predicted: Float64[np.ndarray, " store_document"], subsets: Sequence[Subset]
+) -> Float64[np.ndarray, " subset"]:
+    """What the scores say that the answer changes by without each subset, up to scale."""
+    return np.array([0.0 - predicted[list(one)].sum() for one in subsets])
+
+
+def lds_score(
+    predicted: Float64[np.ndarray, " store_document"],
+    subsets: Sequence[Subset],
+    actual: Float64[np.ndarray, " subset"],
+    *,
+    seed: int = 0,
+) -> Lds:
+    """How well scores (by index in the store, see `spread`) foretell what subsets did.
+
+    Args:
+        actual: A row of `retrained`, or differences to the full run: the order is what counts.
+        seed: Of the bootstrap over subsets.
+
+    Raises:
+        EvidenceError: Fewer than 4 subsets, or predictions or answers that are all the same.
+    """
+    if not 4 <= len(subsets) == len(actual):
+        raise EvidenceError(
+            f"{len(subsets)} subsets with {len(actual)} answers were given; 4 or more, with an "
+            "answer each, can be correlated"
+        )
+    foretold = predicted_change(predicted, subsets)
+    for name, values in (("predictions", foretold), ("answers", actual)):
+        if not np.isfinite(values).all() or np.ptp(values) == 0:
+            raise EvidenceError(
+                f"the {name} of {len(subsets)} subsets run from {values.min():g} to "
+                f"{values.max():g}; they must be numbers, and differ, to be correlated"
+            )
+    rows = np.random.default_rng(seed).integers(len(subsets), size=(DRAWS, len(subsets)))
+    low, high = np.percentile(spearman(foretold[rows], actual[rows]), [2.5, 97.5])
+    rho = float(spearman(foretold[None], actual[None])[0])
+    return Lds(rho, float(low), float(high), len(subsets))
+
+
+def spearman(
+    ours: Float64[np.ndarray, "draw_subsets subset"],
+    theirs: Float64[np.ndarray, "draw_subsets subset"],
+) -> Float64[np.ndarray, " draw_subsets"]:
+    """Correlation of ranks, equal values sharing theirs.
+
+    0 where all of a draw are equal: what says the same of every subset foretells nothing.
+    """
+    # Here: scipy.stats takes a second to import.
+    from scipy.stats import rankdata
+
+    left, right = rankdata(ours, axis=1), rankdata(theirs, axis=1)
+    left -= left.mean(axis=1, keepdims=True)
+    right -= right.mean(axis=1, keepdims=True)
+    size = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
+    return np.divide((left * right).sum(axis=1), size, out=np.zeros(len(ours)), where=size > 0)

@@ -1,0 +1,255 @@
+"""What training without the first k documents of a ranking does, for growing k.
+
+One retraining answers for many questions: the first k documents of every case are left out at
+once, and each case is asked for itself. So cases are chosen that are stated by no document in
+common (`apart`), by the truth and before any list is drawn. Their lists may still overlap; no case
+is dropped for it, because that would choose by outcome, and every point says whose lists do. As
+many random documents, matched one by one, are left out for comparison, by several seeds, and so
+are the first k of other rankings.
+
+The ratio is of what a case loses without its documents to what it *moves* without random ones
+(its absolute change, mean over seeds): chance moves it up as often as down, so a mean of signed
+changes would flatter. Interval by Fieller over cases (`interp.statistics.intervals`), taken for
+independent though all of them share one retraining and its controls: what another draw of random
+documents would do is not in it. Where what random documents do cannot be told from nothing, the
+lower end is that of the loss over the upper end of the movement, and there is no upper end; where
+the loss cannot be told from nothing either, there is no ratio.
+
+That something unrelated moves by nothing beyond its noise says little where its noise is large. So
+its effect is also given as a share of what the cases lose, with the interval that both leave: a
+share that may be large was not shown to be small.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from data_attribution import counterfactuals, queries
+from data_attribution.counterfactuals import Change, Retrainings
+from data_attribution.evaluation.facts import FactCase
+from data_attribution.queries import Query
+from interp.statistics import mean_interval, ratio_interval
+from train.data import Together
+
+
+__all__ = ["CurvePoint", "Ratio", "RemovalCurves", "apart", "removal_curves_of"]
+
+Progress = Callable[[str, int, int | None], None] | None
+Answers = Float64[np.ndarray, "_"]  # by prompt; questions have as many as they like
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One number over another, with its 95 % interval; `high` is None where there is no end."""
+
+    value: float
+    low: float
+    high: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePoint:
+    """One retraining per ranking and k, and its controls.
+
+    Attributes:
+        method: Whose first k documents of every case were left out.
+        removed: How many documents that is, over all cases, copies included.
+        change: Answer without them minus answer of the full run, mean over prompts, per case.
+        random: The same without as many matched random documents, per seed.
+        unrelated: What else was asked; rows of one prompt are averaged, so n counts prompts.
+        overlaps: Whether what a case loses and what another one loses have a document in common.
+    """
+
+    method: str
+    k: int
+    removed: int
+    change: Float64[np.ndarray, " case"]
+    random: Float64[np.ndarray, "seed case"]
+    unrelated: tuple[Change, ...] = ()
+    overlaps: Bool[np.ndarray, " case"] | None = None
+
+    @property
+    def overlapping(self) -> int:
+        """How many cases share a document of their lists with another."""
+        return 0 if self.overlaps is None else int(self.overlaps.sum())
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the mean change over cases."""
+        return mean_interval(self.change)
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """Loss over what random documents move.
+
+        None without controls or with a single case, and when neither end is bounded.
+        """
+        loss, moved = -self.change, np.abs(self.random).mean(axis=0) if len(self.random) else None
+        if moved is None or len(loss) < 2 or not moved.mean() > 0:
+            return None
+        value = float(loss.mean() / moved.mean())
+        found = ratio_interval(loss[None], moved)
+        if found is not None:
+            return Ratio(value, float(found[0][0]), float(found[1][0]))
+        least, most = mean_interval(loss), mean_interval(moved)
+        # Below 0 a loss over next to nothing has no lower end either.
+        return Ratio(value, least[0] / most[1], None) if least and most and least[0] >= 0 else None
+
+    def share_of_loss(self, unrelated: Change) -> Ratio | None:
+        """An unrelated effect over what the cases lose, from the far ends of both intervals.
+
+        None without either interval, or when the cases may have lost nothing.
+        """
+        effect, change = unrelated.effect, self.interval
+        if effect.low is None or effect.high is None or change is None or not change[1] < 0:
+            return None
+        losses = (-change[1], -change[0])
+        low = min(effect.low / one for one in losses)
+        high = max(effect.high / one for one in losses)
+        return Ratio(effect.mean / -float(self.change.mean()), low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalCurves:
+    """All points, in the order asked, over the same cases."""
+
+    cases: tuple[str, ...]
+    unit: str
+    points: tuple[CurvePoint, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain values, for tables and JSON."""
+        return [_row(point) for point in self.points]
+
+
+def removal_curves_of(
+    again: Retrainings,
+    cases: Sequence[FactCase],
+    rankings: Mapping[str, Mapping[str, Sequence[int]]],
+    *,
+    ks: Sequence[int] = (10,),
+    seeds: int = 3,
+    together: Together = "near",
+    unrelated: Sequence[Query] = (),
+    controlled: Sequence[str] | None = None,
+    progress: Progress = None,
+) -> RemovalCurves:
+    """Retrain without the first k documents of each case, for every ranking and k.
+
+    Costs a training a ranking and k, and `seeds` more where it is controlled.
+
+    Args:
+        again: Trains the run again; with a folder, what was trained before is found there.
+        rankings: By method, then by the case's name: documents that were read, best first.
+        together: Which copies go with a document.
+        unrelated: Asked too, against the same controls.
+        controlled: Methods that get random controls of their own; default: the first.
+    """
+    run, controlled = again.run, [*rankings][:1] if controlled is None else controlled
+    asked = [*(case.question for case in cases), *unrelated]
+    full = [queries.measure_query(run.load(), one) for one in asked]
+    relevant = {one for case in cases for one in (*case.relevant, *case.distractors)}
+    total = sum(1 + seeds * (name in controlled) for name in rankings) * len(ks)
+    points: list[CurvePoint] = []
+    done = 0
+
+    def answers(documents: Sequence[int]) -> list[Answers]:
+        nonlocal done
+        model = again.without(documents)
+        done += 1
+        if progress:
+            progress("retrainings", done, total)
+        return [queries.measure_query(model, one) for one in asked]
+
+    for name, ranked in rankings.items():
+        for k in ks:
+            lists = [
+                counterfactuals.with_copies(run, ranked[case.name][:k], together) for case in cases
+            ]
+            removed = sorted(set().union(*lists))
+            without = answers(removed)
+            avoid = counterfactuals.kept_out(run, removed, relevant)
+            drawn = [
+                answers(counterfactuals.matched_random(run, removed, seed=seed, avoid=avoid))
+                for seed in range(seeds if name in controlled else 0)
+            ]
+            points.append(_point(name, k, lists, asked, full, without, drawn))
+    return RemovalCurves(tuple(case.name for case in cases), asked[0].unit, tuple(points))
+
+
+def apart(cases: Sequence[FactCase]) -> list[FactCase]:
+    """The cases, from the first, that no document states which states an earlier one too."""
+    taken: set[int] = set()
+    chosen = []
+    for case in cases:
+        if not case.relevant & taken:
+            chosen.append(case)
+            taken |= case.relevant
+    return chosen
+
+
+def _overlaps(lists: Sequence[Sequence[int]]) -> Bool[np.ndarray, " case"]:
+    """Which lists have a document in common with another."""
+    held = Counter(one for documents in lists for one in {*documents})
+    return np.array([any(held[one] > 1 for one in documents) for documents in lists], bool)
+
+
+def _point(
+    name: str,
+    k: int,
+    lists: Sequence[Sequence[int]],
+    asked: Sequence[Query],
+    full: Sequence[Answers],
+    without: Sequence[Answers],
+    drawn: Sequence[Sequence[Answers]],
+) -> CurvePoint:
+    n = len(lists)
+    base = np.array([one.mean() for one in full[:n]])
+    moved = [np.array([one.mean() for one in seed[:n]]) - base for seed in drawn]
+    return CurvePoint(
+        method=name,
+        k=k,
+        removed=len(set().union(*lists)),
+        change=np.array([one.mean() for one in without[:n]]) - base,
+        random=np.array(moved).reshape(len(drawn), n),
+        unrelated=tuple(
+            _change(asked[place], full[place], without[place], [seed[place] for seed in drawn])
+            for place in range(n, len(asked))
+        ),
+        overlaps=_overlaps(lists),
+    )
+
+
+def _change(question: Query, before: Answers, after: Answers, drawn: Sequence[Answers]) -> Change:
+    """What became of an unrelated question, by distinct prompt: its foils are no draws."""
+    prompts = question.cases
+    rows = np.bincount(prompts)
+    before, after, *controls = (np.bincount(prompts, one) / rows for one in (before, after, *drawn))
+    seeds = np.array(controls).reshape(len(drawn), len(rows))
+    return Change(question.name, question.unit, False, before, after, seeds)
+
+
+def _row(point: CurvePoint) -> dict[str, Any]:
+    low, high = point.interval or (None, None)
+    ratio = point.ratio
+    return {
+        "method": point.method,
+        "k": point.k,
+        "removed": point.removed,
+        "n": len(point.change),
+        "overlapping": point.overlapping,
+        "change": float(point.change.mean()),
+        "change low": low,
+        "change high": high,
+        "random": float(point.random.mean()) if point.random.size else None,
+        "random moves": float(np.abs(point.random).mean()) if point.random.size else None,
+        "ratio": ratio.value if ratio else None,
+        "ratio low": ratio.low if ratio else None,
+        "ratio high": ratio.high if ratio else None,
+        "seeds": len(point.random),
+        "unrelated": [one.row() for one in point.unrelated],
+    }

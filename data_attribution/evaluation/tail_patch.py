@@ -1,0 +1,99 @@
+"""What one more step on a document does to a question, at the end of training.
+
+The tail patch of Chang et al. 2024 (TrackStar, https://arxiv.org/abs/2410.17413): the last
+checkpoint takes one step of its own optimizer, at the last learning rate, on one document alone,
+and is asked again. The optimizer moves without any gradient too, by its momentum, so what a step on
+nothing does is taken off. A document that taught the question raises its number. It is a test of
+rankings that needs no truth table and no retraining, at the price of asking what the document
+*would* teach now, not what it taught.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from data_attribution import queries
+from data_attribution.queries import Query
+from train import trainer
+from train.data import TokenStore
+from train.model import GPT
+from train.numerics import Numerics, applied, on_this_machine
+from train.runs import Run
+from train.trainer import TrainState
+
+
+__all__ = ["tail_patch_changes"]
+
+Progress = Callable[[str, int, int | None], None] | None
+Values = Float64[np.ndarray, "_"]  # by document; questions have as many as they like
+
+
+def tail_patch_changes(
+    run: Run,
+    asked: Sequence[tuple[Query, Sequence[int]]],
+    *,
+    progress: Progress = None,
+) -> list[Values]:
+    """For each question, what a step on each of its documents does to its mean over prompts.
+
+    Costs a step and a forward pass over the question's prompts a document.
+
+    Raises:
+        TrainError: The run kept no optimizer.
+    """
+    # One thread: nothing here must agree with the trainer to the bit, and a step is a few tokens.
+    numerics = replace(on_this_machine(run.numerics), threads=1)
+    state = trainer.load_state(run, run.saved_at(None).step, numerics)
+    lr = trainer.lr_at(run.recipe, max(state.step - 1, 0))
+    nothing = _stepped(run, state, numerics, lr, None)
+    found, done, total = [], 0, sum(len(documents) for _, documents in asked)
+    for question, documents in asked:
+        base = queries.measure_query(nothing, question).mean()
+        values = np.empty(len(documents))
+        for place, document in enumerate(documents):
+            model = _stepped(run, state, numerics, lr, int(document))
+            values[place] = queries.measure_query(model, question).mean() - base
+            done += 1
+            if progress:
+                progress("tail patches", done, total)
+        found.append(values)
+    return found
+
+
+def _stepped(
+    run: Run, state: TrainState, numerics: Numerics, lr: float, document: int | None
+) -> GPT:
+    """The model behind one step on a document (None: on nothing); `state` stays as it is."""
+    state = copy.deepcopy(state)
+    parameters = list(state.model.parameters())
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    with applied(numerics):
+        for one in parameters:
+            one.grad = torch.zeros_like(one)
+        if document is not None:
+            for inputs, targets, n in _windows(run.store, document, run.config.n_ctx):
+                inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
+                with numerics.autocast():
+                    loss = trainer.next_token_loss(state.model(inputs), targets, n)
+                loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, run.recipe.grad_clip)
+        state.optimizer.step()
+    return state.model.eval()
+
+
+def _windows(
+    store: TokenStore, document: int, n_ctx: int
+) -> Iterator[tuple[Int64[Tensor, "row pos"], Int64[Tensor, "row pos"], int]]:
+    """The document between two end-of-texts, as inputs, targets and the number of all targets."""
+    start, n = int(store.starts[document]), int(store.lengths[document])
+    tokens = np.full(n + 2, store.eot, np.int64)
+    tokens[1:-1] = store.tokens[start : start + n]
+    for first in range(0, n + 1, n_ctx):
+        piece = torch.from_numpy(tokens[first : first + n_ctx + 1])
+        yield piece[None, :-1], piece[None, 1:], n + 1

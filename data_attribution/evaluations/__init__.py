@@ -1,1 +1,0 @@
-"""How good evidence is: against retraining, against what was planted, against chance."""

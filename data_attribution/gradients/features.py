@@ -1,0 +1,267 @@
+"""Projected gradients of documents and of prompts, component by component.
+
+For every linear map y = W x of the selection, the gradient of one document's loss is a sum over
+positions of (output gradient) (input)^T. Both factors are projected where they appear, in the
+forward and in the backward pass, and only the sum over positions of the small outer products is
+formed: **no weight gradient ever exists**, neither of a document nor of a batch. Below the lowest
+selected site nothing is recorded, and the backward pass stops there.
+
+* `of_documents`: of the loss, summed over a document's targets, in nats. A document is presented as
+  end-of-text and its tokens, and its targets are its tokens and the end-of-text behind it: exactly
+  what `train.data.DocumentRemoval` takes away. Longer than the context it is cut into windows of
+  `n_ctx` targets, whose gradients add up.
+* `of_question`: of each prompt's score.
+
+So removing a document d from the last step changes a question q by +lr <d, q>: the score of d *for*
+q is -<d, q>. Documents of different lengths are padded at the end, where a causal model sends
+neither activation nor gradient back; results do not depend on what shares a batch (1e-5 relative,
+fp32 rounding).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from data_attribution import queries
+from data_attribution.errors import EvidenceError
+from data_attribution.gradients import losses, projection
+from data_attribution.gradients.projection import RANK, Sides
+from data_attribution.gradients.tape import Tape
+from data_attribution.gradients.weight_selection import Selection
+from data_attribution.queries import Query
+from interp.patching.engine import fast_fp32
+from train.data import TokenStore
+from train.model import GPT
+from train.trainer import IGNORED
+
+
+__all__ = ["BATCH_TOKENS", "Features", "document_features", "frozen", "query_features"]
+
+BATCH_TOKENS = 2048
+
+Progress = Callable[[str, int, int | None], None] | None
+Block = tuple[str, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Projected gradients, a row a document or prompt.
+
+    Attributes:
+        rows: Index of the document in the store, or of the prompt in the question.
+        values: fp32; the sites side by side, each a matrix [outputs inputs] flattened.
+        blocks: Name, first and last-but-one column of every site.
+        rank: Of the projections.
+        seed: Of the projections; features of different seeds cannot be compared.
+    """
+
+    rows: Int64[np.ndarray, " row"]
+    values: Float[np.ndarray, "row dim"]
+    blocks: tuple[Block, ...]
+    rank: int = RANK
+    seed: int = 0
+
+    def of(self, site: str) -> Float[np.ndarray, "row part"]:
+        """The columns of one site.
+
+        Raises:
+            EvidenceError: It was not collected.
+        """
+        for name, start, stop in self.blocks:
+            if name == site:
+                return self.values[:, start:stop]
+        raise EvidenceError(
+            f"no gradient of {site!r} was collected; there are {', '.join(self.sites)}"
+        )
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Their names, in the order of the columns."""
+        return tuple(name for name, _, _ in self.blocks)
+
+
+def document_features(
+    model: GPT,
+    store: TokenStore,
+    documents: Sequence[int] | Int64[np.ndarray, " document"],
+    selection: Selection,
+    *,
+    rank: int = RANK,
+    seed: int = 0,
+    sides: Mapping[str, Sides] | None = None,
+    log_odds: float | None = None,
+    drawn: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    product: str | None = None,
+    progress: Progress = None,
+) -> Features:
+    """The projected gradient of every document's loss, summed over its targets, in nats.
+
+    One forward pass and a backward pass without weight gradients, down to the lowest site.
+
+    Args:
+        documents: Indices in the document table, in the order of the rows of the answer.
+        selection: `selecting.select(model.cfg, within)`.
+        rank: Of the two projections of every site: `rank` squared numbers for most sites.
+        seed: Of the projections; the same for documents and question.
+        sides: What multiplies both factors of a site before they are projected, see `projecting`.
+        log_odds: Follow minus the log-odds of every target in place of its loss, see `losses`.
+        drawn: Seed of targets that the model draws itself at every position, in place of those that
+            it read. The second moment of such gradients is the curvature of the loss, see
+            `preconditioning`.
+        batch_tokens: Positions that are in flight at a time.
+        product: Precision of matrix products, as torch names it (None: the fastest true fp32 that
+            this process measured). The same bits need the same.
+
+    Raises:
+        EvidenceError: There is no such document, or the model is not causal.
+    """
+    documents = np.asarray(documents, dtype=np.int64)
+    _refuse(model, store, documents)
+    tape = _tape(model, selection, rank, seed, sides)
+    values = torch.zeros(len(documents), tape.dim)
+    done = 0
+    with _taping(model, tape, product):
+        for rows, start, length in _batches(store, documents, model.cfg.n_ctx, batch_tokens):
+            tokens, targets = (one.to(model.device) for one in _read(store, start, length))
+            tape.start(tokens)
+            logits = model(tokens)
+            if drawn is not None:
+                targets = losses.drawn(logits, targets, _chances(drawn, start, targets))
+            loss = losses.summed(logits, targets, log_odds)
+            values.index_add_(0, torch.from_numpy(rows), tape.features(loss).cpu())
+            done += len(np.unique(rows))
+            if progress:
+                progress("gradients", min(done, len(documents)), len(documents))
+    return Features(documents, values.numpy(), tuple(tape.blocks), rank, seed)
+
+
+def query_features(
+    model: GPT,
+    question: Query,
+    selection: Selection,
+    *,
+    rank: int = RANK,
+    seed: int = 0,
+    sides: Mapping[str, Sides] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = None,
+) -> Features:
+    """The projected gradient of every prompt's score; arguments as of `of_documents`.
+
+    Raises:
+        EvidenceError: The score depends on none of the sites.
+    """
+    tape = _tape(model, selection, rank, seed, sides)
+    n_prompts, n_pos = question.tokens.shape
+    values = np.zeros((n_prompts, tape.dim), dtype=np.float32)
+    depends = False
+    with _taping(model, tape):
+        for prompt in torch.arange(n_prompts).split(max(batch_tokens // n_pos, 1)):
+            tape.start(question.tokens[prompt].to(model.device))
+            score = queries.query_scores(model, question, prompt)
+            depends |= score.requires_grad
+            values[prompt.numpy()] = tape.features(score).cpu().numpy()
+            if progress:
+                progress("prompts", int(prompt[-1]) + 1, n_prompts)
+    if not depends:
+        raise EvidenceError(
+            f"{question.name!r} depends on none of {', '.join(name for name, _, _ in tape.blocks)}:"
+            " it is read below them; name components that come before it"
+        )
+    return Features(np.arange(n_prompts), values, tuple(tape.blocks), rank, seed)
+
+
+def _tape(
+    model: GPT, selection: Selection, rank: int, seed: int, sides: Mapping[str, Sides] | None
+) -> Tape:
+    made = projection.projections(selection, rank=rank, seed=seed, sides=sides, device=model.device)
+    return Tape(model.cfg, selection, made, rank)
+
+
+@contextmanager
+def _taping(model: GPT, tape: Tape, product: str | None = None) -> Iterator[None]:
+    multiplied = fast_fp32(model.device, product)
+    with frozen(model), torch.enable_grad(), multiplied, tape.laid(model):
+        yield
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No weight collects a gradient inside the block."""
+    learning = [one for one in model.parameters() if one.requires_grad]
+    try:
+        for one in learning:
+            one.requires_grad_(False)
+        yield
+    finally:
+        for one in learning:
+            one.requires_grad_(True)
+
+
+def _refuse(model: GPT, store: TokenStore, documents: np.ndarray) -> None:
+    if not model.cfg.causal:
+        raise EvidenceError("documents have a loss under a causal model only, and this one is not")
+    if not len(documents):
+        raise EvidenceError("no document was named; name at least one")
+    outside = documents[(documents < 0) | (documents >= store.n_documents)]
+    if len(outside):
+        raise EvidenceError(
+            f"document {outside[0]} is not one of the {store.n_documents} of the store"
+        )
+
+
+def _batches(
+    store: TokenStore, documents: np.ndarray, n_ctx: int, batch_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Row of the answer, first input and number of targets of windows of like length."""
+    row, start, length = _windows(store, documents, n_ctx)
+    order = np.argsort(length, kind="stable")
+    first = 0
+    while first < len(order):
+        # Ascending: the last window that still fits sets the width of all.
+        widths = length[order[first:]] * np.arange(1, len(order) - first + 1)
+        count = max(int(np.searchsorted(widths, batch_tokens, side="right")), 1)
+        chosen = order[first : first + count]
+        yield row[chosen], start[chosen], length[chosen]
+        first += count
+
+
+def _windows(
+    store: TokenStore, documents: np.ndarray, n_ctx: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, first input and number of targets of every window of every document."""
+    targets = store.lengths[documents] + 1
+    pieces = -(-targets // n_ctx)
+    row = np.repeat(np.arange(len(documents)), pieces)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    # The token before a document is always an end-of-text.
+    start = store.starts[documents][row] - 1 + number * n_ctx
+    length = np.minimum(targets[row] - number * n_ctx, n_ctx)
+    return row, start, length
+
+
+def _read(
+    store: TokenStore, start: np.ndarray, length: np.ndarray
+) -> tuple[Int[Tensor, "window pos"], Int[Tensor, "window pos"]]:
+    column = np.arange(int(length.max()) + 1)
+    offsets = np.minimum(start[:, None] + column, store.n_tokens - 1)
+    tokens = torch.from_numpy(np.asarray(store.tokens[offsets]).astype(np.int64))
+    inside = torch.from_numpy(column[:-1] < length[:, None])
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    counted = inside & ~(
+        (inputs == store.eot) & (targets == store.eot)
+    )  # as `train.data.batches` does
+    return torch.where(inside, inputs, store.eot), torch.where(counted, targets, IGNORED)
+
+
+def _chances(seed: int, start: np.ndarray, targets: Tensor) -> Float[Tensor, "window pos"]:
+    """Uniform draws keyed by seed and place in the store: the same whatever shares a batch."""
+    width = targets.shape[1]
+    rows = [np.random.Generator(np.random.Philox(key=[seed, one])).random(width) for one in start]
+    return torch.from_numpy(np.stack(rows)).float().to(targets.device)

@@ -1,0 +1,362 @@
+"""Projected gradients of a whole corpus on disk, for any question that is asked later.
+
+    RUN/gradients/ features.f16     a row a document, the sites side by side
+                   exponents.i8     of every row and site: value / 2**exponent is what is stored
+                   documents.i64    which document is which row, ascending
+                   gradients.json   sealed: run, checkpoint, store, sites, rank, seed, sha256s
+
+Gradients of two documents differ by orders of magnitude, and so do those of two sites; with an
+exponent for each, the largest number of a block lies between 1/2 and 1, and fp16 keeps 11 bits of
+whatever is not 8,000 times smaller than that. Written in pieces of some thousand documents; a build
+that was killed goes on behind the last whole piece, and writes the same bytes. It keeps the matrix
+product that it began with, because which of torch's two is faster is measured in every process.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int8, Int64
+
+from data_attribution.errors import EvidenceError
+from data_attribution.gradients import preconditioner, store_size, weight_selection
+from data_attribution.gradients.features import Block, Features, document_features
+from data_attribution.gradients.weight_selection import Selection, Within
+from interp.patching import engine
+from train import storage
+from train.errors import DamagedError, DiskError, nearest
+from train.runs import Run
+
+
+__all__ = [
+    "GRADIENT_FOLDER",
+    "LOG_ODDS",
+    "METRIC",
+    "METRICS",
+    "RANK",
+    "GradientStore",
+    "build_gradient_store",
+    "open_gradient_store",
+    "trained_documents",
+    "verify_gradient_store",
+]
+
+GRADIENT_FOLDER, MANIFEST, SCHEMA = "gradients", "gradients.json", 1
+FEATURES, EXPONENTS, DOCUMENTS = "features.f16", "exponents.i8", "documents.i64"
+PLAN, DONE, LOCK = "plan.json", "done.json", "lock"
+PIECE = 4096
+METRICS = ("plain", "adam")
+# What is compared by default, and chosen there: `comparing`.
+RANK, METRIC, LOG_ODDS = 32, "adam", 0.01
+
+Progress = Callable[[str, int, int | None], None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class GradientStore:
+    """A folder of gradients that was opened; rows are read when they are asked for."""
+
+    path: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Name, first and last-but-one column of every site."""
+        return tuple((name, start, stop) for name, start, stop in self.manifest["blocks"])
+
+    @cached_property
+    def documents(self) -> Int64[np.ndarray, " document"]:
+        """Which documents are held, ascending."""
+        return np.fromfile(self.path / DOCUMENTS, dtype="<i8")
+
+    def features(self, documents: Sequence[int] | Int64[np.ndarray, " document"]) -> Features:
+        """Of some documents, in the order given, as fp32.
+
+        Raises:
+            EvidenceError: One of them is not held.
+        """
+        asked = np.asarray(documents, dtype=np.int64)
+        rows = np.searchsorted(self.documents, asked)
+        rows = np.minimum(rows, len(self.documents) - 1)
+        missing = asked[self.documents[rows] != asked]
+        if len(missing):
+            raise EvidenceError(
+                f"{self.path} holds {len(self.documents)} documents, and document {missing[0]} is "
+                "none of them; collect it again with all that are wanted"
+            )
+        return self._read(rows)
+
+    def pieces(self, size: int = PIECE) -> Iterator[Features]:
+        """All documents, some at a time."""
+        for first in range(0, len(self.documents), size):
+            yield self._read(np.arange(first, min(first + size, len(self.documents))))
+
+    def fits(self, **asked: Any) -> bool:
+        """Whether it was collected so: `checkpoint_sha256`, `sites`, `rank`, `metric`, `log_odds`,
+        as the manifest names them."""
+        return all(self.manifest[name] == value for name, value in asked.items())
+
+    def _read(self, rows: np.ndarray) -> Features:
+        values = self._features[rows].astype(np.float32)
+        exponents = self._exponents[rows].astype(np.int32)
+        for number, (_, start, stop) in enumerate(self.blocks):
+            block = values[:, start:stop]
+            np.ldexp(block, exponents[:, number, None], out=block)
+        rank, seed = self.manifest["rank"], self.manifest["seed"]
+        return Features(self.documents[rows], values, self.blocks, rank, seed)
+
+    @cached_property
+    def _features(self) -> Float[np.ndarray, "document dim"]:
+        shape = len(self.documents), self.blocks[-1][2]
+        return np.memmap(self.path / FEATURES, dtype="<f2", mode="r", shape=shape)
+
+    @cached_property
+    def _exponents(self) -> Int8[np.ndarray, "document site"]:
+        shape = len(self.documents), len(self.blocks)
+        return np.memmap(self.path / EXPONENTS, dtype="i1", mode="r", shape=shape)
+
+
+def trained_documents(run: Run) -> Int64[np.ndarray, " document"]:
+    """Documents of the train region."""
+    return np.arange(int(np.searchsorted(run.store.starts, run.store.train_tokens)))
+
+
+def build_gradient_store(
+    run: Run,
+    *,
+    out: str | Path | None = None,
+    within: Within = None,
+    documents: Int64[np.ndarray, " document"] | None = None,
+    step: int | None = None,
+    rank: int = RANK,
+    seed: int = 0,
+    metric: str = METRIC,
+    log_odds: float | None = LOG_ODDS,
+    device: str = "cpu",
+    piece: int = PIECE,
+    progress: Progress = None,
+) -> GradientStore:
+    """Collect the gradients of all documents that a run could read, and keep them.
+
+    By default those that `comparing` compares by default.
+
+    Args:
+        out: A new folder; RUN/gradients if not given.
+        documents: None: the train region.
+        step: A checkpoint (None: the last).
+        metric: `plain`, or `adam`: as the optimizer steps, see `preconditioning`.
+        log_odds: See `losses`.
+        piece: Documents that are collected between two moments at which a kill loses nothing.
+
+    Raises:
+        EvidenceError: `out` exists, is being built, or was begun with other choices.
+        DiskError: The disk has no room for it, or became full.
+    """
+    if metric not in METRICS:
+        raise EvidenceError(f"there is no metric {metric!r}{nearest(metric, METRICS)}")
+    out = run.path / GRADIENT_FOLDER if out is None else Path(out)
+    if out.exists():
+        raise EvidenceError(f"{out} exists already; remove it to collect its gradients again")
+    model = run.load(step).to(device)
+    selection = weight_selection.select_weights(model.cfg, within)
+    wanted = (
+        trained_documents(run) if documents is None else np.unique(np.asarray(documents, np.int64))
+    )
+    asked: dict[str, Any] = {"rank": rank, "seed": seed, "log_odds": log_odds}
+    asked["product"] = _begun_product(out) or engine.product_for(model.device)
+    about = {
+        "schema": SCHEMA,
+        "run": run.id,
+        "step": model.origin.step,
+        "checkpoint_sha256": model.origin.checkpoint_sha256,
+        "store": run.store.fingerprint,
+        "names": list(selection.names),
+        "sites": [site.name for site in selection.sites],
+        "metric": metric,
+        "documents": len(wanted),
+        "documents_sha256": hashlib.sha256(wanted.astype("<i8").tobytes()).hexdigest(),
+        **asked,
+    }
+    if metric == "adam":
+        asked["sides"] = preconditioner.adam(run, selection, step=step)
+    _check_room(out, store_size.size(selection, len(wanted), rank=rank))
+    with storage.disk_guard(out), _begun(out, about, _width(selection, rank)) as (folder, done):
+        for first in range(done, len(wanted), piece):
+            some = wanted[first : first + piece]
+            told = _telling(progress, first, len(wanted))
+            found = document_features(model, run.store, some, selection, **asked, progress=told)
+            _append(folder, found)
+            storage.write_json(folder / DONE, storage.seal({"rows": first + len(some)}))
+        (folder / DOCUMENTS).write_bytes(wanted.astype("<i8").tobytes())
+        _finish(folder, out, {**about, "blocks": _blocks(selection, rank)})
+    return open_gradient_store(out)
+
+
+def open_gradient_store(path: str | Path, *, run: Run | None = None) -> GradientStore:
+    """Open gradients by their folder: seal and sizes are checked, contents by `verify`.
+
+    Args:
+        run: Whose they must be, at one of its checkpoints.
+
+    Raises:
+        EvidenceError: There are none, of another version, or of another run.
+        DamagedError: The manifest was changed, or a file is missing or of another size.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise EvidenceError(
+            f"no gradients are kept at {path}; `openbook attribution index` collects them"
+        )
+    manifest = storage.read_sealed(path / MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        raise EvidenceError(
+            f"{path} holds gradients of version {manifest.get('schema')}, this reads {SCHEMA}; "
+            "collect them again"
+        )
+    for name, about in manifest["files"].items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != about["bytes"]:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise DamagedError(f"{path / name}: the file {state}, {about['bytes']} were written")
+    if run is not None:
+        _check_run(path, manifest, run)
+    return GradientStore(path, manifest)
+
+
+def verify_gradient_store(stored: GradientStore) -> None:
+    """Read all files and compare them with the manifest.
+
+    Raises:
+        DamagedError: Names the file that differs.
+    """
+    for name, about in stored.manifest["files"].items():
+        if storage.sha256_file(stored.path / name) != about["sha256"]:
+            raise DamagedError(
+                f"{stored.path / name}: its sha256 is not that of {MANIFEST}; collect it again"
+            )
+
+
+def _check_run(path: Path, manifest: dict[str, Any], run: Run) -> None:
+    if manifest["store"] != run.store.fingerprint or manifest["run"] != run.id:
+        raise EvidenceError(
+            f"{path} holds gradients of run {manifest['run']} on {manifest['store'][:12]}..., "
+            f"this is run {run.id} on {run.store.fingerprint[:12]}...; collect them for this one"
+        )
+    saved = run.saved_at(manifest["step"])
+    if saved.files["model.safetensors"] != manifest["checkpoint_sha256"]:
+        raise EvidenceError(
+            f"{path} holds gradients of other weights than step {saved.step} of the run has now; "
+            "collect them again"
+        )
+
+
+def _width(selection: Selection, rank: int) -> tuple[int, int]:
+    """Bytes of a row in the two files."""
+    return 2 * store_size.numbers(selection, rank), len(selection.sites)
+
+
+def _blocks(selection: Selection, rank: int) -> list[list[Any]]:
+    sizes = [store_size.numbers(Selection((), (site,)), rank) for site in selection.sites]
+    stops = np.cumsum(sizes).tolist()
+    return [
+        [site.name, stop - size, stop]
+        for site, size, stop in zip(selection.sites, sizes, stops, strict=True)
+    ]
+
+
+def _check_room(out: Path, needed: int) -> None:
+    begun = _partial(out).glob("*") if _partial(out).is_dir() else ()
+    needed -= sum(file.stat().st_size for file in begun)
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise DiskError(
+            f"{out} would take {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free; "
+            "choose fewer components, a lower rank or another disk"
+        )
+
+
+def _telling(progress: Progress, before: int, total: int) -> Progress:
+    if progress is None:
+        return None
+    return lambda what, done, _: progress(what, before + done, total)
+
+
+@contextmanager
+def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator[tuple[Path, int]]:
+    """The folder that is written to, locked, and how many rows are safe in it."""
+    folder = _partial(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvidenceError(f"{out} is being collected by another process") from None
+        if (folder / PLAN).is_file():
+            _check_plan(folder, about)
+        else:
+            storage.write_json(folder / PLAN, storage.seal(about))
+        done = storage.read_sealed(folder / DONE)["rows"] if (folder / DONE).is_file() else 0
+        for name, row in zip((FEATURES, EXPONENTS), width, strict=True):
+            with (folder / name).open("ab") as file:
+                file.truncate(done * row)
+        yield folder, done
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
+
+
+def _begun_product(out: Path) -> str | None:
+    """Read which matrix product the rows that are there were computed with."""
+    plan = _partial(out) / PLAN
+    return storage.read_sealed(plan).get("product") if plan.is_file() else None
+
+
+def _check_plan(folder: Path, about: dict[str, Any]) -> None:
+    before = storage.read_sealed(folder / PLAN)
+    differs = sorted(key for key in about if before.get(key) != about[key])
+    if differs:
+        raise EvidenceError(
+            f"{folder} was begun with other choices ({', '.join(differs)}); give the same ones to "
+            "go on, or remove the folder to begin anew"
+        )
+
+
+def _append(folder: Path, found: Features) -> None:
+    """Put rows behind those that are there, and make them durable."""
+    values = found.values.copy()
+    exponents = np.zeros((len(values), len(found.blocks)), dtype=np.int8)
+    for number, (_, start, stop) in enumerate(found.blocks):
+        block = values[:, start:stop]
+        largest = np.frexp(np.abs(block).max(axis=1))[1]
+        exponents[:, number] = np.clip(largest, -126, 126)
+        np.ldexp(block, -exponents[:, number, None].astype(np.int32), out=block)
+    for name, content in ((FEATURES, values.astype("<f2")), (EXPONENTS, exponents)):
+        with (folder / name).open("ab") as file:
+            file.write(content.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _finish(folder: Path, out: Path, about: dict[str, Any]) -> None:
+    files = {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": storage.sha256_file(folder / name),
+        }
+        for name in (FEATURES, EXPONENTS, DOCUMENTS)
+    }
+    storage.write_json(folder / MANIFEST, storage.seal({**about, "files": files}))
+    os.replace(folder, out)
+    for name in (PLAN, DONE, LOCK):
+        (out / name).unlink(missing_ok=True)
+    storage.sync_folder(out.parent)

@@ -1,0 +1,310 @@
+"""Which documents hold which token, and how often: the inverted file behind BM25.
+
+    STORE/bm25/ documents.u16   of every token the documents that hold it, ascending
+                counts.u8       how often each of them does; 255: look among the frequent
+                offsets.u32     a row a segment: where each token's documents begin
+                places.u64      which entries are held 255 times or more,
+                times.u32       and how often
+                index.json      which store it is of, its segments and the files' sha256, sealed
+
+A *segment* is up to 65,536 documents in a row and as many tokens as the memory allows, so that a
+document is two bytes, segments are written one after another in a single pass over the tokens, and
+nothing has to be merged. No token is left out, however common: `frequency` says in how many
+documents each stands. Only the train region is counted. An entry takes 3 bytes; a token of text
+makes 0.2 entries where documents are pages, and close to 1 where they are sentences.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt, UInt8, UInt16, UInt32
+
+from train import storage
+from train.data import TokenStore
+from train.storage import ARTIFACT_MANIFEST, Artifact
+
+
+__all__ = [
+    "Held",
+    "InvertedIndex",
+    "build_inverted_index",
+    "find_inverted_index",
+    "open_inverted_index",
+    "verify_inverted_index",
+]
+
+SCHEMA = 1
+INVERTED_FOLDER = "bm25"
+ANNEX = Artifact(INVERTED_FOLDER, SCHEMA, "BM25 index", "index bm25")
+DOCUMENTS, COUNTS, OFFSETS = "documents.u16", "counts.u8", "offsets.u32"
+PLACES, TIMES = "places.u64", "times.u32"
+FILES = {DOCUMENTS: "<u2", COUNTS: "u1", OFFSETS: "<u4", PLACES: "<u8", TIMES: "<u4"}
+
+MOST_DOCUMENTS, FREQUENT = 1 << 16, 255
+# Memory of a build and what one token of a segment takes of it when no two are alike.
+MEMORY, BYTES_A_TOKEN = 1 << 29, 32
+PIECE = 1 << 20
+
+Progress = Callable[[str, int, int | None], None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Who holds some tokens among the documents [first, stop).
+
+    The holders of token k are `documents[edges[k] : edges[k + 1]]`, counted from `first`.
+    """
+
+    first: int
+    stop: int
+    edges: Int64[np.ndarray, " edge"]
+    documents: Integer[np.ndarray, " entry"]
+    counts: Int64[np.ndarray, " entry"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """The entries of the documents [first, stop); `start`: the first of them in the files."""
+
+    first: int
+    stop: int
+    start: int
+    offsets: UInt32[np.ndarray, " edge"]
+    documents: UInt16[np.ndarray, " entry"]
+    counts: UInt8[np.ndarray, " entry"]
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedIndex:
+    """The inverted file of a token store. Open one with `open(store)`."""
+
+    store: TokenStore
+    segments: tuple[Segment, ...]
+    places: UInt[np.ndarray, " frequent"]
+    times: UInt[np.ndarray, " frequent"]
+
+    @property
+    def n_entries(self) -> int:
+        """Pairs of a token and a document that holds it."""
+        return sum(len(one.documents) for one in self.segments)
+
+    def frequency(self, tokens: Sequence[int]) -> Int64[np.ndarray, " token"]:
+        """In how many documents of the train region each token stands."""
+        rows = np.asarray(tokens, np.int64)
+        found = np.zeros(len(rows), np.int64)
+        for one in self.segments:
+            found += one.offsets[rows + 1].astype(np.int64) - one.offsets[rows]
+        return found
+
+    def held(self, tokens: Sequence[int]) -> Iterator[Held]:
+        """The holders of some tokens, a segment at a time."""
+        for one in self.segments:
+            places = [slice(int(one.offsets[k]), int(one.offsets[k + 1])) for k in tokens]
+            edges = np.cumsum([0, *(place.stop - place.start for place in places)])
+            documents = np.concatenate([one.documents[:0], *(one.documents[k] for k in places)])
+            counts = np.concatenate([one.counts[:0], *(one.counts[k] for k in places)])
+            counts, frequent = counts.astype(np.int64), np.flatnonzero(counts == FREQUENT)
+            if len(frequent):
+                token = np.searchsorted(edges, frequent, side="right") - 1
+                begins = np.array([place.start for place in places])
+                entries = frequent - edges[token] + begins[token] + one.start
+                counts[frequent] = self.times[np.searchsorted(self.places, entries)]
+            yield Held(one.first, one.stop, edges, documents, counts)
+
+
+def build_inverted_index(
+    store: TokenStore, *, memory: int = MEMORY, progress: Progress = None
+) -> InvertedIndex:
+    """Count every document's tokens and keep the result beside them; an older one is replaced.
+
+    One pass over the tokens; whole or absent, a build that was stopped begins again.
+
+    Args:
+        memory: Bytes that may be used, about; a single document is never cut.
+
+    Raises:
+        DamagedError: tokens.bin is not what the store's manifest says.
+        DiskError: The disk is full.
+        AttributionError: Another process builds it.
+    """
+    with storage.locked_artifact(ANNEX, store):
+        storage.check_tokens(store)
+        with _folder(store.path / INVERTED_FOLDER) as folder:
+            segments = _write(store, folder, max(memory // BYTES_A_TOKEN, 1), progress)
+            storage.write_json(
+                folder / ARTIFACT_MANIFEST, storage.seal(_manifest(store, folder, segments))
+            )
+            storage.install_artifact(folder, store.path / INVERTED_FOLDER)
+    return open_inverted_index(store)
+
+
+def find_inverted_index(store: TokenStore) -> InvertedIndex | None:
+    """The inverted file of a store; None where none was built."""
+    return open_inverted_index(store) if (store.path / INVERTED_FOLDER).is_dir() else None
+
+
+def open_inverted_index(store: TokenStore) -> InvertedIndex:
+    """Open the inverted file of a store; the arrays stay on disk until they are read.
+
+    Raises:
+        IndexMissing: None was built yet.
+        IndexMismatch: It is of another store, of an earlier one at this place, or of another
+            version.
+        DamagedError: A file is truncated, a small one changed, or the manifest is not what its
+            seal says (`annexes.listing`).
+    """
+    manifest, path = storage.artifact_listing(ANNEX, store), store.path / INVERTED_FOLDER
+    arrays = {name: _mapped(path / name, dtype) for name, dtype in FILES.items()}
+    rows = arrays[OFFSETS].reshape(-1, store.vocab_size + 1)
+    segments = tuple(
+        Segment(
+            first,
+            stop,
+            start,
+            row,
+            arrays[DOCUMENTS][start : start + int(row[-1])],
+            arrays[COUNTS][start : start + int(row[-1])],
+        )
+        for (first, stop, start), row in zip(manifest["segments"], rows, strict=True)
+    )
+    return InvertedIndex(store, segments, arrays[PLACES], arrays[TIMES])
+
+
+def verify_inverted_index(store: TokenStore, progress: Progress = None) -> None:
+    """Check every byte of a store's inverted file against its manifest.
+
+    Raises:
+        DamagedError: Names the file that was changed.
+    """
+    storage.verify_artifact(ANNEX, store, progress)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is to be installed there; it goes when the block fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with storage.disk_guard(path):
+        partial.mkdir()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _mapped(path: Path, dtype: str) -> np.ndarray:
+    if not path.stat().st_size:
+        return np.empty(0, dtype)  # an empty file cannot be mapped
+    return np.memmap(path, dtype, "r").view(np.ndarray)
+
+
+def _plan(lengths: Int64[np.ndarray, " document"], most_tokens: int) -> list[tuple[int, int]]:
+    """Where segments begin and end, in documents; each has at least one."""
+    ends, bounds, first = np.cumsum(lengths), [], 0
+    while first < len(lengths):
+        before = int(ends[first - 1]) if first else 0
+        stop = int(np.searchsorted(ends, before + most_tokens, side="right"))
+        stop = min(max(stop, first + 1), first + MOST_DOCUMENTS)
+        bounds.append((first, stop))
+        first = stop
+    return bounds
+
+
+def _write(
+    store: TokenStore, folder: Path, most_tokens: int, progress: Progress
+) -> list[list[int]]:
+    """Write the files a segment at a time; of each its bounds and its first entry."""
+    n = int(np.searchsorted(store.starts, store.train_tokens))
+    segments, start = [], 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in FILES}
+        for first, stop in _plan(store.lengths[:n], most_tokens):
+            if progress:
+                progress("counting tokens of documents", first, n)
+            segments.append([first, stop, start])
+            start += _append(files, start, *_inverted(store, first, stop))
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    if progress:
+        progress("counting tokens of documents", n, n)
+    return segments
+
+
+def _append(
+    files: Mapping[str, BinaryIO],
+    start: int,
+    offsets: np.ndarray,
+    documents: np.ndarray,
+    counts: np.ndarray,
+) -> int:
+    """Write one segment; how many entries it has."""
+    frequent = np.flatnonzero(counts >= FREQUENT)
+    arrays = {
+        DOCUMENTS: documents,
+        COUNTS: np.minimum(counts, FREQUENT),
+        OFFSETS: offsets,
+        PLACES: frequent + start,
+        TIMES: counts[frequent],
+    }
+    for name, array in arrays.items():
+        # Not `tofile`: on a full disk it raises an error that does not say so.
+        files[name].write(array.astype(FILES[name], copy=False).data)
+    return len(documents)
+
+
+def _inverted(store: TokenStore, first: int, stop: int) -> tuple[np.ndarray, ...]:
+    """Offsets by token, documents (from `first`) and counts of the documents [first, stop).
+
+    Token and document are packed into one number, and the numbers are sorted: equal ones are the
+    occurrences of one token in one document (numpy sorts 10^8 of 32 bits a second).
+    """
+    vocab, width = store.vocab_size, stop - first
+    keys = _keys(store, first, stop)
+    keys.sort()
+    new = np.ones(len(keys), bool)
+    np.not_equal(keys[1:], keys[:-1], out=new[1:])
+    heads = np.flatnonzero(new)
+    counts = np.diff(heads, append=len(keys))
+    keys = keys[heads]
+    edges = (np.arange(vocab, dtype=np.uint64) * np.uint64(width)).astype(keys.dtype)
+    offsets = np.append(np.searchsorted(keys, edges), len(keys))
+    documents = keys - np.repeat(edges, np.diff(offsets))
+    return offsets, documents, counts
+
+
+def _keys(store: TokenStore, first: int, stop: int) -> np.ndarray:
+    """token * documents + document, of every token of the documents [first, stop)."""
+    starts, lengths = store.starts[first:stop], store.lengths[first:stop]
+    width, ends = stop - first, np.cumsum(lengths)
+    kind = np.uint32 if store.vocab_size * width <= 1 << 32 else np.uint64
+    keys = np.empty(int(ends[-1]), kind)
+    for one, other in _plan(lengths, PIECE):
+        begin = int(ends[one] - lengths[one])
+        end = int(ends[other - 1])
+        # From the place among the tokens of documents to the place in tokens.bin.
+        moved = np.repeat(
+            starts[one:other] - (ends[one:other] - lengths[one:other]), lengths[one:other]
+        )
+        tokens = store.tokens[moved + np.arange(begin, end)].astype(kind)
+        owners = np.repeat(np.arange(one, other, dtype=kind), lengths[one:other])
+        keys[begin:end] = tokens * kind(width) + owners
+    return keys
+
+
+def _manifest(store: TokenStore, folder: Path, segments: list[list[int]]) -> dict[str, Any]:
+    files = {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": storage.sha256_file(folder / name),
+        }
+        for name in FILES
+    }
+    return {"schema": SCHEMA, **storage.artifact_of(store), "segments": segments, "files": files}

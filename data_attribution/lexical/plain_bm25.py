@@ -1,0 +1,96 @@
+"""BM25 as it is used everywhere, the baseline of attribution; and what is worth a closer look.
+
+`rank` gives every token of a prompt with its answer, or of a text, the same weight, once however
+often it stands there; a document scores the prompt it fits best. `lexical` weighs a behaviour's
+tokens by what the behaviour is about and takes a text by its verbatim spans; the formula of a
+weight is the same one and stands there. Nothing here is chosen on any corpus.
+
+`candidates` joins both: methods that follow gradients look at these documents and at no others,
+unless the whole corpus is indexed. A document that shares no token with the target is lost here.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int64
+
+from data_attribution.errors import QueryError
+from data_attribution.lexical import bm25
+from data_attribution.lexical.bm25 import Bag
+from data_attribution.ranking import Ranking, ranked
+from interp.behaviours import Behaviour
+from train.data import TokenStore
+
+
+if TYPE_CHECKING:
+    from data_attribution.attribution import Request
+
+__all__ = ["FORMULA", "bags_of_words", "candidates", "rank_by_bm25"]
+
+FORMULA = f"bm25 k1={bm25.K1} b={bm25.B}"
+
+
+def rank_by_bm25(request: "Request") -> Ranking:
+    """Documents by plain BM25; of `candidates` alone where they are given.
+
+    Raises:
+        EvidenceError: The question has no words.
+        QueryError: The target holds no token to look for.
+    """
+    found = bm25.rank_by_words(
+        request.index, bags_of_words(request.index.store, request.words), request.progress
+    )
+    documents, scores = found.documents, found.scores
+    if request.candidates is not None:
+        there = np.isin(documents, request.candidates)
+        documents, scores = documents[there], scores[there]
+    return ranked(documents, scores, where=found.where, formula=FORMULA)
+
+
+def candidates(request: "Request", *, limit: int = 10_000) -> Int64[np.ndarray, " document"]:
+    """Documents of the train region that lexical evidence or BM25 names, ascending.
+
+    The best of either come first, in turn, until there are `limit`.
+
+    Raises:
+        EvidenceError: The question has no words.
+        QueryError: The target holds no token to look for.
+    """
+    index, target, progress = request.index, request.words, request.progress
+    if isinstance(target, Behaviour):
+        weighted = bm25.prompt_bags(*_prompts(target), index.store.eot)
+        first = bm25.rank_by_words(index, weighted, progress, limit=limit).documents
+    else:
+        first = bm25.rank_by_spans(index, target, progress).documents
+    second = bm25.rank_by_words(
+        index, bags_of_words(index.store, target), progress, limit=limit
+    ).documents
+    # In turn: one of each, best first, those already there left out.
+    ranks = np.concatenate([np.arange(len(first)), np.arange(len(second))])
+    both = np.concatenate([first, second])[np.argsort(ranks, kind="stable")]
+    _, places = np.unique(both, return_index=True)
+    return np.sort(both[np.sort(places)[:limit]])
+
+
+def bags_of_words(store: TokenStore, target: str | Behaviour) -> list[Bag]:
+    """What is looked for: a bag of tokens of weight 1 for each distinct prompt, or for a text.
+
+    With byte pairs the first word of a text is looked for with and without a space before it.
+    """
+    if isinstance(target, Behaviour):
+        clean, _, answer = _prompts(target)
+        rows = [*np.concatenate([clean, answer.reshape(len(clean), -1)], axis=1)]
+    else:
+        spellings = [target]
+        if store.tokenizer.kind != "word" and target.strip():
+            spellings.append(target[1:] if target.startswith(" ") else " " + target)
+        rows = [np.concatenate([store.tokenizer.encode(one) for one in spellings])]
+    tokens = {tuple(sorted({*row.tolist()} - {store.eot})) for row in rows}
+    if not all(tokens):
+        asked = target if isinstance(target, str) else target.name
+        raise QueryError(f"{asked!r} holds no token to look for; give a text or another behaviour")
+    return [dict.fromkeys(row, 1.0) for row in sorted(tokens)]
+
+
+def _prompts(target: Behaviour) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.asarray(target.clean), np.asarray(target.corrupt), np.asarray(target.answer)

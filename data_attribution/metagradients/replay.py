@@ -1,0 +1,154 @@
+"""The states of a span of training, from the last to the first, in bounded memory and disk.
+
+The way back needs every state, and training only goes forward. So the trainer itself replays the
+span, from the checkpoints that kept their optimizer, and leaves its states in files: all of a
+stretch where they fit the room that is given, else every so-manieth, between which it replays once
+more (Griewank 1992; https://doi.org/10.1080/10556789208805505). One state is in memory at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+
+from data_attribution.metagradients import optimizer_vectors
+from data_attribution.metagradients.optimizer_vectors import Vectors
+from train import storage, trainer
+from train.numerics import Numerics
+from train.runs import LedgerRow, Run
+from train.trainer import TrainState
+
+
+__all__ = ["ReplayTrail", "backwards", "room_for", "stretches"]
+
+LEAST = 4  # states, when some of a stretch are kept and others trained again
+
+Progress = Callable[[str, int, int | None], None] | None
+
+
+@dataclass(eq=False)
+class ReplayTrail:
+    """A span that is being replayed.
+
+    Attributes:
+        folder: Where states are put; whoever made it removes it.
+        room: States that may lie there at once.
+        replayed: Steps that were trained again so far.
+        differing: Those of which a digest, a loss or a norm is not the ledger's.
+    """
+
+    run: Run
+    numerics: Numerics
+    folder: Path
+    room: int
+    progress: Progress = None
+    replayed: int = 0
+    differing: set[int] = field(default_factory=set)
+
+    @cached_property
+    def ledger(self) -> list[LedgerRow]:
+        """What the run did, step by step."""
+        return self.run.ledger
+
+    def start(self, step: int) -> TrainState:
+        """The state before `step`, from the nearest checkpoint below it."""
+        state = trainer.load_state(self.run, step, self.numerics)
+        for _ in self.advance(state, step):
+            pass
+        return state
+
+    def advance(self, state: TrainState, stop: int) -> Iterator[LedgerRow]:
+        """Train up to `stop` as the run did, and compare with its ledger."""
+        # Held-out losses are no part of training, and were measured when it was.
+        run, recipe = self.run, replace(self.run.recipe, eval_every=0)
+        rows = trainer.training_steps(
+            state, recipe, run.store, run.order, self.numerics, stop, run.removal
+        )
+        for row in rows:
+            self.replayed += 1
+            if not _same(row, self.ledger[row.step]):
+                self.differing.add(row.step)
+            if self.progress:
+                self.progress("steps replayed", self.replayed, None)
+            yield row
+
+    def path(self, step: int) -> Path:
+        """The file of the state before `step`."""
+        return self.folder / f"{step:08d}.f32"
+
+    def keep(self, state: TrainState) -> None:
+        """Put a state into its file."""
+        path = self.path(state.step)
+        with storage.disk_guard(path):
+            optimizer_vectors.write(path, optimizer_vectors.of_state(state))
+
+    def take(self, step: int) -> Vectors:
+        """What was kept of `step`; its file goes."""
+        kept = optimizer_vectors.read(self.path(step), self.numerics.device)
+        self.path(step).unlink()
+        return kept
+
+
+def backwards(trail: ReplayTrail, first: int, last: int) -> Iterator[tuple[int, Vectors]]:
+    """(step, state before it) from `last` + 1 down to `first`."""
+    for begin, stop in stretches(trail.run, first, last):
+        yield from _between(trail, trail.start(begin), stop, trail.room)
+
+
+def stretches(run: Run, first: int, last: int) -> list[tuple[int, int]]:
+    """First and last state of what is replayed at once, from `last` + 1 down to `first`.
+
+    Each but the first begins at a checkpoint that kept its optimizer.
+    """
+    saved = [one.step for one in run.saved if one.resumable and first < one.step <= last]
+    begins = [first, *saved]
+    stops = [*(step - 1 for step in saved), last + 1]
+    return list(zip(begins, stops, strict=True))[::-1]
+
+
+def room_for(n_states: int, room: int) -> bool:
+    """Whether so many states in a row can be walked back through with `room` of them on disk."""
+    if n_states <= room:
+        return True
+    return room >= LEAST and room_for(ceil(n_states / (room // 2)), room - room // 2)
+
+
+def _between(
+    trail: ReplayTrail, state: TrainState, stop: int, room: int
+) -> Iterator[tuple[int, Vectors]]:
+    """From `stop` down to where `state` stands, both included; `state` is used up."""
+    begin = state.step
+    n_states = stop - begin + 1
+    if n_states > room:
+        yield from _in_pieces(trail, state, stop, room)
+        return
+    trail.keep(state)
+    for _ in trail.advance(state, stop):
+        trail.keep(state)
+    for step in range(stop, begin - 1, -1):
+        yield step, trail.take(step)
+
+
+def _in_pieces(
+    trail: ReplayTrail, state: TrainState, stop: int, room: int
+) -> Iterator[tuple[int, Vectors]]:
+    """The same with a few states kept, between which the steps are trained once more."""
+    begin, n_states = state.step, stop - state.step + 1
+    half = room // 2
+    fitting = (few for few in range(2, half) if few + ceil(n_states / few) <= room)
+    n_pieces = next(fitting, half)
+    every = ceil(n_states / n_pieces)
+    starts = range(begin, stop + 1, every)
+    for start in starts:
+        for _ in trail.advance(state, start):
+            pass
+        trail.keep(state)
+    for start in reversed(starts):
+        optimizer_vectors.put_back(state, trail.take(start), start)
+        last = min(start + every - 1, stop)
+        yield from _between(trail, state, last, room - n_pieces)
+
+
+def _same(row: LedgerRow, other: LedgerRow) -> bool:
+    return all(getattr(row, key) == getattr(other, key) for key in ("digest", "loss", "grad_norm"))

@@ -1,1 +1,0 @@
-"""Sources as one HTML page, and the figures in it."""

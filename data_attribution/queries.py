@@ -1,0 +1,202 @@
+"""What is asked of a model, so that it can be measured again and differentiated.
+
+A question is a number a prompt, from the logits and from values at hook points: a behaviour's own
+metric, the attention of one head, what a probe reads. Attribution follows its gradient to the
+documents, and a counterfactual measures it again on the retrained model; both ask in the same
+words. A higher number is more of the behaviour.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from data_attribution.errors import EvidenceError, QueryError
+from interp.behaviours import Behaviour
+from interp.components import HookedModel, device_of
+from interp.metrics import Metric, logit_difference
+from interp.statistics import n_prompts
+from train.data import Tokenizer
+from train.trainer import IGNORED
+
+
+__all__ = [
+    "LONGEST",
+    "TEXT",
+    "Query",
+    "asked",
+    "encoded",
+    "measure_query",
+    "query_of_behaviour",
+    "query_of_text",
+    "query_scores",
+]
+
+ROWS = 64
+LONGEST = 1_000_000  # tokens of a text
+TEXT = "log-probability of the text"  # asked where a text has no other name
+
+Score = Callable[
+    [Float[Tensor, "row pos vocab"], Mapping[str, Tensor], Int[Tensor, " row"]],
+    Float[Tensor, " row"],
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A number a prompt.
+
+    Attributes:
+        name: For tables and files.
+        unit: Of one number.
+        tokens: The prompts.
+        score: Given logits, values at the hook points of `reads` by name, and the prompt of every
+            row, one number a row. Rows come in any number and order.
+        reads: Hook points whose values it needs.
+        apart: Whether equal prompts are cases of their own, as windows of one text are.
+    """
+
+    name: str
+    unit: str
+    tokens: Int[Tensor, "prompt pos"]
+    score: Score
+    reads: tuple[str, ...] = ()
+    apart: bool = False
+
+    @property
+    def cases(self) -> Int64[np.ndarray, " prompt"]:
+        """Which case each prompt belongs to, counted from 0: equal prompts are one, or not."""
+        return np.arange(len(self.tokens)) if self.apart else n_prompts(self.tokens)
+
+
+def query_of_behaviour(behaviour: Behaviour, metric: Metric | None = None) -> Query:
+    """A behaviour on its clean prompts; default metric: the logit difference."""
+    metric = metric or logit_difference(behaviour)
+
+    def score(logits: Tensor, values: Mapping[str, Tensor], prompt: Tensor) -> Tensor:
+        read = logits[:, metric.reads(logits.shape[1])]
+        if metric.columns is not None:
+            read = read[..., metric.columns.to(logits.device)]
+        return metric.score(read, prompt)
+
+    return Query(behaviour.name, metric.unit, behaviour.clean, score)
+
+
+def query_of_text(
+    text: str | Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    n_ctx: int,
+    context: str | Sequence[int] = (),
+    name: str = TEXT,
+) -> Query:
+    """The mean log-probability of a text's tokens, behind an end-of-text and a context.
+
+    Longer than `n_ctx` it is cut into windows as a document is, a prompt a window; prompts are
+    weighted so that their mean is the mean over all tokens of the text.
+
+    Args:
+        text: A text, or token ids.
+        context: What comes before it and is not asked for.
+
+    Raises:
+        QueryError: The text holds no token.
+    """
+    before, asked = (_ids(part, tokenizer) for part in (context, text))
+    if not asked:
+        raise QueryError(f"{name!r} is empty: it holds no token that could be probable")
+    ids = torch.tensor([tokenizer.eot, *before, *asked])
+    targets = torch.where(torch.arange(1, len(ids)) > len(before), ids[1:], IGNORED)
+    rows = -(-len(targets) // n_ctx)
+    width = min(len(targets), n_ctx)
+    missing = rows * width - len(targets)
+    tokens = functional.pad(ids[:-1], (0, missing), value=tokenizer.eot).view(rows, width)
+    targets = functional.pad(targets, (0, missing), value=IGNORED).view(rows, width)
+    spoken = (targets != IGNORED).any(dim=1)
+    tokens, targets = tokens[spoken], targets[spoken]
+    share = len(tokens) / len(asked)
+
+    def score(logits: Tensor, values: Mapping[str, Tensor], prompt: Tensor) -> Tensor:
+        wanted = targets.to(logits.device)[prompt]
+        losses = functional.cross_entropy(
+            logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+        )
+        return -share * losses.sum(dim=1)
+
+    return Query(name, "nats a token", tokens, score, apart=True)
+
+
+def asked(
+    target: str | Behaviour | None,
+    question: Query | None = None,
+    metric: Metric | None = None,
+    *,
+    tokenizer: Tokenizer,
+    n_ctx: int,
+) -> Query:
+    """The question given, else that of a target.
+
+    Raises:
+        EvidenceError: Nothing is asked, or two things at once.
+        QueryError: The text is empty or too long.
+    """
+    ids = encoded(target, tokenizer) if isinstance(target, str) else []
+    if metric is not None and (ids or question is not None):
+        name = "the probability of a text" if question is None else repr(question.name)
+        raise EvidenceError(
+            f"{name} is a number already, and the metric {metric.name} was given beside it; leave "
+            "one of them out"
+        )
+    if question is not None:
+        return question
+    if target is None:
+        raise EvidenceError("nothing was asked; give a text, a behaviour or a question")
+    if isinstance(target, str):
+        return query_of_text(ids, tokenizer, n_ctx=n_ctx)
+    return query_of_behaviour(target, metric)
+
+
+def encoded(text: str, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text that is to be traced.
+
+    Raises:
+        QueryError: It is empty, or longer than `LONGEST` tokens.
+    """
+    if not text.strip():
+        raise QueryError("the text is empty; give some words to trace")
+    ids = tokenizer.encode(text).tolist()
+    if len(ids) > LONGEST:
+        raise QueryError(
+            f"the text has {len(ids):,} tokens, and at most {LONGEST:,} are traced at once; "
+            "trace its parts"
+        )
+    return ids
+
+
+def _ids(part: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    return [int(one) for one in (tokenizer.encode(part) if isinstance(part, str) else part)]
+
+
+def query_scores(
+    model: HookedModel, question: Query, prompt: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """The numbers of some prompts, differentiable where gradients are enabled."""
+    values: dict[str, Tensor] = {}
+
+    def keeping(name: str) -> tuple[str, Callable[..., None]]:
+        return name, lambda value, point: values.__setitem__(name, value)
+
+    tokens = question.tokens[prompt].to(device_of(model))
+    logits = model.run_with_hooks(tokens, fwd_hooks=[keeping(name) for name in question.reads])
+    return question.score(logits, values, prompt.to(logits.device))
+
+
+@torch.no_grad()
+def measure_query(model: HookedModel, question: Query) -> Float[np.ndarray, " prompt"]:
+    """The numbers of all prompts."""
+    rows = torch.arange(len(question.tokens)).split(ROWS)
+    return torch.cat([query_scores(model, question, row) for row in rows]).double().cpu().numpy()

@@ -1,1 +1,0 @@
-"""The parts of replay attribution: states on disk, and one training step backwards."""

@@ -1,0 +1,109 @@
+"""A text with some stretches of it marked, as HTML.
+
+Stretches are known in tokens and a page shows letters. Tokenizers keep letters and may lose white
+space (whole words are joined by one space), so places are counted in letters that are no space.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import UInt32
+
+from data_attribution.tracing import Generation
+from train.data import Tokenizer
+
+
+__all__ = ["Mark", "html", "places", "within"]
+
+# Opacity of the least and of the most surprising mark.
+FAINT, STRONG = 0.18, 0.75
+TORN = "\N{REPLACEMENT CHARACTER}"  # for bytes that make no letter
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Letters [start, stop) of a text; the stronger, the darker; `href` names what it leads to."""
+
+    start: int
+    stop: int
+    strength: float
+    href: str
+    said: str
+
+
+def places(found: Generation, tokenizer: Tokenizer) -> list[tuple[int, int] | None]:
+    """Where each span of a traced text stands in it, in letters; None: not found in its tokens."""
+    for text in (found.text, " " + found.text, found.text.removeprefix(" ")):
+        ids = np.asarray(tokenizer.encode(text))
+        spans = [one.span for one in found.spans]
+        if all(tuple(ids[one.start : one.stop].tolist()) == one.tokens for one in spans):
+            letters = _letters_before(
+                {cut for one in spans for cut in (one.start, one.stop)}, ids, tokenizer
+            )
+            at = _at(found.text)
+            return [
+                _place(at, letters[one.start], letters[one.stop], len(found.text)) for one in spans
+            ]
+    return [None] * len(found.spans)
+
+
+def html(text: str, marks: Sequence[Mark]) -> str:
+    """The text as markup. Where marks lie over each other the strongest is shown."""
+    cuts = sorted({0, len(text), *(cut for one in marks for cut in (one.start, one.stop))})
+    parts = []
+    for start, stop in pairwise(cuts):
+        over = [one for one in marks if one.start <= start and stop <= one.stop]
+        part = escape(text[start:stop])
+        if over:
+            mark = max(over, key=lambda one: one.strength)
+            opacity = FAINT + (STRONG - FAINT) * mark.strength
+            part = (
+                f'<a href="#{escape(mark.href)}" title="{escape(mark.said)}">'
+                f'<mark style="background:rgba(255,176,0,{opacity:.2f})">{part}</mark></a>'
+            )
+        parts.append(part)
+    return "".join(parts)
+
+
+def within(text: str, span: str) -> str:
+    """The text as markup, with the first place of a span in it marked."""
+    span = span.strip()
+    before, there, after = text.partition(span) if span else (text, "", "")
+    marked = f"<mark>{escape(there)}</mark>" if there else ""
+    return escape(before) + marked + escape(after)
+
+
+def _letters_before(
+    cuts: Collection[int], ids: UInt32[np.ndarray, " pos"], tokenizer: Tokenizer
+) -> dict[int, int]:
+    """How many letters the first tokens of a text make, up to each cut.
+
+    Counted on from the cut before, unless that one falls into a letter of several bytes: its parts
+    are no letters by themselves, so the count goes on from the last cut between two letters.
+    """
+    found: dict[int, int] = {}
+    clean = before = 0
+    for cut in sorted(cuts):
+        piece = tokenizer.decode(ids[clean:cut])
+        found[cut] = before + _letters(piece)
+        if not piece.endswith(TORN):
+            clean, before = cut, found[cut]
+    return found
+
+
+def _letters(text: str) -> int:
+    return sum(not letter.isspace() for letter in text)
+
+
+def _at(text: str) -> list[int]:
+    """The place of each letter that is no space."""
+    return [place for place, letter in enumerate(text) if not letter.isspace()]
+
+
+def _place(at: Sequence[int], first: int, last: int, end: int) -> tuple[int, int] | None:
+    if not first < last <= len(at):
+        return None
+    return at[first], min(at[last - 1] + 1, end)

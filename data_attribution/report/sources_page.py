@@ -1,0 +1,349 @@
+"""One self-contained HTML page of what stands behind a behaviour or a text.
+
+Ranked documents as cards: the text with the stretch that speaks for it, how strong the evidence is
+and what each method said, when the run read it, its copies, and what retraining without it did. A
+generated text with the stretches that stand in the corpus. No script and no network: the page opens
+from disk on any machine, and every figure in it is a few kilobytes of SVG.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from data_attribution import tracing
+from data_attribution.attribution import GRADES, Effect, Source, Sources
+from data_attribution.cli import formatting
+from data_attribution.counterfactuals import Counterfactual
+from data_attribution.report import highlighting, svg
+from data_attribution.report.svg import Line, Point
+from data_attribution.tracing import Exposure, Generation, Holder, Traced, Trained
+from train import storage
+
+
+__all__ = ["sources_html", "write_sources_page"]
+
+# Cards of documents and of spans on one page: more is for a program to read.
+CARDS, SPANS, CURVE = 100, 200, 101
+MEANS = {
+    "none": "it ranks, and nothing that was asked speaks for it",
+    "lexical": "it shares words with what was asked, and no more",
+    "gradient": "its loss pulls the weights the way the question does",
+    "replay": "the exact derivative through training, by the document's weight",
+    "counterfactual": "the model was trained again without it",
+}
+STYLE = """
+body{font:16px/1.55 Georgia,serif;color:#222;max-width:820px;margin:40px auto;padding:0 20px}
+h1{font-size:28px;margin-bottom:4px} h2{margin-top:40px;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;font:13px/1.4 Menlo,Consolas,monospace;margin:10px 0}
+td,th{text-align:left;padding:2px 14px 2px 0;border-bottom:1px solid #eee;vertical-align:top}
+svg{display:block;margin:10px 0;max-width:100%} svg text{font:11px Menlo,Consolas,monospace}
+svg.spark{display:inline-block;vertical-align:middle;margin:0 6px}
+.claim{font-size:17px} .limit,.small{color:#666;font-size:14px}
+.text{white-space:pre-wrap;overflow-wrap:anywhere;background:#f8f7f3;padding:12px 16px;margin:8px 0}
+mark{background:#ffe08a;color:inherit;padding:1px 0} .text a{color:inherit;text-decoration:none}
+.card{border:1px solid #ddd;border-left-width:6px;padding:8px 16px;margin:16px 0}
+.card:target{box-shadow:0 0 0 2px #1b6ca8}
+.grade{font:12px Menlo,Consolas,monospace;color:#fff;padding:1px 8px;border-radius:9px}
+.none{border-left-color:#ddd} .grade.none{background:#757575}
+.lexical{border-left-color:#8a8a8a} .grade.lexical{background:#6b6b6b}
+.gradient{border-left-color:#1b6ca8} .grade.gradient{background:#1b6ca8}
+.replay{border-left-color:#8d6a9f} .grade.replay{background:#7a558d}
+.counterfactual{border-left-color:#2d6a4f} .grade.counterfactual{background:#2d6a4f}
+summary{cursor:pointer;color:#666;font-size:14px} code{font-size:13px}
+@media print{.card{break-inside:avoid}}
+"""
+
+
+def write_sources_page(
+    found: Sources | Generation,
+    path: str | Path,
+    *,
+    run: Trained,
+    spans: Generation | None = None,
+    counterfactual: Counterfactual | None = None,
+) -> Path:
+    """Write the page of `html`, whole or not at all."""
+    text = sources_html(found, run=run, spans=spans, counterfactual=counterfactual)
+    storage.write_text(Path(path), text)
+    return Path(path)
+
+
+def sources_html(
+    found: Sources | Generation,
+    *,
+    run: Trained,
+    spans: Generation | None = None,
+    counterfactual: Counterfactual | None = None,
+) -> str:
+    """The page as text.
+
+    Args:
+        found: Ranked documents, or a text traced span by span.
+        run: That read them: it says when, and has the tokenizer.
+        spans: The text itself span by span, shown above ranked documents.
+        counterfactual: What training again without some of the documents showed.
+    """
+    sources = found if isinstance(found, Sources) else None
+    generation = spans if sources is not None else found
+    title = sources.query if sources is not None else "a text"
+    parts = [_head(found)]
+    if isinstance(generation, Generation):
+        parts += _generation(generation, run)
+    if sources is not None:
+        parts += _documents(sources, run)
+    if counterfactual is not None:
+        parts += _retraining(counterfactual)
+    parts += _provenance(found)
+    body = "\n".join(parts)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>Documents behind {escape(_shortened(title, 60))}</title>"
+        f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    )
+
+
+def _head(found: Sources | Generation) -> str:
+    if isinstance(found, Generation):
+        return (
+            f"<h1>Where a text of {found.n_tokens:,} tokens stands in what the model read</h1>"
+            f"<p class=claim>{len(found.spans)} of its {found.found} longest verbatim stretches, "
+            f"the least likely to stand there by chance; they cover {found.covered:.0%} of it.</p>"
+        )
+    counts = [(grade, sum(one.grade == grade for one in found)) for grade in reversed(GRADES)]
+    graded = ", ".join(f"{n} {_badge(grade)}" for grade, n in counts if n)
+    return (
+        f"<h1>Documents behind “{escape(_shortened(found.query, 120))}”</h1>"
+        f"<p class=claim>{len(found)} documents by {escape(found.method)} evidence: "
+        f"{graded or 'none'}.</p>"
+    )
+
+
+def _generation(found: Generation, run: Trained) -> Iterable[str]:
+    """The text with its spans, and a card a span."""
+    ranked = sorted(range(len(found.spans)), key=lambda k: found.spans[k].span.log_probability)
+    shown = sorted(ranked[:SPANS])
+    drawn = {*shown}
+    most = max((-one.span.log_probability for one in found.spans), default=0.0)
+    marks = [
+        highlighting.Mark(
+            *place,
+            strength=-one.span.log_probability / most if most else 0.0,
+            href=f"span-{k}",
+            said=f"{one.span.count:,} times in the corpus, {one.readings:.0f} readings",
+        )
+        for k, (one, place) in enumerate(
+            zip(found.spans, highlighting.places(found, run.store.tokenizer), strict=True)
+        )
+        if place is not None and k in drawn
+    ]
+    yield "<h2>The text</h2>"
+    yield f"<div class=text>{highlighting.html(found.text, marks)}</div>"
+    yield (
+        "<p class=limit>The darker, the less probable by its words alone. That a stretch stands "
+        "in the training text does not say that it was copied from there.</p>"
+    )
+    yield f"<h2>Its stretches, {len(shown)} of {found.found}</h2>"
+    yield from (_span(k, found.spans[k]) for k in shown)
+
+
+def _span(number: int, one: Traced) -> str:
+    span, (steps, readings) = one.span, one.curve
+    held = f", {span.held_out:,} more held out" if span.held_out else ""
+    curve = svg.spark(readings, said=f"readings until step {steps[-1]}") if steps else ""
+    documents = "".join(_holder(holder, span.text) for holder in one.documents)
+    return (
+        f'<div class="card lexical" id="span-{number}"><b>“{escape(span.text.strip())}”</b>'
+        f"<p class=small>{span.stop - span.start} tokens, {-span.log_probability:.1f} nats; "
+        f"{span.count:,} times in the corpus{held}; read {_count(one.readings)} times {curve}</p>"
+        f"{documents}</div>"
+    )
+
+
+def _holder(one: Holder, span: str) -> str:
+    copies = f", {len(one.copies)} copies" if one.copies else ""
+    return (
+        f"<div class=text>{highlighting.within(one.text, span)}</div>"
+        f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>) offset "
+        f"{one.offset}{copies}; holds {one.held} tokens of the text; "
+        f"{escape(formatting.steps_line(one.steps))}</p>"
+    )
+
+
+def _documents(sources: Sources, run: Trained) -> Iterable[str]:
+    """How they rank, when they were read, and a card a document."""
+    yield "<h2>Documents</h2>"
+    if not len(sources):
+        yield "<p class=claim>No document that the run read speaks for it.</p>"
+        return
+    shown = sources.items[:CARDS]
+    yield svg.points(
+        [Point(f"{k}. {one.text}", one.score, one.low, one.high)
+         for k, one in enumerate(shown[:20], start=1)],
+        across=f"score, {sources.method}; 95 % over prompts where there is a line",
+    )  # fmt: skip
+    together = tracing.exposure_of_documents(run, [one for item in shown for one in item.group])
+    yield _exposure(together)
+    grades = [grade for grade in GRADES if any(one.grade == grade for one in shown)]
+    yield _table(("grade", "what it says"), [(_badge(one), MEANS[one]) for one in grades])
+    yield from (_card(k, one, run) for k, one in enumerate(shown, start=1))
+    if len(sources) > CARDS:
+        yield f"<p class=limit>{len(sources) - CARDS} more are not shown.</p>"
+
+
+def _exposure(found: Exposure) -> str:
+    steps, readings = found.curve(CURVE)
+    even = [found.even(int(step)) for step in steps]
+    figure = svg.lines(
+        [
+            Line("read", readings.tolist()),
+            Line("spread evenly", even, dashed=True),
+        ],
+        [str(step) for step in steps.tolist()],
+        across="checkpoint",
+        up="readings",
+    )
+    return figure + (
+        f"<p class=limit>{len(found.positions)} documents, copies among them, "
+        f"{_count(found.readings)} readings before checkpoint {found.before}. Computed from the "
+        "order of training, which is known.</p>"
+    )
+
+
+def _card(rank: int, one: Source, run: Trained) -> str:
+    exposure = tracing.exposure_of_documents(run, one.group)
+    readings = exposure.curve(CURVE)[1].tolist()
+    curve = svg.spark(readings, said=f"readings until step {exposure.before}")
+    passage = highlighting.within(one.text, one.span)
+    return (
+        f'<div class="card {escape(one.grade)}" id="document-{one.document}">'
+        f"<b>{rank}.</b> {_badge(one.grade)} score {_scored(one.score, one.low, one.high)}"
+        f"<div class=text>{passage}</div>"
+        f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>), "
+        f"{escape(formatting.steps_line(one.steps))}{_copies(one)}</p>"
+        f"<p class=small>{_count(exposure.readings)} readings in all {curve}</p>"
+        f"{_effect(one.effect)}{_evidence(one)}</div>"
+    )
+
+
+def _copies(one: Source) -> str:
+    kinds = (("exact", one.duplicates), ("near", one.near))
+    said = [f"{len(rows)} {kind} ({_some(rows)})" for kind, rows in kinds if rows]
+    return f"; copies: {', '.join(said)}" if said else ""
+
+
+def _effect(effect: Effect | None) -> str:
+    if effect is None:
+        return ""
+    alone = "it" if effect.together == 1 else f"it and {effect.together - 1} others"
+    return (
+        f"<p><b>Trained again without {alone}:</b> {escape(effect.question)} changes by "
+        f"{_scored(effect.mean, effect.low, effect.high, sign=True)} {escape(effect.unit)}"
+        f"{_beyond(effect.controls)}.</p>"
+    )
+
+
+def _beyond(controls: int) -> str:
+    """Beside what an effect stands; what chance does shows from two controls on."""
+    if controls > 1:
+        return f", beyond what {controls} removals of as many random ones did"
+    if controls == 1:
+        return (
+            ", beyond what one removal of as many random ones did; how far chance alone moves it "
+            "is unknown with one"
+        )
+    return "; no random ones were removed, so what chance does is unknown"
+
+
+def _evidence(one: Source) -> str:
+    if not one.evidence:
+        return ""
+    rows = [
+        (escape(name), str(found.rank), _scored(found.score, found.low, found.high))
+        for name, found in one.evidence.items()
+    ]
+    table = _table(("method", "rank", "score, 95 %"), rows)
+    return f"<details><summary>what each method says</summary>{table}</details>"
+
+
+def _retraining(found: Counterfactual) -> Iterable[str]:
+    """What a model that never saw the documents does."""
+    first = found.changes[0]
+    effect, n = first.effect, len(found.removed)
+    yield "<h2>What retraining showed</h2>"
+    yield (
+        f"<p class=claim>Trained again without {n} documents, everything else the same to the "
+        f"bit: {escape(first.name)} changes by "
+        f"{_scored(effect.mean, effect.low, effect.high, sign=True)} {escape(first.unit)}"
+        f"{_beyond(len(found.control))}.</p>"
+    )
+    for unit in dict.fromkeys(one.unit for one in found.changes):
+        rows = [
+            Point(one.name if one.related else f"{one.name} (unrelated)", one.effect.mean,
+                  one.effect.low, one.effect.high, faded=not one.related)
+            for one in found.changes if one.unit == unit
+        ]  # fmt: skip
+        yield svg.points(rows, across=f"change, {unit}")
+    rows = [
+        (
+            escape(one.name),
+            f"{one.before.mean():.3f}",
+            f"{one.after.mean():.3f}",
+            ", ".join(f"{value:.3f}" for value in one.controls.mean(axis=1)) or "none",
+            {True: "within", False: "beyond", None: "unknown"}[one.effect.within_noise],
+            str(len(one.before)),
+        )
+        for one in found.changes
+    ]
+    heads = ("question", "full run", "without them", "without random ones", "its noise", "n")
+    yield _table(heads, rows)
+    yield (
+        f"<p class=limit>{len(found.named)} documents were named, {n} removed with their copies "
+        f"({escape(str(found.together))}); mode {escape(found.mode)}. Intervals are over prompts "
+        "and controls; one initial seed.</p>"
+    )
+
+
+def _provenance(found: Sources | Generation) -> Iterable[str]:
+    rows = [
+        (escape(str(name)), f"<code>{escape(_shortened(str(value), 300))}</code>")
+        for name, value in found.provenance.items()
+        if value not in (None, [])
+    ]
+    yield "<h2>Where this comes from</h2>"
+    yield _table(("", ""), rows)
+    yield (
+        "<p class=limit>Evidence is no cause: only training again without a document shows what it "
+        "did, and then only for this model, seed and order.</p>"
+    )
+
+
+def _badge(grade: str) -> str:
+    return f'<span class="grade {escape(grade)}">{escape(grade)}</span>'
+
+
+def _scored(value: float, low: float | None, high: float | None, *, sign: bool = False) -> str:
+    form = "+.3g" if sign else ".3g"
+    bounds = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{bounds}"
+
+
+def _count(readings: float) -> str:
+    """Whole where it is whole: windows may cut a stretch."""
+    return f"{readings:,.1f}".removesuffix(".0")
+
+
+def _some(documents: Sequence[int], n: int = 8) -> str:
+    more = len(documents) - n
+    return ", ".join(map(str, documents[:n])) + (f" and {more} more" if more > 0 else "")
+
+
+def _shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are markup already."""
+    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,1 +1,0 @@
-"""All suffixes of a corpus, sorted: how they are cut, sorted, kept on disk and searched."""

@@ -1,0 +1,47 @@
+"""The token index: a suffix array over all that was read. Count, find, and trace spans."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from data_attribution.token_index.builder import INDEX_FOLDER, build, open, verify
+    from data_attribution.token_index.cost import (
+        PROCESS,
+        Rate,
+        estimate_cost,
+        measure_rate,
+        memory_of,
+    )
+    from data_attribution.token_index.index import TokenIndex
+    from data_attribution.token_index.query_tokens import TokenQuery
+    from data_attribution.token_index.results import Hit, Span
+    from data_attribution.token_index.sharding import (
+        estimate_shards,
+        plan_shards,
+        worthwhile_workers,
+    )
+    from data_attribution.token_index.suffix_array import backend
+
+__all__ = [
+    "INDEX_FOLDER",
+    "PROCESS",
+    "Hit",
+    "Rate",
+    "Span",
+    "TokenIndex",
+    "TokenQuery",
+    "backend",
+    "build",
+    "estimate_cost",
+    "estimate_shards",
+    "measure_rate",
+    "memory_of",
+    "open",
+    "plan_shards",
+    "verify",
+    "worthwhile_workers",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

@@ -1,0 +1,218 @@
+"""What building an index takes, said before it is built: seconds, disk, memory.
+
+Bytes are those of shards of equal length: where documents end is known of a store only, and
+`cutting.estimate` then counts the shards as they will be cut. Seconds are those of a sort that was
+measured, on this machine where possible, and grow a little faster than the tokens: GROWTH is what a
+ten times larger shard costs a token more, measured by `benchmarks/index_growth.py`.
+"""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_attribution.errors import IndexSpaceError, SorterError
+from data_attribution.token_index import prefix_table, suffix_array
+from train.data import TokenStore
+from train.progress import duration
+
+
+__all__ = [
+    "Estimate",
+    "Rate",
+    "available_memory",
+    "disk",
+    "estimate_cost",
+    "for_workers",
+    "measure_rate",
+    "memory_of",
+    "most_tokens",
+    "refuse_small",
+    "seconds",
+    "size",
+]
+
+# Of a process that has imported what sorting needs, and of the libraries' own tables.
+PROCESS = 100 << 20
+SHARE = 0.75  # of the memory that is available, unless a number is given
+# Two shards of half the tokens are not sorted faster than one where starting a process is the cost.
+WORTH_A_WORKER, MOST_FOR_WORKERS = 2_000_000, 8
+BYTES_A_SECOND = 1e9  # read and hashed, or written and hashed
+SAMPLE = 1_000_000
+MEASURED = 5_000_000  # too many for a processor's caches, which flatter smaller sorts
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A sort that was measured: how many tokens a second at how many tokens."""
+
+    tokens: int
+    tokens_a_second: float
+
+
+# CPU of a server of 2025, one thread, real text; `measure` takes the machine at hand instead.
+RATES = {
+    "pydivsufsort": Rate(10_000_000, 8e6),
+    "libsais": Rate(10_000_000, 25e6),
+    "numpy": Rate(10_000_000, 3e6),
+}
+# Of 10 to 200 million tokens of real text; libsais was measured on 57 million, numpy up to 10.
+GROWTH = {"pydivsufsort": 1.4, "libsais": 1.2, "numpy": 1.9}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build would take. Seconds are those of a rate that was measured.
+
+    `memory` counts the pages of tokens.bin that sorting reads; `disk` is that of the index alone,
+    with a page for each shard's listing, which takes less.
+    """
+
+    tokens: int
+    shards: int
+    shard_tokens: int
+    workers: int
+    sorter: str
+    seconds: float
+    disk: int
+    memory: int
+    bytes_a_token: float  # text included
+
+    def sentence(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
+            f"{self.workers} at once by {self.sorter}: about {duration(self.seconds)}, "
+            f"{size(self.memory)} of memory, {size(self.disk)} of disk "
+            f"({self.bytes_a_token:.2f} bytes a token with the text)"
+        )
+
+
+def estimate_cost(
+    n_tokens: int,
+    *,
+    shards: int | None = None,
+    workers: int = 1,
+    memory: int | None = None,
+    sorter: str = "pydivsufsort",
+    vocab_size: int = 50257,
+    measured: Rate | None = None,
+) -> Estimate:
+    """What building an index of so many tokens would take, before there is a store.
+
+    Shards are taken to be equally long; documents' ends make some a little longer.
+
+    Args:
+        shards: As few as `memory` and the sorter allow if not given.
+        memory: Bytes; what this machine has available if not given.
+        measured: A sort on the machine in question; else one on a server of 2025.
+
+    Raises:
+        IndexSpaceError: So many shards do not fit into the memory.
+    """
+    refuse_small(n_tokens=n_tokens, shards=shards, workers=workers, memory=memory)
+    itemsize = 2 if vocab_size <= 1 << 16 else 4
+    budget = available_memory() if memory is None else memory
+    at_once = min(workers, shards or workers)
+    most = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=at_once)
+    if most < min(SAMPLE, n_tokens):
+        raise IndexSpaceError(
+            f"{size(budget)} of memory hold no shards of {SAMPLE:,} tokens, {at_once} at once; "
+            "give more memory or fewer workers"
+        )
+    fewest = -(-n_tokens // most)
+    shards = shards or max(fewest, for_workers(n_tokens, workers))
+    shard_tokens = -(-n_tokens // shards)
+    taken = memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once)
+    if taken > budget or shard_tokens > suffix_array.LARGEST[sorter]:
+        raise IndexSpaceError(
+            f"{shards} shards of {shard_tokens:,} tokens, {at_once} at once, take {size(taken)} of "
+            f"memory with {sorter}, which sorts at most {suffix_array.LARGEST[sorter]:,} at once, "
+            f"and {size(budget)} may be used; ask for {fewest} shards, or for fewer workers"
+        )
+    at_once = min(workers, shards)
+    sort = seconds(shard_tokens, sorter, measured) * -(-shards // at_once)
+    on_disk = shards * disk(shard_tokens, vocab_size)
+    files = (2 * n_tokens * itemsize + on_disk) / BYTES_A_SECOND
+    return Estimate(
+        tokens=n_tokens,
+        shards=shards,
+        shard_tokens=shard_tokens,
+        workers=at_once,
+        sorter=sorter,
+        seconds=sort + files,
+        disk=on_disk,
+        memory=memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once),
+        bytes_a_token=itemsize + on_disk / n_tokens,
+    )
+
+
+def for_workers(n_tokens: int, workers: int) -> int:
+    """Shards that are worth making so that workers can sort them at the same time.
+
+    Not more than a few: every question is put to every shard.
+    """
+    return max(1, min(workers, n_tokens // WORTH_A_WORKER, MOST_FOR_WORKERS))
+
+
+def seconds(n_tokens: int, sorter: str, measured: Rate | None = None) -> float:
+    """Of sorting one shard: a rate that was measured, and GROWTH for each factor of ten."""
+    rate = measured or RATES[sorter]
+    decades = math.log10(n_tokens / rate.tokens)
+    return n_tokens / rate.tokens_a_second * GROWTH[sorter] ** decades
+
+
+def measure_rate(store: TokenStore, *, sorter: str, libsais: str | Path | None = None) -> Rate:
+    """Sort up to five million tokens of a store and say how fast this machine does it."""
+    tokens = np.array(store.tokens[:MEASURED])
+    begin = time.perf_counter()
+    suffix_array.build(tokens, sorter=sorter, libsais=libsais)
+    return Rate(len(tokens), len(tokens) / (time.perf_counter() - begin))
+
+
+def memory_of(shard_tokens: int, *, sorter: str, itemsize: int, workers: int) -> int:
+    """Bytes that sorting takes, one shard a worker; a single worker is the process at hand."""
+    each = shard_tokens * suffix_array.bytes_a_token(sorter, itemsize, shard_tokens)
+    return each if workers == 1 else workers * (PROCESS + each)
+
+
+def most_tokens(memory: int, *, sorter: str, itemsize: int, workers: int) -> int:
+    """The largest shard that `memory` and the sorter hold economically, none at the least."""
+    each = memory // workers - (0 if workers == 1 else PROCESS)
+    held = max(each, 0) // suffix_array.bytes_a_token(sorter, itemsize)
+    return min(held, suffix_array.economical(sorter, itemsize))
+
+
+def disk(n_tokens: int, vocab_size: int) -> int:
+    """Bytes of a shard's files: positions, keys, first tokens, and a page that lists them."""
+    return 4 * n_tokens + 8 * -(-n_tokens // prefix_table.STRIDE) + 8 * (vocab_size + 1) + PAGE
+
+
+def available_memory() -> int:
+    """Three quarters of the bytes that could be used now without swapping."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    table = Path("/proc/meminfo")
+    if table.is_file():
+        lines = table.read_text(encoding="utf-8").splitlines()
+        kib = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        found = min([found, *(1024 * one for one in kib)])
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (held := limit.read_text(encoding="utf-8").strip()).isdigit():
+        found = min(found, int(held))
+    return int(found * SHARE)
+
+
+def size(n_bytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def refuse_small(**numbers: int | None) -> None:
+    """Refuse numbers that count something and are below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise SorterError(f"{name.replace('_', ' ')} is {number}; give 1 or more")

@@ -1,0 +1,391 @@
+"""Questions to the sorted text of a token store: how often, where, what next, which spans.
+
+Documents stand between end-of-text tokens and no query may hold one, so a match lies inside a
+single document. Queries are matched as tokens, in each spelling that a text may have
+(`spelling`); a query that ends inside a word does not find the whole word.
+
+The text is sorted in *parts*, stretches of tokens.bin cut at document boundaries: the train region
+in one or more, the held-out region in others, so that what was never read is never counted as read.
+Every answer joins parts.
+
+A question about one query is answered without numpy until there are places to list: a count takes
+microseconds (`benchmarks/token_index.py`). Many are better asked at once: `counts`, `finds`,
+`longest_suffix_each`, `next_tokens_each`, `maximal_spans_each`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from data_attribution.errors import QueryError
+from data_attribution.token_index import hit_sampling, maximal_spans
+from data_attribution.token_index.hit_sampling import Range
+from data_attribution.token_index.query_tokens import TokenQuery, spelled
+from data_attribution.token_index.results import (
+    Count,
+    Hit,
+    Hits,
+    NextToken,
+    NextTokens,
+    Span,
+    Spelling,
+    Suffix,
+)
+from data_attribution.token_index.segment import Part
+from train.data import TokenStore
+
+
+__all__ = ["Part", "TokenIndex", "TokenQuery"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenIndex:
+    """The sorted text of a token store. Open one with `indexing.open(store)`."""
+
+    store: TokenStore
+    backend: str
+    parts: tuple[Part, ...]
+
+    def count(self, query: TokenQuery) -> Count:
+        """How often a text or a row of token ids stands in the corpus; exact at any frequency.
+
+        Raises:
+            QueryError: The query is empty, holds end-of-text or ids outside the vocabulary, or is
+                longer than a million tokens.
+        """
+        return self._found(query)[0]
+
+    def counts(self, queries: Sequence[TokenQuery]) -> tuple[Count, ...]:
+        """`count` of many queries, searched together.
+
+        Raises:
+            QueryError: As `count`, for the first query that cannot be asked.
+        """
+        rows = [spelled(self.store, query) for query in queries]
+        return tuple(
+            Count(found, query if isinstance(query, str) else None)
+            for query, found in zip(queries, self._spellings(rows), strict=True)
+        )
+
+    def find(
+        self, query: TokenQuery, *, limit: int | None = 100, seed: int = 0, every: bool = False
+    ) -> Hits:
+        """Where a query stands, held-out places included and marked.
+
+        When there are more than `limit`, one is drawn from each of equally long stretches of the
+        sorted occurrences (`strata`): the sample is spread over what follows the query, and is the
+        same for the same seed.
+
+        Args:
+            limit: None: all of them.
+            every: Several occurrences in one document may be returned; otherwise the first drawn.
+
+        Raises:
+            QueryError: As `count`, the limit is not above 0, or the seed is below 0.
+        """
+        _drawable(limit, seed)
+        return self._hits(*self._found(query), limit, seed, every)
+
+    def finds(
+        self,
+        queries: Sequence[TokenQuery],
+        *,
+        limit: int | None = 100,
+        seed: int = 0,
+        every: bool = False,
+    ) -> tuple[Hits, ...]:
+        """`find` of many queries, searched together.
+
+        Raises:
+            QueryError: As `find`, for the first query that cannot be asked.
+        """
+        _drawable(limit, seed)
+        rows = [spelled(self.store, query) for query in queries]
+        each = iter(self._ranges_each([row for several in rows for row in several]))
+        found = []
+        for query, several in zip(queries, rows, strict=True):
+            count, everywhere = self._joined(query, [(row, next(each)) for row in several])
+            found.append(self._hits(count, everywhere, limit, seed, every))
+        return tuple(found)
+
+    def longest_suffix(self, query: TokenQuery, *, minimum: int = 1) -> Suffix:
+        """The longest end of a query that stands at least `minimum` times in the train region.
+
+        Of a text all spellings are shortened to the same number of tokens, and counted together.
+
+        Raises:
+            QueryError: As `count`, or the minimum is below 0.
+        """
+        return self.longest_suffix_each([query], minimum=minimum)[0]
+
+    def longest_suffix_each(
+        self, queries: Sequence[TokenQuery], *, minimum: int = 1
+    ) -> tuple[Suffix, ...]:
+        """`longest_suffix` of many queries, all halved together.
+
+        Raises:
+            QueryError: As `longest_suffix`, for the first query that cannot be asked.
+        """
+        _at_least(0, minimum)
+        rows = [spelled(self.store, query) for query in queries]
+        longest = [max(map(len, several)) for several in rows]
+        low, high = [0] * len(rows), list(longest)  # `low` tokens stand often enough
+        while left := [k for k in range(len(rows)) if low[k] < high[k]]:
+            middles = [(low[k] + high[k] + 1) >> 1 for k in left]
+            ends = [_ends(rows[k], middle) for k, middle in zip(left, middles, strict=True)]
+            for k, middle, found in zip(left, middles, self._spellings(ends), strict=True):
+                often = sum(one.count for one in found) >= minimum
+                low[k], high[k] = (middle, high[k]) if often else (low[k], middle - 1)
+        found = self._spellings([_ends(*one) for one in zip(rows, low, strict=True)])
+        whole = [query if isinstance(query, str) else None for query in queries]
+        return tuple(
+            Suffix(n - kept, Count(one, (asked if kept == n else None) if kept else ""))
+            for asked, n, kept, one in zip(whole, longest, low, found, strict=True)
+        )
+
+    def next_tokens(self, query: TokenQuery, *, minimum: int = 1) -> NextTokens:
+        """What follows the query in the train region, commonest first, over all its spellings.
+
+        Where the query stands less often than `minimum`, what follows its `longest_suffix` that
+        does is given instead, as the result says; with a minimum of 0 there is no such backing off
+        (infini-gram's, Liu et al. 2024, https://arxiv.org/abs/2401.17377).
+
+        Raises:
+            QueryError: As `longest_suffix`.
+        """
+        return self.next_tokens_each([query], minimum=minimum)[0]
+
+    def next_tokens_each(
+        self, queries: Sequence[TokenQuery], *, minimum: int = 1
+    ) -> tuple[NextTokens, ...]:
+        """`next_tokens` of many queries, searched together.
+
+        Raises:
+            QueryError: As `longest_suffix`, for the first query that cannot be asked.
+        """
+        suffixes = self.longest_suffix_each(queries, minimum=minimum)
+        rows = [one.tokens for suffix in suffixes for one in suffix.found.spellings]
+        each = iter(self._ranges_each(rows))
+        return tuple(
+            self._next(suffix, [one for _ in suffix.found.spellings for one in next(each)])
+            for suffix in suffixes
+        )
+
+    def maximal_spans(
+        self, text: TokenQuery, *, minimum: int = 1, share: float | None = None
+    ) -> list[Span]:
+        """The longest stretches of a text that stand in the train region, in order of the text.
+
+        From each token on the longest match is found; those inside another are dropped. The text
+        is taken with or without a leading space, whichever starts with more matched letters.
+
+        Args:
+            minimum: Shortest span kept, in tokens.
+            share: Keep only ceil(share x tokens) spans, the least probable ones by their unigram
+                log-probability; 0.05 is OLMoTrace's (Liu et al. 2025).
+
+        Raises:
+            QueryError: As `count`, the minimum is below 1, or the share not above 0.
+        """
+        return self.maximal_spans_each([text], minimum=minimum, share=share)[0]
+
+    def maximal_spans_each(
+        self, texts: Sequence[TokenQuery], *, minimum: int = 1, share: float | None = None
+    ) -> list[list[Span]]:
+        """`maximal_spans` of many texts."""
+        _at_least(1, minimum)
+        if share is not None and not share > 0:
+            raise QueryError(f"a share of {share:g} spans a token was asked for; give more than 0")
+        rows = [self._spelled_best(text) for text in texts]
+        kept = math.inf if share is None else share
+        return [_least_probable(self._spans(row, minimum), kept * len(row)) for row in rows]
+
+    def occurrences(self, patterns: Sequence[np.ndarray]) -> list[Int64[np.ndarray, " hit"]]:
+        """All positions of each row of token ids in the train region, ascending."""
+        found: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in patterns]
+        for part in self.parts:
+            if not part.held_out:
+                for hits, low, high in zip(found, *part.search(patterns), strict=True):
+                    hits.append(part.positions(slice(low, high)))
+        return [np.sort(np.concatenate(hits)) for hits in found]
+
+    def places(
+        self, row: Sequence[int], *, most: int = 1 << 22
+    ) -> Iterator[Int64[np.ndarray, " hit"]]:
+        """Positions of a row of token ids in the train region, at most so many at a time.
+
+        In no order: `occurrences` sorts, and holds them all.
+        """
+        for part in self.parts:
+            low, high = (0, 0) if part.held_out else part.find(row)
+            for first in range(low, high, most):
+                yield part.positions(slice(first, min(first + most, high)))
+
+    def around(self, hit: Hit, *, n: int = 12) -> str:
+        """The text of an occurrence with at most `n` tokens of its document on either side."""
+        start = int(self.store.starts[hit.document])
+        stop = start + int(self.store.lengths[hit.document])
+        first, last = max(start, hit.position - n), min(stop, hit.position + hit.length + n)
+        return self._text(np.asarray(self.store.tokens[first:last]))
+
+    @cached_property
+    def log_probabilities(self) -> Float64[np.ndarray, " vocab"]:
+        """Unigram log probability of each token in the train region, end-of-text left out."""
+        counts = sum(np.diff(part.buckets) for part in self.parts if not part.held_out)
+        counts = np.asarray(counts, np.float64)
+        counts[self.store.eot] = 0
+        with np.errstate(divide="ignore"):
+            return np.log(counts) - np.log(max(counts.sum(), 1))
+
+    def _found(self, query: TokenQuery) -> tuple[Count, list[Range]]:
+        """How often a query stands, and at which ranks of which parts."""
+        return self._joined(query, [(row, self._ranges(row)) for row in spelled(self.store, query)])
+
+    def _joined(
+        self, query: TokenQuery, found: Sequence[tuple[Sequence[int], list[Range]]]
+    ) -> tuple[Count, list[Range]]:
+        """The same of rows whose ranks are known."""
+        spellings, everywhere = [], []
+        for row, ranges in found:
+            spellings.append(Spelling(tuple(row), *self._regions(ranges), self._text))
+            everywhere += ranges
+        return Count(tuple(spellings), query if isinstance(query, str) else None), everywhere
+
+    def _hits(
+        self, found: Count, ranges: list[Range], limit: int | None, seed: int, every: bool
+    ) -> Hits:
+        starts = self.store.starts
+        if every:
+            positions, lengths = hit_sampling.of(ranges, limit, seed)
+            documents = starts.searchsorted(positions, side="right") - 1
+        else:
+            (positions, lengths), documents = hit_sampling.documents(ranges, starts, limit, seed)
+        offsets = positions - starts[documents]
+        return Hits(
+            found, positions, lengths, documents, offsets, positions >= self.store.train_tokens
+        )
+
+    def _next(self, suffix: Suffix, ranges: list[Range]) -> NextTokens:
+        counts = np.zeros(self.store.vocab_size, np.int64)
+        if not suffix.found.spellings:
+            counts += sum(np.diff(part.buckets) for part in self._read_parts)
+        for part, low, high, depth in ranges:
+            if not part.held_out:
+                counts += part.following(low, high, depth)
+        seen = np.flatnonzero(counts)
+        seen = seen[np.argsort(-counts[seen], kind="stable")]
+        rows = zip(
+            seen.tolist(), self.store.tokenizer.tokens(seen), counts[seen].tolist(), strict=True
+        )
+        return NextTokens(suffix, tuple(NextToken(*row) for row in rows))
+
+    def _ranges(self, row: Sequence[int]) -> list[Range]:
+        found = []
+        for part in self.parts:
+            low, high = part.find(row)
+            if low < high:
+                found.append((part, low, high, len(row)))
+        return found
+
+    def _ranges_each(self, rows: Sequence[Sequence[int]]) -> list[list[Range]]:
+        """The same of many rows, searched together."""
+        found: list[list[Range]] = [[] for _ in rows]
+        patterns = [np.array(row, np.int64) for row in rows]
+        for part in self.parts:
+            lows, highs = part.search(patterns)
+            for k in np.flatnonzero(lows < highs).tolist():
+                found[k].append((part, int(lows[k]), int(highs[k]), len(rows[k])))
+        return found
+
+    def _spellings(self, rows: Sequence[Sequence[Sequence[int]]]) -> list[tuple[Spelling, ...]]:
+        """How often each row of each query stands, counted together."""
+        patterns = [np.array(row, np.int64) for several in rows for row in several]
+        read, held_out = (one.tolist() for one in self._counts(patterns))
+        each = iter(zip(read, held_out, strict=True))
+        return [
+            tuple(Spelling(tuple(row), *next(each), self._text) for row in several)
+            for several in rows
+        ]
+
+    @staticmethod
+    def _regions(ranges: Sequence[Range]) -> tuple[int, int]:
+        """Occurrences in the train region and in the held-out region."""
+        read = held_out = 0
+        for part, low, high, _ in ranges:
+            if part.held_out:
+                held_out += high - low
+            else:
+                read += high - low
+        return read, held_out
+
+    def _held_out(self, row: Sequence[int]) -> int:
+        """Occurrences of a row in the held-out region."""
+        ranks = [part.find(row) for part in self.parts if part.held_out]
+        return sum(high - low for low, high in ranks)
+
+    def _counts(
+        self, patterns: Sequence[np.ndarray]
+    ) -> tuple[Int64[np.ndarray, " pattern"], Int64[np.ndarray, " pattern"]]:
+        """Occurrences of many rows in the train region and in the held-out region."""
+        counts = {held_out: np.zeros(len(patterns), np.int64) for held_out in (False, True)}
+        for part in self.parts:
+            low, high = part.search(patterns)
+            counts[part.held_out] += high - low
+        return counts[False], counts[True]
+
+    def _spelled_best(self, text: TokenQuery) -> list[int]:
+        """Of the spellings of a text, that whose first match has most letters."""
+
+        def matched(row: list[int]) -> int:
+            longest = max(part.longest(row, 0, len(row))[0] for part in self._read_parts)
+            return len(self._text(row[:longest]).strip())
+
+        rows = spelled(self.store, text, every=True)
+        return rows[0] if len(rows) == 1 else max(rows, key=matched)
+
+    def _spans(self, row: list[int], minimum: int) -> list[Span]:
+        probable = self.log_probabilities[row]
+        # A token that stands nowhere is in no stretch; its infinity would be in every later sum.
+        sums = np.append(0, np.cumsum(np.where(np.isfinite(probable), probable, 0))).tolist()
+        found, decode = [], self.store.tokenizer.decode
+        for start, stop, count in maximal_spans.maximal(self._read_parts, row):
+            if stop - start >= minimum:
+                tokens, surprise = tuple(row[start:stop]), sums[stop] - sums[start]
+                text, held_out = decode(tokens), self._held_out(tokens)
+                found.append(Span(start, stop, text, tokens, count, held_out, surprise))
+        return found
+
+    @cached_property
+    def _read_parts(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if not part.held_out)
+
+    def _text(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self.store.tokenizer.decode(ids)
+
+
+def _ends(rows: Sequence[list[int]], n: int) -> list[tuple[int, ...]]:
+    """The distinct last `n` tokens of each row; none when `n` is 0."""
+    return list(dict.fromkeys(tuple(row[-n:]) for row in rows)) if n else []
+
+
+def _drawable(limit: int | None, seed: int) -> None:
+    if limit is not None and limit < 1:
+        raise QueryError(f"a limit of {limit} hits was asked for; give 1 or more, or none")
+    if seed < 0:
+        raise QueryError(f"hits were to be drawn with seed {seed}; give 0 or more")
+
+
+def _at_least(least: int, minimum: int) -> None:
+    if minimum < least:
+        raise QueryError(f"a minimum of {minimum} was asked for; give {least} or more")
+
+
+def _least_probable(found: list[Span], most: float) -> list[Span]:
+    if len(found) <= most:
+        return found
+    kept = sorted(found, key=lambda span: span.log_probability)[: math.ceil(most)]
+    return sorted(kept, key=lambda span: span.start)

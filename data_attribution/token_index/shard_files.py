@@ -1,0 +1,173 @@
+"""One shard of a token index: a stretch of tokens.bin whose suffixes are sorted, on disk.
+
+    shard-000.suffixes.u32   positions in the shard, sorted by the suffix that starts there
+              .buckets.i64   where each first token's suffixes begin; also the unigram counts
+              .keys.u64      the first tokens of every 64th suffix (`key_tables`)
+              .json          of which store and stretch it is, and the files' sha256; sealed
+
+The last is written when the others are whole and on the disk: a shard is finished when its .json
+is there. Files are written under names of their own and renamed, so that a process that outlived
+its parent by a moment cannot write into the files of the next.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, UInt32, UInt64
+
+from data_attribution.token_index import prefix_table, suffix_array
+from train import storage
+from train.errors import DamagedError
+
+
+__all__ = ["Arrays", "Shard", "Task", "finished", "listed", "read", "sort", "sorter_of"]
+
+SCHEMA = 2
+SUFFIXES, BUCKETS, KEYS, ABOUT = ".suffixes.u32", ".buckets.i64", ".keys.u64", ".json"
+PIECE = 1 << 22  # entries hashed and written at a time
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Tokens [start, stop) of tokens.bin: whole documents, all trained on or all held out."""
+
+    name: str
+    start: int
+    stop: int
+    held_out: bool
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in it, end-of-text included."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What a shard holds, memory-mapped; `keys` ascend with the ranks."""
+
+    suffixes: UInt32[np.ndarray, " token"]
+    buckets: Int64[np.ndarray, " bucket"]
+    keys: UInt64[np.ndarray, " key"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that sorting a shard depends on, as plain values."""
+
+    shard: Shard
+    folder: str
+    tokens: str  # path of tokens.bin
+    dtype: str
+    vocab_size: int
+    store: str  # fingerprint
+    sha256: str  # of tokens.bin
+    sorter: str
+    libsais: str | None = None
+    threads: int = 1
+
+
+def sort(task: Task) -> None:
+    """Sort a shard and write its files, the sealed .json last.
+
+    Raises:
+        DiskError: The disk is full.
+        SorterError: The sorter cannot take the shard.
+    """
+    shard, folder = task.shard, Path(task.folder)
+    tokens = np.memmap(task.tokens, task.dtype, "r").view(np.ndarray)[shard.start : shard.stop]
+    buckets = suffix_array.buckets(tokens, task.vocab_size)
+    suffixes = suffix_array.build(
+        tokens,
+        sorter=task.sorter,
+        libsais=task.libsais,
+        threads=task.threads,
+        counts=np.diff(buckets),
+    )
+    arrays = {
+        SUFFIXES: suffixes.astype("<u4", copy=False),
+        BUCKETS: buckets.astype("<i8", copy=False),
+        KEYS: prefix_table.build(tokens, suffixes).astype("<u8", copy=False),
+    }
+    with storage.disk_guard(folder / (shard.name + SUFFIXES)):
+        written = {
+            shard.name + kind: _write(folder / (shard.name + kind), array)
+            for kind, array in arrays.items()
+        }
+        storage.sync_folder(folder)
+    about = {**_about(task), "sorter": task.sorter, "files": written}
+    storage.write_json(folder / (shard.name + ABOUT), storage.seal(about))
+
+
+def finished(task: Task) -> dict[str, dict] | None:
+    """`listed` of a shard that an earlier build finished, when every byte still is as it was."""
+    files = listed(task)
+    for name, file in (files or {}).items():
+        there = Path(task.folder) / name
+        if not there.is_file() or storage.sha256_file(there) != file["sha256"]:
+            return None
+    return files
+
+
+def listed(task: Task) -> dict[str, dict] | None:
+    """Files of a finished shard by name, each with bytes and sha256; None when there is none."""
+    path = Path(task.folder) / (task.shard.name + ABOUT)
+    try:
+        about = storage.read_sealed(path)
+    except DamagedError:
+        return None
+    if {name: about.get(name) for name in _about(task)} != _about(task):
+        return None
+    sealed = {"bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
+    return {**about["files"], path.name: sealed}
+
+
+def read(folder: Path, name: str) -> Arrays:
+    """The arrays of a shard; suffixes and keys stay on disk until they are read."""
+    return Arrays(
+        np.memmap(folder / (name + SUFFIXES), "<u4", "r").view(np.ndarray),
+        np.fromfile(folder / (name + BUCKETS), "<i8"),
+        np.memmap(folder / (name + KEYS), "<u8", "r").view(np.ndarray),
+    )
+
+
+def sorter_of(folder: Path, name: str) -> str:
+    """Who sorted a shard."""
+    return storage.read_sealed(folder / (name + ABOUT))["sorter"]
+
+
+def _about(task: Task) -> dict[str, object]:
+    """What a shard's .json says, its files and its sorter left out: any sorter's are the same."""
+    return {
+        "schema": SCHEMA,
+        "store": task.store,
+        "tokens": task.sha256,
+        "start": task.shard.start,
+        "stop": task.shard.stop,
+        "held_out": task.shard.held_out,
+        "vocab_size": task.vocab_size,
+    }
+
+
+def _write(path: Path, array: np.ndarray) -> dict[str, object]:
+    """Write an array whole or not at all, and hash it meanwhile; its bytes and their sha256."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as file, ThreadPoolExecutor(1) as beside:
+            for start in range(0, len(array), PIECE):
+                piece = array[start : start + PIECE].data
+                hashed = beside.submit(digest.update, piece)
+                file.write(piece)
+                hashed.result()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return {"bytes": array.nbytes, "sha256": digest.hexdigest()}

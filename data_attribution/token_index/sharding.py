@@ -1,0 +1,205 @@
+"""Where a corpus is cut into shards: at the ends of documents, as its memory and workers ask.
+
+A shard never mixes the text that is trained on with the text held out. Shards are made as few as
+memory allows, and as many as there are workers. Memory is that of sorting
+(`sorting.bytes_a_token`), once for every shard that is sorted at the same time.
+"""
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Int64
+
+from data_attribution.errors import IndexSpaceError, SorterError
+from data_attribution.token_index import suffix_array
+from data_attribution.token_index.cost import (
+    BYTES_A_SECOND,
+    WORTH_A_WORKER,
+    Estimate,
+    Rate,
+    available_memory,
+    disk,
+    for_workers,
+    memory_of,
+    most_tokens,
+    refuse_small,
+    seconds,
+    size,
+)
+from data_attribution.token_index.shard_files import Shard
+from train.data import TokenStore
+
+
+__all__ = ["Plan", "estimate_shards", "fitting", "plan_shards", "worthwhile_workers"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Shards of a store in token order, how many are sorted at once, and by whom."""
+
+    shards: tuple[Shard, ...]
+    workers: int
+    sorter: str
+    memory: int  # bytes that sorting takes at most
+
+
+def plan_shards(
+    store: TokenStore,
+    *,
+    sorter: str,
+    shards: int | None = None,
+    shard_tokens: int | None = None,
+    workers: int = 1,
+    memory: int | None = None,
+) -> Plan:
+    """Cut a store into shards that the memory holds, `workers` of them at once.
+
+    Args:
+        shards: Of the text that is trained on; what is held out gets its own.
+        shard_tokens: The most tokens of a shard, instead.
+        memory: Bytes that sorting may take; three quarters of what is available if not given.
+
+    Raises:
+        IndexSpaceError: A shard that was asked for, or a single document, takes more.
+        SorterError: There are not so many documents, or a number is below 1.
+    """
+    refuse_small(shards=shards, shard_tokens=shard_tokens, workers=workers, memory=memory)
+    if shards and shard_tokens:
+        raise SorterError("the number of shards and their size were both given; give one")
+    itemsize = store.tokens.dtype.itemsize
+    budget = available_memory() if memory is None else memory
+    room = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=workers)
+    if room < 1:
+        raise IndexSpaceError(
+            f"{size(budget)} of memory may be used, and {workers} sorting processes take more than "
+            "that before the first token; allow more or ask for fewer workers"
+        )
+    most = min(shard_tokens or room, room)
+    found: list[tuple[int, int, bool]] = []
+    for start, stop, held_out in _regions(store):
+        wanted = _wanted(stop - start, shards if not held_out else None, workers, found)
+        limit = None if shards and not held_out else most
+        cut = _edges(store, start, stop, wanted, limit)
+        found += [(a, b, held_out) for a, b in pairwise(cut)]
+    named = tuple(Shard(f"shard-{k:03d}", *one) for k, one in enumerate(found))
+    return fitting(store, named, sorter=sorter, workers=workers, memory=budget)
+
+
+def fitting(
+    store: TokenStore,
+    shards: tuple[Shard, ...],
+    *,
+    sorter: str,
+    workers: int,
+    memory: int | None = None,
+) -> Plan:
+    """A plan of shards that are cut already.
+
+    Raises:
+        IndexSpaceError: They take more memory than there is.
+        SorterError: One has more tokens than the sorter counts.
+    """
+    itemsize = store.tokens.dtype.itemsize
+    budget = available_memory() if memory is None else memory
+    at_once, longest = min(workers, len(shards)), max(one.n_tokens for one in shards)
+    most = suffix_array.LARGEST[sorter]
+    if longest > most:
+        raise SorterError(
+            f"{sorter} sorts at most {most:,} tokens at once, a shard has {longest:,}; ask for "
+            "more shards"
+        )
+    needed = memory_of(longest, sorter=sorter, itemsize=itemsize, workers=at_once)
+    if needed > budget:
+        raise IndexSpaceError(
+            f"sorting shards of {longest:,} tokens, {at_once} at once, takes {size(needed)} of "
+            f"memory and {size(budget)} may be used; ask for more shards or fewer workers"
+        )
+    return Plan(shards, workers, sorter, needed)
+
+
+def estimate_shards(store: TokenStore, cut: Plan, *, measured: Rate | None = None) -> Estimate:
+    """What building an index of a store takes, its shards counted as they are cut.
+
+    Args:
+        measured: A sort on the machine in question; else one on a server of 2025.
+    """
+    itemsize = store.tokens.dtype.itemsize
+    at_once = min(cut.workers, len(cut.shards))
+    free = [0.0] * at_once  # when each worker is; shards are handed out in their order
+    for one in cut.shards:
+        free[free.index(min(free))] += seconds(one.n_tokens, cut.sorter, measured)
+    on_disk = sum(disk(one.n_tokens, store.vocab_size) for one in cut.shards)
+    files = (2 * store.n_tokens * itemsize + on_disk) / BYTES_A_SECOND
+    return Estimate(
+        tokens=store.n_tokens,
+        shards=len(cut.shards),
+        shard_tokens=max(one.n_tokens for one in cut.shards),
+        workers=at_once,
+        sorter=cut.sorter,
+        seconds=max(free) + files,
+        disk=on_disk,
+        memory=cut.memory,
+        bytes_a_token=itemsize + on_disk / store.n_tokens,
+    )
+
+
+def worthwhile_workers(n_tokens: int) -> int:
+    """As many as this process may use cores, unless starting them takes longer than sorting."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cores, n_tokens // WORTH_A_WORKER))
+
+
+def _regions(store: TokenStore) -> list[tuple[int, int, bool]]:
+    """The text that is trained on, then the text held out, where there is any."""
+    edge = store.train_tokens
+    regions = [(0, edge, False), (edge, store.n_tokens, True)]
+    return [one for one in regions if one[1] > one[0]]
+
+
+def _wanted(
+    n_tokens: int, shards: int | None, workers: int, found: list[tuple[int, int, bool]]
+) -> int:
+    """How many shards a region of so many tokens is to have at least."""
+    if shards:
+        return shards
+    if found:  # held out: as large as the others
+        return -(-n_tokens // max(stop - start for start, stop, _ in found))
+    return for_workers(n_tokens, workers)
+
+
+def _edges(store: TokenStore, start: int, stop: int, wanted: int, most: int | None) -> list[int]:
+    """Cut a region before documents into stretches of about equal length, of at most `most`."""
+    firsts = store.starts[(store.starts >= start) & (store.starts < stop)][1:]
+    if most is None:
+        if wanted > len(firsts) + 1:
+            raise SorterError(
+                f"{wanted} shards were asked for and there are {len(firsts) + 1} documents; a "
+                "shard holds at least one"
+            )
+        return _even(start, stop, firsts, wanted)
+    wanted = min(max(wanted, -(-(stop - start) // most)), len(firsts) + 1)
+    while True:
+        edges = _even(start, stop, firsts, wanted)
+        longest = int(np.diff(edges).max())
+        if longest <= most:
+            return edges
+        if wanted == len(firsts) + 1:
+            raise IndexSpaceError(
+                f"a single document has {longest:,} tokens, a shard may have {most:,} by its size "
+                "or the memory; allow more of either"
+            )
+        wanted = min(wanted + max(wanted // 16, 1), len(firsts) + 1)
+
+
+def _even(start: int, stop: int, firsts: Int64[np.ndarray, " document"], wanted: int) -> list[int]:
+    """`wanted` stretches, cut at the firsts that come after their even shares."""
+    ideal = start + (stop - start) * np.arange(1, wanted) // wanted
+    chosen = np.searchsorted(firsts, ideal)
+    # Never the same first twice, and as many left as there are cuts to come.
+    ahead = np.arange(len(chosen))
+    chosen = np.maximum.accumulate(chosen - ahead) + ahead
+    chosen = np.minimum(chosen, len(firsts) - len(chosen) + ahead)
+    return [start, *firsts[chosen].tolist(), stop]

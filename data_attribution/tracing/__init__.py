@@ -1,0 +1,28 @@
+"""When a text was read, and whose words a generated text is."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from data_attribution.tracing.exposure import (
+        Exposure,
+        Trained,
+        exposure_of_documents,
+        exposure_of_text,
+    )
+    from data_attribution.tracing.generated_text import Generation, Holder, Traced, trace_text
+
+__all__ = [
+    "Exposure",
+    "Generation",
+    "Holder",
+    "Traced",
+    "Trained",
+    "exposure_of_documents",
+    "exposure_of_text",
+    "trace_text",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

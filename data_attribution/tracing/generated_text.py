@@ -1,0 +1,233 @@
+"""A text that a model wrote, span by span: where each stretch stands in what the model read.
+
+As OLMoTrace (Liu et al. 2025, https://arxiv.org/abs/2504.07096): the maximal verbatim spans of the
+text are found, and of every hundred tokens the five least probable spans by unigram log-probability
+are kept, for they are the least likely to stand there by chance. Each comes with documents that
+hold it, ordered by how much of the text they hold in all its kept spans, and with what a closed
+corpus cannot give: how often, and when, this run had read it.
+
+That a span stands in the training text does not say that it was copied from there.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+from data_attribution import attribution, queries, token_index
+from data_attribution.errors import EvidenceError
+from data_attribution.token_index import Hit, Span, TokenIndex
+from data_attribution.tracing.exposure import Trained, exposure_of_text
+from train import storage
+
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Generation", "Holder", "Reader", "Traced", "trace_text"]
+
+KIND, SCHEMA = "generation", 1
+SPAN = ("start", "stop", "text", "tokens", "count", "held_out", "log_probability")
+SHARE, FEWEST = 0.05, 5  # spans kept a token of the text, and of a short text at least
+CURVE = 101  # checkpoints of a curve
+DRAWN = 4  # hits looked at for one document that is shown
+
+Progress = Callable[[str, int, int | None], None] | None
+
+
+@runtime_checkable
+class Reader(Trained, Protocol):
+    """What is asked of a run: when it read a stretch of its store, and which run it is."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def knowledge(self) -> str: ...
+
+    def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]: ...
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A document that holds a span.
+
+    `offset` counts tokens of the document; `text` is the span among its neighbours; `steps` are
+    those at which a token of this occurrence was a target; `held` is how many tokens of the text
+    stand in this document, in all spans that were kept; `copies` are other hits of the same text.
+    """
+
+    document: int
+    id: str
+    offset: int
+    text: str
+    steps: tuple[int, ...]
+    held: int
+    copies: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A span of the text.
+
+    Attributes:
+        readings: How often the run read it, over all places where it stands.
+        curve: Checkpoints, and how often it had been read before each.
+    """
+
+    span: Span
+    documents: tuple[Holder, ...]
+    readings: float
+    curve: tuple[tuple[int, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A text and its kept spans, in the order of the text.
+
+    `found` is how many maximal spans there were, `covered` the share of tokens inside a kept one.
+    """
+
+    text: str
+    n_tokens: int
+    found: int
+    covered: float
+    spans: tuple[Traced, ...]
+    provenance: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        rows = [
+            {**asdict(one), "span": {k: getattr(one.span, k) for k in SPAN}} for one in self.spans
+        ]
+        about = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {"kind": KIND, "schema": SCHEMA, **about, "spans": rows}
+
+    def save(self, path: str | Path) -> None:
+        """Write as sealed JSON, whole or not at all."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a span: text, how often it stands in the corpus, how often it was read, where."""
+        import pandas
+
+        rows = [
+            {
+                "span": one.span.text,
+                "start": one.span.start,
+                "tokens": one.span.stop - one.span.start,
+                "surprise": -one.span.log_probability,
+                "count": one.span.count,
+                "readings": one.readings,
+                "documents": tuple(holder.document for holder in one.documents),
+            }
+            for one in self.spans
+        ]
+        return pandas.DataFrame(rows)
+
+
+def trace_text(
+    run: Reader,
+    text: str,
+    *,
+    keep: int | None = None,
+    minimum: int = 1,
+    limit: int = 10,
+    before: int | None = None,
+    index: TokenIndex | None = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> Generation:
+    """Trace a text span by span.
+
+    Args:
+        keep: Spans; default: one for each twenty tokens of the text, and five of a short one.
+        minimum: Shortest span, in tokens.
+        limit: The most documents of a span.
+        before: Count readings before this checkpoint; default: all.
+        seed: Of the sample of occurrences, where a span has many.
+
+    Raises:
+        QueryError: The text is empty, or longer than a million tokens.
+        EvidenceError: No stretch of it stands in what the run read.
+        IndexMissing: The run's token store has no index.
+    """
+    index = index or token_index.open(run.store)
+    n_tokens = len(queries.encoded(text, run.store.tokenizer))
+    found = index.maximal_spans(text, minimum=minimum)
+    if not found:
+        raise EvidenceError(
+            f"no {minimum} tokens in a row of the {n_tokens:,} of the text stand in what run "
+            f"{run.id} was trained on; gradient evidence needs no words in common"
+        )
+    wanted = keep or max(math.ceil(SHARE * n_tokens), FEWEST)
+    kept = sorted(sorted(found, key=lambda span: span.log_probability)[:wanted], key=_start)
+    hits = [tuple(index.find(one.tokens, limit=limit * DRAWN, seed=seed)) for one in kept]
+    held = _held(kept, hits)
+    traced = []
+    for done, (span, places) in enumerate(zip(kept, hits, strict=True)):
+        if progress:
+            progress("spans", done, len(kept))
+        traced.append(_traced(run, index, span, places, held, limit, before))
+    covered = {token for one in kept for token in range(one.start, one.stop)}
+    provenance = {
+        "run": run.id,
+        "knowledge": run.knowledge,
+        "store": run.store.fingerprint,
+        "index": index.backend,
+        "before": before,
+        "seed": seed,
+    }
+    return Generation(
+        text, n_tokens, len(found), len(covered) / n_tokens, tuple(traced), provenance
+    )
+
+
+def _start(span: Span) -> int:
+    return span.start
+
+
+def _held(spans: Sequence[Span], hits: Sequence[tuple[Hit, ...]]) -> Counter[int]:
+    """How many tokens of the text each document holds, in the occurrences that were drawn."""
+    held: Counter[int] = Counter()
+    for span, places in zip(spans, hits, strict=True):
+        for document in {hit.document for hit in places}:
+            held[document] += span.stop - span.start
+    return held
+
+
+def _traced(
+    run: Reader,
+    index: TokenIndex,
+    span: Span,
+    places: tuple[Hit, ...],
+    held: Counter[int],
+    limit: int,
+    before: int | None,
+) -> Traced:
+    exposure = exposure_of_text(run, span.tokens, before=before, index=index)
+    steps, readings = exposure.curve(CURVE)
+    shown: dict[str, Holder] = {}
+    for hit in sorted(places, key=lambda one: -held[one.document]):
+        read = hit.steps(run)
+        read = read[read < exposure.before]
+        if not len(read):
+            continue
+        stored = index.store.document(hit.document)
+        if twin := shown.get(stored.sha256):
+            shown[stored.sha256] = replace(twin, copies=(*twin.copies, hit.document))
+        elif len(shown) < limit:
+            shown[stored.sha256] = Holder(
+                document=hit.document,
+                id=stored.id,
+                offset=hit.offset,
+                text=attribution.excerpt(index.store, hit.document, hit.offset, hit.length),
+                steps=tuple(read.tolist()),
+                held=held[hit.document],
+            )
+    curve = (tuple(steps.tolist()), tuple(readings.tolist()))
+    return Traced(span, tuple(shown.values()), exposure.readings, curve)

@@ -1,0 +1,32 @@
+"""Activations on disk, read again by document and offset."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from interp.activations.plan import plan_store
+    from interp.activations.store import ActivationStore, open_store, verify_store
+    from interp.activations.windows import (
+        Windows,
+        document_windows,
+        prompt_windows,
+        training_windows,
+    )
+    from interp.activations.writer import plan_for_writing, write_store
+
+__all__ = [
+    "ActivationStore",
+    "Windows",
+    "document_windows",
+    "open_store",
+    "plan_for_writing",
+    "plan_store",
+    "prompt_windows",
+    "training_windows",
+    "verify_store",
+    "write_store",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

@@ -1,0 +1,178 @@
+"""What an activation store will hold, and how many bytes it takes, before anything is computed.
+
+Everything that decides the bytes of a store is written down here: the model by the sha256 of its
+weights, the source by its fingerprint and its cuts, sites, dtype, the windows of a pass and of a
+shard. A store is gone on with, or opened, only where all of it agrees.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.activations import capture, identity
+from interp.activations.capture import Site
+from interp.activations.store import DTYPES, SCHEMA
+from interp.activations.windows import ROW, Windows, prompt_windows
+from interp.components import HookedModel, device_of
+from interp.errors import ModelError
+from train import storage
+from train.errors import StoreError, nearest
+from train.model import GPTConfig
+
+
+__all__ = ["SHARD_BYTES", "Plan", "plan_store", "size"]
+
+# Of values a shard, in memory while it is written.
+SHARD_BYTES = 256 << 20
+# Tokens a forward pass when no batch is given: 64 windows of 64, 4 of 1024.
+PASS_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that decides what a store will hold, before anything is computed.
+
+    Attributes:
+        content: The manifest without its shards: equal contents make equal bytes.
+    """
+
+    windows: Windows
+    sites: tuple[Site, ...]
+    dtype: str
+    batch: int
+    windows_per_shard: int
+    content: dict[str, Any]
+
+    @property
+    def n_bytes(self) -> int:
+        """Values and rows on disk."""
+        return self.windows.n_rows * _row_bytes(self.sites, self.dtype)
+
+    @property
+    def n_shards(self) -> int:
+        """Folders they are written in."""
+        return -(-len(self.windows) // self.windows_per_shard)
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """First window of a shard, and the one after its last."""
+        start = shard * self.windows_per_shard
+        return start, min(start + self.windows_per_shard, len(self.windows))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.windows.n_rows:,} rows of {len(self.windows):,} windows, {len(self.sites)} "
+            f"sites in {self.dtype}: {size(self.n_bytes)} in {self.n_shards} shards"
+        )
+
+
+def plan_store(
+    model: HookedModel,
+    source: Windows | Int[Tensor, "prompt pos"],
+    *,
+    sites: Sequence[str],
+    dtype: str = "bf16",
+    batch: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Plan:
+    """What `write` would write, and how many bytes it takes. Reads two tokens with the model.
+
+    Raises:
+        HookError: No such site; the nearest names are offered.
+        ModelError: A site has no value per token, or the model has another tokenizer.
+        StoreError: No such dtype.
+    """
+    windows = source if isinstance(source, Windows) else prompt_windows(source)
+    if dtype not in DTYPES:
+        raise StoreError(f"there is no dtype {dtype!r}{nearest(dtype, DTYPES)}")
+    _refuse_other_tokenizer(model, windows)
+    found = capture.located(model, sites)
+    longest = int(windows.length.max())
+    batch = batch or max(PASS_TOKENS // longest, 1)
+    passes = shard_bytes // (batch * longest * _row_bytes(found, dtype))
+    per_shard = batch * max(int(passes), 1)
+    content = _content(model, windows, found, dtype=dtype, batch=batch)
+    content["windows_per_shard"] = per_shard
+    # Through JSON once, so that it equals what will be read.
+    content = json.loads(storage.canonical_json(content))
+    return Plan(windows, found, dtype, batch, per_shard, content)
+
+
+def size(n_bytes: int) -> str:
+    """Bytes for a person."""
+    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.{0 if units[0] == 'bytes' else 1}f} {units[0]}"
+
+
+def _refuse_other_tokenizer(model: HookedModel, windows: Windows) -> None:
+    tokenizer = getattr(model, "tokenizer", None)
+    highest = int(windows.tokens.max()) if windows.store is None else windows.store.vocab_size - 1
+    if highest >= model.cfg.d_vocab:
+        raise ModelError(
+            f"the source has token ids up to {highest}, the model a vocabulary of "
+            f"{model.cfg.d_vocab}; they do not belong together"
+        )
+    if windows.store is None or tokenizer is None:
+        return
+    theirs = windows.store.tokenizer
+    # By their tokens and not by their files: two libraries write the same vocabulary differently.
+    ids = range(theirs.vocab_size)
+    if tokenizer.sha256 != theirs.sha256 and (
+        tokenizer.vocab_size != theirs.vocab_size or tokenizer.tokens(ids) != theirs.tokens(ids)
+    ):
+        raise ModelError(
+            f"the model's {tokenizer.kind} tokenizer ({tokenizer.sha256[:12]}, "
+            f"{tokenizer.vocab_size} tokens) is not the {theirs.kind} tokenizer of "
+            f"{windows.store.path} ({theirs.sha256[:12]}, {theirs.vocab_size} tokens)"
+        )
+
+
+def _content(
+    model: HookedModel, windows: Windows, sites: tuple[Site, ...], *, dtype: str, batch: int
+) -> dict[str, Any]:
+    origin, store = getattr(model, "origin", None), windows.store
+    weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "run_id": getattr(origin, "run_id", ""),
+            "step": getattr(origin, "step", None),
+            "checkpoint_sha256": getattr(origin, "checkpoint_sha256", ""),
+            "knowledge": getattr(origin, "knowledge", "unknown"),
+            "weights_sha256": identity.weights_sha256(model),
+            "config": _config(model.cfg),
+            "precision": str(torch.float32 if weight is None else weight.dtype)[6:],
+            "device": device_of(model).type,
+        },
+        "source": {
+            **windows.reading,
+            "windows": len(windows),
+            "windows_sha256": windows.sha256,
+            "store_fingerprint": store.fingerprint if store else None,
+            "tokenizer_sha256": store.tokenizer.sha256 if store else None,
+        },
+        "sites": [{"name": s.name, "hook": s.hook, "shape": list(s.shape)} for s in sites],
+        "dtype": dtype,
+        "batch": batch,
+        "rows": windows.n_rows,
+        "bytes": windows.n_rows * _row_bytes(sites, dtype),
+        "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+    }
+
+
+def _config(config: Any) -> dict[str, Any]:
+    """Of our models every choice; of another's, nothing that we know how to write."""
+    return config.to_dict() if isinstance(config, GPTConfig) else {}
+
+
+def _row_bytes(sites: tuple[Site, ...], dtype: str) -> int:
+    values = sum(prod(site.shape) for site in sites)
+    return values * DTYPES[dtype][1].itemsize + ROW.itemsize

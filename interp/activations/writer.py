@@ -1,0 +1,268 @@
+"""Activations of a corpus or of prompts, written to disk: whole or resumable, never half.
+
+The reading (`interp.activations.windows`) says what the model sees, the sites what is kept. Windows
+are read in shards of a few hundred MB; inside a shard those of one length go together, so nothing
+is padded and a value is what `run_with_cache` gives for the same batch, to the last bit in fp32.
+Layers above the last site, and the logits, are not computed. A shard appears whole
+(`durable.folder`), with every site and the sha256 of each file; the manifest is written first
+without shards and last with them. So a process killed at any moment leaves a store that goes on
+where it was, and ends in the same bytes as one that was never stopped, on the same machine and
+number of threads.
+
+bf16 keeps 8 bits of a value (relative error below 2**-8), fp16 11 bits up to 65,504: a value
+beyond it is refused, as is one that is no number.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from interp.activations import capture, identity, plan, store
+from interp.activations.plan import SHARD_BYTES, Plan, size
+from interp.activations.store import DTYPES, MANIFEST, ROWS, SHARD, ActivationStore
+from interp.activations.windows import Windows
+from interp.components import HookedModel, device_of
+from interp.errors import ModelError
+from train import storage
+from train.errors import DamagedError, DiskError, StoreError
+
+
+__all__ = ["batches", "plan_for_writing", "write_store"]
+
+# What a file costs beyond its bytes: at most one block of the file system.
+BLOCK = 4096
+
+# What of a manifest follows from the rest of it, and is not compared.
+RESULTS = {"bytes", "rows", "shards", "finished", "digest"}
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def write_store(
+    model: HookedModel,
+    source: Windows | Int[Tensor, "prompt pos"],
+    *,
+    sites: Sequence[str],
+    out: str | Path,
+    dtype: str = "bf16",
+    batch: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> ActivationStore:
+    """Write what a model computes at some sites, at every token of a source.
+
+    Args:
+        source: Windows of a token store (`windowing.documents`, `windowing.trained`), or prompts.
+        sites: As `capturing.located` takes them: TransformerLens names, places, patterns.
+        dtype: bf16, fp16 or fp32, of the values on disk.
+        batch: Windows a forward pass; as many as make 4096 tokens if not given.
+        shard_bytes: Values held in memory at a time.
+        resume: Go on with what a stopped process left at `out`.
+
+    Raises:
+        HookError, ModelError: As `cache_plans.plan`; a value that is no number, or beyond fp16.
+        StoreError: `out` holds something, or something else than what is asked for.
+        DamagedError: A shard that is to be gone on from was changed.
+        DiskError: The disk does not hold it; said before anything is written.
+    """
+    planned = plan.plan_store(
+        model, source, sites=sites, dtype=dtype, batch=batch, shard_bytes=shard_bytes
+    )
+    return plan_for_writing(model, planned, out=out, resume=resume, progress=progress)
+
+
+def plan_for_writing(
+    model: HookedModel,
+    planned: Plan,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> ActivationStore:
+    """The same, of a plan that was looked at first. The model must be the one it was made for."""
+    out = Path(out)
+    begun = _begun(out, planned, resume)
+    if begun is not None and begun["finished"]:
+        return store.open_store(out)
+    _check_room(out, planned)
+    if progress:
+        progress(size(planned.n_bytes), 0, planned.windows.n_rows)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        if begun is None:
+            storage.write_json(out / MANIFEST, storage.seal(_manifest(planned, None)))
+        shards, done = [], 0
+        for number in range(planned.n_shards):
+            shards.append(_shard(model, planned, number, out))
+            done += shards[-1]["rows"]
+            if progress:
+                progress(size(planned.n_bytes), done, planned.windows.n_rows)
+        storage.write_json(out / MANIFEST, storage.seal(_manifest(planned, shards)))
+    return store.open_store(out)
+
+
+def batches(
+    windows: Windows, start: int, stop: int, batch: int
+) -> Iterator[Int64[np.ndarray, " window"]]:
+    """The windows [start, stop) in the order and the company in which they are read."""
+    shapes = np.stack([windows.repeated[start:stop], windows.length[start:stop]])
+    order = np.lexsort(shapes) + start
+    # A pass begins where the shape changes, so every pass is rectangular.
+    changes = np.flatnonzero(np.diff(shapes[:, order - start]).any(axis=0)) + 1
+    for group in np.split(order, changes):
+        yield from (group[first : first + batch] for first in range(0, len(group), batch))
+
+
+# --- what is there -------------------------------------------------------------------------------
+
+
+def _begun(out: Path, planned: Plan, resume: bool) -> dict[str, Any] | None:
+    """The manifest of what lies at `out`, when it is to be gone on from; None when nothing does."""
+    if not (out / MANIFEST).is_file():
+        # A process killed before its first manifest leaves that one's temporary file.
+        if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {f".{MANIFEST}.partial"}):
+            raise StoreError(f"{out} exists already and is no activation store; choose another")
+        return None
+    found = storage.read_sealed(out / MANIFEST)
+    asked, bare = (
+        {key: value for key, value in content.items() if key not in RESULTS}
+        for content in (planned.content, found)
+    )
+    if said := identity.difference(asked, bare):
+        raise StoreError(f"{out} holds a store made with {said}; choose another folder")
+    if not resume:
+        state = "is complete" if found["finished"] else "was begun; go on with it by --resume"
+        raise StoreError(f"{out}: this store {state}, or choose another folder")
+    return found
+
+
+def _check_room(out: Path, planned: Plan) -> None:
+    written = sum(
+        file.stat().st_size for file in out.glob("shard-*/*") if file.name.endswith(".bin")
+    )
+    blocks = planned.n_shards * (len(planned.sites) + 2) * BLOCK
+    needed = planned.n_bytes - written + blocks
+    place = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise DiskError(
+            f"{planned}; {size(needed)} are still to be written to {out} and {size(free)} are "
+            "free; keep fewer sites or documents, or another dtype"
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Be the only process that writes there; the lock is on the folder and dies with the process.
+
+    Raises:
+        StoreError: Another process is writing it.
+    """
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(f"{out} is being written by another process; wait for it") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _manifest(planned: Plan, shards: list[dict[str, Any]] | None) -> dict[str, Any]:
+    return {**planned.content, "finished": shards is not None, "shards": shards or []}
+
+
+# --- a shard -------------------------------------------------------------------------------------
+
+
+def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> dict[str, Any]:
+    """Write a shard, unless it is there: then its listing."""
+    folder = out / store.shard_name(number)
+    plan_sha256 = hashlib.sha256(storage.canonical_json(planned.content).encode()).hexdigest()
+    if folder.exists():
+        return _kept(folder, number, plan_sha256)
+    start, stop = planned.span(number)
+    rows = planned.windows.rows(start, stop)
+    columns = {ROWS: rows, **_values(model, planned, start, stop)}
+    owned = rows[rows["document"] >= 0][["document", "offset"]]
+    listing = {
+        "shard": number,
+        "plan_sha256": plan_sha256,
+        "windows": [start, stop],
+        "rows": len(rows),
+        "places": [list(map(int, owned[end])) for end in (0, -1)] if len(owned) else None,
+        "files": {name: _digest(values) for name, values in columns.items()},
+    }
+    with storage.new_folder(folder) as temporary:
+        for name, values in columns.items():
+            # Not tofile: that says how much was written where the disk is full, and not why.
+            with (temporary / name).open("wb") as file:
+                file.write(values.view(np.uint8).data)
+        storage.write_json(temporary / SHARD, storage.seal(listing))
+    return listing
+
+
+def _kept(folder: Path, number: int, plan_sha256: str) -> dict[str, Any]:
+    listing = storage.read_sealed(folder / SHARD)
+    del listing["digest"]
+    if (listing["shard"], listing["plan_sha256"]) != (number, plan_sha256):
+        raise DamagedError(f"{folder}: is shard {listing['shard']} of another store; remove it")
+    for name, listed in listing["files"].items():
+        path = folder / name
+        if not path.is_file() or storage.sha256_file(path) != listed["sha256"]:
+            raise DamagedError(f"{path}: is not what was written; remove {folder} and go on")
+    return listing
+
+
+def _digest(values: np.ndarray) -> dict[str, Any]:
+    content = values.view(np.uint8).data
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": values.nbytes}
+
+
+def _values(model: HookedModel, planned: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
+    """What the windows [start, stop) give at every site, row by row."""
+    windows, stored = planned.windows, DTYPES[planned.dtype][1]
+    kept = (windows.length - windows.repeated)[start:stop]
+    first_row = np.cumsum(kept) - kept
+    values = {
+        f"{site.name}.bin": np.empty((int(kept.sum()), *site.shape), stored)
+        for site in planned.sites
+    }
+    hooks = sorted({site.hook for site in planned.sites})
+    for chosen in batches(windows, start, stop, planned.batch):
+        tokens = torch.from_numpy(windows.inputs(chosen)).to(device_of(model))
+        found = capture.activations(model, tokens, hooks)
+        repeated = int(windows.repeated[chosen[0]])
+        rows = first_row[chosen - start][:, None] + np.arange(int(kept[chosen[0] - start]))
+        for site in planned.sites:
+            value = capture.part(found[site.hook], site.index, site.name)[:, repeated:]
+            values[f"{site.name}.bin"][rows] = _packed(value, planned.dtype, site.name)
+    return values
+
+
+def _packed(value: Tensor, dtype: str, name: str) -> np.ndarray:
+    """As the numbers on disk; refused when one of them is no number there."""
+    packed = value.to(DTYPES[dtype][0]).contiguous().cpu()
+    if not torch.isfinite(packed).all():
+        largest = value.abs().max().item()
+        raise ModelError(
+            f"{name} holds {largest:.3g}, which {dtype} cannot; use fp32 (or bf16 beyond 65,504)"
+            if np.isfinite(largest)
+            else f"{name} holds a value that is no number, so the model computes none; not kept"
+        )
+    if packed.dtype is torch.bfloat16:
+        packed = packed.view(torch.int16)
+    return packed.numpy().view(DTYPES[dtype][1])

@@ -1,0 +1,357 @@
+"""Effects without patching: first-order estimates, and how wrong they are.
+
+Two forward passes and one backward pass estimate the effect of every place at once: attribution
+patching, (source - here) * gradient (Nanda 2023; Syed et al. 2023,
+https://arxiv.org/abs/2310.10348). It misses places behind a saturated softmax and places whose
+direct and indirect effects cancel. AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745)
+mends both, see `interp.attribution_patching.qk_fix` and `interp.attribution_patching.gradients`.
+
+Estimates are Effects with the axes, the unit and the intervals of the sweeps of `interp.patching`,
+so that they compare cell by cell. An interval is over prompts and knows nothing of the
+approximation. How wrong that is, is measured: `verify` patches the largest places exactly, and
+`interp.attribution_patching.missed_effects` bounds what the rest can hide.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp import patching
+from interp.attribution_patching import gradients, qk_fix
+from interp.attribution_patching.gradients import Slopes
+from interp.attribution_patching.verification import Agreement, compared
+from interp.behaviours import Behaviour
+from interp.components import SITES, Component, HookedModel, parse
+from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
+from interp.metrics import Metric
+from interp.patching import Effects, PatchOptions, SweepLayout, provenance
+from interp.patching.engine import MEMORY, Patched, Progress
+
+
+__all__ = ["ABSOLUTE", "OVER", "atp_star", "attribution", "refuse_another", "verify"]
+
+# What a sweep is called and the site that it visits.
+OVER = {
+    "residual": "resid_pre",
+    "heads": "head",
+    "attention": "attn",
+    "mlps": "mlp",
+    "neurons": "neuron",
+    "queries": "q",
+    "keys": "k",
+    "values": "v",
+}
+POSITIONS = ("each", "together")
+ABSOLUTE = "absolute values: GradDrop averages over passes without their signs"
+
+
+def attribution(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    over: str = "heads",
+    positions: str | None = None,
+    metric: Metric | None = None,
+    direction: str = "denoising",
+    seed: int = 0,
+) -> Effects:
+    """Attribution patching of every place of a kind, first order throughout.
+
+    Args:
+        model: A hooked model.
+        behaviour: Its clean and corrupt prompts are the two runs.
+        over: A key of `OVER`, named as the sweeps of `interp.patching` are.
+        positions: "each" or "together"; None is each for the residual stream, together otherwise.
+        metric: Differentiable; None is the logit difference.
+        direction: "denoising" or "noising"; the gradient is taken in the run that is patched.
+        seed: Kept in the provenance; nothing is drawn.
+
+    Returns:
+        Signed effects over (layer[, head or neuron][, pos]).
+
+    Raises:
+        CapabilityError: The model does not do the behaviour.
+        ContrastError: The model scores clean and corrupt prompts alike.
+        BehaviourError: A word that is none.
+        ModelError: The metric has no gradient there.
+    """
+    plan = _Plan.of(model, behaviour, over, positions)
+    how = PatchOptions(metric, direction, seed=seed)
+    return _estimate(model, behaviour, plan, how, "attribution patching")
+
+
+def atp_star(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    over: str = "heads",
+    positions: str | None = None,
+    qk_fix: bool = True,
+    grad_drop: bool = True,
+    metric: Metric | None = None,
+    direction: str = "denoising",
+    seed: int = 0,
+) -> Effects:
+    """AtP*: attribution patching with its two corrections; otherwise as `attribution`.
+
+    Args:
+        model: A hooked model.
+        behaviour: Its clean and corrupt prompts are the two runs.
+        over: As in `attribution`.
+        positions: As in `attribution`.
+        qk_fix: Recompute the softmax exactly behind queries and keys; other places are as before.
+        grad_drop: One backward pass a layer. Effects are then sums of absolute values over the L
+            passes, divided by L - 1 (a component's own layer, dropped, shows nothing of it) or by L
+            (the residual stream, which belongs to no layer). The paper takes absolute values prompt
+            by prompt; here they are taken of the mean over prompts, so that a place that does not
+            interact is estimated at the size of its exact effect.
+        metric: As in `attribution`.
+        direction: As in `attribution`.
+        seed: As in `attribution`.
+    """
+    if grad_drop and model.cfg.n_layers < 2:
+        raise ModelError("GradDrop leaves nothing of a model of one layer; give grad_drop=False")
+    plan = replace(_Plan.of(model, behaviour, over, positions), qk_fix=qk_fix, grad_drop=grad_drop)
+    parts = [name for name, on in (("QK fix", qk_fix), ("GradDrop", grad_drop)) if on]
+    how = PatchOptions(metric, direction, seed=seed)
+    name = f"AtP* ({', '.join(parts)})" if parts else "attribution patching"
+    return _estimate(model, behaviour, plan, how, name)
+
+
+def verify(
+    model: HookedModel,
+    behaviour: Behaviour,
+    estimate: Effects,
+    *,
+    top: int | None = 20,
+    metric: Metric | None = None,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Agreement:
+    """Patch the places with the largest estimates exactly, and as many others drawn at random.
+
+    Args:
+        model: A hooked model.
+        behaviour: Of the estimate.
+        estimate: From `attribution` or `atp_star`.
+        top: So many places; None: all, which also counts how many of the truly largest were found.
+        metric: Of the estimate.
+        seed: Of the draw of the others, which are the control: what was ranked low should be low.
+        memory: Bytes above the weights.
+        progress: Told how many places are done.
+
+    Raises:
+        EffectsError: The estimate is of another behaviour or metric, or `top` is below 1.
+        KeyboardInterrupt: Ranks of a part say nothing of the whole.
+    """
+    refuse_another(behaviour, estimate, metric)
+    values = estimate.values.flatten().double().numpy()
+    if top is not None and top < 1:
+        raise EffectsError(f"top {top} verifies nothing; give at least 1, or None for all places")
+    order = np.argsort(-np.abs(values), kind="stable")
+    chosen, left = order[:top], order[len(order) if top is None else top :]
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    others = np.sort(draw.permutation(left)[: len(chosen)])
+    names = estimate.names
+    patched = [names[i] for i in (*chosen, *others)]
+    layout = SweepLayout("several", ("patch",), (len(patched),), tuple(patched))
+    how = PatchOptions(metric, estimate.direction, memory, progress, seed)
+    sets = [(parse(name),) for name in patched]
+    with warnings.catch_warnings():
+        # Of places that the contrast does not vary, the estimate has warned or is at positions
+        # before the prompts differ.
+        warnings.simplefilter("ignore", UninformativeWarning)
+        exact = patching.normalized_effects(model, behaviour, sets, layout, how)
+    if exact.unfinished:
+        raise KeyboardInterrupt
+    estimated = torch.from_numpy(values[[*chosen, *others]]).float()
+    return compared(
+        exact,
+        estimated,
+        n_top=len(chosen),
+        n_places=len(values),
+        absolute=ABSOLUTE in estimate.notes,
+        said=provenance(model, behaviour, seed=seed),
+    )
+
+
+def refuse_another(behaviour: Behaviour, estimate: Effects, metric: Metric | None) -> None:
+    read = "logit difference" if metric is None else metric.name
+    if estimate.metric != read:
+        raise EffectsError(
+            f"the estimate is of the {estimate.metric}, and {read} would be verified"
+        )
+    if estimate.provenance.behaviour_sha256 != behaviour.sha256:
+        raise EffectsError(
+            f"the estimate is of behaviour {estimate.provenance.behaviour!r} with other prompts "
+            f"than {behaviour.name!r}; estimate again"
+        )
+
+
+# --- which places, and what each receives --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Places of one kind, and how their effects are estimated."""
+
+    site: str
+    each: bool
+    n_layers: int
+    n_inner: int | None  # heads or neurons of a layer
+    n_pos: int
+    qk_fix: bool = False
+    grad_drop: bool = False
+
+    @classmethod
+    def of(
+        cls, model: HookedModel, behaviour: Behaviour, over: str, positions: str | None
+    ) -> "_Plan":
+        patching.one_of("kind of place", over, tuple(OVER))
+        positions = positions or ("each" if over == "residual" else "together")
+        if positions not in POSITIONS:
+            raise BehaviourError(
+                f"no positions are called {positions!r}; give 'each' or 'together'"
+            )
+        cfg, site = model.cfg, OVER[over]
+        shared = getattr(cfg, "n_key_value_heads", None) or getattr(cfg, "n_heads", None)
+        inner = {"head": "n_heads", "q": "n_heads", "neuron": "d_mlp"}
+        n_inner = shared if site in ("k", "v") else getattr(cfg, inner.get(site, ""), None)
+        return cls(site, positions == "each", cfg.n_layers, n_inner, behaviour.n_pos)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the softmax is computed again."""
+        return self.qk_fix and self.site in ("q", "k")
+
+    @property
+    def layout(self) -> SweepLayout:
+        kind = "neuron" if self.site == "neuron" else "head"
+        axes, shape = ["layer"], [self.n_layers]
+        if self.n_inner is not None:
+            axes, shape = [*axes, kind], [*shape, self.n_inner]
+        if self.each:
+            axes, shape = [*axes, "pos"], [*shape, self.n_pos]
+        places = (
+            Component(self.site, **dict(zip(axes, index, strict=True)))
+            for index in product(*map(range, shape))
+        )
+        return SweepLayout(self.site, tuple(axes), tuple(shape), tuple(map(str, places)))
+
+    def hooks(self, model: HookedModel, layer: int) -> dict[str, str]:
+        """Hook points that the estimate at a layer reads, by what they are."""
+        block = f"blocks.{layer}."
+        if not self.fixed:
+            return {"place": block + SITES[self.site]}
+        turned = "rot_" if getattr(model.cfg, "position", "") == "rope" else ""
+        return {
+            "q": f"{block}attn.hook_{turned}q",
+            "k": f"{block}attn.hook_{turned}k",
+            "scores": f"{block}attn.hook_attn_scores",
+            "pattern": f"{block}attn.hook_pattern",
+        }
+
+
+# Callers may be in inference mode, whose tensors no backward pass can keep.
+@torch.inference_mode(False)
+def _estimate(
+    model: HookedModel, behaviour: Behaviour, plan: _Plan, how: PatchOptions, method: str
+) -> Effects:
+    runs, (metric,) = patching.pair_runs(model, behaviour, how), how.metrics(behaviour)
+    hooks = [plan.hooks(model, layer) for layer in range(plan.n_layers)]
+    names = list(dict.fromkeys(name for one in hooks for name in one.values()))
+    pieces, moved = [], torch.zeros(len(plan.layout.places))
+    for found in gradients.along(model, runs, names, metric, dropping=plan.grad_drop):
+        passes = [
+            torch.stack([_changes(plan, found, slope, one) for one in hooks])
+            for slope in found.gradients
+        ]
+        pieces.append(torch.stack(passes).flatten(1, -2).cpu())
+        here = torch.stack([_distance(plan, found, one) for one in hooks]).flatten()
+        moved = torch.maximum(moved, here.cpu())
+    change = torch.cat(pieces, dim=-1)  # [pass place prompt]
+    if plan.grad_drop:
+        lost = 0 if plan.site == "resid_pre" else 1
+        signs = change.mean(dim=-1, keepdim=True).sign()
+        # The signs of the shares, not of the scores' changes: the whole may be below 0.
+        signs = signs * float(np.sign(runs.goal.mean() - runs.start.mean()))
+        change = (signs * change).sum(dim=0) / (plan.n_layers - lost)
+    else:
+        change = change[0]
+    if not bool(change.abs().max() > 0):
+        warnings.warn(
+            f"no place of site {plan.site!r} differs between the runs and is read by the "
+            f"{metric.name}: every estimate is 0",
+            UninformativeWarning,
+            stacklevel=3,
+        )
+    scores = torch.from_numpy(runs.start[:1])[:, None] + change.double()
+    done = torch.ones(len(moved), dtype=torch.bool)
+    as_patched = Patched(scores, torch.from_numpy(runs.start), done, moved.float(), peak_bytes=0)
+    effects = patching.of_patched(model, behaviour, as_patched, runs, plan.layout, how)
+    notes = [f"estimated by {method}: verify before believing", *effects.notes]
+    return replace(effects, notes=(*notes, *([ABSOLUTE] if plan.grad_drop else [])))
+
+
+def _changes(
+    plan: _Plan, found: Slopes, slope: Mapping[str, Tensor], hooks: Mapping[str, str]
+) -> Float[Tensor, "*inner prompt"]:
+    """Estimated change of the metric at one layer, [head or neuron][pos] prompt."""
+    if plan.fixed:
+        change = _through_softmax(plan, found, slope, hooks)
+    else:
+        name = hooks["place"]
+        change = (found.there[name] - found.here[name]).double() * slope[name].double()
+        if plan.site != "neuron":
+            change = change.sum(dim=-1)
+    change = change if plan.each else change.sum(dim=1, keepdim=True)
+    # [prompt pos inner] to [inner pos prompt]; an axis of one position, or no inner one, goes.
+    change = change.movedim(0, -1).movedim(0, -2)
+    return change if plan.each else change.squeeze(-2)
+
+
+def _distance(plan: _Plan, found: Slopes, hooks: Mapping[str, str]) -> Tensor:
+    """Largest difference between the two runs at each place of a layer."""
+    name = hooks[plan.site if plan.fixed else "place"]
+    apart = (found.there[name] - found.here[name]).abs()
+    apart = (apart if plan.site == "neuron" else apart.amax(dim=-1)).amax(dim=0)
+    apart = apart if plan.each else apart.amax(dim=0, keepdim=True)
+    apart = apart.movedim(0, -1)
+    return (apart if plan.each else apart.squeeze(-1)).float()
+
+
+def _through_softmax(
+    plan: _Plan, found: Slopes, slope: Mapping[str, Tensor], hooks: Mapping[str, str]
+) -> Float[Tensor, "prompt pos head"]:
+    """The QK fix; with all keys together the whole pattern is new, and pos is 1."""
+    pairs = (
+        (found.there, found.here) if plan.site == "q" else (found.here, found.there),
+        (found.here, found.here),
+    )
+    scores, gradient = found.here[hooks["scores"]], slope[hooks["pattern"]]
+    after, before = (_dots(queries[hooks["q"]], keys[hooks["k"]]) for queries, keys in pairs)
+    change = after - before
+    if plan.site == "k" and plan.each:
+        moved = qk_fix.by_column(scores, change, gradient)
+    else:
+        moved = qk_fix.by_row(scores, change, gradient)
+    if plan.site == "k":
+        if not plan.each:
+            moved = moved.sum(dim=-1, keepdim=True)
+        # Heads that share a key are patched together.
+        moved = moved.unflatten(1, (plan.n_inner or 1, -1)).sum(dim=2)
+    return moved.transpose(1, 2)
+
+
+def _dots(
+    q: Float[Tensor, "prompt query head d_head"], k: Float[Tensor, "prompt key shared d_head"]
+) -> Float[Tensor, "prompt head query key"]:
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    return torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) * q.shape[-1] ** -0.5

@@ -1,0 +1,43 @@
+"""Behaviours: prompts with a right and a wrong answer, and whether a model can do them."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from interp.behaviours.behaviour import (
+        PACKAGED,
+        Behaviour,
+        Check,
+        check,
+        load,
+        measure,
+        names,
+        read,
+    )
+    from interp.behaviours.planted import (
+        encoded_prompts,
+        fact_query,
+        planted_truth,
+        tokenizer_of,
+        truth_of,
+    )
+
+__all__ = [
+    "PACKAGED",
+    "Behaviour",
+    "Check",
+    "check",
+    "encoded_prompts",
+    "fact_query",
+    "load",
+    "measure",
+    "names",
+    "planted_truth",
+    "read",
+    "tokenizer_of",
+    "truth_of",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

@@ -1,0 +1,329 @@
+"""A behaviour: something the model does, stated so that it can be measured.
+
+Prompts that show it, prompts that do not, and the answer that tells them apart. Clean and corrupt
+differ by *symmetric token replacement*: a token is exchanged for another of its kind, so that both
+prompts are in distribution (Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042). Behaviours come
+from the truth table of a planted corpus (`interp.prompts.planted_prompts`), from a TOML file of
+templates (`interp.behaviours.templates`), or from a file that was saved before.
+
+Row i of `clean` and row i of `corrupt` are equally long, so position p means the same in both.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.components import HookedModel, device_of
+from interp.errors import BehaviourError, CapabilityError
+from interp.statistics import wilson
+from train import storage
+from train.errors import nearest
+
+
+__all__ = ["Behaviour", "Check", "check", "load", "measure", "names", "read", "refuse_other_words"]
+
+SCHEMA = "openbook.behaviour/1"
+LOGIT_BYTES = 64 << 20  # held at a time: 32 prompts of 64 tokens in GPT-2's words are 412 MB
+PACKAGED = Path(__file__).parent
+
+
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """What is asked of the model, and what it is asked against.
+
+    Attributes:
+        name: Whatever `load` was called with.
+        clean: Prompts of which `answer` is the continuation.
+        corrupt: The same with another token in one place, of which `foil` is the continuation.
+        answer: Token that continues the clean prompt.
+        foil: Token it is compared with.
+        subject: Half-open span of positions of the noun the prompts are about, when there is one.
+        candidates: Tokens among which the answer is sought when accuracy is counted; without them
+            it is enough that the answer beats its foil.
+        description: What the model must do, in words.
+        tokenizer: sha256 of the tokenizer whose ids these are; "" when nobody said.
+    """
+
+    name: str
+    clean: Int[Tensor, "prompt pos"]
+    corrupt: Int[Tensor, "prompt pos"]
+    answer: Int[Tensor, " prompt"]
+    foil: Int[Tensor, " prompt"]
+    subject: tuple[int, int] | None = None
+    candidates: tuple[int, ...] | None = None
+    description: str = ""
+    tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        asked = f"behaviour {self.name!r}"
+        for part in ("clean", "corrupt", "answer", "foil"):
+            object.__setattr__(self, part, _ids(getattr(self, part), f"{asked}: {part}"))
+        if self.clean.ndim != 2 or self.answer.ndim != 1 or self.foil.ndim != 1:
+            raise BehaviourError(
+                f"{asked} needs prompts [prompt pos] and answers and foils [prompt]; found "
+                f"{tuple(self.clean.shape)}, {tuple(self.answer.shape)}, {tuple(self.foil.shape)}"
+            )
+        if self.clean.shape != self.corrupt.shape or self.clean.numel() == 0:
+            raise BehaviourError(
+                f"{asked} has clean prompts of shape {tuple(self.clean.shape)} and corrupt ones of "
+                f"{tuple(self.corrupt.shape)}; make them equally many and equally long"
+            )
+        if len(self.answer) != self.n_prompts or len(self.foil) != self.n_prompts:
+            raise BehaviourError(
+                f"{asked} has {self.n_prompts} prompts, {len(self.answer)} answers and "
+                f"{len(self.foil)} foils; give one of each a prompt"
+            )
+        same = int((self.answer == self.foil).sum())
+        if same:
+            raise BehaviourError(
+                f"{asked}: on {same} of {self.n_prompts} prompts the answer is its own foil"
+            )
+        same = int((self.clean == self.corrupt).all(dim=1).sum())
+        if same:
+            raise BehaviourError(
+                f"{asked}: {same} of {self.n_prompts} corrupt prompts are equal to their clean "
+                "ones, so nothing that happens between them can be measured"
+            )
+        self._check_span_and_candidates(asked)
+
+    def _check_span_and_candidates(self, asked: str) -> None:
+        if self.subject and not 0 <= self.subject[0] < self.subject[1] <= self.n_pos:
+            raise BehaviourError(
+                f"{asked} has its subject at {self.subject} of {self.n_pos} positions"
+            )
+        if self.candidates and not set(self.answer.tolist()) <= set(self.candidates):
+            raise BehaviourError(
+                f"{asked} has {len(self.candidates)} candidates, and an answer that is none of them"
+            )
+
+    def __repr__(self) -> str:
+        distinct = max(self.distinct) + 1
+        return f"Behaviour({self.name!r}, {distinct} prompts of {self.n_pos} tokens)"
+
+    @property
+    def n_prompts(self) -> int:
+        """How many rows: a prompt with several foils is several."""
+        return self.clean.shape[0]
+
+    @property
+    def n_pos(self) -> int:
+        """Their length."""
+        return self.clean.shape[1]
+
+    @property
+    def distinct(self) -> list[int]:
+        """Number of each row's clean prompt, in order of first appearance.
+
+        One prompt beside many foils is many rows and one case.
+        """
+        seen: dict[tuple[int, ...], int] = {}
+        return [seen.setdefault(tuple(row), len(seen)) for row in self.clean.tolist()]
+
+    def score(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
+        """Logit of the answer minus logit of the foil, in nats of log-odds.
+
+        Reads the last position only; `logits` may hold nothing but that one.
+        """
+        row = torch.arange(len(logits), device=logits.device)
+        answer, foil = self.answer.to(logits.device), self.foil.to(logits.device)
+        return logits[row, -1, answer] - logits[row, -1, foil]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything that is measured; the description is not."""
+        unmeasured = ("description", "tokenizer")
+        asked = {key: value for key, value in self.to_dict().items() if key not in unmeasured}
+        return hashlib.sha256(storage.canonical_json(asked).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        tensors = ("clean", "corrupt", "answer", "foil")
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            **{name: getattr(self, name).tolist() for name in tensors},
+            "subject": list(self.subject) if self.subject else None,
+            "candidates": list(self.candidates) if self.candidates else None,
+            "description": self.description,
+            "tokenizer": self.tokenizer,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` and every later command accepts."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+
+def _ids(given: object, what: str) -> Int[Tensor, "*axes"]:
+    """Token ids as torch counts with them, whatever integers they came as."""
+    if not isinstance(given, Tensor) or given.is_floating_point() or given.dtype == torch.bool:
+        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise BehaviourError(f"{what} must be a tensor of token ids, not {kind}")
+    return given.long()
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a model does a behaviour, on its clean prompts.
+
+    Attributes:
+        accuracy: Share of prompts where the answer wins among the candidates, or beats its foil.
+        top1: Share where the answer wins over the whole vocabulary.
+        score: Mean logit difference.
+        n: Different clean prompts.
+        interval: Wilson's 95 % interval of the accuracy.
+    """
+
+    accuracy: float
+    top1: float
+    score: float
+    n: int
+    interval: tuple[float, float]
+
+
+@torch.inference_mode()
+def measure(model: HookedModel, behaviour: Behaviour) -> Check:
+    """How well the model does the behaviour. One forward pass over the clean prompts."""
+    refuse_other_words(behaviour, model)
+    device = device_of(model)
+    # Of all logits only those at the last position are looked at.
+    width = 4 * behaviour.n_pos * getattr(model.cfg, "d_vocab", 1)
+    pieces = behaviour.clean.to(device).split(max(LOGIT_BYTES // width, 1))
+    logits = torch.cat([model(piece)[:, -1:].clone() for piece in pieces])
+    score = behaviour.score(logits)
+    last, answer = logits[:, -1].float(), behaviour.answer.to(device)
+    if behaviour.candidates is None:
+        right = score > 0
+    else:
+        candidates = torch.tensor(behaviour.candidates, device=device)
+        right = candidates[last[:, candidates].argmax(dim=1)] == answer
+    accuracy = right.float().mean().item()
+    top1 = (last.argmax(dim=1) == answer).float().mean().item()
+    # One prompt asked against many foils is one case.
+    n = max(behaviour.distinct) + 1
+    return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))
+
+
+def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -> Check:
+    """Measure, and refuse a model that does not do the behaviour.
+
+    Raises:
+        CapabilityError: Accuracy is not above `threshold`, or the scores are no numbers.
+    """
+    found = measure(model, behaviour)
+    if not found.accuracy > threshold or not math.isfinite(found.score):
+        low, high = found.interval
+        raise CapabilityError(
+            f"the model does not do {behaviour.name!r}: accuracy {found.accuracy:.2f} "
+            f"[{low:.2f}, {high:.2f}] on {found.n} prompts, mean logit difference "
+            f"{found.score:.3g}, and more than {threshold:.2f} is needed; take a later checkpoint "
+            "or another behaviour"
+        )
+    return found
+
+
+def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -> Behaviour:
+    """The behaviour of a name, in the words of a model or run.
+
+    Args:
+        name: One of `names(source)`, or the path of a .toml of templates or a saved .json.
+        source: A run, a token store, or a model with a tokenizer. A planted truth table, where
+            there is one, is where the prompts come from.
+        n_prompts: At most so many prompts; facts that are few give fewer.
+        seed: Of the draw of the prompts.
+
+    Raises:
+        BehaviourError: No such behaviour, or none in the vocabulary of the model.
+    """
+    # Here and not above: both build a Behaviour.
+    from interp.behaviours import planted, templates
+
+    path, name = Path(name), str(name)
+    drawn = {"n_prompts": n_prompts, "seed": seed}
+    if path.suffix == ".json":
+        behaviour = read(path)
+        refuse_other_words(behaviour, source)
+        return behaviour
+    if path.suffix == ".toml":
+        behaviour = templates.load(path, source, **drawn)
+    elif planted.truth_of(source):
+        behaviour = planted.load(name, source, **drawn)
+    elif name in names(source):
+        behaviour = templates.load(PACKAGED / f"{name}.toml", source, **drawn)
+    else:
+        raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, names(source))}")
+    return replace(behaviour, tokenizer=getattr(_tokenizer_of(source), "sha256", ""))
+
+
+def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
+    """Raise a BehaviourError when its token ids mean something else to a model or run, or nothing.
+
+    Ids of another vocabulary run without an error and measure nonsense.
+    """
+    cfg = getattr(source, "config", None) or getattr(source, "cfg", None)
+    vocab = getattr(cfg, "d_vocab", None) or getattr(source, "vocab_size", None)
+    tensors = (behaviour.clean, behaviour.corrupt, behaviour.answer, behaviour.foil)
+    largest = max(int(one.max()) for one in tensors)
+    if vocab and largest >= vocab:
+        raise BehaviourError(
+            f"behaviour {behaviour.name!r} holds token {largest}, and the vocabulary of the model "
+            f"has {vocab}; it was made for another tokenizer"
+        )
+    sha256 = getattr(_tokenizer_of(source), "sha256", "")
+    if behaviour.tokenizer and sha256 and behaviour.tokenizer != sha256:
+        raise BehaviourError(
+            f"behaviour {behaviour.name!r} is made of tokens of tokenizer "
+            f"{behaviour.tokenizer[:12]}, the model's is {sha256[:12]}; load it for this model"
+        )
+
+
+def _tokenizer_of(source: Any) -> Any:
+    """The tokenizer of a model, a run or a token store; None when it has none."""
+    return getattr(source, "tokenizer", None) or getattr(
+        getattr(source, "store", None), "tokenizer", None
+    )
+
+
+def names(source: Any) -> list[str]:
+    """The behaviours that `load` can build for a model or run."""
+    from interp.behaviours import planted
+
+    truth = planted.truth_of(source)
+    if truth:
+        return planted.names(truth)
+    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
+
+
+def read(path: str | Path) -> Behaviour:
+    """A behaviour that was saved.
+
+    Raises:
+        DamagedError: The file is not what its seal says.
+        BehaviourError: The file holds something else.
+    """
+    content = storage.read_sealed(Path(path))
+    if content.get("schema") != SCHEMA:
+        raise BehaviourError(
+            f"{path}: holds {content.get('schema')!r}, a behaviour is {SCHEMA!r}; "
+            "write it with behaviour.save"
+        )
+    for key in ("clean", "corrupt"):
+        lengths = sorted({len(row) for row in content[key]})
+        if len(lengths) > 1:
+            raise BehaviourError(
+                f"{path}: its {key} prompts have lengths {lengths}; make them equally long"
+            )
+    tensors = {key: torch.tensor(content[key]) for key in ("clean", "corrupt", "answer", "foil")}
+    return Behaviour(
+        name=content["name"],
+        **tensors,
+        subject=tuple(content["subject"]) if content["subject"] else None,
+        candidates=tuple(content["candidates"]) if content["candidates"] else None,
+        description=content["description"],
+        tokenizer=content.get("tokenizer", ""),
+    )

@@ -1,0 +1,319 @@
+"""Distributed alignment search: the subspace of a place that holds a variable.
+
+A place may hold the variable in a few directions and much else beside. DAS learns k orthonormal
+directions such that exchanging the part along them, and nothing else, gives the answers that the
+theory predicts (Geiger et al. 2023, https://arxiv.org/abs/2303.02536):
+
+    here + R R^T (there - here)
+
+A search finds something almost anywhere, so four numbers on unseen pairs stand beside it: a random
+subspace as large, the same search on shuffled answers, the whole place, and no intervention.
+Shuffled answers are a hard placebo: they still reward a subspace whose exchange takes the base's
+own answer away, so where the variable is all that a place holds, it is partly found from them too.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from interp import components
+from interp.causal_abstraction import interventions
+from interp.causal_abstraction.pairs import Pairs
+from interp.components import Component, HookedModel, device_of
+from interp.errors import BehaviourError, EffectsError, UninformativeWarning
+from interp.patching import Provenance, engine, provenance
+from interp.patching.engine import Progress
+from interp.statistics import Average, n_prompts, shares
+from train import storage
+
+
+__all__ = ["ARMS", "Alignment", "align"]
+
+SCHEMA = "openbook.alignment/1"
+ARMS = ("learned", "random", "shuffled", "whole", "unpatched")
+# Pairs in a step of the search; random subspaces that are averaged.
+PAIRS_A_STEP, RANDOM = 64, 8
+# Sites with a vector at each position.
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Interchange accuracy of a subspace on pairs that it was not learned from.
+
+    Attributes:
+        place: Where.
+        rank: Directions.
+        accuracy: Share of test pairs that give the expected answer, by `ARMS`: the learned
+            subspace; the mean of eight random ones of that rank; the subspace learned from shuffled
+            answers; the whole place; no intervention.
+        on_train: The learned subspace on the pairs it was learned from.
+        n_train: Those pairs.
+        n_test: Pairs of `accuracy`; its intervals count distinct base prompts.
+        loss: Of the search in its last step, nats.
+        basis: The learned directions, as orthonormal columns.
+        provenance: What it was computed from.
+    """
+
+    place: str
+    rank: int
+    accuracy: dict[str, Average]
+    on_train: float
+    n_train: int
+    n_test: int
+    loss: float
+    basis: Float[Tensor, "d_model rank"]
+    provenance: Provenance
+
+    @property
+    def n(self) -> int:
+        """Distinct base prompts of the test."""
+        return self.accuracy["learned"].n
+
+    def __repr__(self) -> str:
+        arms = ", ".join(f"{arm} {one.values.item():.2f}" for arm, one in self.accuracy.items())
+        return f"Alignment({self.place}, rank {self.rank}, {self.n_test} unseen pairs; {arms})"
+
+    def to_frame(self) -> Any:
+        """A pandas row per arm: accuracy, low and high."""
+        import pandas
+
+        rows = [{"arm": arm, **one.columns("accuracy")} for arm, one in self.accuracy.items()]
+        return pandas.concat(map(pandas.DataFrame, rows), ignore_index=True)
+
+    def plot(self) -> Any:
+        """Bars with intervals."""
+        from interp import plots
+
+        columns = [one.columns("accuracy") for one in self.accuracy.values()]
+        value, low, high = (
+            [round(one[name][0], 4) for one in columns if one[name][0] is not None]
+            for name in ("accuracy", "accuracy_low", "accuracy_high")
+        )
+        return plots.bars(
+            list(self.accuracy),
+            value,
+            low or None,
+            high or None,
+            title=f"{self.provenance.behaviour}: rank {self.rank} of {self.place}, n={self.n}",
+            unit="share of unseen pairs with the expected answer",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        names = ("place", "rank", "on_train", "n_train", "n_test", "loss")
+        return {
+            "schema": SCHEMA,
+            "unit": "share of unseen pairs that give the expected answer",
+            "n": self.n,
+            **{name: getattr(self, name) for name in names},
+            "accuracy": {arm: one.to_dict() for arm, one in self.accuracy.items()},
+            "basis": self.basis.tolist(),
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Alignment":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.get("schema") != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with alignment.save")
+        names = ("place", "rank", "on_train", "n_train", "n_test", "loss")
+        found = content["accuracy"]
+        return cls(
+            **{name: content[name] for name in names},
+            # Sealed JSON sorts its keys.
+            accuracy={arm: Average.from_dict(found[arm]) for arm in ARMS},
+            basis=torch.tensor(content["basis"]),
+            provenance=Provenance(**content["provenance"]),
+        )
+
+
+def align(
+    model: HookedModel,
+    train: Pairs,
+    test: Pairs,
+    *,
+    place: Component | str,
+    rank: int,
+    steps: int = 200,
+    lr: float = 0.02,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Alignment:
+    """Learn the subspace on `train` and measure it, with its placebos, on `test`.
+
+    Costs two searches of `steps` forward and backward passes over 64 pairs.
+
+    Args:
+        model: A hooked model, from `hooked.load`.
+        train: Pairs to learn from; with `test` from `pairing.halves` of a behaviour.
+        test: Other pairs.
+        place: One vector a position: `L1.resid_pre@4`, `L1H0`, not a pattern or a neuron.
+        rank: Directions, fewer than the place has.
+        steps: Of Adam.
+        lr: Its rate, falling to 0 along a line.
+        seed: Of the first directions, the batches, the shuffle and the random subspaces.
+        progress: Told the steps done.
+
+    Raises:
+        CapabilityError: The model does not answer the prompts as they are.
+        ModelError: A place that the model, or the prompts, do not have.
+        BehaviourError: A rank that does not fit, or test pairs that were learned from.
+    """
+    place = components.parse(place) if isinstance(place, str) else place
+    if place.site not in SITES:
+        raise BehaviourError(f"{place} holds no vector with directions; name one like L1.resid_pre")
+    for pairs in (train, test):
+        engine.refuse_unknown(model, [[place]], pairs.n_pos)
+    _check_unseen(train, test)
+    interventions.check(model, test)
+    here, there = _Site(model, place, train), _Site(model, place, test)
+    if not 0 < rank < here.width or steps < 1:
+        raise BehaviourError(
+            f"rank {rank} and {steps} steps were asked at {place}, which has {here.width} "
+            f"directions; give a rank from 1 to {here.width - 1}, and a step or more"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    how = _Search(rank, steps, lr, generator)
+    learned, loss = how.run(here, train.expected, progress)
+    mixed = train.expected[torch.randperm(len(train), generator=generator)]
+    placebo, _ = how.run(here, mixed, None)
+    random = [_orthonormal(_draw(generator, here.width, rank)) for _ in range(RANDOM)]
+    bases = {"learned": [learned], "random": random, "shuffled": [placebo], "whole": [None]}
+    right = {arm: torch.stack([there.wins(one) for one in some]) for arm, some in bases.items()}
+    right["unpatched"] = interventions.wins(model, test)[None]
+    prompts = n_prompts(test.base)
+    return Alignment(
+        place=str(place),
+        rank=rank,
+        accuracy={arm: shares(right[arm].double().mean(dim=0).numpy(), prompts) for arm in ARMS},
+        on_train=here.wins(learned).double().mean().item(),
+        n_train=len(train),
+        n_test=len(test),
+        loss=loss,
+        basis=learned.cpu(),
+        provenance=replace(provenance(model, None, seed=seed), behaviour=test.name),
+    )
+
+
+class _Site:
+    """A place in a model while it runs some pairs."""
+
+    def __init__(self, model: HookedModel, place: Component, pairs: Pairs) -> None:
+        self.model, self.place, self.pairs = model, place, pairs
+        self.device = device_of(model)
+        with torch.no_grad():
+            _, cache = model.run_with_cache(pairs.source.to(self.device), names_filter=[place.hook])
+        self.there = cache[place.hook][place.index]
+        self.width = self.there.shape[-1]
+
+    def hook(
+        self, basis: Float[Tensor, "d_model rank"] | None, rows: Int[Tensor, " row"] | None = None
+    ) -> tuple[str, Callable[[Tensor, object], Tensor]]:
+        """Exchange the part along a basis, or all of it, on some pairs or on all."""
+        there = self.there if rows is None else self.there[rows]
+
+        def exchange(value: Tensor, point: object) -> Tensor:
+            here = value[self.place.index]
+            change = there.to(here) - here
+            if basis is not None:
+                change = change @ basis @ basis.T
+            value = value.clone()
+            value[self.place.index] = here + change
+            return value
+
+        return self.place.hook, exchange
+
+    def wins(self, basis: Float[Tensor, "d_model rank"] | None) -> Bool[Tensor, " pair"]:
+        """Which pairs give the expected answer."""
+        return interventions.wins(self.model, self.pairs, [self.hook(basis)])
+
+    def loss(
+        self,
+        basis: Float[Tensor, "d_model rank"],
+        expected: Int[Tensor, " pair"],
+        rows: Int[Tensor, " row"],
+    ) -> Float[Tensor, ""]:
+        """Mean -log of the chance of the answer that is expected, over the whole vocabulary."""
+        tokens = self.pairs.base[rows].to(self.device)
+        hooks = [self.hook(basis, rows.to(self.device))]
+        logits = self.model.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1]
+        return functional.cross_entropy(logits.float(), expected[rows].to(self.device))
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    rank: int
+    steps: int
+    lr: float
+    generator: torch.Generator
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def run(
+        self, site: _Site, expected: Int[Tensor, " pair"], progress: Progress | None
+    ) -> tuple[Float[Tensor, "d_model rank"], float]:
+        """The basis that was learned, and the last loss."""
+        raw = _draw(self.generator, site.width, self.rank).to(site.device).requires_grad_()
+        optimizer = torch.optim.Adam([raw], lr=self.lr)
+        loss = torch.zeros(())
+        for step in range(self.steps):
+            rows = torch.randperm(len(expected), generator=self.generator)[:PAIRS_A_STEP]
+            loss = site.loss(_orthonormal(raw), expected, rows)
+            # Of this leaf only: the weights of the model never get a gradient.
+            (raw.grad,) = torch.autograd.grad(loss, [raw])
+            optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+            optimizer.step()
+            if progress:
+                progress("aligning", step + 1, self.steps)
+        return _orthonormal(raw).detach(), loss.item()
+
+
+def _draw(generator: torch.Generator, width: int, rank: int) -> Float[Tensor, "d_model rank"]:
+    # Columns of length near 1, so that a rate means the same at every width.
+    return torch.randn(width, rank, generator=generator) / width**0.5
+
+
+def _orthonormal(raw: Float[Tensor, "d_model rank"]) -> Float[Tensor, "d_model rank"]:
+    return torch.linalg.qr(raw)[0]
+
+
+def _check_unseen(train: Pairs, test: Pairs) -> None:
+    def keys(pairs: Pairs) -> list[tuple]:
+        rows = zip(pairs.base.tolist(), pairs.source.tolist(), strict=True)
+        return [(tuple(base), tuple(source)) for base, source in rows]
+
+    learned = set(keys(train))
+    both = sum(key in learned for key in keys(test))
+    if both:
+        raise BehaviourError(
+            f"{both} of {len(test)} test pairs of {test.name!r} are training pairs; take pairs of "
+            "the two pairing.halves of a behaviour"
+        )
+    bases = {base for base, _ in learned}
+    seen = sum(base in bases for base, _ in keys(test))
+    if seen:
+        warnings.warn(
+            UninformativeWarning(
+                f"{seen} of {len(test)} test pairs of {test.name!r} have a base prompt that was "
+                "learned from; the accuracy is not all on unseen prompts"
+            ),
+            stacklevel=3,
+        )

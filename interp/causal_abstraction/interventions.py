@@ -1,0 +1,277 @@
+"""Interchange interventions: does a place hold the variable that a theory says it holds?
+
+Run a base prompt, replace one place by its value on a source prompt, and see whether the model
+gives the answer that the theory predicts when that variable takes the source's value (Geiger et al.
+2021, https://arxiv.org/abs/2106.02997). The share of pairs on which it does is the interchange
+accuracy.
+
+Two controls stand beside it: the same without any intervention, and with the value of another
+source, which predicts another answer. A place that only breaks the base's answer fails the second.
+`interp.causal_abstraction.das` looks for the variable in a subspace of a place.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp import components
+from interp.causal_abstraction.pairs import Pairs
+from interp.components import Component, HookedModel, device_of
+from interp.errors import BehaviourError, CapabilityError, EffectsError, UninformativeWarning
+from interp.metrics import Metric
+from interp.patching import Provenance, engine, provenance
+from interp.patching.engine import Progress
+from interp.statistics import Average, n_prompts, shares
+from train import storage
+from train.errors import nearest
+
+
+__all__ = ["Interchanges", "check", "interchange", "wins"]
+
+SCHEMA = "openbook.interchanges/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Interchanges:
+    """Interchange accuracy of each place.
+
+    Attributes:
+        places: Names, in order.
+        accuracy: Share of pairs that give the expected answer, [place].
+        shuffled: The same with the value of another source, which predicts another answer.
+        unpatched: The same without intervention.
+        capability: Share of base and source prompts that the model answers as it should.
+        n_pairs: Pairs; the intervals count distinct base prompts.
+        provenance: What it was computed from.
+    """
+
+    places: tuple[str, ...]
+    accuracy: Average
+    shuffled: Average
+    unpatched: Average
+    capability: Average
+    n_pairs: int
+    provenance: Provenance
+
+    @property
+    def n(self) -> int:
+        """Distinct base prompts."""
+        return self.accuracy.n
+
+    def __getitem__(self, place: str) -> float:
+        if place not in self.places:
+            raise EffectsError(f"no {place!r} was interchanged{nearest(place, self.places)}")
+        return self.accuracy.values[self.places.index(place)].item()
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{place} {self[place]:.2f}" for place in self.top(3))
+        about = f"{self.provenance.behaviour!r}, {len(self.places)} places, {self.n_pairs} pairs"
+        return f"Interchanges({about}; without {self.unpatched.values.item():.2f}, highest {best})"
+
+    def top(self, k: int) -> list[str]:
+        """Names of the k places with the highest accuracy."""
+        order = self.accuracy.values.argsort(descending=True, stable=True)[:k]
+        return [self.places[i] for i in order.tolist()]
+
+    def to_frame(self) -> Any:
+        """A pandas row per place: accuracy and shuffled control with their intervals."""
+        import pandas
+
+        columns = {**self.accuracy.columns("accuracy"), **self.shuffled.columns("shuffled")}
+        return pandas.DataFrame({"place": list(self.places), **columns})
+
+    def plot(self) -> Any:
+        """Bars with intervals and control."""
+        from interp import plots
+
+        return plots.columns(
+            self.places,
+            {"interchanged": self.accuracy, "another source": self.shuffled},
+            title=f"{self.provenance.behaviour}: interchange accuracy, n={self.n}",
+            unit="share of pairs with the expected answer",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        parts = ("accuracy", "shuffled", "unpatched", "capability")
+        return {
+            "schema": SCHEMA,
+            "unit": "share of pairs that give the expected answer",
+            "n": self.n,
+            "n_pairs": self.n_pairs,
+            "places": list(self.places),
+            **{name: getattr(self, name).to_dict() for name in parts},
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Interchanges":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.get("schema") != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with interchanges.save")
+        parts = ("accuracy", "shuffled", "unpatched", "capability")
+        return cls(
+            tuple(content["places"]),
+            *(Average.from_dict(content[name]) for name in parts),
+            n_pairs=content["n_pairs"],
+            provenance=Provenance(**content["provenance"]),
+        )
+
+
+def check(model: HookedModel, pairs: Pairs, *, threshold: float = 0.5) -> Average:
+    """Share of base and source prompts, together, that the model answers as it should.
+
+    Raises:
+        CapabilityError: It is not above `threshold`: a theory of what is not done cannot be tested.
+    """
+    right = torch.cat(
+        [
+            wins(model, replace(pairs, expected=pairs.original, original=pairs.expected)),
+            wins(
+                model,
+                replace(
+                    pairs, base=pairs.source, expected=pairs.of_source, original=pairs.original
+                ),
+            ),
+        ]
+    )
+    tokens = torch.cat([pairs.base, pairs.source])
+    found = shares(right.double().numpy(), n_prompts(tokens))
+    if not found.values > threshold:
+        raise CapabilityError(
+            f"the model answers {found.show(2)} of the prompts of {pairs.name!r} as it should, and "
+            f"more than {threshold:.2f} is needed; take a later checkpoint or another behaviour"
+        )
+    return found
+
+
+@torch.inference_mode()
+def wins(
+    model: HookedModel, pairs: Pairs, hooks: Sequence[tuple[str, Any]] = ()
+) -> Bool[Tensor, " pair"]:
+    """Whether each base prompt, run with hooks, gives the expected answer."""
+    tokens = pairs.base.to(device_of(model))
+    logits = model.run_with_hooks(tokens, fwd_hooks=list(hooks)) if hooks else model(tokens)
+    row = torch.arange(len(pairs), device=tokens.device)
+    return _won(pairs, logits[:, -1], row).cpu()
+
+
+@torch.inference_mode()
+def interchange(
+    model: HookedModel,
+    pairs: Pairs,
+    places: Sequence[Component | str],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Interchanges:
+    """Interchange accuracy of each place, through the patch engine.
+
+    Args:
+        model: A hooked model, from `hooked.load`.
+        pairs: From `interp.causal_abstraction.pairs`, or built by hand.
+        places: As `components.parse` reads them; with a position, where the variable should be.
+        seed: Of the draw of other sources.
+        progress: Told how many places are done.
+
+    Raises:
+        CapabilityError: The model does not answer the prompts as they are.
+        ModelError: A place that the model, or the prompts, do not have.
+    """
+    asked = [components.parse(one) if isinstance(one, str) else one for one in places]
+    if not asked:
+        raise BehaviourError("no place was given to interchange; name one like L1.resid_pre@4")
+    engine.refuse_unknown(model, [[place] for place in asked], pairs.n_pos)
+    capability = check(model, pairs)
+    other = _other_sources(pairs, seed)
+    found, moved = _patched(model, pairs, pairs.source, asked, progress)
+    control, _ = _patched(model, pairs, other, asked, progress)
+    _warn_of_equal(asked, moved)
+    prompts = n_prompts(pairs.base)
+    accuracy, shuffled = (shares(one.numpy(), prompts) for one in (found, control))
+    return Interchanges(
+        tuple(map(str, asked)),
+        accuracy=accuracy,
+        shuffled=shuffled,
+        unpatched=shares(wins(model, pairs).double().numpy(), prompts),
+        capability=capability,
+        n_pairs=len(pairs),
+        provenance=replace(provenance(model, None, seed=seed), behaviour=pairs.name),
+    )
+
+
+def _patched(
+    model: HookedModel,
+    pairs: Pairs,
+    source: Int[Tensor, "pair pos"],
+    places: list[Component],
+    progress: Progress | None,
+) -> tuple[Float[Tensor, "place pair"], Float[Tensor, " place"]]:
+    """1 where the expected answer wins, and how far each patch was from what it replaced."""
+    device = device_of(model)
+    hooks = list(dict.fromkeys(place.hook for place in places))
+    _, cache = model.run_with_cache(source.to(device), names_filter=hooks)
+    metric = Metric(
+        "expected answer", "1 when it wins", lambda read, row: _won(pairs, read[:, 0], row).float()
+    )
+    values = {hook: cache[hook] for hook in hooks}
+    patches = [[place] for place in places]
+    found = engine.scores(
+        model, pairs.base.to(device), patches, values, [metric], progress=progress
+    )
+    return found.scores[0].double().cpu(), found.moved.cpu()
+
+
+def _warn_of_equal(places: list[Component], moved: Float[Tensor, " place"]) -> None:
+    same = [str(place) for place, far in zip(places, moved.tolist(), strict=True) if far == 0]
+    if same:
+        warnings.warn(
+            UninformativeWarning(
+                f"base and source hold the same at {len(same)} of {len(places)} places, {same[0]} "
+                "among them: interchanging it changes nothing, whatever it means"
+            ),
+            stacklevel=3,
+        )
+
+
+def _won(
+    pairs: Pairs, logits: Float[Tensor, "row vocab"], row: Int[Tensor, " row"]
+) -> Bool[Tensor, " row"]:
+    """Whether the expected answer beats every other candidate; a tie is none."""
+    expected, original = (
+        one.to(logits.device)[row][:, None] for one in (pairs.expected, pairs.original)
+    )
+    own = logits.gather(1, expected)
+    if pairs.candidates is None:
+        return (own > logits.gather(1, original))[:, 0]
+    columns = torch.tensor(pairs.candidates, device=logits.device)
+    rivals = logits[:, columns].masked_fill(columns == expected, -torch.inf)
+    return own[:, 0] > rivals.amax(dim=1)
+
+
+def _other_sources(pairs: Pairs, seed: int) -> Int[Tensor, "pair pos"]:
+    """For each pair the source of another pair, one with another answer where there is one."""
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    answers = pairs.of_source.numpy()
+    chosen = []
+    for row in range(len(pairs)):
+        others = np.flatnonzero(answers != answers[row])
+        chosen.append(int(draw.choice(others)) if len(others) else (row + 1) % len(pairs))
+    return pairs.source[chosen]

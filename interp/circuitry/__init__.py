@@ -1,1 +1,0 @@
-"""The graph of a model: edges cut exactly, scored, chosen and checked."""

@@ -1,0 +1,16 @@
+"""Circuits: edges that carry a behaviour, found, cut exactly, and checked against controls."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from interp.circuits.discovery import check, find
+    from interp.circuits.graph import Graph, graph_of
+    from interp.circuits.mib_format import open_circuit, read_mib, write_mib
+    from interp.circuits.result import Circuit
+
+__all__ = ["Circuit", "Graph", "check", "find", "graph_of", "open_circuit", "read_mib", "write_mib"]
+
+__getattr__ = names_on_first_use(__name__, __file__)

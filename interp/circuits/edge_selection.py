@@ -1,0 +1,86 @@
+"""Which edges make the circuit: the strongest, or the strongest that hang together.
+
+`top` takes the n strongest edges of all, as MIB's curves do. `greedy` grows from the logits: an
+edge can be taken once its reader's node is in, so none is wasted on a place that nothing reads
+(Hanna et al. 2024). Either way what lies on no path from the input to the logits is then pruned,
+which changes no score, so a circuit may have fewer edges than were asked for.
+
+Strength is the worth of an edge (`interp.circuits.edge_scores`): as it is when `signed`, or
+its size, so that edges that work against the behaviour are kept as well.
+"""
+
+import heapq
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.circuits.graph import Graph
+from interp.errors import BehaviourError, CircuitError
+from train.errors import nearest
+
+
+__all__ = ["SELECTIONS", "at_least", "greedy", "select", "top"]
+
+SELECTIONS = ("greedy", "top")
+
+
+def select(
+    graph: Graph,
+    worth: Float[Tensor, " edge"],
+    n_edges: int,
+    *,
+    selection: str = "greedy",
+    signed: bool = False,
+) -> Bool[Tensor, " edge"]:
+    """At most `n_edges` edges by the selection of a name, pruned.
+
+    Raises:
+        BehaviourError: No such selection.
+        CircuitError: More edges than there are.
+    """
+    if selection not in SELECTIONS:
+        raise BehaviourError(
+            f"no selection is called {selection!r}{nearest(selection, SELECTIONS)}"
+        )
+    if not 0 <= n_edges <= graph.n_edges:
+        raise CircuitError(f"{n_edges} edges were asked of a graph of {graph.n_edges}")
+    strength = worth if signed else worth.abs()
+    choose = greedy if selection == "greedy" else top
+    return graph.pruned(choose(graph, strength, n_edges))
+
+
+def top(graph: Graph, strength: Float[Tensor, " edge"], n_edges: int) -> Bool[Tensor, " edge"]:
+    """The n strongest edges; of equal ones the first."""
+    kept = torch.zeros(graph.n_edges, dtype=torch.bool)
+    kept[strength.argsort(descending=True, stable=True)[:n_edges]] = True
+    return kept
+
+
+def greedy(graph: Graph, strength: Float[Tensor, " edge"], n_edges: int) -> Bool[Tensor, " edge"]:
+    """From the logits up: always the strongest edge whose reader is in already."""
+    value = (-strength).tolist()
+    source = [graph.sources[s] for s in graph.ends[:, 0].tolist()]
+    inside, open_edges = {"logits"}, [(value[e], e) for e in graph.into["logits"]]
+    heapq.heapify(open_edges)
+    kept = torch.zeros(graph.n_edges, dtype=torch.bool)
+    for _ in range(min(n_edges, graph.n_edges)):
+        edge = heapq.heappop(open_edges)[1]
+        kept[edge] = True
+        if source[edge] not in inside:
+            inside.add(source[edge])
+            for one in graph.into.get(source[edge], ()):
+                heapq.heappush(open_edges, (value[one], one))
+    return kept
+
+
+def at_least(
+    graph: Graph, worth: Float[Tensor, " edge"], size: int, *, selection: str, signed: bool
+) -> Bool[Tensor, " edge"]:
+    """The smallest such circuit that has `size` edges after pruning."""
+    few, many = 0, graph.n_edges
+    while few < many:
+        middle = (few + many) // 2
+        kept = select(graph, worth, middle, selection=selection, signed=signed)
+        few, many = (few, middle) if int(kept.sum()) >= size else (middle + 1, many)
+    return select(graph, worth, many, selection=selection, signed=signed)

@@ -1,0 +1,170 @@
+"""A decoder as a graph: which node reads what which other node wrote.
+
+Nodes are `input` (the embedding), every head `a{layer}.h{head}`, every MLP `m{layer}` and `logits`.
+In a pre-norm decoder a node reads the *sum* of what all earlier nodes wrote, so an edge is one
+addend of that sum: `a0.h1->m1`, `m0->a1.h0<k>`. A head has three readers, its queries, keys and
+values. Names and order are those of MIB (Mueller et al. 2025, https://arxiv.org/abs/2504.13151).
+
+`interp.circuits.edge_ablation` runs the model with some edges kept, `interp.circuits.edge_scores`
+scores them all, `interp.circuits` chooses among them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.errors import CircuitError, ModelError
+from train.errors import nearest
+from train.model import GPT
+
+
+__all__ = ["Graph", "graph_of"]
+
+LETTERS = "qkv"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes and edges of a decoder; equal sizes have equal graphs."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Nodes that write: all but the logits, in the order of the forward pass."""
+        layers = range(self.n_layers)
+        blocks = [[*(f"a{i}.h{h}" for h in range(self.n_heads)), f"m{i}"] for i in layers]
+        return ("input", *(name for block in blocks for name in block))
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """All nodes."""
+        return (*self.sources, "logits")
+
+    @cached_property
+    def readers(self) -> tuple[str, ...]:
+        """What reads a sum: per layer all queries, all keys, all values, the MLP; the logits."""
+        names = []
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{h}<{x}>" for x in LETTERS for h in range(self.n_heads)]
+            names.append(f"m{layer}")
+        return (*names, "logits")
+
+    @cached_property
+    def edges(self) -> tuple[str, ...]:
+        """Every edge `source->reader`, in the order of MIB's files."""
+        return tuple(f"{self.sources[s]}->{self.readers[r]}" for s, r in self.ends.tolist())
+
+    @cached_property
+    def ends(self) -> Int[Tensor, "edge 2"]:
+        """Source and reader of every edge, as indices."""
+        per_layer = 3 * self.n_heads + 1
+        ends = []
+        for layer in range(self.n_layers):
+            start = layer * per_layer
+            heads = [start + x * self.n_heads + h for h in range(self.n_heads) for x in range(3)]
+            before = self.n_before_heads(layer)
+            ends += [(source, reader) for source in range(before) for reader in heads]
+            ends += [(source, start + per_layer - 1) for source in range(before + self.n_heads)]
+        ends += [(source, self.n_layers * per_layer) for source in range(len(self.sources))]
+        return torch.tensor(ends)
+
+    @cached_property
+    def into(self) -> dict[str, list[int]]:
+        """The edges that a node reads, all its readers together."""
+        found: dict[str, list[int]] = {}
+        for edge, reader in enumerate(self.ends[:, 1].tolist()):
+            found.setdefault(self.node_of_reader[reader], []).append(edge)
+        return found
+
+    @cached_property
+    def node_of_reader(self) -> tuple[str, ...]:
+        """The node that each reader belongs to."""
+        return tuple(name.partition("<")[0] for name in self.readers)
+
+    @property
+    def n_edges(self) -> int:
+        """3 H sum(1 + (H+1) l) + sum(1 + H + (H+1) l) + 1 + L (H+1); 32,491 for 12 x 12."""
+        return len(self.ends)
+
+    def n_before_heads(self, layer: int) -> int:
+        """How many sources the heads of a layer read."""
+        return 1 + layer * (self.n_heads + 1)
+
+    def index(self, edge: str) -> int:
+        """Where an edge is in `edges`.
+
+        Raises:
+            CircuitError: There is no such edge.
+        """
+        if edge not in self._index:
+            raise CircuitError(f"no edge is called {edge!r}{nearest(edge, self.edges)}")
+        return self._index[edge]
+
+    def holding(self, edges: Iterable[str]) -> Bool[Tensor, " edge"]:
+        """True at the edges that are named."""
+        kept = torch.zeros(self.n_edges, dtype=torch.bool)
+        kept[[self.index(edge) for edge in edges]] = True
+        return kept
+
+    def matrix(self, values: Float[Tensor, "*some edge"]) -> Float[Tensor, "*some source reader"]:
+        """Values of edges as a matrix, 0 where there is no edge."""
+        shape = (*values.shape[:-1], len(self.sources), len(self.readers))
+        full = values.new_zeros(shape)
+        full[..., self.ends[:, 0], self.ends[:, 1]] = values
+        return full
+
+    def pruned(self, kept: Bool[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
+        """Without the edges that lie on no path from the input to the logits.
+
+        They carry nothing from the one to the other, so no score depends on them.
+        """
+        source, reader = self.ends.T.tolist()
+        owner = [self.nodes.index(name) for name in self.node_of_reader]
+        last, order = len(self.sources), torch.nonzero(kept).flatten().tolist()
+        reached, reaching = {0}, {last}
+        # Sources are numbered in the order of the pass, so one sweep each way sees every path.
+        for edge in sorted(order, key=lambda edge: source[edge]):
+            if source[edge] in reached:
+                reached.add(owner[reader[edge]])
+        for edge in sorted(order, key=lambda edge: -owner[reader[edge]]):
+            if owner[reader[edge]] in reaching:
+                reaching.add(source[edge])
+        alive = torch.zeros_like(kept)
+        alive[[e for e in order if source[e] in reached and owner[reader[e]] in reaching]] = True
+        return alive
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: at for at, name in enumerate(self.edges)}
+
+
+def graph_of(model: GPT) -> Graph:
+    """The graph of a model.
+
+    Raises:
+        ModelError: Not a pre-norm decoder of ours, or one that carries hooks.
+    """
+    if not isinstance(model, GPT):
+        raise ModelError(
+            f"a {type(model).__name__} has no edges that can be cut; give the model from "
+            "hooked.load"
+        )
+    if model.cfg.norm_placement != "pre":
+        raise ModelError(
+            "a post-norm decoder normalises the sum that is handed on, so no node reads a plain "
+            "sum of the others and edges are not defined; take a pre-norm model"
+        )
+    hooked = [name for name, point in model.hook_dict.items() if point.hooked]
+    if hooked:
+        raise ModelError(
+            f"the model carries {len(hooked)} hooks, the first at {hooked[0]}, and edges are cut "
+            "without them; call model.reset_hooks() first"
+        )
+    return Graph(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model)

@@ -1,0 +1,119 @@
+"""`openbook emergence`: what an analysis says at each checkpoint of a run, and when it rose."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp.cli.app import PROMPTS, Prompts, Seed
+from interp.plots import drawable
+from train.cli.app import Json, Out, RunPath, StorePath, answer
+
+
+if TYPE_CHECKING:
+    from interp.training_dynamics import Trajectory, TrajectoryPoint
+
+SHOWN = 5
+
+
+def emergence_command(
+    path: RunPath,
+    analysis: Annotated[
+        str,
+        typer.Argument(
+            help="induction, previous-token, copying, detectors, in-context, score:BEHAVIOUR, "
+            "heads:BEHAVIOUR; or watched: what was logged in training."
+        ),
+    ],
+    steps: Annotated[
+        str, typer.Option(help="Checkpoints: all, log:40 (so many by ratio), or 0,100,200.")
+    ] = "all",
+    documents: Annotated[
+        list[int] | None,
+        typer.Option("--document", help="Mark when this document was read; may be repeated."),
+    ] = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder of the rows; default: emergence inside RUN.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
+    ] = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Ask ANALYSIS of the checkpoints of RUN; what was computed before is only read."""
+    from interp import training_dynamics
+    from train import progress, runs
+
+    run = runs.open(path, store=store)
+    if analysis == "watched":
+        found = training_dynamics.logged(run)
+    else:
+        asked = training_dynamics.analysis(analysis, run, n_prompts=prompts, seed=seed)
+        with progress.bar(analysis) as advance:
+            found = training_dynamics.over_training(
+                run, asked, steps=steps, out=keep, progress=advance
+            )
+    if documents:
+        found = found.reading(run, documents)
+    if plot:
+        from interp import plots
+
+        plots.write(found.plot(), plot)
+    if out:
+        found.save(out)
+    answer(found.to_dict(), said(found), as_json=as_json, out=None)
+
+
+def said(found: "Trajectory") -> str:
+    """The numbers that change most by step, when each rose, and what was refused."""
+    names = found.changing(SHOWN)
+    curves = {name: {one.step: one for one in found.curve(name)} for name in names}
+    rows = [["step", *names]]
+    for step in found.steps:
+        cells = [_cell(curves[name][step]) if step in curves[name] else "" for name in names]
+        rows.append([str(step), *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    hidden = len(found.names) - len(names)
+    lines += [f"and {hidden} more that change less: --json"] if hidden else []
+    for name in names:
+        curve = found.curve(name)
+        if curve[0].value != curve[-1].value:
+            onset = found.onset(name)
+            lines.append(
+                f"{name}: half way from {curve[0].value:.3g} to {curve[-1].value:.3g} between "
+                f"step {onset.before} and {onset.step} (n={curve[-1].n}){_detour(curve)}"
+            )
+    for label, steps in found.readings.items():
+        between = f", steps {steps[0]} to {steps[-1]}" if steps else ""
+        lines.append(f"{label}: {len(steps)} readings{between}")
+    if found.refused:
+        asked = [step for step, _ in found.refused]
+        lines.append(f"no number at {len(asked)} steps ({asked[0]} to {asked[-1]}), the first:")
+        lines.append(f"  {found.refused[0][1]}")
+    lines.append(f"run {found.run_id}, {found.knowledge}; intervals are 95 % over prompts")
+    return "\n".join(lines)
+
+
+def _detour(curve: "Sequence[TrajectoryPoint]") -> str:
+    """Where a curve leaves the stretch between its ends by more than half of it."""
+    low, high = sorted((curve[0].value, curve[-1].value))
+    outside = [max(low - one.value, one.value - high) for one in curve]
+    furthest = max(range(len(curve)), key=outside.__getitem__)
+    if outside[furthest] <= (high - low) / 2:
+        return ""
+    return f", by way of {curve[furthest].value:.3g} at step {curve[furthest].step}"
+
+
+def _cell(one: "TrajectoryPoint") -> str:
+    if one.low is None or one.high is None:
+        return f"{one.value:.3g}"
+    return f"{one.value:.3g} [{one.low:.3g}, {one.high:.3g}]"

@@ -1,0 +1,88 @@
+"""`openbook estimate`: what patching would find, by gradients, and how wrong that is."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from interp.cli.app import Named, Prompts, Seed, Source, Step
+from interp.cli.patch import PROMPTS, Memory, Plot, effects_text
+from train.cli.app import Json, Out, StorePath, answer
+
+
+if TYPE_CHECKING:
+    from interp.attribution_patching import Agreement
+
+Over = Literal[
+    "heads", "residual", "mlps", "attention", "neurons", "queries", "keys", "values"
+]  # fmt: skip
+
+
+def estimate_command(
+    source: Source,
+    behaviour: Named,
+    method: Annotated[
+        Literal["attribution", "atp-star"],
+        typer.Option(help="First order throughout, or with AtP*'s two corrections."),
+    ] = "attribution",
+    over: Annotated[Over, typer.Option(help="What would be patched.")] = "heads",
+    verify: Annotated[
+        int, typer.Option(min=2, help="Patch so many of the largest, and as many others, exactly.")
+    ] = 20,
+    direction: Annotated[
+        Literal["denoising", "noising"], typer.Option(help="As of `openbook patch`.")
+    ] = "denoising",
+    memory: Memory = 2048,
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    top: Annotated[int, typer.Option(min=1, help="Places to print; --json prints all.")] = 10,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Estimate which places of RUN carry BEHAVIOUR, and verify the best of them exactly."""
+    from interp import attribution_patching, behaviours, models, plots
+    from train import progress
+
+    model, words = models.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    estimator = (
+        attribution_patching.atp_star if method == "atp-star" else attribution_patching.attribution
+    )
+    estimate = estimator(model, prompted, over=over, direction=direction, seed=seed)
+    with progress.bar("verifying") as advance:
+        agreement = attribution_patching.verify(
+            model,
+            prompted,
+            estimate,
+            top=verify,
+            seed=seed,
+            memory=memory << 20,
+            progress=advance,
+        )
+    if plot:
+        plots.write(agreement.plot(), plot)
+    if out:
+        estimate.save(out)
+    result = {"estimate": estimate.to_dict(), "agreement": agreement.to_dict()}
+    answer(result, f"{effects_text(estimate, top)}\n{_text(agreement)}", as_json=as_json, out=None)
+
+
+def _text(found: "Agreement") -> str:
+    ranks = "-" if found.spearman is None else f"{found.spearman:.3f}"
+    if found.interval:
+        ranks += " [{:.3f}, {:.3f}]".format(*found.interval)
+    rows = zip(found.places, found.estimated, found.exact, strict=True)
+    lines = ["verified          estimate    exact"]
+    lines += [f"{name:<16}  {estimated:8.3f}  {exact:7.3f}" for name, estimated, exact in rows]
+    lines += [
+        f"verified exactly: {found.n} of {found.n_places} places on {found.n_prompts} prompts, "
+        f"rank correlation {ranks}, largest error {found.largest_error:.3f}"
+    ]
+    if found.control is not None:
+        lines.append(
+            f"of {found.control_n} others drawn at random the largest exact effect is "
+            f"{found.control:.3f} ({found.control_place})"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""`openbook probe`: what can be read from the activations of RUN, with its controls."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from interp.cli.app import Source, Step
+from interp.cli.patch import Plot
+from interp.errors import ProbeError
+from train.cli.app import Json, Out, StorePath, answer
+
+
+if TYPE_CHECKING:
+    from interp.probing import Erasure, Estimate, Probe
+
+CASES = 1000
+
+
+def probe_command(
+    source: Source,
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="word-class, position, repeats, relation, subject-name, indirect-name or "
+            "indirect-order of a planted run; a .json of labelled tokens; a .jsonl of tagged "
+            "sentences.",
+        ),
+    ],
+    site: Annotated[str, typer.Option(help="What to read, as in L1.resid_post.")] = "resid_post",
+    layers: Annotated[str | None, typer.Option(help="0,3-5; default: all.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Read the label there, as in 4,9,-1; or each.")
+    ] = None,
+    at: Annotated[
+        int | None, typer.Option(help="Read the label at this position, and erase it there.")
+    ] = None,
+    step: Step = None,
+    cases: Annotated[int, typer.Option(min=2, help="At most so many labelled tokens.")] = CASES,
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    controls: Annotated[int, typer.Option(min=1, help="Control tasks to draw.")] = 5,
+    fit: Annotated[
+        Literal["logistic", "ridge"], typer.Option(help="ridge is faster and gives no code length.")
+    ] = "logistic",
+    erase: Annotated[
+        str | None,
+        typer.Option(metavar="BEHAVIOUR", help="Erase the label and measure this, in place."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of cases, folds and controls.")] = 0,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Read TASK from the activations of RUN by linear probes; or erase it from them.
+
+    With --erase the label is erased at one layer (--layers), where it is read or at --positions.
+    """
+    from interp import behaviours, models, plots, probing
+    from train import progress
+
+    model, words = models.open(source, step=step, store=store)
+    labelled = probing.load_task(task, words, n_cases=cases, seed=seed)
+    labelled = labelled if at is None else labelled.at(at)
+    wanted = _numbers("--layers", layers, model.cfg.n_layers)
+    with progress.bar(labelled.name) as advance:
+        if erase is None:
+            found: Probe | Erasure = probing.linear(
+                model,
+                labelled,
+                site=site,
+                layers=wanted,
+                positions=_numbers("--positions", positions, labelled.tokens.shape[1]),
+                folds=folds,
+                controls=controls,
+                fit=fit,
+                seed=seed,
+                progress=advance,
+            )
+        else:
+            layer = _one_layer(wanted)
+            found = probing.erasure_effect(
+                model,
+                behaviours.load(erase, words, seed=seed),
+                labelled,
+                layer=layer,
+                site=site,
+                positions="all" if positions == "each" else _numbers("--positions", positions, 0),
+                seed=seed,
+                progress=advance,
+            )
+    if plot:
+        plots.write(found.plot(), plot)
+    if out:
+        found.save(out)
+    text = _probe(found) if erase is None else _erasure(found)
+    answer(found.to_dict(), text, as_json=as_json, out=None)
+
+
+def _one_layer(layers: list[int] | None) -> int:
+    if layers is None or len(layers) != 1:
+        raise ProbeError("a label is erased at one layer; name it, as in --layers 0")
+    return layers[0]
+
+
+def _numbers(option: str, text: str | None, n: int) -> list[int] | None:
+    """`0,3-5` as numbers, `each` as all n of them; None when nothing was asked."""
+    if text is None:
+        return None
+    if text == "each" and n:
+        return list(range(n))
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-") if not part.startswith("-") else (part, "", "")
+        try:
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            raise ProbeError(f"{option} {text!r} are no numbers; write 0,3-5") from None
+    return found
+
+
+def _probe(found: Any) -> str:
+    head = (
+        f"{found.task}: {found.site}, {found.n} cases, {found.n_types} types ({found.type_of}), "
+        f"{len(found.classes)} classes, commonest {found.baseline:.3f}, {found.folds} folds"
+    )
+    width = max(len(cell.place) for cell in found.cells)
+    columns = ("accuracy", "unseen", "control", "selectivity", "untrained", "untrained_unseen")
+    titles = "  ".join(f"{name.replace('_', ' '):<22}" for name in (*columns, "compression"))
+    rows = [
+        f"{cell.place:<{width}}  "
+        + "  ".join(f"{_shown(getattr(cell, name)):<22}" for name in columns)
+        + f"  {_shown(cell.compression)}"
+        + ("" if cell.bits is None else f"  {cell.bits:.0f} bits")
+        for cell in found.cells
+    ]
+    return "\n".join([head, f"{'':<{width}}  {titles}", *rows, *found.notes, _origin(found)])
+
+
+def _erasure(found: Any) -> str:
+    at = "all positions" if found.positions is None else f"positions {list(found.positions)}"
+    head = (
+        f"{found.behaviour} without {found.task} at {found.place}, {at}: rank {found.rank}, "
+        f"{found.n_cases} cases, {found.n_prompts} prompts, {found.placebos} placebos"
+    )
+    titles = f"{'':<8}  {'logit difference':<24}  {'accuracy':<22}  probe (commonest "
+    titles += f"{found.baseline:.3f})  variance removed"
+    rows = [
+        f"{arm.name:<8}  {_shown(arm.score):<24}  {_shown(arm.accuracy):<22}  "
+        f"{_shown(arm.probe):<23}  {arm.removed:.3f}"
+        for arm in found.arms
+    ]
+    loss = f"lost beyond the placebo: {_shown(found.loss)}"
+    return "\n".join([head, titles, *rows, loss, *found.notes, _origin(found)])
+
+
+def _shown(found: "Estimate | None") -> str:
+    return "-" if found is None else str(found)
+
+
+def _origin(found: Any) -> str:
+    about = found.provenance
+    return (
+        f"run {about.run_id}, step {about.step}, checkpoint {about.checkpoint_sha256[:12]}, "
+        f"knowledge {about.knowledge}"
+    )

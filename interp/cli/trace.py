@@ -1,0 +1,69 @@
+"""`openbook trace components`: at which layer and position a damaged prompt becomes whole again."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from interp.cli.app import Named, Prompts, Seed, Source, Step
+from interp.cli.patch import PROMPTS, Memory, Plot, effects_text
+from interp.errors import InterpError
+from train.cli.app import Json, Out, StorePath, answer
+
+
+def trace_components_command(
+    source: Source,
+    behaviour: Named,
+    damage: Annotated[
+        Literal["replaced", "noised"], typer.Option(help="Another subject, or noise on it.")
+    ] = "replaced",
+    noise: Annotated[
+        float | None, typer.Option(min=0.01, help="In deviations of embeddings; default 3.")
+    ] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Of the noise; default 10.")] = None,
+    window: Annotated[
+        int, typer.Option(min=1, help="Layers of MLP or attention restored together.")
+    ] = 1,
+    metric: Annotated[
+        Literal["logit-difference", "log-probability", "probability"],
+        typer.Option(help="What is scored."),
+    ] = "logit-difference",
+    memory: Memory = 2048,
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    top: Annotated[int, typer.Option(min=1, help="Places to print of each map.")] = 5,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Damage what BEHAVIOUR's prompts say of their subject, restore one state of RUN at a time."""
+    if damage == "replaced" and (noise or draws):
+        raise InterpError("--noise and --draws belong to --damage noised")
+    from interp import behaviours, metrics, models, patching, plots
+    from train import progress
+
+    model, words = models.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    with progress.bar("tracing") as advance:
+        trace = patching.causal_trace(
+            model,
+            prompted,
+            damage=damage,
+            noise=noise or 3.0,
+            draws=draws or 10,
+            window=window,
+            metric=metrics.named(metric, prompted),
+            memory=memory << 20,
+            seed=seed,
+            progress=advance,
+        )
+    if plot:
+        plots.write(trace.plot(), plot)
+    if out:
+        trace.save(out)
+    maps = (trace.residual, trace.mlps, trace.attention)
+    text = "\n\n".join(effects_text(one, top) for one in maps)
+    answer(trace.to_dict(), text, as_json=as_json, out=None)
+    if any(one.unfinished for one in maps) or (draws and trace.draws < draws):
+        raise typer.Exit(130)

@@ -1,1 +1,0 @@
-"""The commands of `openbook` that look inside a model, one file a noun."""

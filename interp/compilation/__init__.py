@@ -1,1 +1,0 @@
-"""Compiled programs, whose circuits are known exactly."""

@@ -1,1 +1,0 @@
-"""Exact interventions, many at a time, computing only what an intervention can change."""

@@ -1,1 +1,0 @@
-"""Figures of whole analyses, and the files they are written to."""

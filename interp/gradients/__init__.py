@@ -1,1 +1,0 @@
-"""What gradients say of a patch before it is made."""

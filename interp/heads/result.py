@@ -1,0 +1,168 @@
+"""A number per head with what it needs to be believed: interval, control, n and provenance.
+
+The control is the same architecture with its first weights: what that does too (attend to the token
+before, because there are few) is no finding. A head is *above the control* when the low end of its
+interval lies five deviations over the mean of the control's heads. Merely above the highest of them
+lies a head of 2 to 25 % of other untrained models, by kind; above this at most one of 40 (n 40, two
+shapes). It says that training made a difference there, not how large: that is the score.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.components import Component, HookedModel, device_of
+from interp.errors import EffectsError
+from interp.patching import Provenance
+from train import storage
+from train.errors import nearest
+from train.model import GPT, init_gpt
+
+
+__all__ = ["HeadScores", "untrained"]
+
+SCHEMA = "openbook.head-scores/1"
+DEVIATIONS = 5.0  # of untrained heads, see above
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """One score for every head.
+
+    Attributes:
+        kind: What was looked for.
+        unit: Of the values.
+        values: The scores.
+        low: Lower end of the 95 % interval; None below two of what was drawn.
+        high: Upper end.
+        control: The scores of the untrained model; None for a model that cannot be built anew.
+        n: How many were drawn.
+        drawn: Of what: sequences or tokens.
+        provenance: What it was computed from.
+    """
+
+    kind: str
+    unit: str
+    values: Float[Tensor, "layer head"]
+    low: Float[Tensor, "layer head"] | None
+    high: Float[Tensor, "layer head"] | None
+    control: Float[Tensor, "layer head"] | None
+    n: int
+    drawn: str
+    provenance: Provenance
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{name} {self[name]:.3f}" for name in self.top(3))
+        layers, heads = self.values.shape
+        return f"HeadScores({self.kind}, {layers} layers x {heads} heads; highest {best})"
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[self._index(name)].item()
+
+    @property
+    def names(self) -> list[str]:
+        """Every head, in the order of the flattened values."""
+        layers, heads = self.values.shape
+        return [str(Component("head", i, head=j)) for i in range(layers) for j in range(heads)]
+
+    @property
+    def above_control(self) -> list[str]:
+        """Heads whose interval lies above what untrained heads do, the highest score first."""
+        if self.low is None or self.control is None:
+            return []
+        usual = self.control.mean() + DEVIATIONS * self.control.std(correction=0)
+        return [name for name in self.top() if self.low[self._index(name)] > usual]
+
+    @property
+    def highest_control(self) -> float | None:
+        """What an untrained head reaches at most."""
+        return None if self.control is None else self.control.max().item()
+
+    def top(self, k: int | None = None) -> list[str]:
+        """Names of the k heads with the highest scores (None: all), the highest first."""
+        order = self.values.flatten().argsort(descending=True, stable=True)[:k]
+        names = self.names
+        return [names[i] for i in order.tolist()]
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % interval of one head; None when one was drawn."""
+        index = self._index(name)
+        if self.low is None or self.high is None:
+            return None
+        return self.low[index].item(), self.high[index].item()
+
+    def to_frame(self) -> Any:
+        """A pandas row per head: layer, head, place, score, low, high, untrained."""
+        import pandas
+
+        layers, heads = self.values.shape
+        frame = pandas.DataFrame(
+            {
+                "layer": [i for i in range(layers) for _ in range(heads)],
+                "head": list(range(heads)) * layers,
+                "place": self.names,
+            }
+        )
+        columns = {"score": self.values, "low": self.low, "high": self.high}
+        for name, values in {**columns, "untrained": self.control}.items():
+            frame[name] = None if values is None else values.flatten().tolist()
+        return frame
+
+    def plot(self) -> Any:
+        """A heat map."""
+        from interp import plots
+
+        title = f"{self.kind}, n={self.n} {self.drawn}"
+        return plots.heads(self.values, title=title, unit=self.unit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        tensors = {name: getattr(self, name) for name in ("values", "low", "high", "control")}
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "unit": self.unit,
+            **{name: None if t is None else t.tolist() for name, t in tensors.items()},
+            "n": self.n,
+            "drawn": self.drawn,
+            "provenance": asdict(self.provenance),
+            "above_control": self.above_control,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` accepts."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "HeadScores":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.pop("schema", None) != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with HeadScores.save")
+        del content["digest"], content["above_control"]
+        for name in ("values", "low", "high", "control"):
+            value = content[name]
+            content[name] = None if value is None else torch.tensor(value)
+        content["provenance"] = Provenance(**content["provenance"])
+        return cls(**content)
+
+    def _index(self, name: str) -> tuple[int, int]:
+        if name not in self.names:
+            raise EffectsError(f"no head {name!r} was scored{nearest(name, self.names)}")
+        return divmod(self.names.index(name), self.values.shape[1])
+
+
+def untrained(model: HookedModel, seed: int) -> GPT | None:
+    """The control: the same architecture with its first weights; None for a foreign model."""
+    if not isinstance(model, GPT):
+        return None
+    return init_gpt(model.cfg, seed).to(device_of(model)).eval()

@@ -1,1 +1,0 @@
-"""What tokens are, and how well that is read off activations."""

@@ -1,0 +1,256 @@
+"""How faithful a lens is on tokens that it was not fitted to.
+
+Three numbers a layer, in bits a token (Belrose et al. 2023, section 3):
+
+    kl              KL(model || reading), token by token
+    cross_entropy   what the reading pays for the token that came next
+    bias            KL(mean of the model's answers || mean of the readings): what a reading gets
+                    wrong on average, whatever the token
+
+Each for the logit lens, the tuned lens, and the control: translators as large, on a model that was
+never trained. Windows are the cases of the intervals: tokens of one window hang together.
+"""
+
+from dataclasses import asdict, dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.components import device_of
+from interp.errors import EffectsError, ModelError
+from interp.lenses import logit_lens, tuned_lens
+from interp.lenses.logit_lens import LOGITS_AT_ONCE, Progress, Translate
+from interp.lenses.tokens import LensTokens
+from interp.lenses.tuned_lens import TunedLens
+from interp.patching import Provenance, provenance
+from interp.statistics import Average, ratio_of_averages
+from train import storage
+from train.model import GPT
+
+
+__all__ = ["LENSES", "LensEvaluation", "evaluate_lens"]
+
+SCHEMA = "openbook.lens_evaluation/1"
+LENSES = ("logit", "tuned", "control")
+# A mean over the vocabulary is kept for so many groups of windows: 64 of 50,257 are 13 MB.
+GROUPS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LensEvaluation:
+    """Bits a token of each of `LENSES` at each layer, on windows that nothing was fitted to.
+
+    Attributes:
+        kl: By [lens layer].
+        cross_entropy: By [lens layer].
+        bias: By [lens layer]; its cases are groups of windows.
+        gain: KL of the logit lens minus KL of the tuned lens, window by window, [layer].
+        model_bits: Cross-entropy of the model itself.
+        n_tokens: Targets.
+        region: "held-out", or "training": then the model was trained on them.
+        provenance: What it was computed from.
+    """
+
+    kl: Average
+    cross_entropy: Average
+    bias: Average
+    gain: Average
+    model_bits: Average
+    n_tokens: int
+    region: str
+    provenance: Provenance
+
+    @property
+    def n(self) -> int:
+        """Windows."""
+        return self.kl.n
+
+    def __repr__(self) -> str:
+        logit, tuned, _ = (", ".join(f"{v:.2f}" for v in row) for row in self.kl.values.tolist())
+        about = f"{self.n_tokens:,} {self.region} tokens in {self.n} windows"
+        return f"Evaluation({about}; bits to the model by layer: logit {logit}; tuned {tuned})"
+
+    def to_frame(self) -> Any:
+        """A pandas row per lens and layer: each measure with low and high."""
+        import pandas
+
+        n_layers = self.kl.values.shape[1]
+        columns = {name: getattr(self, name) for name in ("kl", "cross_entropy", "bias")}
+        return pandas.DataFrame(
+            {
+                "lens": [lens for lens in LENSES for _ in range(n_layers)],
+                "layer": list(range(n_layers)) * len(LENSES),
+                **{k: v for name, one in columns.items() for k, v in one.columns(name).items()},
+            }
+        )
+
+    def plot(self) -> Any:
+        """KL by layer, a line a lens."""
+        from interp import plots
+
+        names = ("logit lens", "tuned lens", "never trained, translated")
+        return plots.curves(
+            [f"L{layer}" for layer in range(self.kl.values.shape[1])],
+            {name: self.kl.at(index) for index, name in enumerate(names)},
+            title=f"{self.n_tokens:,} {self.region} tokens in {self.n} windows",
+            unit="KL(model || reading), bits a token",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        names = ("kl", "cross_entropy", "bias", "gain", "model_bits")
+        return {
+            "schema": SCHEMA,
+            "unit": "bits a token",
+            "lenses": list(LENSES),
+            "n": self.n,
+            **{name: getattr(self, name).to_dict() for name in names},
+            "n_tokens": self.n_tokens,
+            "region": self.region,
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LensEvaluation":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.get("schema") != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with evaluation.save")
+        names = ("kl", "cross_entropy", "bias", "gain", "model_bits")
+        return cls(
+            *(Average.from_dict(content[name]) for name in names),
+            n_tokens=content["n_tokens"],
+            region=content["region"],
+            provenance=Provenance(**content["provenance"]),
+        )
+
+
+@torch.inference_mode()
+def evaluate_lens(
+    model: GPT, lens: TunedLens, windows: LensTokens, *, progress: Progress | None = None
+) -> LensEvaluation:
+    """Measure all three lenses on the windows that `tuned_lenses.fit` left out.
+
+    Costs a forward pass over them of the model and of its control, and three unembeddings a layer.
+
+    Raises:
+        ModelError: The lens is of other weights, or was fitted to other windows than these leave.
+    """
+    tuned_lens.of_this(model, lens)
+    fit = lens.fit
+    asked = (windows.fingerprint, windows.region, windows.n_fit)
+    if asked != (fit.store_fingerprint, fit.region, fit.windows):
+        raise ModelError(
+            f"the lens was fitted to {fit.windows} {fit.region} windows of store "
+            f"{fit.store_fingerprint[:12]}, and these keep {windows.n_fit} {windows.region} ones "
+            f"of {windows.fingerprint[:12]} for that; give the windows it was fitted with"
+        )
+    untrained = tuned_lens.untrained(model, fit.seed)
+    rows = list(windows.to_test)
+    tally = _Tally(model, len(rows))
+    for done, row in enumerate(rows):
+        inputs, counted = windows.batch([row], device_of(model))
+        next_tokens = windows.next_tokens[row].to(inputs.device)[counted[0]]
+        own = tuned_lens.streams(model, inputs, counted)
+        control = tuned_lens.streams(untrained, inputs, counted)
+        tally.add(done, own, control, next_tokens, (None, lens.translators, lens.control))
+        if progress:
+            progress("testing", done + 1, len(rows))
+    return tally.evaluation(fit.region, provenance(model, None, seed=fit.seed))
+
+
+class _Tally:
+    """Sums by window, and means over the vocabulary by group of windows."""
+
+    def __init__(self, model: GPT, n_windows: int) -> None:
+        n_layers, self.model = model.cfg.n_layers, model
+        self.n_groups = min(GROUPS, n_windows)
+        self.group_of = np.arange(n_windows) * self.n_groups // n_windows
+        shape = (len(LENSES), n_layers, n_windows)
+        self.kl, self.cross, self.own = np.zeros(shape), np.zeros(shape), np.zeros(n_windows)
+        self.tokens = np.zeros(n_windows)
+        like = {"dtype": torch.float32, "device": device_of(model)}
+        vocab = model.cfg.d_vocab
+        self.model_mean = torch.zeros(self.n_groups, vocab, **like)
+        self.means = torch.zeros(len(LENSES), n_layers, self.n_groups, vocab, **like)
+
+    def add(
+        self,
+        window: int,
+        own: list[Tensor],
+        control: list[Tensor],
+        next_tokens: Tensor,
+        translates: tuple[Translate | None, ...],
+    ) -> None:
+        size, group = max(1, LOGITS_AT_ONCE // self.model.cfg.d_vocab), self.group_of[window]
+        for some in torch.arange(len(next_tokens), device=next_tokens.device).split(size):
+            target = next_tokens[some, None]
+            log_p = self._log_chances(own[-1][some])
+            self.own[window] -= log_p.gather(1, target).double().sum().item()
+            self.tokens[window] += len(some)
+            self.model_mean[group] += log_p.exp().sum(dim=0)
+            for lens, (streams, translate) in enumerate(
+                zip((own, own, control), translates, strict=True)
+            ):
+                for layer in range(self.kl.shape[1]):
+                    stream = streams[layer][some]
+                    log_q = self._log_chances(translate(layer, stream) if translate else stream)
+                    kl = (log_p.exp() * (log_p - log_q)).double().sum().item()
+                    self.kl[lens, layer, window] += kl
+                    paid = -log_q.gather(1, target).double().sum().item()
+                    self.cross[lens, layer, window] += paid
+                    self.means[lens, layer, group] += log_q.exp().sum(dim=0)
+
+    def _log_chances(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        return logit_lens.unembed(self.model, stream).float().log_softmax(-1)
+
+    def evaluation(self, region: str, about: Provenance) -> LensEvaluation:
+        def mean(sums: np.ndarray) -> Average:
+            return ratio_of_averages(sums / log(2), self.tokens)
+
+        return LensEvaluation(
+            kl=mean(self.kl),
+            cross_entropy=mean(self.cross),
+            bias=self._bias(),
+            gain=mean(self.kl[0] - self.kl[1]),
+            model_bits=mean(self.own),
+            n_tokens=int(self.tokens.sum()),
+            region=region,
+            provenance=about,
+        )
+
+    def _bias(self) -> Average:
+        """KL of the means, in bits, without what the noise of the means adds.
+
+        Two noisy means differ where the true ones do not: resampling groups of windows put the
+        plain number below its own interval. The jackknife's pseudo-values (Tukey 1958) take the
+        first order of that away, and their mean has an interval as any other.
+        """
+        n = self.n_groups
+        # The first row leaves out no group, the others one each.
+        kept = np.concatenate([np.ones((1, n)), 1 - np.eye(n)])
+        pseudo = np.zeros((*self.kl.shape[:2], n))
+        for lens, layer in np.ndindex(self.kl.shape[:2]):
+            p, q = (
+                kept @ sums.double().cpu().numpy()
+                for sums in (self.model_mean, self.means[lens, layer])
+            )
+            p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+            # fp32 chances can round to 0; 1e-30 keeps 0 log 0 at 0.
+            kl = (p * (np.log2(p + 1e-30) - np.log2(q + 1e-30))).sum(axis=1)
+            pseudo[lens, layer] = n * kl[0] - (n - 1) * kl[1:]
+        return ratio_of_averages(pseudo, np.ones(n))

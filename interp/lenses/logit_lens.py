@@ -1,0 +1,346 @@
+"""Logit lens: what a layer would answer if the model stopped there.
+
+The residual stream entering every layer is put through the final norm and the unembedding
+(nostalgebraist 2020, "interpreting GPT: the logit lens"). The last reading is what leaves the last
+layer, so it is the model itself. A layer speaks the language of the last one only as far as
+training made it; `interp.lenses.tuned_lens` learns the translation.
+
+Control: the same readings of a model that was never trained, same architecture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp import behaviours
+from interp.behaviours import Behaviour
+from interp.components import device_of
+from interp.errors import BehaviourError, EffectsError
+from interp.patching import Provenance, provenance
+from interp.statistics import Average, n_prompts, over_prompts, shares
+from train import storage
+from train.errors import nearest
+from train.model import GPT, init_gpt
+
+
+__all__ = ["MEASURES", "Readings", "Translate", "depths", "logit", "positions_of", "read"]
+__all__ += ["readings", "unembed"]
+
+SCHEMA = "openbook.readings/1"
+# What is read, and its unit.
+MEASURES = {
+    "logit_difference": "logit of the answer minus logit of the foil",
+    "log_probability": "log-probability of the answer, nats",
+    "rank": "tokens ahead of the answer",
+    "top1": "share of prompts with the answer first",
+    "kl": "KL(model || reading), nats",
+}
+# Logits at once: 2^25 values of fp32 are 134 MB.
+LOGITS_AT_ONCE = 1 << 25
+
+Progress = Callable[[str, int, int | None], None]
+# Index of a depth and a residual stream to the stream that is unembedded.
+Translate = Callable[[int, Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """What a lens reads of a behaviour's clean prompts, by depth and position.
+
+    Attributes:
+        kind: "logit" or "tuned".
+        places: Name of each depth: the stream entering each layer, then what leaves the last.
+        positions: Positions that were read, from 0.
+        pos_labels: Their tokens in the first prompt, when the model can spell them.
+        measures: For each of `MEASURES` its mean over prompts, [depth pos].
+        control: The same of a model that was never trained.
+        provenance: What it was computed from.
+    """
+
+    kind: str
+    places: tuple[str, ...]
+    positions: tuple[int, ...]
+    pos_labels: tuple[str, ...]
+    measures: dict[str, Average]
+    control: dict[str, Average]
+    provenance: Provenance
+
+    def __repr__(self) -> str:
+        last = self.measures["log_probability"].values[:, -1].tolist()
+        shown = ", ".join(
+            f"{place} {value:.2f}" for place, value in zip(self.places, last, strict=True)
+        )
+        about = f"{self.provenance.behaviour!r}, {self.kind} lens, {self.n} prompts"
+        return f"Readings({about}; log-probability of the answer: {shown})"
+
+    @property
+    def n(self) -> int:
+        """Distinct prompts."""
+        return self.measures["kl"].n
+
+    @property
+    def units(self) -> dict[str, str]:
+        """What each measure counts."""
+        return MEASURES
+
+    def at(self, place: str, measure: str, pos: int = -1) -> Average:
+        """One mean with its interval; `pos` is one of `positions`, or -1 for the last of them.
+
+        Raises:
+            EffectsError: Nothing of that name was read.
+        """
+        for asked, known in ((place, self.places), (measure, tuple(self.measures))):
+            if asked not in known:
+                raise EffectsError(f"no {asked!r} was read{nearest(asked, known)}")
+        pos = self.positions[-1] if pos == -1 else pos
+        if pos not in self.positions:
+            raise EffectsError(f"position {pos} was not read; these were: {list(self.positions)}")
+        return self.measures[measure].at(self.places.index(place), self.positions.index(pos))
+
+    def to_frame(self) -> Any:
+        """A pandas row per measure, depth and position: value, low, high and the control's."""
+        import pandas
+
+        rows = [(place, pos) for place in self.places for pos in self.positions]
+        frames = [
+            pandas.DataFrame(
+                {
+                    "measure": name,
+                    "place": [place for place, _ in rows],
+                    "pos": [pos for _, pos in rows],
+                    **self.measures[name].columns("value"),
+                    **self.control[name].columns("control"),
+                }
+            )
+            for name in self.measures
+        ]
+        return pandas.concat(frames, ignore_index=True)
+
+    def plot(self, measure: str = "logit_difference") -> Any:
+        """A line over depth with its interval and control, or a heat map over positions."""
+        from interp import plots
+
+        if measure not in self.measures:
+            raise EffectsError(f"no {measure!r} was read{nearest(measure, self.measures)}")
+        title = f"{self.provenance.behaviour}: {self.kind} lens, n={self.n}"
+        found, control = self.measures[measure], self.control[measure]
+        if len(self.positions) == 1:
+            series = {self.kind: found.at(..., 0), "never trained": control.at(..., 0)}
+            return plots.curves(self.places, series, title=title, unit=self.units[measure])
+        labels = self.pos_labels or [""] * len(self.positions)
+        columns = zip(self.positions, labels, strict=True)
+        return plots.heat_map(
+            [[round(value, 4) for value in row] for row in found.values.tolist()],
+            list(self.places),
+            [f"{pos} {label}".strip() for pos, label in columns],
+            title=title,
+            unit=self.units[measure],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "places": list(self.places),
+            "positions": list(self.positions),
+            "pos_labels": list(self.pos_labels),
+            "units": self.units,
+            "n": self.n,
+            "measures": {name: one.to_dict() for name, one in self.measures.items()},
+            "control": {name: one.to_dict() for name, one in self.control.items()},
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Readings":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.get("schema") != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with readings.save")
+        measures, control = (
+            {name: Average.from_dict(one) for name, one in content[side].items()}
+            for side in ("measures", "control")
+        )
+        return cls(
+            kind=content["kind"],
+            places=tuple(content["places"]),
+            positions=tuple(content["positions"]),
+            pos_labels=tuple(content["pos_labels"]),
+            measures=measures,
+            control=control,
+            provenance=Provenance(**content["provenance"]),
+        )
+
+
+def logit(
+    model: GPT,
+    behaviour: Behaviour,
+    *,
+    positions: Sequence[int] | None = (-1,),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Readings:
+    """Read every depth through the final norm and the unembedding.
+
+    Costs two forward passes over the clean prompts, one of them of the control, and an unembedding
+    for each depth and position.
+
+    Args:
+        model: A hooked model, from `hooked.load`.
+        behaviour: Its clean prompts are read; answers and foils are what is looked for.
+        positions: To read; negative ones count from the end; None: all.
+        seed: Of the weights of the control.
+        progress: Told how many depths are done.
+
+    Raises:
+        CapabilityError: The model does not do the behaviour.
+        BehaviourError: A position that the prompts do not have.
+    """
+    behaviours.check(model, behaviour)
+    untrained = init_gpt(model.cfg, seed).to(device_of(model)).eval()
+    where = positions_of(behaviour, positions)
+    return readings(
+        model,
+        behaviour,
+        where,
+        kind="logit",
+        seed=seed,
+        found=read(model, model, behaviour, where, progress=progress),
+        control=read(untrained, untrained, behaviour, where),
+    )
+
+
+def readings(
+    model: GPT,
+    behaviour: Behaviour,
+    positions: tuple[int, ...],
+    *,
+    kind: str,
+    seed: int,
+    found: dict[str, Average],
+    control: dict[str, Average],
+) -> Readings:
+    """What was read, with its places named."""
+    tokens = behaviour.clean[0, list(positions)].tolist()
+    return Readings(
+        kind=kind,
+        places=depths(model),
+        positions=positions,
+        pos_labels=tuple(model.tokenizer.tokens(tokens)) if model.tokenizer else (),
+        measures=found,
+        control=control,
+        provenance=provenance(model, behaviour, seed=seed),
+    )
+
+
+def depths(model: GPT) -> tuple[str, ...]:
+    """Names of the depths: `L0.resid_pre`, `L1.resid_pre` and so on, `L<last>.resid_post`."""
+    n_layers = model.cfg.n_layers
+    return (*(f"L{i}.resid_pre" for i in range(n_layers)), f"L{n_layers - 1}.resid_post")
+
+
+def positions_of(behaviour: Behaviour, positions: Sequence[int] | None) -> tuple[int, ...]:
+    """Positions counted from 0.
+
+    Raises:
+        BehaviourError: The prompts have no such position, or none was asked for.
+    """
+    n_pos = behaviour.n_pos
+    asked = tuple(range(n_pos)) if positions is None else tuple(positions)
+    wrong = [pos for pos in asked if not -n_pos <= pos < n_pos]
+    if wrong or not asked:
+        raise BehaviourError(
+            f"position {wrong[0] if wrong else 'none'} was asked, and the prompts of "
+            f"{behaviour.name!r} have {n_pos}, from 0 to {n_pos - 1}"
+        )
+    return tuple(pos % n_pos for pos in asked)
+
+
+@torch.inference_mode()
+def read(
+    features: GPT,
+    model: GPT,
+    behaviour: Behaviour,
+    positions: tuple[int, ...],
+    *,
+    translate: Translate | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Average]:
+    """Each of `MEASURES` by [depth pos]: the streams of `features`, unembedded by `model`.
+
+    The two are one model, but for the control of a tuned lens. KL is against `model`.
+    """
+    streams = _streams(features, behaviour, positions)
+    final = streams[-1] if features is model else _streams(model, behaviour, positions)[-1]
+    row_of = torch.arange(behaviour.n_prompts).repeat_interleave(len(positions))
+    found = []
+    for depth, stream in enumerate(streams):
+        rows = (depth, stream, final, row_of)
+        found.append(_measured(model, behaviour, rows, translate))
+        if progress:
+            progress("reading", depth + 1, len(streams))
+    # [depth measure prompt pos] to [measure depth pos prompt]
+    scores = np.stack(found).reshape(len(streams), len(MEASURES), -1, len(positions))
+    scores = scores.transpose(1, 0, 3, 2)
+    prompts = n_prompts(behaviour.clean)
+    return {
+        name: shares(one, prompts) if name == "top1" else over_prompts(one, prompts)
+        for name, one in zip(MEASURES, scores, strict=True)
+    }
+
+
+def unembed(model: GPT, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+    """Logits of a residual stream, as the model makes them of what leaves its last layer."""
+    return model.to_logits(stream[None])[0]
+
+
+def _streams(
+    model: GPT, behaviour: Behaviour, positions: tuple[int, ...]
+) -> list[Float[Tensor, "row d_model"]]:
+    """The residual stream at every depth; a row is a prompt at a position, positions innermost."""
+    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    hooks.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
+    _, cache = model.run_with_cache(behaviour.clean.to(device_of(model)), names_filter=hooks)
+    return [cache[hook][:, list(positions)].flatten(0, 1) for hook in hooks]
+
+
+def _measured(
+    model: GPT, behaviour: Behaviour, rows: tuple[int, Tensor, Tensor, Tensor], translate: Any
+) -> Float[np.ndarray, "measure row"]:
+    depth, stream, final, row_of = rows
+    size = max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)
+    pieces = []
+    for some, last, of in zip(*(one.split(size) for one in (stream, final, row_of)), strict=True):
+        answer, foil = (one[of].to(some.device) for one in (behaviour.answer, behaviour.foil))
+        logits = unembed(model, translate(depth, some) if translate else some).double()
+        log_q, log_p = logits.log_softmax(-1), unembed(model, last).double().log_softmax(-1)
+        own = logits.gather(1, answer[:, None])
+        rank = (logits > own).sum(-1).double()
+        pieces.append(
+            torch.stack(
+                [
+                    own[:, 0] - logits.gather(1, foil[:, None])[:, 0],
+                    log_q.gather(1, answer[:, None])[:, 0],
+                    rank,
+                    (rank == 0).double(),
+                    (log_p.exp() * (log_p - log_q)).sum(-1),
+                ]
+            )
+        )
+    return torch.cat(pieces, dim=1).cpu().numpy()

@@ -1,0 +1,338 @@
+"""Tuned lens: a translator for every layer, learned on tokens that the model never trained on.
+
+A logit lens reads a layer as if it spoke the last layer's language. The tuned lens first applies an
+affine map, h + A h + b, one a layer, fitted so that the reading comes as near as it can to what the
+model answers in the end: min KL(model || reading) (Belrose et al. 2023,
+https://arxiv.org/abs/2303.08112, section 2). A and b start at 0, so it starts as the logit lens.
+
+A translator could learn the answer instead of reading it. The control says how much: translators of
+the same size, fitted to the same answers, on the layers of a model that was never trained.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from interp import behaviours
+from interp.behaviours import Behaviour
+from interp.components import device_of
+from interp.errors import EffectsError, ModelError
+from interp.lenses import logit_lens
+from interp.lenses.logit_lens import Progress, Readings
+from interp.lenses.tokens import LensTokens
+from train import storage
+from train.model import GPT, init_gpt
+
+
+__all__ = [
+    "Fit",
+    "Translators",
+    "TunedLens",
+    "fit_tuned_lens",
+    "load_tuned_lens",
+    "streams",
+    "tuned",
+    "untrained",
+]
+__all__ += ["of_this"]
+
+SCHEMA = "openbook.tuned_lens/1"
+# Targets in a step of fitting, and logits at once: 2^24 values of fp32 are 67 MB.
+TARGETS_A_STEP, LOGITS_AT_ONCE = 512, 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Translators:
+    """One affine map a depth: h + h @ weight + bias. Depths without one are left alone."""
+
+    weight: Float[Tensor, "depth d_model d_model"]
+    bias: Float[Tensor, "depth d_model"]
+
+    def __call__(
+        self, depth: int, stream: Float[Tensor, "row d_model"]
+    ) -> Float[Tensor, "row d_model"]:
+        """The stream in the language of the last layer."""
+        if depth >= len(self.weight):
+            return stream
+        weight, bias = self.weight[depth].to(stream), self.bias[depth].to(stream)
+        return stream + stream @ weight + bias
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How translators were fitted.
+
+    Attributes:
+        checkpoint_sha256: Of the model whose layers they read.
+        store_fingerprint: Of the tokens.
+        region: "held-out", or "training": then the model has seen what it is read on.
+        windows: Windows that were fitted to; the others are left for `lens_bits.evaluate`.
+        targets: Targets in them.
+        steps: Of Adam; its rate falls from `lr` to 0 along a line.
+        seed: Of the order of the windows, and of the weights of the untrained control.
+        loss: KL(model || reading) in nats over the last tenth of the steps, a number a depth.
+    """
+
+    checkpoint_sha256: str
+    store_fingerprint: str
+    region: str
+    windows: int
+    targets: int
+    steps: int
+    lr: float
+    seed: int
+    loss: tuple[float, ...] = field(default=())
+
+
+@dataclass(frozen=True, eq=False)
+class TunedLens:
+    """Translators of a model, those of its untrained control, and how both were fitted."""
+
+    translators: Translators
+    control: Translators
+    fit: Fit
+
+    def __repr__(self) -> str:
+        n_depths, d_model = self.translators.bias.shape
+        return (
+            f"TunedLens({n_depths} layers of {d_model}, fitted on {self.fit.targets:,} "
+            f"{self.fit.region} tokens in {self.fit.steps} steps)"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write `path` (sealed JSON) and, beside it, the same name with .safetensors."""
+        path = Path(path)
+        tensors = {
+            f"{side}.{name}": getattr(getattr(self, side), name).contiguous().cpu()
+            for side in ("translators", "control")
+            for name in ("weight", "bias")
+        }
+        weights = save_tensors(tensors)
+        storage.write_bytes(path.with_suffix(".safetensors"), weights)
+        content = {"schema": SCHEMA, "fit": asdict(self.fit), "weights": _digest(weights)}
+        storage.write_json(path, storage.seal(content))
+
+
+def load_tuned_lens(path: str | Path) -> TunedLens:
+    """Read what `TunedLens.save` wrote.
+
+    Raises:
+        DamagedError: The JSON is not what its seal says.
+        EffectsError: It holds something else, or its weights are missing or others.
+    """
+    path = Path(path)
+    content = storage.read_sealed(path)
+    if content.get("schema") != SCHEMA:
+        raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with tuned_lens.save")
+    weights_path = path.with_suffix(".safetensors")
+    weights = weights_path.read_bytes() if weights_path.is_file() else b""
+    if _digest(weights) != content["weights"]:
+        raise EffectsError(
+            f"{weights_path}: {len(weights)} bytes whose sha256 is not the one in {path.name}; "
+            "fit the lens again"
+        )
+    found = load_tensors(weights)
+    sides = (
+        Translators(found[f"{side}.weight"], found[f"{side}.bias"])
+        for side in ("translators", "control")
+    )
+    about = {**content["fit"], "loss": tuple(content["fit"]["loss"])}
+    return TunedLens(*sides, fit=Fit(**about))
+
+
+def fit_tuned_lens(
+    model: GPT,
+    windows: LensTokens,
+    *,
+    steps: int = 250,
+    lr: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TunedLens:
+    """Fit translators to the first part of `windows`; the rest stays unseen.
+
+    Costs, a step, a forward pass over 512 tokens of the model and of its control, and at each
+    layer an unembedding of them, forwards and backwards. The same seed gives the same bytes on the
+    same machine.
+
+    Args:
+        model: A hooked model, from `hooked.load`.
+        windows: From `lens_windows.held_out(run.store, context)`.
+        steps: Of Adam.
+        lr: Its first rate; None: 1 / d_model, because what a step adds to a stream of d_model
+            values grows with d_model (0.0078 at 128, where 0.003 to 0.01 were tried).
+        seed: Of the order of the windows and of the control's weights.
+        progress: Told the steps done.
+
+    Raises:
+        ModelError: The tokens are of another vocabulary, or there are fewer than one step.
+    """
+    if steps < 1 or windows.largest >= model.cfg.d_vocab or windows.context > model.cfg.n_ctx:
+        raise ModelError(
+            f"{steps} steps on windows of {windows.context} tokens up to id {windows.largest}, for "
+            f"a model of context {model.cfg.n_ctx} and vocabulary {model.cfg.d_vocab}; take one "
+            "step or more, and windows of its own store"
+        )
+    control, lr = untrained(model, seed), lr or 1 / model.cfg.d_model
+    n_layers, device = model.cfg.n_layers, device_of(model)
+    # The control has no answer of its own at the end: it gets a translator there too.
+    sides = {"translators": (model, _zeros(model, n_layers))}
+    sides["control"] = (control, _zeros(model, n_layers + 1))
+    optimizers = [torch.optim.Adam(own.values(), lr=lr) for _, own in sides.values()]
+    batches = _draws(windows.n_fit, max(1, TARGETS_A_STEP // windows.context), steps, seed)
+    losses = np.zeros((steps, n_layers))
+    for step, rows in enumerate(batches):
+        inputs, counted = windows.batch(rows, device)
+        final = streams(model, inputs, counted)[-1]
+        for (features, own), optimizer in zip(sides.values(), optimizers, strict=True):
+            found = _slopes(model, streams(features, inputs, counted), final, own)
+            if features is model:
+                losses[step] = found
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+            optimizer.step()
+        if progress:
+            progress("fitting", step + 1, steps)
+    return TunedLens(
+        *(_translators(own) for _, own in sides.values()),
+        fit=Fit(
+            checkpoint_sha256=getattr(model.origin, "checkpoint_sha256", ""),
+            store_fingerprint=windows.fingerprint,
+            region=windows.region,
+            windows=windows.n_fit,
+            targets=windows.targets(range(windows.n_fit)),
+            steps=steps,
+            lr=lr,
+            seed=seed,
+            loss=tuple(losses[-max(1, steps // 10) :].mean(axis=0).tolist()),
+        ),
+    )
+
+
+def tuned(
+    model: GPT,
+    behaviour: Behaviour,
+    lens: TunedLens,
+    *,
+    positions: Sequence[int] | None = (-1,),
+    progress: Progress | None = None,
+) -> Readings:
+    """Read a behaviour's clean prompts, as `lenses.logit` does, after translation.
+
+    Raises:
+        ModelError: The lens was fitted to other weights.
+        CapabilityError: The model does not do the behaviour.
+        BehaviourError: A position that the prompts do not have.
+    """
+    of_this(model, lens)
+    behaviours.check(model, behaviour)
+    where = logit_lens.positions_of(behaviour, positions)
+    features = untrained(model, lens.fit.seed)
+    return logit_lens.readings(
+        model,
+        behaviour,
+        where,
+        kind="tuned",
+        seed=lens.fit.seed,
+        found=logit_lens.read(
+            model, model, behaviour, where, translate=lens.translators, progress=progress
+        ),
+        control=logit_lens.read(features, model, behaviour, where, translate=lens.control),
+    )
+
+
+def untrained(model: GPT, seed: int) -> GPT:
+    """The control: the same architecture with its first weights."""
+    return init_gpt(model.cfg, seed).to(device_of(model)).eval()
+
+
+@torch.no_grad()
+def streams(model: GPT, inputs: Tensor, counted: Tensor) -> list[Float[Tensor, "row d_model"]]:
+    """The residual stream of every depth, first to last, at the positions that count."""
+    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    hooks.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
+    _, cache = model.run_with_cache(inputs, names_filter=hooks)
+    return [cache[hook][counted].float() for hook in hooks]
+
+
+def of_this(model: GPT, lens: TunedLens) -> None:
+    """Refuse a lens of other weights.
+
+    Raises:
+        ModelError: Its shape or its checkpoint is another.
+    """
+    shape = (model.cfg.n_layers, model.cfg.d_model)
+    if tuple(lens.translators.bias.shape) != shape:
+        raise ModelError(
+            f"the lens translates {tuple(lens.translators.bias.shape)} layers and dimensions, the "
+            f"model has {shape}; fit one to this model"
+        )
+    own = getattr(model.origin, "checkpoint_sha256", "")
+    if own != lens.fit.checkpoint_sha256:
+        raise ModelError(
+            f"the lens was fitted to checkpoint {lens.fit.checkpoint_sha256[:12] or 'unknown'}, "
+            f"this is {own[:12] or 'unknown'}; fit one to it"
+        )
+
+
+def _zeros(model: GPT, n_depths: int) -> dict[str, Tensor]:
+    like = model.embed.weight
+    d_model = model.cfg.d_model
+    shapes = {"weight": (n_depths, d_model, d_model), "bias": (n_depths, d_model)}
+    return {
+        name: torch.zeros(shape, device=like.device, requires_grad=True)
+        for name, shape in shapes.items()
+    }
+
+
+def _translators(own: dict[str, Tensor]) -> Translators:
+    return Translators(own["weight"].detach().cpu(), own["bias"].detach().cpu())
+
+
+def _draws(n: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Windows of each step: all of them in a drawn order, then all again in another."""
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    queue: list[int] = []
+    for _ in range(steps):
+        while len(queue) < size:
+            queue += draw.permutation(n).tolist()
+        yield queue[:size]
+        del queue[:size]
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _slopes(
+    model: GPT, streams: list[Tensor], final: Tensor, own: dict[str, Tensor]
+) -> list[float]:
+    """Mean KL of each translated depth, and its gradient left in `.grad` of the translators."""
+    size = max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)
+    names = list(own)
+    slopes = {name: torch.zeros_like(own[name]) for name in names}
+    means = [0.0] * model.cfg.n_layers
+    for last, *pieces in zip(*(one.split(size) for one in (final, *streams)), strict=True):
+        log_p = logit_lens.unembed(model, last).float().log_softmax(-1).detach()
+        for depth in range(len(own["bias"])):
+            leaves = [own[name][depth].detach().requires_grad_() for name in names]
+            stream = pieces[depth]
+            logits = logit_lens.unembed(model, stream + stream @ leaves[0] + leaves[1]).float()
+            kl = (log_p.exp() * (log_p - logits.log_softmax(-1))).sum() / len(final)
+            # Of these leaves only: the weights of the model never get a gradient.
+            for name, slope in zip(names, torch.autograd.grad(kl, leaves), strict=True):
+                slopes[name][depth] += slope
+            if depth < len(means):
+                means[depth] += kl.item()
+    for name in names:
+        own[name].grad = slopes[name]
+    return means
+
+
+def _digest(weights: bytes) -> str:
+    return hashlib.sha256(weights).hexdigest()

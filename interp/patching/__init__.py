@@ -1,0 +1,73 @@
+"""Activation patching: exchange an activation and measure how much of a behaviour moves."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from interp.patching.ablation import Ablation, ablate
+    from interp.patching.causal_tracing import Trace, causal_trace, subject_noise
+    from interp.patching.contrast_check import informative, largest_change, removed
+    from interp.patching.contrast_result import ContrastCheck
+    from interp.patching.controls import untrained_control
+    from interp.patching.effects import Effects, Provenance, provenance
+    from interp.patching.paired_runs import (
+        PairedRuns,
+        PatchOptions,
+        SweepLayout,
+        normalized_effects,
+        of_patched,
+        one_of,
+        pair_runs,
+    )
+    from interp.patching.path_patching import receivers, senders
+    from interp.patching.sweeps import (
+        attention,
+        heads,
+        keys,
+        mlps,
+        neurons,
+        patterns,
+        queries,
+        residual,
+        together,
+        values,
+    )
+
+__all__ = [
+    "Ablation",
+    "ContrastCheck",
+    "Effects",
+    "PairedRuns",
+    "PatchOptions",
+    "Provenance",
+    "SweepLayout",
+    "Trace",
+    "ablate",
+    "attention",
+    "causal_trace",
+    "heads",
+    "informative",
+    "keys",
+    "largest_change",
+    "mlps",
+    "neurons",
+    "normalized_effects",
+    "of_patched",
+    "one_of",
+    "pair_runs",
+    "patterns",
+    "provenance",
+    "queries",
+    "receivers",
+    "removed",
+    "residual",
+    "senders",
+    "subject_noise",
+    "together",
+    "untrained_control",
+    "values",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

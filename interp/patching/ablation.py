@@ -1,0 +1,327 @@
+"""Ablation: what a model loses when a component is taken away, on the prompts as they are.
+
+What stands in for a component decides what is asked (all measured as in Zhang & Nanda 2023 and
+Conmy et al. 2023, https://arxiv.org/abs/2304.14997):
+
+    zero       nothing: far from anything the model has seen, and the only contrast that needs no
+               other prompts
+    mean       its mean over the prompts, at every position: what it says on average is kept
+    resample   its value on another prompt of the behaviour, drawn at random, several draws
+    corrupt    its value on the paired corrupt prompt: then this is noising by another name
+
+The effect is in the unit of the score, per prompt the ablated score minus the intact one, with an
+interval over prompts; `share` divides it by the intact score.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp import behaviours
+from interp.behaviours import Behaviour
+from interp.components import Component, HookedModel, device_of, parse
+from interp.errors import BehaviourError, EffectsError, ModelError
+from interp.metrics import Metric, logit_difference
+from interp.patching import contrast_check, engine, paired_runs
+from interp.patching.effects import Provenance, provenance
+from interp.patching.engine import MEMORY, Patched, Progress
+from interp.statistics import mean_interval
+from train import storage
+from train.errors import nearest
+from train.progress import shown
+
+
+__all__ = ["STANDINS", "Ablation", "ablate", "every_component"]
+
+SCHEMA = "openbook.ablation/1"
+STANDINS = ("zero", "mean", "resample", "corrupt")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """What the score loses, per set of components taken away together.
+
+    Attributes:
+        names: Of every set, "L0H2 + L1.mlp".
+        change: Mean over prompts of ablated minus intact score.
+        low: Lower end of its 95 % interval over prompts; nan with one prompt.
+        high: Upper end.
+        per_prompt: The change on every distinct prompt, in order of first appearance.
+        intact: Mean score of the untouched model.
+        accuracy: Share of prompts on which the answer still beats its foil, per set.
+        intact_accuracy: The same of the untouched model.
+        n_prompts: Distinct prompts.
+        standin: What was put in the place of a component.
+        draws: Of resampling, those that were finished; 1 otherwise.
+        metric: What was scored.
+        unit: Of a score.
+        provenance: What it was computed from.
+        notes: Sets whose stand-in is what they hold anyway.
+    """
+
+    names: tuple[str, ...]
+    change: Float[np.ndarray, " patch"]
+    low: Float[np.ndarray, " patch"]
+    high: Float[np.ndarray, " patch"]
+    per_prompt: Float[np.ndarray, "patch prompt"]
+    intact: float
+    accuracy: Float[np.ndarray, " patch"]
+    intact_accuracy: float
+    n_prompts: int
+    standin: str
+    draws: int
+    metric: str
+    unit: str
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.change[self._index(name)])
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % interval of one change; None with one prompt."""
+        at = self._index(name)
+        if np.isnan(self.low[at]):
+            return None
+        return float(self.low[at]), float(self.high[at])
+
+    def top(self, k: int) -> list[str]:
+        """Names of the k sets whose removal costs most."""
+        order = np.argsort(np.nan_to_num(self.change, nan=np.inf), kind="stable")
+        return [self.names[i] for i in order if not np.isnan(self.change[i])][:k]
+
+    @property
+    def unfinished(self) -> int:
+        """Sets that were not measured, after Ctrl-C."""
+        return int(np.isnan(self.change).sum())
+
+    def to_frame(self) -> Any:
+        """A pandas row per set."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "ablated": self.names,
+                "change": self.change,
+                "low": self.low,
+                "high": self.high,
+                "share": self.change / self.intact,
+                "accuracy": self.accuracy,
+                "n": self.n_prompts,
+            }
+        )
+
+    def plot(self) -> Any:
+        """Bars with intervals, the costliest in front."""
+        from interp import plots
+
+        rows = [self.names.index(name) for name in self.top(40)]
+        return plots.bars(
+            [self.names[i] for i in rows],
+            *(column[rows].tolist() for column in (self.change, self.low, self.high)),
+            title=f"{self.provenance.behaviour}: {self.standin} ablation",
+            unit=f"change of the {self.metric}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        content = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        arrays = {key: _plain(x) for key, x in content.items() if isinstance(x, np.ndarray)}
+        lists = {key: list(content[key]) for key in ("names", "notes")}
+        return {
+            **content,
+            **arrays,
+            **lists,
+            "schema": SCHEMA,
+            "provenance": asdict(self.provenance),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` accepts."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ablation":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.pop("schema", None) != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with ablation.save")
+        del content["digest"]
+        for key in ("change", "low", "high", "per_prompt", "accuracy"):
+            content[key] = np.array(content[key], dtype=np.float64)
+        for key in ("names", "notes"):
+            content[key] = tuple(content[key])
+        content["provenance"] = Provenance(**content["provenance"])
+        return cls(**content)
+
+    def _index(self, name: str) -> int:
+        if name not in self.names:
+            raise EffectsError(f"{name!r} was not ablated{nearest(name, self.names)}")
+        return self.names.index(name)
+
+
+def every_component(model: HookedModel) -> list[Component]:
+    """Every head and every MLP, layer by layer."""
+    return [
+        place
+        for layer in range(model.cfg.n_layers)
+        for place in (
+            *(Component("head", layer, head=head) for head in range(model.cfg.n_heads)),
+            Component("mlp", layer),
+        )
+    ]
+
+
+@torch.inference_mode()
+def ablate(
+    model: HookedModel,
+    behaviour: Behaviour,
+    sets: Sequence[Sequence[Component | str] | Component | str] | None = None,
+    *,
+    standin: str = "mean",
+    draws: int = 10,
+    metric: Metric | None = None,
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Ablation:
+    """Take sets of components away, each set at once, on the behaviour's clean prompts.
+
+    Args:
+        model: A hooked model.
+        behaviour: Only its clean prompts are run, with "corrupt" the others too.
+        sets: Places, such as ["L0H2", ["L1.mlp", "L1H0@3"]], where a name alone is a set of one;
+            None: every component on its own.
+        standin: "zero", "mean", "resample" or "corrupt".
+        draws: Of resampling; changes are averaged over them.
+        metric: Default: the logit difference.
+        memory: Bytes to stay under, above the weights.
+        seed: Of resampling.
+        progress: Told how many sets are done.
+
+    Raises:
+        CapabilityError: The model does not do the behaviour.
+        BehaviourError: Resampling or averaging over one prompt, or another misuse.
+        ModelError: A place that the model does not have.
+    """
+    paired_runs.one_of("stand-in", standin, STANDINS)
+    given = every_component(model) if sets is None else sets
+    given = [[one] if isinstance(one, Component | str) else one for one in given]
+    places = [[parse(one) if isinstance(one, str) else one for one in each] for each in given]
+    if not places or draws < 1:
+        raise ModelError(f"{len(places)} sets of components and {draws} draws ablate nothing")
+    engine.refuse_unknown(model, places, behaviour.n_pos)
+    behaviours.check(model, behaviour)
+    n_distinct = max(behaviour.distinct) + 1
+    if standin in ("mean", "resample") and n_distinct < 2:
+        raise BehaviourError(
+            f"behaviour {behaviour.name!r} has {n_distinct} prompt: another one to take the "
+            f"{standin} from is needed, or standin 'zero'"
+        )
+    read, clean = metric or logit_difference(behaviour), behaviour.clean.to(device_of(model))
+    read_all = [read, logit_difference(behaviour)]
+    values = _values(model, behaviour, places, corrupt=standin == "corrupt")
+    draws = draws if standin == "resample" else 1
+    found: list[Patched] = []
+    with shown(f"{standin} ablation of {behaviour.name}", progress) as told:
+        for draw in range(draws):
+            source = _source(values, behaviour, standin, seed * draws + draw)
+            one = engine.scores(
+                model, clean, places, source, read_all, memory=memory, progress=told
+            )
+            found.append(one)
+            if not one.done.all():
+                break
+    return _ablation(model, behaviour, (places, standin, seed), engine.averaged(found), read)
+
+
+def _values(
+    model: HookedModel, behaviour: Behaviour, sets: Sequence[Sequence[Component]], *, corrupt: bool
+) -> dict[str, Tensor]:
+    """Activations at the places, on the clean prompts or on the corrupt ones."""
+    tokens = (behaviour.corrupt if corrupt else behaviour.clean).to(device_of(model))
+    names = sorted({place.hook for places in sets for place in places})
+    if engine.engine_runs(model):
+        found = engine.activations(model, tokens, names)  # type: ignore[arg-type]
+        return {name: found[name] for name in names}
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    return {name: cache[name] for name in names}
+
+
+def _source(
+    values: dict[str, Tensor], behaviour: Behaviour, standin: str, seed: int
+) -> dict[str, Tensor]:
+    """What is put in the place of every component."""
+    if standin == "zero":
+        return {name: torch.zeros_like(value) for name, value in values.items()}
+    if standin == "corrupt":
+        return values
+    # A prompt that stands there many times, beside many foils, counts once.
+    row = torch.tensor(behaviour.distinct)
+    first = torch.stack([(row == kind).nonzero()[0, 0] for kind in range(int(row.max()) + 1)])
+    if standin == "mean":
+        return {
+            name: value[first].mean(dim=0, keepdim=True).expand_as(value)
+            for name, value in values.items()
+        }
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    # From 1 on: never the prompt itself.
+    other = torch.from_numpy(generator.integers(1, len(first), size=len(row)))
+    chosen = first[(row + other) % len(first)]
+    return {name: value[chosen] for name, value in values.items()}
+
+
+def _ablation(
+    model: HookedModel,
+    behaviour: Behaviour,
+    asked: tuple[Sequence[Sequence[Component]], str, int],
+    averaged: tuple[Patched, int],
+    metric: Metric,
+) -> Ablation:
+    (sets, standin, seed), (found, draws) = asked, averaged
+    scores, start = found.scores[0].numpy(), found.start[0].numpy()
+    # Right and wrong are a matter of the logit difference, whatever else is scored.
+    right = np.where(np.isnan(scores), np.nan, found.scores[-1].numpy() > 0)
+    kinds = np.arange(max(behaviour.distinct) + 1)
+    each = np.array(behaviour.distinct)[None] == kinds[:, None]
+    average = each / each.sum(axis=1, keepdims=True)
+    change = (scores - start) @ average.T
+    bounds = [mean_interval(one) or (float("nan"),) * 2 for one in change]
+    names = tuple(" + ".join(map(str, one)) for one in sets)
+    still = contrast_check.unmoved(names, found.moved.masked_fill(~found.done, float("inf")))
+    said = f"{len(still)} of {len(names)} sets hold what stands in for them: no change shows"
+    return Ablation(
+        names=names,
+        change=change.mean(axis=1),
+        low=np.array([low for low, _ in bounds]),
+        high=np.array([high for _, high in bounds]),
+        per_prompt=change,
+        intact=float((start @ average.T).mean()),
+        accuracy=(right @ average.T).mean(axis=1),
+        intact_accuracy=float(((found.start[-1].numpy() > 0) @ average.T).mean()),
+        n_prompts=len(kinds),
+        standin=standin,
+        draws=draws,
+        metric=metric.name,
+        unit=metric.unit,
+        provenance=provenance(model, behaviour, seed=seed),
+        notes=(said,) if still else (),
+    )
+
+
+def _plain(values: Float[np.ndarray, "*axes"]) -> Any:
+    """Nested lists in which nan is None: JSON has no nan."""
+    whole = values.astype(object)
+    whole[np.isnan(values)] = None
+    return whole.tolist()

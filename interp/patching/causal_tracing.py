@@ -1,0 +1,327 @@
+"""Causal tracing: at which layer and position does a damaged prompt become whole again?
+
+Damage what the prompt says of its subject, restore one state of the undamaged run, and see how much
+of the answer comes back (Meng et al. 2022, https://arxiv.org/abs/2202.05262, section 2). Two ways
+to damage:
+
+    replaced   the subject is another one, symmetric token replacement: the default, because what
+    the
+               model then computes is in distribution (Zhang & Nanda 2023,
+               https://arxiv.org/abs/2309.16042)
+    noised     normal noise on the embeddings of the subject, 3 deviations wide, several draws: the
+               original; it finds other places than replacement does, and less stably
+
+What is restored is the residual stream after a layer, or the output of its MLP or attention in a
+`window` of layers around it. Meng et al. take windows of 10 layers; windows of 5 already inflate
+peaks, so here a window is one layer unless it is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp import behaviours
+from interp.behaviours import Behaviour
+from interp.components import Component
+from interp.errors import BehaviourError, ContrastError, EffectsError, ModelError
+from interp.metrics import Metric
+from interp.patching import engine, paired_runs
+from interp.patching.effects import Effects
+from interp.patching.engine import MEMORY, Patched, Progress
+from interp.patching.paired_runs import PairedRuns, PatchOptions, SweepLayout
+from train import progress as bars
+from train import storage
+from train.model import GPT
+
+
+__all__ = ["DAMAGES", "Trace", "causal_trace", "subject_noise"]
+
+SCHEMA = "openbook.trace/1"
+RESTORING = "restoring in noise"
+DAMAGES = ("replaced", "noised")
+SITES = {"residual": "resid_post", "mlps": "mlp", "attention": "attn"}
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Three maps over (layer, pos): how much of the answer comes back.
+
+    Attributes:
+        residual: One state after a layer restored.
+        mlps: MLP outputs of a window of layers restored.
+        attention: Attention outputs of a window of layers restored.
+        subject: Half-open span of the subject's positions, when there is one.
+        damage: "replaced" or "noised".
+        noise: Width of the noise in deviations of the subjects' embeddings; 0 without.
+        draws: Of the noise, those that every map finished; 1 without.
+    """
+
+    residual: Effects
+    mlps: Effects
+    attention: Effects
+    subject: tuple[int, int] | None
+    damage: str
+    noise: float
+    draws: int
+
+    def curve(self, what: str, pos: int | None = None) -> Any:
+        """A pandas row per layer at one position: layer, effect, low and high.
+
+        Args:
+            what: "residual", "mlps" or "attention".
+            pos: Default: the last token of the subject, where Meng et al. find the early site.
+        """
+        if what not in SITES:
+            raise EffectsError(f"a trace holds {', '.join(SITES)}, and not {what!r}")
+        if pos is None and self.subject is None:
+            raise EffectsError("the behaviour has no subject; name the position of the curve")
+        chosen = self.subject[1] - 1 if pos is None and self.subject else pos
+        frame = getattr(self, what).to_frame()
+        found = frame[frame["pos"] == chosen]
+        if not len(found):
+            raise EffectsError(f"the trace has no position {chosen}")
+        return found[["layer", "effect", "low", "high"]].reset_index(drop=True)
+
+    def to_frame(self) -> Any:
+        """All three maps, a row a place."""
+        import pandas
+
+        parts = [getattr(self, what).to_frame().assign(restored=what) for what in SITES]
+        return pandas.concat(parts, ignore_index=True)
+
+    def plot(self) -> Any:
+        """The three maps side by side."""
+        from interp import plots
+
+        return plots.trace(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "schema": SCHEMA,
+            **{what: getattr(self, what).to_dict() for what in SITES},
+            "subject": list(self.subject) if self.subject else None,
+            "damage": self.damage,
+            "noise": self.noise,
+            "draws": self.draws,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` accepts."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            EffectsError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.get("schema") != SCHEMA:
+            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with trace.save")
+        subject = content["subject"]
+        return cls(
+            **{what: Effects.from_dict(content[what]) for what in SITES},
+            subject=(subject[0], subject[1]) if subject else None,
+            **{name: content[name] for name in ("damage", "noise", "draws")},
+        )
+
+
+def causal_trace(
+    model: GPT,
+    behaviour: Behaviour,
+    *,
+    damage: str = "replaced",
+    noise: float = 3.0,
+    draws: int = 10,
+    window: int = 1,
+    metric: Metric | None = None,
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trace:
+    """Restore every layer at every position, the residual stream, MLPs and attention apart.
+
+    Args:
+        model: A GPT.
+        behaviour: Its clean prompts are what is damaged. "noised" needs its subject.
+        damage: "replaced" (by its corrupt prompts) or "noised".
+        noise: In deviations of the embeddings of the subjects' tokens.
+        draws: Of the noise; scores are averaged over them before anything else.
+        window: Layers whose MLP (or attention) outputs are restored together.
+        metric: Default: the logit difference; `metrics.probability` is what Meng et al. trace.
+        memory: Bytes to stay under, above the weights.
+        seed: Of the noise.
+        progress: Told how many states were restored.
+
+    Raises:
+        CapabilityError: The model does not do the behaviour.
+        ContrastError: The damage does not change the score.
+        BehaviourError: "noised", and the behaviour has no subject.
+        ModelError: The window has more layers than the model, or the model has hooks of its own.
+    """
+    paired_runs.one_of("damage", damage, DAMAGES)
+    how = PatchOptions(metric, "denoising", memory, progress, seed)
+    n_layers, n_pos = model.cfg.n_layers, behaviour.n_pos
+    if not 1 <= window <= n_layers:
+        raise ModelError(f"a window of {window} layers was asked of a model that has {n_layers}")
+    found: dict[str, Effects] = {}
+    made, stopped = draws, False
+    for what, site in SITES.items():
+        wide = 1 if what == "residual" else window
+        places = [
+            Component(site, layer, pos=p) for layer, p in product(range(n_layers), range(n_pos))
+        ]
+        patches = [_window(place, wide, n_layers) for place in places]
+        names = tuple(map(str, places))
+        layout = SweepLayout(site, ("layer", "pos"), (n_layers, n_pos), names, window=wide)
+        if stopped:
+            # Ctrl-C ends the whole trace: what comes after it is missing and says so.
+            found[what] = _missing(found["residual"], layout)
+        elif damage == "replaced":
+            found[what] = paired_runs.normalized_effects(model, behaviour, patches, layout, how)
+            stopped = found[what].unfinished > 0
+        else:
+            with bars.shown(behaviour.name, progress) as told:
+                shown = replace(how, progress=told)
+                drawn = (noise, draws)
+                found[what], n = _noised(model, behaviour, patches, layout, shown, drawn)
+            made, stopped = min(made, n), n < draws or found[what].unfinished > 0
+    noised = damage == "noised"
+    return Trace(
+        **found,
+        subject=behaviour.subject,
+        damage=damage,
+        noise=noise if noised else 0.0,
+        draws=made if noised else 1,
+    )
+
+
+def subject_noise(
+    model: GPT, behaviour: Behaviour, *, noise: float = 3.0, seed: int = 0
+) -> Float[Tensor, "prompt pos d_model"]:
+    """One draw of what is added to the embeddings: 0 outside the subject.
+
+    Its deviation is `noise` times that of the embeddings of all subjects' tokens.
+
+    Raises:
+        BehaviourError: The behaviour has no subject.
+    """
+    if behaviour.subject is None:
+        raise BehaviourError(
+            f"behaviour {behaviour.name!r} names no subject, so there is nothing to put noise on; "
+            "trace it with damage 'replaced'"
+        )
+    first, last = behaviour.subject
+    tokens = behaviour.clean[:, first:last].to(model.device)
+    width = noise * model.W_E[tokens].float().std()
+    draw = torch.Generator().manual_seed(seed)
+    shape = (*tokens.shape, model.cfg.d_model)
+    found = torch.zeros(behaviour.n_prompts, behaviour.n_pos, model.cfg.d_model)
+    found[:, first:last] = torch.randn(shape, generator=draw)
+    return (found.to(model.device) * width).to(model.W_E.dtype)
+
+
+def _missing(like: Effects, layout: SweepLayout) -> Effects:
+    """Effects of which nothing was measured."""
+    return replace(
+        like,
+        site=layout.site,
+        values=torch.full(layout.shape, float("nan")),
+        low=None,
+        high=None,
+        places=layout.places,
+        window=layout.window,
+        notes=("interrupted: nothing was measured",),
+        also=(),
+    )
+
+
+def _window(place: Component, window: int, n_layers: int) -> list[Component]:
+    """The same place in the layers around it, cut off at both ends as Meng et al. do."""
+    first = place.layer - window // 2
+    layers = range(max(0, first), min(n_layers, first + window))
+    return [Component(place.site, layer, pos=place.pos) for layer in layers]
+
+
+@torch.inference_mode()
+def _noised(
+    model: GPT,
+    behaviour: Behaviour,
+    patches: Sequence[Sequence[Component]],
+    layout: SweepLayout,
+    how: PatchOptions,
+    drawn: tuple[float, int],
+) -> tuple[Effects, int]:
+    """Clean states restored in noised runs, averaged over the draws, and how many were finished."""
+    behaviours.check(model, behaviour)
+    if not engine.engine_runs(model):
+        raise ModelError("the model has hooks of its own, which a trace does not run; remove them")
+    noise, draws = drawn
+    if draws < 1 or noise <= 0:
+        raise BehaviourError(f"{draws} draws of noise of width {noise} damage nothing")
+    clean, read = behaviour.clean.to(model.device), how.metrics(behaviour)
+    names = sorted({place.hook for patch in patches for place in patch})
+    shared = behaviour.subject[0] if behaviour.subject else 0
+
+    def sources(slab: slice, base: engine.BaseRun) -> engine.Sources:
+        there = engine.activations(model, clean[slab], names)
+        return engine.Sources(lambda i: there, sum(value.nbytes for value in there.values()))
+
+    found: list[Patched] = []
+    for draw in range(draws):
+        added = subject_noise(model, behaviour, noise=noise, seed=how.seed * draws + draw)
+        one = engine.run(
+            model,
+            clean,
+            patches,
+            sources,
+            read,
+            shared=shared,
+            memory=how.memory,
+            progress=_part(how.progress, draw, draws),
+            added=added,
+        )
+        found.append(one)
+        if not one.done.all():
+            break
+    mean, made = engine.averaged(found)
+    goal = engine.unpatched(model, clean, read, memory=how.memory)
+    if not (goal.mean(dim=1) - mean.start.mean(dim=1)).abs().min() >= 1e-6:
+        raise ContrastError(
+            f"behaviour {behaviour.name!r} scores {goal[0].mean():.3g} with and without noise of "
+            f"{noise:g} deviations on its subject"
+        )
+    runs = PairedRuns(clean, clean, shared, mean.start.numpy(), goal.numpy())
+    effects = paired_runs.of_patched(model, behaviour, mean, runs, layout, how)
+    return _called_noised(effects, f"{made} of {draws} draws of noise, {noise:g} deviations"), made
+
+
+def _called_noised(effects: Effects, note: str) -> Effects:
+    """The same numbers, saying that the other end is the noised run and not the corrupt prompts."""
+    return replace(
+        effects,
+        direction=RESTORING,
+        unit=effects.unit.replace("clean-corrupt", "clean-noised"),
+        notes=(note, *effects.notes),
+        also=tuple(_called_noised(one, note) for one in effects.also),
+    )
+
+
+def _part(progress: Progress | None, number: int, of: int) -> Callable[..., None] | None:
+    """Progress of one draw as progress of all."""
+    if progress is None:
+        return None
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        progress(what, number * (total or 0) + done, (total or 0) * of)
+
+    return tell

@@ -1,0 +1,278 @@
+"""Whether a contrast can show anything: an effect of 0 is a finding only if something was varied.
+
+Exchanging a component's value for the one it has on other prompts asks what *varies* between the
+two. Where nothing varies, or nothing that is read further on, the effect is 0 whatever the
+component does: on 129 compiled programs, exchange between equally long inputs loses 121 of the 359
+components that compute (a component that looks at the length or at BOS always sees the same).
+Removing it, which needs no other prompts, tells such a 0 from a real one.
+
+What is found is a verdict a component, `interp.patching.contrast_result`. Rounding aside, all of it
+is exact.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.components import Component, HookedModel, device_of, parse
+from interp.errors import BehaviourError, UninformativeWarning
+from interp.metrics import Metric
+from interp.patching import engine
+from interp.patching.contrast_result import UNINFORMATIVE, ContrastCheck
+from interp.patching.effects import provenance
+from interp.patching.engine import Patched
+
+
+__all__ = ["exchanged", "informative", "largest_change", "removed", "unmoved", "warn_unmoved"]
+
+# Values that should be equal differ by rounding; on the compiled programs the largest such effect
+# is 6e-8 and the smallest real one 3.2e-3.
+EQUAL, TOLERANCE = 1e-5, 1e-4
+Hook = tuple[str, Callable[..., Tensor | None]]
+
+
+def informative(
+    model: HookedModel,
+    clean: Int[Tensor, "prompt pos"],
+    corrupt: Int[Tensor, "source_prompt source_pos"],
+    places: Sequence[Component],
+    *,
+    metric: Metric | None = None,
+    progress: engine.Progress | None = None,
+) -> ContrastCheck:
+    """What exchanging between paired prompts can show about each place, and a warning if little.
+
+    Costs two passes over the prompts a place, and one more for each that seems to do nothing.
+
+    Args:
+        model: A hooked model.
+        clean: The prompts that are patched.
+        corrupt: The prompts that values come from, row by row.
+        places: Components to judge.
+        metric: What counts as output; default: the largest change of any logit at any position.
+        progress: Told how many patches are done.
+
+    Raises:
+        BehaviourError: The two sets of prompts are not equally many and equally long.
+    """
+    if clean.shape != corrupt.shape:
+        raise BehaviourError(
+            f"clean prompts of shape {tuple(clean.shape)} and corrupt ones of "
+            f"{tuple(corrupt.shape)} make no pairs; make them equally many and equally long"
+        )
+    metric = metric or largest_change(model, clean)
+    here, there = _values(model, clean, places), _values(model, corrupt, places)
+    zeros = {name: torch.zeros_like(value) for name, value in here.items()}
+    exchange = _swept(model, clean, places, there, metric, progress)
+    removal = _swept(model, clean, places, zeros, metric, progress)
+    output = _largest(engine.unpatched(model, corrupt, [metric])[0] - exchange.start[0])
+    columns = (exchange.moved, removal.moved, _changes(exchange), _changes(removal))
+    rows = zip(*(one.tolist() for one in columns), strict=True)
+    verdicts = [_verdict(*row, varies=output > TOLERANCE) for row in rows]
+    verdicts = _absorbed(model, clean, places, verdicts, there, here)
+    found = ContrastCheck(
+        places=tuple(map(str, places)),
+        verdicts=tuple(verdicts),
+        moved=tuple(exchange.moved.tolist()),
+        exchanged=tuple(_changes(exchange).tolist()),
+        removed=tuple(_changes(removal).tolist()),
+        output=output,
+        varies=output > TOLERANCE,
+        metric=metric.name,
+        unit=metric.unit,
+        n=len(clean),
+        provenance=provenance(model, None, seed=0),
+    )
+    if found.uninformative:
+        warnings.warn(str(found), UninformativeWarning, stacklevel=2)
+    return found
+
+
+def unmoved(names: Sequence[str], moved: Float[Tensor, " place"]) -> list[str]:
+    """Names of the places that a sweep's contrast left as they were, rounding aside.
+
+    Args:
+        names: What was patched.
+        moved: Largest difference between the value put in and the value replaced.
+    """
+    # Held against places of their own kind: a pattern moves by less than 1, a residual by hundreds.
+    largest: dict[str, float] = {}
+    sites = ["+".join(parse(one).site for one in name.split(" + ")) for name in names]
+    for site, by in zip(sites, moved.tolist(), strict=True):
+        largest[site] = max(largest.get(site, 0.0), by if isfinite(by) else 0.0)
+    pairs = zip(names, sites, moved.tolist(), strict=True)
+    return [name for name, site, by in pairs if by <= EQUAL * largest[site]]
+
+
+def warn_unmoved(what: str, still: Sequence[str], of: int) -> None:
+    """Warn that the contrast of a behaviour says nothing about `still`, out of so many places."""
+    if not still:
+        return
+    shown = ", ".join(still[:8]) + (f" and {len(still) - 8} more" if len(still) > 8 else "")
+    warnings.warn(
+        f"the contrast of {what!r} is uninformative about {len(still)} of {of} places: {shown} "
+        "have the same value in both prompts of every pair, so an effect of 0 there says nothing; "
+        "use prompts that vary what they read, or ablation",
+        UninformativeWarning,
+        stacklevel=6,
+    )
+
+
+def exchanged(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    source: Int[Tensor, "prompt pos"],
+    places: Sequence[Component],
+    *,
+    metric: Metric | None = None,
+) -> Float[Tensor, " place"]:
+    """Largest change of the metric on any prompt, with each place's value from `source`'s run."""
+    metric = metric or largest_change(model, tokens)
+    return _changes(_swept(model, tokens, places, _values(model, source, places), metric))
+
+
+def removed(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    places: Sequence[Component],
+    *,
+    metric: Metric | None = None,
+) -> Float[Tensor, " place"]:
+    """Largest change of the metric on any prompt, with each place set to zero."""
+    metric = metric or largest_change(model, tokens)
+    zeros = {name: torch.zeros_like(v) for name, v in _values(model, tokens, places).items()}
+    return _changes(_swept(model, tokens, places, zeros, metric))
+
+
+@torch.inference_mode()
+def largest_change(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    *,
+    positions: Sequence[int] | None = None,
+    columns: Sequence[int] | None = None,
+) -> Metric:
+    """The largest change of any logit from the untouched run: 0 there, and at least 0 elsewhere.
+
+    Args:
+        model: Whose untouched run is remembered.
+        tokens: The prompts; the metric is for these and no others.
+        positions: Read by it; default: all.
+        columns: Of the vocabulary; default: all.
+    """
+    reads = tuple(range(tokens.shape[1]) if positions is None else positions)
+    chosen = None if columns is None else torch.tensor(columns)
+    logits = model(tokens.to(device_of(model)))[:, reads]
+    reference = logits if chosen is None else logits[..., chosen.to(logits.device)]
+
+    def score(logits: Tensor, prompt: Tensor) -> Tensor:
+        return (logits - reference[prompt]).abs().amax(dim=(1, 2))
+
+    return Metric("largest change of a logit", "logits", score, positions=reads, columns=chosen)
+
+
+# --- passes --------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def _values(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    places: Sequence[Component],
+    first: Sequence[Hook] = (),
+) -> dict[str, Tensor]:
+    """Values at the places' hook points; `first`: hooks that act before they are read."""
+    found: dict[str, Tensor] = {}
+
+    def keeping(name: str) -> Hook:
+        return name, lambda value, point: found.__setitem__(name, value.clone())
+
+    keep = [keeping(name) for name in dict.fromkeys(place.hook for place in places)]
+    model.run_with_hooks(tokens.to(device_of(model)), fwd_hooks=[*first, *keep])
+    return found
+
+
+def _swept(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    places: Sequence[Component],
+    source: Mapping[str, Tensor],
+    metric: Metric,
+    progress: engine.Progress | None = None,
+) -> Patched:
+    patches = [[place] for place in places]
+    tokens = tokens.to(device_of(model))
+    found = engine.scores(model, tokens, patches, source, [metric], progress=progress)
+    if not found.done.all():
+        # A verdict needs both sweeps: half of one has none.
+        raise KeyboardInterrupt
+    return found
+
+
+def _changes(patched: Patched) -> Float[Tensor, " place"]:
+    """Largest change over prompts."""
+    return (patched.scores[0] - patched.start[0]).abs().amax(dim=1)
+
+
+def _replacing(place: Component, source: Tensor) -> Hook:
+    def replace(value: Tensor, point: object) -> Tensor:
+        value = value.clone()
+        value[place.index] = source[place.index]
+        return value
+
+    return place.hook, replace
+
+
+def _largest(values: Tensor) -> float:
+    return values.abs().max().item()
+
+
+# --- verdicts ------------------------------------------------------------------------------------
+
+
+def _verdict(
+    moved: float, scale: float, by_exchange: float, by_removal: float, *, varies: bool
+) -> str:
+    if by_exchange > TOLERANCE:
+        return "shown"
+    if moved <= EQUAL * scale:
+        return "constant" if scale > 0 else "silent"
+    return "idle" if varies and by_removal <= TOLERANCE else "unread"
+
+
+@torch.inference_mode()
+def _absorbed(
+    model: HookedModel,
+    clean: Int[Tensor, "prompt pos"],
+    places: Sequence[Component],
+    verdicts: list[str],
+    there: Mapping[str, Tensor],
+    here: Mapping[str, Tensor],
+) -> list[str]:
+    """Idle ones whose exchange reaches something uninformative are absorbed by it.
+
+    From the last to the first, so that what ends in an absorbed component is absorbed as well.
+    """
+    verdicts = list(verdicts)
+    for number in reversed(range(len(places))):
+        if verdicts[number] != "idle":
+            continue
+        place = places[number]
+        after = _values(model, clean, places, first=[_replacing(place, there[place.hook])])
+        reached = {
+            verdict
+            for other, verdict in zip(places, verdicts, strict=True)
+            if other != place and _differ(after[other.hook], here[other.hook], other)
+        }
+        if reached & set(UNINFORMATIVE):
+            verdicts[number] = "absorbed"
+    return verdicts
+
+
+def _differ(one: Tensor, other: Tensor, place: Component) -> bool:
+    difference = _largest(one[place.index] - other[place.index])
+    return difference > EQUAL * _largest(other[place.index])

@@ -1,0 +1,116 @@
+"""The same patches in a model that has learned nothing.
+
+Methods that find structure in trained models often find it in untrained ones too (Heap et al. 2025,
+https://arxiv.org/abs/2501.17727). So the patches of a result are run again in a model of the same
+architecture with fresh weights, on the same prompts, and what they move is held against the trained
+model's difference: a model that has learned nothing should move nothing of it.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from interp.behaviours import Behaviour
+from interp.components import Component, HookedModel, parse
+from interp.errors import EffectsError, ModelError
+from interp.metrics import METRICS, Metric
+from interp.patching import engine
+from interp.patching.effects import Effects
+from interp.patching.engine import MEMORY, Progress
+from interp.patching.paired_runs import DIRECTIONS, PairedRuns
+from train.model import GPT, init_gpt
+
+
+__all__ = ["untrained_control"]
+
+
+def untrained_control(
+    model: HookedModel,
+    behaviour: Behaviour,
+    effects: Effects,
+    *,
+    metric: Metric | None = None,
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Effects:
+    """The effects with `control` filled in.
+
+    Args:
+        model: Whose effects they are; its architecture is used, its weights are not.
+        behaviour: What they are of.
+        effects: Of a sweep or of sets of places, on one or several metrics.
+        metric: Needed when the effects are on a metric of the user's own.
+        memory: Bytes to stay under, above the weights.
+        seed: Of the fresh weights.
+        progress: Told how many patches are done.
+
+    Raises:
+        ModelError: A model that we cannot start anew.
+        EffectsError: Effects of paths, of another behaviour, or on an unknown metric.
+    """
+    if not isinstance(model, GPT):
+        raise ModelError(f"a {type(model).__name__} cannot be started anew; a GPT can")
+    if effects.through:
+        raise EffectsError("these are effects of paths; an untrained control is made of patches")
+    if effects.direction not in DIRECTIONS:
+        raise EffectsError(
+            f"these effects are of {effects.direction}; a control is made of patches"
+        )
+    if effects.provenance.behaviour_sha256 != behaviour.sha256:
+        raise EffectsError(
+            f"the effects are of behaviour {effects.provenance.behaviour!r} with other prompts "
+            f"than {behaviour.name!r} has; give the behaviour that they were measured on"
+        )
+    fresh = init_gpt(model.cfg, seed).eval().to(model.device)
+    clean, corrupt = behaviour.clean.to(model.device), behaviour.corrupt.to(model.device)
+    denoising = effects.direction == "denoising"
+    here, there = (corrupt, clean) if denoising else (clean, corrupt)
+    both = (effects, *effects.also)
+    read = [_metric(one, behaviour, metric) for one in both]
+    start = torch.zeros(len(read), behaviour.n_prompts).double().numpy()
+    shared = int((clean != corrupt).any(dim=0).int().argmax())
+    runs = PairedRuns(here, there, shared, start, start)
+    patches = [_patch(name, effects, model.cfg.n_layers) for name in effects.names]
+    found = engine.scores(
+        fresh,
+        here,
+        patches,
+        runs.source(fresh, patches),
+        read,
+        shared=shared,
+        memory=memory,
+        progress=progress,
+    )
+    moved = (found.scores - found.start[:, None]).mean(dim=-1)
+    first, *also = [
+        replace(one, control=_share(moved[i], one).reshape(one.values.shape))
+        for i, one in enumerate(both)
+    ]
+    return replace(first, also=tuple(also))
+
+
+def _share(moved: torch.Tensor, effects: Effects) -> torch.Tensor:
+    """What was moved, over the trained model's difference in the same direction."""
+    whole = effects.clean - effects.corrupt
+    return (moved / (whole if effects.direction == "denoising" else -whole)).float()
+
+
+def _patch(name: str, effects: Effects, n_layers: int) -> list[Component]:
+    """The places behind a name, with the layers of its window."""
+    places = [parse(one) for one in name.split(" + ")]
+    if effects.window == 1:
+        return places
+    (place,) = places
+    first = place.layer - effects.window // 2
+    layers = range(max(0, first), min(n_layers, first + effects.window))
+    return [replace(place, layer=layer) for layer in layers]
+
+
+def _metric(effects: Effects, behaviour: Behaviour, given: Metric | None) -> Metric:
+    known = {made.name: made for made in (make(behaviour) for make in METRICS.values())}
+    if given is not None:
+        known[given.name] = given
+    if effects.metric not in known:
+        raise EffectsError(f"the effects are on {effects.metric!r}; give that metric")
+    return known[effects.metric]

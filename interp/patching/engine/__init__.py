@@ -1,0 +1,55 @@
+"""The exact patched forward pass: every sweep, circuit and estimate is computed here."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from interp.patching.engine.base_run import (
+        BaseRun,
+        activations,
+        fast_fp32,
+        fast_product,
+        product_for,
+    )
+    from interp.patching.engine.memory import MEMORY, ROWS
+    from interp.patching.engine.patched_scores import Patched, averaged, spread
+    from interp.patching.engine.paths import Path, arriving, hooks_read, patch_of
+    from interp.patching.engine.scheduler import (
+        Progress,
+        Source,
+        Sources,
+        engine_runs,
+        refuse_unknown,
+        run,
+        scores,
+        unpatched,
+    )
+
+__all__ = [
+    "MEMORY",
+    "ROWS",
+    "BaseRun",
+    "Patched",
+    "Path",
+    "Progress",
+    "Source",
+    "Sources",
+    "activations",
+    "arriving",
+    "averaged",
+    "engine_runs",
+    "fast_fp32",
+    "fast_product",
+    "hooks_read",
+    "patch_of",
+    "product_for",
+    "refuse_unknown",
+    "run",
+    "scores",
+    "spread",
+    "unpatched",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

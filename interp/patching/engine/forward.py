@@ -1,0 +1,230 @@
+"""Many patched runs through the layers that are left, together.
+
+Runs are appended as the pass reaches the layer where each leaves the base run. Runs with the same
+first position form a segment, a dense block [patch prompt pos d_model]; everything that works on
+one position at a time (norms, projections, MLPs) is done for all segments in one product, attention
+for each segment against the base run's keys and values. In the last layer only the positions that
+are read go on.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from interp.components import Component
+from interp.patching.engine.attention import follow, mix, pattern, seen, to_query_heads
+from interp.patching.engine.base_run import BaseRun
+from interp.patching.engine.patch_start import MID, PRE, Start, replace, replace_pattern
+from train.model import Attention, Block, rotate
+
+
+__all__ = ["finish"]
+
+
+def finish(
+    base: BaseRun, starts: Sequence[Start], reads: Sequence[int]
+) -> Float[Tensor, "patch prompt read d_model"]:
+    """Residual streams of the patched runs after the last layer, at the positions `reads`."""
+    segments = {one.first: _Segment(base, starts, one.first, list(reads)) for one in starts}
+    for layer in range(min(one.layer for one in starts), base.n_layers):
+        _layer(base, list(segments.values()), layer)
+    found = base.final[:, list(reads)].expand(len(starts), -1, -1, -1).clone()
+    for segment in segments.values():
+        segment.join(base.n_layers, PRE)
+        segment.only_reads()
+        columns = [column for column, pos in enumerate(reads) if pos >= segment.first]
+        at = [segment.positions.index(reads[column]) for column in columns]
+        rows = torch.tensor(segment.rows, device=found.device)
+        found[rows[:, None], :, torch.tensor(columns, device=found.device)] = segment.resid[
+            :, :, at
+        ].permute(0, 2, 1, 3)
+    return found
+
+
+class _Segment:
+    """Patched runs that leave the base run at the same position."""
+
+    def __init__(
+        self, base: BaseRun, starts: Sequence[Start], first: int, reads: list[int]
+    ) -> None:
+        self.starts, self.first = starts, first
+        self.waiting = [i for i, one in enumerate(starts) if one.first == first]
+        self.reads = sorted({pos for pos in reads if pos >= first})
+        self.positions = list(range(first, base.n_pos))
+        self.rows: list[int] = []
+        self.resid = base.final.new_zeros(
+            0, base.n_prompts, len(self.positions), base.final.shape[2]
+        )
+
+    def join(self, layer: int, stage: str) -> None:
+        """Append the runs that start here."""
+        here = [
+            i
+            for i in self.waiting
+            if (self.starts[i].layer, self.starts[i].stage) == (layer, stage)
+        ]
+        if not here:
+            return
+        at = [pos - self.first for pos in self.positions]
+        new = torch.stack([self.starts[i].resid for i in here])
+        new = new if len(at) == new.shape[2] else new[:, :, at]
+        self.resid = torch.cat([self.resid, new]) if self.rows else new
+        self.rows += here
+        self.waiting = [i for i in self.waiting if i not in here]
+
+    def only_reads(self) -> None:
+        """Drop every position that nothing reads."""
+        if self.positions != self.reads:
+            kept = [self.positions.index(pos) for pos in self.reads]
+            self.resid, self.positions = self.resid[:, :, kept], self.reads
+
+    def replace(self, value: Tensor, layer: int, site: str, positions: Sequence[int]) -> Tensor:
+        """The value [patch prompt pos ...] with this site replaced in the runs that ask for it."""
+        changed = False
+        for i, places in self.asking(layer, site):
+            if not changed:
+                value, changed = value.clone(), True
+            for place in places:
+                replace(value[i], place, self.starts[self.rows[i]].source, positions)
+        return value
+
+    def asking(self, layer: int, site: str) -> list[tuple[int, Sequence[Component]]]:
+        """Rows that replace something at a site on the way, and what."""
+        wanted = [self.starts[row].later.get((layer, site), ()) for row in self.rows]
+        return [(i, places) for i, places in enumerate(wanted) if places]
+
+
+def _layer(base: BaseRun, segments: list[_Segment], layer: int) -> None:
+    """Take every segment through one layer."""
+    block, last = base.block(layer), layer == base.n_layers - 1
+    for segment in segments:
+        segment.join(layer, PRE)
+        segment.resid = segment.replace(segment.resid, layer, "resid_pre", segment.positions)
+    active = [segment for segment in segments if segment.rows]
+    if active:
+        _attend(base, active, layer, last)
+    for segment in segments:
+        if last:
+            segment.only_reads()
+        segment.join(layer, MID)
+        segment.resid = segment.replace(segment.resid, layer, "resid_mid", segment.positions)
+    active = [segment for segment in segments if segment.rows and segment.positions]
+    if active:
+        _think(block, active, layer)
+    for segment in segments:
+        segment.resid = segment.replace(segment.resid, layer, "resid_post", segment.positions)
+
+
+def _attend(base: BaseRun, segments: list[_Segment], layer: int, last: bool) -> None:
+    block = base.block(layer)
+    attn, rotation = block.attn, base.model.rotation(base.n_pos)
+    normed = [block.ln1(one.resid) if block.pre else one.resid for one in segments]
+    queries = [
+        _kept(one, x, one.reads) if last else x for one, x in zip(segments, normed, strict=True)
+    ]
+    q, k, v = _projected(attn, queries, normed, last)
+    mixed = [
+        _mixed(base, one, layer, wired, one.reads if last else one.positions, rotation)
+        for one, *wired in zip(segments, q, k, v, strict=True)
+    ]
+    written = _together(lambda z: attn.out(z), [z.flatten(-2) for z in mixed])
+    for segment, out in zip(segments, written, strict=True):
+        if last:
+            segment.only_reads()
+        out = segment.replace(out, layer, "attn", segment.positions)
+        total = segment.resid + out
+        segment.resid = total if block.pre else block.ln1(total)
+
+
+def _kept(segment: _Segment, x: Tensor, positions: Sequence[int]) -> Tensor:
+    return x[:, :, [pos - segment.first for pos in positions]]
+
+
+def _projected(
+    attn: Attention, queries: list[Tensor], normed: list[Tensor], last: bool
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Queries, keys and values of every segment, [patch prompt pos head d_head]."""
+    n_query = attn.widths[0]
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    if not last:
+        wired = _together(lambda x: functional.linear(x, weight, bias), normed)
+        split = [one.split(attn.widths, dim=-1) for one in wired]
+    else:
+        b_q, b_kv = (None, None) if bias is None else (bias[:n_query], bias[n_query:])
+        q = _together(lambda x: functional.linear(x, weight[:n_query], b_q), queries)
+        kv = _together(lambda x: functional.linear(x, weight[n_query:], b_kv), normed)
+        split = [(one, *two.split(attn.widths[1:], dim=-1)) for one, two in zip(q, kv, strict=True)]
+    q, k, v = ([one[part].unflatten(-1, (-1, attn.d_head)) for one in split] for part in range(3))
+    return q, k, v
+
+
+def _mixed(
+    base: BaseRun,
+    segment: _Segment,
+    layer: int,
+    wired: Sequence[Tensor],
+    queried: list[int],
+    rotation: tuple[Tensor, Tensor] | None,
+) -> Float[Tensor, "patch prompt query head d_head"]:
+    """z of one segment, with everything replaced that its runs replace inside attention."""
+    attn = base.block(layer).attn
+    at = {"q": queried, "k": segment.positions, "v": segment.positions}
+    q, k, v = (segment.replace(x, layer, site, at[site]) for x, site in zip(wired, at, strict=True))
+    if rotation is not None:
+        q, k = _rotated(q, rotation, queried), _rotated(k, rotation, segment.positions)
+    k = follow(base.keys(layer)[:, : segment.first], k)
+    v = follow(base.at(layer, "v")[:, : segment.first], v)
+    mask = seen(queried, base.n_pos, causal=attn.causal, like=q)
+    z = mix(q, k, v, mask)
+    for i, places in segment.asking(layer, "pattern"):
+        attended = pattern(q[i], k[i], mask)
+        values = to_query_heads(v[i], attn.n_heads)
+        for place in places:
+            mine = attended[:, place.head]
+            replace_pattern(mine, place, segment.starts[segment.rows[i]].source, queried)
+            z[i, :, :, place.head] = mine @ values[:, :, place.head]
+    return segment.replace(z, layer, "head", queried)
+
+
+def _rotated(
+    x: Float[Tensor, "patch prompt pos head d_head"],
+    rotation: tuple[Tensor, Tensor],
+    positions: list[int],
+) -> Float[Tensor, "patch prompt pos head d_head"]:
+    cos, sin = (one[positions] for one in rotation)
+    return rotate(x.flatten(0, 1), cos, sin).unflatten(0, x.shape[:2])
+
+
+def _think(block: Block, segments: list[_Segment], layer: int) -> None:
+    """The MLP of one layer, for all segments in one product."""
+    mlp = block.mlp
+    asking = any(segment.asking(layer, "neuron") for segment in segments)
+    into = [block.ln2(one.resid) if block.pre else one.resid for one in segments]
+    if asking:
+        neurons = _together(mlp.neurons, into)
+        neurons = [
+            one.replace(x, layer, "neuron", one.positions)
+            for one, x in zip(segments, neurons, strict=True)
+        ]
+        written = _together(mlp.down, neurons)
+    else:
+        written = _together(mlp, into)
+    for segment, out in zip(segments, written, strict=True):
+        out = segment.replace(out, layer, "mlp", segment.positions)
+        total = segment.resid + out
+        segment.resid = total if block.pre else block.ln2(total)
+
+
+def _together(work: Callable[[Tensor], Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """Work on all rows of all parts in one call, and hand each part its own back."""
+    if len(parts) == 1:
+        return [work(parts[0])]
+    rows = work(torch.cat([part.flatten(0, -2) for part in parts]))
+    sizes = [part[..., 0].numel() for part in parts]
+    return [
+        piece.unflatten(0, part.shape[:-1])
+        for piece, part in zip(rows.split(sizes), parts, strict=True)
+    ]

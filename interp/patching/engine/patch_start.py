@@ -1,0 +1,272 @@
+"""Where a patched run leaves the base run.
+
+Whatever is patched, its first trace in the residual stream is computed from the base run alone: a
+head's output differs by `(z' - z) W_O`, a neuron's by `(n' - n) W_out`, and a query, key, value or
+pattern changes the z of its own head. So a patched run starts in the middle of a layer, with the
+attention below it never computed again. Places in later layers are replaced as the run passes them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.components import Component
+from interp.patching.engine.attention import mix, pattern, seen
+from interp.patching.engine.base_run import ATTENTION, BaseRun
+from train.model import rotate
+
+
+__all__ = ["Start", "first_position", "replace", "start"]
+
+PRE, MID = "pre", "mid"
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A patched run at the place where it leaves the base run.
+
+    Attributes:
+        layer: What it enters next; the number of layers when only the unembedding is left.
+        stage: "pre" when all of that layer is ahead, "mid" when its attention is done.
+        first: Positions before it are the base run's.
+        resid: Residual stream from `first` on.
+        later: What is still to be replaced on the way, by (layer, site).
+        source: What it is replaced with, by hook name.
+    """
+
+    layer: int
+    stage: str
+    first: int
+    resid: Float[Tensor, "prompt pos d_model"]
+    later: Mapping[tuple[int, str], Sequence[Component]]
+    source: Mapping[str, Tensor]
+
+
+def first_position(base: BaseRun, patch: Sequence[Component]) -> int:
+    """The first position that a patch can change."""
+    if not base.block(0).attn.causal:
+        return 0
+    return min(base.shared if place.pos is None else min(place.positions or ()) for place in patch)
+
+
+def start(base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor]) -> Start:
+    """The run in which every place of `patch` takes its value from `source`."""
+    layer, first = min(place.layer for place in patch), first_position(base, patch)
+    here = [place for place in patch if place.layer == layer]
+    sites = {place.site for place in here}
+    if "resid_pre" in sites:
+        now, stage, resid = {"resid_pre"}, PRE, base.at(layer, "resid_pre")[:, first:].clone()
+    elif sites & {*ATTENTION, "resid_mid"}:
+        now, stage = {*ATTENTION, "resid_mid"}, MID
+        resid = _mid(base, [place for place in here if place.site in ATTENTION], source, first)
+        resid = resid if resid is not None else base.at(layer, "resid_mid")[:, first:].clone()
+    else:
+        now, stage, layer = sites, PRE, layer + 1
+        resid = _post(base, here, source, first)
+    for place in here:
+        if place.site.startswith("resid") and place.site in now:
+            replace(resid, place, source, range(first, base.n_pos))
+    left = [place for place in patch if place not in here or place.site not in now]
+    return Start(layer, stage, first, resid, _by_stop(left), source)
+
+
+def replace(
+    value: Float[Tensor, "prompt pos *rest"],
+    place: Component,
+    source: Mapping[str, Tensor],
+    positions: Sequence[int],
+) -> None:
+    """Write the source's value at a place, in place; `positions` says what `value` holds."""
+    wanted = positions if place.positions is None else place.positions
+    column = {pos: i for i, pos in enumerate(positions)}
+    pairs = [(column[pos], pos) for pos in wanted if pos in column]
+    if not pairs:
+        return
+    to, fro = (list(side) for side in zip(*pairs, strict=True))
+    part = place.head if place.neuron is None else place.neuron
+    given = source[place.hook]
+    if part is None:
+        value[:, to] = given[:, fro].to(value)
+    else:
+        value[:, to, part] = given[:, fro, part].to(value)
+
+
+def _by_stop(places: Iterable[Component]) -> dict[tuple[int, str], list[Component]]:
+    found: dict[tuple[int, str], list[Component]] = {}
+    for place in places:
+        found.setdefault((place.layer, place.site), []).append(place)
+    return found
+
+
+def _mid(
+    base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
+) -> Float[Tensor, "prompt pos d_model"] | None:
+    """Residual stream after attention in which places of `patch` were replaced; None: no place."""
+    if not patch:
+        return None
+    layer = patch[0].layer
+    block = base.block(layer)
+    change = _z_change(base, [place for place in patch if place.site != "attn"], source, first)
+    whole = [place for place in patch if place.site == "attn"]
+    if whole:
+        attended = base.at(layer, "attn")[:, first:]
+        attended = attended.clone() if change is None else attended + change
+        for place in whole:
+            replace(attended, place, source, range(first, base.n_pos))
+        change = attended - base.at(layer, "attn")[:, first:]
+    assert change is not None
+    if block.pre:
+        return base.at(layer, "resid_mid")[:, first:] + change
+    return block.ln1(
+        base.at(layer, "resid_pre")[:, first:] + base.at(layer, "attn")[:, first:] + change
+    )
+
+
+def _z_change(
+    base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
+) -> Float[Tensor, "prompt pos d_model"] | None:
+    """What replacing queries, keys, values, patterns and outputs of heads adds to attn_out."""
+    if not patch:
+        return None
+    attn = base.block(patch[0].layer).attn
+    positions = range(first, base.n_pos)
+    shared_by = attn.n_heads // attn.n_key_value_heads
+    total: Tensor | None = None
+    wired = [place for place in patch if place.site != "head"]
+    heads = {place.head for place in patch if place.site in ("head", "q", "pattern")}
+    heads |= {
+        place.head * shared_by + i
+        for place in patch
+        if place.site in ("k", "v") and place.head is not None
+        for i in range(shared_by)
+    }
+    for head in sorted(one for one in heads if one is not None):
+        mine = [p for p in wired if p.head == (head // shared_by if p.site in "kv" else head)]
+        outputs = [p for p in patch if p.site == "head" and p.head == head]
+        if mine:
+            old, new = _remixed(base, head, mine, source, first)
+            new = new.clone()
+        else:
+            old = base.at(patch[0].layer, "head")[:, first:, head]
+            new = old.clone()
+        for place in outputs:
+            replace(
+                new,
+                Component("head", place.layer, pos=place.pos),
+                _one_head(source, place),
+                positions,
+            )
+        added = (new - old) @ attn.W_O[head]
+        total = added if total is None else total + added
+    return total
+
+
+def _one_head(source: Mapping[str, Tensor], place: Component) -> dict[str, Tensor]:
+    return {place.hook: source[place.hook][:, :, place.head]}
+
+
+def _remixed(
+    base: BaseRun, head: int, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
+) -> tuple[Float[Tensor, "prompt pos d_head"], Float[Tensor, "prompt pos d_head"]]:
+    """z of one head as it was, and with its query, key, value or pattern replaced."""
+    layer = patch[0].layer
+    attn = base.block(layer).attn
+    shared = head // (attn.n_heads // attn.n_key_value_heads)
+    rotation = base.model.rotation(base.n_pos)
+    everywhere = range(base.n_pos)
+
+    def wired(site: str, part: int) -> Tensor | None:
+        """The replaced query, key or value of this head [prompt pos 1 d_head], not yet rotated."""
+        places = [place for place in patch if place.site == site]
+        if not places:
+            return None
+        value = base.at(layer, site)[:, :, part].clone()
+        for place in places:
+            replace(
+                value, Component(site, layer, pos=place.pos), _one_head(source, place), everywhere
+            )
+        return value[:, :, None]
+
+    def turned(x: Tensor) -> Tensor:
+        return x if rotation is None else rotate(x, *rotation)
+
+    q = base.at(layer, "q")[:, :, head, None]
+    q_new, k_new, v_new = wired("q", head), wired("k", shared), wired("v", shared)
+    k = base.keys(layer)[:, :, shared, None]
+    v = base.at(layer, "v")[:, :, shared, None]
+    mask = seen(list(range(first, base.n_pos)), base.n_pos, causal=attn.causal, like=q)
+    old_q, new_q = (turned(one)[:, first:] for one in (q, q if q_new is None else q_new))
+    k_new, v_new = k if k_new is None else turned(k_new), v if v_new is None else v_new
+    old = mix(old_q, k, v, mask)[:, :, 0]
+    patterns = [place for place in patch if place.site == "pattern"]
+    if not patterns:
+        return old, mix(new_q, k_new, v_new, mask)[:, :, 0]
+    attended = pattern(new_q, k_new, mask)[:, 0]
+    for place in patterns:
+        replace_pattern(attended, place, source, range(first, base.n_pos))
+    new = einsum(attended, v_new[:, :, 0], "prompt query key, prompt key d -> prompt query d")
+    return old, new
+
+
+def replace_pattern(
+    attended: Float[Tensor, "prompt query key"],
+    place: Component,
+    source: Mapping[str, Tensor],
+    positions: Sequence[int],
+) -> None:
+    """Write what the source attends to, in place; rows are not made to sum to 1 again."""
+    wanted = positions if place.positions is None else place.positions
+    column = {pos: i for i, pos in enumerate(positions)}
+    given = source[place.hook][:, place.head].to(attended)
+    for pos in wanted:
+        if pos not in column:
+            continue
+        if place.key is None:
+            attended[:, column[pos]] = given[:, pos]
+        else:
+            attended[:, column[pos], place.key] = given[:, pos, place.key]
+
+
+def _post(
+    base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
+) -> Float[Tensor, "prompt pos d_model"]:
+    """Residual stream after a layer whose MLP was patched, or which is itself replaced."""
+    layer = patch[0].layer
+    block = base.block(layer)
+    change = _mlp_change(base, patch, source, first)
+    if change is None:
+        return base.at(layer, "resid_post")[:, first:].clone()
+    if block.pre:
+        return base.at(layer, "resid_post")[:, first:] + change
+    written = base.at(layer, "mlp")[:, first:] + change
+    return block.ln2(base.at(layer, "resid_mid")[:, first:] + written)
+
+
+def _mlp_change(
+    base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
+) -> Float[Tensor, "prompt pos d_model"] | None:
+    """What replacing neurons, or the whole output, adds to mlp_out."""
+    neurons = [place for place in patch if place.site == "neuron"]
+    whole = [place for place in patch if place.site == "mlp"]
+    if not neurons and not whole:
+        return None
+    layer, positions = patch[0].layer, range(first, base.n_pos)
+    weight = base.block(layer).mlp.down.weight
+    change = torch.zeros_like(base.final[:, first:])
+    for place in neurons:
+        old = base.at(layer, "neuron")[:, first:, place.neuron]
+        new = old[..., None].clone()
+        one = {place.hook: source[place.hook][:, :, place.neuron, None]}
+        replace(new, Component("neuron", layer, pos=place.pos), one, positions)
+        change += (new[..., 0] - old)[..., None] * weight[:, place.neuron]
+    if whole:
+        written = base.at(layer, "mlp")[:, first:]
+        changed = written + change
+        for place in whole:
+            replace(changed, place, source, positions)
+        change = changed - written
+    return change

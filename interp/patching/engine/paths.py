@@ -1,0 +1,106 @@
+"""What a sender writes, as a receiver reads it, when nothing else has changed.
+
+Path patching (Wang et al. 2022, https://arxiv.org/abs/2211.00593, section 3.1) in two runs. In the
+first the sender's output takes its other value and all heads between sender and receiver keep
+theirs; the receiver's query, key or value is computed from what then arrives. In the second run
+only the receivers are patched, with what they computed. Since the residual stream is a sum, the
+first run is no run at all: what arrives is the base run's stream plus what the sender wrote, plus,
+when MLPs are computed again, what they make of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.components import Component
+from interp.patching.engine.base_run import BaseRun
+from train.model import GPT
+
+
+__all__ = ["Path", "arriving", "hooks_read", "patch_of"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """From the output of a head to queries, keys and values of later heads, or to the logits.
+
+    Attributes:
+        sender: A place of the site `head`, at all positions.
+        receivers: Places of the sites q, k and v; () for the logits.
+    """
+
+    sender: Component
+    receivers: tuple[Component, ...] = ()
+
+
+def patch_of(path: Path, n_layers: int) -> list[Component]:
+    """The places that the second run replaces."""
+    return list(path.receivers) or [Component("resid_post", n_layers - 1)]
+
+
+def hooks_read(model: GPT, paths: Sequence[Path], *, mlps: bool) -> list[str]:
+    """What a base run must keep, so that `arriving` can be computed from it."""
+    names = {path.sender.hook for path in paths}
+    for path in paths:
+        layers = {receiver.layer for receiver in path.receivers}
+        names |= {f"blocks.{layer}.hook_resid_pre" for layer in layers}
+        if mlps:
+            between = range(path.sender.layer, max(layers, default=model.cfg.n_layers))
+            names |= {f"blocks.{layer}.hook_resid_mid" for layer in between}
+            names |= {f"blocks.{layer}.hook_mlp_out" for layer in between}
+    return sorted(names)
+
+
+def arriving(
+    base: BaseRun, path: Path, source: Mapping[str, Tensor], *, mlps: bool
+) -> dict[str, Tensor]:
+    """What the receivers compute, by hook name; the last residual stream when there are none."""
+    sender = path.sender
+    block = base.block(sender.layer)
+    changed = source[sender.hook] - base.at(sender.layer, "head")
+    written = changed[:, :, sender.head] @ block.attn.W_O[sender.head]
+    layers = sorted({receiver.layer for receiver in path.receivers}) or [base.n_layers]
+    found: dict[str, Tensor] = {}
+    layer = sender.layer
+    for goal in layers:
+        while layer < goal:
+            if mlps:
+                written = written + _by_mlp(base, layer, written)
+            layer += 1
+        if goal == base.n_layers:
+            return {f"blocks.{goal - 1}.hook_resid_post": base.final + written}
+        _receive(base, goal, written, [one for one in path.receivers if one.layer == goal], found)
+    return found
+
+
+def _by_mlp(
+    base: BaseRun, layer: int, written: Float[Tensor, "prompt pos d_model"]
+) -> Float[Tensor, "prompt pos d_model"]:
+    """What an MLP writes differently when `written` is added to what it reads."""
+    block = base.block(layer)
+    read = base.at(layer, "resid_mid") + written
+    return block.mlp(block.ln2(read)) - base.at(layer, "mlp")
+
+
+def _receive(
+    base: BaseRun,
+    layer: int,
+    written: Float[Tensor, "prompt pos d_model"],
+    receivers: Sequence[Component],
+    found: dict[str, Tensor],
+) -> None:
+    """Queries, keys and values of the receivers of one layer, beside the base run's."""
+    block = base.block(layer)
+    attn = block.attn
+    read = block.ln1(base.at(layer, "resid_pre") + written)
+    offset = {"q": 0, "k": attn.widths[0], "v": sum(attn.widths[:2])}
+    for place in receivers:
+        assert place.head is not None
+        value = found.setdefault(place.hook, base.at(layer, place.site).clone())
+        begin = offset[place.site] + place.head * attn.d_head
+        rows = slice(begin, begin + attn.d_head)
+        bias = None if attn.qkv.bias is None else attn.qkv.bias[rows]
+        value[:, :, place.head] = torch.nn.functional.linear(read, attn.qkv.weight[rows], bias)

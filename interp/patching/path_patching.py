@@ -1,0 +1,174 @@
+"""Path patching: which head speaks to which, through a query, a key, a value, or to the logits.
+
+Patching a head's output lets everything after it react; patching a *path* lets one reader see the
+other value and hides it from all others (Wang et al. 2022, https://arxiv.org/abs/2211.00593,
+section 3.1). `senders` asks who speaks to given receivers, `receivers` whom a given head speaks to.
+
+`mlps="frozen"` is the direct path alone, `"recomputed"` also what MLPs on the way make of it, which
+is what Wang et al. call a path. Attention on the way keeps its values in both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from interp.behaviours import Behaviour
+from interp.components import Component, HookedModel, parse
+from interp.errors import ModelError
+from interp.patching import engine, paired_runs
+from interp.patching.effects import Effects
+from interp.patching.engine import MEMORY, BaseRun, Path, Progress
+from interp.patching.paired_runs import Metrics, PatchOptions, SweepLayout
+from train import progress as bars
+from train.model import GPT
+
+
+__all__ = ["receivers", "senders"]
+
+LOGITS = "logits"
+MLPS = ("frozen", "recomputed")
+READERS = ("q", "k", "v")
+
+
+def senders(
+    model: HookedModel,
+    behaviour: Behaviour,
+    to: str | Component | Sequence[str | Component] = LOGITS,
+    *,
+    mlps: str = "frozen",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Effect of every head on the receivers `to`, taken together, and on nothing else.
+
+    Args:
+        to: "logits", or queries, keys and values such as "L1H0.q".
+        mlps: "frozen" or "recomputed" on the way.
+
+    Returns:
+        Effects over (layer, head) of the sender. Heads that are not below every receiver reach only
+        those above them, or none: those are 0.
+
+    Raises:
+        ModelError: A receiver that is no query, key or value, or a model that normalises what it
+            adds (post-norm), where what a head writes is no term of a sum. Otherwise as
+            `interp.patching`.
+    """
+    how = PatchOptions(metric, direction, memory, progress)
+    paired_runs.refuse_misuse(model, behaviour)
+    heard = _receivers(to)
+    cfg = model.cfg
+    paths = [
+        Path(Component("head", layer, head=head), tuple(r for r in heard if r.layer > layer))
+        for layer in range(cfg.n_layers)
+        for head in range(cfg.n_heads)
+    ]
+    reach = [i for i, path in enumerate(paths) if path.receivers or not heard]
+    readers = ", ".join(map(str, heard)) or LOGITS
+    shape = (cfg.n_layers, cfg.n_heads)
+    names = tuple(str(path.sender) for path in paths)
+    layout = SweepLayout("head", ("layer", "head"), shape, names, through=f"{readers}, MLPs {mlps}")
+    return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
+
+
+def receivers(
+    model: HookedModel,
+    behaviour: Behaviour,
+    sender: str | Component,
+    *,
+    part: str = "q",
+    mlps: str = "frozen",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Effect of one head through the query, key or value of every later head, one at a time.
+
+    Returns:
+        Effects over (layer, head) of the receiver, 0 in the sender's layer and below. Raises as
+        `senders` does.
+    """
+    paired_runs.refuse_misuse(model, behaviour)
+    paired_runs.one_of("part", part, READERS)
+    how = PatchOptions(metric, direction, memory, progress)
+    spoken = parse(sender) if isinstance(sender, str) else sender
+    if spoken.site != "head" or spoken.pos is not None:
+        raise ModelError(f"{spoken} is no sender: name a head, such as L0H2")
+    cfg = model.cfg
+    n_heads = cfg.n_heads if part == "q" else getattr(cfg, "n_key_value_heads", cfg.n_heads)
+    places = [
+        Component(part, layer, head=h) for layer in range(cfg.n_layers) for h in range(n_heads)
+    ]
+    paths = [Path(spoken, (place,)) for place in places]
+    reach = [i for i, place in enumerate(places) if place.layer > spoken.layer]
+    shape = (cfg.n_layers, n_heads)
+    names = tuple(map(str, places))
+    layout = SweepLayout(part, ("layer", "head"), shape, names, through=f"{spoken}, MLPs {mlps}")
+    return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Paths in the order of the result, and which of them lead anywhere."""
+
+    paths: list[Path]
+    reach: list[int]
+    layout: SweepLayout
+    mlps: str
+
+
+def _effects(model: HookedModel, behaviour: Behaviour, asked: _Asked, how: PatchOptions) -> Effects:
+    paired_runs.one_of("treatment of MLPs", asked.mlps, MLPS)
+    paths, mlps = [asked.paths[i] for i in asked.reach], asked.mlps == "recomputed"
+    if not isinstance(model, GPT) or model.cfg.norm_placement != "pre":
+        raise ModelError("paths are followed through the residual stream of a pre-norm GPT only")
+    if not engine.engine_runs(model):
+        raise ModelError("the model has hooks of its own, which paths do not run; remove them")
+    if not paths:
+        raise ModelError("no path leads there: a receiver lies in a later layer than its sender")
+    patches = [engine.patch_of(path, model.cfg.n_layers) for path in paths]
+    every = [[path.sender, *patch] for path, patch in zip(paths, patches, strict=True)]
+    engine.refuse_unknown(model, every, behaviour.n_pos)
+    runs = paired_runs.pair_runs(model, behaviour, how)
+    names = sorted({path.sender.hook for path in paths})
+
+    def sources(slab: slice, base: BaseRun) -> engine.Sources:
+        there = engine.activations(model, runs.there[slab], names)
+
+        def of(i: int) -> Mapping[str, Tensor]:
+            return engine.arriving(base, paths[i], there, mlps=mlps)
+
+        return engine.Sources(of, sum(value.nbytes for value in there.values()))
+
+    with bars.shown(behaviour.name, how.progress) as told:
+        found = engine.run(
+            model,
+            runs.here,
+            patches,
+            sources,
+            how.metrics(behaviour),
+            shared=runs.shared,
+            memory=how.memory,
+            progress=told,
+            also_kept=engine.hooks_read(model, paths, mlps=mlps),
+        )
+    whole = engine.spread(found, asked.reach, len(asked.paths))
+    return paired_runs.of_patched(model, behaviour, whole, runs, asked.layout, how)
+
+
+def _receivers(to: str | Component | Sequence[str | Component]) -> list[Component]:
+    given = [to] if isinstance(to, str | Component) else list(to)
+    if given == [LOGITS]:
+        return []
+    places = [parse(one) if isinstance(one, str) else one for one in given]
+    wrong = [place for place in places if place.site not in READERS or place.pos is not None]
+    if wrong or not places:
+        raise ModelError(
+            f"{wrong[0] if wrong else 'nothing'} is no receiver; name queries, keys and values "
+            "such as L1H0.q, or 'logits'"
+        )
+    return places

@@ -1,0 +1,348 @@
+"""Activation patching: which activations carry a behaviour.
+
+Run the corrupt prompts, replace one activation by its value on the clean prompts, and measure how
+much of the behaviour comes back (*denoising*: finds what suffices). The other way round, clean
+prompts patched with corrupt values (*noising*), finds what is needed. Both are exact: everything
+that a patch can change is computed again, and nothing else (`interp.engine`).
+
+Every sweep takes the same options, `positions` ("each" one at a time, "together", or a list whose
+items are positions or groups of them), `metric` (one or several, measured in the same passes),
+`direction`, `memory` (bytes above the weights) and `progress`, and refuses alike:
+
+    CapabilityError   the model does not do the behaviour
+    ContrastError     the model scores clean and corrupt prompts alike
+    ModelError        a layer, head or position that is not there
+    BudgetError       not one patch fits into `memory`
+
+Why denoising is the default, why tokens are replaced symmetrically, why the score is a logit
+difference and the window one layer: Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from interp.behaviours import Behaviour
+from interp.components import Component, HookedModel, parse
+from interp.errors import BehaviourError, ModelError
+from interp.patching.effects import Effects
+from interp.patching.engine import MEMORY, Progress
+from interp.patching.paired_runs import (
+    DIRECTIONS,
+    Metrics,
+    PatchOptions,
+    SweepLayout,
+    normalized_effects,
+    one_of,
+    refuse_misuse,
+)
+from train.errors import nearest
+
+
+__all__ = [
+    "DIRECTIONS",
+    "Positions",
+    "Progress",
+    "attention",
+    "heads",
+    "keys",
+    "mlps",
+    "neurons",
+    "patterns",
+    "queries",
+    "residual",
+    "together",
+    "values",
+]
+
+Positions = str | int | Sequence[int | Sequence[int]]
+RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
+
+
+def residual(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    site: str = "resid_pre",
+    positions: Positions = "each",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the residual stream of each layer, one position at a time: Effects over (layer, pos).
+
+    `site` is resid_pre (what enters the layer), resid_mid (behind attention) or resid_post.
+    """
+    one_of("site", site, RESIDUAL)
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_layer(model, behaviour, site, positions, 1, how)
+
+
+def attention(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    window: int = 1,
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the output of attention, all heads of a layer together: Effects over (layer[, pos]).
+
+    `window` layers around the named one are patched together; wide windows inflate peaks.
+    """
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_layer(model, behaviour, "attn", positions, window, how)
+
+
+def mlps(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    window: int = 1,
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the output of one MLP at a time, otherwise as `attention`."""
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_layer(model, behaviour, "mlp", positions, window, how)
+
+
+def heads(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the output of one head at a time (`hook_z`): Effects over (layer, head[, pos])."""
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_head(model, behaviour, "head", positions, how)
+
+
+def queries(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the query of one head at a time, not yet rotated: Effects over (layer, head[, pos])."""
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_head(model, behaviour, "q", positions, how)
+
+
+def keys(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the key of one head at a time; heads that share one are patched together."""
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_head(model, behaviour, "k", positions, how)
+
+
+def values(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch the value of one head at a time; heads that share one are patched together."""
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_head(model, behaviour, "v", positions, how)
+
+
+def patterns(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    positions: Positions = "together",
+    keys: bool = False,
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch what one head attends to; rows are not made to sum to 1 again.
+
+    Positions are those that look. With `keys` every position looked at is patched on its own:
+    Effects over (layer, head, pos, key).
+    """
+    how = PatchOptions(metric, direction, memory, progress)
+    return _by_head(model, behaviour, "pattern", positions, how, keys=keys)
+
+
+def neurons(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Positions = "together",
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch one neuron at a time, behind its activation: Effects over (layer, neuron[, pos]).
+
+    Costs as many patches as there are neurons; `layers` takes some of them.
+    """
+    how = PatchOptions(metric, direction, memory, progress)
+    refuse_misuse(model, behaviour)
+    chosen = range(model.cfg.n_layers) if layers is None else list(layers)
+    if not chosen:
+        raise ModelError("no layer was given; leave `layers` out for all of them")
+    groups, pos_axis = _groups(positions, behaviour)
+    neurons = range(model.cfg.d_mlp)
+    places = [
+        Component("neuron", layer, neuron=neuron, pos=pos)
+        for layer, neuron, pos in product(chosen, neurons, groups)
+    ]
+    shape = (len(chosen), len(neurons), *([len(groups)] if pos_axis else []))
+    layout = SweepLayout("neuron", ("layer", "neuron", *pos_axis), shape, _names(places))
+    return normalized_effects(model, behaviour, [(place,) for place in places], layout, how)
+
+
+def together(
+    model: HookedModel,
+    behaviour: Behaviour,
+    patches: Sequence[Sequence[Component | str]],
+    *,
+    metric: Metrics = None,
+    direction: str = "denoising",
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Effects:
+    """Patch sets of places, each set at once: Effects over (patch,), named "L0H2 + L1.mlp@3"."""
+    how = PatchOptions(metric, direction, memory, progress)
+    refuse_misuse(model, behaviour)
+    sets = [[parse(one) if isinstance(one, str) else one for one in given] for given in patches]
+    if not sets:
+        raise ModelError("no patch was given; each is a list of places such as ['L0H2', 'L1.mlp']")
+    names = tuple(" + ".join(map(str, one)) for one in sets)
+    layout = SweepLayout("several", ("patch",), (len(sets),), names)
+    return normalized_effects(model, behaviour, sets, layout, how)
+
+
+# --- which places a sweep visits -----------------------------------------------------------------
+
+
+def _by_layer(
+    model: HookedModel,
+    behaviour: Behaviour,
+    site: str,
+    positions: Positions,
+    window: int,
+    how: PatchOptions,
+) -> Effects:
+    refuse_misuse(model, behaviour)
+    n_layers = model.cfg.n_layers
+    if not 1 <= window <= n_layers:
+        raise ModelError(f"a window of {window} layers was asked of a model that has {n_layers}")
+    groups, pos_axis = _groups(positions, behaviour)
+    places = [Component(site, layer, pos=pos) for layer, pos in product(range(n_layers), groups)]
+    patches = [
+        [Component(site, layer, pos=place.pos) for layer in _around(place.layer, window, n_layers)]
+        for place in places
+    ]
+    shape = (n_layers, *([len(groups)] if pos_axis else []))
+    layout = SweepLayout(site, ("layer", *pos_axis), shape, _names(places), window)
+    return normalized_effects(model, behaviour, patches, layout, how)
+
+
+def _around(layer: int, window: int, n_layers: int) -> range:
+    """`window` layers with `layer` in the middle, cut off at both ends (Meng et al. 2022)."""
+    return range(max(0, layer - window // 2), min(n_layers, layer - window // 2 + window))
+
+
+def _by_head(
+    model: HookedModel,
+    behaviour: Behaviour,
+    site: str,
+    positions: Positions,
+    how: PatchOptions,
+    *,
+    keys: bool = False,
+) -> Effects:
+    refuse_misuse(model, behaviour)
+    cfg = model.cfg
+    shared = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    heads = range(shared if site in ("k", "v") else cfg.n_heads)
+    groups, pos_axis = _groups(positions, behaviour)
+    looked_at = list(range(behaviour.n_pos)) if keys else [None]
+    places = [
+        Component(site, layer, head=head, pos=pos, key=key)
+        for layer, head, pos, key in product(range(cfg.n_layers), heads, groups, looked_at)
+    ]
+    lengths = [cfg.n_layers, len(heads)]
+    lengths += [len(groups)] if pos_axis else []
+    lengths += [len(looked_at)] if keys else []
+    axes = ("layer", "head", *pos_axis, *(["key"] if keys else []))
+    layout = SweepLayout(site, axes, tuple(lengths), _names(places))
+    return normalized_effects(model, behaviour, [(place,) for place in places], layout, how)
+
+
+def _groups(
+    positions: Positions, behaviour: Behaviour
+) -> tuple[Sequence[int | tuple[int, ...] | None], tuple[str, ...]]:
+    """Positions that are patched at a time, and the axis that they make.
+
+    Raises:
+        BehaviourError: A word that is none, a position outside the prompts, or no position.
+    """
+    if positions == "together":
+        return [None], ()
+    if positions == "each":
+        return list(range(behaviour.n_pos)), ("pos",)
+    if isinstance(positions, str):
+        known = ("each", "together")
+        raise BehaviourError(
+            f"no positions are called {positions!r}{nearest(positions, known)}; give 'each', "
+            "'together' or a list"
+        )
+    listed = [positions] if isinstance(positions, int) else positions
+    found = list(dict.fromkeys(_resolved(listed, behaviour.n_pos)))
+    if not found:
+        raise BehaviourError("an empty list of positions patches nothing; leave it out for all")
+    return found, ("pos",)
+
+
+def _resolved(
+    positions: Sequence[int | Sequence[int]], n_pos: int
+) -> Iterator[int | tuple[int, ...]]:
+    """Positions counted from 0; negative ones count from the end."""
+    for given in positions:
+        group = (given,) if isinstance(given, int) else tuple(given)
+        outside = [pos for pos in group if not -n_pos <= pos < n_pos]
+        if outside or not group:
+            raise BehaviourError(
+                f"position {outside[0] if outside else 'none'} was asked of prompts of {n_pos} "
+                "tokens"
+            )
+        counted = tuple(sorted({pos % n_pos for pos in group}))
+        yield counted[0] if isinstance(given, int) else counted
+
+
+def _names(places: Sequence[Component]) -> tuple[str, ...]:
+    return tuple(map(str, places))

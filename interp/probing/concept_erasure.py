@@ -1,0 +1,422 @@
+"""Erasing a label from activations, and whether a behaviour suffers: the causal check of a probe.
+
+LEACE (Belrose et al. 2023, theorem 4.3, https://arxiv.org/abs/2306.03819) is the smallest affine
+change of x after which no linear classifier can read z: with W the whitening of x and u an
+orthonormal basis of W cov(x, z), it is x - W^-1 u u' W (x - mean). Afterwards cov(x, z) is zero,
+which is exactly when the best linear predictor of z is a constant.
+
+Ours and not the package `concept-erasure` (0.2.4), to which it is equal (tested): in fp64, without
+its tolerance, which leaves a rare class readable (tested too), and twenty lines.
+
+An erased direction costs something whatever it held, so the effect is the loss *beyond a placebo*:
+the same with the labels shuffled, which erases as many directions.
+
+What erasing a label did to a behaviour, beside a placebo; made by `interp.probing.concept_erasure`.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp import behaviours
+from interp.behaviours import Behaviour
+from interp.components import Component, HookedModel, device_of
+from interp.errors import ProbeError, UninformativeWarning
+from interp.patching import Provenance, provenance
+from interp.probing import classifiers, probes
+from interp.probing.classifiers import Estimate
+from interp.probing.tasks import ProbeTask
+from interp.statistics import mean_interval, wilson
+from train import storage
+
+
+__all__ = ["Arm", "Eraser", "Erasure", "erasure_effect", "leace"]
+
+SCHEMA = "openbook.erasure/1"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How well the behaviour goes in one condition.
+
+    Attributes:
+        name: intact, erased, or placebo (mean over its draws).
+        score: Mean logit difference of the prompts.
+        accuracy: Share of prompts answered rightly.
+        removed: Share of the variance of the activations that was taken away.
+        probe: Cross-validated accuracy of a probe for the label, on other cases than the erasure
+            was fitted to.
+    """
+
+    name: str
+    score: Estimate
+    accuracy: Estimate
+    removed: float
+    probe: Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Erasure:
+    """What erasing a label does to a behaviour.
+
+    Attributes:
+        task: Whose label was erased.
+        behaviour: What was measured.
+        place: Where.
+        positions: At which positions; None: all.
+        rank: Directions erased.
+        n_cases: Cases that the erasure and the probes were fitted to.
+        n_prompts: Different prompts of the behaviour.
+        placebos: Draws of shuffled labels.
+        baseline: Share of the commonest label: what a probe reaches that reads nothing.
+        arms: intact, erased, placebo.
+        task_sha256: Its prompts, positions, labels and types.
+        loss: Score of the placebo minus score of the erased, in logits, paired prompt by prompt.
+        notes: What makes the loss say less than it seems to.
+    """
+
+    task: str
+    behaviour: str
+    place: str
+    positions: tuple[int, ...] | None
+    rank: int
+    n_cases: int
+    n_prompts: int
+    placebos: int
+    baseline: float
+    arms: tuple[Arm, ...]
+    loss: Estimate
+    task_sha256: str
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Erasure({self.task!r} at {self.place}, {self.behaviour!r} n={self.n_prompts}: loses "
+            f"{self.loss} logits beyond a placebo; probe {self['intact'].probe} -> "
+            f"{self['erased'].probe}, baseline {self.baseline:.3f})"
+        )
+
+    def __getitem__(self, name: str) -> Arm:
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise ProbeError(f"no arm {name!r}; there are {', '.join(a.name for a in self.arms)}")
+
+    def to_frame(self) -> Any:
+        """A pandas row per arm; `x low` and `x high` are the interval of `x`."""
+        import pandas
+
+        rows = []
+        for arm in self.arms:
+            row: dict[str, Any] = {"arm": arm.name, "prompts": self.n_prompts}
+            for name in ("score", "accuracy", "probe"):
+                found = getattr(arm, name)
+                row |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
+            rows.append(row | {"removed": arm.removed})
+        return pandas.DataFrame(rows)
+
+    def plot(self) -> Any:
+        """The score in each arm."""
+        from interp import plots
+
+        return plots.erasure(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` accepts."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Erasure":
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file is not what its seal says.
+            ProbeError: The file holds something else.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.pop("schema", None) != SCHEMA:
+            raise ProbeError(f"{path}: is no {SCHEMA!r}; write it with erasure.save")
+        del content["digest"]
+        at = content["positions"]
+        content["positions"] = None if at is None else tuple(at)
+        content["notes"] = tuple(content["notes"])
+        content["arms"] = tuple(map(_arm, content["arms"]))
+        content["loss"] = Estimate(**content["loss"])
+        content["provenance"] = Provenance(**content["provenance"])
+        return cls(**content)
+
+
+def _arm(content: dict[str, Any]) -> Arm:
+    found = {name: Estimate(**content[name]) for name in ("score", "accuracy", "probe")}
+    return Arm(**{**content, **found})
+
+
+PLACEBOS = 10
+NEARLY_ALL = 0.99  # of the variance: then a placebo erases what the label's eraser does
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Eraser:
+    """x - (x - mean) out_of back: an affine map whose linear part is a projection.
+
+    Attributes:
+        mean: Of the activations it was fitted to; stays where it is.
+        out_of: Reads what is to go.
+        back: Where that lies in the activations.
+        removed: Share of the activations' variance that it takes away.
+    """
+
+    mean: Float[np.ndarray, " feature"]
+    out_of: Float[np.ndarray, "feature rank"]
+    back: Float[np.ndarray, "rank feature"]
+    removed: float
+
+    @property
+    def rank(self) -> int:
+        """How many directions it erases."""
+        return self.out_of.shape[1]
+
+    def __call__(self, x: Float[np.ndarray, "*case feature"]) -> Float[np.ndarray, "*case feature"]:
+        """The activations without the label."""
+        return x - (x - self.mean) @ self.out_of @ self.back
+
+    def hook(self, positions: Sequence[int] | None) -> Callable[[Tensor, Any], Tensor]:
+        """The same inside a model, at some positions or at all."""
+
+        def erase(value: Tensor, point: Any) -> Tensor:
+            at = slice(None) if positions is None else list(positions)
+            changed = value.clone()
+            erased = self(value[:, at].flatten(2).double().cpu().numpy())
+            here = torch.from_numpy(erased).to(value.device, value.dtype)
+            changed[:, at] = here.reshape(changed[:, at].shape)
+            return changed
+
+        return erase
+
+
+def leace(
+    x: Float[np.ndarray, "case feature"],
+    labels: Int[np.ndarray, " case"],
+    *,
+    shrinkage: float | None = None,
+) -> Eraser:
+    """The least change of x that hides the labels from every linear classifier.
+
+    Args:
+        shrinkage: Of the covariance of x towards a multiple of the identity, 0 to 1; None takes
+            Ledoit and Wolf's. It decides what "least" means and generalises better where cases are
+            few; the labels are hidden on these cases whatever it is.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    mean = x.mean(axis=0)
+    centred = x - mean
+    indicator = np.eye(int(labels.max()) + 1)[labels]
+    indicator -= indicator.mean(axis=0)
+    covariance = centred.T @ centred / len(x)
+    share = float(ledoit_wolf_shrinkage(x)) if shrinkage is None else shrinkage
+    trace = np.trace(covariance)
+    shrunk = (1 - share) * covariance + share * trace / len(mean) * np.eye(len(mean))
+    values, vectors = np.linalg.eigh(shrunk)
+    # What numpy's own pseudo-inverse takes for zero.
+    kept = values > values[-1] * len(mean) * np.finfo(float).eps
+    vectors, roots = vectors[:, kept], np.sqrt(values[kept])
+    u, sizes, _ = np.linalg.svd(
+        (vectors.T / roots[:, None]) @ (centred.T @ indicator / len(x)), full_matrices=False
+    )
+    u = u[:, sizes > sizes[0] * 1e-9] if len(sizes) and sizes[0] > 1e-12 else u[:, :0]
+    out_of, back = (vectors / roots) @ u, u.T @ (vectors * roots).T
+    left = np.eye(len(mean)) - out_of @ back
+    removed = 1 - np.trace(left.T @ covariance @ left) / trace if trace > 0 else 0.0
+    return Eraser(mean, out_of, back, float(removed))
+
+
+def erasure_effect(
+    model: HookedModel,
+    behaviour: Behaviour,
+    task: ProbeTask,
+    *,
+    layer: int,
+    site: str = "resid_post",
+    positions: Sequence[int] | str | None = None,
+    placebos: int = PLACEBOS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Erasure:
+    """Erase a task's label at one place of every clean prompt, and measure the behaviour.
+
+    Costs 2 + placebos forward passes over the prompts and one over the cases.
+
+    Args:
+        positions: Of the behaviour's prompts: some, or "all". Default: where the task reads, when
+            that is one position and its prompts are as long.
+        placebos: Draws of shuffled labels.
+
+    Raises:
+        ProbeError: No such place, or positions left out where they do not follow from the task.
+        CapabilityError: The model does not do the behaviour to begin with.
+    """
+    if placebos < 1:
+        raise ProbeError(f"{placebos} placebos; without one a loss has nothing to be held against")
+    place = probes.place(model, task, site, layer)
+    at = _positions(behaviour, task, positions)
+    behaviours.check(model, behaviour)
+    x = probes.activations(model, task, place)[:, 0]
+    labels = task.label_ids
+    eraser = leace(x, labels)
+    if eraser.rank == 0:
+        raise ProbeError(
+            f"nothing to erase at {place}: the {len(labels)} activations of {task.name!r} do not "
+            "vary with its labels"
+        )
+    intact = _measured(model, behaviour, place, None)
+    erased = _measured(model, behaviour, place, eraser.hook(at))
+    if bool((erased[0] == intact[0]).all()):
+        what = f"erasing {task.name!r} at {place} changes no score of {behaviour.name!r}: what is "
+        what += "there at those positions does not reach the answer"
+        warnings.warn(what, UninformativeWarning, stacklevel=2)
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    others, removed = [], []
+    for done in range(placebos):
+        shuffled = leace(x, draw.permutation(labels))
+        others.append(_measured(model, behaviour, place, shuffled.hook(at)))
+        removed.append(shuffled.removed)
+        if progress:
+            progress("placebo", done + 1, placebos)
+    notes = ()
+    if min(eraser.removed, *removed) > NEARLY_ALL:
+        notes = (
+            f"erasing {eraser.rank} directions at {place} leaves no variance, whatever labels they "
+            "are fitted to: the placebo is no contrast; take a site where more varies",
+        )
+        warnings.warn(notes[0], UninformativeWarning, stacklevel=2)
+    score, accuracy = (np.mean([one[i] for one in others], axis=0) for i in range(2))
+    gone = (0.0, eraser.removed, float(np.mean(removed)))
+    return Erasure(
+        task=task.name,
+        behaviour=behaviour.name,
+        place=str(place),
+        positions=at,
+        rank=eraser.rank,
+        n_cases=len(labels),
+        n_prompts=len(intact[0]),
+        placebos=placebos,
+        baseline=task.baseline,
+        arms=_arms((intact, erased, (score, accuracy)), gone, _probes(x, task, seed)),
+        loss=_mean(score - erased[0]),
+        task_sha256=task.sha256,
+        provenance=provenance(model, behaviour, seed=seed),
+        notes=notes,
+    )
+
+
+def _positions(
+    behaviour: Behaviour, task: ProbeTask, asked: Sequence[int] | str | None
+) -> tuple[int, ...] | None:
+    n = behaviour.n_pos
+    if asked == "all":
+        return None
+    if isinstance(asked, str):
+        raise ProbeError(f"positions {asked!r}; name them by number, or say 'all'")
+    if asked is None:
+        read = set(task.positions.tolist())
+        if len(read) > 1 or task.tokens.shape[1] != n:
+            raise ProbeError(
+                f"probe task {task.name!r} reads {len(read)} different positions of prompts of "
+                f"{task.tokens.shape[1]}, {behaviour.name!r} has prompts of {n}; say at which "
+                "positions to erase, or 'all'"
+            )
+        return tuple(read)
+    if not asked or any(not -n <= pos < n for pos in asked):
+        raise ProbeError(f"positions {list(asked)} of prompts with positions 0 to {n - 1}")
+    return tuple(sorted({pos % n for pos in asked}))
+
+
+Measured = tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]]
+
+
+def _arms(
+    measured: tuple[Measured, Measured, Measured],
+    removed: tuple[float, float, float],
+    probes: tuple[Estimate, Estimate, Estimate],
+) -> tuple[Arm, ...]:
+    """Intact, erased, placebo: behaviour, share of the variance that is gone, probe."""
+    return tuple(
+        Arm(name, _mean(score), _share(accuracy), gone, probe)
+        for name, (score, accuracy), gone, probe in zip(
+            ("intact", "erased", "placebo"), measured, removed, probes, strict=True
+        )
+    )
+
+
+@torch.inference_mode()
+def _measured(
+    model: HookedModel,
+    behaviour: Behaviour,
+    place: Component,
+    hook: Callable[[Tensor, Any], Tensor] | None,
+) -> Measured:
+    """Score and accuracy of each different prompt, a prompt beside many foils counted once."""
+    tokens = behaviour.clean.to(device_of(model))
+    hooks = [] if hook is None else [(place.hook, hook)]
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks) if hooks else model(tokens)
+    score = behaviour.score(logits).double().cpu().numpy()
+    right = _right(behaviour, logits).cpu().numpy().astype(float)
+    prompt = behaviour.clean.unique(dim=0, return_inverse=True)[1].numpy()
+    (scores, counts), (rights, _) = (classifiers.type_sums(v, prompt) for v in (score, right))
+    return scores / counts, rights / counts
+
+
+def _right(
+    behaviour: Behaviour, logits: Float[Tensor, "prompt pos vocab"]
+) -> Bool[Tensor, " prompt"]:
+    """As `behaviours.measure` counts."""
+    if behaviour.candidates is None:
+        return behaviour.score(logits) > 0
+    candidates = torch.tensor(behaviour.candidates, device=logits.device)
+    given = candidates[logits[:, -1][:, candidates].argmax(dim=1)]
+    return given == behaviour.answer.to(logits.device)
+
+
+def _probes(
+    x: Float[np.ndarray, "case feature"], task: ProbeTask, seed: int
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Accuracy of a probe: intact, erased, placebo; both erasures fitted in training only."""
+    labels, types = task.label_ids, task.type_ids
+    folds = probes.folds_of_cases(task, probes.FOLDS, seed)
+    draw = np.random.Generator(np.random.Philox(key=seed + 1))
+
+    def shuffled(x: np.ndarray, labels: np.ndarray) -> Eraser:
+        return leace(x, draw.permutation(labels))
+
+    found = (
+        classifiers.right(x, labels, folds, change=change).astype(float)
+        for change in (None, leace, shuffled)
+    )
+    intact, erased, placebo = (
+        classifiers.share(right, types, n_folds=len(folds)) for right in found
+    )
+    return intact, erased, placebo
+
+
+def _mean(values: Float[np.ndarray, " prompt"]) -> Estimate:
+    bounds = mean_interval(values)
+    return Estimate(float(values.mean()), *(bounds or (None, None)))
+
+
+def _share(right: Float[np.ndarray, " prompt"]) -> Estimate:
+    value = float(right.mean())
+    return Estimate(value, *wilson(value, len(right)))

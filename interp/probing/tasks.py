@@ -1,0 +1,372 @@
+"""Labelled tokens: what a probe is asked to read from a model.
+
+A case is one token of one prompt, its label, and its *type*: what could be learned by heart in
+place of the label (the word, the entity, the pair of names). Types are what control tasks are made
+of, so cases whose types never repeat are refused.
+
+    word-class       entity, value, name, place, object or nonce word; the type is the word itself
+    position         place of a word in its document of repeats, four at a time; the word
+    repeats          kind of document, among three that are made of the same words; the word
+    relation         what an entity is known for, in sentences that do not say it; the entity
+    subject-name     who acts, at the end of the sentence; the pair of names
+    indirect-name    who receives the object, at the end of the sentence; the pair of names
+    indirect-order   whether that is the name said first; the pair of names
+
+These come from the truth table of a planted corpus. A .json file holds anybody's own labels, and a
+.jsonl of tagged sentences (`words`, `upos`, `text`) is part of speech for a model of real text.
+"""
+
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from interp.behaviours import planted_truth, tokenizer_of, truth_of
+from interp.errors import ProbeError
+from train import storage
+from train.errors import TokenizerError, nearest
+
+
+__all__ = [
+    "PLANTED",
+    "Case",
+    "ProbeTask",
+    "balanced",
+    "load_task",
+    "of_cases",
+    "part_of_speech",
+    "read_task",
+]
+
+SCHEMA = "openbook.probe-task/1"
+PLANTED = (
+    "word-class",
+    "position",
+    "repeats",
+    "relation",
+    "subject-name",
+    "indirect-name",
+    "indirect-order",
+)
+N_CASES = 1000
+FEWEST = 10  # cases of a class that is kept: two a fold
+LONGEST = 63  # tokens of a tagged sentence
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeTask:
+    """Labelled tokens.
+
+    Attributes:
+        name: Whatever `load` was called with.
+        tokens: Prompts; short ones are filled up behind, which a causal model does not see.
+        positions: Of each case.
+        labels: Of each case.
+        types: Of each case, what could be learned by heart instead.
+        rows: Prompt of each case; None: the i-th case is in the i-th prompt.
+        type_of: What a type is, in one word.
+        description: What is asked, in words.
+    """
+
+    name: str
+    tokens: Int[Tensor, "prompt pos"]
+    positions: Int[Tensor, " case"]
+    labels: tuple[str, ...]
+    types: tuple[str, ...]
+    rows: Int[Tensor, " row"] | None = None
+    type_of: str = "word"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        asked, n = f"probe task {self.name!r}", len(self.labels)
+        found = {"positions": len(self.positions), "types": len(self.types)}
+        found["prompts" if self.rows is None else "rows"] = len(self.prompt_of)
+        unequal = [f"{many} {what}" for what, many in found.items() if many != n]
+        if unequal:
+            raise ProbeError(f"{asked} has {n} labels and {', '.join(unequal)}; give one of each")
+        if n == 0 or len(self.classes) < 2:
+            raise ProbeError(
+                f"{asked} has {n} cases of {len(self.classes)} class; two classes are the least"
+            )
+        inside = (self.positions >= 0) & (self.positions < self.tokens.shape[1])
+        inside &= (self.prompt_of >= 0) & (self.prompt_of < len(self.tokens))
+        if not bool(inside.all()):
+            raise ProbeError(
+                f"{asked}: {int((~inside).sum())} of {n} cases lie outside its {len(self.tokens)} "
+                f"prompts of {self.tokens.shape[1]} positions"
+            )
+        if self.n_types == n:
+            raise ProbeError(
+                f"{asked}: none of {n} types repeats, so no control task can be made of them; name "
+                "as type what could be learned by heart, such as the word"
+            )
+
+    @property
+    def prompt_of(self) -> Int[Tensor, " row"]:
+        """Prompt of each case."""
+        return torch.arange(len(self.tokens)) if self.rows is None else self.rows
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The labels there are, in alphabetical order."""
+        return tuple(sorted(set(self.labels)))
+
+    @cached_property
+    def label_ids(self) -> Int64[np.ndarray, " case"]:
+        """Index of each case's label among the classes."""
+        return np.unique(self.labels, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def type_ids(self) -> Int64[np.ndarray, " case"]:
+        """Index of each case's type."""
+        return np.unique(self.types, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def n_types(self) -> int:
+        """How many different types."""
+        return len(set(self.types))
+
+    @property
+    def baseline(self) -> float:
+        """Share of the cases that have the commonest label."""
+        return max(Counter(self.labels).values()) / len(self.labels)
+
+    def at(self, pos: int) -> "ProbeTask":
+        """The same labels, read at another position of their prompts.
+
+        Raises:
+            ProbeError: Several cases share a prompt, so a position says not which is meant.
+        """
+        if len(set(self.prompt_of.tolist())) < len(self.labels):
+            raise ProbeError(
+                f"probe task {self.name!r} labels several tokens of a prompt, so a position says "
+                "not which label is meant; read it at the tokens themselves"
+            )
+        n_pos = self.tokens.shape[1]
+        if not -n_pos <= pos < n_pos:
+            raise ProbeError(f"position {pos} of prompts with positions 0 to {n_pos - 1}")
+        return replace(self, positions=torch.full_like(self.positions, pos % n_pos))
+
+    @property
+    def sha256(self) -> str:
+        """Digest of everything but the description."""
+        asked = {key: value for key, value in self.to_dict().items() if key != "description"}
+        return hashlib.sha256(storage.canonical_json(asked).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        tensors = {"tokens": self.tokens, "positions": self.positions, "rows": self.prompt_of}
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            **{name: tensor.tolist() for name, tensor in tensors.items()},
+            "labels": list(self.labels),
+            "types": list(self.types),
+            "type_of": self.type_of,
+            "description": self.description,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` accepts."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+
+def load_task(name: str | Path, source: Any, *, n_cases: int = N_CASES, seed: int = 0) -> ProbeTask:
+    """The probe task of a name, or in a file, in the tokens of a model or run.
+
+    Args:
+        name: One of `PLANTED`; a .json of labelled tokens or texts; a .jsonl or .jsonl.gz of tagged
+            sentences.
+        source: A run, a token store, or a model with a tokenizer.
+        n_cases: At most so many cases; a file of labels is taken whole.
+        seed: Of the draw of the cases.
+
+    Raises:
+        ProbeError: No such task, or none that these tokens can state.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        return read_task(path, tokenizer_of(source))
+    if ".jsonl" in path.suffixes:
+        return part_of_speech(path, tokenizer_of(source), n_cases=n_cases, seed=seed)
+    name = str(name)
+    if truth_of(source) is None and name in PLANTED:
+        planted_truth(source)  # raises, and says what is missing
+    if name not in PLANTED:
+        raise ProbeError(
+            f"there is no probe task {name!r}{nearest(name, PLANTED)}; your own labels are a .json"
+        )
+    # Here and not above: it builds a ProbeTask.
+    from interp.probing import planted_tasks
+
+    return planted_tasks.load(name, source, n_cases=n_cases, seed=seed)
+
+
+def read_task(path: str | Path, tokenizer: Any = None) -> ProbeTask:
+    """Labels from a file: one that `save` wrote, or one written by hand.
+
+    By hand, `texts` (one a case) may stand in place of `tokens` and `rows`: an end-of-text is put
+    in front of each, and a position below 0 counts from the end of its text.
+
+    Raises:
+        DamagedError: The file is sealed, and not what its seal says.
+        ProbeError: The file lacks what a task needs.
+    """
+    path = Path(path)
+    content = _read_json(path)
+    missing = {"name", "positions", "labels", "types"} - content.keys()
+    if missing or not {"tokens", "texts"} & content.keys():
+        lacking = ", ".join(sorted(missing)) or "tokens or texts"
+        raise ProbeError(f"{path}: a probe task without {lacking}")
+    positions, tokens = content["positions"], content.get("tokens")
+    if tokens is None:
+        prompts = _encoded(path, content["texts"], tokenizer)
+        positions = [
+            at if at >= 0 else len(prompt) + at
+            for at, prompt in zip(positions, prompts, strict=False)
+        ]
+        tokens = padded(prompts, tokenizer.eot)
+    return ProbeTask(
+        name=content["name"],
+        tokens=torch.as_tensor(tokens),
+        positions=torch.tensor(positions),
+        labels=tuple(map(str, content["labels"])),
+        types=tuple(map(str, content["types"])),
+        rows=torch.tensor(content["rows"]) if "rows" in content else None,
+        type_of=content.get("type_of", "type"),
+        description=content.get("description", ""),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ProbeError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ProbeError(f"{path}: a probe task is a JSON object, not a {type(content).__name__}")
+    return storage.read_sealed(path) if "digest" in content else content
+
+
+def _encoded(path: Path, texts: Iterable[str], tokenizer: Any) -> list[list[int]]:
+    if tokenizer is None:
+        raise ProbeError(f"{path}: texts need the tokenizer of a model, and there is none")
+    try:
+        return [[tokenizer.eot, *tokenizer.encode(text).tolist()] for text in texts]
+    except TokenizerError as error:
+        raise ProbeError(f"{path}: {error}") from None
+
+
+# --- cases into a task ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled token, before it is decided whether its class is large enough."""
+
+    prompt: tuple[int, ...]
+    pos: int
+    label: str
+    type: str
+
+
+def balanced(cases: list[Case], n_cases: int, draw: np.random.Generator) -> list[Case]:
+    """At most n cases, the same number of each class where there are enough."""
+    by_label: dict[str, list[Case]] = {}
+    for i in draw.permutation(len(cases)):
+        by_label.setdefault(cases[i].label, []).append(cases[i])
+    share = max(FEWEST, n_cases // max(1, len(by_label)))
+    return [case for label in sorted(by_label) for case in by_label[label][:share]]
+
+
+def of_cases(
+    name: str, cases: Sequence[Case], fill: int, type_of: str, description: str
+) -> ProbeTask:
+    """The cases as a task, without the classes that are too few to be cross-validated."""
+    many = Counter(case.label for case in cases)
+    kept = [case for case in cases if many[case.label] >= FEWEST]
+    prompts = {
+        prompt: row for row, prompt in enumerate(dict.fromkeys(case.prompt for case in kept))
+    }
+    if not kept:
+        raise ProbeError(
+            f"probe task {name!r}: no class has {FEWEST} of its {len(cases)} cases; ask for more"
+        )
+    left_out = sum(n < FEWEST for n in many.values())
+    note = f"; {left_out} classes of fewer than {FEWEST} cases left out" if left_out else ""
+    return ProbeTask(
+        name=name,
+        tokens=padded(list(prompts), fill),
+        positions=torch.tensor([case.pos for case in kept]),
+        labels=tuple(case.label for case in kept),
+        types=tuple(case.type for case in kept),
+        rows=torch.tensor([prompts[case.prompt] for case in kept]),
+        type_of=type_of,
+        description=description + note,
+    )
+
+
+def padded(prompts: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "prompt pos"]:
+    longest = max(map(len, prompts))
+    return torch.tensor([[*prompt, *[fill] * (longest - len(prompt))] for prompt in prompts])
+
+
+# --- tagged sentences ----------------------------------------------------------------------------
+
+
+def part_of_speech(
+    path: str | Path, tokenizer: Any, *, n_cases: int = N_CASES, seed: int = 0
+) -> ProbeTask:
+    """Universal part of speech of words, read at the last token of the word.
+
+    A line of the file is a sentence: `text`, its `words` and as many `upos`. Words that share
+    a token with another ("do" in "don't") are left out; so are sentences that are not plain text.
+
+    Raises:
+        ProbeError: No line can be used.
+    """
+    path = Path(path)
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        sentences = [json.loads(line) for line in file]
+    cases: list[Case] = []
+    for i in draw.permutation(len(sentences)):
+        if len(cases) >= n_cases:
+            break
+        cases += _tagged(sentences[i], tokenizer)
+    if not cases:
+        raise ProbeError(f"{path}: none of {len(sentences)} sentences can be aligned with tokens")
+    found = of_cases(
+        path.name, cases[:n_cases], tokenizer.eot, "word", "part of speech of the word"
+    )
+    return replace(found, name="part-of-speech")
+
+
+def _tagged(sentence: dict[str, Any], tokenizer: Any) -> list[Case]:
+    """One case for every word that ends where a token ends."""
+    ids = tokenizer.encode(sentence["text"]).tolist()
+    pieces = tokenizer.tokens(ids)
+    if "".join(pieces) != sentence["text"] or not 0 < len(ids) <= LONGEST:
+        return []
+    ends = {int(end): pos for pos, end in enumerate(np.cumsum([len(one) for one in pieces]))}
+    prompt, cases, at = (tokenizer.eot, *ids), [], 0
+    for word, tag in zip(sentence["words"], sentence["upos"], strict=True):
+        start = sentence["text"].find(word, at)
+        if start < 0:
+            return []
+        at = start + len(word)
+        # A token may end with the word and begin in the one before, as `."` does.
+        if at in ends and len(pieces[ends[at]].lstrip()) <= len(word):
+            cases.append(Case(prompt, 1 + ends[at], tag, word))
+    return cases

@@ -1,1 +1,0 @@
-"""Where the prompts of behaviours come from."""

@@ -1,1 +1,0 @@
-"""What analyses find, as data that remembers what it was computed from."""

@@ -1,0 +1,39 @@
+"""Means, ratios and shares with 95 % intervals."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from interp.statistics.averages import (
+        Average,
+        n_prompts,
+        over_prompts,
+        ratio_of_averages,
+        shares,
+    )
+    from interp.statistics.intervals import (
+        Z,
+        mean_interval,
+        ratio_interval,
+        reach,
+        resampled_means,
+        wilson,
+    )
+
+__all__ = [
+    "Average",
+    "Z",
+    "mean_interval",
+    "n_prompts",
+    "over_prompts",
+    "ratio_interval",
+    "ratio_of_averages",
+    "reach",
+    "resampled_means",
+    "shares",
+    "wilson",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

@@ -1,1 +1,0 @@
-"""How activations are kept on disk."""

@@ -1,0 +1,62 @@
+"""The commands that train again do what every option says, or refuse it in one line."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from data_attribution.attribution import Source, Sources
+
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def at(lookup_run, lookup_behaviour, tmp_path):
+    return "counterfactual", lookup_run.path, lookup_behaviour, "--runs", tmp_path / "runs"
+
+
+def refused(ended, *said):
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert all(part in ended.err for part in said), ended.err
+
+
+def test_options_that_would_change_nothing_are_refused(openbook, at, lookup_run, tmp_path):
+    refused(openbook(*at, "--document", 3, "--top", 2), "--top 2", "--without FILE")
+    named = ("forget", lookup_run.path, "capital of a", "--exposures", 16)
+    refused(openbook(*named), "--exposures 16 chooses facts, and 1 were named")
+    asked = at[2]
+    refused(openbook(*at, "--document", 3, "--unrelated", asked), "is asked twice")
+    heads = ("--component", "L0H0", "--component", "L0H0")
+    refused(openbook(*at, "--document", 3, *heads), "'direct effect of L0H0", "is asked twice")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_control_is_cheap_and_holds_no_copy_of_a_row_below_the_top(
+    openbook, at, lookup_run, tmp_path
+):
+    """Of two rows the first is removed; the second stands for all documents of another pair."""
+    store = lookup_run.store
+    of_pair = {k: [d for d in range(240) if store.text(d) == f"k{k} is v{k}"] for k in (3, 5)}
+    first, second = (
+        Source(of_pair[k][0], f"lookup/{k}", "", "", 1.0, "lexical", (0,), 0, 1) for k in (3, 5)
+    )
+    rows = (first, replace(second, duplicates=tuple(of_pair[5][1:])))
+    kept = tmp_path / "sources.json"
+    Sources("k3", "lexical", rows, {}).save(kept)
+    asked = (*at, "--without", kept, "--top", 1, "--together", "none")
+    result = json.loads(openbook(*asked, "--json").out)
+    assert result["removed"] == of_pair[3][:1]
+    assert result["avoided"] == 19 + 20
+    assert len(result["control"]) == 1
+    assert [row["within noise"] for row in result["effects"]] == [None]
+    assert "noise unknown: one control" in openbook(*asked).out
+
+
+def test_an_effect_without_controls_is_not_said_to_be_beyond_any(openbook, at):
+    asked = (*at, "--document", 3, "--together", "none", "--seeds")
+    without = openbook(*asked, 0)
+    assert without.code == 0, without.err
+    assert ", beside the full run: no random ones were removed, " in without.out
+    assert "beyond" not in without.out
+    assert ", beyond 1 removal of random ones, " in openbook(*asked, 1).out

@@ -1,0 +1,224 @@
+"""Gradients on disk are those that were collected, whole or absent, and of one run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_attribution import gradients
+from data_attribution.errors import EvidenceError
+from data_attribution.gradients import store, store_size
+from data_attribution.gradients.features import Features
+from interp.patching.engine import base_run
+from train import storage
+from train.errors import DamagedError, DiskError
+
+
+pytestmark = pytest.mark.integration
+WITHIN = ("L0H1", "L0.mlp", "unembed")
+ASKED = {"within": WITHIN, "rank": 4, "metric": "plain", "log_odds": None}
+FILES = (store.FEATURES, store.EXPONENTS, store.DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def stored(tiny_run, tmp_path_factory) -> gradients.GradientStore:
+    out = tmp_path_factory.mktemp("gradients") / "g"
+    return gradients.build_gradient_store(tiny_run, out=out, **ASKED, piece=20)
+
+
+def contents(path: Path) -> list[bytes]:
+    return [(path / name).read_bytes() for name in FILES]
+
+
+def test_what_is_read_is_what_was_collected(tiny_run, stored):
+    model, documents = tiny_run.load(), np.array([7, 3, 90])
+    selection = gradients.select_weights(model.cfg, WITHIN)
+    direct = gradients.document_features(model, tiny_run.store, documents, selection, rank=4)
+    found = stored.features(documents)
+    assert found.blocks == direct.blocks
+    assert found.rows.tolist() == [7, 3, 90]
+    for site in found.sites:  # fp16 keeps 11 bits
+        error = np.abs(found.of(site) - direct.of(site)).max(axis=1)
+        assert (error <= 2**-11 * np.abs(direct.of(site)).max(axis=1)).all()
+    assert stored.documents.tolist() == gradients.trained_documents(tiny_run).tolist()
+    whole = np.concatenate([piece.values for piece in stored.pieces(13)])
+    assert np.array_equal(whole[[7, 3, 90]], found.values)
+    gradients.verify_gradient_store(stored)
+
+
+def test_its_size_is_what_was_planned(tiny_run, stored):
+    model = tiny_run.load()
+    selection = gradients.select_weights(model.cfg, WITHIN)
+    plan = store_size.plan_gradient_store(
+        model, tiny_run.store, stored.documents, selection, rank=4
+    )
+    assert plan.bytes == sum((stored.path / name).stat().st_size for name in FILES)
+    assert plan.seconds > 0
+    assert f"{len(stored.documents)} documents" in str(plan)
+
+
+def test_numbers_of_any_size_survive(tmp_path):
+    values = np.array([[1e-30, -3e-31, 1e20, 2e20], [0, 0, 1e-3, -1]], dtype=np.float32)
+    features = Features(np.arange(2), values, (("a", 0, 2), ("b", 2, 4)), 4, 0)
+    store._append(tmp_path, features)
+    about = {"blocks": [["a", 0, 2], ["b", 2, 4]], "rank": 4, "seed": 0}
+    np.arange(2).astype("<i8").tofile(tmp_path / store.DOCUMENTS)
+    found = gradients.GradientStore(tmp_path, about).features(np.arange(2))
+    np.testing.assert_allclose(found.values, values, rtol=1e-3)
+
+
+# Behind `tests/killed.py`: a build that is killed three times, each time a fifth of the way on.
+KILLER = """
+import torch
+from data_attribution import gradients
+from train import runs
+
+torch.set_num_threads(1)
+run, out, asked = runs.open(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
+
+def build(place=out):
+    gradients.build_gradient_store(run, out=place, **asked, piece=5)
+
+n_changes = changes_of(lambda: build(out + "-whole"))
+assert all(killed_at(build, n_changes // 5) for _ in range(3))
+assert not killed_at(build, 0)
+"""
+
+
+def test_a_killed_build_goes_on_and_writes_the_same_bytes(tiny_run, tmp_path, killed):
+    out = tmp_path / "g"
+    command = [sys.executable, "-c", killed + KILLER, str(tiny_run.path), str(out), repr(ASKED)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert contents(out) == contents(tmp_path / "g-whole")
+    assert not (tmp_path / ".g.partial").exists()
+
+
+def done(partial: Path) -> int:
+    try:
+        return storage.read_sealed(partial / store.DONE)["rows"]
+    except DamagedError:
+        return 0
+
+
+def test_bytes_behind_the_last_whole_piece_are_written_again(tiny_run, stored, tmp_path):
+    """What a kill in the middle of a piece leaves: rows that nobody vouched for."""
+    out = tmp_path / "g"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(what: str, rows: int, total: int | None) -> None:
+        if rows > 40:
+            raise Stopped
+
+    options = {**ASKED, "out": out, "piece": 20}
+    with pytest.raises(Stopped):
+        gradients.build_gradient_store(tiny_run, **options, progress=stop)
+    partial = tmp_path / ".g.partial"
+    assert done(partial) == 40
+    with (partial / store.FEATURES).open("ab") as file:
+        file.write(b"half a row")
+    with pytest.raises(EvidenceError, match="begun with other choices \\(rank"):
+        gradients.build_gradient_store(tiny_run, **{**options, "rank": 3})
+    assert contents(gradients.build_gradient_store(tiny_run, **options).path) == contents(
+        stored.path
+    )
+
+
+def test_a_build_goes_on_with_the_product_that_it_began_with(tiny_run, tmp_path, monkeypatch):
+    """Which of torch's two fp32 products is faster is measured in every process anew."""
+
+    def begin(out: Path) -> None:
+        def stop(what: str, rows: int, total: int | None) -> None:
+            if rows > 40:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            gradients.build_gradient_store(tiny_run, out=out, **ASKED, piece=20, progress=stop)
+
+    def measured(product: str) -> None:
+        monkeypatch.setattr(base_run, "fast_product", lambda: product)
+
+    measured("highest")
+    whole = gradients.build_gradient_store(tiny_run, out=tmp_path / "whole", **ASKED, piece=20)
+    begin(tmp_path / "g")
+    measured("medium")
+    found = gradients.build_gradient_store(tiny_run, out=tmp_path / "g", **ASKED, piece=20)
+    assert found.manifest["product"] == "highest"
+    assert contents(found.path) == contents(whole.path)
+
+
+def test_what_was_changed_is_refused(tiny_run, tmp_path):
+    path = gradients.build_gradient_store(
+        tiny_run, out=tmp_path / "g", within=("L0H0.q",), rank=2
+    ).path
+    with pytest.raises(EvidenceError, match="exists already"):
+        gradients.build_gradient_store(tiny_run, out=path, within=("L0H0.q",), rank=2)
+    whole = (path / store.FEATURES).read_bytes()
+    (path / store.FEATURES).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(DamagedError, match=r"features\.f16"):
+        gradients.verify_gradient_store(gradients.open_gradient_store(path))
+    (path / store.FEATURES).write_bytes(whole[:-1])
+    with pytest.raises(DamagedError, match="bytes"):
+        gradients.open_gradient_store(path)
+    text = (path / store.MANIFEST).read_text()
+    (path / store.MANIFEST).write_text(text.replace('"rank": 2', '"rank": 3'))
+    with pytest.raises(DamagedError, match="digest"):
+        gradients.open_gradient_store(path)
+
+
+def test_gradients_of_another_run_are_refused(stored, tiny_run, lookup_run):
+    assert gradients.open_gradient_store(stored.path, run=tiny_run).documents.size
+    with pytest.raises(EvidenceError, match=f"this is run {lookup_run.id}"):
+        gradients.open_gradient_store(stored.path, run=lookup_run)
+    with pytest.raises(EvidenceError, match="attribution index"):
+        gradients.open_gradient_store(stored.path / "nothing")
+    with pytest.raises(EvidenceError, match=f"document {tiny_run.store.n_documents - 1} is none"):
+        stored.features([tiny_run.store.n_documents - 1])  # held out
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_collected(
+    tiny_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(store_size, "size", lambda *_, **__: 1 << 60)
+    with pytest.raises(DiskError, match="MiB are free"):
+        gradients.build_gradient_store(tiny_run, out=tmp_path / "g", within=WITHIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
+    out = tmp_path / "g"
+    common = ("attribution", "index", tiny_run.path, "--within", "L0H1", "--rank", 4)
+    planned = openbook(*common, "--estimate", "--json")
+    assert planned.code == 0
+    assert not (tiny_run.path / gradients.GRADIENT_FOLDER).exists()
+    made = openbook(*common, "--folder", out)
+    assert made.code == 0, made.err
+    assert gradients.open_gradient_store(out, run=tiny_run).manifest["metric"] == "adam"
+    again = openbook(*common, "--folder", out)
+    assert again.code == 2
+    assert "exists already" in again.err
+    verifying = (*common[:3], "--folder", out, "--verify")
+    verified = openbook(*verifying)
+    assert (verified.code, str(out) in verified.out) == (0, True)
+    kept = (out / store.EXPONENTS).read_bytes()
+    (out / store.EXPONENTS).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    damaged = openbook(*verifying)
+    assert damaged.code == 3
+    assert "exponents.i8: its sha256 is not that of" in damaged.err
+
+
+def test_verifying_refuses_what_it_would_not_look_at(openbook, tiny_run):
+    at = ("attribution", "index", tiny_run.path, "--verify")
+    for given in (
+        ("--estimate",), ("--within", "L0H1"), ("--step", 8), ("--rank", 8),
+        ("--metric", "plain"), ("--log-odds", 0.1), ("--seed", 1),
+    ):  # fmt: skip
+        ended = openbook(*at, *given)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert f"{given[0]} would do nothing, for --verify" in ended.err
+    both = openbook(*at, "--log-odds", 0, "--rank", 4)
+    assert "--rank and --log-odds would do nothing" in both.err

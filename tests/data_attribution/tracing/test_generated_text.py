@@ -1,0 +1,117 @@
+"""A text is traced span by span to documents that hold it, and to the steps that read them."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from data_attribution import token_index, tracing
+from data_attribution.errors import EvidenceError, IndexMissing, QueryError
+from train.data import DataOrder, DocumentRemoval, TokenStore
+
+
+FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
+QUOTED = "envoys from Arnost ride to Belmar"
+TEXTS = [*FILLER, f"{QUOTED} .", f"they say {QUOTED} .", f"{QUOTED} .", "Belmar is cold ."]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """As much of a run as a trace asks for."""
+
+    store: TokenStore
+    order: DataOrder
+    steps_done: int
+    removal: DocumentRemoval | None = None
+    id: str = "0123456789ab"
+    knowledge: str = "full"
+
+    def steps_reading_tokens(self, start: int, stop: int) -> np.ndarray:
+        return self.order.steps_reading(start, stop, self.steps_done)
+
+
+@pytest.fixture
+def run(make_store):
+    store = make_store(TEXTS)
+    token_index.build(store)
+    n_windows = (store.train_tokens - 1) // 4
+    order = DataOrder(seed=1, n_windows=n_windows, context=4, batch=2)
+    return Trained(store, order, steps_done=-(-n_windows // 2) * 2)
+
+
+def test_each_span_comes_with_documents_that_hold_it_and_when_they_were_read(run):
+    found = tracing.trace_text(run, f"{QUOTED} is cold .")
+    spans = {one.span.text: one for one in found.spans}
+    assert [*spans] == [QUOTED, "Belmar is cold ."]  # the last word of one begins the other
+    assert found.covered == 1
+    quoted = spans[QUOTED]
+    assert quoted.span.count == 3
+    # Every document was read twice, once an epoch.
+    assert quoted.readings == pytest.approx(6)
+    steps, readings = quoted.curve
+    assert (steps[0], readings[0], steps[-1]) == (0, 0, run.steps_done)
+    assert readings[-1] == quoted.readings
+    assert list(readings) == sorted(readings)
+    for one in quoted.documents:
+        assert QUOTED in one.text
+        start = int(run.store.starts[one.document]) + one.offset
+        assert one.steps == tuple(run.steps_reading_tokens(start, start + 6).tolist())
+
+
+def test_copies_of_a_document_are_one_row(run):
+    (quoted,) = tracing.trace_text(run, QUOTED).spans
+    by_text = {run.store.text(one.document): one for one in quoted.documents}
+    assert set(by_text) == {f"{QUOTED} .", f"they say {QUOTED} ."}
+    assert len(by_text[f"{QUOTED} ."].copies) == 1
+
+
+def test_a_document_that_holds_more_of_the_text_comes_first(make_store, run):
+    store = make_store(["a b c", *FILLER, "a b c x d e f", "y d e f"])
+    token_index.build(store)
+    other = Trained(store, run.order, run.steps_done)
+    found = tracing.trace_text(other, "a b c d e f")
+    firsts = {one.span.text: one.documents[0] for one in found.spans}
+    assert {text: (one.document, one.held) for text, one in firsts.items()} == {
+        "a b c": (21, 6),
+        "d e f": (21, 6),
+    }
+
+
+def test_the_least_probable_spans_are_kept_in_the_order_of_the_text(run):
+    text = f"the moon is over {QUOTED} the moon is over the sea ."
+    every = tracing.trace_text(run, text, keep=100)
+    (best,) = tracing.trace_text(run, text, keep=1).spans
+    assert best.span.text == QUOTED
+    assert every.found == len(every.spans) > 2
+    starts = [one.span.start for one in every.spans]
+    assert starts == sorted(starts)
+    assert 0 < tracing.trace_text(run, text, keep=1).covered < every.covered <= 1
+
+
+def test_readings_after_a_checkpoint_are_left_out(run):
+    whole = tracing.trace_text(run, QUOTED)
+    half = tracing.trace_text(run, QUOTED, before=run.steps_done // 2)
+    assert half.spans[0].readings == pytest.approx(whole.spans[0].readings / 2)
+    nothing = tracing.trace_text(run, QUOTED, before=0)
+    assert (nothing.spans[0].readings, nothing.spans[0].documents) == (0, ())
+
+
+def test_a_trace_is_a_table_and_a_sealed_file(run, tmp_path):
+    found = tracing.trace_text(run, QUOTED)
+    frame = found.to_frame()
+    assert frame["span"].tolist() == [QUOTED]
+    assert frame["readings"].tolist() == pytest.approx([6])
+    found.save(tmp_path / "traced.json")
+    assert json.loads((tmp_path / "traced.json").read_text())["kind"] == "generation"
+
+
+def test_what_cannot_be_traced_is_refused_in_one_line(run, make_store):
+    with pytest.raises(QueryError, match="the text is empty"):
+        tracing.trace_text(run, " \n")
+    with pytest.raises(QueryError, match=r"1,000,001 tokens, and at most 1,000,000"):
+        tracing.trace_text(run, "sea " * 1_000_001)
+    with pytest.raises(EvidenceError, match="no 9 tokens in a row of the 6"):
+        tracing.trace_text(run, QUOTED, minimum=9)
+    with pytest.raises(IndexMissing, match="openbook index build"):
+        tracing.trace_text(Trained(make_store(TEXTS), run.order, 1), QUOTED)

@@ -1,0 +1,110 @@
+"""An effect remembers what it is, on paper as in memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from interp.errors import EffectsError
+from interp.patching import Effects, Provenance
+from train.errors import DamagedError
+
+
+ORIGIN = Provenance("run", "ab" * 32, 7, "ioi", "cd" * 32, "full", {}, 0, "float32", "cpu")
+
+
+@pytest.fixture
+def effects() -> Effects:
+    values = torch.tensor([
+        # H0  H1
+        [0.1, -0.5],
+        [0.9, 0.3],
+    ])  # fmt: skip
+    return Effects(
+        site="head",
+        axes=("layer", "head"),
+        values=values,
+        low=values - 0.1,
+        high=values + 0.2,
+        clean=3.0,
+        corrupt=-3.0,
+        n_prompts=10,
+        direction="denoising",
+        provenance=ORIGIN,
+    )
+
+
+def test_the_largest_effects_come_first_by_name(effects):
+    assert effects.top(3) == ["L1H0", "L1H1", "L0H0"]
+    assert effects["L0H1"] == pytest.approx(-0.5)
+    assert effects.interval("L1H0") == pytest.approx((0.8, 1.1))
+    assert "highest L1H0 0.90" in repr(effects)
+
+
+def test_an_effect_that_was_not_measured_is_refused(effects):
+    with pytest.raises(EffectsError, match="no effect of 'L2H0' was measured, did you mean"):
+        effects["L2H0"]
+
+
+def test_a_saved_result_comes_back_whole(effects, tmp_path):
+    effects.save(tmp_path / "heads.json")
+    again = Effects.load(tmp_path / "heads.json")
+    assert again.to_dict() == effects.to_dict()
+    assert again.provenance == ORIGIN
+    again.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "heads.json").read_bytes()
+
+
+def test_one_prompt_leaves_no_interval_in_file_table_or_figure(effects, tmp_path):
+    changes = {"axes": ("layer",), "site": "attn", "values": effects.values[:, 0]}
+    alone = replace(effects, **changes, low=None, high=None, n_prompts=1)
+    alone.save(tmp_path / "alone.json")
+    assert Effects.load(tmp_path / "alone.json").interval("L1.attn") is None
+    assert alone.to_frame()["low"].isna().all()
+    assert alone.plot().data[0].error_y.array is None
+
+
+def test_one_changed_digit_is_found(effects, tmp_path):
+    path = tmp_path / "heads.json"
+    effects.save(path)
+    path.write_text(path.read_text().replace('"n_prompts": 10', '"n_prompts": 11'))
+    with pytest.raises(DamagedError, match=r"heads\.json"):
+        Effects.load(path)
+
+
+def test_a_table_has_a_row_per_place(effects):
+    frame = effects.to_frame()
+    assert list(frame.columns) == ["layer", "head", "place", "effect", "low", "high"]
+    assert frame.sort_values("effect")["place"].tolist() == ["L0H1", "L0H0", "L1H1", "L1H0"]
+
+
+def test_two_axes_are_a_heat_map_centred_at_zero(effects):
+    figure = effects.plot()
+    heat = figure.data[0]
+    assert (heat.zmin, heat.zmax) == pytest.approx((-0.9, 0.9))
+    assert list(heat.x) == ["H0", "H1"]
+    assert list(heat.y) == ["L0", "L1"]
+    assert figure.layout.title.text == "ioi: head, denoising, n=10"
+
+
+def test_positions_are_labelled_by_their_tokens_even_when_two_are_equal(effects):
+    labels = ("the", "the")
+    found = replace(effects, site="resid_pre", axes=("layer", "pos"), pos_labels=labels)
+    assert list(found.plot().data[0].x) == ["0 the", "1 the"]
+    assert found.top(1) == ["L1.resid_pre@0"]
+
+
+def test_one_axis_is_bars_with_intervals(effects):
+    layers = {name: getattr(effects, name)[:, 0] for name in ("values", "low", "high")}
+    bars = replace(effects, site="mlp", axes=("layer",), **layers).plot().data[0]
+    assert list(bars.x) == ["L0.mlp", "L1.mlp"]
+    assert list(bars.error_y.array) == pytest.approx([0.2, 0.2])
+    assert list(bars.error_y.arrayminus) == pytest.approx([0.1, 0.1])
+
+
+def test_a_table_holds_layers_and_positions_and_not_their_indices(effects):
+    places = ("L2N0@5", "L2N0@3,7", "L2N1@5", "L2N1@3,7")
+    some = replace(effects, site="neuron", axes=("neuron", "pos"), places=places)
+    frame = some.to_frame()
+    assert frame["neuron"].tolist() == [0, 0, 1, 1]
+    assert frame["pos"].tolist() == [5, "3,7", 5, "3,7"]

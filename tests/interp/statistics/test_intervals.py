@@ -1,0 +1,115 @@
+"""Intervals contain what they should, as often as they say."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from interp.statistics import mean_interval, ratio_interval, resampled_means, wilson
+
+
+def test_wilson_gives_the_published_values():
+    # Brown, Cai & DasGupta 2001: at 0 of n the interval is [0, z^2 / (n + z^2)].
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(0.0, 0) == (0.0, 1.0)
+
+
+def test_symmetric_scores_get_students_interval():
+    scores = np.array([-3.0, -1.0, 0.0, 1.0, 3.0])
+    expected = stats.t.interval(0.95, 4, loc=0.0, scale=stats.sem(scores))
+    assert mean_interval(scores) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_longer_tail_gets_the_longer_arm_and_the_other_arm_stays_students():
+    scores = np.array([0.0, 0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 4.0])
+    low, high = mean_interval(scores)
+    plain = stats.t.interval(0.95, 7, loc=scores.mean(), scale=stats.sem(scores))
+    assert low == pytest.approx(plain[0])
+    assert high > plain[1] + 0.1
+    assert mean_interval(-scores) == pytest.approx((-high, -low))
+
+
+def test_an_interval_moves_and_stretches_with_its_scores():
+    scores = np.random.default_rng(0).exponential(size=12)
+    low, high = mean_interval(scores)
+    assert mean_interval(3.0 * scores + 5.0) == pytest.approx((3 * low + 5, 3 * high + 5))
+
+
+def test_scores_of_two_values_are_a_share_in_other_units():
+    low, high = wilson(0.75, 20)
+    assert mean_interval(np.repeat([2.0, 4.0], [5, 15])) == pytest.approx(
+        (2 + 2 * low, 2 + 2 * high)
+    )
+
+
+def test_a_whole_that_does_not_vary_makes_the_ratio_a_mean():
+    part = np.random.default_rng(1).exponential(size=(3, 15))
+    low, high = ratio_interval(part, np.full(15, 2.0))
+    for row, bottom, top in zip(part, low, high, strict=True):
+        assert (bottom, top) == pytest.approx(mean_interval(row / 2.0))
+
+
+def test_the_ratio_is_fiellers_where_the_residual_has_no_skewness():
+    whole = np.array([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0])
+    part = 0.5 * whole + np.array([1.0, -1.0, 1.0, -1.0, -1.0, 1.0, -1.0, 1.0])
+    low, high = ratio_interval(part[None], whole)
+    # Fieller: the ratios at which part - ratio * whole is not told from 0 by Student's t.
+    for end in (low[0], high[0]):
+        assert stats.ttest_1samp(part - end * whole, 0.0).pvalue == pytest.approx(0.05, abs=1e-6)
+
+
+def test_equal_prompts_leave_no_doubt():
+    low, high = ratio_interval(np.full((2, 5), 1.5), np.full(5, 3.0))
+    np.testing.assert_allclose([low, high], 0.5)
+    assert mean_interval(np.full(5, 1.5)) == (1.5, 1.5)
+
+
+def test_one_prompt_has_no_interval_and_two_have_a_wide_one():
+    assert mean_interval(np.array([1.5])) is None
+    assert ratio_interval(np.full((2, 1), 1.5), np.full(1, 3.0)) is None
+    # 12.706 standard errors of 0.5.
+    assert mean_interval(np.array([1.0, 2.0])) == pytest.approx((-4.853, 7.853), abs=1e-3)
+
+
+def test_a_share_of_what_cannot_be_told_from_nothing_has_no_interval():
+    part = np.ones((2, 6))
+    assert ratio_interval(part, np.array([-1.0, 1.0, -2.0, 2.0, 0.5, 0.5])) is None
+    assert ratio_interval(part, np.array([1.0, 1.0, 2.0, 2.0, 1.5, 0.5])) is not None
+
+
+def test_the_same_seed_draws_the_same_prompts():
+    scores = np.random.default_rng(0).normal(size=(3, 20))
+    np.testing.assert_array_equal(resampled_means(scores), resampled_means(scores))
+    assert not np.array_equal(resampled_means(scores), resampled_means(scores, seed=1))
+
+
+def test_many_places_have_the_intervals_that_each_has_alone():
+    draw = np.random.default_rng(0)
+    part, whole = draw.normal(size=(200, 64)), draw.normal(3.0, 1.0, 64)
+    low, high = ratio_interval(part, whole)
+    alone = [ratio_interval(one[None], whole) for one in part]
+    np.testing.assert_allclose(low, [one[0][0] for one in alone], rtol=1e-12)
+    np.testing.assert_allclose(high, [one[1][0] for one in alone], rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [10, 30])
+def test_ten_skewed_scores_are_covered_as_often_as_two_hundred(n):
+    # 1,000 samples: one standard error is 0.7 points. Student's t covers 89 % at 10.
+    draw = np.random.default_rng(n)
+    held = [
+        low <= 1.0 <= high
+        for low, high in (mean_interval(draw.exponential(size=n)) for _ in range(1000))
+    ]
+    assert 0.925 <= np.mean(held) <= 0.975
+
+
+def test_ratios_cover_the_truth_in_about_95_of_100_samples():
+    draw = np.random.default_rng(0)
+    held = []
+    for _ in range(1000):
+        whole = draw.normal(4.0, 1.0, size=10)
+        part = 0.5 * whole + draw.standard_t(3, size=10)
+        low, high = ratio_interval(part[None], whole)
+        held.append(low[0] <= 0.5 <= high[0])
+    assert 0.93 <= np.mean(held) <= 0.975

@@ -1,0 +1,1 @@
+"""The commands `openbook corpus`, `train` and `run`."""

@@ -1,0 +1,233 @@
+"""llama.cpp's GGUF files, unpacked into Hugging Face folders that everything else here can open.
+
+A GGUF holds weights (often in 4 or 8 bits), the configuration and the tokenizer in one file. The
+`gguf` package, which is llama.cpp's own, reads and dequantizes it; what is left to do here is to
+give the same things other names. Weights are those the quantized model computes with, in fp32: no
+more can be got back, so a folder from a 4-bit file is not the model that was published before it.
+
+Only the llama architecture without a bent rope is taken; anything else is refused, not rounded.
+Source: llama.cpp's `gguf-py/gguf/constants.py` for names, `convert_hf_to_gguf.py` for the order of
+query and key rows, `llama-vocab.cpp` for how a tokenizer of a name splits.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from train import storage
+from train.convert.safe_loading import WEIGHTS
+from train.errors import DamagedError, RecipeError, TokenizerError, TrainError, nearest
+
+
+__all__ = ["gguf_to_huggingface"]
+
+MAGIC = b"GGUF"
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+TABLES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+SIZES = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+# How llama.cpp cuts a text before it merges bytes, by its own name of the way.
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+SPLITS = {
+    "gpt-2": BYTES,
+    "smollm": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]},
+}
+CONTROL = 3  # the token type of separators and the like
+
+
+def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
+    """Write the folder of a GGUF file: config.json, model.safetensors (fp32), tokenizer.json.
+
+    Takes 4 bytes a parameter of disk and as much memory. The folder appears whole or not at all.
+
+    Raises:
+        TrainError: `out` exists, or the `gguf` package is missing.
+        DamagedError: The file is missing, or is no whole GGUF.
+        RecipeError: It holds an architecture that the decoder does not have.
+        TokenizerError: Its tokenizer is none that we know.
+    """
+    path, out = Path(path), Path(out)
+    if out.exists():
+        raise TrainError(f"{out} exists; choose a folder that does not")
+    said, tensors = _read(path)
+    try:
+        config, weights = _config(said), _weights(said, tensors)
+        tokenizer = _tokenizer(said)
+    except KeyError as error:
+        raise DamagedError(f"{path}: {error.args[0]} is missing") from None
+    except (RecipeError, TokenizerError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    config["tie_word_embeddings"] = "lm_head.weight" not in weights
+    config["vocab_size"] = len(weights["model.embed_tokens.weight"])
+    with storage.new_folder(out) as folder:
+        storage.write_json(folder / "config.json", config)
+        storage.write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+        storage.write_text(folder / "tokenizer.json", json.dumps(tokenizer, ensure_ascii=False))
+        storage.write_json(folder / "tokenizer_config.json", _tokenizer_config(said))
+    return out
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Everything the file says, by key, and its tensors by llama.cpp's names in fp32."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+    except OSError:
+        raise DamagedError(f"{path}: the file is missing") from None
+    if magic != MAGIC:
+        raise DamagedError(f"{path}: begins with {magic!r}, a GGUF with {MAGIC!r}")
+    try:
+        from gguf import GGUFReader, quants
+    except ImportError:
+        raise TrainError(
+            f"{path} is a GGUF, and the package that reads it is missing; install openbook[gguf]"
+        ) from None
+    try:
+        reader = GGUFReader(path)
+        said = {name: field.contents() for name, field in reader.fields.items()}
+        tensors = {
+            # A copy: what needs no dequantizing is a view of the mapped file.
+            one.name: torch.tensor(quants.dequantize(one.data, one.tensor_type)).float()
+            for one in reader.tensors
+        }
+    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
+        raise DamagedError(f"{path}: not readable as a GGUF ({error})") from None
+    except NotImplementedError as error:
+        raise RecipeError(f"{path}: its quantization cannot be undone ({error})") from None
+    return said, tensors
+
+
+def _config(said: Mapping[str, Any]) -> dict[str, Any]:
+    kind = said["general.architecture"]
+    if kind != "llama":
+        raise RecipeError(f"a {kind!r} model; only 'llama' is taken")
+    scaling = said.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise RecipeError(f"its rope is scaled ({scaling!r}), which is not computed here")
+    head_count = said["llama.attention.head_count"]
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        **{ours: said[f"llama.{theirs}"] for ours, theirs in SIZES.items()},
+        "num_key_value_heads": said.get("llama.attention.head_count_kv", head_count),
+        "head_dim": said.get(
+            "llama.attention.key_length", said["llama.embedding_length"] // head_count
+        ),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        # transformers 5 reads the first, transformers 4 the second.
+        "rope_parameters": {
+            "rope_theta": said.get("llama.rope.freq_base", 10_000.0),
+            "rope_type": "default",
+        },
+        "rope_theta": said.get("llama.rope.freq_base", 10_000.0),
+        "bos_token_id": said.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": said.get("tokenizer.ggml.eos_token_id"),
+        "dtype": "float32",
+    }
+
+
+def _weights(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    heads = said["llama.attention.head_count"]
+    few = said.get("llama.attention.head_count_kv", heads)
+    weights = {}
+    for name, value in tensors.items():
+        ours = TABLES.get(name) or _in_block(name)
+        if ".attn_q." in name:
+            value = _halves(value, heads)
+        if ".attn_k." in name:
+            value = _halves(value, few)
+        weights[ours] = value.contiguous()
+    return weights
+
+
+def _in_block(name: str) -> str:
+    block, _, rest = name.partition(".")
+    layer, _, part = rest.partition(".")
+    stem, _, kind = part.partition(".")
+    if block != "blk" or stem not in NAMES or kind != "weight":
+        raise RecipeError(f"the tensor {name} has no place in this architecture")
+    return f"model.layers.{layer}.{NAMES[stem]}.weight"
+
+
+def _halves(rows: Float[Tensor, "row d_model"], heads: int) -> Float[Tensor, "row d_model"]:
+    """Rows of queries or keys in Llama's order: llama.cpp turns neighbours, Llama turns halves."""
+    return rearrange(
+        rows, "(head half pair) d_model -> (head pair half) d_model", head=heads, pair=2
+    )
+
+
+# --- the tokenizer -------------------------------------------------------------------------------
+
+
+def _tokenizer(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a tokenizer.json."""
+    kind, split = said["tokenizer.ggml.model"], said.get("tokenizer.ggml.pre", "gpt-2")
+    if kind != "gpt2" or split not in SPLITS:
+        raise TokenizerError(
+            f"a {kind!r} tokenizer that splits like {split!r}{nearest(str(split), SPLITS)}; known "
+            f"are 'gpt2' ones that split like {' or '.join(SPLITS)}"
+        )
+    tokens, types = said["tokenizer.ggml.tokens"], said.get("tokenizer.ggml.token_type", [])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": number, "content": tokens[number], "special": True, **flags}
+            for number, one in enumerate(types)
+            if one == CONTROL
+        ],
+        "normalizer": None,
+        "pre_tokenizer": SPLITS[split],
+        "post_processor": None,
+        "decoder": BYTES,
+        "model": {
+            "type": "BPE",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [pair.split(" ") for pair in said["tokenizer.ggml.merges"]],
+        },
+    }
+
+
+def _tokenizer_config(said: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = said["tokenizer.ggml.tokens"]
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": said["llama.context_length"],
+        "clean_up_tokenization_spaces": False,
+    }
+    for role in ("bos", "eos"):
+        if (number := said.get(f"tokenizer.ggml.{role}_token_id")) is not None:
+            config[f"{role}_token"] = tokens[number]
+    return config

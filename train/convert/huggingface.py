@@ -1,0 +1,291 @@
+"""Models in from elsewhere and out to elsewhere: Hugging Face folders and nanoGPT checkpoints.
+
+An import is checked before it is believed: every tensor must be used, none may be missing, and a
+configuration that means something we do not compute is refused rather than rounded. What was read
+to train it is unknown, so an import's knowledge level is `weights-only`.
+
+Pickles can run code. nanoGPT's `ckpt.pt` is read by torch's restricted reader (`weights_only`),
+every other pickle is refused.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from train import storage
+from train.convert import layouts, safe_loading
+from train.convert.layouts import LAYOUTS, Layout, Place
+from train.convert.safe_loading import WEIGHTS
+from train.data import Tokenizer, gpt2_tokenizer, load_tokenizer
+from train.errors import DamagedError, RecipeError, TokenizerError, TrainError, nearest
+from train.model import GPT, GPTConfig
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Imported", "export_huggingface", "import_huggingface", "import_nanogpt"]
+__all__ += ["to_huggingface"]
+
+# Masks and angles that older versions saved beside the weights; the model recomputes them.
+NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+# nanoGPT's default: GPT-2's 50,257 rounded up to a multiple of 64; 47 rows never were a target.
+NANOGPT_PADDED, GPT2_VOCABULARY = 50_304, 50_257
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model from elsewhere.
+
+    Attributes:
+        tokenizer: None when there is none that we can read; `description` then says why.
+        description: One line: what it is, its size, how much is known.
+        sha256: Of the weights file; of the files' digests when there are several.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer | None
+    description: str
+    sha256: str
+
+
+def import_huggingface(folder: str | Path) -> Imported:
+    """Open a local Hugging Face folder of GPT-2's or Llama's layout; weights become fp32.
+
+    Raises:
+        DamagedError: A file is missing, damaged, or a pickle.
+        RecipeError: The configuration means an architecture that the decoder does not have.
+    """
+    folder = Path(folder)
+    safe_loading.refuse_pickle(folder)
+    if not folder.is_dir():
+        raise TrainError(f"{folder} is no folder; give one with config.json and {WEIGHTS}")
+    config = safe_loading.read_json(folder / "config.json")
+    layout = _layout(config, folder)
+    paths = safe_loading.weight_paths(folder)
+    cfg = _architecture(layout, config, folder)
+    theirs = _tidy(
+        {
+            name: value
+            for path in paths
+            for name, value in safe_loading.read_safetensors(path).items()
+        }
+    )
+    if "wte.weight" in theirs:  # the base model, saved without its head
+        theirs = {f"transformer.{name}": value for name, value in theirs.items()}
+    model = _fill(cfg, layout.places(cfg), theirs, paths[0])
+    model.tokenizer, said = _read_tokenizer(folder, cfg)
+    precision = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
+    description = (
+        f"Hugging Face {config['model_type']} folder {folder.name}, {cfg.n_layers} layers, "
+        f"{cfg.n_params:,} parameters saved as {precision}, {said}; weights only"
+    )
+    return Imported(model, model.tokenizer, description, safe_loading.digest(paths))
+
+
+def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "gelu") -> Imported:
+    """Open nanoGPT's `ckpt.pt`, compiled or not, with torch's restricted reader.
+
+    Args:
+        d_vocab: Tokens that exist; None takes 50,304 rows as GPT-2's 50,257 and padding, and any
+            other number as it is. Logits of padding are dropped.
+        mlp: nanoGPT computes the exact GELU; say "gelu-tanh" for a checkpoint of its first months.
+
+    Raises:
+        DamagedError: It is another pickle, or not whole.
+    """
+    path = Path(path)
+    saved = safe_loading.read_restricted(path)
+    if not isinstance(saved, dict) or not {"model", "model_args"} <= saved.keys():
+        raise DamagedError(
+            f"{path}: a pickle that is no nanoGPT checkpoint (no `model` and `model_args`); "
+            "safetensors is accepted, as a Hugging Face folder"
+        )
+    args = saved["model_args"]
+    known = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size"}
+    if missing := known - args.keys():
+        raise DamagedError(f"{path}: model_args does not say {', '.join(sorted(missing))}")
+    rows = args["vocab_size"]
+    d_vocab = d_vocab or (GPT2_VOCABULARY if rows == NANOGPT_PADDED else rows)
+    cfg = GPTConfig(
+        n_layers=args["n_layer"],
+        n_heads=args["n_head"],
+        d_model=args["n_embd"],
+        n_ctx=args["block_size"],
+        d_vocab=d_vocab,
+        # The smallest multiple that pads to these rows; every choice that does is the same model.
+        vocab_multiple=1 if rows == d_vocab else _multiple(d_vocab, rows),
+        bias=args["bias"],
+        mlp=mlp,
+    )
+    theirs = {name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()}
+    model = _fill(cfg, layouts.gpt2_places(cfg, turned=False), _tidy(theirs), path)
+    description = (
+        f"nanoGPT checkpoint {path.name} at step {saved.get('iter_num', 'unknown')}, "
+        f"{cfg.n_layers} layers, {cfg.n_params:,} parameters, no tokenizer in it; weights only"
+    )
+    return Imported(model, None, description, storage.sha256_file(path))
+
+
+def export_huggingface(model: GPT, tokenizer: Tokenizer | None, out: str | Path) -> Path:
+    """Write a folder that `transformers` opens: GPT-2's class or Llama's, whichever computes this.
+
+    GPT-2's class always has biases, so a model without any gets zeros; padding is cut off.
+
+    Raises:
+        RecipeError: No Hugging Face class computes this architecture.
+        TrainError: `out` exists.
+    """
+    out = Path(out)
+    config, weights = _export(model, tokenizer)
+    if out.exists():
+        raise TrainError(f"{out} exists; choose a folder that does not")
+    with storage.new_folder(out) as folder:
+        storage.write_json(folder / "config.json", config)
+        storage.write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizer.json")
+            storage.write_json(
+                folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer)
+            )
+    return out
+
+
+def to_huggingface(model: GPT) -> "PreTrainedModel":
+    """The same weights, copied into the `transformers` class that computes the same.
+
+    Raises:
+        RecipeError: No Hugging Face class computes this architecture.
+    """
+    # Half a second: only who asks for it pays.
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    config, weights = _export(model, model.tokenizer)
+    if config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = next(iter(weights.values()))  # the embedding comes first
+    # Their constructor draws weights, which `load_state_dict` then replaces.
+    with torch.random.fork_rng(devices=[]):
+        if config["model_type"] == "gpt2":
+            twin = GPT2LMHeadModel(GPT2Config.from_dict(config))
+        else:
+            twin = LlamaForCausalLM(LlamaConfig.from_dict(config))
+    twin.load_state_dict(weights)
+    return twin.eval()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _layout(config: dict[str, Any], folder: Path) -> Layout:
+    kind = config.get("model_type")
+    if kind not in LAYOUTS:
+        raise RecipeError(
+            f"{folder.name} is a {kind!r} model{nearest(str(kind), LAYOUTS)}; export it to one of "
+            "these layouts"
+        )
+    return LAYOUTS[kind]
+
+
+def _architecture(layout: Layout, config: dict[str, Any], folder: Path) -> GPTConfig:
+    try:
+        return layout.architecture(config)
+    except KeyError as error:
+        raise DamagedError(f"{folder / 'config.json'}: {error.args[0]} is missing") from None
+    except RecipeError as error:
+        raise RecipeError(f"{folder / 'config.json'}: {error}") from None
+
+
+def _fill(cfg: GPTConfig, places: Iterator[Place], theirs: dict[str, Tensor], path: Path) -> GPT:
+    try:
+        ours, used = layouts.from_theirs(places, theirs)
+    except TrainError as error:
+        raise DamagedError(f"{path}: {error}") from None
+    unused = theirs.keys() - used
+    # A tied head may be saved twice, but then it must be the embedding.
+    if "lm_head.weight" in unused and torch.equal(
+        theirs["lm_head.weight"].float(), ours["embed.weight"]
+    ):
+        unused -= {"lm_head.weight"}
+    if unused:
+        raise DamagedError(
+            f"{path}: {len(unused)} tensors have no place in this architecture: {min(unused)}"
+        )
+    model = GPT(cfg)
+    for name, expected in model.state_dict().items():
+        if ours[name].shape != expected.shape:
+            raise DamagedError(
+                f"{path}: {name} has shape {tuple(ours[name].shape)}, the configuration says "
+                f"{tuple(expected.shape)}"
+            )
+    model.load_state_dict(ours)
+    return model.eval()
+
+
+def _tidy(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in theirs.items() if not name.endswith(NOT_WEIGHTS)}
+
+
+def _read_tokenizer(folder: Path, cfg: GPTConfig) -> tuple[Tokenizer | None, str]:
+    """The tokenizer beside the weights, and what to say about it."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            found = load_tokenizer(folder / "tokenizer.json")
+        elif (folder / "merges.txt").is_file():
+            found = gpt2_tokenizer(folder)
+        else:
+            return None, "without a tokenizer"
+    except TokenizerError as error:
+        return None, f"its tokenizer unread ({error})"
+    if found.vocab_size > cfg.d_vocab:
+        raise TokenizerError(
+            f"the tokenizer in {folder.name} has {found.vocab_size} tokens, the model "
+            f"{cfg.d_vocab}: they do not belong together"
+        )
+    return found, f"{found.kind} tokenizer of {found.vocab_size}"
+
+
+def _multiple(d_vocab: int, rows: int) -> int:
+    multiples = (m for m in range(1, rows + 1) if -(-d_vocab // m) * m == rows)
+    found = next(multiples, None)
+    if found is None:
+        raise RecipeError(f"d_vocab is {d_vocab}, and the checkpoint has {rows} rows")
+    return found
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _export(model: GPT, tokenizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights under Hugging Face's names."""
+    kind = layouts.layout_of(model.cfg)
+    layout = LAYOUTS[kind]
+    eot = None if tokenizer is None else tokenizer.eot
+    config = {
+        "model_type": kind,
+        "architectures": [layout.class_name],
+        "vocab_size": model.cfg.d_vocab,
+        "tie_word_embeddings": model.cfg.tie,
+        "initializer_range": model.cfg.init_std,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "dtype": "float32",
+        **layout.config(model.cfg),
+    }
+    # Places as if there were biases: `to_theirs` fills the missing ones with zeros.
+    named = replace(model.cfg, bias=True) if layout.always_biased else model.cfg
+    return config, layouts.to_theirs(model.cfg, layout.places(named), model.state_dict())
+
+
+def _tokenizer_config(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.eot_text,
+        "eos_token": tokenizer.eot_text,
+        "model_max_length": model.cfg.n_ctx,
+        "clean_up_tokenization_spaces": False,
+    }

@@ -1,0 +1,83 @@
+"""Weights that somebody else trained, taken in as a run that says how little is known of it.
+
+An import has one checkpoint, no ledger and no store. Its knowledge level is `weights-only`, and
+that level stands in every result computed from it.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from train import runs, storage
+from train.convert import gguf, huggingface
+from train.convert.huggingface import Imported
+from train.errors import TrainError
+from train.runs import Run
+
+
+__all__ = ["export_run", "import_run"]
+
+
+def import_run(source: str | Path, *, out: str | Path) -> Run:
+    """Import a Hugging Face folder (GPT-2 or Llama layout), a nanoGPT `ckpt.pt` or a GGUF as a run.
+
+    Raises:
+        TrainError: There is nothing at `source`, or `out` exists.
+        DamagedError: The weights are a pickle that is no nanoGPT checkpoint, or damaged.
+    """
+    source, out = Path(source), Path(out)
+    if not source.exists():
+        raise TrainError(
+            f"nothing to import at {source}; give a Hugging Face folder, a ckpt.pt or a .gguf"
+        )
+    if out.exists():
+        raise TrainError(f"{out} exists already; choose another folder")
+    if source.is_dir():
+        layout, found = "Hugging Face folder", huggingface.import_huggingface(source)
+    elif source.suffix == ".gguf":
+        layout, found = "GGUF", _from_gguf(source, out)
+    else:
+        layout, found = "nanoGPT checkpoint", huggingface.import_nanogpt(source)
+    with storage.new_folder(out) as place:
+        _write(place, found, layout, source)
+    return runs.open(out)
+
+
+def _from_gguf(source: Path, out: Path) -> Imported:
+    """By way of a Hugging Face folder beside the run, which vanishes."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
+        folder = gguf.gguf_to_huggingface(source, Path(place) / source.stem)
+        found = huggingface.import_huggingface(folder)
+    return replace(found, sha256=storage.sha256_file(source))
+
+
+def export_run(run: Run, *, out: str | Path, step: int | None = None) -> Path:
+    """Write a checkpoint of a run as a Hugging Face folder, its tokenizer included."""
+    model = run.load(step)
+    return huggingface.export_huggingface(model, run.tokenizer, out)
+
+
+def _write(place: Path, found: Imported, layout: str, source: Path) -> None:
+    (place / runs.CHECKPOINTS).mkdir()
+    saved = runs.write_checkpoint(
+        place,
+        0,
+        model={name: one.contiguous() for name, one in found.model.state_dict().items()},
+        optimizer=None,
+        state={"tokens": 0},
+        keep_optimizer_of=set(),
+    )
+    files = {f"{saved.folder}/{name}": sha for name, sha in saved.files.items()}
+    if found.tokenizer is not None:
+        found.tokenizer.save(place / "tokenizer.json")
+        files["tokenizer.json"] = storage.sha256_file(place / "tokenizer.json")
+    index = f"{runs.CHECKPOINTS}/index.json"
+    files[index] = storage.sha256_file(place / index)
+    origin = {
+        "layout": layout,
+        "name": source.name,
+        "sha256": found.sha256,
+        "description": found.description,
+    }
+    runs.imported_manifest(place, found.model.cfg.to_dict(), origin, files)

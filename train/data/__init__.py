@@ -1,0 +1,69 @@
+"""Documents to tokens, and the order in which training reads them."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from train.data.batches import Batch, DocumentRemoval, batches_ahead, read_batch
+    from train.data.corpora import Corpus, Document, open_corpus
+    from train.data.data_order import (
+        DataOrder,
+        InvertibleOrder,
+        LateOrder,
+        Order,
+        RecordedOrder,
+        documents_read,
+        record_nanogpt_order,
+    )
+    from train.data.duplicates import Together, document_sha256s, near_duplicates, with_duplicates
+    from train.data.packing import pack
+    from train.data.token_store import (
+        STORE_MANIFEST,
+        TokenStore,
+        build_store,
+        open_store,
+        verify_store,
+    )
+    from train.data.tokenizers import (
+        Tokenizer,
+        gpt2_tokenizer,
+        load_tokenizer,
+        train_bpe,
+        train_words,
+    )
+
+__all__ = [
+    "STORE_MANIFEST",
+    "Batch",
+    "Corpus",
+    "DataOrder",
+    "Document",
+    "DocumentRemoval",
+    "InvertibleOrder",
+    "LateOrder",
+    "Order",
+    "RecordedOrder",
+    "Together",
+    "TokenStore",
+    "Tokenizer",
+    "batches_ahead",
+    "build_store",
+    "document_sha256s",
+    "documents_read",
+    "gpt2_tokenizer",
+    "load_tokenizer",
+    "near_duplicates",
+    "open_corpus",
+    "open_store",
+    "pack",
+    "read_batch",
+    "record_nanogpt_order",
+    "train_bpe",
+    "train_words",
+    "verify_store",
+    "with_duplicates",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

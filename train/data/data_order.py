@@ -1,0 +1,354 @@
+"""Which tokens the model reads at which step, and the inverse question.
+
+The order is a function, not a log. Windows of `context` targets tile the token stream, so that each
+token is a target in exactly one window per epoch; which window comes at position k of the run is a
+keyed Feistel permutation of the windows with the epoch as tweak. It is a pure function of (seed,
+k), costs the same for the first position and the last, and runs backwards as fast as forwards: "at
+which steps was this document read" needs no index. Nothing else enters: not the batch split, the
+number of workers, the length of the run or an evaluation in between (all of which change the data
+of nanoGPT, gpt-neox#984, OLMo#268).
+
+A document is *read* by a window when at least one of its own tokens is a target there; its
+end-of-text is a separator, not a token of the document. A window feeds its last target of the
+window before as first input, which is context and not reading. Step t, counted from 0, takes
+checkpoint t to checkpoint t + 1.
+
+Permutation: a generalised Feistel network over Z_a x Z_b with a * b just above the number of
+windows (Black & Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9), cycle-walked into range;
+the round function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
+
+Where documents lie in tokens.bin, searched as quickly as caches allow.
+
+A binary search of eight million starts waits for memory at most of its 23 halvings. Here the first
+of them are made in every 64th start, which together fit a core's cache, and the last ones among
+neighbours.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+from train.errors import OrderError
+
+
+__all__ = [
+    "DataOrder",
+    "DocumentTable",
+    "InvertibleOrder",
+    "LateOrder",
+    "Order",
+    "RecordedOrder",
+    "documents_read",
+    "record_nanogpt_order",
+]
+
+# A power of two. Of 8 to 256 the quickest, by a little, at eight million documents.
+EVERY = 64
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentTable:
+    """First token and number of tokens of each document, in the order of the text."""
+
+    starts: Int64[np.ndarray, " document"]
+    lengths: Int64[np.ndarray, " document"]
+
+    def last_begun(self, offsets: Int64[np.ndarray, " token"]) -> Int64[np.ndarray, " token"]:
+        """The last document that begins at or before each token; -1 before the first."""
+        if not len(self.starts):
+            return np.full(len(offsets), -1)
+        found = (self._coarse.searchsorted(offsets, side="right") - 1) * EVERY
+        half = EVERY // 2
+        while half:
+            found += half * (self.starts.take(found + half, mode="clip") <= offsets)
+            half //= 2
+        return found.clip(-1, len(self.starts) - 1)
+
+    @cached_property
+    def _coarse(self) -> Int64[np.ndarray, " some"]:
+        return self.starts[::EVERY].copy()
+
+
+GOLDEN = 0x9E3779B97F4A7C15
+# One constant a round, multiplied in Python because numpy warns when a scalar wraps around.
+ROUNDS = tuple(np.uint64(number * GOLDEN % 2**64) for number in range(8))
+
+
+@runtime_checkable
+class Order(Protocol):
+    """What a trainer and a ledger need of an order."""
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`."""
+        ...
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        ...
+
+
+@runtime_checkable
+class InvertibleOrder(Order, Protocol):
+    """An order of tiled windows that also answers when a window is read, without a table."""
+
+    @property
+    def n_windows(self) -> int: ...
+
+    def reads(
+        self, windows: Int64[np.ndarray, " window"], n_steps: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """Everything the order depends on: equal orders read the same tokens at every step.
+
+    Attributes:
+        seed: Key of the permutation.
+        n_windows: Windows that tile the training region of the store.
+        context: Targets per window.
+        batch: Windows per step, summed over micro-batches.
+    """
+
+    seed: int
+    n_windows: int
+    context: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        if min(self.n_windows, self.context, self.batch) < 1:
+            raise OrderError(
+                f"an order of {self.n_windows} windows of {self.context} tokens, {self.batch} a "
+                "step, reads nothing; all three must be at least 1"
+            )
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`."""
+        return self.windows(np.arange(step * self.batch, (step + 1) * self.batch)) * self.context
+
+    def windows(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+        """The window read at each position of the run, counted in windows from 0."""
+        epochs, within = np.divmod(positions, self.n_windows)
+        return self._walk(within, epochs, forwards=True)
+
+    def positions(
+        self, windows: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"]
+    ) -> Int64[np.ndarray, " k"]:
+        """The inverse: the position of the run at which each window is read in each epoch."""
+        return epochs * self.n_windows + self._walk(windows, epochs, forwards=False)
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        return _steps_reading(self, start, stop, n_steps)
+
+    def reads(
+        self, windows: Int64[np.ndarray, " window"], n_steps: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        which, positions = self.read_at(windows, n_steps * self.batch)
+        return which, positions // self.batch
+
+    def read_at(
+        self, windows: Int64[np.ndarray, " window"], n_positions: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading of some windows among the first positions: which, and the position."""
+        n_epochs = -(-n_positions // self.n_windows)
+        epochs = np.repeat(np.arange(n_epochs), len(windows))
+        which = np.tile(np.arange(len(windows)), n_epochs)
+        positions = self.positions(np.asarray(windows)[which], epochs)
+        there = positions < n_positions
+        return which[there], positions[there]
+
+    def _walk(
+        self, values: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"], *, forwards: bool
+    ) -> Int64[np.ndarray, " k"]:
+        values = self._permute(values, epochs, forwards)
+        while (outside := values >= self.n_windows).any():
+            values[outside] = self._permute(values[outside], epochs[outside], forwards)
+        return values
+
+    def _permute(
+        self, values: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"], forwards: bool
+    ) -> Int64[np.ndarray, " k"]:
+        a = isqrt(self.n_windows - 1) + 1
+        b = -(-self.n_windows // a)
+        key = _mix(
+            epochs.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(self.seed & (2**64 - 1))
+        )
+        right, left = np.divmod(values, a)
+        rounds = list(enumerate(ROUNDS))
+        for number, constant in rounds if forwards else reversed(rounds):
+            tweak = key + constant
+            if number % 2 == 0:
+                shift = (_mix(right.astype(np.uint64) ^ tweak) % np.uint64(a)).astype(np.int64)
+                left = (left + (shift if forwards else -shift)) % a
+            else:
+                shift = (_mix(left.astype(np.uint64) ^ tweak) % np.uint64(b)).astype(np.int64)
+                right = (right + (shift if forwards else -shift)) % b
+        return right * a + left
+
+
+@dataclass(frozen=True)
+class LateOrder:
+    """Windows of which some are read from a later step on: one order after the other's windows.
+
+    Up to step `begin` every batch holds early windows only. From there on, `late.batch` windows of
+    every batch are late ones, and the early ones go on in the places that are left.
+
+    Attributes:
+        early: Order of the windows before the late ones; its `batch` is that of a whole step.
+        late: Order of the late windows among themselves, counted from 0.
+        begin: First step that reads a late window.
+    """
+
+    early: DataOrder
+    late: DataOrder
+    begin: int
+
+    def __post_init__(self) -> None:
+        if self.late.context != self.early.context or not 0 < self.late.batch < self.early.batch:
+            raise OrderError(
+                f"{self.late.batch} late windows of {self.late.context} tokens do not fit batches "
+                f"of {self.early.batch} windows of {self.early.context}; there must be fewer of "
+                "them, and equally long"
+            )
+        if self.begin < 0:
+            raise OrderError(f"late windows begin at step {self.begin}; it must be 0 or more")
+
+    @property
+    def context(self) -> int:
+        """Targets per window."""
+        return self.early.context
+
+    @property
+    def batch(self) -> int:
+        """Windows per step."""
+        return self.early.batch
+
+    @property
+    def n_windows(self) -> int:
+        """Early and late windows."""
+        return self.early.n_windows + self.late.n_windows
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`; early ones first."""
+        if step < self.begin:
+            return self.early.starts(step)
+        first, last = self._early_before(step), self._early_before(step + 1)
+        early = self.early.windows(np.arange(first, last)) * self.context
+        late = self.late.starts(step - self.begin) + self.early.n_windows * self.context
+        return np.concatenate([early, late])
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        return _steps_reading(self, start, stop, n_steps)
+
+    def reads(
+        self, windows: Int64[np.ndarray, " window"], n_steps: int
+    ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
+        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        windows = np.asarray(windows)
+        is_late = windows >= self.early.n_windows
+        early, late = np.flatnonzero(~is_late), np.flatnonzero(is_late)
+        which, positions = self.early.read_at(windows[early], self._early_before(n_steps))
+        kept = self.batch - self.late.batch
+        behind = positions - self.begin * self.batch
+        steps = np.where(behind < 0, positions // self.batch, self.begin + behind // kept)
+        late_which, late_steps = self.late.reads(
+            windows[late] - self.early.n_windows, max(n_steps - self.begin, 0)
+        )
+        return (
+            np.concatenate([early[which], late[late_which]]),
+            np.concatenate([steps, late_steps + self.begin]),
+        )
+
+    def _early_before(self, step: int) -> int:
+        """Early windows read in the steps below `step`."""
+        behind = max(step - self.begin, 0)
+        return (step - behind) * self.batch + behind * (self.batch - self.late.batch)
+
+
+@dataclass(frozen=True)
+class RecordedOrder:
+    """An order that is a table: window starts by step, as some other trainer drew them.
+
+    nanoGPT draws windows with replacement at any offset, so its order can be recorded but not
+    inverted: `steps_reading` scans the table (8 bytes a window: 220 MB for 27.5 billion tokens).
+    """
+
+    schedule: Int64[np.ndarray, "step batch"]
+    context: int
+
+    @property
+    def batch(self) -> int:
+        """Windows per step."""
+        return self.schedule.shape[1]
+
+    def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
+        """Offset of the first *input* token of each window read at `step`."""
+        return np.array(self.schedule[step], dtype=np.int64)
+
+    def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
+        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        table = self.schedule[:n_steps]
+        reads = (table + 1 < stop) & (table + 1 + self.context > start)
+        return np.flatnonzero(reads.any(axis=1))
+
+
+def _steps_reading(
+    order: InvertibleOrder, start: int, stop: int, n_steps: int
+) -> Int64[np.ndarray, " step"]:
+    first = max(start - 1, 0) // order.context
+    last = min((stop - 2) // order.context, order.n_windows - 1)
+    _, steps = order.reads(np.arange(first, last + 1), n_steps)
+    return np.unique(steps)
+
+
+def record_nanogpt_order(
+    *, seed: int, n_tokens: int, context: int, batch: int, steps: int
+) -> RecordedOrder:
+    """Draw windows by nanoGPT's rule: `torch.randint(n_tokens - context, (batch,))` every step.
+
+    The generator is our own, so evaluation cannot disturb it as it does in nanoGPT's train.py.
+    """
+    import torch
+
+    if n_tokens <= context:
+        raise OrderError(
+            f"a window of {context} tokens and one target does not fit a store of {n_tokens} "
+            f"tokens; choose a context below {n_tokens}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randint(n_tokens - context, (steps, batch), generator=generator)
+    return RecordedOrder(draw.numpy(), context)
+
+
+def documents_read(order: Order, table: DocumentTable, step: int) -> Int64[np.ndarray, " read"]:
+    """Indices of the documents read at `step`, ascending; O(batch log documents)."""
+    first = np.sort(order.starts(step)) + 1
+    low, high = table.last_begun(np.concatenate([first, first + order.context - 1])).reshape(2, -1)
+    # A window may begin in the separator behind that document, which reads nothing of it.
+    low = low + ((low < 0) | (table.starts[low] + table.lengths[low] <= first))
+    # What an earlier window read is not listed again.
+    low[1:] = np.maximum(low[1:], np.maximum.accumulate(high)[:-1] + 1)
+    counts = np.maximum(high + 1 - low, 0)
+    return np.arange(counts.sum()) + np.repeat(low + counts - np.cumsum(counts), counts)
+
+
+def _mix(values: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:
+    """SplitMix64's finaliser: a bijection of 64 bits in which every bit moves every other."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

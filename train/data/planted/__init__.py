@@ -1,0 +1,13 @@
+"""The generated corpus: invented facts, distractors and repeats, with a truth table."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from train.data.planted.corpus import planted_corpus, planted_truth
+
+__all__ = ["planted_corpus", "planted_truth"]
+
+__getattr__ = names_on_first_use(__name__, __file__)

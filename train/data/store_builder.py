@@ -1,0 +1,385 @@
+"""The machinery behind `token_store.build`: documents in, one token file and one table out.
+
+The main thread reads documents in batches of about a million letters, a pool of threads encodes and
+hashes them (byte pairs and hashes let go of Python's lock; whole words are looked up under it, and
+gain little from a second thread), and the results are appended in the order of the corpus. A few
+batches are in memory at any time, whatever the size of the corpus: tokens go through a file,
+table rows through parquet row groups. Held-out documents are set aside in files of their own and
+appended at the end. Only the packed layout, meant for small corpora, keeps its table in memory
+(about 300 bytes a document), because every document must be known before the first row is laid.
+"""
+
+import errno
+import fcntl
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from train import storage
+from train.data import token_store, tokenizers
+from train.data.corpora import Corpus, Document
+from train.data.store_writer import Lot, Region, fingerprint, lay_rows
+from train.data.tokenizers import Tokenizer
+from train.errors import CorpusError, StoreError, TokenizerError, nearest
+
+
+__all__ = ["Choices", "build"]
+
+LAYOUTS = ("stream", "packed")
+# The context of the planted recipe, the one packed corpus we ship.
+ROW_LENGTH = 64
+# Of a byte-level vocabulary trained on the corpus, when none is asked for.
+BPE_VOCABULARY = 4096
+SHORT_VOCABULARY = 1 << 16  # ids of two bytes
+BATCH_LETTERS = 1 << 20
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a build is asked to do; refused here when it contradicts itself."""
+
+    tokenizer: str | Tokenizer
+    vocab_size: int | None
+    layout: str
+    row_length: int | None
+    held_out: float
+    seed: int
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise StoreError(f"there is no layout {self.layout!r}{nearest(self.layout, LAYOUTS)}")
+        if self.layout == "stream" and self.row_length is not None:
+            raise StoreError(f"row_length={self.row_length} was given, but a stream has no rows")
+        if self.row_length is not None and self.row_length < 2:
+            raise StoreError(f"a row of {self.row_length} holds no document with its end-of-text")
+        kind = self.tokenizer if isinstance(self.tokenizer, str) else self.tokenizer.kind
+        if kind not in tokenizers.KINDS:
+            raise StoreError(f"there is no tokenizer {kind!r}{nearest(kind, tokenizers.KINDS)}")
+        if self.vocab_size is not None and self.tokenizer != "bpe":
+            raise StoreError(
+                f"vocab_size={self.vocab_size} was given for {kind}; only a bpe that is trained on "
+                "the corpus learns to a chosen size"
+            )
+        if not 0 <= self.held_out < 1:
+            raise StoreError(f"held_out={self.held_out} is no share of documents within [0, 1)")
+        if self.threads is not None and self.threads < 1:
+            raise StoreError(f"threads={self.threads} were asked for; at least one is needed")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Choices with nothing left open; `row_length` is None for the stream layout."""
+
+    tokenizer: Tokenizer
+    dtype: np.dtype
+    row_length: int | None
+    held_out: float
+    seed: int
+    threads: int
+
+
+@dataclass
+class Counts:
+    """What a build met; `counts` of store.json."""
+
+    documents: int = 0
+    tokens: int = 0
+    train_documents: int = 0
+    train_tokens: int = 0
+    late_documents: int = 0
+    early_tokens: int = 0
+    empty_dropped: int = 0
+    literal_eot_documents: int = 0
+    respaced_documents: int = 0
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    early: Lot
+    late: Lot
+    held_out: Lot
+    empty: int
+    literal_eot: int
+    respaced: int
+
+
+def build(corpus: Corpus, choices: Choices, *, out: Path, progress: Progress | None) -> None:
+    """Write a whole token store at `out`, or nothing.
+
+    Raises:
+        StoreError: `out` exists or is being built, all documents are held out, or one is longer
+            than its row.
+        CorpusError: There is no document with text.
+        DiskError: The disk is full.
+    """
+    _refuse_existing(out)
+    with _locked(out):
+        _refuse_existing(out)
+        with storage.new_folder(out) as folder:
+            plan = _plan(corpus, choices)
+            counts = _write(folder, corpus, plan, progress)
+            plan.tokenizer.save(folder / token_store.TOKENIZER)
+            if corpus.truth is not None:
+                storage.write_json(folder / token_store.TRUTH, corpus.truth())
+            content = storage.seal(_manifest(folder, corpus, choices, plan, counts))
+            storage.write_json(folder / token_store.STORE_MANIFEST, content)
+
+
+def _plan(corpus: Corpus, choices: Choices) -> _Plan:
+    tokenizer = _tokenizer(corpus, choices)
+    return _Plan(
+        tokenizer=tokenizer,
+        dtype=np.dtype("<u2" if tokenizer.vocab_size <= SHORT_VOCABULARY else "<u4"),
+        row_length=None if choices.layout == "stream" else choices.row_length or ROW_LENGTH,
+        held_out=choices.held_out,
+        seed=choices.seed,
+        threads=choices.threads or _cores(),
+    )
+
+
+def _tokenizer(corpus: Corpus, choices: Choices) -> Tokenizer:
+    if isinstance(choices.tokenizer, Tokenizer):
+        return choices.tokenizer
+    if choices.tokenizer == "gpt2":
+        return tokenizers.gpt2_tokenizer()
+    if choices.tokenizer == "word":
+        # All words, held-out ones too: a word that is not in the vocabulary cannot be encoded.
+        return tokenizers.train_words(document.text for document in corpus.read())
+    # What is held out may not shape the vocabulary by which it is measured.
+    read = (one.text for one in corpus.read() if not _is_held_out(one.sha256, choices.held_out))
+    return tokenizers.train_bpe(read, choices.vocab_size or BPE_VOCABULARY)
+
+
+def _is_held_out(sha256: str, share: float) -> bool:
+    """By the hash of the text alone, so that copies of a text fall on one side."""
+    return int(sha256[:16], 16) / 2**64 < share
+
+
+def _cores() -> int:
+    """The cores this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _manifest(
+    folder: Path, corpus: Corpus, choices: Choices, plan: _Plan, counts: Counts
+) -> dict[str, object]:
+    files = sorted(folder.iterdir())
+    tokenizer = plan.tokenizer
+    return {
+        "schema": token_store.SCHEMA_VERSION,
+        "layout": choices.layout,
+        "row_length": plan.row_length,
+        "dtype": plan.dtype.str,
+        "vocab_size": tokenizer.vocab_size,
+        "eot": tokenizer.eot,
+        "tokenizer": {name: getattr(tokenizer, name) for name in ("kind", "sha256", "vocab_size")},
+        "corpus": {name: getattr(corpus, name) for name in ("name", "source", "revision")},
+        "seed": plan.seed,
+        "held_out": plan.held_out,
+        "counts": asdict(counts),
+        "files": {file.name: storage.sha256_file(file) for file in files},
+        "sizes": {file.name: file.stat().st_size for file in files},
+        "fingerprint": fingerprint(folder / token_store.TABLE),
+    }
+
+
+def _write(folder: Path, corpus: Corpus, plan: _Plan, progress: Progress | None) -> Counts:
+    """Write tokens and table; a stream in place, rows by way of a stream of their documents."""
+    counts, ends = Counts(), []
+    eot = plan.tokenizer.eot
+    final = (folder / token_store.TOKENS, folder / token_store.TABLE)
+    packed = plan.row_length is not None
+    first = (folder / "train.bin", folder / "train.parquet") if packed else final
+    with (
+        Region(*first, plan.dtype, opened_with=None if packed else eot) as early,
+        Region(folder / "late.bin", folder / "late.parquet", plan.dtype) as late,
+        Region(folder / "held_out.bin", folder / "held_out.parquet", plan.dtype) as held_out,
+    ):
+        for encoded in _in_order(corpus.read(), partial(_encode, plan), plan.threads):
+            early.append(encoded.early)
+            late.append(encoded.late)
+            held_out.append(encoded.held_out)
+            _count(counts, encoded)
+            if progress:
+                read = counts.documents + counts.empty_dropped
+                progress("encoding documents", read, corpus.n_documents)
+        _check(corpus, counts, plan.held_out)
+        if plan.row_length is None:
+            ends.append(early.end)
+            for region in (late, held_out):
+                region.close()
+                early.extend(region)
+                ends.append(early.end)
+    if plan.row_length is not None:
+        with Region(*final, plan.dtype, opened_with=eot) as rows:
+            for region in (early, late, held_out):
+                lay_rows(rows, region, row_length=plan.row_length, eot=eot, seed=plan.seed)
+                ends.append(rows.end)
+        early.remove()
+    counts.early_tokens, counts.train_tokens, counts.tokens = ends
+    late.remove()
+    held_out.remove()
+    return counts
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise StoreError(f"{out} exists already; choose another place or remove it")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Be the only process that builds `out`; the lock dies with the process that holds it.
+
+    Raises:
+        StoreError: Another process is building it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f".{out.name}.lock")
+    file = path.open("a")
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise StoreError(f"{out} is being built by another process; wait for it") from None
+        # A builder that has just finished may have removed the file between our two calls.
+        if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+            raise StoreError(f"{out} was being built by another process just now; look at it")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        file.close()
+
+
+# --- encoding ------------------------------------------------------------------------------------
+
+
+def _in_order(
+    documents: Iterable[Document], encode: Callable[[list[Document]], _Encoded], threads: int
+) -> Iterator[_Encoded]:
+    """Encoded batches in the order of the documents, with at most `threads + 2` in memory."""
+    waiting: deque[Future[_Encoded]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for batch in _batches(documents):
+                waiting.append(pool.submit(encode, batch))
+                if len(waiting) > threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch, letters = [], 0
+    for document in documents:
+        batch.append(document)
+        letters += len(document.text)
+        if letters >= BATCH_LETTERS:
+            yield batch
+            batch, letters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(plan: _Plan, documents: list[Document]) -> _Encoded:
+    tokenizer = plan.tokenizer
+    rows = _rows(plan, documents)
+    shas = [document.sha256 for document in documents]
+    filled = [index for index, row in enumerate(rows) if len(row)]
+    aside = {index for index in filled if _is_held_out(shas[index], plan.held_out)}
+    texts = [document.text for document in documents]
+    words = tokenizer.kind == "word"
+    late = [one for one in filled if documents[one].late and one not in aside]
+    early = [one for one in filled if not documents[one].late and one not in aside]
+    return _Encoded(
+        early=_lot(plan, documents, rows, shas, early),
+        late=_lot(plan, documents, rows, shas, late),
+        held_out=_lot(plan, documents, rows, shas, sorted(aside)),
+        empty=len(rows) - len(filled),
+        literal_eot=sum(tokenizer.eot_text in text for text in texts),
+        # Words forget how they were spaced; the bytes of such a document cannot be decoded again.
+        respaced=sum(" ".join(text.split()) != text for text in texts) if words else 0,
+    )
+
+
+def _rows(plan: _Plan, documents: list[Document]) -> list[np.ndarray]:
+    try:
+        rows = plan.tokenizer.encode_batch([document.text for document in documents])
+    except TokenizerError:
+        # Rare: ask one by one which document it was.
+        for document in documents:
+            try:
+                plan.tokenizer.encode(document.text)
+            except TokenizerError as error:
+                raise TokenizerError(f"document {document.id}: {error}") from None
+        raise
+    for document, row in zip(documents, rows, strict=True):
+        if plan.row_length is not None and len(row) >= plan.row_length:
+            raise StoreError(
+                f"document {document.id} has {len(row)} tokens; a row of {plan.row_length} holds "
+                f"at most {plan.row_length - 1} and no document is cut: choose a longer row or the "
+                "stream layout"
+            )
+    return rows
+
+
+def _lot(
+    plan: _Plan,
+    documents: Sequence[Document],
+    rows: Sequence[np.ndarray],
+    shas: Sequence[str],
+    chosen: Sequence[int],
+) -> Lot:
+    end = np.array([plan.tokenizer.eot], dtype=np.uint32)
+    parts = [part for index in chosen for part in (rows[index], end)]
+    some = [documents[index] for index in chosen]
+    columns = {
+        name: [getattr(document, name) for document in some]
+        for name in ("id", "source", "shard", "row", "title", "url")
+    }
+    return Lot(
+        tokens=np.concatenate(parts).astype(plan.dtype) if parts else np.empty(0, plan.dtype),
+        lengths=np.array([len(rows[index]) for index in chosen], dtype=np.int64),
+        columns={**columns, "sha256": [shas[index] for index in chosen]},
+    )
+
+
+def _count(counts: Counts, encoded: _Encoded) -> None:
+    counts.late_documents += len(encoded.late.lengths)
+    counts.train_documents += len(encoded.early.lengths) + len(encoded.late.lengths)
+    counts.documents += sum(
+        len(lot.lengths) for lot in (encoded.early, encoded.late, encoded.held_out)
+    )
+    counts.empty_dropped += encoded.empty
+    counts.literal_eot_documents += encoded.literal_eot
+    counts.respaced_documents += encoded.respaced
+
+
+def _check(corpus: Corpus, counts: Counts, held_out: float) -> None:
+    if not counts.documents:
+        found = (
+            f"all {counts.empty_dropped} are empty" if counts.empty_dropped else "there are none"
+        )
+        raise CorpusError(f"{corpus.source} holds no document with text in it: {found}")
+    if not counts.train_documents:
+        raise StoreError(
+            f"held_out={held_out} sets all {counts.documents} documents of {corpus.source} aside "
+            "and leaves none to train on; hold out less"
+        )

@@ -1,0 +1,410 @@
+"""One flat array of tokens and a table of documents: which text every token came from.
+
+`tokens.bin` begins with end-of-text and every document is followed by one. In the *stream* layout
+documents lie end to end, as for GPT-2; in the *packed* layout they lie whole in rows of one length
+(`train.data.packing`), and the rest of a row is filled with end-of-text. So one rule serves both,
+and no mask is kept: **a target that is end-of-text right after end-of-text is padding, without
+loss.**
+
+Held-out documents are chosen by the hash of their text, so a text is held out of every store or of
+none, copies included. They lie after token `train_tokens`; nothing before it is theirs. Documents
+that the corpus calls late lie between `early_tokens` and `train_tokens`.
+
+A store is written once, whole or not at all, and never changed. `store.json` is sealed and holds
+the sha256 of every other file; `verify` names the file, and the document, that differs.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from train import storage
+from train.data import tokenizers
+from train.data.corpora import Corpus
+from train.data.data_order import DocumentTable
+from train.data.tokenizers import Tokenizer
+from train.errors import DamagedError, StoreError, TokenizerError
+
+
+__all__ = ["StoredDocument", "TokenStore", "build_store", "open_store", "verify_store"]
+
+SCHEMA_VERSION = 1
+TOKENS = "tokens.bin"
+TABLE = "documents.parquet"
+TOKENIZER = "tokenizer.json"
+STORE_MANIFEST = "store.json"
+TRUTH = "truth.json"
+PROGRESS_EVERY = 1000
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A row of the document table: `length` tokens from token `start`, end-of-text not counted."""
+
+    index: int
+    id: str
+    start: int
+    length: int
+    sha256: str
+    source: str
+    shard: str
+    row: int
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """A store on disk. Opening reads `store.json`; everything else is read when it is asked for.
+
+    Raises:
+        DamagedError: By whatever reads a file that was changed since; the message names it.
+    """
+
+    path: Path
+    manifest: dict = field(repr=False, compare=False)
+
+    @property
+    def layout(self) -> str:
+        """`stream` or `packed`."""
+        return self.manifest["layout"]
+
+    @property
+    def row_length(self) -> int | None:
+        """Tokens in a row of the packed layout; None for a stream."""
+        return self.manifest["row_length"]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over id, text hash, place and length of every document: what the store *is*."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def eot(self) -> int:
+        """Id of end-of-text."""
+        return self.manifest["eot"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        return self.manifest["vocab_size"]
+
+    @property
+    def n_tokens(self) -> int:
+        """All tokens, held-out ones, end-of-text and padding included."""
+        return self.manifest["counts"]["tokens"]
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens before this one may be trained on; those from it on are held out."""
+        return self.manifest["counts"]["train_tokens"]
+
+    @property
+    def early_tokens(self) -> int:
+        """Tokens from this one on belong to late documents, up to `train_tokens`."""
+        return self.manifest["counts"].get("early_tokens", self.train_tokens)
+
+    @property
+    def n_documents(self) -> int:
+        """Documents in the table, held-out ones included."""
+        return self.manifest["counts"]["documents"]
+
+    @cached_property
+    def tokens(self) -> np.memmap:
+        """All tokens, memory-mapped and read-only."""
+        return np.memmap(self.path / TOKENS, dtype=self.manifest["dtype"], mode="r")
+
+    @cached_property
+    def starts(self) -> Int64[np.ndarray, " document"]:
+        """First token of each document, ascending."""
+        return self._column("start")
+
+    @cached_property
+    def lengths(self) -> Int64[np.ndarray, " document"]:
+        """Tokens of each document, end-of-text not counted."""
+        return self._column("length")
+
+    @cached_property
+    def table(self) -> DocumentTable:
+        """`starts` and `lengths`, to be searched by token."""
+        return DocumentTable(self.starts, self.lengths)
+
+    @cached_property
+    def rows(self) -> Int64[np.ndarray, " document"]:
+        """Row of each document in its source, as truth tables count them."""
+        return self._column("row")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer it was built with."""
+        found = tokenizers.load_tokenizer(self.path / TOKENIZER)
+        if found.sha256 != self.manifest["tokenizer"]["sha256"]:
+            raise DamagedError(
+                f"{self.path / TOKENIZER}: not the tokenizer the store was built with"
+            )
+        return found
+
+    @cached_property
+    def truth(self) -> dict | None:
+        """The truth table of a planted corpus; None for texts that nobody planted."""
+        if TRUTH not in self.manifest["files"]:
+            return None
+        _check_digest(self, TRUTH)
+        return json.loads((self.path / TRUTH).read_text(encoding="utf-8"))
+
+    def document(self, index: int) -> StoredDocument:
+        """A row of the table, by its index in token order.
+
+        Raises:
+            StoreError: There is no such document.
+        """
+        self._check_index(index)
+        firsts, group = self._groups
+        number = int(np.searchsorted(firsts, index, side="right")) - 1
+        with _table_guard(self.path / TABLE):
+            (row,) = group(number).slice(index - int(firsts[number]), 1).to_pylist()
+        return StoredDocument(index=index, **row)
+
+    def text(self, index: int) -> str:
+        """The text of a document, decoded from its tokens.
+
+        Raises:
+            StoreError: There is no such document.
+        """
+        self._check_index(index)
+        start, length = int(self.starts[index]), int(self.lengths[index])
+        return self.tokenizer.decode(self.tokens[start : start + length])
+
+    def document_at(
+        self, offsets: Integer[np.ndarray, "*shape"] | int | list[int]
+    ) -> Int64[np.ndarray, "*shape"]:
+        """Index of the document that owns each token; -1 for end-of-text and padding.
+
+        Raises:
+            StoreError: There is no such token.
+        """
+        offsets = np.asarray(offsets, dtype=np.int64)
+        if offsets.size and not 0 <= offsets.min() <= offsets.max() < self.n_tokens:
+            raise StoreError(
+                f"tokens {offsets.min()} to {offsets.max()} were asked of a store with "
+                f"{self.n_tokens} tokens"
+            )
+        owner = np.searchsorted(self.starts, offsets, side="right") - 1
+        inside = (owner >= 0) & (offsets < self.starts[owner] + self.lengths[owner])
+        return np.where(inside, owner, -1)
+
+    def index_of(self, document_id: str) -> int:
+        """Index of a document by its id; the ids are read once, a search costs their number.
+
+        Raises:
+            StoreError: There is no such id.
+        """
+        import pyarrow.compute as pc
+
+        index = pc.index(self._ids, document_id).as_py()
+        if index < 0:
+            first = self.document(0).id
+            raise StoreError(f"no document {document_id!r} in {self.path}; ids look like {first!r}")
+        return index
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < self.n_documents:
+            raise StoreError(
+                f"document {index} was asked of a store with {self.n_documents} documents"
+            )
+
+    def _column(self, name: str) -> Int64[np.ndarray, " document"]:
+        import pyarrow.parquet as pq
+
+        with _table_guard(self.path / TABLE):
+            table = pq.read_table(self.path / TABLE, columns=[name])
+        return table.column(name).to_numpy().astype(np.int64)
+
+    @cached_property
+    def _ids(self) -> Any:
+        import pyarrow.parquet as pq
+
+        with _table_guard(self.path / TABLE):
+            return pq.read_table(self.path / TABLE, columns=["id"]).column("id")
+
+    @cached_property
+    def _groups(self) -> tuple[np.ndarray, Callable[[int], Any]]:
+        """First document of each row group, and a reader that keeps the last few groups."""
+        import pyarrow.parquet as pq
+
+        with _table_guard(self.path / TABLE):
+            file = pq.ParquetFile(self.path / TABLE)
+        sizes = [file.metadata.row_group(one).num_rows for one in range(file.num_row_groups)]
+        return np.cumsum(sizes) - sizes, lru_cache(maxsize=4)(file.read_row_group)
+
+
+def build_store(
+    corpus: Corpus,
+    *,
+    out: str | Path,
+    tokenizer: str | Tokenizer | None = None,
+    vocab_size: int | None = None,
+    layout: str | None = None,
+    row_length: int | None = None,
+    held_out: float = 0.0,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> TokenStore:
+    """Encode a corpus into a new folder `out`, which appears when it is complete.
+
+    Memory does not grow with a stream; a packed store keeps its document table in memory while it
+    is built. A byte-level vocabulary (`tokenizer="bpe"`) is learned from up to 100 MB of the corpus
+    first, nothing of it held out; a word-level one takes every word, those of held-out documents
+    too, for a word outside the vocabulary could not be encoded.
+
+    Args:
+        tokenizer: `gpt2`, `bpe`, `word`, or one that exists; the corpus says when not given.
+        vocab_size: For `bpe` only; 4096 if not given.
+        layout: `stream` or `packed`; the corpus says when not given.
+        row_length: Of the packed layout: the context of the model that will read it, 64 if not
+            given.
+        held_out: Share of documents, chosen by the hash of their text, to keep from training.
+        seed: Of the packing.
+
+    Raises:
+        StoreError: `out` exists, is being built, or the choices contradict each other.
+        CorpusError: There is no document with text.
+        DiskError: The disk is full.
+    """
+    # Imported here: it needs pyarrow, which opening a store does not, and it needs this module.
+    from train.data import store_builder
+
+    choices = store_builder.Choices(
+        tokenizer=tokenizer or corpus.tokenizer,
+        vocab_size=vocab_size,
+        layout=layout or corpus.layout,
+        row_length=row_length,
+        held_out=held_out,
+        seed=seed,
+        threads=threads,
+    )
+    store_builder.build(corpus, choices, out=Path(out), progress=progress)
+    return open_store(out)
+
+
+def open_store(path: str | Path) -> TokenStore:
+    """Open a store: its seal and the sizes of its files are checked, its content by `verify`.
+
+    Raises:
+        StoreError: There is no store, or one of another version.
+        DamagedError: `store.json` was changed, or a file is missing or of another size.
+    """
+    path = Path(path)
+    if not (path / STORE_MANIFEST).is_file():
+        raise StoreError(
+            f"there is no token store at {path}; make one with `openbook corpus build`"
+        )
+    manifest = storage.read_sealed(path / STORE_MANIFEST)
+    if manifest.get("schema") != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} is a token store of version {manifest.get('schema')}, this reads "
+            f"{SCHEMA_VERSION}; build it again"
+        )
+    for name, size in manifest["sizes"].items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise DamagedError(f"{path / name}: the file {state}, the store was built with {size}")
+    return TokenStore(path, manifest)
+
+
+def verify_store(
+    store: TokenStore, progress: Progress | None = None, *, texts: bool = True
+) -> None:
+    """Read all of a store and compare it with `store.json`, and every text with its own hash.
+
+    Args:
+        texts: False decodes documents only to name the one that was changed, when tokens.bin was;
+            for whoever holds the sha256 of `store.json` itself that proves as much. Texts of a
+            word-level store are compared only when the build met none whose spacing it lost.
+
+    Raises:
+        DamagedError: Names the file that differs and, for tokens, the document.
+    """
+    from train.data import store_writer
+
+    fresh = open_store(store.path)
+    for name in (TOKENIZER, TABLE, TRUTH):
+        if name in fresh.manifest["files"]:
+            _check_digest(fresh, name)
+    if store_writer.fingerprint(store.path / TABLE) != fresh.fingerprint:
+        raise DamagedError(f"{store.path / TABLE}: its fingerprint is not that of store.json")
+    whole = storage.sha256_file(store.path / TOKENS) == fresh.manifest["files"][TOKENS]
+    if texts or not whole:
+        _check_texts(fresh, progress)
+    if not whole:
+        raise DamagedError(
+            f"{store.path / TOKENS}: its sha256 is not that of store.json, though every document "
+            "still reads the same; it changed between documents"
+        )
+    for listing in sorted(store.path.glob("*/index.json")):
+        _check_annex(listing)
+
+
+@contextmanager
+def _table_guard(path: Path) -> Iterator[None]:
+    """Say that the table was changed where pyarrow finds that it cannot be read."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedError(f"{path}: not readable as parquet ({reason}); it changed") from None
+
+
+def _check_digest(store: TokenStore, name: str) -> None:
+    if storage.sha256_file(store.path / name) != store.manifest["files"][name]:
+        raise DamagedError(f"{store.path / name}: its sha256 is not that of store.json; it changed")
+
+
+def _check_annex(listing: Path) -> None:
+    """What was computed from a store and is kept in a folder of it, with a sealed list of files."""
+    for name, file in storage.read_sealed(listing)["files"].items():
+        path = listing.with_name(name)
+        if not path.is_file() or storage.sha256_file(path) != file["sha256"]:
+            raise DamagedError(f"{path}: its sha256 is not that of {listing.name}; build it again")
+
+
+def _check_texts(store: TokenStore, progress: Progress | None) -> None:
+    if store.manifest["counts"]["respaced_documents"]:
+        return
+    for index, (document_id, sha256) in enumerate(_ids_and_hashes(store)):
+        if _text_sha256(store, index) != sha256:
+            raise DamagedError(
+                f"{store.path / TOKENS}: document {index} ({document_id}) is not the text that was "
+                "built in; its tokens changed"
+            )
+        if progress and index % PROGRESS_EVERY == 0:
+            progress("verifying documents", index, store.n_documents)
+
+
+def _text_sha256(store: TokenStore, index: int) -> str:
+    try:
+        return hashlib.sha256(store.text(index).encode()).hexdigest()
+    except TokenizerError:
+        return "tokens outside the vocabulary"
+
+
+def _ids_and_hashes(store: TokenStore) -> Iterator[tuple[str, str]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(store.path / TABLE) as file:
+        for batch in file.iter_batches(columns=["id", "sha256"]):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

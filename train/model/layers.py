@@ -1,0 +1,121 @@
+"""LayerNorm, RMSNorm or none, with what they divide by in sight.
+
+LayerNorm (Ba et al. 2016) subtracts the mean and divides by the deviation; RMSNorm (Zhang &
+Sennrich 2019) only divides by the root mean square; compiled programs do neither, and keep only
+the points where the value comes in and goes out. The fused kernel runs unless somebody looks at
+the scale or the normalised value.
+
+Linear maps and tables that start at zero.
+
+torch fills a new layer from the global random generator: that costs a second for 124 M weights and
+makes building a model change the random numbers of whoever runs next. Here weights are zero until
+`model.init` or a loader sets them.
+
+The part that works on one position at a time.
+
+GELU is meant exactly (erf, what nanoGPT computes) or as OpenAI's tanh approximation ("gelu-tanh",
+Hugging Face's `gelu_new`): they differ by up to 5e-4 per unit, silently, so the name decides.
+SwiGLU (Shazeer 2020) multiplies a SiLU gate with a linear branch.
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.model.hooks import HookPoint
+
+
+__all__ = ["ACTIVATIONS", "MLP", "Linear", "Norm", "Table"]
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, weight [out, in], born zero."""
+
+    def reset_parameters(self) -> None:
+        """Called by torch on construction."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class Table(nn.Embedding):
+    """`nn.Embedding`, weight [row, d_model], born zero."""
+
+    def reset_parameters(self) -> None:
+        """Called by torch on construction."""
+        nn.init.zeros_(self.weight)
+
+
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu-tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "swiglu": functional.silu,
+}
+
+
+class MLP(nn.Module):
+    """`kind` is a key of `ACTIVATIONS`; "swiglu" has a third matrix, `gate`."""
+
+    def __init__(self, kind: str, d_model: int, d_mlp: int, *, bias: bool) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[kind]
+        self.gate = Linear(d_model, d_mlp, bias=bias) if kind == "swiglu" else None
+        self.up = Linear(d_model, d_mlp, bias=bias)
+        self.down = Linear(d_mlp, d_model, bias=bias)
+        self.hook_pre = HookPoint()  # what goes into the activation: the gate, when there is one
+        if self.gate is not None:
+            self.hook_pre_linear = HookPoint()
+        self.hook_post = HookPoint()
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Up, activate (gated by the other branch under swiglu), down."""
+        return self.down(self.hook_post(self.neurons(x)))
+
+    def neurons(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """What the neurons say, before they are written to the residual stream."""
+        if self.gate is None:
+            return self.activation(self.hook_pre(self.up(x)))
+        gate = self.activation(self.hook_pre(self.gate(x)))
+        return gate * self.hook_pre_linear(self.up(x))
+
+
+class Norm(nn.Module):
+    """`kind` is "layernorm", "rmsnorm" or "none"; only a layernorm can have a bias."""
+
+    def __init__(self, kind: str, width: int, *, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.centred = kind == "layernorm"
+        self.eps = eps
+        self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias and self.centred else None
+        self.hook_in = HookPoint()
+        if kind != "none":
+            self.hook_scale = HookPoint()  # [batch pos 1], what is divided by
+            self.hook_normalized = HookPoint()  # before gain and bias
+        self.hook_out = HookPoint()
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Normalise the last axis."""
+        x = self.hook_in(x)
+        if self.weight is None:
+            return self.hook_out(x)
+        if self.hook_scale.hooked or self.hook_normalized.hooked:
+            return self.hook_out(self._explicit(x, self.weight))
+        if self.centred:
+            return self.hook_out(
+                functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+            )
+        return self.hook_out(functional.rms_norm(x, self.weight.shape, self.weight, self.eps))
+
+    def _explicit(self, x: Tensor, gain: Tensor) -> Tensor:
+        # At least fp32, as inside the fused kernels: squares lose too much in bf16.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.centred:
+            wide = wide - wide.mean(-1, keepdim=True)
+        scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        out = self.hook_normalized(wide / scale) * gain
+        return (out if self.bias is None else out + self.bias).to(x.dtype)

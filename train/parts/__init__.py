@@ -1,1 +1,0 @@
-"""The decoder's choices, one file a choice."""

@@ -1,0 +1,63 @@
+"""A trained run on disk: manifest, checkpoints, ledger and monitor log."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from train.runs.checkpoints import (
+        CHECKPOINT_INDEX,
+        CHECKPOINTS,
+        Checkpoint,
+        check_checkpoints,
+        drop_unlisted,
+        read_counters,
+        read_tensors,
+        write_checkpoint,
+    )
+    from train.runs.ledger import LEDGER, LedgerRow, LedgerWriter, read_ledger
+    from train.runs.manifest import (
+        MANIFEST,
+        begin_manifest,
+        finish_manifest,
+        imported_manifest,
+        released_manifest,
+        resumed_manifest,
+    )
+    from train.runs.monitor_log import MONITOR_LOG, Monitor, begin_monitor_log, read_monitor_log
+    from train.runs.run import SCHEDULE, Origin, Run, open, open_released, order_of, record_schedule
+
+__all__ = [
+    "CHECKPOINTS",
+    "CHECKPOINT_INDEX",
+    "LEDGER",
+    "MANIFEST",
+    "MONITOR_LOG",
+    "SCHEDULE",
+    "Checkpoint",
+    "LedgerRow",
+    "LedgerWriter",
+    "Monitor",
+    "Origin",
+    "Run",
+    "begin_manifest",
+    "begin_monitor_log",
+    "check_checkpoints",
+    "drop_unlisted",
+    "finish_manifest",
+    "imported_manifest",
+    "open",
+    "open_released",
+    "order_of",
+    "read_counters",
+    "read_ledger",
+    "read_monitor_log",
+    "read_tensors",
+    "record_schedule",
+    "released_manifest",
+    "resumed_manifest",
+    "write_checkpoint",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

@@ -1,0 +1,187 @@
+"""Checkpoints: safetensors and JSON, whole or absent, opened only when their digest holds.
+
+    checkpoints/index.json                         sealed; written last
+    checkpoints/step-00000400/model.safetensors
+    checkpoints/step-00000400/optimizer.safetensors   at a subset of steps and at the newest
+    checkpoints/step-00000400/state.json              step, loss on a fixed batch
+
+The bytes that are hashed are the bytes that are loaded. Steps are numbers, never strings to be
+sorted (mistral#182: `main` was step 90,000 for years), and a checkpoint's folder, its `state.json`
+and the index must agree on the step (Pythia#205: 86 of 154 branches held final weights). Pickle is
+never read: it can run code.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from train import storage
+from train.errors import DamagedError
+
+
+__all__ = [
+    "CHECKPOINTS",
+    "CHECKPOINT_INDEX",
+    "Checkpoint",
+    "check_checkpoints",
+    "drop_unlisted",
+    "index",
+    "read_counters",
+    "read_tensors",
+    "write_checkpoint",
+]
+
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_INDEX = "index.json"
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint as the index lists it: its step and the sha256 of each of its files."""
+
+    step: int
+    files: dict[str, str]
+
+    @property
+    def folder(self) -> str:
+        """Its folder, relative to the run."""
+        return f"{CHECKPOINTS}/step-{self.step:08d}"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the optimizer was kept."""
+        return "optimizer.safetensors" in self.files
+
+
+def index(run_path: Path) -> list[Checkpoint]:
+    """The checkpoints of a run by ascending step.
+
+    Raises:
+        DamagedError: The index is not what its seal says, or its steps are not ascending.
+    """
+    path = run_path / CHECKPOINTS / CHECKPOINT_INDEX
+    listed = storage.read_sealed(path).get("checkpoints", [])
+    saved = [Checkpoint(one["step"], one["files"]) for one in listed]
+    steps = [one.step for one in saved]
+    if steps != sorted(set(steps)):
+        raise DamagedError(f"{path}: the steps {steps} are not ascending")
+    return saved
+
+
+def write_checkpoint(
+    run_path: Path,
+    step: int,
+    *,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor] | None,
+    state: dict[str, float | int],
+    keep_optimizer_of: set[int],
+) -> Checkpoint:
+    """Write a checkpoint, then the index; optimizers of older steps not in the set are let go."""
+    content = {
+        "model.safetensors": serialize(model),
+        "state.json": storage.canonical_json({**state, "step": step}).encode(),
+    }
+    if optimizer is not None:
+        content["optimizer.safetensors"] = serialize(optimizer)
+    saved = Checkpoint(step, {name: sha256(data).hexdigest() for name, data in content.items()})
+    place = run_path / saved.folder
+    shutil.rmtree(place, ignore_errors=True)
+    with storage.new_folder(place) as temporary:
+        for name, data in content.items():
+            (temporary / name).write_bytes(data)
+    listed = index(run_path) if (run_path / CHECKPOINTS / CHECKPOINT_INDEX).exists() else []
+    kept = [one for one in listed if one.step != step]
+    stale = [one for one in kept if one.resumable and one.step not in keep_optimizer_of]
+    kept = [_without_optimizer(one) if one in stale else one for one in kept] + [saved]
+    _write_index(run_path, sorted(kept, key=lambda one: one.step))
+    for one in stale:
+        (run_path / one.folder / "optimizer.safetensors").unlink(missing_ok=True)
+    return saved
+
+
+def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tensor]:
+    """Load one safetensors file of a checkpoint, its digest checked on the very bytes parsed."""
+    path = run_path / saved.folder / name
+    data = _trusted(path, saved.files[name])
+    try:
+        return parse(data)
+    except SafetensorError as error:
+        raise DamagedError(f"{path}: not a safetensors file ({error})") from None
+
+
+def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
+    """The `state.json` of a checkpoint; its step must be the folder's."""
+    path = run_path / saved.folder / "state.json"
+    state = json.loads(_trusted(path, saved.files["state.json"]))
+    if state["step"] != saved.step:
+        raise DamagedError(
+            f"{path}: says step {state['step']} and lies in the folder of step {saved.step}"
+        )
+    return state
+
+
+def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
+    """What is wrong with the files of the listed checkpoints, one line a file; [] when all hold."""
+    owners = {digest: one for one in listed for digest in one.files.values()}
+    problems = []
+    for one in listed:
+        for name, expected in one.files.items():
+            path = run_path / one.folder / name
+            if not path.is_file():
+                problems.append(f"{path}: the file is missing")
+                continue
+            found = storage.sha256_file(path)
+            if found != expected:
+                owner = owners.get(found)
+                whose = f"; it is the file of step {owner.step}" if owner else ""
+                problems.append(
+                    f"{path}: sha256 {found[:12]}..., the index says {expected[:12]}...{whose}"
+                )
+    return problems
+
+
+def drop_unlisted(run_path: Path) -> None:
+    """Remove checkpoint folders that a killed process wrote but did not list."""
+    listed = {(run_path / one.folder).name for one in index(run_path)}
+    for place in (run_path / CHECKPOINTS).iterdir():
+        if place.is_dir() and place.name not in listed:
+            shutil.rmtree(place)
+
+
+def _trusted(path: Path, expected: str) -> bytes:
+    if not path.is_file():
+        raise DamagedError(f"{path}: the file is missing")
+    data = path.read_bytes()
+    if data.startswith(PICKLES):
+        raise DamagedError(
+            f"{path}: this is a pickle, which can run code when it is opened; only safetensors "
+            "is loaded"
+        )
+    found = sha256(data).hexdigest()
+    if found != expected:
+        raise DamagedError(
+            f"{path}: sha256 {found[:12]}..., the index says {expected[:12]}...; nothing was loaded"
+        )
+    return data
+
+
+def _without_optimizer(saved: Checkpoint) -> Checkpoint:
+    files = {name: sha for name, sha in saved.files.items() if name != "optimizer.safetensors"}
+    return Checkpoint(saved.step, files)
+
+
+def _write_index(run_path: Path, saved: list[Checkpoint]) -> None:
+    listed = [{"step": one.step, "files": one.files} for one in saved]
+    storage.write_json(
+        run_path / CHECKPOINTS / CHECKPOINT_INDEX,
+        storage.seal({"schema": 1, "checkpoints": listed}),
+    )

@@ -1,0 +1,187 @@
+"""What a run is: inputs, recipe, numerics, environment, and the digests of its files.
+
+Shaped as an in-toto statement (https://in-toto.io/Statement/v1): `subject` lists the files of the
+run with their sha256, `predicate` says how they came about. The manifest is sealed
+(`train.storage.atomic`) and written at the start with no subjects, at each resumption with another
+*segment* (from which step on which code ran where), and when the run is finished with all subjects.
+
+Knowledge levels: `full` (order and documents known), `data-known` (the corpus, not the order;
+nothing here makes one yet), `weights-only` (an import). The level travels into every result
+computed from the run.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import train
+from train import recipes, storage
+from train.data import DocumentRemoval, TokenStore
+from train.errors import DamagedError
+from train.numerics import Numerics, environment
+from train.recipes import Recipe
+
+
+__all__ = [
+    "MANIFEST",
+    "begin_manifest",
+    "code",
+    "finish_manifest",
+    "imported_manifest",
+    "read_manifest",
+    "resumed_manifest",
+]
+
+MANIFEST = "manifest.json"
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "openbook/run/v1"
+KEYS = {
+    "full": {"knowledge", "recipe", "numerics", "data", "order", "seeds", "code", "environment"},
+    "weights-only": {"knowledge", "model", "origin", "code", "environment"},
+}
+
+
+def begin_manifest(
+    run_path: Path,
+    recipe: Recipe,
+    store: TokenStore,
+    numerics: Numerics,
+    *,
+    parent: dict[str, Any] | None = None,
+    removal: DocumentRemoval | None = None,
+) -> dict[str, Any]:
+    """Write the manifest of a run that is about to start; `run_path` exists already."""
+    asked = {
+        "recipe": recipes.to_dict(recipe),
+        "numerics": asdict(numerics),
+        "data": {
+            "fingerprint": store.fingerprint,
+            "store_sha256": storage.sha256_file(store.path / "store.json"),
+            "tokenizer_sha256": store.tokenizer.sha256,
+        },
+        "order": {
+            "algorithm": "feistel-v1" if recipe.sampler == "tiles" else "nanogpt-recorded",
+            "seed": recipe.order_seed,
+            "context": recipe.model.n_ctx,
+            "stride": recipe.model.n_ctx,
+            "batch": recipe.batch_size,
+        },
+        "parent": parent,
+        "removed": asdict(removal) if removal else None,
+    }
+    predicate = {
+        **asked,
+        "schema": 1,
+        "knowledge": "full",
+        "run_id": sha256(storage.canonical_json(asked).encode()).hexdigest()[:12],
+        "seeds": {"init": recipe.init_seed, "order": recipe.order_seed},
+        "store_path": os.path.relpath(store.path.absolute(), run_path.absolute()),
+        "code": code(),
+        "environment": environment(),
+        "segments": [_segment(parent["step"] if parent else 0)],
+        "finished": False,
+    }
+    return _write(run_path, predicate, {})
+
+
+def resumed_manifest(run_path: Path, manifest: dict[str, Any], step: int) -> dict[str, Any]:
+    """Write into the manifest of a stopped run what goes on from `step`, and where.
+
+    Segments from `step` on are dropped: their steps are done again. The run id stays, for it is the
+    digest of what was asked and not of who answered.
+    """
+    predicate = manifest["predicate"]
+    kept = [one for one in predicate.get("segments", []) if one["first_step"] < step]
+    return _write(run_path, {**predicate, "segments": [*kept, _segment(step)]}, {})
+
+
+def finish_manifest(
+    run_path: Path, manifest: dict[str, Any], files: dict[str, str]
+) -> dict[str, Any]:
+    """Write the manifest of a finished run: every file with its sha256."""
+    return _write(run_path, {**manifest["predicate"], "finished": True}, files)
+
+
+def released_manifest(
+    run_path: Path, predicate: dict[str, Any], told: dict[str, Any], files: dict[str, str]
+) -> dict[str, Any]:
+    """Write the manifest of a finished run of which less is kept; `told` says what was left out.
+
+    Its id stays: what was asked for is the same. Its token store lies beside it.
+    """
+    return _write(run_path, {**predicate, "released": told, "store_path": "../store"}, files)
+
+
+def imported_manifest(
+    run_path: Path, model: dict[str, Any], origin: dict[str, str], files: dict[str, str]
+) -> dict[str, Any]:
+    """Write the manifest of weights that somebody else trained: level `weights-only`."""
+    predicate = {
+        "schema": 1,
+        "knowledge": "weights-only",
+        "run_id": sha256(storage.canonical_json([model, origin, files]).encode()).hexdigest()[:12],
+        "model": model,
+        "origin": origin,
+        "code": code(),
+        "environment": environment(),
+        "finished": True,
+    }
+    return _write(run_path, predicate, files)
+
+
+def read_manifest(run_path: Path) -> dict[str, Any]:
+    """Read a manifest, its seal and the presence of every key checked.
+
+    Raises:
+        DamagedError: A key is missing, or the file is not what its seal says.
+    """
+    path = run_path / MANIFEST
+    _refuse_missing_keys(path)
+    manifest = storage.read_sealed(path)
+    if manifest.get("_type") != STATEMENT or manifest.get("predicateType") != PREDICATE:
+        raise DamagedError(f"{path}: not the manifest of an openbook run")
+    return manifest
+
+
+def code() -> dict[str, str]:
+    """Version of openbook and the sha256 over the sources that train."""
+    folder = Path(train.__file__).parent
+    digest = sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return {"version": version("openbook"), "train_sha256": digest.hexdigest()}
+
+
+def _segment(first_step: int) -> dict[str, Any]:
+    return {"first_step": first_step, "code": code(), "environment": environment()}
+
+
+def _refuse_missing_keys(path: Path) -> None:
+    # Before the seal is looked at: "lacks the key 'beta2'" says more than "was changed".
+    try:
+        predicate = json.loads(path.read_bytes())["predicate"]
+        wanted = KEYS[predicate["knowledge"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for key in sorted(wanted - set(predicate)):
+        raise DamagedError(f"{path}: the manifest lacks the key {key!r}; it was changed")
+    if predicate["knowledge"] == "full":
+        recipes.from_dict(predicate["recipe"], path)
+
+
+def _write(run_path: Path, predicate: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
+    subject = [{"name": name, "digest": {"sha256": sha}} for name, sha in sorted(files.items())]
+    manifest = {
+        "_type": STATEMENT,
+        "predicateType": PREDICATE,
+        "subject": subject,
+        "predicate": predicate,
+    }
+    # Through JSON once, so that what is returned is what would be read.
+    sealed = json.loads(storage.canonical_json(storage.seal(json.loads(json.dumps(manifest)))))
+    storage.write_json(run_path / MANIFEST, sealed)
+    return sealed

@@ -1,0 +1,363 @@
+"""A run on disk: what was trained, on which documents, in which order, and its checkpoints.
+
+    run/ manifest.json     what the run is (train.runs.manifest)
+         ledger.jsonl      what was done, step by step (train.runs.ledger)
+         watch.jsonl       what was measured meanwhile (train.runs.monitor_log)
+         checkpoints/      weights by step (train.runs.checkpoints)
+
+`open` reads the manifest and nothing else. Weights are loaded only after their digest held.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from train import recipes, storage
+from train.data import (
+    DataOrder,
+    DocumentRemoval,
+    LateOrder,
+    Order,
+    RecordedOrder,
+    Tokenizer,
+    TokenStore,
+    documents_read,
+    load_tokenizer,
+    open_store,
+    record_nanogpt_order,
+)
+from train.errors import DamagedError, StoreError, TrainError
+from train.model import GPT, GPTConfig
+from train.numerics import Numerics
+from train.recipes import Recipe
+from train.runs import checkpoints, ledger, manifest, monitor_log
+from train.runs.checkpoints import Checkpoint
+
+
+if TYPE_CHECKING:
+    from train.trainer import Verification
+
+__all__ = ["SCHEDULE", "Origin", "Run", "open", "open_released", "order_of", "record_schedule"]
+
+SCHEDULE = "schedule.npy"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from; travels into every result computed from it.
+
+    Attributes:
+        run_id: Of the run, or the folder's name for weights that are no run.
+        checkpoint_sha256: Of the weights file that was loaded.
+        knowledge: `full`, `data-known` or `weights-only`.
+    """
+
+    run_id: str
+    step: int
+    checkpoint_sha256: str
+    knowledge: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was opened; everything but the manifest is read when it is asked for."""
+
+    path: Path
+    manifest: dict[str, Any]
+    store_path: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, id={self.id}, knowledge={self.knowledge!r})"
+
+    @property
+    def predicate(self) -> dict[str, Any]:
+        """How the run came about, as its manifest says."""
+        return self.manifest["predicate"]
+
+    @property
+    def id(self) -> str:
+        """12 hex digits over everything that was asked for: recipe, numerics, data, removal."""
+        return self.predicate["run_id"]
+
+    @property
+    def knowledge(self) -> str:
+        """`full`, `data-known` or `weights-only`."""
+        return self.predicate["knowledge"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was reached."""
+        return self.predicate["finished"]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        self._must_be_trained_here("a recipe")
+        return recipes.from_dict(self.predicate["recipe"], self.path / manifest.MANIFEST)
+
+    @cached_property
+    def numerics(self) -> Numerics:
+        """Precision, threads and kernels it was trained with."""
+        self._must_be_trained_here("numerics")
+        return Numerics(**self.predicate["numerics"])
+
+    @cached_property
+    def removal(self) -> DocumentRemoval | None:
+        """The documents that were taken out of training, for a counterfactual run."""
+        removed = self.predicate.get("removed")
+        return DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
+
+    @property
+    def store(self) -> TokenStore:
+        """The token store it was trained on; refused when it is another one than it was."""
+        return self._store
+
+    @cached_property
+    def _store(self) -> TokenStore:
+        self._must_be_trained_here("a token store")
+        path = self.store_path or (self.path / self.predicate["store_path"]).resolve()
+        store = open_store(path)
+        expected = self.predicate["data"]["fingerprint"]
+        if store.fingerprint != expected:
+            raise StoreError(
+                f"the store {path} is {store.fingerprint[:12]}... ({store.tokenizer.kind} "
+                f"tokenizer), the run {self.path} was trained on {expected[:12]}...; give the "
+                "right one with --store"
+            )
+        return store
+
+    @property
+    def order(self) -> Order:
+        """Which windows were read at which step."""
+        return self._order
+
+    @cached_property
+    def _order(self) -> Order:
+        if self.recipe.sampler == "nanogpt":
+            schedule = np.load(self.path / SCHEDULE, mmap_mode="r")
+            return RecordedOrder(schedule, self.recipe.model.n_ctx)
+        return order_of(self.recipe, self.store)
+
+    @property
+    def saved(self) -> list[Checkpoint]:
+        """The checkpoints by ascending step; none when it was stopped before the first."""
+        listing = self.path / checkpoints.CHECKPOINTS / checkpoints.CHECKPOINT_INDEX
+        if not self.finished and not listing.exists():
+            return []
+        return checkpoints.index(self.path)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, ascending."""
+        return [one.step for one in self.saved]
+
+    @property
+    def ledger(self) -> list[ledger.LedgerRow]:
+        """What was done, a row a step."""
+        return ledger.read_ledger(self.path / ledger.LEDGER, whole=self.finished)
+
+    @property
+    def watched(self) -> monitor_log.MonitorLog | None:
+        """What was looked at as it was trained, and what was seen; None when nothing was."""
+        return monitor_log.read_monitor_log(self.path, whole=self.finished)
+
+    @property
+    def config(self) -> GPTConfig:
+        """The architecture."""
+        if self.knowledge == "weights-only":
+            return GPTConfig(**self.predicate["model"])
+        return self.recipe.model
+
+    def saved_at(self, step: int | None) -> Checkpoint:
+        """The checkpoint of a step (None: the last one)."""
+        saved = self.saved
+        if not saved:
+            raise TrainError(f"the run {self.path} has no checkpoint yet")
+        if step is None:
+            return saved[-1]
+        for one in saved:
+            if one.step == step:
+                return one
+        near = min(self.steps, key=lambda known: abs(known - step))
+        raise TrainError(f"the run {self.path} has no checkpoint at step {step}; nearest is {near}")
+
+    def load(self, step: int | None = None) -> GPT:
+        """The model at a step (None: the last one), its weights checked against their digest."""
+        saved = self.saved_at(step)
+        model = GPT(self.config)
+        model.load_state_dict(checkpoints.read_tensors(self.path, saved, "model.safetensors"))
+        model.tokenizer = self.tokenizer
+        model.origin = Origin(self.id, saved.step, saved.files["model.safetensors"], self.knowledge)
+        return model.eval()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The store's tokenizer; of an import the one that came with it, if any did."""
+        if self.knowledge != "weights-only":
+            return self.store.tokenizer
+        path = self.path / "tokenizer.json"
+        return load_tokenizer(path) if path.is_file() else None
+
+    @property
+    def steps_done(self) -> int:
+        """Steps whose row is in the ledger, counted once: of a stopped run not all it was asked."""
+        return self._steps_done
+
+    @cached_property
+    def _steps_done(self) -> int:
+        return self.recipe.steps if self.finished else len(self.ledger)
+
+    def documents_read(self, step: int) -> Int64[np.ndarray, " document"]:
+        """Indices of the documents of which a token was a target at `step`; O(log documents).
+
+        Documents that were taken out of this run were never read by it.
+
+        Raises:
+            TrainError: The run has no such step, or was stopped before it.
+        """
+        if not 0 <= step < self.recipe.steps:
+            raise TrainError(f"step {step} is not one of the {self.recipe.steps} steps of the run")
+        if step >= self.steps_done:
+            raise TrainError(
+                f"step {step} has read nothing: {self.steps_done} of the {self.recipe.steps} steps "
+                f"of {self.path} are done; go on with --resume"
+            )
+        read = documents_read(self.order, self.store.table, step)
+        return read if self.removal is None else np.setdiff1d(read, self.removal.documents)
+
+    def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]:
+        """The steps done at which a token of the document was a target, ascending.
+
+        Raises:
+            StoreError: The store has no such document.
+        """
+        if not 0 <= document < self.store.n_documents:
+            raise StoreError(
+                f"document {document} is not one of the {self.store.n_documents} of the store"
+            )
+        start = int(self.store.starts[document])
+        return self.steps_reading_tokens(start, start + int(self.store.lengths[document]))
+
+    def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]:
+        """The steps done at which a token of [start, stop) was a target, ascending.
+
+        Tokens of documents that were taken out of this run were never read by it.
+        """
+        pieces = [(start, stop)] if self.removal is None else self._left_of(start, stop)
+        found = [self.order.steps_reading(*piece, self.steps_done) for piece in pieces]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+
+    def _left_of(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What is left of [start, stop) without the removed documents and what ends them."""
+        starts, stops = self._removed_spans
+        first = int(np.searchsorted(stops, start, side="right"))
+        last = int(np.searchsorted(starts, stop, side="left"))
+        edges = [start]
+        for one in range(first, last):
+            edges += [int(starts[one]), int(stops[one])]
+        edges.append(stop)
+        pieces = zip(edges[::2], edges[1::2], strict=True)
+        return [(begin, end) for begin, end in pieces if begin < end]
+
+    @cached_property
+    def _removed_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        documents = np.array(self.removal.documents if self.removal else (), dtype=np.int64)
+        starts = self.store.starts[documents]
+        return starts, starts + self.store.lengths[documents] + 1
+
+    def verify(self, **options: Any) -> "Verification":
+        """Check every digest and replay random spans; see `train.trainer.verify`."""
+        # Here and not above: verifying replays, and replaying opens runs.
+        from train.trainer import verify
+
+        return verify(self, **options)
+
+    def _must_be_trained_here(self, what: str) -> None:
+        if self.knowledge == "weights-only":
+            origin = self.predicate["origin"]
+            raise TrainError(
+                f"the run {self.path} has no {what.removeprefix('a ')}: knowledge is weights-only "
+                f"(imported from {origin.get('layout', 'elsewhere')})"
+            )
+
+
+def open(path: str | Path, *, store: str | Path | None = None) -> Run:
+    """Open a run by its folder.
+
+    Args:
+        path: The run.
+        store: Its token store, when it is no longer where the manifest says.
+
+    Raises:
+        TrainError: There is no run at `path`.
+        DamagedError: The manifest is not what its seal says.
+    """
+    path = Path(path)
+    if not (path / manifest.MANIFEST).is_file():
+        if path.is_file():
+            raise DamagedError(
+                f"{path}: a run is a folder with {manifest.MANIFEST}, this is a file"
+            )
+        raise TrainError(
+            f"no run at {path}: no {manifest.MANIFEST} there; `openbook train` makes one"
+        )
+    return Run(path, manifest.read_manifest(path), Path(store) if store else None)
+
+
+def open_released(
+    name: str = "planted",
+    *,
+    folder: str | Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Run:
+    """Open a run that comes with openbook; see `train.released.open`.
+
+    Args:
+        folder: Where it is unpacked and its token store generated; default: a cache folder.
+
+    Raises:
+        TrainError: No run of that name comes with openbook.
+        DamagedError: A file of it is missing or is not what its digest says.
+    """
+    # Here and not above: unpacking a run opens it.
+    from train import released
+
+    return released.open(name, folder=folder, progress=progress)
+
+
+def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
+    """The invertible order of a recipe over a store."""
+
+    def order(n_windows: int, batch: int) -> DataOrder:
+        return DataOrder(recipe.order_seed, n_windows, recipe.model.n_ctx, batch)
+
+    n_windows = (store.train_tokens - 1) // recipe.model.n_ctx
+    if not recipe.late_batch:
+        return order(n_windows, recipe.batch_size)
+    # A window with the first late token in it is late as a whole.
+    n_early = (store.early_tokens - 1) // recipe.model.n_ctx
+    return LateOrder(
+        early=order(n_early, recipe.batch_size),
+        late=order(n_windows - n_early, recipe.late_batch),
+        begin=recipe.late_begin,
+    )
+
+
+def record_schedule(run_path: Path, recipe: Recipe, store: TokenStore) -> None:
+    """Draw nanoGPT's order and keep it beside the run: it cannot be computed step by step."""
+    drawn = record_nanogpt_order(
+        seed=recipe.order_seed,
+        n_tokens=store.train_tokens,
+        context=recipe.model.n_ctx,
+        batch=recipe.batch_size,
+        steps=recipe.steps,
+    )
+    content = io.BytesIO()
+    np.save(content, drawn.schedule)
+    storage.write_bytes(run_path / SCHEDULE, content.getvalue())

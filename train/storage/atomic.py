@@ -1,0 +1,143 @@
+"""Files that are either whole or absent, and that notice when they are changed.
+
+Everything openbook writes goes to a temporary sibling first, is synced, and is renamed into place:
+a process killed at any moment leaves the old file or the new one, never half of one. A *sealed*
+JSON file holds the sha256 of its own canonical text without the seal, so one flipped bit anywhere
+in it, white space included, is found when it is read.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from train.errors import DamagedError, DiskError
+
+
+__all__ = [
+    "canonical_json",
+    "disk_guard",
+    "new_folder",
+    "read_sealed",
+    "seal",
+    "sha256_file",
+    "sync_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+
+def canonical_json(content: object) -> str:
+    """The one JSON text of a value: sorted keys, indent 1, a newline at the end."""
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def seal(content: dict) -> dict:
+    """`content` with `digest`, the sha256 of its canonical text without that key."""
+    bare = {key: value for key, value in content.items() if key != "digest"}
+    return {**bare, "digest": hashlib.sha256(canonical_json(bare).encode()).hexdigest()}
+
+
+def read_sealed(path: Path) -> dict:
+    """Read a sealed JSON file.
+
+    Raises:
+        DamagedError: The file is missing, is no JSON, or is not what its seal says.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: the file is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedError(f"{path}: not readable as JSON ({error}); it was damaged") from None
+    if not isinstance(content, dict) or canonical_json(seal(content)) != text:
+        raise DamagedError(f"{path}: the content does not match its own digest; it was changed")
+    return content
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces of 1 MiB."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with disk_guard(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write the canonical JSON of a value whole or not at all."""
+    write_text(path, canonical_json(content))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, and vanishes when not.
+
+    What a killed process left of an earlier attempt is removed first.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_guard(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                _sync(file)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def disk_guard(path: Path) -> Iterator[None]:
+    """Turn a full disk into one line that says where and how much is left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = next(parent for parent in path.absolute().parents if parent.exists())
+        left = shutil.disk_usage(place).free / 2**20
+        raise DiskError(
+            f"the disk is full while writing {path}: {left:.1f} MiB left; nothing half-written "
+            "was kept, free some space and run the same command again"
+        ) from None
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

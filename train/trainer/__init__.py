@@ -1,0 +1,63 @@
+"""Training: train, resume, replay, retrain without documents, and verify."""
+
+from typing import TYPE_CHECKING
+
+from train.front_door import names_on_first_use
+
+
+if TYPE_CHECKING:
+    from train.trainer.evaluation import fixed_loss, held_out_loss
+    from train.trainer.loop import (
+        first_step_reading,
+        replay,
+        resume,
+        retrain_without,
+        train,
+        training_steps,
+    )
+    from train.trainer.loss import IGNORED, next_token_loss
+    from train.trainer.monitoring import (
+        COPY_LENGTH,
+        MonitorScore,
+        MonitorTask,
+        context_task,
+        copying_task,
+        measure_tasks,
+        monitor_words,
+        store_tasks,
+    )
+    from train.trainer.optimizer import adamw, lr_at, write_state
+    from train.trainer.state import TrainState, initial_state, load_state
+    from train.trainer.verification import Verification, check_files, verify
+
+__all__ = [
+    "COPY_LENGTH",
+    "IGNORED",
+    "MonitorScore",
+    "MonitorTask",
+    "TrainState",
+    "Verification",
+    "adamw",
+    "check_files",
+    "context_task",
+    "copying_task",
+    "first_step_reading",
+    "fixed_loss",
+    "held_out_loss",
+    "initial_state",
+    "load_state",
+    "lr_at",
+    "measure_tasks",
+    "monitor_words",
+    "next_token_loss",
+    "replay",
+    "resume",
+    "retrain_without",
+    "store_tasks",
+    "train",
+    "training_steps",
+    "verify",
+    "write_state",
+]
+
+__getattr__ = names_on_first_use(__name__, __file__)

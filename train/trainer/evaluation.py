@@ -1,0 +1,98 @@
+"""Losses that say how a checkpoint is doing, computed without touching how it is trained.
+
+No random state is read, so evaluating more or less often changes no bit of a run; nanoGPT's
+`estimate_loss` draws from the generator that draws the training data.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from train import numerics
+from train.data import Batch, Order, RecordedOrder, TokenStore, read_batch
+from train.model import GPT, HookPoint
+from train.numerics import Numerics
+from train.recipes import Recipe
+from train.trainer import loss
+
+
+__all__ = ["distance", "first_bad_tensor", "fixed_loss", "held_out_loss"]
+
+FIXED_WINDOWS = 32
+
+
+def distance(one: float, other: float) -> float:
+    """Absolute difference of two losses; infinite when either is no finite number."""
+    # Not max(0.0, nan), which is 0.0: weights that are no numbers would differ by nothing.
+    return abs(one - other) if math.isfinite(one) and math.isfinite(other) else math.inf
+
+
+@torch.no_grad()
+def fixed_loss(model: GPT, store: TokenStore, order: Order, how: Numerics) -> float:
+    """Nats per target on the first windows of step 0: the same batch at every checkpoint."""
+    batch = read_batch(store, order, 0)
+    inputs, targets = batch.inputs[:FIXED_WINDOWS], batch.targets[:FIXED_WINDOWS]
+    counted = int((targets != loss.IGNORED).sum())
+    return _loss(model, inputs, targets, max(counted, 1), how)
+
+
+@torch.no_grad()
+def held_out_loss(model: GPT, store: TokenStore, recipe: Recipe, how: Numerics) -> float | None:
+    """Nats per target over the first `eval_windows` windows of the held-out documents.
+
+    None where the store holds out less than one window.
+    """
+    context = recipe.model.n_ctx
+    n_windows = min((store.n_tokens - store.train_tokens) // context, recipe.eval_windows)
+    if n_windows < 1:
+        return None
+    starts = store.train_tokens - 1 + np.arange(n_windows) * context
+    total = counted = 0
+    size = recipe.micro_batch_size or recipe.batch_size
+    for chunk in np.split(starts, range(size, n_windows, size)):
+        batch = read_batch(store, RecordedOrder(chunk[None], context), 0)
+        total += _loss(model, batch.inputs, batch.targets, 1, how)
+        counted += batch.divisor
+    return total / counted
+
+
+@torch.no_grad()
+def first_bad_tensor(model: GPT, batch: Batch, how: Numerics) -> str:
+    """The first tensor that is not finite: a weight, an activation in forward order, a gradient."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the weight {name}"
+    bad: list[str] = []
+
+    def look(tensor: torch.Tensor, point: HookPoint) -> None:
+        # The future is masked by the lowest finite number, so scores are finite like the rest.
+        if not tensor.isfinite().all():
+            bad.append(point.name)
+
+    try:
+        for name in model.hook_dict:
+            model.add_hook(name, look)
+        with numerics.applied(how), how.autocast():
+            model(batch.inputs.to(how.device))
+    finally:
+        model.reset_hooks()
+    if bad:
+        return f"the activation {bad[0]}"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss itself (every weight and activation is finite)"
+
+
+def _loss(
+    model: GPT, inputs: torch.Tensor, targets: torch.Tensor, divisor: int, how: Numerics
+) -> float:
+    training = model.training
+    model.eval()
+    try:
+        with numerics.applied(how), how.autocast():
+            logits = model(inputs.to(how.device))
+            return loss.next_token_loss(logits, targets.to(how.device), divisor).item()
+    finally:
+        model.train(training)

@@ -1,0 +1,389 @@
+"""Training, resuming and replaying: one step function, three ways to call it.
+
+`advance` is the training step in one place. `run` calls it from the first step to the last and
+keeps a ledger and checkpoints; `resume` calls it from the newest checkpoint that kept its
+optimizer; `replay` calls it over any span and compares every row with the ledger. Weights,
+optimizer and step are the whole state: there is no random state anywhere, so a killed and resumed
+run is the unbroken run to the last bit (same machine, precision and thread count).
+"""
+
+import fcntl
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train import runs, storage
+from train.data import Batch, DocumentRemoval, Order, TokenStore, batches_ahead
+from train.errors import DamagedError, DivergedError, RecipeError, TrainError
+from train.model import GPT
+from train.numerics import Numerics, applied, choose, on_this_machine
+from train.recipes import Recipe, resolve
+from train.runs import Run
+from train.trainer import evaluation, optimizer
+from train.trainer.loss import next_token_loss
+from train.trainer.monitoring import MonitorTask
+from train.trainer.state import TrainState, initial_state, load_state, save
+
+
+__all__ = ["Replay", "replay", "resume", "retrain_without", "train", "training_steps"]
+
+Progress = Callable[[str, int, int | None], None]
+# On a CUDA device losses are read in blocks, so that no step waits for the one before it.
+CUDA_BLOCK = 16
+LOCK = ".lock"
+BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{runs.MANIFEST}.partial"}
+BEFORE_MANIFEST |= {runs.MONITOR_LOG}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A span that was run again.
+
+    Attributes:
+        rows: The replayed rows.
+        expected: The same rows of the ledger.
+        state: Model and optimizer behind the last step.
+    """
+
+    rows: tuple[runs.LedgerRow, ...]
+    expected: tuple[runs.LedgerRow, ...]
+    state: TrainState
+
+    @property
+    def exact(self) -> bool:
+        """Whether digests, losses and gradient norms agree to the last bit."""
+        return all(map(runs.LedgerRow.agrees, self.rows, self.expected))
+
+    @property
+    def same_order(self) -> bool:
+        """Whether the same windows were read."""
+        return [row.digest for row in self.rows] == [row.digest for row in self.expected]
+
+    @property
+    def difference(self) -> float:
+        """Largest difference in loss, in nats; infinite when one of two losses is no number."""
+        pairs = zip(self.rows, self.expected, strict=True)
+        return max(evaluation.distance(row.loss, expected.loss) for row, expected in pairs)
+
+
+def train(
+    recipe: Recipe,
+    store: TokenStore,
+    *,
+    out: str | Path,
+    numerics: Numerics | None = None,
+    data_workers: int = 0,
+    watch: Sequence[MonitorTask] = (),
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Run:
+    """Train from the first step to the last.
+
+    Args:
+        recipe: A recipe; `changes` replace its fields (`steps=200`, `init_seed=1`).
+        store: The tokens; packed rows must be as long as the recipe's context.
+        out: Folder of the run; must not exist.
+        numerics: Default: measured on this machine (`train.numerics.choose`).
+        data_workers: Threads that read batches ahead; changes no bit.
+        watch: What to measure as training goes (`train.trainer.monitoring`); changes no bit.
+        progress: Called with (what, steps done, steps in all) after every step.
+
+    Raises:
+        DivergedError: The loss is not a number; the last good checkpoint stays.
+    """
+    recipe, out = resolve(recipe, store, **changes), Path(out)
+    # What a run killed before its manifest leaves behind is not a run yet.
+    if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
+        raise RecipeError(f"{out} exists already; resume it with --resume or choose another folder")
+    numerics = numerics or choose()
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        if recipe.sampler == "nanogpt":
+            runs.record_schedule(out, recipe, store)
+        runs.begin_monitor_log(out, watch, recipe)
+        runs.begin_manifest(out, recipe, store, numerics)
+        state = initial_state(recipe, numerics)
+        return _train(runs.open(out, store=store.path), state, [], data_workers, progress)
+
+
+def resume(
+    path: str | Path,
+    *,
+    store: str | Path | None = None,
+    last: int | None = None,
+    data_workers: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Go on from the newest checkpoint to the checkpoint `last`, by default the end.
+
+    Watched as before; a finished run is returned. TrainError when `last` is no checkpoint ahead.
+    """
+    opened = runs.open(path, store=store)
+    if opened.finished:
+        return opened
+    ahead = [one for one in opened.recipe.checkpoint_steps() if one >= max(opened.steps, default=0)]
+    if last is not None and last not in ahead:
+        raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
+    with _locked(opened.path):
+        state, rows = _where_it_stopped(opened)
+        runs.resumed_manifest(opened.path, opened.manifest, state.step)
+        opened = runs.open(opened.path, store=store)
+        return _train(opened, state, rows, data_workers, progress, last)
+
+
+def _where_it_stopped(run: Run) -> tuple[TrainState, list[runs.LedgerRow]]:
+    listing = run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX
+    if listing.exists():
+        runs.drop_unlisted(run.path)
+        rows = run.ledger
+        state = load_state(run, len(rows), run.numerics)
+        return state, rows[: state.step]
+    if run.predicate["parent"]:
+        raise DamagedError(
+            f"{listing}: the file is missing, and with it where the run left its parent; train it "
+            "again from there"
+        )
+    # A run killed before its first checkpoint has no index yet: it starts again from its init.
+    return initial_state(run.recipe, run.numerics), []
+
+
+def replay(
+    run: Run,
+    first: int,
+    last: int,
+    *,
+    removal: DocumentRemoval | None = None,
+    progress: Progress | None = None,
+) -> Replay:
+    """Run steps first..last (both included) again, from the nearest checkpoint below.
+
+    What was trained on a GPU is replayed on the CPU of a machine without one.
+
+    Args:
+        removal: Leave documents out, beside those the run already lacks: the exact counterfactual
+            of this span.
+    """
+    rows = run.ledger
+    if not 0 <= first <= last < len(rows):
+        raise TrainError(
+            f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
+        )
+    removed = removal.joined(run.removal) if removal else run.removal
+    # Without the GPU it was trained on, a span is compared within a tolerance, not bit by bit.
+    numerics = on_this_machine(run.numerics)
+    state, done = load_state(run, first, numerics), []
+    with applied(numerics):
+        for row in training_steps(
+            state, run.recipe, run.store, run.order, numerics, last + 1, removed
+        ):
+            done.append(row)
+            if progress:
+                progress("replaying", len(done), last + 1 - state.step + len(done))
+    return Replay(tuple(done[first - last - 1 :]), tuple(rows[first : last + 1]), state)
+
+
+def retrain_without(
+    parent: Run,
+    out: str | Path,
+    removal: DocumentRemoval,
+    *,
+    data_workers: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Train again without some documents: everything else to the bit as in the parent.
+
+    Starts at the parent's last checkpoint before any of the documents was first read, so what the
+    two runs share is not computed twice, and goes as far as the parent went: to its last
+    checkpoint. What the parent already lacks is left out too.
+    """
+    out = Path(out)
+    if not removal.documents:
+        raise TrainError("no documents to leave out were given; the retrained run would be the run")
+    removed = removal.joined(parent.removal)
+    if (out / runs.MANIFEST).exists():
+        raise RecipeError(f"{out} is a run already; resume it or choose another folder")
+    begin = load_state(parent, first_step_reading(parent, removal.documents), parent.numerics)
+    lineage = {"run_id": parent.id, "step": begin.step}
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        rows = _start_from(parent, begin, out)
+        runs.begin_manifest(
+            out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
+        )
+        child = runs.open(out, store=parent.store.path)
+        return _train(child, begin, rows, data_workers, progress, parent.steps[-1])
+
+
+def _start_from(parent: Run, begin: TrainState, out: Path) -> list[runs.LedgerRow]:
+    """What a retrained run shares with its parent, before it has a manifest and is a run.
+
+    So it is never without its first checkpoint: killed before, it is begun anew at the same step.
+    """
+    shutil.rmtree(out / runs.CHECKPOINTS, ignore_errors=True)
+    if parent.recipe.sampler == "nanogpt":
+        storage.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
+    rows = parent.ledger[: begin.step]
+    runs.LedgerWriter(out / runs.LEDGER, rows).close()
+    with applied(parent.numerics):
+        save(replace(parent, path=out, store_path=parent.store.path), begin)
+    return rows
+
+
+def first_step_reading(run: Run, documents: tuple[int, ...]) -> int:
+    """The first step at which any is read; an error when the last checkpoint has seen none."""
+    firsts = [int(steps[0]) for one in documents if len(steps := run.steps_reading(one))]
+    if min(firsts, default=math.inf) >= (end := run.saved_at(None).step):
+        raise TrainError(
+            f"none of the {len(documents)} documents was ever read in the {end} steps before the "
+            f"last checkpoint of {run.path}; leaving them out changes nothing"
+        )
+    return min(firsts)
+
+
+def training_steps(
+    state: TrainState,
+    recipe: Recipe,
+    store: TokenStore,
+    order: Order,
+    numerics: Numerics,
+    stop: int,
+    removal: DocumentRemoval | None = None,
+    data_workers: int = 0,
+) -> Iterator[runs.LedgerRow]:
+    """Train `state` up to step `stop`, yielding a row a step; call inside `numerics.applied`."""
+    forward = torch.compile(state.model) if numerics.compile else state.model
+    parameters = list(state.model.parameters())
+    state.model.train()
+    waiting: list[tuple[runs.LedgerRow, torch.Tensor, torch.Tensor]] = []
+    for batch in batches_ahead(store, order, range(state.step, stop), removal, data_workers):
+        begin, held_out = time.perf_counter(), None
+        if recipe.eval_every and batch.step % recipe.eval_every == 0:
+            held_out = evaluation.held_out_loss(state.model, store, recipe, numerics)
+        lr = optimizer.lr_at(recipe, batch.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        loss = _backward(forward, batch, recipe, numerics)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
+        if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
+            raise _diverged(state.model, batch, numerics, batch.step)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += batch.divisor
+        row = runs.LedgerRow(
+            step=batch.step, lr=lr, loss=0.0, grad_norm=0.0, tokens=state.tokens,
+            digest=batch.digest, seconds=time.perf_counter() - begin, held_out=held_out,
+        )  # fmt: skip
+        waiting.append((row, loss, norm))
+        if len(waiting) == (1 if numerics.device == "cpu" else CUDA_BLOCK) or state.step == stop:
+            yield from _settled(waiting, state.model, batch, numerics)
+            waiting.clear()
+
+
+def _train(
+    run: Run,
+    state: TrainState,
+    rows: list[runs.LedgerRow],
+    data_workers: int,
+    progress: Progress | None,
+    last: int | None = None,
+) -> Run:
+    """From `state` to the checkpoint `last`, with ledger, under the run's numerics."""
+    last = run.recipe.steps if last is None else last
+    recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
+    watcher = runs.Monitor(run.path, state.step, run.numerics.device)
+    writer = runs.LedgerWriter(run.path / runs.LEDGER, rows)
+    begin, seen = time.perf_counter(), state.tokens
+    try:
+        with applied(run.numerics):
+            watcher.look(state.model, state.step, state.tokens)
+            # The index is written last: a folder without one is what a kill left of the first.
+            if not (run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX).exists():
+                save(run, state)
+            while state.step < last:
+                stop = min(step for step in saves | watcher.due if step > state.step)
+                for row in training_steps(
+                    state, recipe, run.store, order, run.numerics, stop, run.removal, data_workers
+                ):
+                    writer.append(row)
+                    if progress:
+                        speed = (row.tokens - seen) / (time.perf_counter() - begin)
+                        what = f"loss {row.loss:.3f}  {speed / 1000:.1f}k tokens/s"
+                        progress(what, row.step + 1, last)
+                watcher.look(state.model, state.step, state.tokens)
+                if state.step in saves:
+                    writer.sync()
+                    save(run, state)
+    finally:
+        writer.close()
+        watcher.close()
+    if state.step == recipe.steps:
+        runs.finish_manifest(run.path, run.manifest, _digests(run))
+    return runs.open(run.path, store=run.store_path)
+
+
+def _backward(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    batch: Batch,
+    recipe: Recipe,
+    numerics: Numerics,
+) -> torch.Tensor:
+    """Gradients of the step's loss, micro-batch by micro-batch; returns the loss."""
+    total = torch.zeros((), device=numerics.device)
+    for inputs, targets in batch.parts(recipe.micro_batch_size):
+        inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
+        with numerics.autocast():
+            loss = next_token_loss(forward(inputs), targets, batch.divisor)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _settled(
+    waiting: list[tuple[runs.LedgerRow, torch.Tensor, torch.Tensor]],
+    model: GPT,
+    batch: Batch,
+    numerics: Numerics,
+) -> Iterator[runs.LedgerRow]:
+    """Rows with their numbers read from the device."""
+    for row, loss, norm in waiting:
+        if not math.isfinite(loss.item() + norm.item()):
+            raise _diverged(model, batch, numerics, row.step)
+        yield replace(row, loss=loss.item(), grad_norm=norm.item())
+
+
+def _diverged(model: GPT, batch: Batch, numerics: Numerics, step: int) -> DivergedError:
+    """Names the first bad tensor as the weights are now: on a CPU those that `step` used."""
+    bad = evaluation.first_bad_tensor(model, batch, numerics)
+    when = f" (looked for after {batch.step - step + 1} more updates, read in blocks on a GPU)"
+    return DivergedError(
+        f"the loss of step {step} is not a number; the first bad tensor"
+        f"{'' if numerics.device == 'cpu' else when} is {bad}; the last good checkpoint was kept: "
+        f"lower the learning rate or look at the batch with `openbook run reads RUN --step {step}`"
+    )
+
+
+def _digests(run: Run) -> dict[str, str]:
+    """The sha256 of every file of a finished run but its manifest."""
+    listed = {f"{one.folder}/{name}": sha for one in run.saved for name, sha in one.files.items()}
+    names = [runs.LEDGER, f"{runs.CHECKPOINTS}/{runs.CHECKPOINT_INDEX}"]
+    names += [one for one in (runs.SCHEDULE, runs.MONITOR_LOG) if (run.path / one).exists()]
+    return listed | {name: storage.sha256_file(run.path / name) for name in names}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One trainer a run: a second one is refused, and a killed one leaves no lock behind."""
+    with (path / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainError(f"another process is training {path}; wait for it or end it") from None
+        yield

@@ -1,0 +1,245 @@
+"""What can be watched as it grows: induction, copying, loss in context, behaviours.
+
+Looking changes no bit of a run: it reads no random state, needs no gradient, and leaves weights,
+mode and hooks as they were. It reads fp32 weights in fp32, so a look at a step of which there is a
+checkpoint is what the checkpoint gives later. What is looked at is plain data; who knows behaviours
+hands them in as prompts with answers and foils.
+
+Scores (Olsson et al. 2022, https://arxiv.org/abs/2209.11895):
+
+    induction LxHy        attention from the second copy of random tokens to what followed the first
+    previous token LxHy   attention to the token before
+    copying gap           loss on the first copy minus loss on the second, nats a token
+    in-context            loss late in a window minus loss early in it, nats a token; below 0 when
+                          context helps. Olsson: tokens 500 and 50 of 512. Here: the last sixteenth
+                          of the window and its second (480..511 and 32..63 of 512). Where a window
+                          holds several documents, as packed rows do, it says little.
+    <name> logit difference, <name> accuracy    of prompts with an answer and a foil
+
+`induction` and `previous token` without a place are those of the head that is highest at that step.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from train.data import TokenStore
+from train.errors import TrainError
+from train.model import GPT
+
+
+__all__ = [
+    "COPY_LENGTH",
+    "MonitorScore",
+    "MonitorTask",
+    "context_task",
+    "copying_task",
+    "measure_tasks",
+    "monitor_words",
+    "store_tasks",
+]
+
+COPY_LENGTH, SEQUENCES, WINDOWS = 24, 8, 8
+
+
+@dataclass(frozen=True, eq=False)
+class MonitorTask:
+    """Fixed tokens and what is read from them.
+
+    Attributes:
+        name: Of the prompts; it begins the names of their scores.
+        reads: `copies`: an end-of-text and twice the same tokens; `context`: windows with one
+            target more; `answers`: prompts that stop before the answer.
+        tokens: All equally long.
+        answer: Token that continues each prompt (`answers`).
+        foil: Token it is compared with (`answers`).
+        candidates: Among which the answer must be highest to count as right; without them it is
+            enough that it beats its foil.
+        eot: End-of-text; a target that is one, right behind one, is padding (`context`).
+    """
+
+    name: str
+    reads: Literal["copies", "context", "answers"]
+    tokens: Int[Tensor, "prompt pos"]
+    answer: Int[Tensor, " prompt"] | None = None
+    foil: Int[Tensor, " prompt"] | None = None
+    candidates: tuple[int, ...] | None = None
+    eot: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reads not in _READERS:
+            raise TrainError(f"watch {self.name!r} reads {self.reads!r}; known are {[*_READERS]}")
+        n = len(self.tokens)
+        sizes = [0 if one is None else len(one) for one in (self.answer, self.foil)]
+        if self.reads == "answers" and sizes != [n, n]:
+            raise TrainError(
+                f"watch {self.name!r} has {n} prompts, {sizes[0]} answers and {sizes[1]} foils; "
+                "give one of each a prompt"
+            )
+        half = (self.tokens.shape[1] - 1) // 2
+        first, second = self.tokens[:, 1 : 1 + half], self.tokens[:, 1 + half :]
+        if self.reads == "copies" and (half < 2 or not torch.equal(first, second)):
+            raise TrainError(
+                f"watch {self.name!r} reads copies, and its {self.tokens.shape[1]} tokens are not "
+                "an end-of-text and two equal copies; make it with watching.copies"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        kept = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        return {key: _plain(value) for key, value in kept.items()}
+
+
+@dataclass(frozen=True)
+class MonitorScore:
+    """A mean over prompts (of `in-context`: over targets).
+
+    Attributes:
+        error: Standard error of the mean; None below two.
+        n: How many.
+    """
+
+    value: float
+    error: float | None
+    n: int
+
+
+def store_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
+    """What a model of this context can be watched for on any store: copies, windows of text."""
+    known = monitor_words(store)
+    length = min(COPY_LENGTH, (context - 1) // 2, len(known))
+    found = [copying_task(known, store.eot, length=length)] if length > 1 else []
+    return [*found, context_task(store, context)]
+
+
+def monitor_words(store: TokenStore) -> list[int]:
+    """Tokens that repeated sequences are drawn from: the planted ones, or any token."""
+    named = (store.truth or {}).get("induction", {}).get("words")
+    if named:
+        return [int(store.tokenizer.encode(word)[0]) for word in named]
+    return [token for token in range(store.vocab_size) if token != store.eot]
+
+
+def copying_task(
+    words: Sequence[int], eot: int, *, n: int = SEQUENCES, length: int = COPY_LENGTH, seed: int = 0
+) -> MonitorTask:
+    """n sequences of an end-of-text, `length` different words, and the same again."""
+    if len(words) < length:
+        raise TrainError(f"{length} different tokens cannot be drawn from {len(words)}")
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    run = torch.tensor(np.stack([draw.choice(words, length, replace=False) for _ in range(n)]))
+    return MonitorTask("copies", "copies", torch.cat([torch.full((n, 1), eot), run, run], dim=1))
+
+
+def context_task(store: TokenStore, context: int, *, n: int = WINDOWS) -> MonitorTask:
+    """The first n windows of the held-out documents; where none fits, of those trained on."""
+    held_out = (store.n_tokens - store.train_tokens) // context
+    first = store.train_tokens - 1 if held_out else 0
+    there = held_out or (store.train_tokens - 1) // context
+    starts = first + np.arange(min(n, there)) * context
+    rows = np.asarray(store.tokens[starts[:, None] + np.arange(context + 1)])
+    return MonitorTask("context", "context", torch.from_numpy(rows.astype(np.int64)), eot=store.eot)
+
+
+@torch.no_grad()
+def measure_tasks(model: GPT, watches: Iterable[MonitorTask]) -> dict[str, MonitorScore]:
+    """Every score of every watch; one forward pass each, and the model is left as it was."""
+    training, found = model.training, {}
+    model.eval()
+    try:
+        for one in watches:
+            found |= _READERS[one.reads](model, one)
+    finally:
+        model.train(training)
+    return found
+
+
+def _copies(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
+    tokens = watch.tokens.to(model.device)
+    length = (tokens.shape[1] - 1) // 2
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    logits, cache = model.run_with_cache(tokens, names_filter=names)
+    pattern = torch.stack([cache[name].float() for name in names])
+    second = torch.arange(length + 1, 2 * length + 1)
+    every = torch.arange(1, 2 * length + 1)
+    # Of a token of the second copy, what followed its first occurrence is length - 1 before it.
+    found = _of_heads("induction", pattern[..., second, second - length + 1].mean(dim=-1))
+    found |= _of_heads("previous token", pattern[..., every, every - 1].mean(dim=-1))
+    losses = _losses(logits[:, :-1], tokens[:, 1:])
+    # The first token of the second copy is predicted by nothing either.
+    gap = losses[:, :length].mean(dim=1) - losses[:, length + 1 :].mean(dim=1)
+    return found | {"copying gap": _mean(gap)}
+
+
+def _of_heads(name: str, attention: Float[Tensor, "layer prompt head"]) -> dict[str, MonitorScore]:
+    scores = {
+        f"{name} L{layer}H{head}": _mean(attention[layer, :, head])
+        for layer in range(attention.shape[0])
+        for head in range(attention.shape[2])
+    }
+    return {name: max(scores.values(), key=lambda one: one.value), **scores}
+
+
+def _context(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
+    tokens = watch.tokens.to(model.device)
+    losses = _losses(model(tokens[:, :-1]), tokens[:, 1:])
+    eot = -1 if watch.eot is None else watch.eot  # No token is -1: nothing is padding.
+    counted = (tokens[:, 1:] != eot) | (tokens[:, :-1] != eot)
+    n_pos = losses.shape[1]
+    part = max(n_pos // 16, 1)
+    places = (slice(part, 2 * part), slice(n_pos - part, n_pos))
+    early, late = (_mean(losses[:, at][counted[:, at]]) for at in places)
+    if not (early.n and late.n):
+        return {}
+    if early.error is None or late.error is None:
+        error = None
+    else:
+        error = (early.error**2 + late.error**2) ** 0.5
+    return {"in-context": MonitorScore(late.value - early.value, error, min(early.n, late.n))}
+
+
+def _answers(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
+    assert watch.answer is not None  # `answers` without both is refused when it is made.
+    assert watch.foil is not None
+    tokens = watch.tokens.to(model.device)
+    answer, foil = watch.answer.to(model.device), watch.foil.to(model.device)
+    last, row = model(tokens)[:, -1].float(), torch.arange(len(tokens), device=model.device)
+    difference = last[row, answer] - last[row, foil]
+    right = difference > 0
+    if watch.candidates is not None:
+        among = torch.tensor(watch.candidates, device=model.device)
+        right = among[last[:, among].argmax(dim=1)] == answer
+    # One prompt asked against many foils is one case.
+    n = len(watch.tokens.unique(dim=0))
+    return {
+        f"{watch.name} logit difference": _mean(difference, n),
+        f"{watch.name} accuracy": _mean(right.float(), n),
+    }
+
+
+_READERS = {"copies": _copies, "context": _context, "answers": _answers}
+
+
+def _losses(
+    logits: Float[Tensor, "prompt pos vocab"], targets: Int[Tensor, "prompt pos"]
+) -> Float[Tensor, "prompt pos"]:
+    # Flat: over [batch vocab pos] there is no deterministic kernel on a GPU.
+    flat = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+    )
+    return flat.view(targets.shape)
+
+
+def _mean(values: Float[Tensor, " case"], n: int | None = None) -> MonitorScore:
+    n = len(values) if n is None else n
+    mean = values.mean().item() if len(values) else 0.0
+    return MonitorScore(mean, values.std().item() / n**0.5 if n > 1 else None, n)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value

@@ -1,0 +1,105 @@
+"""The whole state of training, and how it becomes a checkpoint and comes back.
+
+Weights, optimizer and step are all there is: no random state exists, so a state that was saved and
+loaded goes on as if it had never been on disk.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from train import runs
+from train.data import read_batch
+from train.errors import DivergedError, TrainError
+from train.model import GPT, init_gpt
+from train.numerics import Numerics, refuse_missing
+from train.recipes import Recipe
+from train.runs import Run
+from train.trainer import evaluation
+from train.trainer.optimizer import adamw, read_state, write_state
+
+
+__all__ = ["TrainState", "initial_state", "load_state", "save"]
+
+
+@dataclass
+class TrainState:
+    """The whole state of training.
+
+    Attributes:
+        step: The next step; equally the number of steps done.
+        tokens: Targets that carried loss so far.
+    """
+
+    model: GPT
+    optimizer: torch.optim.AdamW
+    step: int
+    tokens: int
+
+
+def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:
+    """The state before the first step, from the recipe's seed alone.
+
+    Raises:
+        RecipeError: This machine lacks the device.
+    """
+    refuse_missing(numerics.device)
+    model = init_gpt(recipe.model, recipe.init_seed).to(numerics.device)
+    return TrainState(model, adamw(model, recipe), step=0, tokens=0)
+
+
+def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
+    """The newest checkpoint at or before `step` that kept its optimizer, to go on with `numerics`.
+
+    Raises:
+        TrainError: There is none.
+        DamagedError: A file of it is not what its digest says.
+        RecipeError: This machine lacks the device.
+    """
+    refuse_missing(numerics.device)
+    usable = [one for one in run.saved if one.resumable and one.step <= step]
+    if not usable:
+        parent = run.predicate["parent"]
+        left = (
+            f"; it left run {parent['run_id']} at step {parent['step']}, ask that" if parent else ""
+        )
+        raise TrainError(f"the run {run.path} keeps no optimizer at or before step {step}{left}")
+    saved = usable[-1]
+    model = GPT(run.recipe.model)
+    model.load_state_dict(runs.read_tensors(run.path, saved, "model.safetensors"))
+    model = model.to(numerics.device)
+    optimizer = adamw(model, run.recipe)
+    read_state(model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors"))
+    tokens = int(runs.read_counters(run.path, saved)["tokens"])
+    return TrainState(model, optimizer, saved.step, tokens)
+
+
+def save(run: Run, state: TrainState) -> None:
+    """Write the checkpoint of this step; the newest always keeps its optimizer.
+
+    Raises:
+        DivergedError: A weight or the loss on the fixed batch is not finite; nothing was written.
+        DiskError: The disk is full.
+    """
+    keep = {step for step in run.recipe.checkpoint_steps() if run.recipe.keeps_optimizer(step)}
+    fixed = evaluation.fixed_loss(state.model, run.store, run.order, run.numerics)
+    if not (math.isfinite(fixed) and all(one.isfinite().all() for one in state.model.parameters())):
+        # The loss of a step is taken before its update, so the last update shows only here.
+        bad = evaluation.first_bad_tensor(
+            state.model, read_batch(run.store, run.order, 0), run.numerics
+        )
+        raise DivergedError(
+            f"the model after {state.step} steps is not a number; the first bad tensor is {bad}; "
+            "the last good checkpoint was kept: lower the learning rate"
+        )
+    runs.write_checkpoint(
+        run.path,
+        state.step,
+        model={
+            name: one.detach().cpu().contiguous() for name, one in state.model.state_dict().items()
+        },
+        optimizer=write_state(state.model, state.optimizer),
+        state={"tokens": state.tokens, "fixed_loss": fixed},
+        keep_optimizer_of=keep,
+    )

@@ -1,0 +1,245 @@
+"""Whether a run is what it says: every digest, then the numbers behind the digests.
+
+First the files, without loading any of them as weights: the manifest's seal and keys, the chains of
+the ledger and of what was watched, every checkpoint, every file of the token store. Only when all
+hold are weights loaded: the initial checkpoint must equal init(seed), each checkpoint must give the
+loss that was written beside it, no two steps may hold the same weights; and when all that holds,
+random spans are replayed against the ledger.
+
+Three levels can hold: `bit-exact` (same machine, precision, threads), `within tolerance` (another
+machine), `order only` (the same windows were read, the replayed numbers differ by more).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from train import numerics, runs, storage
+from train.data import verify_store
+from train.errors import DamagedError, TrainError
+from train.model import init_gpt
+from train.runs import Checkpoint, Run
+from train.trainer import evaluation, loop
+
+
+__all__ = ["LEVELS", "Verification", "check_files", "verify"]
+
+Progress = Callable[[str, int, int | None], None]
+# Largest difference in loss (nats) between machines: fp32 sums in another order; bf16 also rounds.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+SPAN_STEPS = 10
+# What can hold when nothing is damaged, the least first; an import has no numbers to hold.
+LEVELS = ("weights only", "order only", "within tolerance", "bit-exact")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and what holds.
+
+    Attributes:
+        level: `bit-exact`, `within tolerance`, `order only`, or `damaged`.
+        problems: One line a problem, each naming the file; [] unless damaged.
+        spans: First and last step of each replayed span.
+        difference: Largest difference in loss over replayed steps and checkpoints, in nats.
+        files: Number of files whose digest was checked.
+    """
+
+    run_id: str
+    level: str
+    problems: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    difference: float
+    files: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.problems
+
+    def reaches(self, level: str) -> bool:
+        """Whether at least `level` holds; written with spaces or, as in a shell, with hyphens."""
+        ranks = {one.replace(" ", "-"): rank for rank, one in enumerate(LEVELS)}
+        return self.ok and ranks[self.level.replace(" ", "-")] >= ranks[level.replace(" ", "-")]
+
+
+def verify(
+    run: Run, *, spans: int = 3, seed: int = 0, progress: Progress | None = None
+) -> Verification:
+    """Check every file, then replay `spans` random spans of 10 steps drawn with `seed`."""
+    problems, count = check_files(run, progress)
+    if problems or run.knowledge == "weights-only":
+        level = "damaged" if problems else "weights only"
+        return Verification(run.id, level, tuple(problems), (), 0.0, count)
+    unlike, difference = _unlike_their_loss(run)
+    problems += _missing_begin(run) + _duplicates(run) + _wrong_init(run) + unlike
+    if problems:
+        # Nothing is replayed from weights that are not what they say.
+        return Verification(run.id, "damaged", tuple(problems), (), difference, count)
+    drawn = _draw_spans(run, spans, seed)
+    replays = []
+    for number, (first, last) in enumerate(drawn):
+        replays.append(loop.replay(run, first, last))
+        if progress:
+            progress("replaying spans", number + 1, len(drawn))
+    difference = max([difference, *(one.difference for one in replays)])
+    if not all(one.same_order for one in replays):
+        problems.append(f"{run.path / runs.LEDGER}: a replayed span read other windows")
+    # Sums that a GPU made are not made again by a CPU, even where they happen to agree.
+    moved = numerics.on_this_machine(run.numerics) != run.numerics
+    exact = not moved and difference == 0.0 and all(one.exact for one in replays)
+    within = difference <= TOLERANCE[run.numerics.precision]
+    level = "bit-exact" if exact else "within tolerance" if within else "order only"
+    level = "damaged" if problems else level
+    return Verification(run.id, level, tuple(problems), tuple(drawn), difference, count)
+
+
+def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], int]:
+    """Problems with the files of a run, its store and its retrained runs; how many were checked."""
+    problems, count = _run_problems(run, progress)
+    if run.knowledge == "weights-only":
+        return problems, count
+    problems += _store_problems(run)
+    return problems or _retrained_problems(run), count
+
+
+def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
+    problems: list[str] = []
+    subjects = {one["name"]: one["digest"]["sha256"] for one in run.manifest["subject"]}
+    count = 1 + len(subjects)
+    try:
+        saved = run.saved
+        problems += runs.check_checkpoints(run.path, saved)
+        for one in saved:
+            if not problems:
+                runs.read_counters(run.path, one)
+    except DamagedError as error:
+        problems.append(str(error))
+    named = {problem.split(":")[0] for problem in problems}
+    for number, (name, expected) in enumerate(sorted(subjects.items())):
+        if progress:
+            progress("hashing the run", number + 1, len(subjects))
+        problem = _changed(run.path / name, expected)
+        if problem and str(run.path / name) not in named:
+            problems.append(problem)
+    if run.knowledge == "weights-only":
+        return problems, count
+    try:
+        rows, _ = run.ledger, run.watched
+        for row in rows:
+            if not math.isfinite(row.loss + row.grad_norm):
+                raise DamagedError(
+                    f"{run.path / runs.LEDGER}: the loss of step {row.step} is no number"
+                )
+        if run.finished and len(rows) != run.recipe.steps:
+            raise DamagedError(
+                f"{run.path / runs.LEDGER}: {len(rows)} rows for {run.recipe.steps} steps"
+            )
+    except DamagedError as error:
+        problems.append(str(error))
+    return problems, count
+
+
+def _store_problems(run: Run) -> list[str]:
+    path = run.store_path or (run.path / run.predicate["store_path"]).resolve()
+    problem = _changed(path / "store.json", run.predicate["data"]["store_sha256"])
+    if problem:
+        return [problem]
+    try:
+        verify_store(run.store, texts=False)
+    except TrainError as error:
+        return [str(error)]
+    return []
+
+
+def _retrained_problems(run: Run) -> list[str]:
+    """The same for the runs that were trained from this one and are kept inside it."""
+    problems = []
+    for manifest in sorted(run.path.glob("*/*/manifest.json")):
+        try:
+            child = runs.open(manifest.parent, store=run.store.path)
+            problems += _run_problems(child, None)[0]
+        except TrainError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _changed(path: Path, expected: str) -> str | None:
+    if not path.is_file():
+        return f"{path}: the file is missing"
+    found = storage.sha256_file(path)
+    if found != expected:
+        return f"{path}: sha256 {found[:12]}..., the manifest says {expected[:12]}..."
+    return None
+
+
+def _missing_begin(run: Run) -> list[str]:
+    """The checkpoint with which a run begins: step 0, or the step at which it left its parent."""
+    parent = run.predicate.get("parent")
+    begin = parent["step"] if parent else 0
+    if not run.saved or begin in run.steps:
+        return []
+    listing = run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX
+    return [f"{listing}: lists no checkpoint of step {begin}, with which the run begins"]
+
+
+def _duplicates(run: Run) -> list[str]:
+    owners: dict[str, Checkpoint] = {}
+    problems = []
+    for saved in run.saved:
+        digest = saved.files["model.safetensors"]
+        if digest in owners:
+            problems.append(
+                f"{run.path / saved.folder}: holds the weights of step {owners[digest].step}"
+            )
+        owners.setdefault(digest, saved)
+    return problems
+
+
+def _wrong_init(run: Run) -> list[str]:
+    """The checkpoint of step 0 must be init(seed); another torch may draw other numbers."""
+    if 0 not in run.steps or run.predicate["environment"]["torch"] != torch.__version__:
+        return []
+    expected = init_gpt(run.recipe.model, run.recipe.init_seed).state_dict()
+    found = runs.read_tensors(run.path, run.saved_at(0), "model.safetensors")
+    wrong = [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
+    place = run.path / run.saved_at(0).folder / "model.safetensors"
+    return [f"{place}: {wrong[0]} is not init(seed {run.recipe.init_seed})"] if wrong else []
+
+
+def _unlike_their_loss(run: Run) -> tuple[list[str], float]:
+    """Checkpoints that do not give the loss written beside them, and the largest difference."""
+    problems, largest = [], 0.0
+    for saved in run.saved:
+        found, written = _fixed_loss(run, saved), runs.read_counters(run.path, saved)
+        difference = evaluation.distance(found, float(written["fixed_loss"]))
+        # An infinite one stands in the problem; as a number of the result it would be no JSON.
+        largest = max(largest, difference if math.isfinite(difference) else 0.0)
+        if difference > TOLERANCE[run.numerics.precision]:
+            problems.append(
+                f"{run.path / saved.folder / 'model.safetensors'}: its loss on the fixed batch is "
+                f"{found:.6g}, state.json beside it says {written['fixed_loss']:.6g}"
+            )
+    return problems, largest
+
+
+def _fixed_loss(run: Run, saved: Checkpoint) -> float:
+    how = numerics.on_this_machine(run.numerics)
+    model = run.load(saved.step).to(how.device)
+    return evaluation.fixed_loss(model, run.store, run.order, how)
+
+
+def _draw_spans(run: Run, spans: int, seed: int) -> list[tuple[int, int]]:
+    """Random spans that begin at a checkpoint that kept its optimizer."""
+    rows = len(run.ledger)
+    begins = [one.step for one in run.saved if one.resumable and one.step < rows]
+    if run.predicate.get("released"):
+        # It keeps the optimizer of step 0 alone, and whatever span is replayed begins there.
+        firsts = range(0, SPAN_STEPS * spans, SPAN_STEPS)
+        return [(first, first + SPAN_STEPS - 1) for first in firsts]
+    draw = np.random.default_rng(seed)
+    chosen = draw.choice(begins, size=min(spans, len(begins)), replace=False) if begins else []
+    return [(int(first), min(int(first) + SPAN_STEPS, rows) - 1) for first in sorted(chosen)]
