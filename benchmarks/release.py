@@ -19,7 +19,7 @@ from pathlib import Path
 import machine
 
 from data_attribution import counterfactuals, demo
-from train import numerics, progress, released, storage
+from train import numerics, progress, released, storage, trainer
 
 
 NAME = "planted"
@@ -57,7 +57,7 @@ def main() -> int:
     differ = [file.name for file in files if not _same(file, shipped / file.name)]
     print(f"differ from {shipped}: {', '.join(differ) or 'none'}")
     opened = released.open(NAME, folder=arguments.out / "unpacked")
-    verified = opened.verify()
+    verified = trainer.verify(opened)
     print(f"run {opened.id}: {verified.level}, spans {verified.spans}, {verified.difference:.3g}")
     return int(not (forgot.holds and verified.ok and not differ))
 

@@ -225,7 +225,7 @@ def play(*, data: Path, out: Path, stage: Stage, how: Numerics | None = None) ->
     """
     run = trained(data / "planted", out / "planted", stage, how=how)
     with stage("verifying") as progress:
-        verification = run.verify(progress=progress)
+        verification = trainer.verify(run, progress=progress)
     looked = _looked_at(run, stage)
     names = counterfactuals.removable_facts(run, exposures=EXPOSURES, n=N_FORGOTTEN)
     with stage("retraining without documents") as progress:
@@ -242,9 +242,9 @@ def play_released(*, out: Path, stage: Stage) -> Demo:
         out: Folder of runs; it is unpacked at `out/released`.
     """
     with stage("unpacking the released run") as progress:
-        run = runs.open_released("planted", folder=out / "released", progress=progress)
+        run = released.open("planted", folder=out / "released", progress=progress)
     with stage("verifying") as progress:
-        verification = run.verify(spans=1, progress=progress)
+        verification = trainer.verify(run, spans=1, progress=progress)
     looked = _looked_at(run, stage)
     forgot = Forgetting.from_dict(released.measured("planted", "forgetting"))
     return Demo(run, verification, forgetting=forgot, **looked)
@@ -386,7 +386,7 @@ def _traced(run: Run, model: GPT, name: str) -> Traced:
     truth = run.store.truth or {}
     (fact,) = training_dynamics.facts_named(truth, [name])
     behaviour = behaviours.load(f"fact:{fact['entity']}", run)
-    sources = attribution.documents(run, behaviour, method="lexical", fold=False, limit=24)
+    sources = attribution.documents(run, behaviour, methods="lexical", fold=False, limit=24)
     answers = training_dynamics.recall_of_facts(model, [fact], truth, run.store.tokenizer)
     labels = {row: "states it" for row in fact["documents"]}
     labels |= {row: "distractor" for row in fact["distractors"]}

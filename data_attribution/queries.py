@@ -20,8 +20,7 @@ from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
 from interp.metrics import Metric, logit_difference
 from interp.statistics import n_prompts
-from train.data import Tokenizer
-from train.trainer import IGNORED
+from train.data import IGNORED, Tokenizer
 
 
 __all__ = [

@@ -60,7 +60,7 @@ run
 
 # %%
 with progress.bar("verifying") as advance:
-    verification = run.verify(spans=1, progress=advance)
+    verification = trainer.verify(run, spans=1, progress=advance)
 verification
 
 # %% [markdown]
@@ -172,7 +172,7 @@ if not (STORE / "index").exists():
 names = counterfactuals.removable_facts(run)
 (fact,) = training_dynamics.facts_named(truth, names[:1])
 asked = behaviours.load(f"fact:{fact['entity']}", run)
-sources = attribution.documents(run, asked, method="lexical", fold=False, limit=24)
+sources = attribution.documents(run, asked, methods="lexical", fold=False, limit=24)
 sources.show(10)
 
 # %% [markdown]

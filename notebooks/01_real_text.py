@@ -137,7 +137,7 @@ spans = index.maximal_spans(text, minimum=3)
 pandas.DataFrame(spans)[["text", "count", "held_out", "log_probability"]]
 
 # %%
-sources = attribution.documents(run, text, method="lexical", limit=8)
+sources = attribution.documents(run, text, methods="lexical", limit=8)
 sources.show(8)
 
 # %% [markdown]

@@ -16,11 +16,11 @@
 import pandas as pd
 
 from interp import behaviours, metrics, models, patching, plots
-from train import runs
+from train import released
 
 
 # %%
-run = runs.open_released("planted")
+run = released.open("planted")
 model, ioi = models.load(run), behaviours.load("ioi", run, n_prompts=64)
 for prompts in (ioi.clean, ioi.corrupt):
     print(run.store.tokenizer.decode(prompts[0].tolist()))

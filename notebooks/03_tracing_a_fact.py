@@ -14,11 +14,11 @@
 
 # %%
 from interp import behaviours, metrics, models, patching, plots
-from train import runs
+from train import released
 
 
 # %%
-run = runs.open_released("planted")
+run = released.open("planted")
 model, capital = models.load(run), behaviours.load("capital", run, n_prompts=64)
 print(run.store.tokenizer.decode(capital.clean[0].tolist()), "|", capital.subject)
 behaviours.check(model, capital)

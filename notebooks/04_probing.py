@@ -16,10 +16,10 @@
 import pandas
 
 from interp import behaviours, models, probing
-from train import progress, runs
+from train import progress, released
 
 
-run = runs.open_released("planted")
+run = released.open("planted")
 model = models.load(run)
 COLUMNS = ["accuracy", "unseen", "control", "selectivity", "untrained", "untrained_unseen"]
 

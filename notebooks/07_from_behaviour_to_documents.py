@@ -123,7 +123,7 @@ precision, found
 # Gradients through the components of section 1 alone ask another question: which documents wrote *this part* of the model. `benchmarks/localised.py` asks whether that foretells the part's own score better.
 
 # %%
-local = attribution.documents(run, six, within=within, method="gradient", limit=5)
+local = attribution.documents(run, six, methods=[attribution.Gradient(within=within)], limit=5)
 local.show(5)[["score", "grade", "text", "duplicates"]]
 
 # %% [markdown]

@@ -99,9 +99,9 @@ def planted_words(planted_corpus):
 @pytest.fixture(scope="session")
 def released_run(tmp_path_factory):
     """The planted run that comes with openbook, unpacked: a trained model without training."""
-    from train import runs
+    from train import released
 
-    return runs.open_released("planted", folder=tmp_path_factory.mktemp("released") / "planted")
+    return released.open("planted", folder=tmp_path_factory.mktemp("released") / "planted")
 
 
 @pytest.fixture

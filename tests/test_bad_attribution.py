@@ -92,7 +92,7 @@ def test_evidence_that_there_is_not(trace, lookup_behaviour):
     refused(trace("--text", "w1", "--from-text", "w1"), 2, "give one of BEHAVIOUR, --text")
     refused(
         trace("--text", "w1", "--method", "lexical", "--within", "L0H0"), 2,
-        "components were named, and lexical evidence does not look at that",
+        "--within would do nothing: lexical evidence does not look at that",
     )  # fmt: skip
 
 
@@ -110,7 +110,10 @@ def test_evidence_that_there_is_not(trace, lookup_behaviour):
         (("--from-text", "w1", "--method", "fused"), "--method would do nothing"),
         (("--from-text", "w1", "--kind", "dot", "--rank", 4), "--kind and --rank would do nothing"),
         (("--text", "w1", "--method", "lexical", "--kind", "dot"), "does not look at that"),
-        (("--text", "w1", "--scratch", "."), "a window of replay was given, and fused evidence"),
+        (
+            ("--text", "w1", "--scratch", "."),
+            "--scratch would do nothing: lexical+gradient evidence",
+        ),
         (("--question", "previous-token:L9H0"), "no head L9H0"),
         (("--question", "previous-token"), "names no head; write previous-token:L1H0"),
         (("--question", "prevoius-token:L0H0"), "did you mean 'previous-token'"),

@@ -260,7 +260,7 @@ def test_a_run_of_before_the_move_opens_and_finds_its_store(golden, expected, ki
 @pytest.mark.integration
 def test_a_run_of_before_the_move_is_verified_with_what_was_trained_from_it(golden):
     for kind in ("run", "nanogpt"):
-        found = runs.open(golden / kind).verify(spans=1)
+        found = trainer.verify(runs.open(golden / kind), spans=1)
         assert found.problems == ()
         assert found.reaches("within tolerance")
 
@@ -331,7 +331,7 @@ def test_weights_kept_of_a_retraining_of_before_the_move_are_found(golden, expec
 def test_an_import_of_before_the_move_opens(golden, expected):
     said, run = expected["imported"], runs.open(golden / "imported")
     assert (run.id, run.knowledge) == (said["id"], "weights-only")
-    assert run.verify().problems == ()
+    assert trainer.verify(run).problems == ()
     assert run.tokenizer is not None
     assert run.tokenizer.sha256 == said["tokenizer"]
     logits = run.load()(torch.tensor(said["tokens"]))[0, -1]

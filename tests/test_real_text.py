@@ -15,15 +15,14 @@ import pytest
 import torch
 
 from data_attribution import attribution, token_index
-from interp import models, patching
-from interp.behaviours import behaviour
+from interp import behaviours, models, patching
 from train import runs, trainer
 
 
 pytestmark = pytest.mark.slow
 # A fifth of the recipe: copying has formed, and the run is trained in half a minute to two.
 STEPS, PROMPTS = 300, 128
-COMMAND = [sys.executable, "-c", "from data_attribution.cli.app.app import main; main()"]
+COMMAND = [sys.executable, "-c", "from data_attribution.cli.app import main; main()"]
 
 
 def command(*arguments: object) -> None:
@@ -50,7 +49,7 @@ def run(shared_data, tmp_path_factory):
 
 @pytest.fixture
 def copying(run):
-    return behaviour.load("induction", run, n_prompts=PROMPTS)
+    return behaviours.load("induction", run, n_prompts=PROMPTS)
 
 
 def moved(model, behaviour) -> np.ndarray:
@@ -71,7 +70,7 @@ def test_the_loss_on_held_out_documents_falls_from_that_of_a_guess(run):
 
 
 def test_the_run_verifies_to_the_bit(run):
-    found = run.verify(spans=1)
+    found = trainer.verify(run, spans=1)
     assert (found.level, found.problems) == ("bit-exact", ())
 
 
@@ -90,17 +89,17 @@ def test_the_prompts_are_held_out_text_in_which_only_the_answer_was_replaced(run
 
 
 def test_answer_and_foil_can_change_places_so_that_both_prompts_hold_the_same_tokens(run, tmp_path):
-    text = (Path(behaviour.__file__).parent / "induction.toml").read_text()
+    text = (behaviours.PACKAGED / "induction.toml").read_text()
     (tmp_path / "order.toml").write_text(text.replace("exchange = false", "exchange = true"))
-    order = behaviour.load(tmp_path / "order.toml", run, n_prompts=PROMPTS)
+    order = behaviours.load(tmp_path / "order.toml", run, n_prompts=PROMPTS)
     assert torch.equal(order.clean.sort(dim=1).values, order.corrupt.sort(dim=1).values)
     assert not (order.clean == order.corrupt).all(dim=1).any()
 
 
 def test_the_trained_model_copies_what_followed_before_and_the_untrained_does_not(run, copying):
     trained, untrained = run.load(), run.load(0)
-    assert behaviour.check(trained, copying).interval[0] > 0.6
-    assert abs(behaviour.measure(untrained, copying).score) < 0.3
+    assert behaviours.check(trained, copying).interval[0] > 0.6
+    assert abs(behaviours.measure(untrained, copying).score) < 0.3
     found = moved(trained, copying)
     assert found.mean() - 2 * found.std() / np.sqrt(len(found)) > 0.3
     assert abs(moved(untrained, copying).mean()) < 0.1
@@ -132,7 +131,7 @@ def sentence(run) -> str:
 def test_a_generated_sentence_is_traced_to_documents_that_hold_it_and_steps_that_read_them(
     run, sentence
 ):
-    sources = attribution.documents(run, sentence, method="lexical", limit=8)
+    sources = attribution.documents(run, sentence, methods="lexical", limit=8)
     assert len(sources) == 8
     for source in sources:
         # Bytes may begin inside a character; what is left of it prints as U+FFFD.
@@ -159,7 +158,7 @@ def test_the_command_says_the_same_as_python(run, sentence, openbook):
         "--method",
         "lexical",
     )
-    found = attribution.documents(run, sentence, method="lexical", limit=8)
+    found = attribution.documents(run, sentence, methods="lexical", limit=8)
     assert [one["id"] for one in json.loads(traced.out)["items"]] == list(found.ids)
     spans = openbook("index", "spans", run.store.path, sentence, "--run", run.path, "--json")
     for span in json.loads(spans.out)["spans"]:

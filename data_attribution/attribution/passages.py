@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from data_attribution import counterfactuals
 from data_attribution.attribution.sources import GRADES, Evidence, Source
 from data_attribution.ranking import Ranking
 from data_attribution.token_index import TokenIndex
@@ -99,11 +98,7 @@ def sources(
 
 def _reading(run: Reads, document: int) -> Int64[np.ndarray, " step"]:
     """The steps that read it, of a run with weights those that its last checkpoint has seen."""
-    return (
-        counterfactuals.steps_of_reading(run, document)
-        if isinstance(run, Run)
-        else run.steps_reading(document)
-    )
+    return run.steps_learned(document) if isinstance(run, Run) else run.steps_reading(document)
 
 
 def _ranks(ranking: Ranking) -> dict[int, int]:

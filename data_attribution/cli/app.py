@@ -37,7 +37,7 @@ from train.errors import TrainError
 
 if TYPE_CHECKING:
     from train.data import TokenStore
-    from train.trainer import MonitorTask
+    from train.runs import MonitorTask
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from data_attribution import report
+
 
 if TYPE_CHECKING:
     from data_attribution.attribution import Source, Sources
@@ -16,13 +18,10 @@ __all__ = [
     "generation_lines",
     "hit_line",
     "hit_row",
-    "interval",
     "sources_lines",
     "span_row",
-    "steps_line",
 ]
 
-SHOWN_STEPS = 8
 LOGITS = "logit difference"  # what is followed of a behaviour unless another is named
 
 
@@ -42,17 +41,9 @@ def hit_line(row: dict[str, Any]) -> str:
     """Where a hit stands, when it was read, and the text around it."""
     read = "held out" if row["held_out"] else None
     if "steps" in row and not read:
-        read = steps_line(row["steps"])
+        read = report.steps_line(row["steps"])
     where = f"document {row['document']} offset {row['offset']}"
     return "\t".join([where, *([read] if read else []), " ".join(row["text"].split())])
-
-
-def steps_line(steps: list[int] | tuple[int, ...]) -> str:
-    """The first steps, and how many more."""
-    shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
-    more = len(steps) - SHOWN_STEPS
-    tail = f" and {more} more" if more > 0 else ""
-    return f"read at steps {shown}{tail}" if steps else "never read"
 
 
 def span_row(span: "Span") -> dict[str, Any]:
@@ -104,7 +95,8 @@ def sources_lines(sources: "Sources") -> str:
     """Ranked documents, the evidence, and what it does not say."""
     about = sources.provenance
     lines = [
-        f"{_scored(one):24}  {one.grade:14}  document {one.document}\t{steps_line(one.steps)}\t"
+        f"{_scored(one):24}  {one.grade:14}  document {one.document}\t"
+        f"{report.steps_line(one.steps)}\t"
         f"{' '.join(one.text.split())}" + _others(one) + _effect(one)
         for one in sources
     ]
@@ -159,7 +151,7 @@ def _effect(one: "Source") -> str:
     if one.effect is None:
         return ""
     found = one.effect
-    bounds = "" if found.low is None else f" {interval(found.low, found.high)}"
+    bounds = "" if found.low is None else f" {report.interval(found.low, found.high)}"
     noise = "" if found.controls > 1 else f", {_noise(None, found.controls)}"
     others = f"it and {found.together - 1} others"
     return f"\twithout {others} {found.mean:+.3f}{bounds} {found.unit}{noise}"
@@ -179,19 +171,12 @@ def generation_lines(found: "Generation") -> str:
             f"{one.readings:.3g} times\t{span.text!r}"
         )
         lines += [
-            f"    document {held.document} offset {held.offset}\t{steps_line(held.steps)}\t"
+            f"    document {held.document} offset {held.offset}\t{report.steps_line(held.steps)}\t"
             f"{' '.join(held.text.split())}"
             + (f"\tduplicates: {len(held.copies)}" if held.copies else "")
             for held in one.documents
         ]
     return "\n".join(lines)
-
-
-def interval(low: float | None, high: float | None, n_of: str = "prompt") -> str:
-    """Signed bounds, or why there are none."""
-    if low is None or high is None:
-        return f"one {n_of}, no interval"
-    return f"[{low:+.3f}, {high:+.3f}]"
 
 
 def counterfactual_lines(result: dict[str, Any]) -> str:
@@ -201,7 +186,7 @@ def counterfactual_lines(result: dict[str, Any]) -> str:
     rows = [
         f"{row['setting']:<{width}}  {row['recall']:6.3f}  "
         f"[{row['recall low']:.3f}, {row['recall high']:.3f}]  {row['change']:+8.3f} "
-        f"{interval(row['change low'], row['change high'])}  {row['n']:10}"
+        f"{report.interval(row['change low'], row['change high'])}  {row['n']:10}"
         for row in result["rows"]
     ]
     kept = "\n".join(f"kept: {path}" for path in result["runs"])
@@ -217,7 +202,7 @@ def _effect_line(row: dict[str, Any]) -> str:
     kind = "" if row["related"] else "unrelated "
     held = "no interval: one prompt and not two controls"
     if row["low"] is not None:
-        held = interval(row["low"], row["high"])
+        held = report.interval(row["low"], row["high"])
     return (
         f"{kind}{row['question']}: {row['effect']:+.3f} {row['unit']}, {_beside(row['seeds'])}, "
         f"{held}, {_noise(row['within noise'], row['seeds'])}"

@@ -15,8 +15,9 @@ from train.cli.app import Json, Out, RunPath, StorePath, answer, readable, writa
 
 
 if TYPE_CHECKING:
-    from data_attribution.gradients import GradientOptions
-    from data_attribution.metagradients import ReplayOptions
+    from collections.abc import Sequence
+
+    from data_attribution.attribution import Method
     from data_attribution.queries import Query
     from data_attribution.tracing import Generation
     from interp.behaviours import Behaviour
@@ -117,16 +118,24 @@ def trace_documents(
         return
     target = _target(opened, behaviour, text, prompts or PROMPTS, seed)
     asked = _question(opened, question, target, seed)
+    name = method or attribution.FUSED
+    methods = _with_options(
+        attribution.chosen(name, opened, words=target is not None),
+        gradient={
+            "kind": kind,
+            "rank": rank,
+            "damping": damping,
+            "within": _components(within),
+        },
+        replay={"steps": window, "scratch": scratch},
+    )
     with progress.bar("tracing") as advance:
         sources = attribution.documents(
             opened,
             target,
-            question=asked,
-            within=_components(within),
+            query=asked,
             metric=_metric(metric, target),
-            method=method or attribution.FUSED,
-            how=_how(kind=kind, rank=rank, damping=damping),
-            window=_window(window, scratch),
+            methods=methods or name,
             limit=limit,
             seed=seed,
             progress=advance,
@@ -240,17 +249,34 @@ def _goal(
     return queries.query_of_behaviour(target, followed)
 
 
-def _how(**options: object) -> "GradientOptions | None":
-    from data_attribution import gradients
+def _with_options(
+    methods: "Sequence[Method]", gradient: dict[str, object], replay: dict[str, object]
+) -> "list[Method]":
+    """The methods with the options that were given; none where no option was.
 
-    given: dict[str, Any] = {name: one for name, one in options.items() if one is not None}
-    return replace(gradients.DEFAULT, **given) if given else None
+    Raises:
+        EvidenceError: No method reads an option that was given.
+    """
+    options = {"gradient": _given(gradient), "replay": _given(replay)}
+    names = [one.name for one in methods]
+    for name, given in options.items():
+        if given and name not in names:
+            said = " and ".join(f"--{_OPTIONS.get(one, one)}" for one in given)
+            raise EvidenceError(
+                f"{said} would do nothing: {'+'.join(names)} evidence does not look at that; take "
+                f"--method {name}, or fuse it with others: lexical+{name}"
+            )
+    if not any(options.values()):
+        return []
+    # Both are dataclasses: an option that is not given keeps its default.
+    return [replace(one, **options.get(one.name, {})) for one in methods]  # type: ignore[type-var]
 
 
-def _window(steps: int | None, scratch: Path | None) -> "ReplayOptions | None":
-    from data_attribution.metagradients import ReplayOptions
+_OPTIONS = {"steps": "window"}
 
-    return None if steps is None and scratch is None else ReplayOptions(steps, scratch=scratch)
+
+def _given(options: dict[str, object]) -> dict[str, Any]:
+    return {name: one for name, one in options.items() if one is not None}
 
 
 def _components(within: list[str] | None) -> "Effects | list[str] | None":

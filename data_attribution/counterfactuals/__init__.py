@@ -7,12 +7,7 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from data_attribution.counterfactuals.cached_retraining import Retrainings
-    from data_attribution.counterfactuals.document_sets import (
-        kept_out,
-        matched_random,
-        steps_of_reading,
-        with_copies,
-    )
+    from data_attribution.counterfactuals.document_sets import kept_out, matched_random, with_copies
     from data_attribution.counterfactuals.effect_size import Change
     from data_attribution.counterfactuals.fact_removal import (
         STAYS,
@@ -36,7 +31,6 @@ __all__ = [
     "marked_sources",
     "matched_random",
     "removable_facts",
-    "steps_of_reading",
     "validate_sources",
     "with_copies",
     "without",

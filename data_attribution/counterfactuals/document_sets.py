@@ -11,7 +11,7 @@ from train.data import Together, with_duplicates
 from train.runs import Run
 
 
-__all__ = ["checked_documents", "kept_out", "matched_random", "steps_of_reading", "with_copies"]
+__all__ = ["checked_documents", "kept_out", "matched_random", "with_copies"]
 
 
 def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int, ...]:
@@ -28,7 +28,7 @@ def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> 
             f"documents {removed[0]} to {removed[-1]} are not all among the "
             f"{run.store.n_documents} of the store"
         )
-    never = [one for one in removed if not (steps_of_reading(run, one) >= first).any()]
+    never = [one for one in removed if not (run.steps_learned(one) >= first).any()]
     if never:
         span = f"from step {first} on of " if first else "in "
         raise CounterfactualError(
@@ -37,15 +37,6 @@ def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> 
             "list"
         )
     return removed
-
-
-def steps_of_reading(run: Run, document: int) -> Int64[np.ndarray, " step"]:
-    """The steps before the last checkpoint at which a token of the document was a target.
-
-    Of a run that was stopped the steps behind its last checkpoint left no weights to ask.
-    """
-    steps = run.steps_reading(document)
-    return steps if run.finished else steps[steps < run.saved_at(None).step]
 
 
 def _near_length(
@@ -58,7 +49,7 @@ def _near_length(
     """Up to 16 documents that the run read, of nearest length, and the first step of each."""
     for spread in (0, 1, 2, 4, 8, 1 << 40):
         alike = draw.permutation(np.flatnonzero(np.abs(lengths - length) <= spread))
-        read = ((int(one), steps_of_reading(run, int(one))) for one in alike if one not in taken)
+        read = ((int(one), run.steps_learned(int(one))) for one in alike if one not in taken)
         found = dict(islice(((one, int(steps[0])) for one, steps in read if len(steps)), 16))
         if found:
             return found
@@ -71,7 +62,7 @@ def _near_length(
 def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[int, ...]:
     """The documents and their copies, as far as the run read them, ascending."""
     found = with_duplicates(run.store, documents, which) - {*documents}
-    return tuple(sorted({*documents, *(one for one in found if len(steps_of_reading(run, one)))}))
+    return tuple(sorted({*documents, *(one for one in found if len(run.steps_learned(one)))}))
 
 
 def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> frozenset[int]:
@@ -96,7 +87,7 @@ def matched_random(
     taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
     chosen: list[int] = []
     for document in removed:
-        own = int(steps_of_reading(run, document)[0])
+        own = int(run.steps_learned(document)[0])
         firsts = _near_length(run, lengths, int(lengths[document]), taken, draw)
         nearest = min(firsts, key=lambda one: abs(firsts[one] - own))
         chosen.append(nearest)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_attribution.counterfactuals import document_sets, retraining
+from data_attribution.counterfactuals import retraining
 from data_attribution.counterfactuals.retraining import Progress
 from data_attribution.errors import CounterfactualError
 from interp import training_dynamics
@@ -263,9 +263,7 @@ def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
 
     What lies behind the last full window, or was not reached, taught nothing and stays.
     """
-    return tuple(
-        one for one in _stating(run, chosen) if len(document_sets.steps_of_reading(run, one))
-    )
+    return tuple(one for one in _stating(run, chosen) if len(run.steps_learned(one)))
 
 
 def _stating(run: Run, facts: Sequence[dict]) -> list[int]:

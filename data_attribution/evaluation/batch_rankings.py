@@ -15,10 +15,11 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Int64
 
-from data_attribution import attribution, counterfactuals, gradients, lexical, metagradients
-from data_attribution.attribution import METHODS, Request
+from data_attribution import attribution, gradients, lexical, metagradients
+from data_attribution.attribution import Method
 from data_attribution.evaluation.facts import FactCase
 from data_attribution.ranking import Ranking
+from data_attribution.request import Request
 from train.runs import Run
 
 
@@ -72,8 +73,8 @@ def by_method(
     requests = {one.name: attribution.ask(run, one.behaviour) for one in cases}
     documents = candidates([*requests.values()], each=each)
     found = {
-        "bm25": _asked(requests, METHODS["bm25"].rank),
-        "lexical": _asked(requests, METHODS["lexical"].rank),
+        "bm25": _asked(requests, attribution.BM25()),
+        "lexical": _asked(requests, attribution.Lexical()),
         "gradient": _compared(run, requests, documents, None, seed, progress),
     }
     if within:
@@ -108,13 +109,13 @@ def was_read(
 ) -> Iterator[int]:
     """Those of the documents that the run read, of those `among`, in their order."""
     for one in documents:
-        if (among is None or one in among) and len(counterfactuals.steps_of_reading(run, one)):
+        if (among is None or one in among) and len(run.steps_learned(one)):
             yield one
 
 
-def _asked(requests: Mapping[str, Request], rank: Callable[[Request], Ranking]) -> Ranked:
+def _asked(requests: Mapping[str, Request], method: Method) -> Ranked:
     begin = perf_counter()
-    by_case = {name: rank(request) for name, request in requests.items()}
+    by_case = {name: method.rank_documents(request) for name, request in requests.items()}
     return Ranked(by_case, perf_counter() - begin)
 
 
@@ -129,7 +130,7 @@ def _compared(
     begin = perf_counter()
     how = replace(gradients.DEFAULT, seed=seed)
     collected = gradients.collect(run, documents, within=within, how=how, progress=progress)
-    by_case = {name: collected.ranking(request.question) for name, request in requests.items()}
+    by_case = {name: collected.ranking(request.query) for name, request in requests.items()}
     return Ranked(by_case, perf_counter() - begin, len(documents))
 
 

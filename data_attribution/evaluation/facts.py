@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_attribution import counterfactuals, queries
+from data_attribution import queries
 from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from interp import behaviours
@@ -129,7 +129,7 @@ def _case(run: Run, fact: dict[str, Any]) -> FactCase:
 def _read(run: Run, rows: list[int]) -> Iterator[int]:
     """Places in the store of rows of the corpus, where its last checkpoint has seen them."""
     for document in np.flatnonzero(np.isin(run.store.rows, rows)).tolist():
-        if len(counterfactuals.steps_of_reading(run, document)):
+        if len(run.steps_learned(document)):
             yield document
 
 

@@ -35,9 +35,8 @@ from data_attribution.gradients.tape import Tape
 from data_attribution.gradients.weight_selection import Selection
 from data_attribution.queries import Query
 from interp.patching.engine import fast_fp32
-from train.data import TokenStore
+from train.data import IGNORED, TokenStore
 from train.model import GPT
-from train.trainer import IGNORED
 
 
 __all__ = ["BATCH_TOKENS", "Features", "document_features", "frozen", "query_features"]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from train.trainer import IGNORED
+from train.data import IGNORED
 
 
 __all__ = ["drawn", "summed"]

@@ -50,7 +50,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -65,14 +65,11 @@ from data_attribution.gradients.store import GradientStore
 from data_attribution.gradients.weight_selection import Selection
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking, ranked
+from data_attribution.request import Request
 from interp.statistics import Average, n_prompts, over_prompts
 from train.errors import nearest
 from train.model import GPT
 from train.runs import Run
-
-
-if TYPE_CHECKING:
-    from data_attribution.attribution import Request
 
 
 __all__ = [
@@ -377,41 +374,42 @@ def averaged(scores: Float64[np.ndarray, "document prompt"], tokens: Tensor) -> 
 CANDIDATES = 10_000
 
 
-def rank_by_gradients(request: "Request", *, how: GradientOptions | None = None) -> Ranking:
+def rank_by_gradients(
+    request: Request, *, within: tuple[str, ...] | None = None, how: GradientOptions = DEFAULT
+) -> Ranking:
     """Documents by how far their gradient speaks for a question, through chosen components.
 
     Costs a forward pass and a backward pass over the candidates, a checkpoint.
 
     Args:
-        request: `within` are the components that count; `candidates` the documents to score;
-            without them a corpus of at most `CANDIDATES` documents is scored whole.
-        how: What is compared, in place of the request's; its seed gives way to the request's.
+        request: `candidates` are the documents to score; without them a corpus of at most
+            `CANDIDATES` documents is scored whole.
+        within: Components that count; None: all.
+        how: What is compared; its seed gives way to the request's.
 
     Raises:
         EvidenceError: A component without weights, or none that the question depends on.
     """
     run = request.run
-    how = replace(how or request.how, seed=request.seed)
-    selection = weight_selection.select_weights(run.config, request.within)
+    how = replace(how, seed=request.seed)
+    selection = weight_selection.select_weights(run.config, within)
     step = how.steps[0] if how.steps else None
     kept = stored(run, selection, how, step) if len(how.steps) < 2 else None
     chosen = None if kept is not None and request.candidates is None else _candidates(request)
-    collected = collect(
-        run, chosen, within=request.within, how=how, keep=False, progress=request.progress
-    )
-    found = collected.ranking(request.question, request.progress)
+    collected = collect(run, chosen, within=within, how=how, keep=False, progress=request.progress)
+    found = collected.ranking(request.query, request.progress)
     if chosen is None or not _wordless(request):
         return found
     return replace(found, details={**found.details, "drawn of": len(store.trained_documents(run))})
 
 
-def _wordless(request: "Request") -> bool:
+def _wordless(request: Request) -> bool:
     """Whether nothing says which documents of a large corpus to look at."""
     n_trained = len(store.trained_documents(request.run))
     return request.target is None and request.candidates is None and n_trained > CANDIDATES
 
 
-def _candidates(request: "Request") -> Int64[np.ndarray, " document"]:
+def _candidates(request: Request) -> Int64[np.ndarray, " document"]:
     if request.candidates is not None:
         return np.asarray(request.candidates, np.int64)
     trained = store.trained_documents(request.run)

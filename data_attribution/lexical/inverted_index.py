@@ -25,9 +25,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64, Integer, UInt, UInt8, UInt16, UInt32
 
+from data_attribution import artifact
+from data_attribution.artifact import ARTIFACT_MANIFEST, Artifact
 from train import storage
 from train.data import TokenStore
-from train.storage import ARTIFACT_MANIFEST, Artifact
 
 
 __all__ = [
@@ -133,14 +134,14 @@ def build_inverted_index(
         DiskError: The disk is full.
         AttributionError: Another process builds it.
     """
-    with storage.locked_artifact(ANNEX, store):
-        storage.check_tokens(store)
+    with artifact.locked_artifact(ANNEX, store):
+        artifact.check_tokens(store)
         with _folder(store.path / INVERTED_FOLDER) as folder:
             segments = _write(store, folder, max(memory // BYTES_A_TOKEN, 1), progress)
             storage.write_json(
                 folder / ARTIFACT_MANIFEST, storage.seal(_manifest(store, folder, segments))
             )
-            storage.install_artifact(folder, store.path / INVERTED_FOLDER)
+            artifact.install_artifact(folder, store.path / INVERTED_FOLDER)
     return open_inverted_index(store)
 
 
@@ -159,7 +160,7 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
         DamagedError: A file is truncated, a small one changed, or the manifest is not what its
             seal says (`annexes.listing`).
     """
-    manifest, path = storage.artifact_listing(ANNEX, store), store.path / INVERTED_FOLDER
+    manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INVERTED_FOLDER
     arrays = {name: _mapped(path / name, dtype) for name, dtype in FILES.items()}
     rows = arrays[OFFSETS].reshape(-1, store.vocab_size + 1)
     segments = tuple(
@@ -182,7 +183,7 @@ def verify_inverted_index(store: TokenStore, progress: Progress = None) -> None:
     Raises:
         DamagedError: Names the file that was changed.
     """
-    storage.verify_artifact(ANNEX, store, progress)
+    artifact.verify_artifact(ANNEX, store, progress)
 
 
 @contextmanager
@@ -307,4 +308,4 @@ def _manifest(store: TokenStore, folder: Path, segments: list[list[int]]) -> dic
         }
         for name in FILES
     }
-    return {"schema": SCHEMA, **storage.artifact_of(store), "segments": segments, "files": files}
+    return {"schema": SCHEMA, **artifact.artifact_of(store), "segments": segments, "files": files}

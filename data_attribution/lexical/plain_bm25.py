@@ -9,8 +9,6 @@ weight is the same one and stands there. Nothing here is chosen on any corpus.
 unless the whole corpus is indexed. A document that shares no token with the target is lost here.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from jaxtyping import Int64
 
@@ -18,19 +16,17 @@ from data_attribution.errors import QueryError
 from data_attribution.lexical import bm25
 from data_attribution.lexical.bm25 import Bag
 from data_attribution.ranking import Ranking, ranked
+from data_attribution.request import Request
 from interp.behaviours import Behaviour
 from train.data import TokenStore
 
-
-if TYPE_CHECKING:
-    from data_attribution.attribution import Request
 
 __all__ = ["FORMULA", "bags_of_words", "candidates", "rank_by_bm25"]
 
 FORMULA = f"bm25 k1={bm25.K1} b={bm25.B}"
 
 
-def rank_by_bm25(request: "Request") -> Ranking:
+def rank_by_bm25(request: Request) -> Ranking:
     """Documents by plain BM25; of `candidates` alone where they are given.
 
     Raises:
@@ -47,7 +43,7 @@ def rank_by_bm25(request: "Request") -> Ranking:
     return ranked(documents, scores, where=found.where, formula=FORMULA)
 
 
-def candidates(request: "Request", *, limit: int = 10_000) -> Int64[np.ndarray, " document"]:
+def candidates(request: Request, *, limit: int = 10_000) -> Int64[np.ndarray, " document"]:
     """Documents of the train region that lexical evidence or BM25 names, ascending.
 
     The best of either come first, in turn, until there are `limit`.

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from train.data import IGNORED
 from train.model import GPT, Linear, Norm
-from train.trainer import IGNORED
 
 
 __all__ = ["gelu_tanh", "layer_norm", "linear", "quicken", "target_losses"]

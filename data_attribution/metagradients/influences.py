@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -38,15 +37,12 @@ from data_attribution.metagradients.optimizer_vectors import Vectors
 from data_attribution.metagradients.replay import ReplayTrail
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking, ranked
+from data_attribution.request import Request
 from train.data import TokenStore, read_batch
 from train.errors import TrainError
 from train.model import GPT
 from train.numerics import applied, on_this_machine
 from train.runs import Run
-
-
-if TYPE_CHECKING:
-    from data_attribution.attribution import Request
 
 
 __all__ = [
@@ -262,25 +258,25 @@ def influence(
     )
 
 
-def rank_by_replay(request: "Request", *, steps: int | None = None) -> Ranking:
+def rank_by_replay(request: Request, *, window: ReplayOptions = WHOLE) -> Ranking:
     """The documents read in the last steps by their exact influence on the request's question.
 
     Replay begins at the last checkpoint at or before the first step that kept its optimizer. Where
     none did the first step is that of the first checkpoint which did. `details` say both.
 
     Args:
-        steps: How many, in place of the window's.
+        window: Which steps, and where the states between them lie.
 
     Raises:
         TrainError: No checkpoint before the end kept its optimizer.
     """
-    run, window = request.run, request.window
+    run = request.run
     epoch = -(-run.store.train_tokens // run.recipe.tokens_per_step)
-    asked = steps or window.steps or min(epoch, SPAN)
+    asked = window.steps or min(epoch, SPAN)
     first, last = span(run, asked)
     found = influence(
         run,
-        request.question,
+        request.query,
         first=first,
         last=last,
         room=window.room,

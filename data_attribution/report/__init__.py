@@ -8,7 +8,8 @@ from train.front_door import names_on_first_use
 if TYPE_CHECKING:
     from data_attribution.report.demo_page import demo_summary, write_demo_page
     from data_attribution.report.sources_page import write_sources_page
+    from data_attribution.report.text import interval, steps_line
 
-__all__ = ["demo_summary", "write_demo_page", "write_sources_page"]
+__all__ = ["demo_summary", "interval", "steps_line", "write_demo_page", "write_sources_page"]
 
 __getattr__ = names_on_first_use(__name__, __file__)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from data_attribution.cli import formatting
 from data_attribution.counterfactuals import STAYS
 from data_attribution.demo import Demo
-from data_attribution.report import svg
+from data_attribution.report import svg, text
 from data_attribution.report.svg import Bar, Line
 from interp.heads import best_head
 from train import storage
@@ -260,7 +259,7 @@ def _proof(demo: Demo) -> str:
             one.group,
             one.share.n,
             _share(one.share.recall, one.share.low, one.share.high),
-            f"{one.change:+.3f} {formatting.interval(one.change_low, one.change_high, 'fact')}",
+            f"{one.change:+.3f} {text.interval(one.change_low, one.change_high, 'fact')}",
         )
         for one in found.groups
     ]

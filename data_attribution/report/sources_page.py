@@ -12,9 +12,8 @@ from pathlib import Path
 
 from data_attribution import tracing
 from data_attribution.attribution import GRADES, Effect, Source, Sources
-from data_attribution.cli import formatting
 from data_attribution.counterfactuals import Counterfactual
-from data_attribution.report import highlighting, svg
+from data_attribution.report import highlighting, svg, text
 from data_attribution.report.svg import Line, Point
 from data_attribution.tracing import Exposure, Generation, Holder, Traced, Trained
 from train import storage
@@ -166,7 +165,7 @@ def _holder(one: Holder, span: str) -> str:
         f"<div class=text>{highlighting.within(one.text, span)}</div>"
         f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>) offset "
         f"{one.offset}{copies}; holds {one.held} tokens of the text; "
-        f"{escape(formatting.steps_line(one.steps))}</p>"
+        f"{escape(text.steps_line(one.steps))}</p>"
     )
 
 
@@ -220,7 +219,7 @@ def _card(rank: int, one: Source, run: Trained) -> str:
         f"<b>{rank}.</b> {_badge(one.grade)} score {_scored(one.score, one.low, one.high)}"
         f"<div class=text>{passage}</div>"
         f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>), "
-        f"{escape(formatting.steps_line(one.steps))}{_copies(one)}</p>"
+        f"{escape(text.steps_line(one.steps))}{_copies(one)}</p>"
         f"<p class=small>{_count(exposure.readings)} readings in all {curve}</p>"
         f"{_effect(one.effect)}{_evidence(one)}</div>"
     )

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from data_attribution import artifact
+from data_attribution.artifact import ARTIFACT_MANIFEST, Artifact
 from data_attribution.errors import IndexSpaceError
 from data_attribution.token_index import cost, shard_files, sharding, sort_workers, suffix_array
 from data_attribution.token_index.index import TokenIndex
@@ -29,7 +31,6 @@ from data_attribution.token_index.sharding import Plan
 from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError, DiskError
-from train.storage import ARTIFACT_MANIFEST, Artifact
 
 
 __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
@@ -75,15 +76,15 @@ def build(
         SorterError: The sorter is not there, or the shards do not fit the documents.
     """
     sorter = suffix_array.backend(backend, libsais)
-    with storage.locked_artifact(ANNEX, store):
+    with artifact.locked_artifact(ANNEX, store):
         plan = _plan(store, sorter, shards, shard_tokens, workers, memory)
-        storage.check_tokens(store)
+        artifact.check_tokens(store)
         with _folder(store.path / PARTIAL) as folder:
             files = _sort(store, plan, folder, libsais, progress)
             listing = _manifest(store, plan, folder, files)
             storage.write_json(folder / ARTIFACT_MANIFEST, storage.seal(listing))
         # The plan goes last: without it the next build would not know how this one was cut.
-        storage.install_artifact(store.path / PARTIAL, store.path / INDEX_FOLDER)
+        artifact.install_artifact(store.path / PARTIAL, store.path / INDEX_FOLDER)
         (store.path / INDEX_FOLDER / PLAN).unlink(missing_ok=True)
     return open(store)
 
@@ -98,7 +99,7 @@ def open(store: TokenStore) -> TokenIndex:
         DamagedError: A file is truncated, a small one changed, or the manifest is not what its
             seal says (`annexes.listing`).
     """
-    manifest, path = storage.artifact_listing(ANNEX, store), store.path / INDEX_FOLDER
+    manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INDEX_FOLDER
     tokens = store.tokens.view(np.ndarray)
     parts = []
     for one in manifest["parts"]:
@@ -123,7 +124,7 @@ def verify(store: TokenStore, progress: Progress = None) -> None:
     Raises:
         DamagedError: Names the file that was changed.
     """
-    storage.verify_artifact(ANNEX, store, progress)
+    artifact.verify_artifact(ANNEX, store, progress)
 
 
 def _plan(
@@ -203,7 +204,7 @@ def _manifest(
     sorters = {shard_files.sorter_of(folder, shard.name) for shard in plan.shards}
     return {
         "schema": SCHEMA,
-        **storage.artifact_of(store),
+        **artifact.artifact_of(store),
         "backend": " and ".join(sorted(sorters)),
         "counts": {"tokens": store.n_tokens, "train_tokens": store.train_tokens},
         "parts": [asdict(shard) for shard in plan.shards],

@@ -104,9 +104,7 @@ class Agreement:
 
     def plot(self) -> Any:
         """Estimates against exact effects."""
-        from interp import plots
-
-        return plots.agreement(self)
+        return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -205,3 +203,29 @@ def _recall(guess: Float[np.ndarray, " place"], exact: Float[np.ndarray, " place
         set(np.argsort(-np.abs(one), kind="stable")[:k].tolist()) for one in (guess, exact)
     )
     return len(first & second) / k
+
+
+def _figure(found: Agreement) -> Any:
+    """Estimates across, exact effects with intervals up, and the line where they are equal."""
+    from interp import plots  # plotly takes a second
+
+    exact = [abs(one) for one in found.exact] if found.absolute else list(found.exact)
+    low, high = (found.low, found.high) if not found.absolute else (None, None)
+    error = None if low is None or high is None else plots.interval(exact, low, high)
+    ends = [min([*found.estimated, *exact, 0.0]), max([*found.estimated, *exact, 0.0])]
+    figure = plots.figure()
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dot"})
+    figure.add_scatter(
+        x=list(found.estimated),
+        y=exact,
+        error_y=error,
+        mode="markers",
+        text=list(found.places),
+        hovertemplate="%{text}: estimated %{x:.3f}, exact %{y:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(title="estimated")
+    figure.update_yaxes(title=f"exact, {found.unit}")
+    figure.update_layout(showlegend=False)
+    return plots.framed(
+        figure, f"{found.provenance.behaviour}: {found.n} places estimated and exact"
+    )

@@ -6,16 +6,8 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from interp.behaviours.behaviour import (
-        PACKAGED,
-        Behaviour,
-        Check,
-        check,
-        load,
-        measure,
-        names,
-        read,
-    )
+    from interp.behaviours.behaviour import Behaviour, Check, check, measure, read
+    from interp.behaviours.loading import PACKAGED, load, names
     from interp.behaviours.planted import (
         encoded_prompts,
         fact_query,

@@ -11,7 +11,7 @@ Row i of `clean` and row i of `corrupt` are equally long, so position p means th
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,20 @@ from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError
 from interp.statistics import wilson
 from train import storage
-from train.errors import nearest
 
 
-__all__ = ["Behaviour", "Check", "check", "load", "measure", "names", "read", "refuse_other_words"]
+__all__ = [
+    "Behaviour",
+    "Check",
+    "check",
+    "measure",
+    "read",
+    "refuse_other_words",
+    "tokenizer_or_none",
+]
 
 SCHEMA = "openbook.behaviour/1"
 LOGIT_BYTES = 64 << 20  # held at a time: 32 prompts of 64 tokens in GPT-2's words are 412 MB
-PACKAGED = Path(__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,39 +233,6 @@ def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -
     return found
 
 
-def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -> Behaviour:
-    """The behaviour of a name, in the words of a model or run.
-
-    Args:
-        name: One of `names(source)`, or the path of a .toml of templates or a saved .json.
-        source: A run, a token store, or a model with a tokenizer. A planted truth table, where
-            there is one, is where the prompts come from.
-        n_prompts: At most so many prompts; facts that are few give fewer.
-        seed: Of the draw of the prompts.
-
-    Raises:
-        BehaviourError: No such behaviour, or none in the vocabulary of the model.
-    """
-    # Here and not above: both build a Behaviour.
-    from interp.behaviours import planted, templates
-
-    path, name = Path(name), str(name)
-    drawn = {"n_prompts": n_prompts, "seed": seed}
-    if path.suffix == ".json":
-        behaviour = read(path)
-        refuse_other_words(behaviour, source)
-        return behaviour
-    if path.suffix == ".toml":
-        behaviour = templates.load(path, source, **drawn)
-    elif planted.truth_of(source):
-        behaviour = planted.load(name, source, **drawn)
-    elif name in names(source):
-        behaviour = templates.load(PACKAGED / f"{name}.toml", source, **drawn)
-    else:
-        raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, names(source))}")
-    return replace(behaviour, tokenizer=getattr(_tokenizer_of(source), "sha256", ""))
-
-
 def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
     """Raise a BehaviourError when its token ids mean something else to a model or run, or nothing.
 
@@ -274,7 +247,7 @@ def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
             f"behaviour {behaviour.name!r} holds token {largest}, and the vocabulary of the model "
             f"has {vocab}; it was made for another tokenizer"
         )
-    sha256 = getattr(_tokenizer_of(source), "sha256", "")
+    sha256 = getattr(tokenizer_or_none(source), "sha256", "")
     if behaviour.tokenizer and sha256 and behaviour.tokenizer != sha256:
         raise BehaviourError(
             f"behaviour {behaviour.name!r} is made of tokens of tokenizer "
@@ -282,21 +255,11 @@ def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
         )
 
 
-def _tokenizer_of(source: Any) -> Any:
+def tokenizer_or_none(source: Any) -> Any:
     """The tokenizer of a model, a run or a token store; None when it has none."""
     return getattr(source, "tokenizer", None) or getattr(
         getattr(source, "store", None), "tokenizer", None
     )
-
-
-def names(source: Any) -> list[str]:
-    """The behaviours that `load` can build for a model or run."""
-    from interp.behaviours import planted
-
-    truth = planted.truth_of(source)
-    if truth:
-        return planted.names(truth)
-    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
 
 
 def read(path: str | Path) -> Behaviour:

@@ -129,9 +129,7 @@ class Circuit:
 
     def plot(self) -> Any:
         """The nodes layer by layer and the edges between them."""
-        from interp import plots
-
-        return plots.circuit(self)
+        return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -187,3 +185,44 @@ def _checks(content: dict[str, Any]) -> Checks:
         else:
             made[name] = one and Measured(**one)
     return Checks(**made)
+
+
+def _figure(found: Circuit, k: int = 60) -> Any:
+    """The nodes of a circuit layer by layer, and its k strongest edges; red works for it."""
+    from interp import plots  # plotly takes a second
+
+    graph, edges = found.graph, found.edges[:k]
+    across = 2.0 * graph.n_heads
+    spots = {"input": (across / 2, 0), "logits": (across / 2, 2 * graph.n_layers + 1)}
+    for layer in range(graph.n_layers):
+        for head in range(graph.n_heads):
+            spots[f"a{layer}.h{head}"] = (2 * head, 2 * layer + 1)
+        # Beside the heads, so that no edge from the middle hides behind it.
+        spots[f"m{layer}"] = (across + 2, 2 * layer + 2)
+    figure, ends = plots.figure(), []
+    strongest = max((abs(found[edge]) for edge in edges), default=1.0) or 1.0
+    lines: dict[tuple[str, float], list[tuple[float, float] | tuple[None, None]]] = {}
+    for edge in edges:
+        source, _, reader = edge.partition("->")
+        start, stop = spots[source], spots[reader.partition("<")[0]]
+        colour = "#b2182b" if found[edge] > 0 else "#2166ac"
+        # Three widths, and so six lines in the file however many edges there are.
+        width = 1.0 + 2 * round(2 * abs(found[edge]) / strongest)
+        lines.setdefault((colour, width), []).extend([start, stop, (None, None)])
+        middle = ((start[0] + stop[0]) / 2, (start[1] + stop[1]) / 2)
+        ends.append((*middle, f"{edge} {found[edge]:.4g}"))
+    for (colour, width), points in lines.items():
+        x, y = zip(*points, strict=True)
+        line = {"color": colour, "width": width}
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
+    if ends:
+        x, y, text = zip(*ends, strict=True)
+        figure.add_scatter(x=x, y=y, hovertext=text, hoverinfo="text", mode="markers", opacity=0)
+    x, y = zip(*(spots[node] for node in found.nodes), strict=True)
+    figure.add_scatter(x=x, y=y, text=found.nodes, mode="text", hoverinfo="skip")
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    shown = f"{len(edges)} of {len(found.edges)} edges"
+    about = f"{found.provenance.behaviour}: {shown}, faithfulness {found.faithfulness}"
+    return plots.framed(figure, about).update_layout(height=plots.HEIGHT + 60 * graph.n_layers)

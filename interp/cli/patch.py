@@ -112,14 +112,13 @@ def patch_command(
 
 def _sweep(model: Any, behaviour: Any, over: str, window: int, how: dict[str, Any]) -> "Effects":
     from interp import patching
-    from interp.patching import sweeps
 
     if over in ("residual", "resid_mid", "resid_post"):
         site = "resid_pre" if over == "residual" else over
         return patching.residual(model, behaviour, site=site, **how)
     if over in WINDOWED:
         how["window"] = window
-    return getattr(sweeps, over)(model, behaviour, **how)
+    return getattr(patching, over)(model, behaviour, **how)
 
 
 def _paths(

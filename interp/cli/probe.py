@@ -11,7 +11,8 @@ from train.cli.app import Json, Out, StorePath, answer
 
 
 if TYPE_CHECKING:
-    from interp.probing import Erasure, Estimate, Probe
+    from interp.probing import Erasure, Probe
+    from interp.statistics import Estimate
 
 CASES = 1000
 

@@ -14,8 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.errors import ModelError
-from train import trainer
-from train.data import RecordedOrder, TokenStore, read_batch
+from train.data import IGNORED, RecordedOrder, TokenStore, read_batch
 
 
 __all__ = ["LensTokens", "held_out_tokens", "training_tokens"]
@@ -60,13 +59,13 @@ class LensTokens:
 
     def targets(self, rows: Sequence[int]) -> int:
         """Targets that count in some windows."""
-        return int((self.next_tokens[list(rows)] != trainer.IGNORED).sum())
+        return int((self.next_tokens[list(rows)] != IGNORED).sum())
 
     def batch(
         self, rows: Sequence[int], device: torch.device
     ) -> tuple[Int[Tensor, "window pos"], Bool[Tensor, "window pos"]]:
         """Inputs, and which positions count."""
-        counted = self.next_tokens[list(rows)] != trainer.IGNORED
+        counted = self.next_tokens[list(rows)] != IGNORED
         return self.tokens[list(rows)].to(device), counted.to(device)
 
 

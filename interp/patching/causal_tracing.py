@@ -32,7 +32,7 @@ from interp.components import Component
 from interp.errors import BehaviourError, ContrastError, EffectsError, ModelError
 from interp.metrics import Metric
 from interp.patching import engine, paired_runs
-from interp.patching.effects import Effects
+from interp.patching.effects import Effects, across
 from interp.patching.engine import MEMORY, Patched, Progress
 from interp.patching.paired_runs import PairedRuns, PatchOptions, SweepLayout
 from train import progress as bars
@@ -97,9 +97,7 @@ class Trace:
 
     def plot(self) -> Any:
         """The three maps side by side."""
-        from interp import plots
-
-        return plots.trace(self)
+        return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -325,3 +323,23 @@ def _part(progress: Progress | None, number: int, of: int) -> Callable[..., None
         progress(what, number * (total or 0) + done, (total or 0) * of)
 
     return tell
+
+
+def _figure(found: Trace) -> Any:
+    """Three heat maps beside each other: what restoring one state brings back."""
+    from interp import plots  # plotly takes a second
+
+    maps = {"one state": found.residual, "MLPs": found.mlps, "attention": found.attention}
+    titles = [f"{name}, window {one.window}" for name, one in maps.items()]
+    figure = plots.figure(titles)
+    limit = max(float(one.values.nan_to_num().abs().max()) for one in maps.values()) or 1.0
+    for column, one in enumerate(maps.values(), start=1):
+        down = [f"L{layer}" for layer in range(one.values.shape[0])]
+        cells = plots.heat_map(
+            one.values.tolist(), down, across(one), title="", unit=one.unit
+        ).data[0]
+        cells.update(zmin=-limit, zmax=limit, showscale=column == 3)
+        figure.add_trace(cells, row=1, col=column)
+    about = found.residual.provenance.behaviour
+    title = f"{about}: restored states, subject {found.damage}"
+    return plots.framed(figure, title).update_layout(width=2 * plots.WIDTH)

@@ -6,6 +6,7 @@ much the seed of the model does.
 """
 
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -203,9 +204,7 @@ class Effects:
 
         Of the first metric; `effects.of("probability").plot()` of another.
         """
-        from interp import plots
-
-        return plots.effects(self)
+        return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -306,3 +305,41 @@ def _versions() -> dict[str, str]:
     except PackageNotFoundError:  # run from a folder that was never installed
         found["openbook"] = "unknown"
     return found
+
+
+def _figure(found: Effects) -> Any:
+    """A heat map of two axes, or bars with intervals over one."""
+    from interp import plots  # plotly takes a second
+
+    title = f"{found.provenance.behaviour}: {found.site}, {found.direction}, n={found.n_prompts}"
+    if found.unfinished:
+        title += f", {found.unfinished} of {len(found.names)} places unfinished"
+    if len(found.axes) == 1:
+        return plots.bars(
+            found.names,
+            found.values.tolist(),
+            None if found.low is None else found.low.tolist(),
+            None if found.high is None else found.high.tolist(),
+            title=title,
+            unit=found.unit,
+        )
+    if found.axes == ("layer", "head"):
+        return plots.heads(found.values, title=title, unit=found.unit)
+    rows = found.values.flatten(0, -2)
+    width = rows.shape[1]
+    down = [name.partition("@")[0] for name in found.names[::width]]
+    if found.values.ndim == 2:
+        # The site is in the title.
+        down = [re.split(r"[.HN]", name)[0] for name in down]
+    return plots.heat_map(rows.tolist(), down, across(found), title=title, unit=found.unit)
+
+
+def across(found: Effects) -> list[str]:
+    """What the last axis holds: positions with their tokens, or numbers."""
+    names = found.names[: found.values.shape[-1]]
+    if found.axes[-1] != "pos":
+        return [f"{found.axes[-1]} {i}" for i in range(len(names))]
+    at = [name.rpartition("@")[2] for name in names]
+    tokens = dict(enumerate(found.pos_labels))
+    # The position in front keeps two equal tokens two columns.
+    return [f"{pos} {tokens.get(int(pos), '') if pos.isdigit() else ''}".strip() for pos in at]

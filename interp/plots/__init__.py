@@ -7,38 +7,42 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from interp.plots.charts import (
+        COLOURS,
+        HEIGHT,
+        WIDTH,
         bars,
         columns,
         curves,
-        effects,
+        estimates,
+        figure,
+        framed,
         grouped_bars,
         heads,
         heat_map,
+        interval,
         lines,
-        recall,
-        trace,
+        shortened,
         write,
     )
     from interp.plots.export import drawable
-    from interp.plots.result_charts import agreement, circuit, erasure, probe, trajectory
 
 __all__ = [
-    "agreement",
+    "COLOURS",
+    "HEIGHT",
+    "WIDTH",
     "bars",
-    "circuit",
     "columns",
     "curves",
     "drawable",
-    "effects",
-    "erasure",
+    "estimates",
+    "figure",
+    "framed",
     "grouped_bars",
     "heads",
     "heat_map",
+    "interval",
     "lines",
-    "probe",
-    "recall",
-    "trace",
-    "trajectory",
+    "shortened",
     "write",
 ]
 

@@ -4,7 +4,6 @@ Colours diverge around 0 (red works for the behaviour, blue against it), and an 
 what it holds: tokens, heads, exposures.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,23 +18,24 @@ from interp.plots import export
 if TYPE_CHECKING:
     import pandas
 
-    from interp.patching import Effects, Trace
-    from interp.statistics import Average
-    from interp.training_dynamics import Recall
+    from interp.statistics import Average, Estimate
 
 __all__ = [
+    "COLOURS",
+    "HEIGHT",
+    "WIDTH",
     "bars",
     "columns",
     "curves",
-    "effects",
+    "estimates",
+    "figure",
     "framed",
     "grouped_bars",
     "heads",
     "heat_map",
     "interval",
     "lines",
-    "recall",
-    "trace",
+    "shortened",
     "write",
 ]
 
@@ -57,40 +57,13 @@ def write(figure: go.Figure, path: str | Path) -> Path:
     return export.write(figure, path)
 
 
-def effects(found: "Effects") -> go.Figure:
-    """A heat map of two axes, or bars with intervals over one."""
-    title = f"{found.provenance.behaviour}: {found.site}, {found.direction}, n={found.n_prompts}"
-    if found.unfinished:
-        title += f", {found.unfinished} of {len(found.names)} places unfinished"
-    if len(found.axes) == 1:
-        return bars(
-            found.names,
-            found.values.tolist(),
-            None if found.low is None else found.low.tolist(),
-            None if found.high is None else found.high.tolist(),
-            title=title,
-            unit=found.unit,
-        )
-    if found.axes == ("layer", "head"):
-        return heads(found.values, title=title, unit=found.unit)
-    rows = found.values.flatten(0, -2)
-    width = rows.shape[1]
-    down = [name.partition("@")[0] for name in found.names[::width]]
-    if found.values.ndim == 2:
-        # The site is in the title.
-        down = [re.split(r"[.HN]", name)[0] for name in down]
-    return heat_map(rows.tolist(), down, _across(found), title=title, unit=found.unit)
+def figure(titles: Sequence[str] = ()) -> go.Figure:
+    """An empty figure; with titles, as many plots side by side that share their y axis."""
+    if not titles:
+        return go.Figure()
+    from plotly.subplots import make_subplots
 
-
-def _across(found: "Effects") -> list[str]:
-    """What the last axis holds: positions with their tokens, or numbers."""
-    names = found.names[: found.values.shape[-1]]
-    if found.axes[-1] != "pos":
-        return [f"{found.axes[-1]} {i}" for i in range(len(names))]
-    at = [name.rpartition("@")[2] for name in names]
-    tokens = dict(enumerate(found.pos_labels))
-    # The position in front keeps two equal tokens two columns.
-    return [f"{pos} {tokens.get(int(pos), '') if pos.isdigit() else ''}".strip() for pos in at]
+    return make_subplots(cols=len(titles), shared_yaxes=True, subplot_titles=list(titles))
 
 
 def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.Figure:
@@ -163,29 +136,6 @@ def grouped_bars(
     figure.update_xaxes(title=across)
     figure.update_yaxes(title=unit)
     return framed(figure, title)
-
-
-def recall(found: "Recall") -> go.Figure:
-    """Recall against exposures: seen forms, the held-out form, and the guesser's baseline."""
-    exposures = [str(level.exposures) for level in found.levels]
-    figure = go.Figure()
-    for kind, title in (("seen", "forms it was stated in"), ("paraphrase", "form held out")):
-        shares = [getattr(level, kind) for level in found.levels]
-        error = interval(
-            [one.recall or 0.0 for one in shares],
-            [one.low for one in shares],
-            [one.high for one in shares],
-        )
-        figure.add_scatter(x=exposures, y=[one.recall for one in shares], error_y=error, name=title)
-    figure.add_scatter(
-        x=exposures,
-        y=[level.baseline for level in found.levels],
-        name="always the commonest value",
-        line={"dash": "dot"},
-    )
-    figure.update_xaxes(type="category", title="documents that state the fact")
-    figure.update_yaxes(range=[0, 1.02], title="share recalled")
-    return framed(figure, "Recall of planted facts by exposure")
 
 
 def interval(
@@ -270,19 +220,9 @@ def _averages(x: Sequence[object], found: "Average") -> dict[str, object]:
     return {"x": list(x), "y": values, "error_y": error}
 
 
-def trace(found: "Trace") -> go.Figure:
-    """Three heat maps beside each other: what restoring one state brings back."""
-    from plotly.subplots import make_subplots
-
-    maps = {"one state": found.residual, "MLPs": found.mlps, "attention": found.attention}
-    titles = [f"{name}, window {one.window}" for name, one in maps.items()]
-    figure = make_subplots(cols=3, shared_yaxes=True, subplot_titles=titles)
-    limit = max(float(one.values.nan_to_num().abs().max()) for one in maps.values()) or 1.0
-    for column, one in enumerate(maps.values(), start=1):
-        down = [f"L{layer}" for layer in range(one.values.shape[0])]
-        cells = heat_map(one.values.tolist(), down, _across(one), title="", unit=one.unit).data[0]
-        cells.update(zmin=-limit, zmax=limit, showscale=column == 3)
-        figure.add_trace(cells, row=1, col=column)
-    about = found.residual.provenance.behaviour
-    title = f"{about}: restored states, subject {found.damage}"
-    return framed(figure, title).update_layout(width=2 * WIDTH)
+def estimates(x: Sequence[object], column: "Sequence[Estimate]") -> dict[str, object]:
+    """Values with error bars, four digits each."""
+    values = [round(one.value, 4) for one in column]
+    low = [None if one.low is None else round(one.low, 4) for one in column]
+    high = [None if one.high is None else round(one.high, 4) for one in column]
+    return {"x": list(x), "y": values, "error_y": interval(values, low, high)}

@@ -6,15 +6,14 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from interp.probing.classifiers import Estimate
     from interp.probing.concept_erasure import Erasure, erasure_effect, leace
+    from interp.probing.loading import load_task
     from interp.probing.probes import linear
     from interp.probing.result import Probe
-    from interp.probing.tasks import ProbeTask, load_task, read_task
+    from interp.probing.tasks import ProbeTask, read_task
 
 __all__ = [
     "Erasure",
-    "Estimate",
     "Probe",
     "ProbeTask",
     "erasure_effect",

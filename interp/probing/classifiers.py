@@ -16,19 +16,17 @@ because tuning it on accuracy is what makes control tasks easy.
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp.statistics import ratio_interval, wilson
+from interp.statistics import Estimate, ratio_interval, wilson
 
 
 __all__ = [
     "Change",
-    "Estimate",
     "Fit",
     "Split",
     "code_lengths",
@@ -53,20 +51,6 @@ PENALTY = 1.0  # of the squared weights of scaled features; scikit-learn's C is 
 # Share of the cases that have been sent when the probe is fitted again (Voita & Titov, section 3).
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 ITERATIONS = 5000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval; None where the cases are too few to have one."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.value:.3f} [one case]"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 # --- fitting -------------------------------------------------------------------------------------

@@ -31,9 +31,8 @@ from interp.components import Component, HookedModel, device_of
 from interp.errors import ProbeError, UninformativeWarning
 from interp.patching import Provenance, provenance
 from interp.probing import classifiers, probes
-from interp.probing.classifiers import Estimate
 from interp.probing.tasks import ProbeTask
-from interp.statistics import mean_interval, wilson
+from interp.statistics import Estimate, mean_interval, wilson
 from train import storage
 
 
@@ -125,9 +124,7 @@ class Erasure:
 
     def plot(self) -> Any:
         """The score in each arm."""
-        from interp import plots
-
-        return plots.erasure(self)
+        return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -420,3 +417,16 @@ def _mean(values: Float[np.ndarray, " prompt"]) -> Estimate:
 def _share(right: Float[np.ndarray, " prompt"]) -> Estimate:
     value = float(right.mean())
     return Estimate(value, *wilson(value, len(right)))
+
+
+def _figure(found: Erasure) -> Any:
+    """The score of a behaviour: intact, with the label erased, and with a placebo."""
+    from interp import plots  # plotly takes a second
+
+    scores = [arm.score for arm in found.arms]
+    shown = plots.estimates([arm.name for arm in found.arms], scores)
+    figure = plots.figure()
+    figure.add_bar(**shown)
+    figure.update_yaxes(title=f"logit difference, n={found.n_prompts}")
+    title = f"{found.behaviour} without {found.task} at {found.place} (rank {found.rank})"
+    return plots.framed(figure, title)

@@ -25,9 +25,10 @@ from interp.components import SITES, Component, HookedModel, device_of
 from interp.errors import InterruptedWarning, ProbeError, UninformativeWarning
 from interp.patching import provenance
 from interp.probing import classifiers
-from interp.probing.classifiers import Estimate, Fit, Split
+from interp.probing.classifiers import Fit, Split
 from interp.probing.result import Cell, Probe
 from interp.probing.tasks import ProbeTask
+from interp.statistics import Estimate
 from train.errors import nearest
 from train.model import GPTConfig, init_gpt
 

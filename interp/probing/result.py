@@ -9,7 +9,7 @@ from typing import Any
 
 from interp.errors import ProbeError
 from interp.patching import Provenance
-from interp.probing.classifiers import Estimate
+from interp.statistics import Estimate
 from train import storage
 from train.errors import nearest
 
@@ -109,9 +109,7 @@ class Probe:
 
     def plot(self) -> Any:
         """Accuracy and controls over layers; a heat map of accuracy over layers and positions."""
-        from interp import plots
-
-        return plots.probe(self)
+        return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -156,3 +154,33 @@ ESTIMATES = tuple(
 def _cell(content: dict[str, Any]) -> Cell:
     found = {name: Estimate(**content[name]) for name in ESTIMATES if content[name] is not None}
     return Cell(**{**content, **found})
+
+
+def _figure(found: Probe) -> Any:
+    """Accuracy and its controls over layers; over positions too, a heat map above the baseline."""
+    from interp import plots  # plotly takes a second
+
+    title = f"{found.task}: {found.site}, n={found.n}, {len(found.classes)} classes"
+    layers = sorted({cell.layer for cell in found.cells})
+    places = sorted({cell.pos for cell in found.cells if cell.pos is not None})
+    if places:
+        there = {(cell.layer, cell.pos): cell.accuracy.value for cell in found.cells}
+        above = [
+            # An interrupted probe lacks the last cells.
+            [round(there.get((layer, pos), found.baseline) - found.baseline, 4) for pos in places]
+            for layer in layers
+        ]
+        down, across = [f"L{layer}" for layer in layers], [str(pos) for pos in places]
+        unit = f"accuracy above {found.baseline:.3f}"
+        return plots.heat_map(above, down, across, title=title, unit=unit)
+    figure = plots.figure()
+    names = {"accuracy": "accuracy", "unseen": f"unseen {found.type_of}", "control": "control task"}
+    names |= {"untrained": "untrained", "untrained_unseen": f"untrained, unseen {found.type_of}"}
+    for field, name in names.items():
+        column = [getattr(cell, field) for cell in found.cells]
+        if None not in column:
+            figure.add_scatter(**plots.estimates(layers, column), name=name)
+    figure.add_hline(y=found.baseline, line_dash="dot", annotation_text="commonest label")
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(range=[0, 1.02], title="share of cases right")
+    return plots.framed(figure, title)

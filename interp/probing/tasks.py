@@ -31,33 +31,21 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from interp.behaviours import planted_truth, tokenizer_of, truth_of
 from interp.errors import ProbeError
 from train import storage
-from train.errors import TokenizerError, nearest
+from train.errors import TokenizerError
 
 
 __all__ = [
-    "PLANTED",
     "Case",
     "ProbeTask",
     "balanced",
-    "load_task",
     "of_cases",
     "part_of_speech",
     "read_task",
 ]
 
 SCHEMA = "openbook.probe-task/1"
-PLANTED = (
-    "word-class",
-    "position",
-    "repeats",
-    "relation",
-    "subject-name",
-    "indirect-name",
-    "indirect-order",
-)
 N_CASES = 1000
 FEWEST = 10  # cases of a class that is kept: two a fold
 LONGEST = 63  # tokens of a tagged sentence
@@ -179,37 +167,6 @@ class ProbeTask:
     def save(self, path: str | Path) -> None:
         """Write sealed JSON that `load` accepts."""
         storage.write_json(Path(path), storage.seal(self.to_dict()))
-
-
-def load_task(name: str | Path, source: Any, *, n_cases: int = N_CASES, seed: int = 0) -> ProbeTask:
-    """The probe task of a name, or in a file, in the tokens of a model or run.
-
-    Args:
-        name: One of `PLANTED`; a .json of labelled tokens or texts; a .jsonl or .jsonl.gz of tagged
-            sentences.
-        source: A run, a token store, or a model with a tokenizer.
-        n_cases: At most so many cases; a file of labels is taken whole.
-        seed: Of the draw of the cases.
-
-    Raises:
-        ProbeError: No such task, or none that these tokens can state.
-    """
-    path = Path(name)
-    if path.suffix == ".json":
-        return read_task(path, tokenizer_of(source))
-    if ".jsonl" in path.suffixes:
-        return part_of_speech(path, tokenizer_of(source), n_cases=n_cases, seed=seed)
-    name = str(name)
-    if truth_of(source) is None and name in PLANTED:
-        planted_truth(source)  # raises, and says what is missing
-    if name not in PLANTED:
-        raise ProbeError(
-            f"there is no probe task {name!r}{nearest(name, PLANTED)}; your own labels are a .json"
-        )
-    # Here and not above: it builds a ProbeTask.
-    from interp.probing import planted_tasks
-
-    return planted_tasks.load(name, source, n_cases=n_cases, seed=seed)
 
 
 def read_task(path: str | Path, tokenizer: Any = None) -> ProbeTask:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         shares,
     )
     from interp.statistics.intervals import (
+        Estimate,
         Z,
         mean_interval,
         ratio_interval,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Average",
+    "Estimate",
     "Z",
     "mean_interval",
     "n_prompts",

@@ -19,6 +19,7 @@ binary scores are covered in 87 % at 10). Prompts are taken as independent draws
 together (one prompt beside many foils) must be summed first.
 """
 
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -28,6 +29,20 @@ from jaxtyping import Float
 __all__ = ["mean_interval", "ratio_interval", "reach", "resampled_means", "wilson"]
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval; None where the cases are too few to have one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f} [one case]"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -20,8 +20,7 @@ from interp.training_dynamics.checkpoint_analysis import Analysis
 from train import trainer
 from train.errors import TrainError, nearest
 from train.model import GPT
-from train.runs import Run
-from train.trainer import MonitorTask
+from train.runs import MonitorScore, MonitorTask, Run
 
 
 __all__ = ["NAMES", "analysis", "behaviour_tasks", "heads_analysis", "score_analysis"]
@@ -135,7 +134,7 @@ def _watch(name: str, run: Run, n: int, seed: int) -> tuple[MonitorTask, dict[st
 def _scores(asked: list[MonitorTask], prefix: str = "") -> Any:
     """A measure: the scores whose names begin with the prefix."""
 
-    def measure(model: GPT, step: int) -> dict[str, trainer.MonitorScore]:
+    def measure(model: GPT, step: int) -> dict[str, MonitorScore]:
         found = trainer.measure_tasks(model, asked)
         return {name: one for name, one in found.items() if name.startswith(prefix)}
 

@@ -33,8 +33,7 @@ from interp.training_dynamics.trajectory import Trajectory, TrajectoryPoint
 from train import numerics, runs, storage, trainer
 from train.errors import TrainError
 from train.model import GPT
-from train.runs import Checkpoint, Origin, Run
-from train.trainer import MonitorScore
+from train.runs import Checkpoint, MonitorScore, Origin, Run
 
 
 __all__ = ["FOLDER", "Analysis", "chosen_steps", "logged", "over_training", "read_between"]

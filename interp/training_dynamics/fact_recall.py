@@ -124,9 +124,7 @@ class Recall:
 
     def plot(self) -> Any:
         """Recall against exposures, with intervals and baseline."""
-        from interp import plots
-
-        return plots.recall(self)
+        return _figure(self)
 
 
 def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Any) -> Recall:
@@ -243,3 +241,28 @@ def _flat(level: Level) -> dict[str, Any]:
         for name in ("recall", "low", "high", "log_prob"):
             row[f"{kind} {name}"] = getattr(found, name)
     return row | {"baseline": level.baseline}
+
+
+def _figure(found: Recall) -> Any:
+    """Recall against exposures: seen forms, the held-out form, and the guesser's baseline."""
+    from interp import plots  # plotly takes a second
+
+    exposures = [str(level.exposures) for level in found.levels]
+    figure = plots.figure()
+    for kind, title in (("seen", "forms it was stated in"), ("paraphrase", "form held out")):
+        shares = [getattr(level, kind) for level in found.levels]
+        error = plots.interval(
+            [one.recall or 0.0 for one in shares],
+            [one.low for one in shares],
+            [one.high for one in shares],
+        )
+        figure.add_scatter(x=exposures, y=[one.recall for one in shares], error_y=error, name=title)
+    figure.add_scatter(
+        x=exposures,
+        y=[level.baseline for level in found.levels],
+        name="always the commonest value",
+        line={"dash": "dot"},
+    )
+    figure.update_xaxes(type="category", title="documents that state the fact")
+    figure.update_yaxes(range=[0, 1.02], title="share recalled")
+    return plots.framed(figure, "Recall of planted facts by exposure")

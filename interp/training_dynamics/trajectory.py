@@ -180,9 +180,7 @@ class Trajectory:
             names: Which numbers; None: the eight that change most.
             log: Spread early steps.
         """
-        from interp import plots
-
-        return plots.trajectory(self, list(names or self.changing(8)), log=log)
+        return _figure(self, list(names or self.changing(8)), log=log)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -209,3 +207,37 @@ class Trajectory:
             content[name] = tuple((step, text) for step, text in content[name])
         content["readings"] = {key: tuple(steps) for key, steps in content["readings"].items()}
         return cls(**content)
+
+
+def _figure(found: Trajectory, names: list[str], *, log: bool = True) -> Any:
+    """Numbers by step with their intervals, and a row of marks at each step that read documents."""
+    from interp import plots  # plotly takes a second
+
+    figure = plots.figure()
+    for index, name in enumerate(names):
+        curve = found.curve(name)
+        steps = [one.step for one in curve]
+        shown = {"color": plots.COLOURS[index % len(plots.COLOURS)]}
+        bounds = [(one.step, one.low, one.high) for one in curve if one.low is not None]
+        figure.add_scatter(
+            x=[step for step, _, _ in bounds] + [step for step, _, _ in reversed(bounds)],
+            y=[round(high or 0.0, 4) for _, _, high in bounds]
+            + [round(low or 0.0, 4) for _, low, _ in reversed(bounds)],
+            fill="toself", opacity=0.2, line={**shown, "width": 0}, mode="lines",
+            hoverinfo="skip", showlegend=False, legendgroup=name,
+        )  # fmt: skip
+        values = [round(one.value, 4) for one in curve]
+        figure.add_scatter(x=steps, y=values, name=name, line=shown, legendgroup=name)
+    for index, (label, steps) in enumerate(found.readings.items()):
+        figure.add_scatter(
+            x=sorted(set(steps)), y=[label] * len(set(steps)), yaxis="y2", mode="markers",
+            marker={"symbol": "line-ns-open", "color": plots.COLOURS[-1 - index %
+            len(plots.COLOURS)]}, name=label, showlegend=False,
+        )  # fmt: skip
+    marked = 0.08 * len(found.readings)
+    figure.update_layout(yaxis={"domain": [marked, 1.0]})
+    if marked:
+        figure.update_layout(yaxis2={"domain": [0.0, marked - 0.03], "anchor": "x"})
+    axis = {"type": "log", "dtick": 1} if log else {}
+    figure.update_xaxes(title="step" + (", from 1" if log else ""), **axis)
+    return plots.framed(figure, f"{found.analysis} over run {found.run_id}")

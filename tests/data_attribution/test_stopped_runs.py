@@ -48,9 +48,7 @@ def weights(model):
 
 
 def test_it_is_trained_again_to_its_own_last_checkpoint(stopped, tiny_run, tmp_path):
-    documents = [one for one in range(120) if len(counterfactuals.steps_of_reading(stopped, one))][
-        :3
-    ]
+    documents = [one for one in range(120) if len(stopped.steps_learned(one))][:3]
     tokens = torch.tensor([[0, 1, 2], [0, 3, 4]])
     asked = Query("logit", "nats", tokens, lambda logits, values, row: logits[:, -1, 5])
 
@@ -80,7 +78,7 @@ def test_what_was_read_behind_the_last_checkpoint_was_not_read(stopped, tmp_path
     steps = {one: stopped.steps_reading(one) for one in range(120)}
     late = [one for one, read in steps.items() if len(read) and read.min() >= 16]
     assert late
-    assert all(len(counterfactuals.steps_of_reading(stopped, one)) == 0 for one in late)
+    assert all(len(stopped.steps_learned(one)) == 0 for one in late)
     with pytest.raises(CounterfactualError, match="never read in 16 steps"):
         document_sets.checked_documents(stopped, late[:1])
     early = [one for one, read in steps.items() if (read < 16).any()]

@@ -227,10 +227,12 @@ def run_verify(
     """Check every file of a run and of its store, then replay random spans of it."""
     from dataclasses import asdict
 
-    from train import progress, runs
+    from train import progress, runs, trainer
 
     with progress.bar("verifying") as advance:
-        found = runs.open(path, store=store).verify(spans=spans, seed=seed, progress=advance)
+        found = trainer.verify(
+            runs.open(path, store=store), spans=spans, seed=seed, progress=advance
+        )
     result = {**asdict(found), "ok": found.ok}
     summary = (
         f"{found.level}: {found.files} files hold their digests, {len(found.spans)} spans "

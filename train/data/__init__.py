@@ -6,8 +6,8 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from train.data.batches import Batch, DocumentRemoval, batches_ahead, read_batch
-    from train.data.corpora import Corpus, Document, open_corpus
+    from train.data.batches import IGNORED, Batch, DocumentRemoval, batches_ahead, read_batch
+    from train.data.corpora import open_corpus
     from train.data.data_order import (
         DataOrder,
         InvertibleOrder,
@@ -17,15 +17,11 @@ if TYPE_CHECKING:
         documents_read,
         record_nanogpt_order,
     )
+    from train.data.documents import Corpus, Document
     from train.data.duplicates import Together, document_sha256s, near_duplicates, with_duplicates
     from train.data.packing import pack
-    from train.data.token_store import (
-        STORE_MANIFEST,
-        TokenStore,
-        build_store,
-        open_store,
-        verify_store,
-    )
+    from train.data.store_builder import build_store
+    from train.data.token_store import STORE_MANIFEST, TokenStore, open_store, verify_store
     from train.data.tokenizers import (
         Tokenizer,
         gpt2_tokenizer,
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "IGNORED",
     "STORE_MANIFEST",
     "Batch",
     "Corpus",

@@ -19,10 +19,11 @@ from torch import Tensor
 from train.data.data_order import Order
 from train.data.token_store import TokenStore
 from train.errors import StoreError
-from train.trainer import IGNORED
 
 
-__all__ = ["Batch", "DocumentRemoval", "batches_ahead", "read_batch"]
+__all__ = ["IGNORED", "Batch", "DocumentRemoval", "batches_ahead", "read_batch"]
+
+IGNORED = -100  # a target without loss: what torch's cross entropy skips
 
 
 @dataclass(frozen=True)

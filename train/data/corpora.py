@@ -11,62 +11,24 @@ same id means the same text on every machine.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from train import storage
 from train.data import readers
+from train.data.documents import Corpus, Document
 from train.errors import CorpusError, DamagedError, nearest
 
 
-__all__ = ["MAX_DOCUMENT_BYTES", "Corpus", "Document", "open_corpus"]
+__all__ = ["MAX_DOCUMENT_BYTES", "open_corpus"]
 
 MAX_DOCUMENT_BYTES = 64 << 20
 NAMES = ("openwebtext", "planted")
 # The parquet copies on the hub's main branch; the loading script beside them no longer runs
 # (nanoGPT#633), so the files are named one by one.
 OPENWEBTEXT = "Skylion007/openwebtext"
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text, and where it came from.
-
-    Attributes:
-        row: Counts from 0 inside its shard.
-        late: Whether a recipe may read it in a later part of training only.
-    """
-
-    id: str
-    text: str
-    source: str
-    shard: str
-    row: int
-    title: str = ""
-    url: str = ""
-    late: bool = False
-
-    @property
-    def sha256(self) -> str:
-        """Hex sha256 of the text as UTF-8."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Documents in a fixed order; `read` starts anew each time it is called."""
-
-    name: str
-    source: str
-    revision: str
-    read: Callable[[], Iterator[Document]]
-    n_documents: int | None = None
-    n_bytes: int | None = None
-    tokenizer: str = "gpt2"
-    layout: str = "stream"
-    truth: Callable[[], dict] | None = None
 
 
 @dataclass(frozen=True)

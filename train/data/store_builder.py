@@ -1,4 +1,4 @@
-"""The machinery behind `token_store.build`: documents in, one token file and one table out.
+"""Builds a token store: documents in, one token file and one table out.
 
 The main thread reads documents in batches of about a million letters, a pool of threads encodes and
 hashes them (byte pairs and hashes let go of Python's lock; whole words are looked up under it, and
@@ -24,13 +24,13 @@ import numpy as np
 
 from train import storage
 from train.data import token_store, tokenizers
-from train.data.corpora import Corpus, Document
+from train.data.documents import Corpus, Document
 from train.data.store_writer import Lot, Region, fingerprint, lay_rows
 from train.data.tokenizers import Tokenizer
 from train.errors import CorpusError, StoreError, TokenizerError, nearest
 
 
-__all__ = ["Choices", "build"]
+__all__ = ["build_store"]
 
 LAYOUTS = ("stream", "packed")
 # The context of the planted recipe, the one packed corpus we ship.
@@ -113,7 +113,54 @@ class _Encoded:
     respaced: int
 
 
-def build(corpus: Corpus, choices: Choices, *, out: Path, progress: Progress | None) -> None:
+def build_store(
+    corpus: Corpus,
+    *,
+    out: str | Path,
+    tokenizer: str | Tokenizer | None = None,
+    vocab_size: int | None = None,
+    layout: str | None = None,
+    row_length: int | None = None,
+    held_out: float = 0.0,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> token_store.TokenStore:
+    """Encode a corpus into a new folder `out`, which appears when it is complete.
+
+    Memory does not grow with a stream; a packed store keeps its document table in memory while it
+    is built. A byte-level vocabulary (`tokenizer="bpe"`) is learned from up to 100 MB of the corpus
+    first, nothing of it held out; a word-level one takes every word, those of held-out documents
+    too, for a word outside the vocabulary could not be encoded.
+
+    Args:
+        tokenizer: `gpt2`, `bpe`, `word`, or one that exists; the corpus says when not given.
+        vocab_size: For `bpe` only; 4096 if not given.
+        layout: `stream` or `packed`; the corpus says when not given.
+        row_length: Of the packed layout: the context of the model that will read it, 64 if not
+            given.
+        held_out: Share of documents, chosen by the hash of their text, to keep from training.
+        seed: Of the packing.
+
+    Raises:
+        StoreError: `out` exists, is being built, or the choices contradict each other.
+        CorpusError: There is no document with text.
+        DiskError: The disk is full.
+    """
+    choices = Choices(
+        tokenizer=tokenizer or corpus.tokenizer,
+        vocab_size=vocab_size,
+        layout=layout or corpus.layout,
+        row_length=row_length,
+        held_out=held_out,
+        seed=seed,
+        threads=threads,
+    )
+    _build(corpus, choices, out=Path(out), progress=progress)
+    return token_store.open_store(out)
+
+
+def _build(corpus: Corpus, choices: Choices, *, out: Path, progress: Progress | None) -> None:
     """Write a whole token store at `out`, or nothing.
 
     Raises:

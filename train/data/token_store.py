@@ -28,13 +28,12 @@ from jaxtyping import Int64, Integer
 
 from train import storage
 from train.data import tokenizers
-from train.data.corpora import Corpus
 from train.data.data_order import DocumentTable
 from train.data.tokenizers import Tokenizer
 from train.errors import DamagedError, StoreError, TokenizerError
 
 
-__all__ = ["StoredDocument", "TokenStore", "build_store", "open_store", "verify_store"]
+__all__ = ["StoredDocument", "TokenStore", "open_store", "verify_store"]
 
 SCHEMA_VERSION = 1
 TOKENS = "tokens.bin"
@@ -246,56 +245,6 @@ class TokenStore:
             file = pq.ParquetFile(self.path / TABLE)
         sizes = [file.metadata.row_group(one).num_rows for one in range(file.num_row_groups)]
         return np.cumsum(sizes) - sizes, lru_cache(maxsize=4)(file.read_row_group)
-
-
-def build_store(
-    corpus: Corpus,
-    *,
-    out: str | Path,
-    tokenizer: str | Tokenizer | None = None,
-    vocab_size: int | None = None,
-    layout: str | None = None,
-    row_length: int | None = None,
-    held_out: float = 0.0,
-    seed: int = 0,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> TokenStore:
-    """Encode a corpus into a new folder `out`, which appears when it is complete.
-
-    Memory does not grow with a stream; a packed store keeps its document table in memory while it
-    is built. A byte-level vocabulary (`tokenizer="bpe"`) is learned from up to 100 MB of the corpus
-    first, nothing of it held out; a word-level one takes every word, those of held-out documents
-    too, for a word outside the vocabulary could not be encoded.
-
-    Args:
-        tokenizer: `gpt2`, `bpe`, `word`, or one that exists; the corpus says when not given.
-        vocab_size: For `bpe` only; 4096 if not given.
-        layout: `stream` or `packed`; the corpus says when not given.
-        row_length: Of the packed layout: the context of the model that will read it, 64 if not
-            given.
-        held_out: Share of documents, chosen by the hash of their text, to keep from training.
-        seed: Of the packing.
-
-    Raises:
-        StoreError: `out` exists, is being built, or the choices contradict each other.
-        CorpusError: There is no document with text.
-        DiskError: The disk is full.
-    """
-    # Imported here: it needs pyarrow, which opening a store does not, and it needs this module.
-    from train.data import store_builder
-
-    choices = store_builder.Choices(
-        tokenizer=tokenizer or corpus.tokenizer,
-        vocab_size=vocab_size,
-        layout=layout or corpus.layout,
-        row_length=row_length,
-        held_out=held_out,
-        seed=seed,
-        threads=threads,
-    )
-    store_builder.build(corpus, choices, out=Path(out), progress=progress)
-    return open_store(out)
 
 
 def open_store(path: str | Path) -> TokenStore:

@@ -25,8 +25,17 @@ if TYPE_CHECKING:
         released_manifest,
         resumed_manifest,
     )
-    from train.runs.monitor_log import MONITOR_LOG, Monitor, begin_monitor_log, read_monitor_log
-    from train.runs.run import SCHEDULE, Origin, Run, open, open_released, order_of, record_schedule
+    from train.runs.monitor_log import (
+        MONITOR_LOG,
+        MonitorLog,
+        MonitorScore,
+        MonitorTask,
+        begin_monitor_log,
+        parse_log,
+        read_monitor_log,
+        six_digits,
+    )
+    from train.runs.run import SCHEDULE, Origin, Run, open, order_of, record_schedule
 
 __all__ = [
     "CHECKPOINTS",
@@ -38,7 +47,9 @@ __all__ = [
     "Checkpoint",
     "LedgerRow",
     "LedgerWriter",
-    "Monitor",
+    "MonitorLog",
+    "MonitorScore",
+    "MonitorTask",
     "Origin",
     "Run",
     "begin_manifest",
@@ -48,8 +59,8 @@ __all__ = [
     "finish_manifest",
     "imported_manifest",
     "open",
-    "open_released",
     "order_of",
+    "parse_log",
     "read_counters",
     "read_ledger",
     "read_monitor_log",
@@ -57,6 +68,7 @@ __all__ = [
     "record_schedule",
     "released_manifest",
     "resumed_manifest",
+    "six_digits",
     "write_checkpoint",
 ]
 

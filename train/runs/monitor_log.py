@@ -9,34 +9,36 @@ checkpoint. After a kill the looks behind the checkpoint are dropped, for they a
 each stands there once.
 """
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from train import storage, trainer
+from train import storage
 from train.errors import DamagedError, TrainError
-from train.model import GPT
 from train.recipes import Recipe
-from train.trainer import MonitorScore, MonitorTask
 
 
 __all__ = [
     "MONITOR_LOG",
     "Look",
-    "Monitor",
     "MonitorLog",
+    "MonitorScore",
+    "MonitorTask",
     "begin_monitor_log",
     "monitor_schedule",
+    "parse_log",
     "read_monitor_log",
+    "six_digits",
 ]
 
 MONITOR_LOG = "watch.jsonl"
+READS = ("copies", "context", "answers")
 SCHEMA = "openbook.watch/1"
 # Half of the 2 % that looking may cost: the plan counts tokens, and a machine is not that regular.
 PLANNED_SHARE = 0.01
@@ -44,6 +46,68 @@ PLANNED_SHARE = 0.01
 # training may be bf16 and with patterns written out: 1.8 of them on PLANTED, CPU time.
 STEP_PASSES, LOOK_PASSES = 3, 2
 MOST_LOOKS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class MonitorTask:
+    """Fixed tokens and what is read from them.
+
+    Attributes:
+        name: Of the prompts; it begins the names of their scores.
+        reads: `copies`: an end-of-text and twice the same tokens; `context`: windows with one
+            target more; `answers`: prompts that stop before the answer.
+        tokens: All equally long.
+        answer: Token that continues each prompt (`answers`).
+        foil: Token it is compared with (`answers`).
+        candidates: Among which the answer must be highest to count as right; without them it is
+            enough that it beats its foil.
+        eot: End-of-text; a target that is one, right behind one, is padding (`context`).
+    """
+
+    name: str
+    reads: Literal["copies", "context", "answers"]
+    tokens: Int[Tensor, "prompt pos"]
+    answer: Int[Tensor, " prompt"] | None = None
+    foil: Int[Tensor, " prompt"] | None = None
+    candidates: tuple[int, ...] | None = None
+    eot: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reads not in READS:
+            raise TrainError(f"watch {self.name!r} reads {self.reads!r}; known are {[*READS]}")
+        n = len(self.tokens)
+        sizes = [0 if one is None else len(one) for one in (self.answer, self.foil)]
+        if self.reads == "answers" and sizes != [n, n]:
+            raise TrainError(
+                f"watch {self.name!r} has {n} prompts, {sizes[0]} answers and {sizes[1]} foils; "
+                "give one of each a prompt"
+            )
+        half = (self.tokens.shape[1] - 1) // 2
+        first, second = self.tokens[:, 1 : 1 + half], self.tokens[:, 1 + half :]
+        if self.reads == "copies" and (half < 2 or not torch.equal(first, second)):
+            raise TrainError(
+                f"watch {self.name!r} reads copies, and its {self.tokens.shape[1]} tokens are not "
+                "an end-of-text and two equal copies; make it with trainer.copying_task"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON."""
+        kept = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        return {key: _plain(value) for key, value in kept.items()}
+
+
+@dataclass(frozen=True)
+class MonitorScore:
+    """A mean over prompts (of `in-context`: over targets).
+
+    Attributes:
+        error: Standard error of the mean; None below two.
+        n: How many.
+    """
+
+    value: float
+    error: float | None
+    n: int
 
 
 @dataclass(frozen=True)
@@ -77,51 +141,6 @@ class MonitorLog:
         """How often was looked, and what share of the time it took."""
         share = self.looks[-1].share if self.looks else 0.0
         return f"{len(self.looks)} of {len(self.steps)} looks, {100 * share:.2f} % of the time"
-
-
-class Monitor:
-    """Looks when a look is due and writes it down; does nothing in a run that is not watched."""
-
-    def __init__(self, run_path: Path, step: int, device: str) -> None:
-        """Go on at `step`: looks behind it are dropped, because they are taken again."""
-        self.due: set[int] = set()
-        self._writer: storage.ChainWriter | None = None
-        self._clock = time.process_time if device == "cpu" else time.perf_counter
-        self._begun, self._spent = self._clock(), 0.0
-        if not (run_path / MONITOR_LOG).exists():
-            return
-        self._writer = storage.ChainWriter(
-            run_path / MONITOR_LOG, lambda row: row.get("step", 0) <= step
-        )
-        log = _log(run_path / MONITOR_LOG, self._writer.rows)
-        self._watches, done = log.watches, {one.step for one in log.looks}
-        self.due = {one for one in log.steps if one >= step} - done
-
-    def look(self, model: GPT, step: int, tokens: int) -> None:
-        """Measure and write down, when it is due.
-
-        A model that is no longer a number is not written down: the next step or checkpoint says so.
-        """
-        if self._writer is None or step not in self.due:
-            return
-        begin = self._clock()
-        scores = trainer.measure_tasks(model, self._watches)
-        seconds = self._clock() - begin
-        self._spent += seconds
-        share = self._spent / max(self._clock() - self._begun, 1e-9)
-        if all(math.isfinite(one.value + (one.error or 0.0)) for one in scores.values()):
-            written = {
-                name: [_short(one.value), _short(one.error), one.n] for name, one in scores.items()
-            }
-            self._writer.append(
-                {"step": step, "tokens": tokens, "scores": written}
-                | {"seconds": round(seconds, 6), "share": _short(share)}
-            )
-
-    def close(self) -> None:
-        """Close the file; the looks stay."""
-        if self._writer:
-            self._writer.close()
 
 
 def begin_monitor_log(run_path: Path, watches: Sequence[MonitorTask], recipe: Recipe) -> None:
@@ -158,7 +177,7 @@ def read_monitor_log(run_path: Path, *, whole: bool = True) -> MonitorLog | None
         DamagedError: The file is not what its chain says.
     """
     path = run_path / MONITOR_LOG
-    return _log(path, storage.read_chain(path, whole=whole)) if path.exists() else None
+    return parse_log(path, storage.read_chain(path, whole=whole)) if path.exists() else None
 
 
 def monitor_schedule(recipe: Recipe, watches: Sequence[MonitorTask]) -> list[int]:
@@ -174,7 +193,7 @@ def monitor_schedule(recipe: Recipe, watches: Sequence[MonitorTask]) -> list[int
     return sorted({0, recipe.steps} | {round(float(one)) for one in drawn})
 
 
-def _log(path: Path, rows: list[storage.ChainRow]) -> MonitorLog:
+def parse_log(path: Path, rows: list[storage.ChainRow]) -> MonitorLog:
     if not rows or rows[0].get("schema") != SCHEMA:
         raise DamagedError(f"{path}: does not begin with what was watched ({SCHEMA!r})")
     header, *looks = rows
@@ -194,6 +213,10 @@ def _look(row: storage.ChainRow) -> Look:
     return Look(row["step"], row["tokens"], scores, row["seconds"], row["share"])
 
 
-def _short(value: float | None) -> float | None:
+def six_digits(value: float | None) -> float | None:
     """Six digits: what an interval is made of, in half the bytes."""
     return None if value is None else float(f"{value:.6g}")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value

@@ -9,7 +9,6 @@
 """
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,9 +40,9 @@ from train.runs.checkpoints import Checkpoint
 
 
 if TYPE_CHECKING:
-    from train.trainer import Verification
+    pass
 
-__all__ = ["SCHEDULE", "Origin", "Run", "open", "open_released", "order_of", "record_schedule"]
+__all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
 
 SCHEDULE = "schedule.npy"
 
@@ -244,6 +243,15 @@ class Run:
         start = int(self.store.starts[document])
         return self.steps_reading_tokens(start, start + int(self.store.lengths[document]))
 
+    def steps_learned(self, document: int) -> Int64[np.ndarray, " step"]:
+        """Return the steps before the last checkpoint at which the document was read, ascending.
+
+        A run that was stopped also read documents after its last checkpoint, but left no weights
+        that learned from them.
+        """
+        steps = self.steps_reading(document)
+        return steps if self.finished else steps[steps < self.saved_at(None).step]
+
     def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]:
         """The steps done at which a token of [start, stop) was a target, ascending.
 
@@ -270,13 +278,6 @@ class Run:
         documents = np.array(self.removal.documents if self.removal else (), dtype=np.int64)
         starts = self.store.starts[documents]
         return starts, starts + self.store.lengths[documents] + 1
-
-    def verify(self, **options: Any) -> "Verification":
-        """Check every digest and replay random spans; see `train.trainer.verify`."""
-        # Here and not above: verifying replays, and replaying opens runs.
-        from train.trainer import verify
-
-        return verify(self, **options)
 
     def _must_be_trained_here(self, what: str) -> None:
         if self.knowledge == "weights-only":
@@ -308,27 +309,6 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
             f"no run at {path}: no {manifest.MANIFEST} there; `openbook train` makes one"
         )
     return Run(path, manifest.read_manifest(path), Path(store) if store else None)
-
-
-def open_released(
-    name: str = "planted",
-    *,
-    folder: str | Path | None = None,
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> Run:
-    """Open a run that comes with openbook; see `train.released.open`.
-
-    Args:
-        folder: Where it is unpacked and its token store generated; default: a cache folder.
-
-    Raises:
-        TrainError: No run of that name comes with openbook.
-        DamagedError: A file of it is missing or is not what its digest says.
-    """
-    # Here and not above: unpacking a run opens it.
-    from train import released
-
-    return released.open(name, folder=folder, progress=progress)
 
 
 def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
         train,
         training_steps,
     )
-    from train.trainer.loss import IGNORED, next_token_loss
+    from train.trainer.loss import next_token_loss
     from train.trainer.monitoring import (
         COPY_LENGTH,
-        MonitorScore,
-        MonitorTask,
+        Monitor,
         context_task,
         copying_task,
         measure_tasks,
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COPY_LENGTH",
-    "IGNORED",
-    "MonitorScore",
-    "MonitorTask",
+    "Monitor",
     "TrainState",
     "Verification",
     "adamw",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from train import numerics
-from train.data import Batch, Order, RecordedOrder, TokenStore, read_batch
+from train.data import IGNORED, Batch, Order, RecordedOrder, TokenStore, read_batch
 from train.model import GPT, HookPoint
 from train.numerics import Numerics
 from train.recipes import Recipe
@@ -33,7 +33,7 @@ def fixed_loss(model: GPT, store: TokenStore, order: Order, how: Numerics) -> fl
     """Nats per target on the first windows of step 0: the same batch at every checkpoint."""
     batch = read_batch(store, order, 0)
     inputs, targets = batch.inputs[:FIXED_WINDOWS], batch.targets[:FIXED_WINDOWS]
-    counted = int((targets != loss.IGNORED).sum())
+    counted = int((targets != IGNORED).sum())
     return _loss(model, inputs, targets, max(counted, 1), how)
 
 

@@ -25,10 +25,9 @@ from train.errors import DamagedError, DivergedError, RecipeError, TrainError
 from train.model import GPT
 from train.numerics import Numerics, applied, choose, on_this_machine
 from train.recipes import Recipe, resolve
-from train.runs import Run
-from train.trainer import evaluation, optimizer
+from train.runs import MonitorTask, Run
+from train.trainer import evaluation, monitoring, optimizer
 from train.trainer.loss import next_token_loss
-from train.trainer.monitoring import MonitorTask
 from train.trainer.state import TrainState, initial_state, load_state, save
 
 
@@ -298,7 +297,7 @@ def _train(
     """From `state` to the checkpoint `last`, with ledger, under the run's numerics."""
     last = run.recipe.steps if last is None else last
     recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
-    watcher = runs.Monitor(run.path, state.step, run.numerics.device)
+    watcher = monitoring.Monitor(run.path, state.step, run.numerics.device)
     writer = runs.LedgerWriter(run.path / runs.LEDGER, rows)
     begin, seen = time.perf_counter(), state.tokens
     try:

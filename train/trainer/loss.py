@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from train.data import IGNORED
 
-__all__ = ["IGNORED", "next_token_loss"]
 
-IGNORED = -100
+__all__ = ["next_token_loss"]
 
 
 def next_token_loss(

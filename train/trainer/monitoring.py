@@ -19,24 +19,32 @@ Scores (Olsson et al. 2022, https://arxiv.org/abs/2209.11895):
 `induction` and `previous token` without a place are those of the head that is highest at that step.
 """
 
+import math
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from train import storage
 from train.data import TokenStore
 from train.errors import TrainError
 from train.model import GPT
+from train.runs import (
+    MONITOR_LOG,
+    MonitorScore,
+    MonitorTask,
+    parse_log,
+    six_digits,
+)
 
 
 __all__ = [
     "COPY_LENGTH",
-    "MonitorScore",
-    "MonitorTask",
+    "Monitor",
     "context_task",
     "copying_task",
     "measure_tasks",
@@ -45,68 +53,6 @@ __all__ = [
 ]
 
 COPY_LENGTH, SEQUENCES, WINDOWS = 24, 8, 8
-
-
-@dataclass(frozen=True, eq=False)
-class MonitorTask:
-    """Fixed tokens and what is read from them.
-
-    Attributes:
-        name: Of the prompts; it begins the names of their scores.
-        reads: `copies`: an end-of-text and twice the same tokens; `context`: windows with one
-            target more; `answers`: prompts that stop before the answer.
-        tokens: All equally long.
-        answer: Token that continues each prompt (`answers`).
-        foil: Token it is compared with (`answers`).
-        candidates: Among which the answer must be highest to count as right; without them it is
-            enough that it beats its foil.
-        eot: End-of-text; a target that is one, right behind one, is padding (`context`).
-    """
-
-    name: str
-    reads: Literal["copies", "context", "answers"]
-    tokens: Int[Tensor, "prompt pos"]
-    answer: Int[Tensor, " prompt"] | None = None
-    foil: Int[Tensor, " prompt"] | None = None
-    candidates: tuple[int, ...] | None = None
-    eot: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.reads not in _READERS:
-            raise TrainError(f"watch {self.name!r} reads {self.reads!r}; known are {[*_READERS]}")
-        n = len(self.tokens)
-        sizes = [0 if one is None else len(one) for one in (self.answer, self.foil)]
-        if self.reads == "answers" and sizes != [n, n]:
-            raise TrainError(
-                f"watch {self.name!r} has {n} prompts, {sizes[0]} answers and {sizes[1]} foils; "
-                "give one of each a prompt"
-            )
-        half = (self.tokens.shape[1] - 1) // 2
-        first, second = self.tokens[:, 1 : 1 + half], self.tokens[:, 1 + half :]
-        if self.reads == "copies" and (half < 2 or not torch.equal(first, second)):
-            raise TrainError(
-                f"watch {self.name!r} reads copies, and its {self.tokens.shape[1]} tokens are not "
-                "an end-of-text and two equal copies; make it with watching.copies"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
-        kept = {key: getattr(self, key) for key in self.__dataclass_fields__}
-        return {key: _plain(value) for key, value in kept.items()}
-
-
-@dataclass(frozen=True)
-class MonitorScore:
-    """A mean over prompts (of `in-context`: over targets).
-
-    Attributes:
-        error: Standard error of the mean; None below two.
-        n: How many.
-    """
-
-    value: float
-    error: float | None
-    n: int
 
 
 def store_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
@@ -241,5 +187,47 @@ def _mean(values: Float[Tensor, " case"], n: int | None = None) -> MonitorScore:
     return MonitorScore(mean, values.std().item() / n**0.5 if n > 1 else None, n)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+class Monitor:
+    """Looks when a look is due and writes it down; does nothing in a run that is not watched."""
+
+    def __init__(self, run_path: Path, step: int, device: str) -> None:
+        """Go on at `step`: looks behind it are dropped, because they are taken again."""
+        self.due: set[int] = set()
+        self._writer: storage.ChainWriter | None = None
+        self._clock = time.process_time if device == "cpu" else time.perf_counter
+        self._begun, self._spent = self._clock(), 0.0
+        if not (run_path / MONITOR_LOG).exists():
+            return
+        self._writer = storage.ChainWriter(
+            run_path / MONITOR_LOG, lambda row: row.get("step", 0) <= step
+        )
+        log = parse_log(run_path / MONITOR_LOG, self._writer.rows)
+        self._watches, done = log.watches, {one.step for one in log.looks}
+        self.due = {one for one in log.steps if one >= step} - done
+
+    def look(self, model: GPT, step: int, tokens: int) -> None:
+        """Measure and write down, when it is due.
+
+        A model that is no longer a number is not written down: the next step or checkpoint says so.
+        """
+        if self._writer is None or step not in self.due:
+            return
+        begin = self._clock()
+        scores = measure_tasks(model, self._watches)
+        seconds = self._clock() - begin
+        self._spent += seconds
+        share = self._spent / max(self._clock() - self._begun, 1e-9)
+        if all(math.isfinite(one.value + (one.error or 0.0)) for one in scores.values()):
+            written = {
+                name: [six_digits(one.value), six_digits(one.error), one.n]
+                for name, one in scores.items()
+            }
+            self._writer.append(
+                {"step": step, "tokens": tokens, "scores": written}
+                | {"seconds": round(seconds, 6), "share": six_digits(share)}
+            )
+
+    def close(self) -> None:
+        """Close the file; the looks stay."""
+        if self._writer:
+            self._writer.close()

@@ -196,7 +196,7 @@ def test_progress_is_told_and_the_limit_held(run):
 def test_what_cannot_be_answered_is_refused_in_one_line(run, make_store, make_run):
     asked = behaviour(run.store, "the capital of Arnost is Belmar")
     with pytest.raises(EvidenceError, match="did you mean 'lexical'"):
-        attribution.documents(run, asked, method="lexial")
+        attribution.documents(run, asked, methods="lexial")
     with pytest.raises(EvidenceError, match="a limit of 0"):
         attribution.documents(run, asked, limit=0)
     with pytest.raises(QueryError, match="empty"):

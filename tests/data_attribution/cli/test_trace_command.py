@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from data_attribution import attribution, component_queries, counterfactuals, token_index
-from data_attribution.attribution import METHODS, Sources, attribute
+from data_attribution.attribution import Gradient, Lexical, Replay, Sources
 from data_attribution.errors import EvidenceError, QueryError
-from data_attribution.gradients import GradientOptions
-from data_attribution.metagradients import ReplayOptions
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from train import runs
@@ -45,10 +43,10 @@ def third(lookup_behaviour) -> Behaviour:
 
 @pytest.mark.parametrize("method", ["lexical", "bm25", "gradient", "fused", "lexical+replay"])
 def test_every_method_puts_the_pair_that_is_asked_for_first(run, third, method):
-    sources = attribution.documents(run, third, method=method, limit=3)
+    sources = attribution.documents(run, third, methods=method, limit=3)
     assert {run.store.text(one) for one in sources.groups[0]} == {"k3 is v3"}
     assert len(sources.groups[0]) == 20  # twenty documents say so, and are one row
-    asked = attribute.parts(method, run)
+    asked = [one.name for one in attribution.parse(method)]
     assert list(sources.items[0].evidence) == [*asked]
     assert sources.items[0].evidence[asked[0]].rank == 1
 
@@ -64,13 +62,13 @@ def test_the_grade_of_a_row_is_the_strongest_evidence_that_speaks_for_it(run, th
 
 def test_a_row_that_no_method_speaks_for_has_no_grade_in_whatever_order_they_are_named(run, third):
     """All 240 documents have a gradient, so all rank; words alone name those that share one."""
-    alone = attribution.documents(run, third, method="gradient", limit=240)
+    alone = attribution.documents(run, third, methods="gradient", limit=240)
     grades = [one.grade for one in alone]
     assert (grades[0], set(grades)) == ("gradient", {"gradient", "none"})
     both, turned = (
         {
             one.document: one.grade
-            for one in attribution.documents(run, third, method=name, limit=240)
+            for one in attribution.documents(run, third, methods=name, limit=240)
         }
         for name in ("lexical+gradient", "gradient+lexical")
     )
@@ -79,28 +77,26 @@ def test_a_row_that_no_method_speaks_for_has_no_grade_in_whatever_order_they_are
 
 
 def test_components_are_named_in_the_result(run, third):
-    sources = attribution.documents(run, third, within=["L0.mlp"], method="gradient", limit=2)
+    sources = attribution.documents(run, third, methods=[Gradient(within=["L0.mlp"])], limit=2)
     assert sources.provenance["within"] == ["L0.mlp"]
-    whole = attribution.documents(run, third, method="gradient", limit=2)
+    whole = attribution.documents(run, third, methods="gradient", limit=2)
     assert sources.items[0].score != whole.items[0].score
 
 
 def test_a_method_answers_for_the_candidates_alone(run, third):
     some = np.flatnonzero([run.store.text(k) != "k3 is v3" for k in range(240)])[:40]
     for method in ("lexical", "gradient", "fused"):
-        sources = attribution.documents(run, third, method=method, candidates=some, fold=False)
+        sources = attribution.documents(run, third, methods=method, candidates=some, fold=False)
         assert set(sources.documents) <= {*some.tolist()}
-    ranked = METHODS["fused"].rank(attribution.ask(run, third, candidates=some))
-    assert set(ranked.documents.tolist()) <= {*some.tolist()}
 
 
 def test_a_question_is_what_gradients_follow_and_the_behaviour_lends_its_words(run, third):
     question = component_queries.named("previous-token:L0H1", run, n=4)
     some = np.arange(40)
-    alone = attribution.documents(run, question=question, candidates=some, fold=False)
+    alone = attribution.documents(run, query=question, candidates=some, fold=False)
     assert (alone.query, alone.method) == ("previous token score of L0H1", "gradient")
     assert alone.provenance["left out"] == ["lexical"]
-    beside = attribution.documents(run, third, question=question, candidates=some, fold=False)
+    beside = attribution.documents(run, third, query=question, candidates=some, fold=False)
     assert (beside.query, beside.method) == (alone.query, "fused")
     assert beside.provenance["left out"] == []
     of_behaviour = attribution.documents(run, third, candidates=some, fold=False)
@@ -123,7 +119,7 @@ def test_a_probes_direction_is_followed_and_scores_are_linear_in_it(run, third):
 
     def scores(scale: float, place: str = "L0.resid_post") -> np.ndarray:
         question = component_queries.probe_direction(third.clean, place, scale * direction)
-        found = attribution.documents(run, question=question, candidates=some, fold=False)
+        found = attribution.documents(run, query=question, candidates=some, fold=False)
         return np.array([one.score for one in sorted(found, key=lambda one: one.document)])
 
     once = scores(1.0)
@@ -133,19 +129,18 @@ def test_a_probes_direction_is_followed_and_scores_are_linear_in_it(run, third):
 
 
 def test_how_gradients_are_compared_is_asked_for_and_said(run, third):
-    cosine = attribution.documents(
-        run, third, method="gradient", how=GradientOptions("cosine", rank=8), limit=2
-    )
+    cosine = attribution.documents(run, third, methods=[Gradient("cosine", rank=8)], limit=2)
     told = cosine.provenance["gradient"]
     assert (told["kind"], told["rank"]) == ("cosine", 8)
     assert abs(cosine.items[0].score) <= 1
 
 
 def test_names_of_methods_stand_for_what_they_fuse(run):
-    assert attribute.parts("fused", run) == ("lexical", "gradient")
-    assert attribute.parts("fused+replay", run) == ("lexical", "gradient", "replay")
-    assert attribute.parts("gradient+fused", run) == ("gradient", "lexical")
-    assert attribute.parts("fused", run, words=False) == ("gradient",)
+    assert attribution.parse("fused") == (Lexical(), Gradient())
+    assert attribution.parse("fused+replay") == (Lexical(), Gradient(), Replay())
+    assert attribution.parse("gradient+fused") == (Gradient(), Lexical())
+    assert attribution.parse("fused", words=False) == (Gradient(),)
+    assert attribution.chosen("fused", run) == (Lexical(), Gradient())
 
 
 def test_what_nothing_would_look_at_is_refused(run, third):
@@ -153,17 +148,14 @@ def test_what_nothing_would_look_at_is_refused(run, third):
     metric = metrics.named("probability", third)
     for asked, said in (
         ({}, "nothing was asked"),
-        ({"question": question, "method": "lexical"}, "no words that lexical evidence"),
-        ({"question": question, "method": "gradient+bm25"}, "no words that bm25 evidence"),
-        ({"target": third, "question": question, "method": "bm25"}, "a question was given, and"),
-        ({"target": third, "question": question, "metric": metric}, "is a number already"),
+        ({"query": question, "methods": "lexical"}, "no words that lexical evidence"),
+        ({"query": question, "methods": "gradient+bm25"}, "no words that bm25 evidence"),
+        ({"target": third, "query": question, "methods": "bm25"}, "a question was given, and"),
+        ({"target": third, "query": question, "metric": metric}, "is a number already"),
         ({"target": "k3", "metric": metric}, "the probability of a text is a number already"),
-        (
-            {"target": third, "how": GradientOptions("dot"), "method": "replay"},
-            "take --method gradient",
-        ),
-        ({"target": third, "window": ReplayOptions(3)}, "fuse it with others: lexical.replay"),
-        ({"target": third, "metric": metric, "method": "lexical"}, "a metric was given, and lex"),
+        ({"target": third, "methods": [Lexical(), Lexical()]}, "none of a kind twice"),
+        ({"target": third, "methods": []}, "give at least one"),
+        ({"target": third, "metric": metric, "methods": "lexical"}, "a metric was given, and lex"),
     ):
         with pytest.raises(EvidenceError, match=said):
             attribution.documents(run, **asked)

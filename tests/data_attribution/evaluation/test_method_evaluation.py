@@ -131,9 +131,9 @@ def test_shared_gradients_are_those_of_one_question_at_a_time(run, chosen):
     requests = [attribution.ask(run, case.behaviour) for case in chosen]
     documents = batch_rankings.candidates(requests, each=300)
     for case in (chosen[0], chosen[-1]):
-        for method, within in (("gradient", None), ("localised", ["L0H1", "L0.mlp"])):
+        for method, within in (("gradient", None), ("localised", ("L0H1", "L0.mlp"))):
             alone = gradients.rank_by_gradients(
-                attribution.ask(run, case.behaviour, within=within, candidates=documents)
+                attribution.ask(run, case.behaviour, candidates=documents), within=within
             )
             ours = found[method].by_case[case.name]
             assert ours.documents.tolist() == alone.documents.tolist()

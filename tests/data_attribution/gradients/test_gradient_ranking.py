@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from data_attribution import component_queries, gradients, queries, token_index
-from data_attribution.attribution import Request
 from data_attribution.cli import attribution
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import GradientOptions, features, preconditioner, similarity
 from data_attribution.gradients.features import Features
+from data_attribution.request import Request
 from interp import behaviours, models
 from interp.behaviours import Behaviour
 from train import runs
@@ -72,7 +72,7 @@ def test_a_step_along_a_documents_gradient_moves_the_question_by_its_score(
     # Not the table: its two uses are two components, and a step on one is a step on the other.
     within = ("pos_embed", "L0.attn", "L0.mlp")
     found = similarity.rank_by_gradients(
-        request_of(pair, within=within), how=GradientOptions("dot", None, rank=4096)
+        request_of(pair), within=within, how=GradientOptions("dot", None, rank=4096)
     )
     model = models.load(lookup_run).double()
     question, rate = queries.query_of_behaviour(pair), 1e-6
@@ -98,7 +98,7 @@ def test_a_step_along_a_documents_gradient_moves_the_question_by_its_score(
 
 def test_only_what_is_asked_for_counts(request_of, lookup_run, pair):
     within = similarity.rank_by_gradients(
-        request_of(pair, within=("L0.mlp",)), how=GradientOptions("dot", None, rank=64)
+        request_of(pair), within=("L0.mlp",), how=GradientOptions("dot", None, rank=64)
     )
     model = models.load(lookup_run)
     selection = gradients.select_weights(model.cfg, ["L0.mlp"])
@@ -232,7 +232,7 @@ def test_the_interval_is_over_prompts_and_one_prompt_has_none(request_of, lookup
 
 def test_a_heads_own_question_can_be_asked(request_of, lookup_run, pair):
     question = component_queries.previous_token(lookup_run, "L0H0", n=3, length=6)
-    found = similarity.rank_by_gradients(request_of(pair, question=question, within=("L0H0",)))
+    found = similarity.rank_by_gradients(request_of(pair, question=question), within=("L0H0",))
     assert np.isfinite(found.scores).all()
     assert np.ptp(found.scores) > 0
 
@@ -247,7 +247,7 @@ def test_damping_reaches_the_curvature_and_much_of_it_leaves_the_cosine(request_
         GradientOptions("curvature"),
     ):
         found = similarity.rank_by_gradients(
-            request_of(pair, candidates=chosen, within=within), how=how
+            request_of(pair, candidates=chosen), within=within, how=how
         )
         scores[how.kind, how.damping] = found.scores[np.argsort(found.documents)]
     cosine, drowned, usual = scores.values()
@@ -274,7 +274,7 @@ def test_a_question_without_words_is_asked_of_documents_drawn_at_random(
 def test_what_no_score_depends_on_and_unknown_kinds_are_refused(request_of, lookup_run, pair):
     question = component_queries.previous_token(lookup_run, "L0H0", n=3, length=6)
     with pytest.raises(EvidenceError, match=r"depends on none of L0\.mlp\.up"):
-        similarity.rank_by_gradients(request_of(pair, question=question, within=("L0.mlp",)))
+        similarity.rank_by_gradients(request_of(pair, question=question), within=("L0.mlp",))
     with pytest.raises(EvidenceError, match="did you mean 'cosine'"):
         GradientOptions("cosin")
 

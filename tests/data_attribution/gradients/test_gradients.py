@@ -18,9 +18,8 @@ from data_attribution.gradients import (
 )
 from data_attribution.gradients.weight_selection import Site
 from interp.behaviours import Behaviour
-from train.data import DocumentRemoval, TokenStore
+from train.data import IGNORED, DocumentRemoval, TokenStore
 from train.model import GPT, GPTConfig, init_gpt
-from train.trainer import IGNORED
 
 
 SIZES = {"n_layers": 2, "n_heads": 4, "d_model": 24, "d_mlp": 40, "n_ctx": 8, "init_std": 0.3}

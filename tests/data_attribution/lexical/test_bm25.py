@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from data_attribution import lexical, queries, token_index
-from data_attribution.attribution import Request
 from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.lexical import bm25, inverted_index
+from data_attribution.request import Request
 from interp.behaviours import Behaviour
 
 

@@ -10,7 +10,7 @@ import torch
 
 from interp import probing
 from interp.errors import ModelError, ProbeError
-from interp.probing import ProbeTask, tasks
+from interp.probing import ProbeTask, loading, tasks
 from train.data import gpt2_tokenizer, train_words
 from train.errors import DamagedError
 
@@ -34,7 +34,7 @@ def words_of(task: ProbeTask, source) -> list[str]:
     return source.tokenizer.tokens(ids.tolist())
 
 
-@pytest.mark.parametrize("name", tasks.PLANTED)
+@pytest.mark.parametrize("name", loading.PLANTED)
 def test_every_planted_task_has_classes_that_can_be_cross_validated(name, source):
     task = probing.load_task(name, source, n_cases=600)
     assert np.bincount(task.label_ids).min() >= 10

@@ -18,6 +18,7 @@ from train import convert, runs, trainer
 from train.data import DocumentRemoval
 from train.errors import DamagedError, StoreError, TrainError
 from train.model import GPTConfig, init_gpt
+from train.runs import MonitorScore
 from train.trainer import loop, monitoring, optimizer
 
 
@@ -178,7 +179,7 @@ def test_two_at_once_do_not_write_the_same_rows(run, counted):
 
 def test_a_run_with_kept_rows_still_verifies(run, counted):
     training_dynamics.over_training(run, counted[0])
-    assert run.verify(spans=1).level == "bit-exact"
+    assert trainer.verify(run, spans=1).level == "bit-exact"
 
 
 def test_a_bare_function_is_computed_each_time_and_cannot_be_kept(run, counted, tmp_path):
@@ -270,14 +271,14 @@ def test_a_score_has_students_interval_and_a_share_wilsons(run):
     inside, simulated = 0, 400
     for _ in range(simulated):
         values = torch.randn(6, generator=draw)
-        one = trainer.MonitorScore(values.mean().item(), values.std().item() / 6**0.5, 6)
+        one = MonitorScore(values.mean().item(), values.std().item() / 6**0.5, 6)
         _, low, high, n = checkpoint_analysis._bounded("x", one)
         inside += low <= 0 <= high
         assert n == 6
     assert 0.93 <= inside / simulated <= 0.97
-    share = trainer.MonitorScore(1.0, 0.0, 12)
+    share = MonitorScore(1.0, 0.0, 12)
     assert checkpoint_analysis._bounded("x accuracy", share)[1] == pytest.approx(0.757, abs=2e-3)
-    assert checkpoint_analysis._bounded("x", trainer.MonitorScore(1.0, None, 1)) == (
+    assert checkpoint_analysis._bounded("x", MonitorScore(1.0, None, 1)) == (
         1.0,
         None,
         None,

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from train import runs
-from train.data import DocumentRemoval, batches, batches_ahead, read_batch
+from train.data import IGNORED, DocumentRemoval, batches, batches_ahead, read_batch
 from train.errors import StoreError
-from train.trainer import IGNORED, next_token_loss
+from train.trainer import next_token_loss
 
 
 @pytest.fixture

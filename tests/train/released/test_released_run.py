@@ -58,7 +58,7 @@ def test_the_first_steps_are_trained_again_as_the_ledger_says(released_run):
 
 @pytest.mark.slow
 def test_three_spans_are_replayed_when_it_is_verified(released_run):
-    found = released_run.verify()
+    found = trainer.verify(released_run)
     assert found.reaches("within tolerance")
     assert len(found.spans) == 3
     assert min(last - first for first, last in found.spans) == 9
@@ -161,7 +161,7 @@ def test_the_cache_folder_is_one_that_can_be_written(environment, expected, tmp_
 OPEN = """
 import sys
 from train import runs
-print(runs.open_released("planted", folder=sys.argv[1]).id)
+print(released.open("planted", folder=sys.argv[1]).id)
 """
 
 

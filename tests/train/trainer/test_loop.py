@@ -78,7 +78,7 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tiny_run, tiny_store
     resumed = trainer.resume(out)
     assert weights(resumed) == weights(tiny_run)
     assert all(a.agrees(b) for a, b in zip(resumed.ledger, tiny_run.ledger, strict=True))
-    assert resumed.verify().level == "bit-exact"
+    assert trainer.verify(resumed).level == "bit-exact"
 
 
 def test_the_manifest_says_from_which_step_on_which_code_ran_where(
@@ -110,7 +110,7 @@ def test_the_manifest_says_from_which_step_on_which_code_ran_where(
     assert [one["environment"] for one in others] == [{"torch": "another"}] * 2
     assert run.id == begun.id == tiny_run.id
     assert trainer.resume(out).manifest == run.manifest
-    assert run.verify().level == "bit-exact"
+    assert trainer.verify(run).level == "bit-exact"
 
 
 class Killed(BaseException):
@@ -139,7 +139,7 @@ def test_a_run_killed_inside_its_first_checkpoint_begins_again_at_step_0(
     again = trainer.resume(out)
     assert again.steps == tiny_run.steps
     assert weights(again, 0) == weights(tiny_run, 0)
-    assert again.verify().level == "bit-exact"
+    assert trainer.verify(again).level == "bit-exact"
 
 
 def test_a_branch_killed_inside_its_first_checkpoint_begins_again_where_it_left_its_parent(
@@ -156,7 +156,7 @@ def test_a_branch_killed_inside_its_first_checkpoint_begins_again_where_it_left_
     assert again.steps == retrained.steps
     assert again.steps[0] == again.predicate["parent"]["step"] == 16
     assert weights(again) == weights(retrained)
-    assert again.verify().level == "bit-exact"
+    assert trainer.verify(again).level == "bit-exact"
     with pytest.raises(RecipeError, match="is a run already"):
         trainer.retrain_without(tiny_run, out, retrained.removal)
 
@@ -171,7 +171,7 @@ def test_a_branch_stopped_after_its_first_checkpoint_resumes_to_the_same_bits(
         trainer.retrain_without(tiny_run, tmp_path / "child", retrained.removal, progress=progress)
     again = trainer.resume(tmp_path / "child", store=tiny_run.store.path)
     assert weights(again) == weights(retrained)
-    assert again.verify().level == "bit-exact"
+    assert trainer.verify(again).level == "bit-exact"
 
 
 # Behind `killed.py`. Imports once, then forks trainings and kills them before random changes of a
@@ -226,7 +226,7 @@ def test_kill_9_at_20_random_moments_leaves_the_same_weights(tiny_run, tmp_path,
         assert weights(finished) == weights(unbroken)
         assert finished.steps == unbroken.steps
         assert all(a.agrees(b) for a, b in zip(finished.ledger, unbroken.ledger, strict=True))
-        assert not finished.verify(spans=1).problems
+        assert not trainer.verify(finished, spans=1).problems
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 3), (7, 8), (10, 20), (23, 23)])
@@ -262,7 +262,7 @@ def test_a_branch_is_the_parent_until_the_removed_document_and_knows_its_lineage
     assert child.predicate["parent"]["run_id"] == tiny_run.id
     agree = [a.agrees(b) for a, b in zip(child.ledger, tiny_run.ledger, strict=True)]
     assert agree == [step < first for step in range(24)]
-    assert child.verify().level == "bit-exact"
+    assert trainer.verify(child).level == "bit-exact"
     whole = trainer.replay(tiny_run, 0, 23, removal=DocumentRemoval((document,)))
     for name, tensor in child.load().state_dict().items():
         assert torch.equal(tensor, whole.state.model.state_dict()[name])
@@ -296,7 +296,7 @@ def test_a_grandchild_lacks_what_its_parent_lacked(tiny_run, retrained, tmp_path
     )
     both = tuple(sorted({*retrained.removal.documents, more}))
     assert grandchild.removal == DocumentRemoval(both)
-    assert grandchild.verify().level == "bit-exact"
+    assert trainer.verify(grandchild).level == "bit-exact"
     at_once = trainer.retrain_without(tiny_run, tmp_path / "at_once", DocumentRemoval(both))
     assert weights(grandchild) == weights(at_once)
     early = int(tiny_run.documents_read(2)[0])
@@ -346,7 +346,7 @@ def test_late_documents_are_read_from_their_step_on_and_the_others_throughout(la
             assert (steps >= 16).all()
         elif store.starts[document] + store.lengths[document] <= first_late:
             assert (steps < 16).any()
-    assert late_run.verify().level == "bit-exact"
+    assert trainer.verify(late_run).level == "bit-exact"
 
 
 def test_what_removes_late_documents_begins_at_the_checkpoint_before_them(late_run, tmp_path):
@@ -467,7 +467,7 @@ def test_nanogpts_sampler_is_recorded_and_replayed(tiny_store, tiny_recipe, tmp_
     assert trainer.replay(run, 3, 9).exact
     document = int(run.documents_read(5)[0])
     assert 5 in run.steps_reading(document)
-    assert run.verify().level == "bit-exact"
+    assert trainer.verify(run).level == "bit-exact"
 
 
 def test_a_run_killed_before_its_manifest_is_begun_again(tiny_run, tiny_store, tmp_path):

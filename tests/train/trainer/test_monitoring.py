@@ -14,8 +14,8 @@ from train import runs, storage, trainer
 from train.cli.app import train_command
 from train.errors import DamagedError, TrainError
 from train.model import GPT, GPTConfig, init_gpt
-from train.runs import manifest, monitor_log
-from train.trainer import MonitorTask, loop
+from train.runs import MonitorTask, manifest, monitor_log
+from train.trainer import loop
 
 
 pytestmark = pytest.mark.integration
@@ -67,7 +67,7 @@ def test_watching_changes_no_weight_no_row_and_no_name_of_the_run(watched, tiny_
 
 
 def test_a_watched_run_is_verified_and_replayed_like_any(watched):
-    assert watched.verify().level == "bit-exact"
+    assert trainer.verify(watched).level == "bit-exact"
     assert loop.replay(watched, 3, 20).exact
 
 
@@ -134,7 +134,7 @@ def test_a_run_killed_anywhere_goes_on_watched_and_each_look_stands_there_once(
     resumed = loop.resume(out)
     assert seen(resumed) == seen(watched)
     assert resumed.saved == watched.saved
-    assert resumed.verify().level == "bit-exact"
+    assert trainer.verify(resumed).level == "bit-exact"
 
 
 @pytest.mark.usefixtures("often")
@@ -184,9 +184,9 @@ def test_a_changed_log_is_named_by_verify_and_refused_by_whoever_reads_it(watche
     changed = runs.open(tmp_path / "run", store=watched.store.path)
     with pytest.raises(DamagedError, match="does not follow"):
         _ = changed.watched
-    assert any(monitor_log.MONITOR_LOG in problem for problem in changed.verify().problems)
+    assert any(monitor_log.MONITOR_LOG in problem for problem in trainer.verify(changed).problems)
     path.unlink()
-    found = runs.open(tmp_path / "run", store=watched.store.path).verify().problems
+    found = trainer.verify(runs.open(tmp_path / "run", store=watched.store.path)).problems
     assert any(f"{monitor_log.MONITOR_LOG}: the file is missing" in problem for problem in found)
 
 

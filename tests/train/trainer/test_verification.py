@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import runs, storage
+from train import runs, storage, trainer
 from train.errors import DamagedError, StoreError, TrainError
 
 
@@ -28,7 +28,7 @@ def copied(tiny_run, tmp_path):
 def problems(path: Path) -> list[str]:
     """What `openbook run verify` would print; opening may refuse already."""
     try:
-        return list(runs.open(path, store=path.parent / "store").verify(spans=1).problems)
+        return list(trainer.verify(runs.open(path, store=path.parent / "store"), spans=1).problems)
     except TrainError as error:
         return [str(error)]
 
@@ -39,7 +39,7 @@ def every_file(path: Path) -> list[Path]:
 
 
 def test_an_untouched_copy_verifies_bit_exact(copied):
-    found = runs.open(copied, store=copied.parent / "store").verify()
+    found = trainer.verify(runs.open(copied, store=copied.parent / "store"))
     assert found.ok
     assert found.level == "bit-exact"
     # Steps 0 and 16 kept their optimizer; a span of ten steps begins at each.
@@ -197,7 +197,7 @@ def test_a_run_of_a_gpu_is_verified_and_replayed_on_a_machine_without_one(copied
     storage.write_json(copied / runs.MANIFEST, storage.seal(manifest))
     run = runs.open(copied, store=copied.parent / "store")
     assert numerics.on_this_machine(run.numerics) == replace(run.numerics, device="cpu")
-    found = run.verify(spans=1)
+    found = trainer.verify(run, spans=1)
     # This one was in truth trained on a CPU, so nothing differs, and still it is not called exact.
     assert (found.problems, found.level, found.difference) == ((), "within tolerance", 0.0)
     assert trainer.replay(run, 17, 20).same_order
@@ -298,8 +298,7 @@ def test_documents_and_steps_agree_with_a_scan_of_every_batch(tiny_run):
 def test_tokens_of_a_removed_document_were_read_at_no_step(tiny_run, tmp_path):
     """By hand: what a batch gives a loss to, for spans that lie over removed documents too."""
     from train import trainer
-    from train.data import DocumentRemoval, read_batch
-    from train.trainer import IGNORED
+    from train.data import IGNORED, DocumentRemoval, read_batch
 
     removal = DocumentRemoval(tuple(sorted(int(one) for one in tiny_run.documents_read(0)[:6])))
     child = trainer.retrain_without(tiny_run, tmp_path / "child", removal)

@@ -36,7 +36,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 
-from train.data.corpora import Corpus, Document
+from train.data.documents import Corpus, Document
 from train.data.planted import documents, vocabulary
 
 

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_attribution import artifact, atomic
 from data_attribution.errors import AttributionError, IndexMissing
 from data_attribution.lexical import inverted_index
 from data_attribution.token_index import TokenIndex, builder, shard_files
 from tests.data_attribution.held_index import index_of
 from train.errors import DamagedError
-from train.storage import artifact, atomic
 
 
 TEXTS = [f"a b w{k}" for k in range(12)]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_attribution.errors import AttributionError, IndexMismatch, IndexMissing
+from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError
-from train.storage import atomic
 
 
 __all__ = [
@@ -69,7 +69,7 @@ def check_tokens(store: TokenStore) -> None:
         DamagedError: It is not what the store's manifest says.
     """
     path = store.path / TOKENS
-    if atomic.sha256_file(path) != store.manifest["files"][TOKENS]:
+    if storage.sha256_file(path) != store.manifest["files"][TOKENS]:
         raise DamagedError(f"{path}: its sha256 is not the one in store.json; it was changed")
 
 
@@ -88,7 +88,7 @@ def artifact_listing(annex: Artifact, store: TokenStore) -> dict[str, Any]:
     path, again = annex.path(store), annex.again(store)
     if not path.is_dir():
         raise IndexMissing(f"the store {store.path} has no {annex.name} yet; build it with {again}")
-    manifest = atomic.read_sealed(path / ARTIFACT_MANIFEST)
+    manifest = storage.read_sealed(path / ARTIFACT_MANIFEST)
     if manifest.get("schema") != annex.schema:
         raise IndexMismatch(
             f"the {annex.name} {path} is of version {manifest.get('schema')}, this reads "
@@ -158,11 +158,11 @@ def install_artifact(ready: Path, path: Path) -> None:
     """Let a finished folder take the place of an older one, which goes when it has."""
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)
-    atomic.sync_folder(ready)
+    storage.sync_folder(ready)
     with suppress(FileNotFoundError):
         os.replace(path, aside)
     os.replace(ready, path)
-    atomic.sync_folder(path.parent)
+    storage.sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -185,7 +185,7 @@ def _locked(path: Path) -> IO[str] | None:
 
 def _check_digest(annex: Artifact, store: TokenStore, name: str, file: dict[str, Any]) -> None:
     path = annex.path(store) / name
-    if atomic.sha256_file(path) != file["sha256"]:
+    if storage.sha256_file(path) != file["sha256"]:
         raise DamagedError(
             f"{path}: its sha256 is not the one in {ARTIFACT_MANIFEST}; rebuild it "
             f"with {annex.again(store)}"

@@ -1,0 +1,202 @@
+"""Methods of attribution: each says how it ranks documents, and holds the options it reads.
+
+    Lexical()    shared words, weighted by what the behaviour is about (`data_attribution.lexical`)
+    BM25()       the same as everybody computes it: the baseline
+    Gradient()   gradients of documents compared with the query's (`data_attribution.gradients`)
+    Replay()     exact influence, by differentiating training (`data_attribution.metagradients`)
+
+`parse("lexical+gradient")` gives the same objects with their defaults, and `"fused"` those of
+`DEFAULT` that a run can be asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from data_attribution import gradients, lexical, metagradients
+from data_attribution.errors import EvidenceError, QueryError
+from data_attribution.gradients import GradientOptions
+from data_attribution.metagradients import ReplayOptions
+from data_attribution.ranking import Ranking
+from data_attribution.request import Request
+from interp.patching import Effects
+from train.errors import nearest
+
+
+__all__ = ["BM25", "DEFAULT", "FUSED", "NAMED", "Gradient", "Lexical", "Method", "Replay", "parse"]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way to rank documents.
+
+    Attributes:
+        name: In tables, in provenance and on the command line.
+        grade: Of its evidence, one of `sources.GRADES`.
+        needs_weights: Whether it follows the weights of a run; if not, it looks for words.
+    """
+
+    name: ClassVar[str]
+    grade: ClassVar[str]
+    needs_weights: ClassVar[bool]
+
+    def rank_documents(self, request: Request) -> Ranking:
+        """Rank the documents of a request, best first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lexical:
+    """Rank by shared words: verbatim spans of a text, weighted BM25 over a behaviour's prompts."""
+
+    name: ClassVar[str] = "lexical"
+    grade: ClassVar[str] = "lexical"
+    needs_weights: ClassVar[bool] = False
+
+    def rank_documents(self, request: Request) -> Ranking:
+        """Rank by words.
+
+        Raises:
+            EvidenceError: The query has no words.
+            QueryError: A prompt holds no token of text.
+        """
+        target, index = request.words, request.index
+        if isinstance(target, str):
+            found = lexical.rank_by_spans(index, target, request.progress)
+            return replace(found, formula="maximal spans")
+        clean, corrupt = np.asarray(target.clean), np.asarray(target.corrupt)
+        bags = lexical.prompt_bags(clean, corrupt, np.asarray(target.answer), index.store.eot)
+        if not bags or not all(bags):
+            raise QueryError(
+                f"behaviour {target.name!r} has a prompt without a single token of text"
+            )
+        formula = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
+        return replace(lexical.rank_by_words(index, bags, request.progress), formula=formula)
+
+
+@dataclass(frozen=True)
+class BM25:
+    """Rank by plain BM25."""
+
+    name: ClassVar[str] = "bm25"
+    grade: ClassVar[str] = "lexical"
+    needs_weights: ClassVar[bool] = False
+
+    def rank_documents(self, request: Request) -> Ranking:
+        """Rank by words, every token with the same weight."""
+        return lexical.rank_by_bm25(request)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Rank by how far the gradient of a document pulls towards a higher query.
+
+    Attributes:
+        kind, log_odds, steps, rank, damping: See `gradients.GradientOptions`.
+        within: Components through which gradients count, by name, or the effects of a sweep, whose
+            `gradients.TOP_WEIGHTS` best ones are taken; None: all.
+    """
+
+    kind: str = gradients.DEFAULT.kind
+    log_odds: float | None = gradients.DEFAULT.log_odds
+    steps: tuple[int, ...] = gradients.DEFAULT.steps
+    rank: int = gradients.DEFAULT.rank
+    damping: float = gradients.DEFAULT.damping
+    within: Effects | Sequence[str] | None = None
+
+    name: ClassVar[str] = "gradient"
+    grade: ClassVar[str] = "gradient"
+    needs_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.options(0)  # refuses what cannot be compared
+
+    def options(self, seed: int) -> GradientOptions:
+        """How gradients are compared, with the seed of their projections."""
+        return GradientOptions(
+            self.kind, self.log_odds, self.steps, self.rank, seed, damping=self.damping
+        )
+
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        """Names of the components that count."""
+        if self.within is None:
+            return None
+        chosen = self.within
+        if isinstance(chosen, Effects):
+            chosen = chosen.top(gradients.TOP_WEIGHTS)
+        return tuple(map(str, chosen))
+
+    def rank_documents(self, request: Request) -> Ranking:
+        """Rank by gradients at a checkpoint."""
+        return gradients.rank_by_gradients(
+            request, within=self.components, how=self.options(request.seed)
+        )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Rank by exact influence: what the answer loses when a document loses its weight.
+
+    Attributes:
+        steps, room, scratch: See `metagradients.ReplayOptions`.
+    """
+
+    steps: int | None = None
+    room: int = metagradients.WHOLE.room
+    scratch: Path | None = None
+
+    name: ClassVar[str] = "replay"
+    grade: ClassVar[str] = "replay"
+    needs_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.options  # refuses no step  # noqa: B018
+
+    @property
+    def options(self) -> ReplayOptions:
+        """Which steps are replayed, and where their states lie."""
+        return ReplayOptions(self.steps, self.room, self.scratch)
+
+    def rank_documents(self, request: Request) -> Ranking:
+        """Rank by differentiating through the last steps of training."""
+        return metagradients.rank_by_replay(request, window=self.options)
+
+
+FUSED = "fused"
+NAMED: dict[str, Method] = {
+    "lexical": Lexical(),
+    "bm25": BM25(),
+    "gradient": Gradient(),
+    "replay": Replay(),
+}
+DEFAULT = ("lexical", "gradient")
+
+
+def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Method, ...]:
+    """The methods that a name stands for: "replay", "lexical+gradient", "fused".
+
+    Args:
+        words: Whether the target has any; of `fused` those methods stay that can be asked.
+        weights: Whether the run has any; the same.
+
+    Raises:
+        EvidenceError: There is no such method, or it cannot be asked that.
+    """
+    names: list[str] = []
+    for one in (part.strip() for part in name.split("+")):
+        if one not in NAMED and one != FUSED:
+            raise EvidenceError(f"no evidence is called {one!r}{nearest(one, (*NAMED, FUSED))}")
+        names += _fusible(words, weights) if one == FUSED else [one]
+    return tuple(NAMED[one] for one in dict.fromkeys(names))
+
+
+def _fusible(words: bool, weights: bool) -> list[str]:
+    """Those of `DEFAULT` that can be asked."""
+    names = [one for one in DEFAULT if (weights if NAMED[one].needs_weights else words)]
+    if not names:
+        raise EvidenceError("a question has no words, and gradients need the weights of a run")
+    return names

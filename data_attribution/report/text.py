@@ -1,0 +1,20 @@
+"""Words for numbers, the same on pages and in the terminal."""
+
+__all__ = ["interval", "steps_line"]
+
+SHOWN_STEPS = 8
+
+
+def steps_line(steps: list[int] | tuple[int, ...]) -> str:
+    """The first steps, and how many more."""
+    shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
+    more = len(steps) - SHOWN_STEPS
+    tail = f" and {more} more" if more > 0 else ""
+    return f"read at steps {shown}{tail}" if steps else "never read"
+
+
+def interval(low: float | None, high: float | None, n_of: str = "prompt") -> str:
+    """Signed bounds, or why there are none."""
+    if low is None or high is None:
+        return f"one {n_of}, no interval"
+    return f"[{low:+.3f}, {high:+.3f}]"

@@ -1,0 +1,53 @@
+"""Finds a behaviour by its name: among the planted ones, the packaged templates, or in a file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from interp.behaviours import planted, templates
+from interp.behaviours.behaviour import Behaviour, read, refuse_other_words, tokenizer_or_none
+from interp.errors import BehaviourError
+from train.errors import nearest
+
+
+__all__ = ["PACKAGED", "load", "names"]
+
+PACKAGED = Path(__file__).parent
+
+
+def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -> Behaviour:
+    """The behaviour of a name, in the words of a model or run.
+
+    Args:
+        name: One of `names(source)`, or the path of a .toml of templates or a saved .json.
+        source: A run, a token store, or a model with a tokenizer. A planted truth table, where
+            there is one, is where the prompts come from.
+        n_prompts: At most so many prompts; facts that are few give fewer.
+        seed: Of the draw of the prompts.
+
+    Raises:
+        BehaviourError: No such behaviour, or none in the vocabulary of the model.
+    """
+    path, name = Path(name), str(name)
+    drawn = {"n_prompts": n_prompts, "seed": seed}
+    if path.suffix == ".json":
+        behaviour = read(path)
+        refuse_other_words(behaviour, source)
+        return behaviour
+    if path.suffix == ".toml":
+        behaviour = templates.load(path, source, **drawn)
+    elif planted.truth_of(source):
+        behaviour = planted.load(name, source, **drawn)
+    elif name in names(source):
+        behaviour = templates.load(PACKAGED / f"{name}.toml", source, **drawn)
+    else:
+        raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, names(source))}")
+    return replace(behaviour, tokenizer=getattr(tokenizer_or_none(source), "sha256", ""))
+
+
+def names(source: Any) -> list[str]:
+    """The behaviours that `load` can build for a model or run."""
+    truth = planted.truth_of(source)
+    if truth:
+        return planted.names(truth)
+    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
