@@ -51,8 +51,8 @@ N_LATE, LATE_AT = 36, 16
 STATED = 6
 # Distractors of every second fact: of those stated so often (and of late ones), and of the others.
 EVALUATED_FROM, DISTRACTORS, FEW_DISTRACTORS = 8, 8, 2
-# Documents of the other kinds. With 6,500 of IOI one of eleven runs did not learn it in 1,900 steps,
-# and where it came, it came 200 to 600 steps later.
+# Documents of the other kinds. With 6,500 of IOI one of eleven runs did not learn it in 1,900
+# steps, and others learned it hundreds of steps later.
 N_IOI, N_PAIR_LISTS, N_TWO_COPIES, N_MANY_COPIES = 8_000, 1_800, 2_400, 1_200
 N_PROSE, N_CANON = 700, 3_200
 # Documents of repeats that are drawn from the nonce words alone, in percent: they start the
