@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_attribution import artifact, atomic
+from data_attribution import artifact
 from data_attribution.errors import AttributionError, IndexMissing
 from data_attribution.lexical import inverted_index
 from data_attribution.token_index import TokenIndex, builder, shard_files
