@@ -1,16 +1,19 @@
-"""Which documents of a store are the same text, or nearly.
+"""Exact and near duplicates among the documents of a token store.
 
-A copy of a document teaches what the document taught, so copies are removed together, and no
-control may hold one. *Exact* copies have the same sha256 in the document table. *Near* copies share
-most of their shingles (runs of three tokens): Jaccard's measure of the two sets, computed for every
-document of the store and not estimated (Broder 1997, On the resemblance and containment of
-documents). Three tokens and .65 were chosen on the planted corpus of content seed 0: its declared
-near duplicates, one word of 18, 27 or 36 replaced, share .67 or more; statements of two facts share
-.60 at most. On content seeds 1 to 8, where nothing was chosen, that holds of all statements and of
-all but 4 of 1,600 duplicates, which share .625 and are missed. Near is not passed on: a copy of a
-copy counts only when it is near itself.
+A copy of a document teaches the same as the document, so copies are removed together, and a random
+control must not contain one. *Exact* duplicates have the same sha256 in the document table. *Near*
+duplicates share most of their shingles (runs of three tokens): the Jaccard similarity of the two
+sets is at least .65. It is computed exactly for every document of the store, not estimated (Broder
+1997, On the resemblance and containment of documents).
 
-The store is read in blocks: all of it at once would be gigabytes for OpenWebText.
+Three tokens and .65 were chosen on the planted corpus of content seed 0. Its declared near
+duplicates, with one word of 18, 27 or 36 replaced, have a similarity of .67 or more; statements of
+two different facts have at most .60. On content seeds 1 to 8, which were not used for the choice,
+the same holds for all statements and for all but 4 of 1,600 near duplicates, which have .625 and
+are missed. The relation is not transitive: a near duplicate of a near duplicate counts only if it
+is itself near the document.
+
+The store is read in blocks, because all of OpenWebText at once would take gigabytes.
 """
 
 from collections.abc import Collection, Iterator
@@ -29,30 +32,31 @@ if TYPE_CHECKING:
 __all__ = ["Together", "copies", "document_sha256s", "near_duplicates", "with_duplicates"]
 
 SHINGLE, SHARE = 3, 0.65
-BLOCK = 1 << 20  # tokens looked at at a time, about 100 MB
+BLOCK = 1 << 20  # tokens compared at a time, about 100 MB
 
-# Which copies of a document share its fate.
+# Which duplicates of a document are removed with it.
 Together = Literal["near", "exact", "none"]
 
 
 def with_duplicates(store: TokenStore, documents: Collection[int], which: Together) -> set[int]:
-    """The documents and their copies."""
+    """Return the documents and their duplicates: none of them, exact ones, or near ones as well."""
     if which == "none":
         return {*documents}
-    found = copies(store, documents)
-    return found | {
-        other for near_by in near_duplicates(store, documents).values() for other in near_by
-    }
+    exact = copies(store, documents)
+    if which == "exact":
+        return exact
+    near = near_duplicates(store, documents)
+    return exact.union(*near.values())
 
 
 def copies(store: TokenStore, documents: Collection[int]) -> set[int]:
-    """Documents that have the text of one of `documents`, themselves included."""
+    """Return all documents with the same text as one of `documents`, these included."""
     wanted = {store.document(one).sha256 for one in sorted(documents)}
     return {index for index, sha256 in enumerate(document_sha256s(store)) if sha256 in wanted}
 
 
 def document_sha256s(store: TokenStore) -> Iterator[str]:
-    """The sha256 of every document's text, in the order of the table."""
+    """Yield the sha256 of every document's text, in the order of the table."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(store.path / token_store.TABLE)
@@ -67,13 +71,14 @@ def near_duplicates(
     share: float = SHARE,
     among: Collection[int] | None = None,
 ) -> dict[int, dict[int, float]]:
-    """For each document the other documents of the store that are near it, and how near.
+    """Find the near duplicates of each document, and their similarity.
 
-    Reads the store once, or the documents `among` which to look. Documents shorter than a shingle
-    are near nothing.
+    Reads the whole store once, or only the documents in `among`. Documents shorter than a shingle
+    have no near duplicates.
 
     Returns:
-        By document, ascending: other document to Jaccard's measure of shingles, `share` to 1.
+        For each document, ascending: its near duplicates and the Jaccard similarity of their
+        shingles, from `share` to 1.
     """
     asked = np.array(sorted({*documents}), np.int64)
     found: dict[int, dict[int, float]] = {int(one): {} for one in asked}
@@ -96,12 +101,13 @@ def _compared(
     ours: "csr_array",
     share: float,
 ) -> Iterator[tuple[int, int, float]]:
-    """Row of an asked document, another one, and Jaccard's measure where it is `share` or more."""
+    """Yield row in `ours`, other document and Jaccard similarity, if that is at least `share`."""
     owners, shingles = _shingles(store, others)
     totals = np.bincount(owners, minlength=len(others))
     columns = np.minimum(np.searchsorted(known, shingles), len(known) - 1)
     held = known[columns] == shingles
-    # Two sets share no more than either holds of what is known, and that must be most of either.
+    # |A & B| <= |B & known|, and J(A, B) >= share implies |A & B| >= share * |B|: a document B with
+    # fewer known shingles than that cannot be a near duplicate.
     enough = np.bincount(owners[held], minlength=len(others)) >= share * totals
     held &= enough[owners]
     theirs = _sets(owners[held], columns[held], (len(others), len(known)))
@@ -115,13 +121,14 @@ def _compared(
 def _shingles(
     store: TokenStore, documents: Int64[np.ndarray, " document"]
 ) -> tuple[Int64[np.ndarray, " shingle"], Int64[np.ndarray, " shingle"]]:
-    """Every distinct shingle of each document, as its row in `documents` and as one number.
+    """Return every distinct shingle of each document: row in `documents`, and shingle as a number.
 
-    Three tokens of 21 bits each: no vocabulary has two million words, so no two shingles are one
-    number.
+    The number holds three tokens of 21 bits each. It identifies the shingle, because no vocabulary
+    has two million tokens.
     """
     places = np.maximum(store.lengths[documents] - SHINGLE + 1, 0)
     owners = np.repeat(np.arange(len(documents)), places)
+    # offsets: first token of every shingle, for one document after the other.
     begin = store.starts[documents] - np.concatenate([[0], np.cumsum(places)[:-1]])
     offsets = begin[owners] + np.arange(len(owners))
     numbers = np.zeros(len(owners), np.int64)
@@ -139,14 +146,14 @@ def _sets(
     columns: Int64[np.ndarray, " member"],
     shape: tuple[int, int],
 ) -> "csr_array":
-    # Here: scipy.sparse takes a fifth of a second to import.
+    # Imported here, because scipy.sparse takes a fifth of a second to import.
     from scipy.sparse import csr_array
 
     return csr_array((np.ones(len(rows), np.int64), (rows, columns)), shape=shape)
 
 
 def _blocks(store: TokenStore) -> Iterator[Int64[np.ndarray, " document"]]:
-    """All documents, about BLOCK tokens at a time."""
+    """Yield the indices of all documents, in blocks of about BLOCK tokens."""
     first, n = 0, store.n_documents
     while first < n:
         end = int(np.searchsorted(store.starts, int(store.starts[first]) + BLOCK))

@@ -91,6 +91,19 @@ def test_copies_share_the_fate_of_the_document_as_far_as_one_asks(store):
     assert duplicates.with_duplicates(store, asked, "near") == exact
 
 
+def test_exact_duplicates_do_not_bring_near_ones_with_them(make_store):
+    text = " ".join(f"w{k}" for k in range(20))
+    store = make_store(
+        [text, text, text.replace("w9", "other"), "nothing in common with it at all"]
+    )
+    place = {store.text(one): one for one in range(4)}
+    first = place[text]
+    exact = {one for one in range(4) if store.text(one) == text}
+    near = exact | {place[text.replace("w9", "other")]}
+    assert duplicates.with_duplicates(store, [first], "exact") == exact
+    assert duplicates.with_duplicates(store, [first], "near") == near
+
+
 @pytest.fixture(scope="module")
 def planted_store(other_planted_corpus, tmp_path_factory):
     """Of a content seed on which the cut was not chosen."""
