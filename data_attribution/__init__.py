@@ -1,1 +1,1 @@
-"""From a behaviour back to the documents that taught it, and the proof by retraining."""
+"""Trace a behaviour back to the documents that taught it, and check the result by retraining."""

@@ -1,8 +1,9 @@
-"""Folders that were computed from a token store and are kept in it: the index, the inverted file.
+"""Folders that are computed from a token store and kept inside it: the index, the inverted index.
 
-Each holds a sealed index.json: which store it is of, and the bytes and sha256 of every other file.
-One process builds a folder at a time. It is built beside the place where it belongs and takes that
-place whole; killed at any moment, the older one is there, or is put back by the next build.
+Each folder holds a sealed index.json that records its token store and the size and sha256 of every
+other file. One process builds a folder at a time. The folder is built under a temporary name and
+renamed into place when complete. If the process dies, the previous version is still there, or the
+next build restores it.
 """
 
 import errno
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 ARTIFACT_MANIFEST, TOKENS = "index.json", "tokens.bin"
-# Files up to this size are hashed whenever a folder is opened, at about a GB a second.
+# Files up to this size are hashed whenever a folder is opened, at about 1 GB per second.
 HASHED = 1 << 23
 
 Progress = Callable[[str, int, int | None], None] | None
@@ -41,7 +42,7 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True)
 class Artifact:
-    """A kind of folder: its place in a store, its version, and how people call and build it."""
+    """A kind of folder: its path in a store, its schema version, its name and its build command."""
 
     folder: str
     schema: int
@@ -49,24 +50,24 @@ class Artifact:
     command: str
 
     def path(self, store: TokenStore) -> Path:
-        """Where it is in a store."""
+        """Return the folder's path in a store."""
         return store.path / self.folder
 
     def again(self, store: TokenStore) -> str:
-        """What builds it."""
+        """Return the command that builds it."""
         return f"`openbook {self.command} {store.path}`"
 
 
 def artifact_of(store: TokenStore) -> dict[str, str]:
-    """What a manifest says of the store it was made of."""
+    """Return the manifest entries that identify a store: fingerprint and digest of tokens.bin."""
     return {"store": store.fingerprint, "tokens": store.manifest["files"][TOKENS]}
 
 
 def check_tokens(store: TokenStore) -> None:
-    """Read tokens.bin before something is computed from it.
+    """Check the digest of tokens.bin before something is computed from it.
 
     Raises:
-        DamagedError: It is not what the store's manifest says.
+        DamagedError: The digest differs from the store's manifest.
     """
     path = store.path / TOKENS
     if storage.sha256_file(path) != store.manifest["files"][TOKENS]:
@@ -74,16 +75,16 @@ def check_tokens(store: TokenStore) -> None:
 
 
 def artifact_listing(annex: Artifact, store: TokenStore) -> dict[str, Any]:
-    """The manifest of a folder that fits the store.
+    """Return the manifest of a folder after checking that it fits the store.
 
-    All its files have their sizes, and those of up to 8 MiB their sha256 too. Larger ones are read
-    by `verify` only.
+    Sizes are checked for all files, and the sha256 for files of up to 8 MiB. `verify_artifact` also
+    hashes the larger ones.
 
     Raises:
-        IndexMissing: None was built yet.
-        IndexMismatch: It is of another store, of an earlier one at this place, or of another
+        IndexMissing: The folder has not been built yet.
+        IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
             version.
-        DamagedError: A file is truncated or changed, or the manifest is not what its seal says.
+        DamagedError: A file is truncated or changed, or the manifest does not match its seal.
     """
     path, again = annex.path(store), annex.again(store)
     if not path.is_dir():
@@ -115,7 +116,8 @@ def verify_artifact(annex: Artifact, store: TokenStore, progress: Progress = Non
     """Check every byte of a folder against its manifest.
 
     Raises:
-        DamagedError: Names the file that was changed; the others as `listing`.
+        DamagedError: A file was changed; the message names it. Other errors as in
+            `artifact_listing`.
     """
     files = artifact_listing(annex, store)["files"]
     for done, (name, file) in enumerate(files.items()):
@@ -127,17 +129,18 @@ def verify_artifact(annex: Artifact, store: TokenStore, progress: Progress = Non
 
 @contextmanager
 def locked_artifact(annex: Artifact, store: TokenStore) -> Iterator[None]:
-    """Be the only process that builds this folder; the lock dies with its process.
+    """Hold the lock for building this folder; the lock ends with its process.
 
-    An older folder that a killed build had moved aside is put back first.
+    If a killed build had moved an older folder aside, that folder is restored first.
 
     Raises:
-        AttributionError: Another process builds it.
+        AttributionError: Another process is building it.
     """
     path = store.path / f".{annex.folder}.lock"
     file = _locked(path)
     while file is not None and not os.fstat(file.fileno()).st_nlink:
-        # Its last owner removed it after we had opened it: whoever comes next makes another.
+        # Its last owner removed the lock file after we had opened it, so our lock is on a deleted
+        # file; the next caller would create another. Open it again.
         file.close()
         file = _locked(path)
     if file is None:
@@ -155,7 +158,7 @@ def locked_artifact(annex: Artifact, store: TokenStore) -> Iterator[None]:
 
 
 def install_artifact(ready: Path, path: Path) -> None:
-    """Let a finished folder take the place of an older one, which goes when it has."""
+    """Rename a finished folder into place, and delete the older one afterwards."""
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)
     storage.sync_folder(ready)
@@ -171,7 +174,7 @@ def _aside(path: Path) -> Path:
 
 
 def _locked(path: Path) -> IO[str] | None:
-    """The file at `path`, locked; None when another process holds it."""
+    """Return the file at `path`, locked, or None if another process holds the lock."""
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

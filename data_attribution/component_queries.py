@@ -1,9 +1,9 @@
-"""Questions about one component: where a head looks, what a place holds along a direction.
+"""Queries about one component: where a head attends, how much of a direction a site holds.
 
-The score of a component is a function of the weights as a behaviour is, so documents can be held to
-have taught *it*: the probe function of Mechanistic Data Attribution (Chen et al. 2026,
-https://arxiv.org/abs/2601.21996), which followed one head's prefix-matching score. Here every one
-is a `Question`: every method that follows gradients and every retrained run can be asked it.
+The score of a component is a function of the weights, as a behaviour is, so one can ask which
+documents taught *it*. This is the probe function of Mechanistic Data Attribution (Chen et al. 2026,
+https://arxiv.org/abs/2601.21996), which followed one head's prefix-matching score. Here each score
+is a `Query`: every method that follows gradients and every retrained run can answer it.
 """
 
 from typing import Any
@@ -34,22 +34,24 @@ __all__ = [
 ]
 
 NAMED = ("direct-effect", "prefix-matching", "previous-token")
-LENGTH = 24  # words that repeat
+LENGTH = 24  # words of a sequence before it repeats
 
 
 def named(
     name: str, run: Run, behaviour: Behaviour | None = None, *, n: int = 64, seed: int = 0
 ) -> Query:
-    """The question that a name of `NAMED` and a head stand for: "prefix-matching:L1H0".
+    """Return the query for a name of `NAMED` and a head, such as "prefix-matching:L1H0".
 
     Args:
-        behaviour: On which a direct effect is one.
-        n, seed: Of the sequences that are drawn; they are as long as the context holds, at most
-            two times `LENGTH` words.
+        behaviour: Behaviour for a direct effect.
+        n: Number of sequences drawn. They are as long as the context allows, at most two times
+            `LENGTH` words.
+        seed: Random seed for drawing the sequences.
 
     Raises:
-        QueryError: There is no such question or head, or a direct effect on nothing is asked for.
-        ModelError: The head is no place.
+        QueryError: There is no such query or head, or a direct effect is requested without a
+            behaviour.
+        ModelError: The name of the head is not the name of a component.
     """
     kind, _, head = name.partition(":")
     if kind not in NAMED:
@@ -73,9 +75,9 @@ def named(
 def prefix_matching(
     source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
 ) -> Query:
-    """How much a head attends, from a repeated token, to what followed it before.
+    """Return a query for how much a head attends from a repeated token to the token after its copy.
 
-    On random tokens that repeat, drawn in the words of a run or model
+    It is measured on random tokens that repeat, drawn from the vocabulary of a run or model
     (`interp.heads.attention_scores`): the score of an induction head (Olsson et al. 2022).
     """
     tokens = repeated_tokens(source, n=n, length=length, seed=seed)
@@ -85,21 +87,22 @@ def prefix_matching(
 def previous_token(
     source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
 ) -> Query:
-    """How much a head attends to the token before, on the same sequences."""
+    """Return a query for how much a head attends to the previous token, on the same sequences."""
     tokens = repeated_tokens(source, n=n, length=length, seed=seed)
     return attention(tokens, head, "previous token")
 
 
 def attention(tokens: Int[Tensor, "prompt pos"], head: str, kind: str) -> Query:
-    """Mean attention of a head where heads of a kind look; in [0, 1].
+    """Return a query for a head's mean attention where heads of a kind look, in [0, 1].
 
     Args:
-        tokens: As `detecting.repeated` makes them.
-        head: "L1H0".
-        kind: As in `detecting.scores`: induction, previous token or duplicate token.
+        tokens: Tokens as `interp.heads.repeated_tokens` makes them.
+        head: Name of the head, such as "L1H0".
+        kind: Kind as in `interp.heads.attended_positions`: induction, previous token or duplicate
+            token.
 
     Raises:
-        QueryError: The name is not a head's.
+        QueryError: The name is not the name of a head.
     """
     place = _head(head)
     query, key = attended_positions(tokens, kind)
@@ -118,16 +121,16 @@ def probe_direction(
     *,
     name: str | None = None,
 ) -> Query:
-    """What lies at a place along a direction: a probe's score without its bias.
+    """Return a query for a component's value along a direction: a probe's score without its bias.
 
     Args:
-        place: "L1.resid_post@5", "L0H3", ...; without a position the last one is read, with several
-            their mean.
-        direction: As a probe was fitted, or one a prompt. It stays what it is when the model
+        place: Component, such as "L1.resid_post@5" or "L0H3". Without a position the last one is
+            read; with several, their mean.
+        direction: Direction as a probe was fitted, or one per prompt. It stays fixed when the model
             changes.
 
     Raises:
-        QueryError: A pattern or a single neuron, which holds no vector.
+        QueryError: The component is an attention pattern or a single neuron, which holds no vector.
     """
     where = components.parse(place)
     if where.site in ("pattern", "neuron"):
@@ -148,17 +151,18 @@ def probe_direction(
 
 @torch.no_grad()
 def direct_effect(model: GPT, behaviour: Behaviour, head: str) -> Query:
-    """What a head writes into the logit difference of a behaviour, directly, at the last position.
+    """Return a query for what a head directly adds to a behaviour's logit difference at the end.
 
-    The direction in which its output is read (its own output weights, the final norm's scale and
-    gain, the unembedding) is that of `model` on each prompt and stays so: the number changes with
-    what the head attends to and with its values, not with how they are read.
+    "At the end" is the last position. The direction in which the head's output is read (its own
+    output weights, the final norm's scale and gain, the unembedding) is that of `model` on each
+    prompt and stays fixed. The number changes with what the head attends to and with its values,
+    not with how they are read.
 
     Args:
-        model: Whose weights read the head; pre-norm.
+        model: Model whose weights define the direction; it must be pre-norm.
 
     Raises:
-        QueryError: The name is not a head's.
+        QueryError: The name is not the name of a head.
     """
     place, last = _head(head), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     _, cache = model.run_with_cache(behaviour.clean.to(device_of(model)), names_filter=[last])

@@ -1,9 +1,10 @@
-"""The whole sentence on the planted corpus: trained, verified, opened, traced, and proved.
+"""The demo: the whole pipeline on the planted corpus, from training to retraining.
 
 corpus -> token store -> run -> hooked model -> behaviour -> heads -> documents -> counterfactual.
-Every stage is a call that a notebook would make; what exists already from an earlier demo is opened
-and not computed again, and a training that was stopped goes on. What an earlier demo made of other
-texts or by another recipe is refused: the page would describe a model that this code does not make.
+Every stage is a call that a notebook would make. Results of an earlier demo are opened instead of
+computed again, and an interrupted training is resumed. Files that an earlier demo made from other
+texts or with another recipe are refused, because the page would then describe a model that this
+code does not make.
 """
 
 import json
@@ -66,25 +67,27 @@ __all__ = [
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
 EXPOSURES = 16
-# What the page claims at least: recall of facts read as often as that, IOI accuracy, scores of the
-# best induction head and of the best previous-token head, nats saved on the second copy.
+# Lower bounds of the page's claims: recall of facts with at least EXPOSURES exposures, IOI
+# accuracy, score of the best induction head, score of the best previous-token head, and nats saved
+# on the second copy.
 RECALL, ACCURACY, INDUCTION, PREVIOUS, SAVED = 0.95, 0.95, 0.75, 0.5, 3.0
 N_FORGOTTEN = 9
 
 
-# What looking at a run takes beside training, in steps of training.
+# Time of everything except training, in units of training steps.
 LOOKING = 250
 TIMED_STEPS = 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Say what a demo is about to do, and how long that takes on this machine.
+    """The remaining work of a demo and its expected time on this machine.
 
     Attributes:
-        how: Numerics of the training: of the run that is there, or chosen here.
-        steps: Steps of training that are left; `retrained`: those of the two retrainings.
-        step_seconds: How long one step takes, timed here where any is left.
+        how: Numerics of the training: those of the existing run, or chosen here.
+        steps: Training steps that remain.
+        retrained: Steps that remain of the two retrainings.
+        step_seconds: Seconds per step, timed here if any step remains.
     """
 
     how: Numerics
@@ -94,7 +97,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """An estimate of all that is left."""
+        """Return an estimate of the seconds that remain."""
         return (self.steps + self.retrained + LOOKING) * self.step_seconds
 
     def __str__(self) -> str:
@@ -115,7 +118,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Circuit:
-    """The two heads of induction, found by score, and what they do for the loss."""
+    """Induction and previous-token scores of every head, and the loss that copying saves."""
 
     copying: Copying
     induction: Float[Tensor, "layer head"]
@@ -124,7 +127,7 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Traced:
-    """One fact, its lexical sources, and what the truth table says of each of them."""
+    """One fact, its lexical sources, and the label of each source in the truth table."""
 
     fact: dict
     behaviour: Behaviour
@@ -135,7 +138,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything the page shows."""
+    """All results that the page shows."""
 
     run: Run
     verification: Verification
@@ -154,7 +157,7 @@ class Demo:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The claims of the page that do not hold, with the numbers; empty when all do."""
+        """Return the claims of the page that do not hold, with their numbers; empty if all hold."""
         levels = [*self.recall.levels, *([self.recall.late] if self.recall.late else [])]
         often = [one.seen.recall or 0.0 for one in levels if one.exposures >= EXPOSURES]
         _, induction = best_head(self.circuit.induction)
@@ -181,7 +184,7 @@ class Demo:
 
 
 def plan(*, out: Path) -> Plan:
-    """Find what `play` has left to do, and time a few steps of training; a few seconds."""
+    """Return what `play` has left to do, after timing a few training steps; takes a few seconds."""
     recipe, path = recipes.PLANTED, out / "planted"
     begun = runs.open(path) if (path / runs.MANIFEST).exists() else None
     how = begun.numerics if begun else numerics.choose()
@@ -215,13 +218,13 @@ def _step_seconds(recipe: Recipe, how: Numerics) -> float:
 
 
 def play(*, data: Path, out: Path, stage: Stage, how: Numerics | None = None) -> Demo:
-    """Run or reopen every stage.
+    """Run every stage, or reopen its earlier result.
 
     Args:
         data: Folder of token stores; the planted one is `data/planted`.
         out: Folder of runs; the demo's is `out/planted`.
-        stage: Opens a progress bar for a named stage (`train.progress.bar`).
-        how: Numerics of a training that begins; default: chosen on this machine.
+        stage: Function that opens a progress bar for a named stage (`train.progress.bar`).
+        how: Numerics of a new training; default: chosen on this machine.
     """
     run = trained(data / "planted", out / "planted", stage, how=how)
     with stage("verifying") as progress:
@@ -234,12 +237,13 @@ def play(*, data: Path, out: Path, stage: Stage, how: Numerics | None = None) ->
 
 
 def play_released(*, out: Path, stage: Stage) -> Demo:
-    """Show the run that comes with openbook, with what was measured where it was trained.
+    """Show the run that ships with openbook, with the retraining results that ship with it.
 
-    Nothing is trained: what the retrained runs showed is read from the files that come with it.
+    Nothing is trained: the results of the retrained runs are read from the released files.
 
     Args:
-        out: Folder of runs; it is unpacked at `out/released`.
+        out: Folder of runs; the released run is unpacked at `out/released`.
+        stage: Function that opens a progress bar for a named stage.
     """
     with stage("unpacking the released run") as progress:
         run = released.open("planted", folder=out / "released", progress=progress)
@@ -251,7 +255,7 @@ def play_released(*, out: Path, stage: Stage) -> Demo:
 
 
 def _looked_at(run: Run, stage: Stage) -> dict[str, Any]:
-    """Measure everything that needs no second training."""
+    """Measure everything that needs no retraining."""
     with stage("indexing") as progress:
         _indexed(run, progress)
     with torch.inference_mode():
@@ -283,10 +287,12 @@ def trained(
     order_seed: int = 0,
     content_seed: int = 0,
 ) -> Run:
-    """The planted run of three seeds, trained, gone on with or opened; the order seed packs too.
+    """Return the planted run for three seeds: train, resume or open it.
+
+    The order seed also determines how the corpus is packed into the token store.
 
     Raises:
-        DemoError: What lies there is another store or another run.
+        DemoError: The folders hold another store or another run.
     """
     if not (store_path / STORE_MANIFEST).exists():
         planted = open_corpus("planted", seed=content_seed)
@@ -310,12 +316,13 @@ def trained(
 
 
 def refuse_other(store: TokenStore, run_path: Path, recipe: Recipe, content_seed: int = 0) -> None:
-    """Refuse a store of other texts than today's planted corpus, or a run by another recipe.
+    """Refuse a store that is not today's planted corpus, or a run trained with another recipe.
 
-    About two seconds: the corpus is drawn again, and every text and the truth table are compared.
+    Takes about two seconds: the corpus is drawn again, and every text and the truth table are
+    compared.
 
     Raises:
-        DemoError: The line says what differs and which folders to remove.
+        DemoError: The message says what differs and which folders to remove.
     """
     difference = _other_corpus(store, recipe.order_seed, content_seed)
     if difference:
@@ -326,7 +333,7 @@ def refuse_other(store: TokenStore, run_path: Path, recipe: Recipe, content_seed
 
 
 def _other_corpus(store: TokenStore, seed: int, content_seed: int) -> str:
-    """How the store differs from today's planted corpus; empty when it does not."""
+    """Return how the store differs from today's planted corpus; empty if it does not."""
     planted = open_corpus("planted", seed=content_seed)
     today = Counter((one.row, one.sha256) for one in planted.read())
     held = Counter(zip(store.rows.tolist(), document_sha256s(store), strict=True))
@@ -343,7 +350,7 @@ def _other_corpus(store: TokenStore, seed: int, content_seed: int) -> str:
 
 
 def _other_run(store: TokenStore, run_path: Path, recipe: Recipe) -> list[str]:
-    """How the run differs from what the recipe makes of the store; empty without a run."""
+    """Return how an existing run differs from the recipe on this store; empty if it does not."""
     if not (run_path / runs.MANIFEST).exists():
         return []
     run = runs.open(run_path)
@@ -369,7 +376,7 @@ def _flat(recipe: dict) -> dict:
 def _indexed(run: Run, progress: Progress) -> None:
     try:
         token_index.open(run.store)
-    except (IndexMissing, IndexMismatch):  # an earlier version's index is built again, too
+    except (IndexMissing, IndexMismatch):  # the index of an earlier version is rebuilt
         token_index.build(run.store, progress=progress)
 
 

@@ -1,17 +1,17 @@
-"""What can go wrong while looking for the documents behind a behaviour, as a tree.
+"""The exceptions of `data_attribution`, with the exit code that the command line gives each.
 
-* AttributionError       2  asked for something that cannot be answered
-  + QueryError           2  a query that no document could hold
+* AttributionError       2  base class: the request cannot be answered
+  + QueryError           2  the query is empty, too long, or can occur in no document
   + IndexMissing         2  the token store has no index yet
   + IndexMismatch        2  the index was built from another token store
-  + SorterError          2  the index cannot be sorted in the way that was asked for
-  + IndexSpaceError      4  memory or disk do not hold the index while it is built
-  + EvidenceError        2  evidence that does not exist, or that does not fit what is asked
-  + CounterfactualError  2  a counterfactual that would vary nothing, or has no control
-  + DemoError            2  what an earlier demo left is not what this one would make
+  + SorterError          2  the index cannot be sorted in the requested way
+  + IndexSpaceError      4  memory or disk are too small to build the index
+  + EvidenceError        2  the evidence does not exist, or does not fit the query
+  + CounterfactualError  2  the counterfactual would change nothing, or has no control
+  + DemoError            2  the files of an earlier demo do not belong to this demo
 
-The number is the exit code of the `openbook` command. Damaged files are `train.errors.DamagedError`
-(exit code 3) here too.
+The number is the exit code of the `openbook` command. Damaged files raise
+`train.errors.DamagedError` (exit code 3) here too.
 """
 
 __all__ = [
@@ -28,13 +28,13 @@ __all__ = [
 
 
 class AttributionError(ValueError):
-    """Base of every error raised by `data_attribution`; the command prints it in one line."""
+    """Base class of every error of `data_attribution`; the command prints it on one line."""
 
     exit_code = 2
 
 
 class QueryError(AttributionError):
-    """A query that no document could hold."""
+    """The query is empty, too long, or can occur in no document."""
 
 
 class IndexMissing(AttributionError):
@@ -46,22 +46,22 @@ class IndexMismatch(AttributionError):
 
 
 class SorterError(AttributionError):
-    """The index cannot be sorted in the way that was asked for."""
+    """The index cannot be sorted in the requested way."""
 
 
 class IndexSpaceError(AttributionError):
-    """Memory or disk do not hold the index while it is built."""
+    """Memory or disk are too small to build the index."""
 
     exit_code = 4
 
 
 class EvidenceError(AttributionError):
-    """Evidence that does not exist, or that does not fit what is asked."""
+    """The evidence does not exist, or does not fit the query."""
 
 
 class CounterfactualError(AttributionError):
-    """A counterfactual that would vary nothing, or has no control."""
+    """The counterfactual would change nothing, or has no control."""
 
 
 class DemoError(AttributionError):
-    """What an earlier demo left is not what this one would make."""
+    """The files of an earlier demo do not belong to this demo."""

@@ -1,9 +1,9 @@
-"""What is asked of a model, so that it can be measured again and differentiated.
+"""Queries: numbers that can be measured on a model and differentiated.
 
-A question is a number a prompt, from the logits and from values at hook points: a behaviour's own
-metric, the attention of one head, what a probe reads. Attribution follows its gradient to the
-documents, and a counterfactual measures it again on the retrained model; both ask in the same
-words. A higher number is more of the behaviour.
+A query gives one number per prompt, computed from the logits and from values at hook points: the
+metric of a behaviour, the attention of one head, the reading of a probe. Attribution follows its
+gradient to the documents, and a counterfactual measures the same query again on the retrained
+model. A higher number means more of the behaviour.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ __all__ = [
 
 ROWS = 64
 LONGEST = 1_000_000  # tokens of a text
-TEXT = "log-probability of the text"  # asked where a text has no other name
+TEXT = "log-probability of the text"  # name of a text query that has no other name
 
 Score = Callable[
     [Float[Tensor, "row pos vocab"], Mapping[str, Tensor], Int[Tensor, " row"]],
@@ -47,16 +47,17 @@ Score = Callable[
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A number a prompt.
+    """A quantity that gives one number per prompt.
 
     Attributes:
-        name: For tables and files.
-        unit: Of one number.
+        name: Name for tables and files.
+        unit: Unit of one number.
         tokens: The prompts.
-        score: Given logits, values at the hook points of `reads` by name, and the prompt of every
-            row, one number a row. Rows come in any number and order.
-        reads: Hook points whose values it needs.
-        apart: Whether equal prompts are cases of their own, as windows of one text are.
+        score: Function of the logits, of the values at the hook points in `reads` by name, and of
+            the prompt index of every row; returns one number per row. Rows come in any number and
+            order.
+        reads: Hook points whose values `score` needs.
+        apart: Whether equal prompts count as separate cases, as the windows of one text do.
     """
 
     name: str
@@ -68,12 +69,15 @@ class Query:
 
     @property
     def cases(self) -> Int64[np.ndarray, " prompt"]:
-        """Which case each prompt belongs to, counted from 0: equal prompts are one, or not."""
+        """Return the case of each prompt, from 0; equal prompts share one unless `apart`."""
         return np.arange(len(self.tokens)) if self.apart else n_prompts(self.tokens)
 
 
 def query_of_behaviour(behaviour: Behaviour, metric: Metric | None = None) -> Query:
-    """A behaviour on its clean prompts; default metric: the logit difference."""
+    """Return the query for a behaviour on its clean prompts.
+
+    The default metric is the logit difference.
+    """
     metric = metric or logit_difference(behaviour)
 
     def score(logits: Tensor, values: Mapping[str, Tensor], prompt: Tensor) -> Tensor:
@@ -93,14 +97,15 @@ def query_of_text(
     context: str | Sequence[int] = (),
     name: str = TEXT,
 ) -> Query:
-    """The mean log-probability of a text's tokens, behind an end-of-text and a context.
+    """Return the query for the mean log-probability of a text's tokens.
 
-    Longer than `n_ctx` it is cut into windows as a document is, a prompt a window; prompts are
-    weighted so that their mean is the mean over all tokens of the text.
+    The text is preceded by an end-of-text token and the context. If that is longer than `n_ctx`, it
+    is cut into windows as a document is, one prompt per window; the prompts are weighted so that
+    their mean is the mean over all tokens of the text.
 
     Args:
         text: A text, or token ids.
-        context: What comes before it and is not asked for.
+        context: Text or token ids before `text`, whose own log-probability is not counted.
 
     Raises:
         QueryError: The text holds no token.
@@ -115,8 +120,10 @@ def query_of_text(
     missing = rows * width - len(targets)
     tokens = functional.pad(ids[:-1], (0, missing), value=tokenizer.eot).view(rows, width)
     targets = functional.pad(targets, (0, missing), value=IGNORED).view(rows, width)
+    # Windows that hold only context have no target and are dropped.
     spoken = (targets != IGNORED).any(dim=1)
     tokens, targets = tokens[spoken], targets[spoken]
+    # With this factor the mean over windows is -(sum of losses) / (number of tokens of the text).
     share = len(tokens) / len(asked)
 
     def score(logits: Tensor, values: Mapping[str, Tensor], prompt: Tensor) -> Tensor:
@@ -137,10 +144,11 @@ def asked(
     tokenizer: Tokenizer,
     n_ctx: int,
 ) -> Query:
-    """The question given, else that of a target.
+    """Return `question` if given, else the query for the target.
 
     Raises:
-        EvidenceError: Nothing is asked, or two things at once.
+        EvidenceError: There is neither a target nor a question, or a metric is given for something
+            that already is a number.
         QueryError: The text is empty or too long.
     """
     ids = encoded(target, tokenizer) if isinstance(target, str) else []
@@ -160,7 +168,7 @@ def asked(
 
 
 def encoded(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a text that is to be traced.
+    """Return the tokens of a text to be traced.
 
     Raises:
         QueryError: It is empty, or longer than `LONGEST` tokens.
@@ -183,7 +191,7 @@ def _ids(part: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
 def query_scores(
     model: HookedModel, question: Query, prompt: Int[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
-    """The numbers of some prompts, differentiable where gradients are enabled."""
+    """Return the numbers of some prompts, differentiable where gradients are enabled."""
     values: dict[str, Tensor] = {}
 
     def keeping(name: str) -> tuple[str, Callable[..., None]]:
@@ -196,6 +204,6 @@ def query_scores(
 
 @torch.no_grad()
 def measure_query(model: HookedModel, question: Query) -> Float[np.ndarray, " prompt"]:
-    """The numbers of all prompts."""
+    """Return the numbers of all prompts."""
     rows = torch.arange(len(question.tokens)).split(ROWS)
     return torch.cat([query_scores(model, question, row) for row in rows]).double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Documents in the order of one kind of evidence: what every method of attribution answers with."""
+"""The ranking: documents by the score of one kind of evidence, the result of every method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,15 +17,16 @@ def _whole(document: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Documents by falling score; a higher score says that the document speaks more for the target.
+    """Documents by falling score; a higher score is stronger evidence for the target.
 
     Attributes:
-        where: Offset and length, in tokens of the document, of the stretch that speaks for it;
-            length 0 where the method names no stretch.
-        low, high: 95 % interval of each score over the target's prompts; None where there is none.
-        signed: Whether a score may speak against a document, as a pull the other way does.
-        formula: How a score was computed, in a few words.
-        details: What else the provenance of a result should hold.
+        where: Function from a document to the passage that is the evidence: offset and length in
+            tokens of the document. The length is 0 if the method names no passage.
+        low, high: 95 % interval of each score over the target's prompts, or None.
+        signed: Whether a score can be evidence against a document, as a gradient of opposite sign
+            is.
+        formula: Short description of how scores were computed.
+        details: Further entries for the provenance of a result.
     """
 
     documents: Int64[np.ndarray, " document"]
@@ -38,7 +39,7 @@ class Ranking:
     details: dict[str, Any] = field(default_factory=dict)
 
     def among(self, documents: Int64[np.ndarray, " candidate"]) -> "Ranking":
-        """The same of some documents alone."""
+        """Return the ranking restricted to some documents."""
         there = np.isin(self.documents, documents)
         low, high = (None if one is None else one[there] for one in (self.low, self.high))
         return replace(
@@ -51,7 +52,7 @@ def ranked(
     scores: Float64[np.ndarray, " document"],
     **others: Any,
 ) -> Ranking:
-    """A ranking of documents that come in any order; equal scores keep the order given."""
+    """Return a ranking of documents given in any order; ties keep the given order."""
     order = np.argsort(-scores, kind="stable")
     for name in ("low", "high"):
         if others.get(name) is not None:

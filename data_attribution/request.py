@@ -1,4 +1,4 @@
-"""What every method of attribution is given: the run, what is asked of it, and its token index."""
+"""The request: the input of every attribution method, with a run, a query and the token index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,14 +25,15 @@ class Request:
     """One query to a run.
 
     Attributes:
-        run: The run that read the documents; a `train.runs.Run` for methods that need its weights.
-        index: The token index of its store.
-        target: A text or a behaviour, whose words are looked for; None: a query without words.
-        query: What is measured and differentiated, as a number a prompt.
-        candidates: Documents to score; None: the method decides, and says how many in `details`.
-        limit: How many documents are wanted; a method may rank more.
-        seed: Of everything drawn: projections, samples.
-        progress: Told (what, done, total).
+        run: Run that read the documents; a `train.runs.Run` for methods that need its weights.
+        index: Token index of the run's store.
+        target: Text or behaviour whose words are searched; None for a query without words.
+        query: Quantity that is measured and differentiated, one number per prompt.
+        candidates: Documents to score; None: the method chooses them, and gives their number in
+            `details`.
+        limit: Number of documents wanted; a method may rank more.
+        seed: Seed for everything random: projections, samples.
+        progress: Callback for (what, done, total).
     """
 
     run: Any
@@ -46,17 +47,17 @@ class Request:
 
     @property
     def name(self) -> str:
-        """What is asked: the query where one was given for itself, else the target."""
+        """Return the name of an explicitly given query, else that of the target."""
         if isinstance(self.target, str) and self.query.name == queries.TEXT:
             return self.target
         return self.query.name
 
     @property
     def words(self) -> str | Behaviour:
-        """The target, whose words are looked for.
+        """Return the target whose words are searched.
 
         Raises:
-            EvidenceError: The query has none.
+            EvidenceError: The query has no words.
         """
         if self.target is None:
             raise EvidenceError(f"{self.query.name!r} has no words; give a text beside it")

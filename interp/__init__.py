@@ -1,1 +1,1 @@
-"""Opening up a trained model: hooks, caches, behaviours, patching."""
+"""Mechanistic interpretability: behaviours, activations, patching, circuits, heads and probes."""

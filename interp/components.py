@@ -1,14 +1,15 @@
-"""Names of places inside a model, for people and for files.
+"""Components of a model (a head, an MLP, a residual stream) and the names written for them.
 
     L1H0            output of head 0 of layer 1, at every position
-    L1H0.q          its query; .k and .v its key and value, .pattern its attention
+    L1H0.q          its query; .k and .v its key and value, .pattern its attention pattern
     L5.mlp          output of the MLP of layer 5       L5.attn   output of its attention
     L5N17           neuron 17 of that MLP, after the activation
-    L3.resid_pre    residual stream entering layer 3; resid_mid behind attention, resid_post
+    L3.resid_pre    residual stream entering layer 3; resid_mid after its attention, resid_post
+                    after the layer
     L3.resid_pre@4  the same at position 4 only        L1H0@3,5  at positions 3 and 5 together
-    L1H0.pattern@5<2  what position 5 attends to position 2
+    L1H0.pattern@5<2  attention weight from position 5 to position 2
 
-A name is all that a saved result keeps, and all that a later command needs.
+Saved results store only these names, and every command accepts them.
 """
 
 import re
@@ -26,7 +27,7 @@ from train.errors import nearest
 
 __all__ = ["SITES", "Component", "HookedModel", "device_of", "parse"]
 
-# Hook point of each site; a head is one slice of `hook_z`, before the output projection.
+# The hook point of each site. A head is one slice of `hook_z`, before the output projection.
 SITES = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
@@ -50,7 +51,7 @@ NAME = re.compile(
 
 @runtime_checkable
 class HookedModel(Protocol):
-    """A decoder whose activations can be read and replaced by TransformerLens' names."""
+    """A decoder whose activations can be read and replaced under TransformerLens's hook names."""
 
     @property
     def cfg(self) -> Any: ...
@@ -74,16 +75,17 @@ class HookedModel(Protocol):
 
 @dataclass(frozen=True)
 class Component:
-    """A component, or a component at some positions.
+    """Component of a model, at all positions or at some.
 
     Attributes:
         site: A key of `SITES`.
-        layer: From 0.
-        head: Of the sites that are one per head. Keys and values of a model that shares them among
-            queries are counted as they are stored.
-        pos: One position, several that are taken together, or None: all. Of a pattern, the query.
-        neuron: Of the site `neuron`.
-        key: Of a pattern, the one position attended to; None: all.
+        layer: Layer, counted from 0.
+        head: Head, for sites that exist once per head. For keys and values that several query heads
+            share (GQA), the index of the key-value head.
+        pos: One position, several positions taken together, or None for all. For a pattern, the
+            query position.
+        neuron: Neuron, for the site `neuron`.
+        key: For a pattern, the one position attended to; None for all.
     """
 
     site: str
@@ -104,23 +106,25 @@ class Component:
 
     @property
     def hook(self) -> str:
-        """The hook point where it can be read and replaced."""
+        """The hook point where the component can be read and replaced."""
         return f"blocks.{self.layer}.{SITES[self.site]}"
 
     @property
     def positions(self) -> tuple[int, ...] | None:
-        """The positions as a tuple; None: all."""
+        """The positions as a tuple; None for all."""
         return (self.pos,) if isinstance(self.pos, int) else self.pos
 
     @property
     def index(self) -> tuple[slice | int | list[int], ...]:
-        """Where it lies in the value at that hook point: [prompt, pos, ...], a pattern [prompt,
-        head, query, key]."""
+        """The index of the component in the value at its hook point.
+
+        That value is [prompt, pos, ...], or [prompt, head, query, key] for a pattern.
+        """
         everything = slice(None)
         at = list(self.pos) if isinstance(self.pos, tuple) else self.pos
         where = everything if at is None else at
         if self.site == "pattern":
-            # A slice and not an int, so that the index keeps its axes in order.
+            # A slice and not an int, so that the indexed value keeps the order of its axes.
             head = slice(self.head, None if self.head is None else self.head + 1)
             to = everything if self.key is None else self.key
             return everything, head, where, to
@@ -129,10 +133,10 @@ class Component:
 
 
 def parse(name: str) -> Component:
-    """The place that a name means.
+    """Return the component that a name stands for.
 
     Raises:
-        ModelError: The name is none.
+        ModelError: The name does not denote a component.
     """
     found = NAME.fullmatch(name)
     if not found:
@@ -160,7 +164,7 @@ def parse(name: str) -> Component:
 
 
 def device_of(model: object) -> torch.device:
-    """Where the weights lie; the CPU for a model without weights."""
+    """Return the device of the model's weights; the CPU for a model without weights."""
     if isinstance(model, torch.nn.Module):
         for parameter in model.parameters():
             return parameter.device

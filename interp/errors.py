@@ -1,20 +1,21 @@
-"""What can go wrong while a model is opened, as a tree.
+"""Exceptions and warnings of `interp`.
 
-* InterpError           2  asked for something that cannot be done
-  + ModelError          2  the model lacks what is asked of it: a tokenizer, a place, a layout
-  + BehaviourError      2  a behaviour that does not exist or contradicts itself
-  + EffectsError        2  a result without the place or the axis asked for
-  + CapabilityError     1  the model does not do the behaviour, so nothing in it can be found
-  + ContrastError       1  a behaviour does not tell its two sets of prompts apart
-  + ProbeError          2  labels that no probe can be fitted to
-  + CircuitError        2  a circuit of another model, or one that cannot be cut out
-  + BudgetError         4  not even one patch fits into the memory allowed
+* InterpError           2  base class: the request cannot be carried out
+  + ModelError          2  the model lacks what is needed: a tokenizer, a component, a layout
+  + BehaviourError      2  the behaviour does not exist or contradicts itself
+  + EffectsError        2  the result does not contain the requested component or axis
+  + CapabilityError     1  the model does not do the behaviour, so there is nothing to explain
+  + ContrastError       1  the model scores the clean and the corrupt prompts alike
+  + ProbeError          2  no probe can be fitted to the labels
+  + CircuitError        2  the circuit belongs to another model, or cannot be cut out
+  + BudgetError         4  not even one patch fits into the allowed memory
 
-The number is the exit code of the `openbook` command. What is done all the same is a warning:
+The number is the exit code of the `openbook` command. A warning means that a result is returned all
+the same:
 
-* InterpWarning             base
-  + UninformativeWarning    the contrast does not vary what was asked about: an effect of 0 is empty
-  + InterruptedWarning      Ctrl-C: what is returned is the finished part
+* InterpWarning             base class
+  + UninformativeWarning    the prompts do not vary the component, so an effect of 0 says nothing
+  + InterruptedWarning      Ctrl-C was pressed; the result contains only what was finished
 """
 
 __all__ = [
@@ -40,39 +41,39 @@ class InterpError(ValueError):
 
 
 class ModelError(InterpError):
-    """The model lacks what is asked of it."""
+    """The model lacks what is needed: a tokenizer, a component or a layout."""
 
 
 class BehaviourError(InterpError):
-    """A behaviour that does not exist or contradicts itself."""
+    """The behaviour does not exist or contradicts itself."""
 
 
 class EffectsError(InterpError):
-    """A result without the place or the axis asked for."""
+    """The result does not contain the requested component or axis."""
 
 
 class CapabilityError(InterpError):
-    """The model does not do the behaviour, so nothing in it can be found."""
+    """The model does not do the behaviour, so there is nothing in it to explain."""
 
     exit_code = 1
 
 
 class ContrastError(InterpError):
-    """A behaviour does not tell its two sets of prompts apart."""
+    """The model scores the clean and the corrupt prompts of a behaviour alike."""
 
     exit_code = 1
 
 
 class ProbeError(InterpError):
-    """Labels that no probe can be fitted to."""
+    """No probe can be fitted to the labels."""
 
 
 class CircuitError(InterpError):
-    """A circuit of another model, or one that cannot be cut out."""
+    """The circuit belongs to another model, or cannot be cut out."""
 
 
 class BudgetError(InterpError):
-    """Not even one patch fits into the memory allowed."""
+    """Not even one patch fits into the allowed memory."""
 
     exit_code = 4
 
@@ -82,8 +83,8 @@ class InterpWarning(UserWarning):
 
 
 class UninformativeWarning(InterpWarning):
-    """The contrast does not vary what was asked about: an effect of 0 is empty."""
+    """The clean and corrupt prompts do not vary a component, so an effect of 0 says nothing."""
 
 
 class InterruptedWarning(InterpWarning):
-    """Ctrl-C: what is returned is the finished part."""
+    """Ctrl-C was pressed; the returned result contains only what was finished."""

@@ -1,12 +1,12 @@
-"""What is measured at the end of a forward pass: one number per prompt, and what it reads.
+"""Metrics: functions of the logits that give one number per prompt.
 
-A metric declares the positions and the vocabulary columns that it reads, so that the patch engine
-computes no others: the default, a logit difference at the last position, needs two columns of one
-position where a forward pass fills the whole table.
+A metric declares which positions and which columns of the vocabulary it reads, and the patch engine
+computes only those logits. The default, a logit difference at the last position, reads two columns
+per prompt at one position, while a plain forward pass computes the whole [pos, vocab] table.
 
-The logit difference is linear in the final residual stream up to its norm, sees what works
-*against* the answer, and is the default; probabilities miss negative components (Zhang & Nanda
-2023, https://arxiv.org/abs/2309.16042).
+The logit difference is the default because it is linear in the final residual stream up to the
+final norm and shows components that work *against* the answer; probabilities miss such negative
+components (Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042).
 """
 
 from collections.abc import Callable
@@ -37,15 +37,15 @@ SHARE = "share of the clean-corrupt {}"
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A number per prompt.
+    """Function of the logits that gives one number per prompt.
 
     Attributes:
-        name: "logit difference" and the like.
-        unit: Of one score, before it is divided by anything.
-        score: Given logits [row read column] and the prompt of every row, one number a row. Rows
-            come in any number and order.
-        positions: What it reads, in order; negative from the end.
-        columns: Vocabulary columns it reads, in order; None: all.
+        name: Name, such as "logit difference".
+        unit: Unit of one score, before any normalisation.
+        score: Function from logits [row read column] and the prompt index of every row to one
+            number per row. The rows can be any number of prompts in any order.
+        positions: Positions that are read, in order; negative ones count from the end.
+        columns: Vocabulary columns that are read, in order; None for all.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Metric:
     columns: Int[Tensor, " column"] | None = None
 
     def reads(self, n_pos: int) -> list[int]:
-        """The positions, counted from 0.
+        """Return the positions counted from 0, for prompts of `n_pos` tokens.
 
         Raises:
             BehaviourError: A position lies outside the prompts.
@@ -69,7 +69,7 @@ class Metric:
         return [pos % n_pos for pos in self.positions]
 
     def of_logits(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
-        """The scores of a whole forward pass."""
+        """Return the scores of a whole forward pass."""
         read = logits[:, self.reads(logits.shape[1])]
         if self.columns is not None:
             read = read[..., self.columns.to(logits.device)]
@@ -77,7 +77,7 @@ class Metric:
 
 
 def logit_difference(behaviour: Behaviour) -> Metric:
-    """Logit of the answer minus logit of the foil at the last position."""
+    """Return the metric "logit of the answer minus logit of the foil, at the last position"."""
     columns, place = torch.cat([behaviour.answer, behaviour.foil]).unique(return_inverse=True)
     answer, foil = place.split(behaviour.n_prompts)
 
@@ -89,7 +89,10 @@ def logit_difference(behaviour: Behaviour) -> Metric:
 
 
 def log_probability(behaviour: Behaviour) -> Metric:
-    """Log-probability of the answer at the last position. Reads the whole vocabulary."""
+    """Return the metric "log-probability of the answer at the last position".
+
+    It reads the whole vocabulary.
+    """
 
     def score(logits: Tensor, prompt: Tensor) -> Tensor:
         answer = behaviour.answer.to(logits.device)[prompt]
@@ -99,7 +102,10 @@ def log_probability(behaviour: Behaviour) -> Metric:
 
 
 def probability(behaviour: Behaviour) -> Metric:
-    """Probability of the answer at the last position: what Meng et al. 2022 trace."""
+    """Return the metric "probability of the answer at the last position", used by Meng et al. 2022.
+
+    It reads the whole vocabulary.
+    """
     log = log_probability(behaviour)
     return Metric("probability", "probability", lambda logits, row: log.score(logits, row).exp())
 
@@ -112,10 +118,10 @@ METRICS: dict[str, Callable[[Behaviour], Metric]] = {
 
 
 def named(name: str, behaviour: Behaviour) -> Metric:
-    """The metric of a name, for the command line.
+    """Return the metric called `name`, for the command line.
 
     Raises:
-        BehaviourError: No such metric.
+        BehaviourError: There is no metric of that name.
     """
     if name not in METRICS:
         raise BehaviourError(f"no metric is called {name!r}{nearest(name, METRICS)}")
@@ -129,5 +135,5 @@ def custom(
     unit: str,
     positions: tuple[int, ...] = (-1,),
 ) -> Metric:
-    """A metric of the logits alone, whichever prompt they belong to."""
+    """Return a metric that depends on the logits only and not on the prompt's answer or foil."""
     return Metric(name, unit, lambda logits, row: score(logits), positions=positions)

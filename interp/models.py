@@ -1,8 +1,9 @@
-"""A model ready to be opened up, and the bridge to TransformerLens, which is met here only.
+"""Loading of models for interpretation, and their conversion to TransformerLens.
 
-What is loaded is the very module that was trained: no weights are folded, centred or converted, so
-a number read from it is the checkpoint's. `transformer_lens` hands the same weights to a
-`TransformerBridge` for code that wants one, and to our tests as an oracle.
+`load` returns the module that was trained. No weights are folded, centred or converted, so every
+number read from the model is that of the checkpoint. `transformer_lens` wraps the same weights in a
+`TransformerBridge`, for code that needs one and as a reference in our tests. This is the only
+module that imports TransformerLens.
 """
 
 from pathlib import Path
@@ -30,20 +31,20 @@ def load(
     device: str = "cpu",
     store: str | Path | None = None,
 ) -> GPT:
-    """The hooked model of a run at a step, or of a local Hugging Face folder.
+    """Load the model of a run at a step, or of a local Hugging Face folder.
 
     Args:
-        source: A run, the folder of one, or a folder with `config.json` and `model.safetensors`.
-        step: A checkpoint of the run (None: the last).
-        store: The run's token store, when it has moved since training.
+        source: A run, the folder of a run, or a folder with `config.json` and `model.safetensors`.
+        step: Step of the run's checkpoint to load; None for the last.
+        store: Folder of the run's token store, if it was moved after training.
 
     Returns:
-        The model in evaluation mode, fp32, with `tokenizer` and `origin` set; results computed from
-        it carry the origin, so an import says `weights-only` wherever it is shown.
+        The model in evaluation mode, in fp32, with `tokenizer` and `origin` set. Results computed
+        from the model record its origin, so results of an imported model say `weights-only`.
 
     Raises:
-        TrainError: There is no run and no Hugging Face model at `source`, or no such step.
-        DamagedError: The weights are not what their digest says, or a pickle.
+        TrainError: There is neither a run nor a Hugging Face model at `source`, or no such step.
+        DamagedError: The weights do not match their digest, or are a pickle.
     """
     return open(source, step=step, device=device, store=store)[0]
 
@@ -55,10 +56,10 @@ def open(
     device: str = "cpu",
     store: str | Path | None = None,
 ) -> tuple[GPT, Run | GPT]:
-    """The model as `load` gives it, and whatever its behaviours are to be worded by.
+    """Load a model as `load` does, and also return the object from which to build its behaviours.
 
-    That is the run, which knows its tokenizer and what was planted; or the model itself, when all
-    that is known of its training is its weights.
+    That object is the run, which knows its tokenizer and its planted facts, or the model itself if
+    only the weights are known.
     """
     run = source if isinstance(source, Run) else _run_at(Path(source), store)
     if run is not None:
@@ -76,7 +77,7 @@ def open(
 
 
 def _run_at(path: Path, store: str | Path | None) -> Run | None:
-    """The run in a folder; None for a Hugging Face model."""
+    """Open the run in a folder; return None for a Hugging Face model."""
     convert.refuse_pickle(path)
     if path.is_file() or (path / runs.MANIFEST).is_file():
         return runs.open(path, store=store)
@@ -90,38 +91,40 @@ def _run_at(path: Path, store: str | Path | None) -> Run | None:
 def transformer_lens(
     source: Run | GPT | str | Path, *, step: int | None = None
 ) -> "TransformerBridge":
-    """The same weights as a TransformerLens 4 `TransformerBridge`, unprocessed; asks no hub.
+    """Wrap the same, unprocessed weights in a TransformerLens 4 `TransformerBridge`.
 
-    Only architectures that Hugging Face has a class for can cross: GPT-2's (learned positions,
-    pre-LayerNorm) and Llama's (rotary, RMSNorm, SwiGLU). The model's tokenizer goes along, and
-    `to_tokens` means the same on both sides, with one exception: there the literal text of
-    end-of-text becomes the separator, here it is ordinary text. Without a tokenizer the bridge has
-    none either, and takes ids only.
+    Nothing is downloaded. Only architectures with a Hugging Face class can be converted: GPT-2's
+    (learned positions, pre-LayerNorm) and Llama's (rotary positions, RMSNorm, SwiGLU). The bridge
+    gets the model's tokenizer, and `to_tokens` gives the same tokens on both sides, with one
+    exception: the bridge encodes the literal end-of-text string as the separator token, while our
+    tokenizer treats it as ordinary text. If the model has no tokenizer, the bridge has none either
+    and accepts token ids only.
 
     Raises:
-        ModelError: The architecture has no counterpart.
+        ModelError: The architecture has no Hugging Face counterpart.
     """
     model = source if isinstance(source, GPT) else load(source, step=step)
     try:
         twin = convert.to_huggingface(model)
     except TrainError as error:
         raise ModelError(f"TransformerLens cannot hold this model: {error}") from error
-    # Five seconds and 240 MB: only who asks for a bridge pays for it.
+    # Imported here because it takes five seconds and 240 MB.
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     bridge = build_bridge_from_module(
         twin, type(twin).__name__, hf_config=twin.config, tokenizer=None, model_name="openbook"
     )
     if model.tokenizer is not None:
-        # Set afterwards: given at once, the bridge would open it again by name, and encode the text
-        # "a", which a vocabulary of words may not hold, to learn what is said here.
+        # Set after construction. A tokenizer passed to the constructor would be loaded again by its
+        # name and would encode the text "a", which a vocabulary of words may lack, to find out
+        # whether it adds end-of-text tokens; the next line states that it does not.
         bridge.cfg.tokenizer_prepends_bos = bridge.cfg.tokenizer_appends_eos = False
         bridge.tokenizer = _fast(model.tokenizer)
     return bridge
 
 
 def _fast(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
-    """The same tokenizer as a class of `transformers`."""
+    """Return the same tokenizer as a class of `transformers`."""
     from tokenizers import Tokenizer as Engine
     from transformers import PreTrainedTokenizerFast
 

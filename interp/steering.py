@@ -1,12 +1,14 @@
-"""Steering: add a direction to the residual stream and see how far a behaviour follows.
+"""Steering: add a direction to an activation and measure how far a behaviour moves.
 
-The direction is a difference of means: activations on prompts that show something, minus those on
-prompts that do not (Turner et al. 2023, "Activation Addition", https://arxiv.org/abs/2308.10248;
-Rimsky et al. 2023, "Contrastive Activation Addition", https://arxiv.org/abs/2312.06681). It is
-added times a coefficient, in a forward pass or while text is generated.
+The direction is a difference of means: mean activation on prompts with a property minus mean
+activation on prompts without it (Turner et al. 2023, "Activation Addition",
+https://arxiv.org/abs/2308.10248; Rimsky et al. 2023, "Contrastive Activation Addition",
+https://arxiv.org/abs/2312.06681). It is multiplied by a coefficient and added in a forward pass or
+during generation.
 
-Any large push moves some logit. So a steering effect stands beside that of random directions of the
-same length, and beside the effect on a behaviour that should not care.
+Any large added vector moves some logit. A steering effect is therefore reported next to two
+controls: the effect of random directions of the same length, and the effect of the same vector on
+an unrelated behaviour.
 """
 
 import hashlib
@@ -35,21 +37,21 @@ __all__ = ["COEFFICIENTS", "SteeringEffects", "SteeringVector", "curve", "differ
 
 VECTOR_SCHEMA, EFFECTS_SCHEMA = "openbook.steering_vector/1", "openbook.steering_effects/1"
 COEFFICIENTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-# Sites with one vector a position. A pattern is none, and a neuron is a single number.
+# Sites that hold one vector per position. A pattern holds none, and a neuron is a single number.
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "q", "k", "v")
 
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector:
-    """A direction at a place.
+    """Direction in the activation space of one component.
 
     Attributes:
-        place: Where it was read, and where it is added.
-        values: The difference of the two means, as long as it was found.
-        n_toward: Distinct prompts on the side it points to.
-        n_away: Distinct prompts on the other.
-        prompts: sha256 (16 hex) of each prompt that made it.
-        provenance: What it was computed from.
+        place: The component where the vector was read and where it is added.
+        values: The difference of the two means, not normalised.
+        n_toward: Distinct prompts that the vector points toward.
+        n_away: Distinct prompts that it points away from.
+        prompts: sha256 (16 hex digits) of each prompt that the vector was computed from.
+        provenance: The model that the vector was computed from.
     """
 
     place: Component
@@ -66,7 +68,7 @@ class SteeringVector:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "schema": VECTOR_SCHEMA,
             "place": str(self.place),
@@ -86,7 +88,7 @@ class SteeringVector:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -104,18 +106,19 @@ class SteeringVector:
 
 @dataclass(frozen=True, eq=False)
 class SteeringEffects:
-    """How far a behaviour's score moves with the coefficient.
+    """Change of a behaviour's score as a function of the steering coefficient.
 
     Attributes:
-        coefficients: What the vector was multiplied with.
+        coefficients: Factors by which the vector was multiplied.
         effect: Change of the score, mean over prompts, [coefficient].
-        control: Mean change under random directions of the same length; its cases are directions.
-        control_largest: The largest mean change, either way, of any of those directions.
-        unrelated: Change of the score of another behaviour; None when none was given.
-        start: The score without steering.
-        unrelated_name: Name of that behaviour.
-        place: Where the vector was added.
-        provenance: What it was computed from.
+        control: Change of the score under random directions of the same length, mean over those
+            directions.
+        control_largest: Largest absolute mean change that any one random direction caused.
+        unrelated: Change of the score of the unrelated behaviour; None if there is none.
+        start: Score without steering.
+        unrelated_name: Name of the unrelated behaviour; empty if there is none.
+        place: Name of the component where the vector was added.
+        provenance: Model, behaviour and seed that the result was computed from.
     """
 
     coefficients: tuple[float, ...]
@@ -130,7 +133,7 @@ class SteeringEffects:
 
     @property
     def n(self) -> int:
-        """Distinct prompts."""
+        """Number of distinct prompts."""
         return self.effect.n
 
     def __repr__(self) -> str:
@@ -140,7 +143,7 @@ class SteeringEffects:
         return f"SteeringEffects({about}; from {self.start.values.item():.2f}, {shown})"
 
     def to_frame(self) -> Any:
-        """A pandas row per coefficient: effect, control and unrelated with their intervals."""
+        """Return one pandas row per coefficient: effect, control, unrelated and their intervals."""
         import pandas
 
         unrelated = {} if self.unrelated is None else self.unrelated.columns("unrelated")
@@ -149,7 +152,7 @@ class SteeringEffects:
         return pandas.DataFrame({"coefficient": list(self.coefficients), **columns})
 
     def plot(self) -> Any:
-        """Lines over the coefficient."""
+        """Plot the change of the score over the coefficient."""
         from interp import plots
 
         series = {"steered": self.effect, "random directions": self.control}
@@ -164,7 +167,7 @@ class SteeringEffects:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "schema": EFFECTS_SCHEMA,
             "unit": "change of the logit difference",
@@ -184,7 +187,12 @@ class SteeringEffects:
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringEffects":
-        """Read what `save` wrote; raises as `SteeringVector.load` does."""
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file does not match its seal.
+            EffectsError: The file holds something else.
+        """
         content = storage.read_sealed(Path(path))
         if content.get("schema") != EFFECTS_SCHEMA:
             raise EffectsError(f"{path}: is no {EFFECTS_SCHEMA!r}; write it with effects.save")
@@ -211,13 +219,14 @@ def difference(
     place: Component | str,
     pos: int = -1,
 ) -> SteeringVector:
-    """Mean activation on the prompts `toward` minus the mean on the prompts `away`.
+    """Return the mean activation on the prompts `toward` minus that on the prompts `away`.
 
-    Two forward passes. The two sets may be of different length; `pos` is read in both.
+    Costs two forward passes. The two sets may differ in number and length of prompts; position
+    `pos` is read in both, and equal prompts of a set count once.
 
     Raises:
-        ModelError: The model has no such place.
-        BehaviourError: A set is empty, or has no such position, or the place is no vector.
+        ModelError: The model has no such component.
+        BehaviourError: A set is empty or has no such position, or the component is not a vector.
         ContrastError: The two means are equal.
     """
     place = components.parse(place) if isinstance(place, str) else place
@@ -258,15 +267,19 @@ def steered(
     coefficient: float = 1.0,
     positions: tuple[int, ...] | None = None,
 ) -> AbstractContextManager[HookedModule]:
-    """The model with the vector added, for the length of a `with` block: run it, or generate.
+    """Add the vector to the model's activations inside a `with` block.
+
+    Inside the block the model can be run or can generate text.
 
     Args:
-        coefficient: The vector is multiplied with it.
-        positions: Where it is added; None: everywhere. Negative ones count from the end of whatever
-            the model is given, so -1 steers every token that is generated.
+        model: A hooked model.
+        vector: The vector to add, at the component where it was read.
+        coefficient: Factor by which the vector is multiplied.
+        positions: Positions where it is added; None for all. Negative ones count from the end of
+            the tokens that the model is given, so -1 steers every generated token.
 
     Raises:
-        HookError: The model has no such place, or was not run in the block.
+        HookError: The model has no such component, or was not run inside the block.
     """
     return model.hooks([_hook(vector, coefficient, positions)])
 
@@ -283,14 +296,16 @@ def curve(
     n_random: int = 8,
     seed: int = 0,
 ) -> SteeringEffects:
-    """The change of a behaviour's score on its clean prompts, over coefficients.
+    """Measure how a behaviour's score on its clean prompts changes with the coefficient.
 
-    Costs a forward pass for each coefficient, of the vector and of each of `n_random` directions.
-    Prompts that made the vector too are warned about: on them the effect proves less.
+    Costs one forward pass per coefficient for the vector and for each of the `n_random` random
+    directions. Warns with an `UninformativeWarning` if some of the prompts were also used to
+    compute the vector, because an effect on those is weaker evidence.
 
     Raises:
-        ModelError: The model has no such place.
-        BehaviourError: There is no coefficient, or no position as asked.
+        ModelError: The model has no such component.
+        BehaviourError: There is no coefficient, no random direction, or a position outside the
+            prompts.
     """
     if not coefficients or n_random < 1:
         raise BehaviourError(
@@ -332,7 +347,7 @@ def _changes(
     coefficients: Sequence[float],
     positions: tuple[int, ...] | None,
 ) -> tuple[Float[Tensor, " prompt"], Float[Tensor, "coefficient prompt"]]:
-    """The score without steering, and what each coefficient adds to it."""
+    """Return the score without steering, and the change of the score under each coefficient."""
     _check_place(model, vector.place, behaviour.n_pos)
     wrong = [p for p in positions or () if not -behaviour.n_pos <= p < behaviour.n_pos]
     if wrong or positions == ():
@@ -356,7 +371,7 @@ def _hook(
     index = replace(vector.place, pos=positions).index
 
     def add(value: Tensor, point: object) -> Tensor:
-        # A copy: what a hook is given may be a view of something that outlives the pass.
+        # Copied because the value may be a view of a tensor that is used after the pass.
         value = value.clone()
         value[index] += coefficient * vector.values.to(value)
         return value

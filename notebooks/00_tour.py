@@ -6,11 +6,11 @@
 # ---
 
 # %% [markdown]
-# # One model, entirely known: a tour
+# # A tour of one fully known model
 #
-# **Question.** A model does something. Which parts of it do it, which documents taught it, and can both be proved?
-# **Answer.** Yes, on a checkpoint of which everything is known: parts by patching them, documents by training again without them.
-# **Needs.** No GPU, no download. About a minute after `make demo`; alone, it trains the run first (two minutes on two quiet cores) and later the last third of it twice more. Every number below is computed here.
+# **Question.** A model shows a behaviour. Which of its components produce it, which training documents taught it, and can both be proved?
+# **Answer.** Yes, for a checkpoint whose training is completely known. Components are found by patching them, and documents are confirmed by retraining without them.
+# **Needs.** No GPU and no download. About a minute after `make demo`. Without `make demo`, the notebook first trains the run (two minutes on two quiet cores) and later trains the last third of it twice more. Every number below is computed here.
 
 # %%
 from functools import partial
@@ -34,9 +34,9 @@ from train.data import build_store, open_corpus, open_store
 STORE, RUN = Path("../data/planted"), Path("../runs/planted")
 
 # %% [markdown]
-# ## 1. A run of which everything is known
+# ## 1. A run with a known training history
 #
-# The planted corpus is made up: invented facts stated 0 to 128 times, sentences about who gives what to whom, random words that repeat. So there is a truth table to hold every answer against.
+# The planted corpus is made up. It contains invented facts that are stated 0 to 128 times, sentences about who gives what to whom, and random words that repeat. A truth table says what each document teaches, so every answer can be checked against it.
 
 # %%
 if not (STORE / "store.json").exists():
@@ -46,17 +46,17 @@ store = open_store(STORE)
 
 # %%
 recipe = recipes.resolve(recipes.PLANTED, store)
-demo.refuse_other(store, RUN, recipe)  # What lies here must be what this code makes.
-begun = (RUN / "manifest.json").exists()
+demo.refuse_other(store, RUN, recipe)  # Raises if older files differ from what this code makes.
+run_exists = (RUN / "manifest.json").exists()
 with progress.bar("training") as advance:
-    if begun:  # A run that is finished is opened, one that was stopped goes on.
+    if run_exists:  # A finished run is opened, an interrupted run is continued.
         run = trainer.resume(RUN, store=STORE, progress=advance)
     else:
         run = trainer.train(recipe, store, out=RUN, progress=advance)
 run
 
 # %% [markdown]
-# **The run is what it says.** Every file has the digest that was written down, the first checkpoint is the initialisation of its seed, and ten random steps, replayed now, give the ledger's numbers: `bit-exact` on the machine that trained it, `within tolerance` on another.
+# **The run passes verification.** Every file has its recorded digest. The first checkpoint equals the initialisation of its seed. Ten consecutive steps from a random checkpoint are replayed now and give the numbers in the ledger: `bit-exact` on the machine that trained the run, `within tolerance` on another one.
 
 # %%
 with progress.bar("verifying") as advance:
@@ -64,16 +64,16 @@ with progress.bar("verifying") as advance:
 verification
 
 # %% [markdown]
-# **Which documents did step 120 read? When was document 17 read?** The order is a function of its seed, so neither answer was stored and neither is a guess.
+# **Which documents did step 120 read, and when was document 17 read?** The data order is a function of its seed, so both answers are computed exactly and neither had to be stored.
 
 # %%
-read, steps = run.documents_read(step=120), run.steps_reading(document=17)
-len(read), [run.store.text(document) for document in read[:3]], steps
+documents, steps = run.documents_read(step=120), run.steps_reading(document=17)
+len(documents), [run.store.text(document) for document in documents[:3]], steps
 
 # %% [markdown]
-# ## 2. What it knows
+# ## 2. What the model knows
 #
-# **It recalls what it read often enough**, also in a wording it never read. Right means likeliest of the 24 values of the relation. Intervals count facts; they say nothing about other seeds. The dotted line is what one gets by always giving the commonest value.
+# **The model recalls facts that it read often enough**, also in a wording that it never read. An answer is correct if it is the most likely of the 24 values of the relation. The dotted line shows the share of facts that one gets right by always giving the commonest value. *Limits.* The intervals are over facts; they say nothing about other seeds.
 
 # %%
 model, truth = models.load(run), run.store.truth
@@ -81,9 +81,9 @@ recall = training_dynamics.recall_by_exposure(model, truth, run.store.tokenizer)
 recall.plot()
 
 # %% [markdown]
-# ## 3. Which parts do it: the indirect object
+# ## 3. Components: the indirect object
 #
-# "when A and B went to the beach, B gave a key to" ... A. Name pairs were held out of training. A model that cannot do it would be refused here.
+# The prompt "when A and B went to the beach, B gave a key to" continues with A. The pairs of names in these prompts never occur together in training. `behaviours.check` raises an error if the model cannot do this.
 
 # %%
 ioi = behaviours.load("ioi", run)
@@ -91,7 +91,7 @@ check = behaviours.check(model, ioi)
 run.store.tokenizer.decode(ioi.clean[0].tolist()), check
 
 # %% [markdown]
-# **One head of the first layer decides which of the two names it is.** In a run on corrupt prompts (the other name acts), each head in turn is given its clean output: 1 restores the whole difference between the names, 0 nothing.
+# **One head of the first layer decides which of the two names is predicted.** In a run on corrupt prompts (where the other person acts), the output of one head at a time is replaced by its value on the clean prompts. An effect of 1 restores the whole logit difference between the names, 0 restores nothing.
 
 # %%
 heads = patching.heads(model, ioi)
@@ -101,12 +101,12 @@ heads.plot()
 heads.to_frame().set_index("place").loc[heads.top(5), ["effect", "low", "high"]]
 
 # %% [markdown]
-# *Limits.* The intervals are over prompts, not over seeds: which head of layer 0 it is, and whether it restores four fifths or all, differs from run to run. And the score compares two names only; that a name is said at all (top-1 over all words) is the work of layer 1, and without its attention it is gone though the preference stays:
+# *Limits.* The intervals are over prompts, not over seeds. Which head of layer 0 it is, and whether it restores four fifths or all of the difference, varies from run to run. The score also compares two names only. Predicting a name at all (top-1 accuracy over all words) depends on the attention of layer 1: without it the top-1 accuracy is lost, but the preference for the right name stays.
 
 
 # %%
 def averaged(z, point, head=slice(None)):
-    """What heads put out, replaced by its mean over prompts and positions."""
+    """Replace the output of heads by its mean over prompts and positions."""
     z = z.clone()
     z[:, :, head] = z[:, :, head].mean(dim=(0, 1))
     return z
@@ -117,16 +117,16 @@ with model.hooks([("blocks.1.attn.hook_z", averaged)]):
 without_layer_1
 
 # %% [markdown]
-# **The name moves in one step**, from the one who acts, where the prompts differ, to the last position. The residual stream entering each layer, patched position by position.
+# **The information about the name moves in one step**, from the position of the person who acts, where the prompts differ, to the last position. The figure shows the residual stream entering each layer, patched one position at a time.
 
 # %%
 residual = patching.residual(model, ioi)
 residual.plot()
 
 # %% [markdown]
-# ## 4. Which parts do it: copying what came before
+# ## 4. Components: copying from earlier text
 #
-# **Some heads of layer 1 look behind the previous occurrence.** Found by score on random words said twice, never by number: mean attention from a word's second occurrence to what followed its first.
+# **Some heads of layer 1 attend to the token after the previous occurrence of the current word** (induction heads). They are identified by a score on random words that are repeated once, not by a fixed head number. The score is the mean attention from a word's second occurrence to the word that followed its first occurrence.
 
 # %%
 tokens = repeated_tokens(run)
@@ -134,36 +134,36 @@ induction = induction_heads(model, tokens)
 plots.heads(induction, title="Induction score", unit="mean attention")
 
 # %% [markdown]
-# **And it is by them that the answer travels: together they restore all of it, none of them does alone.** A score is no proof of function; patching is one, for this path.
+# **The heads of layer 1 carry the answer together.** Patching all of them restores all of it; no single head does. An attention score does not prove that a head has a function. Patching proves it, for this path.
 
 # %%
 copying = behaviours.load("induction", run)
-shares, together = patching.heads(model, copying), patching.attention(model, copying)
-shares.plot()
+head_effects, layer_effects = patching.heads(model, copying), patching.attention(model, copying)
+head_effects.plot()
 
 # %% [markdown]
-# **None of them is missed much, because the others do its work; all of them together are; and below them stands a head of layer 0 that looks one word back.** The loss on the second copy when one head is averaged away. *Limits.* How much the previous-token head is missed depends on the seed, and other heads of layer 0 share its work. And damage is no membership: most runs miss another head of layer 0 as much, and it looks at the current word.
+# **Ablating any single head of layer 1 costs little, because the other heads compensate. Ablating all of them is costly. They depend on a previous-token head in layer 0.** The figure shows the loss on the second copy when the output of one head is replaced by its mean. *Limits.* The cost of ablating the previous-token head depends on the seed, because other heads of layer 0 share its work. A loss after ablation also does not prove that a head belongs to this circuit: in most runs another head of layer 0 is as costly to ablate, and it attends to the current word.
 
 
 # %%
 def copy_loss(layer, head):
-    """Nats a word on the second copy, one head averaged away."""
+    """Return the loss on the second copy with one head averaged, in nats per word."""
     with model.hooks([(f"blocks.{layer}.attn.hook_z", partial(averaged, head=head))]):
         return copying_loss(model, tokens).second
 
 
 intact, without_all = copying_loss(model, tokens).second, copy_loss(1, slice(None))
 losses = torch.tensor([[copy_loss(layer, head) for head in range(4)] for layer in range(2)])
-plots.heads(losses, title="Loss on the second copy without a head", unit="nats a word")
+plots.heads(losses, title="Loss on the second copy after ablating one head", unit="nats per word")
 
 # %%
-looking_back = previous_token_heads(model, tokens)
-best_head(induction), together, best_head(looking_back), (intact, without_all)
+previous_token = previous_token_heads(model, tokens)
+best_head(induction), layer_effects, best_head(previous_token), (intact, without_all)
 
 # %% [markdown]
 # ## 5. Which documents taught it
 #
-# **Every document that states a fact is among its first 24 sources**, with the words that speak for it and the exact steps at which it was read. *Limits.* Lexical evidence says that the words were there: a distractor (entity and value in one sentence that states nothing) ranks among the statements, and what a document did to the model is not asked. Evidence is not yet a cause.
+# **Every document that states the fact is among its first 24 sources**, each with the matching words and the exact steps that read it. *Limits.* Lexical evidence shows only that the words occur in the document. A distractor (a sentence that names the entity and the value but does not state the fact) ranks among the statements, and the effect of a document on the model is not measured. Such evidence does not show that a document is a cause.
 
 # %%
 if not (STORE / "index").exists():
@@ -171,14 +171,14 @@ if not (STORE / "index").exists():
         token_index.build(run.store, progress=advance)
 names = counterfactuals.removable_facts(run)
 (fact,) = training_dynamics.facts_named(truth, names[:1])
-asked = behaviours.load(f"fact:{fact['entity']}", run)
-sources = attribution.documents(run, asked, methods="lexical", fold=False, limit=24)
+fact_behaviour = behaviours.load(f"fact:{fact['entity']}", run)
+sources = attribution.documents(run, fact_behaviour, methods="lexical", fold=False, limit=24)
 sources.show(10)
 
 # %% [markdown]
-# ## 6. The proof
+# ## 6. Proof by retraining
 #
-# **Train again without the documents of nine facts, everything else the same to the bit, and only those nine are forgotten.** The control loses all documents of nine other facts instead, stated equally often. They are *late* facts: their documents are read in the last third of training only, so both trainings start from the checkpoint before them. Facts are asked in every form; the intervals are Wilson's, over facts. *Limits.* One seed of the initial weights, and facts stated 16 times each: at 1 to 4 exposures recall differs between seeds by itself, and one retraining would prove little.
+# **The run is retrained without the documents of nine facts, with everything else the same to the bit, and only those nine facts are forgotten.** In the control, all documents of nine other facts that are stated equally often are removed instead. These are *late* facts: their documents are read only in the last third of training, so both retrainings start from the checkpoint before that. Every form of each fact is tested. The intervals are Wilson intervals over facts. *Limits.* This is one seed of the initial weights, and each fact is stated 16 times. Recall of facts with 1 to 4 exposures already differs between seeds, so for such facts one retraining would prove little.
 
 # %%
 with progress.bar("retraining without documents") as advance:
@@ -189,9 +189,9 @@ forgotten.plot()
 forgotten.to_frame().round(2)
 
 # %% [markdown]
-# ## 7. Into TransformerLens, and the claims again
+# ## 7. TransformerLens, and all claims checked
 #
-# **The same weights, the same logits** (to the order of fp32 sums) in a `TransformerBridge`, for code that wants one.
+# **A `TransformerBridge` with the same weights gives the same logits**, up to the order of summation in fp32. Use it for code that expects TransformerLens.
 
 # %%
 bridge = models.transformer_lens(model)
@@ -199,13 +199,14 @@ difference = (bridge(ioi.clean) - model(ioi.clean)).abs().max().item()
 difference
 
 # %%
-# 1. The run is what it says, and its order can be asked both ways.
+# 1. The run passes verification, and its data order can be queried in both directions.
 assert verification.level in ("bit-exact", "within tolerance")
 assert [17 in run.documents_read(step) for step in steps] == [True] * len(steps) != []
-# 2. It recalls what it read often enough, and not what it read once or never.
+# 2. The model recalls facts that it read often enough, and not those it read once or never.
 assert min(recall.at(n).seen.recall for n in (16, 32, 64, 128)) >= 0.95
 assert max(recall.at(1).seen.recall, recall.at(0).paraphrase.recall) < 0.35
-# 3. One head of layer 0 decides between the names, layer 1 says one, and the name moves once.
+# 3. One head of layer 0 decides between the names, layer 1 is needed to predict a name at all,
+#    and the information moves between positions once.
 first, second = heads.top(2)
 assert first.startswith("L0")
 assert heads.interval(first)[0] > 0.6 > 0.4 > heads.interval(second)[1]
@@ -213,22 +214,24 @@ assert min(check.accuracy, check.top1, without_layer_1.accuracy) >= 0.95
 assert without_layer_1.top1 < 0.5
 assert residual[f"L0.resid_pre@{ioi.subject[0]}"] > 0.95
 assert residual[f"L1.resid_pre@{ioi.n_pos - 1}"] > 0.8
-# 4. Copying goes through the heads of layer 1 together, which stand on a previous-token head.
-(best, score), (back, back_score) = best_head(induction), best_head(looking_back)
+# 4. Copying goes through the heads of layer 1 together; they depend on a previous-token head.
+(best, score), (back, back_score) = best_head(induction), best_head(previous_token)
 assert (best[:2], back[:2]) == ("L1", "L0")
 assert score > 0.7
 assert back_score > 0.4
-assert shares.interval(best)[0] > 0
-assert together["L1.attn"] > 0.95 > 0.8 > max(shares[f"L1H{head}"] for head in range(4))
+assert head_effects.interval(best)[0] > 0
+assert layer_effects["L1.attn"] > 0.95 > 0.8 > max(head_effects[f"L1H{head}"] for head in range(4))
 assert losses[1].max() + 1 < without_all
 assert losses[0, int(back[-1])] > intact + 0.5
 # 5. Every document that states the fact is among its sources.
 assert set(counterfactuals.documents_of(run, [fact])) <= set(sources.documents)
-# 6. Only the facts whose documents went are forgotten, in the control only those of the control.
-full, gone = (forgotten.of(one, "removed").share for one in ("full run", "documents removed"))
-assert gone.high < full.low
+# 6. Only the facts whose documents were removed are forgotten; the control forgets only its own.
+full, removed = (
+    forgotten.of(setting, "removed").share for setting in ("full run", "documents removed")
+)
+assert removed.high < full.low
 assert forgotten.of("control removed", "removed").share.recall >= 0.9
 assert forgotten.of("control removed", "control").share.recall < 0.5
 assert forgotten.of("documents removed", "kept").share.recall >= 0.9
-# 7. TransformerLens sees the same numbers.
+# 7. TransformerLens computes the same logits.
 assert difference < 1e-4

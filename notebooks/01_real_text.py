@@ -6,11 +6,11 @@
 # ---
 
 # %% [markdown]
-# # Text that nobody here wrote
+# # The pipeline on real text
 #
-# **Question.** Does the path from a corpus to a traced sentence hold on real text, where no truth table says what is right?
-# **Answer.** Yes: a small model learns the text, says again what occurred before by attention, and what it writes leads to documents and to the steps that read them. It has no induction head yet: it minds that a token occurred, and hardly what it followed.
-# **Needs.** No GPU, no download. A minute or two of one core, seconds when the run is there. It reads the CIA World Factbook where that lies beside the checkout, and otherwise the help texts that every Python carries. Every number below is computed here.
+# **Question.** Does the path from a corpus to a traced sentence work on real text, where no truth table gives the right answers?
+# **Answer.** Yes. A small model learns the text, copies tokens that occurred earlier by attention, and its generated text leads to documents and to the steps that read them. It has no induction head yet: its prediction depends on whether a token occurred, and hardly on which token preceded it.
+# **Needs.** No GPU and no download. A minute or two on one core, or seconds if the run exists. It reads the CIA World Factbook if that file is beside the checkout, and otherwise the help texts that come with every Python. Every number below is computed here.
 
 # %%
 from pathlib import Path
@@ -33,12 +33,12 @@ STORE, RUN, HELP = Path("../data", NAME), Path("../runs", NAME), Path("../data/p
 # %% [markdown]
 # ## 1. From a file to a run
 #
-# The vocabulary (2,048 byte pairs) is learned from the text itself. One document in ten is held out, chosen by the hash of its text.
+# The tokenizer (2,048 byte pairs) is trained on the text itself. One document in ten is held out; the hash of its text decides which.
 
 
 # %%
 def write_help():
-    """The help texts of this Python, a file each."""
+    """Write the help texts of this Python, one file per topic."""
     HELP.mkdir(parents=True, exist_ok=True)
     for topic, text in topics.items():
         storage.write_text(HELP / f"{topic}.txt", text)
@@ -57,26 +57,26 @@ with progress.bar("training") as advance:
     if (RUN / "manifest.json").exists():
         run = trainer.resume(RUN, store=STORE, progress=advance)
     else:
-        # One thread: so small a model gains little by two, and loses much where cores are shared.
-        one = numerics.choose(threads=1)
+        # A model this small gains little from a second thread, and loses much if cores are shared.
+        one_thread = numerics.choose(threads=1)
         run = trainer.train(
-            recipes.TEXT_SMALL, store, out=RUN, numerics=one, steps=300, progress=advance
+            recipes.TEXT_SMALL, store, out=RUN, numerics=one_thread, steps=300, progress=advance
         )
 run
 
 # %% [markdown]
-# **It learns the text: the loss on documents it never reads falls by more than two and a half nats** from that of the initial weights, which guess among 2,048 tokens. *Limits.* One seed, and a mean over held-out windows without an interval. The help texts are so short that they are read five times over; read longer, the model learns them by heart and the loss rises again.
+# **The model learns the text: the loss on held-out documents falls by more than two and a half nats** from its value for the initial weights, which guess among 2,048 tokens. *Limits.* This is one seed, and a mean over held-out windows without an interval. The help texts are so short that the run reads them five times; with longer training the model memorises them and the held-out loss rises again.
 
 # %%
 steps = [step for step in run.steps if step % 250 == 0 or step == run.recipe.steps]
-losses = [trainer.held_out_loss(run.load(s), store, run.recipe, run.numerics) for s in steps]
+losses = [trainer.held_out_loss(run.load(step), store, run.recipe, run.numerics) for step in steps]
 names = [f"step {step}" for step in steps]
-plots.bars(names, losses, losses, losses, title="Held-out loss", unit="nats a token")
+plots.bars(names, losses, losses, losses, title="Held-out loss", unit="nats per token")
 
 # %% [markdown]
-# ## 2. What it does: copying
+# ## 2. The behaviour: copying
 #
-# Stretches of held-out text that end in a token which has occurred before, and is followed now by what followed it then. In the corrupt prompt another token stands wherever the answer stands; it follows the same token about as often in training. The accuracy alone proves little, because text suggests its own continuation: what the earlier occurrence adds is the score of clean minus the score of corrupt.
+# Each clean prompt is a passage of held-out text. Its last token has occurred earlier in the passage, and the answer is the token that followed it there. In the corrupt prompt every occurrence of the answer is replaced by a foil: a token that follows the same last token about as often in the training text. Accuracy alone proves little, because text can suggest its continuation without any copying. The effect of the earlier occurrence is the clean score minus the corrupt score.
 
 # %%
 model, induction = models.load(run), behaviours.load("induction", run, n_prompts=128)
@@ -89,7 +89,7 @@ print(decode(induction.clean[0].tolist()), "->", decode([int(induction.answer[0]
 print("or, were it there in its place,", decode([int(induction.foil[0])]))
 
 # %% [markdown]
-# **The copy goes through attention, and one head carries more than any other.** Each head in turn, in a run on corrupt prompts, is given its clean output; then all heads of a layer together. *Limits.* Intervals are over prompts, not over seeds.
+# **Copying goes through attention, and one head has the largest effect.** In a run on corrupt prompts, the output of one head at a time is replaced by its clean value; then the output of all heads of a layer together. *Limits.* The intervals are over prompts, not over seeds.
 
 # %%
 heads, layers = patching.heads(model, induction), patching.attention(model, induction)
@@ -99,7 +99,7 @@ heads.plot()
 layers.plot()
 
 # %% [markdown]
-# **It is not induction yet.** On random tokens said twice no head looks at what followed the first occurrence, and the second copy is hardly cheaper. And when answer and foil change places in a stretch, so that both prompts hold the same tokens and only their order differs, much less moves. Induction heads take more text than a few minutes of CPU can read; the planted run (first notebook) has them.
+# **This is not induction yet.** On random tokens that are repeated once, no head attends to the token that followed the first occurrence, and the loss on the second copy is hardly lower. The second test exchanges the answer and the foil within a passage, so that both prompts contain the same tokens in a different order; the score then changes much less. Induction heads need more text than a few minutes of CPU time can read. The planted run (notebook 00) has them.
 
 # %%
 tokens = repeated_tokens(run)
@@ -108,22 +108,22 @@ plots.heads(scores, title="Induction score", unit="mean attention")
 
 
 # %%
-def moved(behaviour):
-    """What the earlier occurrence adds to the score of each prompt, in nats."""
+def score_change(behaviour):
+    """Return the clean score minus the corrupt score of each prompt, in nats."""
     with torch.inference_mode():
         return behaviour.score(model(behaviour.clean)) - behaviour.score(model(behaviour.corrupt))
 
 
-asked = (behaviours.PACKAGED / "induction.toml").read_text()
-storage.write_text(STORE.parent / "order.toml", asked.replace("= false", "= true"))
+template = (behaviours.PACKAGED / "induction.toml").read_text()
+storage.write_text(STORE.parent / "order.toml", template.replace("= false", "= true"))
 order = behaviours.load(STORE.parent / "order.toml", run, n_prompts=128)
-replaced, exchanged = moved(induction), moved(order)
+replaced, exchanged = score_change(induction), score_change(order)
 replaced.mean(), exchanged.mean(), random_copy
 
 # %% [markdown]
 # ## 3. Where a sentence comes from
 #
-# **What the model writes is made of stretches that stand in documents, each read at known steps.** Evidence is lexical: these documents hold the words, which does not yet say that they caused them.
+# **The generated text consists of spans that occur in documents, and each document was read at known steps.** *Limits.* The evidence is lexical: it shows that these documents contain the words, not that they caused the model to write them.
 
 # %%
 prompt = model.to_tokens(store.text(0)[:24])
@@ -141,24 +141,27 @@ sources = attribution.documents(run, text, methods="lexical", limit=8)
 sources.show(8)
 
 # %% [markdown]
-# ## 4. The claims again
+# ## 4. All claims checked
 
 # %%
-# 1. It learned, from the chance of a guess.
+# 1. The loss starts at that of a uniform guess and falls.
 assert abs(losses[0] - torch.tensor(2048.0).log()) < 0.5
 assert min(losses) < losses[0] - 2.5
-# 2. It copies; the initial weights do not. The best head is above zero, in the layer that is best.
+# 2. The model copies and the initial weights do not. The effects of the best head and of the best
+#    layer are above zero.
 assert check.interval[0] > 0.5
 assert abs(untrained.score) < 0.3
 assert replaced.mean() > 3 * replaced.std() / len(replaced) ** 0.5
 (best,), (layer,) = heads.top(1), layers.top(1)
 assert min(heads.interval(best)[0], layers.interval(layer)[0]) > 0
-# 3. It does so without an induction head.
+# 3. It copies without an induction head.
 assert best_head(scores)[1] < 0.3
 assert random_copy.gap < 1
 assert exchanged.mean() < replaced.mean() / 2
-# 4. Every source holds the span it is named for, and was read at the steps that are listed.
+# 4. Every source contains its span, and was read at the listed steps.
 assert len(sources)
-# (A span of bytes may begin inside a character; what is left of it prints as U+FFFD.)
-assert all(one.span.strip("\ufffd") in store.text(one.document) for one in sources)
-assert all(one.document in run.documents_read(s) for one in sources for s in one.steps)
+# (A span may begin or end inside a multi-byte character, which then prints as U+FFFD.)
+assert all(source.span.strip("\ufffd") in store.text(source.document) for source in sources)
+assert all(
+    source.document in run.documents_read(step) for source in sources for step in source.steps
+)

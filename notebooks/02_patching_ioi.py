@@ -6,11 +6,11 @@
 # ---
 
 # %% [markdown]
-# # Who receives the key? Patching and path patching
+# # Who receives the key? Activation patching and path patching
 #
-# **Question.** "when A and B went to the beach, B gave a key to" ... A. Which heads do it, what do they read, and by which paths does it reach the answer?
-# **Answer.** One head of layer 0 reads who gives, through its value alone. Its effect reaches the logits without any later head, or by telling the queries of layer 1 where to look: how much goes which way differs from run to run, and together they are all of it.
-# **Needs.** No GPU, no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
+# **Question.** The prompt "when A and B went to the beach, B gave a key to" continues with A. Which heads compute this, what do they read, and by which paths does the result reach the answer?
+# **Answer.** One head of layer 0 reads who gives, through its value alone. Its output reaches the logits in two ways: without any later head, or through the queries of layer 1, which it tells where to attend. The shares of the two ways differ from run to run; together they account for the whole effect.
+# **Needs.** No GPU and no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
 import pandas as pd
@@ -27,11 +27,11 @@ for prompts in (ioi.clean, ioi.corrupt):
 behaviours.check(model, ioi)
 
 # %% [markdown]
-# The two prompts differ in one word: who gives. Everything below exchanges activations between them and asks how much of the logit difference moves. A model that cannot do it would be refused here.
+# The two prompts differ in one word: the person who gives. Every experiment below exchanges activations between them and measures which share of the logit difference changes. `behaviours.check` raises an error if the model cannot do the behaviour.
 #
-# ## 1. Where does it go?
+# ## 1. At which positions is the information?
 #
-# **It stands at the giver's position until layer 0 has run, and at the last position from then on.** The residual stream entering each layer, one position at a time. Before the prompts differ, nothing can have an effect, and the result says how many places that are.
+# **The information is at the giver's position until layer 0 has run, and at the last position from then on.** The figure shows the residual stream entering each layer, patched one position at a time. Sites with the same values on both prompts, such as all positions before the prompts differ, cannot show an effect; the notes of the result count them.
 
 # %%
 residual = patching.residual(model, ioi)
@@ -43,7 +43,7 @@ residual.notes, residual.top(2)
 # %% [markdown]
 # ## 2. Which heads?
 #
-# **One head of layer 0 suffices.** Several metrics are scored in the same passes; the probability agrees.
+# **One head of layer 0 is sufficient.** Several metrics can be scored in the same forward passes; the probability agrees with the logit difference.
 
 # %%
 heads = patching.heads(model, ioi, metric=[metrics.logit_difference(ioi), metrics.probability(ioi)])
@@ -51,31 +51,34 @@ heads.plot()
 
 # %%
 best = heads.top(1)[0]
-{one.metric: (round(one[best], 3), one.interval(best)) for one in (heads, *heads.also)}
+{
+    effects.metric: (round(effects[best], 3), effects.interval(best))
+    for effects in (heads, *heads.also)
+}
 
 # %% [markdown]
-# **It is needed, too, and no other head is.** Noising asks the other way round, and ablation without any other prompt: with the head's mean in its place the model is little better than a guess. The MLP of its layer, which reads what the head wrote, is needed as much; which of the two costs more is chance.
+# **This head is also necessary, and no other head is.** Noising tests this in the opposite direction: it patches corrupt values into the clean prompts. Mean ablation tests it without other prompts: with the head replaced by its mean, the model does little better than a guess. The MLP of its layer, which reads the output of the head, is as necessary; which of the two costs more differs by chance.
 
 # %%
-noised = patching.heads(model, ioi, direction="noising")
-ablated = patching.ablate(model, ioi, standin="mean")
-ablated.plot()
+noising = patching.heads(model, ioi, direction="noising")
+ablation = patching.ablate(model, ioi, standin="mean")
+ablation.plot()
 
 # %%
-accuracy = ablated.to_frame().set_index("ablated")["accuracy"]
+accuracy = ablation.to_frame().set_index("ablated")["accuracy"]
 others = [name for name in heads.names if name != best]
-noised[best], ablated.top(3), accuracy[best], accuracy[others].min()
+noising[best], ablation.top(3), accuracy[best], accuracy[others].min()
 
 # %% [markdown]
 # ## 3. What does the head read?
 #
-# **Its value, and neither query, key nor pattern.** It always looks at the giver; what varies is who stands there. In layer 1 it is the opposite: queries, hence patterns, carry what there is.
+# **Its value carries the effect; its query, key and attention pattern do not.** The head always attends to the giver's position, and only the name at that position changes. Layer 1 is the opposite: its effects are carried by queries, and therefore by attention patterns.
 
 # %%
 sweeps = [patching.queries, patching.keys, patching.values, patching.patterns]
 parts = {sweep.__name__: sweep(model, ioi) for sweep in sweeps}
 pd.DataFrame(
-    {name: found.values.flatten() for name, found in parts.items()}, index=heads.names
+    {name: effects.values.flatten() for name, effects in parts.items()}, index=heads.names
 ).round(3)
 
 # %%
@@ -85,7 +88,7 @@ giver, run.store.tokenizer.tokens(ioi.clean[0].tolist())[10]
 # %% [markdown]
 # ## 4. By which paths?
 #
-# Path patching lets one reader see the head's other value and hides it from all others. Three readers: the logits through nothing at all, the logits through MLPs, and the queries of layer 1.
+# Path patching changes the output of the head for one receiver and keeps the original output for all others. Three receivers are tested: the logits directly, the logits directly or through MLPs, and the queries of layer 1.
 
 # %%
 queries = [f"L1H{head}.q" for head in range(model.cfg.n_heads)]
@@ -114,21 +117,23 @@ table = pd.DataFrame(
 table
 
 # %% [markdown]
-# **The two parts add up to the whole.** The MLPs turn the giver's name into "the other one", and the heads of layer 1 are told where the other one stands. Which head of layer 1 listens most:
+# **The two parts add up to the whole effect.** The MLPs turn the giver's name into a preference for the other name. The queries of layer 1 tell its heads where the other name is. The next figure shows which head of layer 1 is affected most.
 
 # %%
 listeners = patching.receivers(model, ioi, best, part="q", mlps="recomputed")
-plots.heads(listeners.values, title=f"{best} speaks to the queries of", unit=listeners.unit)
+plots.heads(
+    listeners.values, title=f"Effect of {best} through the query of each head", unit=listeners.unit
+)
 
 # %% [markdown]
-# **Limits.** 64 prompts of one template family, one seed of a model of two layers; intervals are over prompts and say nothing about other seeds (`benchmarks/planted_acceptance.py` trains eleven). That the parts add up is a finding, not a law: effects of paths need not be additive.
+# **Limits.** 64 prompts of one template family, and one seed of a two-layer model. The intervals are over prompts and say nothing about other seeds (`benchmarks/planted_acceptance.py` trains eleven runs). It is a finding that the parts add up here; effects of paths are not additive in general.
 
 # %%
 assert heads[best] > 0.9
 assert best.startswith("L0")
-assert noised[best] > 0.8 > 0.5 > max(noised[name] for name in others)
+assert noising[best] > 0.8 > 0.5 > max(noising[name] for name in others)
 assert accuracy[best] < 0.8 < accuracy[others].min()
-assert ablated.intact_accuracy > 0.95
+assert ablation.intact_accuracy > 0.95
 assert parts["values"].top(1) == [f"{best}.v"]
 assert parts["values"].values.max() > 0.9
 assert max(parts[name].values[0].max() for name in ("queries", "keys", "patterns")) < 0.05

@@ -8,9 +8,9 @@
 # %% [markdown]
 # # Where is a fact looked up? Causal tracing
 #
-# **Question.** "the capital of E is" ... At which layer and position does the model turn the entity into its capital?
-# **Answer.** Attention of layer 0 moves the entity to the last position, and the MLPs look it up *there*. There is no early site at the subject, as larger models have it (Meng et al. 2022), and the two ways to damage a prompt agree on that.
-# **Needs.** No GPU, no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
+# **Question.** The prompt is "the capital of E is". At which layer and position does the model turn the entity E into its capital?
+# **Answer.** Attention in layer 0 moves the entity to the last position, and the MLPs look up the capital *there*. There is no early site at the subject, unlike in larger models (Meng et al. 2022). Both ways to damage a prompt agree on this.
+# **Needs.** No GPU and no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
 from interp import behaviours, metrics, models, patching, plots
@@ -24,25 +24,25 @@ print(run.store.tokenizer.decode(capital.clean[0].tolist()), "|", capital.subjec
 behaviours.check(model, capital)
 
 # %% [markdown]
-# Some fifty entities, one prompt each, of a fact that the corpus states often enough. The subject is one token, at position 4; the answer is asked for at position 5.
+# There are some fifty entities with one prompt each; the corpus states each of these facts often enough. The subject is one token at position 4; the answer is predicted at position 5.
 #
-# ## 1. Another subject
+# ## 1. Damage by another subject
 #
-# **Symmetric token replacement**, the default: the entity is exchanged for another, so the model computes what it computes every day. One state of the intact run is restored at a time.
+# **Symmetric token replacement** is the default: the entity is exchanged for another one, so that the damaged prompt is still in distribution. One state of the intact run at a time is then restored.
 
 # %%
 replaced = patching.causal_trace(model, capital)
 replaced.plot()
 
 # %%
-{what: getattr(replaced, what).top(2) for what in ("residual", "mlps", "attention")}
+{site: getattr(replaced, site).top(2) for site in ("residual", "mlps", "attention")}
 
 # %% [markdown]
-# **Layer 0's attention moves it; both MLPs at the last position do the rest.** Restoring an MLP at the subject brings back nearly nothing.
+# **The attention of layer 0 moves the entity, and both MLPs do the rest at the last position.** Restoring an MLP at the subject recovers almost nothing.
 #
-# ## 2. Noise on the subject
+# ## 2. Damage by noise on the subject
 #
-# The original: noise of three deviations of the subjects' embeddings, ten draws, and the probability of the answer. Noise finds other places than replacement in larger models, and less stably (Zhang & Nanda 2023); here they agree.
+# This is the original method: normal noise of three standard deviations of the subjects' embeddings, ten draws, and the probability of the answer as the metric. In larger models noise identifies other sites than replacement, and less stably (Zhang & Nanda 2023); here the two agree.
 
 # %%
 noised = patching.causal_trace(
@@ -57,7 +57,7 @@ early, late
 # %% [markdown]
 # ## 3. A window of layers
 #
-# Meng et al. restore ten layers at once; two are all there are here. **Windows inflate peaks**: the MLPs of both layers together restore more than the larger of the two.
+# Meng et al. restore ten layers at once; this model has only two. **Windows inflate peaks**: the MLPs of both layers together restore more than the better of the two alone.
 
 # %%
 wide = patching.causal_trace(model, capital, window=2)
@@ -66,12 +66,12 @@ plots.bars(
     [late["effect"][0], late["effect"][1], wide.mlps["L1.mlp@5"]],
     [late["low"][0], late["low"][1], wide.mlps.interval("L1.mlp@5")[0]],
     [late["high"][0], late["high"][1], wide.mlps.interval("L1.mlp@5")[1]],
-    title="MLPs restored at the last position",
+    title="Effect of restoring MLPs at the last position",
     unit=replaced.mlps.unit,
 )
 
 # %% [markdown]
-# **Limits.** One relation, one seed, two layers; entities are single tokens that stand right before the answer, so there is little room for an early site. What a trace shows is where a state *suffices*, not where a weight was learned: for that, `openbook trace documents` and retraining.
+# **Limits.** One relation, one seed, two layers. The entities are single tokens right before the answer, so there is little room for an early site. A trace shows where a state is *sufficient* for the answer, not which weights learned the fact or from which documents. For the documents use `openbook trace documents` and retraining.
 
 # %%
 assert early["high"].max() < 0.15, "an early site at the subject"

@@ -6,11 +6,11 @@
 # ---
 
 # %% [markdown]
-# # What a probe proves
+# # What a probe shows, and what it does not
 #
-# **Question.** A linear probe reads a label from a model with 100 % accuracy. What has been shown?
-# **Answer.** Less than it seems: the same probe may read it from a model that was never trained, by learning words by heart; and a label that is read may be one that the model does not use. Held-out types, a control task and an untrained model tell the first; erasing the label tells the second.
-# **Needs.** No GPU, no download. About a minute; it opens the trained run that comes with openbook. Every number below is computed here.
+# **Question.** A linear probe reads a label from a model's activations with 100 % accuracy. What does this show?
+# **Answer.** Less than it seems. The same probe may read the label from an untrained model, by memorising words. And the model may not use a label that a probe can read. Held-out types, a control task and an untrained model test the first; erasing the label tests the second.
+# **Needs.** No GPU and no download. About a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
 import pandas
@@ -26,15 +26,15 @@ COLUMNS = ["accuracy", "unseen", "control", "selectivity", "untrained", "untrain
 
 # %%
 def table(probe):
-    """Values and intervals of a probe, a row a place."""
+    """Return the values and intervals of a probe, one row per site."""
     rows = [{name: str(getattr(cell, name)) for name in COLUMNS} for cell in probe.cells]
     return pandas.DataFrame(rows, index=[f"{cell.place}, n={probe.n}" for cell in probe.cells])
 
 
 # %% [markdown]
-# ## 1. Reading by heart
+# ## 1. A label that a probe can memorise
 #
-# "travellers remember *zemora*": in sentences that say nothing of it, is it written in the entity's vector whether the entity is known for its capital, its maker or its trade? Three relations, 120 entities that were stated 16 times or more, four sentences each.
+# In sentences such as "travellers remember *zemora*", which say nothing about the relation: does the activation at the entity encode whether the entity is known for its capital, its maker or its trade? There are three relations and 120 entities; each entity's fact is stated 16 times or more, and each entity occurs in four sentences.
 
 # %%
 relation = probing.load_task("relation", run)
@@ -47,13 +47,13 @@ with progress.bar("relation") as advance:
 table(relations)
 
 # %% [markdown]
-# **An untrained model reads it almost as well, because 120 random vectors are easily learned by heart: of entities that the probe never saw it knows nothing. The trained one knows their relation too.** In `unseen` no entity is in training and test. The *control task* gives each entity a random relation: what a probe reaches there it reaches by heart, and *selectivity* is what is left (Hewitt and Liang 2019).
+# **A probe reads the relation almost as well from an untrained model, because it can memorise 120 random vectors; but for entities that the probe never saw, the untrained model gives nothing. The trained model encodes the relation of unseen entities too.** In `unseen`, no entity is in both the training set and the test set. The *control task* gives each entity a random relation, so its accuracy measures memorisation; *selectivity* is the accuracy minus that of the control task (Hewitt and Liang 2019).
 
 # %%
 relations.plot()
 
 # %% [markdown]
-# **The online code says the same in bits**: so many are needed to send the labels to someone who has the vectors and learns as the labels come in, and the labels alone cost log2(3) bits each (Voita and Titov 2020). *Limits.* Intervals count entities, and hold the run fixed: other seeds are not in them.
+# **The online code gives the same result in bits.** It is the number of bits needed to send the labels to a receiver who has the activations and learns from the labels as they arrive; without the activations the labels cost log2(3) bits each (Voita and Titov 2020). *Limits.* The intervals are over entities with the run held fixed; they do not include other seeds.
 
 # %%
 relations.to_frame().set_index("place")[
@@ -61,9 +61,9 @@ relations.to_frame().set_index("place")[
 ]
 
 # %% [markdown]
-# ## 2. Reading the architecture
+# ## 2. A label that the architecture provides
 #
-# Where in its document does a nonce word stand, four positions at a time?
+# The label is the position of a word in its document of repeated random words, in bins of four positions.
 
 # %%
 with progress.bar("position") as advance:
@@ -71,75 +71,81 @@ with progress.bar("position") as advance:
 table(positions)
 
 # %% [markdown]
-# **Selectivity is high, unseen words are no problem, and yet nothing was learned: an untrained model shows it better.** Positions are added to the stream when the model is built; training covers them. Only the untrained control says so.
+# **Selectivity is high and words unseen by the probe are no problem, yet the model did not learn this label: the probe reads it better from an untrained model.** Positional embeddings are in the stream from initialisation on, and training obscures them. Only the untrained control reveals this.
 #
-# ## 3. Reading what is not used
+# ## 3. A label that the model does not use
 #
-# "when A and B went to the beach, B gave a key to": who acts? Read from every position, before and after.
+# In "when A and B went to the beach, B gave a key to", the label is the name of the person who acts. It is read at every position, before and after that person acts.
 
 # %%
-acts = probing.load_task("subject-name", run, n_cases=600)
+subject_name = probing.load_task("subject-name", run, n_cases=600)
 ioi = behaviours.load("ioi", run)
 with progress.bar("who acts") as advance:
-    where = probing.linear(
-        model, acts, positions=range(1, ioi.n_pos), fit="ridge", controls=1, progress=advance
+    by_position = probing.linear(
+        model,
+        subject_name,
+        positions=range(1, ioi.n_pos),
+        fit="ridge",
+        controls=1,
+        progress=advance,
     )
-where.plot()
+by_position.plot()
 
 # %% [markdown]
-# **Until they act (position 10) nobody can know which of the two will; from then on it is read at every position and in both layers, the last one included.** (At positions 2 to 9 the probe has heard one name or both, and is right half of the time or a little more.) Being readable there, is it what the next word is chosen by? Erase it: LEACE is the least change of the stream after which no linear probe does better than the commonest name (Belrose et al. 2023).
+# **Before the person acts (position 10) the label cannot be known; from position 10 on it is read at every position and in both layers, including the last position.** At positions 2 to 9 the probe has seen one or both names and is right half of the time or slightly more. Is a label that is readable at the last position also used to choose the next word? To test this we erase it with LEACE, the smallest change of the stream after which no linear probe does better than always giving the commonest name (Belrose et al. 2023).
 
 # %%
-early = probing.erasure_effect(model, ioi, acts, layer=0)
-early.to_frame().set_index("arm").round(3)
+after_layer_0 = probing.erasure_effect(model, ioi, subject_name, layer=0)
+after_layer_0.to_frame().set_index("arm").round(3)
 
 # %% [markdown]
-# **Without it, after layer 0, the model guesses between the two names.** A *placebo*, which erases as many directions fitted to shuffled names, costs a good part too: so many directions are nearly all there are at this place, and only what is lost beyond it counts.
+# **With the label erased after layer 0, the model guesses between the two names.** A *placebo* erases the same number of directions, fitted to shuffled names. It also costs a large part of the score, because so many directions are nearly all there are at this site. Only the loss beyond the placebo counts.
 
 # %%
-early.plot()
+after_layer_0.plot()
 
 # %% [markdown]
-# **After layer 1 the same label is read as well as before, and erasing it costs no more than a placebo.** By then the name of the other one has been fetched, and that is what is used; who acts is still there, for a probe to find. *Limits.* Two seeds of the initial weights were looked at, with one result; thirty directions, as many as 31 names need, are a large part of what varies here (`removed`), so a small use could hide behind the placebo's cost.
+# **After layer 1 the probe reads the same label as well as before, but erasing it costs no more than a placebo.** By then the name of the other person has been fetched to the last position, and the model uses that name; the name of the person who acts is still readable but no longer used. *Limits.* Two seeds of the initial weights were tested, with the same result. Thirty directions, as many as 31 names need, are a large share of the variance here (`removed`), so the cost of the placebo could hide a small use of the label.
 
 # %%
-late = probing.erasure_effect(model, ioi, acts, layer=1)
-receives = probing.erasure_effect(
+after_layer_1 = probing.erasure_effect(model, ioi, subject_name, layer=1)
+receiver_erased = probing.erasure_effect(
     model, ioi, probing.load_task("indirect-name", run, n_cases=600), layer=1
 )
-early, late, receives
+after_layer_0, after_layer_1, receiver_erased
 
 # %%
-late.to_frame().set_index("arm").round(3)
+after_layer_1.to_frame().set_index("arm").round(3)
 
 # %%
-receives.to_frame().set_index("arm").round(3)
+receiver_erased.to_frame().set_index("arm").round(3)
 
 # %% [markdown]
-# ## The claims again
+# ## All claims checked
 
 # %%
-# 1. Read by heart without training; read of unseen entities only with it.
+# 1. A probe memorises the relation even without training; for unseen entities it needs training.
 for cell in relations.cells:
     assert min(cell.accuracy.value, cell.untrained.value) > 0.9
     assert cell.unseen.low > 0.8 > 0.6 > cell.untrained_unseen.high
     assert cell.untrained_unseen.low < relations.baseline < cell.untrained_unseen.high
     assert cell.selectivity.low > 0.15
     assert cell.compression.low > 2
-# 2. Position is the architecture's.
+# 2. The position comes from the architecture, not from training.
 for cell in positions.cells:
     assert cell.untrained.low > 0.9
     assert cell.untrained_unseen.low > cell.unseen.high
-# 3. Who acts is read from the position on where they act; before, it is one of two at best.
-before = [cell.accuracy.value for cell in where.cells if cell.pos < ioi.subject[0]]
-after = [cell.accuracy.value for cell in where.cells if cell.pos >= ioi.subject[0]]
+# 3. Who acts is readable from the position where the person acts; before that, the probe can at
+#    best guess between two names.
+before = [cell.accuracy.value for cell in by_position.cells if cell.pos < ioi.subject[0]]
+after = [cell.accuracy.value for cell in by_position.cells if cell.pos >= ioi.subject[0]]
 assert max(before) < min(after)
-assert where[f"L0.resid_post@{ioi.n_pos - 1}"].accuracy.low > 0.8
-# 4. Erasing it costs the behaviour where it is used, and not where it is only readable.
-assert min(early["intact"].probe.low, late["intact"].probe.low) > 0.7
-assert max(early["erased"].probe.value, late["erased"].probe.value) < 0.2
-assert early.loss.low > 1
-assert early["erased"].accuracy.high < early["placebo"].accuracy.low
-assert late.loss.high < 0.5
-assert late["erased"].accuracy.low > 0.85
-assert receives.loss.low > 3
+assert by_position[f"L0.resid_post@{ioi.n_pos - 1}"].accuracy.low > 0.8
+# 4. Erasing the label breaks the behaviour where the label is used, not where it is only readable.
+assert min(after_layer_0["intact"].probe.low, after_layer_1["intact"].probe.low) > 0.7
+assert max(after_layer_0["erased"].probe.value, after_layer_1["erased"].probe.value) < 0.2
+assert after_layer_0.loss.low > 1
+assert after_layer_0["erased"].accuracy.high < after_layer_0["placebo"].accuracy.low
+assert after_layer_1.loss.high < 0.5
+assert after_layer_1["erased"].accuracy.low > 0.85
+assert receiver_erased.loss.low > 3

@@ -8,9 +8,9 @@
 # %% [markdown]
 # # How does a circuit form over training?
 #
-# **Question.** When does a model begin to copy and to tell two names apart, all at once or little by little, and which heads do it then?
-# **Answer.** Each within two or three hundred of 1,900 steps. Copying stands on attention to the token before that is blurred at first and sharpens later; the head that ends up deciding between the names decides from the first checkpoint that tells them apart well.
-# **Needs.** No GPU, no download. Half a minute after `make demo`, seconds the second time; alone, it trains the run first (two minutes on two quiet cores). Every number below is computed here.
+# **Question.** When does a model begin to copy and to tell two names apart, abruptly or gradually, and which heads do it then?
+# **Answer.** Each ability appears within two or three hundred of 1,900 steps. Copying depends on attention to the previous token, which is diffuse at first and sharpens later. The head that decides between the names at the end already decides at the first checkpoint that tells them apart well.
+# **Needs.** No GPU and no download. Half a minute after `make demo`, and seconds the second time. Without `make demo`, the notebook first trains the run (two minutes on two quiet cores). Every number below is computed here.
 
 # %%
 from pathlib import Path
@@ -24,9 +24,9 @@ run = demo.trained(Path("../data/planted"), Path("../runs/planted"), progress.ba
 len(run.steps), run.steps[:12]
 
 # %% [markdown]
-# ## 1. Copying appears between two checkpoints
+# ## 1. When copying appears
 #
-# Random words, said twice. **The gap between the loss on the first and on the second copy is next to nothing for 400 steps, and goes from there to most of what it will ever be within a few hundred.** Any analysis can be asked of every checkpoint; what was computed is kept by the digest of the weights, so a second call computes nothing.
+# The test sequences are random words, repeated once. **For 400 steps the loss on the second copy is almost the same as on the first; within a few hundred steps more, the gap grows to most of its final size.** Any analysis can be computed at every checkpoint. Results are stored by the digest of the weights, so a second call computes nothing.
 
 # %%
 with progress.bar("detectors") as advance:
@@ -36,43 +36,45 @@ with progress.bar("detectors") as advance:
 detectors.plot(["copying gap"], log=False)
 
 # %% [markdown]
-# **The attention that does it rises with it; the attention it stands on is blurred at first.** The highest head at each step: from a word's second occurrence to what followed its first (induction), and to the word before (previous token). *Limits.* Attention is no proof of function, and the intervals are over 16 sequences, not over seeds.
+# **The attention of induction heads rises together with copying; the previous-token attention that it depends on is diffuse at first.** The figure shows the highest head at each step: attention from a word's second occurrence to the word that followed its first occurrence (induction), and attention to the previous word (previous token). *Limits.* Attention does not prove a function, and the intervals are over 16 sequences, not over seeds.
 
 # %%
 detectors.plot(["induction", "previous token"], log=False)
 
 # %%
 onsets = [detectors.onset(name) for name in ("copying gap", "induction", "previous token")]
-sharp = detectors.onset("previous token", share=0.9)
-onsets, sharp
+sharp_onset = detectors.onset("previous token", share=0.9)
+onsets, sharp_onset
 
 # %% [markdown]
-# ## 2. No special document did it
+# ## 2. What the model read at that time
 #
-# **The steps in which copying appeared read the same mixture as all the steps before them.** The order is known, so what was read between two checkpoints is a look-up. *Limits.* This says that no kind of document was read more often just then; it does not say which documents taught it (that takes a retraining without them: the tour, part 6).
+# **The steps in which copying appeared read the same mixture of documents as all steps before them.** The data order is known, so the documents read between two checkpoints can be looked up. *Limits.* This shows that no kind of document was read more often at that time. It does not show which documents taught copying; that takes a retraining without them (notebook 00, section 6).
 
 # %%
-rows = [(kind, *run.store.truth["kinds"][kind]) for kind in run.store.truth["kinds"]]
+kinds = [(kind, *run.store.truth["kinds"][kind]) for kind in run.store.truth["kinds"]]
 begin, end = onsets[0].before, onsets[0].step
-change, before = (
+readings_during, readings_before = (
     training_dynamics.read_between(run, begin, end),
     training_dynamics.read_between(run, 0, begin),
 )
 
 
 def share(frame, first, last):
-    """Of the readings, those of documents whose rows lie in [first, last)."""
-    inside = [first <= run.store.rows[one] < last for one in frame["document"]]
+    """Return the share of readings that are of documents with corpus rows in [first, last)."""
+    inside = [first <= run.store.rows[document] < last for document in frame["document"]]
     return frame["readings"][inside].sum() / frame["readings"].sum()
 
 
-mixture = {kind: (share(change, *at), share(before, *at)) for kind, *at in rows}
-{kind: tuple(round(float(one), 3) for one in both) for kind, both in mixture.items()}
+mixture = {
+    kind: (share(readings_during, *rows), share(readings_before, *rows)) for kind, *rows in kinds
+}
+{kind: tuple(round(float(value), 3) for value in shares) for kind, shares in mixture.items()}
 
 # %% [markdown]
-# ## 3. The names, by one head from the start
+# ## 3. Indirect object identification
 #
-# "when A and B went to the beach, B gave a key to" ... A. **For 400 steps the model prefers neither name; when it can copy, it is soon right nearly every time.**
+# The prompt "when A and B went to the beach, B gave a key to" continues with A. **For 400 steps the model prefers neither name; once it can copy, it is soon right nearly every time.**
 
 # %%
 with progress.bar("names") as advance:
@@ -82,7 +84,7 @@ with progress.bar("names") as advance:
 ioi.plot(["ioi accuracy"], log=False)
 
 # %% [markdown]
-# **The head that decides at the end decides at the first checkpoint that does it well.** In a run on corrupt prompts each head is given its clean output: 1 restores the whole difference between the names. A checkpoint that is not above chance has no difference to restore: it gives no number, and says why.
+# **The head that decides at the end already decides at the first checkpoint that does the task well.** In a run on corrupt prompts, the output of one head at a time is replaced by its clean value; an effect of 1 restores the whole logit difference between the names. A checkpoint that is not above chance has no difference to restore, so it gives no number; `refused` lists it with the reason.
 
 # %%
 with progress.bar("heads") as advance:
@@ -96,14 +98,14 @@ last = max(heads.names, key=lambda name: heads.curve(name)[-1].value)
 last, heads.curve(last)[0], len(heads.refused), heads.refused[0]
 
 # %% [markdown]
-# ## 4. A fact, and the steps at which it was read
+# ## 4. A fact, and the steps that read it
 #
-# **A fact is learned while it is being read: the marks are the steps that read one of its 64 documents.** Only a run that knows its order can draw them.
+# **The model learns a fact while it reads it.** The marks are the steps that read one of the fact's 64 documents; they can be drawn because the data order is known.
 
 # %%
-fact = next(one for one in run.store.truth["facts"] if one["exposures"] == 64)
-asked = training_dynamics.score_analysis(behaviours.load(f"fact:{fact['entity']}", run))
-recalled = training_dynamics.over_training(run, asked)
+fact = next(fact for fact in run.store.truth["facts"] if fact["exposures"] == 64)
+fact_score = training_dynamics.score_analysis(behaviours.load(f"fact:{fact['entity']}", run))
+recalled = training_dynamics.over_training(run, fact_score)
 recalled = recalled.reading(run, counterfactuals.documents_of(run, [fact]), label="read")
 difference = next(name for name in recalled.names if name.endswith("logit difference"))
 recalled.plot([difference], log=False)
@@ -113,29 +115,30 @@ learned = recalled.onset(difference)
 fact["name"], learned, sum(step < learned.step for step in recalled.readings["read"])
 
 # %% [markdown]
-# ## The claims again
+# ## All claims checked
 
 # %%
-# 1. Copying is nothing at 400 steps and most of itself soon after it began; its attention rises with
-#    it, on a previous token that is looked at sharply only later.
-gap = {one.step: one.value for one in detectors.curve("copying gap")}
-whole = gap[run.recipe.steps]
-assert max(gap[step] for step in run.steps if step <= 400) < 0.1 * whole
-assert gap[onsets[0].step + 300] > 0.75 * whole
+# 1. There is almost no copying at 400 steps, and most of it soon after its onset. Induction
+#    attention rises with it; previous-token attention becomes sharp only later.
+gap = {point.step: point.value for point in detectors.curve("copying gap")}
+final_gap = gap[run.recipe.steps]
+assert max(gap[step] for step in run.steps if step <= 400) < 0.1 * final_gap
+assert gap[onsets[0].step + 300] > 0.75 * final_gap
 assert abs(onsets[1].step - onsets[0].step) <= 200
-assert sharp.before >= onsets[0].before
-# 2. What was read meanwhile is what was read before, kind by kind.
-assert max(abs(now - then) for now, then in mixture.values()) < 0.03
-# 3. Neither name at 400 steps, nearly always right at the end; one head of layer 0 from the beginning.
-right = {one.step: one for one in ioi.curve("ioi accuracy")}
-assert right[400].low < 0.5 < 0.9 < right[run.recipe.steps].value
-able = [one for one in heads.curve(last) if right[one.step].low > 0.75]
+assert sharp_onset.before >= onsets[0].before
+# 2. The mixture of kinds read during the onset equals the mixture read before.
+assert max(abs(during - before) for during, before in mixture.values()) < 0.03
+# 3. The model prefers neither name at 400 steps and is nearly always right at the end. The same
+#    head of layer 0 decides at the first checkpoint that does the task well and at the last.
+accuracy = {point.step: point for point in ioi.curve("ioi accuracy")}
+assert accuracy[400].low < 0.5 < 0.9 < accuracy[run.recipe.steps].value
+effects = [point for point in heads.curve(last) if accuracy[point.step].low > 0.75]
 assert last.startswith("L0")
-assert min(able[0].low, able[-1].low) > 0.5
+assert min(effects[0].low, effects[-1].low) > 0.5
 assert len(heads.refused) >= 5
-# 4. The fact had been read before it was known, and was not known at first.
+# 4. The fact was read before the model recalled it, and was not known at first.
 assert sum(step < learned.step for step in recalled.readings["read"]) >= 4
 assert recalled.curve(difference)[-1].value > 3 > 1 > recalled.curve(difference)[0].value
-# Nothing is computed twice.
+# A second call returns the stored results.
 again = training_dynamics.over_training(run, training_dynamics.analysis("score:ioi", run))
 assert again == ioi

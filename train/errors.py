@@ -1,14 +1,14 @@
-"""What can go wrong while a checkpoint is made or opened, as a tree.
+"""The errors raised by `train`, as a tree.
 
-* TrainError               2  asked for something that cannot be done
-  + CorpusError            2  the source holds no documents that can be read
-  + StoreError             2  the token store does not fit what is asked of it
-    - TokenizerError       2  a text or a vocabulary that the tokenizer cannot hold
+* TrainError               2  the request cannot be carried out
+  + CorpusError            2  the source holds no readable documents
+  + StoreError             2  the token store does not fit the request
+    - TokenizerError       2  the tokenizer cannot represent a text or a vocabulary
   + OrderError             2  the data order cannot be drawn
-  + RecipeError            2  a recipe that does not exist or contradicts itself
-  + HookError              2  a hook point that does not exist, or a hook that never fired
-  + DivergedError          1  the loss is no longer a number
-  + DamagedError           3  a file is not what its digest says, or is not to be trusted
+  + RecipeError            2  the recipe does not exist or contradicts itself
+  + HookError              2  a hook point does not exist, or a hook never fired
+  + DivergedError          1  the loss or a weight is NaN or infinite
+  + DamagedError           3  a file differs from its digest, or must not be trusted
   + DiskError              4  the disk is full
 
 The number is the exit code of the `openbook` command.
@@ -40,15 +40,15 @@ class TrainError(ValueError):
 
 
 class CorpusError(TrainError):
-    """The source holds no documents that can be read."""
+    """The source holds no readable documents."""
 
 
 class StoreError(TrainError):
-    """The token store does not fit what is asked of it."""
+    """The token store does not fit the request."""
 
 
 class TokenizerError(StoreError):
-    """A text or a vocabulary that the tokenizer cannot hold."""
+    """The tokenizer cannot represent a text or a vocabulary."""
 
 
 class OrderError(TrainError):
@@ -56,21 +56,21 @@ class OrderError(TrainError):
 
 
 class RecipeError(TrainError):
-    """A recipe that does not exist or contradicts itself."""
+    """The recipe does not exist or contradicts itself."""
 
 
 class HookError(TrainError):
-    """A hook point that does not exist, or a hook that never fired."""
+    """A hook point does not exist, or a hook never fired."""
 
 
 class DivergedError(TrainError):
-    """The loss is no longer a number."""
+    """The loss or a weight is NaN or infinite."""
 
     exit_code = 1
 
 
 class DamagedError(TrainError):
-    """A file is not what its digest says, or is not to be trusted; nothing of it was loaded."""
+    """A file differs from its digest, or must not be trusted; nothing of it was loaded."""
 
     exit_code = 3
 
@@ -82,7 +82,11 @@ class DiskError(TrainError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: `, did you mean 'ioi' or 'induction'?`, or all known names."""
+    """Return the end of an error message that suggests names similar to `name`.
+
+    The text is `, did you mean 'ioi' or 'induction'?`, or a list of the first eight known names if
+    none is similar.
+    """
     known = sorted(known)
     close = get_close_matches(name, known, n=3, cutoff=0.5)
     if close:

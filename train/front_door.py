@@ -1,8 +1,8 @@
-"""Front doors: a folder's `__init__` names what the folder offers, and loads each name on first
-use.
+"""Front doors: packages whose `__init__` imports each public name on first use.
 
-So `openbook --help` does not wait for torch. The names stand in the `if TYPE_CHECKING:` block of
-the `__init__` itself, where type checkers and readers find them; nothing is listed twice.
+`openbook --help` therefore does not wait for torch. The imports are written in the
+`if TYPE_CHECKING:` block of the `__init__`, where type checkers and readers find them;
+`names_on_first_use` reads where each name lives from that block.
 """
 
 import ast
@@ -15,11 +15,12 @@ __all__ = ["names_on_first_use"]
 
 
 def names_on_first_use(package: str, file: str) -> Callable[[str], object]:
-    """Return a module's `__getattr__` (PEP 562) that imports a name when it is first asked for.
+    """Return a `__getattr__` for a package (PEP 562) that imports a name on first use.
 
     Args:
-        package: `__name__` of the folder's `__init__`.
-        file: `__file__` of it, whose `from ... import ...` statements say where each name lives.
+        package: `__name__` of the package's `__init__`.
+        file: `__file__` of the same `__init__`; its `from ... import ...` statements say in which
+            module each name lives.
     """
     homes: dict[str, str] = {}
     for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):

@@ -1,10 +1,10 @@
-"""Precision, threads and determinism: measured, chosen, recorded.
+"""Numerics of a run: device, precision, threads and determinism.
 
-A run is bit-exact only with the same precision, thread count and kernels, so they are chosen once,
-written into the manifest, and used again by resume and replay. What is fast differs between
-processors: bf16 is 2 to 3 times faster where the CPU has AVX512-BF16 and up to 500 times slower
-where it has not (pytorch#146508), and `medium` fp32 means oneDNN's true fp32 on one CPU and bf16 on
-another (pytorch#125386). So both are measured at the start, for speed and for error.
+A run is bit-exact only with the same precision, thread count and kernels. They are therefore chosen
+once, written into the manifest, and used again by resume and replay. The fastest choice depends on
+the processor: bf16 is 2 to 3 times faster on a CPU with AVX512-BF16 and up to 500 times slower on
+one without (pytorch#146508), and torch's `medium` matmul precision is oneDNN's true fp32 on one CPU
+and bf16 on another (pytorch#125386). `choose` therefore measures the speed and the error of both.
 """
 
 import os
@@ -25,7 +25,7 @@ from train.errors import RecipeError
 
 __all__ = ["Numerics", "applied", "choose", "environment", "on_this_machine", "refuse_missing"]
 
-# Assigned attributes of this module are not in torch's type stubs.
+# torch's type stubs lack the attributes of this module that we assign.
 _DETERMINISTIC: Any = torch.utils.deterministic
 BF16_ERROR = 0.02
 FP32_ERROR = 2e-6
@@ -34,11 +34,12 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @dataclass(frozen=True)
 class Numerics:
-    """How numbers are computed; equal numerics on one machine give equal bits.
+    """The numerical settings of a run; equal settings on one machine give equal bits.
 
     Attributes:
         precision: `bf16` is autocast over fp32 weights; `fp32` is fp32 throughout.
-        matmul: torch's float32 matmul precision; `medium` only where it was measured to be fp32.
+        matmul: torch's float32 matmul precision. `choose` takes `medium` only if it measured that
+            this is true fp32.
         compile: Whether the trainer runs the model through torch.compile.
     """
 
@@ -49,7 +50,7 @@ class Numerics:
     compile: bool = False
 
     def autocast(self) -> torch.autocast:
-        """The context in which forward and loss run."""
+        """Return the autocast context for the forward pass and the loss."""
         return torch.autocast(
             self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
@@ -58,10 +59,11 @@ class Numerics:
 def choose(
     *, device: str = "auto", precision: str = "auto", threads: int | None = None
 ) -> Numerics:
-    """Choose numerics for this machine; a quarter of a second of measuring on a CPU.
+    """Choose numerics for this machine; on a CPU this measures for a quarter of a second.
 
     Raises:
-        RecipeError: The device or the precision does not exist here.
+        RecipeError: This machine has no such device, the precision has no such name, or CUDA's
+            workspace is not set for determinism.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +76,8 @@ def choose(
     threads = threads or min(len(os.sched_getaffinity(0)), 8)
     if device != "cpu":
         return Numerics(device, "bf16" if precision == "auto" else precision, threads)
-    # One thread and CPU time: what else the machine is doing must not change what is chosen.
+    # Measured on one thread in CPU time, so that other load on the machine does not change the
+    # choice.
     with _threads(1):
         matmul, bf16_pays = _calibrate(bf16=precision == "auto")
     if precision == "auto":
@@ -83,7 +86,7 @@ def choose(
 
 
 def refuse_missing(device: str) -> None:
-    """Raise a RecipeError when this machine has no such device."""
+    """Raise a RecipeError if this machine has no such device."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
         raise RecipeError(
@@ -93,9 +96,10 @@ def refuse_missing(device: str) -> None:
 
 
 def on_this_machine(numerics: Numerics) -> Numerics:
-    """The same numerics, on the CPU where this machine lacks the device: never bit-exact then.
+    """Return the same numerics, on the CPU if this machine lacks the device.
 
-    For looking at what was done, which tolerates other sums; training goes on only where it was.
+    Results on the CPU are then never bit-exact. Replay and verification accept that and compare
+    within a tolerance; training resumes only on the original kind of device.
     """
     try:
         refuse_missing(numerics.device)
@@ -106,10 +110,10 @@ def on_this_machine(numerics: Numerics) -> Numerics:
 
 @contextmanager
 def applied(numerics: Numerics) -> Iterator[None]:
-    """Compute with these numerics inside the block, and as before behind it.
+    """Compute with these numerics inside the block, and restore the previous ones after it.
 
     Raises:
-        RecipeError: On a CUDA device whose sums are not made deterministic by the environment.
+        RecipeError: The device is CUDA, and the environment does not make cuBLAS deterministic.
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -119,8 +123,8 @@ def applied(numerics: Numerics) -> Iterator[None]:
     )
     _refuse_loose_workspace(numerics.device)
     _set_deterministic(True, warn_only=False, compiled=numerics.compile)
-    # Filling fresh memory guards against kernels that read it; none of ours does, and it is 5 % of
-    # a small step.
+    # Filling new memory protects against kernels that read it uninitialised. None of ours does,
+    # and filling costs 5 % of a small step.
     _DETERMINISTIC.fill_uninitialized_memory = False
     torch.set_float32_matmul_precision(numerics.matmul)
     try:
@@ -133,8 +137,8 @@ def applied(numerics: Numerics) -> Iterator[None]:
 
 
 def _set_deterministic(mode: bool, *, warn_only: bool, compiled: bool) -> None:
-    # torch.use_deterministic_algorithms imports torch's compiler to tell it the same: three seconds
-    # for whoever does not compile.
+    # torch.use_deterministic_algorithms also imports torch's compiler to set its flag, which takes
+    # three seconds; without compilation we set torch's own flag directly.
     if compiled:
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
     else:
@@ -142,7 +146,7 @@ def _set_deterministic(mode: bool, *, warn_only: bool, compiled: bool) -> None:
 
 
 def environment() -> dict[str, str | int]:
-    """What ran this: versions and hardware, for the manifest."""
+    """Return the versions and the hardware of this machine, for the manifest."""
     packages = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
     return {
         "python": platform.python_version(),
@@ -157,8 +161,8 @@ def environment() -> dict[str, str | int]:
 
 
 def _refuse_loose_workspace(device: str) -> None:
-    # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment when
-    # it is first used; `openbook` sets it, and a library does not touch its user's environment.
+    # cuBLAS is deterministic only with a fixed workspace, which it reads from the environment on
+    # first use. The `openbook` command sets it; the library does not change the environment.
     if device != "cpu" and os.environ.get(WORKSPACE) not in (":4096:8", ":16:8"):
         raise RecipeError(
             f"device {device!r} adds up in the same order every time only with {WORKSPACE}=:4096:8 "
@@ -167,10 +171,11 @@ def _refuse_loose_workspace(device: str) -> None:
 
 
 def _calibrate(*, bf16: bool) -> tuple[Literal["highest", "medium"], bool]:
-    """Whether `medium` is a faster true fp32 here, and whether bf16 is faster than both.
+    """Return the matmul precision to use, and whether bf16 is worth using.
 
-    Where the processor has no bf16, its products take a hundred times as long: one of them is
-    enough to know, and none where nobody asked.
+    The precision is `medium` if that is true fp32 on this CPU and faster than `highest`. bf16 is
+    worth using if it is accurate enough and faster than both. On a processor without bf16 its
+    products take a hundred times as long, so one product decides; with `bf16=False` none is run.
     """
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(768, 512, generator=generator)
@@ -203,7 +208,7 @@ def _calibrate(*, bf16: bool) -> tuple[Literal["highest", "medium"], bool]:
 
 
 def _seconds(work: Callable[[], Tensor], *, runs: int = 12) -> float:
-    """CPU seconds, the fewest of several runs: on a shared machine what the hardware can do."""
+    """Return the least CPU seconds of several runs, which a shared machine disturbs least."""
     work()
     best = float("inf")
     for _ in range(runs):

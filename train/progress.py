@@ -1,9 +1,9 @@
-"""A progress bar for anything over a second, in the terminal and in a notebook.
+"""Progress bars for the terminal and for notebooks.
 
-Library functions take a callable (what, done, total) and know nothing of bars; this file is the
-bar. It writes to stderr, so that stdout stays the result. Where stderr is no terminal but a log, at
-most one line in ten seconds is written instead, with the estimate of the time left, and none for
-what takes less.
+Library functions report progress through a callable `(what, done, total)`; this module provides
+the callables. Bars are written to stderr, so that stdout holds only the result. If stderr is a log
+file instead of a terminal, `bar` writes a line with the estimated time left at most every ten
+seconds, and nothing for work that takes less than that.
 """
 
 import time
@@ -25,8 +25,8 @@ Progress = Callable[[str, int, int | None], None]
 
 @contextmanager
 def bar(title: str) -> Iterator[Progress]:
-    """A bar with time used and time left; it vanishes when the block ends."""
-    # Here, so that importing this file costs nothing.
+    """Show a bar with the time used and the time left; it is erased when the block ends."""
+    # Imported here, so that importing this module costs nothing.
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -39,7 +39,10 @@ def bar(title: str) -> Iterator[Progress]:
 
 @contextmanager
 def shown(title: str, given: Progress | None) -> Iterator[Progress]:
-    """What the caller gave; else a bar after a second, where a person looks."""
+    """Yield the caller's progress callable `given`, or else one that shows a bar.
+
+    The bar appears after one second, and only in a terminal or a notebook.
+    """
     if given is not None:
         yield given
         return
@@ -79,8 +82,8 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # A notebook's bars are drawn by whoever advances them: threads of two bars that draw at one
-    # moment take each other's output, at which nbclient gives up.
+    # In a notebook, `advance` draws the bar instead of a refresh thread: when the threads of two
+    # bars draw at the same moment, each captures output of the other, and nbclient fails.
     threaded = not console.is_jupyter
     with Bars(*columns, console=console, transient=True, auto_refresh=threaded) as bars:
         task = bars.add_task(title, total=None)
@@ -98,17 +101,18 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
 
 
 def duration(seconds: float) -> str:
-    """Return a number of seconds as people say it: "8 s", "4 min", "1.5 h"."""
+    """Format a number of seconds: "8 s", "4 min", "1.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _lines(title: str, console: "Console", clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Write a line of log at most every ten seconds.
+    """Return a progress callable that writes a log line at most every ten seconds.
 
-    The time left is reckoned from where the work began to be counted: a resumed training begins in
-    the middle, and a count that falls is the next piece of work under the same title.
+    The time left is extrapolated from the first reported count, because a resumed training does
+    not begin at 0. A count that falls means that new work began under the same title, so the clock
+    restarts.
     """
     begin = last = clock()
     first: int | None = None

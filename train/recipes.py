@@ -1,9 +1,9 @@
-"""Named recipes: everything that decides a run but the data and the machine.
+"""Named training recipes: everything that determines a run, except the data and the machine.
 
-A recipe is a frozen constant. `resolve` fits it to a token store and leaves no default open, and
-the resolved recipe is written into the manifest key by key (Pythia#135: a key that was missing
-meant another initialisation). `PLANTED` is the measured recipe on which textbook circuits grow in
-about a minute of CPU; `GPT2_124M` is GPT-2 small on OpenWebText.
+A recipe is a frozen constant. `resolve` fits it to a token store and fills in every default; the
+resolved recipe is written into the manifest key by key (in Pythia#135 a missing key led to a
+different initialisation). With `PLANTED` textbook circuits form in about a minute of CPU time;
+`TEXT_SMALL` is a small model for any text; `GPT2_124M` is GPT-2 small on OpenWebText.
 """
 
 from collections.abc import Mapping
@@ -29,19 +29,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, on how much, and how.
+    """The settings of a training run: model, batch size, number of steps, optimizer and seeds.
 
     Attributes:
-        batch_size: Windows per step; `micro_batch_size` windows at a time pass through the model.
-        vocabulary: `store`: the model takes the store's vocabulary; `fixed`: they must be equal.
-        checkpoint_every: Steps between checkpoints, beside 0, the powers of two and the last.
-        optimizer_every: Steps between checkpoints that keep the optimizer for good; the newest
-            checkpoint always has it, so a killed run resumes from there.
-        eval_every: Steps between held-out losses (0: never). Reads no random state.
-        sampler: `tiles`: the invertible order of `train.data.data_order`; `nanogpt`: windows with
-            replacement, recorded beside the run.
-        late_batch: Windows of every batch that are drawn from the store's late documents, from step
-            `late_begin` on; 0: late documents are read among all others, from the first step.
+        batch_size: Windows per step.
+        micro_batch_size: Windows that pass through the model at once; None means all of a step.
+        vocabulary: `store`: the model takes the vocabulary size of the store; `fixed`: the two
+            must be equal.
+        checkpoint_every: Steps between checkpoints. Further checkpoints are written at step 0, at
+            the powers of two below this value, and at the last step.
+        optimizer_every: Steps between checkpoints that keep the optimizer permanently. The newest
+            checkpoint always has its optimizer, so a killed run resumes from there.
+        eval_every: Steps between measurements of the held-out loss (0: never). The measurement
+            reads no random state.
+        sampler: `tiles`: the invertible order of `train.data.data_order`; `nanogpt`: windows drawn
+            with replacement, recorded beside the run.
+        late_batch: Windows per batch that are drawn from the store's late documents, from step
+            `late_begin` on. 0 reads late documents among all others from the first step.
         late_begin: First step that reads a late document.
     """
 
@@ -104,21 +108,25 @@ class Recipe:
 
     @property
     def tokens_per_step(self) -> int:
-        """Target slots per step, padding included."""
+        """Targets per step, padding included."""
         return self.batch_size * self.model.n_ctx
 
     def checkpoint_steps(self) -> list[int]:
-        """0, the powers of two up to the linear spacing, the linear spacing, and the last."""
+        """Return the steps with a checkpoint, ascending.
+
+        These are 0, the powers of two below `checkpoint_every`, the multiples of
+        `checkpoint_every`, and the last step.
+        """
         powers = {2**k for k in range(64) if 2**k < self.checkpoint_every}
         linear = set(range(0, self.steps + 1, self.checkpoint_every))
         return sorted(step for step in powers | linear | {self.steps} if step <= self.steps)
 
     def keeps_optimizer(self, step: int) -> bool:
-        """Whether the checkpoint at `step` keeps its optimizer for good."""
+        """Return whether the checkpoint at `step` keeps its optimizer permanently."""
         return step % self.optimizer_every == 0 or step == self.steps
 
 
-# facts of the circuits it grows: README, "What is known about the checkpoint".
+# For the circuits it forms see "What is known about the planted checkpoint" in the README.
 PLANTED = Recipe(
     name="planted",
     model=GPTConfig(
@@ -129,29 +137,30 @@ PLANTED = Recipe(
         d_vocab=976,
         mlp="gelu-tanh",
         init_std=0.05,
-        # Started as sinusoids over twice as large as the tokens: with a random start no
-        # previous-token head forms and copies are predicted as a bag of words. At 0.15 three heads
-        # shared the previous token, each half of it; at 0.2 IOI came hundreds of steps later.
+        # Positions start as sinusoids, more than twice as large as token embeddings. With a random
+        # start no previous-token head forms, and copies are predicted as a bag of words. At 0.15
+        # three heads each attended about half to the previous token; at 0.2 IOI was learned
+        # hundreds of steps later.
         position_init="sinusoids",
         position_init_scale=0.175,
     ),
     batch_size=32,
     steps=1900,
-    # Hotter (2.5e-3) copying and facts came later.
+    # With a higher rate (2.5e-3) copying and facts were learned later.
     lr=1.75e-3,
     min_lr=3.5e-4,
     warmup_steps=100,
     lr_schedule="cosine-throughout",
     checkpoint_every=100,
     optimizer_every=100,
-    # Two thirds of the way: whoever removes late documents trains again from there.
+    # After two thirds of the steps: retraining without late documents starts there.
     late_batch=1,
     late_begin=1300,
 )
 
-# A small model for any text of a few megabytes: 3.07 million tokens in minutes of two cores. Rotary
-# positions, because two layers read the World Factbook's held-out text at 2.19 nats a token with
-# them after 1.84 million tokens, and at 2.41 with learned ones that start as sinusoids.
+# A small model for any text of a few megabytes: 3.07 million tokens, a few minutes on two cores.
+# Positions are rotary: after 1.84 million tokens of the World Factbook, two layers had a held-out
+# loss of 2.19 nats a token with them, and 2.41 with learned positions that start as sinusoids.
 TEXT_SMALL = Recipe(
     name="text-small",
     model=GPTConfig(
@@ -175,7 +184,7 @@ TEXT_SMALL = Recipe(
     eval_every=250,
 )
 
-# GPT-2 small. 52,453 steps of 524,288 targets are 27.5 billion tokens seen: 3.04 epochs of the 9.04
+# GPT-2 small. 52,453 steps of 524,288 targets are 27.5 billion tokens: 3.04 epochs of the 9.04
 # billion tokens of OpenWebText. Step count and learning rate follow nanoGPT's 124M recipe.
 GPT2_124M = Recipe(
     name="gpt2-124m",
@@ -201,14 +210,15 @@ GPT2_124M = Recipe(
     eval_windows=512,
 )
 
-# Fields that came later: written only where they differ from what runs without them meant.
+# Fields added after the first runs, with the value that older runs used. A field with that value is
+# not written, so that the digest of an older recipe stays the same.
 LATER = {"late_batch": 0, "late_begin": 0}
 
 _NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M)}
 
 
 def by_name(name: str) -> Recipe:
-    """A recipe by its name on the command line."""
+    """Return the recipe that has this name on the command line."""
     try:
         return _NAMED[name]
     except KeyError:
@@ -216,14 +226,15 @@ def by_name(name: str) -> Recipe:
 
 
 def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
-    """Fit a recipe to a store, with `changes` to its fields.
+    """Return the recipe with `changes` to its fields, fitted to a store.
 
-    The model takes the store's vocabulary, unless it is fixed. Where the store has no late
-    documents, `late_batch` becomes 0.
+    The model takes the store's vocabulary size unless `vocabulary` is `fixed`. If the store has no
+    late documents, `late_batch` becomes 0. Changes that are None are ignored.
 
     Raises:
-        StoreError: The vocabularies differ, a packed row is not the context, or the store is
-            shorter than one window.
+        RecipeError: A change names no field, or its value contradicts the others.
+        StoreError: The vocabulary sizes differ, the rows of a packed store are not as long as the
+            context, or the store is shorter than one window.
     """
     known = {one.name for one in fields(Recipe)}
     for key in changes:
@@ -255,10 +266,12 @@ def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
 
 
 def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
-    """Read a resolved recipe; every key must be there and none may be unknown.
+    """Read a resolved recipe from a mapping.
+
+    Every key must be present, except those that older runs did not write.
 
     Raises:
-        DamagedError: A key is missing or unknown; the message names it and `path`.
+        DamagedError: A key is missing or unknown; the message names the key and `path`.
     """
     content = {**LATER, **content}
     model = content.get("model")
@@ -273,6 +286,6 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe key by key, as it stands in a manifest."""
+    """Return the recipe as a dictionary, as it is written into a manifest."""
     content = {**asdict(recipe), "model": recipe.model.to_dict()}
     return {key: value for key, value in content.items() if key not in LATER or value != LATER[key]}

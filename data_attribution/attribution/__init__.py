@@ -1,4 +1,4 @@
-"""Rank the training documents behind a text or a behaviour."""
+"""Attribution: rank the training documents behind a text or a behaviour."""
 
 from typing import TYPE_CHECKING
 

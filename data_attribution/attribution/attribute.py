@@ -1,15 +1,16 @@
-"""Ranks the documents that may have taught a text or a behaviour, by every kind of evidence.
+"""The main function of attribution: `documents(run, target)` ranks the documents that a run read.
 
-`documents(run, target)` ranks the documents that a run read. Methods (`attribution.methods`) differ
-in what they look at, what they cost and how much they say; `sources` has the grades.
+Methods (`attribution.methods`) differ in what they look at, what they cost and how strong their
+evidence is; `attribution.sources` lists the grades of evidence.
 
-What is asked is the log-probability of a text, the metric of a behaviour, or any `queries.Query`:
-where a head attends, what lies along the direction of a probe. Methods that follow gradients follow
-that number. A query alone has no words, so methods that look for words cannot answer it.
+The query is the log-probability of a text, the metric of a behaviour, or any `queries.Query`: where
+a head attends, how much of a probe's direction is present. Methods that follow gradients follow
+that number. A query without a target has no words, so methods that search for words cannot answer
+it.
 
 Words alone often find the document that states a fact better than gradients do (Chang et al. 2024,
-TrackStar), which is why the default is both. Held-out documents and documents that the run never
-reached are no sources.
+TrackStar), which is why the default uses both. Held-out documents and documents that the run never
+reached are not sources.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +36,12 @@ from train.runs import Run
 
 __all__ = ["Reader", "ask", "chosen", "documents", "evidence"]
 
-HEAD = 20  # near copies are looked for among the first 20 documents a row
+HEAD = 20  # near-duplicates are searched among the first 20 documents per requested source
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """What is asked of a run. Methods that follow gradients ask for a whole `train.runs.Run`."""
+    """The part of a run that word-based methods need; gradients need a whole `train.runs.Run`."""
 
     @property
     def id(self) -> str: ...
@@ -71,18 +72,19 @@ def documents(
 
     Args:
         target: A text, or a behaviour.
-        query: What gradients follow in its place, as `component_queries` makes it. Words are still
-            those of the target; without one `fused` leaves words out, and says so.
-        metric: What is asked of a behaviour; default: its logit difference.
+        query: Query that gradients follow instead of the target, as `component_queries` makes it.
+            Words are still those of the target; without a target, `fused` leaves the word-based
+            methods out and says so.
+        metric: Metric of the behaviour; default: its logit difference.
         methods: `[Lexical(), Gradient(within=["L0.mlp"])]`, or a name such as "replay" or
-            "lexical+gradient"; several are fused.
-        limit: The most rows returned.
-        candidates: Rank these documents only.
-        fold: Put copies and near copies into the row of the best of them.
+            "lexical+gradient"; several methods are fused.
+        limit: Largest number of sources returned.
+        candidates: Documents to rank; default: any.
+        fold: Whether duplicates and near-duplicates are folded into the source with the best rank.
 
     Raises:
-        EvidenceError: There is no such method, it cannot be asked that, or it finds nothing.
-        QueryError: The target holds no token to look for, or too many.
+        EvidenceError: There is no such method, it cannot answer the query, or it finds no evidence.
+        QueryError: The target holds no token to search for, or too many.
         IndexMissing: The run's token store has no index.
     """
     if limit < 1:
@@ -124,7 +126,7 @@ def documents(
 
 
 def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
-    """Name the evidence as it was asked for, where every method of that name answered."""
+    """Return the requested name of the evidence if all its methods answered, else their names."""
     if isinstance(methods, str) and [one.name for one in parse(methods)] == [*names]:
         return methods
     return FUSED if tuple(names) == DEFAULT else "+".join(names)
@@ -133,13 +135,14 @@ def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
 def chosen(
     methods: str | Sequence[Method], run: Run | Reader, *, words: bool = True
 ) -> tuple[Method, ...]:
-    """The methods that are asked: those given, or those that a name stands for.
+    """Return the methods to use: the given ones, or those that a name stands for.
 
     Args:
-        words: Whether the target has any.
+        words: Whether the target has words.
 
     Raises:
-        EvidenceError: There is no such method, two have one name, or one cannot be asked that.
+        EvidenceError: There is no such method, two have the same name, or one cannot answer a query
+            without words.
     """
     if isinstance(methods, str):
         asked = parse(methods, words=words, weights=isinstance(run, Run))
@@ -168,11 +171,12 @@ def ask(
     seed: int = 0,
     progress: Progress = None,
 ) -> Request:
-    """The request that stands for a target, or for a query beside it or alone.
+    """Return the request for a target, for a target and a query, or for a query alone.
 
     Raises:
-        EvidenceError: Nothing is asked, or two things at once.
-        QueryError: The target holds no token to look for, or too many.
+        EvidenceError: There is neither a target nor a query, or a metric is given for something
+            that already is a number.
+        QueryError: The target holds no token to search for, or too many.
         IndexMissing: The run's token store has no index.
     """
     query = queries.asked(
@@ -191,7 +195,7 @@ def ask(
 
 
 def evidence(request: Request, methods: Sequence[Method]) -> dict[str, Ranking]:
-    """What each method says, of the request's candidates alone where it names some."""
+    """Return each method's ranking, restricted to the request's candidates if it names some."""
     found = {one.name: one.rank_documents(request) for one in methods}
     if request.candidates is None:
         return found
@@ -199,7 +203,7 @@ def evidence(request: Request, methods: Sequence[Method]) -> dict[str, Ranking]:
 
 
 def _refuse_idle(asked: Sequence[Method], query: Query | None, metric: Metric | None) -> None:
-    """What no method that was asked would look at."""
+    """Raise EvidenceError for a query or metric that none of the methods would look at."""
     for given, said in ((query, "a question"), (metric, "a metric")):
         if given is not None and not any(one.needs_weights for one in asked):
             names = "+".join(one.name for one in asked)
@@ -227,7 +231,7 @@ def _provenance(
     found: Mapping[str, Ranking],
     cited: Cited,
 ) -> dict[str, Any]:
-    """Of which run, index and formula, and what each method says of how it was done."""
+    """Return the provenance: run, store, index, formula, and the details of each method."""
     run = request.run
     within = next((one.components for one in methods if isinstance(one, Gradient)), None)
     return {
@@ -246,7 +250,7 @@ def _provenance(
 
 
 def _grades(found: Mapping[str, Ranking], methods: Sequence[Method]) -> dict[int, str]:
-    """The strongest grade of evidence that speaks for each document."""
+    """Return for each document the strongest grade among the methods that speak for it."""
     grades: dict[int, str] = {}
     for one in sorted(methods, key=lambda method: GRADES.index(method.grade)):
         grades.update(dict.fromkeys(fusion.speaking(found[one.name]).tolist(), one.grade))

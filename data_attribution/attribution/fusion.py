@@ -1,13 +1,13 @@
-"""One order out of several kinds of evidence.
+"""Fusion: one ranking out of several kinds of evidence.
 
-Methods measure in units of their own, so each is put on a scale of length 1 before they are added
-up: words as a share of the best score found, from 0 to 1; what may also speak against a document,
-gradients and replay, as half the share of the largest, from -1/2 to 1/2. Nothing is fitted and no
-method has a weight.
+Methods measure in different units, so the scores of each are put on a scale of length 1 before they
+are added. Scores that cannot be negative (words) are divided by the best score and lie in [0, 1].
+Signed scores (gradients and replay) are divided by twice the largest absolute score and lie in
+[-1/2, 1/2]. Nothing is fitted and no method has a weight.
 
 The rule was chosen on a planted run that is not evaluated (content seed 1; 30 facts stated in the
-form they are asked in and 30 in others; lexical and gradient evidence, both as they are by default;
-recall@10, and the share of the n documents of a fact among the first n):
+form of the query and 30 stated only in other forms; lexical and gradient evidence with their
+defaults; recall@10, and the share of the n documents of a fact among the first n):
 
                                        verbatim       paraphrase
     words alone                       .99  .85        .98  .75
@@ -16,10 +16,11 @@ recall@10, and the share of the n documents of a fact among the first n):
     z-scores, added                   .99  .96        .90  .90
     reciprocal ranks, k = 60          .96  .85        .82  .68
 
-With plain cosines, which find less (.47 and .56), z-scores bury what words find: .88 and .83.
+With plain cosines, which find less (.47 and .56), z-scores drown the lexical evidence: .88 and .83.
 
-A document that a method does not name scores 0 with it: it shares no word, or was not looked at.
-The interval of a fused score is that of its parts which have one, the others held fixed.
+A document that a method does not rank gets the score 0 from it: it shares no word, or was not
+looked at. The interval of a fused score combines the intervals of the methods that have one, with
+the other scores held fixed.
 """
 
 import math
@@ -35,19 +36,19 @@ from data_attribution.ranking import Ranking, ranked
 
 __all__ = ["fuse", "speaking"]
 
-# Standard deviation of a normal distribution, in median absolute deviations.
+# Standard deviation of a normal distribution, in units of its median absolute deviation.
 DEVIATION = 1.4826
 
 
 def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
-    """Documents by the sum of their scores on scales of length 1.
+    """Rank documents by the sum of their scores on scales of length 1.
 
     Args:
-        evidence: Rankings by the name of their method. Of stretches of text, those of the first
-            method count that names one.
+        evidence: Rankings by the name of their method. The passage of a document is that of the
+            first method that names one.
 
     Raises:
-        EvidenceError: Nothing to fuse.
+        EvidenceError: There is nothing to fuse.
     """
     if not evidence:
         raise EvidenceError("there is no evidence to fuse; name at least one method")
@@ -76,26 +77,28 @@ def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
 
 
 def _length(ranking: Ranking) -> float:
-    """By what scores are divided, so that they differ by 1 at most."""
+    """Return the divisor of the scores, so that they differ by 1 at most."""
     largest = float(np.abs(ranking.scores).max(initial=0.0)) or 1.0
     return 2 * largest if ranking.signed else largest
 
 
 def speaking(ranking: Ranking) -> Int64[np.ndarray, " speaking"]:
-    """The documents that a ranking speaks for, in its order.
+    """Return the documents for which a ranking is evidence, in its order.
 
-    Words are there or not: evidence that is never negative speaks for what it scores above 0.
-    Gradients of any two documents have something in common, so *signed* evidence speaks for a
-    document that stands out of the n that were looked at: by more than sqrt(2 ln n) deviations
-    above the median, about the most that n draws from a normal distribution reach. A deviation is
-    that of the middle half (1.4826 median absolute deviations), which the documents sought do not
-    widen. The interval over prompts is not asked: what states one of six facts says nothing of the
-    other five. Among one or two nothing can stand out: there all above 0 count.
+    Shared words are present or absent: a ranking that is never negative is evidence for every
+    document that scores above 0. The gradients of any two documents have something in common, so a
+    *signed* ranking is evidence only for outliers among the n documents that were scored: those
+    above the median by more than sqrt(2 ln n) robust standard deviations, about the maximum of n
+    draws from a normal distribution. A robust standard deviation is 1.4826 median absolute
+    deviations, which the few documents sought do not widen. The interval over prompts is not used:
+    a document that states one of six facts says nothing about the other five. Among one or two
+    documents nothing can be an outlier, so all above 0 count.
 
-    Scores have longer tails than that, so this is a grade and no test. On the facts of the table
-    above, among 5,213 documents: .92 of the statements of a verbatim fact and .83 of a paraphrased
-    one stand out, .15 and .22 of the distractors, 80 documents in all; 12 lie as far below. Two
-    deviations of all scores named 130 (.93, .87; .33, .43 of the distractors; 63 below).
+    Scores have longer tails than a normal distribution, so this is a grade and not a test. On the
+    facts of the module's table, among 5,213 documents, .92 of the statements of a verbatim fact and
+    .83 of a paraphrased one are outliers, against .15 and .22 of the distractors: 80 documents in
+    all, while 12 lie as far below the median. A threshold of two standard deviations of all scores
+    named 130 (.93, .87; .33, .43 of the distractors; 63 below).
     """
     scores = ranking.scores
     if not len(scores):

@@ -1,12 +1,12 @@
-"""Methods of attribution: each says how it ranks documents, and holds the options it reads.
+"""Methods of attribution: each object ranks documents and holds the options that it reads.
 
     Lexical()    shared words, weighted by what the behaviour is about (`data_attribution.lexical`)
-    BM25()       the same as everybody computes it: the baseline
+    BM25()       shared words with plain BM25: the baseline
     Gradient()   gradients of documents compared with the query's (`data_attribution.gradients`)
     Replay()     exact influence, by differentiating training (`data_attribution.metagradients`)
 
-`parse("lexical+gradient")` gives the same objects with their defaults, and `"fused"` those of
-`DEFAULT` that a run can be asked.
+`parse("lexical+gradient")` returns the same objects with their default options, and
+`parse("fused")` those of `DEFAULT` that can answer the query.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ __all__ = ["BM25", "DEFAULT", "FUSED", "NAMED", "Gradient", "Lexical", "Method",
 
 @runtime_checkable
 class Method(Protocol):
-    """One way to rank documents.
+    """A way to rank documents.
 
     Attributes:
-        name: In tables, in provenance and on the command line.
-        grade: Of its evidence, one of `sources.GRADES`.
-        needs_weights: Whether it follows the weights of a run; if not, it looks for words.
+        name: Name in tables, in provenance and on the command line.
+        grade: Grade of its evidence, one of `sources.GRADES`.
+        needs_weights: Whether it follows the weights of a run; if not, it searches for words.
     """
 
     name: ClassVar[str]
@@ -50,7 +50,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Lexical:
-    """Rank by shared words: verbatim spans of a text, weighted BM25 over a behaviour's prompts."""
+    """Method by shared words: maximal spans of a text, weighted BM25 over a behaviour's prompts."""
 
     name: ClassVar[str] = "lexical"
     grade: ClassVar[str] = "lexical"
@@ -79,25 +79,25 @@ class Lexical:
 
 @dataclass(frozen=True)
 class BM25:
-    """Rank by plain BM25."""
+    """Method by plain BM25."""
 
     name: ClassVar[str] = "bm25"
     grade: ClassVar[str] = "lexical"
     needs_weights: ClassVar[bool] = False
 
     def rank_documents(self, request: Request) -> Ranking:
-        """Rank by words, every token with the same weight."""
+        """Rank by words, with the same weight for every token."""
         return lexical.rank_by_bm25(request)
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """Rank by how far the gradient of a document pulls towards a higher query.
+    """Method by gradients: how far a gradient step on a document would raise the query.
 
     Attributes:
         kind, log_odds, steps, rank, damping: See `gradients.GradientOptions`.
-        within: Components through which gradients count, by name, or the effects of a sweep, whose
-            `gradients.TOP_WEIGHTS` best ones are taken; None: all.
+        within: Components through which gradients count, by name, or the effects of a sweep, of
+            which the `gradients.TOP_WEIGHTS` best are used; None: all.
     """
 
     kind: str = gradients.DEFAULT.kind
@@ -112,17 +112,17 @@ class Gradient:
     needs_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.options(0)  # refuses what cannot be compared
+        self.options(0)  # raises EvidenceError for options that do not fit
 
     def options(self, seed: int) -> GradientOptions:
-        """How gradients are compared, with the seed of their projections."""
+        """Return how gradients are compared, with the given seed of their projections."""
         return GradientOptions(
             self.kind, self.log_odds, self.steps, self.rank, seed, damping=self.damping
         )
 
     @property
     def components(self) -> tuple[str, ...] | None:
-        """Names of the components that count."""
+        """Return the names of the components that count; None: all."""
         if self.within is None:
             return None
         chosen = self.within
@@ -139,7 +139,7 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Replay:
-    """Rank by exact influence: what the answer loses when a document loses its weight.
+    """Method by exact influence: the derivative of the answer by a document's weight in the loss.
 
     Attributes:
         steps, room, scratch: See `metagradients.ReplayOptions`.
@@ -154,11 +154,11 @@ class Replay:
     needs_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.options  # refuses no step  # noqa: B018
+        self.options  # raises EvidenceError for less than one step  # noqa: B018
 
     @property
     def options(self) -> ReplayOptions:
-        """Which steps are replayed, and where their states lie."""
+        """Return which steps are replayed, and where their states are stored."""
         return ReplayOptions(self.steps, self.room, self.scratch)
 
     def rank_documents(self, request: Request) -> Ranking:
@@ -177,14 +177,15 @@ DEFAULT = ("lexical", "gradient")
 
 
 def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Method, ...]:
-    """The methods that a name stands for: "replay", "lexical+gradient", "fused".
+    """Return the methods that a name stands for: "replay", "lexical+gradient", "fused".
 
     Args:
-        words: Whether the target has any; of `fused` those methods stay that can be asked.
-        weights: Whether the run has any; the same.
+        words: Whether the target has words; without them, `fused` leaves word-based methods out.
+        weights: Whether the run has weights; without them, `fused` leaves out methods that need
+            them.
 
     Raises:
-        EvidenceError: There is no such method, or it cannot be asked that.
+        EvidenceError: There is no such method, or no method of `fused` can answer.
     """
     names: list[str] = []
     for one in (part.strip() for part in name.split("+")):
@@ -195,7 +196,7 @@ def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Metho
 
 
 def _fusible(words: bool, weights: bool) -> list[str]:
-    """Those of `DEFAULT` that can be asked."""
+    """Return the names of the methods of `DEFAULT` that can answer."""
     names = [one for one in DEFAULT if (weights if NAMED[one].needs_weights else words)]
     if not names:
         raise EvidenceError("a question has no words, and gradients need the weights of a run")

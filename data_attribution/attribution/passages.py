@@ -1,7 +1,8 @@
-"""Ranked documents as sources: their text around what speaks for them, their steps, their copies.
+"""Sources made from ranked documents: their passages, the steps that read them, their copies.
 
-A document that the run never reached taught it nothing and is left out. Copies and near copies of a
-row stand in that row, however they rank: a list of eight times the same sentence says one thing.
+Documents the run never read are left out: they cannot have taught it anything. Near-duplicates are
+folded into the source with the best rank, so that one sentence occurring eight times takes one
+source, not eight.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,20 +21,20 @@ from train.runs import Run
 
 __all__ = ["Cited", "Reads", "excerpt", "sources"]
 
-# Tokens shown on either side of a span, and the most shown of one document.
+# Tokens shown on either side of a span, and the largest number shown of one document.
 AROUND, SHOWN = 24, 96
 
 
 @runtime_checkable
 class Reads(Protocol):
-    """A run, as far as it is asked when it read a document."""
+    """The part of a run that tells when it read a document."""
 
     def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]: ...
 
 
 @dataclass(frozen=True)
 class Cited:
-    """The rows, and what stands in none: documents never read, and copies folded into a row."""
+    """The sources, and the numbers of documents left out: never read, and folded into a source."""
 
     items: tuple[Source, ...]
     unread: int
@@ -51,13 +52,13 @@ def sources(
     fold: bool = True,
     near: Mapping[int, Collection[int]] | None = None,
 ) -> Cited:
-    """The first `limit` rows of a ranking.
+    """Return the first `limit` sources of a ranking.
 
     Args:
-        grades: The strongest grade that speaks for a document; for those it lacks none does.
-        evidence: What each method said, by name.
-        fold: Leave out documents that stand in a better row already.
-        near: The near copies of a document, where any are known.
+        grades: Strongest grade of evidence for each document; a document without an entry has none.
+        evidence: Ranking of each method, by name.
+        fold: Whether to leave out documents that are already folded into a better-ranked source.
+        near: Near-duplicates of each document, where any are known.
     """
     items: list[Source] = []
     taken: set[int] = set()
@@ -97,7 +98,10 @@ def sources(
 
 
 def _reading(run: Reads, document: int) -> Int64[np.ndarray, " step"]:
-    """The steps that read it, of a run with weights those that its last checkpoint has seen."""
+    """Return the steps that read a document.
+
+    For a run with weights these are the steps before its last checkpoint.
+    """
     return run.steps_learned(document) if isinstance(run, Run) else run.steps_reading(document)
 
 
@@ -113,9 +117,10 @@ def _evidence(ranking: Ranking, rank: int) -> Evidence:
 def _copies(
     index: TokenIndex, document: int, near: Collection[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Other documents of the train region with the same sha256, and with nearly the same tokens.
+    """Return the other train documents with the same sha256, and those with nearly the same tokens.
 
-    With whole words as tokens a text with other white space has the same tokens and another digest.
+    With a whole-word tokenizer, a text with other white space has the same tokens but another
+    digest.
     """
     store = index.store
     start, length = int(store.starts[document]), int(store.lengths[document])
@@ -138,7 +143,7 @@ def _passage(store: TokenStore, document: int, start: int, length: int) -> dict[
 
 
 def excerpt(store: TokenStore, document: int, start: int = 0, length: int = 0) -> str:
-    """A stretch of a document among its neighbours, at most `SHOWN` tokens of it."""
+    """Return a passage of a document with the text around it, at most `SHOWN` tokens in all."""
     first = max(0, start - AROUND)
     last = min(int(store.lengths[document]), start + length + AROUND, first + SHOWN)
     before = "… " if first else ""

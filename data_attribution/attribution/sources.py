@@ -1,15 +1,15 @@
-"""Documents behind a text or a behaviour, ranked, with the evidence and the steps that read them.
+"""Sources: the ranked documents behind a text or a behaviour, with evidence and reading steps.
 
-A source is a document that some evidence points at; it is not yet a cause. Whether the model would
-be another one without it is what `counterfactuals` answers. The *grade* of a row is the strongest
-evidence that speaks for it:
+A source is a document to which some evidence points; it is not yet a cause. Whether the model would
+differ without it is what `counterfactuals` answers. The *grade* of a source is the strongest
+evidence for it:
 
-* `none`            it ranks, for every document has a place, but no method speaks for it
+* `none`            it has a rank, as every document does, but no method is evidence for it
 * `lexical`         it shares words with the query, and no more
 * `gradient`        its loss pulls the weights the way the query does, and far more than that of
-                    other documents (`fusing.speaking`)
+  other documents (`fusion.speaking`)
 * `replay`          the exact derivative of the query, through training, by the document's weight
-* `counterfactual`  the model was trained again without it, and the behaviour went
+* `counterfactual`  the model was retrained without it, and the behaviour disappeared
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GRADES", "Effect", "Evidence", "Source", "Sources"]
 
-# Schema 1 knew lexical evidence alone; what it lacks has defaults, so it is read as it is.
+# Schema 1 had lexical evidence only; its missing fields have defaults, so it can be read as it is.
 KIND, SCHEMA, READS = "sources", 2, (1, 2)
 SHOWN_STEPS = 6
 GRADES = ("none", "lexical", "gradient", "replay", "counterfactual")  # weakest first
@@ -34,7 +34,7 @@ GRADES = ("none", "lexical", "gradient", "replay", "counterfactual")  # weakest 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one method says of one document: its rank from 1, its score, 95 % over prompts."""
+    """The result of one method for one document: rank from 1, score, 95 % interval over prompts."""
 
     rank: int
     score: float
@@ -44,14 +44,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Effect:
-    """What training again without a document, and those removed with it, did to the target.
+    """The effect on the target of retraining without a document and those removed with it.
 
     Attributes:
-        question: What was asked of the retrained model.
-        mean: Its change, minus what removing as many matched random documents did.
-        low, high: 95 %, over prompts and controls; None where there is one of each.
-        together: How many documents were removed at once: the effect is theirs together.
-        controls: How often as many random ones were removed.
+        question: Query measured on the retrained model.
+        mean: Change of the query, minus the change from removing as many matched random documents.
+        low, high: 95 % interval over prompts and controls; None if there is only one of each.
+        together: Number of documents removed at once; the effect is that of the whole set.
+        controls: Number of controls (removals of as many random documents).
     """
 
     question: str
@@ -65,14 +65,15 @@ class Effect:
 
 @dataclass(frozen=True)
 class Source:
-    """One document and why it is named.
+    """One document and the evidence for it.
 
-    `span` is the stretch that speaks for it, `length` tokens from the document's token `start` on;
-    `text` is that stretch among its neighbours. `steps` are those at which a token of the document
-    was a target. `duplicates` are other documents with the same sha256, `near` others with nearly
-    the same tokens; both are folded into the row of the best of them. `low` and `high` are the 95 %
-    interval of the score over prompts, where the method has one. `evidence` says of each method
-    that was asked how it ranks the document; `effect` what removing it did, where that was tried.
+    `span` is the passage that is the evidence: `length` tokens from the document's token `start`
+    on; `text` is that passage with the text around it. `steps` are the steps at which a token of
+    the document was a target. `duplicates` are other documents with the same sha256, `near` others
+    with nearly the same tokens; both are folded into the best-ranked of them. `low` and `high` are
+    the 95 % interval of the score over prompts, where the method has one. `evidence` holds the
+    result of each method for the document; `effect` is the effect of removing it, where that was
+    tried.
     """
 
     document: int
@@ -93,13 +94,13 @@ class Source:
 
     @property
     def group(self) -> tuple[int, ...]:
-        """The document, its copies and its near copies."""
+        """Return the document, its duplicates and its near-duplicates."""
         return (self.document, *self.duplicates, *self.near)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Documents by falling score. `provenance` says of which run, index and formula."""
+    """Ranked sources by falling score; `provenance` records the run, index and formula."""
 
     query: str
     method: str
@@ -114,32 +115,32 @@ class Sources:
 
     @property
     def documents(self) -> tuple[int, ...]:
-        """Indices in the token store, best first."""
+        """Return the indices in the token store, best first."""
         return tuple(one.document for one in self.items)
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The documents of each row with their copies and near copies, best row first."""
+        """Return each source's document with its duplicates and near-duplicates, best first."""
         return tuple(one.group for one in self.items)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Stable document ids, best first."""
+        """Return the stable document ids, best first."""
         return tuple(one.id for one in self.items)
 
     def top(self, k: int) -> "Sources":
-        """The k best."""
+        """Return the k best sources."""
         return replace(self, items=self.items[:k])
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row a document, best first, every field a column."""
+        """Return a table with one row per document, best first, and one column per field."""
         import pandas
 
         columns = [one.name for one in fields(Source)]
         return pandas.DataFrame([asdict(one) for one in self.items], columns=columns)
 
     def show(self, n: int = 10) -> "pandas.DataFrame":
-        """The n best, to look at: score, grade, the span in its place, the steps that read it."""
+        """Return a short table of the n best: score, grade, passage in context, reading steps."""
         import pandas
 
         rows = {
@@ -155,11 +156,11 @@ class Sources:
         return pandas.DataFrame(rows, index=range(1, len(rows["score"]) + 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {"kind": KIND, "schema": SCHEMA, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
-        """Write as sealed JSON, whole or not at all."""
+        """Write sealed JSON; the file is written whole or not at all."""
         storage.write_json(Path(path), storage.seal(self.to_dict()))
 
     @classmethod

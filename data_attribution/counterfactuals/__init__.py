@@ -1,4 +1,4 @@
-"""Train again without documents, beside controls that remove others."""
+"""Counterfactuals: retrain without documents, and without random ones as controls."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
-"""Weights of a run that was trained again without some documents, and nothing of it kept but them.
+"""Retraining in memory, of which only the final weights are kept.
 
-`train.trainer.retrain_without` makes a run of every retraining: ledger, manifest, a checkpoint
-every so often. Evaluations need many retrainings and of each the last weights only, so here the
-same step function (`train.trainer.training_steps`) is called on a state in memory. The weights are
-the branch's to the last bit.
+`train.trainer.retrain_without` makes a run of every retraining: ledger, manifest, regular
+checkpoints. Evaluations need many retrainings and only the final weights of each, so here the same
+step function (`train.trainer.training_steps`) is called on a state in memory. The weights are
+bit-identical to those of a retrained run.
 """
 
 import copy
@@ -32,13 +32,14 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True)
 class Retrainings:
-    """Trains one run again without documents, as often as it is asked to.
+    """Retrainer of one run without documents, for any number of document sets.
 
     Attributes:
-        mode: `blank` or `loss`, as `train.data.DocumentRemoval` has it.
-        first: The step from which the documents are left out; None: wherever they were read.
-            With it only the steps from there on are done again, and what was read before stays.
-        out: Folder where last weights are kept, and taken from when they were asked for before.
+        mode: How documents are removed: `blank` or `loss`, as in `train.data.DocumentRemoval`.
+        first: Step from which the documents are removed; None: wherever they were read. If given,
+            only the steps from there on are trained again, and what was read before stays.
+        out: Folder where final weights are stored, and reused if the same documents were removed
+            before; None: they are not stored.
     """
 
     run: Run
@@ -47,10 +48,11 @@ class Retrainings:
     out: Path | None = None
 
     def without(self, documents: Sequence[int], progress: Progress = None) -> GPT:
-        """The model at the end of training without `documents`.
+        """Return the model at the end of training without `documents`.
 
         Raises:
-            CounterfactualError: No documents, or one that is not read in these steps.
+            CounterfactualError: There are no documents, or one that is not read in these steps.
+            DamagedError: Stored weights do not match the digest in their file's name.
         """
         removed = document_sets.checked_documents(self.run, documents, first=self.first or 0)
         kept = self._kept(removed)
@@ -63,11 +65,12 @@ class Retrainings:
         return self._named(state.model)
 
     def _begun(self, removed: tuple[int, ...]) -> TrainState:
-        """The state before the first step that differs from the run's."""
+        """Return the state before the first step that differs from the run's."""
         if self.first is None:
             first = trainer.first_step_reading(self.run, removed)
             return trainer.load_state(self.run, first, self._numerics)
-        # One state serves all; the optimizer's keys are the parameters, so both are copied at once.
+        # One state is the start of all retrainings. The optimizer's keys are the parameters, so
+        # both must be copied together.
         return copy.deepcopy(self._window)
 
     @cached_property
@@ -78,7 +81,10 @@ class Retrainings:
 
     @cached_property
     def _last(self) -> int:
-        """As far as the run went: a run that was stopped has its weights from there."""
+        """Return the step of the run's last checkpoint, where retraining ends.
+
+        If a run was stopped, its weights are those of that step.
+        """
         return self.run.saved_at(None).step
 
     @cached_property
@@ -104,7 +110,10 @@ class Retrainings:
         return sha256(asked.encode()).hexdigest()[:16]
 
     def _kept(self, removed: tuple[int, ...]) -> Path | None:
-        """The file of these weights; its name holds what was asked and the content's sha256."""
+        """Return the file of these weights, or None.
+
+        Its name holds digests of the request and of the content.
+        """
         if self.out is None:
             return None
         return next(self.out.glob(f"{self._name(removed)}-*.safetensors"), None)
@@ -130,7 +139,7 @@ class Retrainings:
         return self._named(model)
 
     def _named(self, model: GPT) -> GPT:
-        """The model as `Run.load` gives it; its origin is no checkpoint."""
+        """Return the model as `Run.load` does; its origin is not a checkpoint."""
         model = model.cpu().eval()
         model.tokenizer = self.run.tokenizer
         model.origin = None

@@ -1,4 +1,4 @@
-"""Which documents are left out together, and which random ones are left out in their stead."""
+"""The sets of documents that are removed together, and the random sets that are their controls."""
 
 from collections.abc import Collection, Sequence
 from itertools import islice
@@ -15,10 +15,10 @@ __all__ = ["checked_documents", "kept_out", "matched_random", "with_copies"]
 
 
 def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int, ...]:
-    """The documents, ascending and once each, when every one was read at `first` or later.
+    """Return the documents, ascending and once each, if all were read at step `first` or later.
 
     Raises:
-        CounterfactualError: No documents, unknown ones, or one that was never read.
+        CounterfactualError: There are no documents, unknown ones, or one that was never read.
     """
     removed = tuple(sorted({int(one) for one in documents}))
     if not removed:
@@ -46,7 +46,7 @@ def _near_length(
     taken: set[int],
     draw: np.random.Generator,
 ) -> dict[int, int]:
-    """Up to 16 documents that the run read, of nearest length, and the first step of each."""
+    """Return up to 16 documents that the run read, of nearest length, with their first steps."""
     for spread in (0, 1, 2, 4, 8, 1 << 40):
         alike = draw.permutation(np.flatnonzero(np.abs(lengths - length) <= spread))
         read = ((int(one), run.steps_learned(int(one))) for one in alike if one not in taken)
@@ -60,25 +60,28 @@ def _near_length(
 
 
 def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[int, ...]:
-    """The documents and their copies, as far as the run read them, ascending."""
+    """Return the documents and those of their copies that the run read, ascending."""
     found = with_duplicates(run.store, documents, which) - {*documents}
     return tuple(sorted({*documents, *(one for one in found if len(run.steps_learned(one)))}))
 
 
 def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> frozenset[int]:
-    """What no control may hold beside the removed documents: `avoid`, and the copies of both."""
+    """Return the documents besides `removed` that no control may hold.
+
+    These are `avoid`, and the copies of both.
+    """
     return frozenset(with_duplicates(run.store, {*removed, *avoid}, "near")) - {*removed}
 
 
 def matched_random(
     run: Run, documents: Sequence[int], *, seed: int, avoid: Collection[int] = ()
 ) -> tuple[int, ...]:
-    """As many other documents, each of the length and of the first step of one of `documents`.
+    """Return as many other documents, matched one by one by length and by first reading step.
 
-    None of them is in `avoid`: give it `kept_out`, or copies of `documents` may be drawn. They are
-    drawn one by one, and their own copies stay in the training. Each partner is drawn among the
-    documents that were read and are of nearest length; of 16 drawn, the one first read at the
-    nearest step is taken.
+    None of them is in `avoid`: pass `kept_out`, or copies of `documents` may be drawn. They are
+    drawn one by one, and their own copies stay in the training. Each is drawn among the documents
+    that were read and have the nearest length; of 16 drawn, the one first read at the nearest step
+    is taken.
 
     Raises:
         CounterfactualError: The run read too few other documents, or not all of `documents`.

@@ -1,15 +1,15 @@
-"""What removing documents did to a question, beside what removing random ones did to it.
+"""The effect of removing documents on a query, compared with removing random documents.
 
 Any removal moves every number a little. So the effect of documents is their change *minus the
-controls'*, and its interval has two parts: how far the mean over prompts can be off
+change of the controls*. Its interval has two parts: the uncertainty of the mean over prompts
 (`interp.statistics.intervals`), and how far one more removal of random documents would move the
 same prompts (Student's prediction interval over the controls, which needs two of them). The two are
-taken for independent and join as the root of their squares: between 93 and 98.5 % of effects of
-nothing are covered, by simulation of normal ones (tests). An effect is a difference and no ratio,
-so no denominator can come near 0 here; `evaluations.removal_curves` divides.
+taken as independent and combined as the root of the sum of their squares: by simulation of normal
+effects of size zero, between 93 and 98.5 % are covered (tests). An effect is a difference and not a
+ratio, so no denominator can come near 0 here; `evaluation.removal_curves` divides.
 
-A question that has nothing to do with the documents is *within its noise* when that interval holds
-0. With fewer than two controls nobody has seen what chance does: the interval is then over prompts
+A query that has nothing to do with the documents is *within its noise* if that interval holds 0.
+With fewer than two controls the effect of chance is unknown: the interval is then over prompts
 alone, and whether the effect is noise is not known.
 """
 
@@ -29,24 +29,26 @@ __all__ = ["Change", "Effect", "by_prompt"]
 def by_prompt(
     values: Shaped[np.ndarray, " row"], prompts: Int64[np.ndarray, " row"]
 ) -> Float[np.ndarray, " prompt"]:
-    """Mean over the rows of each prompt, numbered from 0 (`averages.prompts_of`, `Question.cases`).
+    """Return the mean over the rows of each prompt.
 
-    One prompt beside many foils, or asked for several answers, is one case of the behaviour.
+    Prompts are numbered from 0 (`interp.statistics.n_prompts`, `Query.cases`). One prompt with many
+    foils, or with several answers, is one case of the behaviour.
     """
     return np.bincount(prompts, weights=values.astype(np.float64)) / np.bincount(prompts)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A change in a question's mean, with its 95 % interval.
+    """The change of a query's mean, with its 95 % interval.
 
     Attributes:
         mean: Change without the documents, minus the mean change of the controls.
-        low, high: Over prompts and controls, over prompts alone below two controls, and over
-            controls alone with a single prompt; None where there are two of neither.
-        noise: How far one more control would move the mean, either way; None below two controls.
-        n: Distinct prompts.
-        seeds: Controls.
+        low, high: Interval over prompts and controls; over prompts alone below two controls; over
+            controls alone with a single prompt; None if there are two of neither.
+        noise: How far one more control would move the mean, in either direction; None below two
+            controls.
+        n: Number of distinct prompts.
+        seeds: Number of controls.
     """
 
     mean: float
@@ -58,7 +60,7 @@ class Effect:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether 0 is among what the data allow; None, unknown, below two controls."""
+        """Return whether the interval holds 0; None (unknown) below two controls."""
         if self.noise is None or self.low is None or self.high is None:
             return None
         return self.low <= 0 <= self.high
@@ -66,14 +68,14 @@ class Effect:
 
 @dataclass(frozen=True)
 class Change:
-    """What one question answered, by distinct prompt (`by_prompt`).
+    """The answers to one query in each training, by distinct prompt (`by_prompt`).
 
     Attributes:
-        related: Whether the documents were removed for its sake; the others show whether only the
-            right thing moved.
-        before: Of the full run.
-        after: Without the documents.
-        controls: Without the random documents of each seed.
+        related: Whether the documents were removed because of this query; the others show whether
+            anything else changed.
+        before: Answers of the full run.
+        after: Answers without the documents.
+        controls: Answers without the random documents of each seed.
     """
 
     name: str
@@ -85,7 +87,7 @@ class Change:
 
     @property
     def effect(self) -> Effect:
-        """What the documents did to the mean, that random ones do not do."""
+        """Return the effect of the documents on the mean, beyond that of random ones."""
         seeds, n = self.controls.shape
         base = self.controls.mean(axis=0) if seeds else self.before
         beyond = self.after - base
@@ -98,7 +100,7 @@ class Change:
         return Effect(mean, mean - below, mean + above, noise, n, seeds)
 
     def row(self) -> dict[str, Any]:
-        """Plain values, for tables and JSON."""
+        """Return plain values, for tables and JSON."""
         effect = self.effect
         moved = (self.controls - self.before).mean(axis=1)
         return {
@@ -119,11 +121,12 @@ class Change:
 
 
 def _noise(means: Float[np.ndarray, " seed"]) -> float | None:
-    """Half of Student's interval for one more draw beside the mean of these."""
+    """Return half of Student's prediction interval for one more control minus their mean."""
     seeds = len(means)
     if seeds < 2:
         return None
-    # Here: scipy takes a third of a second to import.
+    # Imported here because scipy takes a third of a second to import.
     from scipy.stats import t
 
+    # t(0.975, n - 1) s sqrt(1 + 1/n), for n controls of standard deviation s.
     return float(t.ppf(0.975, seeds - 1) * means.std(ddof=1) * sqrt(1 + 1 / seeds))

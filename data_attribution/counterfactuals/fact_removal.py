@@ -1,13 +1,13 @@
-"""What a run forgets when the documents of planted facts are taken out of its training.
+"""Removal of planted facts: what a run forgets when their documents are taken out of training.
 
 One retraining answers for several facts at once, because the planted facts share no entity. The
-control loses the same: all documents of as many other facts, stated equally often and in the same
-part of training. Four groups are asked in every form of their relation: the facts whose documents
-went, those of the control, the other facts stated equally often, and the facts that were never
-stated at all. The claim holds when the first group falls to the level of the last and the third
-stays, and when the control leaves the first where it was. There is one control: how far another one
-would move the facts is not known, and stands in no interval (`counterfactuals.without` takes
-several, of matched random documents).
+control removes all documents of as many other facts, stated equally often and in the same part of
+training. Four groups are queried in every form of their relation: the facts whose documents were
+removed, those of the control, the other facts stated equally often, and the facts that were never
+stated. The claim holds if the first group falls to the level of the last and the third stays, and
+if the control leaves the first where it was. There is one control: how far another one would move
+the facts is not known, and is in no interval (`counterfactuals.without` draws several, of matched
+random documents).
 """
 
 from collections import Counter
@@ -31,20 +31,20 @@ from train.runs import Run
 
 __all__ = ["Forgetting", "Group", "documents_of", "forget_facts", "removable_facts"]
 
-STAYS = 0.9  # recall
+STAYS = 0.9  # least recall of facts that count as not forgotten
 
 
 @dataclass(frozen=True)
 class Group:
-    """Facts of one kind, asked of one model.
+    """Facts of one kind, measured on one model.
 
     Attributes:
         setting: `full run`, `documents removed`, or `control removed`.
         group: `removed`, `control` (removed in the control run instead), `kept` (stated equally
             often, removed in neither), or `never stated`.
         share: Recall with n facts and Wilson's interval, and mean log-probability.
-        change: Mean difference in log-probability to the full run, in nats; `change_low` and
-            `change_high` are its 95 % interval over facts, and None for a single fact.
+        change: Mean difference in log-probability to the full run, in nats.
+        change_low, change_high: Its 95 % interval over facts; None for a single fact.
     """
 
     setting: str
@@ -60,12 +60,12 @@ class Forgetting:
     """A retraining without the documents of some facts, and its control.
 
     Attributes:
-        facts: Names of the facts whose documents were taken out.
+        facts: Names of the facts whose documents were removed.
         removed: Those documents.
-        control_facts, control: The facts and documents taken out of the control run instead.
-        first_read: The first step that read one of the removed documents.
+        control_facts, control: The facts and documents removed in the control run instead.
+        first_read: First step that read one of the removed documents.
         runs: Paths of the retrained run and of the control run.
-        groups: A cell per setting and group; a group without a single fact has none.
+        groups: One entry per setting and group; a group without any fact has none.
     """
 
     parent: str
@@ -87,7 +87,11 @@ class Forgetting:
         return Forgetting(**{**content, **lists, "groups": groups})
 
     def of(self, setting: str, group: str) -> Group:
-        """One cell."""
+        """Return the group of facts in one setting.
+
+        Raises:
+            CounterfactualError: It was not measured.
+        """
         for one in self.groups:
             if (one.setting, one.group) == (setting, group):
                 return one
@@ -95,11 +99,11 @@ class Forgetting:
 
     @property
     def fell(self) -> bool:
-        """Whether the facts fell to the level of facts never stated.
+        """Return whether the facts fell to the level of facts never stated.
 
-        Wilson's intervals of the two recalls overlap (both are measured: 1 of 27 answers against 0
-        of 90 is no difference), and their log-probability fell by more than under the control,
-        interval below interval. A single fact shows neither.
+        This requires that Wilson's intervals of the two recalls overlap (both are measured: 1 of 27
+        answers against 0 of 90 is no difference), and that the interval of their change in
+        log-probability lies below the interval under the control. A single fact shows neither.
         """
         gone = self.of("documents removed", "removed")
         never = self.of("documents removed", "never stated")
@@ -110,10 +114,10 @@ class Forgetting:
 
     @property
     def stayed(self) -> bool:
-        """Whether nothing else was forgotten.
+        """Return whether nothing else was forgotten.
 
-        The facts of the control and those kept, where the documents of the chosen facts went, and
-        the chosen facts under the control, are recalled in at least 0.9.
+        This requires a recall of at least 0.9 for the facts of the control and the kept facts in
+        the run without the chosen facts' documents, and for the chosen facts in the control run.
         """
         there = [("documents removed", "control"), ("control removed", "removed")]
         there += (
@@ -123,11 +127,11 @@ class Forgetting:
 
     @property
     def holds(self) -> bool:
-        """The claim: what was taken out is forgotten, and nothing else is."""
+        """Return whether the claim holds: the removed facts are forgotten, and no others are."""
         return self.fell and self.stayed
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per setting and group."""
+        """Return a table with one row per setting and group."""
         return pd.DataFrame(
             [
                 {
@@ -147,7 +151,7 @@ class Forgetting:
         )
 
     def plot(self) -> Any:
-        """Recall of each group of facts in each setting, with Wilson's intervals."""
+        """Plot the recall of each group of facts in each setting, with Wilson's intervals."""
         from interp import plots
 
         return plots.grouped_bars(
@@ -165,14 +169,14 @@ class Forgetting:
 def removable_facts(
     run: Run, *, exposures: int = 16, n: int = 9, late: bool | None = None
 ) -> list[str]:
-    """The first `n` facts stated `exposures` times, a third of each relation, by name.
+    """Return the names of the first `n` facts stated `exposures` times, a third per relation.
 
     Args:
-        late: Facts that are read late in training, which are removed in a third of the time, or
-            those read throughout; default: late ones where there are any.
+        late: Whether to take facts that are read late in training, whose removal takes a third of
+            the time, or those read throughout; default: late ones if there are any.
 
     Raises:
-        CounterfactualError: There are fewer, or no truth table.
+        CounterfactualError: There are fewer facts, or no truth table.
     """
     truth = _truth(run)
     stated = [fact for fact in truth["facts"] if fact["exposures"] == exposures]
@@ -205,19 +209,19 @@ def forget_facts(
 ) -> Forgetting:
     """Retrain without the documents of the named facts, and without those of as many others.
 
-    Costs two trainings, each from the last checkpoint before the first of its documents was read.
+    Costs two trainings, each from the last checkpoint before its first removed document was read.
 
     Args:
-        seed: Draws the facts of the control, as many of each relation as are named, among those
-            that are stated equally often and in the same part of training.
+        seed: Random seed for drawing the facts of the control: as many of each relation as are
+            named, among those that are stated equally often and in the same part of training.
 
     Raises:
-        CounterfactualError: The run has no truth table, no fact was named, the facts are not
-            equally often stated, or there are too few others like them for a control.
-        BehaviourError: No such fact.
+        CounterfactualError: The run has no truth table, no fact was named, the facts are not stated
+            equally often, or there are too few others like them for a control.
+        BehaviourError: There is no such fact.
     """
     truth = _truth(run)
-    # By name and by entity it is one fact.
+    # A fact named both by its name and by its entity counts once.
     chosen = list(
         {one["name"]: one for one in training_dynamics.facts_named(truth, names)}.values()
     )
@@ -259,21 +263,21 @@ def forget_facts(
 
 
 def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
-    """Indices in the document table of every document that states one of the facts and was read.
+    """Return the indices of every document that states one of the facts and was read.
 
-    What lies behind the last full window, or was not reached, taught nothing and stays.
+    Documents behind the last full window, or not reached by the run, taught nothing and stay.
     """
     return tuple(one for one in _stating(run, chosen) if len(run.steps_learned(one)))
 
 
 def _stating(run: Run, facts: Sequence[dict]) -> list[int]:
-    """Every document that states one of the facts, read or not."""
+    """Return every document that states one of the facts, read or not."""
     rows = [row for fact in facts for row in fact["documents"]]
     return np.flatnonzero(np.isin(run.store.rows, rows)).tolist()
 
 
 def _like(truth: dict, fact: dict) -> list[dict]:
-    """Facts that are stated as often as one, and in the same part of training."""
+    """Return the facts that are stated as often as `fact`, and in the same part of training."""
     return [
         one
         for one in truth["facts"]
@@ -283,7 +287,7 @@ def _like(truth: dict, fact: dict) -> list[dict]:
 
 
 def _drawn(others: list[dict], chosen: list[dict], seed: int) -> list[dict]:
-    """As many others of each relation, by seed."""
+    """Draw as many other facts of each relation, by seed."""
     draw = np.random.default_rng(seed)
     drawn = []
     for relation, n in sorted(Counter(fact["relation"] for fact in chosen).items()):
@@ -324,7 +328,7 @@ def _groups(
 
 
 def _by_fact(answers: Sequence[Answer]) -> np.ndarray:
-    """Mean log-probability per fact over the forms it was asked in, in order of first mention."""
+    """Return each fact's mean log-probability over its forms, in order of first mention."""
     sums: dict[str, list[float]] = {}
     for answer in answers:
         sums.setdefault(answer.fact, []).append(answer.log_prob)

@@ -1,14 +1,14 @@
-"""The proof: train again without the documents, and again without as many random ones.
+"""Retraining without documents, and without as many random ones as a control.
 
-Every estimate of which documents taught a behaviour is settled here. The retrained run shares
-initial weights, order, shapes, positions, steps and divisors with its parent to the bit; only the
-removed documents are blanked (`train.trainer.retrain_without`). Copies of a document go with it:
-what it taught would otherwise stay. The control removes as many documents that no given source
-names and that copy none of the removed, matched one by one for length and for the step at which
-they were first read, so that what any removal of that size does is subtracted by eye and by number
-(`changes`). To the bit holds on the machine and with the threads that trained the parent; on
-another one rounding is part of what the retrained run and its controls share, and of no plain
-difference to the parent.
+Retraining tests every estimate of which documents taught a behaviour. The retrained run shares
+initial weights, data order, shapes, positions, steps and divisors with its parent to the bit; only
+the removed documents are blanked (`train.trainer.retrain_without`). Copies of a document are
+removed with it, because what it taught would otherwise stay. The control removes as many documents
+that are in none of the given sources and are not copies of a removed one, matched one by one by
+length and by the step at which they were first read. So the effect of any removal of that size can
+be subtracted (`effect_size`). Bit-identity holds on the machine and with the threads that trained
+the parent; on another machine, the retrained run and its controls share the same rounding, but a
+plain difference to the parent includes it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,18 +41,18 @@ __all__ = ["Asked", "Counterfactual", "Score", "retrain", "without"]
 
 Progress = Callable[[str, int, int | None], None]
 Asked = Behaviour | Query
-Answers = Float[np.ndarray, "_"]  # by prompt; questions have as many as they like
+Answers = Float[np.ndarray, "_"]  # by prompt; queries have any number of prompts
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one model does one behaviour, by distinct clean prompt.
+    """The performance of one model on one behaviour, by distinct clean prompt.
 
-    A single fact is one prompt, beside however many corrupt ones it stands: it counts once.
+    A single fact is one prompt, however many corrupt prompts it has: it counts once.
 
     Attributes:
-        recall: Whether the answer is first among the candidates (or in the vocabulary), 0 or 1; of
-            a prompt with several answers the share of them.
+        recall: Whether the answer is first among the candidates (or in the vocabulary), 0 or 1; for
+            a prompt with several answers, the share of them.
         log_prob: Log-probability of the answer among the candidates, per prompt, in nats (mean over
             its answers).
         logit_difference: Answer minus foil at the last position, per prompt (mean over its foils).
@@ -66,18 +66,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """What removing documents did, beside what removing random ones did.
+    """The effect of removing documents, compared with removing random ones.
 
     Attributes:
         named: Documents that were given.
-        together: Which of their copies went with them.
-        removed: Documents left out; `control`: the matched random documents of each control run.
+        together: Which of their copies were removed with them.
+        removed: Documents that were removed.
+        control: Matched random documents of each control run.
         runs: Paths of the retrained run and of the control runs.
-        before, after: Scores per behaviour of the full and of the retrained run; `controls`: of
-            each control run.
-        changes: Per behaviour and question, prompt by prompt, in the order asked; a behaviour by
-            its answer's log-probability.
-        avoided: How many documents, beside the removed, no control was allowed to hold.
+        before, after: Scores per behaviour of the full and of the retrained run.
+        controls: Scores per behaviour of each control run.
+        changes: Changes per behaviour and query, prompt by prompt, in the given order; a behaviour
+            by its answer's log-probability.
+        avoided: Number of documents, besides the removed ones, that no control was allowed to hold.
     """
 
     parent: str
@@ -94,12 +95,12 @@ class Counterfactual:
     avoided: int
 
     def effect(self, name: str | None = None) -> Effect:
-        """What the documents did to a behaviour or question that random ones do not.
+        """Return the effect of the documents on a behaviour or query, beyond that of random ones.
 
-        Default: the first that was asked.
+        The default is the first one measured.
 
         Raises:
-            CounterfactualError: It was not asked.
+            CounterfactualError: It was not measured.
         """
         asked = [one.name for one in self.changes]
         if name is not None and name not in asked:
@@ -109,7 +110,7 @@ class Counterfactual:
         return self.changes[asked.index(name) if name is not None else 0].effect
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: what was removed, where the runs lie, and the table."""
+        """Return plain values, for JSON: the removed documents, the runs' paths, and the table."""
         return {
             "parent": self.parent,
             "mode": self.mode,
@@ -124,7 +125,7 @@ class Counterfactual:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per behaviour and run: recall and change in log-probability, with intervals."""
+        """Return one row per behaviour and run: recall, change in log-probability, intervals."""
         return pd.DataFrame(self._rows())
 
     def _rows(self) -> list[dict[str, float | int | str | None]]:
@@ -140,7 +141,7 @@ class Counterfactual:
         ]
 
     def plot(self) -> Any:
-        """Change in the answer's log-probability, per behaviour and retrained run."""
+        """Plot the change in the answer's log-probability, per behaviour and retrained run."""
         from interp import plots
 
         return plots.grouped_bars(
@@ -172,28 +173,28 @@ def without(
 ) -> Counterfactual:
     """Retrain without documents, and `seeds` times without as many matched random ones.
 
-    Costs a training from the first step that read one of the documents, and one a control. No
-    control holds a copy of a removed document, exact or near, nor a document that a row of the
-    given Sources holds, nor a copy of it, folded into the row or not: what evidence points at is no
-    random document, though it was not removed.
+    Costs one training from the first step that read one of the documents, and one per control. No
+    control holds a copy of a removed document, exact or near. If Sources are given, no control
+    holds a document of any of their rows, or a copy of one, folded or not: a document with evidence
+    is not a random document, even if it was not removed.
 
     Args:
-        run: The run that read them.
+        run: Run that read the documents.
         documents: Sources, or indices in the document table.
-        top: How many of them to remove, from the first; default: all.
-        behaviour: What to ask: behaviours, or questions (a component's score, a probe).
-        together: Which copies of the documents are removed with them, as far as they were read.
-        unrelated: What else to ask, that the documents should have nothing to do with.
-        out: Where the retrained runs are kept; default: `counterfactuals/` inside the run.
-            A retrained run that is there already is opened, not computed again.
-        seeds: Control runs. What chance does is known from two on: with one no effect is said to
-            be within its noise or beyond it.
-        avoid: More that no control may hold.
+        behaviour: Behaviours to measure, or queries (a component's score, a probe).
+        top: Number of documents to remove, from the first; default: all.
+        together: Which copies of the documents to remove as well, if they were read.
+        unrelated: Further behaviours or queries, which the documents should not affect.
+        out: Folder for the retrained runs; default: `counterfactuals/` inside the run. A retrained
+            run that already exists is opened, not computed again.
+        seeds: Number of control runs. The effect of chance is known from two on; with one, no
+            effect is called within or beyond its noise.
+        avoid: Further documents that no control may hold.
 
     Raises:
-        CounterfactualError: No documents, or one that the run never read; Sources of another token
-            store; too few documents for a control; nothing is asked, or two things by one name; a
-            number of documents or of controls below 1.
+        CounterfactualError: There are no documents, or one that the run never read; Sources belong
+            to another token store; there are too few documents for a control; nothing is measured,
+            or two things have the same name; a number of documents or of controls is below 1.
     """
     related = [behaviour] if isinstance(behaviour, Behaviour | Query) else list(behaviour)
     _refuse_unclear([*related, *unrelated], top, seeds if control == "matched-random" else None)
@@ -202,7 +203,7 @@ def without(
     removed = document_sets.with_copies(run, named, together)
     pointed_at = {one for group in (*groups, *_groups(run, avoid)) for one in group}
     avoided = document_sets.kept_out(run, removed, pointed_at)
-    # Before anything is trained: where there is no control, that is said at once.
+    # Controls are drawn before anything is trained, so that a missing control is reported at once.
     drawn = [
         document_sets.matched_random(run, removed, seed=seed, avoid=avoided)
         for seed in range(seeds if control == "matched-random" else 0)
@@ -234,7 +235,7 @@ def without(
 
 
 def _groups(run: Run, given: Sources | Sequence[int]) -> list[tuple[int, ...]]:
-    """The documents one by one; of Sources each with the copies in its row."""
+    """Return the documents one by one; for Sources, each with the copies folded into it."""
     if not isinstance(given, Sources):
         return [(int(one),) for one in given]
     store = given.provenance.get("store", run.store.fingerprint)
@@ -268,7 +269,7 @@ def retrain_each(
     mode: str = "blank",
     progress: Progress | None = None,
 ) -> list[Run]:
-    """`retrain` without each of several lists of documents; progress says which it is of."""
+    """Retrain without each of several lists of documents; progress says which one it is."""
     retrained = []
     for one in several:
         number = f"{len(retrained) + 1} of {len(several)}"
@@ -289,9 +290,9 @@ def retrain(
     mode: str = "blank",
     progress: Progress | None = None,
 ) -> Run:
-    """The run without these documents, as far as the run went: to its last checkpoint.
+    """Return the run without these documents, trained to the original run's last checkpoint.
 
-    Opened when it was computed before, resumed when it was stopped.
+    It is opened if it was computed before, and resumed if it was stopped.
     """
     removed = document_sets.checked_documents(run, documents)
     name = sha256(f"{run.id} {mode} {removed}".encode()).hexdigest()[:12]
@@ -305,7 +306,7 @@ def retrain(
 
 
 def _answers(model: GPT, asked: Sequence[Asked]) -> list[Score | Answers]:
-    """A score a behaviour, and of each question a number a distinct prompt."""
+    """Return a score for each behaviour, and for each query one number per distinct prompt."""
     return [
         _score(one, model)
         if isinstance(one, Behaviour)
@@ -329,8 +330,8 @@ def _changes(
 
 @torch.inference_mode()
 def _score(behaviour: Behaviour, model: GPT) -> Score:
-    # Some prompts at a time and the last position alone: logits of a whole behaviour of a large
-    # vocabulary would be gigabytes.
+    # Some prompts at a time, and only the last position: the logits of a whole behaviour with a
+    # large vocabulary would take gigabytes.
     logits = torch.cat([model(some)[:, -1:] for some in behaviour.clean.split(queries.ROWS)])
     last, row = logits[:, -1], torch.arange(len(logits))
     allowed = list(behaviour.candidates) if behaviour.candidates else list(range(last.shape[1]))
@@ -347,7 +348,7 @@ def _score(behaviour: Behaviour, model: GPT) -> Score:
 
 
 def _row(setting: str, score: Score, base: Score) -> dict[str, float | int | str | None]:
-    """One row; one prompt gives the change no interval."""
+    """Return one row of the table; with one prompt the change has no interval."""
     n = len(score.recall)
     low, high = wilson(float(score.recall.mean()), n)
     change = score.log_prob - base.log_prob

@@ -1,7 +1,8 @@
-"""Ranked documents, marked by what training again without them showed.
+"""Validation of sources: ranked documents, marked with the effect of retraining without them.
 
-An estimate becomes a cause where the behaviour went with the document. Documents are removed
-together, so what is shown is shown of all of them: a row says with how many others it went.
+Retraining turns an estimate into a causal claim: if the behaviour disappears with the documents,
+they caused it. The top K are removed together, so the claim is about the set; each row records the
+size of that set.
 """
 
 from collections.abc import Callable
@@ -31,15 +32,16 @@ def validate_sources(
     controls: int = 2,
     progress: Progress | None = None,
 ) -> tuple[Sources, Counterfactual]:
-    """Train again without the first rows and their copies, and mark them.
+    """Retrain without the first sources and their copies, and mark them with the effect.
 
-    Costs a training from the first step that read one of them, and one a control.
+    Costs one training from the first step that read one of them, and one per control.
 
     Args:
-        target: What the sources are of; where gradients followed a question, that.
-        top: Rows.
-        controls: Removals of as many matched random documents. With fewer than two the effect is
-            measured and no row gets the grade; with 0 it is a plain difference to the full run.
+        target: Target of the sources, or the query if gradients followed a query.
+        top: Number of sources to remove.
+        controls: Number of removals of as many matched random documents. With fewer than two the
+            effect is measured and no source gets the grade; with 0 it is a plain difference to the
+            full run.
     """
     n_ctx, tokenizer = run.order.context, run.store.tokenizer
     as_text = isinstance(target, str)
@@ -57,20 +59,20 @@ def validate_sources(
 
 
 def marked_sources(sources: Sources, proof: Counterfactual, question: str | None = None) -> Sources:
-    """The same rows; those that were removed carry the effect.
+    """Return the same sources; those that were removed have the effect.
 
-    A row has the grade `counterfactual` when the interval of the effect lies below 0, over two or
-    more controls: the target lost by the removal what it does not lose by that of random documents.
-    With fewer nobody has seen how much chance moves it: the row carries the effect and keeps its
+    A source gets the grade `counterfactual` if the interval of the effect lies below 0, with two or
+    more controls: the removal took from the target what removing random documents does not take.
+    With fewer controls the effect of chance is unknown: the source has the effect and keeps its
     grade.
 
     Args:
-        question: Of what the retrained run was asked; default: what the sources are of, else the
-            first.
+        question: Name of the behaviour or query measured on the retrained run; default: that of the
+            sources, else the first.
 
     Raises:
-        EvidenceError: The proof is of another run, or removed none of the rows.
-        CounterfactualError: The question was not asked.
+        EvidenceError: The counterfactual belongs to another run, or removed none of the sources.
+        CounterfactualError: The behaviour or query was not measured.
     """
     run = sources.provenance.get("run")
     if proof.parent != run:

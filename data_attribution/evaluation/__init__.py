@@ -1,4 +1,4 @@
-"""How good a ranking of documents is: recall, LDS, removal curves, tail patches."""
+"""Evaluation of document rankings: recall, LDS, removal curves, tail patches."""
 
 from typing import TYPE_CHECKING
 

@@ -1,10 +1,9 @@
-"""Rankings of many cases by every method, with what can be shared between cases done once.
+"""Rankings of many facts by every method, with the work that facts can share done once.
 
-`data_attribution.attribution.attribute` asks one question at a time, and collects the gradients of
-up to 10,000 documents for it. Here the documents that lexical evidence names for any of the cases
-are looked at together: their gradients are collected once and compared with every question, and one
-replay answers for several questions. The numbers are those that the methods give for these
-candidates.
+`data_attribution.attribution.attribute` answers one query at a time, and collects the gradients of
+up to 10,000 documents for it. Here the documents that lexical evidence names for any of the facts
+are processed together: their gradients are collected once and compared with every query, and one
+replay answers several queries. The numbers are those that the methods give for these candidates.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,11 +29,11 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """What one method said of the cases it was asked, and how long it took for all of them.
+    """One method's rankings of the facts, and the seconds it took for all of them.
 
     Attributes:
-        n_documents: How many were looked at; None: the whole store.
-        reached: Of replay, the documents read in the steps that were replayed; None: all.
+        n_documents: Number of documents that were scored; None: the whole store.
+        reached: For replay, the documents read in the replayed steps; None: all.
     """
 
     by_case: dict[str, Ranking]
@@ -44,7 +43,7 @@ class Ranked:
 
 
 def candidates(requests: Sequence[Request], *, each: int) -> Int64[np.ndarray, " document"]:
-    """What lexical evidence and BM25 name first for any of the requests, ascending."""
+    """Return the documents that lexical evidence and BM25 rank first for any request, ascending."""
     found = [lexical.candidates(request, limit=each) for request in requests]
     return np.unique(np.concatenate(found))
 
@@ -60,15 +59,15 @@ def by_method(
     seed: int = 0,
     progress: Progress = None,
 ) -> dict[str, Ranked]:
-    """Every case ranked by every method, over the candidates of all cases.
+    """Rank the documents for every fact by every method, over the candidates of all facts.
 
     Args:
-        each: Candidates a case; gradients are collected of those of all cases.
-        within: Components of the localised gradients; without any they are left out.
-        replayed: Cases that replay is asked of too; each costs about three times the training of
-            the steps of `span`.
+        each: Number of candidates per fact; gradients are collected for those of all facts.
+        within: Components of the localised gradients; without any, these are left out.
+        replayed: Facts for which replay is computed too; each costs about three times the training
+            of the steps of `span`.
         span: Steps of the replay, both included; None: all.
-        seed: Of the projections.
+        seed: Seed of the projections.
     """
     requests = {one.name: attribution.ask(run, one.behaviour) for one in cases}
     documents = candidates([*requests.values()], each=each)
@@ -97,7 +96,7 @@ def shared_read(
     first: int,
     among: Collection[int] | None = None,
 ) -> dict[str, list[int]]:
-    """By case the first documents of a ranking that the run read, of those `among`."""
+    """Return each case's first documents that the run read, among `among`."""
     return {
         name: list(islice(was_read(run, ranking.documents.tolist(), among), first))
         for name, ranking in found.items()
@@ -107,7 +106,7 @@ def shared_read(
 def was_read(
     run: Run, documents: Iterable[int], among: Collection[int] | None = None
 ) -> Iterator[int]:
-    """Those of the documents that the run read, of those `among`, in their order."""
+    """Yield those of the documents that the run read and that are among `among`, in their order."""
     for one in documents:
         if (among is None or one in among) and len(run.steps_learned(one)):
             yield one

@@ -1,10 +1,10 @@
-"""Questions whose documents are known: facts of a planted corpus, asked one by one.
+"""Evaluation cases: facts of a planted corpus, for which the documents that state them are known.
 
-A fact is asked in the first form of its relation. Some were stated in that form, *verbatim*; others
-in other wordings alone, so that what they share with the question are the names: *paraphrase*.
-Only facts with distractors are taken (documents that name entity and value and do not state the
-fact), so that sharing the words is not enough, and every number of exposures is dealt as often as
-there are facts for it.
+The query asks for a fact in the first form of its relation. *Verbatim* facts are stated in that
+form. *Paraphrase* facts are stated in other wordings only, so that their documents share only the
+names with the query. Only facts with distractors are used (documents that name entity and value and
+do not state the fact), so that sharing the words is not enough. Facts are dealt by their number of
+exposures in turn, so that each number occurs equally often as long as there are facts for it.
 """
 
 from collections.abc import Iterator
@@ -25,18 +25,18 @@ from train.runs import Run
 __all__ = ["KINDS", "FactCase", "other_facts", "planted_facts"]
 
 KINDS = ("verbatim", "paraphrase")
-PROMPTS = 24  # foils a fact is asked against; its relation has no more values
+PROMPTS = 24  # foils per fact; its relation has no more values
 
 
 @dataclass(frozen=True, eq=False)
 class FactCase:
-    """One fact and where it was learned.
+    """One fact and the documents it was learned from.
 
     Attributes:
-        kind: `verbatim` or `paraphrase`: whether it was ever stated in the form it is asked in.
+        kind: `verbatim` if it was ever stated in the form of the query, else `paraphrase`.
         relevant: Documents that state it and were read.
-        distractors: Documents that name its words and do not state it.
-        exposures: Documents that state it, read or not.
+        distractors: Documents that name its words, do not state it, and were read.
+        exposures: Number of documents that state it, read or not.
     """
 
     name: str
@@ -48,17 +48,19 @@ class FactCase:
 
     @property
     def question(self) -> Query:
-        """The logit difference of its value and those of other facts."""
+        """Return the query for the logit difference between its value and those of other facts."""
         return queries.query_of_behaviour(self.behaviour)
 
 
+# Choice of facts, by the truth table alone.
 def planted_facts(
     run: Run, *, n: int = 30, least: int = 1, most: int | None = None, seed: int = 0
 ) -> tuple[FactCase, ...]:
-    """At most `n` facts of each kind, by seed; fewer where there are no more.
+    """Return at most `n` facts of each kind, chosen by seed; fewer if there are no more.
 
     Args:
-        least: Fewest documents that state a fact; `most`: the most.
+        least: Smallest number of documents that state a fact.
+        most: Largest number of documents that state a fact; None: no limit.
 
     Raises:
         EvidenceError: The run has no truth table, or no such facts.
@@ -75,10 +77,12 @@ def planted_facts(
 def other_facts(
     run: Run, cases: tuple[FactCase, ...], *, least: int = 16, n: int = 9
 ) -> tuple[FactCase, ...]:
-    """Facts that none of `cases` asks, to choose with: the well-known ones, a third a relation.
+    """Return well-known facts that are not in `cases`, a third of them per relation.
+
+    They serve for choices, such as of components, that must not be made on evaluated facts.
 
     Raises:
-        EvidenceError: There is none.
+        EvidenceError: There is no such fact.
     """
     asked = {case.name for case in cases}
     facts = [
@@ -98,7 +102,7 @@ def other_facts(
 
 
 def _dealt(run: Run, kind: str, least: int, most: int | None, seed: int) -> list[dict[str, Any]]:
-    """The facts of a kind, one of each number of exposures in turn."""
+    """Return the facts of a kind, one of each number of exposures in turn."""
     paraphrase, draw = kind == "paraphrase", np.random.default_rng(seed)
     levels: dict[int, list[dict[str, Any]]] = {}
     for fact in _truth(run)["facts"]:
@@ -115,6 +119,7 @@ def _in_turn(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [one for one in chain(*zip_longest(*groups)) if one is not None]
 
 
+# Facts as cases: their behaviour and their documents in the store.
 def _case(run: Run, fact: dict[str, Any]) -> FactCase:
     return FactCase(
         name=fact["name"],
@@ -127,7 +132,7 @@ def _case(run: Run, fact: dict[str, Any]) -> FactCase:
 
 
 def _read(run: Run, rows: list[int]) -> Iterator[int]:
-    """Places in the store of rows of the corpus, where its last checkpoint has seen them."""
+    """Yield documents with these rows of the corpus that the run's last checkpoint has seen."""
     for document in np.flatnonzero(np.isin(run.store.rows, rows)).tolist():
         if len(run.steps_learned(document)):
             yield document

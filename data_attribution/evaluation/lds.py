@@ -1,14 +1,14 @@
-"""How well scores of documents foretell what a model is without some of them.
+"""Linear datamodelling score (LDS): rank correlation of predicted and actual effects of removal.
 
-The linear datamodelling score (Park et al. 2023, TRAK, https://arxiv.org/abs/2303.14186): remove
-random subsets of the documents, train again without each, and correlate what a question then
-answers with what the scores say that it will. A document of score s is said to take s away from the
-answer when it goes, so a subset is said to change it by minus the sum of its scores; Spearman's
-correlation asks for the order of the subsets only, so scores need no scale.
+As in Park et al. 2023 (TRAK, https://arxiv.org/abs/2303.14186): remove random subsets of the
+documents, retrain without each, and correlate the answers to a query with those that the scores
+predict. A document of score s is predicted to take s away from the answer when it is removed, so a
+subset is predicted to change it by minus the sum of its scores. Spearman's correlation uses the
+order of the subsets only, so scores need no scale.
 
-The interval is of the subsets: what another draw of as many would give for these scores. Percentile
-bootstrap; it held the truth in 93 to 98 % of 300 draws of 20 and of 40 subsets, at correlations
-from 0 to .985 (in 89 % of draws of 100 at .985).
+The interval is over subsets: what another draw of as many subsets would give for these scores. It
+is a percentile bootstrap; it held the true value in 93 to 98 % of 300 draws of 20 and of 40
+subsets, at correlations from 0 to .985 (in 89 % of draws of 100 at .985).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,10 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True)
 class Lds:
-    """Spearman's correlation of foretold and measured answers over `n` subsets, with 95 %."""
+    """Spearman's correlation of predicted and measured answers, with its 95 % interval.
+
+    It is over `n` subsets.
+    """
 
     rho: float
     low: float
@@ -59,10 +62,10 @@ def draw_subsets(
     share: float = 0.05,
     seed: int = 0,
 ) -> tuple[Subset, ...]:
-    """`n` random subsets, each of a share of the documents (one at least), ascending.
+    """Draw `n` random subsets, each of a share of the documents (at least one), ascending.
 
     Raises:
-        EvidenceError: Nothing would be drawn, or everything.
+        EvidenceError: The subsets would be empty, or hold every document.
     """
     every = np.unique(np.asarray(documents, np.int64))
     size = max(1, round(share * len(every)))
@@ -86,17 +89,17 @@ def retrained_on_subsets(
     first: int | None = None,
     progress: Progress = None,
 ) -> Float64[np.ndarray, "question subset"]:
-    """What each question answers, mean over its prompts, after training without each subset.
+    """Return each query's mean answer over its prompts after retraining without each subset.
 
-    Costs a training a subset; with `out` the last weights are kept there and found again.
+    Costs one training per subset; with `out` the last weights are stored there and reused.
 
     Args:
-        mode: `loss`: removed documents stay as context, which is what a weight on a document's
-            loss says; `blank`: nothing of them is seen.
-        first: Leave the documents out from this step on, and only do the steps from there again.
+        mode: How to remove documents. `loss`: keep them as context, which is what the weight of a
+            document's loss means; `blank`: replace their tokens.
+        first: Remove the documents from this step on, and retrain only from there.
 
     Raises:
-        CounterfactualError: A subset without documents, or with one that was not read.
+        CounterfactualError: A subset has no documents, or one that was not read.
     """
     again = Retrainings(run, mode, first, out)
     answers = np.empty((len(asked), len(subsets)))
@@ -113,7 +116,10 @@ def spread(
     scores: Float64[np.ndarray, " document"],
     n_documents: int,
 ) -> Float64[np.ndarray, " store_document"]:
-    """Scores by index in the store; a document without one is said to change nothing."""
+    """Return scores by index in the store.
+
+    A document without a score gets 0: it is predicted to change nothing.
+    """
     whole = np.zeros(n_documents)
     whole[documents] = scores
     return whole
@@ -122,7 +128,7 @@ def spread(
 def predicted_change(
     predicted: Float64[np.ndarray, " store_document"], subsets: Sequence[Subset]
 ) -> Float64[np.ndarray, " subset"]:
-    """What the scores say that the answer changes by without each subset, up to scale."""
+    """Return the predicted change of the answer without each subset, up to scale."""
     return np.array([0.0 - predicted[list(one)].sum() for one in subsets])
 
 
@@ -133,14 +139,15 @@ def lds_score(
     *,
     seed: int = 0,
 ) -> Lds:
-    """How well scores (by index in the store, see `spread`) foretell what subsets did.
+    """Return how well scores (by index in the store, see `spread`) predict the effects of subsets.
 
     Args:
-        actual: A row of `retrained`, or differences to the full run: the order is what counts.
-        seed: Of the bootstrap over subsets.
+        actual: A row of `retrained_on_subsets`, or differences to the full run; only the order
+            counts.
+        seed: Random seed of the bootstrap over subsets.
 
     Raises:
-        EvidenceError: Fewer than 4 subsets, or predictions or answers that are all the same.
+        EvidenceError: There are fewer than 4 subsets, or all predictions or all answers are equal.
     """
     if not 4 <= len(subsets) == len(actual):
         raise EvidenceError(
@@ -164,11 +171,11 @@ def spearman(
     ours: Float64[np.ndarray, "draw_subsets subset"],
     theirs: Float64[np.ndarray, "draw_subsets subset"],
 ) -> Float64[np.ndarray, " draw_subsets"]:
-    """Correlation of ranks, equal values sharing theirs.
+    """Return the correlation of ranks; equal values share the mean of their ranks.
 
-    0 where all of a draw are equal: what says the same of every subset foretells nothing.
+    It is 0 where all values of a draw are equal: a constant predicts nothing.
     """
-    # Here: scipy.stats takes a second to import.
+    # Imported here because scipy.stats takes a second to import.
     from scipy.stats import rankdata
 
     left, right = rankdata(ours, axis=1), rankdata(theirs, axis=1)

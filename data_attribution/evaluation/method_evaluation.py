@@ -1,15 +1,15 @@
-"""Every method of attribution put to the same facts and to the same tests.
+"""Evaluation of every attribution method on the same facts with the same tests.
 
-    recall, reciprocal rank, first n     against planted truth (`recalls`)
-    tail patch                           what a step on its first documents does (`tail_patches`)
-    removal                              what training without them does (`removal_curves`)
-    LDS                                  what its scores foretell of random subsets (`lds`)
+    recall, reciprocal rank, first n     ranking against planted truth (`retrieval_metrics`)
+    tail patch                           effect of a step on its first documents (`tail_patch`)
+    removal                              effect of retraining without them (`removal_curves`)
+    LDS                                  prediction of removing random subsets (`lds`)
 
-Retraining is dear, so removal and LDS are asked for by name; everything else takes minutes. Each
-number stands with its n and its 95 % interval, and the row `random` says what documents that
-nothing points at do. Facts that components are chosen on are not among those evaluated. Replay is
-asked of fewer facts and of the last steps alone; rows `replayed` are of these facts and of what
-these steps read, for every method (`scopes`).
+Retraining is expensive, so removal and LDS run only on request; everything else takes minutes. Each
+number has its n and its 95 % interval, and the row `random` shows the effect of documents without
+evidence. Facts on which components are chosen are not evaluated. Replay is evaluated on fewer facts
+and on the last steps alone; rows `replayed` restrict every method to these facts and to the
+documents that these steps read (`scope`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,9 +44,9 @@ from train.runs import Run
 
 __all__ = ["Asked", "evaluate", "localised"]
 
-# Documents of a ranking that are looked at; facts are stated 128 times at most.
+# Largest number of documents used of a ranking; facts are stated 128 times at most.
 DEPTH = 200
-PLACES = 5  # components that localised gradients are restricted to
+PLACES = 5  # number of components that localised gradients are restricted to
 COLUMNS = ("recall", "reciprocal_rank", "first_n")
 TITLES = {"recall": "recall@{k}", "reciprocal_rank": "MRR", "first_n": "in first n"}
 
@@ -55,22 +55,24 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation is made of.
+    """Settings of an evaluation.
 
     Attributes:
-        n: Facts of each kind.
-        least: Fewest documents that state a fact; from 8 on, a fact of the planted corpus that
-            has distractors has eight of them.
-        k: Documents that count as found, patched and removed.
-        each: Candidates a fact whose gradients are looked at.
-        replayed: Facts, of each kind, that replay is asked of, the most stated ones: few steps read
-            documents of the others. Each costs about three times the training of `steps`.
-        patched: Facts of each kind whose first documents are patched in; 0: none.
-        removal: Seeds of random controls for the removal of the first k; 0: none.
-        unrelated: Behaviours that the removal should leave as they are.
-        subsets: Random subsets for the LDS; 0: none.
-        steps: Last steps before the last checkpoint that replay and LDS are about; fewer where no
-            checkpoint before them kept its optimizer.
+        n: Number of facts of each kind.
+        least: Smallest number of documents that state a fact; from 8 on, a fact of the planted
+            corpus that has distractors has eight of them.
+        k: Number of documents used for recall, tail patch and removal.
+        each: Number of candidates per fact whose gradients are compared.
+        replayed: Number of facts of each kind for which replay is computed. The most stated ones
+            are used, because few steps read documents of the others. Each costs about three times
+            the training of `steps`.
+        patched: Number of facts of each kind for the tail patch; 0 skips it.
+        removal: Number of random controls for the removal of the first k; 0 skips it.
+        unrelated: Behaviours that the removal should leave unchanged.
+        subsets: Number of random subsets for the LDS; 0 skips it.
+        steps: Number of last steps before the last checkpoint that replay and LDS cover; fewer if
+            no checkpoint before them kept its optimizer.
+        seed: Random seed of every draw.
     """
 
     n: int = 24
@@ -94,20 +96,20 @@ def evaluate(
     out: Path | None = None,
     progress: Progress = None,
 ) -> Evaluation:
-    """Put every method to the same facts, and to the same tests.
+    """Evaluate every method on the same facts with the same tests.
 
     Args:
         within: Components of the localised gradients; default: `localised`.
-        out: Folder for the weights of what is trained again.
+        out: Folder for the weights of retrained models.
 
     Raises:
-        EvidenceError: The run is of no planted corpus, or no fact is stated often enough to be
+        EvidenceError: The run's corpus is not planted, or no fact is stated often enough to be
             removed.
-        IndexMissing: Its store has no index.
+        IndexMissing: The run's token store has no index.
     """
     asked = asked or Asked()
     chosen = facts.planted_facts(run, n=asked.n, least=asked.least, seed=asked.seed)
-    # Before anything dear: it hangs on the truth alone.
+    # Checked before anything expensive, because it depends on the truth table alone.
     removable = _removable(chosen, asked.k) if asked.removal else []
     span = metagradients.span(run, asked.steps)
     names = tuple(within) if within is not None else localised(run, chosen, progress=progress)
@@ -152,7 +154,7 @@ def localised(
     least: int = 16,
     progress: Progress = None,
 ) -> tuple[str, ...]:
-    """The k heads and MLPs that restore facts most when patched, on facts not in `chosen`.
+    """Return the k heads and MLPs whose patching restores facts most, on facts not in `chosen`.
 
     Raises:
         EvidenceError: No other fact is stated `least` times and recalled.
@@ -193,7 +195,7 @@ def _recalls(run: Run, exam: Scope, found: Mapping[str, Ranked], k: int) -> Iter
 def _patched(
     run: Run, exam: Scope, found: Mapping[str, Ranked], asked: Asked, progress: Progress
 ) -> Iterator[Row]:
-    """What a step on the first k documents does, mean over them; interval over facts."""
+    """Yield the mean effect of a step on the first k documents, with intervals over facts."""
     some = [case for kind in KINDS for case in exam.of_kind(kind, asked.patched)]
     random = exam.random(run, first=asked.k, seed=asked.seed)
     heads = exam.tops(run, found, some, first=asked.k)
@@ -218,7 +220,7 @@ def _patched(
 
 
 def _removable(chosen: Sequence[FactCase], k: int) -> list[FactCase]:
-    """Facts that k documents or more state, and none of them two."""
+    """Return facts stated by at least `k` documents, such that no document states two of them."""
     some = removal_curves.apart([case for case in chosen if len(case.relevant) >= k])
     if not some:
         raise EvidenceError(
@@ -236,7 +238,7 @@ def _removed(
     out: Path | None,
     progress: Progress,
 ) -> Iterator[Row]:
-    """What facts lose without their first k documents, and how often what random ones move."""
+    """Yield the facts' loss without their first k documents, and its ratio to random controls."""
     methods = [name for name in ("fused", "bm25", "gradient") if name in found]
     tops = {
         name: batch_rankings.shared_read(run, found[name].by_case, first=asked.k)
@@ -288,7 +290,10 @@ def _foretold(
     out: Path | None,
     progress: Progress,
 ) -> Iterator[Row]:
-    """LDS over random subsets of what was read last, mean over facts; interval over facts."""
+    """Yield the mean LDS over facts, with intervals over facts.
+
+    The random subsets are drawn from the documents read in the last steps.
+    """
     (first, last), cases = span, exams[0].cases
     read = np.unique(np.concatenate([run.documents_read(step) for step in range(first, last + 1)]))
     subsets = lds.draw_subsets(read, n=asked.subsets, seed=asked.seed)
@@ -297,7 +302,7 @@ def _foretold(
     )
     actual = {case.name: row for case, row in zip(cases, retrained, strict=True)}
     draw, n = np.random.default_rng(asked.seed), run.store.n_documents
-    # All exams are about the same steps: one of the same facts would say the same again.
+    # All scopes cover the same steps, so a second scope with the same facts would repeat the first.
     for exam in exams[-1:] if len(exams[-1].cases) == len(cases) else exams:
         for method in (*exam.methods, "random"):
             for kind in KINDS:
@@ -316,7 +321,7 @@ def _rho(
     subsets: Sequence[Subset],
     actual: Float64[np.ndarray, " subset"],
 ) -> float:
-    """The LDS; 0 for a method that says the same of every subset, which foretells nothing."""
+    """Return the LDS, or 0 for a method that predicts the same for every subset."""
     if np.ptp(lds.predicted_change(scores, subsets)) == 0:
         return 0.0
     return lds.lds_score(scores, subsets, actual).rho

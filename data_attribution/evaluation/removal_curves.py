@@ -1,22 +1,23 @@
-"""What training without the first k documents of a ranking does, for growing k.
+"""Removal curves: the effect of retraining without the first k documents of a ranking, by k.
 
-One retraining answers for many questions: the first k documents of every case are left out at
-once, and each case is asked for itself. So cases are chosen that are stated by no document in
-common (`apart`), by the truth and before any list is drawn. Their lists may still overlap; no case
-is dropped for it, because that would choose by outcome, and every point says whose lists do. As
-many random documents, matched one by one, are left out for comparison, by several seeds, and so
-are the first k of other rankings.
+One retraining answers many queries: the first k documents of all cases are removed at once, and the
+query of each case is measured. So the cases are chosen such that no document states two of them
+(`apart`), by the truth table and before any list is drawn. Their lists may still overlap. No case
+is dropped for that, because that would choose by outcome; every point says whose lists overlap. For
+comparison, as many random documents, matched one by one, are removed with several seeds, and so are
+the first k of other rankings.
 
-The ratio is of what a case loses without its documents to what it *moves* without random ones
+The ratio divides what a case loses without its documents by what it *moves* without random ones
 (its absolute change, mean over seeds): chance moves it up as often as down, so a mean of signed
-changes would flatter. Interval by Fieller over cases (`interp.statistics.intervals`), taken for
-independent though all of them share one retraining and its controls: what another draw of random
-documents would do is not in it. Where what random documents do cannot be told from nothing, the
-lower end is that of the loss over the upper end of the movement, and there is no upper end; where
-the loss cannot be told from nothing either, there is no ratio.
+changes would make the ratio look too good. The interval is Fieller's over cases
+(`interp.statistics.intervals`). Cases are treated as independent although all of them share one
+retraining and its controls; the variation over other draws of random documents is not included. If
+the movement by random documents cannot be distinguished from zero, the lower end is the lower end
+of the loss divided by the upper end of the movement, and there is no upper end; if the loss cannot
+be distinguished from zero either, there is no ratio.
 
-That something unrelated moves by nothing beyond its noise says little where its noise is large. So
-its effect is also given as a share of what the cases lose, with the interval that both leave: a
+That an unrelated query does not move beyond its noise says little if its noise is large. So its
+effect is also given as a share of what the cases lose, with the interval that follows from both: a
 share that may be large was not shown to be small.
 """
 
@@ -39,12 +40,12 @@ from train.data import Together
 __all__ = ["CurvePoint", "Ratio", "RemovalCurves", "apart", "removal_curves_of"]
 
 Progress = Callable[[str, int, int | None], None] | None
-Answers = Float64[np.ndarray, "_"]  # by prompt; questions have as many as they like
+Answers = Float64[np.ndarray, "_"]  # by prompt; queries have any number of prompts
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One number over another, with its 95 % interval; `high` is None where there is no end."""
+    """One number over another, with its 95 % interval; `high` is None if there is no upper end."""
 
     value: float
     low: float
@@ -53,15 +54,16 @@ class Ratio:
 
 @dataclass(frozen=True, eq=False)
 class CurvePoint:
-    """One retraining per ranking and k, and its controls.
+    """One retraining for a ranking and k, and its controls.
 
     Attributes:
-        method: Whose first k documents of every case were left out.
-        removed: How many documents that is, over all cases, copies included.
+        method: Method whose first k documents of every case were removed.
+        removed: Number of documents removed over all cases, copies included.
         change: Answer without them minus answer of the full run, mean over prompts, per case.
         random: The same without as many matched random documents, per seed.
-        unrelated: What else was asked; rows of one prompt are averaged, so n counts prompts.
-        overlaps: Whether what a case loses and what another one loses have a document in common.
+        unrelated: Changes of unrelated queries; rows of one prompt are averaged, so n counts
+            prompts.
+        overlaps: Whether the removed documents of a case and of another one overlap, per case.
     """
 
     method: str
@@ -74,19 +76,19 @@ class CurvePoint:
 
     @property
     def overlapping(self) -> int:
-        """How many cases share a document of their lists with another."""
+        """Return how many cases share a document of their lists with another."""
         return 0 if self.overlaps is None else int(self.overlaps.sum())
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the mean change over cases."""
+        """Return the interval of the mean change over cases."""
         return mean_interval(self.change)
 
     @property
     def ratio(self) -> Ratio | None:
-        """Loss over what random documents move.
+        """Return the loss over what random documents move.
 
-        None without controls or with a single case, and when neither end is bounded.
+        It is None without controls or with a single case, and if neither end is bounded.
         """
         loss, moved = -self.change, np.abs(self.random).mean(axis=0) if len(self.random) else None
         if moved is None or len(loss) < 2 or not moved.mean() > 0:
@@ -96,13 +98,13 @@ class CurvePoint:
         if found is not None:
             return Ratio(value, float(found[0][0]), float(found[1][0]))
         least, most = mean_interval(loss), mean_interval(moved)
-        # Below 0 a loss over next to nothing has no lower end either.
+        # If the loss may be below 0, dividing by almost nothing leaves no lower end either.
         return Ratio(value, least[0] / most[1], None) if least and most and least[0] >= 0 else None
 
     def share_of_loss(self, unrelated: Change) -> Ratio | None:
-        """An unrelated effect over what the cases lose, from the far ends of both intervals.
+        """Return an unrelated effect over what the cases lose, from the far ends of both intervals.
 
-        None without either interval, or when the cases may have lost nothing.
+        It is None without either interval, or if the cases may have lost nothing.
         """
         effect, change = unrelated.effect, self.interval
         if effect.low is None or effect.high is None or change is None or not change[1] < 0:
@@ -115,14 +117,14 @@ class CurvePoint:
 
 @dataclass(frozen=True, eq=False)
 class RemovalCurves:
-    """All points, in the order asked, over the same cases."""
+    """All points, in the requested order, over the same cases."""
 
     cases: tuple[str, ...]
     unit: str
     points: tuple[CurvePoint, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Plain values, for tables and JSON."""
+        """Return plain values, for tables and JSON."""
         return [_row(point) for point in self.points]
 
 
@@ -140,13 +142,13 @@ def removal_curves_of(
 ) -> RemovalCurves:
     """Retrain without the first k documents of each case, for every ranking and k.
 
-    Costs a training a ranking and k, and `seeds` more where it is controlled.
+    Costs one training per ranking and k, and `seeds` more for each controlled method.
 
     Args:
-        again: Trains the run again; with a folder, what was trained before is found there.
+        again: Retrainer of the run; with a folder, earlier results are reused from there.
         rankings: By method, then by the case's name: documents that were read, best first.
-        together: Which copies go with a document.
-        unrelated: Asked too, against the same controls.
+        together: Which copies of each document to remove as well.
+        unrelated: Further queries, compared with the same controls.
         controlled: Methods that get random controls of their own; default: the first.
     """
     run, controlled = again.run, [*rankings][:1] if controlled is None else controlled
@@ -182,7 +184,7 @@ def removal_curves_of(
 
 
 def apart(cases: Sequence[FactCase]) -> list[FactCase]:
-    """The cases, from the first, that no document states which states an earlier one too."""
+    """Return the cases, from the first on, that share no stating document with an earlier one."""
     taken: set[int] = set()
     chosen = []
     for case in cases:
@@ -193,7 +195,7 @@ def apart(cases: Sequence[FactCase]) -> list[FactCase]:
 
 
 def _overlaps(lists: Sequence[Sequence[int]]) -> Bool[np.ndarray, " case"]:
-    """Which lists have a document in common with another."""
+    """Return which lists have a document in common with another."""
     held = Counter(one for documents in lists for one in {*documents})
     return np.array([any(held[one] > 1 for one in documents) for documents in lists], bool)
 
@@ -225,7 +227,7 @@ def _point(
 
 
 def _change(question: Query, before: Answers, after: Answers, drawn: Sequence[Answers]) -> Change:
-    """What became of an unrelated question, by distinct prompt: its foils are no draws."""
+    """Return the change of an unrelated query, by distinct prompt: its foils are not draws."""
     prompts = question.cases
     rows = np.bincount(prompts)
     before, after, *controls = (np.bincount(prompts, one) / rows for one in (before, after, *drawn))

@@ -1,4 +1,4 @@
-"""The table of an evaluation: a row a method, a kind of case and a measure, each with its n."""
+"""The table of an evaluation: one row per method, kind of fact and measure, each with its n."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,33 +18,33 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A row a method and kind of fact; numbers that were not asked for are left out.
+    """One row per method, kind of fact and measure; measures that were not requested are left out.
 
     Attributes:
         rows: Plain values: `method`, `kind`, `measure`, `value`, `low`, `high`, `n`.
-        provenance: Run, facts, candidates, components, seconds a method.
+        provenance: Run, facts, candidates, components, and seconds per method.
     """
 
     rows: tuple[Row, ...]
     provenance: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {"rows": list(self.rows), "provenance": self.provenance}
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a number."""
+        """Return a table with one row per number."""
         return pd.DataFrame(list(self.rows))
 
     def value(self, method: str, kind: str, measure: str) -> Row:
-        """One row of `rows`."""
+        """Return one row of `rows`."""
         return next(
             row for row in self.rows
             if (row["method"], row["kind"], row["measure"]) == (method, kind, measure)
         )  # fmt: skip
 
     def lines(self) -> str:
-        """The table for a person: a line a method and kind, a column a measure."""
+        """Return the table as text: one line per method and kind, one column per measure."""
         measures = list(dict.fromkeys(one["measure"] for one in self.rows))
         wide = max(len("facts"), *(len(one["kind"]) for one in self.rows)) + 2
         head = f"{'method':<12}{'facts':<{wide}}" + "".join(f"{one:<29}" for one in measures)
@@ -73,7 +73,7 @@ class Evaluation:
 def mean_row(
     method: str, kind: str, measure: str, values: Float64[np.ndarray, " case"]
 ) -> Iterator[Row]:
-    """A row of the mean over cases and its interval; none where there is no case."""
+    """Yield a row with the mean over cases and its interval; nothing if there is no case."""
     if len(values):
         bounds = mean_interval(values)
         yield row(method, kind, measure, float(values.mean()), bounds, len(values))
@@ -87,7 +87,7 @@ def row(
     bounds: tuple[float | None, float | None] | None,
     n: int,
 ) -> Row:
-    """A row with its 95 % interval; None where an end is not known."""
+    """Return a row with its 95 % interval; an unknown end is None."""
     low, high = bounds or (None, None)
     return {
         "method": method,

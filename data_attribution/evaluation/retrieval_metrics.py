@@ -1,12 +1,12 @@
-"""Whether a ranking finds the documents that are known to be behind a question.
+"""Retrieval metrics: whether a ranking finds the documents known to be behind a query.
 
-* recall@k: relevant documents among the first k, of the min(k, relevant) that could be there.
-* reciprocal rank: one over the place of the first relevant document, 0 where none is ranked.
-* in the first n: relevant documents among the first n, of the n that there are. Unlike recall@k it
-  notices every distractor that comes before one of them.
+* recall@k: relevant documents among the first k, over the min(k, relevant) that are possible.
+* reciprocal rank: one over the rank of the first relevant document, 0 if none is ranked.
+* in the first n: relevant documents among the first n, over all n relevant documents. Unlike
+  recall@k it falls with every distractor that comes before one of them.
 
-Intervals are over cases, by Wilson's formula: numbers between 0 and 1 vary at most as shares do,
-and a case that is found whole every time is no proof that the next will be.
+Intervals are over cases, by Wilson's formula: numbers between 0 and 1 vary at most as much as
+shares do, and finding every document in all cases does not prove that the next case succeeds.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """How well one ranking a case found what is relevant; numbers stand in the order of `cases`."""
+    """Retrieval metrics of one ranking per case, in the order of `cases`."""
 
     k: int
     cases: tuple[str, ...]
@@ -44,20 +44,20 @@ class Found:
     first_n: Float64[np.ndarray, " case"]
 
     def mean(self, what: str) -> Mean:
-        """Mean of `recall`, `reciprocal_rank` or `first_n`."""
+        """Return the mean of `recall`, `reciprocal_rank` or `first_n`."""
         values: Float64[np.ndarray, " case"] = getattr(self, what)
         value = float(values.mean()) if len(values) else 0.0
         return Mean(value, *wilson(value, len(values)), len(values))
 
 
 def recall(ranked: Iterable[int], relevant: Collection[int], k: int) -> float:
-    """Share of what could be found among the first k."""
+    """Return the share of relevant documents among the first k, of those possible."""
     top = {*islice(ranked, k)}
     return len(top & {*relevant}) / min(k, len(relevant))
 
 
 def reciprocal_rank(ranked: Iterable[int], relevant: Collection[int]) -> float:
-    """One over the place of the first relevant document, from 1; 0 where none is ranked."""
+    """Return one over the rank of the first relevant document, from 1; 0 if none is ranked."""
     for place, document in enumerate(ranked, start=1):
         if document in relevant:
             return 1 / place
@@ -67,10 +67,10 @@ def reciprocal_rank(ranked: Iterable[int], relevant: Collection[int]) -> float:
 def retrieval_measures(
     ranked: Mapping[str, Sequence[int]], cases: Iterable[FactCase], *, k: int = 10
 ) -> Found:
-    """The three numbers of every case that is ranked and has a relevant document.
+    """Return the three metrics of every case that is ranked and has a relevant document.
 
     Args:
-        ranked: By name of the case, documents best first.
+        ranked: Documents, best first, by name of the case.
     """
     asked = [case for case in cases if case.name in ranked and case.relevant]
     rows = [

@@ -1,9 +1,8 @@
-"""Which facts methods are compared on, and among which documents.
+"""Scopes: the facts on which methods are compared, and the documents that may be ranked.
 
-Replay is dear and looks at some of the last steps alone: it is asked of few facts, and knows no
-document but those that these steps read. Beside numbers of all facts over the whole store, its own
-would come from another exam. So where it is asked, the other methods sit its exam too: the same
-facts, and of their rankings the documents that replay knows.
+Replay is expensive and sees only the last training steps, so it is evaluated on few facts and on
+the documents that these steps read. To keep the comparison fair, every other method is scored on
+that same subset as well: the same facts, and only those documents of its rankings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +25,13 @@ REPLAYED = ", replayed"
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """One exam.
+    """One set of facts and documents on which methods are compared.
 
     Attributes:
-        label: What stands behind a kind of fact in the table.
-        cases: The facts; of their documents and distractors those that are among the ones below.
-        methods: Those that ranked documents for every one of them.
-        among: Documents that may be named; None: all that were read.
+        label: Text after the kind of fact in the table.
+        cases: The facts, with their documents and distractors restricted to `among`.
+        methods: Methods that ranked documents for every one of the facts.
+        among: Documents that may be ranked; None: all that were read.
     """
 
     label: str
@@ -41,11 +40,11 @@ class Scope:
     among: frozenset[int] | None = None
 
     def of_kind(self, kind: str, n: int | None = None) -> list[FactCase]:
-        """The first n cases of a kind; default: all."""
+        """Return the first n cases of a kind; default: all."""
         return [case for case in self.cases if case.kind == kind][:n]
 
     def described(self) -> dict[str, Any]:
-        """Plain values, for the provenance of a table."""
+        """Return plain values, for the provenance of a table."""
         return {
             "facts": [case.name for case in self.cases],
             "documents": None if self.among is None else len(self.among),
@@ -56,7 +55,7 @@ class Scope:
     def tops(
         self, run: Run, found: Mapping[str, Ranked], cases: Sequence[FactCase], *, first: int
     ) -> dict[str, dict[str, list[int]]]:
-        """By method and case the first documents of its ranking that were read."""
+        """Return by method and case the first documents of its ranking that were read."""
         return {
             method: batch_rankings.shared_read(
                 run,
@@ -68,13 +67,16 @@ class Scope:
         }
 
     def random(self, run: Run, *, first: int, seed: int) -> list[int]:
-        """Documents that nothing points at."""
+        """Return random documents that were read, without any evidence for them."""
         drawn = np.random.default_rng(seed).permutation(run.store.n_documents).tolist()
         return list(islice(batch_rankings.was_read(run, drawn, self.among), first))
 
 
 def of(chosen: Sequence[FactCase], found: Mapping[str, Ranked]) -> tuple[Scope, ...]:
-    """All facts by every method but replay; and, where it was asked, its facts by every method."""
+    """Return the scopes: all facts by all methods but replay, and replay's facts by all methods.
+
+    The second one exists only if replay was computed.
+    """
     whole = Scope("", tuple(chosen), tuple(name for name in found if name != "replay"))
     replay = found.get("replay")
     if replay is None or replay.reached is None:
@@ -92,7 +94,7 @@ def of(chosen: Sequence[FactCase], found: Mapping[str, Ranked]) -> tuple[Scope, 
 
 
 def most_stated(chosen: Sequence[FactCase], n: int) -> list[FactCase]:
-    """The n cases of each kind with the most documents: what a few steps are sure to have read."""
+    """Return the n cases of each kind with the most documents, which few steps surely read."""
     kinds = dict.fromkeys(case.kind for case in chosen)
     by_kind = ([case for case in chosen if case.kind == kind] for kind in kinds)
     return [

@@ -1,11 +1,11 @@
-"""What one more step on a document does to a question, at the end of training.
+"""Tail patch: the effect of one more training step on a document on the answer to a query.
 
 The tail patch of Chang et al. 2024 (TrackStar, https://arxiv.org/abs/2410.17413): the last
 checkpoint takes one step of its own optimizer, at the last learning rate, on one document alone,
-and is asked again. The optimizer moves without any gradient too, by its momentum, so what a step on
-nothing does is taken off. A document that taught the question raises its number. It is a test of
-rankings that needs no truth table and no retraining, at the price of asking what the document
-*would* teach now, not what it taught.
+and the query is measured again. The optimizer also moves without any gradient, by its momentum, so
+the effect of a step on nothing is subtracted. A document that taught the answer raises the number.
+This tests rankings without a truth table and without retraining; in return it measures what the
+document *would* teach now, not what it taught.
 """
 
 import copy
@@ -30,7 +30,7 @@ from train.trainer import TrainState
 __all__ = ["tail_patch_changes"]
 
 Progress = Callable[[str, int, int | None], None] | None
-Values = Float64[np.ndarray, "_"]  # by document; questions have as many as they like
+Values = Float64[np.ndarray, "_"]  # by document; queries have any number of documents
 
 
 def tail_patch_changes(
@@ -39,14 +39,15 @@ def tail_patch_changes(
     *,
     progress: Progress = None,
 ) -> list[Values]:
-    """For each question, what a step on each of its documents does to its mean over prompts.
+    """Return for each query the change of its mean over prompts by a step on each document.
 
-    Costs a step and a forward pass over the question's prompts a document.
+    Costs one step and one forward pass over the query's prompts per document.
 
     Raises:
         TrainError: The run kept no optimizer.
     """
-    # One thread: nothing here must agree with the trainer to the bit, and a step is a few tokens.
+    # One thread suffices: results need not match the trainer to the bit, and a step is a few
+    # tokens.
     numerics = replace(on_this_machine(run.numerics), threads=1)
     state = trainer.load_state(run, run.saved_at(None).step, numerics)
     lr = trainer.lr_at(run.recipe, max(state.step - 1, 0))
@@ -68,7 +69,7 @@ def tail_patch_changes(
 def _stepped(
     run: Run, state: TrainState, numerics: Numerics, lr: float, document: int | None
 ) -> GPT:
-    """The model behind one step on a document (None: on nothing); `state` stays as it is."""
+    """Return the model after one step on a document (None: on nothing); `state` is not changed."""
     state = copy.deepcopy(state)
     parameters = list(state.model.parameters())
     for group in state.optimizer.param_groups:
@@ -90,7 +91,7 @@ def _stepped(
 def _windows(
     store: TokenStore, document: int, n_ctx: int
 ) -> Iterator[tuple[Int64[Tensor, "row pos"], Int64[Tensor, "row pos"], int]]:
-    """The document between two end-of-texts, as inputs, targets and the number of all targets."""
+    """Yield inputs, targets and the number of all targets of a document between end-of-texts."""
     start, n = int(store.starts[document]), int(store.lengths[document])
     tokens = np.full(n + 2, store.eot, np.int64)
     tokens[1:-1] = store.tokens[start : start + n]

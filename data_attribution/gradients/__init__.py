@@ -1,4 +1,4 @@
-"""Evidence from gradients: training-loss gradients of documents, compared with a query."""
+"""Evidence from gradients: compare the loss gradients of documents with the gradient of a query."""
 
 from typing import TYPE_CHECKING
 

@@ -6,16 +6,16 @@ forward and in the backward pass, and only the sum over positions of the small o
 formed: **no weight gradient ever exists**, neither of a document nor of a batch. Below the lowest
 selected site nothing is recorded, and the backward pass stops there.
 
-* `of_documents`: of the loss, summed over a document's targets, in nats. A document is presented as
-  end-of-text and its tokens, and its targets are its tokens and the end-of-text behind it: exactly
-  what `train.data.DocumentRemoval` takes away. Longer than the context it is cut into windows of
-  `n_ctx` targets, whose gradients add up.
-* `of_question`: of each prompt's score.
+* `document_features`: gradients of the loss, summed over a document's targets, in nats. A document
+  is presented as end-of-text and its tokens, and its targets are its tokens and the end-of-text
+  behind it: exactly what `train.data.DocumentRemoval` removes. A document longer than the context
+  is cut into windows of `n_ctx` targets, whose gradients add up.
+* `query_features`: gradients of each prompt's score.
 
-So removing a document d from the last step changes a question q by +lr <d, q>: the score of d *for*
-q is -<d, q>. Documents of different lengths are padded at the end, where a causal model sends
-neither activation nor gradient back; results do not depend on what shares a batch (1e-5 relative,
-fp32 rounding).
+Removing a document with gradient d from the last step changes a query with gradient q by +lr <d,
+q>, so the score of d as evidence *for* q is -<d, q>. Documents of different lengths are padded at
+the end, where a causal model sends neither activation nor gradient back; results do not depend on
+which documents share a batch (1e-5 relative, fp32 rounding).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,14 +49,14 @@ Block = tuple[str, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Projected gradients, a row a document or prompt.
+    """Projected gradients, one row per document or prompt.
 
     Attributes:
-        rows: Index of the document in the store, or of the prompt in the question.
-        values: fp32; the sites side by side, each a matrix [outputs inputs] flattened.
-        blocks: Name, first and last-but-one column of every site.
-        rank: Of the projections.
-        seed: Of the projections; features of different seeds cannot be compared.
+        rows: Index of each row's document in the store, or of its prompt in the query.
+        values: Gradients in fp32; the sites side by side, each a matrix [outputs inputs] flattened.
+        blocks: Name, first column and end column (exclusive) of every site.
+        rank: Rank of the projections.
+        seed: Seed of the projections; features of different seeds cannot be compared.
     """
 
     rows: Int64[np.ndarray, " row"]
@@ -66,10 +66,10 @@ class Features:
     seed: int = 0
 
     def of(self, site: str) -> Float[np.ndarray, "row part"]:
-        """The columns of one site.
+        """Return the columns of one site.
 
         Raises:
-            EvidenceError: It was not collected.
+            EvidenceError: The site was not collected.
         """
         for name, start, stop in self.blocks:
             if name == site:
@@ -80,7 +80,7 @@ class Features:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Their names, in the order of the columns."""
+        """Return the names of the sites, in the order of the columns."""
         return tuple(name for name, _, _ in self.blocks)
 
 
@@ -99,23 +99,24 @@ def document_features(
     product: str | None = None,
     progress: Progress = None,
 ) -> Features:
-    """The projected gradient of every document's loss, summed over its targets, in nats.
+    """Return the projected gradient of every document's loss, summed over its targets, in nats.
 
-    One forward pass and a backward pass without weight gradients, down to the lowest site.
+    Costs one forward pass and a backward pass without weight gradients, down to the lowest site.
 
     Args:
-        documents: Indices in the document table, in the order of the rows of the answer.
-        selection: `selecting.select(model.cfg, within)`.
-        rank: Of the two projections of every site: `rank` squared numbers for most sites.
-        seed: Of the projections; the same for documents and question.
-        sides: What multiplies both factors of a site before they are projected, see `projecting`.
-        log_odds: Follow minus the log-odds of every target in place of its loss, see `losses`.
-        drawn: Seed of targets that the model draws itself at every position, in place of those that
-            it read. The second moment of such gradients is the curvature of the loss, see
-            `preconditioning`.
-        batch_tokens: Positions that are in flight at a time.
-        product: Precision of matrix products, as torch names it (None: the fastest true fp32 that
-            this process measured). The same bits need the same.
+        documents: Indices in the document table, in the order of the rows of the result.
+        selection: Sites, as `weight_selection.select_weights(model.cfg, within)` returns them.
+        rank: Rank of the two projections of every site; most sites take `rank` squared numbers.
+        seed: Seed of the projections; it must be the same for documents and query.
+        sides: Factors that multiply both sides of a site before they are projected, see
+            `projection`.
+        log_odds: Follow minus the log-odds of every target instead of its loss, see `losses`.
+        drawn: Seed for targets that the model itself draws at every position, in place of those of
+            the corpus. The second moment of such gradients is the curvature of the loss, see
+            `preconditioner`.
+        batch_tokens: Number of positions processed at a time.
+        product: Precision of matrix products, as torch names it (None: the fastest true fp32
+            product that this process measured). Bit-identical results need the same precision.
 
     Raises:
         EvidenceError: There is no such document, or the model is not causal.
@@ -151,7 +152,7 @@ def query_features(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = None,
 ) -> Features:
-    """The projected gradient of every prompt's score; arguments as of `of_documents`.
+    """Return the projected gradient of every prompt's score; arguments as for `document_features`.
 
     Raises:
         EvidenceError: The score depends on none of the sites.
@@ -192,7 +193,7 @@ def _taping(model: GPT, tape: Tape, product: str | None = None) -> Iterator[None
 
 @contextmanager
 def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No weight collects a gradient inside the block."""
+    """Stop all weights from collecting gradients inside the block."""
     learning = [one for one in model.parameters() if one.requires_grad]
     try:
         for one in learning:
@@ -218,12 +219,13 @@ def _refuse(model: GPT, store: TokenStore, documents: np.ndarray) -> None:
 def _batches(
     store: TokenStore, documents: np.ndarray, n_ctx: int, batch_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Row of the answer, first input and number of targets of windows of like length."""
+    """Yield batches of windows of similar length: result row, first input, number of targets."""
     row, start, length = _windows(store, documents, n_ctx)
     order = np.argsort(length, kind="stable")
     first = 0
     while first < len(order):
-        # Ascending: the last window that still fits sets the width of all.
+        # Lengths ascend, so a batch's last window sets the width of all: k windows take k * (length
+        # of the k-th) positions. Take the largest k that fits.
         widths = length[order[first:]] * np.arange(1, len(order) - first + 1)
         count = max(int(np.searchsorted(widths, batch_tokens, side="right")), 1)
         chosen = order[first : first + count]
@@ -234,12 +236,13 @@ def _batches(
 def _windows(
     store: TokenStore, documents: np.ndarray, n_ctx: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, first input and number of targets of every window of every document."""
+    """Return row, first input and number of targets of every window of every document."""
     targets = store.lengths[documents] + 1
     pieces = -(-targets // n_ctx)
     row = np.repeat(np.arange(len(documents)), pieces)
     number = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    # The token before a document is always an end-of-text.
+    # The token before a document is always an end-of-text. Window number i of a document begins i *
+    # n_ctx tokens after it.
     start = store.starts[documents][row] - 1 + number * n_ctx
     length = np.minimum(targets[row] - number * n_ctx, n_ctx)
     return row, start, length
@@ -255,12 +258,12 @@ def _read(
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     counted = inside & ~(
         (inputs == store.eot) & (targets == store.eot)
-    )  # as `train.data.batches` does
+    )  # as in `train.data.batches`
     return torch.where(inside, inputs, store.eot), torch.where(counted, targets, IGNORED)
 
 
 def _chances(seed: int, start: np.ndarray, targets: Tensor) -> Float[Tensor, "window pos"]:
-    """Uniform draws keyed by seed and place in the store: the same whatever shares a batch."""
+    """Return uniform draws keyed by seed and position in the store, independent of the batch."""
     width = targets.shape[1]
     rows = [np.random.Generator(np.random.Philox(key=[seed, one])).random(width) for one in start]
     return torch.from_numpy(np.stack(rows)).float().to(targets.device)

@@ -1,7 +1,7 @@
-"""What a document's targets would change in the logits, in one pass over them.
+"""Loss of a document's targets, whose gradient with respect to the logits is computed in one pass.
 
-The gradient of a cross-entropy is known in closed form, softmax minus one at the target, so it is
-computed at once and kept in place of the logits; autograd would keep their log-softmax too.
+The gradient of a cross-entropy has a closed form, softmax minus one at the target, so it is
+computed at once and kept in place of the logits; autograd would keep their log-softmax as well.
 """
 
 from typing import Any
@@ -21,14 +21,16 @@ def summed(
     targets: Int[Tensor, "row pos"],
     log_odds: float | None = None,
 ) -> Float[Tensor, ""]:
-    """The loss of all targets in nats, differentiable once; `IGNORED` ones carry none.
+    """Return the summed loss of all targets in nats, differentiable once.
+
+    Targets that are `IGNORED` add nothing.
 
     Args:
-        log_odds: Follow minus the log-odds of every target in place of its loss, as the features of
-            TRAK do (Park et al. 2023; TRAK then weighs documents by 1 - p, and we do not): what has
-            been learned has no loss left to pull with, and pulls as before. The gradient of each
-            target's loss is divided by 1 - p, or by this where that is less; the value returned is
-            of no use then.
+        log_odds: Follow minus the log-odds of every target instead of its loss, as the features of
+            TRAK do (Park et al. 2023; TRAK then weighs documents by 1 - p, and we do not). The loss
+            of a learned target has almost no gradient left; its log-odds still have one. The
+            gradient of each target's loss is divided by max(1 - p, this value); the returned value
+            is then meaningless.
     """
     found: Tensor = _Summed.apply(logits, targets, log_odds)  # type: ignore[assignment]
     return found
@@ -40,10 +42,11 @@ def drawn(
     targets: Int[Tensor, "row pos"],
     chances: Float[Tensor, "row pos"],
 ) -> Int[Tensor, "row pos"]:
-    """A token from what is predicted at every position that has a target; elsewhere `IGNORED`.
+    """Return a token drawn from the prediction at every position with a target, else `IGNORED`.
 
     Args:
-        chances: Between 0 and 1: which token, by how much probability lies on those before it.
+        chances: Uniform numbers between 0 and 1; each selects the token at that quantile of the
+            predicted distribution.
     """
     below = logits.softmax(dim=-1).cumsum(dim=-1)
     found = torch.searchsorted(below, (chances * below[..., -1])[..., None], right=True)[..., 0]
@@ -55,6 +58,7 @@ class _Summed(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor, log_odds: float | None) -> Tensor:
         counted = targets != IGNORED
         column = targets.clamp(min=0)[..., None]
+        # One buffer, changed in place: log-softmax, then softmax p, then p - (one at the target).
         slope = logits.log_softmax(dim=-1)
         losses = -slope.gather(-1, column)[..., 0]
         slope.exp_()

@@ -1,23 +1,24 @@
-"""Which directions in weight space count for how much: the metric that gradients are compared in.
+"""Metrics for comparing gradients: how much each direction in weight space counts.
 
 The plain inner product of two gradients is what one step of gradient descent on one document would
-change. Two corrections, each symmetric, so that a cosine in the new metric makes sense as well:
+change. There are two corrections, each symmetric, so that a cosine in the new metric makes sense as
+well:
 
 * `adam`: training did not descend along gradients but along m / sqrt(v). With v of the checkpoint's
-  own optimizer, <q, d / sqrt(v)> is one step of *that* optimizer. v of a matrix is replaced by the
-  outer product of its row and column means (Adafactor, Shazeer & Stern 2018, eq. 4), as TrackStar
-  does (Chang et al. 2024, https://arxiv.org/abs/2410.17413), because only a product of an output
-  and an input factor can be applied before the projection. Each side gets v^(-1/4).
-* `curvature`: the loss is steeper along some directions, and a document's pull along them is undone
-  sooner by the others. Influence is <q, (C + damping)^-1 d> with C the Gauss-Newton matrix (Koh &
-  Liang 2017; EK-FAC, Grosse et al. 2023, https://arxiv.org/abs/2308.03296). For cross-entropy that
-  is the Fisher matrix, the second moment of gradients whose targets the model draws itself (Martens
-  2020, https://arxiv.org/abs/1412.1193); the targets that were read would give another
-  matrix, the "empirical Fisher" (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558). Here it
-  is that of projected gradients, a block a site, as in LoGra (Choe et al. 2024,
-  https://arxiv.org/abs/2405.13954), from one draw a target. Each side gets (C + damping)^(-1/2).
+  own optimizer, <q, d / sqrt(v)> is one step of *that* optimizer. The v of a matrix is replaced by
+  the outer product of its row and column means (Adafactor, Shazeer & Stern 2018, eq. 4), as
+  TrackStar does (Chang et al. 2024, https://arxiv.org/abs/2410.17413), because only a product of an
+  output and an input factor can be applied before the projection. Each side gets v^(-1/4).
+* `curvature`: the loss is steeper along some directions, and along these a document's pull is
+  undone sooner by the other documents. Influence is <q, (C + damping)^-1 d> with C the Gauss-Newton
+  matrix (Koh & Liang 2017; EK-FAC, Grosse et al. 2023, https://arxiv.org/abs/2308.03296). For
+  cross-entropy that is the Fisher matrix, the second moment of gradients whose targets the model
+  draws itself (Martens 2020, https://arxiv.org/abs/1412.1193); the targets of the corpus would give
+  another matrix, the "empirical Fisher" (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558).
+  Here it is that of projected gradients, one block per site, as in LoGra (Choe et al. 2024,
+  https://arxiv.org/abs/2405.13954), from one draw per target. Each side gets (C + damping)^(-1/2).
 
-Neither is the truth: both take the last checkpoint for the whole of training.
+Neither is exact: both treat the last checkpoint as if it were the whole training.
 """
 
 from dataclasses import dataclass, replace
@@ -52,12 +53,12 @@ PARAMETER = {
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """The inverse square root of a damped second moment, a block a site.
+    """The inverse square root of a damped second moment, one block per site.
 
     Attributes:
-        roots: By site.
-        n: Gradients it was estimated from.
-        damping: Share of the mean eigenvalue that was added to all.
+        roots: Block of each site.
+        n: Number of gradients it was estimated from.
+        damping: Share of the mean eigenvalue that was added to all eigenvalues.
     """
 
     roots: dict[str, Float[np.ndarray, "part part"]]
@@ -65,7 +66,7 @@ class Curvature:
     damping: float
 
     def applied(self, features: Features) -> Features:
-        """Features whose inner products are those of the old ones in the metric of the inverse.
+        """Return features whose inner products are those of the old ones in the inverse metric.
 
         Raises:
             EvidenceError: A site has no block here.
@@ -84,19 +85,20 @@ class Curvature:
 
 
 def curvature(sample: Features, *, damping: float = DAMPING) -> Curvature:
-    """The inverse of the curvature of the loss, block by block.
+    """Return the inverse square root of the loss curvature, block by block.
 
-    Costs, a site, a product of [document part] with itself and an eigendecomposition of
-    [part part]: 0.02 s for 2,000 documents and 256 numbers.
+    Costs, per site, a product of [document part] with itself and an eigendecomposition of [part
+    part]: 0.02 s for 2,000 documents and 256 numbers.
 
     Args:
-        sample: Gradients of documents like those the run read, with targets that the model drew
-            (`collecting.of_documents(..., drawn=seed)`).
-        damping: Share of the block's mean eigenvalue that is added to every one. Below as many
-            documents as a block has numbers it decides about all directions that none of them has.
+        sample: Gradients of documents like those that the run read, with targets that the model
+            drew (`features.document_features(..., drawn=seed)`).
+        damping: Share of the block's mean eigenvalue that is added to every eigenvalue. With fewer
+            documents than a block has numbers, it alone decides about all directions that occur in
+            none of them.
 
     Raises:
-        EvidenceError: No damping, or gradients that are all zero.
+        EvidenceError: The damping is not above 0, or all gradients are zero.
     """
     if not damping > 0:
         raise EvidenceError(f"damping {damping:g} leaves the curvature singular; give more than 0")
@@ -116,13 +118,13 @@ def curvature(sample: Features, *, damping: float = DAMPING) -> Curvature:
 
 
 def adam(run: Run, selection: Selection, *, step: int | None = None) -> dict[str, Sides]:
-    """What multiplies both factors of every site, so that products of gradients are Adam's steps.
+    """Return the factors of every site that turn products of gradients into steps of Adam.
 
     Args:
-        step: Of a checkpoint that kept its optimizer; None: the last, which always did.
+        step: Step of a checkpoint that kept its optimizer; None: the last, which always did.
 
     Raises:
-        EvidenceError: The checkpoint kept no optimizer, or made no step yet.
+        EvidenceError: The checkpoint kept no optimizer, or no step had been made yet.
     """
     saved = run.saved_at(step)
     if not saved.resumable or not saved.step:
@@ -140,7 +142,7 @@ def adam(run: Run, selection: Selection, *, step: int | None = None) -> dict[str
 
 
 def factored(moments: Float[Tensor, "out in"], eps: float) -> Sides:
-    """Vectors whose outer product is the moments' power -1/4, were they of rank one.
+    """Return two vectors whose outer product is moments^(-1/4), exact for moments of rank one.
 
     Where a row or column has no moment at all, sqrt(moment) counts as `eps`, as in Adam.
     """
@@ -151,7 +153,7 @@ def factored(moments: Float[Tensor, "out in"], eps: float) -> Sides:
 
 
 def _moments(state: dict[str, Tensor], site: Site, tie: bool) -> Float[Tensor, "out in"]:
-    """Adam's second moments of a site, the bias as its last column."""
+    """Return Adam's second moments of a site, with those of the bias as the last column."""
     if site.matrix in ("embed", "pos_embed", "unembed"):
         name = "embed" if site.matrix == "unembed" and tie else site.matrix
         table = state[f"{name}.weight.exp_avg_sq"]

@@ -1,13 +1,13 @@
-"""Two small random matrices a site: how a gradient becomes few numbers without being formed.
+"""Random projections that reduce a gradient to few numbers without ever forming it.
 
-The gradient of a weight is a sum of outer products, output gradient times activation, one a
+The gradient of a weight is a sum of outer products, output gradient times activation, one per
 position. P_out and P_in project the two factors, so that P_out G P_in^T, `rank` by `rank`, costs a
 sum over positions of outer products of vectors of length `rank` (LoGra, Choe et al. 2024,
-https://arxiv.org/abs/2405.13954). Inner products between gradients survive in expectation.
+https://arxiv.org/abs/2405.13954). Inner products between gradients are preserved in expectation.
 
 Entries are +-1 / sqrt(rank), drawn from a Philox stream that is keyed by the seed, the name of the
 site and the side: the same bits on every machine, whatever else is selected. A side that is no
-wider than the rank is kept as it is.
+wider than the rank is not projected.
 """
 
 import hashlib
@@ -27,21 +27,21 @@ __all__ = ["RANK", "Projection", "Sides", "projections", "shape", "signs"]
 
 RANK = 16
 
-# What multiplies the two factors before they are projected: (outputs, inputs with the bias last).
-# A vector multiplies entry by entry, a square matrix as a matrix.
+# Multipliers of the two factors before they are projected: (outputs, inputs with the bias last). A
+# vector multiplies entry by entry, a square matrix as a matrix.
 Sides = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The two matrices of a site; None keeps a side as it is."""
+    """The two projection matrices of a site; None leaves a side unprojected."""
 
     out: Float[Tensor, "p out"] | None
     inside: Float[Tensor, "q in"] | None
 
 
 def shape(site: Site, rank: int) -> tuple[int, int]:
-    """Rows and columns of the projected gradient."""
+    """Return the rows and columns of the projected gradient."""
     return min(rank, site.height), min(rank, site.width)
 
 
@@ -53,13 +53,14 @@ def projections(
     sides: Mapping[str, Sides] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Projection]:
-    """The projection of every site, by name.
+    """Return the projection of every site, by name.
 
     Args:
-        sides: By site, what multiplies both factors first, for gradients in another metric.
+        sides: Multipliers of both factors of a site before projection, for gradients in another
+            metric.
 
     Raises:
-        EvidenceError: The rank is below 1, or a side fits no site.
+        EvidenceError: The rank is below 1, or a multiplier does not fit its site.
     """
     if rank < 1:
         raise EvidenceError(f"a projection of rank {rank} keeps nothing; give 1 or more")
@@ -74,7 +75,10 @@ def projections(
 
 
 def signs(seed: int, site: str, side: str, rank: int, width: int) -> Float[Tensor, "rank width"]:
-    """+-1 / sqrt(rank); each column is its own, so a wider side begins with the same columns."""
+    """Return a matrix of +-1 / sqrt(rank).
+
+    The columns are drawn one after another, so a wider side begins with the same columns.
+    """
     key = int.from_bytes(hashlib.sha256(f"{seed}/{site}/{side}/{rank}".encode()).digest()[:16])
     words = np.random.Philox(key=key).random_raw(-(-rank * width // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: rank * width]

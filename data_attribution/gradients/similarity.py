@@ -1,8 +1,32 @@
-"""Gradients of documents, collected once and compared with any number of questions.
+"""Gradient evidence: score documents by how far a gradient step on them would raise a query.
 
-What is compared by default was chosen on 120 facts of a planted corpus of another content seed (1)
-than the one that is reported (0). Recall at 10 among 11,780 documents, of 63 facts stated in the
-asked form and of 57 stated in other forms only:
+The score of a document for a query is minus the inner product of the gradient of the document's
+loss with the gradient of the query. With gradients of the loss it is the amount that one more step
+of gradient descent on the document would add to the query's mean, per unit of learning rate; in
+Adam's metric, one step of that optimizer. With gradients of log-odds it is not such a change,
+because training never followed log-odds: it is a score to rank by, and predicts no effect.
+
+* product: as above. Long documents win and, by their loss, documents that the model finds
+  surprising, whatever the query is.
+* cosine: divided by the length of the document's gradient (TrackStar; Pezeshkpour et al. 2021), so
+  that its direction counts and not its size.
+
+`collect` computes the gradients of documents once, and `Collected` compares them with any number of
+queries. Intervals are over the query's prompts: they show what another draw of prompts would give.
+
+`rank_by_gradients` has two stages. First, lexical evidence and BM25 name at most `CANDIDATES`
+documents, because gradients of millions are expensive; then the gradient of each is compared with
+the query's, through the requested components. If the gradients of the whole corpus are stored
+beside the run, those are compared instead. A query without words cannot name candidates: from a
+larger corpus, `CANDIDATES` documents are then drawn at random by the request's seed, and the
+ranking says so.
+
+A score is valid at the checkpoints used, by default the last one. Knowing the data order does not
+improve first-order scores; replay (`data_attribution.metagradients`) is the way to use it.
+
+The defaults were chosen on 120 facts of a planted corpus with another content seed (1) than the
+reported one (0). The table shows recall at 10 among 11,780 documents, for 63 facts stated in the
+form of the query / 57 facts stated in other forms only:
 
                               rank   loss         log-odds, 1 - p at least .03   .01
     cosine                    16     .61 / .61                                   .68 / .41
@@ -11,39 +35,13 @@ asked form and of 57 stated in other forms only:
     cosine in Adam's metric   32                  .80 / .68                      .86 / .64
     product in Adam's metric  32                  .76 / .80                      .89 / .78
 
-* The loss of a target that was learned has no gradient left at the last checkpoint: of facts stated
-  32 times or more not one document was found. Log-odds pull as they did before they were learned.
-* Adam's metric tells rare tokens apart, as names are; but 16 dimensions do not hold 500 words.
-* Curvature, and sums over checkpoints, brought less than either, alone and on top. (Curvature as
-  measured there was that of targets that were read; of targets that the model draws, as it is now,
-  it has not been measured.)
-
-From gradients of documents and of prompts to one score a document.
-
-A document whose loss pulls the weights to where a question scores higher speaks for the question:
-its score is minus the product of its gradient with the question's. Of gradients of the loss, that
-is what one more step of gradient descent on the document would add to the question's mean, by unit
-of learning rate; in Adam's metric, one step of that optimizer. Of gradients of log-odds it is no
-such change, for training never followed them: a score to rank by, and no effect to expect.
-
-* product: as above. Long documents win and, by their loss, those that the model finds surprising,
-  whatever is asked.
-* cosine: by unit gradient of the document (TrackStar; Pezeshkpour et al. 2021). Which way it
-  pulls, not how hard.
-
-Intervals are over the question's prompts: what another draw of prompts would give.
-
-Gradient evidence: documents whose loss pulls where a question scores higher.
-
-Two stages. Lexical evidence and BM25 name at most `CANDIDATES` documents, for gradients of millions
-are dear; the gradient of each is then compared with the question's, through the components asked
-for. Where the gradients of the whole corpus are kept beside the run, they are compared instead.
-
-A question that comes without words names none: of a larger corpus `CANDIDATES` documents are drawn
-at random then, by the request's seed, and the ranking says so.
-
-What is said holds at the checkpoints used, the last one by default: knowing the order of training
-does not make first-order scores better (the way to use it is to replay).
+* The loss of a learned target has no gradient left at the last checkpoint: of facts stated 32 times
+  or more not one document was found. The gradient of log-odds stays as large as before the target
+  was learned.
+* Adam's metric separates rare tokens, such as names; but 16 dimensions are too few for 500 words.
+* Curvature, and sums over checkpoints, improved less than either, alone and in addition. (The
+  curvature measured there used the targets of the corpus; the present one, with targets that the
+  model draws, has not been measured.)
 """
 
 from collections.abc import Callable, Iterator
@@ -85,6 +83,7 @@ __all__ = [
     "stored",
 ]
 
+# Comparing: documents sampled to estimate curvature, and documents collected at a time.
 SAMPLE, PIECE = 2_000, 2_048
 KINDS = ("adam", "adam-cosine", "cosine", "curvature", "dot")
 
@@ -93,18 +92,18 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True)
 class GradientOptions:
-    """What is compared with what.
+    """Options of the comparison between documents and query.
 
     Attributes:
-        kind: `dot` and `cosine` of gradients as they are; `adam` and `adam-cosine` the same in the
-            metric of the run's optimizer; `curvature`: cosine in the metric of the inverse
-            Gauss-Newton matrix of the loss.
-        log_odds: Follow the log-odds of a document's targets, each divided by 1 - p or by this
-            where that is less; None: its loss.
+        kind: `dot` and `cosine` compare gradients as they are; `adam` and `adam-cosine` do the same
+            in the metric of the run's optimizer; `curvature` is the cosine in the metric of the
+            inverse Gauss-Newton matrix of the loss.
+        log_odds: Follow the log-odds of a document's targets, the gradient of each divided by max(1
+            - p, this value); None: follow their loss.
         steps: Checkpoints whose scores are averaged (TracIn, Pruthi et al. 2020); (): the last.
-        rank: Of the projections of each weight.
-        seed: Of the projections; gradients that are kept bring their own.
-        damping: Of `curvature` alone, as `preconditioning.curvature` has it.
+        rank: Rank of the projections of each weight.
+        seed: Seed of the projections; stored gradients use their own.
+        damping: Damping of `curvature` alone, as in `preconditioner.curvature`.
     """
 
     kind: str = "adam"
@@ -125,12 +124,12 @@ class GradientOptions:
 
     @property
     def metric(self) -> str:
-        """As `storing` names it."""
+        """Return the metric's name, one of `store.METRICS`."""
         return "adam" if self.kind.startswith("adam") else "plain"
 
     @property
     def unit(self) -> bool:
-        """Whether the length of a document's gradient is divided out."""
+        """Return whether scores are divided by the length of the document's gradient."""
         return self.kind not in ("adam", "dot")
 
 
@@ -139,10 +138,10 @@ DEFAULT = GradientOptions()
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """Gradients of documents, ready to be compared; at every checkpoint the same documents.
+    """Gradients of the same documents at one or more checkpoints, ready to be compared.
 
     Attributes:
-        documents: Which, ascending.
+        documents: Indices of the documents, ascending.
     """
 
     documents: Int64[np.ndarray, " document"]
@@ -153,10 +152,10 @@ class Collected:
     def products(
         self, question: Query, progress: Progress = None
     ) -> Float64[np.ndarray, "document prompt"]:
-        """How much each document speaks for each prompt, mean over checkpoints.
+        """Return each document's score for each prompt, averaged over checkpoints.
 
         Raises:
-            EvidenceError: The question depends on none of the components.
+            EvidenceError: The query depends on none of the components.
         """
         found = np.zeros((len(self.documents), len(question.tokens)))
         for moment in self.moments:
@@ -168,7 +167,7 @@ class Collected:
         return found / len(self.moments)
 
     def ranking(self, question: Query, progress: Progress = None) -> Ranking:
-        """The documents by how much they speak for a question, with intervals over its prompts."""
+        """Rank the documents by their mean score over a query's prompts, with intervals."""
         found = self.products(question, progress)
         average = averaged(found, question.tokens)
         target = "log-odds" if self.how.log_odds else "loss"
@@ -202,19 +201,19 @@ def collect(
     keep: bool = True,
     progress: Progress = None,
 ) -> Collected:
-    """The gradients of documents, read from RUN/gradients where they are kept.
+    """Collect the gradients of documents, or read them from RUN/gradients if they are stored there.
 
-    Costs a forward and a backward pass over the documents, and for `curvature` over 2,000 more, a
-    checkpoint.
+    Costs, per checkpoint, a forward and a backward pass over the documents, and for `curvature`
+    over 2,000 more.
 
     Args:
-        documents: None: all that RUN/gradients holds.
+        documents: Documents to collect; None: all that RUN/gradients holds.
         within: Components that count; None: all.
-        keep: Hold them in memory for the next question; else some 2,000 at a time are collected
-            when a question is asked, and again for the next.
+        keep: Whether to hold the gradients in memory for the next query; otherwise some 2,000 at a
+            time are collected for each query.
 
     Raises:
-        EvidenceError: A component without weights, or no documents given and none kept.
+        EvidenceError: A component has no weights, or no documents are given and none are stored.
     """
     chosen = None if documents is None else np.unique(np.asarray(documents, np.int64))
     moments = []
@@ -237,9 +236,9 @@ def collect(
 def stored(
     run: Run, selection: Selection, how: GradientOptions, step: int | None = None
 ) -> GradientStore | None:
-    """The gradients kept beside a run, if they are of these sites and were collected so.
+    """Return the gradients stored beside a run if they fit these sites and options, else None.
 
-    Whatever the seed of their projections: what is compared with them is projected by it, too.
+    The seed of their projections may differ: the query is projected with the stored one.
     """
     path: Path = run.path / store.GRADIENT_FOLDER
     if not (path / store.MANIFEST).is_file():
@@ -258,7 +257,7 @@ def stored(
 
 @dataclass(frozen=True, eq=False)
 class _Moment:
-    """One checkpoint, and the documents' gradients there."""
+    """One checkpoint and the gradients of the documents there."""
 
     run: Run
     step: int
@@ -270,14 +269,14 @@ class _Moment:
     progress: Progress
 
     def of(self, question: Query, progress: Progress) -> Features:
-        """The question's gradients, in the metric of the documents'."""
+        """Return the query's gradients, in the metric of the documents' gradients."""
         asked = features.query_features(
             self._model, question, self.selection, **self._options, progress=progress
         )
         return self._metric.applied(asked) if self._metric else asked
 
     def pieces(self) -> Iterator[Features]:
-        """The documents' gradients, some at a time and in their order."""
+        """Yield the documents' gradients piece by piece, in the order of the documents."""
         for piece in self._whole if self.keep else self._collected():
             yield self._metric.applied(piece) if self._metric else piece
 
@@ -325,19 +324,21 @@ class _Moment:
         return preconditioner.curvature(sample, damping=self.how.damping)
 
 
-ROWS = 4096  # documents whose gradients are in memory as fp32
+# Scores: inner products between gradients of documents and of prompts.
+ROWS = 4096  # documents whose gradients are in memory as fp32 at a time
 
 
 def products(
     asked: Features, given: Features, *, unit: bool = False
 ) -> Float64[np.ndarray, "document prompt"]:
-    """How much each document speaks for each prompt.
+    """Return the score of each document for each prompt.
 
     Args:
-        asked: Of prompts.
-        given: Of documents, under the same projections.
-        unit: Divide by the length of the document's gradient and by that of the mean prompt's, so
-            that the mean over prompts is a cosine. A document without gradient scores 0.
+        asked: Gradients of prompts.
+        given: Gradients of documents, under the same projections.
+        unit: Whether to divide by the length of the document's gradient and by that of the mean
+            prompt's, so that the mean over prompts is a cosine. A document without gradient scores
+            0.
 
     Raises:
         EvidenceError: The two were projected differently.
@@ -363,32 +364,33 @@ def products(
 
 
 def averaged(scores: Float64[np.ndarray, "document prompt"], tokens: Tensor) -> Average:
-    """Mean over prompts with its 95 % interval; rows of one and the same prompt are one case.
+    """Return the mean over prompts with its 95 % interval; rows of equal prompts are one case.
 
     Args:
-        tokens: The question's prompts.
+        tokens: The query's prompts.
     """
     return over_prompts(scores, n_prompts(tokens))
 
 
+# Ranking: choose candidates, collect their gradients and compare them with the query.
 CANDIDATES = 10_000
 
 
 def rank_by_gradients(
     request: Request, *, within: tuple[str, ...] | None = None, how: GradientOptions = DEFAULT
 ) -> Ranking:
-    """Documents by how far their gradient speaks for a question, through chosen components.
+    """Rank documents by their gradient score for a query, through chosen components.
 
-    Costs a forward pass and a backward pass over the candidates, a checkpoint.
+    Costs, per checkpoint, a forward and a backward pass over the candidates.
 
     Args:
-        request: `candidates` are the documents to score; without them a corpus of at most
+        request: Request whose `candidates` are scored; without them, a corpus of at most
             `CANDIDATES` documents is scored whole.
         within: Components that count; None: all.
-        how: What is compared; its seed gives way to the request's.
+        how: Options of the comparison; the request's seed replaces their seed.
 
     Raises:
-        EvidenceError: A component without weights, or none that the question depends on.
+        EvidenceError: A component has no weights, or the query depends on none of the components.
     """
     run = request.run
     how = replace(how, seed=request.seed)
@@ -404,7 +406,7 @@ def rank_by_gradients(
 
 
 def _wordless(request: Request) -> bool:
-    """Whether nothing says which documents of a large corpus to look at."""
+    """Return whether nothing selects documents from a corpus too large to be scored whole."""
     n_trained = len(store.trained_documents(request.run))
     return request.target is None and request.candidates is None and n_trained > CANDIDATES
 

@@ -1,15 +1,16 @@
-"""Projected gradients of a whole corpus on disk, for any question that is asked later.
+"""The gradient store: projected gradients of a whole corpus on disk, for any later query.
 
-    RUN/gradients/ features.f16     a row a document, the sites side by side
-                   exponents.i8     of every row and site: value / 2**exponent is what is stored
-                   documents.i64    which document is which row, ascending
+    RUN/gradients/ features.f16     one row per document, the sites side by side
+                   exponents.i8     an exponent per row and site: value / 2**exponent is stored
+                   documents.i64    the document of each row, ascending
                    gradients.json   sealed: run, checkpoint, store, sites, rank, seed, sha256s
 
-Gradients of two documents differ by orders of magnitude, and so do those of two sites; with an
+Gradients of two documents differ by orders of magnitude, and so do those of two sites. With an
 exponent for each, the largest number of a block lies between 1/2 and 1, and fp16 keeps 11 bits of
-whatever is not 8,000 times smaller than that. Written in pieces of some thousand documents; a build
-that was killed goes on behind the last whole piece, and writes the same bytes. It keeps the matrix
-product that it began with, because which of torch's two is faster is measured in every process.
+every number that is not 8,000 times smaller than that. The store is written in pieces of some
+thousand documents; a build that was killed continues after the last whole piece and writes the same
+bytes. It continues with the matrix product that it began with, because every process measures anew
+which of torch's two products is faster.
 """
 
 import fcntl
@@ -54,7 +55,7 @@ FEATURES, EXPONENTS, DOCUMENTS = "features.f16", "exponents.i8", "documents.i64"
 PLAN, DONE, LOCK = "plan.json", "done.json", "lock"
 PIECE = 4096
 METRICS = ("plain", "adam")
-# What is compared by default, and chosen there: `comparing`.
+# Defaults; `similarity` says how they were chosen.
 RANK, METRIC, LOG_ODDS = 32, "adam", 0.01
 
 Progress = Callable[[str, int, int | None], None] | None
@@ -62,26 +63,26 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True, eq=False)
 class GradientStore:
-    """A folder of gradients that was opened; rows are read when they are asked for."""
+    """An opened folder of gradients; rows are read when they are needed."""
 
     path: Path
     manifest: dict[str, Any] = field(repr=False)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """Name, first and last-but-one column of every site."""
+        """Return name, first column and end column (exclusive) of every site."""
         return tuple((name, start, stop) for name, start, stop in self.manifest["blocks"])
 
     @cached_property
     def documents(self) -> Int64[np.ndarray, " document"]:
-        """Which documents are held, ascending."""
+        """Return the stored documents, ascending."""
         return np.fromfile(self.path / DOCUMENTS, dtype="<i8")
 
     def features(self, documents: Sequence[int] | Int64[np.ndarray, " document"]) -> Features:
-        """Of some documents, in the order given, as fp32.
+        """Return the gradients of some documents, in the given order, as fp32.
 
         Raises:
-            EvidenceError: One of them is not held.
+            EvidenceError: One of them is not stored.
         """
         asked = np.asarray(documents, dtype=np.int64)
         rows = np.searchsorted(self.documents, asked)
@@ -95,13 +96,15 @@ class GradientStore:
         return self._read(rows)
 
     def pieces(self, size: int = PIECE) -> Iterator[Features]:
-        """All documents, some at a time."""
+        """Yield the gradients of all documents, `size` at a time."""
         for first in range(0, len(self.documents), size):
             yield self._read(np.arange(first, min(first + size, len(self.documents))))
 
     def fits(self, **asked: Any) -> bool:
-        """Whether it was collected so: `checkpoint_sha256`, `sites`, `rank`, `metric`, `log_odds`,
-        as the manifest names them."""
+        """Return whether the store was collected with these values of the manifest's entries.
+
+        The entries are `checkpoint_sha256`, `sites`, `rank`, `metric` and `log_odds`.
+        """
         return all(self.manifest[name] == value for name, value in asked.items())
 
     def _read(self, rows: np.ndarray) -> Features:
@@ -125,7 +128,7 @@ class GradientStore:
 
 
 def trained_documents(run: Run) -> Int64[np.ndarray, " document"]:
-    """Documents of the train region."""
+    """Return the documents of the train region."""
     return np.arange(int(np.searchsorted(run.store.starts, run.store.train_tokens)))
 
 
@@ -144,17 +147,17 @@ def build_gradient_store(
     piece: int = PIECE,
     progress: Progress = None,
 ) -> GradientStore:
-    """Collect the gradients of all documents that a run could read, and keep them.
+    """Collect and store the gradients of all documents that a run could read.
 
-    By default those that `comparing` compares by default.
+    The defaults are the gradients that `similarity` compares by default.
 
     Args:
         out: A new folder; RUN/gradients if not given.
-        documents: None: the train region.
-        step: A checkpoint (None: the last).
-        metric: `plain`, or `adam`: as the optimizer steps, see `preconditioning`.
+        documents: Documents to collect; None: the train region.
+        step: Step of a checkpoint; None: the last.
+        metric: `plain`, or `adam` for the metric of the optimizer's steps, see `preconditioner`.
         log_odds: See `losses`.
-        piece: Documents that are collected between two moments at which a kill loses nothing.
+        piece: Number of documents per piece; a kill loses at most one piece.
 
     Raises:
         EvidenceError: `out` exists, is being built, or was begun with other choices.
@@ -201,14 +204,16 @@ def build_gradient_store(
 
 
 def open_gradient_store(path: str | Path, *, run: Run | None = None) -> GradientStore:
-    """Open gradients by their folder: seal and sizes are checked, contents by `verify`.
+    """Open gradients by their folder.
+
+    Seal and file sizes are checked; contents are checked by `verify_gradient_store`.
 
     Args:
-        run: Whose they must be, at one of its checkpoints.
+        run: Run to which they must belong, at one of its checkpoints.
 
     Raises:
-        EvidenceError: There are none, of another version, or of another run.
-        DamagedError: The manifest was changed, or a file is missing or of another size.
+        EvidenceError: There are none, or they have another version or belong to another run.
+        DamagedError: The manifest was changed, or a file is missing or has another size.
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
@@ -235,7 +240,7 @@ def verify_gradient_store(stored: GradientStore) -> None:
     """Read all files and compare them with the manifest.
 
     Raises:
-        DamagedError: Names the file that differs.
+        DamagedError: A file differs; the message names it.
     """
     for name, about in stored.manifest["files"].items():
         if storage.sha256_file(stored.path / name) != about["sha256"]:
@@ -259,7 +264,7 @@ def _check_run(path: Path, manifest: dict[str, Any], run: Run) -> None:
 
 
 def _width(selection: Selection, rank: int) -> tuple[int, int]:
-    """Bytes of a row in the two files."""
+    """Return the bytes of one row in features.f16 and in exponents.i8."""
     return 2 * store_size.numbers(selection, rank), len(selection.sites)
 
 
@@ -292,7 +297,7 @@ def _telling(progress: Progress, before: int, total: int) -> Progress:
 
 @contextmanager
 def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator[tuple[Path, int]]:
-    """The folder that is written to, locked, and how many rows are safe in it."""
+    """Yield the locked folder of an unfinished build, and the number of rows already safe in it."""
     folder = _partial(out)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
@@ -307,6 +312,7 @@ def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator
         done = storage.read_sealed(folder / DONE)["rows"] if (folder / DONE).is_file() else 0
         for name, row in zip((FEATURES, EXPONENTS), width, strict=True):
             with (folder / name).open("ab") as file:
+                # Rows beyond the last recorded piece may be incomplete.
                 file.truncate(done * row)
         yield folder, done
 
@@ -316,7 +322,7 @@ def _partial(out: Path) -> Path:
 
 
 def _begun_product(out: Path) -> str | None:
-    """Read which matrix product the rows that are there were computed with."""
+    """Return the matrix product with which the existing rows were computed."""
     plan = _partial(out) / PLAN
     return storage.read_sealed(plan).get("product") if plan.is_file() else None
 
@@ -332,7 +338,7 @@ def _check_plan(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _append(folder: Path, found: Features) -> None:
-    """Put rows behind those that are there, and make them durable."""
+    """Append rows to those that are there, and make them durable."""
     values = found.values.copy()
     exponents = np.zeros((len(values), len(found.blocks)), dtype=np.int8)
     for number, (_, start, stop) in enumerate(found.blocks):

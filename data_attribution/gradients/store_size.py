@@ -1,8 +1,8 @@
-"""What the gradients of many documents will take, before they are collected.
+"""Cost estimate for collecting the gradients of many documents.
 
-Bytes are counted, seconds are measured: some documents from all over the corpus are collected, and
-time is taken to grow with targets (attention grows faster; a corpus of long documents whose sample
-holds only short ones takes longer than is said here).
+Bytes are counted. Seconds are measured: documents from all over the corpus are collected as a
+sample, and time is assumed to grow with targets. Attention grows faster, so a corpus of long
+documents whose sample holds only short ones takes longer than estimated.
 """
 
 import time
@@ -25,14 +25,14 @@ SAMPLE = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of collecting and keeping gradients.
+    """The cost of collecting and storing gradients.
 
     Attributes:
         targets: Tokens that carry loss, over all documents.
-        numbers: Of one document.
-        bytes: On disk.
-        seconds: On this machine, as it was busy when it was measured.
-        sampled: Documents that were timed.
+        numbers: Numbers stored per document.
+        bytes: Bytes on disk.
+        seconds: Seconds on this machine, under its load during the measurement.
+        sampled: Number of documents that were timed.
     """
 
     documents: int
@@ -62,7 +62,7 @@ def plan_gradient_store(
     *,
     rank: int = RANK,
 ) -> Plan:
-    """Count the bytes, and time some documents."""
+    """Count the bytes, and time a sample of documents."""
     targets = store.lengths[documents] + 1
     some = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
     features.document_features(model, store, documents[some[:1]], selection, rank=rank)
@@ -81,10 +81,13 @@ def plan_gradient_store(
 
 
 def numbers(selection: Selection, rank: int = RANK) -> int:
-    """How many numbers a document takes."""
+    """Return how many numbers a document takes."""
     return sum(int(np.prod(projection.shape(site, rank))) for site in selection.sites)
 
 
 def size(selection: Selection, documents: int, *, rank: int = RANK) -> int:
-    """Bytes on disk: fp16, an exponent a site and an index a document; the manifest aside."""
+    """Return the bytes on disk without the manifest.
+
+    That is fp16 numbers, one exponent per site, and an 8-byte index per document.
+    """
     return documents * (2 * numbers(selection, rank) + len(selection.sites) + 8)

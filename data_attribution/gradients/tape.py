@@ -1,12 +1,12 @@
-"""What is written down during one forward and one backward pass: projected factors of gradients.
+"""Recorder of projected gradient factors during one forward and one backward pass.
 
-The input of every selected matrix is projected as it passes by; the gradient of its output when it
-comes back, and at once multiplied with that input, summed over positions. Neither activations nor
-output gradients are kept longer than that. The output of the lowest matrix becomes the root of the
-graph, so nothing below it is recorded.
+The input of every selected matrix is projected as it passes by. The gradient of its output is
+projected when it comes back, and at once multiplied with that input and summed over positions.
+Neither activations nor output gradients are kept longer than that. The output of the lowest matrix
+becomes the root of the graph, so nothing below it is recorded.
 
-Matrices are met at hook points, where other hooks see the same values, all but the fused `qkv`: its
-output is met whole, before it is split.
+Matrices are observed at hook points, where other hooks see the same values. The fused `qkv` is the
+exception: its output is observed whole, before it is split.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,12 +28,12 @@ __all__ = ["Tape"]
 
 
 class Tape:
-    """Collects for one batch at a time.
+    """Collector of projected gradients, one batch at a time.
 
     Args:
-        selection: Of sites.
-        made: Their projections, on the model's device.
-        rank: Of these.
+        selection: The selected sites.
+        made: Projection of each site, on the model's device.
+        rank: Rank of the projections.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Tape:
 
     @contextmanager
     def laid(self, model: GPT) -> Iterator[None]:
-        """Its hooks on a model; before any other, which then see the same values."""
+        """Place the hooks on a model, before any others, which then see the same values."""
         points = [
             (name, self._at_point)
             for name in {**self._reading, **self._writing}
@@ -78,7 +78,7 @@ class Tape:
         self._tokens, self._leaves, self._inputs, self._found = tokens, [], {}, {}
 
     def features(self, score: Tensor) -> Float[Tensor, "row dim"]:
-        """Of the sum of all scores; zero where it does not depend on a site."""
+        """Return the features of the summed scores; zero where they do not depend on a site."""
         if score.requires_grad and self._leaves:
             torch.autograd.grad(score.sum(), self._leaves, allow_unused=True)
         rows = len(self._tokens)
@@ -110,8 +110,12 @@ class Tape:
 
     def _watched(self, name: str, value: Tensor) -> Tensor:
         if not value.requires_grad:
+            # No selected site lies below this one: its output becomes a leaf, so that the graph
+            # starts here and the backward pass stops here.
             value = value.detach().requires_grad_()
             self._leaves.append(value)
+        # The hook sees the gradient of every row at once; rows do not mix below the score, so row i
+        # of the features is the gradient of score i.
         value.register_hook(lambda gradient: self._coming_back(name, gradient))
         return value
 
@@ -123,7 +127,7 @@ class Tape:
 
 @dataclass(frozen=True, eq=False)
 class _Probe:
-    """Projects the input and the output gradient of a site."""
+    """Projector of the input and the output gradient of a site."""
 
     site: Site
     projection: Projection
@@ -155,15 +159,16 @@ class _Probe:
             gradient = gradient[..., first:last]
         if self.projection.out is not None:
             gradient = functional.linear(gradient, self.projection.out)
+        # Sum over positions of (projected output gradient) (projected input)^T, row by row.
         return torch.bmm(gradient.transpose(1, 2), inputs)
 
 
-# End of the name of a module and not of a hook point.
+# This name is the end of a module's name, not of a hook point's.
 QKV = "attn.qkv"
 
 
 def _wires(cfg: GPTConfig, site: Site) -> tuple[str, str]:
-    """Where the input of a matrix is seen, and where its output."""
+    """Return where the input of a matrix is observed, and where its output is."""
     pre = cfg.norm_placement == "pre"
     block = f"blocks.{site.layer}."
     up = "mlp.hook_pre_linear" if cfg.gated_mlp else "mlp.hook_pre"

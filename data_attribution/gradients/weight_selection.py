@@ -1,4 +1,4 @@
-"""From names of components to the slices of weights whose gradients are collected.
+"""Selection of weights: the slices of weight matrices that component names stand for.
 
     L1H0            the four matrices of a head: L1H0.q, L1H0.k, L1H0.v, L1H0.o
     L1H0.k          one of them          L1H0.pattern   its queries and keys
@@ -7,14 +7,14 @@
     L5N17           a row into the neuron and the column out of it
     embed, pos_embed, unembed
 
-A slice is called a *site*. Positions (`L1H0@3`) are dropped, for weights serve all positions.
-Places of the residual stream have no weights and are refused. Keys and values that several heads
-share are counted once, as they are stored: with two queries to a key, L1H3 brings L1H1.k.
+A slice is called a *site*. Positions (`L1H0@3`) are dropped, because weights serve all positions.
+Sites of the residual stream have no weights and are refused. Keys and values that several heads
+share are counted once, as they are stored: with two queries to a key, L1H3 selects L1H1.k.
 
-A tied table is two components, `embed` and `unembed`: its gradient is the sum of both, but what
-reads a token and what writes one are different causes. A bias is the weight of one more input that
-is always 1; the bias behind all heads, and behind all neurons, belongs to no single one of them.
-Gains and biases of norms belong to no component and are left out.
+A tied table is two components, `embed` and `unembed`: its gradient is the sum of both, but reading
+a token and writing one are different causes. A bias is treated as the weight of one more input that
+is always 1. The bias added after all heads, and after all neurons, belongs to no single one of
+them. Gains and biases of norms belong to no component and are left out.
 """
 
 import re
@@ -31,7 +31,7 @@ from train.model import GPTConfig
 
 __all__ = ["TOP_WEIGHTS", "Selection", "Site", "Within", "select_weights"]
 
-# How many of its strongest places stand for a result of patching that is given whole.
+# Number of strongest components selected when a whole result of patching is given.
 TOP_WEIGHTS = 5
 TABLES = ("embed", "pos_embed", "unembed")
 MATRIX = re.compile(r"L(?P<layer>\d+)(?:H(?P<head>\d+)\.(?P<part>o)|\.(?P<matrix>\w+\.\w+))")
@@ -42,14 +42,15 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Site:
-    """A rectangle of one weight: outputs `rows`, inputs `columns`.
+    """A rectangle of one weight matrix: outputs `rows`, inputs `columns`.
 
     Attributes:
-        name: See above.
+        name: Name of the slice, as in the module's table.
         matrix: `embed`, `pos_embed`, `unembed`, or `qkv`, `o`, `up`, `gate`, `down` of a layer.
-        layer: -1 for what lies below the first layer, the number of layers for `unembed`.
-        rows: Of the outputs of the matrix, from and to; qkv: queries, then keys, then values.
-        columns: Of its inputs; of tables: the token ids or positions.
+        layer: Layer of the matrix; -1 for the tables below the first layer, the number of layers
+            for `unembed`.
+        rows: Range of outputs of the matrix; in qkv, queries come first, then keys, then values.
+        columns: Range of its inputs; for tables, the token ids or positions.
         bias: Whether one more column, always 1, stands for the bias.
     """
 
@@ -62,16 +63,16 @@ class Site:
 
     @property
     def height(self) -> int:
-        """Outputs."""
+        """Return the number of outputs."""
         return self.rows[1] - self.rows[0]
 
     @property
     def width(self) -> int:
-        """Inputs, the bias counted."""
+        """Return the number of inputs, including the bias."""
         return self.columns[1] - self.columns[0] + self.bias
 
     def holds(self, other: "Site") -> bool:
-        """Whether every weight of the other is one of this."""
+        """Return whether every weight of the other site is one of this site's."""
         return (
             (self.matrix, self.layer) == (other.matrix, other.layer)
             and _inside(other.rows, self.rows)
@@ -85,7 +86,7 @@ class Selection:
     """Sites from the bottom of the model to its top, none inside another.
 
     Attributes:
-        names: What was asked for; () is all.
+        names: Requested names; () means all.
     """
 
     names: tuple[str, ...]
@@ -93,16 +94,16 @@ class Selection:
 
     @property
     def lowest(self) -> int:
-        """Layer of the lowest site; -1: the tables below layer 0."""
+        """Return the layer of the lowest site; -1 for the tables below layer 0."""
         return self.sites[0].layer
 
 
 def select_weights(cfg: GPTConfig, within: Within = None) -> Selection:
-    """The sites of some components of an architecture.
+    """Return the sites of some components of an architecture.
 
     Args:
-        within: Names, places, or a result of patching, of which the five strongest places are
-            meant; None: every matrix and table.
+        within: Names, components, or a result of patching, of which the five strongest components
+            are used; None: every matrix and table.
 
     Raises:
         EvidenceError: Nothing was named, or something that has no weights in this architecture.
@@ -170,7 +171,8 @@ def _of_place(cfg: GPTConfig, place: Component, name: str) -> list[Site]:
             found.append(_head_out(cfg, layer, place.head))
             continue
         n_heads = cfg.n_heads if part == "q" else cfg.n_key_value_heads
-        # Named alone, a key is counted as it is stored; with its head, it is the one the head uses.
+        # A key or value named alone is numbered as it is stored; named with its head, it is the one
+        # that the head uses: head // (heads per key).
         shared = cfg.n_heads // n_heads if place.site in ("head", "pattern") else 1
         above = cfg.n_heads if shared > 1 else n_heads
         head = _below(place.head, above, f"heads with {part!r}", name) // shared

@@ -1,4 +1,4 @@
-"""Evidence from words: BM25, verbatim spans, and the inverted index below them."""
+"""Evidence from words: BM25, verbatim spans, and the inverted index that they read."""
 
 from typing import TYPE_CHECKING
 

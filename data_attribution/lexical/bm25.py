@@ -1,18 +1,19 @@
-"""Lexical evidence: which documents share words with a text or with prompts. No model is asked.
+"""Lexical evidence: rank the documents that share words with a text or prompts, without a model.
 
-* `spans`, for a text: its maximal verbatim spans (as OLMoTrace, Liu et al. 2025). A span is worth
-  its unigram surprise, -sum log p(token) in nats, shared equally among the documents that hold it:
-  score(d) = sum over spans s in d of surprise(s) / documents(s).
-* `bm25`, for prompts: BM25 (Robertson & Zaragoza 2009; k1 = 1.2, b = 0.75) of each prompt as a bag
-  of weighted tokens, of which a document scores the best-fitting bag and not the sum: the words of
-  a template stand in every prompt, and summed they would drown the names. Token order is not used.
-* `bags`, of a behaviour: its answer and the tokens in which clean and corrupt differ weigh 1, for
-  they are what the behaviour is about; the template around them weighs SHARED.
+* `rank_by_spans`, for a text: its maximal verbatim spans (as OLMoTrace, Liu et al. 2025). A span is
+  worth its unigram surprise, -sum log p(token) in nats, shared equally among the documents that
+  hold it: score(d) = sum over spans s in d of surprise(s) / documents(s).
+* `rank_by_words`, for prompts: BM25 (Robertson & Zaragoza 2009; k1 = 1.2, b = 0.75) of each prompt
+  as a bag of weighted tokens. A document gets the score of its best-fitting bag and not the sum:
+  the words of a template occur in every prompt, and summed they would outweigh the names. Token
+  order is not used.
+* `prompt_bags`, for a behaviour: its answer and the tokens in which clean and corrupt differ have
+  weight 1, because the behaviour is about them; the template around them has weight SHARED.
 
 Limits: a document that states a fact looks like one that only names the same things, and a
-paraphrase is seen by the names alone. Only the train region counts. Where the store has an inverted
-file (`postings`) BM25 reads that; without one it looks in the token index, where a frequent token
-costs a look at each of its places. The scores are the same to the last bit.
+paraphrase is recognised by the names alone. Only the train region counts. If the store has an
+inverted index (`inverted_index`), BM25 reads that; without one it uses the token index, where a
+frequent token costs one look-up per occurrence. The scores are the same to the last bit.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,14 +31,14 @@ from data_attribution.token_index import Span, TokenIndex
 __all__ = ["K1", "SHARED", "B", "prompt_bags", "rank_by_spans", "rank_by_words"]
 
 K1, B = 1.2, 0.75
-# At full weight a template buries paraphrases under statements of other facts. On the planted
-# corpus of content seed 1, where nothing is evaluated, of the n documents of a fact come among the
-# first n ranked, at weights 1, 0.3, 0.1 and 0: 0.74, 0.95, 0.95 and 0.88 where it is asked in a
-# form it was stated in, 0.45, 0.85, 0.83 and 0.83 where it is not (benchmarks/lexical_evidence.py
-# --seed 1). 0.1 stood here before, from seed 0, and seed 1 gives no reason to move it: 0.1 to 0.3
-# is flat.
+# At full weight the template ranks statements of other facts above paraphrases. Measured on the
+# planted corpus of content seed 1, which is not evaluated: share of the n documents of a fact among
+# the first n ranked, at weights 1, 0.3, 0.1 and 0. It is 0.74, 0.95, 0.95 and 0.88 for facts stated
+# in the form of the query, and 0.45, 0.85, 0.83 and 0.83 for others (benchmarks/lexical_evidence.py
+# --seed 1). The value 0.1 had been chosen on seed 0; seed 1 gives no reason to change it, since 0.1
+# to 0.3 is flat.
 SHARED = 0.1
-# Scores of documents by bags kept at a time: 64 MB.
+# Number of (document, bag) scores held in memory at a time: 64 MB.
 SCORES = 1 << 23
 
 Bag = dict[int, float]
@@ -46,10 +47,10 @@ Progress = Callable[[str, int, int | None], None] | None
 
 
 def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ranking:
-    """Documents by the surprise of the maximal spans of a text that they hold.
+    """Rank documents by the surprise of the text's maximal spans that they hold.
 
-    Costs a look at each place of each span; memory is 17 bytes a document of the store and 64 MB,
-    however often a span stands.
+    Costs one look-up per occurrence of each span. Memory is 17 bytes per document of the store plus
+    64 MB, however often a span occurs.
     """
     store, found, shares = index.store, index.maximal_spans(text), []
     scores = np.zeros(store.n_documents)
@@ -72,7 +73,7 @@ def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ra
 
 
 def prompt_bags(clean: Tokens, corrupt: Tokens, answer: Tokens, eot: int) -> list[Bag]:
-    """The distinct bags of a behaviour's prompts: token id to weight, end-of-text left out."""
+    """Return the distinct bags of a behaviour's prompts: token id to weight, no end-of-text."""
     found: dict[tuple[tuple[int, float], ...], None] = {}
     for ours, theirs, ends in zip(clean, corrupt, answer.reshape(len(clean), -1), strict=True):
         bag = dict.fromkeys(ours.tolist(), SHARED) | dict.fromkeys(ends.tolist(), 1.0)
@@ -85,20 +86,23 @@ def prompt_bags(clean: Tokens, corrupt: Tokens, answer: Tokens, eot: int) -> lis
 def rank_by_words(
     index: TokenIndex, bags: Sequence[Bag], progress: Progress = None, *, limit: int | None = None
 ) -> Ranking:
-    """Documents by BM25 of the bag they fit best.
+    """Rank documents by the BM25 score of their best-fitting bag.
 
-    Costs entries of the tokens x bags additions, and 64 MB beside the result.
+    Costs one addition per bag and index entry of the tokens, and 64 MB of memory besides the
+    result.
 
     Args:
-        limit: The most documents ranked; default: all that hold a token of a bag.
+        limit: Largest number of documents ranked; default: all that hold a token of a bag.
     """
     store = index.store
     terms = sorted(set().union(*bags))
     n = int(np.searchsorted(store.starts, store.train_tokens))
     frequency, pieces = _held(index, terms, n)
-    # Never negative, as in Lucene: a token that stands in every document weighs next to nothing.
+    # Never negative, as in Lucene: a token that occurs in every document weighs almost nothing. idf
+    # = log(1 + (n - f + 1/2) / (f + 1/2)), for a token in f of n documents.
     idf = np.log1p((n - frequency + 0.5) / (frequency + 0.5))
     shares = np.array([[bag.get(term, 0.0) for bag in bags] for term in terms])
+    # weight of a token = idf tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length)).
     damping = K1 * (1 - B + B * store.lengths[:n] / max(store.lengths[:n].mean(), 1))
     best, fits = np.zeros(n), np.zeros(n, np.int32)
     for held in pieces:
@@ -120,7 +124,7 @@ def rank_by_words(
 def _held(
     index: TokenIndex, terms: Sequence[int], n: int
 ) -> tuple[Int64[np.ndarray, " term"], Iterable[Held]]:
-    """In how many of the n documents of the train region each token stands, and in which."""
+    """Return in how many of the n train documents each token occurs, and in which."""
     if found := inverted_index.find_inverted_index(index.store):
         return found.frequency(terms), found.held(terms)
     holders, counts = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -134,7 +138,7 @@ def _held(
 
 
 def _holders(index: TokenIndex, span: Span) -> Int64[np.ndarray, " document"]:
-    """The documents of the train region that hold a span; costs its places, however many others."""
+    """Return the train documents that hold a span; costs one look-up per occurrence."""
     if span.count > index.store.n_documents // 8:
         return np.flatnonzero(_by_document(index, span.tokens))
     found = [np.empty(0, np.int64), *map(index.store.document_at, index.places(span.tokens))]
@@ -142,7 +146,7 @@ def _holders(index: TokenIndex, span: Span) -> Int64[np.ndarray, " document"]:
 
 
 def _by_document(index: TokenIndex, row: Sequence[int]) -> Int64[np.ndarray, " document"]:
-    """How often a row of token ids stands in each document of the train region."""
+    """Return how often a row of token ids occurs in each document of the train region."""
     counts = np.zeros(index.store.n_documents, np.int64)
     for positions in index.places(row):
         documents, found = np.unique(index.store.document_at(positions), return_counts=True)
@@ -151,9 +155,9 @@ def _by_document(index: TokenIndex, row: Sequence[int]) -> Int64[np.ndarray, " d
 
 
 def _at(held: bytes, wanted: bytes, size: int) -> int | None:
-    """The first token of `held` from which `wanted` stands, both of tokens of `size` bytes."""
+    """Return the first token of `held` where `wanted` begins; both hold tokens of `size` bytes."""
     at = held.find(wanted)
-    while at % size and at >= 0:  # across two tokens
+    while at % size and at >= 0:  # the match begins inside a token
         at = held.find(wanted, at + 1)
     return at // size if at >= 0 else None
 
@@ -161,7 +165,7 @@ def _at(held: bytes, wanted: bytes, size: int) -> int | None:
 def _best(
     held: Held, weights: Float64[np.ndarray, " entry"], shares: Float64[np.ndarray, "term bag"]
 ) -> tuple[Float64[np.ndarray, " document"], Int64[np.ndarray, " document"]]:
-    """Of each document the score of the bag it fits best, and which that is."""
+    """Return for each document the score of its best-fitting bag, and the index of that bag."""
     width = held.stop - held.first
     by_term = sparse.csr_array(
         (weights, held.documents.astype(np.int32), held.edges), shape=(len(shares), width)
@@ -178,7 +182,7 @@ def _best(
 
 
 def _tightest(tokens: np.ndarray, bag: Bag) -> tuple[int, int]:
-    """Offset and length of the shortest stretch with every token of the bag that there is."""
+    """Return offset and length of the shortest passage with every token of the bag that occurs."""
     places = np.flatnonzero(np.isin(tokens, list(bag)))
     wanted = len(np.unique(tokens[places]))
     last: dict[int, int] = {}
@@ -198,7 +202,7 @@ def _ranking(
 ) -> Ranking:
     held = np.flatnonzero(scores)
     if limit is not None and limit < len(held):
-        # The others are not sorted: at 8 million documents that is most of the work.
+        # The other documents are not sorted: at 8 million documents sorting is most of the work.
         last = np.partition(scores[held], -limit)[-limit]
         held = held[scores[held] >= last]
     order = np.argsort(-scores[held], kind="stable")[:limit]

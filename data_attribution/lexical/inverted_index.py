@@ -1,17 +1,17 @@
-"""Which documents hold which token, and how often: the inverted file behind BM25.
+"""The inverted index behind BM25: the documents that hold each token, and how often they do.
 
-    STORE/bm25/ documents.u16   of every token the documents that hold it, ascending
-                counts.u8       how often each of them does; 255: look among the frequent
-                offsets.u32     a row a segment: where each token's documents begin
-                places.u64      which entries are held 255 times or more,
-                times.u32       and how often
-                index.json      which store it is of, its segments and the files' sha256, sealed
+    STORE/bm25/ documents.u16   for every token, the documents that hold it, ascending
+                counts.u8       how often each of them does; 255: the count is in times.u32
+                offsets.u32     one row per segment: where each token's documents begin
+                places.u64      which entries have a count of 255 or more,
+                times.u32       and their counts
+                index.json      its store, its segments and the files' sha256; sealed
 
-A *segment* is up to 65,536 documents in a row and as many tokens as the memory allows, so that a
-document is two bytes, segments are written one after another in a single pass over the tokens, and
-nothing has to be merged. No token is left out, however common: `frequency` says in how many
-documents each stands. Only the train region is counted. An entry takes 3 bytes; a token of text
-makes 0.2 entries where documents are pages, and close to 1 where they are sentences.
+A *segment* is up to 65,536 consecutive documents, with as many tokens as memory allows. So a
+document number takes two bytes, segments are written one after another in a single pass over the
+tokens, and nothing has to be merged. No token is left out, however common: `frequency` says in how
+many documents each occurs. Only the train region is counted. An entry takes 3 bytes; a token of
+text makes 0.2 entries where documents are pages, and close to 1 where they are sentences.
 """
 
 import os
@@ -48,7 +48,7 @@ PLACES, TIMES = "places.u64", "times.u32"
 FILES = {DOCUMENTS: "<u2", COUNTS: "u1", OFFSETS: "<u4", PLACES: "<u8", TIMES: "<u4"}
 
 MOST_DOCUMENTS, FREQUENT = 1 << 16, 255
-# Memory of a build and what one token of a segment takes of it when no two are alike.
+# Memory of a build in bytes, and how many of them one token of a segment takes if no two are equal.
 MEMORY, BYTES_A_TOKEN = 1 << 29, 32
 PIECE = 1 << 20
 
@@ -57,9 +57,9 @@ Progress = Callable[[str, int, int | None], None] | None
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Who holds some tokens among the documents [first, stop).
+    """The documents among [first, stop) that hold some tokens.
 
-    The holders of token k are `documents[edges[k] : edges[k + 1]]`, counted from `first`.
+    The documents that hold token k are `documents[edges[k] : edges[k + 1]]`, counted from `first`.
     """
 
     first: int
@@ -71,7 +71,10 @@ class Held:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """The entries of the documents [first, stop); `start`: the first of them in the files."""
+    """Entries of the documents [first, stop).
+
+    `start` is the index of the first entry in the files.
+    """
 
     first: int
     stop: int
@@ -83,7 +86,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class InvertedIndex:
-    """The inverted file of a token store. Open one with `open(store)`."""
+    """The inverted index of a token store. Open one with `open_inverted_index(store)`."""
 
     store: TokenStore
     segments: tuple[Segment, ...]
@@ -92,11 +95,11 @@ class InvertedIndex:
 
     @property
     def n_entries(self) -> int:
-        """Pairs of a token and a document that holds it."""
+        """Return the number of pairs of a token and a document that holds it."""
         return sum(len(one.documents) for one in self.segments)
 
     def frequency(self, tokens: Sequence[int]) -> Int64[np.ndarray, " token"]:
-        """In how many documents of the train region each token stands."""
+        """Return in how many documents of the train region each token occurs."""
         rows = np.asarray(tokens, np.int64)
         found = np.zeros(len(rows), np.int64)
         for one in self.segments:
@@ -104,7 +107,7 @@ class InvertedIndex:
         return found
 
     def held(self, tokens: Sequence[int]) -> Iterator[Held]:
-        """The holders of some tokens, a segment at a time."""
+        """Yield the documents that hold some tokens, one segment at a time."""
         for one in self.segments:
             places = [slice(int(one.offsets[k]), int(one.offsets[k + 1])) for k in tokens]
             edges = np.cumsum([0, *(place.stop - place.start for place in places)])
@@ -112,6 +115,7 @@ class InvertedIndex:
             counts = np.concatenate([one.counts[:0], *(one.counts[k] for k in places)])
             counts, frequent = counts.astype(np.int64), np.flatnonzero(counts == FREQUENT)
             if len(frequent):
+                # Counts of 255 and more are stored apart, by the entry's index in the files.
                 token = np.searchsorted(edges, frequent, side="right") - 1
                 begins = np.array([place.start for place in places])
                 entries = frequent - edges[token] + begins[token] + one.start
@@ -122,17 +126,17 @@ class InvertedIndex:
 def build_inverted_index(
     store: TokenStore, *, memory: int = MEMORY, progress: Progress = None
 ) -> InvertedIndex:
-    """Count every document's tokens and keep the result beside them; an older one is replaced.
+    """Count every document's tokens and keep the result in the store; an older index is replaced.
 
-    One pass over the tokens; whole or absent, a build that was stopped begins again.
+    One pass over the tokens. The result is whole or absent: an interrupted build starts over.
 
     Args:
-        memory: Bytes that may be used, about; a single document is never cut.
+        memory: Approximate number of bytes that may be used; a single document is never cut.
 
     Raises:
-        DamagedError: tokens.bin is not what the store's manifest says.
+        DamagedError: tokens.bin does not match the store's manifest.
         DiskError: The disk is full.
-        AttributionError: Another process builds it.
+        AttributionError: Another process is building it.
     """
     with artifact.locked_artifact(ANNEX, store):
         artifact.check_tokens(store)
@@ -146,19 +150,19 @@ def build_inverted_index(
 
 
 def find_inverted_index(store: TokenStore) -> InvertedIndex | None:
-    """The inverted file of a store; None where none was built."""
+    """Return the inverted index of a store, or None if it has not been built."""
     return open_inverted_index(store) if (store.path / INVERTED_FOLDER).is_dir() else None
 
 
 def open_inverted_index(store: TokenStore) -> InvertedIndex:
-    """Open the inverted file of a store; the arrays stay on disk until they are read.
+    """Open the inverted index of a store; the arrays stay on disk until they are read.
 
     Raises:
-        IndexMissing: None was built yet.
-        IndexMismatch: It is of another store, of an earlier one at this place, or of another
+        IndexMissing: It has not been built yet.
+        IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
             version.
-        DamagedError: A file is truncated, a small one changed, or the manifest is not what its
-            seal says (`annexes.listing`).
+        DamagedError: A file is truncated, a small one was changed, or the manifest does not match
+            its seal (`artifact.artifact_listing`).
     """
     manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INVERTED_FOLDER
     arrays = {name: _mapped(path / name, dtype) for name, dtype in FILES.items()}
@@ -178,17 +182,17 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
 
 
 def verify_inverted_index(store: TokenStore, progress: Progress = None) -> None:
-    """Check every byte of a store's inverted file against its manifest.
+    """Check every byte of a store's inverted index against its manifest.
 
     Raises:
-        DamagedError: Names the file that was changed.
+        DamagedError: A file was changed; the message names it.
     """
     artifact.verify_artifact(ANNEX, store, progress)
 
 
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` for what is to be installed there; it goes when the block fails."""
+    """Yield a temporary folder beside `path`; it is removed if the block fails."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with storage.disk_guard(path):
@@ -207,7 +211,7 @@ def _mapped(path: Path, dtype: str) -> np.ndarray:
 
 
 def _plan(lengths: Int64[np.ndarray, " document"], most_tokens: int) -> list[tuple[int, int]]:
-    """Where segments begin and end, in documents; each has at least one."""
+    """Return the bounds of segments, in documents; each has at least one document."""
     ends, bounds, first = np.cumsum(lengths), [], 0
     while first < len(lengths):
         before = int(ends[first - 1]) if first else 0
@@ -221,7 +225,7 @@ def _plan(lengths: Int64[np.ndarray, " document"], most_tokens: int) -> list[tup
 def _write(
     store: TokenStore, folder: Path, most_tokens: int, progress: Progress
 ) -> list[list[int]]:
-    """Write the files a segment at a time; of each its bounds and its first entry."""
+    """Write the files one segment at a time; return each segment's bounds and first entry."""
     n = int(np.searchsorted(store.starts, store.train_tokens))
     segments, start = [], 0
     with ExitStack() as stack:
@@ -246,7 +250,7 @@ def _append(
     documents: np.ndarray,
     counts: np.ndarray,
 ) -> int:
-    """Write one segment; how many entries it has."""
+    """Write one segment and return its number of entries."""
     frequent = np.flatnonzero(counts >= FREQUENT)
     arrays = {
         DOCUMENTS: documents,
@@ -256,16 +260,17 @@ def _append(
         TIMES: counts[frequent],
     }
     for name, array in arrays.items():
-        # Not `tofile`: on a full disk it raises an error that does not say so.
+        # Not `tofile`: the error it raises on a full disk does not say so.
         files[name].write(array.astype(FILES[name], copy=False).data)
     return len(documents)
 
 
 def _inverted(store: TokenStore, first: int, stop: int) -> tuple[np.ndarray, ...]:
-    """Offsets by token, documents (from `first`) and counts of the documents [first, stop).
+    """Return offsets by token, documents and counts of the documents [first, stop).
 
-    Token and document are packed into one number, and the numbers are sorted: equal ones are the
-    occurrences of one token in one document (numpy sorts 10^8 of 32 bits a second).
+    Documents are counted from `first`. Token and document are packed into one number, and the
+    numbers are sorted: equal numbers are the occurrences of one token in one document (numpy sorts
+    10^8 32-bit numbers per second).
     """
     vocab, width = store.vocab_size, stop - first
     keys = _keys(store, first, stop)
@@ -282,7 +287,7 @@ def _inverted(store: TokenStore, first: int, stop: int) -> tuple[np.ndarray, ...
 
 
 def _keys(store: TokenStore, first: int, stop: int) -> np.ndarray:
-    """token * documents + document, of every token of the documents [first, stop)."""
+    """Return token * (stop - first) + document for every token of the documents [first, stop)."""
     starts, lengths = store.starts[first:stop], store.lengths[first:stop]
     width, ends = stop - first, np.cumsum(lengths)
     kind = np.uint32 if store.vocab_size * width <= 1 << 32 else np.uint64
@@ -290,7 +295,8 @@ def _keys(store: TokenStore, first: int, stop: int) -> np.ndarray:
     for one, other in _plan(lengths, PIECE):
         begin = int(ends[one] - lengths[one])
         end = int(ends[other - 1])
-        # From the place among the tokens of documents to the place in tokens.bin.
+        # From the index among the documents' own tokens to the index in tokens.bin, which also
+        # holds end-of-text tokens between documents.
         moved = np.repeat(
             starts[one:other] - (ends[one:other] - lengths[one:other]), lengths[one:other]
         )

@@ -1,12 +1,14 @@
-"""BM25 as it is used everywhere, the baseline of attribution; and what is worth a closer look.
+"""Plain BM25, the baseline of attribution, and the candidates for methods that follow gradients.
 
-`rank` gives every token of a prompt with its answer, or of a text, the same weight, once however
-often it stands there; a document scores the prompt it fits best. `lexical` weighs a behaviour's
-tokens by what the behaviour is about and takes a text by its verbatim spans; the formula of a
-weight is the same one and stands there. Nothing here is chosen on any corpus.
+`rank_by_bm25` gives every token of a prompt with its answer, or of a text, the same weight, counted
+once however often it occurs there; a document gets the score of its best-fitting prompt.
+`lexical.bm25`, in contrast, weighs a behaviour's tokens by what the behaviour is about, and matches
+a text by its verbatim spans; the BM25 formula is the same and is given there. Nothing here was
+tuned on any corpus.
 
-`candidates` joins both: methods that follow gradients look at these documents and at no others,
-unless the whole corpus is indexed. A document that shares no token with the target is lost here.
+`candidates` joins the two rankings: methods that follow gradients look at these documents and at no
+others, unless the whole corpus is indexed. A document that shares no token with the target is lost
+here.
 """
 
 import numpy as np
@@ -27,11 +29,11 @@ FORMULA = f"bm25 k1={bm25.K1} b={bm25.B}"
 
 
 def rank_by_bm25(request: Request) -> Ranking:
-    """Documents by plain BM25; of `candidates` alone where they are given.
+    """Rank documents by plain BM25, restricted to the request's `candidates` if it names some.
 
     Raises:
-        EvidenceError: The question has no words.
-        QueryError: The target holds no token to look for.
+        EvidenceError: The query has no words.
+        QueryError: The target holds no token to search for.
     """
     found = bm25.rank_by_words(
         request.index, bags_of_words(request.index.store, request.words), request.progress
@@ -44,13 +46,13 @@ def rank_by_bm25(request: Request) -> Ranking:
 
 
 def candidates(request: Request, *, limit: int = 10_000) -> Int64[np.ndarray, " document"]:
-    """Documents of the train region that lexical evidence or BM25 names, ascending.
+    """Return train documents that lexical evidence or BM25 ranks, ascending.
 
-    The best of either come first, in turn, until there are `limit`.
+    The best of both rankings are taken alternately until there are `limit`.
 
     Raises:
-        EvidenceError: The question has no words.
-        QueryError: The target holds no token to look for.
+        EvidenceError: The query has no words.
+        QueryError: The target holds no token to search for.
     """
     index, target, progress = request.index, request.words, request.progress
     if isinstance(target, Behaviour):
@@ -61,7 +63,7 @@ def candidates(request: Request, *, limit: int = 10_000) -> Int64[np.ndarray, " 
     second = bm25.rank_by_words(
         index, bags_of_words(index.store, target), progress, limit=limit
     ).documents
-    # In turn: one of each, best first, those already there left out.
+    # Alternate between the two rankings, best first, and skip documents that were already taken.
     ranks = np.concatenate([np.arange(len(first)), np.arange(len(second))])
     both = np.concatenate([first, second])[np.argsort(ranks, kind="stable")]
     _, places = np.unique(both, return_index=True)
@@ -69,9 +71,12 @@ def candidates(request: Request, *, limit: int = 10_000) -> Int64[np.ndarray, " 
 
 
 def bags_of_words(store: TokenStore, target: str | Behaviour) -> list[Bag]:
-    """What is looked for: a bag of tokens of weight 1 for each distinct prompt, or for a text.
+    """Return a bag of tokens of weight 1 for each distinct prompt, or one bag for a text.
 
-    With byte pairs the first word of a text is looked for with and without a space before it.
+    With byte-pair tokens the first word of a text is searched with and without a leading space.
+
+    Raises:
+        QueryError: The target holds no token to search for.
     """
     if isinstance(target, Behaviour):
         clean, _, answer = _prompts(target)

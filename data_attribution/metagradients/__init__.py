@@ -1,4 +1,4 @@
-"""Evidence from replay: exact influence, by differentiating training backwards."""
+"""Evidence from replay: exact influence, by differentiating training in reverse."""
 
 from typing import TYPE_CHECKING
 

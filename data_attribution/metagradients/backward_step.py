@@ -1,22 +1,23 @@
-"""One training step backwards.
+"""Reverse-mode derivative of one training step.
 
-A step takes weights w and moments m, v to w', m', v' (train.trainer.training_steps,
-train.trainer.adamw):
+A step takes weights w and moments m, v to w', m', v' (`train.trainer.training_steps`,
+`train.trainer.adamw`):
 
     r = gradient of the loss          g = c r,  c = min(1, clip / (|r| + 1e-6))
     m' = beta1 m + (1 - beta1) g      v' = beta2 v + (1 - beta2) g g
     w' = (1 - lr decay) w - lr / b1 m' / (sqrt(v' / b2) + eps),   b = 1 - beta^(step + 1)
 
-Given how much a number hangs on w', m' and v', the chain rule says how much it hangs on w, m, v and
-on r: `through_update`. What hangs on r hangs, by the curvature of the loss, on w, and on the weight
-that every target has in the loss: `through_loss`, which differentiates a gradient (Pearlmutter
-1994). Summed over steps that is the metagradient of MAGIC (Ilyas & Engstrom 2025, arXiv
-2504.16430).
+Let F be the final answer to a query. Given the derivatives of F with respect to w', m' and v',
+`through_update` returns those with respect to w, m, v and r by the chain rule. r is itself a
+function of w and of the weight that every target has in the loss; `through_loss` propagates the
+derivative with respect to r to both. It differentiates a gradient, so that it multiplies with the
+curvature of the loss (Pearlmutter 1994). Summed over steps this is the metagradient of MAGIC (Ilyas
+& Engstrom 2025, arXiv 2504.16430).
 
-Two places are not smooth. Where |r| passes the clipping bound, c has a kink: the side that the run
+Two points are not smooth. Where |r| equals the clipping bound, c has a kink: the side that the run
 was on is taken. Where a weight never had a gradient, v' = 0 and its root has no slope: m' is 0 too,
 the product of both vanishes to first order, and 0 is taken. A weight whose few gradients come from
-one document is smooth only nearby: without the document it stays, and no slope says so.
+one document is smooth only nearby: without the document it does not move, and no slope shows that.
 """
 
 from dataclasses import dataclass
@@ -40,12 +41,13 @@ CLIP_GUARD = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a step did, as its way back needs it.
+    """The record of a training step that its reverse needs.
 
     Attributes:
-        before, after: The moments around the step; weights are not looked at.
-        norm: Of the gradient before it was clipped.
-        decayed: Weights that decay.
+        step: Index of the step, from 0.
+        before, after: Optimizer states around the step; only their moments are used.
+        norm: Norm of the gradient before clipping.
+        decayed: Which weights decay.
     """
 
     step: int
@@ -64,37 +66,45 @@ def backwards(
     *,
     windows: int | None = None,
 ) -> tuple[Vectors, Float[Tensor, "question batch pos"]]:
-    """How much each question hangs on the state before a step, and on each target's weight in it.
+    """Return the derivatives by the state before a step, and by the weight of each target in it.
 
     Args:
-        model: With the weights before the step.
-        adjoint: How much it hangs on the state behind the step.
-        windows: At most so many pass through the model at a time.
+        model: Model with the weights before the step.
+        adjoint: Derivatives of each query's final answer with respect to the state after the step.
+        windows: Largest number of windows that pass through the model at a time.
     """
     earlier, pull = through_update(adjoint, update, recipe)
     on_weights, on_targets = through_loss(model, batch, pull, windows=windows)
+    # The weights act on the answer in two ways: directly through w' (decay), and through the
+    # gradient.
     return Vectors(earlier.weights + on_weights, earlier.first, earlier.second), on_targets
 
 
 def through_update(
     adjoint: Vectors, update: Update, recipe: Recipe
 ) -> tuple[Vectors, Float[Tensor, "question parameter"]]:
-    """From w', m', v' to w, m, v at a fixed gradient, and to the gradient before clipping.
+    """Propagate derivatives from w', m', v' to w, m, v at a fixed gradient, and to the gradient r.
+
+    r is the gradient before clipping.
 
     Args:
-        adjoint: How much each question hangs on the state behind the step.
+        adjoint: Derivatives of each query's final answer with respect to the state after the step.
     """
     lr, n_updates = lr_at(recipe, update.step), update.step + 1
     beta1, beta2 = recipe.beta1, recipe.beta2
     rate = lr / (1 - beta1**n_updates)
     root = (update.after.second / (1 - beta2**n_updates)).sqrt()
     below = root + recipe.eps
+    # dF/dm' in all: directly, and through w' = ... - rate m' / below.
     on_first = adjoint.first - rate * adjoint.weights / below
-    # d(1/below)/dv' = -1 / (below^2 2 root b2), and 0 where nothing ever pulled.
+    # dw'/dv' = rate m' / (below^2 2 root b2), because d(1/below)/dv' = -1 / (below^2 2 root b2); 0
+    # where a weight never had a gradient.
     slope = rate * update.after.first / (2 * (1 - beta2**n_updates) * below.square() * root)
     slope = torch.where(root > 0, slope, 0.0)
     on_second = adjoint.second + adjoint.weights * slope
+    # g is recovered from the moments: m' = beta1 m + (1 - beta1) g.
     clipped = (update.after.first - beta1 * update.before.first) / (1 - beta1)
+    # dF/dg, through m' and through v' = beta2 v + (1 - beta2) g g.
     pull = (1 - beta1) * on_first + 2 * (1 - beta2) * on_second * clipped
     kept = 1 - lr * recipe.weight_decay * update.decayed
     earlier = Vectors(adjoint.weights * kept, beta1 * on_first, beta2 * on_second)
@@ -107,6 +117,8 @@ def _before_clipping(
     norm: float,
     clip: float,
 ) -> Float[Tensor, "question parameter"]:
+    # g = c r. Not clipped: dF/dr = dF/dg. Clipped, c = clip / (|r| + guard) depends on r:
+    # dF/dr = c dF/dg - (dF/dg . g) g / (clip |r|).
     factor = clip / (norm + CLIP_GUARD)
     if factor >= 1:
         return pull
@@ -121,19 +133,23 @@ def through_loss(
     *,
     windows: int | None = None,
 ) -> tuple[Float[Tensor, "question parameter"], Float[Tensor, "question batch pos"]]:
-    """From the gradient of a step to its weights, and to the weight of each target in its loss.
+    """Propagate derivatives from a step's gradient to its weights and to the targets' weights.
 
     Args:
-        model: With the weights before the step.
-        windows: At most so many pass through the model at a time.
+        model: Model with the weights before the step.
+        windows: Largest number of windows that pass through the model at a time.
 
     Returns:
-        The curvature of the loss times `pull`; and how much each question hangs on the weight of
-        each target, 0 where a target carries no loss.
+        The curvature of the loss times `pull`, and the derivative of each query's final answer with
+        respect to the weight of each target in the loss, 0 where a target carries no loss.
     """
     parameters = list(model.parameters())
     on_weights, on_targets = torch.zeros_like(pull), []
     for inputs, targets in batch.parts(windows):
+        # loss(w, share) = sum over targets of share * loss of the target / divisor, at share = 1.
+        # With r = d loss / dw, the derivatives of the number r . pull are
+        #   with respect to w:         H pull, H the Hessian of the loss
+        #   with respect to share[t]:  (gradient of the loss of target t) . pull / divisor
         share = pull.new_ones(targets.shape).requires_grad_()
         losses = _losses(model, inputs.to(pull.device), targets.to(pull.device))
         loss = (losses * share).sum() / batch.divisor
@@ -153,8 +169,9 @@ def through_loss(
 def _losses(
     model: HookedModule, inputs: Int64[Tensor, "batch pos"], targets: Int64[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos"]:
-    """The loss of every target, in nats; 0 where there is none."""
-    # torch's fused attention cannot be differentiated twice; looked at, it is written out.
+    """Return the loss of every target, in nats; 0 where there is none."""
+    # torch's fused attention cannot be differentiated twice. A hook on the attention pattern makes
+    # the model compute attention explicitly.
     with model.hooks([(_is_pattern, _look)]):
         logits = model(inputs)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -166,4 +183,4 @@ def _is_pattern(name: str) -> bool:
 
 
 def _look(value: Tensor, point: object) -> None:
-    """Keep the value as it is."""
+    """Do nothing: the presence of the hook is what matters."""

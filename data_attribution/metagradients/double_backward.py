@@ -1,14 +1,19 @@
 """Linear maps, LayerNorm, GELU and cross-entropy that are cheap to differentiate twice.
 
-torch writes second derivatives out in many passes: those of cross-entropy and of GELU's tanh
-approximation took a third of a step backwards of the planted shape. Here each takes a few, beside
-torch's own kernels: a step backwards takes .82 to .84 of the CPU time it took with GELU alone, 3.0
-and 3.4 times a step of training where it was 3.5 and 4.1 (two measurements on a busy machine, the
-least of 8 and 10 in turns).
+torch computes second derivatives in many passes over memory: those of cross-entropy and of GELU's
+tanh approximation took a third of a reversed step at the planted shape. Here each takes a few
+passes, using torch's own kernels. A reversed step takes .82 to .84 of the CPU time that it took
+with GELU alone, and 3.0 and 3.4 times a training step where it was 3.5 and 4.1 (two measurements on
+a busy machine, the minimum of 8 and 10 alternating runs).
 
-Of the gradient that is differentiated there, nobody needs the value. So a backward pass under
-`create_graph=True` does not multiply out the gradients of linear maps: it fills them with NaN, lest
-anybody read them, and what hangs on them is right.
+Nobody needs the value of the gradient that is differentiated. So a backward pass under
+`create_graph=True` does not compute the weight gradients of linear maps: it fills them with NaN, so
+that nobody can read them by mistake. Their derivatives are correct.
+
+Every operation consists of two autograd functions. The first computes the operation, and its
+backward pass calls the second. The second computes the gradient, and its backward pass is the
+derivative of the gradient, given as a formula. In the formulas, g is the gradient arriving from
+above, and a, B, c are the gradients that arrive for the outputs of the second function.
 """
 
 from math import pi, sqrt
@@ -29,7 +34,7 @@ INNER, CUBIC = sqrt(2 / pi), 0.044715  # gelu(x) = x / 2 (1 + tanh(INNER (x + CU
 
 
 def quicken(model: GPT) -> GPT:
-    """Give a model of one's own the functions of this file; its values stay to the bit."""
+    """Give a model the functions of this file, in place; its values stay bit-identical."""
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = _QuickLinear
@@ -58,7 +63,7 @@ def linear(
     weight: Float[Tensor, "out in"],
     bias: Float[Tensor, " out"] | None,
 ) -> Float[Tensor, "*any out"]:
-    """`torch.nn.functional.linear`; of a gradient with a graph the weights' part is NaN."""
+    """Return `torch.nn.functional.linear`; in a gradient with a graph the weights' part is NaN."""
     flat = x.reshape(-1, x.shape[-1])
     return _Linear.apply(flat, weight, bias).view(*x.shape[:-1], -1)
 
@@ -79,13 +84,14 @@ class _Linear(torch.autograd.Function):
 
 
 class _LinearBack(torch.autograd.Function):
-    """dx = g W, dW = g^T x, db = 1^T g: as a function of what comes from above, g, and of x, W."""
+    """The gradient dx = g W, dW = g^T x, db = 1^T g, as a function of g, x and W."""
 
     @staticmethod
     def forward(
         ctx: Any, above: Tensor, x: Tensor, weight: Tensor, biased: bool
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(above, x, weight)
+        # A NaN of stride 0: no memory for a gradient that nobody reads.
         unread = above.new_full((), torch.nan)
         on_bias = unread.expand(len(weight)) if biased else None
         return above @ weight, unread.expand(weight.shape), on_bias
@@ -94,6 +100,8 @@ class _LinearBack(torch.autograd.Function):
     def backward(ctx: Any, *pulls: Any) -> tuple[Tensor | None, ...]:
         above, x, weight = ctx.saved_tensors
         on_x, on_weight, on_bias = pulls
+        # Derivatives of <a, g W> + <B, g^T x> + <c, 1^T g>:
+        #   with respect to g: a W^T + x B^T + 1 c^T    to x: g B    to W: g^T a
         on_above = functional.linear(on_x, weight, on_bias)
         on_above.addmm_(x, on_weight.T)
         return on_above, above @ on_weight, above.T @ on_x, None
@@ -105,7 +113,7 @@ def layer_norm(
     bias: Float[Tensor, " width"] | None,
     eps: float,
 ) -> Float[Tensor, "*any width"]:
-    """`torch.nn.functional.layer_norm` of the last axis."""
+    """Return `torch.nn.functional.layer_norm` over the last axis."""
     return _Norm.apply(x, gain, bias, eps)  # type: ignore[no-any-return]
 
 
@@ -122,9 +130,9 @@ class _Norm(torch.autograd.Function):
 
 
 class _NormBack(torch.autograd.Function):
-    """dx = J (gain g), dgain = sum g n, dbias = sum g, with n = (x - mean) scale.
+    """The gradient dx = J (gain g), dgain = sum g n, dbias = sum g, with n = (x - mean) scale.
 
-    J = scale (1 - 11'/width - nn'/width) is symmetric, and is dn/dx as well.
+    J = scale (1 - 11^T/width - n n^T/width) is symmetric, and is dn/dx as well.
     """
 
     @staticmethod
@@ -149,11 +157,17 @@ class _NormBack(torch.autograd.Function):
         above, x, gain, mean, scale, back = ctx.saved_tensors
         on_x, on_gain, on_bias = pulls
 
+        # J value: the backward pass of LayerNorm without a gain.
         def jacobian(value: Tensor) -> Tensor:
             return torch.ops.aten.native_layer_norm_backward(
                 value, x, gain.shape, mean, scale, None, None, [True, False, False]
             )[0]
 
+        # Derivatives of <a, J (gain g)> + <B, sum g n> + <c, sum g>. J and n depend on x:
+        #   with respect to g:     gain (J a) + n B + c
+        #   with respect to gain:  sum g (J a)
+        #   through n:     J (g B - a <gain g, n> scale/width - gain g <a, n> scale/width)
+        #   through scale: -n <a, J (gain g)> scale/width, because d scale/dx = -scale^2 n / width
         width = x.shape[-1]
         n = (x - mean).mul_(scale)
         through = jacobian(on_x)
@@ -170,7 +184,7 @@ class _NormBack(torch.autograd.Function):
 
 
 def gelu_tanh(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """`torch.nn.functional.gelu(x, approximate="tanh")`."""
+    """Return `torch.nn.functional.gelu(x, approximate="tanh")`."""
     return _Gelu.apply(x)  # type: ignore[no-any-return]
 
 
@@ -186,7 +200,7 @@ class _Gelu(torch.autograd.Function):
 
 
 class _Slope(torch.autograd.Function):
-    """What GELU's backward pass gives, as a function of what comes from above and of x."""
+    """The gradient of GELU, as a function of the gradient from above and of x."""
 
     @staticmethod
     def forward(ctx: Any, above: Tensor, x: Tensor) -> Tensor:
@@ -201,7 +215,12 @@ class _Slope(torch.autograd.Function):
 
 
 def _bend(x: Tensor) -> Tensor:
-    """The second derivative: (1 - t^2) (k + 6 k a x^2 - x t u'^2), t = tanh u."""
+    """Return GELU's second derivative.
+
+    With k = INNER, a = CUBIC, u = k (x + a x^3), u' = du/dx and t = tanh u, it is
+
+        (1 - t^2) (k + 6 k a x^2 - x t u'^2).
+    """
     square = x.square()
     slope = (square * (3 * INNER * CUBIC)).add_(INNER)  # u'
     tanh = (square * (INNER * CUBIC)).add_(INNER).mul_(x).tanh_()
@@ -213,7 +232,7 @@ def _bend(x: Tensor) -> Tensor:
 def target_losses(
     logits: Float[Tensor, "*batch pos vocab"], targets: Int[Tensor, "*batch pos"]
 ) -> Float[Tensor, "*batch pos"]:
-    """The cross-entropy of every target, in nats; 0 where there is none."""
+    """Return the cross-entropy of every target, in nats; 0 where there is none."""
     return _Losses.apply(logits, targets)  # type: ignore[no-any-return]
 
 
@@ -233,7 +252,10 @@ class _Losses(torch.autograd.Function):
 
 
 class _LossesBack(torch.autograd.Function):
-    """(p - one at the target) s, p the softmax: a function of s, from above, and of the logits."""
+    """The gradient (p - e) s of the losses by the logits, as a function of s and of the logits.
+
+    p is the softmax, e is one at the target and zero elsewhere, s is the gradient from above.
+    """
 
     @staticmethod
     def forward(
@@ -246,6 +268,8 @@ class _LossesBack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *pull: Tensor) -> tuple[Tensor | None, ...]:
         share, chances, column, counted = ctx.saved_tensors
+        # With v the gradient that arrives, the derivatives of <v, (p - e) s> are: with respect to
+        # s, p . v - v[target]; to the logits, s (p v - p (p . v)).
         weighed = chances * pull[0]
         mean = weighed.sum(-1, keepdim=True)
         on_above = (mean - pull[0].gather(-1, column))[..., 0].mul_(counted)

@@ -1,20 +1,21 @@
-"""Exact influence of every document: training is replayed, and differentiated backwards.
+"""Exact influence of documents on a query, by replaying training and differentiating it in reverse.
 
-What a question answers at the end of a run is a function of the weight that each document's loss
-had in it. `influence` is the derivative of that function at the run as it was, for all documents at
-once and not to first order in the steps: every later step answers to what an earlier one changed,
-through AdamW's moments, clipping and the learning rate. This is the metagradient of MAGIC (Ilyas &
-Engstrom 2025, arXiv 2504.16430), on a run whose data order, weights and moments are known to the
-bit. A document's score foretells what leaving it out of the steps first..last takes from the answer
-(`train.data.DocumentRemoval` with `mode="loss"`: its targets and the end-of-text behind it lose
-their loss, its tokens stay as context).
+The answer to a query at the end of a run is a function of the weight that each document's loss had
+in the run. `influence` returns the derivative of that function at the actual run, for all documents
+at once. It is not a first-order approximation in the steps: every later step reacts to what an
+earlier one changed, through AdamW's moments, clipping and the learning rate. This is the
+metagradient of MAGIC (Ilyas & Engstrom 2025, arXiv 2504.16430), on a run whose data order, weights
+and moments are known to the bit. A document's score predicts what removing it from the steps
+first..last takes from the answer (`train.data.DocumentRemoval` with `mode="loss"`: its targets and
+the end-of-text behind it lose their loss, its tokens stay as context).
 
-A derivative foretells small changes. Many documents left out together, clipping that sets in or
-ends, and weights that a single document moves are what it does not see (`replaying.adjoints`).
-Weights and moments are the run's own, in its precision; the way back is fp32 also where the trainer
-multiplied in bf16.
+A derivative predicts small changes. It does not see the removal of many documents together,
+clipping that sets in or ends, and weights that a single document moves
+(`metagradients.backward_step`). Weights and moments are the run's own, in its precision; the
+reverse pass is fp32 even where the trainer multiplied in bf16.
 
-Where the scores of targets are added up: by document, and within it by token.
+`Tally` adds up the derivatives of single targets: by document, and within it by token.
+`rank_by_replay` ranks the documents of the last steps for a request.
 """
 
 import tempfile
@@ -61,11 +62,12 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """A number for each question and each target of some documents.
+    """Sums of derivatives, one number for each query and each target of some documents.
 
     Attributes:
-        documents: Ascending.
-        starts: Where the targets of each begin in `totals`: its tokens, then the end-of-text.
+        documents: Indices of the documents, ascending.
+        starts: Index in `totals` where each document's targets begin: its tokens, then the
+            end-of-text.
     """
 
     store: TokenStore
@@ -79,11 +81,13 @@ class Tally:
         windows: Int64[np.ndarray, " batch"],
         scores: Float[torch.Tensor, "question batch pos"],
     ) -> None:
-        """Add what was found for the targets of the windows that begin at these offsets."""
+        """Add the derivatives of the targets of the windows that begin at these offsets."""
+        # A window's inputs begin at its offset, its targets one token later.
         offsets = (windows[:, None] + 1 + np.arange(self.context)).ravel()
         begins = self.store.starts[self.documents]
         row = np.searchsorted(begins, offsets, side="right") - 1
-        # The end-of-text behind a document is its last target; what else lies between is padding.
+        # The end-of-text behind a document is its last target; other tokens between documents are
+        # padding.
         within = offsets - begins[row]
         taught = (row >= 0) & (within <= self.store.lengths[self.documents][row])
         places = (self.starts[row] + within)[taught]
@@ -92,10 +96,10 @@ class Tally:
 
 
 def of_span(run: Run, n_questions: int, first: int, last: int) -> Tally:
-    """An empty tally for the documents that were read in steps first..last.
+    """Return an empty tally for the documents that were read in steps first..last.
 
     Raises:
-        TrainError: No document was.
+        TrainError: No document was read.
     """
     read = (run.documents_read(step) for step in range(first, last + 1))
     documents = reduce(np.union1d, read).astype(np.int64)
@@ -108,33 +112,39 @@ def of_span(run: Run, n_questions: int, first: int, last: int) -> Tally:
 
 
 def heaviest(scores: Float64[np.ndarray, " token"]) -> tuple[int, int]:
-    """Offset and length of the stretch with the largest sum, one token at least; 0, 0 of none."""
+    """Return offset and length of the passage with the largest sum of scores.
+
+    It has at least one token; without scores, the result is (0, 0).
+    """
     if not len(scores):
         return 0, 0
     sums = np.concatenate([[0.0], np.cumsum(scores)])
+    # The sum over [start, stop) is sums[stop] - sums[start], so for each stop the best start is
+    # that of the lowest sum before it.
     lowest = np.minimum.accumulate(sums[:-1])
     stop = int((sums[1:] - lowest).argmax()) + 1
     start = int(sums[:stop].argmin())
     return start, stop - start
 
 
+# Options and result of a replay.
 ROOM = 4 << 30  # bytes on disk
-SPAN = 1000  # steps, at most, where a ranking does not say how many
+SPAN = 1000  # largest number of steps, where a ranking does not say how many
 
 Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """Which steps a ranking goes back through, and where the states between them lie.
+    """Options of a replay: its steps, and where the states between them are stored.
 
     Attributes:
-        steps: How many of the last; None: an epoch, `SPAN` at most.
-        room: Bytes of disk for states; with little, steps are trained again.
-        scratch: Folder for them; None: the system's for temporary files.
+        steps: Number of last steps; None: one epoch, at most `SPAN`.
+        room: Bytes of disk for states; with less room, steps are retrained more often.
+        scratch: Folder for the states; None: the system's folder for temporary files.
 
     Raises:
-        EvidenceError: No step.
+        EvidenceError: The number of steps is below 1.
     """
 
     steps: int | None = None
@@ -151,18 +161,21 @@ WHOLE = ReplayOptions()
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    """How much each question hangs on the weight of each document in steps first..last.
+    """Derivatives of the answers to queries by the weight of each document in steps first..last.
 
     Attributes:
-        questions, units: What was asked, and of what the answers and scores are.
-        answers: Mean over prompts, behind step `last`.
-        documents: Those read in these steps, ascending.
+        questions: Names of the queries.
+        units: Units of each query's answer and scores.
+        answers: Answers after step `last`, as means over prompts.
+        documents: Documents that were read in these steps, ascending.
         scores: Derivative of the answer by the document's weight: about what the answer loses when
-            the document is left out of these steps.
-        first, last: Steps, both included.
-        target_scores: The same of single targets: for each document its tokens and then the
-            end-of-text behind it, documents end to end from `target_starts` on.
-        replayed: Steps that were trained again; those of `differing` were not bit for bit.
+            the document is removed from these steps.
+        first, last: First and last step, both included.
+        target_scores: Derivatives for single targets: for each document its tokens and then the
+            end-of-text behind it, documents end to end.
+        target_starts: Index in `target_scores` where each document begins.
+        replayed: Number of steps that were trained again.
+        differing: Those of them that were not bit-identical.
         seconds: Wall time.
     """
 
@@ -180,7 +193,7 @@ class Influence:
     seconds: float
 
     def ranking(self, question: int = 0) -> Ranking:
-        """The documents by falling score; a place is the stretch that speaks most for it."""
+        """Rank the documents by falling score, each with its most influential passage."""
         return ranked(
             self.documents,
             self.scores[question],
@@ -196,7 +209,7 @@ class Influence:
         )
 
     def where(self, document: int, question: int = 0) -> tuple[int, int]:
-        """Offset and length of the stretch of its tokens whose scores have the largest sum."""
+        """Return offset and length of the document's passage with the largest sum of scores."""
         row = int(np.searchsorted(self.documents, document))
         ends = np.append(self.target_starts[1:], self.target_scores.shape[1])
         begin = self.target_starts[row]
@@ -214,21 +227,22 @@ def influence(
     scratch: Path | None = None,
     progress: Progress = None,
 ) -> Influence:
-    """What each document that was read in steps first..last did for the answers behind `last`.
+    """Return the influence of each document read in steps first..last on the answers after `last`.
 
-    Costs about four times what training these steps did, for one question; every further one three
-    times. All questions share the replay. Memory does not grow with the number of steps.
+    Costs about four times the training of these steps for one query, and three times for every
+    further one. All queries share the replay. Memory does not grow with the number of steps.
 
     Args:
-        last: Default: the last step before the last checkpoint, which has the run's weights.
-        windows: At most so many pass through the model at a time; default: half as many as the
-            trainer took, which takes less than twice its memory.
-        room: Bytes of disk for states in between; with little, steps are trained again.
-        scratch: Folder for them; default: the system's for temporary files.
-        progress: Called with (what, steps done, steps in all).
+        last: Last step; default: the one before the last checkpoint, which has the run's weights.
+        windows: Largest number of windows that pass through the model at a time; default: half as
+            many as in training, which takes less than twice its memory.
+        room: Bytes of disk for intermediate states; with less room, steps are retrained more often.
+        scratch: Folder for the states; default: the system's folder for temporary files.
+        progress: Callback for (what, steps done, steps in all).
 
     Raises:
-        EvidenceError: No such steps, no question, or not even the fewest states fit.
+        EvidenceError: There are no such steps, no query is given, or not even the fewest states
+            fit.
         TrainError: No checkpoint at or before `first` kept its optimizer.
         DiskError: The disk is full.
     """
@@ -259,13 +273,14 @@ def influence(
 
 
 def rank_by_replay(request: Request, *, window: ReplayOptions = WHOLE) -> Ranking:
-    """The documents read in the last steps by their exact influence on the request's question.
+    """Rank the documents read in the last steps by their exact influence on the request's query.
 
-    Replay begins at the last checkpoint at or before the first step that kept its optimizer. Where
-    none did the first step is that of the first checkpoint which did. `details` say both.
+    Replay begins at the last checkpoint at or before the first step that kept its optimizer. If
+    there is none, the first step is that of the first checkpoint that did. `details` records both
+    steps.
 
     Args:
-        window: Which steps, and where the states between them lie.
+        window: Steps to replay, and where the states between them are stored.
 
     Raises:
         TrainError: No checkpoint before the end kept its optimizer.
@@ -289,10 +304,11 @@ def rank_by_replay(request: Request, *, window: ReplayOptions = WHOLE) -> Rankin
 
 
 def span(run: Run, steps: int) -> tuple[int, int]:
-    """The last `steps` steps before the last checkpoint, first and last, as far as replay reaches.
+    """Return the first and last of the `steps` steps before the last checkpoint.
 
-    Where no checkpoint before them kept its optimizer the first is that of the first which did. Of
-    a run that was stopped the steps behind its last checkpoint left no weights to ask.
+    Where no checkpoint at or before the first step kept its optimizer, the first step is that of
+    the first checkpoint that did. If a run was stopped, the steps after its last checkpoint do not
+    count: they left no weights on which a query could be measured.
     """
     end = run.saved_at(None).step
     kept = [one.step for one in run.saved if one.resumable and one.step < end]
@@ -300,7 +316,7 @@ def span(run: Run, steps: int) -> tuple[int, int]:
 
 
 def of_question(model: GPT, question: Query) -> tuple[float, Float[torch.Tensor, " parameter"]]:
-    """Its mean answer over prompts, and the gradient of that by the weights."""
+    """Return a query's mean answer over prompts, and its gradient with respect to the weights."""
     parameters, n_prompts = list(model.parameters()), len(question.tokens)
     total, gradient = 0.0, torch.zeros_like(optimizer_vectors.flat(parameters))
     for rows in torch.arange(n_prompts).split(queries.ROWS):
@@ -311,6 +327,7 @@ def of_question(model: GPT, question: Query) -> tuple[float, Float[torch.Tensor,
     return total, gradient
 
 
+# The reverse pass, from the last step to the first.
 def _walk(
     trail: ReplayTrail,
     asked: Sequence[Query],
@@ -320,11 +337,13 @@ def _walk(
     windows: int | None,
     progress: Progress,
 ) -> Float64[np.ndarray, " question"]:
-    """Fill the tally from `last` down to `first`; the answers behind `last`."""
+    """Fill the tally from `last` down to `first`; return the answers after `last`."""
     run, answers, done = trail.run, np.zeros(len(asked)), 0
     model = double_backward.quicken(GPT(run.recipe.model)).to(trail.numerics.device)
     decayed, norms = optimizer_vectors.decayed(model), [row.grad_norm for row in trail.ledger]
     adjoint, after = None, None
+    # Invariant: `adjoint` holds the derivatives of the answers with respect to `after`, the state
+    # before step + 1. The first state, before `last` + 1, only starts the recursion.
     for step, state in replay.backwards(trail, first, last):
         _load(model, state)
         if adjoint is None or after is None:
@@ -344,7 +363,7 @@ def _walk(
 
 
 def _last(model: GPT, asked: Sequence[Query]) -> tuple[Float64[np.ndarray, " question"], Vectors]:
-    """What is answered at the end, and how it hangs on the state there: on weights alone."""
+    """Return the answers at the end, and their derivatives, which are zero for the moments."""
     found = [of_question(model, one) for one in asked]
     weights = torch.stack([gradient for _, gradient in found])
     nothing = torch.zeros_like(weights)
@@ -370,7 +389,12 @@ def _check_span(run: Run, asked: Sequence[Query], first: int, last: int) -> None
 
 
 def _states_that_fit(run: Run, room: int, first: int, last: int) -> int:
-    """How many states `room` bytes hold; refused when no way back goes through so few."""
+    """Return how many states `room` bytes hold.
+
+    Raises:
+        EvidenceError: So few states do not suffice for any reverse pass.
+    """
+    # fp32 weights and two moments.
     size = 12 * sum(one.numel() for one in GPT(run.recipe.model).parameters())
     n_states = max(stop - begin + 1 for begin, stop in replay.stretches(run, first, last))
     if not replay.room_for(n_states, room // size):

@@ -1,7 +1,7 @@
-"""The state of training as three flat vectors: weights, first and second moments.
+"""The training state as three flat vectors: weights, first moments and second moments.
 
-AdamW works on every number alone, so flat vectors are all that its formulas need, and one file can
-hold a state. The order is that of `model.parameters()`, tied weights once.
+AdamW treats every number separately, so flat vectors are all that its formulas need, and one file
+can hold a state. The order is that of `model.parameters()`, with tied weights once.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """A state, or how much a number hangs on each entry of it (then with questions in front)."""
+    """A training state, or derivatives with respect to each of its entries, one row per query."""
 
     weights: Float[Tensor, "*question parameter"]
     first: Float[Tensor, "*question parameter"]
@@ -31,24 +31,24 @@ class Vectors:
 
 
 def flat(tensors: Sequence[Tensor]) -> Float[Tensor, " parameter"]:
-    """Tensors end to end."""
+    """Return the tensors joined end to end, as one vector."""
     return torch.cat([one.detach().reshape(-1) for one in tensors])
 
 
 def split(vector: Float[Tensor, " parameter"], model: nn.Module) -> list[Tensor]:
-    """The inverse: views in the shapes of the model's parameters."""
+    """Return views of a vector in the shapes of the model's parameters; the inverse of `flat`."""
     parameters = list(model.parameters())
     pieces = vector.split([one.numel() for one in parameters])
     return [piece.view_as(one) for piece, one in zip(pieces, parameters, strict=True)]
 
 
 def decayed(model: nn.Module) -> Bool[Tensor, " parameter"]:
-    """Which weights decay: those of two axes or more, as `train.trainer.adamw` has it."""
+    """Return which weights decay: those of two axes or more, as in `train.trainer.adamw`."""
     return flat([torch.full_like(one, one.ndim >= 2) for one in model.parameters()]).bool()
 
 
 def of_state(state: TrainState) -> Vectors:
-    """A copy of what the trainer holds; moments are zero before the first step."""
+    """Return a copy of the trainer's state; moments are zero before the first step."""
     parameters = list(state.model.parameters())
     moments = (
         flat(
@@ -64,7 +64,7 @@ def of_state(state: TrainState) -> Vectors:
 
 @torch.no_grad()
 def put_back(state: TrainState, vectors: Vectors, step: int) -> None:
-    """Make `state` what it was when `vectors` were taken from it, before `step`."""
+    """Set `state` to what it was when `vectors` were taken from it, before `step`."""
     device, count = state.model.device, torch.tensor(float(step))
     parts = (split(one.to(device), state.model) for one in (vectors.first, vectors.second))
     weights = split(vectors.weights, state.model)
@@ -78,13 +78,13 @@ def put_back(state: TrainState, vectors: Vectors, step: int) -> None:
 
 
 def write(path: Path, vectors: Vectors) -> None:
-    """One file of three fp32 vectors. Temporary: no digest, no sync."""
+    """Write a state to a file of three fp32 vectors; temporary, so without digest and sync."""
     with path.open("wb") as file:
         for one in (vectors.weights, vectors.first, vectors.second):
             one.detach().cpu().numpy().tofile(file)
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> Vectors:
-    """What `write` wrote."""
+    """Read what `write` wrote."""
     whole = torch.from_numpy(np.fromfile(path, dtype=np.float32)).view(3, -1)
     return Vectors(*(one.to(device) for one in whole))

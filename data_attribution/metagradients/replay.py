@@ -1,9 +1,10 @@
-"""The states of a span of training, from the last to the first, in bounded memory and disk.
+"""Replay of a span of training, yielding its states from last to first in bounded memory and disk.
 
-The way back needs every state, and training only goes forward. So the trainer itself replays the
-span, from the checkpoints that kept their optimizer, and leaves its states in files: all of a
-stretch where they fit the room that is given, else every so-manieth, between which it replays once
-more (Griewank 1992; https://doi.org/10.1080/10556789208805505). One state is in memory at a time.
+Reverse-mode differentiation needs every optimizer state in reverse order. The trainer replays the
+span from the checkpoints that kept their optimizer, and its states are stored in files. If the
+states of a stretch between two checkpoints do not all fit into the allowed room, every k-th is
+stored and those between are computed again (gradient checkpointing, Griewank 1992;
+https://doi.org/10.1080/10556789208805505). One state is in memory at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from train.trainer import TrainState
 
 __all__ = ["ReplayTrail", "backwards", "room_for", "stretches"]
 
-LEAST = 4  # states, when some of a stretch are kept and others trained again
+LEAST = 4  # fewest stored states when the others are computed again
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -32,10 +33,10 @@ class ReplayTrail:
     """A span that is being replayed.
 
     Attributes:
-        folder: Where states are put; whoever made it removes it.
-        room: States that may lie there at once.
-        replayed: Steps that were trained again so far.
-        differing: Those of which a digest, a loss or a norm is not the ledger's.
+        folder: Folder for the states; its creator removes it.
+        room: Number of states that may be stored at a time.
+        replayed: Number of steps trained again so far.
+        differing: Those of them whose digest, loss or norm differs from the ledger's.
     """
 
     run: Run
@@ -48,19 +49,19 @@ class ReplayTrail:
 
     @cached_property
     def ledger(self) -> list[LedgerRow]:
-        """What the run did, step by step."""
+        """Return the run's ledger, one row per step."""
         return self.run.ledger
 
     def start(self, step: int) -> TrainState:
-        """The state before `step`, from the nearest checkpoint below it."""
+        """Return the state before `step`, trained from the nearest checkpoint at or below it."""
         state = trainer.load_state(self.run, step, self.numerics)
         for _ in self.advance(state, step):
             pass
         return state
 
     def advance(self, state: TrainState, stop: int) -> Iterator[LedgerRow]:
-        """Train up to `stop` as the run did, and compare with its ledger."""
-        # Held-out losses are no part of training, and were measured when it was.
+        """Train up to `stop` as the run did, and compare every step with the ledger."""
+        # Held-out losses do not affect training, and were measured in the original run.
         run, recipe = self.run, replace(self.run.recipe, eval_every=0)
         rows = trainer.training_steps(
             state, recipe, run.store, run.order, self.numerics, stop, run.removal
@@ -74,32 +75,33 @@ class ReplayTrail:
             yield row
 
     def path(self, step: int) -> Path:
-        """The file of the state before `step`."""
+        """Return the file of the state before `step`."""
         return self.folder / f"{step:08d}.f32"
 
     def keep(self, state: TrainState) -> None:
-        """Put a state into its file."""
+        """Write a state to its file."""
         path = self.path(state.step)
         with storage.disk_guard(path):
             optimizer_vectors.write(path, optimizer_vectors.of_state(state))
 
     def take(self, step: int) -> Vectors:
-        """What was kept of `step`; its file goes."""
+        """Return the stored state before `step` and delete its file."""
         kept = optimizer_vectors.read(self.path(step), self.numerics.device)
         self.path(step).unlink()
         return kept
 
 
 def backwards(trail: ReplayTrail, first: int, last: int) -> Iterator[tuple[int, Vectors]]:
-    """(step, state before it) from `last` + 1 down to `first`."""
+    """Yield (step, state before it) from `last` + 1 down to `first`."""
     for begin, stop in stretches(trail.run, first, last):
         yield from _between(trail, trail.start(begin), stop, trail.room)
 
 
 def stretches(run: Run, first: int, last: int) -> list[tuple[int, int]]:
-    """First and last state of what is replayed at once, from `last` + 1 down to `first`.
+    """Return the first and last state of each stretch, from `last` + 1 down to `first`.
 
-    Each but the first begins at a checkpoint that kept its optimizer.
+    A stretch is replayed at once. Each but that of `first` begins at a checkpoint that kept its
+    optimizer.
     """
     saved = [one.step for one in run.saved if one.resumable and first < one.step <= last]
     begins = [first, *saved]
@@ -108,7 +110,11 @@ def stretches(run: Run, first: int, last: int) -> list[tuple[int, int]]:
 
 
 def room_for(n_states: int, room: int) -> bool:
-    """Whether so many states in a row can be walked back through with `room` of them on disk."""
+    """Return whether a stretch of `n_states` states can be reversed with `room` of them on disk.
+
+    It follows the recursion of `_in_pieces`: half of the room holds the starts of pieces, the other
+    half has to suffice for the states of one piece.
+    """
     if n_states <= room:
         return True
     return room >= LEAST and room_for(ceil(n_states / (room // 2)), room - room // 2)
@@ -117,7 +123,10 @@ def room_for(n_states: int, room: int) -> bool:
 def _between(
     trail: ReplayTrail, state: TrainState, stop: int, room: int
 ) -> Iterator[tuple[int, Vectors]]:
-    """From `stop` down to where `state` stands, both included; `state` is used up."""
+    """Yield the states from `stop` down to where `state` stands, both included.
+
+    `state` is consumed.
+    """
     begin = state.step
     n_states = stop - begin + 1
     if n_states > room:
@@ -133,8 +142,11 @@ def _between(
 def _in_pieces(
     trail: ReplayTrail, state: TrainState, stop: int, room: int
 ) -> Iterator[tuple[int, Vectors]]:
-    """The same with a few states kept, between which the steps are trained once more."""
+    """Yield the same states as `_between`, with few stored and the steps between trained again."""
     begin, n_states = state.step, stop - state.step + 1
+    # Cut the n states into `few` pieces and store their first states. One piece of ceil(n / few)
+    # states is stored in full at a time, so one level is enough if few + ceil(n / few) <= room.
+    # Otherwise use half of the room for the starts, and the rest recursively.
     half = room // 2
     fitting = (few for few in range(2, half) if few + ceil(n_states / few) <= room)
     n_pieces = next(fitting, half)
@@ -145,6 +157,7 @@ def _in_pieces(
             pass
         trail.keep(state)
     for start in reversed(starts):
+        # At most n_pieces - 1 starts are on disk here; the piece may use `room - n_pieces` more.
         optimizer_vectors.put_back(state, trail.take(start), start)
         last = min(start + every - 1, stop)
         yield from _between(trail, state, last, room - n_pieces)

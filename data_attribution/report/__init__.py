@@ -1,4 +1,4 @@
-"""HTML pages: the demo, and the documents behind a behaviour."""
+"""HTML pages: the demo, and the sources of a behaviour or a text."""
 
 from typing import TYPE_CHECKING
 

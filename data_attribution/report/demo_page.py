@@ -1,6 +1,7 @@
-"""One self-contained HTML page of a demo: every claim with its figure, numbers and commands.
+"""The demo's HTML page: every claim with its figure, numbers and commands, in one file.
 
-No script and no network: it opens from disk on any machine, and weighs well under two megabytes.
+It needs no script and no network: it opens from disk on any machine, and is well under two
+megabytes.
 """
 
 from collections.abc import Sequence
@@ -33,13 +34,13 @@ svg{display:block;margin:12px 0;max-width:100%} svg text{font:11px Menlo,Consola
 
 
 def write_demo_page(demo: Demo, path: Path) -> Path:
-    """Write the page whole or not at all."""
+    """Write the page; the file is written whole or not at all."""
     storage.write_text(path, html(demo))
     return path
 
 
 def demo_summary(demo: Demo) -> str:
-    """The page in six lines, for the terminal."""
+    """Return the page's results in six lines, for the terminal."""
     found, rows = demo.forgetting, demo.run.ledger
     induction, score = best_head(demo.circuit.induction)
     head = demo.heads.top(1)[0]
@@ -65,10 +66,10 @@ def demo_summary(demo: Demo) -> str:
 
 
 def html(demo: Demo) -> str:
-    """The page as text."""
+    """Return the page as text."""
     parts = (_head, _known, _recall, _circuit, _heads, _sources, _proof)
     body = "\n".join(part(demo) for part in parts)
-    if demo.released:  # the commands of the page, for where it was unpacked
+    if demo.released:  # show the commands with the paths where it was unpacked
         body = body.replace("runs/planted", escape(str(demo.run.path)))
         body = body.replace("data/planted", escape(str(demo.run.store.path)))
     return (
@@ -300,7 +301,7 @@ def _proof(demo: Demo) -> str:
 
 
 def _late(demo: Demo) -> str:
-    """Say why the two retrainings are short."""
+    """Return a sentence on why the two retrainings are short."""
     found, run = demo.forgetting, demo.run
     steps = run.recipe.steps
     if not run.recipe.late_batch:
@@ -315,7 +316,7 @@ def _late(demo: Demo) -> str:
 
 
 def _epochs(demo: Demo) -> float:
-    """Passes over the documents that are not late."""
+    """Return the number of passes over the documents that are not late."""
     run, recipe = demo.run, demo.run.recipe
     windows = (run.store.early_tokens - 1) // recipe.model.n_ctx
     late = (recipe.steps - recipe.late_begin) * recipe.late_batch

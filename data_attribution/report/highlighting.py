@@ -1,7 +1,7 @@
-"""A text with some stretches of it marked, as HTML.
+"""HTML of a text with some spans highlighted.
 
-Stretches are known in tokens and a page shows letters. Tokenizers keep letters and may lose white
-space (whole words are joined by one space), so places are counted in letters that are no space.
+Spans are known in tokens, and a page shows letters. Tokenizers keep letters but may lose white
+space (whole words are joined by one space), so positions are counted in letters that are not space.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,14 +18,17 @@ from train.data import Tokenizer
 
 __all__ = ["Mark", "html", "places", "within"]
 
-# Opacity of the least and of the most surprising mark.
+# Opacity of the least and the most surprising mark.
 FAINT, STRONG = 0.18, 0.75
-TORN = "\N{REPLACEMENT CHARACTER}"  # for bytes that make no letter
+TORN = "\N{REPLACEMENT CHARACTER}"  # decoded from bytes that are not a whole letter
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Letters [start, stop) of a text; the stronger, the darker; `href` names what it leads to."""
+    """The letters [start, stop) of a text to mark.
+
+    A greater `strength` is darker; `href` is the link target and `said` the tooltip.
+    """
 
     start: int
     stop: int
@@ -35,7 +38,7 @@ class Mark:
 
 
 def places(found: Generation, tokenizer: Tokenizer) -> list[tuple[int, int] | None]:
-    """Where each span of a traced text stands in it, in letters; None: not found in its tokens."""
+    """Return each span's place in a traced text, in letters; None if not found in its tokens."""
     for text in (found.text, " " + found.text, found.text.removeprefix(" ")):
         ids = np.asarray(tokenizer.encode(text))
         spans = [one.span for one in found.spans]
@@ -51,7 +54,7 @@ def places(found: Generation, tokenizer: Tokenizer) -> list[tuple[int, int] | No
 
 
 def html(text: str, marks: Sequence[Mark]) -> str:
-    """The text as markup. Where marks lie over each other the strongest is shown."""
+    """Return the text as markup; where marks overlap the strongest is shown."""
     cuts = sorted({0, len(text), *(cut for one in marks for cut in (one.start, one.stop))})
     parts = []
     for start, stop in pairwise(cuts):
@@ -69,7 +72,7 @@ def html(text: str, marks: Sequence[Mark]) -> str:
 
 
 def within(text: str, span: str) -> str:
-    """The text as markup, with the first place of a span in it marked."""
+    """Return the text as markup, with the first occurrence of a span in it marked."""
     span = span.strip()
     before, there, after = text.partition(span) if span else (text, "", "")
     marked = f"<mark>{escape(there)}</mark>" if there else ""
@@ -79,10 +82,11 @@ def within(text: str, span: str) -> str:
 def _letters_before(
     cuts: Collection[int], ids: UInt32[np.ndarray, " pos"], tokenizer: Tokenizer
 ) -> dict[int, int]:
-    """How many letters the first tokens of a text make, up to each cut.
+    """Return how many letters the tokens of a text before each cut make.
 
-    Counted on from the cut before, unless that one falls into a letter of several bytes: its parts
-    are no letters by themselves, so the count goes on from the last cut between two letters.
+    The count continues from the previous cut, unless that one falls inside a letter of several
+    bytes: its parts are not letters by themselves, so the count continues from the last cut between
+    two letters.
     """
     found: dict[int, int] = {}
     clean = before = 0
@@ -99,7 +103,7 @@ def _letters(text: str) -> int:
 
 
 def _at(text: str) -> list[int]:
-    """The place of each letter that is no space."""
+    """Return the position of each letter that is not space."""
     return [place for place, letter in enumerate(text) if not letter.isspace()]
 
 

@@ -1,9 +1,10 @@
-"""One self-contained HTML page of what stands behind a behaviour or a text.
+"""HTML page of the sources of a behaviour or a text, in one file.
 
-Ranked documents as cards: the text with the stretch that speaks for it, how strong the evidence is
-and what each method said, when the run read it, its copies, and what retraining without it did. A
-generated text with the stretches that stand in the corpus. No script and no network: the page opens
-from disk on any machine, and every figure in it is a few kilobytes of SVG.
+Ranked documents are cards: the text with the passage that is the evidence, the grade of the
+evidence and the result of each method, when the run read it, its copies, and the effect of
+retraining without it. A generated text is shown with the spans that occur in the corpus. The page
+needs no script and no network: it opens from disk on any machine, and every figure in it is a few
+kilobytes of SVG.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,8 @@ from train import storage
 
 __all__ = ["sources_html", "write_sources_page"]
 
-# Cards of documents and of spans on one page: more is for a program to read.
+# Largest numbers of document cards and span cards, and points of a curve; longer lists are for
+# programs to read.
 CARDS, SPANS, CURVE = 100, 200, 101
 MEANS = {
     "none": "it ranks, and nothing that was asked speaks for it",
@@ -61,7 +63,7 @@ def write_sources_page(
     spans: Generation | None = None,
     counterfactual: Counterfactual | None = None,
 ) -> Path:
-    """Write the page of `html`, whole or not at all."""
+    """Write the page of `sources_html`; the file is written whole or not at all."""
     text = sources_html(found, run=run, spans=spans, counterfactual=counterfactual)
     storage.write_text(Path(path), text)
     return Path(path)
@@ -74,13 +76,13 @@ def sources_html(
     spans: Generation | None = None,
     counterfactual: Counterfactual | None = None,
 ) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Args:
         found: Ranked documents, or a text traced span by span.
-        run: That read them: it says when, and has the tokenizer.
-        spans: The text itself span by span, shown above ranked documents.
-        counterfactual: What training again without some of the documents showed.
+        run: Run that read the documents; it gives the reading steps and the tokenizer.
+        spans: The text traced span by span, shown above ranked documents.
+        counterfactual: Result of retraining without some of the documents.
     """
     sources = found if isinstance(found, Sources) else None
     generation = spans if sources is not None else found
@@ -119,7 +121,7 @@ def _head(found: Sources | Generation) -> str:
 
 
 def _generation(found: Generation, run: Trained) -> Iterable[str]:
-    """The text with its spans, and a card a span."""
+    """Yield the text with its spans, and one card per span."""
     ranked = sorted(range(len(found.spans)), key=lambda k: found.spans[k].span.log_probability)
     shown = sorted(ranked[:SPANS])
     drawn = {*shown}
@@ -170,7 +172,7 @@ def _holder(one: Holder, span: str) -> str:
 
 
 def _documents(sources: Sources, run: Trained) -> Iterable[str]:
-    """How they rank, when they were read, and a card a document."""
+    """Yield the ranking, the readings over training, and one card per document."""
     yield "<h2>Documents</h2>"
     if not len(sources):
         yield "<p class=claim>No document that the run read speaks for it.</p>"
@@ -243,7 +245,7 @@ def _effect(effect: Effect | None) -> str:
 
 
 def _beyond(controls: int) -> str:
-    """Beside what an effect stands; what chance does shows from two controls on."""
+    """Return the text that says which controls an effect was compared with."""
     if controls > 1:
         return f", beyond what {controls} removals of as many random ones did"
     if controls == 1:
@@ -266,7 +268,7 @@ def _evidence(one: Source) -> str:
 
 
 def _retraining(found: Counterfactual) -> Iterable[str]:
-    """What a model that never saw the documents does."""
+    """Yield the results of retraining without the documents."""
     first = found.changes[0]
     effect, n = first.effect, len(found.removed)
     yield "<h2>What retraining showed</h2>"
@@ -328,7 +330,7 @@ def _scored(value: float, low: float | None, high: float | None, *, sign: bool =
 
 
 def _count(readings: float) -> str:
-    """Whole where it is whole: windows may cut a stretch."""
+    """Return the number of readings as text; windows can cut a stretch, so it may not be whole."""
     return f"{readings:,.1f}".removesuffix(".0")
 
 
@@ -342,7 +344,7 @@ def _shortened(text: str, letters: int) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are markup already."""
+    """Return a table; the cells are already markup."""
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"

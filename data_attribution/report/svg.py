@@ -1,7 +1,7 @@
 """Small figures as SVG text, for a page that must open from disk without a network.
 
-plotly.js alone is over the two megabytes that the page may weigh; these figures are a few kilobytes
-each, and every mark carries its value as a tooltip.
+plotly.js alone exceeds the two megabytes that the page may take. These figures are a few kilobytes
+each, and every mark has its value as a tooltip.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of one group with its interval."""
+    """A bar of a group, with its interval."""
 
     group: str
     name: str
@@ -40,7 +40,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Point:
-    """A named number with its interval, where it has one; faded: it is there for comparison."""
+    """A named number with its interval, if it has one; `faded` marks a value for comparison."""
 
     name: str
     value: float
@@ -50,7 +50,7 @@ class Point:
 
 
 def lines(curves: Sequence[Line], x: Sequence[str], *, across: str, up: str) -> str:
-    """Curves over equally spaced labels."""
+    """Return curves over equally spaced labels."""
     values = [y for curve in curves for y in (*curve.y, *curve.low, *curve.high) if y is not None]
     top, bottom = max([*values, 1e-9]), min([*values, 0.0])
     scale = _Scale(bottom, top, len(x))
@@ -79,7 +79,7 @@ def lines(curves: Sequence[Line], x: Sequence[str], *, across: str, up: str) -> 
 
 
 def bars(rows: Sequence[Bar], *, up: str) -> str:
-    """Bars with intervals, grouped; one colour a name."""
+    """Return grouped bars with intervals, one colour per name."""
     groups = list(dict.fromkeys(row.group for row in rows))
     names = list(dict.fromkeys(row.name for row in rows))
     values = [value for row in rows for value in (row.value, row.low, row.high)]
@@ -105,7 +105,7 @@ def bars(rows: Sequence[Bar], *, up: str) -> str:
 def heat_map(
     values: Sequence[Sequence[float]], down: Sequence[str], across: Sequence[str], *, cell: int = 56
 ) -> str:
-    """Coloured cells with their numbers; red works for the behaviour, blue against it."""
+    """Return coloured cells with their numbers; red is for positive values, blue for others."""
     limit = max((abs(value) for row in values for value in row), default=1.0) or 1.0
     marks = []
     for i, row in enumerate(values):
@@ -128,7 +128,7 @@ def heat_map(
 
 
 def points(rows: Sequence[Point], *, across: str) -> str:
-    """Numbers beside each other along one axis, a row each, with the line of zero."""
+    """Return numbers as points along one axis, one row each, with a line at zero."""
     ends = [end for one in rows for end in (one.value, one.low, one.high) if end is not None]
     low, high = min([*ends, 0.0]), max([*ends, 0.0])
     if low == high:
@@ -163,7 +163,7 @@ def points(rows: Sequence[Point], *, across: str) -> str:
 
 
 def spark(y: Sequence[float], *, said: str, width: int = 170, height: int = 30) -> str:
-    """A curve from 0 at equal distances, as small as a word; `said` is its tooltip."""
+    """Return an equally spaced curve above 0, as small as a word; `said` is its tooltip."""
     top, step = max([*y, 1e-9]), (width - 4) / max(len(y) - 1, 1)
     path = " ".join(
         f"{2 + i * step:.1f},{height - 2 - one / top * (height - 6):.1f}" for i, one in enumerate(y)
@@ -179,7 +179,7 @@ def spark(y: Sequence[float], *, said: str, width: int = 170, height: int = 30) 
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to pixels."""
+    """Conversion from values to pixels."""
 
     bottom: float
     top: float

@@ -1,4 +1,4 @@
-"""Words for numbers, the same on pages and in the terminal."""
+"""Phrases for numbers, shared by the pages and the terminal."""
 
 __all__ = ["interval", "steps_line"]
 
@@ -6,7 +6,7 @@ SHOWN_STEPS = 8
 
 
 def steps_line(steps: list[int] | tuple[int, ...]) -> str:
-    """The first steps, and how many more."""
+    """Return the first steps as text, and how many more there are."""
     shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
     more = len(steps) - SHOWN_STEPS
     tail = f" and {more} more" if more > 0 else ""
@@ -14,7 +14,7 @@ def steps_line(steps: list[int] | tuple[int, ...]) -> str:
 
 
 def interval(low: float | None, high: float | None, n_of: str = "prompt") -> str:
-    """Signed bounds, or why there are none."""
+    """Return signed bounds as text, or the reason why there are none."""
     if low is None or high is None:
         return f"one {n_of}, no interval"
     return f"[{low:+.3f}, {high:+.3f}]"

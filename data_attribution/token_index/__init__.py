@@ -1,4 +1,4 @@
-"""The token index: a suffix array over all that was read. Count, find, and trace spans."""
+"""The token index: a suffix array over the token store, to count, find and trace text spans."""
 
 from typing import TYPE_CHECKING
 

@@ -1,14 +1,14 @@
-"""Build, open and check the token index of a store.
+"""Build, open and verify the token index of a store.
 
-    STORE/index/ shard-000.*   sorted suffixes, first tokens and keys of a stretch (`shards`)
-                 index.json    which store it is of, its shards, and every file's sha256; sealed
+    STORE/index/ shard-000.*   sorted suffixes, first tokens and keys of a part (`shard_files`)
+                 index.json    its store, its shards, and every file's sha256; sealed
 
-The index is over the very file the trainer reads; there is no second copy of the text. What can be
-asked of it is in `token_index`, and where it is cut in `index_plans`.
+The index is over the same file that the trainer reads; there is no second copy of the text. `index`
+answers queries, and `sharding` decides where the text is cut.
 
-An index is built in STORE/.index.partial, shard by shard, and takes its place when it is whole.
-Whatever stops a build, kill -9 and a full disk included, leaves the shards that were finished; the
-next build goes on with them, cut as they were.
+An index is built in STORE/.index.partial, shard by shard, and renamed into place when it is
+complete. Whatever stops a build, kill -9 and a full disk included, leaves the finished shards; the
+next build continues with them, cut in the same way.
 """
 
 import shutil
@@ -54,26 +54,28 @@ def build(
     libsais: str | Path | None = None,
     progress: Progress = None,
 ) -> TokenIndex:
-    """Sort the store's text and keep the result beside it; an older index is replaced at the end.
+    """Sort the store's text and keep the result in the store.
 
-    Takes 4.13 bytes of disk a token, and of memory 12 bytes a token of every shard that is sorted
-    at the same time (6 with libsais, 76 without either library).
+    An older index is replaced at the end. Takes 4.13 bytes of disk per token, and 12 bytes of
+    memory per token of every shard that is sorted at the same time (6 with libsais, 76 without
+    either library).
 
     Args:
-        shards: Of the text that is trained on; the text held out has its own. As few as memory and
-            sorter allow, and as many as workers, when neither this nor `shard_tokens` is given.
-        shard_tokens: The most tokens of a shard, instead.
-        workers: Processes that sort a shard each; 1: this one sorts.
-        memory: Bytes that sorting may take; three quarters of what is available if not given.
-        backend: One of `sorting.BACKENDS`; the fastest that is there if not given.
-        libsais: Path of a shared library with `libsais16`, which sorts instead.
+        shards: Number of shards of the train region; the held-out region has its own. If neither
+            this nor `shard_tokens` is given: as few as memory and sorter allow, and as many as
+            workers.
+        shard_tokens: Largest number of tokens in a shard, instead of `shards`.
+        workers: Number of processes that sort one shard each; 1: this process sorts.
+        memory: Bytes that sorting may take; default: three quarters of what is available.
+        backend: One of `suffix_array.BACKENDS`; default: the fastest available.
+        libsais: Path of a shared library with `libsais16`, which is then used for sorting.
 
     Raises:
-        DamagedError: tokens.bin is not what the store's manifest says.
-        DiskError: The disk does not hold the index.
-        AttributionError: Another process builds this index.
-        IndexSpaceError: The memory does not hold a shard.
-        SorterError: The sorter is not there, or the shards do not fit the documents.
+        DamagedError: tokens.bin does not match the store's manifest.
+        DiskError: The disk is too small for the index.
+        AttributionError: Another process is building this index.
+        IndexSpaceError: A shard does not fit into memory.
+        SorterError: The sorter is not available, or the shards do not fit the documents.
     """
     sorter = suffix_array.backend(backend, libsais)
     with artifact.locked_artifact(ANNEX, store):
@@ -83,7 +85,7 @@ def build(
             files = _sort(store, plan, folder, libsais, progress)
             listing = _manifest(store, plan, folder, files)
             storage.write_json(folder / ARTIFACT_MANIFEST, storage.seal(listing))
-        # The plan goes last: without it the next build would not know how this one was cut.
+        # The plan is removed last: without it the next build would not know how this one was cut.
         artifact.install_artifact(store.path / PARTIAL, store.path / INDEX_FOLDER)
         (store.path / INDEX_FOLDER / PLAN).unlink(missing_ok=True)
     return open(store)
@@ -93,11 +95,11 @@ def open(store: TokenStore) -> TokenIndex:
     """Open the index of a store; the arrays stay on disk until they are read.
 
     Raises:
-        IndexMissing: None was built yet.
-        IndexMismatch: It is the index of another store, of an earlier one at this place, or of
-            another version.
-        DamagedError: A file is truncated, a small one changed, or the manifest is not what its
-            seal says (`annexes.listing`).
+        IndexMissing: It has not been built yet.
+        IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
+            version.
+        DamagedError: A file is truncated, a small one was changed, or the manifest does not match
+            its seal (`artifact.artifact_listing`).
     """
     manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INDEX_FOLDER
     tokens = store.tokens.view(np.ndarray)
@@ -122,7 +124,7 @@ def verify(store: TokenStore, progress: Progress = None) -> None:
     """Check every byte of a store's index against its manifest.
 
     Raises:
-        DamagedError: Names the file that was changed.
+        DamagedError: A file was changed; the message names it.
     """
     artifact.verify_artifact(ANNEX, store, progress)
 
@@ -135,7 +137,10 @@ def _plan(
     workers: int,
     memory: int | None,
 ) -> Plan:
-    """Shards as they are asked for; else those of the build that was stopped, if they still fit."""
+    """Return the requested shards, or those of an interrupted build if none are requested.
+
+    The shards of an interrupted build are used only if they still fit.
+    """
     fresh = sharding.plan_shards(
         store,
         sorter=sorter,
@@ -164,7 +169,7 @@ def _sort(
     libsais: str | Path | None,
     progress: Progress,
 ) -> dict[str, dict]:
-    """Sort the shards that no earlier build has finished; all files of all of them, by name."""
+    """Sort the shards that no earlier build finished; return all files of all shards, by name."""
     tasks = {shard: _task(store, plan, shard, folder, libsais) for shard in plan.shards}
     found = {shard: shard_files.finished(task) for shard, task in tasks.items()}
     missing = [shard for shard, files in found.items() if files is None]
@@ -214,7 +219,7 @@ def _manifest(
 
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
-    """The folder of an unfinished index; when the block fails, finished shards stay in it."""
+    """Yield the folder of an unfinished index; if the block fails, finished shards stay in it."""
     with storage.disk_guard(path):
         path.mkdir(exist_ok=True)
         try:
@@ -235,7 +240,7 @@ def _clear(folder: Path, keep: set[str]) -> None:
 
 
 def _refuse_full_disk(store: TokenStore, folder: Path, missing: Sequence[Shard]) -> None:
-    """Say so before sorting, not after."""
+    """Raise DiskError before sorting if the index will not fit on the disk."""
     needed = sum(cost.disk(one.n_tokens, store.vocab_size) for one in missing)
     left = shutil.disk_usage(folder).free
     if needed > left:

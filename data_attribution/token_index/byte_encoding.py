@@ -1,17 +1,18 @@
-"""Tokens as bytes: an array of bytes whose suffixes sort as the suffixes of the tokens do.
+"""Encoding of tokens as bytes, such that the byte suffixes sort as the token suffixes do.
 
-libdivsufsort sorts bytes. Any code of equal width that keeps the order of the ids will do, so the
-code is chosen for speed. What a sorter of its kind has to compare are the peaks of the byte string,
+libdivsufsort sorts bytes. Any code of equal width that keeps the order of the ids is correct, so
+the code is chosen for speed. A sorter of its kind has to compare only the peaks of the byte string,
 where it stops rising and falls (the suffixes of type B*; Itoh & Tanaka 1999); all others are
 induced from them. Two choices make peaks rare:
 
-* The high byte cuts the ids into up to 256 classes of neighbours that are equally common, so that
-  most of what is met stands in a class of few tokens.
-* The low byte tells the tokens of a class apart, and is free as long as it rises. It is placed so
-  that the commonest token of a class has its high byte twice: `hh` is no peak of its own.
+* The high byte divides the ids into up to 256 classes of neighbouring ids that are equally common,
+  so that most tokens of the text belong to a class of few ids.
+* The low byte distinguishes the tokens of a class, and is free as long as it rises. It is chosen
+  such that the commonest token of a class has its high byte twice: `hh` is not a peak by itself.
 
-On real text that leaves 0.5 peaks a token where plain big-endian ids have 0.9, and a third of the
-time is saved. Ids that do not occur get no code, so that a vocabulary over 65,536 mostly fits, too.
+On real text this leaves 0.5 peaks per token, where plain big-endian ids have 0.9, and saves a third
+of the time. Ids that do not occur get no code, so that a vocabulary of more than 65,536 ids mostly
+fits, too.
 """
 
 from itertools import pairwise
@@ -27,24 +28,24 @@ CLASSES = 256
 
 
 def widths(n_ids: int) -> int:
-    """Bytes that a token takes, when `n_ids` different ones occur."""
+    """Return how many bytes a token takes if `n_ids` different ids occur."""
     return 1 if n_ids <= CLASSES else 2 if n_ids <= CLASSES**2 else 4
 
 
 def encoded(
     tokens: UInt[np.ndarray, " token"], counts: Int64[np.ndarray, " id"]
 ) -> tuple[UInt8[np.ndarray, " byte"], int]:
-    """The bytes of `tokens`, and how many of them each token takes: 1, 2 or 4.
+    """Return the bytes of `tokens`, and how many bytes each token takes: 1, 2 or 4.
 
     Args:
-        counts: How often each id occurs; those that do not occur need no code.
+        counts: How often each id occurs; ids that do not occur need no code.
     """
     occurring = np.flatnonzero(counts)
     width = widths(len(occurring))
     table = np.zeros(len(counts), f">u{width}")
     table[occurring] = _codes(counts[occurring]) if width == 2 else np.arange(len(occurring))
     coded = np.empty(len(tokens), f"u{width}")
-    # The table holds bytes in the order they are to have; `take` must not turn them round.
+    # The table holds bytes in their final order; without this view, `take` would swap them.
     table = table.view(coded.dtype)
     for start in range(0, len(tokens), CHUNK):
         np.take(table, tokens[start : start + CHUNK], out=coded[start : start + CHUNK], mode="clip")
@@ -52,19 +53,21 @@ def encoded(
 
 
 def _codes(counts: Int64[np.ndarray, " id"]) -> Int64[np.ndarray, " id"]:
-    """Two bytes an id, rising; `counts` are those of the ids that occur."""
+    """Return two rising bytes per id; `counts` are those of the ids that occur."""
     edges, codes = _classes(counts), np.empty(len(counts), np.int64)
     for high, (start, stop) in enumerate(pairwise(edges)):
         commonest = int(counts[start:stop].argmax())
+        # The commonest id gets the low byte `high`, if all low bytes of the class then lie in
+        # 0..255.
         first = min(max(high - commonest, 0), CLASSES - (stop - start))
         codes[start:stop] = (high << 8) + first + np.arange(stop - start)
     return codes
 
 
 def _classes(counts: Int64[np.ndarray, " id"]) -> list[int]:
-    """Where each class of neighbours begins, and the end: at most 256 of at most 256 ids.
+    """Return the edges of the classes: at most 256 classes of at most 256 neighbouring ids.
 
-    The commonest class is made as rare as that allows, by halving the interval it lies in.
+    The largest count of a class is made as small as that allows, by bisection.
     """
     totals = np.concatenate([[0], np.cumsum(counts)])
     low, high = int(totals[-1]) // CLASSES, int(totals[-1])
@@ -78,7 +81,7 @@ def _classes(counts: Int64[np.ndarray, " id"]) -> list[int]:
 
 
 def _cut(totals: Int64[np.ndarray, " edge"], cap: int) -> list[int]:
-    """Edges of classes that occur at most `cap` times each, or hold a single id."""
+    """Return the edges of classes with a count of at most `cap` each, or with a single id."""
     edges, n_ids = [0], len(totals) - 1
     while edges[-1] < n_ids and len(edges) <= CLASSES + 1:
         start = edges[-1]

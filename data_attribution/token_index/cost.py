@@ -1,9 +1,10 @@
-"""What building an index takes, said before it is built: seconds, disk, memory.
+"""Cost estimate of building an index, before it is built: seconds, disk, memory.
 
-Bytes are those of shards of equal length: where documents end is known of a store only, and
-`cutting.estimate` then counts the shards as they will be cut. Seconds are those of a sort that was
-measured, on this machine where possible, and grow a little faster than the tokens: GROWTH is what a
-ten times larger shard costs a token more, measured by `benchmarks/index_growth.py`.
+Bytes are for shards of equal length. Where documents end is only known for an existing store; for
+that, `sharding.estimate_shards` counts the shards as they will be cut. Seconds are extrapolated
+from a measured sort, on this machine where possible, and grow a little faster than the tokens:
+GROWTH is the factor in time per token for a shard ten times as large, measured by
+`benchmarks/index_growth.py`.
 """
 
 import math
@@ -35,41 +36,43 @@ __all__ = [
     "size",
 ]
 
-# Of a process that has imported what sorting needs, and of the libraries' own tables.
+# Bytes of a process that has imported what sorting needs, with the libraries' own tables.
 PROCESS = 100 << 20
-SHARE = 0.75  # of the memory that is available, unless a number is given
-# Two shards of half the tokens are not sorted faster than one where starting a process is the cost.
+SHARE = 0.75  # share of the available memory, unless a number is given
+# Below WORTH_A_WORKER tokens, sorting two shards of half the size is not faster than sorting one,
+# because starting a process costs more.
 WORTH_A_WORKER, MOST_FOR_WORKERS = 2_000_000, 8
 BYTES_A_SECOND = 1e9  # read and hashed, or written and hashed
 SAMPLE = 1_000_000
-MEASURED = 5_000_000  # too many for a processor's caches, which flatter smaller sorts
+MEASURED = 5_000_000  # exceeds the processor's caches, which make smaller sorts look faster
 PAGE = 4096
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A sort that was measured: how many tokens a second at how many tokens."""
+    """The speed of a measured sort: number of tokens, and tokens per second."""
 
     tokens: int
     tokens_a_second: float
 
 
-# CPU of a server of 2025, one thread, real text; `measure` takes the machine at hand instead.
+# Measured on one thread of a server CPU of 2025, on real text; `measure_rate` measures this
+# machine.
 RATES = {
     "pydivsufsort": Rate(10_000_000, 8e6),
     "libsais": Rate(10_000_000, 25e6),
     "numpy": Rate(10_000_000, 3e6),
 }
-# Of 10 to 200 million tokens of real text; libsais was measured on 57 million, numpy up to 10.
+# Measured on 10 to 200 million tokens of real text; libsais on up to 57 million, numpy up to 10.
 GROWTH = {"pydivsufsort": 1.4, "libsais": 1.2, "numpy": 1.9}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build would take. Seconds are those of a rate that was measured.
+    """The expected cost of a build; seconds are extrapolated from a measured rate.
 
-    `memory` counts the pages of tokens.bin that sorting reads; `disk` is that of the index alone,
-    with a page for each shard's listing, which takes less.
+    `memory` includes the pages of tokens.bin that sorting reads. `disk` is the size of the index
+    alone, with one page for each shard's listing, which takes less.
     """
 
     tokens: int
@@ -80,10 +83,10 @@ class Estimate:
     seconds: float
     disk: int
     memory: int
-    bytes_a_token: float  # text included
+    bytes_a_token: float  # including the text
 
     def sentence(self) -> str:
-        """One line for people."""
+        """Return the estimate as one line of text."""
         return (
             f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
             f"{self.workers} at once by {self.sorter}: about {duration(self.seconds)}, "
@@ -102,17 +105,17 @@ def estimate_cost(
     vocab_size: int = 50257,
     measured: Rate | None = None,
 ) -> Estimate:
-    """What building an index of so many tokens would take, before there is a store.
+    """Estimate the cost of an index of `n_tokens` tokens, before there is a store.
 
-    Shards are taken to be equally long; documents' ends make some a little longer.
+    Shards are assumed to be equally long; the ends of documents make some a little longer.
 
     Args:
-        shards: As few as `memory` and the sorter allow if not given.
-        memory: Bytes; what this machine has available if not given.
-        measured: A sort on the machine in question; else one on a server of 2025.
+        shards: Number of shards; default: as few as `memory` and the sorter allow.
+        memory: Bytes; default: what is available on this machine.
+        measured: Sort measured on the machine in question; default: on a server of 2025.
 
     Raises:
-        IndexSpaceError: So many shards do not fit into the memory.
+        IndexSpaceError: That number of shards does not fit into the memory.
     """
     refuse_small(n_tokens=n_tokens, shards=shards, workers=workers, memory=memory)
     itemsize = 2 if vocab_size <= 1 << 16 else 4
@@ -152,22 +155,22 @@ def estimate_cost(
 
 
 def for_workers(n_tokens: int, workers: int) -> int:
-    """Shards that are worth making so that workers can sort them at the same time.
+    """Return the number of shards worth making so that workers can sort at the same time.
 
-    Not more than a few: every question is put to every shard.
+    It is small, because every query searches every shard.
     """
     return max(1, min(workers, n_tokens // WORTH_A_WORKER, MOST_FOR_WORKERS))
 
 
 def seconds(n_tokens: int, sorter: str, measured: Rate | None = None) -> float:
-    """Of sorting one shard: a rate that was measured, and GROWTH for each factor of ten."""
+    """Return the seconds to sort one shard: a measured rate, times GROWTH per factor of ten."""
     rate = measured or RATES[sorter]
     decades = math.log10(n_tokens / rate.tokens)
     return n_tokens / rate.tokens_a_second * GROWTH[sorter] ** decades
 
 
 def measure_rate(store: TokenStore, *, sorter: str, libsais: str | Path | None = None) -> Rate:
-    """Sort up to five million tokens of a store and say how fast this machine does it."""
+    """Sort up to five million tokens of a store and return this machine's speed."""
     tokens = np.array(store.tokens[:MEASURED])
     begin = time.perf_counter()
     suffix_array.build(tokens, sorter=sorter, libsais=libsais)
@@ -175,25 +178,28 @@ def measure_rate(store: TokenStore, *, sorter: str, libsais: str | Path | None =
 
 
 def memory_of(shard_tokens: int, *, sorter: str, itemsize: int, workers: int) -> int:
-    """Bytes that sorting takes, one shard a worker; a single worker is the process at hand."""
+    """Return the bytes that sorting takes, one shard per worker.
+
+    A single worker is this process, whose own memory is not counted.
+    """
     each = shard_tokens * suffix_array.bytes_a_token(sorter, itemsize, shard_tokens)
     return each if workers == 1 else workers * (PROCESS + each)
 
 
 def most_tokens(memory: int, *, sorter: str, itemsize: int, workers: int) -> int:
-    """The largest shard that `memory` and the sorter hold economically, none at the least."""
+    """Return the largest shard that `memory` and the sorter can hold economically, or 0."""
     each = memory // workers - (0 if workers == 1 else PROCESS)
     held = max(each, 0) // suffix_array.bytes_a_token(sorter, itemsize)
     return min(held, suffix_array.economical(sorter, itemsize))
 
 
 def disk(n_tokens: int, vocab_size: int) -> int:
-    """Bytes of a shard's files: positions, keys, first tokens, and a page that lists them."""
+    """Return the bytes of a shard's files: positions, keys, first tokens, and a page of listing."""
     return 4 * n_tokens + 8 * -(-n_tokens // prefix_table.STRIDE) + 8 * (vocab_size + 1) + PAGE
 
 
 def available_memory() -> int:
-    """Three quarters of the bytes that could be used now without swapping."""
+    """Return three quarters of the bytes that could be used now without swapping."""
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     table = Path("/proc/meminfo")
     if table.is_file():
@@ -207,12 +213,12 @@ def available_memory() -> int:
 
 
 def size(n_bytes: int) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes as readable text."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def refuse_small(**numbers: int | None) -> None:
-    """Refuse numbers that count something and are below 1."""
+    """Raise SorterError for counts below 1."""
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise SorterError(f"{name.replace('_', ' ')} is {number}; give 1 or more")

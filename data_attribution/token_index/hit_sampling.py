@@ -1,8 +1,9 @@
-"""A sample of the places where a query stands: spread over its contexts, the same for a seed.
+"""Sampling of a query's occurrences: spread over its contexts, and reproducible by seed.
 
-Sorted suffixes that start with a query are sorted by what follows it. Drawing one from each of
-equally long stretches of them samples the contexts in proportion, where the first hundred in the
-text would be those of the first documents, and independent draws would take some place twice.
+The sorted suffixes that start with a query are sorted by what follows it. Drawing one from each of
+equally long stretches of them samples the contexts in proportion. The first hundred in the text
+would instead be those of the first documents, and independent draws would take some occurrence
+twice.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ __all__ = ["Range", "documents", "drawn", "of"]
 
 # (part, low rank, high rank, tokens of the query).
 Range = tuple[Part, int, int, int]
-# Occurrences looked at to find documents, when they lie in fewer documents than are asked for.
+# Largest number of occurrences drawn while they lie in fewer documents than requested.
 MOST = 1 << 22
 KEPT = 1 << 12
 
@@ -26,7 +27,7 @@ Places = tuple[Int64[np.ndarray, " hit"], Int64[np.ndarray, " hit"]]
 
 
 def of(ranges: Sequence[Range], limit: int | None, seed: int) -> Places:
-    """Positions, ascending, and lengths of at most `limit` occurrences."""
+    """Return positions, ascending, and lengths of at most `limit` occurrences."""
     total = sum(high - low for _, low, high, _ in ranges)
     return _places(ranges, drawn(total, min(total, limit or total), seed))
 
@@ -37,11 +38,11 @@ def documents(
     limit: int | None,
     seed: int,
 ) -> tuple[Places, Int64[np.ndarray, " hit"]]:
-    """The same with one occurrence a document at most, and which document each lies in.
+    """Return at most one occurrence per document as in `of`, and the document of each.
 
-    More occurrences are drawn until they lie in `limit` documents or are all; with a limit at most
-    4 million of them, so that a query which stands more often, and in fewer documents than that,
-    may miss one of these.
+    More occurrences are drawn until they lie in `limit` documents, or all have been drawn. With a
+    limit, at most 4 million are drawn; so a query with more occurrences, in fewer documents than
+    `limit`, may miss some of these documents.
 
     Args:
         starts: Where the documents begin in tokens.bin.
@@ -65,7 +66,10 @@ def documents(
 
 
 def drawn(total: int, count: int, seed: int) -> Int64[np.ndarray, " drawn"]:
-    """One of each of `count` equal stretches of range(total), ascending; all when they are one."""
+    """Return one number from each of `count` equal stretches of range(total), ascending.
+
+    If `count` equals `total`, all numbers are returned.
+    """
     if count == total:
         return np.arange(total)
     edges = np.arange(count + 1) * total // count
@@ -79,7 +83,7 @@ def _uniform(count: int, seed: int) -> Float64[np.ndarray, " drawn"]:
 
 
 def _places(ranges: Sequence[Range], chosen: Int64[np.ndarray, " hit"]) -> Places:
-    """Positions, ascending, and lengths of the chosen ones of all ranges joined."""
+    """Return positions, ascending, and lengths of the chosen occurrences of all ranges joined."""
     if len(ranges) == 1:
         part, low, _, length = ranges[0]
         positions = part.positions(chosen + low)

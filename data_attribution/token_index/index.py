@@ -1,16 +1,16 @@
-"""Questions to the sorted text of a token store: how often, where, what next, which spans.
+"""The token index: counts, occurrences, next tokens and maximal spans of a query in the corpus.
 
 Documents stand between end-of-text tokens and no query may hold one, so a match lies inside a
 single document. Queries are matched as tokens, in each spelling that a text may have
-(`spelling`); a query that ends inside a word does not find the whole word.
+(`query_tokens`); a query that ends inside a word does not find the whole word.
 
 The text is sorted in *parts*, stretches of tokens.bin cut at document boundaries: the train region
-in one or more, the held-out region in others, so that what was never read is never counted as read.
-Every answer joins parts.
+in one or more, the held-out region in others, so that text that was never read is never counted as
+read. Every answer joins the parts.
 
-A question about one query is answered without numpy until there are places to list: a count takes
-microseconds (`benchmarks/token_index.py`). Many are better asked at once: `counts`, `finds`,
-`longest_suffix_each`, `next_tokens_each`, `maximal_spans_each`.
+A single query is answered without numpy until there are occurrences to list: a count takes
+microseconds (`benchmarks/token_index.py`). Many queries are better answered together: `counts`,
+`finds`, `longest_suffix_each`, `next_tokens_each`, `maximal_spans_each`.
 """
 
 import math
@@ -44,14 +44,14 @@ __all__ = ["Part", "TokenIndex", "TokenQuery"]
 
 @dataclass(frozen=True, eq=False)
 class TokenIndex:
-    """The sorted text of a token store. Open one with `indexing.open(store)`."""
+    """The sorted text of a token store. Open one with `token_index.open(store)`."""
 
     store: TokenStore
     backend: str
     parts: tuple[Part, ...]
 
     def count(self, query: TokenQuery) -> Count:
-        """How often a text or a row of token ids stands in the corpus; exact at any frequency.
+        """Count the occurrences of a text or a row of token ids; exact at any frequency.
 
         Raises:
             QueryError: The query is empty, holds end-of-text or ids outside the vocabulary, or is
@@ -60,10 +60,10 @@ class TokenIndex:
         return self._found(query)[0]
 
     def counts(self, queries: Sequence[TokenQuery]) -> tuple[Count, ...]:
-        """`count` of many queries, searched together.
+        """Count many queries, searched together.
 
         Raises:
-            QueryError: As `count`, for the first query that cannot be asked.
+            QueryError: As in `count`, for the first invalid query.
         """
         rows = [spelled(self.store, query) for query in queries]
         return tuple(
@@ -74,18 +74,19 @@ class TokenIndex:
     def find(
         self, query: TokenQuery, *, limit: int | None = 100, seed: int = 0, every: bool = False
     ) -> Hits:
-        """Where a query stands, held-out places included and marked.
+        """Find the occurrences of a query, with held-out occurrences included and marked.
 
-        When there are more than `limit`, one is drawn from each of equally long stretches of the
-        sorted occurrences (`strata`): the sample is spread over what follows the query, and is the
-        same for the same seed.
+        If there are more than `limit`, one is drawn from each of equally long stretches of the
+        sorted occurrences (`hit_sampling`): the sample is spread over what follows the query, and
+        is the same for the same seed.
 
         Args:
-            limit: None: all of them.
-            every: Several occurrences in one document may be returned; otherwise the first drawn.
+            limit: Largest number of occurrences; None: all.
+            every: Whether several occurrences in one document may be returned; otherwise only the
+                first one drawn.
 
         Raises:
-            QueryError: As `count`, the limit is not above 0, or the seed is below 0.
+            QueryError: As in `count`; or the limit is not above 0, or the seed is below 0.
         """
         _drawable(limit, seed)
         return self._hits(*self._found(query), limit, seed, every)
@@ -98,10 +99,10 @@ class TokenIndex:
         seed: int = 0,
         every: bool = False,
     ) -> tuple[Hits, ...]:
-        """`find` of many queries, searched together.
+        """Find the occurrences of many queries, searched together.
 
         Raises:
-            QueryError: As `find`, for the first query that cannot be asked.
+            QueryError: As in `find`, for the first invalid query.
         """
         _drawable(limit, seed)
         rows = [spelled(self.store, query) for query in queries]
@@ -113,27 +114,28 @@ class TokenIndex:
         return tuple(found)
 
     def longest_suffix(self, query: TokenQuery, *, minimum: int = 1) -> Suffix:
-        """The longest end of a query that stands at least `minimum` times in the train region.
+        """Return the longest end of a query that occurs `minimum` times in the train region.
 
-        Of a text all spellings are shortened to the same number of tokens, and counted together.
+        It may occur more often. All spellings of a text are shortened to the same number of tokens,
+        and counted together.
 
         Raises:
-            QueryError: As `count`, or the minimum is below 0.
+            QueryError: As in `count`; or the minimum is below 0.
         """
         return self.longest_suffix_each([query], minimum=minimum)[0]
 
     def longest_suffix_each(
         self, queries: Sequence[TokenQuery], *, minimum: int = 1
     ) -> tuple[Suffix, ...]:
-        """`longest_suffix` of many queries, all halved together.
+        """Return the `longest_suffix` of many queries, bisected together.
 
         Raises:
-            QueryError: As `longest_suffix`, for the first query that cannot be asked.
+            QueryError: As in `longest_suffix`, for the first invalid query.
         """
         _at_least(0, minimum)
         rows = [spelled(self.store, query) for query in queries]
         longest = [max(map(len, several)) for several in rows]
-        low, high = [0] * len(rows), list(longest)  # `low` tokens stand often enough
+        low, high = [0] * len(rows), list(longest)  # the last `low` tokens occur often enough
         while left := [k for k in range(len(rows)) if low[k] < high[k]]:
             middles = [(low[k] + high[k] + 1) >> 1 for k in left]
             ends = [_ends(rows[k], middle) for k, middle in zip(left, middles, strict=True)]
@@ -148,24 +150,25 @@ class TokenIndex:
         )
 
     def next_tokens(self, query: TokenQuery, *, minimum: int = 1) -> NextTokens:
-        """What follows the query in the train region, commonest first, over all its spellings.
+        """Return the tokens that follow a query in the train region, commonest first.
 
-        Where the query stands less often than `minimum`, what follows its `longest_suffix` that
-        does is given instead, as the result says; with a minimum of 0 there is no such backing off
-        (infini-gram's, Liu et al. 2024, https://arxiv.org/abs/2401.17377).
+        They are counted over all spellings of the query. If the query occurs less often than
+        `minimum`, the tokens that follow its `longest_suffix` are returned instead, as the result
+        says. With a minimum of 0 there is no such backing off (as in infini-gram, Liu et al. 2024,
+        https://arxiv.org/abs/2401.17377).
 
         Raises:
-            QueryError: As `longest_suffix`.
+            QueryError: As in `longest_suffix`.
         """
         return self.next_tokens_each([query], minimum=minimum)[0]
 
     def next_tokens_each(
         self, queries: Sequence[TokenQuery], *, minimum: int = 1
     ) -> tuple[NextTokens, ...]:
-        """`next_tokens` of many queries, searched together.
+        """Return the `next_tokens` of many queries, searched together.
 
         Raises:
-            QueryError: As `longest_suffix`, for the first query that cannot be asked.
+            QueryError: As in `longest_suffix`, for the first invalid query.
         """
         suffixes = self.longest_suffix_each(queries, minimum=minimum)
         rows = [one.tokens for suffix in suffixes for one in suffix.found.spellings]
@@ -178,25 +181,26 @@ class TokenIndex:
     def maximal_spans(
         self, text: TokenQuery, *, minimum: int = 1, share: float | None = None
     ) -> list[Span]:
-        """The longest stretches of a text that stand in the train region, in order of the text.
+        """Return the maximal spans of a text that occur in the train region, in order of the text.
 
-        From each token on the longest match is found; those inside another are dropped. The text
-        is taken with or without a leading space, whichever starts with more matched letters.
+        From each token on the longest match is searched; matches inside another one are dropped.
+        The text is taken with or without a leading space, whichever starts with more matched
+        letters.
 
         Args:
             minimum: Shortest span kept, in tokens.
             share: Keep only ceil(share x tokens) spans, the least probable ones by their unigram
-                log-probability; 0.05 is OLMoTrace's (Liu et al. 2025).
+                log-probability; OLMoTrace uses 0.05 (Liu et al. 2025).
 
         Raises:
-            QueryError: As `count`, the minimum is below 1, or the share not above 0.
+            QueryError: As in `count`; or the minimum is below 1, or the share is not above 0.
         """
         return self.maximal_spans_each([text], minimum=minimum, share=share)[0]
 
     def maximal_spans_each(
         self, texts: Sequence[TokenQuery], *, minimum: int = 1, share: float | None = None
     ) -> list[list[Span]]:
-        """`maximal_spans` of many texts."""
+        """Return the `maximal_spans` of many texts."""
         _at_least(1, minimum)
         if share is not None and not share > 0:
             raise QueryError(f"a share of {share:g} spans a token was asked for; give more than 0")
@@ -205,7 +209,7 @@ class TokenIndex:
         return [_least_probable(self._spans(row, minimum), kept * len(row)) for row in rows]
 
     def occurrences(self, patterns: Sequence[np.ndarray]) -> list[Int64[np.ndarray, " hit"]]:
-        """All positions of each row of token ids in the train region, ascending."""
+        """Return all positions of each row of token ids in the train region, ascending."""
         found: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in patterns]
         for part in self.parts:
             if not part.held_out:
@@ -216,9 +220,9 @@ class TokenIndex:
     def places(
         self, row: Sequence[int], *, most: int = 1 << 22
     ) -> Iterator[Int64[np.ndarray, " hit"]]:
-        """Positions of a row of token ids in the train region, at most so many at a time.
+        """Yield the positions of a row of token ids in the train region, at most `most` at a time.
 
-        In no order: `occurrences` sorts, and holds them all.
+        They are in no order; `occurrences` sorts them, but holds them all in memory.
         """
         for part in self.parts:
             low, high = (0, 0) if part.held_out else part.find(row)
@@ -226,7 +230,7 @@ class TokenIndex:
                 yield part.positions(slice(first, min(first + most, high)))
 
     def around(self, hit: Hit, *, n: int = 12) -> str:
-        """The text of an occurrence with at most `n` tokens of its document on either side."""
+        """Return the text of an occurrence with up to `n` tokens of its document on each side."""
         start = int(self.store.starts[hit.document])
         stop = start + int(self.store.lengths[hit.document])
         first, last = max(start, hit.position - n), min(stop, hit.position + hit.length + n)
@@ -234,7 +238,10 @@ class TokenIndex:
 
     @cached_property
     def log_probabilities(self) -> Float64[np.ndarray, " vocab"]:
-        """Unigram log probability of each token in the train region, end-of-text left out."""
+        """Return the unigram log-probability of each token in the train region.
+
+        End-of-text is left out.
+        """
         counts = sum(np.diff(part.buckets) for part in self.parts if not part.held_out)
         counts = np.asarray(counts, np.float64)
         counts[self.store.eot] = 0
@@ -242,13 +249,13 @@ class TokenIndex:
             return np.log(counts) - np.log(max(counts.sum(), 1))
 
     def _found(self, query: TokenQuery) -> tuple[Count, list[Range]]:
-        """How often a query stands, and at which ranks of which parts."""
+        """Return how often a query occurs, and at which ranks of which parts."""
         return self._joined(query, [(row, self._ranges(row)) for row in spelled(self.store, query)])
 
     def _joined(
         self, query: TokenQuery, found: Sequence[tuple[Sequence[int], list[Range]]]
     ) -> tuple[Count, list[Range]]:
-        """The same of rows whose ranks are known."""
+        """Return the same for rows whose ranks are known."""
         spellings, everywhere = [], []
         for row, ranges in found:
             spellings.append(Spelling(tuple(row), *self._regions(ranges), self._text))
@@ -292,7 +299,7 @@ class TokenIndex:
         return found
 
     def _ranges_each(self, rows: Sequence[Sequence[int]]) -> list[list[Range]]:
-        """The same of many rows, searched together."""
+        """Return the ranges of many rows, searched together."""
         found: list[list[Range]] = [[] for _ in rows]
         patterns = [np.array(row, np.int64) for row in rows]
         for part in self.parts:
@@ -302,7 +309,7 @@ class TokenIndex:
         return found
 
     def _spellings(self, rows: Sequence[Sequence[Sequence[int]]]) -> list[tuple[Spelling, ...]]:
-        """How often each row of each query stands, counted together."""
+        """Return how often each row of each query occurs, counted together."""
         patterns = [np.array(row, np.int64) for several in rows for row in several]
         read, held_out = (one.tolist() for one in self._counts(patterns))
         each = iter(zip(read, held_out, strict=True))
@@ -313,7 +320,7 @@ class TokenIndex:
 
     @staticmethod
     def _regions(ranges: Sequence[Range]) -> tuple[int, int]:
-        """Occurrences in the train region and in the held-out region."""
+        """Return the numbers of occurrences in the train region and in the held-out region."""
         read = held_out = 0
         for part, low, high, _ in ranges:
             if part.held_out:
@@ -323,14 +330,14 @@ class TokenIndex:
         return read, held_out
 
     def _held_out(self, row: Sequence[int]) -> int:
-        """Occurrences of a row in the held-out region."""
+        """Return the number of occurrences of a row in the held-out region."""
         ranks = [part.find(row) for part in self.parts if part.held_out]
         return sum(high - low for low, high in ranks)
 
     def _counts(
         self, patterns: Sequence[np.ndarray]
     ) -> tuple[Int64[np.ndarray, " pattern"], Int64[np.ndarray, " pattern"]]:
-        """Occurrences of many rows in the train region and in the held-out region."""
+        """Return the occurrences of many rows in the train region and in the held-out region."""
         counts = {held_out: np.zeros(len(patterns), np.int64) for held_out in (False, True)}
         for part in self.parts:
             low, high = part.search(patterns)
@@ -338,7 +345,7 @@ class TokenIndex:
         return counts[False], counts[True]
 
     def _spelled_best(self, text: TokenQuery) -> list[int]:
-        """Of the spellings of a text, that whose first match has most letters."""
+        """Return the spelling of a text whose first match has most letters."""
 
         def matched(row: list[int]) -> int:
             longest = max(part.longest(row, 0, len(row))[0] for part in self._read_parts)
@@ -349,7 +356,7 @@ class TokenIndex:
 
     def _spans(self, row: list[int], minimum: int) -> list[Span]:
         probable = self.log_probabilities[row]
-        # A token that stands nowhere is in no stretch; its infinity would be in every later sum.
+        # A token that occurs nowhere is in no span, but its infinity would be in every later sum.
         sums = np.append(0, np.cumsum(np.where(np.isfinite(probable), probable, 0))).tolist()
         found, decode = [], self.store.tokenizer.decode
         for start, stop, count in maximal_spans.maximal(self._read_parts, row):
@@ -368,7 +375,7 @@ class TokenIndex:
 
 
 def _ends(rows: Sequence[list[int]], n: int) -> list[tuple[int, ...]]:
-    """The distinct last `n` tokens of each row; none when `n` is 0."""
+    """Return the distinct last `n` tokens of each row; none if `n` is 0."""
     return list(dict.fromkeys(tuple(row[-n:]) for row in rows)) if n else []
 
 

@@ -1,10 +1,10 @@
-"""The maximal verbatim stretches of a text, at a cost that copies do not raise.
+"""Search for the maximal verbatim spans of a text, at a cost that does not grow with copied text.
 
-As OLMoTrace (Liu et al. 2025, https://arxiv.org/abs/2504.07096): the longest match from each token
-on, less those inside another. Not every token needs a search. Past a stretch that ends before token
-e, the next one begins at the first token from which the text matches through e, which is looked for
-backwards from e, near which it mostly is. So a text that is copied whole takes one search, and any
-other a few for each of its stretches.
+As in OLMoTrace (Liu et al. 2025, https://arxiv.org/abs/2504.07096), the maximal spans are the
+longest matches from each token on, without those inside another. Not every token needs a search.
+After a span that ends before token e, the next one begins at the first token from which the text
+matches through e. That token is searched backwards from e, because it is mostly near e. So a text
+that is copied whole takes one search, and any other text a few for each of its spans.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from data_attribution.token_index.segment import Part
 
 __all__ = ["maximal"]
 
-# Most stretches begin so few tokens before the end of the last one.
+# Most spans begin at most this many tokens before the end of the last one.
 NEAR = 4
 
 
 def maximal(parts: Sequence[Part], text: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(start, stop, how often it stands) of each maximal stretch, in the order of the text."""
+    """Return (start, stop, occurrences) of each maximal span, in the order of the text."""
     kept, start = [], 0
     while start < len(text):
         length, count = _longest(parts, text, start)
@@ -35,7 +35,7 @@ def maximal(parts: Sequence[Part], text: Sequence[int]) -> list[tuple[int, int, 
 
 
 def _longest(parts: Sequence[Part], text: Sequence[int], start: int) -> tuple[int, int]:
-    """How many tokens of text[start:] stand in some part, and how often they do in all."""
+    """Return how many tokens of text[start:] occur in some part, and how often in all parts."""
     most = count = 0
     for part in parts:
         length, low, high = part.longest(text, start, len(text))
@@ -47,10 +47,11 @@ def _longest(parts: Sequence[Part], text: Sequence[int], start: int) -> tuple[in
 
 
 def _through(parts: Sequence[Part], text: Sequence[int], start: int, last: int) -> int:
-    """The first token behind `start` from which the text matches through token `last`.
+    """Return the first token behind `start` from which the text matches through token `last`.
 
-    `last` + 1 where that token stands nowhere. If the text matches from a token on, it does from
-    all later ones, so steps backwards may double, which they do behind the first NEAR.
+    The result is `last` + 1 if that token occurs nowhere. If the text matches from a token on, it
+    also matches from all later ones, so the step backwards may double; it does beyond the first
+    NEAR tokens.
     """
 
     def stands(at: int) -> bool:
@@ -62,7 +63,7 @@ def _through(parts: Sequence[Part], text: Sequence[int], start: int, last: int) 
     while first - step > start and stands(first - step):
         first -= step
         step = 1 if last - first < NEAR else 2 * step
-    low = max(start, first - step)  # it matches from `first`, and not from `low`
+    low = max(start, first - step)  # invariant: matches from `first`, not from `low`
     while first - low > 1:
         middle = (low + first) >> 1
         if stands(middle):

@@ -1,9 +1,9 @@
-"""The first tokens of every 64th sorted suffix, packed: most of a binary search in few bytes.
+"""Table of the first tokens of every 64th sorted suffix: most of a binary search in few bytes.
 
-A key holds four tokens of 16 bits, or two of 32, the first in the highest bits, and zeros past the
-end of the tokens; so keys ascend with the ranks they are of. A search in them leaves a bracket of
-64 ranks (more where more suffixes share a key), and all of them together stay in the processor's
-cache or at least in memory, where a suffix array of a large corpus would not.
+A key packs four tokens of 16 bits, or two of 32, the first in the highest bits, with zeros past the
+end of the tokens; so keys ascend with their ranks. A search in the table leaves a bracket of 64
+ranks (more where more suffixes share a key). The whole table stays in the processor's cache or at
+least in memory, where a suffix array of a large corpus would not.
 """
 
 import numpy as np
@@ -21,7 +21,10 @@ CHUNK = 1 << 20
 def build(
     tokens: UInt[np.ndarray, " token"], suffixes: UInt32[np.ndarray, " token"]
 ) -> UInt64[np.ndarray, " key"]:
-    """The key of every 64th suffix, from the first on; memory does not grow with the tokens."""
+    """Return the key of every 64th suffix, from the first on.
+
+    Memory does not grow with the tokens.
+    """
     keys = np.zeros(-(-len(suffixes) // STRIDE), np.uint64)
     width = np.uint64(64 // span(tokens.dtype))
     for start in range(0, len(keys), CHUNK):
@@ -34,7 +37,7 @@ def build(
 
 
 def span(dtype: np.dtype) -> int:
-    """How many tokens of this type a key holds."""
+    """Return how many tokens of this type a key holds."""
     return 8 // np.dtype(dtype).itemsize
 
 
@@ -44,7 +47,7 @@ def packed(
     stops: Int64[np.ndarray, " pattern"],
     n: int,
 ) -> tuple[UInt64[np.ndarray, " pattern"], UInt64[np.ndarray, " pattern"]]:
-    """The least and the greatest key of `n` tokens that begins with each text[start:stop]."""
+    """Return the smallest and greatest key of `n` tokens that begin with each text[start:stop]."""
     width, least = np.uint64(64 // n), np.zeros(len(starts), np.uint64)
     held = np.minimum(stops - starts, n)
     for ahead in range(n):
@@ -59,11 +62,11 @@ def brackets(
     least: UInt64[np.ndarray, " pattern"],
     greatest: UInt64[np.ndarray, " pattern"],
 ) -> tuple[tuple[Ranks, Ranks], tuple[Ranks, Ranks]]:
-    """Where patterns with these keys begin, and where they end: two brackets of ranks for each.
+    """Return two brackets of ranks for each pattern: where its matches begin, and where they end.
 
-    A suffix with a smaller key than a pattern's least stands before the pattern. One with a greater
-    key than that begins with it or stands behind it, and behind it when it exceeds the greatest.
-    High ends may exceed the last rank.
+    A suffix with a key below a pattern's smallest key sorts before the pattern. A suffix with a key
+    above the smallest one begins with the pattern or sorts after it, and sorts after it if its key
+    exceeds the greatest one. An equal key decides nothing. High ends may exceed the last rank.
     """
     left, right = np.searchsorted(keys, least), np.searchsorted(keys, least, "right")
     past = np.searchsorted(keys, greatest, "right")

@@ -1,8 +1,8 @@
-"""Which rows of token ids a query stands for.
+"""The rows of token ids that a query stands for.
 
-With byte pairs " word" and "word" are different tokens, so a text is looked for both with and
+With byte-pair tokens, " word" and "word" are different tokens, so a text is searched both with and
 without a leading space (users of other indexes trip over this: liujc1998/infini-gram#10). A row of
-token ids is looked for as it is.
+token ids is searched as it is.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from train.data import TokenStore
 
 __all__ = ["LONGEST", "TokenQuery", "spelled"]
 
-# Tokens of a query: a text that is longer is better asked for in pieces.
+# Largest number of tokens in a query; a longer text is better searched in pieces.
 LONGEST = 1_000_000
 
 TokenQuery = str | Sequence[int] | Integer[np.ndarray, " pos"]
 
 
 def spelled(store: TokenStore, query: TokenQuery, *, every: bool = False) -> list[list[int]]:
-    """The rows of token ids that a query stands for, the query as it was given first.
+    """Return the rows of token ids that a query stands for, the query as given first.
 
-    A spelling that ends with another's tokens only stands where that one does, and is left out
-    unless `every` is asked for.
+    A spelling that ends with the tokens of another one occurs only where that one does, and is left
+    out unless `every` is set.
 
     Raises:
         QueryError: The query is empty, too long, holds end-of-text, or ids outside the vocabulary.

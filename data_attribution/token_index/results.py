@@ -1,7 +1,7 @@
-"""What a token index answers with: counts, places, what follows, spans.
+"""Results of a token index: counts, occurrences, next tokens, spans.
 
-Plain records: each says of which tokens it speaks, and keeps what was trained on apart from what
-was held out.
+These are plain records. Each names its tokens, and separates the train region from the held-out
+region.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,16 +28,16 @@ __all__ = [
 
 @runtime_checkable
 class Reader(Protocol):
-    """What is asked of a run: at which steps it read a stretch of the store."""
+    """The part of a run that tells at which steps it read a stretch of the store."""
 
     def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]: ...
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """One way in which a query may stand in the corpus, and how often it does.
+    """One spelling of a query, and how often it occurs in the corpus.
 
-    `decode` turns tokens into text, which is done when it is asked for.
+    `decode` turns tokens into text when the text is needed.
     """
 
     tokens: tuple[int, ...]
@@ -47,15 +47,15 @@ class Spelling:
 
     @property
     def text(self) -> str:
-        """The tokens as text."""
+        """Return the tokens as text."""
         return self.decode(self.tokens)
 
 
 @dataclass(frozen=True)
 class Count:
-    """How often a query stands in the text that is trained on, and in the text held out.
+    """How often a query occurs in the train region and in the held-out region.
 
-    `asked` is the query where it was a text.
+    `asked` is the query if it was a text.
     """
 
     spellings: tuple[Spelling, ...]
@@ -63,21 +63,21 @@ class Count:
 
     @property
     def query(self) -> str:
-        """The query as text."""
+        """Return the query as text."""
         return self.spellings[0].text if self.asked is None else self.asked
 
     @property
     def count(self) -> int:
-        """Occurrences in the train region."""
+        """Return the number of occurrences in the train region."""
         return sum(one.count for one in self.spellings)
 
     @property
     def held_out(self) -> int:
-        """Occurrences in the held-out region, which no run reads."""
+        """Return the number of occurrences in the held-out region, which no run reads."""
         return sum(one.held_out for one in self.spellings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "query": self.query,
             "count": self.count,
@@ -104,10 +104,10 @@ class Hit(NamedTuple):
     held_out: bool
 
     def steps(self, run: Reader, *, before: int | None = None) -> Int64[np.ndarray, " step"]:
-        """The steps at which a token of this occurrence was a target; none when held out.
+        """Return the steps at which a token of this occurrence was a target; none if held out.
 
         Args:
-            before: A checkpoint: only the steps that it had seen, which are those below it.
+            before: Checkpoint; only the steps below it, which it had seen, are returned.
         """
         steps = run.steps_reading_tokens(self.position, self.position + self.length)
         return steps if before is None else steps[steps < before]
@@ -117,7 +117,7 @@ class Hit(NamedTuple):
 class Hits:
     """Occurrences of a query by position: all of them, or a sample spread over their contexts.
 
-    A row a hit in each array; iterating makes `Hit`s of them.
+    Each array has one row per occurrence; iteration yields `Hit`s.
     """
 
     found: Count
@@ -129,9 +129,9 @@ class Hits:
 
     @cached_property
     def items(self) -> tuple[Hit, ...]:
-        """The hits one by one."""
+        """Return the occurrences one by one."""
         columns = (self.positions, self.lengths, self.documents, self.offsets, self.held_out)
-        # `Hit._make` also counts the columns of every row: 5 % of listing 100 hits.
+        # `Hit._make` also checks the length of every row, which is 5 % of listing 100 hits.
         made = partial(tuple.__new__, Hit)
         return tuple(map(made, zip(*(one.tolist() for one in columns), strict=True)))
 
@@ -152,10 +152,10 @@ class Hits:
 
 @dataclass(frozen=True)
 class Suffix:
-    """The longest end of a query that stands often enough in the train region.
+    """The longest end of a query that occurs often enough in the train region.
 
-    `dropped` tokens were taken off its front. When all were, nothing of the query stands there
-    that often, `found` has no spelling, and what is said of the suffix is said of any place.
+    `dropped` tokens were removed from its front. If all were removed, no end of the query occurs
+    that often, `found` has no spelling, and results for the suffix are those for any position.
     """
 
     dropped: int
@@ -164,7 +164,7 @@ class Suffix:
 
 @dataclass(frozen=True)
 class NextToken:
-    """A token that follows the query, and how often. End-of-text: a document ends there."""
+    """A token that follows the query, and its count; end-of-text: a document ends there."""
 
     token: int
     text: str
@@ -173,7 +173,10 @@ class NextToken:
 
 @dataclass(frozen=True)
 class NextTokens:
-    """What follows a query in the train region, commonest first, or the end of it that stands."""
+    """The tokens that follow a query, or the end of it that occurs, in the train region.
+
+    They are sorted by falling count.
+    """
 
     suffix: Suffix
     items: tuple[NextToken, ...]
@@ -190,10 +193,10 @@ class NextTokens:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a text that stands in the corpus and cannot be made longer in the text.
+    """A span of a text that occurs in the corpus and cannot be made longer in the text.
 
-    `start` and `stop` count tokens of the text; `log_probability` is the sum of the unigram log
-    probabilities of its tokens in the train region, in nats: the lower, the more surprising.
+    `start` and `stop` count tokens of the text; `log_probability` is the sum of the unigram
+    log-probabilities of its tokens in the train region, in nats: the lower, the more surprising.
     """
 
     start: int

@@ -1,7 +1,7 @@
-"""One stretch of tokens.bin with its sorted suffixes: what a question to the corpus is put to.
+"""A part of the index: one stretch of tokens.bin with its sorted suffixes.
 
-Stretches are cut at document boundaries, and none holds both what is trained on and what is held
-out. Their arrays stay on disk until they are read.
+Parts are cut at document boundaries, and none holds both train and held-out text. Their arrays stay
+on disk until they are read.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,17 @@ from train.errors import DamagedError
 
 __all__ = ["Part"]
 
-# Occurrences whose next tokens are read one by one; of more, the ends of equal runs are looked for.
+# Up to this many occurrences, next tokens are read one by one; above, the ends of equal runs are
+# searched.
 FEW = 1 << 20
-# Places whose first tokens are compared: of 4,096 it made the slowest listings 12 % slower.
+# Up to this many positions are checked by their first tokens. With 4,096 the slowest listings took
+# 12 % longer.
 CHECKED = 1 << 7
 DAMAGED = (
     "the token index gives a place where its query does not stand; it was changed: `openbook index "
     "verify STORE` names the file"
 )
-# So many patterns cost as much one by one as together.
+# Up to this many patterns are searched one by one, which costs no more than together.
 ALONE = 256
 
 
@@ -35,11 +37,12 @@ class Part:
     """A stretch of tokens.bin, cut at a document boundary, and its sorted suffixes.
 
     Attributes:
-        start: Where in tokens.bin it begins.
-        held_out: No run reads it.
-        suffixes: `sorting.build` of the tokens.
-        buckets: `sorting.buckets` of them.
-        keys: `key_tables.build` of them; without it a search takes more halvings.
+        start: Position in tokens.bin where it begins.
+        held_out: Whether it is held out, so that no run reads it.
+        suffixes: Result of `suffix_array.build` on the tokens.
+        buckets: Result of `suffix_array.buckets` on them.
+        keys: Result of `prefix_table.build` on them; without it a search takes more bisection
+            steps.
     """
 
     start: int
@@ -51,17 +54,21 @@ class Part:
 
     @cached_property
     def find(self) -> Callable[[Sequence[int]], tuple[int, int]]:
-        """`find(pattern)`: its ranks [low, high), in microseconds."""
+        """Return the function `find(pattern)`: its ranks [low, high), in microseconds."""
         return self._finder.find
 
     @cached_property
     def stands(self) -> Callable[[Sequence[int], int, int], bool]:
-        """`stands(text, start, stop)`: whether text[start:stop] stands here."""
+        """Return the function `stands(text, start, stop)`: whether text[start:stop] occurs here."""
         return self._finder.stands
 
     @cached_property
     def longest(self) -> Callable[[Sequence[int], int, int], tuple[int, int, int]]:
-        """`longest(text, start, stop)`: tokens of text[start:stop] that stand here, and ranks."""
+        """Return the function `longest(text, start, stop)`.
+
+        It gives the number of tokens of text[start:stop], from the first on, that occur here, and
+        their ranks.
+        """
         return self._finder.longest
 
     @cached_property
@@ -69,7 +76,10 @@ class Part:
         return suffix_search.finder(self.tokens, self.suffixes, self.buckets, self.keys)
 
     def search(self, patterns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks [low, high) of each pattern, as `searching.search`; few are found one by one."""
+        """Return ranks [low, high) of each pattern, as `suffix_search.search`.
+
+        Few patterns are searched one by one.
+        """
         if len(patterns) <= ALONE:
             found = [self.find(pattern.tolist()) for pattern in patterns]
             low, high = np.array(found, np.int64).reshape(-1, 2).T
@@ -77,15 +87,16 @@ class Part:
         return suffix_search.search(self.tokens, self.suffixes, patterns, self.buckets, self.keys)
 
     def positions(self, ranks: slice | np.ndarray) -> Int64[np.ndarray, " rank"]:
-        """Positions in tokens.bin of the suffixes at these ranks, which begin with one token.
+        """Return positions in tokens.bin of suffixes by rank; all must begin with the same token.
 
         Raises:
-            DamagedError: One lies outside the part or, where they are few, begins with another
-                token: a bit of the index flipped. More than that only `indexing.verify` finds.
+            DamagedError: A position lies outside the part or, if there are few, begins with another
+                token: a bit of the index flipped. Only `token_index.verify` finds more than that.
         """
         found = self.suffixes[ranks].astype(np.int64)
         if found.size <= CHECKED:
-            # Compared as bytes, shifted by a token: a tenth of what numpy takes for so few.
+            # All first tokens are equal if the bytes equal themselves shifted by one token. This
+            # takes a tenth of numpy's time for so few.
             first, width = self._read(found).tobytes(), self.tokens.itemsize
             if first[width:] != first[:-width]:
                 raise DamagedError(DAMAGED)
@@ -94,11 +105,12 @@ class Part:
         return found + self.start
 
     def following(self, low: int, high: int, depth: int) -> Int64[np.ndarray, " vocab"]:
-        """How often each token stands `depth` tokens behind the starts of ranks [low, high).
+        """Return how often each token occurs `depth` tokens after the suffixes [low, high).
 
-        Those suffixes share what lies between, so they are sorted by that token: of many, only the
-        two ends of a stretch are read, and it is halved until they agree. Costs some distinct
-        tokens x log(high - low) reads. Every document is followed by end-of-text, so there is one.
+        Those suffixes share the tokens between, so they are sorted by that token. If there are
+        many, only the two ends of a stretch are read, and it is halved until they agree. Costs
+        about (distinct tokens) x log(high - low) reads. Every document is followed by end-of-text,
+        so the token exists.
         """
 
         def read(ranks: slice | np.ndarray) -> np.ndarray:

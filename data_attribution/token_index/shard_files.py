@@ -1,13 +1,13 @@
-"""One shard of a token index: a stretch of tokens.bin whose suffixes are sorted, on disk.
+"""The files of one shard of a token index: a stretch of tokens.bin whose suffixes are sorted.
 
     shard-000.suffixes.u32   positions in the shard, sorted by the suffix that starts there
               .buckets.i64   where each first token's suffixes begin; also the unigram counts
-              .keys.u64      the first tokens of every 64th suffix (`key_tables`)
-              .json          of which store and stretch it is, and the files' sha256; sealed
+              .keys.u64      the first tokens of every 64th suffix (`prefix_table`)
+              .json          its store and stretch, and the files' sha256; sealed
 
-The last is written when the others are whole and on the disk: a shard is finished when its .json
-is there. Files are written under names of their own and renamed, so that a process that outlived
-its parent by a moment cannot write into the files of the next.
+The .json is written last, when the other files are complete and on disk: a shard is finished when
+its .json exists. Files are written under temporary names of their process and renamed, so that a
+process that outlived its parent by a moment cannot write into the files of the next.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ PIECE = 1 << 22  # entries hashed and written at a time
 
 @dataclass(frozen=True)
 class Shard:
-    """Tokens [start, stop) of tokens.bin: whole documents, all trained on or all held out."""
+    """The tokens [start, stop) of tokens.bin: whole documents, all in training or all held out."""
 
     name: str
     start: int
@@ -42,13 +42,13 @@ class Shard:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in it, end-of-text included."""
+        """Return the number of tokens, including end-of-text."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a shard holds, memory-mapped; `keys` ascend with the ranks."""
+    """The arrays of a shard, memory-mapped; `keys` ascend with the ranks."""
 
     suffixes: UInt32[np.ndarray, " token"]
     buckets: Int64[np.ndarray, " bucket"]
@@ -57,15 +57,15 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that sorting a shard depends on, as plain values."""
+    """All inputs of sorting a shard, as plain values."""
 
     shard: Shard
     folder: str
     tokens: str  # path of tokens.bin
     dtype: str
     vocab_size: int
-    store: str  # fingerprint
-    sha256: str  # of tokens.bin
+    store: str  # fingerprint of the token store
+    sha256: str  # sha256 of tokens.bin
     sorter: str
     libsais: str | None = None
     threads: int = 1
@@ -76,7 +76,7 @@ def sort(task: Task) -> None:
 
     Raises:
         DiskError: The disk is full.
-        SorterError: The sorter cannot take the shard.
+        SorterError: The sorter cannot sort the shard.
     """
     shard, folder = task.shard, Path(task.folder)
     tokens = np.memmap(task.tokens, task.dtype, "r").view(np.ndarray)[shard.start : shard.stop]
@@ -104,7 +104,7 @@ def sort(task: Task) -> None:
 
 
 def finished(task: Task) -> dict[str, dict] | None:
-    """`listed` of a shard that an earlier build finished, when every byte still is as it was."""
+    """Return `listed` for a shard that an earlier build finished, if every byte is unchanged."""
     files = listed(task)
     for name, file in (files or {}).items():
         there = Path(task.folder) / name
@@ -114,7 +114,7 @@ def finished(task: Task) -> dict[str, dict] | None:
 
 
 def listed(task: Task) -> dict[str, dict] | None:
-    """Files of a finished shard by name, each with bytes and sha256; None when there is none."""
+    """Return the files of a finished shard by name, each with size and sha256, or None."""
     path = Path(task.folder) / (task.shard.name + ABOUT)
     try:
         about = storage.read_sealed(path)
@@ -127,7 +127,7 @@ def listed(task: Task) -> dict[str, dict] | None:
 
 
 def read(folder: Path, name: str) -> Arrays:
-    """The arrays of a shard; suffixes and keys stay on disk until they are read."""
+    """Return the arrays of a shard; suffixes and keys stay on disk until they are read."""
     return Arrays(
         np.memmap(folder / (name + SUFFIXES), "<u4", "r").view(np.ndarray),
         np.fromfile(folder / (name + BUCKETS), "<i8"),
@@ -136,12 +136,15 @@ def read(folder: Path, name: str) -> Arrays:
 
 
 def sorter_of(folder: Path, name: str) -> str:
-    """Who sorted a shard."""
+    """Return the name of the sorter that sorted a shard."""
     return storage.read_sealed(folder / (name + ABOUT))["sorter"]
 
 
 def _about(task: Task) -> dict[str, object]:
-    """What a shard's .json says, its files and its sorter left out: any sorter's are the same."""
+    """Return the entries of a shard's .json that must match the task.
+
+    Files and sorter are left out, because every sorter gives the same files.
+    """
     return {
         "schema": SCHEMA,
         "store": task.store,
@@ -154,7 +157,7 @@ def _about(task: Task) -> dict[str, object]:
 
 
 def _write(path: Path, array: np.ndarray) -> dict[str, object]:
-    """Write an array whole or not at all, and hash it meanwhile; its bytes and their sha256."""
+    """Write an array whole or not at all, and hash it meanwhile; return its size and sha256."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest = hashlib.sha256()
     try:

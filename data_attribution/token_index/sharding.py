@@ -1,8 +1,8 @@
-"""Where a corpus is cut into shards: at the ends of documents, as its memory and workers ask.
+"""Division of a corpus into shards, at the ends of documents, to fit memory and workers.
 
-A shard never mixes the text that is trained on with the text held out. Shards are made as few as
-memory allows, and as many as there are workers. Memory is that of sorting
-(`sorting.bytes_a_token`), once for every shard that is sorted at the same time.
+A shard never mixes train and held-out text. There are as few shards as memory allows, and at least
+as many as workers where that is worthwhile. Memory is that of sorting
+(`suffix_array.bytes_a_token`), once for every shard that is sorted at the same time.
 """
 
 import os
@@ -37,12 +37,12 @@ __all__ = ["Plan", "estimate_shards", "fitting", "plan_shards", "worthwhile_work
 
 @dataclass(frozen=True)
 class Plan:
-    """Shards of a store in token order, how many are sorted at once, and by whom."""
+    """The shards of a store in token order, how many are sorted at once, and the sorter."""
 
     shards: tuple[Shard, ...]
     workers: int
     sorter: str
-    memory: int  # bytes that sorting takes at most
+    memory: int  # largest number of bytes that sorting takes
 
 
 def plan_shards(
@@ -54,16 +54,16 @@ def plan_shards(
     workers: int = 1,
     memory: int | None = None,
 ) -> Plan:
-    """Cut a store into shards that the memory holds, `workers` of them at once.
+    """Divide a store into shards of which `workers` at once fit into memory.
 
     Args:
-        shards: Of the text that is trained on; what is held out gets its own.
-        shard_tokens: The most tokens of a shard, instead.
-        memory: Bytes that sorting may take; three quarters of what is available if not given.
+        shards: Number of shards of the train region; the held-out region gets its own.
+        shard_tokens: Largest number of tokens in a shard, instead of `shards`.
+        memory: Bytes that sorting may take; default: three quarters of what is available.
 
     Raises:
-        IndexSpaceError: A shard that was asked for, or a single document, takes more.
-        SorterError: There are not so many documents, or a number is below 1.
+        IndexSpaceError: A requested shard, or a single document, takes more memory.
+        SorterError: There are fewer documents than shards, or a number is below 1.
     """
     refuse_small(shards=shards, shard_tokens=shard_tokens, workers=workers, memory=memory)
     if shards and shard_tokens:
@@ -95,11 +95,11 @@ def fitting(
     workers: int,
     memory: int | None = None,
 ) -> Plan:
-    """A plan of shards that are cut already.
+    """Return a plan for given shards.
 
     Raises:
         IndexSpaceError: They take more memory than there is.
-        SorterError: One has more tokens than the sorter counts.
+        SorterError: A shard has more tokens than the sorter can count.
     """
     itemsize = store.tokens.dtype.itemsize
     budget = available_memory() if memory is None else memory
@@ -120,14 +120,14 @@ def fitting(
 
 
 def estimate_shards(store: TokenStore, cut: Plan, *, measured: Rate | None = None) -> Estimate:
-    """What building an index of a store takes, its shards counted as they are cut.
+    """Estimate the cost of building the index of a store, with its shards as they are cut.
 
     Args:
-        measured: A sort on the machine in question; else one on a server of 2025.
+        measured: Sort measured on the machine in question; default: on a server of 2025.
     """
     itemsize = store.tokens.dtype.itemsize
     at_once = min(cut.workers, len(cut.shards))
-    free = [0.0] * at_once  # when each worker is; shards are handed out in their order
+    free = [0.0] * at_once  # when each worker becomes free; shards are assigned in order
     for one in cut.shards:
         free[free.index(min(free))] += seconds(one.n_tokens, cut.sorter, measured)
     on_disk = sum(disk(one.n_tokens, store.vocab_size) for one in cut.shards)
@@ -146,14 +146,14 @@ def estimate_shards(store: TokenStore, cut: Plan, *, measured: Rate | None = Non
 
 
 def worthwhile_workers(n_tokens: int) -> int:
-    """As many as this process may use cores, unless starting them takes longer than sorting."""
+    """Return the number of usable cores, or fewer if starting workers takes longer than sorting."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, min(cores, n_tokens // WORTH_A_WORKER))
 
 
 def _regions(store: TokenStore) -> list[tuple[int, int, bool]]:
-    """The text that is trained on, then the text held out, where there is any."""
+    """Return the train region, then the held-out region, where not empty."""
     edge = store.train_tokens
     regions = [(0, edge, False), (edge, store.n_tokens, True)]
     return [one for one in regions if one[1] > one[0]]
@@ -162,16 +162,16 @@ def _regions(store: TokenStore) -> list[tuple[int, int, bool]]:
 def _wanted(
     n_tokens: int, shards: int | None, workers: int, found: list[tuple[int, int, bool]]
 ) -> int:
-    """How many shards a region of so many tokens is to have at least."""
+    """Return the least number of shards that a region of `n_tokens` should have."""
     if shards:
         return shards
-    if found:  # held out: as large as the others
+    if found:  # held out: shards as large as the others
         return -(-n_tokens // max(stop - start for start, stop, _ in found))
     return for_workers(n_tokens, workers)
 
 
 def _edges(store: TokenStore, start: int, stop: int, wanted: int, most: int | None) -> list[int]:
-    """Cut a region before documents into stretches of about equal length, of at most `most`."""
+    """Divide a region at document starts into similar shards of at most `most` tokens."""
     firsts = store.starts[(store.starts >= start) & (store.starts < stop)][1:]
     if most is None:
         if wanted > len(firsts) + 1:
@@ -195,10 +195,10 @@ def _edges(store: TokenStore, start: int, stop: int, wanted: int, most: int | No
 
 
 def _even(start: int, stop: int, firsts: Int64[np.ndarray, " document"], wanted: int) -> list[int]:
-    """`wanted` stretches, cut at the firsts that come after their even shares."""
+    """Return the edges of `wanted` shards, each cut at the first document after its even share."""
     ideal = start + (stop - start) * np.arange(1, wanted) // wanted
     chosen = np.searchsorted(firsts, ideal)
-    # Never the same first twice, and as many left as there are cuts to come.
+    # Use no document start twice, and leave enough of them for the cuts that follow.
     ahead = np.arange(len(chosen))
     chosen = np.maximum.accumulate(chosen - ahead) + ahead
     chosen = np.minimum(chosen, len(firsts) - len(chosen) + ahead)

@@ -1,9 +1,9 @@
-"""Sort shards in processes of their own, several at once, so that any number of cores is used.
+"""Worker processes that sort shards, several at once, so that any number of cores is used.
 
-The processes are started afresh: libdivsufsort's OpenMP hangs in a child forked off a process that
-used it. Each gets its task as a line of JSON, sorts one shard and ends, so that its memory goes
-back. It ends when its parent does, whichever way, and is not reached by Ctrl-C, which its parent
-answers.
+The processes are started afresh, because libdivsufsort's OpenMP hangs in a child forked from a
+process that used it. Each gets its task as a line of JSON, sorts one shard and ends, so that its
+memory is freed. It ends when its parent does, for whatever reason. Ctrl-C does not reach it; its
+parent handles it.
 """
 
 import json
@@ -25,7 +25,7 @@ from train.errors import DiskError
 
 __all__ = ["answer", "sort_all"]
 
-# A fresh process looks for this file where its parent found it.
+# A fresh process imports this package from where its parent found it.
 START = (
     "import json, sys; task = json.loads(sys.stdin.readline()); sys.path[:] = task.pop('path'); "
     "from data_attribution.token_index import sort_workers; sort_workers.answer(task)"
@@ -41,16 +41,16 @@ class _Worker:
 
 
 def sort_all(tasks: Sequence[Task], workers: int) -> Iterator[Shard]:
-    """Sort shards, at most `workers` at once; each is handed out when it is on the disk.
+    """Sort shards, at most `workers` at once, and yield each when it is on disk.
 
-    One worker sorts in this process. More workers than shards: the cores that are left over help
-    libdivsufsort where it lets them.
+    A single worker sorts in this process. If there are more workers than shards, the remaining
+    cores help libdivsufsort where it supports that.
 
     Raises:
         DiskError: The disk is full.
-        IndexSpaceError: A worker was killed, as systems do when their memory runs out.
-        SorterError: The sorter cannot take a shard, or ended its process by another signal.
-        OSError: As a worker met it.
+        IndexSpaceError: A worker was killed, as systems do when memory runs out.
+        SorterError: The sorter cannot sort a shard, or another signal ended its process.
+        OSError: A worker met this error.
     """
     if workers == 1:
         for task in tasks:
@@ -76,7 +76,7 @@ def sort_all(tasks: Sequence[Task], workers: int) -> Iterator[Shard]:
 
 
 def answer(task: dict) -> None:
-    """Sort a shard in the process that was started for it; a refusal becomes a line of JSON."""
+    """Sort a shard in the process that was started for it; report a refusal as a line of JSON."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         shard_files.sort(Task(**{**task, "shard": Shard(**task["shard"])}))
@@ -102,7 +102,7 @@ def _started(task: Task) -> _Worker:
         start_new_session=True,
     )
     assert process.stdin
-    # Left open: when it closes, the worker knows that this process is gone.
+    # Left open: when it closes, the worker knows that this process has ended.
     process.stdin.write(json.dumps({**asdict(task), "path": sys.path}) + "\n")
     process.stdin.flush()
     return _Worker(task, process)
@@ -130,7 +130,7 @@ def _raise_what_failed(worker: _Worker) -> None:
 
 
 def _ended(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it wrote to stdout and stderr, a line or a traceback; its pipes are closed."""
+    """Return what a process wrote to stdout and stderr, and close its pipes."""
     return process.communicate()
 
 

@@ -1,18 +1,18 @@
-"""All suffixes of a token array in sorted order.
+"""Suffix arrays: all suffixes of a token array in sorted order.
 
 A suffix array lists the positions of an array so that the suffixes starting there are sorted; every
-occurrence of a pattern is then one contiguous range of ranks (Manber & Myers 1993), which
-`searching` finds. Order is by token id, and a suffix that ends first comes first. This file knows
-no documents.
+occurrence of a pattern is then in one contiguous range of ranks (Manber & Myers 1993), which
+`suffix_search` finds. Order is by token id, and a suffix that ends first comes first. This file
+does not know about documents.
 
-Three sorters give the same array, to the last position; only their time and memory differ:
+Three sorters give exactly the same array; only their time and memory differ:
 
-* `pydivsufsort`, the default: libdivsufsort out of a wheel. It sorts bytes, so tokens are written
-  as bytes that sort as the tokens do (`byte_codes`), and of the bytes' suffixes those are kept that
-  begin a token.
-* `libsais`, several times as fast: a library that the user has built, given by its path. It runs in
-  this process: name none that you do not trust.
-* `numpy`: prefix doubling, where neither is there.
+* `pydivsufsort`, the default: libdivsufsort from a Python wheel. It sorts bytes, so tokens are
+  encoded as bytes that sort as the tokens do (`byte_encoding`), and only the byte suffixes that
+  begin a token are kept.
+* `libsais`, several times as fast: a library built by the user and given by its path. It runs in
+  this process, so use only a library that you trust.
+* `numpy`: prefix doubling, if neither of the others is available.
 """
 
 import ctypes
@@ -55,19 +55,19 @@ def build(
     threads: int = 1,
     counts: Int64[np.ndarray, " id"] | None = None,
 ) -> UInt32[np.ndarray, " token"]:
-    """Positions of `tokens` in the order of the suffixes that start there.
+    """Return the positions of `tokens` in the order of the suffixes that start there.
 
-    Takes `bytes_a_token(sorter)` bytes of memory a token.
+    Takes `bytes_a_token(sorter)` bytes of memory per token.
 
     Args:
-        sorter: One of `BACKENDS`; the fastest that is there when not given.
+        sorter: One of `BACKENDS`; default: the fastest available.
         libsais: Path of a shared library with `libsais16`, for the sorter of that name.
-        threads: Of `pydivsufsort`. More than one start OpenMP in this process, and what is forked
-            off it later hangs when it sorts, too.
-        counts: How often each id occurs, when that is known already.
+        threads: Threads of `pydivsufsort`. More than one start OpenMP in this process, and a
+            process forked from it later hangs when it sorts, too.
+        counts: How often each id occurs, if that is known already.
 
     Raises:
-        SorterError: There is no such sorter here, or it cannot take so many tokens.
+        SorterError: There is no such sorter here, or it cannot sort so many tokens.
     """
     name = backend(sorter, libsais)
     if len(tokens) > LARGEST[name]:
@@ -81,10 +81,12 @@ def build(
 
 
 def backend(sorter: str | None = None, libsais: str | Path | None = None) -> str:
-    """Which sorter `build` uses here: the choice changes the time, never the result.
+    """Return the name of the sorter that `build` uses here.
+
+    The choice changes the time, never the result.
 
     Raises:
-        SorterError: The sorter that was asked for is unknown or not there.
+        SorterError: The requested sorter is unknown or not available.
     """
     there = "pydivsufsort" if util.find_spec("pydivsufsort") else "numpy"
     name = sorter or ("libsais" if libsais else there)
@@ -100,21 +102,21 @@ def backend(sorter: str | None = None, libsais: str | Path | None = None) -> str
 
 
 def bytes_a_token(sorter: str, itemsize: int = 2, n_tokens: int = 0) -> int:
-    """Memory that sorting takes, in bytes a token, those of `itemsize` bytes themselves included.
+    """Return the memory of sorting in bytes per token, including the `itemsize` bytes of the token.
 
-    Of uint32 ids more than 65,536 are taken to occur.
+    For uint32 ids, more than 65,536 of them are assumed to occur.
     """
     if sorter == "libsais":  # positions, and ids in int32 unless they are uint16
         return 6 if itemsize == 2 else 12
     if sorter == "numpy":
         return 74 + itemsize
-    # Bytes, and a position of each: int32 while that counts them.
+    # The tokens' bytes, their code, and a position per byte: int32 as long as that can count them.
     position = 4 if n_tokens <= economical(sorter, itemsize) else 8
     return itemsize + itemsize + position * itemsize
 
 
 def economical(sorter: str, itemsize: int = 2) -> int:
-    """The most tokens of `itemsize` bytes that are sorted with positions of four bytes."""
+    """Return the largest number of tokens that can be sorted with positions of four bytes."""
     return (2**31 - 1) // itemsize if sorter == "pydivsufsort" else LARGEST[sorter]
 
 
@@ -141,7 +143,7 @@ def sais(tokens: UInt[np.ndarray, " token"], path: str) -> UInt32[np.ndarray, " 
     """Sort with the `libsais16` of a shared library (Grebnov, github.com/IlyaGrebnov/libsais).
 
     Raises:
-        SorterError: It is no such library, or it gave up.
+        SorterError: The file is not such a library, or the library failed.
     """
     library, n = _library(path), len(tokens)
     if n == 0:
@@ -151,7 +153,8 @@ def sais(tokens: UInt[np.ndarray, " token"], path: str) -> UInt32[np.ndarray, " 
         held = np.ascontiguousarray(tokens)
         code = library.libsais16(_at(held), _at(suffixes), n, 0, None)
     else:
-        # Ids as their ranks among those that occur: the alphabet is then as small as it can be.
+        # Replace ids by their ranks among those that occur, which makes the alphabet as small as
+        # possible.
         tokens, counts = _counted(tokens)
         ranks = (np.cumsum(counts > 0) - 1).astype(np.int32)
         held, letters = ranks[tokens], int(ranks[-1]) + 1
@@ -175,6 +178,9 @@ def doubling(tokens: UInt[np.ndarray, " token"]) -> UInt32[np.ndarray, " token"]
     heads = _heads(keys[order], slots)
     rank[order] = heads
     while True:
+        # Invariant: suffixes are sorted by their first `span` tokens, and equal ranks mean equal
+        # first `span` tokens. Sorting ties by (own rank, rank of the suffix `span` tokens later)
+        # doubles span.
         tied = _tied(heads)
         slots, heads = slots[tied], heads[tied]
         if not slots.size:
@@ -192,9 +198,9 @@ def doubling(tokens: UInt[np.ndarray, " token"]) -> UInt32[np.ndarray, " token"]
 
 
 def buckets(tokens: UInt[np.ndarray, " token"], vocab_size: int) -> Int64[np.ndarray, " bucket"]:
-    """Where each first token's suffixes begin: token t has ranks buckets[t] to buckets[t + 1].
+    """Return where each first token's suffixes begin.
 
-    The differences are the unigram counts.
+    Token t has ranks buckets[t] to buckets[t + 1]. The differences are the unigram counts.
     """
     return np.concatenate([[0], np.cumsum(_counts(tokens, vocab_size))])
 
@@ -202,7 +208,7 @@ def buckets(tokens: UInt[np.ndarray, " token"], vocab_size: int) -> Int64[np.nda
 def _counted(
     tokens: UInt[np.ndarray, " token"],
 ) -> tuple[UInt[np.ndarray, " token"], Int64[np.ndarray, " id"]]:
-    """Tokens and how often each id occurs; ids too large for a table become their ranks."""
+    """Return tokens and how often each id occurs; ids too large for a table become their ranks."""
     if tokens.max() >= HUGE:
         tokens = np.unique(tokens, return_inverse=True)[1].astype(np.uint32)
     return tokens, _counts(tokens, int(tokens.max()) + 1)
@@ -216,15 +222,15 @@ def _counts(tokens: UInt[np.ndarray, " token"], n_ids: int) -> Int64[np.ndarray,
 
 
 def _token_starts(suffixes: Int[np.ndarray, " byte"], width: int) -> UInt32[np.ndarray, " token"]:
-    """Of sorted positions of bytes those that begin a token, in tokens; uses the same memory."""
-    # Positions of eight bytes, where there are more than int32 counts, become positions of four.
+    """Return the sorted byte positions that begin a token, counted in tokens; memory is reused."""
+    # Positions of eight bytes (used if int32 cannot count them) become positions of four.
     starts = suffixes.view(np.uint32)
     if width == 1 and suffixes.itemsize == starts.itemsize:
         return starts
     kept, inside, shift = 0, width - 1, width.bit_length() - 1
     for start in range(0, len(suffixes), SMALL_CHUNK):
         piece = suffixes[start : start + SMALL_CHUNK]
-        # `compress` takes a third of the time of indexing by truth values.
+        # `compress` takes a third of the time of boolean indexing.
         begins = np.compress((piece & inside) == 0, piece) >> shift
         starts[kept : kept + len(begins)] = begins
         kept += len(begins)
@@ -232,7 +238,7 @@ def _token_starts(suffixes: Int[np.ndarray, " byte"], width: int) -> UInt32[np.n
 
 
 def _library(path: str) -> ctypes.CDLL:
-    """A shared library that holds libsais16."""
+    """Return a shared library that holds libsais16."""
     try:
         library = ctypes.CDLL(str(Path(path).absolute()))
         sorters = library.libsais16, library.libsais16_int
@@ -251,7 +257,7 @@ def _at(array: np.ndarray) -> int:
 
 
 def _packed(tokens: UInt[np.ndarray, " token"]) -> tuple[UInt[np.ndarray, " token"], int]:
-    """As many leading tokens of each suffix as fit 64 bits, and how many they are."""
+    """Return as many leading tokens of each suffix as fit into 64 bits, and their number."""
     # 0 is "past the end", so ids count from 1.
     width = (int(tokens.max(initial=0)) + 1).bit_length()
     span = 64 // width
@@ -265,12 +271,12 @@ def _packed(tokens: UInt[np.ndarray, " token"]) -> tuple[UInt[np.ndarray, " toke
 def _heads(
     keys: UInt[np.ndarray, " tied"], slots: Int[np.ndarray, " tied"]
 ) -> Int[np.ndarray, " tied"]:
-    """The first slot of each run of equal sorted keys, one entry a key."""
+    """Return the first slot of each run of equal sorted keys, one entry per key."""
     begins = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
     return slots[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
 
 
 def _tied(heads: Int[np.ndarray, " tied"]) -> Bool[np.ndarray, " tied"]:
-    """Which entries share their head with a neighbour."""
+    """Return which entries share their head with a neighbour."""
     same = heads[1:] == heads[:-1]
     return np.append(same, False)[: len(heads)] | np.append(False, same)[: len(heads)]

@@ -1,12 +1,15 @@
 """Binary search in sorted suffixes: one pattern in microseconds, or many at once.
 
-Every occurrence of a pattern is one contiguous range of ranks in the suffix array that `sorting`
-makes (Manber & Myers 1993). This file knows no documents.
+Every occurrence of a pattern is in one contiguous range of ranks in the suffix array that
+`suffix_array` makes (Manber & Myers 1993). This file does not know about documents.
 
-The table of first tokens and the table of keys (`key_tables`) leave some 64 ranks to search in. One
-pattern is searched without numpy, whose calls cost more than the search itself. Many patterns are
-searched together; there each comparison starts after the tokens that both ends of the bracket
+The table of first tokens and the table of keys (`prefix_table`) leave some 64 ranks to search in.
+One pattern is searched without numpy, whose calls cost more than the search itself. Many patterns
+are searched together; there each comparison starts after the tokens that both ends of the bracket
 already share with the pattern (Manber & Myers' skip), so long repeats cost no more than short ones.
+
+A *row* is the tuple or list of tokens of a suffix that is compared with the pattern; `bisect`
+compares rows as Python does.
 """
 
 import struct
@@ -24,28 +27,29 @@ from data_attribution.token_index.prefix_table import STRIDE
 
 __all__ = ["Finder", "finder", "search"]
 
-# Words of 64 bits read of many suffixes at once: few at first, for most are decided by them.
+# Words of 64 bits read from many suffixes at once: few at first, because they decide most
+# comparisons.
 NARROW, WIDE = 4, 64
-# Tokens of one pattern compared at first; most comparisons are decided by them.
+# Tokens of one pattern compared at first; they decide most comparisons.
 FIRST = 16
-# Patterns searched together: more of them are no faster, and take more memory.
+# Patterns searched together: more are not faster, and take more memory.
 TOGETHER = 1 << 14
 
 Ranks = tuple[int, int]
-Longest = tuple[int, int, int]  # tokens, and ranks
+Longest = tuple[int, int, int]  # number of tokens, and ranks
 Narrowed = Callable[[Sequence[int], int, int], tuple[int, int, int, int]]
-Row = Callable[[int], Any]  # a tuple or a list, as the piece it is compared with
+Row = Callable[[int], Any]  # returns a tuple or a list, as the piece it is compared with
 
 
 class Finder(NamedTuple):
-    """Three questions about one pattern, each answered in microseconds.
+    """Three functions that search one pattern, in microseconds each.
 
     Attributes:
-        find: `find(pattern)`: ranks [low, high) of the suffixes that start with it. It must have a
-            token.
-        stands: `stands(text, start, stop)`: whether text[start:stop] does. It must have a token.
+        find: `find(pattern)`: ranks [low, high) of the suffixes that start with it. The pattern
+            must have a token.
+        stands: `stands(text, start, stop)`: whether text[start:stop] occurs. It must have a token.
         longest: `longest(text, start, stop)`: how many tokens of text[start:stop], from its first
-            on, stand somewhere, and the ranks of the suffixes that start with them.
+            on, occur somewhere, and the ranks of the suffixes that start with them.
     """
 
     find: Callable[[Sequence[int]], Ranks]
@@ -54,7 +58,7 @@ class Finder(NamedTuple):
 
 
 class Sorted(NamedTuple):
-    """What one pattern is looked for in, as memoryviews, and what reads it.
+    """The arrays that one pattern is searched in, as memoryviews, and the functions that read them.
 
     `rows[n]` reads the first `n` tokens of a suffix, `begins` is the table of first tokens.
     """
@@ -72,13 +76,14 @@ def finder(
     table: Int64[np.ndarray, " bucket"],
     keys: UInt64[np.ndarray, " key"] | None = None,
 ) -> Finder:
-    """What looks for one pattern at a time, without numpy: arrays are read as memoryviews.
+    """Return functions that search one pattern at a time, without numpy, in memoryviews.
 
     The first tokens of patterns must lie inside the table.
 
     Args:
-        table: `sorting.buckets` of these tokens.
-        keys: `key_tables.build` of them; without it a search takes more halvings.
+        table: Result of `suffix_array.buckets` on these tokens.
+        keys: Result of `prefix_table.build` on them; without it a search takes more bisection
+            steps.
     """
     rows = [_row(tokens.data, n) for n in range(FIRST + 1)]
     narrowed = _narrowing(keys, tokens.dtype)
@@ -94,15 +99,16 @@ def _finding(within: Sorted) -> Callable[[Sequence[int]], Ranks]:
         low, high = begins[pattern[0]], begins[pattern[0] + 1]
         if len(pattern) == 1 or low == high:
             return low, high
+        # The first match has a rank in [low, before]; the matches end at a rank in [after, high].
         low, before, after, high = narrowed(pattern, low, high)
         head, row = tuple(pattern[:widest]), rows[min(len(pattern), widest)]
         low = bisect_left(order, head, low, before, key=row)
         if after > low:
             high = bisect_right(order, head, after, high, key=row)
-        else:  # most stand once or twice: the end is looked for from the beginning on
+        else:  # most patterns occur once or twice: search the end from the beginning on
             high = _end(order, row, head, low, high)
         done = widest
-        while low < high and done < len(pattern):  # twice as many tokens a time
+        while low < high and done < len(pattern):  # [low, high) starts with pattern[:done]
             piece = list(pattern[done : 2 * done])
             row = partial(_piece, text, done, done + len(piece))
             low = bisect_left(order, piece, low, high, key=row)
@@ -126,7 +132,7 @@ def _standing(within: Sorted) -> Callable[[Sequence[int], int, int], bool]:
         row, done = rows[len(head)], len(head)
         ends = start + done == stop
         if ends and after > low:
-            return True  # a key of the table begins with it
+            return True  # a suffix with a key in the table begins with it
         low = bisect_left(order, head, low, before, key=row)
         if low == high or row(order[low]) != head:
             return False
@@ -158,6 +164,8 @@ def _lengthening(within: Sorted) -> Callable[[Sequence[int], int, int], Longest]
         head = tuple(pattern[start : min(stop, start + widest)])
         first, before, after, last = narrowed(head, low, high)
         row, done = rows[len(head)], len(head)
+        # The suffixes that share most tokens with the head are next to the rank where it would be
+        # inserted: at `place` or just before it.
         place = bisect_left(order, head, first, before, key=row)
         there = row(order[place]) if place < high else ()
         if there != head:
@@ -185,7 +193,8 @@ def _lengthening(within: Sorted) -> Callable[[Sequence[int], int, int], Longest]
 
 
 def _end(order: memoryview, row: Row, head: Any, low: int, high: int) -> int:
-    """The first rank of [low, high) whose row is not `head`; the nearer, the quicker."""
+    """Return the first rank of [low, high) whose row is not `head`; fast if it is near `low`."""
+    # Steps 0, 1, 3, 7, ...: the row at low + (step - 1) / 2 was `head`, so the end lies behind it.
     step = 0
     while low + step < high and row(order[low + step]) == head:
         step = 2 * step + 1
@@ -194,7 +203,11 @@ def _end(order: memoryview, row: Row, head: Any, low: int, high: int) -> int:
 
 
 def _both_ends(order: memoryview, row: Row, head: Any, place: int, low: int, high: int) -> Ranks:
-    """The ranks of [low, high) whose row is `head`; they end or begin at `place`, or hold it."""
+    """Return the ranks of [low, high) whose row is `head`.
+
+    They begin or end at `place`, or hold it.
+    """
+    # All rows in [first, place) are `head`; the step backwards doubles until one is not.
     step, first = 1, place
     while first - step >= low and row(order[first - step]) == head:
         first, step = first - step, 2 * step
@@ -203,10 +216,11 @@ def _both_ends(order: memoryview, row: Row, head: Any, place: int, low: int, hig
 
 
 def _narrowing(keys: UInt64[np.ndarray, " key"] | None, dtype: np.dtype) -> Narrowed:
-    """`narrowed(pattern, low, high)`: where it begins and where it ends in [low, high).
+    """Return `narrowed(pattern, low, high)`: two brackets of ranks inside [low, high).
 
-    Two brackets of ranks, as `key_tables.brackets`. Where the second begins behind the first, a
-    suffix whose key stands in the table starts with the pattern.
+    The first holds the rank where the pattern's matches begin, the second the rank where they end,
+    as in `prefix_table.brackets`. If the second begins after the first, a suffix whose key is in
+    the table starts with the pattern.
     """
     if keys is None:
         return lambda pattern, low, high: (low, high, low, high)
@@ -220,6 +234,10 @@ def _narrowing(keys: UInt64[np.ndarray, " key"] | None, dtype: np.dtype) -> Narr
             key = key << bits | token
         free = bits * (held - len(pattern)) if len(pattern) < held else 0
         key <<= free
+        # Of the sampled suffixes (ranks 0, 64, 128, ...): those before `left` have a smaller key
+        # and sort before the pattern; those from `right` on have a greater one and start with it or
+        # sort behind it; those from `past` on sort behind it. Equal keys decide nothing: a key
+        # holds the first tokens only, and zeros also stand past the end of the text.
         stop = -(-high // STRIDE)
         left = right = bisect_left(packed, key, -(-low // STRIDE), stop)
         if left < stop and packed[left] == key:
@@ -235,10 +253,10 @@ def _narrowing(keys: UInt64[np.ndarray, " key"] | None, dtype: np.dtype) -> Narr
 
 
 def _row(text: memoryview, n: int) -> Row:
-    """A function from a position to the `n` tokens from there, or as many as are left."""
+    """Return a function from a position to the `n` tokens from there, or as many as are left."""
     unpack, size = struct.Struct(f"{n}{text.format}").unpack_from, text.itemsize
 
-    @no_type_check  # called at every halving: checking its types took most of the tests' time
+    @no_type_check  # called at every bisection step: type checks took most of the tests' time
     def read(at: int) -> tuple[int, ...]:
         try:
             return unpack(text, at * size)
@@ -254,7 +272,7 @@ def _piece(text: memoryview, start: int, stop: int, at: int) -> list[int]:
 
 
 def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """Tokens that both begin with."""
+    """Return how many tokens both begin with."""
     common = 0
     for one, other in zip(ours, theirs, strict=False):
         if one != other:
@@ -270,12 +288,14 @@ def search(
     table: Int64[np.ndarray, " bucket"] | None = None,
     keys: UInt64[np.ndarray, " key"] | None = None,
 ) -> tuple[Int64[np.ndarray, " pattern"], Int64[np.ndarray, " pattern"]]:
-    """Ranks [low, high) of the suffixes that start with each pattern; high - low is the count.
+    """Return ranks [low, high) of the suffixes that start with each pattern.
+
+    The count of a pattern is high - low.
 
     Args:
-        table: `sorting.buckets` of these tokens. Then every pattern must have a token, and its
-            first must lie inside the table.
-        keys: `key_tables.build` of them; both only spare halvings.
+        table: Result of `suffix_array.buckets` on these tokens. With it, every pattern must have a
+            token, and its first must lie inside the table.
+        keys: Result of `prefix_table.build` on them. Both tables only save bisection steps.
     """
     found = [np.empty((0, 2), np.int64)]
     for first in range(0, len(patterns), TOGETHER):
@@ -298,16 +318,20 @@ def _bisect(
     table: Int64[np.ndarray, " bucket"] | None,
     keys: UInt64[np.ndarray, " key"] | None,
 ) -> Int64[np.ndarray, " bound"]:
-    """First rank not before each pattern text[start:stop]; then, of each, first past its matches.
+    """Return the first rank not before each pattern text[start:stop].
 
-    `left` and `right` are how many tokens each pattern shares with both ends of its bracket.
+    The second half of the result is the first rank past each pattern's matches. `left` and `right`
+    are how many tokens each pattern shares with both ends of its bracket.
     """
     low, high = _brackets(tokens, np.append(text, 0), starts, stops, table, keys)
-    # Words past the end, so that what is read with the last tokens of a pattern is there.
+    # Zeros past the end, so that the words read with the last tokens of a pattern exist.
     text = np.append(text, np.zeros(8 * WIDE, np.int64)).astype(tokens.dtype)
     past = np.arange(len(low)) >= len(starts)
     starts, lengths = np.tile(starts, 2), np.tile(stops - starts, 2)
     left, right = np.zeros_like(low), np.zeros_like(low)
+    # Invariant: the bound lies in [low, high]; `left` tokens of the pattern are shared by the
+    # suffix at rank low - 1, `right` by that at rank high (0 where it was never compared). All
+    # suffixes between share the smaller number, so a comparison may skip that many tokens.
     while (rows := np.flatnonzero(low < high)).size:
         middle = (low[rows] + high[rows]) >> 1
         at = suffixes[middle].astype(np.int64)
@@ -327,7 +351,7 @@ def _brackets(
     table: Int64[np.ndarray, " bucket"] | None,
     keys: UInt64[np.ndarray, " key"] | None,
 ) -> tuple[Int64[np.ndarray, " bound"], Int64[np.ndarray, " bound"]]:
-    """Between which ranks each bound lies, as the tables say; those of the first kind first."""
+    """Return the ranks between which each bound lies by the tables; first matches come first."""
     low, high = np.zeros_like(starts), np.full_like(starts, len(tokens))
     if table is not None:
         low, high = table[text[starts]], table[text[starts] + 1]
@@ -352,9 +376,9 @@ def _compare(
 ) -> tuple[
     Int64[np.ndarray, " pattern"], Bool[np.ndarray, " pattern"], Bool[np.ndarray, " pattern"]
 ]:
-    """Tokens that suffix and pattern share; is the suffix before it; does it start with it.
+    """Return shared tokens, whether a suffix is before its pattern, and whether it starts with it.
 
-    `common` tokens are known to be shared and are not read again. The others are read by words of
+    `common` tokens are known to be shared and are not read again. The others are read in words of
     64 bits: the lowest bit in which two words differ lies in the first token that does.
     """
     n, left = len(tokens), len(tokens) - at
@@ -369,10 +393,12 @@ def _compare(
             word = ours[place]
         else:
             inside = np.minimum(place, len(ours) - 1)
+            # Past the last whole word: shift the last one, so that zeros stand for missing tokens.
             word = ours[inside] >> ((place - inside) * bits).astype(np.uint64)
         differ = word ^ theirs[(starts[rows] + done)[:, None] + ahead]
         which = (differ != 0).argmax(axis=1)
         first = differ[np.arange(len(rows)), which]
+        # popcount((x & -x) - 1) is the number of zero bits below the lowest set bit of x.
         same = held * which + np.bitwise_count((first & -first) - np.uint64(1)) // np.uint8(bits)
         same[first == 0] = held * width
         done = np.minimum(done + same, room[rows])
@@ -380,12 +406,13 @@ def _compare(
         rows = rows[(first == 0) & (done < room[rows])]
         width = min(2 * width, WIDE)
     whole = common == lengths
+    # A suffix that ends inside the pattern (common == left) sorts before it.
     smaller = tokens[np.minimum(at + common, n - 1)] < text[starts + common]
     return common, ~whole & (smaller | (common == left)), whole
 
 
 def _words(tokens: UInt[np.ndarray, " token"]) -> UInt64[np.ndarray, " word"]:
-    """64 bits from each token on, the first token lowest; a view, but of very few tokens."""
+    """Return 64 bits from each token on, the first token lowest; a view unless very short."""
     held = prefix_table.span(tokens.dtype)
     if len(tokens) < held:
         tokens = np.append(tokens, np.zeros(held, tokens.dtype))

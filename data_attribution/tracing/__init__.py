@@ -1,4 +1,4 @@
-"""When a text was read, and whose words a generated text is."""
+"""Tracing of text: when a run read it, and where a generated text occurs in the corpus."""
 
 from typing import TYPE_CHECKING
 

@@ -1,13 +1,12 @@
-"""How often, and when, a run read something: a text, or documents, over its training.
+"""Exposure: how often, and when, a run read a text or documents during its training.
 
-Nothing is stored: the token index says where a text stands, and the order of training, which is a
-function that runs backwards (`train.data.data_order`), says at which steps those tokens were
-targets.
+Nothing is stored: the token index gives the positions of a text, and the data order, which can be
+inverted (`train.data.data_order`), gives the steps at which those tokens were targets.
 
 An occurrence is *read* when its tokens are targets. A window may cut it, so a reading carries the
-share of the occurrence's tokens that were targets at that step, and readings add up to whole ones:
-once an epoch, exactly. What stands in the held-out region, and in documents that were taken out of
-the run, is never read.
+share of the occurrence's tokens that were targets at that step, and the shares add up to whole
+readings: exactly one per epoch. Text in the held-out region, and in documents that were removed
+from the run, is never read.
 """
 
 import weakref
@@ -30,21 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Exposure", "Trained", "exposure_of_documents", "exposure_of_text"]
 
-# Occurrences whose readings are computed at a time.
+# Number of occurrences whose readings are computed at a time.
 BLOCK = 1 << 17
-# Of more places so many are drawn, in a quarter of a second: what a curve is then off by is below a
-# thousandth of what it reaches.
+# Largest number of occurrences that are followed; of more, this many are drawn, in a quarter of a
+# second. A curve is then off by less than a thousandth of its end.
 MOST = 1 << 20
-# Of orders that are a table: its windows by where they start, as long as the order is in use.
+# For data orders that are a table: their windows by start, kept as long as the order is in use.
 _BY_START: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
 
 @runtime_checkable
 class Trained(Protocol):
-    """What is asked of a run: which tokens it read in which order, and how far it came.
+    """The part of a run that tells which tokens it read in which order, and how far it got.
 
-    `order` is an `Order`, `steps_done` an int, `removal` a `Removal` or None: a type checker does
-    not see through cached properties.
+    `order` is an `Order`, `steps_done` an int, `removal` a `DocumentRemoval` or None: a type
+    checker does not see through cached properties.
     """
 
     @property
@@ -59,20 +58,22 @@ class Trained(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """Every reading of some stretches of text before a checkpoint, by step.
+    """All readings of some stretches of text before a checkpoint, by step.
 
     Attributes:
-        target: What was looked for.
-        positions, lengths: Of each stretch that may be trained on, in tokens of tokens.bin.
-        documents: Which document each lies in.
-        held_out: How many more lie where no run reads.
-        steps: At which each reading was made, ascending; step t takes checkpoint t to t + 1.
-        stretches: Which stretch was read.
-        shares: How much of it, above 0; over 1 where a step read it more than once.
-        before: The checkpoint that had seen all of this, and nothing later.
-        epoch: Steps in which all that may be trained on is read once.
-        weight: Places that each stretch stands for: over 1 where there were too many to follow, and
-            some were drawn, evenly over what comes behind the text.
+        target: Name of the text or documents.
+        positions, lengths: Position and length of each stretch in the train region, in tokens of
+            tokens.bin.
+        documents: Document of each stretch.
+        held_out: Number of further occurrences in the held-out region, which no run reads.
+        steps: Step of each reading, ascending; step t leads from checkpoint t to t + 1.
+        stretches: Which stretch was read, per reading.
+        shares: Share of the stretch that was read, above 0; over 1 if a step read it more than
+            once.
+        before: Checkpoint that had seen all of these readings, and nothing later.
+        epoch: Number of steps in which the train region is read once.
+        weight: Number of occurrences that each stretch stands for. It exceeds 1 if there were too
+            many to follow and some were drawn, evenly over what follows the text.
     """
 
     target: str
@@ -89,24 +90,24 @@ class Exposure:
 
     @property
     def places(self) -> int:
-        """Where the target stands in what may be trained on."""
+        """Return the number of occurrences in the train region."""
         return round(len(self.positions) * self.weight)
 
     @property
     def sampled(self) -> bool:
-        """The places were too many to follow: numbers are estimates from `len(positions)` drawn."""
+        """Return whether numbers are estimates from `len(positions)` drawn occurrences."""
         return self.weight > 1
 
     @property
     def readings(self) -> float:
-        """How often a stretch was read in all, in whole readings."""
+        """Return how often a stretch was read in all, in whole readings."""
         return self.at(self.before)
 
     def at(self, step: int) -> float:
-        """How often before checkpoint `step`.
+        """Return the number of readings before checkpoint `step`.
 
         Raises:
-            EvidenceError: It is not in 0 to `before`, and nothing is known of it.
+            EvidenceError: The step is not in 0 to `before`, so that nothing is known about it.
         """
         if not 0 <= step <= self.before:
             raise EvidenceError(
@@ -116,10 +117,10 @@ class Exposure:
         return float(self._total[np.searchsorted(self.steps, step)])
 
     def curve(self, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Checkpoints, from 0 to `before`, and the readings made before each.
+        """Return checkpoints, from 0 to `before`, and the readings made before each.
 
         Args:
-            n: So many checkpoints, equally far apart; default: all at which the number changes.
+            n: Number of checkpoints, equally far apart; default: all at which the number changes.
 
         Raises:
             EvidenceError: Fewer than two checkpoints make no curve.
@@ -132,11 +133,11 @@ class Exposure:
         return steps, self._total[np.searchsorted(self.steps, steps)]
 
     def even(self, step: int) -> float:
-        """How often it would have been read before `step` had it been spread evenly."""
+        """Return the number of readings before `step` if they were spread evenly over training."""
         return self.places * step / self.epoch
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row a reading: step, document, position, length, share, readings until then."""
+        """Return one row per reading: step, document, position, length, share, readings so far."""
         import pandas
 
         return pandas.DataFrame(
@@ -151,7 +152,7 @@ class Exposure:
         )
 
     def plot(self) -> Any:
-        """Readings over training, beside an even spread."""
+        """Plot the readings over training, with an even spread for comparison."""
         from interp import plots
 
         steps, readings = self.curve(max(2, min(self.before + 1, 201)))
@@ -166,21 +167,22 @@ class Exposure:
 
     @cached_property
     def _total(self) -> np.ndarray:
-        # Shares are fractions of few tokens; a sum of thirds should still be the whole.
+        # Shares are fractions with small denominators; a sum of thirds should still be a whole
+        # number.
         return np.concatenate([[0.0], np.cumsum(self.shares)]).round(9) * self.weight
 
 
 def exposure_of_text(
     run: Trained, target: TokenQuery, *, before: int | None = None, index: TokenIndex | None = None
 ) -> Exposure:
-    """Every reading of a text or of token ids, wherever they stand, with and without a space.
+    """Return all readings of a text or of token ids, wherever they occur, with and without a space.
 
-    Costs a look-up in the index, and about a microsecond and 24 bytes a place and epoch. Of more
-    than `MOST` places so many are followed, and stand for all.
+    Costs a look-up in the index, and about a microsecond and 24 bytes per occurrence and epoch. If
+    there are more than `MOST` occurrences, that many are followed and stand for all.
 
     Args:
         before: A checkpoint; default: the last one.
-        index: Of the run's store, when it is open already.
+        index: Index of the run's store, if it is already open.
 
     Raises:
         QueryError: The target is empty, or no document can hold it.
@@ -201,7 +203,7 @@ def exposure_of_documents(
     *,
     before: int | None = None,
 ) -> Exposure:
-    """Every reading of whole documents, the end-of-text behind them not counted.
+    """Return all readings of whole documents; the end-of-text behind them is not counted.
 
     Raises:
         EvidenceError: The store has no such document, or the run no such checkpoint.
@@ -264,11 +266,13 @@ def _targets(
     before: int,
     done: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """At which steps below `before` tokens of which stretch were targets, and how many of them.
+    """Return the steps below `before`, the stretches read at them, and how many of their tokens.
 
     Args:
-        done: Steps of the run.
+        done: Number of steps of the run.
     """
+    # A window with offset o reads the targets o + 1 .. o + context. It overlaps [position, stop) if
+    # position - context <= o < stop - 1.
     stops = positions + lengths
     if isinstance(order, InvertibleOrder):
         which, windows = _spread((positions - 1) // order.context, (stops - 2) // order.context)
@@ -288,16 +292,17 @@ def _targets(
 
 
 def _by_start(order: Order, done: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the windows of `done` steps start, ascending, and the step of each; made once an order.
+    """Return the window starts of `done` steps, ascending, and the step of each; cached per order.
 
-    16 bytes a window: 430 MB for the 27.5 billion tokens of gpt2-124m.
+    Takes 16 bytes per window: 430 MB for the 27.5 billion tokens of gpt2-124m.
     """
     name = id(order), done
     if name not in _BY_START:
         table = np.array([order.starts(step) for step in range(done)], np.int64).ravel()
         by_start = np.argsort(table, kind="stable")
         _BY_START[name] = table[by_start], by_start // order.batch
-        # An order that holds an array has no hash, so it is known by its place while it lives.
+        # An order that holds an array has no hash, so it is identified by its address while it
+        # lives.
         weakref.finalize(order, _BY_START.pop, name, None)
     return _BY_START[name]
 
@@ -305,7 +310,7 @@ def _by_start(order: Order, done: int) -> tuple[np.ndarray, np.ndarray]:
 def _spread(
     first: Int64[np.ndarray, " row"], last: Int64[np.ndarray, " row"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers of [first, last] of each row, and which row each is of."""
+    """Return all numbers of [first, last] of each row, and the row that each belongs to."""
     counts = np.maximum(last - first + 1, 0)
     which = np.repeat(np.arange(len(first)), counts)
     return which, np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
@@ -314,7 +319,7 @@ def _spread(
 def _summed(
     steps: np.ndarray, which: np.ndarray, tokens: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One row a step and stretch, with the tokens of all windows of that step."""
+    """Return one entry per step and stretch, with the tokens of all windows of that step."""
     steps, which, tokens = steps[kept], which[kept], tokens[kept]
     by_pair = np.lexsort((which, steps))
     steps, which, tokens = steps[by_pair], which[by_pair], tokens[by_pair]

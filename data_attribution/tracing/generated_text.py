@@ -1,12 +1,12 @@
-"""A text that a model wrote, span by span: where each stretch stands in what the model read.
+"""Tracing of a generated text: the spans of it that occur in what the model read.
 
-As OLMoTrace (Liu et al. 2025, https://arxiv.org/abs/2504.07096): the maximal verbatim spans of the
-text are found, and of every hundred tokens the five least probable spans by unigram log-probability
-are kept, for they are the least likely to stand there by chance. Each comes with documents that
-hold it, ordered by how much of the text they hold in all its kept spans, and with what a closed
-corpus cannot give: how often, and when, this run had read it.
+As in OLMoTrace (Liu et al. 2025, https://arxiv.org/abs/2504.07096), the maximal verbatim spans of
+the text are found. Of every hundred tokens the five least probable spans by unigram log-probability
+are kept, because they are the least likely to occur by chance. Each comes with documents that hold
+it, ordered by how many tokens of the text they hold in all its kept spans. Unlike with a closed
+corpus, each also comes with how often, and when, this run had read it.
 
-That a span stands in the training text does not say that it was copied from there.
+That a span occurs in the training text does not prove that it was copied from there.
 """
 
 import math
@@ -33,16 +33,16 @@ __all__ = ["Generation", "Holder", "Reader", "Traced", "trace_text"]
 
 KIND, SCHEMA = "generation", 1
 SPAN = ("start", "stop", "text", "tokens", "count", "held_out", "log_probability")
-SHARE, FEWEST = 0.05, 5  # spans kept a token of the text, and of a short text at least
-CURVE = 101  # checkpoints of a curve
-DRAWN = 4  # hits looked at for one document that is shown
+SHARE, FEWEST = 0.05, 5  # spans kept per token of the text, and the least number for a short text
+CURVE = 101  # number of checkpoints of a curve
+DRAWN = 4  # occurrences drawn per document that is shown
 
 Progress = Callable[[str, int, int | None], None] | None
 
 
 @runtime_checkable
 class Reader(Trained, Protocol):
-    """What is asked of a run: when it read a stretch of its store, and which run it is."""
+    """The part of a run that tells when it read a stretch of its store, and which run it is."""
 
     @property
     def id(self) -> str: ...
@@ -56,9 +56,9 @@ class Reader(Trained, Protocol):
 class Holder:
     """A document that holds a span.
 
-    `offset` counts tokens of the document; `text` is the span among its neighbours; `steps` are
-    those at which a token of this occurrence was a target; `held` is how many tokens of the text
-    stand in this document, in all spans that were kept; `copies` are other hits of the same text.
+    `offset` counts tokens of the document; `text` is the span with the text around it; `steps` are
+    those at which a token of this occurrence was a target; `held` is how many tokens of the traced
+    text occur in this document, in all kept spans; `copies` are other documents with the same text.
     """
 
     document: int
@@ -72,10 +72,10 @@ class Holder:
 
 @dataclass(frozen=True)
 class Traced:
-    """A span of the text.
+    """A span of the text, with its documents and readings.
 
     Attributes:
-        readings: How often the run read it, over all places where it stands.
+        readings: How often the run read it, over all occurrences.
         curve: Checkpoints, and how often it had been read before each.
     """
 
@@ -89,7 +89,7 @@ class Traced:
 class Generation:
     """A text and its kept spans, in the order of the text.
 
-    `found` is how many maximal spans there were, `covered` the share of tokens inside a kept one.
+    `found` is the number of maximal spans, `covered` the share of tokens inside a kept one.
     """
 
     text: str
@@ -100,7 +100,7 @@ class Generation:
     provenance: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         rows = [
             {**asdict(one), "span": {k: getattr(one.span, k) for k in SPAN}} for one in self.spans
         ]
@@ -108,11 +108,11 @@ class Generation:
         return {"kind": KIND, "schema": SCHEMA, **about, "spans": rows}
 
     def save(self, path: str | Path) -> None:
-        """Write as sealed JSON, whole or not at all."""
+        """Write sealed JSON; the file is written whole or not at all."""
         storage.write_json(Path(path), storage.seal(self.to_dict()))
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row a span: text, how often it stands in the corpus, how often it was read, where."""
+        """Return a table with one row per span: text, counts in the corpus, readings, documents."""
         import pandas
 
         rows = [
@@ -145,15 +145,15 @@ def trace_text(
     """Trace a text span by span.
 
     Args:
-        keep: Spans; default: one for each twenty tokens of the text, and five of a short one.
-        minimum: Shortest span, in tokens.
-        limit: The most documents of a span.
+        keep: Number of spans; default: one for each twenty tokens of the text, at least five.
+        minimum: Length of the shortest span, in tokens.
+        limit: Largest number of documents per span.
         before: Count readings before this checkpoint; default: all.
-        seed: Of the sample of occurrences, where a span has many.
+        seed: Random seed for sampling occurrences of a span with many.
 
     Raises:
         QueryError: The text is empty, or longer than a million tokens.
-        EvidenceError: No stretch of it stands in what the run read.
+        EvidenceError: No span of it occurs in what the run read.
         IndexMissing: The run's token store has no index.
     """
     index = index or token_index.open(run.store)
@@ -192,7 +192,7 @@ def _start(span: Span) -> int:
 
 
 def _held(spans: Sequence[Span], hits: Sequence[tuple[Hit, ...]]) -> Counter[int]:
-    """How many tokens of the text each document holds, in the occurrences that were drawn."""
+    """Return how many tokens of the text each document holds, by the occurrences drawn."""
     held: Counter[int] = Counter()
     for span, places in zip(spans, hits, strict=True):
         for document in {hit.document for hit in places}:

@@ -1,4 +1,4 @@
-"""Activations on disk, read again by document and offset."""
+"""Activation stores: activations written to disk, and read back by document and offset."""
 
 from typing import TYPE_CHECKING
 

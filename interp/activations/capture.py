@@ -1,7 +1,8 @@
-"""Which values of a forward pass are kept, and how they are read off it.
+"""Capture of activations: which values of a forward pass are kept, and how they are read.
 
-A site is a hook point, or one head or neuron of it, that has a value for every token. What has
-none (a pattern, whose size grows with the prompt) is found out by reading one token and then two.
+A site is a hook point, or one head or neuron of it, with a value for every token. Hook points
+without one are detected by running the model on one token and then on two: the shape of an
+attention pattern, for example, grows with the prompt.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from train.errors import HookError, nearest
 
 __all__ = ["Site", "activations", "located", "part"]
 
-# Lengths at which a site is looked at; what changes with the length is no value of a token.
+# Prompt lengths at which a site is probed. If the shape of a row differs between them, the site has
+# no value per token.
 PROBES = (1, 2)
 
 Index = tuple[slice | int | list[int], ...]
@@ -30,7 +32,7 @@ Index = tuple[slice | int | list[int], ...]
 
 @dataclass(frozen=True)
 class Site:
-    """What is kept of a row: its name, where it is read, the part of it, its axes."""
+    """Site to be kept: name, hook point, index into the value there, and shape of one row."""
 
     name: str
     hook: str
@@ -39,15 +41,18 @@ class Site:
 
 
 def located(model: HookedModel, sites: Sequence[str]) -> tuple[Site, ...]:
-    """The sites by their own names, each once, with the axes of a row.
+    """Resolve names of sites, each kept once, and find the shape of their rows.
 
     Args:
-        sites: TransformerLens names, places (`L3.resid_pre`, `L1H0`), `L*.mlp` for every layer, or
-            patterns of names (`blocks.*.hook_resid_pre`).
+        model: A hooked model.
+        sites: TransformerLens names, names of components (`L3.resid_pre`, `L1H0`), `L*.mlp` for
+            every layer, or patterns of names (`blocks.*.hook_resid_pre`).
 
     Raises:
-        HookError: No such hook point, or none that the pattern matches; nearest names are offered.
-        ModelError: No such head or neuron, or no value per token.
+        HookError: There is no such hook point, or none that matches the pattern; the error suggests
+            the nearest names. Or no site was given.
+        ModelError: There is no such head or neuron, a name contains a position, or the site has no
+            value per token.
     """
     if not sites:
         raise HookError("no site was named, so nothing would be kept; name one, as L3.resid_post")
@@ -75,7 +80,7 @@ def located(model: HookedModel, sites: Sequence[str]) -> tuple[Site, ...]:
 def activations(
     model: HookedModel, tokens: Int[Tensor, "window pos"], hooks: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Values at some hook points, of one forward pass that stops at the last of them."""
+    """Return the values at some hook points, from a forward pass that stops at the last of them."""
     found: dict[str, Tensor] = {}
 
     def keep(value: Tensor, point: Any) -> None:
@@ -89,7 +94,7 @@ def activations(
 
 
 def part(value: Tensor, index: Index, name: str) -> Tensor:
-    """The part of a hook point's value that a site is.
+    """Return the part of a hook point's value that belongs to a site.
 
     Raises:
         ModelError: There is no such head or neuron.
@@ -103,7 +108,7 @@ def part(value: Tensor, index: Index, name: str) -> Tensor:
 
 
 def _places(model: HookedModel, name: str) -> list[tuple[str, tuple[str, Index]]]:
-    """Own name, hook point and index of everything that a name means."""
+    """Return site name, hook point and index of every site that a name stands for."""
     if name.startswith("L*"):
         layers = range(model.cfg.n_layers)
         return [one for layer in layers for one in _places(model, f"L{layer}{name[2:]}")]
@@ -131,4 +136,4 @@ def _is_per_row(value: Tensor, length: int) -> bool:
 
 
 class _Enough(Exception):
-    """Every site was seen: what lies above is not computed."""
+    """Signal that every site was read, so that the layers above are not computed."""

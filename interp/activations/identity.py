@@ -1,4 +1,4 @@
-"""What was computed with, as digests, and the first thing in which two of them differ."""
+"""Identity of weights as a digest, and the first difference between two nested tables."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,10 @@ __all__ = ["difference", "weights_sha256"]
 
 
 def weights_sha256(model: Any) -> str:
-    """Over every weight as it is now, edited or not; 0.7 s for GPT-2 small. "" without weights."""
+    """Return a digest of all weights as they are now, edited or not; "" if there are none.
+
+    Takes 0.7 s for GPT-2 small.
+    """
     if not isinstance(model, torch.nn.Module):
         return ""
     digest = hashlib.sha256()
@@ -22,7 +25,10 @@ def weights_sha256(model: Any) -> str:
 
 
 def difference(asked: Any, found: Any, name: str = "") -> str | None:
-    """The first key in which two nested tables differ, with both values; None when they agree."""
+    """Return the first key in which two nested tables differ, with both values, as text.
+
+    Returns None if they are equal.
+    """
     if isinstance(asked, dict) and isinstance(found, dict):
         for key in sorted({*asked, *found}):
             inner = f"{name}.{key}" if name else key

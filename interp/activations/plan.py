@@ -1,8 +1,8 @@
-"""What an activation store will hold, and how many bytes it takes, before anything is computed.
+"""Plan of an activation store: its content and size, before anything is computed.
 
-Everything that decides the bytes of a store is written down here: the model by the sha256 of its
-weights, the source by its fingerprint and its cuts, sites, dtype, the windows of a pass and of a
-shard. A store is gone on with, or opened, only where all of it agrees.
+A plan records everything that determines the bytes of a store: the sha256 of the model's weights,
+the fingerprint of the token store and its division into windows, sites, dtype, and the number of
+windows per forward pass and per shard. Writing is resumed only if all of it agrees.
 """
 
 import json
@@ -29,18 +29,23 @@ from train.model import GPTConfig
 
 __all__ = ["SHARD_BYTES", "Plan", "plan_store", "size"]
 
-# Of values a shard, in memory while it is written.
+# Size of the values of a shard, which are in memory while it is written.
 SHARD_BYTES = 256 << 20
-# Tokens a forward pass when no batch is given: 64 windows of 64, 4 of 1024.
+# Number of tokens in a forward pass if no batch is given: 64 windows of 64 tokens, 4 of 1024.
 PASS_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All that decides what a store will hold, before anything is computed.
+    """Plan of an activation store: everything that determines its bytes.
 
     Attributes:
-        content: The manifest without its shards: equal contents make equal bytes.
+        windows: Windows of tokens that the model reads.
+        sites: Sites that are kept.
+        dtype: Type of the values on disk: "bf16", "fp16" or "fp32".
+        batch: Number of windows in a forward pass.
+        windows_per_shard: Number of windows in a shard.
+        content: Manifest without its shards. Plans with equal contents give equal bytes.
     """
 
     windows: Windows
@@ -52,16 +57,16 @@ class Plan:
 
     @property
     def n_bytes(self) -> int:
-        """Values and rows on disk."""
+        """Size of values and rows on disk, in bytes."""
         return self.windows.n_rows * _row_bytes(self.sites, self.dtype)
 
     @property
     def n_shards(self) -> int:
-        """Folders they are written in."""
+        """Number of shards, each of which is one folder."""
         return -(-len(self.windows) // self.windows_per_shard)
 
     def span(self, shard: int) -> tuple[int, int]:
-        """First window of a shard, and the one after its last."""
+        """Return the first window of a shard, and the one after its last."""
         start = shard * self.windows_per_shard
         return start, min(start + self.windows_per_shard, len(self.windows))
 
@@ -81,12 +86,21 @@ def plan_store(
     batch: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Plan:
-    """What `write` would write, and how many bytes it takes. Reads two tokens with the model.
+    """Plan what `write_store` would write, and its size. Runs the model on one and on two tokens.
+
+    Args:
+        model: A hooked model.
+        source: Windows of a token store, or prompts.
+        sites: Names of sites, as `interp.activations.capture.located` resolves them.
+        dtype: Type of the values on disk: "bf16", "fp16" or "fp32".
+        batch: Number of windows in a forward pass. None: as many as make 4096 tokens.
+        shard_bytes: Size of the values of a shard, in bytes.
 
     Raises:
-        HookError: No such site; the nearest names are offered.
-        ModelError: A site has no value per token, or the model has another tokenizer.
-        StoreError: No such dtype.
+        HookError: There is no such site; the error suggests the nearest names.
+        ModelError: A site has no value per token, or the model has another tokenizer or a smaller
+            vocabulary than the source.
+        StoreError: There is no such dtype.
     """
     windows = source if isinstance(source, Windows) else prompt_windows(source)
     if dtype not in DTYPES:
@@ -99,13 +113,13 @@ def plan_store(
     per_shard = batch * max(int(passes), 1)
     content = _content(model, windows, found, dtype=dtype, batch=batch)
     content["windows_per_shard"] = per_shard
-    # Through JSON once, so that it equals what will be read.
+    # A round trip through JSON, so that the plan equals a manifest that was read from disk.
     content = json.loads(storage.canonical_json(content))
     return Plan(windows, found, dtype, batch, per_shard, content)
 
 
 def size(n_bytes: int) -> str:
-    """Bytes for a person."""
+    """Format a number of bytes for people, such as "1.5 GB"."""
     value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -123,7 +137,7 @@ def _refuse_other_tokenizer(model: HookedModel, windows: Windows) -> None:
     if windows.store is None or tokenizer is None:
         return
     theirs = windows.store.tokenizer
-    # By their tokens and not by their files: two libraries write the same vocabulary differently.
+    # Compare tokens, not files: two libraries write the same vocabulary to different files.
     ids = range(theirs.vocab_size)
     if tokenizer.sha256 != theirs.sha256 and (
         tokenizer.vocab_size != theirs.vocab_size or tokenizer.tokens(ids) != theirs.tokens(ids)
@@ -169,7 +183,7 @@ def _content(
 
 
 def _config(config: Any) -> dict[str, Any]:
-    """Of our models every choice; of another's, nothing that we know how to write."""
+    """Return the configuration of an openbook model; of other models an empty table."""
     return config.to_dict() if isinstance(config, GPTConfig) else {}
 
 

@@ -1,14 +1,15 @@
-"""Activations on disk: which model, which tokens, which values, found again by document and offset.
+"""Activation store on disk, read by row or by document and offset.
 
     store/ manifest.json         sealed: model, source, sites, dtype, shards with their sha256
-           shard-00000/          appears whole, with all sites, or not at all
-             rows.bin            a record of `windowing.ROW` for every row
+           shard-00000/          complete, with all sites, or absent
+             rows.bin            a record of `interp.activations.windows.ROW` for every row
              <site>.bin          [row, ...] raw little endian; bf16 as the two bytes of a uint16
-             shard.json          sealed: sha256 and bytes of each file
+             shard.json          sealed: sha256 and size of each file
 
-Everything is memory-mapped: a row range or a set of (document, offset) touches what was asked for
-and, of the shards it lies in, the records of the rows. A hit of the token index carries the same
-document and offset. `interp.activations.writer` writes; a store is complete or is not opened.
+All files are memory-mapped. Reading a range of rows or a set of (document, offset) touches only
+these values and, for a search by document, the row records of the shards that contain them. Hits of
+the token index hold the same document and offset. Stores are written by
+`interp.activations.writer`; an incomplete store cannot be opened.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ __all__ = [
 
 SCHEMA = "openbook.activations/1"
 MANIFEST, SHARD, ROWS = "manifest.json", "shard.json", "rows.bin"
-# numpy has no bf16: its two bytes are kept as they are, and given to torch on the way out.
+# numpy has no bf16, so its two bytes are stored as uint16 and reinterpreted by torch when read.
 DTYPES = {
     "bf16": (torch.bfloat16, np.dtype("<u2")),
     "fp16": (torch.float16, np.dtype("<f2")),
@@ -48,40 +49,46 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """A complete store. Opening reads the manifest and the sizes of the files, nothing else."""
+    """Complete activation store. Opening it reads only the manifest and the file sizes."""
 
     path: Path
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
     @property
     def sites(self) -> list[str]:
-        """Names of what was kept, in the order asked for."""
+        """Names of the stored sites, in the order in which they were requested."""
         return [one["name"] for one in self.manifest["sites"]]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the values on disk, which is the dtype they are given in."""
+        """Type of the values on disk, in which they are also returned."""
         return DTYPES[self.manifest["dtype"]][0]
 
     @property
     def n_bytes(self) -> int:
-        """Values and rows on disk."""
+        """Size of values and rows on disk, in bytes."""
         return self.manifest["bytes"]
 
     def __len__(self) -> int:
         return self.manifest["rows"]
 
     def shape(self, site: str) -> tuple[int, ...]:
-        """Axes of one row of a site: (d_model,), or (head, d_head) and the like."""
+        """Return the shape of one row of a site, such as (d_model,) or (head, d_head)."""
         return tuple(self.manifest["sites"][self.sites.index(self._site(site))]["shape"])
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Records of the rows [start, stop): window, pos, token, document, offset, position."""
+        """Return the records of the rows [start, stop), with the fields of `windows.ROW`.
+
+        These are window, pos, token, document, offset and position.
+
+        Raises:
+            StoreError: There are no such rows.
+        """
         parts = [self._rows(shard)[low:high] for shard, low, high in self._pieces(start, stop)]
         return np.concatenate(parts)
 
     def read(self, site: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Values of the rows [start, stop), [row, ...]; the rest of the store is not touched.
+        """Return the values of the rows [start, stop), [row, ...]; nothing else is read.
 
         Raises:
             StoreError: There is no such site or row.
@@ -97,10 +104,12 @@ class ActivationStore:
         documents: Integer[np.ndarray, " place"] | Sequence[int],
         offsets: Integer[np.ndarray, " place"] | Sequence[int],
     ) -> Tensor:
-        """Values at tokens of documents, [place, ...]: `at(site, [hit.document], [hit.offset])`.
+        """Return the values at tokens of documents, [place, ...].
+
+        For a hit of the token index: `at(site, [hit.document], [hit.offset])`.
 
         Raises:
-            StoreError: A token that was not kept, or no such site.
+            StoreError: A token is not in the store, or there is no such site.
         """
         found = self.find(documents, offsets)
         if (found < 0).any():
@@ -113,7 +122,11 @@ class ActivationStore:
         return self.take(site, found)
 
     def take(self, site: str, rows: Integer[np.ndarray, " place"] | Sequence[int]) -> Tensor:
-        """Values of rows by their number, in the order asked for, [place, ...]."""
+        """Return the values of rows by number, in the order given, [place, ...].
+
+        Raises:
+            StoreError: There is no such site or row.
+        """
         name, rows = self._site(site), np.asarray(rows, dtype=np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise StoreError(
@@ -131,10 +144,10 @@ class ActivationStore:
         documents: Integer[np.ndarray, " place"] | Sequence[int],
         offsets: Integer[np.ndarray, " place"] | Sequence[int],
     ) -> Int64[np.ndarray, " place"]:
-        """Rows of tokens of documents; -1 where a token was not kept.
+        """Find the rows of tokens of documents; -1 for tokens that are not in the store.
 
         Raises:
-            StoreError: The store was made of prompts, which have no documents.
+            StoreError: The store was made from prompts, which have no documents.
         """
         if self.manifest["source"]["kind"] == "prompts":
             raise StoreError(f"{self.path} was made of prompts, which are no documents; use window")
@@ -143,6 +156,7 @@ class ActivationStore:
         for shard, one in enumerate(self._shards):
             if one["places"] is None:
                 continue
+            # Rows ascend by document and offset, so a shard holds keys between its first and last.
             low, high = _keys(*np.array(one["places"]).T)
             here = np.flatnonzero((wanted >= low) & (wanted <= high))
             if len(here):
@@ -150,7 +164,9 @@ class ActivationStore:
         return found
 
     def window(self, window: int) -> tuple[int, int]:
-        """First row of a window (a prompt, of prompts), and the row after its last.
+        """Return the first row of a window and the row after its last.
+
+        In a store made from prompts, window i is prompt i.
 
         Raises:
             StoreError: There is no such window.
@@ -164,7 +180,7 @@ class ActivationStore:
         return int(self._first_rows[shard] + low), int(self._first_rows[shard] + high)
 
     def to_frame(self, start: int = 0, stop: int | None = None) -> Any:
-        """The records of the rows [start, stop) as a pandas table."""
+        """Return the records of the rows [start, stop) as a pandas frame."""
         import pandas
 
         return pandas.DataFrame(self.rows(start, stop))
@@ -179,7 +195,11 @@ class ActivationStore:
         return np.cumsum(counts) - counts
 
     def _pieces(self, start: int, stop: int | None) -> Iterator[tuple[int, int, int]]:
-        """(shard, first, last + 1) that make up the rows [start, stop)."""
+        """Split the rows [start, stop) into pieces (shard, first, last + 1), counted in the shard.
+
+        Raises:
+            StoreError: There are no such rows.
+        """
         stop = len(self) if stop is None else stop
         if not 0 <= start < stop <= len(self):
             raise StoreError(f"rows {start} to {stop} were asked of {len(self)} in {self.path}")
@@ -222,7 +242,11 @@ class ActivationStore:
         return torch.from_numpy(values)
 
     def _site(self, name: str) -> str:
-        """A kept site by its own name, or by the place that it is."""
+        """Return the stored name of a site, given by its hook point or as a component.
+
+        Raises:
+            StoreError: The site is not in the store.
+        """
         if name in self.sites:
             return name
         try:
@@ -246,13 +270,15 @@ class ActivationStore:
 def open_store(
     path: str | Path, *, model: Any = None, store: TokenStore | None = None
 ) -> ActivationStore:
-    """Open a complete store; with a model or a token store, only when it was made of that.
+    """Open a complete activation store.
 
-    Values are not read, so their digests are not compared: `verify` does.
+    If a model or token store is given, check that the activation store was made with it. Values are
+    not read, so their digests are not checked; `verify_store` does that.
 
     Raises:
-        StoreError: There is none, it is not complete, or it was made of something else.
-        DamagedError: The manifest was changed, or a file is missing or of another size.
+        StoreError: There is no store, it is incomplete, or it was made with another model or token
+            store.
+        DamagedError: The manifest was changed, or a file is missing or has another size.
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
@@ -276,12 +302,12 @@ def verify_store(store: ActivationStore) -> None:
     """Read every file of a store and compare it with the manifest.
 
     Raises:
-        DamagedError: Names the first file that differs.
+        DamagedError: A file differs; the error names the first one.
     """
     fresh = open_store(store.path)
     for number, shard in enumerate(fresh.manifest["shards"]):
         folder = store.path / shard_name(number)
-        # As a whole: a shard.json of another store is sealed too.
+        # Compare the whole content: the shard.json of another store would have a valid seal too.
         if storage.read_sealed(folder / SHARD) != storage.seal(shard):
             raise DamagedError(f"{folder / SHARD}: is not what {MANIFEST} lists; it was changed")
         for name, listed in shard["files"].items():
@@ -293,7 +319,7 @@ def verify_store(store: ActivationStore) -> None:
 
 
 def shard_name(number: int) -> str:
-    """Folder of a shard."""
+    """Return the folder name of a shard."""
     return f"shard-{number:05d}"
 
 
@@ -324,5 +350,5 @@ def _check_size(path: Path, expected: int) -> None:
 def _keys(
     documents: Integer[np.ndarray, " place"], offsets: Integer[np.ndarray, " place"]
 ) -> Int64[np.ndarray, " place"]:
-    """One number a place, ascending as (document, offset) is."""
+    """Combine document and offset into one number, which sorts like (document, offset)."""
     return documents.astype(np.int64) << 32 | offsets.astype(np.int64)

@@ -1,19 +1,20 @@
-"""Which stretches of tokens a model reads to have its activations kept, and whose tokens they are.
+"""Windows of tokens that a model reads, and the document that each token belongs to.
 
-What a model makes of a token depends on what it has read before it, so there is no such thing as
-*the* activation at a token of a corpus. Three readings, and the choice travels with the values:
+The activation at a token depends on the tokens before it, so a token of a corpus has no single
+activation. There are three ways to read a corpus; a store records which one was used:
 
-    trained     windows of `context` tokens tile the stream, as the trainer cuts it: a token sees
-                whatever lies before it in its window, other documents included
-    documents   every document alone, behind one end-of-text; what does not fit into `context` is
-                cut into further windows, each of which repeats the last `overlap` tokens
-    prompts     rows of tokens that belong to no document
+    trained     windows of `context` tokens that tile the token store, as the trainer cuts it; a
+                token sees everything before it in its window, including other documents
+    documents   every document by itself, behind one end-of-text token; documents longer than
+                `context` are cut into several windows, each of which repeats the last `overlap`
+                tokens of the one before
+    prompts     given prompts, which belong to no document
 
-A window is a stretch of one token array (the store's `tokens.bin`), so nothing is copied before it
-is read. Every token is kept once: what a window repeats is context and gets no row. The place of a
-row is `document` and `offset` (tokens of the document from 0, as the token index counts its hits),
--1 and -1 for end-of-text and padding, which belong to no document; `position` counts tokens of
-tokens.bin, and `pos` those of the window.
+A window is a range of one token array (the token store's `tokens.bin`), so nothing is copied before
+it is read. Every token gets one row; tokens that a window repeats are context and get none. A row
+is identified by `document` and `offset`, the index of the token in its document, which is also what
+a hit of the token index holds. Both are -1 for end-of-text and padding, which belong to no
+document. `position` is the index of the token in tokens.bin, and `pos` its index in the window.
 """
 
 import hashlib
@@ -44,15 +45,15 @@ ROW = np.dtype([
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Stretches of one token array that a model reads, each on its own.
+    """Ranges of one token array that a model reads, each by itself.
 
     Attributes:
-        tokens: The array.
-        first: First token of each window in it, ascending.
-        length: Tokens of each window.
-        repeated: How many of them at its beginning are only context, and have no row.
-        reading: `trained`, `documents` or `prompts`, with what it was made with.
-        store: Whose tokens they are; None for prompts.
+        tokens: Token array.
+        first: Index of each window's first token in the array, ascending.
+        length: Number of tokens of each window.
+        repeated: Number of tokens at the beginning of each window that are context without a row.
+        reading: Way of reading (`trained`, `documents` or `prompts`) and its parameters.
+        store: Token store of the tokens; None for prompts.
     """
 
     tokens: np.ndarray
@@ -67,26 +68,27 @@ class Windows:
 
     @property
     def n_rows(self) -> int:
-        """Tokens whose activations are kept."""
+        """Number of tokens whose activations are kept."""
         return int((self.length - self.repeated).sum())
 
     @property
     def sha256(self) -> str:
-        """Over the cuts; of prompts, over their tokens too, which no store answers for."""
+        """Digest of the windows; for prompts, which no token store identifies, of tokens too."""
         parts = [np.stack([self.first, self.length, self.repeated]).astype("<i8").tobytes()]
         if self.store is None:
             parts.append(self.tokens.astype("<i8").tobytes())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def inputs(self, chosen: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, "some pos"]:
-        """The tokens of windows of one length."""
+        """Return the tokens of some windows, which must be equally long."""
         places = self.first[chosen][:, None] + np.arange(int(self.length[chosen[0]]))
         return np.asarray(self.tokens[places]).astype(np.int64)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """What is known of every row of the windows [start, stop), a record of `ROW` each."""
+        """Return a record of `ROW` for every row of the windows [start, stop)."""
         kept = (self.length - self.repeated)[start:stop]
         rows: Any = np.empty(int(kept.sum()), dtype=ROW)
+        # Index of each row in its window: 0 ... kept[0] - 1, 0 ... kept[1] - 1, and so on.
         within = np.arange(len(rows)) - np.repeat(np.cumsum(kept) - kept, kept)
         rows["window"] = np.repeat(np.arange(start, stop), kept)
         rows["pos"] = within + np.repeat(self.repeated[start:stop], kept)
@@ -104,14 +106,17 @@ class Windows:
 def training_windows(
     store: TokenStore, *, context: int, documents: Sequence[int] | None = None
 ) -> Windows:
-    """The windows that a trainer of this context reads, as their tokens lie in the store.
+    """Return the windows that a trainer with this context reads, in the order of the token store.
 
     Args:
-        documents: Only the windows that hold a token of these; None is every window. All tokens of
-            a window get a row, whosever they are.
+        store: A token store.
+        context: Number of tokens in a window.
+        documents: Keep only windows with a token of these documents. None: all windows. All tokens
+            of a window get a row, also those of other documents.
 
     Raises:
-        StoreError: A document that no window holds: held out, or behind the last whole window.
+        StoreError: No window contains one of the documents, because it was held out or lies after
+            the last whole window. Or there is no such document, or no whole window at all.
     """
     n_windows = (store.train_tokens - 1) // context
     chosen = np.arange(n_windows)
@@ -139,15 +144,19 @@ def document_windows(
     documents: Sequence[int] | None = None,
     overlap: int = 0,
 ) -> Windows:
-    """Every document alone, behind one end-of-text, cut where it is longer than the context.
+    """Return windows of single documents, each behind one end-of-text token.
+
+    A document longer than the context is cut into several windows.
 
     Args:
-        documents: Indices in the document table; None is all, held-out ones included. They are
-            read in the order of the table.
-        overlap: Tokens that a further window of a document repeats as context.
+        store: A token store.
+        context: Maximum number of tokens in a window.
+        documents: Indices in the document table, which are read in the order of the table. None:
+            all, including held-out ones.
+        overlap: Number of tokens that the second and later windows of a document repeat as context.
 
     Raises:
-        StoreError: There is no such document, or the overlap leaves a window nothing of its own.
+        StoreError: There is no such document, or the overlap is not below the context.
     """
     if not 0 <= overlap < context:
         raise StoreError(
@@ -155,8 +164,9 @@ def document_windows(
             f"must lie between 0 and {context - 1}"
         )
     chosen = np.arange(store.n_documents) if documents is None else _checked(store, documents)
-    # One more for the end-of-text before the document, which every store has there.
+    # One more for the end-of-text, which stands before each document in every token store.
     whole = store.lengths[chosen] + 1
+    # Window k of a document begins at k * step of its tokens, end-of-text included.
     step = context - overlap
     counts = np.maximum(-(-(whole - overlap) // step), 1)
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -172,10 +182,10 @@ def document_windows(
 
 
 def prompt_windows(tokens: Int[Tensor, "prompt pos"]) -> Windows:
-    """Prompts as they are, a window each; nothing is put in front.
+    """Return each prompt as one window, without adding any token.
 
     Raises:
-        BehaviourError: There are none.
+        BehaviourError: There are no prompts, or they are empty.
     """
     n, length = tokens.shape
     if not tokens.numel():
@@ -190,7 +200,11 @@ def prompt_windows(tokens: Int[Tensor, "prompt pos"]) -> Windows:
 
 
 def _checked(store: TokenStore, documents: Sequence[int]) -> Int64[np.ndarray, " document"]:
-    """Ascending and without repeats, so that a row is found by searching."""
+    """Return the documents in ascending order without repeats, so that rows can be searched.
+
+    Raises:
+        StoreError: There are none, or the store has no such document.
+    """
     chosen = np.unique(np.asarray(documents, dtype=np.int64))
     if not len(chosen):
         raise StoreError(f"none of the {store.n_documents} documents of {store.path} was chosen")

@@ -1,16 +1,18 @@
-"""Activations of a corpus or of prompts, written to disk: whole or resumable, never half.
+"""Writer of activation stores, for a corpus or for prompts; an interrupted store can be resumed.
 
-The reading (`interp.activations.windows`) says what the model sees, the sites what is kept. Windows
-are read in shards of a few hundred MB; inside a shard those of one length go together, so nothing
-is padded and a value is what `run_with_cache` gives for the same batch, to the last bit in fp32.
-Layers above the last site, and the logits, are not computed. A shard appears whole
-(`durable.folder`), with every site and the sha256 of each file; the manifest is written first
-without shards and last with them. So a process killed at any moment leaves a store that goes on
-where it was, and ends in the same bytes as one that was never stopped, on the same machine and
+The windows (`interp.activations.windows`) determine what the model reads, the sites what is kept.
+Windows are processed in shards of a few hundred MB. Within a shard, windows of the same length form
+a batch, so nothing is padded, and in fp32 a value equals that of `run_with_cache` for the same
+batch to the last bit. Layers above the last site, and the logits, are not computed.
+
+A shard is written under a temporary name and renamed when complete (`train.storage.new_folder`),
+with every site and the sha256 of each file. The manifest is written first without shards, and at
+the end with them. A process killed at any moment therefore leaves a store that can be resumed, and
+the resumed store has the same bytes as one written without interruption, on the same machine and
 number of threads.
 
-bf16 keeps 8 bits of a value (relative error below 2**-8), fp16 11 bits up to 65,504: a value
-beyond it is refused, as is one that is no number.
+bf16 keeps 8 significant bits of a value (relative error below 2**-8). fp16 keeps 11 bits of values
+up to 65,504; larger values are an error. So are NaN and infinite values, for every dtype.
 """
 
 import fcntl
@@ -39,10 +41,10 @@ from train.errors import DamagedError, DiskError, StoreError
 
 __all__ = ["batches", "plan_for_writing", "write_store"]
 
-# What a file costs beyond its bytes: at most one block of the file system.
+# Space that a file takes beyond its bytes: at most one block of the file system.
 BLOCK = 4096
 
-# What of a manifest follows from the rest of it, and is not compared.
+# Keys of a manifest that follow from the others, so they are not compared.
 RESULTS = {"bytes", "rows", "shards", "finished", "digest"}
 
 Progress = Callable[[str, int, int | None], None]
@@ -60,21 +62,27 @@ def write_store(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """Write what a model computes at some sites, at every token of a source.
+    """Write the activations of a model at some sites, for every token of a source.
 
     Args:
-        source: Windows of a token store (`windowing.documents`, `windowing.trained`), or prompts.
-        sites: As `capturing.located` takes them: TransformerLens names, places, patterns.
-        dtype: bf16, fp16 or fp32, of the values on disk.
-        batch: Windows a forward pass; as many as make 4096 tokens if not given.
-        shard_bytes: Values held in memory at a time.
-        resume: Go on with what a stopped process left at `out`.
+        model: A hooked model, from `interp.models.load`.
+        source: Windows of a token store (`document_windows`, `training_windows`), or prompts.
+        sites: Names of sites: TransformerLens names, names of components, or patterns, as
+            `interp.activations.capture.located` resolves them.
+        out: Folder of the store.
+        dtype: Type of the values on disk: "bf16", "fp16" or "fp32".
+        batch: Number of windows in a forward pass. None: as many as make 4096 tokens.
+        shard_bytes: Size of the values of a shard, which are in memory while it is written.
+        resume: Continue an interrupted store at `out`.
+        progress: Called with the number of rows done.
 
     Raises:
-        HookError, ModelError: As `cache_plans.plan`; a value that is no number, or beyond fp16.
-        StoreError: `out` holds something, or something else than what is asked for.
-        DamagedError: A shard that is to be gone on from was changed.
-        DiskError: The disk does not hold it; said before anything is written.
+        HookError, ModelError: As for `plan_store`. A ModelError also if a value is NaN, infinite,
+            or too large for fp16.
+        StoreError: `out` is not empty and `resume` is false, or it holds a store made with other
+            parameters. Or another process is writing it.
+        DamagedError: A shard of the interrupted store was changed.
+        DiskError: The disk has too little space; raised before anything is written.
     """
     planned = plan.plan_store(
         model, source, sites=sites, dtype=dtype, batch=batch, shard_bytes=shard_bytes
@@ -90,7 +98,10 @@ def plan_for_writing(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """The same, of a plan that was looked at first. The model must be the one it was made for."""
+    """Write the store of a plan from `plan_store`, as `write_store` does.
+
+    The model must be the one that the plan was made for.
+    """
     out = Path(out)
     begun = _begun(out, planned, resume)
     if begun is not None and begun["finished"]:
@@ -115,22 +126,27 @@ def plan_for_writing(
 def batches(
     windows: Windows, start: int, stop: int, batch: int
 ) -> Iterator[Int64[np.ndarray, " window"]]:
-    """The windows [start, stop) in the order and the company in which they are read."""
+    """Yield the windows [start, stop) in batches of equal length, shortest windows first."""
     shapes = np.stack([windows.repeated[start:stop], windows.length[start:stop]])
     order = np.lexsort(shapes) + start
-    # A pass begins where the shape changes, so every pass is rectangular.
+    # A new batch begins where the length or the repeated context changes: batches are rectangular.
     changes = np.flatnonzero(np.diff(shapes[:, order - start]).any(axis=0)) + 1
     for group in np.split(order, changes):
         yield from (group[first : first + batch] for first in range(0, len(group), batch))
 
 
-# --- what is there -------------------------------------------------------------------------------
+# --- the output folder ---------------------------------------------------------------------------
 
 
 def _begun(out: Path, planned: Plan, resume: bool) -> dict[str, Any] | None:
-    """The manifest of what lies at `out`, when it is to be gone on from; None when nothing does."""
+    """Return the manifest of an interrupted or complete store at `out`; None if there is none.
+
+    Raises:
+        StoreError: `out` holds something else, a store made with other parameters, or any store if
+            `resume` is false.
+    """
     if not (out / MANIFEST).is_file():
-        # A process killed before its first manifest leaves that one's temporary file.
+        # A process killed while it wrote the first manifest leaves the manifest's temporary file.
         if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {f".{MANIFEST}.partial"}):
             raise StoreError(f"{out} exists already and is no activation store; choose another")
         return None
@@ -164,7 +180,7 @@ def _check_room(out: Path, planned: Plan) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Be the only process that writes there; the lock is on the folder and dies with the process.
+    """Lock the folder for this process; the lock is released when the process ends.
 
     Raises:
         StoreError: Another process is writing it.
@@ -189,7 +205,7 @@ def _manifest(planned: Plan, shards: list[dict[str, Any]] | None) -> dict[str, A
 
 
 def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> dict[str, Any]:
-    """Write a shard, unless it is there: then its listing."""
+    """Write a shard unless it exists already, and return its listing."""
     folder = out / store.shard_name(number)
     plan_sha256 = hashlib.sha256(storage.canonical_json(planned.content).encode()).hexdigest()
     if folder.exists():
@@ -208,7 +224,7 @@ def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> dict[st
     }
     with storage.new_folder(folder) as temporary:
         for name, values in columns.items():
-            # Not tofile: that says how much was written where the disk is full, and not why.
+            # Not numpy's tofile: on a full disk its error does not name the cause.
             with (temporary / name).open("wb") as file:
                 file.write(values.view(np.uint8).data)
         storage.write_json(temporary / SHARD, storage.seal(listing))
@@ -233,7 +249,10 @@ def _digest(values: np.ndarray) -> dict[str, Any]:
 
 
 def _values(model: HookedModel, planned: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
-    """What the windows [start, stop) give at every site, row by row."""
+    """Compute the values of the windows [start, stop) at every site, row by row.
+
+    Batches are computed by length; `rows` puts their values back in the order of the windows.
+    """
     windows, stored = planned.windows, DTYPES[planned.dtype][1]
     kept = (windows.length - windows.repeated)[start:stop]
     first_row = np.cumsum(kept) - kept
@@ -254,7 +273,11 @@ def _values(model: HookedModel, planned: Plan, start: int, stop: int) -> dict[st
 
 
 def _packed(value: Tensor, dtype: str, name: str) -> np.ndarray:
-    """As the numbers on disk; refused when one of them is no number there."""
+    """Convert values to the type on disk.
+
+    Raises:
+        ModelError: A value is NaN or infinite, or becomes so in this type.
+    """
     packed = value.to(DTYPES[dtype][0]).contiguous().cpu()
     if not torch.isfinite(packed).all():
         largest = value.abs().max().item()

@@ -1,4 +1,4 @@
-"""First-order estimates of patching effects: attribution patching and AtP*, verified exactly."""
+"""Attribution patching and AtP*: first-order estimates of patching effects, checked exactly."""
 
 from typing import TYPE_CHECKING
 

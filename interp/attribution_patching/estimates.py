@@ -1,15 +1,17 @@
-"""Effects without patching: first-order estimates, and how wrong they are.
+"""Attribution patching and AtP*: first-order estimates of patching effects, and their verification.
 
-Two forward passes and one backward pass estimate the effect of every place at once: attribution
-patching, (source - here) * gradient (Nanda 2023; Syed et al. 2023,
-https://arxiv.org/abs/2310.10348). It misses places behind a saturated softmax and places whose
-direct and indirect effects cancel. AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745)
-mends both, see `interp.attribution_patching.qk_fix` and `interp.attribution_patching.gradients`.
+Attribution patching estimates the effect of every component at once, from two forward passes and
+one backward pass, as (source - here) * gradient (Nanda 2023; Syed et al. 2023,
+https://arxiv.org/abs/2310.10348). `here` is the activation in the run that is patched, where the
+gradient is taken, and `source` the activation that would be patched in. The estimate misses
+components whose effect passes through a saturated softmax, and components whose direct and indirect
+effects cancel. AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745) corrects both, see
+`interp.attribution_patching.qk_fix` and `interp.attribution_patching.gradients`.
 
-Estimates are Effects with the axes, the unit and the intervals of the sweeps of `interp.patching`,
-so that they compare cell by cell. An interval is over prompts and knows nothing of the
-approximation. How wrong that is, is measured: `verify` patches the largest places exactly, and
-`interp.attribution_patching.missed_effects` bounds what the rest can hide.
+Estimates are `Effects` with the axes, unit and intervals of the sweeps of `interp.patching`, so
+that the two can be compared entry by entry. The intervals are over prompts and do not include the
+error of the approximation. Measure that error: `verify` patches the components with the largest
+estimates exactly, and `interp.attribution_patching.missed_effects` bounds the effects of the rest.
 """
 
 import warnings
@@ -36,7 +38,7 @@ from interp.patching.engine import MEMORY, Patched, Progress
 
 __all__ = ["ABSOLUTE", "OVER", "atp_star", "attribution", "refuse_another", "verify"]
 
-# What a sweep is called and the site that it visits.
+# Name of each sweep, and the site that it patches.
 OVER = {
     "residual": "resid_pre",
     "heads": "head",
@@ -61,16 +63,19 @@ def attribution(
     direction: str = "denoising",
     seed: int = 0,
 ) -> Effects:
-    """Attribution patching of every place of a kind, first order throughout.
+    """Estimate the effect of every component of one kind by attribution patching.
+
+    Costs two forward passes and one backward pass over the prompts.
 
     Args:
         model: A hooked model.
-        behaviour: Its clean and corrupt prompts are the two runs.
-        over: A key of `OVER`, named as the sweeps of `interp.patching` are.
-        positions: "each" or "together"; None is each for the residual stream, together otherwise.
-        metric: Differentiable; None is the logit difference.
-        direction: "denoising" or "noising"; the gradient is taken in the run that is patched.
-        seed: Kept in the provenance; nothing is drawn.
+        behaviour: The behaviour whose clean and corrupt prompts are the two runs.
+        over: Kind of component: a key of `OVER`, named like the sweeps of `interp.patching`.
+        positions: "each" or "together"; None for "each" with the residual stream and "together"
+            otherwise.
+        metric: A differentiable metric; None for the logit difference.
+        direction: "denoising" or "noising". The gradient is taken in the run that is patched.
+        seed: Seed recorded in the provenance; nothing is drawn.
 
     Returns:
         Signed effects over (layer[, head or neuron][, pos]).
@@ -78,8 +83,8 @@ def attribution(
     Raises:
         CapabilityError: The model does not do the behaviour.
         ContrastError: The model scores clean and corrupt prompts alike.
-        BehaviourError: A word that is none.
-        ModelError: The metric has no gradient there.
+        BehaviourError: `over`, `positions` or `direction` has an unknown value.
+        ModelError: The metric has no gradient at these components.
     """
     plan = _Plan.of(model, behaviour, over, positions)
     how = PatchOptions(metric, direction, seed=seed)
@@ -98,22 +103,30 @@ def atp_star(
     direction: str = "denoising",
     seed: int = 0,
 ) -> Effects:
-    """AtP*: attribution patching with its two corrections; otherwise as `attribution`.
+    """Estimate effects by AtP*: attribution patching with the QK fix and GradDrop.
 
     Args:
         model: A hooked model.
-        behaviour: Its clean and corrupt prompts are the two runs.
+        behaviour: The behaviour whose clean and corrupt prompts are the two runs.
         over: As in `attribution`.
         positions: As in `attribution`.
-        qk_fix: Recompute the softmax exactly behind queries and keys; other places are as before.
-        grad_drop: One backward pass a layer. Effects are then sums of absolute values over the L
-            passes, divided by L - 1 (a component's own layer, dropped, shows nothing of it) or by L
-            (the residual stream, which belongs to no layer). The paper takes absolute values prompt
-            by prompt; here they are taken of the mean over prompts, so that a place that does not
-            interact is estimated at the size of its exact effect.
+        qk_fix: Recompute the softmax exactly after patched queries and keys. Other components are
+            estimated as in `attribution`.
+        grad_drop: Run one backward pass per layer, each without the gradient through that layer.
+            The effects have no sign: they are sums of absolute values over the L passes, divided by
+            L - 1 (for a component inside a layer the pass that drops this layer gives 0) or by L
+            (for the residual stream, which belongs to no layer). The paper takes absolute values
+            per prompt; here they are taken of the mean over prompts, so that a component that does
+            not interact with others is estimated at the size of its exact effect.
         metric: As in `attribution`.
         direction: As in `attribution`.
         seed: As in `attribution`.
+
+    Returns:
+        Effects over (layer[, head or neuron][, pos]); absolute values with `grad_drop`.
+
+    Raises:
+        ModelError: `grad_drop` with a model of one layer. Other errors are those of `attribution`.
     """
     if grad_drop and model.cfg.n_layers < 2:
         raise ModelError("GradDrop leaves nothing of a model of one layer; give grad_drop=False")
@@ -135,21 +148,26 @@ def verify(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Agreement:
-    """Patch the places with the largest estimates exactly, and as many others drawn at random.
+    """Patch the components with the largest estimates exactly, and a random sample of the others.
+
+    The sample has as many components as were chosen, if so many are left. It is a control:
+    components with low estimates should have small exact effects. Costs at most 2 * `top` patches.
 
     Args:
         model: A hooked model.
-        behaviour: Of the estimate.
-        estimate: From `attribution` or `atp_star`.
-        top: So many places; None: all, which also counts how many of the truly largest were found.
-        metric: Of the estimate.
-        seed: Of the draw of the others, which are the control: what was ranked low should be low.
-        memory: Bytes above the weights.
-        progress: Told how many places are done.
+        behaviour: The behaviour of the estimate.
+        estimate: Effects from `attribution` or `atp_star`.
+        top: Number of components with the largest estimates to patch; None for all, which also
+            gives the recall of the truly largest ones.
+        metric: The metric of the estimate; None for the logit difference.
+        seed: Seed of the random sample.
+        memory: Bytes that may be used above the weights.
+        progress: Function that is told how many components are done.
 
     Raises:
         EffectsError: The estimate is of another behaviour or metric, or `top` is below 1.
-        KeyboardInterrupt: Ranks of a part say nothing of the whole.
+        KeyboardInterrupt: Ctrl-C was pressed. No partial result is returned, because the ranks of
+            some components say nothing about all of them.
     """
     refuse_another(behaviour, estimate, metric)
     values = estimate.values.flatten().double().numpy()
@@ -165,8 +183,8 @@ def verify(
     how = PatchOptions(metric, estimate.direction, memory, progress, seed)
     sets = [(parse(name),) for name in patched]
     with warnings.catch_warnings():
-        # Of places that the contrast does not vary, the estimate has warned or is at positions
-        # before the prompts differ.
+        # The estimate has already warned about components that the prompts do not vary, or they are
+        # at positions before the prompts differ.
         warnings.simplefilter("ignore", UninformativeWarning)
         exact = patching.normalized_effects(model, behaviour, sets, layout, how)
     if exact.unfinished:
@@ -195,12 +213,22 @@ def refuse_another(behaviour: Behaviour, estimate: Effects, metric: Metric | Non
         )
 
 
-# --- which places, and what each receives --------------------------------------------------------
+# --- the estimate --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Places of one kind, and how their effects are estimated."""
+    """Components of one kind, and the method that estimates their effects.
+
+    Attributes:
+        site: Site of the components.
+        each: True if positions are estimated separately.
+        n_layers: Number of layers.
+        n_inner: Heads or neurons per layer; None for sites that exist once per layer.
+        n_pos: Length of the prompts.
+        qk_fix: Whether the QK fix is used.
+        grad_drop: Whether GradDrop is used.
+    """
 
     site: str
     each: bool
@@ -228,7 +256,7 @@ class _Plan:
 
     @property
     def fixed(self) -> bool:
-        """Whether the softmax is computed again."""
+        """True if the softmax is recomputed exactly: the QK fix, for queries and keys."""
         return self.qk_fix and self.site in ("q", "k")
 
     @property
@@ -246,7 +274,7 @@ class _Plan:
         return SweepLayout(self.site, tuple(axes), tuple(shape), tuple(map(str, places)))
 
     def hooks(self, model: HookedModel, layer: int) -> dict[str, str]:
-        """Hook points that the estimate at a layer reads, by what they are."""
+        """Return the hook points that the estimate at a layer reads, by role."""
         block = f"blocks.{layer}."
         if not self.fixed:
             return {"place": block + SITES[self.site]}
@@ -259,7 +287,7 @@ class _Plan:
         }
 
 
-# Callers may be in inference mode, whose tensors no backward pass can keep.
+# The caller may be in inference mode, whose tensors cannot take part in a backward pass.
 @torch.inference_mode(False)
 def _estimate(
     model: HookedModel, behaviour: Behaviour, plan: _Plan, how: PatchOptions, method: str
@@ -280,7 +308,8 @@ def _estimate(
     if plan.grad_drop:
         lost = 0 if plan.site == "resid_pre" else 1
         signs = change.mean(dim=-1, keepdim=True).sign()
-        # The signs of the shares, not of the scores' changes: the whole may be below 0.
+        # The effect is change / whole. Multiplied by the sign of the whole (goal - start, possibly
+        # negative), the absolute values stay positive after the division.
         signs = signs * float(np.sign(runs.goal.mean() - runs.start.mean()))
         change = (signs * change).sum(dim=0) / (plan.n_layers - lost)
     else:
@@ -303,7 +332,10 @@ def _estimate(
 def _changes(
     plan: _Plan, found: Slopes, slope: Mapping[str, Tensor], hooks: Mapping[str, str]
 ) -> Float[Tensor, "*inner prompt"]:
-    """Estimated change of the metric at one layer, [head or neuron][pos] prompt."""
+    """Return the estimated change of the metric at one layer, [head or neuron][pos] prompt.
+
+    Outside the QK fix this is the sum of (there - here) * gradient over the component's numbers.
+    """
     if plan.fixed:
         change = _through_softmax(plan, found, slope, hooks)
     else:
@@ -312,13 +344,13 @@ def _changes(
         if plan.site != "neuron":
             change = change.sum(dim=-1)
     change = change if plan.each else change.sum(dim=1, keepdim=True)
-    # [prompt pos inner] to [inner pos prompt]; an axis of one position, or no inner one, goes.
+    # From [prompt pos inner] to [inner pos prompt]. A position axis of length 1 is dropped.
     change = change.movedim(0, -1).movedim(0, -2)
     return change if plan.each else change.squeeze(-2)
 
 
 def _distance(plan: _Plan, found: Slopes, hooks: Mapping[str, str]) -> Tensor:
-    """Largest difference between the two runs at each place of a layer."""
+    """Return the largest difference between the two runs at each component of a layer."""
     name = hooks[plan.site if plan.fixed else "place"]
     apart = (found.there[name] - found.here[name]).abs()
     apart = (apart if plan.site == "neuron" else apart.amax(dim=-1)).amax(dim=0)
@@ -330,7 +362,12 @@ def _distance(plan: _Plan, found: Slopes, hooks: Mapping[str, str]) -> Tensor:
 def _through_softmax(
     plan: _Plan, found: Slopes, slope: Mapping[str, Tensor], hooks: Mapping[str, str]
 ) -> Float[Tensor, "prompt pos head"]:
-    """The QK fix; with all keys together the whole pattern is new, and pos is 1."""
+    """Apply the QK fix: estimated change of the metric per prompt, position and head.
+
+    If all keys of a head are patched together, every row of the pattern is recomputed, and the
+    position axis has length 1.
+    """
+    # (queries, keys) after and before patching; the change of a score is the difference of q . k.
     pairs = (
         (found.there, found.here) if plan.site == "q" else (found.here, found.there),
         (found.here, found.here),

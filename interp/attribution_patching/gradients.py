@@ -1,12 +1,13 @@
-"""Where a score leans: activations of two runs, and the gradient of the score in one of them.
+"""Activations of two runs, and the gradient of the score in one of them.
 
-The first-order estimate of patching a place is (source - here) * gradient, summed over what the
-place holds; two forward passes and one backward pass give it for all places at once (Nanda 2023,
+The first-order estimate of patching a component is (source - here) * gradient, summed over the
+numbers that the component holds. Two forward passes and one backward pass give it for all
+components at once (Nanda 2023,
 https://www.neelnanda.io/mechanistic-interpretability/attribution-patching).
 
 GradDrop (Kramar et al. 2024, https://arxiv.org/abs/2403.00745, section 3.1) repeats the backward
-pass once a layer, each time with the gradient through what that layer adds to the residual stream
-set to zero: where a direct and an indirect effect cancel, dropping one shows the other.
+pass once per layer, each time with the gradient through that layer's additions to the residual
+stream set to zero. If a direct and an indirect effect cancel, dropping one of them shows the other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from interp.patching import PairedRuns
 
 __all__ = ["Slopes", "along"]
 
-# Tokens whose activations are kept for a backward pass at a time; one prompt is the least.
+# Tokens per backward pass, whose activations are kept; at least one prompt.
 TOKENS = 2048
 # What a layer adds to the residual stream.
 WRITES = ("hook_attn_out", "hook_mlp_out")
@@ -32,13 +33,13 @@ WRITES = ("hook_attn_out", "hook_mlp_out")
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """Some prompts of a contrast, by hook name.
+    """Activations and gradients on a slice of the prompts, by hook name.
 
     Attributes:
-        prompts: Which.
-        here: Activations where the gradient was taken.
+        prompts: The slice of prompts.
+        here: Activations of the run in which the gradient was taken.
         there: Activations of the source run.
-        gradients: Of the sum of the scores, one mapping a backward pass.
+        gradients: Gradients of the sum of the scores, one mapping per backward pass.
     """
 
     prompts: slice
@@ -55,14 +56,16 @@ def along(
     *,
     dropping: bool = False,
 ) -> Iterator[Slopes]:
-    """Slopes at hook points, some prompts at a time. Not to be called in inference mode.
+    """Yield activations and gradients at hook points, for one slice of the prompts at a time.
+
+    Must not be called in inference mode.
 
     Args:
-        model: A hooked model; its weights collect no gradient.
+        model: A hooked model. Its weights collect no gradient.
         runs: The two sets of prompts.
-        names: Hook points, all upstream of the metric or not: where it does not depend, 0.
-        metric: Whose gradient; differentiable.
-        dropping: GradDrop: one backward pass a layer, in order, instead of a single whole one.
+        names: Hook points. The gradient is 0 at those that the metric does not depend on.
+        metric: The differentiable metric whose gradient is taken.
+        dropping: Use GradDrop: one backward pass per layer, in order, instead of a single one.
 
     Raises:
         ModelError: The scores do not depend on any of the hook points.
@@ -102,7 +105,13 @@ def _score(
 
 
 class _Tape:
-    """Activations with their graph, and gates that a gradient can be kept from passing."""
+    """Hooks that keep activations with their autograd graph, and gates that can stop a gradient.
+
+    Attributes:
+        gates: Layer of each hook point where a gradient can be stopped; empty without GradDrop.
+        found: Activations by hook name.
+        closed: The layer whose gates stop the gradient in the current backward pass; -1 for none.
+    """
 
     def __init__(self, n_layers: int, names: Sequence[str], dropping: bool) -> None:
         self.names, self.layers = list(names), range(n_layers) if dropping else ()
@@ -114,7 +123,7 @@ class _Tape:
         return [(name, self._keeping(name)) for name in dict.fromkeys([*self.names, *self.gates])]
 
     def gradients(self, score: Tensor) -> list[dict[str, Tensor]]:
-        """One backward pass, or one for every layer that is dropped."""
+        """Run one backward pass, or with GradDrop one per layer, and return the gradients."""
         passes = list(self.layers) or [-1]
         found = []
         values = [self.found[name] for name in self.names]
@@ -131,7 +140,7 @@ class _Tape:
 
     def _keeping(self, name: str):
         def keep(value: Tensor, point: object) -> Tensor:
-            if not value.requires_grad:  # frozen weights, or a model that has none
+            if not value.requires_grad:  # weights are frozen, or the model has none
                 value = value.detach().requires_grad_()
             if name in self.names:
                 self.found[name] = value
@@ -140,7 +149,8 @@ class _Tape:
         return keep
 
     def _gated(self, value: Tensor, layer: int) -> Tensor:
-        # A view of its own, so that the gradient is stopped behind what was kept.
+        # The gate acts on a separate view, downstream of the kept tensor, so that it stops the
+        # gradient before it reaches the kept tensor. A component in a dropped layer thus gets 0.
         passed = value.view_as(value)
         passed.register_hook(lambda slope: slope * 0 if self.closed == layer else None)
         return passed

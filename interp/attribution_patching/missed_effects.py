@@ -1,33 +1,37 @@
-"""What places that nobody verified can hide: an upper bound on the largest of their effects.
+"""Missed effects: an upper bound on the largest effect among components that were not verified.
 
-After the diagnostic of AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745). Random sets of
-the remaining places are patched together, exactly. Every place is in k of m sets, chosen
-independently of every other place, so the others are as often in a set with it as in one without
-it, and what they do cancels in expectation. With y the share that a set moved and e the sum of the
-estimates of the places in it,
+The method extends the diagnostic of AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745).
+Random sets of the remaining components are patched together, exactly. Every component is in k of
+the m sets, chosen independently of the other components. The others are therefore equally likely to
+be in a set with component i as in a set without it, and their effects cancel in expectation. Let y
+be the effect of patching a set and e the sum of the estimates of its components. Then
 
     d_i  =  estimate of i + mean(y - e | i in the set) - mean(y - e | i not in it)
 
-is, whatever the estimates are, the effect of i in the company of a share p of the others; good
-estimates leave less to vary. Alone it usually does more, because what comes after it in the model
-hands on the same news. So there are sets of two densities, p and 3 p, and
+is, for any estimates, the expected effect of i if a share p of the others is patched as well; good
+estimates only reduce the variance. Patched alone, i usually has a larger effect, because later
+components in the same set pass on the same information. So sets of two densities are drawn, p and
+3 p, and extrapolated to density 0:
 
-    effect of i  =  1.5 d_i(p) - 0.5 d_i(3 p),
+    effect of i  =  1.5 d_i(p) - 0.5 d_i(3 p).
 
-exactly when places interact in pairs at most. Each mean has an interval (`intervals.reach`:
-Student's, corrected for skewness; where i is in few sets, the more cautious of its own spread and
-that of all sets), a difference of means that of Zou & Donner 2008 (Statist. Med. 27, 1693), which
-with symmetric arms is close to Welch's, the paper's. u_i is the end farther from 0. Then
+This is exact if components interact at most in pairs. Each mean has an interval
+(`interp.statistics.reach`: Student's t, corrected for skewness; since i may be in few sets, the
+spread of its own sets or of all sets is used, whichever is wider). The interval of a difference of
+means is that of Zou & Donner 2008 (Statist. Med. 27, 1693), which for symmetric intervals is close
+to Welch's, used in the paper. Let u_i be the absolute value of the end of i's interval that is
+farther from 0. Then
 
     P( max |effect_i|  <=  max u_i )  >=  confidence
 
-needs no correction for the number of places: the place with the largest effect is one place, its
-own u_i holds with that probability, and the largest u_i is no smaller. It is cautious instead: with
-many small places the largest u_i is mostly the luck of one of them.
+needs no correction for the number of components: the component with the largest effect is a single
+component, its own u_i is a bound with that probability, and max u_i is not smaller. The price is
+that the bound is conservative: with many small effects, max u_i is mostly noise of one component.
 
-Where it does not hold: many places that stand in for each other (patching any one of 100 of 300
-does everything) hide one another even in sparse sets; 20 of 300 do not. `Bound.together` far from
-`Bound.if_additive` tells. The prompts are taken as they are.
+The bound fails if many components are redundant. If patching any one of 100 out of 300 components
+has the full effect, they hide each other even in sparse sets; 20 out of 300 do not. A large
+difference between `Bound.together` and `Bound.if_additive` reveals such cases. The bound holds for
+the given prompts; it does not include sampling of prompts.
 """
 
 from collections.abc import Sequence
@@ -54,31 +58,35 @@ from train import storage
 __all__ = ["Bound", "missed", "sets", "upper"]
 
 SCHEMA = "openbook.bound/1"
-SHOWN = 20  # places that are named in the result
-# Three sparse sets to a dense one that is three times as full: a place is in as many of either.
+SHOWN = 20  # number of components named in the result
+# There are three sparse sets for each dense set, which has three times the density, so a component
+# is in as many sparse sets as dense ones.
 DENSER, DENSER_BY_ONE = 3, 4
 
 
 @dataclass(frozen=True)
 class Bound:
-    """How large the effect of a place that was not verified can be.
+    """Upper bound on the absolute effects of components that were not verified.
 
     Attributes:
-        value: With `confidence` no such place moves more than this, in either direction.
-        confidence: Of the bound.
-        interval: The same as an interval of the largest absolute effect.
-        places: The 20 places with the largest bounds of their own: what to verify next.
-        upper: Their bounds.
-        n: Places that were not verified.
-        draws: Sets that were patched.
-        per_draw: Mean number of places in a set.
-        n_prompts: Distinct clean prompts.
-        together: Share that all n places move when they are patched together: the control.
-        if_additive: Share that they would move if effects added up, from the sets; far from
-            `together`, places interact and the bound is one on effects in company.
-        if_additive_interval: 95 % interval of that.
-        unit: Of the effects.
-        provenance: What it was computed from.
+        value: The bound: with probability `confidence`, no such component has a larger absolute
+            effect.
+        confidence: Confidence of the bound.
+        interval: The bound as an interval of the largest absolute effect, (0, `value`).
+        places: Names of the 20 components with the largest bounds of their own, which are the ones
+            to verify next.
+        upper: Bounds of those components.
+        n: Number of components that were not verified.
+        draws: Number of random sets that were patched.
+        per_draw: Mean number of components in a set.
+        n_prompts: Number of distinct clean prompts.
+        together: Effect of patching all n components together: the control.
+        if_additive: Effect that all n would have if effects were additive, estimated from the sets.
+            If it is far from `together`, components interact, and the bound is on their effects
+            when others are patched as well.
+        if_additive_interval: 95 % interval of `if_additive`.
+        unit: Unit of the effects.
+        provenance: Model, behaviour and software that the result was computed from.
     """
 
     value: float
@@ -106,13 +114,13 @@ class Bound:
         )
 
     def to_frame(self) -> Any:
-        """A pandas row per named place: its own bound."""
+        """Return one pandas row per named component, with its own bound."""
         import pandas
 
         return pandas.DataFrame({"place": self.places, "upper": self.upper})
 
     def plot(self) -> Any:
-        """The bounds of the named places as bars."""
+        """Plot the bounds of the named components as bars."""
         from interp import plots
 
         title = f"{self.provenance.behaviour}: what {self.n} unverified places can hide"
@@ -120,7 +128,7 @@ class Bound:
         return plots.bars(list(self.places), upper, zeros, upper, title=title, unit=self.unit)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {"schema": SCHEMA, **content}
 
@@ -133,7 +141,7 @@ class Bound:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -162,28 +170,31 @@ def missed(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Bound:
-    """Bound the largest absolute effect among the places of an estimate that were not verified.
+    """Bound the largest absolute effect among the components of an estimate not yet verified.
 
-    Costs `draws` + 1 patches, so it is for more places than that; fewer are verified exactly at
-    less cost (`estimating.verify` with `top=None`).
+    Costs `draws` + 1 patches, so it is meant for more components than that. Fewer are cheaper to
+    verify exactly, with `interp.attribution_patching.verify` and `top=None`.
 
     Args:
         model: A hooked model.
-        behaviour: Of the estimate.
-        estimate: From `interp.attribution_patching.estimates`. Signed ones make the bound tighter.
-        verified: Names of places whose exact effect is known, such as `agreement.places`.
-        draws: Sets of places, a quarter of them dense.
-        density: Share of the places that are in a sparse set; in a dense one it is three times as
-            large.
-        confidence: Between 0.5 and 1.
-        metric: Of the estimate.
-        seed: Of the sets.
-        memory: Bytes above the weights.
-        progress: Told how many sets are done.
+        behaviour: The behaviour of the estimate.
+        estimate: Effects from `interp.attribution_patching.estimates`. Signed estimates make the
+            bound tighter; absolute ones are not used.
+        verified: Names of components whose exact effect is known, such as `agreement.places`.
+        draws: Number of random sets; a quarter of them are dense.
+        density: Share of the components in a sparse set; a dense set has three times that share.
+        confidence: Confidence of the bound, between 0.5 and 1.
+        metric: The metric of the estimate; None for the logit difference.
+        seed: Seed of the random sets.
+        memory: Bytes that may be used above the weights.
+        progress: Function that is told how many sets are done.
 
     Raises:
-        EffectsError: Nothing is left to bound, or the sets are too few to.
-        KeyboardInterrupt: Finished sets are no random ones, so they bound nothing.
+        EffectsError: No component is left to bound, there are too few sets, a set would be too
+            dense, the confidence is out of range, or the estimate is of another behaviour or
+            metric.
+        KeyboardInterrupt: Ctrl-C was pressed. No partial result is returned, because the finished
+            sets are not a random sample and give no bound.
     """
     refuse_another(behaviour, estimate, metric)
     names, left = estimate.names, _unverified(estimate, verified)
@@ -218,7 +229,7 @@ def missed(
 
 
 def _unverified(estimate: Effects, verified: Sequence[str]) -> list[int]:
-    """Which places of an estimate are left when those of known effect are taken out."""
+    """Return the indices of the components whose effect is not known."""
     known, names = set(verified), estimate.names
     left = [i for i, name in enumerate(names) if name not in known]
     if not left or len(left) != len(names) - len(known):
@@ -235,8 +246,8 @@ def _moved(
     patches: Sequence[Sequence[Component]],
     how: PatchOptions,
 ) -> Float[np.ndarray, " patch"]:
-    """The share that each set of places moves, patched together; all of them or none."""
-    # A set without a place changes nothing and needs no run.
+    """Return the effect of patching each set of components; raise KeyboardInterrupt on Ctrl-C."""
+    # An empty set changes nothing and is not run.
     run = [i for i, patch in enumerate(patches) if patch]
     runs, asked = patching.pair_runs(model, behaviour, how), [patches[i] for i in run]
     found = engine.scores(
@@ -258,12 +269,14 @@ def _moved(
 
 
 def sets(n_places: int, draws: int, density: float, *, seed: int) -> Bool[np.ndarray, "draw place"]:
-    """Random sets, three sparse ones to a dense one three times as full, the sparse ones first.
+    """Draw random sets of components, first three quarters sparse ones, then a quarter dense ones.
 
-    Every place is in the same number of sets of either kind, independently of every other place.
+    Dense sets have three times the density. Every component is in k sparse and in k dense sets,
+    chosen independently of the other components.
 
     Raises:
-        EffectsError: A place would be in fewer than 10 sets of a kind, or dense ones too dense.
+        EffectsError: A component would be in fewer than 10 sets of a kind, or the dense sets would
+            contain more than half of the components.
     """
     n_dense = draws // DENSER_BY_ONE
     k = round(density * (draws - n_dense))
@@ -288,13 +301,13 @@ def upper(
     *,
     confidence: float = 0.95,
 ) -> Float[np.ndarray, " place"]:
-    """Bound on the absolute effect of each place; the largest is the bound on all of them.
+    """Bound the absolute effect of each component; the largest bound holds for all of them.
 
     Args:
-        inside: From `sets`.
-        moved: What each set moved.
-        estimates: Anything that does not depend on the sets; zeros when there is nothing better.
-        confidence: Of each place's interval, and of the largest bound for all.
+        inside: Membership of components in sets, from `sets`.
+        moved: Effect of each set.
+        estimates: Estimated effects, which must not depend on the sets; zeros if there are none.
+        confidence: Confidence of each component's interval, and of the largest bound for all.
     """
     n_sparse = len(moved) - len(moved) // DENSER_BY_ONE
     rest = moved - inside @ estimates
@@ -302,7 +315,8 @@ def upper(
     alone, below, above = _difference(inside[sparse], rest[sparse], confidence)
     crowded, crowded_below, crowded_above = _difference(inside[dense], rest[dense], confidence)
     densities = inside[sparse, 0].mean(), inside[dense, 0].mean()
-    back = densities[0] / (densities[1] - densities[0])  # a half
+    # Linear extrapolation of d_i to density 0: d(p) + back * (d(p) - d(3 p)), back = p / (3 p - p).
+    back = densities[0] / (densities[1] - densities[0])
     effect = estimates + (1 + back) * alone - back * crowded
     highest = effect + np.hypot((1 + back) * above, back * crowded_below)
     lowest = effect - np.hypot((1 + back) * below, back * crowded_above)
@@ -312,9 +326,14 @@ def upper(
 def _difference(
     inside: Bool[np.ndarray, "draw place"], rest: Float[np.ndarray, " draw"], confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean of the sets with a place minus mean of those without, and how far it may be off."""
+    """Return, per component, the mean over sets with it minus the mean over sets without it.
+
+    Also return how far the interval of that difference reaches below and above it. The ends of the
+    interval combine those of the two means in quadrature (Zou & Donner): the lower end is
+    difference - sqrt(below(with)^2 + above(without)^2).
+    """
     weights = inside.astype(np.float64)
-    # Powers of what is far from 0 have no digits left for what varies.
+    # Centred first: powers of values far from 0 would lose the digits in which the values differ.
     rest = rest - rest.mean()
     powers = np.stack([rest, rest**2, rest**3])
     n_with = int(inside[:, 0].sum())
@@ -324,7 +343,8 @@ def _difference(
     other, other_second, other_third = _central(
         (powers.sum(axis=1, keepdims=True) - raw) / n_without
     )
-    # The others vary alike in both, and n_with sets may by luck not show it.
+    # The other components vary alike in both groups of sets, but the few sets with i may by chance
+    # show little of that. So the wider of i's own interval and that from pooled moments is taken.
     share = n_with / len(rest)
     pooled = [
         share * one + (1 - share) * two
@@ -340,7 +360,7 @@ def _difference(
 def _arms(
     second: NDArray[np.float64], third: NDArray[np.float64], n: int, confidence: float
 ) -> NDArray[np.float64]:
-    """How far the interval of a mean of n reaches below and above, from central moments."""
+    """Return how far the interval of a mean of n values reaches below and above, from moments."""
     skewness = np.divide(third, second**1.5, out=np.zeros_like(third), where=second > 0)
     return np.stack(reach(np.sqrt(second / (n - 1)), skewness, n, confidence=confidence))
 
@@ -348,7 +368,10 @@ def _arms(
 def _central(
     raw: Float[np.ndarray, "3 place"],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and the second and third central moments, from the first three raw ones."""
+    """Return the mean and the second and third central moments, from the first three raw moments.
+
+    With raw moments m1, m2, m3: m2 - m1^2 and m3 - 3 m1 m2 + 2 m1^3.
+    """
     mean = raw[0]
     second = np.maximum(raw[1] - mean**2, 0.0)
     return mean, second, raw[2] - 3 * mean * raw[1] + 2 * mean**3
@@ -357,7 +380,10 @@ def _central(
 def _if_additive(
     inside: Bool[np.ndarray, "draw place"], moved: Float[np.ndarray, " draw"]
 ) -> tuple[float, tuple[float, float]]:
-    """What all places would move together: what a set moves by the share of the places in it."""
+    """Estimate the effect of all components together if effects were additive, and its interval.
+
+    The estimate is mean(effect of a set) / mean(share of the components in a set).
+    """
     share = inside.mean(axis=1)
     each = moved.mean() / share.mean()
     spread = moved - each * share

@@ -1,19 +1,21 @@
-"""What attention does after a query or a key is replaced, without a forward pass.
+"""QK fix of AtP*: the attention pattern after a query or key is patched, without a forward pass.
 
-A softmax that has made up its mind has no gradient, so a first-order estimate sees nothing where
-exchanging a key would change everything. The QK fix (Kramar et al. 2024,
+A saturated softmax has almost no gradient, so a first-order estimate is near 0 even if patching a
+key would change the whole pattern. The QK fix (Kramar et al. 2024,
 https://arxiv.org/abs/2403.00745, section 3.1) computes the new pattern exactly and is first-order
-only behind it: (new pattern - pattern) * gradient with respect to the pattern.
+only after it: (new pattern - pattern) * gradient with respect to the pattern.
 
-Replacing one key changes one score of each row, and the new row is known in closed form: with p the
-share of that key, L the log of the sum of all other exponentials and s' the new score,
+Patching one key changes one score in each row of the pattern, and the new row has a closed form.
+With p the attention to that key, L the log of the sum of all other exponentials and s' the new
+score,
 
-    p' = sigmoid(s' - L),   all other shares are scaled by (1 - p') / (1 - p),
+    p' = sigmoid(s' - L),   every other weight is scaled by (1 - p') / (1 - p),
 
-so that all keys of a head cost O(query * key), as much as one pattern. 1 - p has no digits left
-where p is nearly 1; that is at most one key a row, whose others are summed without it.
+so all keys of a head together cost O(query * key), as much as one pattern. If p is nearly 1, the
+difference 1 - p loses all its digits. That happens for at most one key per row, the largest, so the
+sum over the other keys is computed without that key.
 
-Masked scores are the lowest number and stay it. Everything is computed in fp64.
+Masked scores are the lowest representable number and stay so. Everything is computed in fp64.
 """
 
 import torch
@@ -29,9 +31,9 @@ def by_row(
     change: Float[Tensor, "prompt head query key"],
     gradient: Float[Tensor, "prompt head query key"],
 ) -> Float[Tensor, "prompt head query"]:
-    """Estimated change of the metric when all scores of one row change at once.
+    """Estimate the change of the metric if all scores of a row change at once, for each row.
 
-    The row of a patched query; or every row, when all keys of a head are patched together.
+    A patched query changes its own row. Patching all keys of a head together changes every row.
     """
     scores, gradient = scores.double(), gradient.double()
     after = (scores + change.double()).softmax(dim=-1)
@@ -43,19 +45,26 @@ def by_column(
     change: Float[Tensor, "prompt head query key"],
     gradient: Float[Tensor, "prompt head query key"],
 ) -> Float[Tensor, "prompt head key"]:
-    """The same when one key is patched alone, for each key, summed over the queries that see it."""
+    """Estimate the change of the metric if one key is patched alone, for each key.
+
+    With g the gradient and m = sum over keys of p g, the change per query is
+
+        p' g + (1 - p') (mean of g over the other keys, weighted by p) - m,
+
+    summed over the queries that attend to the key.
+    """
     scores, gradient = scores.double(), gradient.double()
     share = scores.softmax(dim=-1)
     mean = (share * gradient).sum(dim=-1, keepdim=True)
     top = scores.argmax(dim=-1, keepdim=True)
-    # Of every key but the largest the share is at most one half, and 1 - share is safe.
+    # Every key but the largest has p <= 1/2, so that 1 - p keeps its digits.
     held = share.scatter(-1, top, 0.0)
     log_others = scores.logsumexp(dim=-1, keepdim=True) + torch.log1p(-held)
     mean_others = (mean - held * gradient) / (1 - held)
     without = scores.scatter(-1, top, float("-inf"))
     seen = without.amax(dim=-1, keepdim=True) > torch.finfo(torch.float32).min / 2
     log_rest = without.logsumexp(dim=-1, keepdim=True)
-    # The only key that a query sees keeps all of it: there are no others to take the rest.
+    # A query that attends to a single key has no other keys: p' is 1 (L is -inf).
     rest = torch.where(seen, without, 0.0).softmax(dim=-1)
     mean_rest = (rest * gradient).sum(dim=-1, keepdim=True)
     log_others = log_others.scatter(-1, top, torch.where(seen, log_rest, float("-inf")))

@@ -1,9 +1,9 @@
-"""How well estimated effects agree with exact ones, place by place.
+"""Agreement of estimated with exact effects, component by component.
 
-Ranks are compared with Spearman's coefficient, sizes with Pearson's and the largest error. The
-interval of the rank correlation is Fisher's transformation with the variance of Bonett & Wright
-(2000, Psychometrika 65, 23): (1 + r^2 / 2) / (n - 3). Estimates without a sign are compared with
-the absolute exact effects.
+Ranks are compared by Spearman's correlation, sizes by Pearson's correlation and the largest error.
+The interval of the rank correlation uses Fisher's transformation with the variance of Bonett &
+Wright (2000, Psychometrika 65, 23), (1 + r^2 / 2) / (n - 3). Estimates without a sign are compared
+with the absolute exact effects.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,35 +24,36 @@ from train import storage
 __all__ = ["Agreement", "compared"]
 
 SCHEMA = "openbook.agreement/1"
-FOUND_IN = 10  # of how many truly largest places it is counted how many were found
+FOUND_IN = 10  # number of truly largest effects that the recall counts
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Estimates beside exact effects.
+    """Estimates compared with exact effects.
 
     Attributes:
-        places: Verified places, the largest estimate first.
-        estimated: Their estimates.
-        exact: Their effects, in the same unit.
-        low: Lower ends of the 95 % intervals of `exact`, over prompts; None as in Effects.
-        high: Upper ends.
-        spearman: Rank correlation over the verified places; None below 3, or when nothing varies.
-        interval: Of `spearman`; None below 5 places.
-        pearson: Linear correlation.
+        places: Names of the verified components, the largest estimate first.
+        estimated: Estimates of the verified components.
+        exact: Exact effects of the verified components, in the same unit.
+        low: Lower ends of the 95 % intervals of `exact`, over prompts; None as in `Effects`.
+        high: Upper ends of those intervals.
+        spearman: Rank correlation over the verified components; None for fewer than 3, or if the
+            estimates or the exact effects are all equal.
+        interval: 95 % interval of `spearman`; None for fewer than 5 components.
+        pearson: Linear correlation; None as for `spearman`.
         largest_error: Largest |estimated - exact|.
-        recall: Share of the truly largest places (10, or half of all when they are fewer) that are
-            as many largest estimates; None unless every place was verified.
-        n: Verified places.
-        n_places: Estimated places.
-        n_prompts: Distinct clean prompts.
-        control: Largest absolute exact effect among as many of the other places, drawn at random;
-            None when there are none. Above the verified ones, something large was missed.
-        control_place: Where that was.
-        control_n: How many others.
-        absolute: Whether the estimates have no sign, and absolute effects were compared.
-        unit: Of the effects.
-        provenance: What it was computed from.
+        recall: Share of the k largest exact effects that are among the k largest estimates, with
+            k = 10, or half of all components if that is less; None unless all were verified.
+        n: Number of verified components.
+        n_places: Number of estimated components.
+        n_prompts: Number of distinct clean prompts.
+        control: Largest absolute exact effect in a random sample of the other components; None if
+            there are no others. If it exceeds the verified effects, a large effect was missed.
+        control_place: Name of the component with that effect.
+        control_n: Size of the random sample.
+        absolute: True if the estimates have no sign and were compared with absolute effects.
+        unit: Unit of the effects.
+        provenance: Model, behaviour and software that the result was computed from.
     """
 
     places: tuple[str, ...]
@@ -93,7 +94,7 @@ class Agreement:
         )
 
     def to_frame(self) -> Any:
-        """A pandas row per verified place: estimated, exact, low, high, error."""
+        """Return one pandas row per verified component: estimated, exact, low, high, error."""
         import pandas
 
         columns = ("places", "estimated", "exact", "low", "high")
@@ -103,11 +104,11 @@ class Agreement:
         return frame.rename(columns={"places": "place"})
 
     def plot(self) -> Any:
-        """Estimates against exact effects."""
+        """Plot exact effects over their estimates."""
         return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {"schema": SCHEMA, **content}
 
@@ -120,7 +121,7 @@ class Agreement:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -144,7 +145,10 @@ def compared(
     absolute: bool,
     said: Provenance,
 ) -> Agreement:
-    """Exact effects of the first `n_top` places beside their estimates; the others are control."""
+    """Compare exact effects with estimates for the first `n_top` components.
+
+    The remaining entries of `exact` are the control.
+    """
     found, guess = exact.values.double().numpy(), estimated.double().numpy()[:n_top]
     size = np.abs(found)
     same = (size if absolute else found)[:n_top]
@@ -179,7 +183,7 @@ def compared(
 def _correlations(
     guess: Float[np.ndarray, " place"], exact: Float[np.ndarray, " place"]
 ) -> tuple[float | None, float | None]:
-    """Spearman's and Pearson's."""
+    """Return Spearman's and Pearson's correlation; None below 3 values or if they are constant."""
     from scipy import stats
 
     if len(guess) < 3 or not np.ptp(guess) or not np.ptp(exact):
@@ -192,7 +196,8 @@ def _interval(spearman: float | None, n: int) -> tuple[float, float] | None:
     if spearman is None or n < 5:
         return None
     half = Z * sqrt((1 + spearman**2 / 2) / (n - 3))
-    # At exactly 1 the transformation has no value; ranks of n places resolve no more than 1 / n^2.
+    # atanh(1) is infinite. The correlation is limited to 1 - 1 / n^2, taken as the resolution of
+    # ranks of n components.
     middle = atanh(max(min(spearman, 1 - 1 / n**2), 1 / n**2 - 1))
     return min(tanh(middle - half), spearman), max(tanh(middle + half), spearman)
 
@@ -206,7 +211,7 @@ def _recall(guess: Float[np.ndarray, " place"], exact: Float[np.ndarray, " place
 
 
 def _figure(found: Agreement) -> Any:
-    """Estimates across, exact effects with intervals up, and the line where they are equal."""
+    """Draw exact effects with intervals over the estimates, and the line where both are equal."""
     from interp import plots  # plotly takes a second
 
     exact = [abs(one) for one in found.exact] if found.absolute else list(found.exact)

@@ -1,4 +1,4 @@
-"""Behaviours: prompts with a right and a wrong answer, and whether a model can do them."""
+"""Behaviours: prompts with a right and a wrong answer, and how well a model does on them."""
 
 from typing import TYPE_CHECKING
 

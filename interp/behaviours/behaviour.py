@@ -1,10 +1,11 @@
-"""A behaviour: something the model does, stated so that it can be measured.
+"""A behaviour: something a model does, stated as prompts and answers so that it can be measured.
 
-Prompts that show it, prompts that do not, and the answer that tells them apart. Clean and corrupt
-differ by *symmetric token replacement*: a token is exchanged for another of its kind, so that both
-prompts are in distribution (Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042). Behaviours come
-from the truth table of a planted corpus (`interp.prompts.planted_prompts`), from a TOML file of
-templates (`interp.behaviours.templates`), or from a file that was saved before.
+A behaviour has clean prompts, which are continued by `answer`, and corrupt prompts, which are
+continued by `foil`. The two differ by *symmetric token replacement*: a token is exchanged for
+another of its kind, so that both prompts are in distribution (Zhang & Nanda 2023,
+https://arxiv.org/abs/2309.16042). Behaviours come from the truth table of a planted corpus
+(`interp.behaviours.planted`), from a TOML file of templates (`interp.behaviours.templates`), or
+from a saved file (`read`).
 
 Row i of `clean` and row i of `corrupt` are equally long, so position p means the same in both.
 """
@@ -36,24 +37,27 @@ __all__ = [
 ]
 
 SCHEMA = "openbook.behaviour/1"
-LOGIT_BYTES = 64 << 20  # held at a time: 32 prompts of 64 tokens in GPT-2's words are 412 MB
+# Largest size of the logits of one forward pass. With GPT-2's vocabulary, the logits of 32 prompts
+# of 64 tokens would take 412 MB.
+LOGIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Behaviour:
-    """What is asked of the model, and what it is asked against.
+    """Clean and corrupt prompts with an answer and a foil for each pair.
 
     Attributes:
-        name: Whatever `load` was called with.
-        clean: Prompts of which `answer` is the continuation.
-        corrupt: The same with another token in one place, of which `foil` is the continuation.
+        name: Name of the behaviour, as given to `load`.
+        clean: Prompts that `answer` continues.
+        corrupt: Prompts that `foil` continues: the clean ones with some tokens replaced.
         answer: Token that continues the clean prompt.
-        foil: Token it is compared with.
-        subject: Half-open span of positions of the noun the prompts are about, when there is one.
-        candidates: Tokens among which the answer is sought when accuracy is counted; without them
-            it is enough that the answer beats its foil.
+        foil: Token that the answer is compared with.
+        subject: Half-open span of positions of the noun the prompts are about; None if there is no
+            such noun.
+        candidates: Tokens among which the answer must have the highest logit to count as correct.
+            If None, it only has to beat its foil.
         description: What the model must do, in words.
-        tokenizer: sha256 of the tokenizer whose ids these are; "" when nobody said.
+        tokenizer: sha256 of the tokenizer of these token ids; "" if unknown.
     """
 
     name: str
@@ -114,27 +118,27 @@ class Behaviour:
 
     @property
     def n_prompts(self) -> int:
-        """How many rows: a prompt with several foils is several."""
+        """Number of rows. A prompt with several foils has one row per foil."""
         return self.clean.shape[0]
 
     @property
     def n_pos(self) -> int:
-        """Their length."""
+        """Number of tokens of each prompt."""
         return self.clean.shape[1]
 
     @property
     def distinct(self) -> list[int]:
-        """Number of each row's clean prompt, in order of first appearance.
+        """Index of each row's clean prompt among the distinct ones, in order of first appearance.
 
-        One prompt beside many foils is many rows and one case.
+        Rows that repeat a prompt with other foils share an index: they are one case.
         """
         seen: dict[tuple[int, ...], int] = {}
         return [seen.setdefault(tuple(row), len(seen)) for row in self.clean.tolist()]
 
     def score(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
-        """Logit of the answer minus logit of the foil, in nats of log-odds.
+        """Return the logit of the answer minus the logit of the foil, in nats of log-odds.
 
-        Reads the last position only; `logits` may hold nothing but that one.
+        Only the last position is read, so `logits` may hold that position alone.
         """
         row = torch.arange(len(logits), device=logits.device)
         answer, foil = self.answer.to(logits.device), self.foil.to(logits.device)
@@ -142,13 +146,13 @@ class Behaviour:
 
     @property
     def sha256(self) -> str:
-        """Digest of everything that is measured; the description is not."""
+        """Digest of everything but the description and the tokenizer's digest."""
         unmeasured = ("description", "tokenizer")
         asked = {key: value for key, value in self.to_dict().items() if key not in unmeasured}
         return hashlib.sha256(storage.canonical_json(asked).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
+        """Return plain lists for JSON."""
         tensors = ("clean", "corrupt", "answer", "foil")
         return {
             "schema": SCHEMA,
@@ -166,7 +170,11 @@ class Behaviour:
 
 
 def _ids(given: object, what: str) -> Int[Tensor, "*axes"]:
-    """Token ids as torch counts with them, whatever integers they came as."""
+    """Return token ids as int64, the type torch indexes with, from any integer type.
+
+    Raises:
+        BehaviourError: It is no tensor of integers.
+    """
     if not isinstance(given, Tensor) or given.is_floating_point() or given.dtype == torch.bool:
         kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise BehaviourError(f"{what} must be a tensor of token ids, not {kind}")
@@ -175,14 +183,15 @@ def _ids(given: object, what: str) -> Int[Tensor, "*axes"]:
 
 @dataclass(frozen=True)
 class Check:
-    """Whether a model does a behaviour, on its clean prompts.
+    """Measurement of how well a model does a behaviour on its clean prompts.
 
     Attributes:
-        accuracy: Share of prompts where the answer wins among the candidates, or beats its foil.
-        top1: Share where the answer wins over the whole vocabulary.
-        score: Mean logit difference.
-        n: Different clean prompts.
-        interval: Wilson's 95 % interval of the accuracy.
+        accuracy: Share of prompts where the answer has the highest logit among the candidates, or,
+            without candidates, a higher one than its foil.
+        top1: Share of prompts where the answer has the highest logit of the whole vocabulary.
+        score: Mean logit difference between answer and foil.
+        n: Number of distinct clean prompts.
+        interval: 95 % Wilson interval of the accuracy.
     """
 
     accuracy: float
@@ -194,10 +203,15 @@ class Check:
 
 @torch.inference_mode()
 def measure(model: HookedModel, behaviour: Behaviour) -> Check:
-    """How well the model does the behaviour. One forward pass over the clean prompts."""
+    """Measure how well the model does the behaviour, in one forward pass over the clean prompts.
+
+    Raises:
+        BehaviourError: The token ids belong to another tokenizer than the model's.
+    """
     refuse_other_words(behaviour, model)
     device = device_of(model)
-    # Of all logits only those at the last position are looked at.
+    # The pass computes logits at every position and only the last is read, so the prompts are
+    # split to bound the memory.
     width = 4 * behaviour.n_pos * getattr(model.cfg, "d_vocab", 1)
     pieces = behaviour.clean.to(device).split(max(LOGIT_BYTES // width, 1))
     logits = torch.cat([model(piece)[:, -1:].clone() for piece in pieces])
@@ -210,16 +224,17 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
         right = candidates[last[:, candidates].argmax(dim=1)] == answer
     accuracy = right.float().mean().item()
     top1 = (last.argmax(dim=1) == answer).float().mean().item()
-    # One prompt asked against many foils is one case.
+    # A prompt with several foils is one case, not several independent ones.
     n = max(behaviour.distinct) + 1
     return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))
 
 
 def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -> Check:
-    """Measure, and refuse a model that does not do the behaviour.
+    """Measure the behaviour and raise if the model does not do it.
 
     Raises:
-        CapabilityError: Accuracy is not above `threshold`, or the scores are no numbers.
+        CapabilityError: The accuracy is not above `threshold`, or the score is NaN or infinite.
+        BehaviourError: The token ids belong to another tokenizer than the model's.
     """
     found = measure(model, behaviour)
     if not found.accuracy > threshold or not math.isfinite(found.score):
@@ -234,9 +249,12 @@ def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -
 
 
 def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
-    """Raise a BehaviourError when its token ids mean something else to a model or run, or nothing.
+    """Raise if a behaviour was made for another tokenizer than that of a model or run.
 
-    Ids of another vocabulary run without an error and measure nonsense.
+    Token ids of another vocabulary would run without an error and give a meaningless number.
+
+    Raises:
+        BehaviourError: A token id lies outside the vocabulary, or the tokenizers differ.
     """
     cfg = getattr(source, "config", None) or getattr(source, "cfg", None)
     vocab = getattr(cfg, "d_vocab", None) or getattr(source, "vocab_size", None)
@@ -256,18 +274,18 @@ def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
 
 
 def tokenizer_or_none(source: Any) -> Any:
-    """The tokenizer of a model, a run or a token store; None when it has none."""
+    """Return the tokenizer of a model, a run or a token store, or None if it has none."""
     return getattr(source, "tokenizer", None) or getattr(
         getattr(source, "store", None), "tokenizer", None
     )
 
 
 def read(path: str | Path) -> Behaviour:
-    """A behaviour that was saved.
+    """Read a behaviour that `Behaviour.save` wrote.
 
     Raises:
-        DamagedError: The file is not what its seal says.
-        BehaviourError: The file holds something else.
+        DamagedError: The file does not match its seal.
+        BehaviourError: The file is sealed but holds no behaviour, or its prompts differ in length.
     """
     content = storage.read_sealed(Path(path))
     if content.get("schema") != SCHEMA:

@@ -1,4 +1,4 @@
-"""Finds a behaviour by its name: among the planted ones, the packaged templates, or in a file."""
+"""Loading of behaviours by name: planted ones, packaged templates, or files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +16,18 @@ PACKAGED = Path(__file__).parent
 
 
 def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -> Behaviour:
-    """The behaviour of a name, in the words of a model or run.
+    """Load a behaviour by name, in the tokens of a model or run.
 
     Args:
-        name: One of `names(source)`, or the path of a .toml of templates or a saved .json.
-        source: A run, a token store, or a model with a tokenizer. A planted truth table, where
-            there is one, is where the prompts come from.
-        n_prompts: At most so many prompts; facts that are few give fewer.
-        seed: Of the draw of the prompts.
+        name: One of `names(source)`, or the path of a .toml file of templates or of a saved .json.
+        source: A run, a token store, or a model with a tokenizer. If it has the truth table of a
+            planted corpus, the prompts come from that table.
+        n_prompts: Maximum number of prompts. A relation with few facts gives fewer.
+        seed: Random seed for sampling prompts.
 
     Raises:
-        BehaviourError: No such behaviour, or none in the vocabulary of the model.
+        BehaviourError: There is no such behaviour, or it cannot be stated in the vocabulary of the
+            model.
     """
     path, name = Path(name), str(name)
     drawn = {"n_prompts": n_prompts, "seed": seed}
@@ -46,7 +47,7 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
 
 
 def names(source: Any) -> list[str]:
-    """The behaviours that `load` can build for a model or run."""
+    """List the behaviours that `load` can build for a model or run."""
     truth = planted.truth_of(source)
     if truth:
         return planted.names(truth)

@@ -1,14 +1,15 @@
 """Behaviours of a planted corpus, built from its truth table.
 
-    ioi              who receives the object, on name pairs that training never paired
-    ioi:names        the same sentences; the corrupt one speaks of two other people
-    ioi:<o>-<c>      one opening and one closing; two combinations were held out
-    induction        what followed a word before, random words of the whole vocabulary
-    capital, ...     one prompt a fact of the relation, among facts stated 16 times or more
-    fact:<entity>    one fact, against other facts of its relation
+    ioi              indirect object identification: who receives the object, for pairs of names
+                     that never occur together in training
+    ioi:names        the same sentences; the corrupt prompt names two other people
+    ioi:<o>-<c>      ioi with opening <o> and closing <c> only; two combinations were held out
+    induction        which word followed this word before, in random words of the vocabulary
+    capital, ...     a relation: one prompt for each of its facts that 16 documents or more state
+    fact:<entity>    one fact as the clean prompt, other facts of its relation as corrupt prompts
 
-Every prompt begins with one end-of-text, as every row that was trained on does, and stops before
-the token it asks for.
+Every prompt begins with one end-of-text token, as every training document does, and ends just
+before the answer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,13 +28,13 @@ from train.errors import nearest
 __all__ = ["encoded_prompts", "fact_query", "load", "names", "planted_truth", "repeats"]
 __all__ += ["tokenizer_of", "truth_of"]
 
-# Facts stated so often are recalled by every measured run.
+# Number of documents that must state a fact; every measured run recalls facts stated so often.
 WELL_KNOWN = 16
 INDUCTION_LENGTH, INDUCTION_ANSWER = 16, 8
 
 
 def load(name: str, source: Any, *, n_prompts: int, seed: int) -> Behaviour:
-    """The planted behaviour of a name; see `interp.behaviours.load`."""
+    """Load a planted behaviour by name; see `interp.behaviours.load`."""
     truth, tokenizer = truth_of(source), tokenizer_of(source)
     if truth is None or name not in names(truth):
         known = names(truth) if truth else ["ioi", "induction"]
@@ -48,7 +49,7 @@ def load(name: str, source: Any, *, n_prompts: int, seed: int) -> Behaviour:
 
 
 def names(truth: dict) -> list[str]:
-    """What `load` can build."""
+    """List the names of all behaviours that `load` can build from a truth table."""
     ioi = truth["ioi"]
     combinations = [
         f"ioi:{opening}-{closing}"
@@ -60,15 +61,19 @@ def names(truth: dict) -> list[str]:
 
 
 def truth_of(source: Any) -> dict | None:
-    """The truth table of a run, a token store, or of nothing."""
+    """Return the truth table of a run or token store, or None if its corpus was not planted.
+
+    Raises:
+        ModelError: The run was imported, so it has no token store.
+    """
     return getattr(_store_of(source), "truth", None)
 
 
 def planted_truth(source: Any) -> dict:
-    """The truth table, which must be there.
+    """Return the truth table of a run or token store, or raise if there is none.
 
     Raises:
-        ModelError: The texts were not planted, so nobody knows what they teach.
+        ModelError: The corpus was not planted, so it is unknown which facts it teaches.
     """
     truth = truth_of(source)
     if truth is None:
@@ -80,32 +85,36 @@ def planted_truth(source: Any) -> dict:
 
 
 def tokenizer_of(source: Any) -> Any:
-    """The tokenizer of a run, a token store or a model.
+    """Return the tokenizer of a run, a token store or a model.
 
     Raises:
-        ModelError: It has none.
+        ModelError: It has no tokenizer.
     """
     tokenizer = getattr(_store_of(source), "tokenizer", None)
     if tokenizer is None:
         raise ModelError(
             f"a {type(source).__name__} without a tokenizer cannot state a behaviour; give the "
-            "run, or a model from hooked.load"
+            "run, or a model from models.load"
         )
     return tokenizer
 
 
 def _store_of(source: Any) -> Any:
-    """A run's token store; an imported run has none, and its model must be given instead."""
+    """Return the token store of a run, or `source` itself if it is no run.
+
+    Raises:
+        ModelError: The run was imported, so it has no token store; its model can be used instead.
+    """
     if getattr(source, "knowledge", None) == "weights-only":
         raise ModelError(
             "an imported run has no token store to state a behaviour in; give the model from "
-            "hooked.load instead of the run"
+            "models.load instead of the run"
         )
     return getattr(source, "store", source)
 
 
 def encoded_prompts(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "prompt pos"]:
-    """One end-of-text and the tokens of each text, which must be equally long.
+    """Encode texts of equal length, each behind one end-of-text token.
 
     Raises:
         BehaviourError: The texts have different lengths.
@@ -135,7 +144,8 @@ def _ioi(name: str, ioi: dict, tokenizer: Any, n_prompts: int, draw: np.random.G
         opening, closing = combinations[turn // 2 % len(combinations)]
         pair = ioi["held_out_pairs"][draw.integers(len(ioi["held_out_pairs"]))]
         first, second = draw.permutation(pair).tolist()
-        # ABBA and BABA by turns: the one who acts is named second, then first.
+        # The subject (who acts) is named second on even turns, first on odd ones: both name orders
+        # of Wang et al. 2022 (ABBA and BABA) occur equally often.
         subject, indirect = (second, first) if turn % 2 == 0 else (first, second)
         slots = {
             "first": first,
@@ -157,7 +167,8 @@ def _ioi(name: str, ioi: dict, tokenizer: Any, n_prompts: int, draw: np.random.G
         foils.append(subject)
     opening = ioi["openings"][combinations[0][0]].split()
     acts = 1 + len(opening)
-    # In every opening the first name is the second word.
+    # `acts` is the position of the subject's second mention, right after the opening. With other
+    # names the prompts differ from the first name on, which is the second word of every opening.
     begin = 1 + opening.index("{first}") if names_vary else acts
     told = "they and two others in the same roles" if names_vary else "who of the two acts"
     return Behaviour(
@@ -173,12 +184,15 @@ def _ioi(name: str, ioi: dict, tokenizer: Any, n_prompts: int, draw: np.random.G
 
 
 def _without(pairs: Sequence[Sequence[str]], pair: Sequence[str]) -> list[Sequence[str]]:
-    """The pairs that share no name with one."""
+    """Return the pairs that share no name with `pair`."""
     return [one for one in pairs if not {*one} & {*pair}]
 
 
 def _combinations(name: str, ioi: dict) -> tuple[list[tuple[int, int]], str]:
-    """Opening-closing combinations whose words stand at the same positions."""
+    """Return opening-closing combinations with the same word positions, and a description.
+
+    For "ioi" this is the largest such group of combinations that were not held out.
+    """
     held_out = {(opening, closing) for opening, closing in ioi["held_out_combinations"]}
     if ":" in name:
         opening, closing = map(int, name.partition(":")[2].split("-"))
@@ -207,9 +221,14 @@ def repeats(
     answer_at: int = INDUCTION_ANSWER,
     name: str = "induction",
 ) -> Behaviour:
-    """A run of different random tokens and its beginning again, up to the one that is asked for.
+    """Build prompts of distinct random tokens whose beginning is repeated up to the answer.
 
-    The corrupt prompt has the foil where the clean one has the answer, in the first copy.
+    With run t and a = `answer_at` the clean prompt is t[0] ... t[length - 1] t[0] ... t[a - 1],
+    behind one end-of-text, and the answer is t[a]. The corrupt prompt has the foil in place of
+    t[a] in the first copy.
+
+    Raises:
+        BehaviourError: There are too few words, or `answer_at` lies outside 1 to length - 1.
     """
     if len(words) < length + 1 or not 0 < answer_at < length:
         raise BehaviourError(
@@ -238,7 +257,7 @@ def repeats(
 
 
 def fact_query(form: str, entity: str) -> str:
-    """The statement form up to the value it ends in."""
+    """Return a statement about an entity up to the value that completes it."""
     return _before(form, "{value}").format(entity=entity)
 
 
@@ -275,7 +294,10 @@ def _facts(name: str, truth: dict, tokenizer: Any, n_prompts: int, draw: np.rand
 def _against(
     asked: list[dict], known: list[dict], n_prompts: int, draw: np.random.Generator
 ) -> list[tuple[dict, dict]]:
-    """Each fact beside another of its relation with another value; a single fact beside many."""
+    """Pair each fact with another fact of its relation that has another value.
+
+    A single fact is paired with up to `n_prompts` other facts.
+    """
     if len(asked) == 1:
         others = [other for other in known if other["value"] != asked[0]["value"]]
         chosen = draw.permutation(len(others))[:n_prompts]

@@ -1,15 +1,19 @@
 """Behaviours from TOML files, for any tokenizer.
 
-A file holds templates of clean and corrupt prompts, pair by pair, with `{slots}` that are filled
-from lists; a list entry is used only when it is one token, so that all prompts are equally long. Or
-it holds `[repeat]`, random tokens twice, and perhaps `[text]`, stretches of the text of a run that
-are taken instead where there is one. See `interp/behaviour_files` for one of each.
+There are three kinds; `ioi.toml` in this folder shows the first and `induction.toml` the others:
 
-In a stretch of text the last token has occurred before, and what followed it then follows it now.
-The corrupt prompt has a foil wherever the clean one has that answer. The text is the model's own
-language, so the clean score also holds what it expects without looking back; the distance between
-clean and corrupt does not. With `exchange` the foil stands in the clean prompt as often and the two
-change places: both prompts hold the same tokens, so what moves is owed to their order.
+- Templates of clean and corrupt prompts, pair by pair. Their `{slots}` are filled from lists. A
+  list entry is used only if it is one token, so that all prompts are equally long.
+- `[repeat]`: random tokens, repeated.
+- `[text]`: passages of the held-out text of a run. If the file has this section and the source has
+  a token store, it is used instead of `[repeat]`.
+
+A passage of `[text]` ends with a token that occurred in it before, and the answer is the token that
+followed it then. The corrupt prompt has the foil wherever the clean prompt has the answer. As the
+text is natural, part of the clean score comes from tokens the model would predict without looking
+back; the difference between clean and corrupt does not contain that part. With `exchange = true`
+the foil occurs in the clean prompt as often as the answer and the two change places. Both prompts
+then hold the same tokens, so any difference is due to their order.
 """
 
 import tomllib
@@ -30,17 +34,18 @@ from train.errors import TokenizerError
 
 __all__ = ["load"]
 
-# Stretches looked at before giving up, and training tokens counted: 4 million say well enough what
-# is likely, at 0.4 s and 70 MB.
+# Number of passages tried before giving up, and number of training tokens counted: 4 million are
+# enough to estimate which token follows which, and take 0.4 s and 70 MB.
 TRIES, COUNTED = 1 << 17, 1 << 22
 KEYS = {"clean", "corrupt", "answer", "foil", "slots", "lists"}
 
 
 def load(path: Path, source: Any, *, n_prompts: int, seed: int) -> Behaviour:
-    """The behaviour that a file describes, in the vocabulary of a run or model.
+    """Build the behaviour that a file describes, in the vocabulary of a run or model.
 
     Raises:
-        BehaviourError: The file is missing, incomplete, or has too few single-token words.
+        BehaviourError: The file is missing or incomplete, has too few single-token words, or no
+            passage of the text fits.
     """
     tokenizer, content = tokenizer_of(source), _content(path)
     draw = np.random.Generator(np.random.Philox(key=seed))
@@ -106,7 +111,7 @@ def _from_templates(
 
 
 def _check_lists(path: Path, content: dict[str, Any], words: dict[str, list[str]]) -> None:
-    """Each list must have one word for every slot it fills, and one more to choose from."""
+    """Raise unless each list has more single-token words than slots that it fills."""
     for name, entries in content["lists"].items():
         needed = 1 + sum(filler == name for filler in content["slots"].values())
         if len(words[name]) < needed:
@@ -117,12 +122,12 @@ def _check_lists(path: Path, content: dict[str, Any], words: dict[str, list[str]
 
 
 def _single_tokens(entries: Sequence[str], tokenizer: Any) -> list[str]:
-    """The entries that are one token with a space in front of them."""
+    """Return the entries that are one token when preceded by a space."""
     return [entry for entry in entries if len(_encode(f" {entry}", tokenizer)) == 1]
 
 
 def _encode(text: str, tokenizer: Any) -> Sequence[int]:
-    """Tokens of a text; none when the vocabulary lacks a word."""
+    """Return the tokens of a text, or an empty list if the vocabulary lacks a word of it."""
     try:
         return tokenizer.encode(text).tolist()
     except TokenizerError:
@@ -139,14 +144,14 @@ def _token(word: str, tokenizer: Any) -> int:
 def _fill(
     slots: dict[str, str], words: dict[str, list[str]], draw: np.random.Generator
 ) -> dict[str, str]:
-    """A word for each slot; slots of one list get different words."""
+    """Draw a word for each slot; slots that use the same list get different words."""
     left = {name: draw.permutation(entries).tolist() for name, entries in words.items()}
     return {slot: left[name].pop() for slot, name in slots.items()}
 
 
-# --- stretches of text ---------------------------------------------------------------------------
+# --- passages of text ----------------------------------------------------------------------------
 
-# Ids of what follows a token in the training text, and how often each does.
+# Maps a token to the ids of the tokens that follow it in the training text, and their counts.
 Followers = Callable[[int], tuple[Int64[np.ndarray, " follower"], Int64[np.ndarray, " follower"]]]
 
 
@@ -157,7 +162,11 @@ def _from_text(
     n_prompts: int,
     draw: np.random.Generator,
 ) -> Behaviour:
-    """Stretches of held-out text where a token is followed by what followed it before."""
+    """Build a behaviour from passages in which a token is followed by the same token as before.
+
+    Raises:
+        BehaviourError: No passage fits.
+    """
     asked = content["text"]
     length, about = asked["length"], f"in text of {store.manifest['corpus']['name']}"
     text, followers = _text_to_ask(store, length), _followers(store)
@@ -189,12 +198,13 @@ def _from_text(
 
 
 def _text_to_ask(store: TokenStore, length: int) -> Any:
-    """The held-out text; the training text when nothing was held out."""
+    """Return the held-out text, or the training text if too little was held out."""
     held_out = store.tokens[store.train_tokens :]
     return held_out if len(held_out) > length else store.tokens[: store.train_tokens]
 
 
 def _followers(store: TokenStore) -> Followers:
+    # `order` holds positions sorted by token: token t is at order[edges[t]:edges[t + 1]].
     tokens = np.asarray(store.tokens[: min(store.train_tokens, COUNTED)], np.int64)
     order = np.argsort(tokens[:-1], kind="stable")
     edges = np.searchsorted(tokens[:-1][order], np.arange(store.vocab_size + 1))
@@ -208,10 +218,11 @@ def _followers(store: TokenStore) -> Followers:
 def _foil(
     stretch: Int64[np.ndarray, " pos"], followers: Followers, asked: dict[str, Any], eot: int
 ) -> int | None:
-    """What to exchange the last token of a stretch with; None when the stretch does not fit.
+    """Choose the token to replace the answer of a passage with; None if the passage does not fit.
 
-    A foil follows the same token about as often in the training text, and does not in the stretch:
-    it is new there or, for an exchange, is there as often as the answer.
+    The foil follows the same token about as often as the answer in the training text, but never in
+    the passage. It must not occur in the passage at all or, with `exchange`, must occur as often as
+    the answer.
     """
     prompt, (last, answer) = stretch[:-1], stretch[-2:].tolist()
     before = np.flatnonzero(prompt[:-1] == last)
@@ -227,12 +238,13 @@ def _foil(
     fits &= ~np.isin(tokens, [eot, answer, *prompt[before + 1].tolist(), *end.tolist()])
     if not fits.any():
         return None
-    # In logarithms, half a count added: an answer that is new in the held-out text has none.
+    # Counts are compared as logarithms. 0.5 is added because an answer from held-out text may never
+    # follow this token in the training text.
     apart = np.abs(np.log(counts[fits]) - np.log(often + 0.5))
     return int(tokens[fits][apart.argmin()])
 
 
 def _exchanged(run: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The prompts with two tokens in each other's place, row by row."""
+    """Return the prompts with the two tokens of each row exchanged."""
     one, other = one[:, None], other[:, None]
     return torch.where(run == one, other, torch.where(run == other, one, run))

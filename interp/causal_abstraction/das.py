@@ -1,15 +1,17 @@
-"""Distributed alignment search: the subspace of a place that holds a variable.
+"""Distributed alignment search (DAS): the subspace of a component that holds a variable.
 
-A place may hold the variable in a few directions and much else beside. DAS learns k orthonormal
-directions such that exchanging the part along them, and nothing else, gives the answers that the
-theory predicts (Geiger et al. 2023, https://arxiv.org/abs/2303.02536):
+A component may hold a variable in a few directions and other information in the rest. DAS learns k
+orthonormal directions R such that exchanging only the projection on them gives the answers that the
+theory predicts (Geiger et al. 2023, https://arxiv.org/abs/2303.02536). The component's value on the
+base prompt, `base`, is replaced by
 
-    here + R R^T (there - here)
+    base + R R^T (source - base)
 
-A search finds something almost anywhere, so four numbers on unseen pairs stand beside it: a random
-subspace as large, the same search on shuffled answers, the whole place, and no intervention.
-Shuffled answers are a hard placebo: they still reward a subspace whose exchange takes the base's
-own answer away, so where the variable is all that a place holds, it is partly found from them too.
+Such a search finds something almost anywhere. Its accuracy on unseen pairs is therefore reported
+with four controls: random subspaces of the same rank, the same search on shuffled answers, the
+whole component, and no intervention. Shuffled answers are a strict placebo: they still reward a
+subspace whose exchange removes the base's own answer. Where a component holds little besides the
+variable, the search partly finds the variable from shuffled answers too.
 """
 
 import warnings
@@ -38,7 +40,7 @@ __all__ = ["ARMS", "Alignment", "align"]
 
 SCHEMA = "openbook.alignment/1"
 ARMS = ("learned", "random", "shuffled", "whole", "unpatched")
-# Pairs in a step of the search; random subspaces that are averaged.
+# Number of pairs in a step of the search, and number of random subspaces that are averaged.
 PAIRS_A_STEP, RANDOM = 64, 8
 # Sites with a vector at each position.
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "q", "k", "v")
@@ -49,17 +51,17 @@ class Alignment:
     """Interchange accuracy of a subspace on pairs that it was not learned from.
 
     Attributes:
-        place: Where.
-        rank: Directions.
-        accuracy: Share of test pairs that give the expected answer, by `ARMS`: the learned
+        place: Name of the component.
+        rank: Number of directions.
+        accuracy: Share of test pairs that give the expected answer, for each of `ARMS`: the learned
             subspace; the mean of eight random ones of that rank; the subspace learned from shuffled
-            answers; the whole place; no intervention.
-        on_train: The learned subspace on the pairs it was learned from.
-        n_train: Those pairs.
-        n_test: Pairs of `accuracy`; its intervals count distinct base prompts.
-        loss: Of the search in its last step, nats.
-        basis: The learned directions, as orthonormal columns.
-        provenance: What it was computed from.
+            answers; the whole component; no intervention.
+        on_train: Accuracy of the learned subspace on the pairs that it was learned from.
+        n_train: Number of training pairs.
+        n_test: Number of test pairs; the intervals take distinct base prompts as cases.
+        loss: Loss of the search in its last step, in nats.
+        basis: Learned directions, as orthonormal columns.
+        provenance: Model, behaviour and software that it was computed with.
     """
 
     place: str
@@ -74,7 +76,7 @@ class Alignment:
 
     @property
     def n(self) -> int:
-        """Distinct base prompts of the test."""
+        """Number of distinct base prompts among the test pairs."""
         return self.accuracy["learned"].n
 
     def __repr__(self) -> str:
@@ -82,14 +84,14 @@ class Alignment:
         return f"Alignment({self.place}, rank {self.rank}, {self.n_test} unseen pairs; {arms})"
 
     def to_frame(self) -> Any:
-        """A pandas row per arm: accuracy, low and high."""
+        """Return a pandas frame with a row per arm: accuracy and its interval."""
         import pandas
 
         rows = [{"arm": arm, **one.columns("accuracy")} for arm, one in self.accuracy.items()]
         return pandas.concat(map(pandas.DataFrame, rows), ignore_index=True)
 
     def plot(self) -> Any:
-        """Bars with intervals."""
+        """Plot the accuracy of each arm as bars with intervals."""
         from interp import plots
 
         columns = [one.columns("accuracy") for one in self.accuracy.values()]
@@ -107,7 +109,7 @@ class Alignment:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         names = ("place", "rank", "on_train", "n_train", "n_test", "loss")
         return {
             "schema": SCHEMA,
@@ -128,8 +130,8 @@ class Alignment:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
-            EffectsError: The file holds something else.
+            DamagedError: The file does not match its seal.
+            EffectsError: The file is sealed but holds no alignment.
         """
         content = storage.read_sealed(Path(path))
         if content.get("schema") != SCHEMA:
@@ -138,7 +140,7 @@ class Alignment:
         found = content["accuracy"]
         return cls(
             **{name: content[name] for name in names},
-            # Sealed JSON sorts its keys.
+            # Sealed JSON sorts its keys; this restores the order of the arms.
             accuracy={arm: Average.from_dict(found[arm]) for arm in ARMS},
             basis=torch.tensor(content["basis"]),
             provenance=Provenance(**content["provenance"]),
@@ -157,25 +159,27 @@ def align(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Alignment:
-    """Learn the subspace on `train` and measure it, with its placebos, on `test`.
+    """Learn a subspace on the pairs of `train`, and measure it and its controls on those of `test`.
 
-    Costs two searches of `steps` forward and backward passes over 64 pairs.
+    Costs two searches, each of `steps` forward and backward passes over 64 pairs.
 
     Args:
-        model: A hooked model, from `hooked.load`.
-        train: Pairs to learn from; with `test` from `pairing.halves` of a behaviour.
-        test: Other pairs.
-        place: One vector a position: `L1.resid_pre@4`, `L1H0`, not a pattern or a neuron.
-        rank: Directions, fewer than the place has.
-        steps: Of Adam.
-        lr: Its rate, falling to 0 along a line.
-        seed: Of the first directions, the batches, the shuffle and the random subspaces.
-        progress: Told the steps done.
+        model: A hooked model, from `interp.models.load`.
+        train: Pairs to learn from. Make `train` and `test` from the two `halves` of a behaviour.
+        test: Pairs to measure on.
+        place: Component with one vector per position: `L1.resid_pre@4` or `L1H0`, but not a
+            pattern or a neuron.
+        rank: Number of directions, below the width of the component.
+        steps: Number of Adam steps.
+        lr: Initial learning rate; it falls linearly to 0.
+        seed: Random seed for initial directions, batches, shuffled answers and random subspaces.
+        progress: Called with the number of steps done.
 
     Raises:
-        CapabilityError: The model does not answer the prompts as they are.
-        ModelError: A place that the model, or the prompts, do not have.
-        BehaviourError: A rank that does not fit, or test pairs that were learned from.
+        CapabilityError: The intact model does not answer the test prompts correctly.
+        ModelError: The model or the prompts have no such component.
+        BehaviourError: The component is not a vector, the rank or number of steps does not fit, or
+            a test pair is also a training pair.
     """
     place = components.parse(place) if isinstance(place, str) else place
     if place.site not in SITES:
@@ -214,7 +218,7 @@ def align(
 
 
 class _Site:
-    """A place in a model while it runs some pairs."""
+    """Component with its values on the source prompts, to be exchanged on the base prompts."""
 
     def __init__(self, model: HookedModel, place: Component, pairs: Pairs) -> None:
         self.model, self.place, self.pairs = model, place, pairs
@@ -227,7 +231,10 @@ class _Site:
     def hook(
         self, basis: Float[Tensor, "d_model rank"] | None, rows: Int[Tensor, " row"] | None = None
     ) -> tuple[str, Callable[[Tensor, object], Tensor]]:
-        """Exchange the part along a basis, or all of it, on some pairs or on all."""
+        """Return a hook that exchanges the projection on a basis; None: the whole value.
+
+        `rows` are the pairs that are run; None: all.
+        """
         there = self.there if rows is None else self.there[rows]
 
         def exchange(value: Tensor, point: object) -> Tensor:
@@ -242,7 +249,7 @@ class _Site:
         return self.place.hook, exchange
 
     def wins(self, basis: Float[Tensor, "d_model rank"] | None) -> Bool[Tensor, " pair"]:
-        """Which pairs give the expected answer."""
+        """Return which pairs give the expected answer when the projection is exchanged."""
         return interventions.wins(self.model, self.pairs, [self.hook(basis)])
 
     def loss(
@@ -251,7 +258,7 @@ class _Site:
         expected: Int[Tensor, " pair"],
         rows: Int[Tensor, " row"],
     ) -> Float[Tensor, ""]:
-        """Mean -log of the chance of the answer that is expected, over the whole vocabulary."""
+        """Return the mean cross-entropy of the expected answer over the whole vocabulary."""
         tokens = self.pairs.base[rows].to(self.device)
         hooks = [self.hook(basis, rows.to(self.device))]
         logits = self.model.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1]
@@ -270,14 +277,14 @@ class _Search:
     def run(
         self, site: _Site, expected: Int[Tensor, " pair"], progress: Progress | None
     ) -> tuple[Float[Tensor, "d_model rank"], float]:
-        """The basis that was learned, and the last loss."""
+        """Learn a basis with Adam; return it and the last loss."""
         raw = _draw(self.generator, site.width, self.rank).to(site.device).requires_grad_()
         optimizer = torch.optim.Adam([raw], lr=self.lr)
         loss = torch.zeros(())
         for step in range(self.steps):
             rows = torch.randperm(len(expected), generator=self.generator)[:PAIRS_A_STEP]
             loss = site.loss(_orthonormal(raw), expected, rows)
-            # Of this leaf only: the weights of the model never get a gradient.
+            # The gradient is taken for this leaf only, not for the weights of the model.
             (raw.grad,) = torch.autograd.grad(loss, [raw])
             optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
             optimizer.step()
@@ -287,7 +294,7 @@ class _Search:
 
 
 def _draw(generator: torch.Generator, width: int, rank: int) -> Float[Tensor, "d_model rank"]:
-    # Columns of length near 1, so that a rate means the same at every width.
+    # Columns have a length near 1, so that a learning rate means the same at every width.
     return torch.randn(width, rank, generator=generator) / width**0.5
 
 
@@ -305,7 +312,7 @@ def _check_unseen(train: Pairs, test: Pairs) -> None:
     if both:
         raise BehaviourError(
             f"{both} of {len(test)} test pairs of {test.name!r} are training pairs; take pairs of "
-            "the two pairing.halves of a behaviour"
+            "the two causal_abstraction.halves of a behaviour"
         )
     bases = {base for base, _ in learned}
     seen = sum(base in bases for base, _ in keys(test))

@@ -1,13 +1,14 @@
-"""Interchange interventions: does a place hold the variable that a theory says it holds?
+"""Interchange interventions: a test of whether a component holds a variable of a theory.
 
-Run a base prompt, replace one place by its value on a source prompt, and see whether the model
-gives the answer that the theory predicts when that variable takes the source's value (Geiger et al.
-2021, https://arxiv.org/abs/2106.02997). The share of pairs on which it does is the interchange
-accuracy.
+The model runs a base prompt with one component replaced by its value on a source prompt. The theory
+predicts the answer when its variable takes the source's value (Geiger et al. 2021,
+https://arxiv.org/abs/2106.02997). The share of pairs on which the model gives that answer is the
+interchange accuracy.
 
-Two controls stand beside it: the same without any intervention, and with the value of another
-source, which predicts another answer. A place that only breaks the base's answer fails the second.
-`interp.causal_abstraction.das` looks for the variable in a subspace of a place.
+There are two controls: the same prompts without any intervention, and with the value of another
+source, for which the theory predicts another answer. A component whose exchange merely destroys the
+base's answer does no better than the second control. `interp.causal_abstraction.das` looks for the
+variable in a subspace of a component.
 """
 
 import warnings
@@ -40,16 +41,16 @@ SCHEMA = "openbook.interchanges/1"
 
 @dataclass(frozen=True, eq=False)
 class Interchanges:
-    """Interchange accuracy of each place.
+    """Interchange accuracy of each component, with its controls.
 
     Attributes:
-        places: Names, in order.
+        places: Names of the components, in the order given.
         accuracy: Share of pairs that give the expected answer, [place].
         shuffled: The same with the value of another source, which predicts another answer.
         unpatched: The same without intervention.
-        capability: Share of base and source prompts that the model answers as it should.
-        n_pairs: Pairs; the intervals count distinct base prompts.
-        provenance: What it was computed from.
+        capability: Share of base and source prompts that the intact model answers correctly.
+        n_pairs: Number of pairs; the intervals take distinct base prompts as cases.
+        provenance: Model, behaviour and software that it was computed with.
     """
 
     places: tuple[str, ...]
@@ -62,7 +63,7 @@ class Interchanges:
 
     @property
     def n(self) -> int:
-        """Distinct base prompts."""
+        """Number of distinct base prompts."""
         return self.accuracy.n
 
     def __getitem__(self, place: str) -> float:
@@ -76,19 +77,19 @@ class Interchanges:
         return f"Interchanges({about}; without {self.unpatched.values.item():.2f}, highest {best})"
 
     def top(self, k: int) -> list[str]:
-        """Names of the k places with the highest accuracy."""
+        """Return the names of the k components with the highest accuracy, highest first."""
         order = self.accuracy.values.argsort(descending=True, stable=True)[:k]
         return [self.places[i] for i in order.tolist()]
 
     def to_frame(self) -> Any:
-        """A pandas row per place: accuracy and shuffled control with their intervals."""
+        """Return a pandas frame with a row per component: accuracy and control with intervals."""
         import pandas
 
         columns = {**self.accuracy.columns("accuracy"), **self.shuffled.columns("shuffled")}
         return pandas.DataFrame({"place": list(self.places), **columns})
 
     def plot(self) -> Any:
-        """Bars with intervals and control."""
+        """Plot accuracy and control as bars with intervals."""
         from interp import plots
 
         return plots.columns(
@@ -99,7 +100,7 @@ class Interchanges:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         parts = ("accuracy", "shuffled", "unpatched", "capability")
         return {
             "schema": SCHEMA,
@@ -120,8 +121,8 @@ class Interchanges:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
-            EffectsError: The file holds something else.
+            DamagedError: The file does not match its seal.
+            EffectsError: The file is sealed but holds no interchange accuracies.
         """
         content = storage.read_sealed(Path(path))
         if content.get("schema") != SCHEMA:
@@ -136,10 +137,11 @@ class Interchanges:
 
 
 def check(model: HookedModel, pairs: Pairs, *, threshold: float = 0.5) -> Average:
-    """Share of base and source prompts, together, that the model answers as it should.
+    """Measure the share of base and source prompts, together, that the model answers correctly.
 
     Raises:
-        CapabilityError: It is not above `threshold`: a theory of what is not done cannot be tested.
+        CapabilityError: The share is not above `threshold`. A theory of how a model does something
+            cannot be tested on a model that does not do it.
     """
     right = torch.cat(
         [
@@ -166,7 +168,7 @@ def check(model: HookedModel, pairs: Pairs, *, threshold: float = 0.5) -> Averag
 def wins(
     model: HookedModel, pairs: Pairs, hooks: Sequence[tuple[str, Any]] = ()
 ) -> Bool[Tensor, " pair"]:
-    """Whether each base prompt, run with hooks, gives the expected answer."""
+    """Return which base prompts give the expected answer when they are run with hooks."""
     tokens = pairs.base.to(device_of(model))
     logits = model.run_with_hooks(tokens, fwd_hooks=list(hooks)) if hooks else model(tokens)
     row = torch.arange(len(pairs), device=tokens.device)
@@ -182,18 +184,20 @@ def interchange(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Interchanges:
-    """Interchange accuracy of each place, through the patch engine.
+    """Measure the interchange accuracy of each component, with the patch engine.
 
     Args:
-        model: A hooked model, from `hooked.load`.
+        model: A hooked model, from `interp.models.load`.
         pairs: From `interp.causal_abstraction.pairs`, or built by hand.
-        places: As `components.parse` reads them; with a position, where the variable should be.
-        seed: Of the draw of other sources.
-        progress: Told how many places are done.
+        places: Components or their names, as `interp.components.parse` reads them. Name a position
+            if the variable should be at that position only.
+        seed: Random seed for the other sources of the control.
+        progress: Called with the number of components done.
 
     Raises:
-        CapabilityError: The model does not answer the prompts as they are.
-        ModelError: A place that the model, or the prompts, do not have.
+        CapabilityError: The intact model does not answer the prompts correctly.
+        ModelError: The model or the prompts have no such component.
+        BehaviourError: No component was given.
     """
     asked = [components.parse(one) if isinstance(one, str) else one for one in places]
     if not asked:
@@ -224,7 +228,11 @@ def _patched(
     places: list[Component],
     progress: Progress | None,
 ) -> tuple[Float[Tensor, "place pair"], Float[Tensor, " place"]]:
-    """1 where the expected answer wins, and how far each patch was from what it replaced."""
+    """Patch each component; return 1 where the expected answer wins, and how far the value moved.
+
+    How far it moved is the largest absolute difference between the values patched in and those they
+    replaced.
+    """
     device = device_of(model)
     hooks = list(dict.fromkeys(place.hook for place in places))
     _, cache = model.run_with_cache(source.to(device), names_filter=hooks)
@@ -254,7 +262,10 @@ def _warn_of_equal(places: list[Component], moved: Float[Tensor, " place"]) -> N
 def _won(
     pairs: Pairs, logits: Float[Tensor, "row vocab"], row: Int[Tensor, " row"]
 ) -> Bool[Tensor, " row"]:
-    """Whether the expected answer beats every other candidate; a tie is none."""
+    """Return where the expected answer beats every other candidate; a tie does not count.
+
+    Without candidates it has to beat the base's own answer only.
+    """
     expected, original = (
         one.to(logits.device)[row][:, None] for one in (pairs.expected, pairs.original)
     )
@@ -267,7 +278,7 @@ def _won(
 
 
 def _other_sources(pairs: Pairs, seed: int) -> Int[Tensor, "pair pos"]:
-    """For each pair the source of another pair, one with another answer where there is one."""
+    """Draw for each pair the source of another pair, with another answer if there is one."""
     draw = np.random.Generator(np.random.Philox(key=seed))
     answers = pairs.of_source.numpy()
     chosen = []

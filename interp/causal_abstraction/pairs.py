@@ -1,8 +1,9 @@
-"""Base and source prompts, and what a theory says of them.
+"""Pairs of base and source prompts, with the answers that a theory predicts.
 
-A theory names a variable and says what the model answers when that variable, and it alone, is taken
-from another prompt. So a pair is two prompts and the answer that the theory expects of the first
-with the variable of the second (Geiger et al. 2021, https://arxiv.org/abs/2106.02997).
+A theory names a variable and predicts the model's answer when only that variable takes the value it
+has on another prompt. A pair is a base prompt, a source prompt, and the answer that the theory
+predicts for the base with the source's variable (Geiger et al. 2021,
+https://arxiv.org/abs/2106.02997).
 """
 
 from collections.abc import Sequence
@@ -22,20 +23,22 @@ __all__ = ["Pairs", "crossed", "halves", "swaps"]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Base prompts, source prompts, and what the theory says of the base with the source's value.
+    """Base prompts, source prompts, and the predicted answer to the base with the source's value.
 
     Attributes:
-        name: Of the behaviour and the variable.
+        name: Name of the behaviour and the variable.
         base: Prompts that are run.
-        source: Prompts whose values are put in.
-        expected: Answer to the base with the variable of the source.
-        original: Answer to the base as it is.
-        of_source: Answer to the source as it is.
-        candidates: Tokens among which an answer is sought; None: `expected` against `original`.
+        source: Prompts whose values are inserted.
+        expected: Predicted answer to the base with the variable of the source.
+        original: Correct answer to the base prompt.
+        of_source: Correct answer to the source prompt.
+        candidates: Tokens among which the answer must have the highest logit. None: the logit of
+            `expected` only has to exceed that of `original`.
     """
 
     name: str
-    # Axes of their own: unequal ones get a line of ours, not the type checker's page.
+    # Each tensor has axis names of its own, so that unequal lengths reach the one-line errors below
+    # and not the type checker.
     base: Int[Tensor, "pair pos"]
     source: Int[Tensor, "source source_pos"]
     expected: Int[Tensor, " expected"]
@@ -70,20 +73,20 @@ class Pairs:
 
     @property
     def n_pos(self) -> int:
-        """Their length."""
+        """Number of tokens of each prompt."""
         return self.base.shape[1]
 
     def of(self, rows: Sequence[int] | Int[Tensor, " row"]) -> "Pairs":
-        """Some of the pairs."""
+        """Select some of the pairs by index."""
         names = ("base", "source", "expected", "original", "of_source")
         index = torch.as_tensor(rows, dtype=torch.long)
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
 def swaps(behaviour: Behaviour) -> Pairs:
-    """Each clean prompt with its corrupt one as source, and the other way round.
+    """Pair each clean prompt with its corrupt prompt as source, and the other way round.
 
-    The variable is whatever the two differ in; the answer of one is the foil of the other.
+    The variable is whatever the two prompts differ in. The answer to each is the foil of the other.
     """
     clean, corrupt = behaviour.clean, behaviour.corrupt
     answer, foil = behaviour.answer, behaviour.foil
@@ -100,9 +103,10 @@ def swaps(behaviour: Behaviour) -> Pairs:
 
 
 def crossed(behaviour: Behaviour, *, n_pairs: int = 256, seed: int = 0) -> Pairs:
-    """Clean prompts with other clean prompts as sources, drawn where the answers differ.
+    """Draw pairs of clean prompts whose answers differ.
 
-    The variable decides the answer alone: the base with the source's value has the source's answer.
+    This assumes that the variable alone determines the answer: the base with the source's value has
+    the source's answer.
 
     Raises:
         BehaviourError: All answers are the same.
@@ -128,10 +132,10 @@ def crossed(behaviour: Behaviour, *, n_pairs: int = 256, seed: int = 0) -> Pairs
 
 
 def halves(behaviour: Behaviour, *, seed: int = 0) -> tuple[Behaviour, Behaviour]:
-    """The behaviour in two: no clean prompt is in both.
+    """Split a behaviour into two halves that share no clean prompt.
 
     Raises:
-        BehaviourError: There is one distinct prompt only.
+        BehaviourError: There is only one distinct prompt.
     """
     prompts = torch.from_numpy(n_prompts(behaviour.clean))
     n = int(prompts.max()) + 1

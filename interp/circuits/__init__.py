@@ -1,4 +1,4 @@
-"""Circuits: edges that carry a behaviour, found, cut exactly, and checked against controls."""
+"""Circuits: find the edges that carry a behaviour, ablate edges exactly, and run controls."""
 
 from typing import TYPE_CHECKING
 

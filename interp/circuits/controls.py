@@ -1,13 +1,15 @@
-"""What the circuit must be told from: no training, other edges, other prompts, another method.
+"""Controls for a circuit: untrained models, random circuits, resampled prompts, exact ablation.
 
-    random init      what the same edges move in a model that was never trained, as a share of what
-                     the trained one has to move: 0 when the edges say nothing without the weights
-    random circuits  f of circuits as large, chosen in the same way among shuffled edges
-    stability        Jaccard overlap with circuits found on prompts drawn again with replacement
+    random init      score that the same edges move in an untrained model, as a share of the trained
+                     model's full-empty difference: near 0 if the edges matter only with the trained
+                     weights
+    random circuits  f of circuits of the same size, selected in the same way from shuffled worths
+    stability        Jaccard overlap with circuits found on prompts resampled with replacement
                      (EAP-IG varies a lot, https://arxiv.org/abs/2510.00845)
     agreement        Spearman's rank correlation of estimated and exact worth
 
-The interval of random init is over prompts; the others hold 95 % of what was drawn.
+f is faithfulness (`interp.circuits.faithfulness`). The interval of random init is over prompts. The
+intervals of the others contain 95 % of the random draws.
 """
 
 import numpy as np
@@ -30,9 +32,9 @@ __all__ = ["agreement", "random_circuits", "random_init", "stability"]
 def random_init(
     judge: Judge, kept: Bool[Tensor, " edge"], *, seed: int = 0, inits: int = 3
 ) -> Measured:
-    """What the edges move in models of the same shape that were never trained, mean over `inits`.
+    """Measure how far the edges move the metric in untrained models, mean over `inits` of them.
 
-    Relative to the *trained* model's full-empty difference, on the same prompts.
+    The result is relative to the *trained* model's full-empty difference, on the same prompts.
     """
     moved = np.zeros_like(judge.full)
     for number in range(inits):
@@ -57,7 +59,10 @@ def random_circuits(
     circuits: int = 20,
     progress: Progress | None = None,
 ) -> Measured:
-    """Mean f of circuits of at least `size` edges, chosen by the same worths, shuffled."""
+    """Return the mean f of random circuits of at least `size` edges.
+
+    Each is selected in the same way, from the same worths assigned to the edges at random.
+    """
     draw = np.random.Generator(np.random.Philox(key=seed))
     kept = torch.stack([
         at_least(
@@ -86,9 +91,11 @@ def stability(
     seed: int = 0,
     draws: int = 100,
 ) -> tuple[Measured | None, Float[Tensor, " edge"]]:
-    """Jaccard overlap with circuits found again, and how often each edge was in; None for 1 prompt.
+    """Measure how much the circuit depends on the choice of prompts.
 
-    Rows of one prompt are drawn together.
+    Prompts are resampled with replacement; rows of one prompt are drawn together. Returns the mean
+    Jaccard overlap of the circuit with the resampled ones (None with a single prompt), and the
+    share of the resampled circuits that contain each edge.
     """
     member = membership(prompts)
     if member.shape[1] < 2:
@@ -111,9 +118,10 @@ def agreement(
     *,
     seed: int = 0,
 ) -> Measured | None:
-    """Spearman's correlation of mean worths over the edges given; None below three of them.
+    """Return Spearman's correlation of estimated and exact mean worths over the given edges.
 
-    The interval holds 95 % of what prompts drawn again give.
+    None for fewer than three edges. The interval contains 95 % of the correlations on resampled
+    prompts.
     """
     from scipy.stats import rankdata
 

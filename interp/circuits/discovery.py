@@ -1,9 +1,9 @@
-"""The circuit of a behaviour: the edges that carry it, found, and then checked.
+"""Circuit discovery: find the edges that carry a behaviour, and check them.
 
 `find` scores every edge (`interp.circuits.edge_scores`), keeps the strongest
-(`interp.circuits.edge_selection`) and runs the model with only those kept
-(`interp.circuits.edge_ablation`). The prompts that choose the edges are not the prompts that judge
-them, and each number comes with the controls that could have refuted it
+(`interp.circuits.edge_selection`) and runs the model with only those edges
+(`interp.circuits.edge_ablation`). Edges are chosen on some of the prompts and evaluated on the
+others, and the result comes with checks and controls that can refute it
 (`interp.circuits.faithfulness`, `interp.circuits.controls`).
 """
 
@@ -32,7 +32,7 @@ from train.progress import Progress
 
 __all__ = ["Circuit", "check", "find"]
 
-ENOUGH = 0.9  # faithfulness at which the search for a size stops
+ENOUGH = 0.9  # faithfulness that the search for a number of edges aims at
 SAME_PROMPTS = "the prompts that chose the edges also judge them"
 STRONGEST = 30  # edges whose worth is measured exactly
 
@@ -53,26 +53,35 @@ def find(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Circuit:
-    """The edges that carry a behaviour, and whether they do.
+    """Find the edges that carry a behaviour, and measure how well they do.
 
     Args:
-        model: A pre-norm decoder, from `hooked.load`.
-        behaviour: What it does; a cut edge carries what its corrupt prompts give.
-        method: "eap-ig", "eap" or "exact" (a pass an edge).
-        n_edges: How many before pruning; None: by bisection, a number that keeps 0.9 of the
-            difference on the prompts that choose (f may fall as edges are added: fewer may do).
+        model: A pre-norm decoder, from `interp.models.load`.
+        behaviour: The behaviour. An ablated edge carries its value on the corrupt prompts.
+        method: Method that scores the edges: "eap-ig", "eap" or "exact" (one pass per edge).
+        n_edges: Number of edges before pruning. None searches by bisection for a number that keeps
+            0.9 of the clean-corrupt difference on the choosing prompts; since f may fall as edges
+            are added, a smaller number may do as well.
         selection: "greedy" or "top".
-        signed: Rank by worth, not by its size: edges against the behaviour come last.
-        metric: Builds the metric of a behaviour.
-        held_out: Share of the prompts that judge and do not choose.
-        checked: Run the checks and controls as well: some 200 circuits more.
-        memory: Bytes above the weights.
+        steps: Steps of EAP-IG.
+        signed: Rank edges by worth instead of its absolute value, so that edges that work against
+            the behaviour come last.
+        metric: Function that makes the metric of a behaviour.
+        held_out: Share of the prompts that are not used to choose the edges but to evaluate them.
+            With fewer than two prompts on either side, all prompts do both, and a note says so.
+        checked: Also run the checks and controls, some 200 more circuits.
+        seed: Seed of the split of the prompts, and of the checks and controls.
+        memory: Bytes that may be used above the weights.
+        progress: Function that is told the progress.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
         ContrastError: Clean and corrupt prompts score alike.
-        ModelError: The model has no edges that can be cut.
-        CircuitError: More edges than there are, or none from the input to the logits.
+        BehaviourError: The method or the selection is unknown, or `steps` is below 1.
+        ModelError: The edges of the model cannot be ablated.
+        CircuitError: `n_edges` exceeds the number of edges, the selected edges do not connect the
+            input to the logits, or `held_out` is not in [0, 1).
+        BudgetError: Not even one circuit on one prompt fits into the memory.
     """
     graph = graph_of(model)
     behaviours.check(model, behaviour)
@@ -115,10 +124,12 @@ def check(
     metric: MetricOf = metrics.logit_difference,
     memory: int = MEMORY,
 ) -> Measured:
-    """Faithfulness of any edges, also of a circuit found elsewhere or read from a file.
+    """Measure the faithfulness of any set of edges, e.g. of a circuit read from a file.
 
     Raises:
-        CircuitError: The edges are of another model.
+        CircuitError: The edges belong to a model of another size.
+        ContrastError: The metric is the same on clean and corrupt prompts.
+        ModelError: The edges of the model cannot be ablated.
     """
     graph = graph_of(model)
     if len(kept) != graph.n_edges:
@@ -131,7 +142,11 @@ def check(
 
 
 def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour, Behaviour]:
-    """Prompts that choose and prompts that judge; rows of one prompt stay together."""
+    """Split a behaviour into prompts that choose the edges and prompts that judge them.
+
+    Rows of one prompt stay together. With fewer than two prompts on either side, both parts are the
+    whole behaviour.
+    """
     if not 0 <= held_out < 1:
         raise CircuitError(f"held_out is {held_out}; it is a share of the prompts, below 1")
     prompts = statistics.n_prompts(behaviour.clean)
@@ -162,7 +177,8 @@ def _chosen(
 def _enough(
     judge: Judge, graph: Graph, worth: Float[Tensor, " edge"], selection: str, signed: bool
 ) -> int:
-    """A number of edges that keeps `ENOUGH` on the judge's prompts, by bisection."""
+    """Find a number of edges with faithfulness of at least `ENOUGH`, by bisection."""
+    # Invariant: `many` edges are enough (or are all edges), `few` are not.
     few, many = 0, graph.n_edges
     while many - few > 1:
         middle = (few + many) // 2
@@ -213,7 +229,7 @@ def _checked(
 
 
 def _mean(scores: Float[np.ndarray, " row"], prompts: Int64[np.ndarray, " row"]) -> Measured:
-    """Mean over rows in the metric's unit."""
+    """Return the mean over rows in the metric's unit, with its interval over prompts."""
     average = over_prompts(scores[None], prompts).at(0)
     low, high = (None if end is None else end.item() for end in (average.low, average.high))
     return Measured(average.values.item(), low, high, average.n, "prompts")

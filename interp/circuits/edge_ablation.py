@@ -1,9 +1,13 @@
-"""The exact forward pass in which only some edges are kept, many circuits at a time.
+"""Exact edge ablation: forward passes in which only some edges are kept, many circuits at a time.
 
-A kept edge carries what its source computes *now*, from its own kept edges; any other edge carries
-what the source computed on the corrupt prompt. With all edges kept this is the clean run, with none
-the corrupt run (tests/interp/circuits/test_graph.py shows both). Nothing is approximated, and no
-hook is placed that could be left behind.
+A kept edge carries the output that its source computes in this pass, from the kept edges into that
+source. Every other edge carries the source's output on the corrupt prompt. A reader r thus reads
+
+    sum over its sources s of corrupt_s  +  sum over its kept edges s -> r of (now_s - corrupt_s).
+
+With all edges kept this is the clean run, with none the corrupt run
+(tests/interp/circuits/test_graph.py checks both). Nothing is approximated, and no hooks are added
+to the model.
 """
 
 from collections.abc import Callable
@@ -28,12 +32,12 @@ __all__ = ["MEMORY", "MetricOf", "layers_of", "part_of", "read_heads"]
 __all__ += ["score", "scores", "with_bias", "written"]
 
 MEMORY = 2 << 30  # bytes above the weights
-CACHED = 16 << 20
+CACHED = 16 << 20  # bytes of a portion on a CPU, so that it stays in the caches
 MetricOf = Callable[[Behaviour], Metric]
 
 
 def part_of(behaviour: Behaviour, rows: Int[Tensor, " row"]) -> Behaviour:
-    """The behaviour on some of its prompts."""
+    """Return the behaviour restricted to some of its prompts."""
     names = ("clean", "corrupt", "answer", "foil")
     return replace(behaviour, **{name: getattr(behaviour, name)[rows] for name in names})
 
@@ -48,14 +52,15 @@ def scores(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Float[Tensor, "circuit prompt"]:
-    """The metric of every prompt when only the `kept` edges carry the clean run.
+    """Score every prompt with only the `kept` edges carrying the clean run, per circuit.
 
-    Exact. A circuit costs a few forward passes, since every reader has a sum, a norm and a
-    projection of its own; circuits and prompts are run together as far as `memory` bytes allow.
+    The scores are exact. A circuit costs as much as a few forward passes, because every reader has
+    its own sum, norm and projection. As many circuits and prompts are run together as fit into
+    `memory` bytes.
 
     Raises:
-        ModelError: The model has no edges that can be cut.
-        BudgetError: Not one circuit on one prompt fits into the memory.
+        ModelError: The edges of the model cannot be ablated.
+        BudgetError: Not even one circuit on one prompt fits into the memory.
     """
     graph = graph_of(model)
     n_prompts, n_circuits = _portions(graph, behaviour, memory, on_cpu=model.device.type == "cpu")
@@ -78,7 +83,7 @@ def scores(
 def score(
     model: GPT, resid: Float[Tensor, "circuit prompt pos d_model"], metric: Metric
 ) -> Float[Tensor, "circuit prompt"]:
-    """The metric, from what the logits read; only the positions and columns that it needs."""
+    """Compute the metric from the last residual stream, at the positions and columns it reads."""
     read = resid[:, :, metric.reads(resid.shape[2])].flatten(0, 1)
     logits = model.to_logits(read)
     if metric.columns is not None:
@@ -91,7 +96,10 @@ def score(
 def written(
     model: GPT, behaviour: Behaviour
 ) -> tuple[Float[Tensor, "source prompt pos d_model"], Float[Tensor, "source prompt pos d_model"]]:
-    """What each source writes on the clean and on the corrupt prompts: two plain forward passes."""
+    """Return the output of each source on the clean and on the corrupt prompts.
+
+    Costs two plain forward passes.
+    """
     layers = range(model.cfg.n_layers)
     names = ["blocks.0.hook_resid_pre"]
     names += [f"blocks.{i}.{at}" for i in layers for at in ("attn.hook_z", "hook_mlp_out")]
@@ -107,10 +115,11 @@ def written(
 
 
 def _portions(graph: Graph, behaviour: Behaviour, memory: int, *, on_cpu: bool) -> tuple[int, int]:
-    """Prompts at once, and circuits at once on so many prompts."""
+    """Return how many prompts to run at once, and how many circuits on each portion of prompts."""
     vector = behaviour.n_pos * graph.d_model * 4  # fp32
-    # Clean and corrupt runs; then per circuit what was added, and a layer's readers: their sum, its
-    # two copies, its norm, and a projection and a rotation of each, at most as wide.
+    # Fixed: the sources of the clean and the corrupt run. Per circuit: the change of every source,
+    # and for the readers of one layer their sum, two copies of it, its norm, a projection and a
+    # rotation, each at most as wide as the sum.
     fixed = 2 * len(graph.sources) * vector
     each = (len(graph.sources) + 6 * 3 * graph.n_heads + 16) * vector
     if memory < fixed + each:
@@ -120,8 +129,8 @@ def _portions(graph: Graph, behaviour: Behaviour, memory: int, *, on_cpu: bool) 
         )
     n_prompts = min(behaviour.n_prompts, memory // (fixed + each))
     if on_cpu:
-        # A portion that stays in the caches: 110 circuits on 64 prompts of the planted run take
-        # 2.3 s so, and 5.1 s in portions of 2 GiB.
+        # A portion that fits into the caches is faster: 110 circuits on 64 prompts of the planted
+        # run take 2.3 s, against 5.1 s in portions of 2 GiB.
         n_prompts = min(n_prompts, max(CACHED // (fixed + each), 8))
         memory = min(memory, max(CACHED, n_prompts * (fixed + each)))
     return n_prompts, max(1, (memory - n_prompts * fixed) // (n_prompts * each))
@@ -133,7 +142,7 @@ def _run(
     clean: Float[Tensor, "source prompt pos d_model"],
     corrupt: Float[Tensor, "source prompt pos d_model"],
 ) -> Float[Tensor, "circuit prompt pos d_model"]:
-    """What the logits read."""
+    """Run the circuits and return the residual stream that the logits read."""
     stream = _Streams(graph_of(model), kept, corrupt)
     stream.write((clean[0] - corrupt[0]).expand(1, len(kept), *clean.shape[1:]) + corrupt[0])
     rotation = model.rotation(clean.shape[2])
@@ -145,7 +154,18 @@ def _run(
 
 
 class _Streams:
-    """The residual streams of many circuits, each as the corrupt one and what kept edges change."""
+    """Residual streams of many circuits, stored as the corrupt stream plus changes by kept edges.
+
+    Sources write and readers read in the order of the graph.
+
+    Attributes:
+        weight: 1 for kept edges, else 0, [circuit reader source].
+        base: Corrupt residual stream so far: what a reader without kept edges reads.
+        change: Output of each source now minus its corrupt output, [circuit, source, prompt pos
+            d_model], filled source by source.
+        n_read: Number of readers that have read.
+        n_written: Number of sources that have written.
+    """
 
     def __init__(
         self,
@@ -155,13 +175,15 @@ class _Streams:
     ) -> None:
         self.corrupt, self.shape = corrupt, (len(kept), *corrupt.shape[1:])
         self.weight = graph.matrix(kept.to(corrupt)).transpose(-2, -1).contiguous()
-        self.base = torch.zeros_like(corrupt[0])  # what a reader without kept edges reads
-        # [circuit, source, prompt pos d_model]: now minus corrupt, filled source by source.
+        self.base = torch.zeros_like(corrupt[0])
         self.change = corrupt.new_zeros(len(kept), len(corrupt), corrupt[0].numel())
         self.n_read = self.n_written = 0
 
     def read(self, n_readers: int) -> Float[Tensor, "reader row pos d_model"]:
-        """What the next readers read, [reader, circuit prompt, pos, d_model]."""
+        """Return the inputs of the next readers, [reader, circuit prompt, pos, d_model].
+
+        The input of a reader is base + sum over sources of weight * change.
+        """
         readers = slice(self.n_read, self.n_read + n_readers)
         self.n_read += n_readers
         sums = self.weight[:, readers, : self.n_written] @ self.change[:, : self.n_written]
@@ -169,7 +191,7 @@ class _Streams:
         return (sums + self.base).flatten(1, 2)
 
     def write(self, made: Float[Tensor, "source *row_pos d_model"]) -> None:
-        """What the next sources write."""
+        """Store the outputs of the next sources."""
         sources = slice(self.n_written, self.n_written + len(made))
         self.n_written += len(made)
         corrupt = self.corrupt[sources]
@@ -183,10 +205,11 @@ def read_heads(
     inputs: Float[Tensor, "reader row pos d_model"],
     rotation: tuple[Tensor, Tensor] | None,
 ) -> Float[Tensor, "head row pos d_model"]:
-    """What each head of a layer writes when its queries, keys and values read sums of their own.
+    """Return the output of each head of a layer whose queries, keys and values have own inputs.
 
-    Without the bias of the output, which belongs to no head. Keys and values that query heads share
-    (GQA) are computed once for each of them, so that they can read different sums.
+    `inputs` are in the order all queries, all keys, all values. The output bias is left out, since
+    it belongs to no head. Keys and values that query heads share (GQA) are computed once per query
+    head, so that they can read different sums.
     """
     attn = block.attn
     normed = block.ln1(inputs).unflatten(0, (3, attn.n_heads))
@@ -205,14 +228,14 @@ def read_heads(
 
 
 def layers_of(model: GPT) -> list[Block]:
-    """The layers, first to last."""
+    """Return the layers, first to last."""
     return [block for block in model.blocks if isinstance(block, Block)]
 
 
 def with_bias(
     block: Block, resid: Float[Tensor, "*some d_model"]
 ) -> Float[Tensor, "*some d_model"]:
-    """And the bias of the attention's output, which all later readers read whatever is cut."""
+    """Add the output bias of the attention, which later readers read whichever edges are kept."""
     return resid if block.attn.out.bias is None else resid + block.attn.out.bias
 
 

@@ -1,12 +1,13 @@
-"""Which edges make the circuit: the strongest, or the strongest that hang together.
+"""Edge selection: choose the edges of a circuit by their worth.
 
-`top` takes the n strongest edges of all, as MIB's curves do. `greedy` grows from the logits: an
-edge can be taken once its reader's node is in, so none is wasted on a place that nothing reads
-(Hanna et al. 2024). Either way what lies on no path from the input to the logits is then pruned,
-which changes no score, so a circuit may have fewer edges than were asked for.
+`top` takes the n strongest edges of the graph, as the curves of MIB do. `greedy` grows from the
+logits: an edge can be taken once the node of its reader is in the circuit, so that no edge is spent
+on a node that nothing reads (Hanna et al. 2024). In both cases, edges on no path from the input to
+the logits are then pruned. This changes no score, but the circuit may have fewer edges than
+requested.
 
-Strength is the worth of an edge (`interp.circuits.edge_scores`): as it is when `signed`, or
-its size, so that edges that work against the behaviour are kept as well.
+The strength of an edge is its worth (`interp.circuits.edge_scores`) if `signed`, otherwise the
+absolute value of its worth, so that edges that work against the behaviour are kept as well.
 """
 
 import heapq
@@ -33,11 +34,11 @@ def select(
     selection: str = "greedy",
     signed: bool = False,
 ) -> Bool[Tensor, " edge"]:
-    """At most `n_edges` edges by the selection of a name, pruned.
+    """Select at most `n_edges` edges by the named selection, and prune them.
 
     Raises:
-        BehaviourError: No such selection.
-        CircuitError: More edges than there are.
+        BehaviourError: There is no selection of that name.
+        CircuitError: `n_edges` is negative or exceeds the number of edges.
     """
     if selection not in SELECTIONS:
         raise BehaviourError(
@@ -51,14 +52,15 @@ def select(
 
 
 def top(graph: Graph, strength: Float[Tensor, " edge"], n_edges: int) -> Bool[Tensor, " edge"]:
-    """The n strongest edges; of equal ones the first."""
+    """Select the n strongest edges; among equal ones, the first."""
     kept = torch.zeros(graph.n_edges, dtype=torch.bool)
     kept[strength.argsort(descending=True, stable=True)[:n_edges]] = True
     return kept
 
 
 def greedy(graph: Graph, strength: Float[Tensor, " edge"], n_edges: int) -> Bool[Tensor, " edge"]:
-    """From the logits up: always the strongest edge whose reader is in already."""
+    """Select n edges from the logits back: always the strongest edge whose reader is already in."""
+    # Invariant: `open_edges` is a heap of all edges not taken whose reader's node is in `inside`.
     value = (-strength).tolist()
     source = [graph.sources[s] for s in graph.ends[:, 0].tolist()]
     inside, open_edges = {"logits"}, [(value[e], e) for e in graph.into["logits"]]
@@ -77,7 +79,8 @@ def greedy(graph: Graph, strength: Float[Tensor, " edge"], n_edges: int) -> Bool
 def at_least(
     graph: Graph, worth: Float[Tensor, " edge"], size: int, *, selection: str, signed: bool
 ) -> Bool[Tensor, " edge"]:
-    """The smallest such circuit that has `size` edges after pruning."""
+    """Select the fewest edges, by bisection, that leave at least `size` edges after pruning."""
+    # Selections are nested, so the number of edges left after pruning never falls as n grows.
     few, many = 0, graph.n_edges
     while few < many:
         middle = (few + many) // 2

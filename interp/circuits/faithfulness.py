@@ -1,21 +1,21 @@
-"""Whether a circuit does what the model does, and whether it had to be this one.
+"""Faithfulness, completeness and minimality of a circuit, and the MIB scores CPR and CMD.
 
-m is the metric's mean over prompts, C the circuit, M the model, f(C) = (m(C) - m(empty)) /
-(m(M) - m(empty)): 1 does all that the model does, 0 nothing.
+Let m be the mean of the metric over prompts, C the circuit, M the model, and
+f(C) = (m(C) - m(empty)) / (m(M) - m(empty)). f is 1 if the circuit does all that the model does,
+and 0 if it does nothing.
 
     faithfulness     f(C)
-    complement       f(M without the edges of C): 0 when nothing outside does it too
-    completeness     mean over nodes v of abs(f(C without v) - f(M without v)): 0 when taking a node
-                     from the circuit does what taking it from the model does (Wang et al. 2022,
-                     https://arxiv.org/abs/2211.00593, sets of one node)
-    minimality       share of edges without which f(C) moves by more than 0.01
-    CPR              area under f over the share of edges kept, strongest first, signed
-    CMD              area of abs(1 - f), strongest by size first; 0 is best (both as MIB defines
-                     them, Mueller et al. 2025, https://arxiv.org/abs/2504.13151)
+    complement       f(M without the edges of C): 0 if the other edges do nothing of the behaviour
+    completeness     mean over nodes v of abs(f(C without v) - f(M without v)): 0 if removing a node
+                     from the circuit has the same effect as removing it from the model (Wang et al.
+                     2022, https://arxiv.org/abs/2211.00593, for sets of one node)
+    minimality       share of edges whose removal moves f(C) by more than 0.01
+    CPR              area under f over the share of edges kept, largest signed worth first
+    CMD              area of abs(1 - f), largest absolute worth first; 0 is best (both as MIB
+                     defines them, Mueller et al. 2025, https://arxiv.org/abs/2504.13151)
 
-Everything is run exactly (`interp.circuits.edge_ablation`). Intervals are over prompts and take the
-edges as given. What another circuit, another model or other prompts would have given is in
-`interp.circuits.controls`.
+All circuits are run exactly (`interp.circuits.edge_ablation`). Intervals are over prompts, for
+fixed edges. `interp.circuits.controls` compares with other circuits, models and prompts.
 """
 
 from dataclasses import dataclass
@@ -41,13 +41,21 @@ __all__ += ["completeness", "curves", "membership", "minimality"]
 
 # Shares of all edges at which MIB measures.
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-MOVED = 0.01  # a change of f that counts
-MOST_EDGES = 100  # of which minimality is measured; of more a sample is drawn
+MOVED = 0.01  # change of f above which an edge counts as needed
+MOST_EDGES = 100  # edges whose removal is tried for minimality; a sample if there are more
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A number, its 95 % interval (None where there is none), and how many of what it rests on."""
+    """Number with its 95 % interval.
+
+    Attributes:
+        value: The number.
+        low: Lower end of the interval; None if there is none.
+        high: Upper end of the interval; None if there is none.
+        n: Number of cases that it is based on.
+        of: Kind of those cases, e.g. "prompts".
+    """
 
     value: float
     low: float | None
@@ -63,7 +71,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Curve:
-    """f over the share of edges kept. `n_edges` were asked for, `kept` are left when pruned."""
+    """Faithfulness f as a function of the share of edges kept.
+
+    Attributes:
+        shares: Shares of all edges.
+        n_edges: Number of edges at each share, before pruning.
+        kept: Number of edges left after pruning.
+        f: Faithfulness at each share.
+        area: Area under f, or for CMD that of abs(1 - f).
+    """
 
     shares: tuple[float, ...]
     n_edges: tuple[int, ...]
@@ -74,11 +90,15 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A model, the prompts that judge, and what the full model and the empty circuit score there.
+    """Model, prompts to evaluate circuits on, and the scores of the full and the empty circuit.
 
     Attributes:
-        full: Of the full model, a row each.
-        empty: Of the empty circuit: the corrupt run.
+        model: The model.
+        behaviour: The prompts.
+        metric: Function that makes the metric of a behaviour.
+        memory: Bytes that may be used above the weights.
+        full: Scores of the full model, one per row of the behaviour.
+        empty: Scores of the empty circuit, which is the corrupt run.
     """
 
     model: GPT
@@ -90,7 +110,7 @@ class Judge:
 
     @classmethod
     def of(cls, model: GPT, behaviour: Behaviour, *, metric: MetricOf, memory: int) -> "Judge":
-        """Two plain runs.
+        """Score the full and the empty circuit.
 
         Raises:
             ContrastError: The metric is the same on clean and corrupt prompts.
@@ -110,7 +130,7 @@ class Judge:
     def moved(
         self, kept: Bool[Tensor, "circuit edge"], progress: Progress | None = None
     ) -> Float[np.ndarray, "circuit row"]:
-        """m(C) - m(empty) on every row."""
+        """Return the score of each circuit minus that of the empty circuit, on every row."""
         scores = edge_ablation.scores(
             self.model,
             self.behaviour,
@@ -122,11 +142,11 @@ class Judge:
         return scores.double().numpy() - self.empty
 
     def f(self, moved: Float[np.ndarray, "*some row"]) -> Float[np.ndarray, "*some"]:
-        """Faithfulness of what was moved."""
+        """Return the faithfulness, from the score changes that `moved` returns."""
         return np.asarray(moved.mean(axis=-1) / (self.full - self.empty).mean())
 
     def measured(self, moved: Float[np.ndarray, " row"]) -> Measured:
-        """The same of one circuit with its interval; rows of one prompt count once."""
+        """Return the faithfulness of one circuit with its interval over distinct prompts."""
         whole = (self.full - self.empty) @ self.member
         bounds = ratio_interval((moved @ self.member)[None], whole)
         low, high = (None, None) if bounds is None else (float(one[0]) for one in bounds)
@@ -134,19 +154,22 @@ class Judge:
 
     @property
     def member(self) -> Float[np.ndarray, "row prompt"]:
-        """1 where a row is of a distinct prompt: one prompt beside many foils is one case."""
+        """Matrix that is 1 if a row belongs to a distinct prompt.
+
+        A prompt with several foils has several rows and counts as one prompt.
+        """
         return membership(n_prompts(self.behaviour.clean))
 
 
 def membership(prompts: Int64[np.ndarray, " row"]) -> Float[np.ndarray, "row prompt"]:
-    """Prompt numbers as columns of ones."""
+    """Return the 0-1 matrix that tells which row belongs to which prompt number."""
     return (prompts[:, None] == np.arange(prompts.max() + 1)).astype(np.float64)
 
 
 def completeness(
     judge: Judge, graph: Graph, kept: Bool[Tensor, " edge"], progress: Progress | None = None
 ) -> Measured:
-    """Mean over the circuit's nodes of abs(f(C without v) - f(M without v))."""
+    """Return the mean over the circuit's nodes v of abs(f(C without v) - f(M without v))."""
     ends = list(zip(*(column.tolist() for column in graph.ends.T), strict=True))
     touched = [{graph.sources[s], graph.node_of_reader[r]} for s, r in ends]
     nodes = sorted(set().union(*(t for t, k in zip(touched, kept.tolist(), strict=True) if k)))
@@ -157,7 +180,8 @@ def completeness(
         return Measured(0.0, None, None, 0, "nodes")
     inside = judge.moved(without & kept, progress)
     gap = inside - judge.moved(without, progress)
-    # The signs are taken as given: then the mean of sizes is a ratio of means like any other.
+    # The sign of each node's gap is treated as fixed. The mean of absolute values is then a ratio
+    # of means, which `measured` can give an interval.
     signs = np.sign(gap.mean(axis=-1, keepdims=True))
     return judge.measured((signs * gap).mean(axis=0) * np.sign((judge.full - judge.empty).mean()))
 
@@ -165,10 +189,10 @@ def completeness(
 def minimality(
     judge: Judge, kept: Bool[Tensor, " edge"], *, seed: int = 0, progress: Progress | None = None
 ) -> Measured:
-    """Share of edges whose removal moves f(C) by more than `MOVED`; of many a sample is tried.
+    """Return the share of edges whose removal moves f(C) by more than `MOVED`.
 
-    The interval holds 95 % of the shares on prompts drawn again, and on edges drawn again when they
-    were a sample.
+    With more than `MOST_EDGES` edges, a random sample of them is tried. The interval contains 95 %
+    of the shares on resampled prompts, and on resampled edges if they were a sample.
     """
     edges = torch.nonzero(kept).flatten()
     draw = np.random.Generator(np.random.Philox(key=seed))
@@ -198,7 +222,11 @@ def curves(
     *,
     progress: Progress | None = None,
 ) -> tuple[Curve, Curve]:
-    """CPR and CMD as MIB has them: top edges, signed and by size, pruned, at ten shares."""
+    """Return the curves of CPR and CMD as MIB defines them.
+
+    Both are measured at ten shares of edges, with "top" selection and pruning: CPR by signed worth,
+    CMD by absolute worth.
+    """
     sizes = tuple(int(share * graph.n_edges) for share in SHARES)
     both = []
     for signed in (True, False):
@@ -209,7 +237,7 @@ def curves(
         left = tuple(kept.sum(dim=1).tolist())
         f = tuple(judge.f(moved).tolist())
         whole = judge.full - judge.empty
-        # abs(1 - f) of a ratio of means, its sign taken as given.
+        # For CMD the height is abs(1 - f), with the sign of 1 - f treated as fixed.
         height = moved if signed else np.sign(1 - np.array(f))[:, None] * (whole - moved)
         area = judge.measured(_trapezoid(height))
         both.append(Curve(SHARES, sizes, left, f, area))

@@ -1,12 +1,12 @@
-"""A decoder as a graph: which node reads what which other node wrote.
+"""Computational graph of a decoder: nodes, readers, and the edges between them.
 
 Nodes are `input` (the embedding), every head `a{layer}.h{head}`, every MLP `m{layer}` and `logits`.
-In a pre-norm decoder a node reads the *sum* of what all earlier nodes wrote, so an edge is one
-addend of that sum: `a0.h1->m1`, `m0->a1.h0<k>`. A head has three readers, its queries, keys and
+In a pre-norm decoder a node reads the *sum* of the outputs of all earlier nodes, and an edge is one
+term of that sum: `a0.h1->m1`, `m0->a1.h0<k>`. A head has three readers: its queries, keys and
 values. Names and order are those of MIB (Mueller et al. 2025, https://arxiv.org/abs/2504.13151).
 
 `interp.circuits.edge_ablation` runs the model with some edges kept, `interp.circuits.edge_scores`
-scores them all, `interp.circuits` chooses among them.
+scores all edges, and `interp.circuits.edge_selection` chooses among them.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ LETTERS = "qkv"
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes and edges of a decoder; equal sizes have equal graphs."""
+    """Nodes and edges of a decoder, which are determined by its sizes."""
 
     n_layers: int
     n_heads: int
@@ -37,19 +37,19 @@ class Graph:
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
-        """Nodes that write: all but the logits, in the order of the forward pass."""
+        """Nodes that write to the residual stream: all but the logits, in forward order."""
         layers = range(self.n_layers)
         blocks = [[*(f"a{i}.h{h}" for h in range(self.n_heads)), f"m{i}"] for i in layers]
         return ("input", *(name for block in blocks for name in block))
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:
-        """All nodes."""
+        """All nodes, in forward order."""
         return (*self.sources, "logits")
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
-        """What reads a sum: per layer all queries, all keys, all values, the MLP; the logits."""
+        """Inputs that read a sum: per layer all queries, keys, values and the MLP; then logits."""
         names = []
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{h}<{x}>" for x in LETTERS for h in range(self.n_heads)]
@@ -58,12 +58,13 @@ class Graph:
 
     @cached_property
     def edges(self) -> tuple[str, ...]:
-        """Every edge `source->reader`, in the order of MIB's files."""
+        """Names of all edges, `source->reader`, in the order of MIB's files."""
         return tuple(f"{self.sources[s]}->{self.readers[r]}" for s, r in self.ends.tolist())
 
     @cached_property
     def ends(self) -> Int[Tensor, "edge 2"]:
-        """Source and reader of every edge, as indices."""
+        """Indices of the source (in `sources`) and the reader (in `readers`) of every edge."""
+        # Readers of a layer: H queries, H keys, H values, and the MLP.
         per_layer = 3 * self.n_heads + 1
         ends = []
         for layer in range(self.n_layers):
@@ -77,7 +78,7 @@ class Graph:
 
     @cached_property
     def into(self) -> dict[str, list[int]]:
-        """The edges that a node reads, all its readers together."""
+        """Indices of the edges into each node, for all its readers together."""
         found: dict[str, list[int]] = {}
         for edge, reader in enumerate(self.ends[:, 1].tolist()):
             found.setdefault(self.node_of_reader[reader], []).append(edge)
@@ -90,15 +91,19 @@ class Graph:
 
     @property
     def n_edges(self) -> int:
-        """3 H sum(1 + (H+1) l) + sum(1 + H + (H+1) l) + 1 + L (H+1); 32,491 for 12 x 12."""
+        """Number of edges; 32,491 for 12 layers of 12 heads.
+
+        With L layers of H heads, and sums over the layers l = 0 .. L - 1:
+        3 H sum(1 + (H+1) l) + sum(1 + H + (H+1) l) + 1 + L (H+1).
+        """
         return len(self.ends)
 
     def n_before_heads(self, layer: int) -> int:
-        """How many sources the heads of a layer read."""
+        """Return how many sources the heads of a layer read."""
         return 1 + layer * (self.n_heads + 1)
 
     def index(self, edge: str) -> int:
-        """Where an edge is in `edges`.
+        """Return the index of an edge in `edges`.
 
         Raises:
             CircuitError: There is no such edge.
@@ -108,28 +113,28 @@ class Graph:
         return self._index[edge]
 
     def holding(self, edges: Iterable[str]) -> Bool[Tensor, " edge"]:
-        """True at the edges that are named."""
+        """Return a mask that is True at the named edges."""
         kept = torch.zeros(self.n_edges, dtype=torch.bool)
         kept[[self.index(edge) for edge in edges]] = True
         return kept
 
     def matrix(self, values: Float[Tensor, "*some edge"]) -> Float[Tensor, "*some source reader"]:
-        """Values of edges as a matrix, 0 where there is no edge."""
+        """Arrange values of edges as a matrix, with 0 where there is no edge."""
         shape = (*values.shape[:-1], len(self.sources), len(self.readers))
         full = values.new_zeros(shape)
         full[..., self.ends[:, 0], self.ends[:, 1]] = values
         return full
 
     def pruned(self, kept: Bool[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
-        """Without the edges that lie on no path from the input to the logits.
+        """Return `kept` without the edges that are on no path from the input to the logits.
 
-        They carry nothing from the one to the other, so no score depends on them.
+        No score depends on those edges.
         """
         source, reader = self.ends.T.tolist()
         owner = [self.nodes.index(name) for name in self.node_of_reader]
         last, order = len(self.sources), torch.nonzero(kept).flatten().tolist()
         reached, reaching = {0}, {last}
-        # Sources are numbered in the order of the pass, so one sweep each way sees every path.
+        # Sources are numbered in forward order, so one sweep in each direction covers every path.
         for edge in sorted(order, key=lambda edge: source[edge]):
             if source[edge] in reached:
                 reached.add(owner[reader[edge]])
@@ -146,15 +151,15 @@ class Graph:
 
 
 def graph_of(model: GPT) -> Graph:
-    """The graph of a model.
+    """Return the graph of a model.
 
     Raises:
-        ModelError: Not a pre-norm decoder of ours, or one that carries hooks.
+        ModelError: The model is not a GPT with pre-norm layers, or has hooks.
     """
     if not isinstance(model, GPT):
         raise ModelError(
             f"a {type(model).__name__} has no edges that can be cut; give the model from "
-            "hooked.load"
+            "models.load"
         )
     if model.cfg.norm_placement != "pre":
         raise ModelError(

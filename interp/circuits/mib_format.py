@@ -1,12 +1,12 @@
-"""MIB's file of a circuit: read and written without loss.
+"""Circuit files in the format of MIB, read and written without loss.
 
-JSON with `cfg` (sizes), `nodes` (name -> in_graph) and `edges` (name -> score, in_graph), in the
-format that the circuit track of MIB takes as a submission (Mueller et al. 2025,
+A file is JSON with `cfg` (sizes), `nodes` (name -> in_graph) and `edges` (name -> score, in_graph),
+the format that the circuit track of MIB accepts as a submission (Mueller et al. 2025,
 https://arxiv.org/abs/2504.13151). Names and order are those of `interp.circuits.graph`: 32,491
-edges for GPT-2 small. A score is the worth of an edge: the track's signed curve (CPR) takes the
-largest first, so above 0 must mean that the edge works for the behaviour. Its published example was
-scored the other way round (the IOI name mover a9.h9->logits has -0.28), and nothing in a file says
-which.
+edges for GPT-2 small. The score is the worth of an edge. The track's signed curve (CPR) takes the
+largest scores first, so a score above 0 must mean that the edge works for the behaviour. The
+published example of MIB has the opposite sign (the IOI name mover a9.h9->logits has -0.28), and a
+file does not tell which sign it uses.
 """
 
 import json
@@ -33,13 +33,14 @@ SIZES = ("n_layers", "n_heads", "d_model")
 
 @dataclass(frozen=True, eq=False)
 class EdgeFile:
-    """What such a file says.
+    """Content of a circuit file in the format of MIB.
 
     Attributes:
-        graph: Of the model that `cfg` describes.
-        worth: The scores, float64 as JSON has them; nan where a file of membership alone has none.
-        kept: The edges that are in the graph.
-        nodes: The nodes that are said to be in the graph; MIB counts `logits` as one.
+        graph: Graph of the model that `cfg` describes.
+        worth: Scores of all edges, float64 as in JSON; nan for edges without a score, as in files
+            that record membership only.
+        kept: True for edges that are in the circuit.
+        nodes: Nodes that the file lists as in the circuit; MIB counts `logits` as one.
     """
 
     graph: Graph
@@ -49,11 +50,11 @@ class EdgeFile:
 
     @classmethod
     def of(cls, circuit: Circuit) -> "EdgeFile":
-        """The file of a circuit."""
+        """Return the file content of a circuit."""
         return cls(circuit.graph, circuit.worth.double(), circuit.kept, tuple(circuit.nodes))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content, in MIB's order."""
+        """Return the content as plain values, in MIB's order."""
         inside, graph = set(self.nodes), self.graph
         sizes = {"n_layers": graph.n_layers, "n_heads": graph.n_heads}
         rows = zip(graph.edges, self.worth.tolist(), self.kept.tolist(), strict=True)
@@ -61,7 +62,7 @@ class EdgeFile:
             "cfg": {**sizes, "parallel_attn_mlp": False, "d_model": graph.d_model},
             "nodes": {name: {"in_graph": name in inside} for name in graph.nodes},
             "edges": {
-                # A score that is no number is no JSON, and stands for one that was not given.
+                # nan means that there is no score; it is left out, because JSON has no nan.
                 name: {"in_graph": kept} if score != score else {"score": score, "in_graph": kept}
                 for name, score, kept in rows
             },
@@ -69,7 +70,7 @@ class EdgeFile:
 
 
 def write_mib(path: str | Path, content: EdgeFile | Circuit) -> None:
-    """Write the file, on one line as MIB does; a name that ends in .xz is compressed."""
+    """Write the file on one line, as MIB does, compressed if its name ends in .xz."""
     made = content if isinstance(content, EdgeFile) else EdgeFile.of(content)
     data = json.dumps(made.to_dict(), allow_nan=False).encode()
     path = Path(path)
@@ -77,11 +78,12 @@ def write_mib(path: str | Path, content: EdgeFile | Circuit) -> None:
 
 
 def read_mib(path: str | Path) -> EdgeFile:
-    """Read a file of MIB's format, compressed (.xz) or not.
+    """Read a file in MIB's format, compressed (.xz) or not.
 
     Raises:
-        CircuitError: Not such a file: a key is missing, a name is unknown, an edge is missing, or
-            the model runs attention and MLP side by side, whose graph is another one.
+        CircuitError: The file is not in this format: a key is missing, a name is unknown, or an
+            edge is missing; or the model runs attention and MLP in parallel, which gives another
+            graph.
     """
     path = Path(path)
     content = _parsed(path)
@@ -115,11 +117,11 @@ def read_mib(path: str | Path) -> EdgeFile:
 
 
 def open_circuit(path: str | Path) -> EdgeFile:
-    """The edges of a file of MIB's format, or of a circuit that `Circuit.save` wrote.
+    """Read the edges of a file in MIB's format, or of a circuit that `Circuit.save` wrote.
 
     Raises:
-        CircuitError: It is neither.
-        DamagedError: A saved circuit is not what its seal says.
+        CircuitError: The file is neither.
+        DamagedError: A saved circuit does not match its seal.
     """
     content = _json(Path(path))
     if isinstance(content, dict) and "schema" in content:

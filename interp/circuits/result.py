@@ -1,4 +1,4 @@
-"""A circuit as a result: its edges, what they are worth, and what could have refuted them."""
+"""Circuit as a result: its edges, their worth, and the checks and controls that can refute it."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,13 +22,21 @@ SCHEMA = "openbook.circuit/1"
 
 @dataclass(frozen=True, eq=False)
 class Checks:
-    """What could have refuted the circuit; `interp.circuits.faithfulness` says what it means.
+    """Checks and controls of a circuit; `interp.circuits.faithfulness` and `.controls` define them.
 
     Attributes:
-        cpr: f over edges kept, strongest first, signed; its area is the CPR.
-        cmd: The same by size; its area is the CMD, of abs(1 - f).
-        again: How often each edge was chosen when the prompts were drawn again.
-        exact: Edge -> its worth when it alone is cut, for the strongest.
+        complement: Faithfulness of the model without the circuit's edges.
+        completeness: Mean difference between removing a node from the circuit and from the model.
+        minimality: Share of the circuit's edges that are needed.
+        cpr: f over the share of edges kept, largest signed worth first; its area is the CPR.
+        cmd: f over the share of edges kept, largest absolute worth first; its area is the CMD, that
+            of abs(1 - f).
+        random_init: Control with untrained models.
+        random_circuits: Control with random circuits of the same size.
+        stability: Overlap with circuits found on resampled prompts; None with a single prompt.
+        agreement: Rank correlation of estimated and exact worth; None for fewer than three edges.
+        again: Share of resamplings of the prompts in which each edge was selected.
+        exact: Exact worth of the circuit's strongest edges, each ablated alone, by name.
     """
 
     complement: Measured
@@ -49,25 +57,26 @@ class Circuit:
     """Edges that carry a behaviour.
 
     Attributes:
-        graph: Of the model.
-        worth: How far the metric falls, by the method's estimate, when an edge is cut; a mean over
-            the prompts that chose. Above 0 it works for the behaviour.
-        kept: The edges of the circuit; all lie on paths from the input to the logits.
-        method: eap-ig, eap or exact.
-        steps: Of eap-ig.
-        selection: greedy or top.
-        signed: Whether only edges that work for the behaviour were sought.
-        n_asked: Edges before pruning.
-        full: Mean metric of the full model on the prompts that judge.
-        empty: Of the empty circuit, which is the corrupt run.
-        faithfulness: (m(C) - m(empty)) / (m(full) - m(empty)).
-        n_chose: Distinct prompts that chose the edges.
-        held_out: Whether other prompts judge them.
-        metric: Its name.
-        unit: Of `worth`, `full` and `empty`.
-        provenance: What it was computed from.
-        checks: None when they were not asked for.
-        notes: What a reader should know.
+        graph: Graph of the model.
+        worth: Worth of every edge of the graph: the fall of the metric if the edge is ablated, as
+            estimated by the method, mean over the choosing prompts. Above 0 the edge works for the
+            behaviour.
+        kept: True for the edges of the circuit, all of which are on paths from input to logits.
+        method: Method that scored the edges: eap-ig, eap or exact.
+        steps: Steps of EAP-IG.
+        selection: Selection of edges: greedy or top.
+        signed: True if edges were ranked by worth, False if by its absolute value.
+        n_asked: Number of edges before pruning.
+        full: Mean metric of the full model on the judging prompts.
+        empty: Mean metric of the empty circuit, which is the corrupt run, on the judging prompts.
+        faithfulness: (m(C) - m(empty)) / (m(full) - m(empty)) on the judging prompts.
+        n_chose: Number of distinct prompts on which the edges were chosen.
+        held_out: True if the judging prompts are others than the choosing ones.
+        metric: Name of the metric.
+        unit: Unit of `worth`, `full` and `empty`.
+        provenance: Model, behaviour and software that the circuit was computed from.
+        checks: Checks and controls; None if they were not run.
+        notes: Remarks for the reader.
     """
 
     graph: Graph
@@ -97,13 +106,13 @@ class Circuit:
 
     @property
     def edges(self) -> list[str]:
-        """Its edges, strongest first."""
+        """Names of the circuit's edges, largest absolute worth first."""
         order = self.worth.abs().argsort(descending=True, stable=True)
         return [self.graph.edges[e] for e in order[self.kept[order]].tolist()]
 
     @property
     def nodes(self) -> list[str]:
-        """Its nodes, in the order of the forward pass."""
+        """Names of the circuit's nodes, in forward order."""
         named = {self.graph.sources[s] for s in self.graph.ends[self.kept, 0].tolist()}
         return [name for name in self.graph.nodes if name in named or name == "logits"]
 
@@ -111,7 +120,10 @@ class Circuit:
         return self.worth[self.graph.index(edge)].item()
 
     def to_frame(self) -> Any:
-        """A pandas row per edge: ends, worth, whether kept, how often chosen again, exact worth."""
+        """Return one pandas row per edge of the graph: ends, worth, whether it is kept, and n.
+
+        With checks, also how often it was selected on resampled prompts, and its exact worth.
+        """
         import pandas
 
         names = self.graph.edges
@@ -128,11 +140,11 @@ class Circuit:
         return frame
 
     def plot(self) -> Any:
-        """The nodes layer by layer and the edges between them."""
+        """Plot the nodes layer by layer and the strongest edges between them."""
         return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         content = {one.name: getattr(self, one.name) for one in fields(self)}
         content |= {name: asdict(content[name]) for name in ("graph", "faithfulness", "provenance")}
         content |= {name: content[name].tolist() for name in ("worth", "kept")}
@@ -156,7 +168,7 @@ class Circuit:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             CircuitError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -188,7 +200,10 @@ def _checks(content: dict[str, Any]) -> Checks:
 
 
 def _figure(found: Circuit, k: int = 60) -> Any:
-    """The nodes of a circuit layer by layer, and its k strongest edges; red works for it."""
+    """Draw the nodes of a circuit layer by layer, and its k strongest edges.
+
+    Edges that work for the behaviour are red, those against it blue.
+    """
     from interp import plots  # plotly takes a second
 
     graph, edges = found.graph, found.edges[:k]
@@ -197,7 +212,7 @@ def _figure(found: Circuit, k: int = 60) -> Any:
     for layer in range(graph.n_layers):
         for head in range(graph.n_heads):
             spots[f"a{layer}.h{head}"] = (2 * head, 2 * layer + 1)
-        # Beside the heads, so that no edge from the middle hides behind it.
+        # To the right of the heads, so that it covers no edge between other nodes.
         spots[f"m{layer}"] = (across + 2, 2 * layer + 2)
     figure, ends = plots.figure(), []
     strongest = max((abs(found[edge]) for edge in edges), default=1.0) or 1.0
@@ -206,7 +221,7 @@ def _figure(found: Circuit, k: int = 60) -> Any:
         source, _, reader = edge.partition("->")
         start, stop = spots[source], spots[reader.partition("<")[0]]
         colour = "#b2182b" if found[edge] > 0 else "#2166ac"
-        # Three widths, and so six lines in the file however many edges there are.
+        # Three widths and two colours: the figure has at most six line traces, however many edges.
         width = 1.0 + 2 * round(2 * abs(found[edge]) / strongest)
         lines.setdefault((colour, width), []).extend([start, stop, (None, None)])
         middle = ((start[0] + stop[0]) / 2, (start[1] + stop[1]) / 2)

@@ -1,4 +1,4 @@
-"""Compiled programs whose circuits are known exactly."""
+"""Compiled programs: transformers whose circuits are known exactly."""
 
 from typing import TYPE_CHECKING
 

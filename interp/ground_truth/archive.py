@@ -1,12 +1,12 @@
-"""Compiled programs' weights under our names.
+"""Files of compiled programs, and conversion of their weights to `train.model.GPT`.
 
-No norm, ReLU, attention that may look ahead, and an unembedding narrower or wider than the
-embedding: both become one vocabulary, the shorter of them padded with zeros. Theirs are
-TransformerLens' names, matrices from left to right and apart by head.
+`contents` reads a folder or a tar. A tar is never unpacked: members are read into memory, so no
+name, link or device in an archive can touch the disk.
 
-The files of compiled programs, from a folder or out of a tar, which is never unpacked.
-
-Members are read into memory, so no name, link or device in an archive can touch the disk.
+`model` converts the weights. Compiled programs have no norm, use ReLU, and may attend to later
+positions. Their unembedding may be narrower or wider than their embedding; both get one vocabulary,
+and the shorter one is padded with zeros. The files use TransformerLens names, with matrices that
+multiply from the right (x @ W) and a separate matrix for each head.
 """
 
 import re
@@ -26,20 +26,20 @@ from train.model import GPT, GPTConfig
 
 __all__ = ["contents", "model"]
 
-# Of the tar's members these are read and no other; the largest is 38 MB.
+# Names of the members that are read; others are ignored. The largest known member has 38 MB.
 MEMBER = re.compile(r"(?:.*/)?(case_\d+)\.(json|safetensors)")
 LARGEST = 256 * 2**20
 
 
 def contents(path: Path, wanted: set[str] | None) -> dict[str, dict[str, bytes]]:
-    """Name -> kind of file ("json", "safetensors") -> content.
+    """Read program files as a mapping: name -> kind of file ("json", "safetensors") -> content.
 
     Args:
         path: A folder, or a tar of one.
-        wanted: Names whose content is kept, of the others only the name; None: all.
+        wanted: Names of programs to read; for others only the name is returned. None: all.
 
     Raises:
-        DamagedError: It cannot be read, or holds no program.
+        DamagedError: The path cannot be read, holds no program, or has a member above 256 MiB.
     """
     found: dict[str, dict[str, bytes]] = {}
     files = _folder(path) if path.is_dir() else _tar(path)
@@ -77,11 +77,11 @@ def _tar(path: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def model(said: dict[str, Any], theirs: dict[str, Tensor]) -> GPT:
-    """The model of a configuration and its tensors; every tensor has its place.
+    """Build the model of a configuration and its tensors, using every tensor.
 
     Raises:
-        ValueError: They mean something that the decoder does not compute.
-        KeyError: Something is missing.
+        ValueError: The configuration or a tensor has no equivalent in `train.model.GPT`.
+        KeyError: A setting or a tensor is missing.
     """
     cfg = _architecture(said)
     ours = _state(cfg, theirs)
@@ -102,7 +102,7 @@ def _architecture(said: dict[str, Any]) -> GPTConfig:
         n_heads=said["n_heads"],
         d_model=said["d_model"],
         n_ctx=said["n_ctx"],
-        # One table for tokens in and columns out: the shorter one is padded with zeros.
+        # Input tokens and output columns share one vocabulary: the shorter is padded with zeros.
         d_vocab=max(said["d_vocab"], said["d_vocab_out"]),
         d_head=said["d_head"],
         d_mlp=said["d_mlp"],
@@ -114,7 +114,12 @@ def _architecture(said: dict[str, Any]) -> GPTConfig:
 
 
 def _state(cfg: GPTConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dictionary; every tensor of theirs is used."""
+    """Convert the tensors to our state dictionary, and check that every one is used.
+
+    Raises:
+        ValueError: A tensor has no equivalent.
+        KeyError: A tensor is missing.
+    """
     left = dict(theirs)
     ours = {
         "embed.weight": _padded(left.pop("embed.W_E"), cfg.rows),

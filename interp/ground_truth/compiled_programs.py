@@ -1,12 +1,13 @@
-"""Programs compiled into transformers, for which the circuit is known and not inferred.
+"""Compiled programs: transformers whose circuit is known and not inferred.
 
-tracr (Lindner et al. 2023, https://arxiv.org/abs/2301.05062) turns a RASP program into weights: the
-compiler says which head or MLP computes what, and every other weight is zero. InterpBench (Gupta
-et al. 2024, https://arxiv.org/abs/2407.14494) wrote the programs. Here they run in the very module
-that we train and study (`interp.ground_truth.archive`).
+tracr (Lindner et al. 2023, https://arxiv.org/abs/2301.05062) compiles a RASP program to weights.
+The compiler records which head or MLP computes what, and all other weights are zero. The programs
+are those of InterpBench (Gupta et al. 2024, https://arxiv.org/abs/2407.14494). They run here in the
+same model class that we train and study, `train.model.GPT` (`interp.ground_truth.archive` converts
+the weights).
 
-A compiled folder, or the .tar.xz of one, holds pairs `case_N.json` and `case_N.safetensors` with
-TransformerLens' tensor names. Nothing is unpacked onto the disk.
+A folder of programs, or a .tar.xz of one, holds pairs of `case_N.json` and `case_N.safetensors`
+with TransformerLens' tensor names. Nothing is unpacked onto the disk.
 """
 
 import hashlib
@@ -44,7 +45,8 @@ __all__ = [
     "read_program",
 ]
 
-# An output that changes by more is a hit: the smallest is 3e-3, the largest other 4e-9.
+# Threshold on the change of an output. Components that matter change one by at least 3e-3, and all
+# others by at most 4e-9.
 HIT = 1e-4
 
 TIE = 1e-7
@@ -54,7 +56,10 @@ NODE = re.compile(r"blocks\.(\d+)\.(?:attn\[(\d+)\]|(mlp))")
 
 @dataclass(frozen=True)
 class Example:
-    """An input, BOS first, and the program's output at every position; that at 0 means nothing."""
+    """Input that begins with BOS, and the program's output at every position.
+
+    The output at position 0 has no meaning.
+    """
 
     tokens: tuple[int, ...]
     output: tuple[Any, ...]
@@ -62,20 +67,20 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A compiled program.
+    """Compiled program with its model, its circuit and examples.
 
     Attributes:
-        name: As in "case_3".
-        task: What it computes, in one sentence.
-        model: Its transformer. Columns of the logits from `n_outputs` on are padding.
-        symbols: What may follow BOS, with the token of each.
-        bos: The token that every input begins with.
-        outputs: Meaning of each column of the logits; None: column 0 is the value itself.
-        n_outputs: Columns that mean something.
-        circuit: The components that compute, by the compiler.
+        name: Name such as "case_3".
+        task: Description of what it computes, in one sentence.
+        model: Transformer of the program. Columns of the logits from `n_outputs` on are padding.
+        symbols: Symbols that may follow BOS, with their tokens.
+        bos: Token that every input begins with.
+        outputs: Meaning of each column of the logits; None: column 0 is the output value itself.
+        n_outputs: Number of columns that are not padding.
+        circuit: Components that take part in the computation, according to the compiler.
         edges: Pairs of nodes under the compiler's names, embeddings included.
-        labels: What each direction of the residual stream means.
-        examples: Of one length.
+        labels: Meaning of each direction of the residual stream.
+        examples: Inputs of equal length with their outputs.
     """
 
     name: str
@@ -92,7 +97,7 @@ class Program:
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """Heads and MLPs: the heads of layer 0, its MLP, the heads of layer 1 and so on."""
+        """All heads and MLPs: the heads of layer 0, its MLP, the heads of layer 1 and so on."""
         cfg = self.model.cfg
         return tuple(
             place
@@ -105,23 +110,24 @@ class Program:
 
     @property
     def tokens(self) -> Int[Tensor, "prompt pos"]:
-        """The examples' inputs."""
+        """Inputs of the examples."""
         return torch.tensor([one.tokens for one in self.examples])
 
     def decode(self, logits: Float[Tensor, "prompt pos d_vocab"]) -> list[list[Any]]:
-        """The output at every position but the first: a number, or the text of a symbol.
+        """Return the output at every position but the first: a number, or a symbol as text.
 
-        Columns as high as the best but for rounding are a tie, which goes to the first of them.
+        Columns that equal the highest one up to rounding are ties; the first of them is chosen.
         """
         logits = logits[:, 1:, : self.n_outputs]
         if self.outputs is None:
             return logits[..., 0].tolist()
-        # Programs decide by as little as 5.4e-7; rounding parts the exact ties of case_13 by 1e-8.
+        # TIE lies between the smallest real margin (5.4e-7) and the differences that rounding adds
+        # to the exact ties of case_13 (1e-8).
         best = logits >= logits.amax(-1, keepdim=True) - TIE
         return [[self.outputs[column] for column in row] for row in best.int().argmax(-1).tolist()]
 
     def counts(self, hits: Collection[Component]) -> dict[str, int]:
-        """Components found against the circuit: tp, fp, fn, tn."""
+        """Compare components with the circuit: counts of tp, fp, fn and tn."""
         found, true = set(hits), set(self.circuit)
         every = set(self.components)
         return {
@@ -132,9 +138,10 @@ class Program:
         }
 
     def varied_inputs(self, seed: int = 0) -> list[Int[Tensor, "_ _"]]:
-        """Inputs of every length, so that whatever the program reads is varied; a batch a length.
+        """Draw one batch of inputs for each of `lengths`, to vary everything the program reads.
 
-        Each length has 60 random ones, 15 of one symbol, 30 sorted and the same 30 reversed.
+        Each batch has 60 random inputs, 15 of one repeated symbol, 30 sorted ones, and the same 30
+        reversed.
         """
         draw = np.random.Generator(np.random.Philox(key=seed))
         symbols = np.array(list(self.symbols.values()))
@@ -142,7 +149,7 @@ class Program:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """2 up to the context, BOS counted; of a long context some."""
+        """Lengths of inputs, BOS included: 2 up to the context, or some of them if it is long."""
         n_ctx = self.model.cfg.n_ctx
         return tuple(range(2, n_ctx + 1)) if n_ctx < SOME_LENGTHS[-1] else SOME_LENGTHS
 
@@ -157,7 +164,7 @@ class Program:
 
     @torch.inference_mode()
     def mismatches(self, tolerance: float = 1e-4) -> int:
-        """Examples that the model decodes otherwise than the program says. One forward pass."""
+        """Count the examples on which the model and the program differ, in one forward pass."""
         decoded = self.decode(self.model(self.tokens))
         wrong = 0
         for example, row in zip(self.examples, decoded, strict=True):
@@ -172,7 +179,10 @@ class Program:
 def program_contrast(
     program: Program, clean: Int[Tensor, "prompt pos"], corrupt: Int[Tensor, "_ _"]
 ) -> ContrastCheck:
-    """What exchanging each component between paired inputs shows; see `contrasts.informative`."""
+    """Check what patching each component between paired inputs can show.
+
+    See `interp.patching.informative`.
+    """
     metric = _noticed(program, clean)
     return patching.informative(program.model, clean, corrupt, program.components, metric=metric)
 
@@ -180,9 +190,10 @@ def program_contrast(
 def needed_components(
     program: Program, batches: Sequence[Int[Tensor, "_ _"]]
 ) -> dict[Component, float]:
-    """Largest change of an output when a component is set to zero, over all inputs.
+    """Measure the largest change of an output over all inputs when a component is set to zero.
 
-    Costs a patched pass a component and batch, the batches being of one length each.
+    A component is needed if the change exceeds `HIT`. Costs one patched pass for each component and
+    batch. The inputs of a batch have the same length.
     """
     changes = [
         patching.removed(
@@ -195,17 +206,17 @@ def needed_components(
 
 
 def _noticed(program: Program, tokens: Int[Tensor, "prompt pos"]) -> Metric:
-    """The largest change of an output: not at BOS, and not of the padding."""
+    """Return the metric "largest change of an output", without BOS and padding columns."""
     positions, columns = range(1, tokens.shape[1]), range(program.n_outputs)
     return patching.largest_change(program.model, tokens, positions=positions, columns=columns)
 
 
 def open_programs(source: str | Path, names: Sequence[str] | None = None) -> Iterator[Program]:
-    """The programs of a folder or a tar, by number; those of `names`, when given.
+    """Yield the programs of a folder or a tar by number, or those of `names` in that order.
 
     Raises:
-        DamagedError: A file is missing, unreadable, or does not fit its configuration; or a name
-            is not there.
+        DamagedError: A file is missing, unreadable or does not fit its configuration, or there is
+            no program of a name.
     """
     found = archive.contents(Path(source), None if names is None else set(names))
     known = sorted(found, key=lambda name: int(name.removeprefix("case_")))
@@ -220,7 +231,7 @@ def open_programs(source: str | Path, names: Sequence[str] | None = None) -> Ite
 
 
 def read_program(source: str | Path, name: str) -> Program:
-    """One program; see `open`."""
+    """Read one program; see `open_programs`."""
     return next(open_programs(source, [name]))
 
 
@@ -259,7 +270,7 @@ def _program(name: str, facts: bytes, weights: bytes, where: str) -> Program:
 
 
 def _circuit(nodes: Sequence[str]) -> tuple[Component, ...]:
-    """The components among the compiler's nodes; embeddings are none of ours."""
+    """Return the compiler's nodes that are heads or MLPs; embeddings are left out."""
     found = (NODE.fullmatch(node) for node in nodes)
     places = [
         Component("mlp", int(one[1])) if one[3] else Component("head", int(one[1]), int(one[2]))

@@ -1,4 +1,4 @@
-"""Attention heads: what they attend to, what they copy, and what they write to the logits."""
+"""Attention heads: detectors of attention patterns, OV circuits, and direct logit attribution."""
 
 from typing import TYPE_CHECKING
 

@@ -1,18 +1,18 @@
-"""Heads found by what they attend to, on random tokens that repeat.
+"""Detectors of induction, previous-token and duplicate-token heads, on repeated random tokens.
 
-A sequence is one end-of-text, `length` different random tokens, and the same tokens again: nothing
-but the first copy predicts the second. Three scores per head, all means of attention, so all lie in
-[0, 1] (Olsson et al. 2022, https://arxiv.org/abs/2209.11895; the third: Wang et al. 2022,
-https://arxiv.org/abs/2211.00593):
+A sequence is one end-of-text token, `length` different random tokens, and the same tokens again, so
+the second copy can only be predicted from the first. Each head gets three scores. They are mean
+attention weights and lie in [0, 1] (Olsson et al. 2022, https://arxiv.org/abs/2209.11895; the
+third: Wang et al. 2022, https://arxiv.org/abs/2211.00593):
 
-    induction        from a token of the second copy to the one after its first occurrence
-    previous token   from any token to the one before it
+    induction        from a token of the second copy to the token after its first occurrence
+    previous token   from any token to the token before it
     duplicate token  from a token of the second copy to its first occurrence
 
-A head is found by its score, never by its number: which one it is depends on the seed. And a score
-alone is no proof of function, nor is the copy loss proof of a head; one measured run copied at 0.59
-nats with no induction score above 0.03. Report both; what a head writes where it attends is asked
-by `interp.heads.ov_circuits`.
+Identify a head by its score and not by its index, because the index depends on the seed. A score
+alone does not prove the function of a head, and a low copying loss does not prove that there is
+such a head: one measured run copied at 0.59 nats although no induction score exceeded 0.03. Report
+both. `interp.heads.ov_circuits` measures what a head writes where it attends.
 """
 
 from collections.abc import Sequence
@@ -52,13 +52,14 @@ KINDS = ("induction", "previous token", "duplicate token")
 
 @dataclass(frozen=True)
 class Copying:
-    """Loss on both copies of random tokens, in nats a token.
+    """Loss on both copies of random tokens, in nats per token.
 
     Attributes:
-        first: Mean over the first copy, which nothing predicts.
-        second: Mean over the second copy without its first token, which nothing predicts either.
-        top1: Share of those tokens that the model puts first.
-        n: Sequences.
+        first: Mean loss on the first copy, which cannot be predicted.
+        second: Mean loss on the second copy, without its first token, which cannot be predicted
+            either.
+        top1: Share of the tokens behind `second` that the model ranks first.
+        n: Number of sequences.
     """
 
     first: float
@@ -68,14 +69,20 @@ class Copying:
 
     @property
     def gap(self) -> float:
-        """What repetition saves, in nats a token."""
+        """Reduction of the loss by repetition, `first` - `second`, in nats per token."""
         return self.first - self.second
 
 
 def repeated_tokens(
     source: Any, *, n: int = 64, length: int = 24, seed: int = 0
 ) -> Int[Tensor, "prompt pos"]:
-    """Sequences in the words of a run or model: the planted ones, or any token."""
+    """Draw repeated sequences in the vocabulary of a run or model.
+
+    They consist of the planted induction words, if the corpus has any, and otherwise of any tokens.
+
+    Raises:
+        BehaviourError: There are fewer different tokens than `length`.
+    """
     tokenizer, truth = tokenizer_of(source), truth_of(source)
     if truth:
         words = [int(tokenizer.encode(word)[0]) for word in truth["induction"]["words"]]
@@ -87,7 +94,11 @@ def repeated_tokens(
 def repeated(
     words: Sequence[int], eot: int, *, n: int = 64, length: int = 24, seed: int = 0
 ) -> Int[Tensor, "prompt pos"]:
-    """n sequences of an end-of-text, `length` different words, and the same again."""
+    """Draw n sequences: an end-of-text token, `length` different tokens, and the same again.
+
+    Raises:
+        BehaviourError: There are fewer than `length` tokens in `words`.
+    """
     if len(words) < length:
         raise BehaviourError(f"{length} different tokens cannot be drawn from {len(words)}")
     draw = np.random.Generator(np.random.Philox(key=seed))
@@ -98,12 +109,15 @@ def repeated(
 def detector_scores(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"], kind: str, *, seed: int = 0
 ) -> HeadScores:
-    """One kind of attention for every head, with its interval over sequences and its control.
+    """Score every head for one kind of attention, with intervals over sequences and a control.
+
+    Costs one forward pass of the model and one of the untrained control.
 
     Args:
-        tokens: As `repeated` makes them.
-        kind: induction, previous token or duplicate token.
-        seed: Of the untrained model's first weights.
+        model: A hooked model.
+        tokens: Sequences made by `repeated` or `repeated_tokens`.
+        kind: "induction", "previous token" or "duplicate token".
+        seed: Seed of the untrained model's initial weights.
 
     Raises:
         BehaviourError: There is no such kind, or the sequences do not repeat.
@@ -128,33 +142,33 @@ def detector_scores(
 def induction_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
-    """Mean attention from the second copy to the token after the previous occurrence."""
+    """Return the mean attention from the second copy to the token after its first occurrence."""
     return _attention(model, tokens, *attended_positions(tokens, "induction")).mean(dim=-1)
 
 
 def previous_token_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
-    """Mean attention to the token before, over all positions but the first."""
+    """Return the mean attention to the previous token, over all positions but the first."""
     return _attention(model, tokens, *attended_positions(tokens, "previous token")).mean(dim=-1)
 
 
 def duplicate_token_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
-    """Mean attention from the second copy to the previous occurrence of the same token."""
+    """Return the mean attention from the second copy to the first occurrence of the same token."""
     return _attention(model, tokens, *attended_positions(tokens, "duplicate token")).mean(dim=-1)
 
 
 def best_head(scores: Float[Tensor, "layer head"]) -> tuple[str, float]:
-    """Name and score of the highest head."""
+    """Return the name and score of the highest-scoring head."""
     layer, head = divmod(int(scores.argmax()), scores.shape[1])
     return str(Component("head", layer, head)), scores[layer, head].item()
 
 
 @torch.inference_mode()
 def copying_loss(model: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Copying:
-    """Loss on the first and on the second copy. One forward pass."""
+    """Measure the loss on the first and on the second copy; costs one forward pass."""
     length = _length(tokens)
     tokens = tokens.to(device_of(model))
     logits = model(tokens)[:, :-1].float()
@@ -172,7 +186,7 @@ def copying_loss(model: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Copyi
 def attended_positions(
     tokens: Int[Tensor, "prompt pos"], kind: str
 ) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
-    """Positions that attend, and the positions they attend to, by what heads are scored for.
+    """Return the query positions and the key positions whose attention defines a kind of head.
 
     Raises:
         BehaviourError: There is no such kind, or the sequences do not repeat.
@@ -196,22 +210,22 @@ def _attention(
 ) -> Float[Tensor, "layer head prompt"]:
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(tokens.to(device_of(model)), names_filter=names)
-    # [prompt head query key]: one attention weight a place, averaged over places.
+    # A pattern is [prompt head query key]. One weight per (query, key) pair, averaged over pairs.
     means = [cache[name][:, :, query, key].float().mean(dim=2).T for name in names]
     return torch.stack(means).cpu()
 
 
 def _length(tokens: Int[Tensor, "prompt pos"]) -> int:
-    """Length of one copy.
+    """Return the length of one copy.
 
     Raises:
-        BehaviourError: The second half is not the first.
+        BehaviourError: The second half differs from the first.
     """
     length = (tokens.shape[1] - 1) // 2
     first, second = tokens[:, 1 : 1 + length], tokens[:, 1 + length :]
     if length < 2 or first.shape != second.shape or not torch.equal(first, second):
         raise BehaviourError(
             f"sequences of {tokens.shape[1]} tokens are not an end-of-text and two equal copies; "
-            "make them with detecting.repeated_tokens"
+            "make them with heads.repeated_tokens"
         )
     return length

@@ -1,14 +1,14 @@
-"""Direct logit attribution: which component wrote the answer into the last position.
+"""Direct logit attribution: how much each component writes into the logit difference.
 
-What leaves the last layer is a sum: embedding, position, every head, every MLP, the biases of the
-attention outputs. With the scale of the final norm held at what it was, the logit difference is
-linear in that sum, so it is the sum of what each part writes along one direction (nostalgebraist
-2020; Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"). The parts add up
-exactly, and a result whose parts do not is refused.
+The output of the last layer is a sum: embedding, position embedding, every head, every MLP, and the
+biases of the attention outputs. If the scale of the final norm is frozen, the logit difference is
+linear in that sum, so it is the sum of the parts' projections on one direction (nostalgebraist
+2020; Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"). The parts add up to
+the logit difference up to rounding; if they do not, an error is raised.
 
-*Direct* is meant literally: a head whose work is done through later layers writes nothing here.
+Only *direct* contributions count: a head that acts through later layers contributes nothing here.
 
-Control: the same of a model that was never trained.
+The control is the same decomposition of an untrained model.
 """
 
 from collections.abc import Iterator
@@ -38,23 +38,27 @@ __all__ = ["OVER", "UNIT", "Contributions", "decompose_logits", "readout"]
 SCHEMA = "openbook.contributions/1"
 UNIT = "share of the logit difference that a part writes, in logits"
 OVER = ("parts", "sources")
-# Largest distance of the sum from the logit difference: in fp32 1e-5 was seen, at 12 layers.
+# Largest allowed gap between the sum and the logit difference, relative to the largest logit
+# difference if that exceeds 1. In fp32 with 12 layers a gap of 1e-5 was measured.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """What each part writes into answer minus foil, at the last position.
+    """Contribution of each part to the logit of the answer minus that of the foil.
+
+    Contributions are those at the last position.
 
     Attributes:
-        names: `embed`, `pos_embed`, `L0H1`, `L0.attn.bias`, `L0.mlp`, `ln_final.bias`; over sources
-            a head is split by the position it read: `L0H1<3`.
+        names: Names of the parts: `embed`, `pos_embed`, `L0H1`, `L0.attn.bias`, `L0.mlp`,
+            `ln_final.bias`. With "sources" a head is split by the position it reads: `L0H1<3`.
         average: Mean contribution over prompts, [part].
-        control: The same of a model that was never trained.
-        score: The logit difference itself: what the parts add up to.
-        gap: Largest distance, over prompts, of the sum from the logit difference.
+        control: Mean contribution in an untrained model, [part].
+        score: The logit difference, to which the parts add up.
+        gap: Largest difference, over prompts, between the sum of the parts and the logit
+            difference.
         over: "parts" or "sources".
-        provenance: What it was computed from.
+        provenance: Model, behaviour and software that the result was computed from.
     """
 
     names: tuple[str, ...]
@@ -75,30 +79,30 @@ class Contributions:
 
     @property
     def n(self) -> int:
-        """Distinct prompts."""
+        """Number of distinct prompts."""
         return self.average.n
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % interval of one part; None when there was one prompt."""
+        """Return the 95 % interval of one part; None with one prompt."""
         one = self.average.at(self._index(name))
         if one.low is None or one.high is None:
             return None
         return one.low.item(), one.high.item()
 
     def top(self, k: int) -> list[str]:
-        """Names of the k parts that write most for the answer, largest first."""
+        """Return the names of the k parts that write most for the answer, largest first."""
         order = self.average.values.argsort(descending=True, stable=True)[:k]
         return [self.names[i] for i in order.tolist()]
 
     def to_frame(self) -> Any:
-        """A pandas row per part: its contribution, low, high and the control's."""
+        """Return one pandas row per part: contribution and control, each with low and high."""
         import pandas
 
         columns = {**self.average.columns("logits"), **self.control.columns("control")}
         return pandas.DataFrame({"part": list(self.names), **columns})
 
     def plot(self, k: int = 20) -> Any:
-        """Bars of the k parts that write most, for the answer or against it, and of the control."""
+        """Plot bars of the k parts with the largest absolute contributions, and of the control."""
         from interp import plots
 
         order = self.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
@@ -112,7 +116,7 @@ class Contributions:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         parts = {name: getattr(self, name).to_dict() for name in ("average", "control", "score")}
         return {
             "schema": SCHEMA,
@@ -134,7 +138,7 @@ class Contributions:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -157,20 +161,22 @@ class Contributions:
 def decompose_logits(
     model: GPT, behaviour: Behaviour, *, over: str = "parts", seed: int = 0
 ) -> Contributions:
-    """Split the logit difference of the clean prompts over everything that wrote it.
+    """Split the logit difference on the clean prompts into the contributions of all components.
 
-    Costs two forward passes over the clean prompts, one of them of the control.
+    Costs two forward passes over the clean prompts, one of them of the control, besides the check
+    of the behaviour.
 
     Args:
-        model: A hooked model, from `hooked.load`, whose blocks are pre-norm.
-        behaviour: Its clean prompts, answers and foils.
-        over: "parts", or "sources": each head split by the position that it read from, which is
-            where its value came from.
-        seed: Of the weights of the control.
+        model: A pre-norm model, from `interp.models.load`.
+        behaviour: The behaviour whose clean prompts, answers and foils are used.
+        over: "parts", or "sources" to split each head by the position whose value it reads.
+        seed: Seed of the control's weights.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
-        ModelError: The stream is normalised between layers (post-norm), so it is no sum.
+        BehaviourError: `over` has an unknown value.
+        ModelError: The model is post-norm, so that its residual stream is not a sum; or the parts
+            do not add up to the logit difference.
     """
     if over not in OVER:
         raise BehaviourError(f"nothing is split over {over!r}{nearest(over, OVER)}")
@@ -203,10 +209,11 @@ def decompose_logits(
 def _split(
     model: GPT, behaviour: Behaviour, over: str
 ) -> tuple[tuple[str, ...], Float[np.ndarray, "part prompt"], Float[np.ndarray, " prompt"]]:
-    """Names, contributions, and the logit differences they must add up to."""
+    """Return the names of the parts, their contributions, and the logit differences."""
     tokens = behaviour.clean.to(device_of(model))
     logits, cache = model.run_with_cache(tokens, names_filter=_hooks(model, over))
-    # In fp64 from here on: some thousand terms of fp32 would miss their sum by more than they err.
+    # In fp64 from here on: in fp32 the error of summing some thousand terms would exceed the errors
+    # of the terms themselves.
     last = {name: value.double() for name, value in cache.items()}
     direction, bias = readout(model, behaviour, last)
     parts: dict[str, Tensor] = {}
@@ -231,14 +238,23 @@ def _hooks(model: GPT, over: str) -> list[str]:
 def readout(
     model: GPT, behaviour: Behaviour, cache: dict[str, Tensor]
 ) -> tuple[Float[Tensor, "prompt d_model"], Float[Tensor, " prompt"] | None]:
-    """Direction along which answer minus foil is read, scale and gain included; and its bias.
+    """Return the direction along which the final norm and unembedding read answer minus foil.
+
+    Also returns the constant that the norm's bias adds, or None. With resid the last residual
+    stream, the logit difference is resid . direction + constant, where
+
+        direction = centred(gain * (W_U[answer] - W_U[foil])) / scale of resid
+
+    and centring is left out for RMSNorm.
 
     Args:
-        cache: What leaves the last layer on the clean prompts, `blocks.<last>.hook_resid_post`.
+        model: The model.
+        behaviour: The behaviour whose answers and foils are read.
+        cache: Activations on the clean prompts, with `blocks.<last>.hook_resid_post`.
     """
     norm = model.ln_final
     answer, foil = (one.to(device_of(model)) for one in (behaviour.answer, behaviour.foil))
-    # Row by row: all of W_U in fp64 is 309 MB at GPT-2's size.
+    # Only the needed rows are converted: all of W_U in fp64 takes 309 MB for GPT-2.
     apart = model.W_U.T[answer].double() - model.W_U.T[foil].double()
     bias = None if norm.bias is None else apart @ norm.bias.double()
     resid = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"][:, -1]
@@ -256,7 +272,7 @@ def readout(
 def _written(
     model: GPT, cache: dict[str, Tensor], over: str
 ) -> Iterator[tuple[str, Float[Tensor, "prompt d_model"]]]:
-    """Every part of the last position's residual stream, by name."""
+    """Yield the name and value of every part of the residual stream at the last position."""
     yield "embed", cache["hook_embed"][:, -1]
     if "hook_pos_embed" in cache:
         yield "pos_embed", cache["hook_pos_embed"][:, -1]
@@ -274,7 +290,7 @@ def _written(
 def _mixed(
     cache: dict[str, Tensor], attention: str, head: int, over: str
 ) -> Iterator[tuple[str, Float[Tensor, "prompt d_head"]]]:
-    """What a head mixed at the last position: whole, or by the position it came from."""
+    """Yield a head's z at the last position: whole, or one term per position that it reads."""
     if over == "parts":
         yield "", cache[f"{attention}.hook_z"][:, -1, head]
         return

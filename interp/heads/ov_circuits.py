@@ -1,22 +1,23 @@
-"""What a head writes of a token that it attends to: whether it copies it. No attention is run.
+"""OV circuits: whether a head copies the token that it attends to, read off its weights.
 
-A head that attends to a token adds W_V W_O of what stands there to the stream. Two scores of what
-becomes of it when it is unembedded:
+A head that attends to a position adds x W_V W_O to the residual stream, where x is its normed input
+at that position. Two scores describe the logits of that output:
 
-    copying      sum of the eigenvalues over the sum of their sizes, of the map from tokens to
-                 logits of the same tokens: 1 raises each token itself, -1 lowers it (Elhage et al.
-                 2021, https://transformer-circuits.pub/2021/framework, "Copying")
-    name moving  share of tokens that are among the `top` highest of the whole vocabulary when the
-                 head writes them (Wang et al. 2022, https://arxiv.org/abs/2211.00593, section 3.4;
-                 negated, for the negative name movers)
+    copying      sum of the eigenvalues divided by the sum of their absolute values, for the map
+                 from tokens to logits of the same tokens: 1 raises each token itself, -1 lowers it
+                 (Elhage et al. 2021, https://transformer-circuits.pub/2021/framework, "Copying")
+    name moving  share of tokens that are among the `top` highest logits of the whole vocabulary
+                 when the head writes them (Wang et al. 2022, https://arxiv.org/abs/2211.00593,
+                 section 3.4; negated for negative name movers)
 
-Both begin at the *effective embedding*: what leaves the first block for a token that stands alone,
-without its position and with that block's attention silent (heads of the first block themselves
-read the bare embedding). The layer norms are applied as the model has them. For the eigenvalues
-what all tokens share is taken away on both sides, since it copies nothing.
+Both start from the *effective embedding*: the output of the first block for a single token, without
+position embedding and with that block's attention set to zero. (Heads of the first block read the
+embedding itself.) Layer norms are applied as in the model. For the eigenvalues the mean over tokens
+is removed on both sides of the map, because a part common to all tokens copies nothing.
 
-The eigenvalues' interval is a jackknife over groups of tokens (Efron & Tibshirani 1993, ch. 11);
-a bootstrap would see its repeated tokens as the same token copied twice.
+The interval of the eigenvalue score is a jackknife over groups of tokens (Efron & Tibshirani 1993,
+ch. 11). A bootstrap would not work: it draws tokens repeatedly, and would count a repeated token as
+copied twice.
 """
 
 from collections.abc import Sequence
@@ -39,26 +40,29 @@ from train.model import GPT
 
 __all__ = ["effective_embedding", "name_moving", "ov_copying"]
 
-GROUPS = 20
+GROUPS = 20  # groups of the jackknife
 # 97.5 % quantiles of Student's t with 1 to 19 degrees of freedom.
 T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
     2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
 )  # fmt: skip
-# Tokens whose logits over the vocabulary are held at a time: 154 MB a 12 heads of GPT-2.
+# Tokens whose logits over the whole vocabulary are computed at a time: 154 MB for the 12 heads of a
+# layer of GPT-2.
 TOKENS = 64
 
 
 def ov_copying(model: HookedModel, words: Sequence[int], *, seed: int = 0) -> HeadScores:
-    """How far each head raises the very token that it attends to, in [-1, 1].
+    """Score how far each head raises the token that it attends to, in [-1, 1].
 
     Args:
-        words: Token ids, as many as the answer is to hold for; their order decides the groups.
-        seed: Of the untrained model's first weights.
+        model: A GPT.
+        words: Ids of the tokens that the score is about. Their order decides the groups of the
+            jackknife.
+        seed: Seed of the untrained model's initial weights.
 
     Raises:
-        BehaviourError: Fewer than three different tokens, or one that the model does not know.
-        ModelError: The model's weights cannot be reached.
+        BehaviourError: There are fewer than three different tokens, or one outside the vocabulary.
+        ModelError: The model is not a GPT, whose weights can be read.
     """
     gpt, tokens = _checked(model, words)
     groups = min(GROUPS, len(tokens))
@@ -90,16 +94,19 @@ def name_moving(
     negative: bool = False,
     seed: int = 0,
 ) -> HeadScores:
-    """Share of tokens that a head brings among the `top` of the vocabulary when it attends to them.
+    """Score the share of tokens that a head raises into the `top` logits when it attends to them.
 
     Args:
-        words: Token ids, of names say.
-        negative: Of what the head writes the negative: for heads that move names away.
-        seed: Of the untrained model's first weights.
+        model: A GPT.
+        words: Token ids, e.g. of names.
+        top: Number of highest logits, over the whole vocabulary.
+        negative: Negate the output of the head, to find negative name movers.
+        seed: Seed of the untrained model's initial weights.
 
     Raises:
-        BehaviourError: Fewer than three different tokens, or one that the model does not know.
-        ModelError: The model's weights cannot be reached.
+        BehaviourError: There are fewer than three different tokens, one outside the vocabulary, or
+            `top` is not between 1 and the size of the vocabulary - 1.
+        ModelError: The model is not a GPT, whose weights can be read.
     """
     gpt, tokens = _checked(model, words)
     if not 0 < top < gpt.cfg.d_vocab:
@@ -123,7 +130,10 @@ def name_moving(
 def effective_embedding(
     model: GPT, tokens: Int[Tensor, " token"]
 ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
-    """Each token before the first block and after it, alone, where nothing is attended to."""
+    """Return the input and the output of the first block for each token on its own.
+
+    The position embedding and the attention output of the first block are set to zero.
+    """
     found: dict[str, Tensor] = {}
 
     def silence(value: Tensor, point: object) -> Tensor:
@@ -143,7 +153,7 @@ def effective_embedding(
 
 
 class _Enough(Exception):
-    """The first block is done; what lies above is not computed."""
+    """Signal that stops the forward pass after the first block."""
 
 
 def _checked(model: HookedModel, words: Sequence[int]) -> tuple[GPT, Int[Tensor, " token"]]:
@@ -166,7 +176,7 @@ def _checked(model: HookedModel, words: Sequence[int]) -> tuple[GPT, Int[Tensor,
 def _read_by(
     model: GPT, layer: int, tokens: Int[Tensor, " token"]
 ) -> Float[Tensor, "token d_model"]:
-    """What the heads of a layer read where a token stands."""
+    """Return the normed input of a layer's heads at the position of each token."""
     stream = effective_embedding(model, tokens)[min(layer, 1)]
     block: Any = model.blocks[layer]
     return block.ln1(stream) if block.pre else stream
@@ -176,10 +186,11 @@ def _read_by(
 def _eigenvalue_shares(
     model: GPT, tokens: Int[Tensor, " token"], kept: Sequence[Tensor]
 ) -> Float[Tensor, "subset layer head"]:
-    """Sum over size of the eigenvalues, for several subsets of the tokens.
+    """Return sum(eigenvalues) / sum(|eigenvalues|) of each head, for several subsets of the tokens.
 
-    tokens -> logits of the tokens is x W_V W_O u, as wide as there are tokens; its eigenvalues that
-    are not 0 are those of W_O u x W_V, as wide as a head.
+    With x the inputs and u the unembedding of the tokens, the map from tokens to their logits is
+    x W_V W_O u, a [token token] matrix. Its nonzero eigenvalues are those of W_O u x W_V, which is
+    only [d_head d_head], since AB and BA have the same nonzero eigenvalues.
     """
     u = _unembedded(model, tokens)
     shares = []
@@ -197,16 +208,20 @@ def _share(
     kept: Tensor,
 ) -> Float64[Tensor, " head"]:
     values, writes = values[:, kept], writes[:, :, kept]
-    # On one side: centring is a projection, and eig(A C) = eig(C A C).
+    # Centring over tokens is a projection C, and eig(A C) = eig(C A C): centring one side suffices
+    # to remove the common part on both sides.
     values = values - values.mean(dim=1, keepdim=True)
     eigenvalues = torch.linalg.eigvals(writes @ values)
     total = eigenvalues.abs().sum(-1)
-    # A head that writes nothing copies nothing.
+    # A head that writes zeros has no eigenvalues other than 0 and gets the score 0.
     return torch.where(total > 0, eigenvalues.real.sum(-1) / total.clamp(min=1e-300), 0.0)
 
 
 def _unembedded(model: GPT, tokens: Int[Tensor, " token"]) -> Float64[Tensor, "d_model token"]:
-    """Columns of the unembedding as a head's output meets them; what divides it is positive."""
+    """Return the tokens' columns of the unembedding, with the final norm folded in.
+
+    The scale of the norm is left out: it is a positive factor and cancels in the score.
+    """
     u = model.W_U[:, tokens].double()
     if model.cfg.norm_placement != "pre":
         return u
@@ -219,7 +234,7 @@ def _unembedded(model: GPT, tokens: Int[Tensor, " token"]) -> Float64[Tensor, "d
 def _raised(
     model: GPT, tokens: Int[Tensor, " token"], top: int, sign: float
 ) -> Float[Tensor, "layer head token"]:
-    """1 where fewer than `top` others of the vocabulary are written as high as the token itself."""
+    """Return 1 for tokens with fewer than `top` other tokens of at least the same logit, else 0."""
     layers = []
     for layer, (W_V, b_V, W_O) in enumerate(zip(model.W_V, model.b_V, model.W_O, strict=True)):
         values = torch.einsum("td,hde->the", _read_by(model, layer, tokens), W_V) + b_V
@@ -228,7 +243,8 @@ def _raised(
         for some, own in zip(writes.split(TOKENS), tokens.split(TOKENS), strict=True):
             logits = model.to_logits(some)
             mine = logits.gather(-1, own[:, None, None].expand(-1, logits.shape[1], 1))
-            # As high and not only higher: a head that writes nothing raises no token.
+            # >= and not >, so that tokens with equal logits count as higher: a head that writes
+            # nothing raises no token.
             right.append((logits >= mine).sum(-1) <= top)
         layers.append(torch.cat(right).float().T)
     return torch.stack(layers).cpu()

@@ -1,10 +1,13 @@
-"""A number per head with what it needs to be believed: interval, control, n and provenance.
+"""Head scores: one number per head, with interval, control, n and provenance.
 
-The control is the same architecture with its first weights: what that does too (attend to the token
-before, because there are few) is no finding. A head is *above the control* when the low end of its
-interval lies five deviations over the mean of the control's heads. Merely above the highest of them
-lies a head of 2 to 25 % of other untrained models, by kind; above this at most one of 40 (n 40, two
-shapes). It says that training made a difference there, not how large: that is the score.
+The control is the same architecture with its initial weights. A score that an untrained model
+reaches too is not a finding (for example, attention to the previous token is high if there are few
+tokens to attend to). A head is *above the control* if the lower end of its interval is more than
+five standard deviations above the mean of the control's heads. The highest control head would be
+too low a threshold: 2 to 25 % of other untrained models, depending on the kind of score, have a
+head above it. At most one of 40 untrained models has a head above the threshold used (n = 40, two
+shapes). Being above the control says that training made a difference, not how large it is; the
+score itself says that.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,7 +29,7 @@ from train.model import GPT, init_gpt
 __all__ = ["HeadScores", "untrained"]
 
 SCHEMA = "openbook.head-scores/1"
-DEVIATIONS = 5.0  # of untrained heads, see above
+DEVIATIONS = 5.0  # standard deviations over the control's heads, see above
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +37,15 @@ class HeadScores:
     """One score for every head.
 
     Attributes:
-        kind: What was looked for.
-        unit: Of the values.
+        kind: Kind of score, such as "induction" or "copying".
+        unit: Unit of the values.
         values: The scores.
-        low: Lower end of the 95 % interval; None below two of what was drawn.
-        high: Upper end.
-        control: The scores of the untrained model; None for a model that cannot be built anew.
-        n: How many were drawn.
-        drawn: Of what: sequences or tokens.
-        provenance: What it was computed from.
+        low: Lower end of the 95 % interval; None for fewer than two sequences or tokens.
+        high: Upper end of the 95 % interval.
+        control: Scores of the untrained model; None for a model that cannot be initialised anew.
+        n: Number of sequences or tokens that the interval is over.
+        drawn: "sequences" or "tokens".
+        provenance: Model and software that the scores were computed from.
     """
 
     kind: str
@@ -65,13 +68,16 @@ class HeadScores:
 
     @property
     def names(self) -> list[str]:
-        """Every head, in the order of the flattened values."""
+        """Names of all heads, in the order of the flattened values."""
         layers, heads = self.values.shape
         return [str(Component("head", i, head=j)) for i in range(layers) for j in range(heads)]
 
     @property
     def above_control(self) -> list[str]:
-        """Heads whose interval lies above what untrained heads do, the highest score first."""
+        """Names of the heads above the control (see the module), highest score first.
+
+        Empty without intervals or without a control.
+        """
         if self.low is None or self.control is None:
             return []
         usual = self.control.mean() + DEVIATIONS * self.control.std(correction=0)
@@ -79,24 +85,24 @@ class HeadScores:
 
     @property
     def highest_control(self) -> float | None:
-        """What an untrained head reaches at most."""
+        """Highest score of an untrained head; None without a control."""
         return None if self.control is None else self.control.max().item()
 
     def top(self, k: int | None = None) -> list[str]:
-        """Names of the k heads with the highest scores (None: all), the highest first."""
+        """Return the names of the k heads with the highest scores (None for all), highest first."""
         order = self.values.flatten().argsort(descending=True, stable=True)[:k]
         names = self.names
         return [names[i] for i in order.tolist()]
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % interval of one head; None when one was drawn."""
+        """Return the 95 % interval of one head; None if there is none (see `low`)."""
         index = self._index(name)
         if self.low is None or self.high is None:
             return None
         return self.low[index].item(), self.high[index].item()
 
     def to_frame(self) -> Any:
-        """A pandas row per head: layer, head, place, score, low, high, untrained."""
+        """Return one pandas row per head: layer, head, place, score, low, high, untrained."""
         import pandas
 
         layers, heads = self.values.shape
@@ -113,14 +119,14 @@ class HeadScores:
         return frame
 
     def plot(self) -> Any:
-        """A heat map."""
+        """Plot a heat map over (layer, head)."""
         from interp import plots
 
         title = f"{self.kind}, n={self.n} {self.drawn}"
         return plots.heads(self.values, title=title, unit=self.unit)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         tensors = {name: getattr(self, name) for name in ("values", "low", "high", "control")}
         return {
             "schema": SCHEMA,
@@ -142,7 +148,7 @@ class HeadScores:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -162,7 +168,7 @@ class HeadScores:
 
 
 def untrained(model: HookedModel, seed: int) -> GPT | None:
-    """The control: the same architecture with its first weights; None for a foreign model."""
+    """Return the control: the same architecture with initial weights; None if it is not a GPT."""
     if not isinstance(model, GPT):
         return None
     return init_gpt(model.cfg, seed).to(device_of(model)).eval()

@@ -1,4 +1,4 @@
-"""The logit lens and the tuned lens, and how many bits they miss."""
+"""Logit lens and tuned lens, and their evaluation in bits per token."""
 
 from typing import TYPE_CHECKING
 

@@ -1,14 +1,16 @@
-"""How faithful a lens is on tokens that it was not fitted to.
+"""Evaluation of lenses on tokens that they were not fitted to.
 
-Three numbers a layer, in bits a token (Belrose et al. 2023, section 3):
+Three numbers per layer, in bits per token (Belrose et al. 2023, section 3). The reading is the
+next-token distribution that the lens gives at that layer:
 
-    kl              KL(model || reading), token by token
-    cross_entropy   what the reading pays for the token that came next
-    bias            KL(mean of the model's answers || mean of the readings): what a reading gets
-                    wrong on average, whatever the token
+    kl              mean over tokens of KL(model || reading)
+    cross_entropy   cross-entropy of the reading on the token that came next
+    bias            KL(mean distribution of the model || mean distribution of the readings): the
+                    error that does not depend on the token
 
-Each for the logit lens, the tuned lens, and the control: translators as large, on a model that was
-never trained. Windows are the cases of the intervals: tokens of one window hang together.
+Each is computed for the logit lens, the tuned lens, and a control: translators of the same size,
+fitted on a model that was never trained. Intervals take windows as cases, because the tokens of one
+window are not independent.
 """
 
 from dataclasses import asdict, dataclass
@@ -37,23 +39,23 @@ __all__ = ["LENSES", "LensEvaluation", "evaluate_lens"]
 
 SCHEMA = "openbook.lens_evaluation/1"
 LENSES = ("logit", "tuned", "control")
-# A mean over the vocabulary is kept for so many groups of windows: 64 of 50,257 are 13 MB.
+# Number of groups of windows for which a mean distribution is kept: 64 of 50,257 tokens are 13 MB.
 GROUPS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class LensEvaluation:
-    """Bits a token of each of `LENSES` at each layer, on windows that nothing was fitted to.
+    """Evaluation of each of `LENSES` at each layer, in bits per token, on windows not fitted to.
 
     Attributes:
-        kl: By [lens layer].
-        cross_entropy: By [lens layer].
-        bias: By [lens layer]; its cases are groups of windows.
-        gain: KL of the logit lens minus KL of the tuned lens, window by window, [layer].
+        kl: KL(model || reading), [lens layer].
+        cross_entropy: Cross-entropy of the reading on the next token, [lens layer].
+        bias: KL between the mean distributions, [lens layer]; its cases are groups of windows.
+        gain: KL of the logit lens minus KL of the tuned lens, paired by window, [layer].
         model_bits: Cross-entropy of the model itself.
-        n_tokens: Targets.
-        region: "held-out", or "training": then the model was trained on them.
-        provenance: What it was computed from.
+        n_tokens: Number of targets.
+        region: "held-out", or "training" if the model may have been trained on these tokens.
+        provenance: Model and software that it was computed with.
     """
 
     kl: Average
@@ -67,7 +69,7 @@ class LensEvaluation:
 
     @property
     def n(self) -> int:
-        """Windows."""
+        """Number of windows."""
         return self.kl.n
 
     def __repr__(self) -> str:
@@ -76,7 +78,7 @@ class LensEvaluation:
         return f"Evaluation({about}; bits to the model by layer: logit {logit}; tuned {tuned})"
 
     def to_frame(self) -> Any:
-        """A pandas row per lens and layer: each measure with low and high."""
+        """Return a pandas frame with a row per lens and layer: each measure with its interval."""
         import pandas
 
         n_layers = self.kl.values.shape[1]
@@ -90,7 +92,7 @@ class LensEvaluation:
         )
 
     def plot(self) -> Any:
-        """KL by layer, a line a lens."""
+        """Plot the KL by layer, one line per lens."""
         from interp import plots
 
         names = ("logit lens", "tuned lens", "never trained, translated")
@@ -102,7 +104,7 @@ class LensEvaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         names = ("kl", "cross_entropy", "bias", "gain", "model_bits")
         return {
             "schema": SCHEMA,
@@ -124,8 +126,8 @@ class LensEvaluation:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
-            EffectsError: The file holds something else.
+            DamagedError: The file does not match its seal.
+            EffectsError: The file is sealed but holds no lens evaluation.
         """
         content = storage.read_sealed(Path(path))
         if content.get("schema") != SCHEMA:
@@ -143,12 +145,19 @@ class LensEvaluation:
 def evaluate_lens(
     model: GPT, lens: TunedLens, windows: LensTokens, *, progress: Progress | None = None
 ) -> LensEvaluation:
-    """Measure all three lenses on the windows that `tuned_lenses.fit` left out.
+    """Evaluate the logit lens, the tuned lens and the control on the windows left out of the fit.
 
-    Costs a forward pass over them of the model and of its control, and three unembeddings a layer.
+    Costs one forward pass of the model and one of the untrained control over these windows, and
+    three unembeddings per layer.
+
+    Args:
+        model: The hooked model that the lens was fitted to.
+        lens: From `fit_tuned_lens` or `load_tuned_lens`.
+        windows: The windows that `fit_tuned_lens` was given.
+        progress: Called with the number of windows done.
 
     Raises:
-        ModelError: The lens is of other weights, or was fitted to other windows than these leave.
+        ModelError: The lens was fitted to other weights or to other windows.
     """
     tuned_lens.of_this(model, lens)
     fit = lens.fit
@@ -174,7 +183,7 @@ def evaluate_lens(
 
 
 class _Tally:
-    """Sums by window, and means over the vocabulary by group of windows."""
+    """Running sums: KL and cross-entropy by window, probabilities by group of windows."""
 
     def __init__(self, model: GPT, n_windows: int) -> None:
         n_layers, self.model = model.cfg.n_layers, model
@@ -234,14 +243,15 @@ class _Tally:
         )
 
     def _bias(self) -> Average:
-        """KL of the means, in bits, without what the noise of the means adds.
+        """Return the KL between the mean distributions, in bits, corrected for sampling noise.
 
-        Two noisy means differ where the true ones do not: resampling groups of windows put the
-        plain number below its own interval. The jackknife's pseudo-values (Tukey 1958) take the
-        first order of that away, and their mean has an interval as any other.
+        Two means estimated from samples differ even if the true ones are equal, so the plain KL is
+        too high: when groups of windows were resampled, it lay below its own interval. The
+        jackknife's pseudo-values n KL - (n - 1) KL_without_i (Tukey 1958) remove this bias to first
+        order, and their mean gets an interval like any other mean.
         """
         n = self.n_groups
-        # The first row leaves out no group, the others one each.
+        # Weights of the groups: the first row keeps all of them, row i leaves out group i - 1.
         kept = np.concatenate([np.ones((1, n)), 1 - np.eye(n)])
         pseudo = np.zeros((*self.kl.shape[:2], n))
         for lens, layer in np.ndindex(self.kl.shape[:2]):
@@ -250,7 +260,7 @@ class _Tally:
                 for sums in (self.model_mean, self.means[lens, layer])
             )
             p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
-            # fp32 chances can round to 0; 1e-30 keeps 0 log 0 at 0.
+            # fp32 probabilities can round to 0; adding 1e-30 makes 0 log 0 equal 0.
             kl = (p * (np.log2(p + 1e-30) - np.log2(q + 1e-30))).sum(axis=1)
             pseudo[lens, layer] = n * kl[0] - (n - 1) * kl[1:]
         return ratio_of_averages(pseudo, np.ones(n))

@@ -1,11 +1,11 @@
-"""Logit lens: what a layer would answer if the model stopped there.
+"""Logit lens: the output that the model would give if it stopped at a layer.
 
-The residual stream entering every layer is put through the final norm and the unembedding
-(nostalgebraist 2020, "interpreting GPT: the logit lens"). The last reading is what leaves the last
-layer, so it is the model itself. A layer speaks the language of the last one only as far as
-training made it; `interp.lenses.tuned_lens` learns the translation.
+The residual stream entering each layer is put through the final norm and the unembedding
+(nostalgebraist 2020, "interpreting GPT: the logit lens"). The last reading uses the stream that
+leaves the last layer, so it is the model's own output. Early layers need not use the same basis as
+the last one; `interp.lenses.tuned_lens` learns a translation.
 
-Control: the same readings of a model that was never trained, same architecture.
+Control: the same readings of an untrained model with the same architecture.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ __all__ = ["MEASURES", "Readings", "Translate", "depths", "logit", "positions_of
 __all__ += ["readings", "unembed"]
 
 SCHEMA = "openbook.readings/1"
-# What is read, and its unit.
+# Name of each measure, and its unit.
 MEASURES = {
     "logit_difference": "logit of the answer minus logit of the foil",
     "log_probability": "log-probability of the answer, nats",
@@ -41,26 +41,26 @@ MEASURES = {
     "top1": "share of prompts with the answer first",
     "kl": "KL(model || reading), nats",
 }
-# Logits at once: 2^25 values of fp32 are 134 MB.
+# Largest number of logits in memory: 2^25 fp32 values are 134 MB.
 LOGITS_AT_ONCE = 1 << 25
 
 Progress = Callable[[str, int, int | None], None]
-# Index of a depth and a residual stream to the stream that is unembedded.
+# Maps a depth and its residual stream to the stream that is unembedded.
 Translate = Callable[[int, Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
 
 
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """What a lens reads of a behaviour's clean prompts, by depth and position.
+    """Readings of a lens on a behaviour's clean prompts, by depth and position.
 
     Attributes:
         kind: "logit" or "tuned".
-        places: Name of each depth: the stream entering each layer, then what leaves the last.
-        positions: Positions that were read, from 0.
-        pos_labels: Their tokens in the first prompt, when the model can spell them.
-        measures: For each of `MEASURES` its mean over prompts, [depth pos].
-        control: The same of a model that was never trained.
-        provenance: What it was computed from.
+        places: Name of each depth: the stream entering each layer, then that leaving the last one.
+        positions: Positions that were read, counted from 0.
+        pos_labels: Their tokens in the first prompt; empty if the model has no tokenizer.
+        measures: Mean over prompts of each of `MEASURES`, [depth pos].
+        control: The same for an untrained model.
+        provenance: Model, behaviour and software that they were computed with.
     """
 
     kind: str
@@ -81,19 +81,19 @@ class Readings:
 
     @property
     def n(self) -> int:
-        """Distinct prompts."""
+        """Number of distinct prompts."""
         return self.measures["kl"].n
 
     @property
     def units(self) -> dict[str, str]:
-        """What each measure counts."""
+        """Unit of each measure."""
         return MEASURES
 
     def at(self, place: str, measure: str, pos: int = -1) -> Average:
-        """One mean with its interval; `pos` is one of `positions`, or -1 for the last of them.
+        """Return one mean with its interval; `pos` is one of `positions`, or -1 for the last one.
 
         Raises:
-            EffectsError: Nothing of that name was read.
+            EffectsError: There is no such depth, measure or position.
         """
         for asked, known in ((place, self.places), (measure, tuple(self.measures))):
             if asked not in known:
@@ -104,7 +104,10 @@ class Readings:
         return self.measures[measure].at(self.places.index(place), self.positions.index(pos))
 
     def to_frame(self) -> Any:
-        """A pandas row per measure, depth and position: value, low, high and the control's."""
+        """Return a pandas frame with a row per measure, depth and position.
+
+        Its columns hold the value and the control, each with the ends of its interval.
+        """
         import pandas
 
         rows = [(place, pos) for place in self.places for pos in self.positions]
@@ -123,7 +126,11 @@ class Readings:
         return pandas.concat(frames, ignore_index=True)
 
     def plot(self, measure: str = "logit_difference") -> Any:
-        """A line over depth with its interval and control, or a heat map over positions."""
+        """Plot a measure over depth with its control or, for several positions, a heat map.
+
+        Raises:
+            EffectsError: There is no such measure.
+        """
         from interp import plots
 
         if measure not in self.measures:
@@ -144,7 +151,7 @@ class Readings:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -167,8 +174,8 @@ class Readings:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
-            EffectsError: The file holds something else.
+            DamagedError: The file does not match its seal.
+            EffectsError: The file is sealed but holds no readings.
         """
         content = storage.read_sealed(Path(path))
         if content.get("schema") != SCHEMA:
@@ -196,21 +203,21 @@ def logit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Readings:
-    """Read every depth through the final norm and the unembedding.
+    """Read the clean prompts of a behaviour at every depth with the logit lens.
 
-    Costs two forward passes over the clean prompts, one of them of the control, and an unembedding
-    for each depth and position.
+    Costs a forward pass of the model and one of the untrained control over the clean prompts, and
+    an unembedding for each depth and position.
 
     Args:
-        model: A hooked model, from `hooked.load`.
-        behaviour: Its clean prompts are read; answers and foils are what is looked for.
-        positions: To read; negative ones count from the end; None: all.
-        seed: Of the weights of the control.
-        progress: Told how many depths are done.
+        model: A hooked model, from `interp.models.load`.
+        behaviour: Behaviour whose clean prompts are read, with its answers and foils.
+        positions: Positions to read; negative ones count from the end. None: all.
+        seed: Random seed for the weights of the control.
+        progress: Called with the number of depths done.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
-        BehaviourError: A position that the prompts do not have.
+        BehaviourError: The prompts have no such position.
     """
     behaviours.check(model, behaviour)
     untrained = init_gpt(model.cfg, seed).to(device_of(model)).eval()
@@ -236,7 +243,7 @@ def readings(
     found: dict[str, Average],
     control: dict[str, Average],
 ) -> Readings:
-    """What was read, with its places named."""
+    """Assemble readings from the measures, and name their depths and positions."""
     tokens = behaviour.clean[0, list(positions)].tolist()
     return Readings(
         kind=kind,
@@ -250,16 +257,16 @@ def readings(
 
 
 def depths(model: GPT) -> tuple[str, ...]:
-    """Names of the depths: `L0.resid_pre`, `L1.resid_pre` and so on, `L<last>.resid_post`."""
+    """Name the depths: `L0.resid_pre`, `L1.resid_pre` and so on, then `L<last>.resid_post`."""
     n_layers = model.cfg.n_layers
     return (*(f"L{i}.resid_pre" for i in range(n_layers)), f"L{n_layers - 1}.resid_post")
 
 
 def positions_of(behaviour: Behaviour, positions: Sequence[int] | None) -> tuple[int, ...]:
-    """Positions counted from 0.
+    """Return the positions counted from 0; None stands for all of them.
 
     Raises:
-        BehaviourError: The prompts have no such position, or none was asked for.
+        BehaviourError: The prompts have no such position, or `positions` is empty.
     """
     n_pos = behaviour.n_pos
     asked = tuple(range(n_pos)) if positions is None else tuple(positions)
@@ -282,9 +289,10 @@ def read(
     translate: Translate | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Average]:
-    """Each of `MEASURES` by [depth pos]: the streams of `features`, unembedded by `model`.
+    """Compute each of `MEASURES` by [depth pos] from the streams of `features`.
 
-    The two are one model, but for the control of a tuned lens. KL is against `model`.
+    They are unembedded by `model`, and the KL is against the output of `model`. The two are the
+    same model except for the control of a tuned lens, whose streams come from an untrained model.
     """
     streams = _streams(features, behaviour, positions)
     final = streams[-1] if features is model else _streams(model, behaviour, positions)[-1]
@@ -306,14 +314,17 @@ def read(
 
 
 def unembed(model: GPT, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-    """Logits of a residual stream, as the model makes them of what leaves its last layer."""
+    """Return the logits of a residual stream: final norm and unembedding of the model."""
     return model.to_logits(stream[None])[0]
 
 
 def _streams(
     model: GPT, behaviour: Behaviour, positions: tuple[int, ...]
 ) -> list[Float[Tensor, "row d_model"]]:
-    """The residual stream at every depth; a row is a prompt at a position, positions innermost."""
+    """Return the residual stream at every depth.
+
+    Row prompt * len(positions) + i holds the i-th position of a prompt.
+    """
     hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
     hooks.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
     _, cache = model.run_with_cache(behaviour.clean.to(device_of(model)), names_filter=hooks)

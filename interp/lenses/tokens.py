@@ -1,8 +1,8 @@
-"""Tokens to fit a lens to, and other tokens to test it on.
+"""Windows of tokens to fit a lens to, and others to test it on.
 
-The held-out region of a token store, which no step of training read, cut into windows as training
-cuts them. The first part is for fitting, the last for testing, and a window between the two is left
-out, so that no document's neighbour tokens lie on both sides of a cut by chance of a few words.
+By default they come from the held-out region of a token store, which no training step read, cut
+into windows as training cuts them. The first 70 % are for fitting and the last for testing. One
+window between the two is left out, so that adjacent tokens of a document are not on both sides.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from train.data import IGNORED, RecordedOrder, TokenStore, read_batch
 __all__ = ["LensTokens", "held_out_tokens", "training_tokens"]
 
 SHARE_TO_FIT = 0.7
-# Below two windows to test on there is no interval.
+# Minimum number of windows: with fewer than two to test on there is no interval.
 FEWEST = 4
 
 
 @dataclass(frozen=True, eq=False)
 class LensTokens:
-    """Windows of tokens, the first `n_fit` to fit to.
+    """Windows of tokens, of which the first `n_fit` are for fitting.
 
     Attributes:
-        tokens: Inputs.
-        next_tokens: What follows each; `objectives.IGNORED` where nothing counts.
+        tokens: Input tokens.
+        next_tokens: Target of each input token; `train.data.IGNORED` where there is no loss.
         region: "held-out" or "training".
-        fingerprint: Of the store.
-        n_fit: Windows from 0 on that may be fitted to.
+        fingerprint: Fingerprint of the token store.
+        n_fit: Number of windows, from the first on, that are for fitting.
     """
 
     tokens: Int[Tensor, "window pos"]
@@ -44,33 +44,33 @@ class LensTokens:
 
     @property
     def context(self) -> int:
-        """Tokens in a window."""
+        """Number of tokens in a window."""
         return self.tokens.shape[1]
 
     @property
     def largest(self) -> int:
-        """The largest token id."""
+        """Largest token id."""
         return int(self.tokens.max())
 
     @property
     def to_test(self) -> range:
-        """Windows that nothing was fitted to; the one after `n_fit` belongs to neither side."""
+        """Indices of the windows for testing; window `n_fit` belongs to neither side."""
         return range(self.n_fit + 1, len(self.tokens))
 
     def targets(self, rows: Sequence[int]) -> int:
-        """Targets that count in some windows."""
+        """Count the targets with loss in some of the windows."""
         return int((self.next_tokens[list(rows)] != IGNORED).sum())
 
     def batch(
         self, rows: Sequence[int], device: torch.device
     ) -> tuple[Int[Tensor, "window pos"], Bool[Tensor, "window pos"]]:
-        """Inputs, and which positions count."""
+        """Return the inputs of some windows, and which of their positions have a target."""
         counted = self.next_tokens[list(rows)] != IGNORED
         return self.tokens[list(rows)].to(device), counted.to(device)
 
 
 def held_out_tokens(store: TokenStore, context: int, *, limit: int = 2048) -> LensTokens:
-    """The held-out region, at most `limit` windows of it.
+    """Cut the held-out region of a token store into at most `limit` windows.
 
     Raises:
         ModelError: The store holds out fewer than four windows.
@@ -88,7 +88,11 @@ def held_out_tokens(store: TokenStore, context: int, *, limit: int = 2048) -> Le
 
 
 def training_tokens(store: TokenStore, context: int, *, limit: int = 2048) -> LensTokens:
-    """Windows spread evenly over the tokens that may have been trained on."""
+    """Choose at most `limit` windows, spread evenly over the training tokens of a token store.
+
+    Raises:
+        ModelError: The training tokens are fewer than four windows.
+    """
     n_windows = (store.train_tokens - 1) // context
     if n_windows < FEWEST:
         raise ModelError(

@@ -1,12 +1,13 @@
-"""Tuned lens: a translator for every layer, learned on tokens that the model never trained on.
+"""Tuned lens: one affine translator per layer, fitted on tokens that the model never trained on.
 
-A logit lens reads a layer as if it spoke the last layer's language. The tuned lens first applies an
-affine map, h + A h + b, one a layer, fitted so that the reading comes as near as it can to what the
-model answers in the end: min KL(model || reading) (Belrose et al. 2023,
-https://arxiv.org/abs/2303.08112, section 2). A and b start at 0, so it starts as the logit lens.
+The logit lens unembeds the residual stream of a layer as if that layer used the same basis as the
+last one. The tuned lens first applies an affine map, h + A h + b, one for each layer, which is
+fitted to minimize KL(model || reading), the distance to the model's final output (Belrose et al.
+2023, https://arxiv.org/abs/2303.08112, section 2). A and b start at 0: the logit lens.
 
-A translator could learn the answer instead of reading it. The control says how much: translators of
-the same size, fitted to the same answers, on the layers of a model that was never trained.
+A translator could learn to predict the output by itself instead of reading it from the layer. The
+control measures how much: translators of the same size, fitted to the same outputs, on the layers
+of a model that was never trained.
 """
 
 import hashlib
@@ -45,13 +46,13 @@ __all__ = [
 __all__ += ["of_this"]
 
 SCHEMA = "openbook.tuned_lens/1"
-# Targets in a step of fitting, and logits at once: 2^24 values of fp32 are 67 MB.
+# Targets in one fitting step, and largest number of logits in memory: 2^24 fp32 values are 67 MB.
 TARGETS_A_STEP, LOGITS_AT_ONCE = 512, 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
 class Translators:
-    """One affine map a depth: h + h @ weight + bias. Depths without one are left alone."""
+    """Affine maps h + h @ weight + bias, one per depth; later depths are not translated."""
 
     weight: Float[Tensor, "depth d_model d_model"]
     bias: Float[Tensor, "depth d_model"]
@@ -59,7 +60,7 @@ class Translators:
     def __call__(
         self, depth: int, stream: Float[Tensor, "row d_model"]
     ) -> Float[Tensor, "row d_model"]:
-        """The stream in the language of the last layer."""
+        """Translate the residual stream at a depth to the basis of the last layer."""
         if depth >= len(self.weight):
             return stream
         weight, bias = self.weight[depth].to(stream), self.bias[depth].to(stream)
@@ -68,17 +69,18 @@ class Translators:
 
 @dataclass(frozen=True)
 class Fit:
-    """How translators were fitted.
+    """Record of how translators were fitted.
 
     Attributes:
-        checkpoint_sha256: Of the model whose layers they read.
-        store_fingerprint: Of the tokens.
-        region: "held-out", or "training": then the model has seen what it is read on.
-        windows: Windows that were fitted to; the others are left for `lens_bits.evaluate`.
-        targets: Targets in them.
-        steps: Of Adam; its rate falls from `lr` to 0 along a line.
-        seed: Of the order of the windows, and of the weights of the untrained control.
-        loss: KL(model || reading) in nats over the last tenth of the steps, a number a depth.
+        checkpoint_sha256: Digest of the checkpoint whose layers they translate.
+        store_fingerprint: Fingerprint of the token store.
+        region: "held-out", or "training" if the model may have been trained on these tokens.
+        windows: Number of windows fitted to; the others are left for `evaluate_lens`.
+        targets: Number of targets in them.
+        steps: Number of Adam steps.
+        lr: Initial learning rate; it falls linearly to 0.
+        seed: Random seed for the order of the windows and the weights of the untrained control.
+        loss: Mean KL(model || reading) over the last tenth of the steps, in nats, one per layer.
     """
 
     checkpoint_sha256: str
@@ -94,7 +96,7 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class TunedLens:
-    """Translators of a model, those of its untrained control, and how both were fitted."""
+    """Tuned lens of a model: its translators, those of the control, and how both were fitted."""
 
     translators: Translators
     control: Translators
@@ -108,7 +110,7 @@ class TunedLens:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write `path` (sealed JSON) and, beside it, the same name with .safetensors."""
+        """Write sealed JSON to `path`, and the weights beside it with the suffix .safetensors."""
         path = Path(path)
         tensors = {
             f"{side}.{name}": getattr(getattr(self, side), name).contiguous().cpu()
@@ -125,8 +127,8 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
     """Read what `TunedLens.save` wrote.
 
     Raises:
-        DamagedError: The JSON is not what its seal says.
-        EffectsError: It holds something else, or its weights are missing or others.
+        DamagedError: The JSON file does not match its seal.
+        EffectsError: The JSON holds no tuned lens, or the weights are missing or were changed.
     """
     path = Path(path)
     content = storage.read_sealed(path)
@@ -157,23 +159,24 @@ def fit_tuned_lens(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TunedLens:
-    """Fit translators to the first part of `windows`; the rest stays unseen.
+    """Fit translators to the first `n_fit` of the windows; the others stay unseen.
 
-    Costs, a step, a forward pass over 512 tokens of the model and of its control, and at each
-    layer an unembedding of them, forwards and backwards. The same seed gives the same bytes on the
-    same machine.
+    Each step costs a forward pass of the model and one of its control over 512 tokens, and at each
+    layer the unembedding of these tokens, forward and backward. The same seed gives the same bytes
+    on the same machine.
 
     Args:
-        model: A hooked model, from `hooked.load`.
-        windows: From `lens_windows.held_out(run.store, context)`.
-        steps: Of Adam.
-        lr: Its first rate; None: 1 / d_model, because what a step adds to a stream of d_model
-            values grows with d_model (0.0078 at 128, where 0.003 to 0.01 were tried).
-        seed: Of the order of the windows and of the control's weights.
-        progress: Told the steps done.
+        model: A hooked model, from `interp.models.load`.
+        windows: From `held_out_tokens(run.store, context)`.
+        steps: Number of Adam steps.
+        lr: Initial learning rate, which falls linearly to 0. None: 1 / d_model, because the change
+            that a step makes to a stream of d_model values grows with d_model (this is 0.0078 at
+            128, where 0.003 to 0.01 were tried).
+        seed: Random seed for the order of the windows and the weights of the control.
+        progress: Called with the number of steps done.
 
     Raises:
-        ModelError: The tokens are of another vocabulary, or there are fewer than one step.
+        ModelError: The tokens do not fit the model's vocabulary or context, or `steps` is below 1.
     """
     if steps < 1 or windows.largest >= model.cfg.d_vocab or windows.context > model.cfg.n_ctx:
         raise ModelError(
@@ -183,7 +186,7 @@ def fit_tuned_lens(
         )
     control, lr = untrained(model, seed), lr or 1 / model.cfg.d_model
     n_layers, device = model.cfg.n_layers, device_of(model)
-    # The control has no answer of its own at the end: it gets a translator there too.
+    # The control's last depth is not the model's output, so it gets a translator there too.
     sides = {"translators": (model, _zeros(model, n_layers))}
     sides["control"] = (control, _zeros(model, n_layers + 1))
     optimizers = [torch.optim.Adam(own.values(), lr=lr) for _, own in sides.values()]
@@ -224,12 +227,12 @@ def tuned(
     positions: Sequence[int] | None = (-1,),
     progress: Progress | None = None,
 ) -> Readings:
-    """Read a behaviour's clean prompts, as `lenses.logit` does, after translation.
+    """Read a behaviour's clean prompts as `lenses.logit` does, but with the tuned lens.
 
     Raises:
         ModelError: The lens was fitted to other weights.
         CapabilityError: The model does not do the behaviour.
-        BehaviourError: A position that the prompts do not have.
+        BehaviourError: The prompts have no such position.
     """
     of_this(model, lens)
     behaviours.check(model, behaviour)
@@ -249,13 +252,16 @@ def tuned(
 
 
 def untrained(model: GPT, seed: int) -> GPT:
-    """The control: the same architecture with its first weights."""
+    """Return the untrained control: the same architecture with freshly initialized weights."""
     return init_gpt(model.cfg, seed).to(device_of(model)).eval()
 
 
 @torch.no_grad()
 def streams(model: GPT, inputs: Tensor, counted: Tensor) -> list[Float[Tensor, "row d_model"]]:
-    """The residual stream of every depth, first to last, at the positions that count."""
+    """Return the residual stream at every depth, at the positions that have a target.
+
+    Depth i is the stream entering layer i; the last depth is the stream leaving the last layer.
+    """
     hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
     hooks.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
     _, cache = model.run_with_cache(inputs, names_filter=hooks)
@@ -263,10 +269,10 @@ def streams(model: GPT, inputs: Tensor, counted: Tensor) -> list[Float[Tensor, "
 
 
 def of_this(model: GPT, lens: TunedLens) -> None:
-    """Refuse a lens of other weights.
+    """Raise if the lens was not fitted to this model.
 
     Raises:
-        ModelError: Its shape or its checkpoint is another.
+        ModelError: The lens has another shape or was fitted to another checkpoint.
     """
     shape = (model.cfg.n_layers, model.cfg.d_model)
     if tuple(lens.translators.bias.shape) != shape:
@@ -297,7 +303,7 @@ def _translators(own: dict[str, Tensor]) -> Translators:
 
 
 def _draws(n: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """Windows of each step: all of them in a drawn order, then all again in another."""
+    """Yield the windows of each step: repeated passes over all of them, each in a new order."""
     draw = np.random.Generator(np.random.Philox(key=seed))
     queue: list[int] = []
     for _ in range(steps):
@@ -312,7 +318,7 @@ def _draws(n: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
 def _slopes(
     model: GPT, streams: list[Tensor], final: Tensor, own: dict[str, Tensor]
 ) -> list[float]:
-    """Mean KL of each translated depth, and its gradient left in `.grad` of the translators."""
+    """Compute the mean KL at each layer, and leave its gradient in `.grad` of the translators."""
     size = max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)
     names = list(own)
     slopes = {name: torch.zeros_like(own[name]) for name in names}
@@ -324,7 +330,7 @@ def _slopes(
             stream = pieces[depth]
             logits = logit_lens.unembed(model, stream + stream @ leaves[0] + leaves[1]).float()
             kl = (log_p.exp() * (log_p - logits.log_softmax(-1))).sum() / len(final)
-            # Of these leaves only: the weights of the model never get a gradient.
+            # The gradient is taken for these leaves only, not for the weights of the model.
             for name, slope in zip(names, torch.autograd.grad(kl, leaves), strict=True):
                 slopes[name][depth] += slope
             if depth < len(means):

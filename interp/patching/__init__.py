@@ -1,4 +1,4 @@
-"""Activation patching: exchange an activation and measure how much of a behaviour moves."""
+"""Activation patching: replace activations of one run by those of another and score the change."""
 
 from typing import TYPE_CHECKING
 

@@ -1,16 +1,16 @@
-"""Ablation: what a model loses when a component is taken away, on the prompts as they are.
+"""Ablation: change of a behaviour's score when components are removed, on the clean prompts.
 
-What stands in for a component decides what is asked (all measured as in Zhang & Nanda 2023 and
-Conmy et al. 2023, https://arxiv.org/abs/2304.14997):
+A removed component is replaced by a stand-in, and the stand-in decides which question is answered
+(all four as in Zhang & Nanda 2023 and Conmy et al. 2023, https://arxiv.org/abs/2304.14997):
 
-    zero       nothing: far from anything the model has seen, and the only contrast that needs no
-               other prompts
-    mean       its mean over the prompts, at every position: what it says on average is kept
-    resample   its value on another prompt of the behaviour, drawn at random, several draws
-    corrupt    its value on the paired corrupt prompt: then this is noising by another name
+    zero       zeros: far from anything the model has seen, but the only one that needs no other
+               prompts
+    mean       its mean over the prompts, position by position: its average contribution is kept
+    resample   its value on another prompt of the behaviour, drawn at random; averaged over draws
+    corrupt    its value on the paired corrupt prompt: the same as noising (`interp.patching`)
 
-The effect is in the unit of the score, per prompt the ablated score minus the intact one, with an
-interval over prompts; `share` divides it by the intact score.
+The change is in the unit of the score: per prompt the ablated minus the intact score, with an
+interval over prompts. The column `share` of `to_frame` divides it by the intact score.
 """
 
 from collections.abc import Sequence
@@ -45,24 +45,24 @@ STANDINS = ("zero", "mean", "resample", "corrupt")
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """What the score loses, per set of components taken away together.
+    """Change of the score for each set of components that is removed together.
 
     Attributes:
-        names: Of every set, "L0H2 + L1.mlp".
+        names: Name of every set, e.g. "L0H2 + L1.mlp".
         change: Mean over prompts of ablated minus intact score.
-        low: Lower end of its 95 % interval over prompts; nan with one prompt.
-        high: Upper end.
-        per_prompt: The change on every distinct prompt, in order of first appearance.
-        intact: Mean score of the untouched model.
+        low: Lower end of the 95 % interval of `change` over prompts; nan with one prompt.
+        high: Upper end of that interval.
+        per_prompt: Change on every distinct prompt, in order of first appearance.
+        intact: Mean score of the unchanged model.
         accuracy: Share of prompts on which the answer still beats its foil, per set.
-        intact_accuracy: The same of the untouched model.
-        n_prompts: Distinct prompts.
-        standin: What was put in the place of a component.
-        draws: Of resampling, those that were finished; 1 otherwise.
-        metric: What was scored.
-        unit: Of a score.
-        provenance: What it was computed from.
-        notes: Sets whose stand-in is what they hold anyway.
+        intact_accuracy: That share for the unchanged model.
+        n_prompts: Number of distinct prompts.
+        standin: Stand-in for the removed components: zero, mean, resample or corrupt.
+        draws: Number of finished draws when resampling; 1 otherwise.
+        metric: Name of the metric that was scored.
+        unit: Unit of the score.
+        provenance: Model, behaviour and software that the result was computed from.
+        notes: Remark on sets whose stand-in equals their own value, so that no change can show.
     """
 
     names: tuple[str, ...]
@@ -85,24 +85,24 @@ class Ablation:
         return float(self.change[self._index(name)])
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % interval of one change; None with one prompt."""
+        """Return the 95 % interval of one change; None with one prompt."""
         at = self._index(name)
         if np.isnan(self.low[at]):
             return None
         return float(self.low[at]), float(self.high[at])
 
     def top(self, k: int) -> list[str]:
-        """Names of the k sets whose removal costs most."""
+        """Return the names of the k sets whose removal lowers the score most."""
         order = np.argsort(np.nan_to_num(self.change, nan=np.inf), kind="stable")
         return [self.names[i] for i in order if not np.isnan(self.change[i])][:k]
 
     @property
     def unfinished(self) -> int:
-        """Sets that were not measured, after Ctrl-C."""
+        """Number of sets that were not measured because of Ctrl-C."""
         return int(np.isnan(self.change).sum())
 
     def to_frame(self) -> Any:
-        """A pandas row per set."""
+        """Return one pandas row per set: change, low, high, share, accuracy and n."""
         import pandas
 
         return pandas.DataFrame(
@@ -118,7 +118,7 @@ class Ablation:
         )
 
     def plot(self) -> Any:
-        """Bars with intervals, the costliest in front."""
+        """Plot bars with intervals of the 40 sets whose removal lowers the score most."""
         from interp import plots
 
         rows = [self.names.index(name) for name in self.top(40)]
@@ -130,7 +130,7 @@ class Ablation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         content = {key: getattr(self, key) for key in self.__dataclass_fields__}
         arrays = {key: _plain(x) for key, x in content.items() if isinstance(x, np.ndarray)}
         lists = {key: list(content[key]) for key in ("names", "notes")}
@@ -151,7 +151,7 @@ class Ablation:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -172,7 +172,7 @@ class Ablation:
 
 
 def every_component(model: HookedModel) -> list[Component]:
-    """Every head and every MLP, layer by layer."""
+    """Return every head and every MLP, layer by layer."""
     return [
         place
         for layer in range(model.cfg.n_layers)
@@ -196,24 +196,27 @@ def ablate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Ablation:
-    """Take sets of components away, each set at once, on the behaviour's clean prompts.
+    """Remove sets of components, each set at once, and score the behaviour's clean prompts.
+
+    Costs one patch per set, times `draws` when resampling.
 
     Args:
         model: A hooked model.
-        behaviour: Only its clean prompts are run, with "corrupt" the others too.
-        sets: Places, such as ["L0H2", ["L1.mlp", "L1H0@3"]], where a name alone is a set of one;
-            None: every component on its own.
+        behaviour: The behaviour to score. Its corrupt prompts are used only with "corrupt".
+        sets: Sets of components, such as ["L0H2", ["L1.mlp", "L1H0@3"]]; a name on its own is a set
+            of one. None for every head and every MLP on its own.
         standin: "zero", "mean", "resample" or "corrupt".
-        draws: Of resampling; changes are averaged over them.
-        metric: Default: the logit difference.
-        memory: Bytes to stay under, above the weights.
-        seed: Of resampling.
-        progress: Told how many sets are done.
+        draws: Number of draws when resampling; changes are averaged over them.
+        metric: Metric to score; None for the logit difference.
+        memory: Bytes that may be used above the weights.
+        seed: Seed of resampling.
+        progress: Function that is told how many sets are done.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
-        BehaviourError: Resampling or averaging over one prompt, or another misuse.
-        ModelError: A place that the model does not have.
+        BehaviourError: The stand-in is unknown, or "mean" or "resample" was chosen with only one
+            distinct prompt.
+        ModelError: A component does not exist in the model, or there are no sets or no draws.
     """
     paired_runs.one_of("stand-in", standin, STANDINS)
     given = every_component(model) if sets is None else sets
@@ -249,7 +252,7 @@ def ablate(
 def _values(
     model: HookedModel, behaviour: Behaviour, sets: Sequence[Sequence[Component]], *, corrupt: bool
 ) -> dict[str, Tensor]:
-    """Activations at the places, on the clean prompts or on the corrupt ones."""
+    """Return the activations of the components, on the clean or on the corrupt prompts."""
     tokens = (behaviour.corrupt if corrupt else behaviour.clean).to(device_of(model))
     names = sorted({place.hook for places in sets for place in places})
     if engine.engine_runs(model):
@@ -262,12 +265,12 @@ def _values(
 def _source(
     values: dict[str, Tensor], behaviour: Behaviour, standin: str, seed: int
 ) -> dict[str, Tensor]:
-    """What is put in the place of every component."""
+    """Return the stand-in values, by hook name."""
     if standin == "zero":
         return {name: torch.zeros_like(value) for name, value in values.items()}
     if standin == "corrupt":
         return values
-    # A prompt that stands there many times, beside many foils, counts once.
+    # A prompt with several foils has several rows and counts once.
     row = torch.tensor(behaviour.distinct)
     first = torch.stack([(row == kind).nonzero()[0, 0] for kind in range(int(row.max()) + 1)])
     if standin == "mean":
@@ -276,7 +279,7 @@ def _source(
             for name, value in values.items()
         }
     generator = np.random.Generator(np.random.Philox(key=seed))
-    # From 1 on: never the prompt itself.
+    # Offsets start at 1, so that a prompt is never replaced by itself.
     other = torch.from_numpy(generator.integers(1, len(first), size=len(row)))
     chosen = first[(row + other) % len(first)]
     return {name: value[chosen] for name, value in values.items()}
@@ -291,7 +294,8 @@ def _ablation(
 ) -> Ablation:
     (sets, standin, seed), (found, draws) = asked, averaged
     scores, start = found.scores[0].numpy(), found.start[0].numpy()
-    # Right and wrong are a matter of the logit difference, whatever else is scored.
+    # Accuracy is defined by the sign of the logit difference (the last metric), whatever metric is
+    # scored.
     right = np.where(np.isnan(scores), np.nan, found.scores[-1].numpy() > 0)
     kinds = np.arange(max(behaviour.distinct) + 1)
     each = np.array(behaviour.distinct)[None] == kinds[:, None]
@@ -321,7 +325,7 @@ def _ablation(
 
 
 def _plain(values: Float[np.ndarray, "*axes"]) -> Any:
-    """Nested lists in which nan is None: JSON has no nan."""
+    """Convert an array to nested lists with None for nan, because JSON has no nan."""
     whole = values.astype(object)
     whole[np.isnan(values)] = None
     return whole.tolist()

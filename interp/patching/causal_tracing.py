@@ -1,19 +1,19 @@
-"""Causal tracing: at which layer and position does a damaged prompt become whole again?
+"""Causal tracing: restore states of the clean run, by layer and position, in a damaged run.
 
-Damage what the prompt says of its subject, restore one state of the undamaged run, and see how much
-of the answer comes back (Meng et al. 2022, https://arxiv.org/abs/2202.05262, section 2). Two ways
-to damage:
+The subject of the prompt is damaged, one state of the undamaged run is restored, and the share of
+the score that comes back is measured (Meng et al. 2022, https://arxiv.org/abs/2202.05262,
+section 2). The subject is damaged in one of two ways:
 
-    replaced   the subject is another one, symmetric token replacement: the default, because what
-    the
-               model then computes is in distribution (Zhang & Nanda 2023,
+    replaced   the subject is exchanged for another one (symmetric token replacement). This is the
+               default, because the model then computes in distribution (Zhang & Nanda 2023,
                https://arxiv.org/abs/2309.16042)
-    noised     normal noise on the embeddings of the subject, 3 deviations wide, several draws: the
-               original; it finds other places than replacement does, and less stably
+    noised     normal noise, 3 standard deviations wide, is added to the embeddings of the subject,
+               in several draws. This is the original method; it finds other components than
+               replacement does, and less stably
 
-What is restored is the residual stream after a layer, or the output of its MLP or attention in a
-`window` of layers around it. Meng et al. take windows of 10 layers; windows of 5 already inflate
-peaks, so here a window is one layer unless it is asked for.
+The restored state is the residual stream after a layer, or the output of the MLPs or attentions in
+a `window` of layers around it. Meng et al. use windows of 10 layers. Windows of 5 layers already
+inflate peaks, so the default window here is one layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,16 +50,17 @@ SITES = {"residual": "resid_post", "mlps": "mlp", "attention": "attn"}
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Three maps over (layer, pos): how much of the answer comes back.
+    """Three maps over (layer, pos) of the share of the score that comes back.
 
     Attributes:
-        residual: One state after a layer restored.
-        mlps: MLP outputs of a window of layers restored.
-        attention: Attention outputs of a window of layers restored.
-        subject: Half-open span of the subject's positions, when there is one.
+        residual: Effects of restoring the residual stream after a layer.
+        mlps: Effects of restoring the MLP outputs of a window of layers.
+        attention: Effects of restoring the attention outputs of a window of layers.
+        subject: Half-open span of the subject's positions; None if the behaviour has no subject.
         damage: "replaced" or "noised".
-        noise: Width of the noise in deviations of the subjects' embeddings; 0 without.
-        draws: Of the noise, those that every map finished; 1 without.
+        noise: Width of the noise, in standard deviations of the embeddings of the subjects' tokens;
+            0 without noise.
+        draws: Number of noise draws that all three maps finished; 1 without noise.
     """
 
     residual: Effects
@@ -71,11 +72,15 @@ class Trace:
     draws: int
 
     def curve(self, what: str, pos: int | None = None) -> Any:
-        """A pandas row per layer at one position: layer, effect, low and high.
+        """Return one pandas row per layer at one position: layer, effect, low and high.
 
         Args:
             what: "residual", "mlps" or "attention".
-            pos: Default: the last token of the subject, where Meng et al. find the early site.
+            pos: Position; None for the last token of the subject, where Meng et al. find the early
+                site.
+
+        Raises:
+            EffectsError: There is no such map or position, or no subject to take it from.
         """
         if what not in SITES:
             raise EffectsError(f"a trace holds {', '.join(SITES)}, and not {what!r}")
@@ -89,18 +94,18 @@ class Trace:
         return found[["layer", "effect", "low", "high"]].reset_index(drop=True)
 
     def to_frame(self) -> Any:
-        """All three maps, a row a place."""
+        """Return all three maps, with one pandas row per layer and position."""
         import pandas
 
         parts = [getattr(self, what).to_frame().assign(restored=what) for what in SITES]
         return pandas.concat(parts, ignore_index=True)
 
     def plot(self) -> Any:
-        """The three maps side by side."""
+        """Plot the three maps side by side."""
         return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "schema": SCHEMA,
             **{what: getattr(self, what).to_dict() for what in SITES},
@@ -119,7 +124,7 @@ class Trace:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -146,25 +151,30 @@ def causal_trace(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Trace:
-    """Restore every layer at every position, the residual stream, MLPs and attention apart.
+    """Restore every layer at every position: residual stream, MLP outputs and attention outputs.
+
+    Costs 3 x layers x positions patches, times `draws` with noise.
 
     Args:
         model: A GPT.
-        behaviour: Its clean prompts are what is damaged. "noised" needs its subject.
-        damage: "replaced" (by its corrupt prompts) or "noised".
-        noise: In deviations of the embeddings of the subjects' tokens.
-        draws: Of the noise; scores are averaged over them before anything else.
-        window: Layers whose MLP (or attention) outputs are restored together.
-        metric: Default: the logit difference; `metrics.probability` is what Meng et al. trace.
-        memory: Bytes to stay under, above the weights.
-        seed: Of the noise.
-        progress: Told how many states were restored.
+        behaviour: The behaviour whose clean prompts are damaged. "noised" needs its subject.
+        damage: "replaced" (by the corrupt prompts) or "noised".
+        noise: Width of the noise, in standard deviations of the embeddings of the subjects' tokens.
+        draws: Number of noise draws; scores are averaged over them before effects are computed.
+        window: Number of layers whose MLP (or attention) outputs are restored together.
+        metric: Metric to score; None for the logit difference. Meng et al. use
+            `metrics.probability`.
+        memory: Bytes that may be used above the weights.
+        seed: Seed of the noise.
+        progress: Function that is told how many states are done.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
         ContrastError: The damage does not change the score.
-        BehaviourError: "noised", and the behaviour has no subject.
-        ModelError: The window has more layers than the model, or the model has hooks of its own.
+        BehaviourError: The damage is unknown, or "noised" was chosen for a behaviour without a
+            subject, without draws or with a width of 0 or less.
+        ModelError: The window is below 1 or above the number of layers, or noise is to be added to
+            a model that has hooks of its own.
     """
     paired_runs.one_of("damage", damage, DAMAGES)
     how = PatchOptions(metric, "denoising", memory, progress, seed)
@@ -182,7 +192,7 @@ def causal_trace(
         names = tuple(map(str, places))
         layout = SweepLayout(site, ("layer", "pos"), (n_layers, n_pos), names, window=wide)
         if stopped:
-            # Ctrl-C ends the whole trace: what comes after it is missing and says so.
+            # Ctrl-C ends the whole trace: the maps after it are filled with nan, with a note.
             found[what] = _missing(found["residual"], layout)
         elif damage == "replaced":
             found[what] = paired_runs.normalized_effects(model, behaviour, patches, layout, how)
@@ -206,9 +216,9 @@ def causal_trace(
 def subject_noise(
     model: GPT, behaviour: Behaviour, *, noise: float = 3.0, seed: int = 0
 ) -> Float[Tensor, "prompt pos d_model"]:
-    """One draw of what is added to the embeddings: 0 outside the subject.
+    """Draw the noise that is added to the embeddings; it is 0 outside the subject.
 
-    Its deviation is `noise` times that of the embeddings of all subjects' tokens.
+    Its standard deviation is `noise` times that of the embeddings of all subjects' tokens.
 
     Raises:
         BehaviourError: The behaviour has no subject.
@@ -229,7 +239,7 @@ def subject_noise(
 
 
 def _missing(like: Effects, layout: SweepLayout) -> Effects:
-    """Effects of which nothing was measured."""
+    """Return effects of which nothing was measured: all values are nan."""
     return replace(
         like,
         site=layout.site,
@@ -244,7 +254,7 @@ def _missing(like: Effects, layout: SweepLayout) -> Effects:
 
 
 def _window(place: Component, window: int, n_layers: int) -> list[Component]:
-    """The same place in the layers around it, cut off at both ends as Meng et al. do."""
+    """Return the component in the layers around it, cut off at both ends as Meng et al. do."""
     first = place.layer - window // 2
     layers = range(max(0, first), min(n_layers, first + window))
     return [Component(place.site, layer, pos=place.pos) for layer in layers]
@@ -259,7 +269,7 @@ def _noised(
     how: PatchOptions,
     drawn: tuple[float, int],
 ) -> tuple[Effects, int]:
-    """Clean states restored in noised runs, averaged over the draws, and how many were finished."""
+    """Restore clean states in noised runs; return the mean effects and the number of full draws."""
     behaviours.check(model, behaviour)
     if not engine.engine_runs(model):
         raise ModelError("the model has hooks of its own, which a trace does not run; remove them")
@@ -304,7 +314,7 @@ def _noised(
 
 
 def _called_noised(effects: Effects, note: str) -> Effects:
-    """The same numbers, saying that the other end is the noised run and not the corrupt prompts."""
+    """Relabel effects: they are relative to the noised run instead of the corrupt prompts."""
     return replace(
         effects,
         direction=RESTORING,
@@ -315,7 +325,7 @@ def _called_noised(effects: Effects, note: str) -> Effects:
 
 
 def _part(progress: Progress | None, number: int, of: int) -> Callable[..., None] | None:
-    """Progress of one draw as progress of all."""
+    """Return a progress function that reports one draw as a part of all draws."""
     if progress is None:
         return None
 
@@ -326,7 +336,7 @@ def _part(progress: Progress | None, number: int, of: int) -> Callable[..., None
 
 
 def _figure(found: Trace) -> Any:
-    """Three heat maps beside each other: what restoring one state brings back."""
+    """Draw the three heat maps side by side, on one colour scale."""
     from interp import plots  # plotly takes a second
 
     maps = {"one state": found.residual, "MLPs": found.mlps, "attention": found.attention}

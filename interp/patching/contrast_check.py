@@ -1,13 +1,14 @@
-"""Whether a contrast can show anything: an effect of 0 is a finding only if something was varied.
+"""Contrast check: find components for which an effect of 0 says nothing.
 
-Exchanging a component's value for the one it has on other prompts asks what *varies* between the
-two. Where nothing varies, or nothing that is read further on, the effect is 0 whatever the
-component does: on 129 compiled programs, exchange between equally long inputs loses 121 of the 359
-components that compute (a component that looks at the length or at BOS always sees the same).
-Removing it, which needs no other prompts, tells such a 0 from a real one.
+Patching exchanges a component's value for its value on other prompts, so it can only show what
+*varies* between the two prompts. If the value does not vary, or no part of it that later components
+read, the effect is 0 whatever the component does. On 129 compiled programs, patching between
+inputs of equal length misses 121 of the 359 components that compute (a component that reads the
+length or the BOS token has the same value on both inputs). Removing a component needs no other
+prompts and tells such a 0 from a real one.
 
-What is found is a verdict a component, `interp.patching.contrast_result`. Rounding aside, all of it
-is exact.
+The result is one verdict per component, see `interp.patching.contrast_result`. Apart from rounding,
+the check is exact.
 """
 
 import warnings
@@ -29,8 +30,9 @@ from interp.patching.engine import Patched
 
 __all__ = ["exchanged", "informative", "largest_change", "removed", "unmoved", "warn_unmoved"]
 
-# Values that should be equal differ by rounding; on the compiled programs the largest such effect
-# is 6e-8 and the smallest real one 3.2e-3.
+# EQUAL: largest relative difference of values that count as equal. TOLERANCE: largest change of the
+# metric that counts as none. On the compiled programs the largest effect of rounding is 6e-8 and
+# the smallest real effect 3.2e-3.
 EQUAL, TOLERANCE = 1e-5, 1e-4
 Hook = tuple[str, Callable[..., Tensor | None]]
 
@@ -44,20 +46,21 @@ def informative(
     metric: Metric | None = None,
     progress: engine.Progress | None = None,
 ) -> ContrastCheck:
-    """What exchanging between paired prompts can show about each place, and a warning if little.
+    """Decide for each component whether patching between the paired prompts can show its effect.
 
-    Costs two passes over the prompts a place, and one more for each that seems to do nothing.
+    Costs two passes over the prompts per component, and a third for each component that seems to
+    have no effect. Warns with an `UninformativeWarning` if there are uninformative components.
 
     Args:
         model: A hooked model.
         clean: The prompts that are patched.
-        corrupt: The prompts that values come from, row by row.
+        corrupt: The prompts that the values come from, row by row.
         places: Components to judge.
-        metric: What counts as output; default: the largest change of any logit at any position.
-        progress: Told how many patches are done.
+        metric: Metric of the output; None for the largest change of any logit at any position.
+        progress: Function that is told how many patches are done.
 
     Raises:
-        BehaviourError: The two sets of prompts are not equally many and equally long.
+        BehaviourError: The two sets of prompts differ in number or length.
     """
     if clean.shape != corrupt.shape:
         raise BehaviourError(
@@ -93,13 +96,15 @@ def informative(
 
 
 def unmoved(names: Sequence[str], moved: Float[Tensor, " place"]) -> list[str]:
-    """Names of the places that a sweep's contrast left as they were, rounding aside.
+    """Return the names of patches whose values did not differ between the runs, except by rounding.
 
     Args:
-        names: What was patched.
-        moved: Largest difference between the value put in and the value replaced.
+        names: Names of the patches.
+        moved: For each patch, the largest difference between the value patched in and the value
+            replaced.
     """
-    # Held against places of their own kind: a pattern moves by less than 1, a residual by hundreds.
+    # Compared with the largest difference at the same site, because scales differ: a pattern moves
+    # by less than 1, a residual stream by hundreds.
     largest: dict[str, float] = {}
     sites = ["+".join(parse(one).site for one in name.split(" + ")) for name in names]
     for site, by in zip(sites, moved.tolist(), strict=True):
@@ -109,7 +114,7 @@ def unmoved(names: Sequence[str], moved: Float[Tensor, " place"]) -> list[str]:
 
 
 def warn_unmoved(what: str, still: Sequence[str], of: int) -> None:
-    """Warn that the contrast of a behaviour says nothing about `still`, out of so many places."""
+    """Warn that the prompts of a behaviour are uninformative about `still`, out of `of` patches."""
     if not still:
         return
     shown = ", ".join(still[:8]) + (f" and {len(still) - 8} more" if len(still) > 8 else "")
@@ -130,7 +135,10 @@ def exchanged(
     *,
     metric: Metric | None = None,
 ) -> Float[Tensor, " place"]:
-    """Largest change of the metric on any prompt, with each place's value from `source`'s run."""
+    """Return the largest change of the metric on any prompt, per component patched from `source`.
+
+    The change has no sign.
+    """
     metric = metric or largest_change(model, tokens)
     return _changes(_swept(model, tokens, places, _values(model, source, places), metric))
 
@@ -142,7 +150,10 @@ def removed(
     *,
     metric: Metric | None = None,
 ) -> Float[Tensor, " place"]:
-    """Largest change of the metric on any prompt, with each place set to zero."""
+    """Return the largest change of the metric on any prompt, per component set to zero.
+
+    The change has no sign.
+    """
     metric = metric or largest_change(model, tokens)
     zeros = {name: torch.zeros_like(v) for name, v in _values(model, tokens, places).items()}
     return _changes(_swept(model, tokens, places, zeros, metric))
@@ -156,13 +167,15 @@ def largest_change(
     positions: Sequence[int] | None = None,
     columns: Sequence[int] | None = None,
 ) -> Metric:
-    """The largest change of any logit from the untouched run: 0 there, and at least 0 elsewhere.
+    """Return the metric "largest absolute change of any logit relative to the unpatched run".
+
+    Costs one forward pass. The metric is 0 on the unpatched run and never negative.
 
     Args:
-        model: Whose untouched run is remembered.
-        tokens: The prompts; the metric is for these and no others.
-        positions: Read by it; default: all.
-        columns: Of the vocabulary; default: all.
+        model: The model whose unpatched logits are the reference.
+        tokens: The prompts; the metric is valid for these only.
+        positions: Positions that the metric reads; None for all.
+        columns: Columns of the vocabulary that it reads; None for all.
     """
     reads = tuple(range(tokens.shape[1]) if positions is None else positions)
     chosen = None if columns is None else torch.tensor(columns)
@@ -185,7 +198,7 @@ def _values(
     places: Sequence[Component],
     first: Sequence[Hook] = (),
 ) -> dict[str, Tensor]:
-    """Values at the places' hook points; `first`: hooks that act before they are read."""
+    """Return the values at the components' hook points, after the hooks in `first` have acted."""
     found: dict[str, Tensor] = {}
 
     def keeping(name: str) -> Hook:
@@ -208,13 +221,13 @@ def _swept(
     tokens = tokens.to(device_of(model))
     found = engine.scores(model, tokens, patches, source, [metric], progress=progress)
     if not found.done.all():
-        # A verdict needs both sweeps: half of one has none.
+        # A verdict needs all patches of both sweeps.
         raise KeyboardInterrupt
     return found
 
 
 def _changes(patched: Patched) -> Float[Tensor, " place"]:
-    """Largest change over prompts."""
+    """Return the largest absolute change over prompts, per patch."""
     return (patched.scores[0] - patched.start[0]).abs().amax(dim=1)
 
 
@@ -253,9 +266,10 @@ def _absorbed(
     there: Mapping[str, Tensor],
     here: Mapping[str, Tensor],
 ) -> list[str]:
-    """Idle ones whose exchange reaches something uninformative are absorbed by it.
+    """Change the verdict "idle" to "absorbed" if the component reaches an uninformative one.
 
-    From the last to the first, so that what ends in an absorbed component is absorbed as well.
+    Components are visited from last to first, so that a component that reaches an absorbed one is
+    absorbed as well.
     """
     verdicts = list(verdicts)
     for number in reversed(range(len(places))):

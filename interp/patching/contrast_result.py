@@ -1,14 +1,19 @@
-"""What a contrast of prompts can show about a component: one word each.
+"""Result of a contrast check: for each component, what a pair of prompts can show about it.
+
+"Exchanging" a component means patching it between the two prompts of a pair. The verdicts are:
 
     shown      exchanging it changes the output
     constant   its value is the same in both prompts of every pair, and is not zero
-    unread     it varies and exchanging it changes nothing, but removing it does, or the output
-               is the same in both prompts of every pair: what is read of it does not vary
-    absorbed   it varies, and only reaches components that are constant or unread
+    unread     its value differs and exchanging it changes nothing, but removing it changes the
+               output, or the output is the same in both prompts of every pair: the part of the
+               value that is read does not differ
+    absorbed   as idle, but exchanging it changes a component that is constant, unread or absorbed
     silent     it writes zeros on these prompts
-    idle       it varies, the output does, and nothing after it minds: a 0 that says something
+    idle       its value differs and so does the output, but neither exchanging nor removing it
+               changes the output: this zero is informative
 
-Of constant, unread and absorbed ones the contrast is uninformative: their 0 says nothing.
+About constant, unread and absorbed components the prompts are uninformative: an effect of 0 says
+nothing.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -33,19 +38,20 @@ REASONS = {
 
 @dataclass(frozen=True)
 class ContrastCheck:
-    """What pairs of prompts can show about each component.
+    """Verdict on each component: what pairs of prompts can show about it.
 
     Attributes:
         places: Names of the components.
-        verdicts: Of each; see the module.
-        moved: Largest difference of its value between the prompts of a pair.
-        exchanged: Largest change of the metric when its value is that of the other prompt.
-        removed: Largest change of the metric when its value is zero.
+        verdicts: Verdict on each component; see the module.
+        moved: Largest difference of a component's value between the prompts of a pair.
+        exchanged: Largest change of the metric when a component has its value on the other prompt.
+        removed: Largest change of the metric when a component is zero.
         output: Largest difference of the metric between the prompts of a pair.
-        varies: Whether that is more than rounding.
-        metric: What was measured, and `unit`.
-        n: Pairs of prompts.
-        provenance: What it was computed from.
+        varies: True if `output` is more than rounding.
+        metric: Name of the metric.
+        unit: Unit of the metric.
+        n: Number of pairs of prompts.
+        provenance: Model and software that the result was computed from.
     """
 
     places: tuple[str, ...]
@@ -70,13 +76,13 @@ class ContrastCheck:
             ) from None
 
     def named(self, *verdicts: str) -> list[str]:
-        """The components with one of these verdicts."""
+        """Return the components with one of these verdicts."""
         pairs = zip(self.places, self.verdicts, strict=True)
         return [place for place, verdict in pairs if verdict in verdicts]
 
     @property
     def uninformative(self) -> list[str]:
-        """The components about which an effect of 0 says nothing."""
+        """Components about which an effect of 0 says nothing."""
         return self.named(*UNINFORMATIVE)
 
     def __str__(self) -> str:
@@ -96,7 +102,7 @@ class ContrastCheck:
         )
 
     def to_frame(self) -> Any:
-        """A pandas row per component."""
+        """Return one pandas row per component: verdict, moved, exchanged and removed."""
         import pandas
 
         columns = ("places", "verdicts", "moved", "exchanged", "removed")
@@ -105,7 +111,7 @@ class ContrastCheck:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
+        """Return plain values, for JSON."""
         content = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -121,7 +127,7 @@ class ContrastCheck:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))

@@ -1,9 +1,9 @@
-"""The same patches in a model that has learned nothing.
+"""Control for patching: the same patches in an untrained model.
 
 Methods that find structure in trained models often find it in untrained ones too (Heap et al. 2025,
-https://arxiv.org/abs/2501.17727). So the patches of a result are run again in a model of the same
-architecture with fresh weights, on the same prompts, and what they move is held against the trained
-model's difference: a model that has learned nothing should move nothing of it.
+https://arxiv.org/abs/2501.17727). The control runs the patches of a result in a model of the same
+architecture with newly initialised weights, on the same prompts. It divides the change of the score
+by the trained model's clean-corrupt difference. An untrained model should give values near 0.
 """
 
 from dataclasses import replace
@@ -34,20 +34,22 @@ def untrained_control(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Effects:
-    """The effects with `control` filled in.
+    """Run the patches of `effects` in an untrained model, and return effects with `control` set.
+
+    Costs as many patches as the effects have.
 
     Args:
-        model: Whose effects they are; its architecture is used, its weights are not.
-        behaviour: What they are of.
-        effects: Of a sweep or of sets of places, on one or several metrics.
-        metric: Needed when the effects are on a metric of the user's own.
-        memory: Bytes to stay under, above the weights.
-        seed: Of the fresh weights.
-        progress: Told how many patches are done.
+        model: The model that the effects were measured on. Only its architecture is used.
+        behaviour: The behaviour that they were measured on.
+        effects: Effects of a sweep or of sets of components, on one or several metrics.
+        metric: The metric of the effects, if it is not one of `metrics.METRICS`.
+        memory: Bytes that may be used above the weights.
+        seed: Seed of the new weights.
+        progress: Function that is told how many patches are done.
 
     Raises:
-        ModelError: A model that we cannot start anew.
-        EffectsError: Effects of paths, of another behaviour, or on an unknown metric.
+        ModelError: The model is not a GPT, so that it cannot be initialised anew.
+        EffectsError: The effects are of paths, of noise, of other prompts, or on an unknown metric.
     """
     if not isinstance(model, GPT):
         raise ModelError(f"a {type(model).__name__} cannot be started anew; a GPT can")
@@ -91,13 +93,13 @@ def untrained_control(
 
 
 def _share(moved: torch.Tensor, effects: Effects) -> torch.Tensor:
-    """What was moved, over the trained model's difference in the same direction."""
+    """Divide score changes by the trained model's difference in the same direction."""
     whole = effects.clean - effects.corrupt
     return (moved / (whole if effects.direction == "denoising" else -whole)).float()
 
 
 def _patch(name: str, effects: Effects, n_layers: int) -> list[Component]:
-    """The places behind a name, with the layers of its window."""
+    """Return the components of a named patch, in all layers of its window."""
     places = [parse(one) for one in name.split(" + ")]
     if effects.window == 1:
         return places

@@ -1,8 +1,9 @@
-"""Result of an intervention: numbers that remember their axes, unit, baselines and provenance.
+"""Effects: the result of a patching sweep, with its axes, unit, baselines and provenance.
 
-An effect is a share: what patching one place moved, over the whole distance between the clean and
-the corrupt score. Its interval is over prompts, so it says how much the *prompts* matter, not how
-much the seed of the model does.
+An effect is a normalised score: (patched - unpatched) / (source - unpatched), where each term is a
+mean score over prompts and the source is the run that the patched-in values come from. Its 95 %
+interval is over prompts: it tells how much the effect depends on the choice of prompts, not on the
+seed of the model.
 """
 
 import platform
@@ -35,19 +36,19 @@ UNIT = "share of the clean-corrupt logit difference"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result was computed from. `knowledge` says how much is known of the training.
+    """Model, behaviour and software that a result was computed from.
 
     Attributes:
-        run_id: Of the run, or the folder of an import; "" for a model that was built by hand.
-        checkpoint_sha256: Of the weights file.
-        step: Of the checkpoint.
-        behaviour: Its name.
-        behaviour_sha256: Its prompts, answers and foils.
-        knowledge: full, data-known, weights-only or unknown.
-        versions: Of the software.
-        seed: Of whatever was drawn: noise, resampling, folds; 0 where nothing was.
-        precision: Of the weights.
-        device: Where it was computed.
+        run_id: Id of the run, or folder of an imported model; "" for a model built by hand.
+        checkpoint_sha256: sha256 of the weights file.
+        step: Step of the checkpoint.
+        behaviour: Name of the behaviour; "" if there is none.
+        behaviour_sha256: sha256 of the behaviour's prompts, answers and foils.
+        knowledge: How much is known about the training: full, data-known, weights-only or unknown.
+        versions: Software versions.
+        seed: Seed of random draws (noise, resampling, folds); 0 if nothing was drawn.
+        precision: Data type of the weights.
+        device: Device of the computation.
     """
 
     run_id: str
@@ -65,7 +66,7 @@ class Provenance:
 def provenance(
     model: HookedModel, behaviour: Behaviour | None = None, *, seed: int = 0
 ) -> Provenance:
-    """The provenance of something computed now from a model, and a behaviour when there is one."""
+    """Return the provenance of a result computed now from `model`, and `behaviour` if given."""
     origin = getattr(model, "origin", None)
     weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return Provenance(
@@ -84,35 +85,40 @@ def provenance(
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """How far patching each place moved the behaviour: 0 not at all, 1 all the way.
+    """Normalised effect of patching each component: 0 changes nothing, 1 moves the whole score.
 
-    Values outside [0, 1] are real: a place can overshoot, or work against the behaviour.
+    Values outside [0, 1] occur: patching a component can overshoot, or work in the opposite
+    direction.
 
     Attributes:
-        site: What was patched: a key of `components.SITES`, or "several".
-        axes: Names of the axes of `values`: layer, head, neuron, pos, key, receiver or patch.
-        values: Mean effects; nan where Ctrl-C came first.
-        low: Lower end of the 95 % interval over prompts; None with one prompt, or when the clean
-            and the corrupt score cannot be told apart on so few.
-        high: Upper end.
+        site: Site that was patched: a key of `components.SITES`, or "several".
+        axes: Names of the axes of `values`: layer, head, neuron, pos, key or patch.
+        values: Mean effects; nan for patches that were not run before Ctrl-C.
+        low: Lower end of the 95 % interval over prompts; None with one prompt, or if the difference
+            between clean and corrupt score cannot be told from 0 on these prompts.
+        high: Upper end of that interval.
         clean: Mean score of the clean prompts.
         corrupt: Mean score of the corrupt prompts.
-        n_prompts: Distinct clean prompts.
-        direction: "denoising" (corrupt prompts patched with clean values) or "noising".
-        provenance: What it was computed from.
-        unit: Of the values.
-        pos_labels: The tokens of the first clean prompt, when positions are an axis.
-        metric: What was scored.
-        places: Name of every place, in the order of the flattened values; () when the axes say it.
-        window: So many layers around the named one were patched together.
-        through: Of paths, what hears the places, such as "L1H0.q, MLPs frozen"; "" for patches.
-        control: The same patches in an untrained model of this architecture, as shares of the
-            trained model's difference; None where nobody asked, see `interp.patching.controls`.
-        notes: What the reader must know, such as places that the contrast does not vary.
-        peak_bytes: Most memory that was held above the weights; 0 where nobody counted.
-        clean_interval: Of `clean`, 95 % over prompts; None with one prompt.
-        corrupt_interval: Of `corrupt`.
-        also: The same for further metrics, measured in the same passes.
+        n_prompts: Number of distinct clean prompts.
+        direction: "denoising" (corrupt prompts patched with clean values), "noising" (clean prompts
+            patched with corrupt values) or "restoring in noise" (causal tracing).
+        provenance: Model, behaviour and software that the effects were computed from.
+        unit: Unit of the values.
+        pos_labels: Tokens of the first clean prompt, if positions are an axis.
+        metric: Name of the metric that was scored.
+        places: Name of every patched component (or set of components), in the order of the
+            flattened values; () if the names follow from the axes.
+        window: Number of layers, around the named one, that were patched together.
+        through: For path patching: the other end of the paths and how MLPs were treated, e.g.
+            "L1H0.q, MLPs frozen". "" for ordinary activation patching.
+        control: Effects of the same patches in an untrained model of this architecture, as shares
+            of the trained model's clean-corrupt difference; None if not measured, see
+            `interp.patching.controls`.
+        notes: Remarks for the reader, e.g. components that the prompts do not vary.
+        peak_bytes: Largest memory held above the weights; 0 if it was not counted.
+        clean_interval: 95 % interval of `clean` over prompts; None with one prompt.
+        corrupt_interval: 95 % interval of `corrupt` over prompts; None with one prompt.
+        also: Effects on further metrics, measured in the same passes.
     """
 
     site: str
@@ -150,7 +156,7 @@ class Effects:
         return self.values[self._index(name)].item()
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % interval of one place; None when there was one prompt."""
+        """Return the 95 % interval of one effect; None if there is none (see `low`)."""
         index = self._index(name)
         if self.low is None or self.high is None:
             return None
@@ -158,21 +164,21 @@ class Effects:
 
     @property
     def names(self) -> list[str]:
-        """Every place, in the order of the flattened values."""
+        """Names of all patched components, in the order of the flattened values."""
         return list(self.places) or [str(place) for place in self._places()]
 
     def top(self, k: int) -> list[str]:
-        """Names of the k places with the largest effects, largest first; unfinished ones never."""
+        """Return the names of the k largest effects, largest first, without unfinished ones."""
         values = self.values.flatten()
         ranked = values.nan_to_num(float("-inf")).argsort(descending=True, stable=True)
         names = self.names
         return [names[i] for i in ranked.tolist() if not values[i].isnan()][:k]
 
     def of(self, metric: str) -> "Effects":
-        """The effects on another metric that was measured along.
+        """Return the effects on another metric that was measured in the same passes.
 
         Raises:
-            EffectsError: It was not.
+            EffectsError: That metric was not measured.
         """
         known = {one.metric: one for one in (self, *self.also)}
         if metric not in known:
@@ -181,14 +187,15 @@ class Effects:
 
     @property
     def unfinished(self) -> int:
-        """How many places were not measured, after Ctrl-C."""
+        """Number of patches that were not run because of Ctrl-C."""
         return int(self.values.isnan().sum())
 
     def to_frame(self) -> Any:
-        """A pandas row per place: axes, place, effect, low and high."""
+        """Return one pandas row per effect: axes, place, effect, low, high and any control."""
         import pandas
 
-        # What the axes hold and not their indices: a sweep may visit some layers or positions only.
+        # Coordinates are parsed from the names, because a sweep may skip layers or positions and
+        # the indices of an axis then differ from its coordinates.
         rows = enumerate(self.names)
         columns = [[_along(axis, name, i) for axis in self.axes] for i, name in rows]
         frame = pandas.DataFrame(columns, columns=list(self.axes))
@@ -200,14 +207,15 @@ class Effects:
         return frame
 
     def plot(self) -> Any:
-        """A heat map over two axes, bars with intervals over one; `plots.write` keeps it.
+        """Plot a heat map for two or more axes, or bars with intervals for one axis.
 
-        Of the first metric; `effects.of("probability").plot()` of another.
+        Shows the first metric; use `effects.of("probability").plot()` for another one.
+        `plots.write` saves the figure.
         """
         return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         tensors = {name: getattr(self, name) for name in TENSORS}
         return {
             "schema": SCHEMA,
@@ -240,7 +248,7 @@ class Effects:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
+            DamagedError: The file does not match its seal.
             EffectsError: The file holds something else.
         """
         content = storage.read_sealed(Path(path))
@@ -251,7 +259,7 @@ class Effects:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Effects":
-        """The inverse of `to_dict`."""
+        """Return the effects that `to_dict` turned into plain values."""
         content = {key: value for key, value in content.items() if key != "schema"}
         for name in TENSORS:
             found = content.get(name)
@@ -277,7 +285,10 @@ class Effects:
 
 
 def _along(axis: str, name: str, index: int) -> int | str | None:
-    """What a place has along an axis; its number among the patches where that is the axis."""
+    """Return the coordinate of a named component along an axis.
+
+    For the axis "patch" this is its index among the patches.
+    """
     if axis == "patch":
         return index
     found = getattr(parse(name), axis)
@@ -285,14 +296,14 @@ def _along(axis: str, name: str, index: int) -> int | str | None:
 
 
 def _plain(values: Any) -> Any:
-    """Nested lists in which nan is None: JSON has no nan."""
+    """Replace nan by None in nested lists, because JSON has no nan."""
     if isinstance(values, list):
         return [_plain(one) for one in values]
     return None if values != values else values
 
 
 def _numbers(values: Any) -> Any:
-    """The inverse of `_plain`."""
+    """Replace None by nan in nested lists: the inverse of `_plain`."""
     if isinstance(values, list):
         return [_numbers(one) for one in values]
     return float("nan") if values is None else values
@@ -308,7 +319,7 @@ def _versions() -> dict[str, str]:
 
 
 def _figure(found: Effects) -> Any:
-    """A heat map of two axes, or bars with intervals over one."""
+    """Draw a heat map for two or more axes, or bars with intervals for one."""
     from interp import plots  # plotly takes a second
 
     title = f"{found.provenance.behaviour}: {found.site}, {found.direction}, n={found.n_prompts}"
@@ -329,17 +340,17 @@ def _figure(found: Effects) -> Any:
     width = rows.shape[1]
     down = [name.partition("@")[0] for name in found.names[::width]]
     if found.values.ndim == 2:
-        # The site is in the title.
+        # The title already names the site, so the labels keep the layer only.
         down = [re.split(r"[.HN]", name)[0] for name in down]
     return plots.heat_map(rows.tolist(), down, across(found), title=title, unit=found.unit)
 
 
 def across(found: Effects) -> list[str]:
-    """What the last axis holds: positions with their tokens, or numbers."""
+    """Return labels of the last axis: positions with their tokens, or numbers."""
     names = found.names[: found.values.shape[-1]]
     if found.axes[-1] != "pos":
         return [f"{found.axes[-1]} {i}" for i in range(len(names))]
     at = [name.rpartition("@")[2] for name in names]
     tokens = dict(enumerate(found.pos_labels))
-    # The position in front keeps two equal tokens two columns.
+    # The position comes first so that two equal tokens do not share a column.
     return [f"{pos} {tokens.get(int(pos), '') if pos.isdigit() else ''}".strip() for pos in at]

@@ -1,8 +1,9 @@
-"""From patched runs to effects: two runs, the patches between them, and shares of their difference.
+"""Paired clean and corrupt runs, and the normalisation of patched scores to effects.
 
-Denoising runs the corrupt prompts and writes in what the clean prompts computed: it finds what
-suffices. Noising is the other way round and finds what is needed. Either way 1 is all of the
-difference between the two scores, and 0 none of it.
+Denoising runs the corrupt prompts and patches in activations of the clean prompts; it finds
+components that suffice for the behaviour. Noising runs the clean prompts and patches in activations
+of the corrupt ones; it finds components that are needed. In both directions an effect of 1 is the
+whole difference between the two scores, and 0 none of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,14 +44,22 @@ __all__ = [
 DIRECTIONS = ("denoising", "noising")
 
 
-# A metric, its name, or what makes it from a behaviour; or several of them.
+# A metric, its name, or a function that makes it from a behaviour; or several of these.
 OneMetric = Metric | str | Callable[[Behaviour], Metric]
 Metrics = OneMetric | Sequence[OneMetric] | None
 
 
 @dataclass(frozen=True, eq=False)
 class PatchOptions:
-    """What every sweep may be told. `metric` None is the logit difference."""
+    """Options that every sweep accepts.
+
+    Attributes:
+        metric: One or several metrics; None for the logit difference.
+        direction: "denoising" or "noising".
+        memory: Bytes that may be used above the weights.
+        progress: Function that is told the progress.
+        seed: Seed recorded in the provenance.
+    """
 
     metric: Metrics = None
     direction: str = "denoising"
@@ -59,7 +68,11 @@ class PatchOptions:
     seed: int = 0
 
     def metrics(self, behaviour: Behaviour) -> list[Metric]:
-        """At least one."""
+        """Return the metrics, at least one.
+
+        Raises:
+            BehaviourError: There is no metric, or two have the same name.
+        """
         asked = self.metric
         if asked is None:
             return [metrics.logit_difference(behaviour)]
@@ -71,7 +84,7 @@ class PatchOptions:
 
 
 def _made(metric: Metric | str | Callable[[Behaviour], Metric], behaviour: Behaviour) -> Metric:
-    """A metric as it is, by its name, or from its maker."""
+    """Return the metric that is given as an object, a name or a function of the behaviour."""
     if isinstance(metric, str):
         return metrics.named(metric, behaviour)
     return metric if isinstance(metric, Metric) else metric(behaviour)
@@ -79,15 +92,15 @@ def _made(metric: Metric | str | Callable[[Behaviour], Metric], behaviour: Behav
 
 @dataclass(frozen=True, eq=False)
 class SweepLayout:
-    """How a flat list of patches is shown.
+    """Layout of a flat list of patches as the axes of `Effects`.
 
     Attributes:
         site: A key of `components.SITES`, or "several".
         axes: Names of the axes.
-        shape: Their lengths; the product is the number of patches, in row-major order.
+        shape: Lengths of the axes; their product is the number of patches, in row-major order.
         places: Name of every patch.
-        window: Layers around each that go with it.
-        through: Of paths, what hears them.
+        window: Number of layers, around the named one, that are patched together.
+        through: For path patching: the other end of the paths and how MLPs are treated.
     """
 
     site: str
@@ -103,11 +116,11 @@ class PairedRuns:
     """The two unpatched runs of a behaviour.
 
     Attributes:
-        here: Prompts that are run and patched.
-        there: Prompts whose activations are written in.
-        shared: So many first tokens are the same in every pair.
-        start: Scores of `here`.
-        goal: Scores of `there`.
+        here: Prompts that are run and patched (the corrupt ones when denoising).
+        there: Prompts whose activations are patched in (the clean ones when denoising).
+        shared: Number of leading tokens that are equal in every pair of prompts.
+        start: Scores of `here`: an effect of 0.
+        goal: Scores of `there`: an effect of 1.
     """
 
     here: Int[Tensor, "prompt pos"]
@@ -117,7 +130,7 @@ class PairedRuns:
     goal: Float[np.ndarray, "metric prompt"]
 
     def source(self, model: HookedModel, patches: Sequence[Sequence[Component]]) -> Source:
-        """Activations of `there` at the places, made slab by slab."""
+        """Return a function that computes the activations of `there` for a slice of prompts."""
         names = sorted({place.hook for patch in patches for place in patch})
 
         def run(prompts: slice) -> dict[str, Tensor]:
@@ -136,7 +149,7 @@ class PairedRuns:
 
 
 def pair_runs(model: HookedModel, behaviour: Behaviour, how: PatchOptions) -> PairedRuns:
-    """Check that there is something to find, and score both ends.
+    """Score the clean and the corrupt prompts, and check that there is an effect to measure.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
@@ -170,14 +183,14 @@ def normalized_effects(
     layout: SweepLayout,
     how: PatchOptions,
 ) -> Effects:
-    """Run every patch between the behaviour's two runs.
+    """Run every patch between the behaviour's two runs and return the normalised effects.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
         ContrastError: The model scores clean and corrupt prompts alike.
-        ModelError: A place that the model does not have.
-        BehaviourError: No patch can reach what the metric reads.
-        BudgetError: Not even one patch fits into the memory allowed.
+        ModelError: A component does not exist in the model.
+        BehaviourError: No patch can reach a position that the metric reads.
+        BudgetError: Not even one patch fits into the allowed memory.
     """
     engine.refuse_unknown(model, patches, behaviour.n_pos)
     refuse_unread(model, behaviour, patches, how)
@@ -202,10 +215,10 @@ def refuse_unread(
     patches: Sequence[Sequence[Component]],
     how: PatchOptions,
 ) -> None:
-    """Raise a BehaviourError when no patch can reach what the metrics read.
+    """Raise a BehaviourError if no patch can reach a position that the metrics read.
 
-    In a causal model nothing flows back: a place behind every position that is read, or one in the
-    last layer beside them, has an effect of 0 whatever it does.
+    In a causal model nothing flows to earlier positions. A component at positions after all those
+    read, or in the last layer at positions that are not read, has an effect of 0 in any case.
     """
     if not getattr(model.cfg, "causal", True):
         return
@@ -223,7 +236,7 @@ def _unread(place: Component, reads: Sequence[int], last_layer: int) -> bool:
         return False
     if min(place.positions) > reads[-1]:
         return True
-    # Keys, values and what enters the last layer are still read by later positions.
+    # In the last layer, later positions still read keys, values and the layer's input.
     stays = place.site not in ("resid_pre", "k", "v")
     return place.layer == last_layer and stays and not set(place.positions) & set(reads)
 
@@ -236,7 +249,7 @@ def of_patched(
     layout: SweepLayout,
     how: PatchOptions,
 ) -> Effects:
-    """Scores of patched runs as shares, the first metric in front."""
+    """Return the scores of patched runs as effects on the first metric, the others in `also`."""
     notes = _notes(found, behaviour, layout)
     common: dict[str, Any] = {
         "site": layout.site,
@@ -271,7 +284,7 @@ def _of_metric(
     prompts: Int64[np.ndarray, " prompt"],
     layout: SweepLayout,
 ) -> dict[str, Any]:
-    """Shares and their intervals."""
+    """Return the effects mean(scores - start) / mean(goal - start), and their intervals."""
     part, whole = scores - start, goal - start
     bounds = ratio_interval(_by_prompt(part, prompts), _by_prompt(whole, prompts))
     values, low, high = (
@@ -284,7 +297,7 @@ def _of_metric(
 def _baselines(
     runs: PairedRuns, metric: int, prompts: Int64[np.ndarray, " prompt"], *, denoising: bool
 ) -> dict[str, Any]:
-    """Mean scores of both ends, with their intervals over distinct prompts."""
+    """Return the mean clean and corrupt scores, with their intervals over distinct prompts."""
     count = np.bincount(prompts)
     goal, start = (
         _by_prompt(end[metric][None], prompts)[0] / count for end in (runs.goal, runs.start)
@@ -300,7 +313,10 @@ def _baselines(
 
 
 def _notes(found: Patched, behaviour: Behaviour, layout: SweepLayout) -> tuple[str, ...]:
-    """What the contrast does not vary, warned of where it is not just what comes before it."""
+    """Return notes on components that the prompts do not vary and on unfinished patches.
+
+    Also warns about the former, unless positions are an axis.
+    """
     still = contrast_check.unmoved(
         layout.places, found.moved.masked_fill(~found.done, float("inf"))
     )
@@ -310,7 +326,8 @@ def _notes(found: Patched, behaviour: Behaviour, layout: SweepLayout) -> tuple[s
             f"{len(still)} of {len(layout.places)} places hold the same values on clean and "
             "corrupt prompts: an effect of 0 there says nothing"
         )
-    # Where positions are an axis, those that read nothing that differs are in every sweep.
+    # With a position axis every sweep contains such components: those before the first token that
+    # differs. A warning would then appear every time.
     if "pos" not in layout.axes:
         contrast_check.warn_unmoved(behaviour.name, still, len(layout.places))
     left = int((~found.done).sum())
@@ -322,7 +339,10 @@ def _notes(found: Patched, behaviour: Behaviour, layout: SweepLayout) -> tuple[s
 def _by_prompt(
     scores: Float[np.ndarray, "*places row"], prompts: Int64[np.ndarray, " row"]
 ) -> Float[np.ndarray, "*places prompt"]:
-    """Sums over the rows of each distinct prompt: beside many foils it is drawn as one."""
+    """Sum scores over the rows of each distinct prompt.
+
+    A prompt with several foils has several rows and counts as one prompt in the interval.
+    """
     return scores @ (prompts[:, None] == np.arange(prompts.max() + 1)).astype(scores.dtype)
 
 
@@ -331,22 +351,22 @@ def _tensor(values: Float[np.ndarray, "*axes"]) -> Float[Tensor, "*axes"]:
 
 
 def _labels(model: HookedModel, behaviour: Behaviour) -> tuple[str, ...]:
-    """The tokens of the first clean prompt, when the model can spell them."""
+    """Return the tokens of the first clean prompt; () if the model has no tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     return tuple(tokenizer.tokens(behaviour.clean[0].tolist())) if tokenizer else ()
 
 
 def refuse_misuse(model: object, behaviour: object) -> None:
-    """Raise a BehaviourError unless the two nouns of a sweep are what they should be."""
+    """Raise a BehaviourError unless a sweep got a hooked model and a behaviour."""
     if not isinstance(behaviour, Behaviour):
         raise BehaviourError(
             f"{behaviour!r} is no behaviour; load one with behaviours.load(name, run)"
         )
     if not hasattr(model, "cfg"):
-        raise BehaviourError(f"{model!r} is no model; load one with hooked.load(run)")
+        raise BehaviourError(f"{model!r} is no model; load one with models.load(run)")
 
 
 def one_of(what: str, given: str, known: Sequence[str]) -> None:
-    """Raise a BehaviourError unless `given` is one of the words."""
+    """Raise a BehaviourError unless `given` is one of the `known` words."""
     if given not in known:
         raise BehaviourError(f"no {what} is called {given!r}{nearest(given, known)}")

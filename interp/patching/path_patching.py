@@ -1,11 +1,12 @@
-"""Path patching: which head speaks to which, through a query, a key, a value, or to the logits.
+"""Path patching: effects of a head through one query, key or value of a later head, or the logits.
 
-Patching a head's output lets everything after it react; patching a *path* lets one reader see the
-other value and hides it from all others (Wang et al. 2022, https://arxiv.org/abs/2211.00593,
-section 3.1). `senders` asks who speaks to given receivers, `receivers` whom a given head speaks to.
+If a head's output is patched, everything after it reacts. If a *path* is patched, only the chosen
+receivers read the patched output, and all other components read the original one (Wang et al. 2022,
+https://arxiv.org/abs/2211.00593, section 3.1). `senders` scores all heads as senders to given
+receivers; `receivers` scores all heads as receivers of a given sender.
 
-`mlps="frozen"` is the direct path alone, `"recomputed"` also what MLPs on the way make of it, which
-is what Wang et al. call a path. Attention on the way keeps its values in both.
+`mlps="frozen"` keeps the direct path only. `mlps="recomputed"` also lets the MLPs between sender
+and receiver react, which is the path of Wang et al. Attention between them is frozen in both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,20 +43,23 @@ def senders(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Effect of every head on the receivers `to`, taken together, and on nothing else.
+    """Measure the effect of every head through the receivers `to`, taken together, and only those.
 
     Args:
+        model: A pre-norm GPT without hooks of its own.
+        behaviour: The behaviour to score.
         to: "logits", or queries, keys and values such as "L1H0.q".
-        mlps: "frozen" or "recomputed" on the way.
+        mlps: Treatment of MLPs between sender and receiver: "frozen" or "recomputed".
+        metric: As in `interp.patching.sweeps`, like the other options.
 
     Returns:
-        Effects over (layer, head) of the sender. Heads that are not below every receiver reach only
-        those above them, or none: those are 0.
+        Effects over (layer, head) of the sender. A head reaches only receivers in later layers; if
+        there are none, its effect is 0.
 
     Raises:
-        ModelError: A receiver that is no query, key or value, or a model that normalises what it
-            adds (post-norm), where what a head writes is no term of a sum. Otherwise as
-            `interp.patching`.
+        ModelError: A receiver is not a query, key or value at all positions; no sender is below a
+            receiver; the model has hooks of its own; or it is post-norm, where the output of a head
+            is not a term of the residual sum. Other errors are those of `interp.patching.sweeps`.
     """
     how = PatchOptions(metric, direction, memory, progress)
     paired_runs.refuse_misuse(model, behaviour)
@@ -86,11 +90,21 @@ def receivers(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Effect of one head through the query, key or value of every later head, one at a time.
+    """Measure the effect of one head through the query, key or value of every later head in turn.
+
+    Args:
+        model: A pre-norm GPT without hooks of its own.
+        behaviour: The behaviour to score.
+        sender: The sending head, such as "L0H2".
+        part: Receiving part of each head: "q", "k" or "v".
+        mlps: Treatment of MLPs between sender and receiver: "frozen" or "recomputed".
+        metric: As in `interp.patching.sweeps`, like the other options.
 
     Returns:
-        Effects over (layer, head) of the receiver, 0 in the sender's layer and below. Raises as
-        `senders` does.
+        Effects over (layer, head) of the receiver; 0 in the sender's layer and below.
+
+    Raises:
+        ModelError: As `senders`, or the sender is not a head at all positions.
     """
     paired_runs.refuse_misuse(model, behaviour)
     paired_runs.one_of("part", part, READERS)
@@ -113,7 +127,14 @@ def receivers(
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """Paths in the order of the result, and which of them lead anywhere."""
+    """Paths in the order of the result.
+
+    Attributes:
+        paths: One path per entry of the result.
+        reach: Indices of the paths that reach a receiver; the others have an effect of 0.
+        layout: Layout of the result.
+        mlps: "frozen" or "recomputed".
+    """
 
     paths: list[Path]
     reach: list[int]

@@ -1,21 +1,23 @@
-"""Activation patching: which activations carry a behaviour.
+"""Activation patching sweeps: which activations carry a behaviour.
 
-Run the corrupt prompts, replace one activation by its value on the clean prompts, and measure how
-much of the behaviour comes back (*denoising*: finds what suffices). The other way round, clean
-prompts patched with corrupt values (*noising*), finds what is needed. Both are exact: everything
-that a patch can change is computed again, and nothing else (`interp.engine`).
+*Denoising* runs the corrupt prompts, replaces one activation by its value on the clean prompts, and
+measures how much of the behaviour comes back; it finds components that suffice. *Noising* patches
+clean prompts with corrupt values; it finds components that are needed. Both are exact: the engine
+(`interp.patching.engine`) recomputes everything that a patch can change, and only that.
 
-Every sweep takes the same options, `positions` ("each" one at a time, "together", or a list whose
-items are positions or groups of them), `metric` (one or several, measured in the same passes),
-`direction`, `memory` (bytes above the weights) and `progress`, and refuses alike:
+Every sweep takes the same options: `positions` ("each" for one at a time, "together", or a list of
+positions or groups of positions), `metric` (one or several, measured in the same passes),
+`direction`, `memory` (bytes above the weights) and `progress`. Every sweep raises:
 
     CapabilityError   the model does not do the behaviour
     ContrastError     the model scores clean and corrupt prompts alike
-    ModelError        a layer, head or position that is not there
-    BudgetError       not one patch fits into `memory`
+    ModelError        a layer or head does not exist in the model
+    BehaviourError    an option has an unknown value, a position lies outside the prompts, or no
+                      patch can reach a position that the metric reads
+    BudgetError       not even one patch fits into `memory`
 
-Why denoising is the default, why tokens are replaced symmetrically, why the score is a logit
-difference and the window one layer: Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042.
+The defaults (denoising, symmetric token replacement, the logit difference as the metric, a window
+of one layer) follow Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +73,8 @@ def residual(
 ) -> Effects:
     """Patch the residual stream of each layer, one position at a time: Effects over (layer, pos).
 
-    `site` is resid_pre (what enters the layer), resid_mid (behind attention) or resid_post.
+    `site` is resid_pre (the input of the layer), resid_mid (after its attention) or resid_post
+    (after the layer).
     """
     one_of("site", site, RESIDUAL)
     how = PatchOptions(metric, direction, memory, progress)
@@ -91,7 +94,7 @@ def attention(
 ) -> Effects:
     """Patch the output of attention, all heads of a layer together: Effects over (layer[, pos]).
 
-    `window` layers around the named one are patched together; wide windows inflate peaks.
+    `window` layers around the named one are patched together. Wide windows inflate peaks.
     """
     how = PatchOptions(metric, direction, memory, progress)
     return _by_layer(model, behaviour, "attn", positions, window, how)
@@ -108,7 +111,7 @@ def mlps(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch the output of one MLP at a time, otherwise as `attention`."""
+    """Patch the output of one MLP at a time, with the options of `attention`."""
     how = PatchOptions(metric, direction, memory, progress)
     return _by_layer(model, behaviour, "mlp", positions, window, how)
 
@@ -138,7 +141,10 @@ def queries(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch the query of one head at a time, not yet rotated: Effects over (layer, head[, pos])."""
+    """Patch the query of one head at a time: Effects over (layer, head[, pos]).
+
+    In models with rotary positions the value before rotation is patched.
+    """
     how = PatchOptions(metric, direction, memory, progress)
     return _by_head(model, behaviour, "q", positions, how)
 
@@ -153,7 +159,11 @@ def keys(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch the key of one head at a time; heads that share one are patched together."""
+    """Patch the key of one head at a time: Effects over (layer, key-value head[, pos]).
+
+    In models with rotary positions the value before rotation is patched. Query heads that share a
+    key are patched together.
+    """
     how = PatchOptions(metric, direction, memory, progress)
     return _by_head(model, behaviour, "k", positions, how)
 
@@ -168,7 +178,10 @@ def values(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch the value of one head at a time; heads that share one are patched together."""
+    """Patch the value of one head at a time: Effects over (layer, key-value head[, pos]).
+
+    Query heads that share a value are patched together.
+    """
     how = PatchOptions(metric, direction, memory, progress)
     return _by_head(model, behaviour, "v", positions, how)
 
@@ -184,10 +197,10 @@ def patterns(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch what one head attends to; rows are not made to sum to 1 again.
+    """Patch the attention pattern of one head at a time: Effects over (layer, head[, pos]).
 
-    Positions are those that look. With `keys` every position looked at is patched on its own:
-    Effects over (layer, head, pos, key).
+    `positions` are query positions. With `keys` every key position is patched on its own, and the
+    Effects have a last axis `key`. Patched rows are not renormalised to sum to 1.
     """
     how = PatchOptions(metric, direction, memory, progress)
     return _by_head(model, behaviour, "pattern", positions, how, keys=keys)
@@ -204,9 +217,9 @@ def neurons(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch one neuron at a time, behind its activation: Effects over (layer, neuron[, pos]).
+    """Patch one neuron at a time, after its activation: Effects over (layer, neuron[, pos]).
 
-    Costs as many patches as there are neurons; `layers` takes some of them.
+    Costs as many patches as there are neurons; `layers` restricts the sweep to some layers.
     """
     how = PatchOptions(metric, direction, memory, progress)
     refuse_misuse(model, behaviour)
@@ -234,7 +247,10 @@ def together(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Effects:
-    """Patch sets of places, each set at once: Effects over (patch,), named "L0H2 + L1.mlp@3"."""
+    """Patch sets of components, each set at once: Effects over (patch,).
+
+    The sets are named like "L0H2 + L1.mlp@3".
+    """
     how = PatchOptions(metric, direction, memory, progress)
     refuse_misuse(model, behaviour)
     sets = [[parse(one) if isinstance(one, str) else one for one in given] for given in patches]
@@ -245,7 +261,7 @@ def together(
     return normalized_effects(model, behaviour, sets, layout, how)
 
 
-# --- which places a sweep visits -----------------------------------------------------------------
+# --- which components a sweep patches -------------------------------------------------------------
 
 
 def _by_layer(
@@ -272,7 +288,7 @@ def _by_layer(
 
 
 def _around(layer: int, window: int, n_layers: int) -> range:
-    """`window` layers with `layer` in the middle, cut off at both ends (Meng et al. 2022)."""
+    """Return the `window` layers centred on `layer`, cut off at both ends (Meng et al. 2022)."""
     return range(max(0, layer - window // 2), min(n_layers, layer - window // 2 + window))
 
 
@@ -306,10 +322,10 @@ def _by_head(
 def _groups(
     positions: Positions, behaviour: Behaviour
 ) -> tuple[Sequence[int | tuple[int, ...] | None], tuple[str, ...]]:
-    """Positions that are patched at a time, and the axis that they make.
+    """Return the positions (or groups) to patch one at a time, and the axis that they form.
 
     Raises:
-        BehaviourError: A word that is none, a position outside the prompts, or no position.
+        BehaviourError: An unknown word, a position outside the prompts, or no position.
     """
     if positions == "together":
         return [None], ()
@@ -331,7 +347,7 @@ def _groups(
 def _resolved(
     positions: Sequence[int | Sequence[int]], n_pos: int
 ) -> Iterator[int | tuple[int, ...]]:
-    """Positions counted from 0; negative ones count from the end."""
+    """Yield positions counted from 0; negative ones count from the end."""
     for given in positions:
         group = (given,) if isinstance(given, int) else tuple(given)
         outside = [pos for pos in group if not -n_pos <= pos < n_pos]

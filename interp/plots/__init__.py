@@ -1,4 +1,4 @@
-"""Figures: heat maps, bars and curves, written as HTML, SVG or PNG."""
+"""Figures: heat maps, bars and curves, written as HTML or PNG."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""Parts of figures: maps, bars, curves, and how a figure is kept.
+"""Plotly figures: heat maps, bars and curves with intervals.
 
-Colours diverge around 0 (red works for the behaviour, blue against it), and an axis is labelled by
-what it holds: tokens, heads, exposures.
+Heat maps have a colour scale centred on 0: red for positive values, which support the behaviour,
+and blue for negative ones. Axes are labelled with what they show: tokens, heads, exposures.
 """
 
 from collections.abc import Sequence
@@ -39,26 +39,30 @@ __all__ = [
     "write",
 ]
 
-# Plotly's own ten, named because an interval takes the colour of its curve.
+# Plotly's default ten colours, listed because an interval needs the colour of its curve.
 COLOURS = (
     "#636efa", "#ef553b", "#00cc96", "#ab63fa", "#ffa15a", "#19d3f3", "#ff6692", "#b6e880",
     "#ff97ff", "#fecb52",
 )  # fmt: skip
-# Pixels: three figures of a notebook fit on one screen.
+# Size in pixels, chosen so that three figures of a notebook fit on one screen.
 WIDTH, HEIGHT = 680, 340
 
 
 def write(figure: go.Figure, path: str | Path) -> Path:
-    """Write a figure as .html, which opens without a network, or .png; see `figure_files`.
+    """Write a figure as .html, which opens without a network, or as .png.
+
+    See `interp.plots.export`.
 
     Raises:
-        InterpError: Another suffix, or .png without matplotlib.
+        InterpError: The suffix is another one, the path ends in .png and matplotlib is not
+            installed, or the figure has traces that a .png cannot show.
+        TrainError: The folder does not exist, or `path` is a folder.
     """
     return export.write(figure, path)
 
 
 def figure(titles: Sequence[str] = ()) -> go.Figure:
-    """An empty figure; with titles, as many plots side by side that share their y axis."""
+    """Return an empty figure or, with titles, one plot per title side by side with one y axis."""
     if not titles:
         return go.Figure()
     from plotly.subplots import make_subplots
@@ -67,7 +71,7 @@ def figure(titles: Sequence[str] = ()) -> go.Figure:
 
 
 def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.Figure:
-    """One number per head, the first layer at the bottom."""
+    """Draw a heat map with one number per head, the first layer at the bottom."""
     n_layers, n_heads = values.shape
     down, across = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
     return heat_map(values.tolist(), down, across, title=title, unit=unit)
@@ -76,8 +80,8 @@ def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.F
 def heat_map(
     values: list[list[float]], down: list[str], across: list[str], *, title: str, unit: str
 ) -> go.Figure:
-    """Values over rows and columns, the first row at the bottom."""
-    # What Ctrl-C left out is nan, and equals nothing, itself included.
+    """Draw a heat map of values over rows and columns, the first row at the bottom."""
+    # Values that an interrupted sweep did not reach are NaN, which `value == value` leaves out.
     there = (abs(value) for row in values for value in row if value == value)
     limit = max(there, default=1.0) or 1.0
     figure = go.Figure(
@@ -106,7 +110,7 @@ def bars(
     title: str,
     unit: str,
 ) -> go.Figure:
-    """Values with their intervals, where there are any."""
+    """Draw bars, with intervals if `low` and `high` are given."""
     error = None if low is None or high is None else interval(values, low, high)
     figure = go.Figure(go.Bar(x=names, y=values, error_y=error))
     figure.update_yaxes(title=unit)
@@ -124,9 +128,10 @@ def grouped_bars(
     title: str,
     unit: str,
 ) -> go.Figure:
-    """Values of a table with their intervals: a group per `across`, a colour per `by`.
+    """Draw values of a table as bars with intervals: a group per `across`, a colour per `by`.
 
-    The other arguments name columns; rows keep their order. A row without bounds has no bar.
+    `across`, `by`, `value`, `low` and `high` name columns of the table. Rows keep their order; a
+    row without bounds gets no error bar.
     """
     figure = go.Figure()
     for name, rows in frame.groupby(by, sort=False):
@@ -141,7 +146,7 @@ def grouped_bars(
 def interval(
     values: list[float], low: Sequence[float | None], high: Sequence[float | None]
 ) -> dict[str, object]:
-    """Plotly's error bars are distances from the value; None draws none."""
+    """Return Plotly error bars for intervals: distances from the value, None for no bar."""
     return {
         "type": "data",
         "symmetric": False,
@@ -151,7 +156,7 @@ def interval(
 
 
 def framed(figure: go.Figure, title: str) -> go.Figure:
-    # Four digits, which is more than an interval leaves certain, and half the size of a file.
+    # Four significant digits are more than the intervals justify, and halve the size of the file.
     for trace in figure.data:
         for name in ("y", "z"):
             if (values := getattr(trace, name, None)) is not None:
@@ -161,7 +166,7 @@ def framed(figure: go.Figure, title: str) -> go.Figure:
 
 
 def shortened(values: Any) -> Any:
-    """Fractions with four significant digits, at any depth; all else as it is."""
+    """Round floats to four significant digits in nested lists; leave other values unchanged."""
     if isinstance(values, float):
         return float(f"{values:.4g}")
     if isinstance(values, str | int | None):
@@ -172,7 +177,7 @@ def shortened(values: Any) -> Any:
 def curves(
     x: Sequence[object], series: "dict[str, Average]", *, title: str, unit: str, across: str = ""
 ) -> go.Figure:
-    """Lines of means with their intervals, one a name."""
+    """Draw one line of means with intervals for each name."""
     figure = go.Figure()
     for name, found in series.items():
         figure.add_scatter(**_averages(x, found), name=name)
@@ -189,7 +194,7 @@ def lines(
     unit: str,
     across: str = "",
 ) -> go.Figure:
-    """Numbers that have no interval, such as counts, one line a name."""
+    """Draw one line for each name, for numbers without intervals such as counts."""
     figure = go.Figure()
     for name, values in series.items():
         figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines")
@@ -201,7 +206,7 @@ def lines(
 def columns(
     names: Sequence[str], series: "dict[str, Average]", *, title: str, unit: str
 ) -> go.Figure:
-    """Bars of means with their intervals, side by side."""
+    """Draw bars of means with intervals, those of different series side by side."""
     figure = go.Figure()
     for name, found in series.items():
         figure.add_bar(**_averages(names, found), name=name)
@@ -210,7 +215,7 @@ def columns(
 
 
 def _averages(x: Sequence[object], found: "Average") -> dict[str, object]:
-    """Means with error bars, four digits each."""
+    """Return means with error bars as arguments of a trace, rounded to four decimals."""
     values, low, high = (
         None if t is None else [round(v, 4) for v in t.tolist()]
         for t in (found.values, found.low, found.high)
@@ -221,7 +226,7 @@ def _averages(x: Sequence[object], found: "Average") -> dict[str, object]:
 
 
 def estimates(x: Sequence[object], column: "Sequence[Estimate]") -> dict[str, object]:
-    """Values with error bars, four digits each."""
+    """Return estimates with error bars as arguments of a trace, rounded to four decimals."""
     values = [round(one.value, 4) for one in column]
     low = [None if one.low is None else round(one.low, 4) for one in column]
     high = [None if one.high is None else round(one.high, 4) for one in column]

@@ -1,11 +1,10 @@
-"""A figure as a file: a page that opens without a network, or a picture.
+"""Export of figures to files: an HTML page that opens without a network, or a PNG picture.
 
-The page carries plotly.js (4.8 MB), the figure itself some 20 kB. For a picture plotly would start
-a browser (kaleido needs Chrome, 150 MB, and fails where there is none), so the few kinds of traces
-that our figures are made of - heat map, bars, lines, marks, text - are drawn a second time, by
-matplotlib, which is an extra. Places, order, colours and labels are read off the figure; what is
-drawn is checked against it in the tests, and a kind that is not known here is refused, not left
-out.
+The page contains plotly.js (4.8 MB); the figure itself takes some 20 kB. For pictures plotly would
+start a browser (kaleido needs Chrome, 150 MB, and fails if there is none). The few kinds of traces
+in our figures (heat map, bars, lines, markers, text) are therefore drawn again with matplotlib, an
+optional dependency. Positions, order, colours and labels are read from the plotly figure, and tests
+compare the drawing with it. A trace of any other kind is an error, so that nothing is left out.
 """
 
 import re
@@ -24,20 +23,21 @@ from train.cli.app import writable
 __all__ = ["SUFFIXES", "drawable", "write"]
 
 SUFFIXES = (".html", ".png")
-SCALE = 2  # pixels of the picture for one of the figure, as on a sharp screen
+SCALE = 2  # pixels of the picture per pixel of the figure, as on a high-resolution screen
 DOTS_PER_INCH = 100
-MOST_TICKS = 24  # labels along an axis; of more, every second or third is written
-LONG_LABEL = 4  # letters that still stand side by side under a heat map
+MOST_TICKS = 24  # maximum number of labels on an axis; of more, every second or third is written
+LONG_LABEL = 4  # length of labels, twelve to an axis, that are not rotated
 DASHES = {"dot": ":", "dash": "--", "dashdot": "-.", None: "-", "solid": "-"}
 Axes = dict[str, Any]
 
 
 def drawable(path: Path | None) -> Path | None:
-    """Refuse, before anything is computed, a file that no figure could be written to.
+    """Check, before anything is computed, that a figure can be written to this path; return it.
 
     Raises:
-        InterpError: Another suffix than .html and .png, or .png without matplotlib.
-        TrainError: There is no such folder, or a folder of that name.
+        InterpError: The suffix is neither .html nor .png, or it is .png and matplotlib is not
+            installed.
+        TrainError: The folder does not exist, or `path` is a folder.
     """
     if path is None:
         return None
@@ -55,10 +55,11 @@ def drawable(path: Path | None) -> Path | None:
 
 
 def write(figure: Any, path: str | Path) -> Path:
-    """Write a plotly figure whole or not at all: .html (with plotly.js, opens offline) or .png.
+    """Write a plotly figure as .html (with plotly.js, opens offline) or .png, atomically.
 
     Raises:
-        InterpError: As `drawable`; or the figure has traces that a picture cannot show.
+        InterpError, TrainError: As for `drawable`. An InterpError also if the figure has traces
+            that a picture cannot show.
     """
     path = Path(path)
     drawable(path)
@@ -95,14 +96,14 @@ def _picture(figure: Any) -> bytes:
     paper.suptitle(_plain(layout.title.text), fontsize=11)
     content = BytesIO()
     with warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box, which says as much.
+        # A character that the font lacks is drawn as a box, so the warning adds nothing.
         warnings.filterwarnings("ignore", message="Glyph")
         paper.savefig(content, format="png", bbox_inches="tight", metadata={"Software": None})
     return content.getvalue()
 
 
 def _axes(paper: Any, figure: Any) -> dict[str, Axes]:
-    """One pair of axes for each y axis, over each other as their domains say."""
+    """Create one plot for each y axis of the figure, placed by the domains of the y axes."""
     names = dict.fromkeys(["y", *(trace.yaxis or "y" for trace in figure.data)])
     found: dict[str, Axes] = {}
     for name in names:
@@ -120,7 +121,7 @@ def _axes(paper: Any, figure: Any) -> dict[str, Axes]:
 
 
 class _Axis:
-    """Where values lie on an axis: categories are counted in the order they are met."""
+    """Mapping of values to numbers on an axis; categories are numbered in order of appearance."""
 
     def __init__(self, layout: Any, columns: Sequence[Any]) -> None:
         self.layout = layout
@@ -129,7 +130,7 @@ class _Axis:
         self.names = list(dict.fromkeys(map(str, values))) if named else None
 
     def place(self, values: Any) -> list[float]:
-        """Numbers along the axis; what is None is nowhere."""
+        """Return the number of each value along the axis; NaN for None."""
         nowhere = float("nan")
         if self.names is not None:
             at = {name: float(number) for number, name in enumerate(self.names)}
@@ -138,7 +139,7 @@ class _Axis:
 
 
 def _look(figure: Any, number: int) -> dict[str, Any]:
-    """Colour, name and place among the bars of a trace."""
+    """Return colour, legend name and rank of a trace among those of its kind."""
     colours = figure.layout.template.layout.colorway or ("#636efa",)
     trace = figure.data[number]
     kind = [one for one, other in enumerate(figure.data) if other.type == trace.type]
@@ -163,7 +164,7 @@ def _heat_map(axes: Axes, trace: Any, look: dict[str, Any]) -> None:
     if trace.reversescale:
         scale = [(1 - at, colour) for at, colour in reversed(scale)]
     colours = LinearSegmentedColormap.from_list("figure", scale) if scale else "RdBu_r"
-    # The first row at the bottom, as plotly draws it.
+    # `origin="lower"` puts the first row at the bottom, as plotly does.
     drawn = axes["plot"].imshow(
         [[float("nan") if value is None else value for value in row] for row in trace.z],
         origin="lower", aspect="auto", cmap=colours, vmin=trace.zmin, vmax=trace.zmax,
@@ -188,7 +189,7 @@ def _scatter(axes: Axes, trace: Any, look: dict[str, Any]) -> None:
     if trace.fill == "toself":
         plot.fill(x, y, color=look["color"], alpha=opacity, linewidth=0, label=look["label"])
         return
-    # Plotly's rule where no mode is given: marks too as long as they can be told apart.
+    # Plotly's rule if no mode is given: markers too if there are fewer than 20 points.
     mode = trace.mode or ("lines+markers" if len(x) < 20 else "lines")
     if "text" in mode and trace.text is not None:
         for at, height, text in zip(x, y, trace.text, strict=True):
@@ -226,7 +227,7 @@ def _numbers(values: Iterable[Any]) -> list[float]:
     return [float("nan") if value is None else float(value) for value in values]
 
 
-# --- what surrounds them -------------------------------------------------------------------------
+# --- axes, lines and annotations -----------------------------------------------------------------
 
 
 def _finish(axes: Axes) -> None:
@@ -263,7 +264,7 @@ def _name_ticks(plot: Any, which: str, names: list[str]) -> None:
 
 
 def _shapes(plot: Any, layout: Any) -> None:
-    """Lines across the figure and what is written beside them."""
+    """Draw the horizontal and vertical lines of the figure, and its annotations."""
     from matplotlib.transforms import blended_transform_factory
 
     for shape in layout.shapes:
@@ -283,7 +284,7 @@ def _shapes(plot: Any, layout: Any) -> None:
 
 
 def _plain(text: str | None) -> str:
-    """Without plotly's few tags, and with no dollar that would begin a formula."""
+    """Return text without plotly's HTML tags, and with "$" escaped, which starts a formula."""
     bare = re.sub(r"</?\w+[^>]*>", "", (text or "").replace("<br>", "\n"))
     return bare.replace("$", r"\$")
 

@@ -1,16 +1,19 @@
-"""Linear classifiers on activations, and what their accuracy has to be held against.
+"""Linear classifiers on activations, and the baselines that their accuracy is compared with.
 
-Arrays only; which activations they are is said in `interp.probing`. A probe that is right can have
-*learned* the task instead of having found it, so each number comes with one that shows how much:
+This module works on arrays; `interp.probing.probes` reads the activations. A probe can be accurate
+because it *learned* the task itself and not because the activations contain the label. Three
+measures show how much:
 
-* folds of cases, and folds of whole types (words, entities): is a type right that it never saw?
-* a control task: every type gets a random label, so that only memorising types helps (Hewitt &
+* Cross-validation over cases, and over whole types (words, entities): the latter tests whether the
+  probe is right on types that it was not trained on.
+* A control task: every type gets a random label, which only memorising types can predict (Hewitt &
   Liang 2019, https://aclanthology.org/D19-1275). Accuracy minus control accuracy is *selectivity*.
-* the online code: bits to send the labels to someone who has the activations and learns as they
-  come in (Voita & Titov 2020, https://arxiv.org/abs/2003.12298). It counts the effort, too.
+* The online code length: the number of bits needed to send the labels to a receiver who has the
+  activations and refits the probe as labels arrive (Voita & Titov 2020,
+  https://arxiv.org/abs/2003.12298). It also accounts for how many cases the probe needs.
 
-Features are scaled to unit variance by the training cases; the penalty is fixed and is not tuned,
-because tuning it on accuracy is what makes control tasks easy.
+Features are scaled to unit variance with the statistics of the training cases. The penalty is fixed
+and not tuned, because tuning it on accuracy makes control tasks easy as well.
 """
 
 import itertools
@@ -40,15 +43,15 @@ __all__ = [
 ]
 
 Fit = Literal["logistic", "ridge"]
-# Cases to train on and cases to test on; folds differ in size, so the axes have no names.
+# Indices of training and test cases. Folds differ in size, so the axes have no names.
 Split = tuple[np.ndarray, np.ndarray]
 Change = Callable[
     [Float[np.ndarray, "train feature"], Int[np.ndarray, " train"]],
     Callable[[Float[np.ndarray, "case feature"]], Float[np.ndarray, "case feature"]],
 ]
 
-PENALTY = 1.0  # of the squared weights of scaled features; scikit-learn's C is its inverse
-# Share of the cases that have been sent when the probe is fitted again (Voita & Titov, section 3).
+PENALTY = 1.0  # L2 penalty on the weights of scaled features; scikit-learn's C is its inverse
+# Shares of the cases after which the probe is refitted (Voita & Titov, section 3).
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 ITERATIONS = 5000
 
@@ -63,9 +66,9 @@ def splits(
     seed: int = 0,
     groups: Int[np.ndarray, " case"] | None = None,
 ) -> list[Split]:
-    """Training and test cases of each fold, every class spread evenly.
+    """Split the cases into folds with every class spread evenly over them.
 
-    With `groups`, no group is in two folds.
+    Returns training and test indices for each fold. With `groups`, no group is in two folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -82,10 +85,11 @@ def right(
     fit: Fit = "logistic",
     change: Change | None = None,
 ) -> Bool[np.ndarray, " case"]:
-    """Whether each case is classified rightly by the probe that was not trained on its fold.
+    """Cross-validate a probe; return for each case whether its prediction is right.
 
-    `change(x, labels)` of the training cases gives a function that is put before the probe, in
-    training and in test: an eraser.
+    Each case is predicted by the probe that was not trained on its fold. `change`, if given, is
+    called with the activations and labels of the training cases and returns a function that is
+    applied to all activations before the probe, in training and in testing, such as an eraser.
     """
     found = np.zeros(len(labels), dtype=bool)
     for train, test in folds:
@@ -98,7 +102,10 @@ def right(
 def control_labels(
     labels: Int[np.ndarray, " case"], types: Int[np.ndarray, " case"], *, seed: int
 ) -> Int[np.ndarray, " case"]:
-    """A label a type, drawn from the labels of all cases; drawn again while all are the same."""
+    """Draw a random label for each type, from the labels of all cases.
+
+    The draw is repeated until there are at least two different labels.
+    """
     draw = np.random.Generator(np.random.Philox(key=seed))
     while True:
         of_type = draw.choice(labels, size=types.max() + 1)
@@ -110,12 +117,13 @@ def control_labels(
 def code_lengths(
     x: Float[np.ndarray, "case feature"], labels: Int[np.ndarray, " case"], *, seed: int = 0
 ) -> Float[np.ndarray, " case"]:
-    """Bits of each label in the online code.
+    """Return the code length of each label in the online code, in bits.
 
-    The cases come in a random order. A block is coded with the probe fitted to all blocks before,
-    mixed with the uniform distribution as if each class had been seen once more: after m cases a
-    class has probability (m q + 1) / (m + classes). The first block so costs log2(classes) a case,
-    and a class not met so far has a finite code.
+    The cases are put in a random order and divided into blocks. Each block is coded with the probe
+    fitted to all earlier blocks, mixed with the uniform distribution as if each class had been seen
+    once more: after m cases, a class that the probe gives probability q has (m q + 1) / (m + k) for
+    k classes. The first block therefore costs log2(k) bits per case, and a class that has not
+    occurred so far has a finite code length.
     """
     n, n_classes = len(labels), int(labels.max()) + 1
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(n)
@@ -155,7 +163,7 @@ def _fitted(
         return make_pipeline(StandardScaler(), RidgeClassifier(alpha=PENALTY)).fit(x, labels)
     logistic = LogisticRegression(C=1 / PENALTY, max_iter=ITERATIONS)
     with warnings.catch_warnings():
-        # The first blocks of an online code have few cases and may have as many classes.
+        # The first blocks of the online code may have almost as many classes as cases.
         warnings.filterwarnings("ignore", message="The number of unique classes is greater")
         return make_pipeline(StandardScaler(), logistic).fit(x, labels)
 
@@ -172,18 +180,20 @@ def share(
     *clusters: Int[np.ndarray, " case"],
     n_folds: int | None = None,
 ) -> Estimate:
-    """Share of right cases, with Wilson's interval over as many cases as they are worth.
+    """Return the share of right cases with Wilson's interval on the effective number of cases.
 
-    Cases of one type (or of one prompt) tend to be right together, so n cases say less than n
-    independent ones: their number is divided by the design effect, the variance between clusters
-    over the binomial variance (Kish 1965; for intervals, Franco et al. 2019,
-    https://doi.org/10.1093/jssam/smy019), and where all are right or all are wrong, which hides it,
-    clusters are counted. The largest effect of the given clusterings is taken.
+    Cases of one type (or of one prompt) tend to be right together, so n cases carry less
+    information than n independent ones. Their number is divided by the design effect, the variance
+    between clusters over the binomial variance (Kish 1965; for intervals, Franco et al. 2019,
+    https://doi.org/10.1093/jssam/smy019). If all cases are right or all are wrong, the design
+    effect cannot be estimated, and the number of clusters is used instead. With several clusterings
+    the smallest effective number is taken.
 
-    With `n_folds` the cases were cross-validated, by probes whose training overlaps: the variance
-    is multiplied by 1 + k / (k - 1) (Nadeau & Bengio 2003, https://doi.org/10.1023/A:1024068626366)
-    and the interval covers chance in 93 to 99 % where there is nothing to read, without it in 82 to
-    92 % (60 to 200 draws each of 240 to 1,000 cases; cautious, therefore, rather than exact).
+    Give `n_folds` if the cases were cross-validated. The training sets of k folds overlap, so the
+    variance is multiplied by 1 + k / (k - 1) (Nadeau & Bengio 2003,
+    https://doi.org/10.1023/A:1024068626366). On activations without information the interval then
+    covers chance in 93 to 99 % of draws, and without this factor in 82 to 92 % (60 to 200 draws
+    each of 240 to 1,000 cases): it is cautious rather than exact.
     """
     return Estimate(*_share(correct, clusters, n_folds))
 
@@ -218,11 +228,12 @@ def difference(
     *clusters: Int[np.ndarray, " case"],
     n_folds: int | None = None,
 ) -> Estimate:
-    """Mean of one minus other, paired case by case; the first clustering is counted as n.
+    """Return the mean of `one` minus `other`, paired by case, with its interval.
 
-    Where every case agrees, which leaves that interval without width, it is Newcombe's for two
-    shares (1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8), which takes
-    them as unpaired and so is the wider.
+    The interval takes the clusters of the first clustering as independent. If the difference is
+    equal on every case, that interval would have width 0. Newcombe's interval for two shares is
+    used instead (1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8), which
+    treats them as unpaired and is therefore wider.
     """
     apart = one - other
     value = float(apart.mean())
@@ -243,9 +254,9 @@ def difference(
 def compression(
     bits: Float[np.ndarray, " case"], n_classes: int, types: Int[np.ndarray, " case"]
 ) -> Estimate:
-    """How many times shorter the online code is than the uniform one; the interval counts types.
+    """Return how many times shorter the online code is than the uniform code.
 
-    The order of the cases, on which the code depends, is held fixed.
+    The interval takes types as independent, for a fixed order of the cases.
     """
     sums, counts = type_sums(bits, types)
     uniform = np.log2(n_classes)
@@ -256,7 +267,7 @@ def compression(
 def type_sums(
     values: Float[np.ndarray, " case"], types: Int[np.ndarray, " case"]
 ) -> tuple[Float[np.ndarray, " type"], Float[np.ndarray, " type"]]:
-    """Sum of the values and number of the cases of each type."""
+    """Return the sum of the values and the number of cases of each type that occurs."""
     counts = np.bincount(types).astype(float)
     sums = np.bincount(types, weights=values)
     return sums[counts > 0], counts[counts > 0]

@@ -1,17 +1,18 @@
-"""Erasing a label from activations, and whether a behaviour suffers: the causal check of a probe.
+"""Concept erasure (LEACE): erase a label from activations and measure the loss of a behaviour.
 
-LEACE (Belrose et al. 2023, theorem 4.3, https://arxiv.org/abs/2306.03819) is the smallest affine
-change of x after which no linear classifier can read z: with W the whitening of x and u an
-orthonormal basis of W cov(x, z), it is x - W^-1 u u' W (x - mean). Afterwards cov(x, z) is zero,
-which is exactly when the best linear predictor of z is a constant.
+This is the causal check of a probe. LEACE (Belrose et al. 2023, theorem 4.3,
+https://arxiv.org/abs/2306.03819) is the smallest affine change of x after which no linear
+classifier can read z. With W the whitening of x and u an orthonormal basis of W cov(x, z), it maps
+x to x - W^-1 u u' W (x - mean). Afterwards cov(x, z) is zero, which holds exactly if the best
+linear predictor of z is a constant.
 
-Ours and not the package `concept-erasure` (0.2.4), to which it is equal (tested): in fp64, without
-its tolerance, which leaves a rare class readable (tested too), and twenty lines.
+This is our own implementation of about twenty lines. It equals the package `concept-erasure`
+(0.2.4; tested) but computes in fp64 and without that package's tolerance, which leaves a rare class
+readable (also tested).
 
-An erased direction costs something whatever it held, so the effect is the loss *beyond a placebo*:
-the same with the labels shuffled, which erases as many directions.
-
-What erasing a label did to a behaviour, beside a placebo; made by `interp.probing.concept_erasure`.
+Erasing any direction can harm the model, whatever the direction encodes. The reported effect is
+therefore the loss *beyond a placebo*: the same erasure fitted to shuffled labels, which removes as
+many directions.
 """
 
 import warnings
@@ -43,15 +44,15 @@ SCHEMA = "openbook.erasure/1"
 
 @dataclass(frozen=True)
 class Arm:
-    """How well the behaviour goes in one condition.
+    """Measurements of the behaviour and of a probe in one condition.
 
     Attributes:
-        name: intact, erased, or placebo (mean over its draws).
-        score: Mean logit difference of the prompts.
+        name: "intact", "erased", or "placebo" (mean over its draws).
+        score: Mean logit difference over prompts.
         accuracy: Share of prompts answered rightly.
-        removed: Share of the variance of the activations that was taken away.
-        probe: Cross-validated accuracy of a probe for the label, on other cases than the erasure
-            was fitted to.
+        removed: Share of the variance of the activations that was erased.
+        probe: Cross-validated accuracy of a probe for the label, on cases that the erasure was not
+            fitted to.
     """
 
     name: str
@@ -63,22 +64,23 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Erasure:
-    """What erasing a label does to a behaviour.
+    """Effect of erasing a label on a behaviour, compared with a placebo.
 
     Attributes:
-        task: Whose label was erased.
-        behaviour: What was measured.
-        place: Where.
-        positions: At which positions; None: all.
-        rank: Directions erased.
-        n_cases: Cases that the erasure and the probes were fitted to.
-        n_prompts: Different prompts of the behaviour.
-        placebos: Draws of shuffled labels.
-        baseline: Share of the commonest label: what a probe reaches that reads nothing.
-        arms: intact, erased, placebo.
-        task_sha256: Its prompts, positions, labels and types.
-        loss: Score of the placebo minus score of the erased, in logits, paired prompt by prompt.
-        notes: What makes the loss say less than it seems to.
+        task: Name of the probe task whose label was erased.
+        behaviour: Name of the behaviour that was measured.
+        place: Name of the component at which the label was erased.
+        positions: Positions where it was erased; None: all.
+        rank: Number of directions erased.
+        n_cases: Number of cases that the erasure and the probes were fitted to.
+        n_prompts: Number of distinct prompts of the behaviour.
+        placebos: Number of draws of shuffled labels.
+        baseline: Share of the commonest label, the accuracy of a probe without any information.
+        arms: The conditions "intact", "erased" and "placebo".
+        loss: Score of the placebo minus score after erasure, in logits, paired by prompt.
+        task_sha256: Digest of the task's prompts, positions, labels and types.
+        provenance: Model, behaviour and software that it was computed with.
+        notes: Reasons why the loss is less informative than it seems.
     """
 
     task: str
@@ -110,7 +112,7 @@ class Erasure:
         raise ProbeError(f"no arm {name!r}; there are {', '.join(a.name for a in self.arms)}")
 
     def to_frame(self) -> Any:
-        """A pandas row per arm; `x low` and `x high` are the interval of `x`."""
+        """Return a pandas frame with a row per arm; `x low` and `x high` are the interval of x."""
         import pandas
 
         rows = []
@@ -123,11 +125,11 @@ class Erasure:
         return pandas.DataFrame(rows)
 
     def plot(self) -> Any:
-        """The score in each arm."""
+        """Plot the score in each arm."""
         return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
@@ -139,8 +141,8 @@ class Erasure:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
-            ProbeError: The file holds something else.
+            DamagedError: The file does not match its seal.
+            ProbeError: The file is sealed but holds no erasure.
         """
         content = storage.read_sealed(Path(path))
         if content.pop("schema", None) != SCHEMA:
@@ -161,19 +163,20 @@ def _arm(content: dict[str, Any]) -> Arm:
 
 
 PLACEBOS = 10
-NEARLY_ALL = 0.99  # of the variance: then a placebo erases what the label's eraser does
+# If eraser and placebos each remove more than this share of the variance, they remove the same.
+NEARLY_ALL = 0.99
 Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Eraser:
-    """x - (x - mean) out_of back: an affine map whose linear part is a projection.
+    """Affine map x - (x - mean) @ out_of @ back, whose linear part is a projection.
 
     Attributes:
-        mean: Of the activations it was fitted to; stays where it is.
-        out_of: Reads what is to go.
-        back: Where that lies in the activations.
-        removed: Share of the activations' variance that it takes away.
+        mean: Mean of the activations it was fitted to, which it leaves unchanged.
+        out_of: Map from activations to coordinates in the erased subspace, W' u in the formula.
+        back: Map from these coordinates to activations, (W^-1 u)' in the formula.
+        removed: Share of the activations' variance that it erases.
     """
 
     mean: Float[np.ndarray, " feature"]
@@ -183,15 +186,15 @@ class Eraser:
 
     @property
     def rank(self) -> int:
-        """How many directions it erases."""
+        """Number of directions that it erases."""
         return self.out_of.shape[1]
 
     def __call__(self, x: Float[np.ndarray, "*case feature"]) -> Float[np.ndarray, "*case feature"]:
-        """The activations without the label."""
+        """Erase the label from activations."""
         return x - (x - self.mean) @ self.out_of @ self.back
 
     def hook(self, positions: Sequence[int] | None) -> Callable[[Tensor, Any], Tensor]:
-        """The same inside a model, at some positions or at all."""
+        """Return a forward hook that erases the label at some positions; None: at every one."""
 
         def erase(value: Tensor, point: Any) -> Tensor:
             at = slice(None) if positions is None else list(positions)
@@ -210,12 +213,15 @@ def leace(
     *,
     shrinkage: float | None = None,
 ) -> Eraser:
-    """The least change of x that hides the labels from every linear classifier.
+    """Fit the smallest change of x that hides the labels from every linear classifier.
 
     Args:
-        shrinkage: Of the covariance of x towards a multiple of the identity, 0 to 1; None takes
-            Ledoit and Wolf's. It decides what "least" means and generalises better where cases are
-            few; the labels are hidden on these cases whatever it is.
+        x: Activations.
+        labels: Index of each case's class.
+        shrinkage: Shrinkage of the covariance of x towards a multiple of the identity, from 0 to
+            1. None: the estimate of Ledoit and Wolf. It sets the norm in which the change is
+            smallest, and more of it generalises better from few cases. The labels of these cases
+            are hidden whatever its value.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -228,7 +234,8 @@ def leace(
     trace = np.trace(covariance)
     shrunk = (1 - share) * covariance + share * trace / len(mean) * np.eye(len(mean))
     values, vectors = np.linalg.eigh(shrunk)
-    # What numpy's own pseudo-inverse takes for zero.
+    # W = diag(1 / roots) vectors' whitens x on the span of its variation. Smaller eigenvalues count
+    # as zero, with a cut-off like that of numpy's pseudo-inverse.
     kept = values > values[-1] * len(mean) * np.finfo(float).eps
     vectors, roots = vectors[:, kept], np.sqrt(values[kept])
     u, sizes, _ = np.linalg.svd(
@@ -253,18 +260,26 @@ def erasure_effect(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Erasure:
-    """Erase a task's label at one place of every clean prompt, and measure the behaviour.
+    """Erase a task's label at one component of every clean prompt, and measure the behaviour.
 
-    Costs 2 + placebos forward passes over the prompts and one over the cases.
+    Costs 2 + placebos forward passes over the behaviour's prompts and one over the task's.
 
     Args:
-        positions: Of the behaviour's prompts: some, or "all". Default: where the task reads, when
-            that is one position and its prompts are as long.
-        placebos: Draws of shuffled labels.
+        model: A hooked model, from `interp.models.load`.
+        behaviour: Behaviour to measure.
+        task: Probe task whose label is erased.
+        layer: Layer to erase at.
+        site: A key of `interp.components.SITES`.
+        positions: Positions of the behaviour's prompts to erase at, or "all". Default: the position
+            that the task reads, if it reads a single one and its prompts are equally long.
+        placebos: Number of draws of shuffled labels.
+        seed: Random seed for the placebos and the folds of the probes.
+        progress: Called with the number of placebos done.
 
     Raises:
-        ProbeError: No such place, or positions left out where they do not follow from the task.
-        CapabilityError: The model does not do the behaviour to begin with.
+        ProbeError: There is no such component, the positions are wrong or cannot be derived from
+            the task, the activations do not vary with the label, or there is no placebo.
+        CapabilityError: The intact model does not do the behaviour.
     """
     if placebos < 1:
         raise ProbeError(f"{placebos} placebos; without one a loss has nothing to be held against")
@@ -350,7 +365,7 @@ def _arms(
     removed: tuple[float, float, float],
     probes: tuple[Estimate, Estimate, Estimate],
 ) -> tuple[Arm, ...]:
-    """Intact, erased, placebo: behaviour, share of the variance that is gone, probe."""
+    """Assemble the arms "intact", "erased" and "placebo" from their measurements."""
     return tuple(
         Arm(name, _mean(score), _share(accuracy), gone, probe)
         for name, (score, accuracy), gone, probe in zip(
@@ -366,7 +381,7 @@ def _measured(
     place: Component,
     hook: Callable[[Tensor, Any], Tensor] | None,
 ) -> Measured:
-    """Score and accuracy of each different prompt, a prompt beside many foils counted once."""
+    """Return score and accuracy of each distinct prompt, averaged over the foils of the prompt."""
     tokens = behaviour.clean.to(device_of(model))
     hooks = [] if hook is None else [(place.hook, hook)]
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks) if hooks else model(tokens)
@@ -380,7 +395,7 @@ def _measured(
 def _right(
     behaviour: Behaviour, logits: Float[Tensor, "prompt pos vocab"]
 ) -> Bool[Tensor, " prompt"]:
-    """As `behaviours.measure` counts."""
+    """Return which prompts are answered rightly, as `behaviours.measure` counts it."""
     if behaviour.candidates is None:
         return behaviour.score(logits) > 0
     candidates = torch.tensor(behaviour.candidates, device=logits.device)
@@ -391,7 +406,10 @@ def _right(
 def _probes(
     x: Float[np.ndarray, "case feature"], task: ProbeTask, seed: int
 ) -> tuple[Estimate, Estimate, Estimate]:
-    """Accuracy of a probe: intact, erased, placebo; both erasures fitted in training only."""
+    """Cross-validate a probe on intact activations and after erasure with true and shuffled labels.
+
+    The erasures are fitted to the training cases of each fold only.
+    """
     labels, types = task.label_ids, task.type_ids
     folds = probes.folds_of_cases(task, probes.FOLDS, seed)
     draw = np.random.Generator(np.random.Philox(key=seed + 1))
@@ -420,7 +438,7 @@ def _share(right: Float[np.ndarray, " prompt"]) -> Estimate:
 
 
 def _figure(found: Erasure) -> Any:
-    """The score of a behaviour: intact, with the label erased, and with a placebo."""
+    """Plot the score of a behaviour: intact, with the label erased, and with a placebo."""
     from interp import plots  # plotly takes a second
 
     scores = [arm.score for arm in found.arms]

@@ -1,4 +1,4 @@
-"""Finds a probe task by its name or in a file."""
+"""Loading of probe tasks by name or from a file."""
 
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,18 @@ PLANTED = (
 
 
 def load_task(name: str | Path, source: Any, *, n_cases: int = N_CASES, seed: int = 0) -> ProbeTask:
-    """The probe task of a name, or in a file, in the tokens of a model or run.
+    """Load a probe task by name or from a file, in the tokens of a model or run.
 
     Args:
-        name: One of `PLANTED`; a .json of labelled tokens or texts; a .jsonl or .jsonl.gz of tagged
-            sentences.
+        name: One of `PLANTED`, or the path of a .json file of labelled tokens or texts, or of a
+            .jsonl or .jsonl.gz file of tagged sentences.
         source: A run, a token store, or a model with a tokenizer.
-        n_cases: At most so many cases; a file of labels is taken whole.
-        seed: Of the draw of the cases.
+        n_cases: Maximum number of cases; a .json file is read whole.
+        seed: Random seed for sampling the cases.
 
     Raises:
-        ProbeError: No such task, or none that these tokens can state.
+        ProbeError: There is no such task, or it has too few cases in these tokens.
+        ModelError: The task needs a planted corpus or a tokenizer, and `source` has none.
     """
     path = Path(name)
     if path.suffix == ".json":
@@ -43,7 +44,7 @@ def load_task(name: str | Path, source: Any, *, n_cases: int = N_CASES, seed: in
         return part_of_speech(path, tokenizer_of(source), n_cases=n_cases, seed=seed)
     name = str(name)
     if truth_of(source) is None and name in PLANTED:
-        planted_truth(source)  # raises, and says what is missing
+        planted_truth(source)  # raises a ModelError that names what is missing
     if name not in PLANTED:
         raise ProbeError(
             f"there is no probe task {name!r}{nearest(name, PLANTED)}; your own labels are a .json"

@@ -1,4 +1,4 @@
-"""Labelled tokens of a planted corpus, from its truth table; see `interp.probing.tasks`."""
+"""Probe tasks of a planted corpus, from its truth table; `interp.probing.tasks` lists them."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ from interp.probing.tasks import Case, ProbeTask, balanced, of_cases
 
 __all__ = ["load"]
 
-WELL_KNOWN = 16  # documents that state a fact: then every measured run recalls it
-BIN = 4  # positions that are one class of `position`
+WELL_KNOWN = 16  # number of documents that state a fact; every measured run recalls such facts
+BIN = 4  # number of positions in one class of the task `position`
 REPEATS = ("pair list", "two copies", "many copies")
 
 
 def load(name: str, source: Any, *, n_cases: int, seed: int) -> ProbeTask:
-    """The planted task of a name; see `interp.probing.load_task`."""
+    """Load a planted probe task by name; see `interp.probing.load_task`."""
     if name in ("subject-name", "indirect-name", "indirect-order"):
         return _names(name, source, n_cases, seed)
     if name == "relation":
@@ -31,7 +31,7 @@ def load(name: str, source: Any, *, n_cases: int, seed: int) -> ProbeTask:
 
 
 def _words(name: str, source: Any, n_cases: int, seed: int) -> ProbeTask:
-    """Words of documents drawn from every kind, as many of each class as there are."""
+    """Label words of documents of several kinds, with classes balanced as far as possible."""
     store = getattr(source, "store", source)
     draw = np.random.Generator(np.random.Philox(key=seed))
     kinds = tuple(store.truth["kinds"]) if name == "word-class" else REPEATS
@@ -43,11 +43,11 @@ def _words(name: str, source: Any, n_cases: int, seed: int) -> ProbeTask:
         labelled = {
             "word-class": [(pos, classes.get(word)) for pos, word in enumerate(words)],
             "position": [(pos, _bin(pos)) for pos in range(len(words))],
-            # Not from the start: the kinds differ by what comes back, and when.
+            # The kinds differ in what is repeated and when, which the first words do not show.
             "repeats": [(pos, kind) for pos in range(12, len(words))],
         }[name]
         kept = [(pos, label) for pos, label in labelled if label is not None]
-        # A few of a document, so that many documents are asked.
+        # At most three words of a document, so that the cases come from many documents.
         for i in draw.permutation(len(kept))[:3]:
             pos, label = kept[i]
             cases.append(Case(prompt, 1 + pos, label, words[pos]))
@@ -62,7 +62,7 @@ def _words(name: str, source: Any, n_cases: int, seed: int) -> ProbeTask:
 def _documents(
     store: Any, kinds: Sequence[str], n: int, draw: np.random.Generator
 ) -> Iterator[tuple[str, int]]:
-    """n documents of each kind: its name, and their index in the store."""
+    """Draw n documents of each kind; yield the kind and the document's index in the store."""
     index_of = np.argsort(store.rows)
     for kind in kinds:
         first, last = store.truth["kinds"][kind]
@@ -71,7 +71,7 @@ def _documents(
 
 
 def _word_classes(truth: dict) -> dict[str, str]:
-    """Class of each word; a word of two classes has none."""
+    """Return the class of each word; words that belong to two classes are left out."""
     listed = {
         "entity": [fact["entity"] for fact in truth["facts"]],
         "value": [value for one in truth["relations"].values() for value in one["values"]],
@@ -93,7 +93,10 @@ def _bin(pos: int) -> str | None:
 
 
 def _relation(source: Any, n_cases: int, seed: int) -> ProbeTask:
-    """Entities whose fact is well known, in sentences that mention them and say nothing."""
+    """Label entities with their relation, in sentences that mention them but not the fact.
+
+    Only facts that `WELL_KNOWN` documents or more state are used.
+    """
     store = getattr(source, "store", source)
     draw = np.random.Generator(np.random.Philox(key=seed))
     index_of = np.argsort(store.rows)
@@ -109,7 +112,7 @@ def _relation(source: Any, n_cases: int, seed: int) -> ProbeTask:
 
 
 def _names(name: str, source: Any, n_cases: int, seed: int) -> ProbeTask:
-    """The prompts of the behaviour `ioi`, asked at their last position."""
+    """Label the last position of the prompts of the behaviour `ioi`."""
     ioi = behaviours.load("ioi", source, n_prompts=n_cases, seed=seed)
     tokenizer = tokenizer_of(source)
     cases = []

@@ -1,15 +1,16 @@
-"""Probes: what can be read from activations by a linear classifier, with its controls beside it.
+"""Linear probes on activations, with their controls.
 
-That a probe reads a label shows that the label is there for a line to find, not that the model uses
-it: for that the label must be erased and the behaviour must suffer
+An accurate probe shows that a label can be read linearly from the activations, not that the model
+uses it. To test the latter, erase the label and see whether a behaviour gets worse
 (`interp.probing.concept_erasure`). Every number comes with n, an interval, and four controls:
 
-    baseline      always the commonest label
-    control       random labels, one a type: what memorising types is worth (Hewitt & Liang 2019)
-    unseen types  folds of whole types: what is left when no type can be memorised
-    untrained     the same architecture with first weights: what the architecture is worth
+    baseline      accuracy of always answering the commonest label
+    control       accuracy on random labels, one per type: the gain from memorising types (Hewitt &
+                  Liang 2019)
+    unseen types  accuracy on types that are not in training, so that memorising them cannot help
+    untrained     accuracy on an untrained model of the same architecture
 
-`interp.probing.classifiers` holds the arithmetic, `interp.probing.tasks` the labels.
+The arithmetic is in `interp.probing.classifiers`, the labels are in `interp.probing.tasks`.
 """
 
 import warnings
@@ -36,9 +37,9 @@ from train.model import GPTConfig, init_gpt
 __all__ = ["FOLDS", "READABLE", "activations", "folds_of_cases", "linear", "place"]
 
 FOLDS, CONTROLS = 5, 5
-ROWS = 256  # prompts a forward pass
+ROWS = 256  # prompts per forward pass
 Progress = Callable[[str, int, int | None], None]
-# A pattern is no vector a position.
+# An attention pattern is not one vector per position, so a probe cannot read it.
 READABLE = tuple(site for site in SITES if site != "pattern")
 
 
@@ -55,29 +56,35 @@ def linear(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Probe:
-    """Fit a linear probe at every place, and its controls.
+    """Fit a linear probe and its controls at every layer of a site, and at every given position.
 
-    Costs, at each place, folds x (4 + controls) + 10 fits: half a second for 1,000 cases of 128
-    features in two classes. `fit="ridge"` is many times faster where features and classes are many,
-    and has no probabilities, so no code length.
+    Costs folds x (4 + controls) + 10 fits at each of them: half a second for 1,000 cases of 128
+    features in two classes. `fit="ridge"` is many times faster for many features and classes, but
+    has no probabilities and therefore no code length.
 
-    Folds are of cases, spread evenly over the labels, so that types are on both sides, which
-    control tasks need; `unseen` parts the same cases by type.
+    Folds split cases, with every label spread evenly, so that a type occurs in both training and
+    test, which control tasks need. `unseen` splits the same cases by type.
 
     Args:
-        site: As in `components.SITES`; the heads of a layer are read together.
-        layers: Default: all.
-        positions: Read the label there, from the prompt of each case, in place of the token that
-            carries it; for tasks with one case a prompt. Below 0 from the end.
-        controls: Control tasks to draw.
-        seed: Of folds, control labels, the order of the code and the untrained weights.
+        model: A hooked model, from `interp.models.load`.
+        task: Labelled tokens, from `interp.probing.load_task`.
+        site: A key of `interp.components.SITES`; the heads of a layer are read together.
+        layers: Layers to probe. Default: all.
+        positions: Positions of each prompt to read the label at, instead of the labelled token.
+            Only for tasks with one case per prompt. Negative ones count from the end.
+        folds: Number of folds of the cross-validation.
+        controls: Number of control tasks to draw.
+        fit: Classifier: "logistic" or "ridge".
+        seed: Random seed for folds, control labels, the order of the code and untrained weights.
+        progress: Called with the name of each probed component and the number of those done.
 
     Returns:
-        Cells by layer, then position. When interrupted: those that were finished, with a warning.
+        Results by layer, then by position. After Ctrl-C: those that were finished, with a warning.
 
     Raises:
-        ProbeError: A place that does not exist, fewer cases of a class than folds, no control task,
-            tokens of another vocabulary, several cases a prompt where positions are asked for.
+        ProbeError: A site, layer or position does not exist, a class has fewer cases than folds, no
+            control task was requested, the tokens belong to another vocabulary, or positions were
+            given for a task with several cases per prompt.
     """
     if controls < 1:
         raise ProbeError(f"{controls} control tasks; without one an accuracy has no selectivity")
@@ -127,10 +134,10 @@ def activations(
     *,
     positions: Int[torch.Tensor, "case pos"] | None = None,
 ) -> Float[np.ndarray, "case pos feature"]:
-    """What the model holds at a place, at the token of each case or at positions of its prompt.
+    """Return a component's activations at the token of each case or at positions of its prompt.
 
-    Float64, so that what is computed from it is the same on every machine to rounding. Memory:
-    cases x positions x features x 8 bytes.
+    They are float64, so that results computed from them differ between machines only by rounding.
+    Memory: cases x positions x features x 8 bytes.
     """
     at = task.positions[:, None] if positions is None else positions
     prompts, device = task.prompt_of, device_of(model)
@@ -150,12 +157,12 @@ def activations(
     return found
 
 
-# --- one place -----------------------------------------------------------------------------------
+# --- one component -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """What is the same at every place: labels, folds, control labels."""
+    """Inputs that are the same for every component: labels, folds and control labels."""
 
     labels: Int[np.ndarray, " case"]
     types: Int[np.ndarray, " case"]
@@ -177,7 +184,7 @@ class _Frame:
             prompts=np.unique(task.prompt_of.numpy(), return_inverse=True)[1],
             folds=folds,
             type_folds=type_folds,
-            # Seeds far apart, so that the controls of seed 1 are none of those of seed 0.
+            # Seeds are 1000 apart, so that seed 1 does not reuse the control labels of seed 0.
             controls=[
                 classifiers.control_labels(labels, types, seed=1000 * (seed + 1) + draw)
                 for draw in range(n_controls)
@@ -192,7 +199,7 @@ class _Frame:
         first: Float[np.ndarray, "case feature"] | None,
         fit: Fit,
     ) -> dict[str, Any]:
-        """The numbers of a cell; `first` is what the untrained model holds there."""
+        """Compute the numbers of a cell; `first` holds the untrained model's activations."""
         task = classifiers.right(x, self.labels, self.folds, fit=fit).astype(float)
         drawn = [classifiers.right(x, one, self.folds, fit=fit) for one in self.controls]
         control = np.mean(drawn, axis=0)
@@ -227,7 +234,7 @@ class _Frame:
 
 
 def folds_of_cases(task: ProbeTask, n_folds: int, seed: int) -> list[Split]:
-    """Folds that spread every class evenly.
+    """Split the cases of a task into folds with every class spread evenly.
 
     Raises:
         ProbeError: A class has fewer cases than there are folds.
@@ -245,7 +252,11 @@ def folds_of_cases(task: ProbeTask, n_folds: int, seed: int) -> list[Split]:
 def _folds_of_types(
     task: ProbeTask, n_folds: int, seed: int
 ) -> tuple[list[Split] | None, tuple[str, ...]]:
-    """Folds that share no type, fewer where a class has few; None where they cannot be parted."""
+    """Split the cases by type, and return the folds with notes on what was not possible.
+
+    There are at most as many folds as the class with the fewest types has types. The folds are
+    None if a class has one type only.
+    """
     pairs = np.unique(np.stack([task.label_ids, task.type_ids]), axis=1)
     of_class = np.bincount(pairs[0])
     rare, fewest = task.classes[int(of_class.argmin())], int(of_class.min())
@@ -258,7 +269,7 @@ def _folds_of_types(
     return classifiers.splits(task.label_ids, folds, seed=seed, groups=task.type_ids), notes
 
 
-# --- places --------------------------------------------------------------------------------------
+# --- components ----------------------------------------------------------------------------------
 
 Found = tuple[
     Component, int | None, Float[np.ndarray, "case d"], Float[np.ndarray, "case d"] | None
@@ -272,7 +283,7 @@ def _read(
     places: Sequence[Component],
     read_at: Sequence[int | None],
 ) -> Iterator[Found]:
-    """Each place, position by position, with its activations trained and untrained."""
+    """Yield each component and position with the activations of trained and untrained model."""
     at = None
     if read_at[0] is not None:
         at = torch.tensor(read_at).expand(len(task.labels), -1)
@@ -287,7 +298,10 @@ def _read(
 def _cells(
     found: Iterator[Found], frame: _Frame, fit: Fit, total: int, progress: Progress | None
 ) -> tuple[list[Cell], list[str]]:
-    """The numbers of each place, those finished when interrupted; places that hold one vector."""
+    """Compute the numbers of each component; after Ctrl-C return those that were finished.
+
+    Also returns the names of components where all cases have the same activations.
+    """
     cells: list[Cell] = []
     still: list[str] = []
     try:
@@ -305,10 +319,11 @@ def _cells(
 
 
 def place(model: HookedModel, task: ProbeTask, site: str, layer: int) -> Component:
-    """A place of the model at which the task can be read.
+    """Return the component at a site and layer, after checking that the task can be read there.
 
     Raises:
-        ProbeError: There is no such site or layer, or the task has other tokens than the model.
+        ProbeError: There is no such site or layer, or the task's tokens or prompts do not fit the
+            vocabulary or context of the model.
     """
     if site not in READABLE:
         raise ProbeError(
@@ -327,7 +342,7 @@ def place(model: HookedModel, task: ProbeTask, site: str, layer: int) -> Compone
 
 
 def _positions(task: ProbeTask, positions: Sequence[int] | None) -> Sequence[int | None]:
-    """The positions to read at; None is the token that carries the label."""
+    """Return the positions to read at, counted from 0; None stands for the labelled token."""
     if positions is None:
         return (None,)
     if not positions:

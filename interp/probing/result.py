@@ -1,6 +1,6 @@
-"""What probes found: accuracy over places, and the controls it must be held against.
+"""Results of probing: accuracy at each component, with its controls.
 
-Nothing here is shown without n and an interval. See `interp.probing` for what each number means.
+Every number has n and an interval. `interp.probing.probes` explains what each of them means.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -21,19 +21,21 @@ SCHEMA = "openbook.probe/1"
 
 @dataclass(frozen=True)
 class Cell:
-    """What was read at one place.
+    """Probe results at one component.
 
     Attributes:
-        place: "L1.resid_post", or "L1.resid_post@4" when a position was asked for.
-        accuracy: Share of cases right, each by a probe that was not trained on it.
+        place: Name of the component: "L1.resid_post", or "L1.resid_post@4" if positions were given.
+        layer: Layer of the component, counted from 0.
+        pos: Position that was read; None: the token of each case.
+        accuracy: Share of cases classified rightly, each by a probe that was not trained on it.
         control: The same for random labels of types, mean over draws.
-        selectivity: Accuracy minus control, paired case by case.
-        unseen: Accuracy when no type is in training and test; None when types cannot be parted.
-        untrained: Accuracy on the same architecture with first weights; None without one.
-            Random embeddings are easily learned by heart, so `untrained_unseen` says more.
-        untrained_unseen: The same when no type is in training and test.
-        bits: Of the online code of all labels; None for a probe without probabilities.
-        compression: How many times shorter that is than log2(classes) a case.
+        selectivity: Accuracy minus control, paired by case.
+        unseen: Accuracy when no type is in both training and test; None if types cannot be split.
+        untrained: Accuracy on an untrained model of the same architecture; None if there is none.
+            Random embeddings are easy to memorise, so `untrained_unseen` is more informative.
+        untrained_unseen: The same when no type is in both training and test.
+        bits: Online code length of all labels; None for a classifier without probabilities.
+        compression: Length of the uniform code, log2(classes) per case, divided by `bits`.
     """
 
     place: str
@@ -51,19 +53,21 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Linear probes for one task over places.
+    """Linear probes for one task at several components.
 
     Attributes:
-        task: Its name.
-        site: What was read.
-        n: Cases.
-        n_types: Different types among them; `type_of` says of what.
-        classes: Labels.
+        task: Name of the task.
+        site: Site that was read, a key of `interp.components.SITES`.
+        n: Number of cases.
+        n_types: Number of distinct types among them.
+        type_of: Word for what a type is, such as "word" or "entity".
+        classes: Distinct labels.
         baseline: Share of the commonest label.
-        folds: Of the cross-validation.
-        controls: Control tasks drawn.
-        fit: The classifier.
-        cells: By layer, then position.
+        folds: Number of folds of the cross-validation.
+        controls: Number of control tasks drawn.
+        fit: Classifier: "logistic" or "ridge".
+        cells: Results by layer, then by position.
+        provenance: Model, task and software that they were computed with.
         notes: What could not be computed, and why.
     """
 
@@ -97,22 +101,25 @@ class Probe:
         raise ProbeError(f"no probe was fitted at {place!r}{nearest(place, known)}")
 
     def top(self, k: int) -> list[str]:
-        """The k places of the highest accuracy, highest first; the earlier where they are equal."""
+        """Return the k components with the highest accuracy, best first; ties keep their order."""
         order = sorted(self.cells, key=lambda cell: -cell.accuracy.value)
         return [cell.place for cell in order[:k]]
 
     def to_frame(self) -> Any:
-        """A pandas row per place; `x low` and `x high` are the interval of `x`."""
+        """Return a pandas frame with a row per component.
+
+        The columns `x low` and `x high` are the interval of column `x`.
+        """
         import pandas
 
         return pandas.DataFrame([self._row(cell) for cell in self.cells])
 
     def plot(self) -> Any:
-        """Accuracy and controls over layers; a heat map of accuracy over layers and positions."""
+        """Plot accuracy and controls over layers or, with positions, accuracy as a heat map."""
         return _figure(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
@@ -124,8 +131,8 @@ class Probe:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
-            ProbeError: The file holds something else.
+            DamagedError: The file does not match its seal.
+            ProbeError: The file is sealed but holds no probe.
         """
         content = storage.read_sealed(Path(path))
         if content.pop("schema", None) != SCHEMA:
@@ -157,7 +164,7 @@ def _cell(content: dict[str, Any]) -> Cell:
 
 
 def _figure(found: Probe) -> Any:
-    """Accuracy and its controls over layers; over positions too, a heat map above the baseline."""
+    """Plot accuracy and controls over layers or, with positions, accuracy above the baseline."""
     from interp import plots  # plotly takes a second
 
     title = f"{found.task}: {found.site}, n={found.n}, {len(found.classes)} classes"
@@ -166,7 +173,7 @@ def _figure(found: Probe) -> Any:
     if places:
         there = {(cell.layer, cell.pos): cell.accuracy.value for cell in found.cells}
         above = [
-            # An interrupted probe lacks the last cells.
+            # If the probe was interrupted, the last cells are missing and drawn as the baseline.
             [round(there.get((layer, pos), found.baseline) - found.baseline, 4) for pos in places]
             for layer in layers
         ]

@@ -1,19 +1,22 @@
-"""Labelled tokens: what a probe is asked to read from a model.
+"""Probe tasks: labelled tokens of prompts.
 
-A case is one token of one prompt, its label, and its *type*: what could be learned by heart in
-place of the label (the word, the entity, the pair of names). Types are what control tasks are made
-of, so cases whose types never repeat are refused.
+A case is one token of one prompt with its label and its *type*. The type is what a probe could
+memorise instead of reading the label: the word, the entity, or the pair of names. Control tasks
+give each type a random label, so a task whose types never repeat is refused.
 
-    word-class       entity, value, name, place, object or nonce word; the type is the word itself
-    position         place of a word in its document of repeats, four at a time; the word
-    repeats          kind of document, among three that are made of the same words; the word
-    relation         what an entity is known for, in sentences that do not say it; the entity
-    subject-name     who acts, at the end of the sentence; the pair of names
-    indirect-name    who receives the object, at the end of the sentence; the pair of names
-    indirect-order   whether that is the name said first; the pair of names
+The tasks of a planted corpus, from its truth table:
 
-These come from the truth table of a planted corpus. A .json file holds anybody's own labels, and a
-.jsonl of tagged sentences (`words`, `upos`, `text`) is part of speech for a model of real text.
+    name             label                                                       type
+    word-class       entity, value, name, place, object or nonce word            word
+    position         position in a document of repeats, in bins of four          word
+    repeats          kind of document, of three kinds made of the same words     word
+    relation         relation of an entity, where the sentence does not say it   entity
+    subject-name     name of who acts, at the end of the sentence                pair of names
+    indirect-name    name of who receives the object, at the end                 pair of names
+    indirect-order   whether that name came first or second                      pair of names
+
+A .json file can hold labels of your own. A .jsonl file of tagged sentences (`words`, `upos`,
+`text`) gives a part-of-speech task for a model of real text.
 """
 
 import gzip
@@ -47,23 +50,23 @@ __all__ = [
 
 SCHEMA = "openbook.probe-task/1"
 N_CASES = 1000
-FEWEST = 10  # cases of a class that is kept: two a fold
-LONGEST = 63  # tokens of a tagged sentence
+FEWEST = 10  # minimum number of cases of a class: two per fold
+LONGEST = 63  # maximum number of tokens of a tagged sentence
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeTask:
-    """Labelled tokens.
+    """Labelled tokens of prompts.
 
     Attributes:
-        name: Whatever `load` was called with.
-        tokens: Prompts; short ones are filled up behind, which a causal model does not see.
-        positions: Of each case.
-        labels: Of each case.
-        types: Of each case, what could be learned by heart instead.
-        rows: Prompt of each case; None: the i-th case is in the i-th prompt.
-        type_of: What a type is, in one word.
-        description: What is asked, in words.
+        name: Name of the task.
+        tokens: Prompts; short ones are padded at the end, which a causal model does not see.
+        positions: Position of each case in its prompt.
+        labels: Label of each case.
+        types: Type of each case: what a probe could memorise instead of the label.
+        rows: Index of each case's prompt; None: the i-th case is in the i-th prompt.
+        type_of: Word for what a type is, such as "word" or "entity".
+        description: Meaning of the labels, in words.
     """
 
     name: str
@@ -101,12 +104,12 @@ class ProbeTask:
 
     @property
     def prompt_of(self) -> Int[Tensor, " row"]:
-        """Prompt of each case."""
+        """Index of each case's prompt."""
         return torch.arange(len(self.tokens)) if self.rows is None else self.rows
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The labels there are, in alphabetical order."""
+        """Distinct labels in alphabetical order."""
         return tuple(sorted(set(self.labels)))
 
     @cached_property
@@ -121,7 +124,7 @@ class ProbeTask:
 
     @property
     def n_types(self) -> int:
-        """How many different types."""
+        """Number of distinct types."""
         return len(set(self.types))
 
     @property
@@ -130,10 +133,11 @@ class ProbeTask:
         return max(Counter(self.labels).values()) / len(self.labels)
 
     def at(self, pos: int) -> "ProbeTask":
-        """The same labels, read at another position of their prompts.
+        """Return the same labels, to be read at another position of their prompts.
 
         Raises:
-            ProbeError: Several cases share a prompt, so a position says not which is meant.
+            ProbeError: Several cases share a prompt, so a position does not identify a case, or the
+                prompts have no such position.
         """
         if len(set(self.prompt_of.tolist())) < len(self.labels):
             raise ProbeError(
@@ -152,7 +156,7 @@ class ProbeTask:
         return hashlib.sha256(storage.canonical_json(asked).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
+        """Return plain lists for JSON."""
         tensors = {"tokens": self.tokens, "positions": self.positions, "rows": self.prompt_of}
         return {
             "schema": SCHEMA,
@@ -165,19 +169,19 @@ class ProbeTask:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
+        """Write sealed JSON that `load_task` and `read_task` accept."""
         storage.write_json(Path(path), storage.seal(self.to_dict()))
 
 
 def read_task(path: str | Path, tokenizer: Any = None) -> ProbeTask:
-    """Labels from a file: one that `save` wrote, or one written by hand.
+    """Read a task from a JSON file that `save` wrote or that was written by hand.
 
-    By hand, `texts` (one a case) may stand in place of `tokens` and `rows`: an end-of-text is put
-    in front of each, and a position below 0 counts from the end of its text.
+    A file written by hand may have `texts`, one per case, instead of `tokens` and `rows`. Each text
+    gets an end-of-text token in front, and a negative position counts from the end of its text.
 
     Raises:
-        DamagedError: The file is sealed, and not what its seal says.
-        ProbeError: The file lacks what a task needs.
+        DamagedError: The file is sealed and does not match its seal.
+        ProbeError: The file is no JSON object, lacks a field, or has texts that cannot be encoded.
     """
     path = Path(path)
     content = _read_json(path)
@@ -229,7 +233,7 @@ def _encoded(path: Path, texts: Iterable[str], tokenizer: Any) -> list[list[int]
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled token, before it is decided whether its class is large enough."""
+    """Labelled token, before small classes are left out."""
 
     prompt: tuple[int, ...]
     pos: int
@@ -238,7 +242,10 @@ class Case:
 
 
 def balanced(cases: list[Case], n_cases: int, draw: np.random.Generator) -> list[Case]:
-    """At most n cases, the same number of each class where there are enough."""
+    """Draw about `n_cases` cases, the same number of each class where there are enough.
+
+    The number per class is n_cases // classes, but at least `FEWEST`.
+    """
     by_label: dict[str, list[Case]] = {}
     for i in draw.permutation(len(cases)):
         by_label.setdefault(cases[i].label, []).append(cases[i])
@@ -249,7 +256,11 @@ def balanced(cases: list[Case], n_cases: int, draw: np.random.Generator) -> list
 def of_cases(
     name: str, cases: Sequence[Case], fill: int, type_of: str, description: str
 ) -> ProbeTask:
-    """The cases as a task, without the classes that are too few to be cross-validated."""
+    """Build a task from cases, leaving out classes with fewer than `FEWEST` of them.
+
+    Raises:
+        ProbeError: No class has enough cases.
+    """
     many = Counter(case.label for case in cases)
     kept = [case for case in cases if many[case.label] >= FEWEST]
     prompts = {
@@ -284,10 +295,11 @@ def padded(prompts: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "prompt p
 def part_of_speech(
     path: str | Path, tokenizer: Any, *, n_cases: int = N_CASES, seed: int = 0
 ) -> ProbeTask:
-    """Universal part of speech of words, read at the last token of the word.
+    """Build a task whose labels are universal parts of speech, at the last token of each word.
 
-    A line of the file is a sentence: `text`, its `words` and as many `upos`. Words that share
-    a token with another ("do" in "don't") are left out; so are sentences that are not plain text.
+    Each line of the file is a JSON object for one sentence: its `text`, its `words` and one tag of
+    `upos` for each word. Words that share a token with another word ("do" in "don't") are left out,
+    and so are sentences of more than 63 tokens or whose words or tokens do not match the text.
 
     Raises:
         ProbeError: No line can be used.
@@ -311,7 +323,7 @@ def part_of_speech(
 
 
 def _tagged(sentence: dict[str, Any], tokenizer: Any) -> list[Case]:
-    """One case for every word that ends where a token ends."""
+    """Return one case for every word that ends where a token ends."""
     ids = tokenizer.encode(sentence["text"]).tolist()
     pieces = tokenizer.tokens(ids)
     if "".join(pieces) != sentence["text"] or not 0 < len(ids) <= LONGEST:
@@ -323,7 +335,8 @@ def _tagged(sentence: dict[str, Any], tokenizer: Any) -> list[Case]:
         if start < 0:
             return []
         at = start + len(word)
-        # A token may end with the word and begin in the one before, as `."` does.
+        # A token may end with this word but begin inside the word before, as `."` does: such words
+        # are left out.
         if at in ends and len(pieces[ends[at]].lstrip()) <= len(word):
             cases.append(Case(prompt, 1 + ends[at], tag, word))
     return cases

@@ -1,8 +1,8 @@
-"""Means over prompts, with the interval that belongs to them.
+"""Means and shares over prompts, with 95 % intervals.
 
-One prompt asked against many foils is one case: rows that share a prompt are summed before the
-interval is taken (`interp.statistics.intervals`). Below two prompts there is none. A share of
-prompts has Wilson's, which is honest at 0 and at 1.
+A prompt with several foils is one case: rows that share a prompt are summed before the interval is
+computed (`interp.statistics.intervals`). With fewer than two prompts there is no interval. Shares
+of prompts get Wilson's interval, which is also valid at 0 and at 1.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ __all__ = ["Average", "n_prompts", "over_prompts", "ratio_of_averages", "shares"
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """Means over prompts along any axes.
+    """Means over prompts, in any shape, with their 95 % intervals.
 
     Attributes:
-        values: The means.
-        low: Lower end of the 95 % interval; None below two prompts.
-        high: Upper end.
-        n: Distinct prompts.
+        values: Means.
+        low: Lower ends of the intervals; None with fewer than two prompts.
+        high: Upper ends of the intervals; None with fewer than two prompts.
+        n: Number of distinct prompts.
     """
 
     values: Float[Tensor, "*axes"]
@@ -36,32 +36,32 @@ class Average:
     n: int
 
     def at(self, *index: Any) -> "Average":
-        """The mean, or the means, at an index."""
+        """Return the mean, or the means, at an index."""
         if self.low is None or self.high is None:
             return Average(self.values[index], None, None, self.n)
         return Average(self.values[index], self.low[index], self.high[index], self.n)
 
     def columns(self, name: str) -> dict[str, list]:
-        """Flattened columns `name`, `name_low` and `name_high` of a table."""
+        """Return flattened columns `name`, `name_low` and `name_high` for a table."""
         parts = {name: self.values, f"{name}_low": self.low, f"{name}_high": self.high}
         n = self.values.numel()
         return {key: [None] * n if t is None else t.flatten().tolist() for key, t in parts.items()}
 
     def show(self, digits: int = 3) -> str:
-        """One mean as text: `0.412 [0.380, 0.451]`."""
+        """Format a single mean with its interval: `0.412 [0.380, 0.451]`."""
         value = f"{self.values.item():.{digits}f}"
         if self.low is None or self.high is None:
             return f"{value} [one prompt, no interval]"
         return f"{value} [{self.low.item():.{digits}f}, {self.high.item():.{digits}f}]"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         parts = {name: getattr(self, name) for name in ("values", "low", "high")}
         return {**{key: None if t is None else t.tolist() for key, t in parts.items()}, "n": self.n}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Average":
-        """What `to_dict` gave."""
+        """Build the average from what `to_dict` returned."""
         parts = {
             name: None if content[name] is None else torch.tensor(content[name])
             for name in ("low", "high")
@@ -72,7 +72,10 @@ class Average:
 def over_prompts(
     scores: Float[np.ndarray, "*axes row"], prompts: Int64[np.ndarray, " row"]
 ) -> Average:
-    """Mean over rows, with the interval over the prompts (numbered from 0) they belong to."""
+    """Return the mean over rows, with an interval that takes prompts as cases.
+
+    `prompts` is the index of each row's prompt, counted from 0 without gaps (`n_prompts`).
+    """
     member = (prompts[:, None] == np.arange(prompts.max() + 1)).astype(np.float64)
     return ratio_of_averages(scores.astype(np.float64) @ member, member.sum(axis=0))
 
@@ -80,7 +83,11 @@ def over_prompts(
 def ratio_of_averages(
     part: Float[np.ndarray, "*axes case"], whole: Float[np.ndarray, " case"]
 ) -> Average:
-    """Sum of `part` over sum of `whole`, with the interval over cases."""
+    """Return sum(part) / sum(whole) with its interval over cases.
+
+    Without an interval if there are fewer than two cases, or if the mean of `whole` cannot be told
+    from 0.
+    """
     value, n = part.sum(axis=-1) / whole.sum(), len(whole)
     bounds = ratio_interval(part.reshape(-1, n), whole)
     if bounds is None:
@@ -90,7 +97,7 @@ def ratio_of_averages(
 
 
 def shares(right: Float[np.ndarray, "*axes row"], prompts: Int64[np.ndarray, " row"]) -> Average:
-    """Share of rows that are 1, with Wilson's interval on the number of distinct prompts."""
+    """Return the share of rows that are 1, with Wilson's interval on the number of prompts."""
     n, found = len(np.unique(prompts)), right.astype(np.float64).mean(axis=-1)
     if n < 2:
         return Average(_tensor(found), None, None, n)
@@ -100,7 +107,7 @@ def shares(right: Float[np.ndarray, "*axes row"], prompts: Int64[np.ndarray, " r
 
 
 def n_prompts(tokens: Int[Tensor, "row pos"]) -> Int64[np.ndarray, " row"]:
-    """Which distinct prompt each row is, counted from 0."""
+    """Return for each row the index of its prompt among the distinct ones, counted from 0."""
     return tokens.cpu().unique(dim=0, return_inverse=True)[1].numpy()
 
 

@@ -1,22 +1,23 @@
-"""How far a number measured on a few prompts can be off: 95 % intervals, all in closed form.
+"""95 % intervals of shares, means and ratios measured on few prompts, all in closed form.
 
-* A share of prompts: Wilson 1927, which stays inside [0, 1] and is honest at 0 and at 1.
+* A share of prompts: Wilson 1927, which stays inside [0, 1] and is also valid at 0 and at 1.
 * A mean: each end is the more cautious of two. Student's t is exact for normal scores and cautious
-  with symmetric heavy tails, but misses a skewed mean too often (89 % covered at 10 exponential
-  scores). Hall's cubic transformation of t (1992, J. R. Statist. Soc. B 54, 221, eq. 2.1) corrects
-  for skewness, but takes the outliers of heavy tails for it (93 % covered at 10 to 64 of t(3)).
-* A ratio of means: Fieller 1954 for the doubt about the denominator, widened by what Hall's
-  correction adds for the skewness of part - ratio * whole.
+  for symmetric heavy tails, but covers the mean of skewed scores too rarely (89 % for 10
+  exponential scores). Hall's cubic transformation of t (1992, J. R. Statist. Soc. B 54, 221, eq.
+  2.1) corrects for skewness, but mistakes the outliers of heavy tails for skewness (93 % coverage
+  for 10 to 64 scores of t(3)).
+* A ratio of means: Fieller 1954, which accounts for the uncertainty of the denominator, widened by
+  what Hall's correction adds for the skewness of part - ratio * whole.
 
-Coverage over n, distribution and kind is the table of `benchmarks/calibration.py`: 93 to 97 % from
-10 prompts on, for skewness up to 2 and for tails as heavy as t(4). The percentile bootstrap, which
-was here before, covers 85 to 90 % at 10 prompts and 90 to 94 % at 30.
+`benchmarks/calibration.py` measures the coverage for each n, distribution and kind: 93 to 97 % from
+10 prompts on, for skewness up to 2 and tails as heavy as t(4). The percentile bootstrap, used in
+earlier versions, covers 85 to 90 % at 10 prompts and 90 to 94 % at 30.
 
-Where it does not hold: skewness of 6 (log-normal with sigma 1) is covered in 89 to 92 % at 10
-prompts and 93 to 94 % at 30. Below 10 prompts the interval is right for normal scores only. Scores
-that are equal on every prompt leave no doubt here, so a share must be given to `wilson` (as a mean,
-binary scores are covered in 87 % at 10). Prompts are taken as independent draws: what is drawn
-together (one prompt beside many foils) must be summed first.
+Limits: With a skewness of 6 (log-normal with sigma 1) the coverage is 89 to 92 % at 10 prompts and
+93 to 94 % at 30. Below 10 prompts the interval is right for normal scores only. The interval of
+scores that are equal on every prompt has width 0, so use `wilson` for shares (as a mean, binary
+scores are covered in 87 % at 10). Prompts are assumed to be independent: sum rows that are not,
+such as one prompt with several foils, before you compute an interval.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval; None where the cases are too few to have one."""
+    """Number with its 95 % interval, whose ends are None if there are too few cases."""
 
     value: float
     low: float | None
@@ -46,7 +47,7 @@ class Estimate:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """Interval of a share observed on n independent cases (Wilson 1927); (0, 1) when n is 0."""
+    """Return the interval of a share of n independent cases (Wilson 1927); (0, 1) if n is 0."""
     if n == 0:
         return 0.0, 1.0
     centre = share + Z**2 / (2 * n)
@@ -56,9 +57,10 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def mean_interval(scores: Float[np.ndarray, " prompt"]) -> tuple[float, float] | None:
-    """Interval of the mean of prompts like these; None below two prompts.
+    """Return the interval of the mean score, or None with fewer than two prompts.
 
-    Scores of two values, one of them seen twice, are a share in other units: theirs is Wilson's.
+    If three or more scores take only two distinct values, their mean is a share in other units and
+    gets Wilson's interval.
     """
     if len(scores) < 2:
         return None
@@ -76,15 +78,17 @@ def ratio_interval(
     part: Float[np.ndarray, "*places prompt"],
     whole: Float[np.ndarray, " prompt"],
 ) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]] | None:
-    """The same for mean(part) / mean(whole), place by place; 20,000 places of 64 take 0.1 s.
+    """Return the interval of mean(part) / mean(whole) for each place, that is, each component.
+
+    Takes 0.1 s for 20,000 places and 64 prompts.
 
     Args:
-        part: What each place moved on each prompt.
-        whole: What there was to move.
+        part: Numerator by place and prompt: how much patching a component changed the score.
+        whole: Denominator by prompt: the difference between the clean and the corrupt score.
 
     Returns:
-        Lower and upper ends. None below two prompts, and None when the mean of `whole` cannot be
-        told from 0 (Student's t at 95 %): then every ratio is compatible with the data.
+        Lower and upper ends. None with fewer than two prompts, or if the mean of `whole` cannot be
+        told from 0 (Student's t at 95 %), because then every ratio is compatible with the data.
     """
     n = len(whole)
     if n < 2:
@@ -93,17 +97,18 @@ def ratio_interval(
     quantile = float(unit_reach[0])  # Student's
     part_mean, whole_mean = part.mean(axis=-1), whole.mean()
     parts, wholes = part - part_mean[..., None], whole - whole_mean
-    # Means' variances and covariance, in units of the squared quantile.
+    # Variances and covariance of the means, each multiplied by quantile^2.
     unit = quantile**2 / (n * (n - 1))
     whole_var = unit * (wholes @ wholes)
     if whole_mean**2 <= whole_var:
         return None
     covariance, part_var = unit * (parts @ wholes), unit * (parts**2).sum(axis=-1)
-    # Fieller's roots of (part - ratio * whole)^2 = quantile^2 * variance of the same.
+    # Fieller's ends are the roots r of (part_mean - r whole_mean)^2 = quantile^2 * variance of
+    # (part_mean - r whole_mean), that is, of leading r^2 - 2 middle r + part_mean^2 - part_var = 0.
     leading = whole_mean**2 - whole_var
     middle = part_mean * whole_mean - covariance
     inside = middle**2 - leading * (part_mean**2 - part_var)
-    # Rounding leaves less than nothing where the parts are proportional to the whole.
+    # Rounding can make the discriminant negative when part is proportional to whole.
     half = np.sqrt(np.maximum(inside, 0.0)) / leading
     ratio = part_mean / whole_mean
     residual = (parts - ratio[..., None] * wholes) / whole_mean
@@ -116,10 +121,10 @@ def ratio_interval(
 def resampled_means(
     scores: Float[np.ndarray, "*places prompt"], *, draws: int = 1000, seed: int = 0
 ) -> Float[np.ndarray, "*places draw"]:
-    """Means over prompts drawn with replacement; the same prompts are drawn for every place.
+    """Return means over prompts drawn with replacement (bootstrap), the same draw for every place.
 
-    For the stability of rankings and circuits, which have no closed form; as an interval of a mean
-    its percentiles are too narrow, see above.
+    Use it for the stability of rankings and circuits, which has no closed form. Its percentiles are
+    too narrow as an interval of a mean; see the module docstring.
     """
     n_prompts = scores.shape[-1]
     generator = np.random.Generator(np.random.Philox(key=seed))
@@ -134,25 +139,29 @@ def reach(
     *,
     confidence: float = 0.95,
 ) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"]]:
-    """How far intervals reach below and above means of n scores, each the more cautious of two.
+    """Return how far intervals extend below and above means of n scores.
+
+    Each distance is the larger of those of Student's t and of Hall's transformation.
 
     Args:
         error: Standard errors of the means.
-        skewness: Of the scores, third moment over second to the power 1.5.
-        n: Scores a mean.
-        confidence: Of the interval, half of the doubt on either side.
+        skewness: Skewness of the scores: third central moment / second central moment^1.5.
+        n: Number of scores in each mean.
+        confidence: Coverage of the interval; the two tails outside it are equally likely.
     """
-    # Here: scipy takes a third of a second to import, and `interp.behaviours` imports this file.
+    # Imported here because scipy takes a third of a second, and `interp.behaviours` imports this
+    # module.
     from scipy.special import stdtrit
 
     student, root = float(stdtrit(n - 1, 0.5 + confidence / 2)), sqrt(n)
-    # At 0 the transformation is 0 / 0, and its limit is Student's.
+    # At skewness 0 the inverse transformation is 0 / 0; its limit is Student's t.
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
 
     def turned_back(t: float) -> Float[np.ndarray, "*places"]:
-        """The x that Hall's transformation x + g x^2 / 3 + g^2 x^3 / 27 + g / 6n takes to t.
+        """Invert Hall's transformation: solve x + g x^2 / 3 + g^2 x^3 / 27 + g / 6n = t / sqrt(n).
 
-        x is (mean - truth) / deviation and t in the same units, a sqrt(n)-th of Student's.
+        g is the skewness, and x is (mean - truth) / standard deviation. Returns x sqrt(n), which is
+        in units of the standard error like t.
         """
         cube = 1 + skewness * (t / root - skewness / (6 * n))
         return root * 3 / skewness * (np.cbrt(cube) - 1)
@@ -165,7 +174,7 @@ def reach(
 def _moments(
     deviations: Float[np.ndarray, "*places prompt"],
 ) -> tuple[Float[np.ndarray, "*places"], Float[np.ndarray, "*places"], int]:
-    """Standard error, skewness and n of scores whose mean was taken off: what `reach` asks for."""
+    """Return standard error, skewness and n of centred scores, the arguments of `reach`."""
     n = deviations.shape[-1]
     squares = deviations**2
     second, third = squares.mean(axis=-1), (squares * deviations).mean(axis=-1)

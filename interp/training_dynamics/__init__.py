@@ -1,4 +1,4 @@
-"""Any analysis over the checkpoints of a run, and recall of facts by exposure."""
+"""Analyses over the checkpoints of a run, and recall of facts by number of exposures."""
 
 from typing import TYPE_CHECKING
 

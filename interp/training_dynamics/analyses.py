@@ -1,14 +1,16 @@
-"""What is commonly asked of every checkpoint, by name.
+"""Standard analyses of checkpoints, by name.
 
-    induction         attention of each head behind the previous occurrence, on repeated tokens
-    previous-token    attention of each head to the token before
-    copying           what repetition saves, in nats a token
-    detectors         these three, for the price of one
+    induction         attention of each head to the token after the previous occurrence of the
+                      current token, on repeated random tokens
+    previous-token    attention of each head to the previous token
+    copying           loss saved on the second copy of repeated tokens, in nats per token
+    detectors         these three together, at the cost of one
     in-context        loss late in a window minus loss early in it
     score:BEHAVIOUR   logit difference of answer and foil, and accuracy
-    heads:BEHAVIOUR   what each head carries of it (`interp.patching.heads`)
+    heads:BEHAVIOUR   effect of patching each head (`interp.patching.heads`)
 
-All but the last are what the trainer logs as it goes (`train.trainer.monitoring`), on more prompts.
+All but the last are also what the trainer can log during training (`train.trainer.monitoring`);
+here they use more prompts.
 """
 
 from typing import Any
@@ -25,7 +27,7 @@ from train.runs import MonitorScore, MonitorTask, Run
 
 __all__ = ["NAMES", "analysis", "behaviour_tasks", "heads_analysis", "score_analysis"]
 
-# How the names begin that `watching.measure` gives the scores of each.
+# Prefix of the names that `train.trainer.measure_tasks` gives to the scores of each analysis.
 WATCHED = {
     "induction": "induction",
     "previous-token": "previous token",
@@ -38,11 +40,17 @@ WATCHED_PROMPTS = 16
 
 
 def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Analysis:
-    """The analysis of a name, in the words of a run.
+    """Build a standard analysis by name, in the tokens of a run.
+
+    Args:
+        name: One of `NAMES`, with BEHAVIOUR replaced by the name of a behaviour.
+        run: A run.
+        n_prompts: Number of prompts or windows.
+        seed: Random seed for sampling prompts.
 
     Raises:
-        EffectsError: No analysis has the name, or it cannot be asked of this run.
-        BehaviourError: No behaviour has it.
+        EffectsError: There is no such analysis, or it needs a token store and the run has none.
+        BehaviourError: There is no such behaviour.
     """
     kind, _, behaviour = name.partition(":")
     if behaviour and kind in ("score", "heads"):
@@ -55,7 +63,7 @@ def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Anal
 
 
 def score_analysis(behaviour: Behaviour) -> Analysis:
-    """Logit difference and accuracy of a behaviour."""
+    """Build the analysis of the logit difference and accuracy of a behaviour."""
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
     return Analysis(f"score:{behaviour.name}", _scores([_asked(behaviour)]), asked)
 
@@ -63,10 +71,12 @@ def score_analysis(behaviour: Behaviour) -> Analysis:
 def heads_analysis(
     behaviour: Behaviour, *, direction: str = "denoising", seed: int = 0
 ) -> Analysis:
-    """What each head carries, at the checkpoints that do the behaviour better than chance.
+    """Build the analysis of the effect of patching each head on a behaviour.
 
-    A share of a difference that may be zero is no number, so a checkpoint is asked only where the
-    interval of its accuracy lies above one half.
+    An effect is a share of the clean-corrupt difference, which is undefined if that difference may
+    be zero. Checkpoints are therefore analysed only if the 95 % interval of their accuracy lies
+    above one half; at the others the analysis raises a CapabilityError, which `over_training`
+    records.
     """
 
     def measure(model: GPT, step: int) -> Any:
@@ -86,13 +96,14 @@ def heads_analysis(
 
 
 def behaviour_tasks(store: Any, context: int) -> list[MonitorTask]:
-    """The behaviours that a model of this context can be watched for as it trains on a store.
+    """Return the behaviours that can be measured while a model trains on a token store.
 
-    Those whose prompts its tokenizer can word and its context can hold, 16 prompts each.
+    These are the behaviours whose prompts fit the tokenizer of the store and the context of the
+    model, with 16 prompts each.
     """
     found = []
     for name in behaviours.names(store):
-        # Single facts and templates are called whole:part, and are many.
+        # Skip single facts and single IOI templates, such as fact:zemora: there are too many.
         if ":" in name:
             continue
         try:
@@ -116,11 +127,15 @@ def _asked(behaviour: Behaviour) -> MonitorTask:
 
 
 def _watch(name: str, run: Run, n: int, seed: int) -> tuple[MonitorTask, dict[str, Any]]:
-    """The prompts of a detector, and what decides them."""
+    """Build the prompts of a detector; return them with the parameters that determine them.
+
+    Raises:
+        EffectsError: The run was imported, so it has no token store.
+    """
     if run.knowledge == "weights-only":
         raise EffectsError(
             f"{name} is asked in the words of a token store, and an import has none; give "
-            "emergence.over_training your own Analysis"
+            "training_dynamics.over_training your own Analysis"
         )
     context = run.config.n_ctx
     if name == "in-context":
@@ -132,7 +147,7 @@ def _watch(name: str, run: Run, n: int, seed: int) -> tuple[MonitorTask, dict[st
 
 
 def _scores(asked: list[MonitorTask], prefix: str = "") -> Any:
-    """A measure: the scores whose names begin with the prefix."""
+    """Return a function that measures the scores whose names begin with the prefix."""
 
     def measure(model: GPT, step: int) -> dict[str, MonitorScore]:
         found = trainer.measure_tasks(model, asked)

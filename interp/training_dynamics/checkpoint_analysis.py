@@ -1,18 +1,19 @@
-"""Any analysis over training: one call, one table by step, nothing computed twice.
+"""Analysis of checkpoints over training, with results kept on disk.
 
-An analysis is a name, what decides its numbers, and a function of a model and its step. Its numbers
-at a checkpoint are a function of the weights, so they are kept by the sha256 of the weights: a
-second call, a longer one, and one that Ctrl-C ended all compute only what is missing.
+An analysis is a name, the parameters that determine its numbers, and a function of a model and its
+step. Its numbers at a checkpoint depend only on the weights, so they are stored under the sha256 of
+the weights. A repeated, extended or interrupted call computes only what is missing.
 
-    RUN/emergence/<analysis>-<digest of its parameters>.jsonl    chained rows
+    RUN/emergence/<analysis>-<digest of name and parameters>.jsonl    chained rows
     (`train.storage.chained_jsonl`)
 
-That the components of a circuit appear at like token counts over model sizes, and change places
-while the algorithm stays, was found by such tables (Tigges et al. 2024,
-https://arxiv.org/abs/2407.10827). What a checkpoint cannot do yet is no number: where patching
-refuses a model that is not above chance, the step is listed with the reason.
+Tigges et al. (2024, https://arxiv.org/abs/2407.10827) used such tables to show that the components
+of a circuit appear at similar token counts across model sizes, and that components change while the
+algorithm stays the same. If a checkpoint cannot do a behaviour yet, patching raises an error; that
+step gets no number and is listed with the reason.
 
-Between two checkpoints a run can be looked into as well: it is trained again, bit for bit.
+`replayed` analyses steps between two checkpoints: it trains the run again from a checkpoint, bit
+for bit.
 """
 
 import math
@@ -42,20 +43,21 @@ __all__ += ["replayed"]
 FOLDER = "emergence"
 SCHEMA = "openbook.emergence/1"
 Progress = Callable[[str, int, int | None], None]
-# Columns of a result's frame that can be its value, the first that is there.
+# Columns of a result's frame that can hold its value; the first of them that exists is used.
 VALUES = ("effect", "score", "value", "mean")
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Something to ask of every checkpoint.
+    """Analysis to run on every checkpoint.
 
     Attributes:
-        name: Letters, digits, `-`, `:` and `.`; part of a file name.
-        measure: From a model and its step to a mapping of names to numbers (or `Score`s), or to a
-            result with `to_frame` and places, such as `Effects`.
-        parameters: What else decides the numbers, as JSON; with the name they are the key by which
-            rows are found again, so what is not in them must not change.
+        name: Name of letters, digits, `-`, `:` and `.`, which becomes part of a file name.
+        measure: Function of a model and its step. It returns a mapping of names to numbers (or to
+            `train.runs.MonitorScore`s), or a result such as `Effects` whose `to_frame` has a column
+            `place`.
+        parameters: Everything else that determines the numbers, as JSON. Stored rows are found
+            again by name and parameters, so anything that is not in them must not change.
     """
 
     name: str
@@ -64,7 +66,7 @@ class Analysis:
 
     @property
     def key(self) -> str:
-        """12 hex digits over name and parameters."""
+        """First 12 hex digits of the sha256 of name and parameters."""
         asked = {"name": self.name, "parameters": dict(self.parameters)}
         return sha256(storage.canonical_json(asked).encode()).hexdigest()[:12]
 
@@ -77,20 +79,21 @@ def over_training(
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Trajectory:
-    """What an analysis says at the checkpoints of a run.
+    """Run an analysis at the checkpoints of a run.
 
     Args:
-        run: A run; an import has one checkpoint.
-        analysis: From `interp.training_dynamics.analysis`, or your own; a bare function is computed
-            each time, because nothing says when another function of its name is the same.
-        steps: `all`, `log:40` (at most 40, spread by ratio), or steps of checkpoints ("0,100").
-        out: Folder of the rows; default: `emergence` inside the run.
-        progress: Told how many checkpoints are done.
+        run: A run; an imported run has one checkpoint.
+        analysis: From `interp.training_dynamics.analysis`, or your own. The results of a bare
+            function are not stored, because it cannot be told whether two functions are the same.
+        steps: Checkpoints to analyse: "all", "log:40" (at most 40, spaced geometrically), or steps,
+            as a list or as text such as "0,100".
+        out: Folder for the stored rows; default: `emergence` inside the run.
+        progress: Called with the number of checkpoints done.
 
     Raises:
-        TrainError: The run has no such checkpoint, or another process keeps the same rows.
-        EffectsError: The analysis gives something that is no number; a bare function was to be
-            kept.
+        TrainError: The run has no such checkpoint, or another process is writing the same rows.
+        EffectsError: The analysis returned something that is not a finite number, or `out` was
+            given for a bare function.
     """
     chosen = [run.saved_at(step) for step in chosen_steps(run.steps, steps)]
     if not isinstance(analysis, Analysis):
@@ -113,21 +116,24 @@ def replayed(
     every: int = 10,
     progress: Progress | None = None,
 ) -> Trajectory:
-    """What an analysis says between checkpoints: the steps are trained again and looked into.
+    """Run an analysis between checkpoints, by training these steps again.
 
-    Nothing of it is kept. `parameters["exact"]` says whether every step gave the ledger's loss,
-    gradient norm and digest to the last bit; then these are the weights that the run passed
-    through. On another machine they are near them.
+    Nothing is stored. `parameters["exact"]` of the result is true if every step reproduced the
+    ledger's loss, gradient norm and digest to the last bit. The weights are then the ones that the
+    run had at these steps. On another machine they are only close to them.
 
     Args:
-        run: A run trained here.
+        run: A run that was trained with openbook.
         analysis: As for `over_training`.
-        first: Step to begin at; from the newest checkpoint below that kept its optimizer.
-        last: Step to end at, which is looked at too.
-        every: Steps between looks.
+        first: First step to analyse. Training restarts from the newest checkpoint at or before it
+            that has an optimizer state.
+        last: Last step to analyse.
+        every: Number of steps between analyses.
+        progress: Called with the number of steps done.
 
     Raises:
-        TrainError: The run has no such steps, or keeps no optimizer before them.
+        TrainError: The run has no such steps, or no optimizer state before them.
+        EffectsError: The analysis returned something that is not a finite number.
     """
     if not isinstance(analysis, Analysis):
         analysis = Analysis("function", analysis)
@@ -164,10 +170,12 @@ def replayed(
 
 
 def chosen_steps(there: Sequence[int], steps: str | Sequence[int]) -> list[int]:
-    """The steps that `all`, `log:n` or a list asks for among those of the checkpoints.
+    """Return the steps that "all", "log:n", a list or text such as "0,100" selects.
+
+    Steps that are listed explicitly need not be among those of the checkpoints.
 
     Raises:
-        TrainError: Nothing is there, or `steps` says nothing.
+        TrainError: There is no checkpoint, or `steps` cannot be parsed.
     """
     if not there:
         raise TrainError("the run has no checkpoint yet; train further")
@@ -180,17 +188,19 @@ def chosen_steps(there: Sequence[int], steps: str | Sequence[int]) -> list[int]:
     kind, _, count = steps.partition(":")
     if kind != "log" or not count.isdecimal() or int(count) < 2:
         raise TrainError(f"steps are 'all', 'log:40' or steps such as '0,100', not {steps!r}")
-    # The nearest by ratio; step 0 lies one step before step 1.
+    # Choose the nearest checkpoints on a logarithmic scale of step + 1, so that step 0 is included.
     wanted = np.geomspace(1, there[-1] + 1, int(count))
     logs = np.log(np.array(there) + 1.0)
     return sorted({there[int(np.abs(logs - one).argmin())] for one in np.log(wanted)})
 
 
 def logged(run: Run) -> Trajectory:
-    """What was logged while the run was trained (`train.trainer.monitoring`); nothing is computed.
+    """Return the measurements logged during training, without computing anything.
+
+    They are those of `train.trainer.monitoring`.
 
     Raises:
-        EffectsError: The run was not watched.
+        EffectsError: The run was trained without monitoring.
     """
     log = run.watched
     if log is None:
@@ -204,9 +214,10 @@ def logged(run: Run) -> Trajectory:
 
 
 def read_between(run: Run, first: int, last: int) -> Any:
-    """The documents read between two checkpoints, as a pandas frame: document, readings.
+    """Return the documents read between two checkpoints as a pandas frame: document, readings.
 
-    The most read come first; the steps are first, first + 1 ... last - 1.
+    These are the documents of the steps first, first + 1 ... last - 1, sorted by the number of
+    readings, highest first.
 
     Raises:
         TrainError: The run has no such steps.
@@ -259,11 +270,16 @@ def _trajectory(
 
 
 def _row(analysis: Analysis, model: GPT, step: int) -> storage.ChainRow:
-    """What an analysis says of one model."""
+    """Run an analysis on one model, and return the row to store.
+
+    Raises:
+        EffectsError: The analysis returned something that is not a finite number.
+        KeyboardInterrupt: The analysis was interrupted and returned only a part of its result.
+    """
     points, reason = [], None
     try:
         with warnings.catch_warnings():
-            # A sweep that Ctrl-C ended returns its finished part, and that is no row to keep.
+            # After Ctrl-C a sweep returns its finished part with a warning; do not store that part.
             warnings.simplefilter("error", InterruptedWarning)
             points = _flattened(analysis.measure(model, step))
     except InterruptedWarning:
@@ -281,7 +297,11 @@ def _row(analysis: Analysis, model: GPT, step: int) -> storage.ChainRow:
 
 
 def _flattened(result: Any) -> list[list[Any]]:
-    """Rows of name, value, low, high, n."""
+    """Convert the result of an analysis to rows of name, value, low, high and n.
+
+    Raises:
+        EffectsError: The result is neither a mapping nor a frame with columns for place and value.
+    """
     if isinstance(result, Mapping):
         return [[str(name), *_bounded(str(name), one)] for name, one in result.items()]
     if not hasattr(result, "to_frame"):
@@ -304,7 +324,7 @@ def _flattened(result: Any) -> list[list[Any]]:
 
 
 def _bounded(name: str, one: Any) -> tuple[float, float | None, float | None, int | None]:
-    """Value, interval and n; of shares Wilson's interval, of means Student's."""
+    """Return value, interval and n; Wilson's interval for accuracies, Student's for means."""
     if not isinstance(one, MonitorScore):
         return float(one), None, None, None
     if one.error is None:
@@ -327,7 +347,7 @@ def _point(step: int, tokens: int, name: str, value: float, *rest: Any) -> Traje
 
 @contextmanager
 def _rows(run: Run, analysis: Analysis, out: str | Path | None) -> Iterator[storage.ChainWriter]:
-    """The rows kept of an analysis, the first saying which it is."""
+    """Open the stored rows of an analysis; the first row is a header with name and parameters."""
     folder = run.path / FOLDER if out is None else Path(out)
     name = analysis.name.replace(":", "-").replace("/", "-")
     header = {"schema": SCHEMA, "analysis": analysis.name, "parameters": dict(analysis.parameters)}

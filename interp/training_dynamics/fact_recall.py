@@ -1,12 +1,12 @@
-"""What a model recalls of planted facts, by how often it read them.
+"""Recall of planted facts by the number of documents that state them.
 
-A fact is asked by a statement form up to its value, and answered by the value that the model finds
-likeliest *among the values of the relation* (24 of them: guessing is right once in 24). Forms the
-fact was stated in test memory; the form that was held out tests whether the fact was learned apart
-from its wording.
+The prompt is a statement of the fact up to its value. The model's answer is the value that it finds
+likeliest *among the values of the relation*: there are 24, so guessing is right once in 24. Forms
+in which the fact was stated test memory; the held-out form tests whether the fact was learned
+independently of its wording.
 
-Recall alone flatters: the values of facts that are stated most are also the commonest values, so
-the share that one gets by always giving the commonest value is reported beside it.
+Recall alone is misleading: the facts that are stated most also have the commonest values. The
+accuracy of always answering the commonest value is therefore reported as a baseline.
 """
 
 from collections import Counter
@@ -37,15 +37,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Answer:
-    """One fact asked in one form.
+    """Answer of a model to one fact in one form.
 
     Attributes:
-        fact: As the truth table names it, "capital of zemora".
-        exposures: Documents that state it.
-        form: Index of the form it was asked in.
-        stated: Whether it was ever stated in that form.
-        given: The value the model finds likeliest among the relation's.
-        correct: Whether that is the planted one.
+        fact: Name of the fact in the truth table, such as "capital of zemora".
+        exposures: Number of documents that state it.
+        form: Index of the form of the prompt.
+        stated: Whether the fact was ever stated in that form.
+        given: Value that the model finds likeliest among those of the relation.
+        correct: Whether that is the planted value.
         log_prob: Natural log of the planted value's probability among the relation's values.
     """
 
@@ -60,10 +60,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Share:
-    """Share of correct answers.
+    """Share of correct answers, with a 95 % Wilson interval.
 
-    `n` counts facts and sets the width of the interval: two forms of one fact are no two facts.
-    `log_prob` is the mean over answers. Without answers, recall and log_prob are None.
+    Attributes:
+        n: Number of facts, which sets the width of the interval: two forms of one fact are not two
+            independent facts.
+        recall: Share of correct answers; None without answers.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        log_prob: Mean log probability over answers; None without answers.
     """
 
     n: int
@@ -75,14 +80,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Level:
-    """Facts that were stated equally often.
+    """Recall of the facts that were stated equally often.
 
     Attributes:
-        exposures: Documents that state each of them.
-        n: Facts.
-        seen: Asked in the forms they were stated in.
-        paraphrase: Asked in the form that was held out; for facts never stated, in every form.
-        baseline: Share of them that have the commonest value of their relation.
+        exposures: Number of documents that state each of them.
+        n: Number of facts.
+        seen: Recall in the forms in which they were stated.
+        paraphrase: Recall in the held-out form; for facts that were never stated, in every form.
+        baseline: Share of the facts that have the commonest value of their relation.
     """
 
     exposures: int
@@ -97,15 +102,19 @@ class Recall:
     """Recall of all planted facts.
 
     Attributes:
-        levels: By exposure, ascending; of facts that are read throughout training.
-        late: Facts whose documents are read late in training; None where there are none.
+        levels: Recall by exposures, ascending, of facts that are read throughout training.
+        late: Recall of facts whose documents are read late in training; None if there are none.
     """
 
     levels: tuple[Level, ...]
     late: Level | None = None
 
     def at(self, exposures: int) -> Level:
-        """The level of a number of exposures."""
+        """Return the level of facts with this number of exposures.
+
+        Raises:
+            BehaviourError: There is no such level.
+        """
         for level in self.levels:
             if level.exposures == exposures:
                 return level
@@ -113,22 +122,25 @@ class Recall:
         raise BehaviourError(f"no fact is stated {exposures} times; the levels are {known}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def to_frame(self) -> Any:
-        """A pandas row per level."""
+        """Return a pandas frame with a row per level."""
         import pandas
 
         return pandas.DataFrame([_flat(level) for level in self.levels])
 
     def plot(self) -> Any:
-        """Recall against exposures, with intervals and baseline."""
+        """Plot recall against exposures, with intervals and baseline."""
         return _figure(self)
 
 
 def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Any) -> Recall:
-    """Ask every fact in every form. About 3,000 short prompts in two dozen forward passes."""
+    """Measure recall of every planted fact in every form, by number of exposures.
+
+    Costs about two dozen forward passes, with 3,000 short prompts in total.
+    """
     facts = truth["facts"]
     answers = recall_of_facts(model, facts, truth, tokenizer)
     commonest = _commonest_values(facts)
@@ -156,7 +168,10 @@ def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Any) -> Recal
 def recall_of_facts(
     model: HookedModel, facts: Iterable[dict], truth: dict, tokenizer: Any
 ) -> tuple[Answer, ...]:
-    """Ask some facts of the truth table in every form of their relation, in that order."""
+    """Ask the model for some facts, each in every form of its relation.
+
+    Returns the answers in the order of the facts, then of the forms.
+    """
     facts = list(facts)
     answers: dict[tuple[str, int], Answer] = {}
     for relation, stated in truth["relations"].items():
@@ -171,10 +186,10 @@ def recall_of_facts(
 
 
 def facts_named(truth: dict, names: Iterable[str]) -> list[dict]:
-    """Facts of the truth table by name ("capital of zemora") or entity ("zemora").
+    """Find facts of the truth table by name ("capital of zemora") or entity ("zemora").
 
     Raises:
-        BehaviourError: No such fact.
+        BehaviourError: There is no such fact.
     """
     known = {fact["name"]: fact for fact in truth["facts"]}
     known |= {fact["entity"]: fact for fact in truth["facts"]}
@@ -185,7 +200,7 @@ def facts_named(truth: dict, names: Iterable[str]) -> list[dict]:
 
 
 def recall_share(answers: Sequence[Answer]) -> Share:
-    """Share of correct answers, with Wilson's interval over facts."""
+    """Compute the share of correct answers, with Wilson's interval on the number of facts."""
     if not answers:
         return Share(0, None, 0.0, 1.0, None)
     n = len({answer.fact for answer in answers})
@@ -203,7 +218,7 @@ def _asked(
     values: list[str],
     tokenizer: Any,
 ) -> list[Answer]:
-    """All facts of one relation in one form: one forward pass."""
+    """Ask for facts of one relation in one form, in one forward pass."""
     device = device_of(model)
     prompts = encoded_prompts((fact_query(text, fact["entity"]) for fact in facts), tokenizer).to(
         device
@@ -227,7 +242,7 @@ def _asked(
 
 
 def _commonest_values(facts: Sequence[dict]) -> dict[str, str]:
-    """The value of each relation that most documents state."""
+    """Return for each relation the value that most documents state."""
     stated: dict[str, Counter[str]] = {}
     for fact in facts:
         stated.setdefault(fact["relation"], Counter())[fact["value"]] += fact["exposures"]
@@ -244,7 +259,7 @@ def _flat(level: Level) -> dict[str, Any]:
 
 
 def _figure(found: Recall) -> Any:
-    """Recall against exposures: seen forms, the held-out form, and the guesser's baseline."""
+    """Plot recall against exposures: stated forms, held-out form and baseline."""
     from interp import plots  # plotly takes a second
 
     exposures = [str(level.exposures) for level in found.levels]

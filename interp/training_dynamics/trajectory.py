@@ -1,12 +1,12 @@
-"""Numbers over training: what an analysis said at each checkpoint, in one tidy table.
+"""Trajectory: the results of an analysis at each checkpoint of a run, in one tidy table.
 
-A row of the table is one number at one step. Its interval is over the prompts of that checkpoint,
-and neighbouring checkpoints share prompts and most of their weights: the intervals say how well a
-point is known, not how much another seed would differ. When a curve rises is therefore given as the
-pair of checkpoints between which it rose (`Onset`), not as a step.
+A row of the table is one number at one step. Its interval is over prompts. Neighbouring checkpoints
+share the prompts and most of their weights, so the intervals show how precisely each point is
+known, not how much a run with another seed would differ. The time at which a curve rises is given
+as the two checkpoints between which it rose (`Onset`), not as a single step.
 
-The steps at which given documents were read can be laid beside the curves: who trained the run
-knows them, and nothing else does.
+The steps at which given documents were read can be shown beside the curves. They are known only for
+runs whose data order is recorded.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,10 +32,13 @@ class TrajectoryPoint:
     """One number at one step.
 
     Attributes:
-        step: Of the checkpoint: so many steps were done.
-        tokens: Targets that had carried loss until then.
-        low: Lower end of the 95 % interval; None where there is none.
-        n: Prompts or targets it is a mean over; None where the analysis does not say.
+        step: Number of training steps done at the checkpoint.
+        tokens: Number of targets with loss until then.
+        name: Name of the number.
+        value: Value of the number.
+        low: Lower end of the 95 % interval; None if there is no interval.
+        high: Upper end of the interval.
+        n: Number of prompts or targets that it is a mean over; None if the analysis gives none.
     """
 
     step: int
@@ -49,12 +52,14 @@ class TrajectoryPoint:
 
 @dataclass(frozen=True)
 class Onset:
-    """Between which two checkpoints a number went `share` of the way to where it ended.
+    """Pair of checkpoints between which a number passed a level for good.
 
     Attributes:
-        before: The last checkpoint below it, after which the number never is again.
-        step: The first one above it.
-        level: That was passed.
+        name: Name of the number.
+        before: Step of the last checkpoint at which the number had not reached the level.
+        step: Step of the next checkpoint, from which on the number stays past the level.
+        level: The level: first value + share * (last value - first value).
+        share: Share of the way from the first to the last value.
     """
 
     name: str
@@ -66,18 +71,19 @@ class Onset:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What an analysis said over a run.
+    """Results of an analysis over a run.
 
     Attributes:
-        analysis: Its name.
-        parameters: What else decides its numbers.
-        run_id: Of the run.
-        knowledge: `full`, `data-known` or `weights-only`.
-        points: By step, then in the order of the analysis.
-        refused: Steps at which the analysis gave no number, and its reason.
-        checkpoints: Step and sha256 of the weights; "" for what was logged between checkpoints.
+        analysis: Name of the analysis.
+        parameters: Parameters that determine its numbers, besides the name.
+        run_id: Id of the run.
+        knowledge: What is known of the run's training: `full`, `data-known` or `weights-only`.
+        points: Numbers by step, then in the order of the analysis.
+        refused: Steps at which the analysis gave no number, each with the reason.
+        checkpoints: Step and sha256 of the weights of each checkpoint; empty for numbers that were
+            logged or replayed between checkpoints.
         readings: Steps at which documents were read, by label.
-        versions: Of the software.
+        versions: Versions of the software.
     """
 
     analysis: str
@@ -100,19 +106,19 @@ class Trajectory:
 
     @property
     def names(self) -> list[str]:
-        """What was measured, in the order of the analysis."""
+        """Names of the numbers, in the order of the analysis."""
         return list(dict.fromkeys(one.name for one in self.points))
 
     @property
     def steps(self) -> list[int]:
-        """The steps at which anything was measured, ascending."""
+        """Steps with at least one number, ascending."""
         return sorted({one.step for one in self.points})
 
     def curve(self, name: str) -> list[TrajectoryPoint]:
-        """One number by step.
+        """Return the points of one number, by step.
 
         Raises:
-            EffectsError: No such number.
+            EffectsError: There is no such number.
         """
         found = [one for one in self.points if one.name == name]
         if not found:
@@ -120,15 +126,15 @@ class Trajectory:
         return found
 
     def changing(self, k: int) -> list[str]:
-        """The k numbers whose values differ most between steps, most first."""
+        """Return the names of the k numbers with the largest range over steps, largest first."""
         spans = {name: np.ptp([one.value for one in self.curve(name)]) for name in self.names}
         return sorted(spans, key=lambda name: -spans[name])[:k]
 
     def onset(self, name: str, *, share: float = 0.5) -> Onset:
-        """When a number had gone `share` of the way from its first value to its last, for good.
+        """Find when a number had gone `share` of the way from its first to its last value for good.
 
         Raises:
-            EffectsError: It has one step, or ends where it began.
+            EffectsError: There is no such number, or its first and last values are equal.
         """
         curve = self.curve(name)
         first, last = curve[0].value, curve[-1].value
@@ -143,13 +149,13 @@ class Trajectory:
         return Onset(name, curve[at].step, curve[at + 1].step, level, share)
 
     def reading(self, run: Run, documents: Iterable[int], *, label: str = "read") -> "Trajectory":
-        """The same, with the steps at which any of these documents was read.
+        """Return a copy with the steps at which any of these documents was read.
 
-        A step stands there once for each document that it read.
+        A step is listed once for each of the documents that was read at it.
 
         Raises:
-            StoreError: The store has no such document.
-            EffectsError: The run is another one.
+            StoreError: The token store has no such document.
+            EffectsError: `run` is not the run of this trajectory.
         """
         if run.id != self.run_id:
             raise EffectsError(f"the curves are of run {self.run_id}, the documents of {run.id}")
@@ -158,9 +164,10 @@ class Trajectory:
         return replace(self, readings={**self.readings, label: found})
 
     def to_frame(self) -> Any:
-        """A pandas row a number: step, tokens, name, value, low, high, n.
+        """Return a pandas frame with a row per number and step.
 
-        With readings a column each: how many readings lie before that checkpoint.
+        The columns are step, tokens, name, value, low, high and n, and one for each label of
+        `readings`: the number of readings before that checkpoint.
         """
         import pandas
 
@@ -169,21 +176,22 @@ class Trajectory:
             columns=["step", "tokens", "name", "value", "low", "high", "n"],
         )
         for label, steps in self.readings.items():
-            # Step s takes checkpoint s to checkpoint s + 1.
+            # Training step s leads from checkpoint s to checkpoint s + 1, so readings at steps
+            # below s come before checkpoint s.
             frame[label] = np.searchsorted(np.array(steps), frame["step"].to_numpy(), side="left")
         return frame.astype({"low": float, "high": float, "n": "Int64"})
 
     def plot(self, names: Sequence[str] | None = None, *, log: bool = True) -> Any:
-        """Curves with their intervals, and a mark at each reading.
+        """Plot curves with their intervals, and a mark at each step that read the documents.
 
         Args:
-            names: Which numbers; None: the eight that change most.
-            log: Spread early steps.
+            names: Names of the numbers to plot; None: the eight that change most.
+            log: Use a logarithmic axis for steps.
         """
         return _figure(self, list(names or self.changing(8)), log=log)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
@@ -195,8 +203,8 @@ class Trajectory:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file is not what its seal says.
-            EffectsError: The file holds something else.
+            DamagedError: The file does not match its seal.
+            EffectsError: The file is sealed but holds no trajectory.
         """
         content = storage.read_sealed(Path(path))
         if content.pop("schema", None) != SCHEMA:
@@ -210,7 +218,7 @@ class Trajectory:
 
 
 def _figure(found: Trajectory, names: list[str], *, log: bool = True) -> Any:
-    """Numbers by step with their intervals, and a row of marks at each step that read documents."""
+    """Plot numbers by step with their intervals, and a row of marks for each label of readings."""
     from interp import plots  # plotly takes a second
 
     figure = plots.figure()

@@ -1,4 +1,4 @@
-"""Weights of others: Hugging Face, nanoGPT and GGUF, read and written safely."""
+"""Import and export of models: Hugging Face folders, nanoGPT checkpoints and GGUF files."""
 
 from typing import TYPE_CHECKING
 

@@ -1,13 +1,13 @@
-"""llama.cpp's GGUF files, unpacked into Hugging Face folders that everything else here can open.
+"""Conversion of llama.cpp's GGUF files into Hugging Face folders, which can then be imported.
 
-A GGUF holds weights (often in 4 or 8 bits), the configuration and the tokenizer in one file. The
-`gguf` package, which is llama.cpp's own, reads and dequantizes it; what is left to do here is to
-give the same things other names. Weights are those the quantized model computes with, in fp32: no
-more can be got back, so a folder from a 4-bit file is not the model that was published before it.
+A GGUF file holds weights (often in 4 or 8 bits), the configuration and the tokenizer. llama.cpp's
+`gguf` package reads and dequantizes it; this module renames the parts. The weights are those that
+the quantized model computes with, in fp32. Quantization cannot be undone, so a folder made from a
+4-bit file is not the original model.
 
-Only the llama architecture without a bent rope is taken; anything else is refused, not rounded.
-Source: llama.cpp's `gguf-py/gguf/constants.py` for names, `convert_hf_to_gguf.py` for the order of
-query and key rows, `llama-vocab.cpp` for how a tokenizer of a name splits.
+Only the llama architecture without scaled rotary positions is accepted; anything else is an error.
+Sources: llama.cpp's `gguf-py/gguf/constants.py` for names, `convert_hf_to_gguf.py` for the order of
+query and key rows, `llama-vocab.cpp` for how a named tokenizer splits text.
 """
 
 import json
@@ -53,26 +53,27 @@ SIZES = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
-# How llama.cpp cuts a text before it merges bytes, by its own name of the way.
+# How a text is split before bytes are merged, by llama.cpp's name of the pre-tokenizer.
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 SPLITS = {
     "gpt-2": BYTES,
     "smollm": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]},
 }
-CONTROL = 3  # the token type of separators and the like
+CONTROL = 3  # token type of special tokens such as separators
 
 
 def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
-    """Write the folder of a GGUF file: config.json, model.safetensors (fp32), tokenizer.json.
+    """Convert a GGUF file into a folder with config.json, model.safetensors and tokenizer.json.
 
-    Takes 4 bytes a parameter of disk and as much memory. The folder appears whole or not at all.
+    Takes 4 bytes of disk and of memory per parameter, because weights are written in fp32. The
+    folder appears completely or not at all.
 
     Raises:
         TrainError: `out` exists, or the `gguf` package is missing.
-        DamagedError: The file is missing, or is no whole GGUF.
-        RecipeError: It holds an architecture that the decoder does not have.
-        TokenizerError: Its tokenizer is none that we know.
+        DamagedError: The file is missing, or is not a complete GGUF file.
+        RecipeError: The decoder does not have this architecture, or the quantization is unknown.
+        TokenizerError: The kind of tokenizer is not supported.
     """
     path, out = Path(path), Path(out)
     if out.exists():
@@ -96,7 +97,7 @@ def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Everything the file says, by key, and its tensors by llama.cpp's names in fp32."""
+    """Return the metadata of the file by key, and its tensors in fp32 by llama.cpp's names."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
@@ -114,7 +115,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         reader = GGUFReader(path)
         said = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {
-            # A copy: what needs no dequantizing is a view of the mapped file.
+            # Copied, because tensors that need no dequantizing are views of the mapped file.
             one.name: torch.tensor(quants.dequantize(one.data, one.tensor_type)).float()
             for one in reader.tensors
         }
@@ -144,7 +145,7 @@ def _config(said: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        # transformers 5 reads the first, transformers 4 the second.
+        # transformers 5 reads `rope_parameters`, transformers 4 `rope_theta`.
         "rope_parameters": {
             "rope_theta": said.get("llama.rope.freq_base", 10_000.0),
             "rope_type": "default",
@@ -180,7 +181,7 @@ def _in_block(name: str) -> str:
 
 
 def _halves(rows: Float[Tensor, "row d_model"], heads: int) -> Float[Tensor, "row d_model"]:
-    """Rows of queries or keys in Llama's order: llama.cpp turns neighbours, Llama turns halves."""
+    """Reorder query or key rows: llama.cpp rotates pairs (2i, 2i + 1), Llama (i, i + d_head/2)."""
     return rearrange(
         rows, "(head half pair) d_model -> (head pair half) d_model", head=heads, pair=2
     )
@@ -190,7 +191,7 @@ def _halves(rows: Float[Tensor, "row d_model"], heads: int) -> Float[Tensor, "ro
 
 
 def _tokenizer(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a tokenizer.json."""
+    """Return the content of tokenizer.json."""
     kind, split = said["tokenizer.ggml.model"], said.get("tokenizer.ggml.pre", "gpt-2")
     if kind != "gpt2" or split not in SPLITS:
         raise TokenizerError(

@@ -1,10 +1,10 @@
-"""Models in from elsewhere and out to elsewhere: Hugging Face folders and nanoGPT checkpoints.
+"""Import and export of Hugging Face folders, and import of nanoGPT checkpoints.
 
-An import is checked before it is believed: every tensor must be used, none may be missing, and a
-configuration that means something we do not compute is refused rather than rounded. What was read
-to train it is unknown, so an import's knowledge level is `weights-only`.
+An import is checked: every tensor must be used, none may be missing, and a configuration that the
+decoder does not compute exactly is an error. Its training data are unknown, so its knowledge level
+is `weights-only`.
 
-Pickles can run code. nanoGPT's `ckpt.pt` is read by torch's restricted reader (`weights_only`),
+Pickles can run code. nanoGPT's `ckpt.pt` is read by torch's restricted reader (`weights_only`);
 every other pickle is refused.
 """
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 __all__ = ["Imported", "export_huggingface", "import_huggingface", "import_nanogpt"]
 __all__ += ["to_huggingface"]
 
-# Masks and angles that older versions saved beside the weights; the model recomputes them.
+# Masks and angles that older versions saved with the weights; the model recomputes them.
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-# nanoGPT's default: GPT-2's 50,257 rounded up to a multiple of 64; 47 rows never were a target.
+# nanoGPT's default: GPT-2's 50,257 rounded up to a multiple of 64; 47 rows are never a target.
 NANOGPT_PADDED, GPT2_VOCABULARY = 50_304, 50_257
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A model from elsewhere.
+    """An imported model.
 
     Attributes:
-        tokenizer: None when there is none that we can read; `description` then says why.
-        description: One line: what it is, its size, how much is known.
-        sha256: Of the weights file; of the files' digests when there are several.
+        tokenizer: Its tokenizer, or None if there is no readable one; `description` says why.
+        description: One line with the model's kind, its size and its knowledge level.
+        sha256: Digest of the weights file, or of the files' digests if there are several.
     """
 
     model: GPT
@@ -55,11 +55,13 @@ class Imported:
 
 
 def import_huggingface(folder: str | Path) -> Imported:
-    """Open a local Hugging Face folder of GPT-2's or Llama's layout; weights become fp32.
+    """Import a local Hugging Face folder in GPT-2's or Llama's layout; weights become fp32.
 
     Raises:
+        TrainError: There is no such folder.
         DamagedError: A file is missing, damaged, or a pickle.
-        RecipeError: The configuration means an architecture that the decoder does not have.
+        RecipeError: The decoder does not have the architecture of the configuration.
+        TokenizerError: The tokenizer has more tokens than the model.
     """
     folder = Path(folder)
     safe_loading.refuse_pickle(folder)
@@ -89,15 +91,17 @@ def import_huggingface(folder: str | Path) -> Imported:
 
 
 def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "gelu") -> Imported:
-    """Open nanoGPT's `ckpt.pt`, compiled or not, with torch's restricted reader.
+    """Import nanoGPT's `ckpt.pt`, compiled or not, with torch's restricted reader.
 
     Args:
-        d_vocab: Tokens that exist; None takes 50,304 rows as GPT-2's 50,257 and padding, and any
-            other number as it is. Logits of padding are dropped.
-        mlp: nanoGPT computes the exact GELU; say "gelu-tanh" for a checkpoint of its first months.
+        d_vocab: Size of the vocabulary without padding. None means 50,257 (GPT-2's) if there are
+            50,304 rows, and otherwise the number of rows. The logits of padding are dropped.
+        mlp: Kind of MLP. nanoGPT computes the exact GELU; use "gelu-tanh" for a checkpoint from
+            its first months.
 
     Raises:
-        DamagedError: It is another pickle, or not whole.
+        DamagedError: The file is another pickle, or is incomplete.
+        RecipeError: No padding leads from `d_vocab` to the rows of the checkpoint.
     """
     path = Path(path)
     saved = safe_loading.read_restricted(path)
@@ -118,7 +122,7 @@ def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "
         d_model=args["n_embd"],
         n_ctx=args["block_size"],
         d_vocab=d_vocab,
-        # The smallest multiple that pads to these rows; every choice that does is the same model.
+        # The smallest multiple that pads to these rows; any other such one gives the same model.
         vocab_multiple=1 if rows == d_vocab else _multiple(d_vocab, rows),
         bias=args["bias"],
         mlp=mlp,
@@ -133,9 +137,9 @@ def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "
 
 
 def export_huggingface(model: GPT, tokenizer: Tokenizer | None, out: str | Path) -> Path:
-    """Write a folder that `transformers` opens: GPT-2's class or Llama's, whichever computes this.
+    """Write a folder that `transformers` opens with its GPT-2 or Llama class.
 
-    GPT-2's class always has biases, so a model without any gets zeros; padding is cut off.
+    GPT-2's class always has biases, so a model without biases gets zeros. Padding is cut off.
 
     Raises:
         RecipeError: No Hugging Face class computes this architecture.
@@ -157,18 +161,18 @@ def export_huggingface(model: GPT, tokenizer: Tokenizer | None, out: str | Path)
 
 
 def to_huggingface(model: GPT) -> "PreTrainedModel":
-    """The same weights, copied into the `transformers` class that computes the same.
+    """Copy the weights into an instance of the `transformers` class that computes the same.
 
     Raises:
         RecipeError: No Hugging Face class computes this architecture.
     """
-    # Half a second: only who asks for it pays.
+    # Imported here, because it takes half a second.
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     config, weights = _export(model, model.tokenizer)
     if config["tie_word_embeddings"]:
         weights["lm_head.weight"] = next(iter(weights.values()))  # the embedding comes first
-    # Their constructor draws weights, which `load_state_dict` then replaces.
+    # The constructor draws random weights, which `load_state_dict` then replaces.
     with torch.random.fork_rng(devices=[]):
         if config["model_type"] == "gpt2":
             twin = GPT2LMHeadModel(GPT2Config.from_dict(config))
@@ -206,7 +210,7 @@ def _fill(cfg: GPTConfig, places: Iterator[Place], theirs: dict[str, Tensor], pa
     except TrainError as error:
         raise DamagedError(f"{path}: {error}") from None
     unused = theirs.keys() - used
-    # A tied head may be saved twice, but then it must be the embedding.
+    # A tied unembedding may also be saved separately, but then it must equal the embedding.
     if "lm_head.weight" in unused and torch.equal(
         theirs["lm_head.weight"].float(), ours["embed.weight"]
     ):
@@ -231,7 +235,7 @@ def _tidy(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_tokenizer(folder: Path, cfg: GPTConfig) -> tuple[Tokenizer | None, str]:
-    """The tokenizer beside the weights, and what to say about it."""
+    """Return the tokenizer of a folder, or None, and a phrase that describes it."""
     try:
         if (folder / "tokenizer.json").is_file():
             found = load_tokenizer(folder / "tokenizer.json")
@@ -261,7 +265,7 @@ def _multiple(d_vocab: int, rows: int) -> int:
 
 
 def _export(model: GPT, tokenizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights under Hugging Face's names."""
+    """Return configuration and weights under Hugging Face's names."""
     kind = layouts.layout_of(model.cfg)
     layout = LAYOUTS[kind]
     eot = None if tokenizer is None else tokenizer.eot
@@ -276,7 +280,7 @@ def _export(model: GPT, tokenizer: Any) -> tuple[dict[str, Any], dict[str, Tenso
         "dtype": "float32",
         **layout.config(model.cfg),
     }
-    # Places as if there were biases: `to_theirs` fills the missing ones with zeros.
+    # With `bias=True` biases are listed as well; `to_theirs` fills missing ones with zeros.
     named = replace(model.cfg, bias=True) if layout.always_biased else model.cfg
     return config, layouts.to_theirs(model.cfg, layout.places(named), model.state_dict())
 

@@ -1,7 +1,7 @@
-"""Weights that somebody else trained, taken in as a run that says how little is known of it.
+"""Import of foreign weights as a run, and export of a run's checkpoint.
 
-An import has one checkpoint, no ledger and no store. Its knowledge level is `weights-only`, and
-that level stands in every result computed from it.
+An imported run has one checkpoint, no ledger and no token store. Its knowledge level is
+`weights-only`, which every result computed from it records.
 """
 
 import tempfile
@@ -19,11 +19,12 @@ __all__ = ["export_run", "import_run"]
 
 
 def import_run(source: str | Path, *, out: str | Path) -> Run:
-    """Import a Hugging Face folder (GPT-2 or Llama layout), a nanoGPT `ckpt.pt` or a GGUF as a run.
+    """Import a Hugging Face folder (GPT-2 or Llama), a nanoGPT `ckpt.pt` or a GGUF file as a run.
 
     Raises:
         TrainError: There is nothing at `source`, or `out` exists.
-        DamagedError: The weights are a pickle that is no nanoGPT checkpoint, or damaged.
+        DamagedError: The weights are damaged, or a pickle that is not a nanoGPT checkpoint.
+        RecipeError: The decoder does not have the architecture.
     """
     source, out = Path(source), Path(out)
     if not source.exists():
@@ -44,7 +45,7 @@ def import_run(source: str | Path, *, out: str | Path) -> Run:
 
 
 def _from_gguf(source: Path, out: Path) -> Imported:
-    """By way of a Hugging Face folder beside the run, which vanishes."""
+    """Import a GGUF file by way of a temporary Hugging Face folder beside the run."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         folder = gguf.gguf_to_huggingface(source, Path(place) / source.stem)
@@ -53,7 +54,7 @@ def _from_gguf(source: Path, out: Path) -> Imported:
 
 
 def export_run(run: Run, *, out: str | Path, step: int | None = None) -> Path:
-    """Write a checkpoint of a run as a Hugging Face folder, its tokenizer included."""
+    """Write a checkpoint of a run (None: the last one) as a Hugging Face folder with tokenizer."""
     model = run.load(step)
     return huggingface.export_huggingface(model, run.tokenizer, out)
 

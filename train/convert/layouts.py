@@ -1,10 +1,10 @@
-"""How other people's checkpoints name, turn and split the same weights.
+"""Layouts of foreign checkpoints: how they name, transpose and split the same weights.
 
-Hugging Face's GPT-2 keeps its four matrices as [in, out] (OpenAI's Conv1D), nanoGPT the same names
-as [out, in], Llama three matrices where we have one `qkv`. A layout is a list of correspondences,
-read in one direction to import and in the other to export, so the two cannot disagree.
+Hugging Face's GPT-2 stores its four matrices as [in, out] (OpenAI's Conv1D); nanoGPT uses the same
+names with [out, in]; Llama has three matrices instead of our one `qkv`. A layout is a list of
+correspondences that is used in both directions, so import and export cannot disagree.
 
-Source: `modeling_gpt2.py` and `modeling_llama.py` of transformers 5.23, nanoGPT's `model.py`.
+Sources: `modeling_gpt2.py` and `modeling_llama.py` of transformers 5.23, nanoGPT's `model.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from train.model import GPTConfig
 
 __all__ = ["LAYOUTS", "Layout", "from_theirs", "gpt2_places", "layout_of", "to_theirs"]
 
-# gelu_new and gelu_pytorch_tanh are one formula; quick_gelu, gelu_fast and others are not.
+# gelu_new and gelu_pytorch_tanh are the same formula; quick_gelu, gelu_fast and others differ.
 ACTIVATION_NAMES = {
     "gelu_new": "gelu-tanh",
     "gelu_pytorch_tanh": "gelu-tanh",
@@ -46,7 +46,11 @@ LLAMA_PARTS = {
 
 @dataclass(frozen=True)
 class Place:
-    """One of our tensors, and the tensors of theirs that it is made of, one below the other."""
+    """One of our tensors, and the foreign tensors whose rows it concatenates.
+
+    Attributes:
+        turned: Whether the foreign tensors are transposed.
+    """
 
     ours: str
     theirs: tuple[str, ...]
@@ -55,7 +59,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """A Hugging Face model type: its configuration both ways, and where its weights are."""
+    """A Hugging Face model type: how to convert its configuration and its weights.
+
+    Attributes:
+        class_name: Its class in `transformers`.
+        architecture: Function from its configuration to ours.
+        config: Function from our configuration to its.
+        places: Function from our configuration to the correspondences of the tensors.
+        always_biased: Whether the class has biases in any case.
+    """
 
     class_name: str
     architecture: Callable[[dict[str, Any]], GPTConfig]
@@ -65,10 +77,10 @@ class Layout:
 
 
 def layout_of(cfg: GPTConfig) -> str:
-    """The model type whose class computes what this architecture computes.
+    """Return the Hugging Face model type that computes the same as this architecture.
 
     Raises:
-        RecipeError: None does.
+        RecipeError: There is none.
     """
     pre = cfg.norm_placement == "pre" and cfg.causal
     if pre and (cfg.position, cfg.norm, cfg.mlp) == ("rope", "rmsnorm", "swiglu"):
@@ -87,7 +99,7 @@ def layout_of(cfg: GPTConfig) -> str:
 def from_theirs(
     places: Iterator[Place], theirs: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """Our state dictionary in fp32, and the names of theirs that were used.
+    """Return our state dictionary in fp32, and the names of the foreign tensors used for it.
 
     Raises:
         TrainError: A tensor is missing.
@@ -106,7 +118,10 @@ def from_theirs(
 def to_theirs(
     cfg: GPTConfig, places: Iterator[Place], ours: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Their state dictionary: padding cut off, missing biases as zeros, every tensor its own."""
+    """Return the foreign state dictionary, without padding and with zeros for missing biases.
+
+    No two tensors share memory.
+    """
     theirs = {}
     key_value = cfg.n_key_value_heads * cfg.d_head
     for place in places:
@@ -127,7 +142,10 @@ def to_theirs(
 
 
 def gpt2_places(cfg: GPTConfig, *, turned: bool = True) -> Iterator[Place]:
-    """`turned`: matrices are [in, out], as Hugging Face has them and nanoGPT does not."""
+    """Yield the correspondences of GPT-2's layout.
+
+    With `turned` the matrices are [in, out], as in Hugging Face; in nanoGPT they are [out, in].
+    """
     yield Place("embed.weight", ("transformer.wte.weight",))
     yield Place("pos_embed.weight", ("transformer.wpe.weight",))
     for layer in range(cfg.n_layers):
@@ -202,8 +220,9 @@ def _llama_places(cfg: GPTConfig) -> Iterator[Place]:
 def _llama_architecture(config: dict[str, Any]) -> GPTConfig:
     _must_be(config, "hidden_act", "silu")
     bias = config.get("attention_bias", False)
-    _must_be({"mlp_bias": False, **config}, "mlp_bias", bias)  # ours are on or off together
-    # transformers 5 keeps both under rope_parameters, transformers 4 apart.
+    _must_be({"mlp_bias": False, **config}, "mlp_bias", bias)  # ours has all biases or none
+    # transformers 5 has theta and scaling in rope_parameters; transformers 4 has rope_theta and
+    # rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     _must_be(rope, "rope_type", "default")
     return GPTConfig(

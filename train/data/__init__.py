@@ -1,4 +1,4 @@
-"""Documents to tokens, and the order in which training reads them."""
+"""Corpora, tokenizers, token stores, and the order in which training reads their tokens."""
 
 from typing import TYPE_CHECKING
 

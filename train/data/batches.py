@@ -1,9 +1,9 @@
-"""From an order and a store to the tensors of one step.
+"""Batches: the tensors of one training step, read from a token store in a data order.
 
-One gather a step from the memory-mapped stream. A target that is end-of-text right after an
-end-of-text is padding and carries no loss; no mask is stored, because the tokens say it. That rule
-also carries the exact counterfactual: a removed document is blanked to end-of-text, so its targets
-lose their weight by themselves, while order, shapes, positions, steps and the loss's divisor stay.
+A batch is one gather from the memory-mapped tokens. A target that is an end-of-text directly after
+an end-of-text is padding and carries no loss; the tokens show this, so no mask is stored. The same
+rule removes documents exactly: the tokens of a removed document become end-of-text, so its targets
+carry no loss, while order, shapes, positions, steps and the divisor of the loss do not change.
 """
 
 import hashlib
@@ -23,17 +23,20 @@ from train.errors import StoreError
 
 __all__ = ["IGNORED", "Batch", "DocumentRemoval", "batches_ahead", "read_batch"]
 
-IGNORED = -100  # a target without loss: what torch's cross entropy skips
+IGNORED = -100  # marks a target without loss; torch's cross entropy skips it
 
 
 @dataclass(frozen=True)
 class DocumentRemoval:
-    """Documents taken out of training, and how.
+    """Documents to remove from training, and how to remove them.
 
     Attributes:
         documents: Indices in the document table, ascending.
-        mode: `blank` turns their tokens into end-of-text, so nothing of them is seen even as
-            context; `loss` leaves them as context and takes only their loss away.
+        mode: `blank` replaces their tokens by end-of-text, so the model does not even see them as
+            context; `loss` keeps them as context but does not train on them.
+
+    Raises:
+        StoreError: There is no such mode, or the documents are not ascending and distinct.
     """
 
     documents: tuple[int, ...]
@@ -46,10 +49,10 @@ class DocumentRemoval:
             raise StoreError("the documents to remove must be ascending and without repeats")
 
     def joined(self, earlier: "DocumentRemoval | None") -> "DocumentRemoval":
-        """This removal from a run that already lacks what `earlier` removed.
+        """Combine this removal with an `earlier` one of the same run.
 
         Raises:
-            StoreError: The two remove in different ways, and a run has one.
+            StoreError: The two have different modes; a run can have only one.
         """
         if earlier is None:
             return self
@@ -64,7 +67,7 @@ class DocumentRemoval:
     def covers(
         self, store: TokenStore, offsets: Int64[np.ndarray, "batch pos"]
     ) -> Bool[np.ndarray, "batch pos"]:
-        """Which token offsets belong to a removed document or to the end-of-text behind it."""
+        """Return which token offsets are in a removed document or the end-of-text after it."""
         documents = np.array(self.documents, dtype=np.int64)
         starts = store.starts[documents]
         stops = starts + store.lengths[documents] + 1
@@ -77,8 +80,9 @@ class Batch:
     """The windows of one step.
 
     Attributes:
-        divisor: Targets that carried loss before anything was removed.
-        digest: sha256 (16 hex) of the windows' offsets and tokens as they lie in the store.
+        divisor: Number of targets that carry loss when no document is removed.
+        digest: First 16 hex digits of the sha256 over the windows' offsets and their tokens as
+            stored, before any removal.
     """
 
     step: int
@@ -88,7 +92,7 @@ class Batch:
     digest: str
 
     def parts(self, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Micro-batches of at most `size` windows, in order."""
+        """Yield inputs and targets of micro-batches of at most `size` windows, in order."""
         size = size or len(self.inputs)
         yield from zip(self.inputs.split(size), self.targets.split(size), strict=True)
 
@@ -96,7 +100,7 @@ class Batch:
 def read_batch(
     store: TokenStore, order: Order, step: int, removal: DocumentRemoval | None = None
 ) -> Batch:
-    """The batch of `step`; the same whenever, and by whatever process, it is asked for."""
+    """Read the batch of `step`; the result depends on the arguments alone."""
     starts = order.starts(step)
     offsets = starts[:, None] + np.arange(order.context + 1)
     tokens = np.asarray(store.tokens[offsets])
@@ -128,9 +132,9 @@ def batches_ahead(
     removal: DocumentRemoval | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of `steps`, read by `workers` threads ahead of the trainer (0: inline).
+    """Yield the batches of `steps`, read in advance by `workers` threads (0: in this thread).
 
-    A batch is a pure function of its step, so the number of workers changes no bit of it.
+    A batch is a pure function of its step, so the number of workers does not change it.
     """
     if workers == 0:
         for step in steps:

@@ -1,13 +1,13 @@
-"""Documents, with ids that stay and hashes of what they say.
+"""Corpora: documents with stable ids, read from files, from the hub, or generated.
 
-`open` takes one word or path and returns a corpus that can be read any number of times: the
-generated `planted` corpus, `openwebtext`, or whatever lies on disk as `.jsonl[.gz|.zst|.xz]`,
-`.parquet`, text, a folder of these, or a folder saved by `datasets`.
+`open_corpus` takes a name or a path and returns a corpus that can be read any number of times: the
+generated `planted` corpus, `openwebtext`, or files on disk: `.jsonl[.gz|.zst|.xz]`, `.parquet`,
+text, a folder of these, or a folder saved by `datasets`.
 
-OpenWebText's parquet keeps no name or address of a page, and its shuffled token files lose the row,
-so a document is named by us: source, revision of the content, shard and row. For local files the
-revision is the sha256 of the bytes, and with another field than `text` its name (`sha#body`): the
-same id means the same text on every machine.
+OpenWebText's parquet files hold neither name nor address of a page, and its shuffled token files
+lose the row numbers. A document's id is therefore made of source, revision of the content, shard
+and row. The revision of local files is the sha256 of their bytes, followed by the name of the text
+field if that is not `text` (`sha#body`). The same id thus means the same text on every machine.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ __all__ = ["MAX_DOCUMENT_BYTES", "open_corpus"]
 
 MAX_DOCUMENT_BYTES = 64 << 20
 NAMES = ("openwebtext", "planted")
-# The parquet copies on the hub's main branch; the loading script beside them no longer runs
-# (nanoGPT#633), so the files are named one by one.
+# The dataset on the hub. Its loading script no longer runs (nanoGPT#633), so the parquet files on
+# its main branch are named one by one.
 OPENWEBTEXT = "Skylion007/openwebtext"
 
 
@@ -48,16 +48,23 @@ def open_corpus(
     seed: int = 0,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Corpus:
-    """Open a corpus by name or path. Local files are hashed once unless `revision` is given.
+    """Open a corpus by name or path.
 
     Args:
-        data_files: For `openwebtext`: local parquet files of its layout, or a pattern like
-            `owt/train-*.parquet`, instead of the hub.
-        limit: Read only the first so many documents.
-        seed: Of the planted corpus, used by nothing else.
+        source: `planted`, `openwebtext`, or a path.
+        data_files: For `openwebtext` only: local parquet files of its layout, or a pattern such as
+            `owt/train-*.parquet`, to read instead of the hub.
+        limit: Number of documents to read from the beginning; None reads all.
+        revision: Version of the content, for document ids; for the hub, the commit to read. Without
+            it local files are hashed once.
+        text_field: Field that holds the text of a document.
+        seed: Content seed of the planted corpus; other corpora ignore it.
+        max_document_bytes: Largest accepted document, in bytes of UTF-8.
 
     Raises:
-        CorpusError: There is nothing of that name, or nothing in it that can be read.
+        CorpusError: There is no corpus of that name, it holds nothing readable, or the arguments
+            do not fit it.
+        DamagedError: A file is cut off or changed.
     """
     if limit is not None and limit < 1:
         raise CorpusError(f"a limit of {limit} documents was asked for; it must be at least 1")
@@ -143,7 +150,7 @@ def _files(shard: _Shard) -> list[Path]:
 
 
 def _revision(path: Path, shards: Sequence[_Shard]) -> str:
-    """sha256 of the file, or of the names and sha256s of all files of a folder."""
+    """Return the sha256 of a file, or of the names and sha256s of all files of a folder."""
     if path.is_file():
         return storage.sha256_file(path)
     return _digest(path, [file for shard in shards for file in _files(shard)])
@@ -155,7 +162,7 @@ def _digest(folder: Path, files: Iterable[Path]) -> str:
 
 
 def _n_rows(shard: _Shard) -> int | None:
-    """How many documents a shard holds, when that is known without reading it."""
+    """Return the number of documents of a shard, or None if that needs reading all of it."""
     if shard.kind == "saved":
         return len(readers.open_dataset(shard.path))
     if shard.kind == "parquet":
@@ -197,7 +204,10 @@ def _openwebtext(
 
 
 def _matching(given: Sequence[str | Path]) -> list[Path]:
-    """The files that paths and patterns name, by file name, so that machines agree on the order."""
+    """Return the files that paths and patterns match.
+
+    They are sorted by file name, so that the order does not depend on the machine.
+    """
     found: set[Path] = set()
     for one in given:
         path = Path(one)
@@ -210,10 +220,10 @@ def _matching(given: Sequence[str | Path]) -> list[Path]:
 
 
 def _hub_files(revision: str | None) -> tuple[list[str], str]:
-    """Addresses of the parquet files on the hub, at one commit, and the commit."""
+    """Return the addresses of the parquet files on the hub at one commit, and the commit."""
     from huggingface_hub import HfApi
 
-    # Whichever HTTP library the installed version speaks through.
+    # This name covers the errors of whichever HTTP library the installed version uses.
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:

@@ -1,27 +1,22 @@
-"""Which tokens the model reads at which step, and the inverse question.
+"""The data order: which tokens the model reads at which step, and at which steps it reads a token.
 
-The order is a function, not a log. Windows of `context` targets tile the token stream, so that each
-token is a target in exactly one window per epoch; which window comes at position k of the run is a
-keyed Feistel permutation of the windows with the epoch as tweak. It is a pure function of (seed,
-k), costs the same for the first position and the last, and runs backwards as fast as forwards: "at
-which steps was this document read" needs no index. Nothing else enters: not the batch split, the
-number of workers, the length of the run or an evaluation in between (all of which change the data
-of nanoGPT, gpt-neox#984, OLMo#268).
+The order is computed, not stored. Windows of `context` targets tile the token stream, so that each
+token is a target in exactly one window per epoch. The window at position k of the run is given by a
+keyed Feistel permutation of the windows, with the epoch as tweak. It is a pure function of (seed,
+k), costs the same for every position, and is as fast to invert as to compute, so the steps that
+read a document are found without an index. The batch split, the number of workers, the length of
+the run and evaluations do not change it (in nanoGPT, gpt-neox#984 and OLMo#268 they change the
+data).
 
-A document is *read* by a window when at least one of its own tokens is a target there; its
-end-of-text is a separator, not a token of the document. A window feeds its last target of the
-window before as first input, which is context and not reading. Step t, counted from 0, takes
-checkpoint t to checkpoint t + 1.
+A window *reads* a document if at least one of the document's own tokens is a target in it; the
+end-of-text is a separator, not a token of the document. The first input of a window is the last
+target of the previous window; this is context and does not count as reading. Step t, counted from
+0, leads from checkpoint t to checkpoint t + 1.
 
 Permutation: a generalised Feistel network over Z_a x Z_b with a * b just above the number of
-windows (Black & Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9), cycle-walked into range;
-the round function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
-
-Where documents lie in tokens.bin, searched as quickly as caches allow.
-
-A binary search of eight million starts waits for memory at most of its 23 halvings. Here the first
-of them are made in every 64th start, which together fit a core's cache, and the last ones among
-neighbours.
+windows (Black & Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9), with cycle walking: a
+result outside the range is permuted again. The round function is the finaliser of SplitMix64
+(Steele, Lea & Flood 2014).
 """
 
 from dataclasses import dataclass
@@ -46,23 +41,31 @@ __all__ = [
     "record_nanogpt_order",
 ]
 
-# A power of two. Of 8 to 256 the quickest, by a little, at eight million documents.
+# Spacing of the coarse index of `DocumentTable`, a power of two. With eight million documents it is
+# slightly the fastest of 8 to 256.
 EVERY = 64
 
 
 @dataclass(frozen=True, eq=False)
 class DocumentTable:
-    """First token and number of tokens of each document, in the order of the text."""
+    """First token and number of tokens of each document, in token order.
+
+    `last_begun` searches this table in two stages. A plain binary search in eight million starts
+    waits for memory at most of its 23 halvings; here the first halvings use every 64th start, which
+    all fit into a core's cache, and the last ones touch only neighbouring entries.
+    """
 
     starts: Int64[np.ndarray, " document"]
     lengths: Int64[np.ndarray, " document"]
 
     def last_begun(self, offsets: Int64[np.ndarray, " token"]) -> Int64[np.ndarray, " token"]:
-        """The last document that begins at or before each token; -1 before the first."""
+        """Return the last document that begins at or before each token; -1 before the first."""
         if not len(self.starts):
             return np.full(len(offsets), -1)
         found = (self._coarse.searchsorted(offsets, side="right") - 1) * EVERY
         half = EVERY // 2
+        # Invariant: starts[found] <= offset < starts[found + 2 * half]; a negative `found` means
+        # before the first document, and indices beyond the table are clipped.
         while half:
             found += half * (self.starts.take(found + half, mode="clip") <= offsets)
             half //= 2
@@ -74,13 +77,13 @@ class DocumentTable:
 
 
 GOLDEN = 0x9E3779B97F4A7C15
-# One constant a round, multiplied in Python because numpy warns when a scalar wraps around.
+# One constant per round, computed in Python because numpy warns when a scalar overflows.
 ROUNDS = tuple(np.uint64(number * GOLDEN % 2**64) for number in range(8))
 
 
 @runtime_checkable
 class Order(Protocol):
-    """What a trainer and a ledger need of an order."""
+    """The interface of a data order that training and the ledger need."""
 
     @property
     def context(self) -> int: ...
@@ -89,17 +92,17 @@ class Order(Protocol):
     def batch(self) -> int: ...
 
     def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
-        """Offset of the first *input* token of each window read at `step`."""
+        """Return the offset of the first *input* token of each window read at `step`."""
         ...
 
     def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
-        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        """Return the steps below `n_steps` with a target in tokens [start, stop), ascending."""
         ...
 
 
 @runtime_checkable
 class InvertibleOrder(Order, Protocol):
-    """An order of tiled windows that also answers when a window is read, without a table."""
+    """An order of tiled windows that also computes at which steps a window is read."""
 
     @property
     def n_windows(self) -> int: ...
@@ -107,13 +110,15 @@ class InvertibleOrder(Order, Protocol):
     def reads(
         self, windows: Int64[np.ndarray, " window"], n_steps: int
     ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
-        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        """Return all reads of `windows` below step `n_steps`: index into `windows`, and step."""
         ...
 
 
 @dataclass(frozen=True)
 class DataOrder:
-    """Everything the order depends on: equal orders read the same tokens at every step.
+    """A data order in which all windows are permuted anew in every epoch.
+
+    Equal values read the same tokens at every step.
 
     Attributes:
         seed: Key of the permutation.
@@ -135,35 +140,38 @@ class DataOrder:
             )
 
     def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
-        """Offset of the first *input* token of each window read at `step`."""
+        """Return the offset of the first *input* token of each window read at `step`."""
         return self.windows(np.arange(step * self.batch, (step + 1) * self.batch)) * self.context
 
     def windows(self, positions: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
-        """The window read at each position of the run, counted in windows from 0."""
+        """Return the window read at each position of the run, counted in windows from 0."""
         epochs, within = np.divmod(positions, self.n_windows)
         return self._walk(within, epochs, forwards=True)
 
     def positions(
         self, windows: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"]
     ) -> Int64[np.ndarray, " k"]:
-        """The inverse: the position of the run at which each window is read in each epoch."""
+        """Return the position of the run at which each window is read in its given epoch.
+
+        This is the inverse of `windows`; windows and epochs are paired element by element.
+        """
         return epochs * self.n_windows + self._walk(windows, epochs, forwards=False)
 
     def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
-        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        """Return the steps below `n_steps` with a target in tokens [start, stop), ascending."""
         return _steps_reading(self, start, stop, n_steps)
 
     def reads(
         self, windows: Int64[np.ndarray, " window"], n_steps: int
     ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
-        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        """Return all reads of `windows` below step `n_steps`: index into `windows`, and step."""
         which, positions = self.read_at(windows, n_steps * self.batch)
         return which, positions // self.batch
 
     def read_at(
         self, windows: Int64[np.ndarray, " window"], n_positions: int
     ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
-        """Every reading of some windows among the first positions: which, and the position."""
+        """Return all reads of `windows` below `n_positions`: index into them, and position."""
         n_epochs = -(-n_positions // self.n_windows)
         epochs = np.repeat(np.arange(n_epochs), len(windows))
         which = np.tile(np.arange(len(windows)), n_epochs)
@@ -174,6 +182,7 @@ class DataOrder:
     def _walk(
         self, values: Int64[np.ndarray, " k"], epochs: Int64[np.ndarray, " k"], *, forwards: bool
     ) -> Int64[np.ndarray, " k"]:
+        # Cycle walking: permuting until the value is in range is a permutation of the range.
         values = self._permute(values, epochs, forwards)
         while (outside := values >= self.n_windows).any():
             values[outside] = self._permute(values[outside], epochs[outside], forwards)
@@ -187,6 +196,8 @@ class DataOrder:
         key = _mix(
             epochs.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(self.seed & (2**64 - 1))
         )
+        # value = right * a + left. Even rounds add F(right) to left modulo a, odd rounds F(left) to
+        # right modulo b; subtracting in reverse order inverts the permutation.
         right, left = np.divmod(values, a)
         rounds = list(enumerate(ROUNDS))
         for number, constant in rounds if forwards else reversed(rounds):
@@ -202,10 +213,11 @@ class DataOrder:
 
 @dataclass(frozen=True)
 class LateOrder:
-    """Windows of which some are read from a later step on: one order after the other's windows.
+    """A data order in which the late windows are read only from step `begin` on.
 
-    Up to step `begin` every batch holds early windows only. From there on, `late.batch` windows of
-    every batch are late ones, and the early ones go on in the places that are left.
+    Before step `begin` every batch holds early windows only. From then on every batch holds
+    `late.batch` late windows, and the early order continues in the remaining
+    `early.batch - late.batch`. Late windows follow the early ones in the token stream.
 
     Attributes:
         early: Order of the windows before the late ones; its `batch` is that of a whole step.
@@ -239,11 +251,11 @@ class LateOrder:
 
     @property
     def n_windows(self) -> int:
-        """Early and late windows."""
+        """Number of early and late windows together."""
         return self.early.n_windows + self.late.n_windows
 
     def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
-        """Offset of the first *input* token of each window read at `step`; early ones first."""
+        """Return the first *input* offset of each window read at `step`, early windows first."""
         if step < self.begin:
             return self.early.starts(step)
         first, last = self._early_before(step), self._early_before(step + 1)
@@ -252,17 +264,18 @@ class LateOrder:
         return np.concatenate([early, late])
 
     def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
-        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        """Return the steps below `n_steps` with a target in tokens [start, stop), ascending."""
         return _steps_reading(self, start, stop, n_steps)
 
     def reads(
         self, windows: Int64[np.ndarray, " window"], n_steps: int
     ) -> tuple[Int64[np.ndarray, " read"], Int64[np.ndarray, " read"]]:
-        """Every reading below `n_steps` of some windows: which of them, and the step."""
+        """Return all reads of `windows` below step `n_steps`: index into `windows`, and step."""
         windows = np.asarray(windows)
         is_late = windows >= self.early.n_windows
         early, late = np.flatnonzero(~is_late), np.flatnonzero(is_late)
         which, positions = self.early.read_at(windows[early], self._early_before(n_steps))
+        # Early windows read per step from step `begin` on; before, a step reads `batch`.
         kept = self.batch - self.late.batch
         behind = positions - self.begin * self.batch
         steps = np.where(behind < 0, positions // self.batch, self.begin + behind // kept)
@@ -275,17 +288,17 @@ class LateOrder:
         )
 
     def _early_before(self, step: int) -> int:
-        """Early windows read in the steps below `step`."""
+        """Return the number of early windows read in the steps below `step`."""
         behind = max(step - self.begin, 0)
         return (step - behind) * self.batch + behind * (self.batch - self.late.batch)
 
 
 @dataclass(frozen=True)
 class RecordedOrder:
-    """An order that is a table: window starts by step, as some other trainer drew them.
+    """A data order stored as a table of window starts by step.
 
     nanoGPT draws windows with replacement at any offset, so its order can be recorded but not
-    inverted: `steps_reading` scans the table (8 bytes a window: 220 MB for 27.5 billion tokens).
+    inverted: `steps_reading` scans the table (8 bytes per window; 220 MB for 27.5 billion tokens).
     """
 
     schedule: Int64[np.ndarray, "step batch"]
@@ -297,11 +310,11 @@ class RecordedOrder:
         return self.schedule.shape[1]
 
     def starts(self, step: int) -> Int64[np.ndarray, " batch"]:
-        """Offset of the first *input* token of each window read at `step`."""
+        """Return the offset of the first *input* token of each window read at `step`."""
         return np.array(self.schedule[step], dtype=np.int64)
 
     def steps_reading(self, start: int, stop: int, n_steps: int) -> Int64[np.ndarray, " step"]:
-        """The steps below `n_steps` at which a token of [start, stop) is a target, ascending."""
+        """Return the steps below `n_steps` with a target in tokens [start, stop), ascending."""
         table = self.schedule[:n_steps]
         reads = (table + 1 < stop) & (table + 1 + self.context > start)
         return np.flatnonzero(reads.any(axis=1))
@@ -319,9 +332,13 @@ def _steps_reading(
 def record_nanogpt_order(
     *, seed: int, n_tokens: int, context: int, batch: int, steps: int
 ) -> RecordedOrder:
-    """Draw windows by nanoGPT's rule: `torch.randint(n_tokens - context, (batch,))` every step.
+    """Draw windows as nanoGPT does: `torch.randint(n_tokens - context, (batch,))` at every step.
 
-    The generator is our own, so evaluation cannot disturb it as it does in nanoGPT's train.py.
+    A separate generator is used, so that evaluation cannot change the draws as it does in
+    nanoGPT's train.py.
+
+    Raises:
+        OrderError: The store is shorter than one window.
     """
     import torch
 
@@ -336,19 +353,20 @@ def record_nanogpt_order(
 
 
 def documents_read(order: Order, table: DocumentTable, step: int) -> Int64[np.ndarray, " read"]:
-    """Indices of the documents read at `step`, ascending; O(batch log documents)."""
+    """Return the indices of the documents read at `step`, ascending; O(batch log documents)."""
     first = np.sort(order.starts(step)) + 1
     low, high = table.last_begun(np.concatenate([first, first + order.context - 1])).reshape(2, -1)
-    # A window may begin in the separator behind that document, which reads nothing of it.
+    # If a window begins in the separator after that document, it does not read the document.
     low = low + ((low < 0) | (table.starts[low] + table.lengths[low] <= first))
-    # What an earlier window read is not listed again.
+    # Documents that an earlier window read are not listed again.
     low[1:] = np.maximum(low[1:], np.maximum.accumulate(high)[:-1] + 1)
+    # The ranges low[i] .. high[i], one after the other.
     counts = np.maximum(high + 1 - low, 0)
     return np.arange(counts.sum()) + np.repeat(low + counts - np.cumsum(counts), counts)
 
 
 def _mix(values: UInt64[np.ndarray, " k"]) -> UInt64[np.ndarray, " k"]:
-    """SplitMix64's finaliser: a bijection of 64 bits in which every bit moves every other."""
+    """Apply SplitMix64's finaliser, a bijection on 64 bits in which every bit affects all."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""What a corpus is: documents with ids that stay, in a fixed order."""
+"""The types `Document` and `Corpus`: texts with stable ids, in a fixed order."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -10,11 +10,11 @@ __all__ = ["Corpus", "Document"]
 
 @dataclass(frozen=True)
 class Document:
-    """One text, and where it came from.
+    """One text and its origin.
 
     Attributes:
-        row: Counts from 0 inside its shard.
-        late: Whether a recipe may read it in a later part of training only.
+        row: Number of the document in its shard, from 0.
+        late: Whether a recipe may reserve it for a later part of training.
     """
 
     id: str
@@ -34,7 +34,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in a fixed order; `read` starts anew each time it is called."""
+    """Documents in a fixed order.
+
+    Attributes:
+        revision: Version of the content: a digest, a commit, or the seed of a generated corpus.
+        read: Function that iterates over the documents from the beginning.
+        n_documents: Number of documents, if it is known without reading them.
+        tokenizer: Kind of tokenizer to use by default.
+        layout: Layout of the token store to use by default.
+        truth: Function that returns the truth table of a planted corpus.
+    """
 
     name: str
     source: str

@@ -1,13 +1,14 @@
-"""Whole documents in rows of one length, each row in an order of its own.
+"""Packing: the assignment of whole documents to rows of one length.
 
-A document is shuffled into the order (seed), placed into the fullest of 64 open rows that still
-holds it and its end-of-text (best fit), and at last the documents *inside* each row are shuffled.
-Without that last step best fit puts long documents at the start of rows and short ones at the end:
-in the planted corpus facts were then almost never seen where prompts ask for them, and their recall
-fell during training from .87 to .42 (one run each, while the recipe was being found).
+The documents are shuffled (`seed`). Each is then placed into the fullest of 64 open rows that still
+has room for it and its end-of-text (best fit). Finally the documents *inside* a row are shuffled.
+Without this last step best fit puts long documents at the start of rows and short ones at the end.
+In the planted corpus facts then almost never occurred at the positions where prompts ask for them,
+and their recall fell during training from .87 to .42 (one run each, during development of the
+recipe).
 
-The random bits are PCG64's raw output, which numpy promises never to change; documents are ordered
-by sorting on them, because numpy makes no such promise for its shuffles.
+The random bits are the raw output of PCG64, which numpy promises never to change. Documents are
+shuffled by sorting on these bits, because numpy makes no such promise for its shuffles.
 """
 
 from bisect import bisect_left, insort
@@ -26,13 +27,17 @@ OPEN_ROWS = 64
 def pack(
     lengths: Int64[np.ndarray, " document"], *, row_length: int, seed: int
 ) -> tuple[Int64[np.ndarray, " document"], int]:
-    """Where each document begins, counted from the first row's first token, and how many rows.
+    """Assign documents to rows.
 
-    `lengths` count tokens without the end-of-text that each document also needs room for. What is
-    left of a row belongs to nobody: it is filled with end-of-text.
+    `lengths` are numbers of tokens without the end-of-text, for which each document also needs
+    room. The caller fills the unused rest of a row with end-of-text.
+
+    Returns:
+        First token of each document, counted from the first token of the first row, and the number
+        of rows.
 
     Raises:
-        StoreError: A document is longer than a row less its end-of-text.
+        StoreError: A document and its end-of-text are longer than a row.
     """
     if lengths.size and lengths.max() >= row_length:
         longest = int(lengths.argmax())
@@ -52,7 +57,7 @@ def _best_fit(
 ) -> tuple[Int64[np.ndarray, " document"], int]:
     rows = np.empty(lengths.size, dtype=np.int64)
     n_rows = 0
-    opened: list[tuple[int, int]] = []  # (room, row), least room first
+    opened: list[tuple[int, int]] = []  # (free tokens, row), fullest first
     for document, need in zip(order.tolist(), (lengths[order] + 1).tolist(), strict=True):
         best = bisect_left(opened, (need, -1))
         if best < len(opened):
@@ -61,7 +66,7 @@ def _best_fit(
             room, row = row_length, n_rows
             n_rows += 1
             if len(opened) == OPEN_ROWS:
-                opened.pop(0)  # the fullest: least is lost by closing it
+                opened.pop(0)  # close the fullest row, which wastes the least
         rows[document] = row
         insort(opened, (room - need, row))
     return rows, n_rows
@@ -73,7 +78,7 @@ def _starts(
     inside: Int64[np.ndarray, " document"],
     row_length: int,
 ) -> Int64[np.ndarray, " document"]:
-    """Documents in the order `inside` (by row) laid end to end, each row from its own beginning."""
+    """Return the first token of each document, laid end to end in every row in order `inside`."""
     ordered = needs[inside]
     before = np.cumsum(ordered) - ordered
     row = rows[inside]

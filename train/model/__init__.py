@@ -1,4 +1,4 @@
-"""The one decoder, with a hook point at every activation; its architecture is data."""
+"""A decoder-only transformer with a hook point at every activation, built from a `GPTConfig`."""
 
 from typing import TYPE_CHECKING
 

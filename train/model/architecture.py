@@ -1,7 +1,7 @@
-"""The choices of the decoder, as data.
+"""The configuration of the decoder: architecture and initialisation, in one frozen value.
 
-One frozen value says everything that `train.model` needs to build and start a network, so a recipe
-can name an architecture, and a manifest record one, without importing torch.
+It holds everything that `train.model` needs to build and initialise a network, so a recipe can name
+an architecture, and a manifest can record one, without importing torch.
 """
 
 from collections.abc import Mapping
@@ -20,19 +20,29 @@ CHOICES = {
     "mlp": ("gelu", "gelu-tanh", "relu", "swiglu"),
     "position_init": ("normal", "sinusoids"),
 }
-# Fields that came after the first runs. At its default such a field is not written, so a recipe
-# reads, and its run is named, as it was before there was the choice.
+# Fields added after the first runs. A field at its default is not written, so that older recipes
+# keep their text and older runs their id.
 LATER = {"causal": True}
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The whole architecture and its initialisation. Sizes given as 0 are filled in.
+    """The architecture of the decoder and its initialisation. Sizes given as 0 are filled in.
 
-    `vocab_multiple` pads the embedding inside, for speed; no logit and no count ever shows it.
-    `position_init_scale` is the deviation of a normal start, or the amplitude of sinusoids.
-    `causal` off lets every position attend to all, as compiled programs may; `train.recipes`
-    refuses to train such a network, because it would see its targets.
+    Attributes:
+        position: Kind of positional embedding; see `CHOICES` for the values of this and of `norm`,
+            `norm_placement`, `mlp` and `position_init`.
+        tie: Whether the unembedding is the token embedding.
+        vocab_multiple: Rounds up the rows of the embedding matrix, for speed. Neither the logits
+            nor the parameter count include the padding.
+        init_std: Standard deviation of the initial matrices and tables.
+        position_init_scale: Standard deviation of normal initial positions, or amplitude of
+            sinusoids.
+        causal: False lets every position attend to all others, as compiled programs may.
+            `train.recipes` refuses to train such a network, because it would see its targets.
+
+    Raises:
+        RecipeError: A size or a choice is not possible.
     """
 
     n_layers: int
@@ -95,12 +105,12 @@ class GPTConfig:
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding inside: `d_vocab` rounded up to `vocab_multiple`."""
+        """Rows of the embedding matrix: `d_vocab` rounded up to a multiple of `vocab_multiple`."""
         return -(-self.d_vocab // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def n_params(self) -> int:
-        """Parameters, tied ones once, padding not counted: 124,439,808 for GPT-2 small."""
+        """Number of parameters, tied ones once and without padding: 124,439,808 for GPT-2 small."""
         d, attended = self.d_model, self.n_heads * self.d_head
         qkv = attended + 2 * self.n_key_value_heads * self.d_head
         n_matrices = 3 if self.gated_mlp else 2
@@ -113,45 +123,45 @@ class GPTConfig:
         return tables + positions + self.n_layers * (matrices + biases + 2 * norm) + final
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, for a manifest; a later one only where it is not at its default."""
+        """Return the fields for a manifest, without those in `LATER` that are at their default."""
         content = asdict(self)
         return {key: value for key, value in content.items() if LATER.get(key, ...) != value}
 
     @classmethod
     def keys(cls, content: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-        """Fields that `content` lacks, and keys of it that are no fields."""
+        """Return the fields that `content` lacks and its keys that are not fields."""
         known = {field.name for field in fields(cls)}
         return known - set(content) - set(LATER), set(content) - known
 
-    # What TransformerLens' configurations are asked for, under its names and values.
+    # Properties with the names and values of TransformerLens' configurations.
     @property
     def gated_mlp(self) -> bool:
-        """Whether the MLP has a gate."""
+        """True if the MLP has a gate."""
         return self.mlp == "swiglu"
 
     @property
     def act_fn(self) -> str:
-        """TransformerLens' (and Hugging Face's) name of the activation."""
+        """Name of the activation in TransformerLens and in Hugging Face."""
         return {"gelu-tanh": "gelu_new", "swiglu": "silu"}.get(self.mlp, self.mlp)
 
     @property
     def normalization_type(self) -> str | None:
-        """ "LN", "RMS" or None."""
+        """Kind of normalisation: "LN", "RMS" or None."""
         return {"layernorm": "LN", "rmsnorm": "RMS"}.get(self.norm)
 
     @property
     def attention_dir(self) -> str:
-        """ "causal" or "bidirectional"."""
+        """Kind of attention mask: "causal" or "bidirectional"."""
         return "causal" if self.causal else "bidirectional"
 
     @property
     def positional_embedding_type(self) -> str:
-        """ "standard", "rotary", "sinusoidal" or "none"."""
+        """Kind of positional embedding: "standard", "rotary", "sinusoidal" or "none"."""
         return {"learned": "standard", "rope": "rotary"}.get(self.position, self.position)
 
     @property
     def eps(self) -> float:
-        """Added to the variance."""
+        """Constant that normalisation adds to the variance."""
         return self.norm_eps
 
     @property
@@ -161,5 +171,5 @@ class GPTConfig:
 
     @property
     def device(self) -> None:
-        """None, torch's default: a configuration lives nowhere; ask the model for its device."""
+        """None, because a configuration is on no device; see `GPT.device`."""
         return None

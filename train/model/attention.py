@@ -1,8 +1,9 @@
-"""Attention: many heads, or many queries to fewer keys and values (Ainslie et al. 2023).
+"""Multi-head attention, optionally with fewer key-value heads than query heads (grouped queries).
 
-torch's fused kernel runs where it is fast and nobody looks at the scores or the pattern; else the
-same sum is written out. Queries, keys and values come from one matrix, `qkv`, whose rows are all
-query heads, then all key heads, then all value heads.
+Grouped-query attention: Ainslie et al. 2023. torch's fused kernel runs if it is fast and there are
+no hooks on the scores or the pattern; otherwise the same computation is done step by step. Queries,
+keys and values come from one matrix `qkv`, whose rows are all query heads, then all key heads, then
+all value heads.
 """
 
 import torch
@@ -20,7 +21,7 @@ __all__ = ["Attention"]
 
 
 class Attention(nn.Module):
-    """`n_key_value_heads` divides `n_heads`; each key and value serves that many queries."""
+    """Attention layer; every key-value head serves `n_heads / n_key_value_heads` query heads."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch pos d_model"],
         rotation: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Move information to every position from itself and the ones before it, or from all."""
+        """Mix values over the positions up to each position (causal), or over all positions."""
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q = self.hook_q(q.unflatten(-1, (self.n_heads, self.d_head)))
         k = self.hook_k(k.unflatten(-1, (self.n_key_value_heads, self.d_head)))
@@ -74,8 +75,8 @@ class Attention(nn.Module):
             shared_by = self.n_heads // self.n_key_value_heads
             k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
         # torch 2.13's fused kernel is slow in bf16 on a CPU: forward and backward of 32 x 4 heads x
-        # 64 positions take 15.2 ms of one core, the sum written out 2.5 (n 20, the fastest of each;
-        # the whole step: benchmarks/attention_cpu.py).
+        # 64 positions take 15.2 ms on one core, the explicit computation 2.5 ms (the fastest of 20
+        # runs each; for whole training steps see benchmarks/attention_cpu.py).
         slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
         if slow or self.hook_attn_scores.hooked or self.hook_pattern.hooked:
             return self._written_out(q, k, v).transpose(1, 2)
@@ -85,8 +86,9 @@ class Attention(nn.Module):
     def _written_out(
         self, q: Tensor, k: Tensor, v: Tensor
     ) -> Float[Tensor, "batch head pos d_head"]:
+        # pattern = softmax(q k^T / sqrt(d_head) + future), where `future` is 0 unless causal.
         n_pos, shape = q.shape[2], q.shape[:2]
-        # The lowest finite number, as Hugging Face does: -inf would make inf - inf = nan in hooks.
+        # The lowest finite number, as in Hugging Face: -inf would give inf - inf = nan in hooks.
         lowest = torch.finfo(q.dtype).min
         hidden = lowest if self.causal else 0.0
         future = torch.full((n_pos, n_pos), hidden, dtype=q.dtype, device=q.device).triu(1)
@@ -105,29 +107,29 @@ class Attention(nn.Module):
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        """Query weights per head."""
+        """Query weights of each head."""
         return self._per_head(self.qkv.weight.split(self.widths)[0])
 
     @property
     def W_K(self) -> Float[Tensor, "head d_model d_head"]:
-        """Key weights per query head: shared keys are repeated."""
+        """Key weights of each query head; shared keys are repeated."""
         return self._per_head(self.qkv.weight.split(self.widths)[1])
 
     @property
     def W_V(self) -> Float[Tensor, "head d_model d_head"]:
-        """Value weights per query head: shared values are repeated."""
+        """Value weights of each query head; shared values are repeated."""
         return self._per_head(self.qkv.weight.split(self.widths)[2])
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        """Output weights per head."""
+        """Output weights of each head."""
         return rearrange(
             self.out.weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads
         )
 
     @property
     def b_QKV(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Biases of queries, keys, values, each [head d_head]; zero when the model has none."""
+        """Biases of queries, keys and values, each [head d_head]; zeros if the model has none."""
         bias = self.qkv.bias
         if bias is None:
             bias = self.qkv.weight.new_zeros(sum(self.widths))
@@ -135,7 +137,7 @@ class Attention(nn.Module):
         return q, k, v
 
     def _per_head(self, rows: Tensor) -> Float[Tensor, "head d_in d_head"]:
-        """Rows [heads * d_head, d_in] as one matrix per query head."""
+        """Split rows [heads * d_head, d_in] into one matrix for each query head."""
         shared_by = self.n_heads * self.d_head // rows.shape[0]
         return repeat(
             rows,

@@ -1,12 +1,13 @@
-"""The one decoder: what is trained is what is studied.
+"""The decoder-only transformer: the same module is trained and interpreted.
 
-Every architectural choice is a value in `GPTConfig`; the parts live in `train/parts`. GPT-2 is the
-default (Radford et al. 2019), Llama is another set of values (Touvron et al. 2023), and the
-original post-norm decoder a third (Vaswani et al. 2017).
+Every architectural choice is a value in `GPTConfig`; attention, MLP and norms are in
+`train.model.attention` and `train.model.layers`. GPT-2 is the default (Radford et al. 2019), Llama
+is another set of values (Touvron et al. 2023), and the original post-norm decoder a third (Vaswani
+et al. 2017).
 
-Post-norm means `x = ln1(x + attn(x))`, `x = ln2(x + mlp(x))` and no final norm: `hook_resid_mid` is
-the value after `ln1`. Fixed sinusoids are scaled by `position_init_scale`, which stands in for the
-factor sqrt(d_model) that the original applies to the embedding instead.
+Post-norm means `x = ln1(x + attn(x))`, `x = ln2(x + mlp(x))` and no final norm; `hook_resid_mid` is
+then the value after `ln1`. Fixed sinusoids are scaled by `position_init_scale`, where the original
+multiplies the token embedding by sqrt(d_model) instead.
 """
 
 import hashlib
@@ -58,7 +59,7 @@ class Block(nn.Module):
         resid: Float[Tensor, "batch pos d_model"],
         rotation: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this layer."""
+        """Return the residual stream after this layer."""
         resid = self.hook_resid_pre(resid)
         if self.pre:
             attended = self.hook_attn_out(self.attn(self.ln1(resid), rotation))
@@ -70,9 +71,10 @@ class Block(nn.Module):
 
 
 class GPT(StackedWeights, HookedModule):
-    """Tokens in, logits out. All weights are zero until `init` or a loader sets them.
+    """A decoder-only transformer that maps tokens to logits.
 
-    `tokenizer` and `origin` (where the weights came from) are set by whoever loads the model.
+    All matrices and tables are zero until `init_gpt` or a loader sets them. The code that loads a
+    model also sets `tokenizer` and `origin` (where the weights came from).
     """
 
     def __init__(self, cfg: GPTConfig) -> None:
@@ -100,10 +102,10 @@ class GPT(StackedWeights, HookedModule):
         self.name_hook_points(lens_names(cfg))
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of the next token at every position.
+        """Return the logits of the next token at every position.
 
         Raises:
-            TrainError: More positions than the context has.
+            TrainError: There are more positions than the context has.
         """
         resid, rotation = self.embed_tokens(tokens), self.rotation(tokens.shape[1])
         for block in self.blocks:
@@ -111,7 +113,11 @@ class GPT(StackedWeights, HookedModule):
         return self.to_logits(resid)
 
     def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """What enters layer 0: embedding plus position."""
+        """Return the residual stream that enters layer 0: embedding plus position.
+
+        Raises:
+            TrainError: There are more positions than the context has.
+        """
         n_pos = tokens.shape[1]
         if n_pos > self.cfg.n_ctx:
             raise TrainError(
@@ -123,13 +129,16 @@ class GPT(StackedWeights, HookedModule):
         return resid
 
     def rotation(self, n_pos: int) -> tuple[Tensor, Tensor] | None:
-        """What every block needs to turn queries and keys; None without rope."""
+        """Return the cosines and sines with which blocks rotate queries and keys.
+
+        The result is None if the model has no rotary positions.
+        """
         return self.rotary(n_pos) if self.cfg.position == "rope" else None
 
     def to_logits(
         self, resid: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
-        """What leaves the last layer, normalised (pre-norm only) and unembedded."""
+        """Normalise (pre-norm models only) and unembed the output of the last layer."""
         if self.cfg.norm_placement == "pre":
             resid = self.ln_final(resid)
         logits = functional.linear(resid, (self.embed if self.cfg.tie else self.unembed).weight)
@@ -139,28 +148,32 @@ class GPT(StackedWeights, HookedModule):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embed.weight.device
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        """Token embedding without padding."""
+        """Token embedding, without padding rows."""
         return self.embed.weight[: self.cfg.d_vocab]
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        """Unembedding without padding."""
+        """Unembedding matrix, without padding columns."""
         weight = (self.embed if self.cfg.tie else self.unembed).weight
         return weight[: self.cfg.d_vocab].T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:
-        """Zeros: no decoder here has an unembedding bias."""
+        """Unembedding bias: always zeros, because the decoder has none."""
         return self.embed.weight.new_zeros(self.cfg.d_vocab)
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        """What is added for each position, learned or fixed."""
+        """Vector that is added at each position, learned or fixed.
+
+        Raises:
+            RecipeError: The model adds no positional embedding.
+        """
         if self.cfg.position == "learned":
             return self.pos_embed.weight
         if self.cfg.position == "sinusoidal":
@@ -170,11 +183,14 @@ class GPT(StackedWeights, HookedModule):
     def to_tokens(
         self, text: str | list[str], *, prepend_bos: bool = True
     ) -> Int[Tensor, "batch pos"]:
-        """Token ids of one text or of several equally long ones.
+        """Return the token ids of one text, or of several texts with equal numbers of tokens.
 
         Args:
-            prepend_bos: Put one end-of-text in front, which is how every document begins in a token
-                store, and the rest of a training window does not.
+            prepend_bos: Put an end-of-text in front. In a token store one precedes every document;
+                training windows that begin inside a document have none.
+
+        Raises:
+            TokenizerError: The model has no tokenizer, or the texts differ in length.
         """
         tokenizer = self._need_tokenizer("to_tokens")
         texts = [text] if isinstance(text, str) else text
@@ -186,7 +202,11 @@ class GPT(StackedWeights, HookedModule):
         return torch.tensor([start + row for row in rows], dtype=torch.long, device=self.device)
 
     def to_string(self, tokens: Int[Tensor, "*batch pos"]) -> str | list:
-        """Text of one row of tokens, or a list of texts."""
+        """Return the text of one row of tokens, or a list of texts for several rows.
+
+        Raises:
+            TokenizerError: The model has no tokenizer.
+        """
         if tokens.ndim > 1:
             return [self.to_string(row) for row in tokens]
         return self._need_tokenizer("to_string").decode(tokens.tolist())
@@ -205,9 +225,10 @@ class GPT(StackedWeights, HookedModule):
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Int[Tensor, "batch longer"]:
-        """`tokens` and `n_new` more: the likeliest at temperature 0, else drawn with `seed`.
+        """Return `tokens` followed by `n_new` generated tokens.
 
-        Recomputes the context for every token, and slides it when it is full.
+        At temperature 0 each is the most probable token, else it is sampled with `seed`. The whole
+        context is recomputed for every token; if it is full, its first tokens are dropped.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         for _ in range(n_new):
@@ -223,11 +244,12 @@ class GPT(StackedWeights, HookedModule):
 
 @torch.no_grad()
 def init_gpt(cfg: GPTConfig, seed: int) -> GPT:
-    """The model with its first weights: the same bytes on every machine.
+    """Return a model with initial weights, which are the same bytes on every machine.
 
-    Each parameter is drawn from its own generator, keyed by seed and name, so a layer more or a
-    padded vocabulary leaves all other draws as they were. Matrices and tables are normal with
-    `init_std`; the output projections are smaller by sqrt(2 n_layers), as in GPT-2.
+    Each parameter is drawn from its own generator, keyed by seed and name, so adding a layer or
+    padding the vocabulary does not change the other draws. Matrices and tables are normal with
+    standard deviation `init_std`; the output projections are smaller by sqrt(2 n_layers), as in
+    GPT-2.
     """
     model = GPT(cfg)
     for name, parameter in model.named_parameters():
@@ -247,5 +269,6 @@ def _first(cfg: GPTConfig, name: str, shape: tuple[int, int], seed: int) -> Tens
         std = std / (2 * cfg.n_layers) ** 0.5
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
     generator = torch.Generator().manual_seed(key)
-    # fp64, then rounded: torch's fp32 normals have an AVX2 kernel of their own and differ by a bit.
+    # Drawn in fp64, then rounded: torch's fp32 normals have a separate AVX2 kernel, whose results
+    # can differ in the last bit.
     return (std * torch.randn(shape, generator=generator, dtype=torch.float64)).float()

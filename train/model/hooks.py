@@ -1,9 +1,10 @@
-"""Named places inside a model where a value can be read and replaced.
+"""Hook points: named places inside a model where a value can be read and replaced.
 
-A hook point holds plain Python lists of callables, not torch's hook machinery: `torch.compile`
-guards on the lists, so a compiled graph recompiles when a hook appears instead of ignoring it, and
-an empty point costs one truth test. Names and meanings are TransformerLens' (4.3), so code written
-for it finds what it looks for; a name that matches nothing, and a hook that never fires, raise.
+A hook point holds plain Python lists of callables and does not use torch's hooks: `torch.compile`
+guards on the lists, so a compiled graph is recompiled when a hook is added instead of ignoring it,
+and a point without hooks costs one truth test. Names and meanings are those of TransformerLens 4.3,
+so code written for it works here. A name that matches nothing and a hook that never fires are
+errors.
 """
 
 import re
@@ -23,14 +24,15 @@ Hook = Callable[[Tensor, "HookPoint"], Tensor | None]
 NamesFilter = str | Callable[[str], bool] | Iterable[str] | None
 Hooks = Iterable[tuple[str | Callable[[str], bool], Hook]]
 
-# One value per head and d_model: n_heads times the size of anything else, so only on request.
+# Each head's contribution to the residual stream: n_heads times as large as other activations, so
+# it is computed and cached only on request.
 ON_REQUEST = "hook_result"
 
 
 class HookPoint:
-    """An identity that shows its value to `fwd` hooks and its gradient to `bwd` hooks.
+    """An identity function that passes its value to `fwd` hooks and its gradient to `bwd` hooks.
 
-    A hook is called as `hook(tensor, point)`; what it returns replaces the value, None keeps it.
+    A hook is called as `hook(tensor, point)`. A returned tensor replaces the value; None keeps it.
     """
 
     def __init__(self) -> None:
@@ -48,13 +50,13 @@ class HookPoint:
 
     @property
     def hooked(self) -> bool:
-        """Whether anybody looks, so that a value which costs something must be computed."""
+        """True if the point has hooks, so that an optional value must be computed."""
         return bool(self.fwd or self.bwd)
 
     def _run(self, tensor: Tensor) -> Tensor:
         tensor = self._show(tensor, self.fwd)
         if self.bwd and tensor.requires_grad:
-            # A view of its own: the gradient through this point, not through all uses of the value.
+            # A view, so that its gradient is that through this point, not through all uses.
             tensor = tensor.view_as(tensor)
             tensor.register_hook(lambda gradient: self._show(gradient, self.bwd))
         return tensor
@@ -75,25 +77,27 @@ class HookPoint:
 
 @dataclass(frozen=True)
 class PointNames:
-    """The names a model answers to: its own, and other names for the same place."""
+    """The names of a model's hook points: its own, and aliases of them."""
 
     own: tuple[str, ...]
     aliases: Mapping[str, str]
 
     @cached_property
     def n_layers(self) -> int:
-        """How many blocks have hook points."""
+        """Number of blocks with hook points."""
         found = (re.match(r"blocks\.(\d+)\.", name) for name in self.own)
         return max((int(one[1]) + 1 for one in found if one), default=0)
 
     def resolve(self, key: str | tuple) -> str:
-        """Own name of `"blocks.3.hook_resid_pre"`, an alias of it, or short `("resid_pre", 3)`.
+        """Return the own name of the hook point that `key` names.
 
-        Short keys are (name, layer) or (name, layer, part), as in `("scale", 3, "ln1")`; a layer
-        below 0 counts from the last; `"embed"` is short for `"hook_embed"`.
+        A key is an own name such as `"blocks.3.hook_resid_pre"`, an alias, or a short key. Short
+        keys are (name, layer) such as `("resid_pre", 3)`, or (name, layer, part) such as
+        `("scale", 3, "ln1")`; a negative layer counts from the last. `"embed"` is short for
+        `"hook_embed"`.
 
         Raises:
-            HookError: No such point, or several.
+            HookError: No hook point, or more than one, has that name.
         """
         if isinstance(key, tuple):
             return self._from_short(*key)
@@ -105,7 +109,11 @@ class PointNames:
         raise HookError(f"no hook point is called {name!r}{nearest(name, self.own)}")
 
     def matching(self, wanted: NamesFilter) -> list[str]:
-        """Own names that a filter selects; None selects all but the costly `attn.hook_result`."""
+        """Return the own names that a filter selects; None selects all but `attn.hook_result`.
+
+        Raises:
+            HookError: The filter matches no hook point.
+        """
         if wanted is None:
             return [name for name in self.own if not name.endswith(ON_REQUEST)]
         if isinstance(wanted, str):
@@ -149,9 +157,9 @@ class PointNames:
 
 
 class Cache(Mapping[str, Tensor]):
-    """Activations of one forward pass, by name: `cache["resid_pre", 3]`, `cache["hook_embed"]`.
+    """Activations of one forward pass by name: `cache["resid_pre", 3]`, `cache["hook_embed"]`.
 
-    Tensors are detached and shared with the pass, not copied.
+    The tensors are detached and share memory with the pass; they are not copied.
     """
 
     def __init__(self, activations: dict[str, Tensor], names: PointNames) -> None:
@@ -171,7 +179,7 @@ class Cache(Mapping[str, Tensor]):
             return False
 
     def get(self, key, default=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The activation, or `default` when it was not cached or does not exist."""
+        """Return an activation, or `default` if it was not cached or does not exist."""
         if key not in self:
             return default
         return self[key]
@@ -189,7 +197,7 @@ class Cache(Mapping[str, Tensor]):
 class HookedModule(nn.Module):
     """A module whose `HookPoint` attributes, at any depth, can be reached by name.
 
-    Hooks belong on the module itself, not on `torch.compile(module)`: the methods below run the
+    Set hooks on the module itself, not on `torch.compile(module)`; the methods below run the
     uncompiled forward pass.
     """
 
@@ -197,7 +205,7 @@ class HookedModule(nn.Module):
     hook_names: PointNames
 
     def name_hook_points(self, aliases: Mapping[str, str]) -> None:
-        """Give every point its path as name. Call it when the module is complete."""
+        """Name every hook point by its path. Call this when the module is complete."""
         self.hook_dict = {}
         for path, module in self.named_modules():
             for attribute, point in vars(module).items():
@@ -210,30 +218,34 @@ class HookedModule(nn.Module):
     def hooks(
         self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
     ) -> AbstractContextManager["HookedModule"]:
-        """Hooks for the length of a `with` block; on the way out exactly these are removed.
+        """Set hooks for the duration of a `with` block; exactly these are removed at its end.
 
         Args:
             fwd_hooks: Pairs of a name (or a predicate on names) and `hook(value, point)`.
-            bwd_hooks: The same on gradients; run `backward` inside the block.
+            bwd_hooks: The same for gradients; run `backward` inside the block.
 
         Raises:
-            HookError: A name matches nothing, or a hook had not fired when the block ended well.
+            HookError: A name matches no hook point, or the block ended without an error and a hook
+                never fired.
         """
         placed = [*self._located(fwd_hooks, "fwd"), *self._located(bwd_hooks, "bwd")]
         return self._while_placed(placed)
 
     def run_with_hooks(self, *inputs: Tensor, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()):
-        """One forward pass with hooks; the gradient hooks stay only as long, see `hooks`."""
+        """Run one forward pass with hooks.
+
+        Gradient hooks are removed as well when it returns; to run `backward`, use `hooks`.
+        """
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(*inputs)
 
     def run_with_cache(
         self, *inputs: Tensor, names_filter: NamesFilter = None
     ) -> tuple[Tensor, Cache]:
-        """One forward pass and what it computed at the points that `names_filter` selects.
+        """Run one forward pass and cache the activations that `names_filter` selects.
 
-        A name, several, or a predicate; None is every point but `attn.hook_result`, which is
-        n_heads times larger than the rest.
+        The filter is a name, several names, or a predicate. None selects every hook point but
+        `attn.hook_result`, which is n_heads times as large as the others.
         """
         found: dict[str, Tensor] = {}
 
@@ -246,7 +258,7 @@ class HookedModule(nn.Module):
         return output, Cache(found, self.hook_names)
 
     def add_hook(self, name: str | Callable[[str], bool], hook: Hook, dir: str = "fwd") -> None:
-        """Place a hook that stays until `reset_hooks`; whether it fires is not checked."""
+        """Set a hook that stays until `reset_hooks`; it is not checked whether it fires."""
         for placed in self._located([(name, hook)], dir):
             placed.where.append(hook)
 
@@ -272,7 +284,8 @@ class HookedModule(nn.Module):
         finally:
             try:
                 _take_away(placed)
-            except KeyboardInterrupt:  # in the middle of it: 23 of 7,500 interrupts left a hook
+            # An interrupt can hit the removal itself: without this, 23 of 7,500 left a hook behind.
+            except KeyboardInterrupt:
                 _take_away(placed)
                 raise
         silent = [hook.place for hook in placed if not hook.fired]
@@ -285,7 +298,7 @@ class HookedModule(nn.Module):
 
 @dataclass(eq=False)
 class _Placed:
-    """A hook that remembers whether it fired, and the list it sits in."""
+    """A hook, the list that contains it, and whether it has fired."""
 
     hook: Hook
     place: str

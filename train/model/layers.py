@@ -1,21 +1,18 @@
-"""LayerNorm, RMSNorm or none, with what they divide by in sight.
+"""The layers of the decoder other than attention: linear maps, tables, MLP and normalisation.
 
-LayerNorm (Ba et al. 2016) subtracts the mean and divides by the deviation; RMSNorm (Zhang &
-Sennrich 2019) only divides by the root mean square; compiled programs do neither, and keep only
-the points where the value comes in and goes out. The fused kernel runs unless somebody looks at
-the scale or the normalised value.
+Linear maps and tables are zero until `init_gpt` or a loader sets them. torch fills a new layer from
+the global random generator, which takes a second for 124 M weights and changes the random numbers
+of the code that runs next.
 
-Linear maps and tables that start at zero.
+The MLP works on one position at a time. "gelu" is the exact GELU (erf, as in nanoGPT) and
+"gelu-tanh" is OpenAI's tanh approximation (Hugging Face's `gelu_new`). They differ by up to 5e-4
+per unit and are easily confused, so each has its own name. SwiGLU (Shazeer 2020) multiplies a SiLU
+gate by a linear branch.
 
-torch fills a new layer from the global random generator: that costs a second for 124 M weights and
-makes building a model change the random numbers of whoever runs next. Here weights are zero until
-`model.init` or a loader sets them.
-
-The part that works on one position at a time.
-
-GELU is meant exactly (erf, what nanoGPT computes) or as OpenAI's tanh approximation ("gelu-tanh",
-Hugging Face's `gelu_new`): they differ by up to 5e-4 per unit, silently, so the name decides.
-SwiGLU (Shazeer 2020) multiplies a SiLU gate with a linear branch.
+LayerNorm (Ba et al. 2016) subtracts the mean and divides by the standard deviation; RMSNorm (Zhang
+& Sennrich 2019) only divides by the root mean square. With "none", which compiled programs use, the
+value passes unchanged through the input and output hooks. The fused kernel runs unless the scale or
+the normalised value has a hook.
 """
 
 from functools import partial
@@ -32,19 +29,19 @@ __all__ = ["ACTIVATIONS", "MLP", "Linear", "Norm", "Table"]
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, weight [out, in], born zero."""
+    """`nn.Linear` with weight [out, in], initialised to zero."""
 
     def reset_parameters(self) -> None:
-        """Called by torch on construction."""
+        """Set the weights to zero; torch calls this on construction."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
 
 class Table(nn.Embedding):
-    """`nn.Embedding`, weight [row, d_model], born zero."""
+    """`nn.Embedding` with weight [row, d_model], initialised to zero."""
 
     def reset_parameters(self) -> None:
-        """Called by torch on construction."""
+        """Set the weights to zero; torch calls this on construction."""
         nn.init.zeros_(self.weight)
 
 
@@ -57,7 +54,7 @@ ACTIVATIONS = {
 
 
 class MLP(nn.Module):
-    """`kind` is a key of `ACTIVATIONS`; "swiglu" has a third matrix, `gate`."""
+    """MLP with activation `kind`, a key of `ACTIVATIONS`; "swiglu" has a third matrix, `gate`."""
 
     def __init__(self, kind: str, d_model: int, d_mlp: int, *, bias: bool) -> None:
         super().__init__()
@@ -65,17 +62,17 @@ class MLP(nn.Module):
         self.gate = Linear(d_model, d_mlp, bias=bias) if kind == "swiglu" else None
         self.up = Linear(d_model, d_mlp, bias=bias)
         self.down = Linear(d_mlp, d_model, bias=bias)
-        self.hook_pre = HookPoint()  # what goes into the activation: the gate, when there is one
+        self.hook_pre = HookPoint()  # input of the activation: the gate, if there is one
         if self.gate is not None:
             self.hook_pre_linear = HookPoint()
         self.hook_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Up, activate (gated by the other branch under swiglu), down."""
+        """Return the output of the MLP: `down(neurons(x))`."""
         return self.down(self.hook_post(self.neurons(x)))
 
     def neurons(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
-        """What the neurons say, before they are written to the residual stream."""
+        """Return the activations of the neurons; for swiglu, gate times linear branch."""
         if self.gate is None:
             return self.activation(self.hook_pre(self.up(x)))
         gate = self.activation(self.hook_pre(self.gate(x)))
@@ -83,7 +80,7 @@ class MLP(nn.Module):
 
 
 class Norm(nn.Module):
-    """`kind` is "layernorm", "rmsnorm" or "none"; only a layernorm can have a bias."""
+    """Normalisation: `kind` is "layernorm", "rmsnorm" or "none"; only layernorm can have a bias."""
 
     def __init__(self, kind: str, width: int, *, eps: float, bias: bool) -> None:
         super().__init__()
@@ -94,7 +91,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias and self.centred else None
         self.hook_in = HookPoint()
         if kind != "none":
-            self.hook_scale = HookPoint()  # [batch pos 1], what is divided by
+            self.hook_scale = HookPoint()  # the divisor, [batch pos 1]
             self.hook_normalized = HookPoint()  # before gain and bias
         self.hook_out = HookPoint()
 
@@ -112,7 +109,7 @@ class Norm(nn.Module):
         return self.hook_out(functional.rms_norm(x, self.weight.shape, self.weight, self.eps))
 
     def _explicit(self, x: Tensor, gain: Tensor) -> Tensor:
-        # At least fp32, as inside the fused kernels: squares lose too much in bf16.
+        # At least fp32, as in the fused kernels: squares lose too much precision in bf16.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.centred:
             wide = wide - wide.mean(-1, keepdim=True)

@@ -1,9 +1,9 @@
-"""Where a token stands: sinusoids and rotations.
+"""Positional encodings: sinusoids and rotations.
 
-Sinusoids (Vaswani et al. 2017) are added to the embedding; as the *start* of a learned table they
-are one of the three things without which the planted run grows no previous-token head. Rotations
-(RoPE, Su et al. 2021) turn queries and keys by an angle proportional to the position, so that a
-score depends on the distance only.
+Sinusoids (Vaswani et al. 2017) are added to the embedding. As *initial values* of a learned table
+they are one of the three conditions without which no previous-token head forms in the planted run.
+Rotations (RoPE, Su et al. 2021) turn queries and keys by an angle proportional to the position, so
+that a score depends on the positions only through their distance.
 """
 
 import numpy as np
@@ -16,26 +16,26 @@ __all__ = ["Rotary", "rotate", "sinusoids"]
 
 
 def sinusoids(n_ctx: int, d_model: int, *, base: float) -> Float[Tensor, "pos d_model"]:
-    """concat(sin(t f), cos(t f)) with f_k = base^(-k / (d_model / 2)), amplitude 1."""
+    """Return concat(sin(t f), cos(t f)) for t = pos and f_k = base^(-k / (d_model / 2))."""
     half = d_model // 2
-    # float64, so that the rounding of sin and cos to fp32 does not depend on the machine; numpy's,
-    # because torch's is MKL's, in two threads: once in some hundred runs, on a crowded processor,
-    # one half of the sines came out at half the digits (79 values another bit), and the run was
-    # not init(seed). 6,000 more tries did not show it again.
+    # Computed in float64, so that the fp32 result does not depend on the machine. numpy is used
+    # because torch calls MKL in two threads: in one of some hundred runs, on a busy processor, half
+    # of the sines had only half the digits (79 values differed by a bit), and the initial weights
+    # were not those of the seed. 6,000 further tries did not reproduce it.
     angle = np.outer(np.arange(n_ctx), base ** (-np.arange(half) / half))
     return torch.from_numpy(np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)).float()
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of every position; shared by all layers, never saved."""
+    """Cosines and sines of every position; shared by all layers and not saved with the weights."""
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, n_ctx: int, d_head: int, *, theta: float) -> None:
         super().__init__()
-        # fp32 throughout: Hugging Face rounds the angle so, and at position 2,000 that rounding
-        # is 1e-4. More exact angles would be further from every published checkpoint.
+        # fp32 throughout: Hugging Face rounds the angle in the same way, by 1e-4 at position 2,000.
+        # More exact angles would differ from those that published checkpoints were trained with.
         exponent = torch.arange(0, d_head, 2, dtype=torch.float32) / d_head
         angle = torch.outer(torch.arange(n_ctx, dtype=torch.float32), 1.0 / theta**exponent)
         angle = torch.cat([angle, angle], dim=-1)[:, None, :]
@@ -43,7 +43,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, n_pos: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [pos 1 d_head] of the first `n_pos` positions."""
+        """Return the cosines and sines [pos 1 d_head] of the first `n_pos` positions."""
         return self.cos[:n_pos], self.sin[:n_pos]
 
 
@@ -52,7 +52,7 @@ def rotate(
     cos: Float[Tensor, "pos 1 d_head"],
     sin: Float[Tensor, "pos 1 d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Turn the pair (i, i + d_head/2) of every head by its position's angle: Llama's pairing."""
+    """Rotate the pair (i, i + d_head/2) of every head by its position's angle, as Llama does."""
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return (x * cos + turned * sin).to(x.dtype)

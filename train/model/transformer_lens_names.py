@@ -1,13 +1,13 @@
-"""TransformerLens' names for the weights, stacked over layers.
+"""The names of TransformerLens for weights and hook points of the decoder.
 
-Every property builds its answer anew, so fetch it once before a loop. Missing biases are zeros.
-Matrices map left to right: `residual @ W_Q[layer, head]` is a query.
+`StackedWeights` gives the weights stacked over layers. Every property stacks them anew, so fetch it
+once before a loop. Missing biases are zeros. Matrices multiply from the right:
+`residual @ W_Q[layer, head]` is a query.
 
-TransformerLens 4's other names for our hook points.
-
-Its bridge calls the same value by where it leaves a submodule (`attn.q.hook_out`) and by its old
-name (`attn.hook_q`). Only names under which reading *and replacing* mean the same are listed: its
-`attn.q.hook_in` would feed the queries alone, which one fused matrix cannot do.
+`lens_names` gives aliases of our hook points. TransformerLens 4's bridge names the same value by
+the submodule that outputs it (`attn.q.hook_out`) and by its older name (`attn.hook_q`). Only names
+for which both reading *and replacing* mean the same are listed. `attn.q.hook_in` is not, because it
+would change the input of the queries alone, which one fused `qkv` matrix cannot do.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ __all__ = ["StackedWeights", "lens_names"]
 
 
 def lens_names(cfg: GPTConfig) -> dict[str, str]:
-    """Their name -> ours."""
+    """Return a mapping from TransformerLens' names of hook points to ours."""
     last = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
     names = {
         "embed.hook_out": "hook_embed",
@@ -60,7 +60,7 @@ def lens_names(cfg: GPTConfig) -> dict[str, str]:
 
 
 class StackedWeights(nn.Module):
-    """Read-only views of a decoder's weights; gradients flow through them."""
+    """Weights of a decoder under TransformerLens' names; gradients flow through them."""
 
     cfg: GPTConfig
     blocks: nn.ModuleList
@@ -70,22 +70,22 @@ class StackedWeights(nn.Module):
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Queries."""
+        """Query weights."""
         return self._stack(lambda block: block.attn.W_Q)
 
     @property
     def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Keys; shared ones are repeated, so the head axis is that of the queries."""
+        """Key weights; shared ones are repeated, so the head axis is that of the queries."""
         return self._stack(lambda block: block.attn.W_K)
 
     @property
     def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Values; shared ones are repeated."""
+        """Value weights; shared ones are repeated."""
         return self._stack(lambda block: block.attn.W_V)
 
     @property
     def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Attention output."""
+        """Attention output weights."""
         return self._stack(lambda block: block.attn.W_O)
 
     @property
@@ -110,29 +110,29 @@ class StackedWeights(nn.Module):
 
     @property
     def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Into the MLP; the linear branch under swiglu."""
+        """Input weights of the MLP; for swiglu those of the linear branch."""
         return self._stack(lambda block: block.mlp.up.weight.T)
 
     @property
     def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:
-        """Gate of a swiglu MLP; None for the others."""
+        """Gate weights of a swiglu MLP; None for other MLPs."""
         if not self.cfg.gated_mlp:
             return None
         return self._stack(lambda block: block.mlp.gate.weight.T)
 
     @property
     def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
-        """Out of the MLP."""
+        """Output weights of the MLP."""
         return self._stack(lambda block: block.mlp.down.weight.T)
 
     @property
     def b_in(self) -> Float[Tensor, "layer d_mlp"]:
-        """Bias into the MLP."""
+        """Input bias of the MLP."""
         return self._stack(lambda block: _bias(block.mlp.up))
 
     @property
     def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """Bias out of the MLP."""
+        """Output bias of the MLP."""
         return self._stack(lambda block: _bias(block.mlp.down))
 
 

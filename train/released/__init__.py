@@ -1,4 +1,4 @@
-"""The trained run that comes with openbook, opened with every digest checked."""
+"""The trained run that is shipped with openbook; `open` checks every digest."""
 
 from typing import TYPE_CHECKING
 

@@ -1,19 +1,20 @@
-"""Runs that come with openbook: small enough to ship, whole enough to be verified.
+"""Released runs: trained runs that are shipped with openbook and can be verified.
 
     train/released/planted/
         released.json                  sealed: sha256 of every file below, corpus and store
-        manifest.json, index.json      of the run as it is unpacked
-        ledger.jsonl.gz
+        manifest.json, index.json      manifest and checkpoint index of the unpacked run
+        ledger.jsonl.gz                the ledger
         states.json                    `state.json` of every checkpoint
-        step-00001900.safetensors      the last weights, fp32
-        step-00000800.safetensors      earlier ones, in half precision
-        *.json                         what was measured on it where it was made
+        step-00001900.safetensors      the last weights, in fp32
+        step-00000800.safetensors      earlier weights, in half precision
+        *.json                         results measured on the machine that trained the run
 
-Unpacked it is an ordinary run, whose manifest names the checkpoints that were rounded to half
-precision (they are fp32 files again) and what was left out: optimizers and other checkpoints. The
-weights of step 0 are not shipped but drawn again from the seed of the recipe, and the token store
-is built again; both must have the digests that the manifest holds. So `verify` replays spans from
-the first step: bit for bit where it was trained, within tolerance elsewhere.
+`open` unpacks it into an ordinary run. Its manifest names the checkpoints that were rounded to half
+precision (unpacked they are fp32 files again) and what was left out: optimizers after step 0, other
+checkpoints and the monitor log. The weights of step 0 are not shipped but drawn again from the seed
+of the recipe, and the token store is built again; both must have the digests in the manifest.
+`verify` can therefore replay spans from the first step: bit for bit on the machine that trained the
+run, within tolerance on others.
 """
 
 import gzip
@@ -52,17 +53,18 @@ def open(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Open a run that comes with openbook, every digest checked.
+    """Open a run that is shipped with openbook, and check every digest.
 
-    The first time it is unpacked and its token store is generated, in a few seconds.
+    The first call unpacks the run and builds its token store, which takes a few seconds.
 
     Args:
-        folder: Where the two are put, as `run` and `store`; default: see `cache_folder`.
+        folder: Folder for the run and its store, as `run` and `store`; default: a folder in
+            `cache_folder()`.
 
     Raises:
-        TrainError: No run of that name comes with openbook, or another run lies in `folder`.
-        DamagedError: A shipped or an unpacked file is missing or is not what its digest says.
-        StoreError: The token store in `folder` is another one than the run was trained on.
+        TrainError: No run of that name is shipped with openbook, or `folder` has another run.
+        DamagedError: A shipped or unpacked file is missing, or differs from its digest.
+        StoreError: The token store in `folder` is not the one that the run was trained on.
     """
     source = RELEASED_RUNS / name
     listing = _checked(source, name)
@@ -88,9 +90,10 @@ def open(
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: OPENBOOK_CACHE, or the user's folder for such things.
+    """Return the folder for files that can be made again.
 
-    A folder of the system's temporary files, where the user has no home that can be written.
+    It is $OPENBOOK_CACHE, else `openbook` in $XDG_CACHE_HOME or ~/.cache, else (if that cannot be
+    written) a folder among the temporary files of the system.
     """
     named = os.environ.get("OPENBOOK_CACHE")
     if named:
@@ -106,11 +109,11 @@ def cache_folder() -> Path:
 
 
 def measured(name: str, what: str) -> dict[str, Any]:
-    """A result that was computed where the run was made, as plain values.
+    """Return a shipped result, measured on the machine that trained the run, as plain values.
 
     Raises:
         TrainError: There is no such run or result.
-        DamagedError: A file is not what its digest says.
+        DamagedError: A file differs from its digest.
     """
     source = RELEASED_RUNS / name
     listing = _checked(source, name)
@@ -127,12 +130,12 @@ def write(
     corpus_seed: int,
     results: dict[str, dict[str, Any]],
 ) -> Path:
-    """Pack a finished run for shipping, in a new folder.
+    """Pack a finished run into a new folder for shipping.
 
     Args:
-        halves: Steps whose weights are kept in half precision, beside the last ones in fp32.
-        corpus_seed: Content seed of the planted corpus that its store was built from.
-        results: What was measured on it, by name.
+        halves: Steps whose weights are kept in half precision; the last weights stay in fp32.
+        corpus_seed: Content seed of the planted corpus from which its store was built.
+        results: Results measured on the run, by name.
     """
     out = Path(out)
     with storage.new_folder(out) as folder:
@@ -175,7 +178,7 @@ def _state(run_path: Path, saved: runs.Checkpoint) -> str:
 
 
 def _compact(run: Run, out: Path, halves: Sequence[int]) -> None:
-    """A run folder with few checkpoints, and what was rounded in its manifest."""
+    """Write a copy of the run with few checkpoints; the manifest names the rounded ones."""
     out.mkdir()
     last = run.steps[-1]
     shutil.copy(run.path / runs.LEDGER, out / runs.LEDGER)
@@ -210,7 +213,7 @@ def _compact(run: Run, out: Path, halves: Sequence[int]) -> None:
 
 
 def _checked(source: Path, name: str) -> dict[str, Any]:
-    """The listing of a released run, every shipped file checked against it."""
+    """Return the listing of a released run, after checking every shipped file against it."""
     if not (source / LISTING).is_file():
         known = sorted(path.parent.name for path in RELEASED_RUNS.glob(f"*/{LISTING}"))
         raise TrainError(f"no run {name!r} comes with openbook{nearest(name, known)}")
@@ -229,7 +232,7 @@ def _checked(source: Path, name: str) -> dict[str, Any]:
 
 
 def _unpack(source: Path, out: Path) -> None:
-    """The run folder that `manifest.json` describes, every file checked against it."""
+    """Write the run folder that `manifest.json` describes, and check every file against it."""
     out.mkdir()
     manifest = json.loads((source / runs.MANIFEST).read_text(encoding="utf-8"))
     told = json.loads((source / STATES).read_text(encoding="utf-8"))
@@ -265,9 +268,9 @@ def _unpack(source: Path, out: Path) -> None:
 
 @contextmanager
 def _made_at(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that takes its place when it is complete.
+    """Yield the path of a temporary folder that is renamed to `path` when the block ends.
 
-    Several processes may make the same one at once: the first that is done stays.
+    Several processes may do this at the same time; the folder of the first to finish is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:

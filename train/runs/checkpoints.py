@@ -1,14 +1,14 @@
-"""Checkpoints: safetensors and JSON, whole or absent, opened only when their digest holds.
+"""Checkpoints of a run: safetensors and JSON files, loaded only if their digests are right.
 
-    checkpoints/index.json                         sealed; written last
+    checkpoints/index.json                            sealed list of checkpoints; written last
     checkpoints/step-00000400/model.safetensors
-    checkpoints/step-00000400/optimizer.safetensors   at a subset of steps and at the newest
-    checkpoints/step-00000400/state.json              step, loss on a fixed batch
+    checkpoints/step-00000400/optimizer.safetensors   only some steps, and the newest
+    checkpoints/step-00000400/state.json              step, tokens, loss on a fixed batch
 
-The bytes that are hashed are the bytes that are loaded. Steps are numbers, never strings to be
-sorted (mistral#182: `main` was step 90,000 for years), and a checkpoint's folder, its `state.json`
-and the index must agree on the step (Pythia#205: 86 of 154 branches held final weights). Pickle is
-never read: it can run code.
+A checkpoint is complete or absent, and the bytes that are hashed are the bytes that are loaded.
+Steps are sorted as numbers, never as strings (mistral#182: `main` was step 90,000 for years). A
+checkpoint's folder, its `state.json` and the index must agree on the step (Pythia#205: 86 of 154
+branches held the final weights). Pickles are never read, because they can run code.
 """
 
 import json
@@ -52,20 +52,20 @@ class Checkpoint:
 
     @property
     def folder(self) -> str:
-        """Its folder, relative to the run."""
+        """Folder of the checkpoint, relative to the run."""
         return f"{CHECKPOINTS}/step-{self.step:08d}"
 
     @property
     def resumable(self) -> bool:
-        """Whether the optimizer was kept."""
+        """True if the checkpoint has its optimizer."""
         return "optimizer.safetensors" in self.files
 
 
 def index(run_path: Path) -> list[Checkpoint]:
-    """The checkpoints of a run by ascending step.
+    """Return the checkpoints that a run's index lists, by ascending step.
 
     Raises:
-        DamagedError: The index is not what its seal says, or its steps are not ascending.
+        DamagedError: The index is missing or differs from its seal, or its steps do not ascend.
     """
     path = run_path / CHECKPOINTS / CHECKPOINT_INDEX
     listed = storage.read_sealed(path).get("checkpoints", [])
@@ -85,7 +85,10 @@ def write_checkpoint(
     state: dict[str, float | int],
     keep_optimizer_of: set[int],
 ) -> Checkpoint:
-    """Write a checkpoint, then the index; optimizers of older steps not in the set are let go."""
+    """Write a checkpoint, then the index.
+
+    Optimizers of other checkpoints are deleted unless their step is in `keep_optimizer_of`.
+    """
     content = {
         "model.safetensors": serialize(model),
         "state.json": storage.canonical_json({**state, "step": step}).encode(),
@@ -109,7 +112,12 @@ def write_checkpoint(
 
 
 def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tensor]:
-    """Load one safetensors file of a checkpoint, its digest checked on the very bytes parsed."""
+    """Load one safetensors file of a checkpoint, after checking the digest of the same bytes.
+
+    Raises:
+        DamagedError: The file is missing, is a pickle, differs from its digest, or is not
+            safetensors.
+    """
     path = run_path / saved.folder / name
     data = _trusted(path, saved.files[name])
     try:
@@ -119,7 +127,12 @@ def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tens
 
 
 def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
-    """The `state.json` of a checkpoint; its step must be the folder's."""
+    """Read the `state.json` of a checkpoint.
+
+    Raises:
+        DamagedError: The file is missing or differs from its digest, or its step is not that of
+            the folder.
+    """
     path = run_path / saved.folder / "state.json"
     state = json.loads(_trusted(path, saved.files["state.json"]))
     if state["step"] != saved.step:
@@ -130,7 +143,7 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
 
 
 def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
-    """What is wrong with the files of the listed checkpoints, one line a file; [] when all hold."""
+    """Check the digests of the listed checkpoints' files; return one line per problem."""
     owners = {digest: one for one in listed for digest in one.files.values()}
     problems = []
     for one in listed:
@@ -150,7 +163,7 @@ def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
 
 
 def drop_unlisted(run_path: Path) -> None:
-    """Remove checkpoint folders that a killed process wrote but did not list."""
+    """Remove checkpoint folders that a killed process wrote but did not add to the index."""
     listed = {(run_path / one.folder).name for one in index(run_path)}
     for place in (run_path / CHECKPOINTS).iterdir():
         if place.is_dir() and place.name not in listed:

@@ -1,8 +1,8 @@
-"""What was done, step by step: one line of JSON a step, each chained to the one before.
+"""The ledger of a run: one JSON line per training step, each chained to the previous line.
 
-A row's `chain` is the sha256 of the row before it and of its own content, so an edited, dropped or
-repeated row is found and named even in a run that is still under way. Loss, gradient norm and the
-digest of the windows read are what a replay must reproduce exactly; `seconds` is not.
+A row's `chain` is derived from the sha256 of the previous row's chain and the row's own content, so
+an edited, dropped or repeated row is detected and named, even while the run is in progress. A
+replay must reproduce loss, gradient norm and the digest of the windows exactly, but not `seconds`.
 """
 
 import hashlib
@@ -23,14 +23,15 @@ LEDGER = "ledger.jsonl"
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One step.
+    """One training step.
 
     Attributes:
-        step: Counted from 0; takes checkpoint `step` to checkpoint `step + 1`.
-        loss: Nats per counted target, before the update.
-        tokens: Targets that carried loss, this step's included, since step 0.
-        digest: Of the windows read (`train.data.Batch`).
-        held_out: Held-out loss measured before the update, where the recipe asks for one.
+        step: Number of the step, from 0; it leads from checkpoint `step` to checkpoint `step + 1`.
+        loss: Loss before the update, in nats per counted target.
+        grad_norm: Norm of the gradient before clipping.
+        tokens: Number of targets that carried loss since step 0, including this step.
+        digest: Digest of the windows read (`train.data.Batch`).
+        held_out: Held-out loss before the update, at the steps where the recipe evaluates it.
     """
 
     step: int
@@ -44,22 +45,25 @@ class LedgerRow:
     chain: str = ""
 
     def chained(self, before: str) -> "LedgerRow":
-        """This row with its chain, given the chain of the row before."""
+        """Return this row with its chain, given the chain of the previous row."""
         content = {key: value for key, value in asdict(self).items() if key != "chain"}
         text = before + json.dumps(content, sort_keys=True)
         return replace(self, chain=hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def agrees(self, other: "LedgerRow") -> bool:
-        """Whether a replay of this step did the same, to the last bit."""
+        """Return whether a replay of this step agrees to the last bit."""
         same = ("step", "lr", "loss", "grad_norm", "tokens", "digest")
         return all(getattr(self, key) == getattr(other, key) for key in same)
 
 
 class LedgerWriter:
-    """Appends rows; after a kill the file is a prefix of the rows and at most half a line."""
+    """A writer that appends rows.
+
+    If the process is killed, the file has a prefix of the rows and at most one partial line.
+    """
 
     def __init__(self, path: Path, kept: list[LedgerRow]):
-        """Continue behind the `kept` rows, dropping whatever a killed process wrote past them."""
+        """Continue after the `kept` rows, and drop what a killed process wrote after them."""
         self.path = path
         self.chain = kept[-1].chain if kept else ""
         storage.write_text(path, "".join(_line(row) for row in kept))
@@ -69,7 +73,7 @@ class LedgerWriter:
         """Write one row and return it with its chain.
 
         Raises:
-            DiskError: The disk is full; at most half a line was written.
+            DiskError: The disk is full; at most a partial line was written.
         """
         row = row.chained(self.chain)
         with storage.disk_guard(self.path):
@@ -79,7 +83,7 @@ class LedgerWriter:
         return row
 
     def sync(self) -> None:
-        """Make the rows durable; called before a checkpoint that rests on them.
+        """Sync the rows to disk; called before the checkpoint that follows them.
 
         Raises:
             DiskError: The disk is full.
@@ -88,24 +92,25 @@ class LedgerWriter:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; the rows stay.
+        """Close the file; its rows stay.
 
         Raises:
-            DiskError: The disk is full, and a row that did not fit is still waiting.
+            DiskError: The disk is full, and a row that did not fit is still in the buffer.
         """
         with storage.disk_guard(self.path):
             self._file.close()
 
 
 def read_ledger(path: Path, *, whole: bool = True) -> list[LedgerRow]:
-    """All rows, their chain checked.
+    """Read all rows and check their chains.
 
     Args:
         path: The ledger.
-        whole: False stops silently at a torn last line, as a killed process leaves one.
+        whole: False ignores a partial last line, which a killed process leaves.
 
     Raises:
-        DamagedError: A row is unreadable or does not follow from the one before it.
+        DamagedError: The file is missing, a row is unreadable, or one does not follow from the one
+            before it.
     """
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing")

@@ -1,13 +1,13 @@
-"""What a run is: inputs, recipe, numerics, environment, and the digests of its files.
+"""The manifest of a run: inputs, recipe, numerics, environment, and the digests of its files.
 
-Shaped as an in-toto statement (https://in-toto.io/Statement/v1): `subject` lists the files of the
-run with their sha256, `predicate` says how they came about. The manifest is sealed
-(`train.storage.atomic`) and written at the start with no subjects, at each resumption with another
-*segment* (from which step on which code ran where), and when the run is finished with all subjects.
+The manifest is an in-toto statement (https://in-toto.io/Statement/v1): `subject` lists the files of
+the run with their sha256, and `predicate` says how they were made. It is sealed
+(`train.storage.atomic`) and written at the start of the run without subjects, at each resumption
+with a further *segment* (first step, code and environment), and at the end with all subjects.
 
-Knowledge levels: `full` (order and documents known), `data-known` (the corpus, not the order;
-nothing here makes one yet), `weights-only` (an import). The level travels into every result
-computed from the run.
+Knowledge levels are `full` (documents and order are known), `data-known` (the corpus is known, but
+not the order; no code creates such runs yet) and `weights-only` (an import). Every result computed
+from a run records its level.
 """
 
 import json
@@ -33,6 +33,7 @@ __all__ = [
     "finish_manifest",
     "imported_manifest",
     "read_manifest",
+    "released_manifest",
     "resumed_manifest",
 ]
 
@@ -54,7 +55,7 @@ def begin_manifest(
     parent: dict[str, Any] | None = None,
     removal: DocumentRemoval | None = None,
 ) -> dict[str, Any]:
-    """Write the manifest of a run that is about to start; `run_path` exists already."""
+    """Write the manifest of a run that is about to start; `run_path` must exist."""
     asked = {
         "recipe": recipes.to_dict(recipe),
         "numerics": asdict(numerics),
@@ -89,10 +90,10 @@ def begin_manifest(
 
 
 def resumed_manifest(run_path: Path, manifest: dict[str, Any], step: int) -> dict[str, Any]:
-    """Write into the manifest of a stopped run what goes on from `step`, and where.
+    """Write the manifest of a stopped run with a new segment that begins at `step`.
 
-    Segments from `step` on are dropped: their steps are done again. The run id stays, for it is the
-    digest of what was asked and not of who answered.
+    Segments that began at `step` or later are dropped, because their steps are done again. The run
+    id stays the same: it is a digest of the inputs, not of code and environment.
     """
     predicate = manifest["predicate"]
     kept = [one for one in predicate.get("segments", []) if one["first_step"] < step]
@@ -102,16 +103,17 @@ def resumed_manifest(run_path: Path, manifest: dict[str, Any], step: int) -> dic
 def finish_manifest(
     run_path: Path, manifest: dict[str, Any], files: dict[str, str]
 ) -> dict[str, Any]:
-    """Write the manifest of a finished run: every file with its sha256."""
+    """Write the manifest of a finished run, with the sha256 of every file."""
     return _write(run_path, {**manifest["predicate"], "finished": True}, files)
 
 
 def released_manifest(
     run_path: Path, predicate: dict[str, Any], told: dict[str, Any], files: dict[str, str]
 ) -> dict[str, Any]:
-    """Write the manifest of a finished run of which less is kept; `told` says what was left out.
+    """Write the manifest of a released run, which has fewer files than the original run.
 
-    Its id stays: what was asked for is the same. Its token store lies beside it.
+    `told` says what was rounded and left out. The run id stays the same, because the inputs are the
+    same. The token store is expected in the folder `store` next to the run.
     """
     return _write(run_path, {**predicate, "released": told, "store_path": "../store"}, files)
 
@@ -119,7 +121,7 @@ def released_manifest(
 def imported_manifest(
     run_path: Path, model: dict[str, Any], origin: dict[str, str], files: dict[str, str]
 ) -> dict[str, Any]:
-    """Write the manifest of weights that somebody else trained: level `weights-only`."""
+    """Write the manifest of imported weights, with knowledge level `weights-only`."""
     predicate = {
         "schema": 1,
         "knowledge": "weights-only",
@@ -134,10 +136,10 @@ def imported_manifest(
 
 
 def read_manifest(run_path: Path) -> dict[str, Any]:
-    """Read a manifest, its seal and the presence of every key checked.
+    """Read a manifest, and check its seal and that no key is missing.
 
     Raises:
-        DamagedError: A key is missing, or the file is not what its seal says.
+        DamagedError: A key is missing, the file differs from its seal, or it is not a manifest.
     """
     path = run_path / MANIFEST
     _refuse_missing_keys(path)
@@ -148,7 +150,7 @@ def read_manifest(run_path: Path) -> dict[str, Any]:
 
 
 def code() -> dict[str, str]:
-    """Version of openbook and the sha256 over the sources that train."""
+    """Return the version of openbook and the sha256 over the sources of the package `train`."""
     folder = Path(train.__file__).parent
     digest = sha256()
     for file in sorted(folder.rglob("*.py")):
@@ -161,7 +163,7 @@ def _segment(first_step: int) -> dict[str, Any]:
 
 
 def _refuse_missing_keys(path: Path) -> None:
-    # Before the seal is looked at: "lacks the key 'beta2'" says more than "was changed".
+    # Before the seal is checked, because "lacks the key 'beta2'" says more than "was changed".
     try:
         predicate = json.loads(path.read_bytes())["predicate"]
         wanted = KEYS[predicate["knowledge"]]
@@ -181,7 +183,7 @@ def _write(run_path: Path, predicate: dict[str, Any], files: dict[str, str]) -> 
         "subject": subject,
         "predicate": predicate,
     }
-    # Through JSON once, so that what is returned is what would be read.
+    # Converted to JSON and back, so that the returned value equals what `read_manifest` returns.
     sealed = json.loads(storage.canonical_json(storage.seal(json.loads(json.dumps(manifest)))))
     storage.write_json(run_path / MANIFEST, sealed)
     return sealed

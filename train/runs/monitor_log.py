@@ -1,12 +1,12 @@
-"""The log of what was seen while a run was trained: `watch.jsonl` beside the ledger.
+"""The monitor log of a run: scores measured during training, in `watch.jsonl` beside the ledger.
 
-    first line     what is looked at, token by token, and at which steps
-    then           one line a look, chained (`train.storage.chained_jsonl`)
+    first line     the tasks, with all their tokens, and the steps at which they are measured
+    further lines  one measurement each, chained (`train.storage.chained_jsonl`)
 
-A finished run's manifest holds the digest of it. Because the first line says everything, a run that
-was stopped goes on being watched without being told again, and any look can be taken again from a
-checkpoint. After a kill the looks behind the checkpoint are dropped, for they are taken again: so
-each stands there once.
+The manifest of a finished run holds the digest of this file. Because the first line is complete, a
+resumed run continues its measurements without further arguments, and any measurement can be
+repeated from a checkpoint. When a run resumes from a checkpoint, measurements after that checkpoint
+are dropped and taken again, so each occurs once.
 """
 
 from collections.abc import Sequence
@@ -40,28 +40,32 @@ __all__ = [
 MONITOR_LOG = "watch.jsonl"
 READS = ("copies", "context", "answers")
 SCHEMA = "openbook.watch/1"
-# Half of the 2 % that looking may cost: the plan counts tokens, and a machine is not that regular.
+# Half of the 2 % that measuring may cost, because the cost is estimated from numbers of tokens and
+# actual times vary.
 PLANNED_SHARE = 0.01
-# A training step is three forward passes (its backward pass is two). A look is one, of fp32 where
-# training may be bf16 and with patterns written out: 1.8 of them on PLANTED, CPU time.
+# Costs in forward passes of training. A training step is three (its backward pass costs two). A
+# measurement is one, but in fp32 and with explicit attention patterns: 1.8 on PLANTED, in CPU time.
 STEP_PASSES, LOOK_PASSES = 3, 2
 MOST_LOOKS = 128
 
 
 @dataclass(frozen=True, eq=False)
 class MonitorTask:
-    """Fixed tokens and what is read from them.
+    """Fixed tokens on which scores are measured during training.
 
     Attributes:
-        name: Of the prompts; it begins the names of their scores.
-        reads: `copies`: an end-of-text and twice the same tokens; `context`: windows with one
-            target more; `answers`: prompts that stop before the answer.
-        tokens: All equally long.
+        name: Name of the task; for `answers` the names of the scores begin with it.
+        reads: Kind of task. `copies`: an end-of-text and twice the same tokens; `context`: windows
+            with one further target; `answers`: prompts that end before the answer.
+        tokens: Token ids of the prompts or windows.
         answer: Token that continues each prompt (`answers`).
-        foil: Token it is compared with (`answers`).
-        candidates: Among which the answer must be highest to count as right; without them it is
-            enough that it beats its foil.
-        eot: End-of-text; a target that is one, right behind one, is padding (`context`).
+        foil: Token with which the answer is compared (`answers`).
+        candidates: Tokens among which the answer must have the highest logit to count as correct.
+            Without them it only needs a higher logit than its foil.
+        eot: Id of end-of-text; a target that is one, directly after one, is padding (`context`).
+
+    Raises:
+        TrainError: The kind is unknown, or the tokens, answers or foils do not fit it.
     """
 
     name: str
@@ -91,18 +95,18 @@ class MonitorTask:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON."""
+        """Return the fields as plain values for JSON."""
         kept = {key: getattr(self, key) for key in self.__dataclass_fields__}
         return {key: _plain(value) for key, value in kept.items()}
 
 
 @dataclass(frozen=True)
 class MonitorScore:
-    """A mean over prompts (of `in-context`: over targets).
+    """A mean over prompts; for `in-context` over targets.
 
     Attributes:
-        error: Standard error of the mean; None below two.
-        n: How many.
+        error: Standard error of the mean; None if `n` is below 2.
+        n: Number of prompts or targets.
     """
 
     value: float
@@ -112,13 +116,14 @@ class MonitorScore:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen at a step.
+    """The scores measured at one step.
 
     Attributes:
-        step: Steps done, as of a checkpoint.
-        tokens: Targets that carried loss so far.
-        seconds: That it took: CPU time on a CPU, else wall time.
-        share: Of all looks until here in the time since training began or was resumed.
+        step: Number of steps done, as for a checkpoint.
+        tokens: Number of targets that have carried loss so far.
+        scores: Scores by name.
+        seconds: Time that the measurement took: CPU time on a CPU, else wall time.
+        share: Share of measurements in the time since training began or was resumed.
     """
 
     step: int
@@ -130,7 +135,7 @@ class Look:
 
 @dataclass(frozen=True)
 class MonitorLog:
-    """What a run was watched for, and what was seen."""
+    """The tasks that a run measures, the steps at which it does so, and the scores so far."""
 
     watches: tuple[MonitorTask, ...]
     steps: tuple[int, ...]
@@ -138,16 +143,16 @@ class MonitorLog:
 
     @property
     def summary(self) -> str:
-        """How often was looked, and what share of the time it took."""
+        """Number of measurements and their share of the time, as a phrase."""
         share = self.looks[-1].share if self.looks else 0.0
         return f"{len(self.looks)} of {len(self.steps)} looks, {100 * share:.2f} % of the time"
 
 
 def begin_monitor_log(run_path: Path, watches: Sequence[MonitorTask], recipe: Recipe) -> None:
-    """Write into a run that is about to start what will be watched; nothing where it is nothing.
+    """Create the monitor log of a run that is about to start; without tasks there is no log.
 
     Raises:
-        TrainError: Two watches would write the same scores, or do not fit the model.
+        TrainError: Two tasks would write the same scores, or a task does not fit the model.
     """
     (run_path / MONITOR_LOG).unlink(missing_ok=True)
     if not watches:
@@ -171,20 +176,21 @@ def begin_monitor_log(run_path: Path, watches: Sequence[MonitorTask], recipe: Re
 
 
 def read_monitor_log(run_path: Path, *, whole: bool = True) -> MonitorLog | None:
-    """What a run was watched for and what was seen; None when it was not watched.
+    """Read the monitor log of a run; None if the run has none.
 
     Raises:
-        DamagedError: The file is not what its chain says.
+        DamagedError: A row is unreadable or does not follow from the one before it.
     """
     path = run_path / MONITOR_LOG
     return parse_log(path, storage.read_chain(path, whole=whole)) if path.exists() else None
 
 
 def monitor_schedule(recipe: Recipe, watches: Sequence[MonitorTask]) -> list[int]:
-    """The steps at which is looked: half of them by equal ratios, half evenly, 0 and the last.
+    """Return the steps at which to measure: half spaced geometrically, half evenly.
 
-    As many as a hundredth of training pays for, tokens passed through the model being the price,
-    at most 128. Never fewer than two, whatever they cost: a run of a few steps pays more.
+    There are at most 128, and so many that measurements cost about 1 % of training, estimated from
+    the numbers of tokens passed through the model. Step 0 and the last step are always included,
+    so measurements can take a larger share of a run of few steps.
     """
     price = LOOK_PASSES * sum(one.tokens.numel() for one in watches)
     budget = PLANNED_SHARE * STEP_PASSES * recipe.steps * recipe.tokens_per_step
@@ -214,7 +220,7 @@ def _look(row: storage.ChainRow) -> Look:
 
 
 def six_digits(value: float | None) -> float | None:
-    """Six digits: what an interval is made of, in half the bytes."""
+    """Round to six significant digits, which are enough for intervals and take half the space."""
     return None if value is None else float(f"{value:.6g}")
 
 

@@ -1,18 +1,18 @@
-"""A run on disk: what was trained, on which documents, in which order, and its checkpoints.
+"""The class `Run`: a training run on disk, with its recipe, data, order and checkpoints.
 
-    run/ manifest.json     what the run is (train.runs.manifest)
-         ledger.jsonl      what was done, step by step (train.runs.ledger)
-         watch.jsonl       what was measured meanwhile (train.runs.monitor_log)
+    run/ manifest.json     inputs, recipe and digests (train.runs.manifest)
+         ledger.jsonl      one row per training step (train.runs.ledger)
+         watch.jsonl       scores measured during training (train.runs.monitor_log)
          checkpoints/      weights by step (train.runs.checkpoints)
 
-`open` reads the manifest and nothing else. Weights are loaded only after their digest held.
+`open` reads only the manifest. Weights are loaded only if their digest is right.
 """
 
 import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -39,9 +39,6 @@ from train.runs import checkpoints, ledger, manifest, monitor_log
 from train.runs.checkpoints import Checkpoint
 
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
 
 SCHEDULE = "schedule.npy"
@@ -49,12 +46,13 @@ SCHEDULE = "schedule.npy"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model's weights came from; travels into every result computed from it.
+    """The origin of a model's weights; every result computed from the model records it.
 
     Attributes:
-        run_id: Of the run, or the folder's name for weights that are no run.
-        checkpoint_sha256: Of the weights file that was loaded.
-        knowledge: `full`, `data-known` or `weights-only`.
+        run_id: Id of the run, or name of the folder for weights that are not a run.
+        step: Step of the checkpoint.
+        checkpoint_sha256: Digest of the weights file that was loaded.
+        knowledge: Knowledge level: `full`, `data-known` or `weights-only`.
     """
 
     run_id: str
@@ -65,7 +63,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was opened; everything but the manifest is read when it is asked for."""
+    """A run on disk; everything but the manifest is read on first use."""
 
     path: Path
     manifest: dict[str, Any]
@@ -76,22 +74,25 @@ class Run:
 
     @property
     def predicate(self) -> dict[str, Any]:
-        """How the run came about, as its manifest says."""
+        """The part of the manifest that says how the run was made."""
         return self.manifest["predicate"]
 
     @property
     def id(self) -> str:
-        """12 hex digits over everything that was asked for: recipe, numerics, data, removal."""
+        """Run id: 12 hex digits over recipe, numerics, data, order, parent and removal.
+
+        For an imported run they are over model, origin and files.
+        """
         return self.predicate["run_id"]
 
     @property
     def knowledge(self) -> str:
-        """`full`, `data-known` or `weights-only`."""
+        """Knowledge level: `full`, `data-known` or `weights-only`."""
         return self.predicate["knowledge"]
 
     @property
     def finished(self) -> bool:
-        """Whether the last step was reached."""
+        """True if the run has reached its last step."""
         return self.predicate["finished"]
 
     @cached_property
@@ -102,19 +103,23 @@ class Run:
 
     @cached_property
     def numerics(self) -> Numerics:
-        """Precision, threads and kernels it was trained with."""
+        """Device, precision, threads and kernels with which the run was trained."""
         self._must_be_trained_here("numerics")
         return Numerics(**self.predicate["numerics"])
 
     @cached_property
     def removal(self) -> DocumentRemoval | None:
-        """The documents that were taken out of training, for a counterfactual run."""
+        """The documents removed from training, for a counterfactual run; else None."""
         removed = self.predicate.get("removed")
         return DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
 
     @property
     def store(self) -> TokenStore:
-        """The token store it was trained on; refused when it is another one than it was."""
+        """The token store that the run was trained on.
+
+        Raises:
+            StoreError: The store at that path is another one.
+        """
         return self._store
 
     @cached_property
@@ -133,7 +138,7 @@ class Run:
 
     @property
     def order(self) -> Order:
-        """Which windows were read at which step."""
+        """The data order: which windows are read at which step."""
         return self._order
 
     @cached_property
@@ -145,7 +150,7 @@ class Run:
 
     @property
     def saved(self) -> list[Checkpoint]:
-        """The checkpoints by ascending step; none when it was stopped before the first."""
+        """The checkpoints by ascending step; [] if the run was stopped before the first."""
         listing = self.path / checkpoints.CHECKPOINTS / checkpoints.CHECKPOINT_INDEX
         if not self.finished and not listing.exists():
             return []
@@ -158,23 +163,27 @@ class Run:
 
     @property
     def ledger(self) -> list[ledger.LedgerRow]:
-        """What was done, a row a step."""
+        """The ledger: one row per step."""
         return ledger.read_ledger(self.path / ledger.LEDGER, whole=self.finished)
 
     @property
     def watched(self) -> monitor_log.MonitorLog | None:
-        """What was looked at as it was trained, and what was seen; None when nothing was."""
+        """The monitor log: scores measured during training; None if the run has none."""
         return monitor_log.read_monitor_log(self.path, whole=self.finished)
 
     @property
     def config(self) -> GPTConfig:
-        """The architecture."""
+        """The architecture of the model."""
         if self.knowledge == "weights-only":
             return GPTConfig(**self.predicate["model"])
         return self.recipe.model
 
     def saved_at(self, step: int | None) -> Checkpoint:
-        """The checkpoint of a step (None: the last one)."""
+        """Return the checkpoint of a step (None: the last one).
+
+        Raises:
+            TrainError: The run has no checkpoint at that step.
+        """
         saved = self.saved
         if not saved:
             raise TrainError(f"the run {self.path} has no checkpoint yet")
@@ -187,7 +196,12 @@ class Run:
         raise TrainError(f"the run {self.path} has no checkpoint at step {step}; nearest is {near}")
 
     def load(self, step: int | None = None) -> GPT:
-        """The model at a step (None: the last one), its weights checked against their digest."""
+        """Load the model of a checkpoint (None: the last one), and check the weights' digest.
+
+        Raises:
+            TrainError: The run has no checkpoint at that step.
+            DamagedError: The weights are missing or differ from their digest.
+        """
         saved = self.saved_at(step)
         model = GPT(self.config)
         model.load_state_dict(checkpoints.read_tensors(self.path, saved, "model.safetensors"))
@@ -197,7 +211,7 @@ class Run:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The store's tokenizer; of an import the one that came with it, if any did."""
+        """The tokenizer of the store; for an imported run its own, or None."""
         if self.knowledge != "weights-only":
             return self.store.tokenizer
         path = self.path / "tokenizer.json"
@@ -205,7 +219,7 @@ class Run:
 
     @property
     def steps_done(self) -> int:
-        """Steps whose row is in the ledger, counted once: of a stopped run not all it was asked."""
+        """Number of steps in the ledger, read once; a stopped run has fewer than its recipe."""
         return self._steps_done
 
     @cached_property
@@ -213,12 +227,12 @@ class Run:
         return self.recipe.steps if self.finished else len(self.ledger)
 
     def documents_read(self, step: int) -> Int64[np.ndarray, " document"]:
-        """Indices of the documents of which a token was a target at `step`; O(log documents).
+        """Return the indices of the documents with a token as target at `step`; O(log documents).
 
-        Documents that were taken out of this run were never read by it.
+        Documents removed from this run do not count as read.
 
         Raises:
-            TrainError: The run has no such step, or was stopped before it.
+            TrainError: The run has no such step, or has not reached it.
         """
         if not 0 <= step < self.recipe.steps:
             raise TrainError(f"step {step} is not one of the {self.recipe.steps} steps of the run")
@@ -231,7 +245,7 @@ class Run:
         return read if self.removal is None else np.setdiff1d(read, self.removal.documents)
 
     def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]:
-        """The steps done at which a token of the document was a target, ascending.
+        """Return the steps done so far with a token of the document as target, ascending.
 
         Raises:
             StoreError: The store has no such document.
@@ -246,23 +260,23 @@ class Run:
     def steps_learned(self, document: int) -> Int64[np.ndarray, " step"]:
         """Return the steps before the last checkpoint at which the document was read, ascending.
 
-        A run that was stopped also read documents after its last checkpoint, but left no weights
-        that learned from them.
+        A stopped run may have read documents after its last checkpoint, but no saved weights have
+        learned from them.
         """
         steps = self.steps_reading(document)
         return steps if self.finished else steps[steps < self.saved_at(None).step]
 
     def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]:
-        """The steps done at which a token of [start, stop) was a target, ascending.
+        """Return the steps done so far with a target in tokens [start, stop), ascending.
 
-        Tokens of documents that were taken out of this run were never read by it.
+        Tokens of documents removed from this run do not count as read.
         """
         pieces = [(start, stop)] if self.removal is None else self._left_of(start, stop)
         found = [self.order.steps_reading(*piece, self.steps_done) for piece in pieces]
         return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
 
     def _left_of(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """What is left of [start, stop) without the removed documents and what ends them."""
+        """Return [start, stop) without removed documents and their end-of-text, as ranges."""
         starts, stops = self._removed_spans
         first = int(np.searchsorted(stops, start, side="right"))
         last = int(np.searchsorted(starts, stop, side="left"))
@@ -292,12 +306,12 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
     """Open a run by its folder.
 
     Args:
-        path: The run.
-        store: Its token store, when it is no longer where the manifest says.
+        path: Folder of the run.
+        store: Folder of its token store, if that has moved since training.
 
     Raises:
         TrainError: There is no run at `path`.
-        DamagedError: The manifest is not what its seal says.
+        DamagedError: `path` is a file, or the manifest differs from its seal.
     """
     path = Path(path)
     if not (path / manifest.MANIFEST).is_file():
@@ -312,7 +326,7 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
 
 
 def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
-    """The invertible order of a recipe over a store."""
+    """Return the invertible data order of a recipe over a store."""
 
     def order(n_windows: int, batch: int) -> DataOrder:
         return DataOrder(recipe.order_seed, n_windows, recipe.model.n_ctx, batch)
@@ -320,7 +334,7 @@ def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
     n_windows = (store.train_tokens - 1) // recipe.model.n_ctx
     if not recipe.late_batch:
         return order(n_windows, recipe.batch_size)
-    # A window with the first late token in it is late as a whole.
+    # The window that contains the first late token is a late window as a whole.
     n_early = (store.early_tokens - 1) // recipe.model.n_ctx
     return LateOrder(
         early=order(n_early, recipe.batch_size),
@@ -330,7 +344,7 @@ def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
 
 
 def record_schedule(run_path: Path, recipe: Recipe, store: TokenStore) -> None:
-    """Draw nanoGPT's order and keep it beside the run: it cannot be computed step by step."""
+    """Draw nanoGPT's order and save it with the run, as it cannot be computed step by step."""
     drawn = record_nanogpt_order(
         seed=recipe.order_seed,
         n_tokens=store.train_tokens,

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, chained logs, and locked folders."""
+"""Storage: files that are written completely or not at all, sealed JSON, and chained logs."""
 
 from typing import TYPE_CHECKING
 

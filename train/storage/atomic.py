@@ -1,9 +1,9 @@
-"""Files that are either whole or absent, and that notice when they are changed.
+"""Atomic writes and sealed JSON files.
 
-Everything openbook writes goes to a temporary sibling first, is synced, and is renamed into place:
-a process killed at any moment leaves the old file or the new one, never half of one. A *sealed*
-JSON file holds the sha256 of its own canonical text without the seal, so one flipped bit anywhere
-in it, white space included, is found when it is read.
+Files are written under a temporary name in the same folder, synced, and renamed into place: a
+process killed at any moment leaves the old file or the new one, never a partial one. A *sealed*
+JSON file contains the sha256 of its own canonical text without the seal, so that reading it detects
+a change of any bit, even in white space.
 """
 
 import errno
@@ -33,12 +33,12 @@ __all__ = [
 
 
 def canonical_json(content: object) -> str:
-    """The one JSON text of a value: sorted keys, indent 1, a newline at the end."""
+    """Return the canonical JSON text of a value: sorted keys, indent 1, a newline at the end."""
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def seal(content: dict) -> dict:
-    """`content` with `digest`, the sha256 of its canonical text without that key."""
+    """Return `content` with the key `digest`: the sha256 of its canonical text without that key."""
     bare = {key: value for key, value in content.items() if key != "digest"}
     return {**bare, "digest": hashlib.sha256(canonical_json(bare).encode()).hexdigest()}
 
@@ -47,7 +47,7 @@ def read_sealed(path: Path) -> dict:
     """Read a sealed JSON file.
 
     Raises:
-        DamagedError: The file is missing, is no JSON, or is not what its seal says.
+        DamagedError: The file is missing, is not JSON, or differs from its seal.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -62,13 +62,13 @@ def read_sealed(path: Path) -> dict:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces of 1 MiB."""
+    """Return the hex sha256 of a file, which is read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
     with disk_guard(path):
         try:
@@ -84,20 +84,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, as UTF-8."""
+    """Write a text file as UTF-8, completely or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write the canonical JSON of a value whole or not at all."""
+    """Write the canonical JSON of a value, completely or not at all."""
     write_text(path, canonical_json(content))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and vanishes when not.
+    """Yield a temporary folder that is renamed to `path` when the block ends.
 
-    What a killed process left of an earlier attempt is removed first.
+    If the block raises, the folder is removed. Remains of an earlier attempt by a killed process
+    are removed first.
     """
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -116,7 +117,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_guard(path: Path) -> Iterator[None]:
-    """Turn a full disk into one line that says where and how much is left."""
+    """Turn the error of a full disk into a DiskError that says where and how much space is left."""
     try:
         yield
     except OSError as error:
@@ -131,7 +132,7 @@ def disk_guard(path: Path) -> Iterator[None]:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Sync a folder, so that the names of its files survive a crash."""
     _sync(path)
 
 

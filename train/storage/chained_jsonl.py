@@ -1,9 +1,10 @@
-"""Files that only grow: one line of JSON a row, each chained to the row before.
+"""Chained logs: append-only files with one JSON row per line, each chained to the previous row.
 
-A row's `chain` is the sha256 of the chain before it and of its own content, so an edited, dropped,
-repeated or moved row is found and named, even in a file that is still being written. A process
-killed at any moment leaves the rows it wrote and at most half a line, which the next writer cuts
-off. The ledger is chained in the same way and stays a file of its own: a replay must reproduce it.
+A row's `chain` is derived from the sha256 of the previous chain and the row's own content, so an
+edited, dropped, repeated or moved row is detected and named, even in a file that is still being
+written. A process killed at any moment leaves complete rows and at most one partial line, which the
+next writer cuts off. The ledger (`train.runs.ledger`) is chained in the same way; it has its own
+code because a replay must reproduce its rows.
 """
 
 import fcntl
@@ -24,17 +25,18 @@ ChainRow = dict[str, Any]
 
 
 class ChainWriter:
-    """Appends rows to a file that nobody else appends to meanwhile."""
+    """A writer that appends rows to a file and locks it against other writers."""
 
     def __init__(self, path: Path, keep: Callable[[ChainRow], bool] = bool) -> None:
-        """Go on behind the rows of the file, which is made when it is not there.
+        """Continue after the last row of the file; create the file if it is missing.
 
         Args:
             path: The file.
-            keep: The first row for which this is false is cut off, and every row behind it.
+            keep: Predicate on rows. The first row for which it is false is cut off, together with
+                all later rows.
 
         Raises:
-            TrainError: Another process is writing it.
+            TrainError: Another process is writing the file.
             DamagedError: A row is unreadable or does not follow from the one before it.
         """
         self.path = path
@@ -55,7 +57,7 @@ class ChainWriter:
         """Write one row, make it durable, and return it with its chain.
 
         Raises:
-            DiskError: The disk is full; at most half a line was written.
+            DiskError: The disk is full; at most a partial line was written.
         """
         row = _chained(content, self.rows[-1]["chain"] if self.rows else "")
         with atomic.disk_guard(self.path):
@@ -68,7 +70,11 @@ class ChainWriter:
         return row
 
     def close(self) -> None:
-        """Close the file; the rows stay. What a full disk refused before is refused again here."""
+        """Close the file; its rows stay.
+
+        Raises:
+            DiskError: The disk is full, and a row that did not fit is still in the buffer.
+        """
         with atomic.disk_guard(self.path):
             self._file.close()
 
@@ -80,11 +86,11 @@ class ChainWriter:
 
 
 def read_chain(path: Path, *, whole: bool = True) -> list[ChainRow]:
-    """All rows, their chain checked and still in them.
+    """Read all rows, with their chains, and check the chains.
 
     Args:
         path: The file.
-        whole: False stops silently at a torn last line, as a killed process leaves one.
+        whole: False ignores a partial last line, which a killed process leaves.
 
     Raises:
         DamagedError: The file is missing, a row is unreadable, or one does not follow from the one
@@ -96,7 +102,7 @@ def read_chain(path: Path, *, whole: bool = True) -> list[ChainRow]:
 
 
 def _parsed(path: Path, data: bytes, *, whole: bool) -> list[tuple[ChainRow, int]]:
-    """The rows, each with the offset behind its line."""
+    """Return the rows, each with the offset of the byte after its line."""
     found: list[tuple[ChainRow, int]] = []
     lines = data.splitlines(keepends=True)
     before, end = "", 0
@@ -118,7 +124,7 @@ def _parsed(path: Path, data: bytes, *, whole: bool) -> list[tuple[ChainRow, int
 
 
 def _row(line: bytes) -> ChainRow | None:
-    """The row of a line; None when the line is torn or is no row."""
+    """Return the row of a line; None if the line is partial or is not a row."""
     try:
         row = json.loads(line.decode("utf-8")) if line.endswith(b"\n") else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Training: train, resume, replay, retrain without documents, and verify."""
+"""Training: train, resume, replay, retrain without documents, monitor, and verify runs."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""Losses that say how a checkpoint is doing, computed without touching how it is trained.
+"""Evaluation of a model's loss during training, without any effect on the training.
 
-No random state is read, so evaluating more or less often changes no bit of a run; nanoGPT's
-`estimate_loss` draws from the generator that draws the training data.
+No random state is read, so evaluating more or less often does not change a run. (nanoGPT's
+`estimate_loss` draws from the generator that also draws the training data.)
 """
 
 import math
@@ -23,14 +23,17 @@ FIXED_WINDOWS = 32
 
 
 def distance(one: float, other: float) -> float:
-    """Absolute difference of two losses; infinite when either is no finite number."""
-    # Not max(0.0, nan), which is 0.0: weights that are no numbers would differ by nothing.
+    """Return the absolute difference of two losses; infinite if either is not finite."""
+    # NaN must not be returned: max(0.0, nan) is 0.0, so NaN weights would seem to agree.
     return abs(one - other) if math.isfinite(one) and math.isfinite(other) else math.inf
 
 
 @torch.no_grad()
 def fixed_loss(model: GPT, store: TokenStore, order: Order, how: Numerics) -> float:
-    """Nats per target on the first windows of step 0: the same batch at every checkpoint."""
+    """Return the loss in nats per target on the first 32 windows of step 0.
+
+    The batch is the same for every checkpoint.
+    """
     batch = read_batch(store, order, 0)
     inputs, targets = batch.inputs[:FIXED_WINDOWS], batch.targets[:FIXED_WINDOWS]
     counted = int((targets != IGNORED).sum())
@@ -39,9 +42,9 @@ def fixed_loss(model: GPT, store: TokenStore, order: Order, how: Numerics) -> fl
 
 @torch.no_grad()
 def held_out_loss(model: GPT, store: TokenStore, recipe: Recipe, how: Numerics) -> float | None:
-    """Nats per target over the first `eval_windows` windows of the held-out documents.
+    """Return the loss in nats per target on the first `eval_windows` held-out windows.
 
-    None where the store holds out less than one window.
+    The result is None if the store holds out less than one window.
     """
     context = recipe.model.n_ctx
     n_windows = min((store.n_tokens - store.train_tokens) // context, recipe.eval_windows)
@@ -59,14 +62,17 @@ def held_out_loss(model: GPT, store: TokenStore, recipe: Recipe, how: Numerics) 
 
 @torch.no_grad()
 def first_bad_tensor(model: GPT, batch: Batch, how: Numerics) -> str:
-    """The first tensor that is not finite: a weight, an activation in forward order, a gradient."""
+    """Describe the first tensor that is not finite.
+
+    Weights are checked first, then activations in forward order, then gradients.
+    """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"the weight {name}"
     bad: list[str] = []
 
     def look(tensor: torch.Tensor, point: HookPoint) -> None:
-        # The future is masked by the lowest finite number, so scores are finite like the rest.
+        # Attention scores are finite too: the future is masked with the lowest finite number.
         if not tensor.isfinite().all():
             bad.append(point.name)
 

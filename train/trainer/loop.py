@@ -1,10 +1,12 @@
-"""Training, resuming and replaying: one step function, three ways to call it.
+"""The training loop, used to train, resume, replay and retrain without documents.
 
-`advance` is the training step in one place. `run` calls it from the first step to the last and
-keeps a ledger and checkpoints; `resume` calls it from the newest checkpoint that kept its
-optimizer; `replay` calls it over any span and compares every row with the ledger. Weights,
-optimizer and step are the whole state: there is no random state anywhere, so a killed and resumed
-run is the unbroken run to the last bit (same machine, precision and thread count).
+`training_steps` is the only implementation of the training step. `train` calls it from the first
+step to the last and writes a ledger and checkpoints; `resume` continues from the newest checkpoint
+that has its optimizer; `replay` repeats a span and returns its rows beside those of the ledger;
+`retrain_without` continues from a checkpoint of another run with some documents removed. Weights,
+optimizer and step are the whole state and there is no random state, so a killed and resumed run
+equals an uninterrupted one to the last bit (on the same machine, with the same precision and thread
+count).
 """
 
 import fcntl
@@ -34,7 +36,8 @@ from train.trainer.state import TrainState, initial_state, load_state, save
 __all__ = ["Replay", "replay", "resume", "retrain_without", "train", "training_steps"]
 
 Progress = Callable[[str, int, int | None], None]
-# On a CUDA device losses are read in blocks, so that no step waits for the one before it.
+# On a CUDA device the losses of this many steps are read together, so that no step waits for the
+# previous one.
 CUDA_BLOCK = 16
 LOCK = ".lock"
 BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{runs.MANIFEST}.partial"}
@@ -43,12 +46,12 @@ BEFORE_MANIFEST |= {runs.MONITOR_LOG}
 
 @dataclass(frozen=True)
 class Replay:
-    """A span that was run again.
+    """The result of replaying a span of steps.
 
     Attributes:
-        rows: The replayed rows.
-        expected: The same rows of the ledger.
-        state: Model and optimizer behind the last step.
+        rows: Rows of the replayed steps.
+        expected: Rows of the same steps in the ledger.
+        state: Model and optimizer after the last step.
     """
 
     rows: tuple[runs.LedgerRow, ...]
@@ -57,17 +60,17 @@ class Replay:
 
     @property
     def exact(self) -> bool:
-        """Whether digests, losses and gradient norms agree to the last bit."""
+        """True if digests, losses and gradient norms agree to the last bit."""
         return all(map(runs.LedgerRow.agrees, self.rows, self.expected))
 
     @property
     def same_order(self) -> bool:
-        """Whether the same windows were read."""
+        """True if the same windows were read."""
         return [row.digest for row in self.rows] == [row.digest for row in self.expected]
 
     @property
     def difference(self) -> float:
-        """Largest difference in loss, in nats; infinite when one of two losses is no number."""
+        """Largest difference in loss, in nats; infinite if a loss is not finite."""
         pairs = zip(self.rows, self.expected, strict=True)
         return max(evaluation.distance(row.loss, expected.loss) for row, expected in pairs)
 
@@ -87,18 +90,22 @@ def train(
 
     Args:
         recipe: A recipe; `changes` replace its fields (`steps=200`, `init_seed=1`).
-        store: The tokens; packed rows must be as long as the recipe's context.
-        out: Folder of the run; must not exist.
-        numerics: Default: measured on this machine (`train.numerics.choose`).
-        data_workers: Threads that read batches ahead; changes no bit.
-        watch: What to measure as training goes (`train.trainer.monitoring`); changes no bit.
-        progress: Called with (what, steps done, steps in all) after every step.
+        store: The token store; packed rows must be as long as the recipe's context.
+        out: Folder of the run; must not contain a run yet.
+        numerics: Precision, threads and device; default: chosen for this machine by
+            `train.numerics.choose`.
+        data_workers: Threads that read batches in advance; they do not change the result.
+        watch: Tasks to measure during training (`train.trainer.monitoring`); they do not change
+            the result.
+        progress: Called with (text, steps done, number of steps) after every step.
 
     Raises:
-        DivergedError: The loss is not a number; the last good checkpoint stays.
+        RecipeError: The recipe does not exist or contradicts itself, or `out` exists already.
+        StoreError: The store does not fit the recipe.
+        DivergedError: The loss is not finite; the last good checkpoint is kept.
     """
     recipe, out = resolve(recipe, store, **changes), Path(out)
-    # What a run killed before its manifest leaves behind is not a run yet.
+    # Files that a process leaves if it is killed before it writes the manifest are not a run yet.
     if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
         raise RecipeError(f"{out} exists already; resume it with --resume or choose another folder")
     numerics = numerics or choose()
@@ -120,9 +127,12 @@ def resume(
     data_workers: int = 0,
     progress: Progress | None = None,
 ) -> Run:
-    """Go on from the newest checkpoint to the checkpoint `last`, by default the end.
+    """Continue a run from its newest checkpoint to the checkpoint `last`, by default the end.
 
-    Watched as before; a finished run is returned. TrainError when `last` is no checkpoint ahead.
+    Measurements continue as at the start of the run. A finished run is returned unchanged.
+
+    Raises:
+        TrainError: `last` is not the step of a checkpoint still to come.
     """
     opened = runs.open(path, store=store)
     if opened.finished:
@@ -149,7 +159,7 @@ def _where_it_stopped(run: Run) -> tuple[TrainState, list[runs.LedgerRow]]:
             f"{listing}: the file is missing, and with it where the run left its parent; train it "
             "again from there"
         )
-    # A run killed before its first checkpoint has no index yet: it starts again from its init.
+    # A run killed before its first checkpoint has no index yet and starts again from step 0.
     return initial_state(run.recipe, run.numerics), []
 
 
@@ -161,13 +171,17 @@ def replay(
     removal: DocumentRemoval | None = None,
     progress: Progress | None = None,
 ) -> Replay:
-    """Run steps first..last (both included) again, from the nearest checkpoint below.
+    """Repeat the steps `first` to `last` (inclusive), from the nearest earlier checkpoint.
 
-    What was trained on a GPU is replayed on the CPU of a machine without one.
+    A run that was trained on a GPU is replayed on the CPU if this machine has no GPU.
 
     Args:
-        removal: Leave documents out, beside those the run already lacks: the exact counterfactual
-            of this span.
+        removal: Documents to remove in addition to those already removed from the run; the result
+            is the exact counterfactual of this span.
+
+    Raises:
+        TrainError: The ledger does not have these steps, or no earlier checkpoint has its
+            optimizer.
     """
     rows = run.ledger
     if not 0 <= first <= last < len(rows):
@@ -175,7 +189,7 @@ def replay(
             f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
         )
     removed = removal.joined(run.removal) if removal else run.removal
-    # Without the GPU it was trained on, a span is compared within a tolerance, not bit by bit.
+    # Without the GPU it was trained on, a span agrees only within a tolerance, not bit by bit.
     numerics = on_this_machine(run.numerics)
     state, done = load_state(run, first, numerics), []
     with applied(numerics):
@@ -196,11 +210,16 @@ def retrain_without(
     data_workers: int = 0,
     progress: Progress | None = None,
 ) -> Run:
-    """Train again without some documents: everything else to the bit as in the parent.
+    """Retrain a run without some documents; everything else is as in the parent, to the last bit.
 
-    Starts at the parent's last checkpoint before any of the documents was first read, so what the
-    two runs share is not computed twice, and goes as far as the parent went: to its last
-    checkpoint. What the parent already lacks is left out too.
+    The new run starts at the parent's last checkpoint before one of the documents was first read,
+    because earlier steps are the same in both, and ends at the parent's last checkpoint. Documents
+    already removed from the parent stay removed.
+
+    Raises:
+        TrainError: There are no documents to remove, or the parent never read any of them.
+        RecipeError: `out` is a run already.
+        StoreError: The parent has a removal with another mode.
     """
     out = Path(out)
     if not removal.documents:
@@ -221,9 +240,10 @@ def retrain_without(
 
 
 def _start_from(parent: Run, begin: TrainState, out: Path) -> list[runs.LedgerRow]:
-    """What a retrained run shares with its parent, before it has a manifest and is a run.
+    """Copy what a retrained run shares with its parent, and return the shared ledger rows.
 
-    So it is never without its first checkpoint: killed before, it is begun anew at the same step.
+    This is done before the manifest is written, so a retrained run always has its first checkpoint.
+    If the process is killed before that, the run is started again at the same step.
     """
     shutil.rmtree(out / runs.CHECKPOINTS, ignore_errors=True)
     if parent.recipe.sampler == "nanogpt":
@@ -236,7 +256,11 @@ def _start_from(parent: Run, begin: TrainState, out: Path) -> list[runs.LedgerRo
 
 
 def first_step_reading(run: Run, documents: tuple[int, ...]) -> int:
-    """The first step at which any is read; an error when the last checkpoint has seen none."""
+    """Return the first step at which one of the documents is read.
+
+    Raises:
+        TrainError: None of them was read before the last checkpoint.
+    """
     firsts = [int(steps[0]) for one in documents if len(steps := run.steps_reading(one))]
     if min(firsts, default=math.inf) >= (end := run.saved_at(None).step):
         raise TrainError(
@@ -256,7 +280,13 @@ def training_steps(
     removal: DocumentRemoval | None = None,
     data_workers: int = 0,
 ) -> Iterator[runs.LedgerRow]:
-    """Train `state` up to step `stop`, yielding a row a step; call inside `numerics.applied`."""
+    """Train `state` up to step `stop` and yield one ledger row per step.
+
+    Call it inside `train.numerics.applied`. On a CUDA device rows are yielded in blocks of 16.
+
+    Raises:
+        DivergedError: A loss or gradient norm is not finite.
+    """
     forward = torch.compile(state.model) if numerics.compile else state.model
     parameters = list(state.model.parameters())
     state.model.train()
@@ -294,7 +324,7 @@ def _train(
     progress: Progress | None,
     last: int | None = None,
 ) -> Run:
-    """From `state` to the checkpoint `last`, with ledger, under the run's numerics."""
+    """Train from `state` to the checkpoint `last` and write ledger, checkpoints and monitor log."""
     last = run.recipe.steps if last is None else last
     recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
     watcher = monitoring.Monitor(run.path, state.step, run.numerics.device)
@@ -303,7 +333,7 @@ def _train(
     try:
         with applied(run.numerics):
             watcher.look(state.model, state.step, state.tokens)
-            # The index is written last: a folder without one is what a kill left of the first.
+            # The index is written last, so without one the first checkpoint is missing or partial.
             if not (run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX).exists():
                 save(run, state)
             while state.step < last:
@@ -334,7 +364,7 @@ def _backward(
     recipe: Recipe,
     numerics: Numerics,
 ) -> torch.Tensor:
-    """Gradients of the step's loss, micro-batch by micro-batch; returns the loss."""
+    """Accumulate the gradients of the batch, micro-batch by micro-batch, and return its loss."""
     total = torch.zeros((), device=numerics.device)
     for inputs, targets in batch.parts(recipe.micro_batch_size):
         inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
@@ -351,7 +381,7 @@ def _settled(
     batch: Batch,
     numerics: Numerics,
 ) -> Iterator[runs.LedgerRow]:
-    """Rows with their numbers read from the device."""
+    """Yield the waiting rows, completed with loss and gradient norm read from the device."""
     for row, loss, norm in waiting:
         if not math.isfinite(loss.item() + norm.item()):
             raise _diverged(model, batch, numerics, row.step)
@@ -359,7 +389,10 @@ def _settled(
 
 
 def _diverged(model: GPT, batch: Batch, numerics: Numerics, step: int) -> DivergedError:
-    """Names the first bad tensor as the weights are now: on a CPU those that `step` used."""
+    """Return an error that names the first tensor that is not finite with the current weights.
+
+    On a CPU these are the weights that `step` used; on a GPU later updates are included.
+    """
     bad = evaluation.first_bad_tensor(model, batch, numerics)
     when = f" (looked for after {batch.step - step + 1} more updates, read in blocks on a GPU)"
     return DivergedError(
@@ -370,7 +403,7 @@ def _diverged(model: GPT, batch: Batch, numerics: Numerics, step: int) -> Diverg
 
 
 def _digests(run: Run) -> dict[str, str]:
-    """The sha256 of every file of a finished run but its manifest."""
+    """Return the sha256 of every file of a finished run except its manifest."""
     listed = {f"{one.folder}/{name}": sha for one in run.saved for name, sha in one.files.items()}
     names = [runs.LEDGER, f"{runs.CHECKPOINTS}/{runs.CHECKPOINT_INDEX}"]
     names += [one for one in (runs.SCHEDULE, runs.MONITOR_LOG) if (run.path / one).exists()]
@@ -379,7 +412,11 @@ def _digests(run: Run) -> dict[str, str]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One trainer a run: a second one is refused, and a killed one leaves no lock behind."""
+    """Lock a run, so that one process at a time trains it; the lock ends with its process.
+
+    Raises:
+        TrainError: Another process is training the run.
+    """
     with (path / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""What the trainer minimises.
+"""The training loss: cross-entropy of the next token.
 
-Cross-entropy of the next token, summed over the targets that count and divided by a number given
-from outside. The divisor is a fact of the batch as the *order* gives it: when documents are taken
-out of a replayed batch it stays, so the remaining tokens keep exactly their weight.
+The loss is summed over the targets that carry loss and divided by a given number. This divisor is
+the number of such targets in the batch before any removal: if documents are removed it stays the
+same, so the remaining tokens keep exactly their weight.
 """
 
 import torch
@@ -18,8 +18,8 @@ __all__ = ["next_token_loss"]
 def next_token_loss(
     logits: Float[Tensor, "batch pos vocab"], targets: Int64[Tensor, "batch pos"], divisor: int
 ) -> Float[Tensor, ""]:
-    """Mean loss in nats a target; targets equal to `IGNORED` carry none."""
-    # fp32 here: a bf16 log-softmax over the vocabulary is off in the third digit.
+    """Return the summed loss in nats divided by `divisor`; targets equal to `IGNORED` have none."""
+    # In fp32, because a bf16 log-softmax over the vocabulary is wrong in the third digit.
     total = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )

@@ -1,22 +1,24 @@
-"""What can be watched as it grows: induction, copying, loss in context, behaviours.
+"""Measurements during training: induction, copying, in-context loss, and behaviours.
 
-Looking changes no bit of a run: it reads no random state, needs no gradient, and leaves weights,
-mode and hooks as they were. It reads fp32 weights in fp32, so a look at a step of which there is a
-checkpoint is what the checkpoint gives later. What is looked at is plain data; who knows behaviours
-hands them in as prompts with answers and foils.
+Measuring does not change a run: it reads no random state, needs no gradient, and leaves weights,
+mode and hooks unchanged. The model runs in fp32 on its fp32 weights, so a measurement at the step
+of a checkpoint equals one made later from that checkpoint. A task is plain data; behaviours are
+passed in by the caller as prompts with answers and foils.
 
 Scores (Olsson et al. 2022, https://arxiv.org/abs/2209.11895):
 
-    induction LxHy        attention from the second copy of random tokens to what followed the first
-    previous token LxHy   attention to the token before
-    copying gap           loss on the first copy minus loss on the second, nats a token
-    in-context            loss late in a window minus loss early in it, nats a token; below 0 when
-                          context helps. Olsson: tokens 500 and 50 of 512. Here: the last sixteenth
-                          of the window and its second (480..511 and 32..63 of 512). Where a window
-                          holds several documents, as packed rows do, it says little.
-    <name> logit difference, <name> accuracy    of prompts with an answer and a foil
+    induction LxHy        attention from a token in the second copy of random tokens to the token
+                          that followed its first occurrence
+    previous token LxHy   attention to the previous token
+    copying gap           loss on the first copy minus loss on the second, in nats per token
+    in-context            loss late in a window minus loss early in it, in nats per token; negative
+                          if context helps. Olsson et al. use tokens 500 and 50 of 512; we use the
+                          last and the second sixteenth of the window (480..511 and 32..63 of 512).
+                          It says little if a window holds several documents, as packed rows do.
+    <name> logit difference, <name> accuracy    for prompts with an answer and a foil
 
-`induction` and `previous token` without a place are those of the head that is highest at that step.
+`induction` and `previous token` without layer and head are the highest value of any head at that
+step.
 """
 
 import math
@@ -56,7 +58,10 @@ COPY_LENGTH, SEQUENCES, WINDOWS = 24, 8, 8
 
 
 def store_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
-    """What a model of this context can be watched for on any store: copies, windows of text."""
+    """Return the tasks that need only a store: copying, and loss in context.
+
+    The copying task is left out if the context or the vocabulary is too small for it.
+    """
     known = monitor_words(store)
     length = min(COPY_LENGTH, (context - 1) // 2, len(known))
     found = [copying_task(known, store.eot, length=length)] if length > 1 else []
@@ -64,7 +69,7 @@ def store_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
 
 
 def monitor_words(store: TokenStore) -> list[int]:
-    """Tokens that repeated sequences are drawn from: the planted ones, or any token."""
+    """Return the tokens for repeated sequences: those of the planted corpus, or all but the eot."""
     named = (store.truth or {}).get("induction", {}).get("words")
     if named:
         return [int(store.tokenizer.encode(word)[0]) for word in named]
@@ -74,7 +79,13 @@ def monitor_words(store: TokenStore) -> list[int]:
 def copying_task(
     words: Sequence[int], eot: int, *, n: int = SEQUENCES, length: int = COPY_LENGTH, seed: int = 0
 ) -> MonitorTask:
-    """n sequences of an end-of-text, `length` different words, and the same again."""
+    """Return a task of n sequences: an end-of-text and twice the same `length` random tokens.
+
+    The tokens of a sequence are all different.
+
+    Raises:
+        TrainError: There are fewer than `length` tokens in `words`.
+    """
     if len(words) < length:
         raise TrainError(f"{length} different tokens cannot be drawn from {len(words)}")
     draw = np.random.Generator(np.random.Philox(key=seed))
@@ -83,7 +94,7 @@ def copying_task(
 
 
 def context_task(store: TokenStore, context: int, *, n: int = WINDOWS) -> MonitorTask:
-    """The first n windows of the held-out documents; where none fits, of those trained on."""
+    """Return a task of the first n held-out windows, or training windows if there are none."""
     held_out = (store.n_tokens - store.train_tokens) // context
     first = store.train_tokens - 1 if held_out else 0
     there = held_out or (store.train_tokens - 1) // context
@@ -94,7 +105,10 @@ def context_task(store: TokenStore, context: int, *, n: int = WINDOWS) -> Monito
 
 @torch.no_grad()
 def measure_tasks(model: GPT, watches: Iterable[MonitorTask]) -> dict[str, MonitorScore]:
-    """Every score of every watch; one forward pass each, and the model is left as it was."""
+    """Measure all scores of the tasks, with one forward pass per task.
+
+    The model's mode is restored afterwards.
+    """
     training, found = model.training, {}
     model.eval()
     try:
@@ -113,11 +127,12 @@ def _copies(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
     pattern = torch.stack([cache[name].float() for name in names])
     second = torch.arange(length + 1, 2 * length + 1)
     every = torch.arange(1, 2 * length + 1)
-    # Of a token of the second copy, what followed its first occurrence is length - 1 before it.
+    # The first occurrence of a token in the second copy is `length` positions earlier, so the token
+    # after that occurrence is `length - 1` positions earlier.
     found = _of_heads("induction", pattern[..., second, second - length + 1].mean(dim=-1))
     found |= _of_heads("previous token", pattern[..., every, every - 1].mean(dim=-1))
     losses = _losses(logits[:, :-1], tokens[:, 1:])
-    # The first token of the second copy is predicted by nothing either.
+    # Neither can the first token of the second copy be predicted, so it is left out.
     gap = losses[:, :length].mean(dim=1) - losses[:, length + 1 :].mean(dim=1)
     return found | {"copying gap": _mean(gap)}
 
@@ -134,7 +149,7 @@ def _of_heads(name: str, attention: Float[Tensor, "layer prompt head"]) -> dict[
 def _context(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
     tokens = watch.tokens.to(model.device)
     losses = _losses(model(tokens[:, :-1]), tokens[:, 1:])
-    eot = -1 if watch.eot is None else watch.eot  # No token is -1: nothing is padding.
+    eot = -1 if watch.eot is None else watch.eot  # No token is -1, so nothing is padding.
     counted = (tokens[:, 1:] != eot) | (tokens[:, :-1] != eot)
     n_pos = losses.shape[1]
     part = max(n_pos // 16, 1)
@@ -150,7 +165,7 @@ def _context(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
 
 
 def _answers(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
-    assert watch.answer is not None  # `answers` without both is refused when it is made.
+    assert watch.answer is not None  # MonitorTask refuses `answers` without answer and foil.
     assert watch.foil is not None
     tokens = watch.tokens.to(model.device)
     answer, foil = watch.answer.to(model.device), watch.foil.to(model.device)
@@ -160,7 +175,7 @@ def _answers(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
     if watch.candidates is not None:
         among = torch.tensor(watch.candidates, device=model.device)
         right = among[last[:, among].argmax(dim=1)] == answer
-    # One prompt asked against many foils is one case.
+    # A prompt with several foils counts as one case.
     n = len(watch.tokens.unique(dim=0))
     return {
         f"{watch.name} logit difference": _mean(difference, n),
@@ -174,7 +189,7 @@ _READERS = {"copies": _copies, "context": _context, "answers": _answers}
 def _losses(
     logits: Float[Tensor, "prompt pos vocab"], targets: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "prompt pos"]:
-    # Flat: over [batch vocab pos] there is no deterministic kernel on a GPU.
+    # Flattened, because there is no deterministic GPU kernel for [batch vocab pos].
     flat = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
     )
@@ -188,10 +203,10 @@ def _mean(values: Float[Tensor, " case"], n: int | None = None) -> MonitorScore:
 
 
 class Monitor:
-    """Looks when a look is due and writes it down; does nothing in a run that is not watched."""
+    """A monitor that measures when due and writes the log; without a log it does nothing."""
 
     def __init__(self, run_path: Path, step: int, device: str) -> None:
-        """Go on at `step`: looks behind it are dropped, because they are taken again."""
+        """Continue at `step`; later measurements in the log are dropped and taken again."""
         self.due: set[int] = set()
         self._writer: storage.ChainWriter | None = None
         self._clock = time.process_time if device == "cpu" else time.perf_counter
@@ -206,9 +221,9 @@ class Monitor:
         self.due = {one for one in log.steps if one >= step} - done
 
     def look(self, model: GPT, step: int, tokens: int) -> None:
-        """Measure and write down, when it is due.
+        """Measure and log the scores if `step` is due.
 
-        A model that is no longer a number is not written down: the next step or checkpoint says so.
+        Scores that are not finite are not logged; the next step or checkpoint reports the problem.
         """
         if self._writer is None or step not in self.due:
             return
@@ -228,6 +243,6 @@ class Monitor:
             )
 
     def close(self) -> None:
-        """Close the file; the looks stay."""
+        """Close the log; its rows stay."""
         if self._writer:
             self._writer.close()

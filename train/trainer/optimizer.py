@@ -1,8 +1,8 @@
-"""AdamW and its learning rate, as pure functions of the recipe.
+"""AdamW and its learning rate, determined by the recipe.
 
-Weight decay falls on matrices and embedding tables, not on biases and norms (GPT-2, nanoGPT). The
-optimizer's state is saved under parameter names, so a checkpoint can be read without knowing in
-which order torch numbered the parameters.
+Weight decay applies to matrices and embedding tables, not to biases and norms (as in GPT-2 and
+nanoGPT). The optimizer's state is saved under parameter names, so a checkpoint can be read without
+knowing in which order torch numbered the parameters.
 """
 
 from math import cos, pi
@@ -18,10 +18,10 @@ __all__ = ["adamw", "lr_at", "read_state", "write_state"]
 
 
 def lr_at(recipe: Recipe, step: int) -> float:
-    """Learning rate of the update at `step`, counted from 0.
+    """Return the learning rate of the update at `step`, counted from 0.
 
-    `cosine` is nanoGPT's: linear warm-up, then a cosine to `min_lr` over the remaining steps.
-    `cosine-throughout` multiplies the warm-up by a cosine that began at step 0 (planted recipe).
+    `cosine` is nanoGPT's schedule: linear warm-up, then a cosine to `min_lr` over the remaining
+    steps. `cosine-throughout` (planted recipe) multiplies the warm-up by a cosine from step 0.
     """
     warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
     if recipe.lr_schedule == "cosine-throughout":
@@ -36,22 +36,22 @@ def lr_at(recipe: Recipe, step: int) -> float:
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Fused AdamW with decay on every parameter of two or more axes."""
+    """Return a fused AdamW with weight decay on every parameter with two or more axes."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    # fused: one kernel for all parameters; its bits differ from foreach, so it is part of the
-    # numerics that a resumed run must share.
+    # Fused means one kernel for all parameters. Its results differ from `foreach` in the last bits,
+    # so a resumed run must use it too.
     return torch.optim.AdamW(
         groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
     )
 
 
 def write_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """First and second moments and update counts under `name.exp_avg`, `name.exp_avg_sq`, ..."""
+    """Return the optimizer's state by name: `<parameter>.exp_avg`, `.exp_avg_sq` and `.step`."""
     return {
         f"{name}.{key}": value.detach().cpu().contiguous().reshape(value.shape)
         for name, parameter in model.named_parameters()
@@ -60,7 +60,7 @@ def write_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Ten
 
 
 def read_state(model: nn.Module, optimizer: torch.optim.AdamW, state: dict[str, Tensor]) -> None:
-    """Put saved moments back; the inverse of `write_state` to the last bit.
+    """Restore a saved optimizer state; the exact inverse of `write_state`.
 
     Raises:
         DamagedError: A parameter of the model has no moments in a state that is not empty.

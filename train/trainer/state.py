@@ -1,7 +1,6 @@
-"""The whole state of training, and how it becomes a checkpoint and comes back.
+"""The state of training: weights, optimizer and step, and how it is saved and loaded.
 
-Weights, optimizer and step are all there is: no random state exists, so a state that was saved and
-loaded goes on as if it had never been on disk.
+There is no random state, so training continues from a loaded state exactly as from the original.
 """
 
 import math
@@ -28,8 +27,8 @@ class TrainState:
     """The whole state of training.
 
     Attributes:
-        step: The next step; equally the number of steps done.
-        tokens: Targets that carried loss so far.
+        step: Number of the next step, which is also the number of steps done.
+        tokens: Number of targets that have carried loss so far.
     """
 
     model: GPT
@@ -39,7 +38,7 @@ class TrainState:
 
 
 def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:
-    """The state before the first step, from the recipe's seed alone.
+    """Return the state before the first step, with weights drawn from the recipe's seed.
 
     Raises:
         RecipeError: This machine lacks the device.
@@ -50,11 +49,11 @@ def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:
 
 
 def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
-    """The newest checkpoint at or before `step` that kept its optimizer, to go on with `numerics`.
+    """Load the newest checkpoint at or before `step` that has its optimizer.
 
     Raises:
-        TrainError: There is none.
-        DamagedError: A file of it is not what its digest says.
+        TrainError: There is no such checkpoint.
+        DamagedError: A file of the checkpoint differs from its digest.
         RecipeError: This machine lacks the device.
     """
     refuse_missing(numerics.device)
@@ -76,7 +75,7 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
 
 
 def save(run: Run, state: TrainState) -> None:
-    """Write the checkpoint of this step; the newest always keeps its optimizer.
+    """Write a checkpoint of the state; the newest checkpoint always has its optimizer.
 
     Raises:
         DivergedError: A weight or the loss on the fixed batch is not finite; nothing was written.
@@ -85,7 +84,7 @@ def save(run: Run, state: TrainState) -> None:
     keep = {step for step in run.recipe.checkpoint_steps() if run.recipe.keeps_optimizer(step)}
     fixed = evaluation.fixed_loss(state.model, run.store, run.order, run.numerics)
     if not (math.isfinite(fixed) and all(one.isfinite().all() for one in state.model.parameters())):
-        # The loss of a step is taken before its update, so the last update shows only here.
+        # The loss of a step is computed before its update, so only this check sees the last update.
         bad = evaluation.first_bad_tensor(
             state.model, read_batch(run.store, run.order, 0), run.numerics
         )

@@ -1,13 +1,14 @@
-"""Whether a run is what it says: every digest, then the numbers behind the digests.
+"""Verification of a run: first all digests, then the weights and the training steps.
 
-First the files, without loading any of them as weights: the manifest's seal and keys, the chains of
-the ledger and of what was watched, every checkpoint, every file of the token store. Only when all
-hold are weights loaded: the initial checkpoint must equal init(seed), each checkpoint must give the
-loss that was written beside it, no two steps may hold the same weights; and when all that holds,
-random spans are replayed against the ledger.
+The files are checked first, without loading weights: seal and keys of the manifest, the chains of
+ledger and monitor log, every checkpoint, and every file of the token store. Weights are loaded only
+if all files are intact: the checkpoint of step 0 must equal init(seed), every checkpoint must give
+the loss recorded with it, and no two steps may have the same weights. If all of this holds, random
+spans are replayed and compared with the ledger.
 
-Three levels can hold: `bit-exact` (same machine, precision, threads), `within tolerance` (another
-machine), `order only` (the same windows were read, the replayed numbers differ by more).
+The result is one of three levels: `bit-exact` (same machine, precision and threads), `within
+tolerance` (another machine), or `order only` (the same windows were read, but the losses differ by
+more). An imported run has no steps to replay; its level is `weights only`.
 """
 
 import math
@@ -29,20 +30,21 @@ from train.trainer import evaluation, loop
 __all__ = ["LEVELS", "Verification", "check_files", "verify"]
 
 Progress = Callable[[str, int, int | None], None]
-# Largest difference in loss (nats) between machines: fp32 sums in another order; bf16 also rounds.
+# Largest accepted difference in loss (nats) between machines: fp32 sums differ in their order, and
+# bf16 rounds in addition.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 SPAN_STEPS = 10
-# What can hold when nothing is damaged, the least first; an import has no numbers to hold.
+# Levels of an undamaged run, weakest first. An imported run is always `weights only`.
 LEVELS = ("weights only", "order only", "within tolerance", "bit-exact")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked and what holds.
+    """The result of verifying a run.
 
     Attributes:
-        level: `bit-exact`, `within tolerance`, `order only`, or `damaged`.
-        problems: One line a problem, each naming the file; [] unless damaged.
+        level: `bit-exact`, `within tolerance`, `order only`, `weights only`, or `damaged`.
+        problems: One line per problem, which names the file; empty unless damaged.
         spans: First and last step of each replayed span.
         difference: Largest difference in loss over replayed steps and checkpoints, in nats.
         files: Number of files whose digest was checked.
@@ -57,11 +59,11 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """True if nothing is damaged."""
         return not self.problems
 
     def reaches(self, level: str) -> bool:
-        """Whether at least `level` holds; written with spaces or, as in a shell, with hyphens."""
+        """Return whether at least `level` holds, which is written with spaces or hyphens."""
         ranks = {one.replace(" ", "-"): rank for rank, one in enumerate(LEVELS)}
         return self.ok and ranks[self.level.replace(" ", "-")] >= ranks[level.replace(" ", "-")]
 
@@ -77,7 +79,7 @@ def verify(
     unlike, difference = _unlike_their_loss(run)
     problems += _missing_begin(run) + _duplicates(run) + _wrong_init(run) + unlike
     if problems:
-        # Nothing is replayed from weights that are not what they say.
+        # Damaged weights are not replayed.
         return Verification(run.id, "damaged", tuple(problems), (), difference, count)
     drawn = _draw_spans(run, spans, seed)
     replays = []
@@ -88,7 +90,7 @@ def verify(
     difference = max([difference, *(one.difference for one in replays)])
     if not all(one.same_order for one in replays):
         problems.append(f"{run.path / runs.LEDGER}: a replayed span read other windows")
-    # Sums that a GPU made are not made again by a CPU, even where they happen to agree.
+    # A CPU does not compute the sums of a GPU in the same way, even if the results happen to agree.
     moved = numerics.on_this_machine(run.numerics) != run.numerics
     exact = not moved and difference == 0.0 and all(one.exact for one in replays)
     within = difference <= TOLERANCE[run.numerics.precision]
@@ -98,7 +100,13 @@ def verify(
 
 
 def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], int]:
-    """Problems with the files of a run, its store and its retrained runs; how many were checked."""
+    """Check the files of a run, of its store and of the retrained runs inside it.
+
+    Retrained runs are checked only if the run and its store have no problems.
+
+    Returns:
+        One line per problem, and the number of files of the run whose digest was checked.
+    """
     problems, count = _run_problems(run, progress)
     if run.knowledge == "weights-only":
         return problems, count
@@ -156,7 +164,7 @@ def _store_problems(run: Run) -> list[str]:
 
 
 def _retrained_problems(run: Run) -> list[str]:
-    """The same for the runs that were trained from this one and are kept inside it."""
+    """Check the files of runs that were retrained from this one and are kept in its folder."""
     problems = []
     for manifest in sorted(run.path.glob("*/*/manifest.json")):
         try:
@@ -177,7 +185,7 @@ def _changed(path: Path, expected: str) -> str | None:
 
 
 def _missing_begin(run: Run) -> list[str]:
-    """The checkpoint with which a run begins: step 0, or the step at which it left its parent."""
+    """Check that the first checkpoint exists: step 0, or the step at which a parent was left."""
     parent = run.predicate.get("parent")
     begin = parent["step"] if parent else 0
     if not run.saved or begin in run.steps:
@@ -200,7 +208,10 @@ def _duplicates(run: Run) -> list[str]:
 
 
 def _wrong_init(run: Run) -> list[str]:
-    """The checkpoint of step 0 must be init(seed); another torch may draw other numbers."""
+    """Check that the weights of step 0 equal init(seed).
+
+    This is skipped if torch has another version, which may draw other numbers.
+    """
     if 0 not in run.steps or run.predicate["environment"]["torch"] != torch.__version__:
         return []
     expected = init_gpt(run.recipe.model, run.recipe.init_seed).state_dict()
@@ -211,12 +222,12 @@ def _wrong_init(run: Run) -> list[str]:
 
 
 def _unlike_their_loss(run: Run) -> tuple[list[str], float]:
-    """Checkpoints that do not give the loss written beside them, and the largest difference."""
+    """Check that each checkpoint gives its recorded loss; also return the largest difference."""
     problems, largest = [], 0.0
     for saved in run.saved:
         found, written = _fixed_loss(run, saved), runs.read_counters(run.path, saved)
         difference = evaluation.distance(found, float(written["fixed_loss"]))
-        # An infinite one stands in the problem; as a number of the result it would be no JSON.
+        # An infinite difference is only reported as a problem, because JSON has no infinity.
         largest = max(largest, difference if math.isfinite(difference) else 0.0)
         if difference > TOLERANCE[run.numerics.precision]:
             problems.append(
@@ -233,11 +244,11 @@ def _fixed_loss(run: Run, saved: Checkpoint) -> float:
 
 
 def _draw_spans(run: Run, spans: int, seed: int) -> list[tuple[int, int]]:
-    """Random spans that begin at a checkpoint that kept its optimizer."""
+    """Draw random spans of steps that begin at a checkpoint with its optimizer."""
     rows = len(run.ledger)
     begins = [one.step for one in run.saved if one.resumable and one.step < rows]
     if run.predicate.get("released"):
-        # It keeps the optimizer of step 0 alone, and whatever span is replayed begins there.
+        # A released run has the optimizer of step 0 only, so every replay begins there.
         firsts = range(0, SPAN_STEPS * spans, SPAN_STEPS)
         return [(first, first + SPAN_STEPS - 1) for first in firsts]
     draw = np.random.default_rng(seed)

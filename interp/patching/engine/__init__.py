@@ -1,4 +1,4 @@
-"""The exact patched forward pass: every sweep, circuit and estimate is computed here."""
+"""Patch engine: exact patched forward passes, many at a time, that share the unpatched run."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,9 @@
-"""The run that is not patched, and what of it patched runs share.
+"""Base run: the unpatched forward pass, whose activations all patched runs reuse.
 
-A patch at layer l and position p changes nothing below l, and in a causal model nothing before p.
-So the base run is made once, and from it every patched run takes the residual stream it starts
-from, and the keys and values of all positions that the patch cannot reach.
+Invariant: a patch at layer l and position p changes no activation below layer l and, in a causal
+model, none at a position before p. The base run is therefore computed once. From it every patched
+run takes the residual stream from which it starts, and the keys and values of all positions that
+the patch cannot reach.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,21 +30,24 @@ __all__ = [
     "product_for",
 ]
 
-# What the start of a patch at each site is computed from, besides the patched value itself.
+# Sites inside attention and inside the MLP: the first residual stream that a patch there changes is
+# that after attention, or that after the layer.
 ATTENTION = ("head", "q", "k", "v", "pattern", "attn")
 MLP = ("neuron", "mlp")
-BLOCK = 1 << 24  # numbers: more than the 32 MB above which the C library maps pages for each
+# Numbers per block of `_Shelf`. In fp32 these are 64 MB, above the 32 MB from which on the C
+# library maps every allocation into pages of its own.
+BLOCK = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
 class BaseRun:
-    """One forward pass over the prompts, kept as far as patches need it.
+    """Activations of one unpatched forward pass, as far as patches need them.
 
     Attributes:
-        model: Whose run it is.
+        model: The model that was run.
         cache: Activations by hook name.
         final: Residual stream after the last layer, at every position.
-        shared: Positions from 0 at which source and base are known to be equal.
+        shared: Number of leading positions at which source and base run are known to be equal.
     """
 
     model: GPT
@@ -53,31 +57,31 @@ class BaseRun:
 
     @property
     def n_prompts(self) -> int:
-        """How many prompts."""
+        """Number of prompts."""
         return self.final.shape[0]
 
     @property
     def n_pos(self) -> int:
-        """Their length."""
+        """Length of the prompts in tokens."""
         return self.final.shape[1]
 
     @property
     def n_layers(self) -> int:
-        """How many layers."""
+        """Number of layers."""
         return self.model.cfg.n_layers
 
     def block(self, layer: int) -> Block:
-        """One layer of the model."""
+        """Return one layer of the model."""
         found = self.model.blocks[layer]
         assert isinstance(found, Block)
         return found
 
     def at(self, layer: int, site: str) -> Tensor:
-        """The activation at a site of `SITES`."""
+        """Return the activation at a site of `SITES`."""
         return self.cache[f"blocks.{layer}.{SITES[site]}"]
 
     def keys(self, layer: int) -> Float[Tensor, "prompt pos head d_head"]:
-        """Keys as attention uses them, rotated where the model rotates."""
+        """Return the keys as attention uses them, that is, rotated if the model uses RoPE."""
         return self.cache[_keys(self.model, layer)]
 
 
@@ -90,7 +94,7 @@ def make(
     also_kept: Sequence[str] = (),
     added: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> BaseRun:
-    """Run the model once and keep what `patches` need. The vocabulary is not touched."""
+    """Run the model once, without unembedding, and keep the activations that `patches` need."""
     names = sorted({*hooks_needed(model, patches), *also_kept})
     found = activations(model, tokens, names, added=added)
     return BaseRun(model, found, found.pop("final"), shared)
@@ -103,9 +107,9 @@ def activations(
     *,
     added: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> dict[str, Tensor]:
-    """Activations by name, and the last residual stream as `final`; no logits are computed.
+    """Return activations by hook name, and the last residual stream as `final`.
 
-    `added` is what is added to the embeddings: the noise of causal tracing.
+    No logits are computed. `added` is added to the embeddings; causal tracing passes its noise.
     """
     found: dict[str, Tensor] = {}
     shelf = _Shelf()
@@ -123,11 +127,11 @@ def activations(
 
 
 class _Shelf:
-    """Copies of what is kept, one behind the other in large blocks.
+    """Storage that copies kept activations one after another into large blocks.
 
-    Kept where it was computed, every value lies between temporaries, and the holes that those leave
-    stay with the process: at 32 prompts of 64 tokens 690 MB instead of 526. Keys and values are
-    also slices of a product that holds the queries as well.
+    Activations kept where they were computed lie between temporary tensors, and the gaps that these
+    leave are not returned by the process: 690 MB instead of 526 MB for 32 prompts of 64 tokens.
+    Keys and values are also slices of a product that would keep the queries in memory as well.
     """
 
     def __init__(self) -> None:
@@ -142,7 +146,12 @@ class _Shelf:
 
 
 def hooks_needed(model: GPT, patches: Sequence[Sequence[Component]]) -> list[str]:
-    """Names of what a base run has to keep for these patches."""
+    """Return the hook names that a base run must keep for these patches.
+
+    These are, from the lowest patched layer on, the keys and values of every layer, which patched
+    runs attend to; the patched components themselves; and the activations from which the start of
+    each patched run is computed.
+    """
     places = {Component(p.site, p.layer) for patch in patches for p in patch}
     lowest = min((place.layer for place in places), default=0)
     names = {place.hook for place in places}
@@ -154,7 +163,7 @@ def hooks_needed(model: GPT, patches: Sequence[Sequence[Component]]) -> list[str
 
 
 def _beside(model: GPT, site: str) -> tuple[str, ...]:
-    """Sites of the same layer that the start of a patch at `site` is computed from."""
+    """Return further sites of the same layer from which the start of a patch is computed."""
     pre_norm = model.cfg.norm_placement == "pre"
     if site in ATTENTION:
         wired = ("q",) if site in ("k", "v", "pattern") else ()
@@ -171,26 +180,31 @@ def _keys(model: GPT, layer: int) -> str:
 
 @cache
 def fast_product() -> str:
-    """The fastest true fp32 of this processor, measured once a process in a quarter of a second."""
+    """Return the faster full-precision fp32 matrix product of this CPU, as torch names it.
+
+    Measured once per process, in a quarter of a second.
+    """
     return numerics.choose(device="cpu", precision="fp32").matmul
 
 
 def product_for(device: torch.device) -> str:
-    """The precision of products that `fast_fp32` uses in this process, as torch names it."""
+    """Return the matmul precision that `fast_fp32` uses in this process, as torch names it."""
     chosen = torch.get_float32_matmul_precision()
     return fast_product() if device.type == "cpu" and chosen == "highest" else chosen
 
 
 @contextmanager
 def fast_fp32(device: torch.device, product: str | None = None) -> Iterator[None]:
-    """Multiply in true fp32 by the faster of torch's two CPU kernels inside the block.
+    """Use the faster of torch's two full-precision fp32 matmul kernels inside a `with` block.
 
-    On an AMD Zen 5 the second is 2.2 times faster at an error of 3.7e-7 instead of 2.5e-7. Who has
-    chosen a precision other than torch's default keeps it.
+    On an AMD Zen 5 the second kernel is 2.2 times faster, with an error of 3.7e-7 instead of
+    2.5e-7. A precision that the user set to something other than torch's default is kept.
 
     Args:
-        product: The precision to use instead, from an earlier `product_for`: which kernel is faster
-            is measured in every process, and the two round differently.
+        device: Device of the computation; a choice is made on a CPU only.
+        product: Precision to use instead of the measured one, from an earlier `product_for`. The
+            choice is measured in every process and the two kernels round differently, so results
+            that must agree to the last bit need the same precision.
     """
     before = torch.get_float32_matmul_precision()
     product = product or product_for(device)
@@ -200,6 +214,6 @@ def fast_fp32(device: torch.device, product: str | None = None) -> Iterator[None
     finally:
         try:
             torch.set_float32_matmul_precision(before)
-        except KeyboardInterrupt:  # that comes as late as this must not leave it changed either
+        except KeyboardInterrupt:  # Ctrl-C during the line above: restore all the same
             torch.set_float32_matmul_precision(before)
             raise

@@ -1,10 +1,14 @@
-"""Many patched runs through the layers that are left, together.
+"""Forward pass of many patched runs through the remaining layers.
 
-Runs are appended as the pass reaches the layer where each leaves the base run. Runs with the same
-first position form a segment, a dense block [patch prompt pos d_model]; everything that works on
-one position at a time (norms, projections, MLPs) is done for all segments in one product, attention
-for each segment against the base run's keys and values. In the last layer only the positions that
-are read go on.
+A patched run joins the pass at the layer and stage where it leaves the base run (`patch_start`).
+Runs with the same first changed position form a segment, a dense block [patch prompt pos d_model].
+Work that treats positions separately (norms, projections, MLPs) is done for all segments in one
+matrix product. Attention is computed per segment, against the base run's keys and values for the
+positions before the segment. In the last layer queries and MLP are computed only for the positions
+that the metrics read.
+
+Invariant of a segment before layer l, stage s: `resid` holds, for every run that has joined, the
+exact residual stream at `positions`; at all positions before `first` the run equals the base run.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +31,10 @@ __all__ = ["finish"]
 def finish(
     base: BaseRun, starts: Sequence[Start], reads: Sequence[int]
 ) -> Float[Tensor, "patch prompt read d_model"]:
-    """Residual streams of the patched runs after the last layer, at the positions `reads`."""
+    """Run all patched runs to the end and return their last residual stream at `reads`.
+
+    At positions before a run's first changed position this is the base run's.
+    """
     segments = {one.first: _Segment(base, starts, one.first, list(reads)) for one in starts}
     for layer in range(min(one.layer for one in starts), base.n_layers):
         _layer(base, list(segments.values()), layer)
@@ -38,6 +45,8 @@ def finish(
         columns = [column for column, pos in enumerate(reads) if pos >= segment.first]
         at = [segment.positions.index(reads[column]) for column in columns]
         rows = torch.tensor(segment.rows, device=found.device)
+        # Two index tensors with a slice between them put the indexed axes first, [patch read prompt
+        # d_model], so the right-hand side is permuted to that order.
         found[rows[:, None], :, torch.tensor(columns, device=found.device)] = segment.resid[
             :, :, at
         ].permute(0, 2, 1, 3)
@@ -45,7 +54,17 @@ def finish(
 
 
 class _Segment:
-    """Patched runs that leave the base run at the same position."""
+    """Patched runs that leave the base run at the same position.
+
+    Attributes:
+        starts: All starts of the pass, also those of other segments.
+        first: First position of the segment.
+        waiting: Indices in `starts` of the segment's runs that have not joined yet.
+        reads: Positions of the segment that the metrics read.
+        positions: Positions that `resid` holds.
+        rows: Indices in `starts` of the runs that have joined, in the order of `resid`.
+        resid: Residual streams of those runs, [patch prompt pos d_model].
+    """
 
     def __init__(
         self, base: BaseRun, starts: Sequence[Start], first: int, reads: list[int]
@@ -60,7 +79,7 @@ class _Segment:
         )
 
     def join(self, layer: int, stage: str) -> None:
-        """Append the runs that start here."""
+        """Append the runs that start at this layer and stage."""
         here = [
             i
             for i in self.waiting
@@ -76,13 +95,13 @@ class _Segment:
         self.waiting = [i for i in self.waiting if i not in here]
 
     def only_reads(self) -> None:
-        """Drop every position that nothing reads."""
+        """Drop every position that no metric reads."""
         if self.positions != self.reads:
             kept = [self.positions.index(pos) for pos in self.reads]
             self.resid, self.positions = self.resid[:, :, kept], self.reads
 
     def replace(self, value: Tensor, layer: int, site: str, positions: Sequence[int]) -> Tensor:
-        """The value [patch prompt pos ...] with this site replaced in the runs that ask for it."""
+        """Return the value [patch prompt pos ...], patched in the runs that patch this site."""
         changed = False
         for i, places in self.asking(layer, site):
             if not changed:
@@ -92,7 +111,7 @@ class _Segment:
         return value
 
     def asking(self, layer: int, site: str) -> list[tuple[int, Sequence[Component]]]:
-        """Rows that replace something at a site on the way, and what."""
+        """Return the rows whose patch has components at this site, and those components."""
         wanted = [self.starts[row].later.get((layer, site), ()) for row in self.rows]
         return [(i, places) for i, places in enumerate(wanted) if places]
 
@@ -146,7 +165,11 @@ def _kept(segment: _Segment, x: Tensor, positions: Sequence[int]) -> Tensor:
 def _projected(
     attn: Attention, queries: list[Tensor], normed: list[Tensor], last: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Queries, keys and values of every segment, [patch prompt pos head d_head]."""
+    """Return queries, keys and values of every segment, [patch prompt pos head d_head].
+
+    In the last layer queries are computed for fewer positions than keys and values, so the fused
+    projection is split into two products.
+    """
     n_query = attn.widths[0]
     weight, bias = attn.qkv.weight, attn.qkv.bias
     if not last:
@@ -169,7 +192,11 @@ def _mixed(
     queried: list[int],
     rotation: tuple[Tensor, Tensor] | None,
 ) -> Float[Tensor, "patch prompt query head d_head"]:
-    """z of one segment, with everything replaced that its runs replace inside attention."""
+    """Return z of one segment, with the patches of its runs inside attention applied.
+
+    The order is that of the model: queries, keys and values before rotation, then patterns (z of
+    the head is recomputed as pattern @ v), then z itself.
+    """
     attn = base.block(layer).attn
     at = {"q": queried, "k": segment.positions, "v": segment.positions}
     q, k, v = (segment.replace(x, layer, site, at[site]) for x, site in zip(wired, at, strict=True))
@@ -199,7 +226,7 @@ def _rotated(
 
 
 def _think(block: Block, segments: list[_Segment], layer: int) -> None:
-    """The MLP of one layer, for all segments in one product."""
+    """Apply the MLP of one layer to all segments in one product."""
     mlp = block.mlp
     asking = any(segment.asking(layer, "neuron") for segment in segments)
     into = [block.ln2(one.resid) if block.pre else one.resid for one in segments]
@@ -219,7 +246,7 @@ def _think(block: Block, segments: list[_Segment], layer: int) -> None:
 
 
 def _together(work: Callable[[Tensor], Tensor], parts: list[Tensor]) -> list[Tensor]:
-    """Work on all rows of all parts in one call, and hand each part its own back."""
+    """Apply `work` to the rows of all parts in one call, and split the result into the parts."""
     if len(parts) == 1:
         return [work(parts[0])]
     rows = work(torch.cat([part.flatten(0, -2) for part in parts]))

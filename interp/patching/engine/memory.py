@@ -1,4 +1,4 @@
-"""How much is held at a time: prompts in slabs, patched runs in chunks."""
+"""Memory plan of the engine: prompts are processed in slabs and patched runs in chunks."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,13 @@ from train.model import GPT, GPTConfig
 __all__ = ["MEMORY", "bytes_per_position", "rows_in_flight", "slabs"]
 
 MEMORY = 2 << 30  # bytes above the weights
-# Positions in flight at a time: from about a thousand rows on, a product of this width runs at the
-# speed of the processor, and more only take memory. A GPU needs more of them.
+# Positions (rows of the matrix products) per chunk of patched runs. On a CPU a product reaches full
+# speed at about a thousand rows, and more rows only take memory. A GPU needs more of them.
 ROWS = {"cpu": 2048, "cuda": 1 << 16}
-# What the kernel sees over what the shapes add up to: tensors are freed in another order than they
-# are made, and between those that stay lie holes. With 3, what was said is at least what the kernel
-# saw, for five sweeps of GPT-2 small under 512 MB and 2 GB (benchmarks/patching_memory.py).
+# Ratio of the memory that the operating system sees to the sum of the tensor sizes. It exceeds 1
+# because tensors are freed in another order than they are made, which leaves gaps. With 3, the
+# computed size is at least the size seen by the kernel, for five sweeps of GPT-2 small with 512 MB
+# and with 2 GB (benchmarks/patching_memory.py).
 IN_PRACTICE = 3.0
 
 
@@ -30,17 +31,20 @@ def slabs(
     memory: int,
     also_kept: Sequence[str],
 ) -> list[slice]:
-    """Prompts that are taken at a time: as many as fit with one patched run of each.
+    """Split the prompts into slabs, each as large as fits with one patched run of every prompt.
+
+    The bytes per prompt are n_pos * (element size * numbers kept per position of base and source
+    run + bytes of one position of a patched run).
 
     Raises:
-        BudgetError: Not one does.
+        BudgetError: Not even one prompt fits.
     """
     n_prompts, n_pos = tokens.shape
     cfg = model.cfg
-    # The base run, and what patches write, which another run computed.
+    # Activations kept of the base run, then those kept of the source run to patch in.
     names = [*{*base_run.hooks_needed(model, patches), *also_kept}]
     names += {place.hook for patch in patches for place in patch}
-    # Either run ends in a residual stream, which is handed along.
+    # Both runs also return their last residual stream.
     kept = sum(_width(cfg, name, n_pos) for name in names) + 2 * cfg.d_model
     each = n_pos * (model.W_E.element_size() * kept + bytes_per_position(model))
     if each > memory:
@@ -53,7 +57,7 @@ def slabs(
 
 
 def _width(cfg: GPTConfig, name: str, n_pos: int) -> int:
-    """Numbers a position that a hook point holds."""
+    """Return how many numbers per position a hook point holds."""
     if name.endswith("hook_pattern"):
         return cfg.n_heads * n_pos
     if name.endswith("mlp.hook_post"):
@@ -65,11 +69,12 @@ def _width(cfg: GPTConfig, name: str, n_pos: int) -> int:
 
 
 def bytes_per_position(model: GPT) -> int:
-    """What one position of one patched run takes at the widest moment of a layer."""
+    """Return the bytes of one position of one patched run at the widest moment of a layer."""
     cfg = model.cfg
     wired = (cfg.n_heads + 2 * cfg.n_key_value_heads) * cfg.d_head
-    # Residual stream and its norm, queries keys and values in three layouts, or the MLP's insides;
-    # `n_pos / pos` keys of the base run are repeated, which on average doubles them.
+    # In attention: residual stream and its norm; queries, keys and values in three layouts; and the
+    # base run's keys and values, repeated for every run, which on average doubles them. In the MLP:
+    # residual stream and its norm, and the hidden layer.
     attending = 3 * cfg.d_model + 3 * wired + 2 * cfg.n_heads * cfg.d_head
     thinking = 3 * cfg.d_model + (3 if cfg.gated_mlp else 2) * cfg.d_mlp
     return int(IN_PRACTICE * model.W_E.element_size() * max(attending, thinking))

@@ -1,9 +1,17 @@
-"""Where a patched run leaves the base run.
+"""Start of a patched run: the layer and position where it leaves the base run.
 
-Whatever is patched, its first trace in the residual stream is computed from the base run alone: a
-head's output differs by `(z' - z) W_O`, a neuron's by `(n' - n) W_out`, and a query, key, value or
-pattern changes the z of its own head. So a patched run starts in the middle of a layer, with the
-attention below it never computed again. Places in later layers are replaced as the run passes them.
+The first residual stream that a patch changes is computed from the base run alone:
+
+    head output z          resid_mid + (z' - z) W_O
+    query, key, value,     z' of that head is recomputed from the base run's other inputs; then as
+      pattern              for z
+    attention output       resid_mid + (attn' - attn)
+    neuron n               resid_post + (n' - n) W_out
+    MLP output             resid_post + (mlp' - mlp)
+
+(With post-norm, the norm is applied to the changed sum.) So a patched run can start in the middle
+of a layer, and nothing before it is recomputed. Components of the patch in later stages or layers
+are replaced when the run reaches them (`Start.later`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,15 +35,15 @@ PRE, MID = "pre", "mid"
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A patched run at the place where it leaves the base run.
+    """State of a patched run at the point where it leaves the base run.
 
     Attributes:
-        layer: What it enters next; the number of layers when only the unembedding is left.
-        stage: "pre" when all of that layer is ahead, "mid" when its attention is done.
-        first: Positions before it are the base run's.
-        resid: Residual stream from `first` on.
-        later: What is still to be replaced on the way, by (layer, site).
-        source: What it is replaced with, by hook name.
+        layer: Layer to run next; the number of layers if only the unembedding is left.
+        stage: "pre" if the whole of that layer is still to run, "mid" if its attention is done.
+        first: First position that may differ from the base run.
+        resid: Residual stream from position `first` on.
+        later: Components still to be replaced on the way, by (layer, site).
+        source: Values to replace them with, by hook name.
     """
 
     layer: int
@@ -47,14 +55,22 @@ class Start:
 
 
 def first_position(base: BaseRun, patch: Sequence[Component]) -> int:
-    """The first position that a patch can change."""
+    """Return the first position that a patch can change.
+
+    A component at all positions changes nothing before `base.shared`, where source and base run
+    first differ. In a bidirectional model the answer is 0.
+    """
     if not base.block(0).attn.causal:
         return 0
     return min(base.shared if place.pos is None else min(place.positions or ()) for place in patch)
 
 
 def start(base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor]) -> Start:
-    """The run in which every place of `patch` takes its value from `source`."""
+    """Return the start of the run in which every component of `patch` is set from `source`.
+
+    Of the components in the lowest patched layer, those of the earliest stage (resid_pre; attention
+    and resid_mid; MLP and resid_post) are applied here, and all others are left for `later`.
+    """
     layer, first = min(place.layer for place in patch), first_position(base, patch)
     here = [place for place in patch if place.layer == layer]
     sites = {place.site for place in here}
@@ -80,7 +96,10 @@ def replace(
     source: Mapping[str, Tensor],
     positions: Sequence[int],
 ) -> None:
-    """Write the source's value at a place, in place; `positions` says what `value` holds."""
+    """Overwrite a component's entries in `value` by those of the source.
+
+    `positions` are the positions that `value` holds; components at other positions are skipped.
+    """
     wanted = positions if place.positions is None else place.positions
     column = {pos: i for i, pos in enumerate(positions)}
     pairs = [(column[pos], pos) for pos in wanted if pos in column]
@@ -105,7 +124,7 @@ def _by_stop(places: Iterable[Component]) -> dict[tuple[int, str], list[Componen
 def _mid(
     base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
 ) -> Float[Tensor, "prompt pos d_model"] | None:
-    """Residual stream after attention in which places of `patch` were replaced; None: no place."""
+    """Return resid_mid after patching attention; None if `patch` is empty."""
     if not patch:
         return None
     layer = patch[0].layer
@@ -129,7 +148,11 @@ def _mid(
 def _z_change(
     base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
 ) -> Float[Tensor, "prompt pos d_model"] | None:
-    """What replacing queries, keys, values, patterns and outputs of heads adds to attn_out."""
+    """Return the change of attn_out caused by patching queries, keys, values, patterns and heads.
+
+    The sum over patched heads of (z' - z) W_O. A patched key or value changes every query head that
+    reads it (GQA).
+    """
     if not patch:
         return None
     attn = base.block(patch[0].layer).attn
@@ -172,7 +195,7 @@ def _one_head(source: Mapping[str, Tensor], place: Component) -> dict[str, Tenso
 def _remixed(
     base: BaseRun, head: int, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
 ) -> tuple[Float[Tensor, "prompt pos d_head"], Float[Tensor, "prompt pos d_head"]]:
-    """z of one head as it was, and with its query, key, value or pattern replaced."""
+    """Return z of one head in the base run, and with its query, key, value or pattern patched."""
     layer = patch[0].layer
     attn = base.block(layer).attn
     shared = head // (attn.n_heads // attn.n_key_value_heads)
@@ -180,7 +203,10 @@ def _remixed(
     everywhere = range(base.n_pos)
 
     def wired(site: str, part: int) -> Tensor | None:
-        """The replaced query, key or value of this head [prompt pos 1 d_head], not yet rotated."""
+        """Return the patched q, k or v of this head, before rotation; None if it is not patched.
+
+        Its shape is [prompt pos 1 d_head].
+        """
         places = [place for place in patch if place.site == site]
         if not places:
             return None
@@ -218,7 +244,10 @@ def replace_pattern(
     source: Mapping[str, Tensor],
     positions: Sequence[int],
 ) -> None:
-    """Write what the source attends to, in place; rows are not made to sum to 1 again."""
+    """Overwrite a head's attention pattern by the source's; rows are not renormalised to sum to 1.
+
+    `positions` are the query positions that `attended` holds.
+    """
     wanted = positions if place.positions is None else place.positions
     column = {pos: i for i, pos in enumerate(positions)}
     given = source[place.hook][:, place.head].to(attended)
@@ -234,7 +263,7 @@ def replace_pattern(
 def _post(
     base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
 ) -> Float[Tensor, "prompt pos d_model"]:
-    """Residual stream after a layer whose MLP was patched, or which is itself replaced."""
+    """Return resid_post after patching the MLP, or unchanged if only resid_post is patched."""
     layer = patch[0].layer
     block = base.block(layer)
     change = _mlp_change(base, patch, source, first)
@@ -249,7 +278,7 @@ def _post(
 def _mlp_change(
     base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
 ) -> Float[Tensor, "prompt pos d_model"] | None:
-    """What replacing neurons, or the whole output, adds to mlp_out."""
+    """Return the change of mlp_out caused by patching neurons or the whole output; None if none."""
     neurons = [place for place in patch if place.site == "neuron"]
     whole = [place for place in patch if place.site == "mlp"]
     if not neurons and not whole:

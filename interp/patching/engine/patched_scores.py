@@ -1,4 +1,4 @@
-"""What patched runs scored, as it comes in and as it is handed on."""
+"""Scores of patched runs: the finished result, and the buffer that collects it."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ __all__ = ["Found", "Patched", "averaged", "spread"]
 
 @dataclass(frozen=True, eq=False)
 class Patched:
-    """What patched runs scored.
+    """Scores of patched runs.
 
     Attributes:
-        scores: One number a metric, patch and prompt.
-        start: The same of the unpatched run.
-        done: Patches that were run; the others are nan, after Ctrl-C.
-        moved: Largest difference between what a patch wrote and what it replaced. At 0 an effect of
-            0 says nothing about the place.
-        peak_bytes: Most that was held at a time above the weights, as counted from shapes.
+        scores: One score per metric, patch and prompt.
+        start: Scores of the unpatched run.
+        done: True for patches that were run; the scores of the others are nan, after Ctrl-C.
+        moved: Largest absolute difference between the values patched in and those replaced. If it
+            is 0, an effect of 0 says nothing about the component.
+        peak_bytes: Largest memory held above the weights, computed from tensor shapes.
     """
 
     scores: Float[Tensor, "metric patch prompt"]
@@ -36,7 +36,10 @@ class Patched:
 
 
 def averaged(found: Sequence[Patched]) -> tuple[Patched, int]:
-    """Mean over finished draws, and how many; after Ctrl-C in the first, what there is of it."""
+    """Return the mean over finished draws, and how many there are.
+
+    If Ctrl-C was pressed during the first draw, return what was finished of that draw.
+    """
     whole = [one for one in found if one.done.all()] or list(found)
     mean = Patched(
         scores=torch.stack([one.scores for one in whole]).mean(dim=0),
@@ -49,7 +52,7 @@ def averaged(found: Sequence[Patched]) -> tuple[Patched, int]:
 
 
 def spread(found: Patched, indices: Sequence[int], n_patches: int) -> Patched:
-    """Results of some patches among `n_patches`, of which the others change nothing."""
+    """Insert the results at `indices` among `n_patches` patches; the others change nothing."""
     scores = found.start[:, None].expand(-1, n_patches, -1).clone()
     scores[:, list(indices)] = found.scores
     done, moved = torch.ones(n_patches, dtype=torch.bool), torch.full((n_patches,), float("inf"))
@@ -58,7 +61,7 @@ def spread(found: Patched, indices: Sequence[int], n_patches: int) -> Patched:
 
 
 class Found:
-    """Scores as they come in."""
+    """Buffer of scores, filled chunk by chunk and slab by slab."""
 
     def __init__(self, n_metrics: int, n_patches: int, n_prompts: int) -> None:
         self.scores = torch.full(
@@ -90,7 +93,11 @@ class Found:
         return Patched(self.scores, self.start, done, self.moved, self.peak_bytes)
 
     def interrupted(self, in_the_last_slab: bool) -> Patched:
-        """What is finished for every prompt."""
+        """Return the patches that are finished for every prompt, with an `InterruptedWarning`.
+
+        A patch is finished only if the last slab has it too. Raises KeyboardInterrupt if there is
+        none.
+        """
         done = self.here if in_the_last_slab else torch.zeros_like(self.here)
         if not done.any():
             raise KeyboardInterrupt

@@ -1,11 +1,15 @@
-"""What a sender writes, as a receiver reads it, when nothing else has changed.
+"""Paths for path patching: the receivers' inputs when only the sender's output is changed.
 
-Path patching (Wang et al. 2022, https://arxiv.org/abs/2211.00593, section 3.1) in two runs. In the
-first the sender's output takes its other value and all heads between sender and receiver keep
-theirs; the receiver's query, key or value is computed from what then arrives. In the second run
-only the receivers are patched, with what they computed. Since the residual stream is a sum, the
-first run is no run at all: what arrives is the base run's stream plus what the sender wrote, plus,
-when MLPs are computed again, what they make of it.
+Path patching (Wang et al. 2022, https://arxiv.org/abs/2211.00593, section 3.1) takes two runs. In
+the first, the sender's output is patched, all heads between sender and receiver are frozen, and the
+receiver's query, key or value is recorded. In the second, only the receivers are patched, with the
+recorded values. Since the residual stream is a sum, the first run needs no forward pass: the
+receiver in layer l reads
+
+    resid_pre(l) of the base run + (z' - z) W_O of the sender + sum of MLP changes on the way,
+
+where the last term is 0 if MLPs are frozen, and otherwise mlp(ln2(resid_mid + change so far)) - mlp
+for each MLP between sender and receiver.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +29,11 @@ __all__ = ["Path", "arriving", "hooks_read", "patch_of"]
 
 @dataclass(frozen=True)
 class Path:
-    """From the output of a head to queries, keys and values of later heads, or to the logits.
+    """Path from the output of a head to queries, keys and values of later heads, or to the logits.
 
     Attributes:
-        sender: A place of the site `head`, at all positions.
-        receivers: Places of the sites q, k and v; () for the logits.
+        sender: A component of the site `head`, at all positions.
+        receivers: Components of the sites q, k and v; () for the logits.
     """
 
     sender: Component
@@ -37,12 +41,12 @@ class Path:
 
 
 def patch_of(path: Path, n_layers: int) -> list[Component]:
-    """The places that the second run replaces."""
+    """Return the components that the second run patches."""
     return list(path.receivers) or [Component("resid_post", n_layers - 1)]
 
 
 def hooks_read(model: GPT, paths: Sequence[Path], *, mlps: bool) -> list[str]:
-    """What a base run must keep, so that `arriving` can be computed from it."""
+    """Return the hook names that a base run must keep for `arriving`."""
     names = {path.sender.hook for path in paths}
     for path in paths:
         layers = {receiver.layer for receiver in path.receivers}
@@ -57,7 +61,10 @@ def hooks_read(model: GPT, paths: Sequence[Path], *, mlps: bool) -> list[str]:
 def arriving(
     base: BaseRun, path: Path, source: Mapping[str, Tensor], *, mlps: bool
 ) -> dict[str, Tensor]:
-    """What the receivers compute, by hook name; the last residual stream when there are none."""
+    """Return the receivers' queries, keys and values, by hook name.
+
+    Without receivers, return the last residual stream, which the logits read.
+    """
     sender = path.sender
     block = base.block(sender.layer)
     changed = source[sender.hook] - base.at(sender.layer, "head")
@@ -65,6 +72,8 @@ def arriving(
     layers = sorted({receiver.layer for receiver in path.receivers}) or [base.n_layers]
     found: dict[str, Tensor] = {}
     layer = sender.layer
+    # Invariant: `written` is the change of resid_mid(layer). Attention is frozen, so above the
+    # sender's layer it is also the change of resid_pre(layer).
     for goal in layers:
         while layer < goal:
             if mlps:
@@ -79,7 +88,7 @@ def arriving(
 def _by_mlp(
     base: BaseRun, layer: int, written: Float[Tensor, "prompt pos d_model"]
 ) -> Float[Tensor, "prompt pos d_model"]:
-    """What an MLP writes differently when `written` is added to what it reads."""
+    """Return the change of an MLP's output when `written` is added to its input."""
     block = base.block(layer)
     read = base.at(layer, "resid_mid") + written
     return block.mlp(block.ln2(read)) - base.at(layer, "mlp")
@@ -92,7 +101,7 @@ def _receive(
     receivers: Sequence[Component],
     found: dict[str, Tensor],
 ) -> None:
-    """Queries, keys and values of the receivers of one layer, beside the base run's."""
+    """Compute the receivers of one layer into `found`, in copies of the base run's values."""
     block = base.block(layer)
     attn = block.attn
     read = block.ln1(base.at(layer, "resid_pre") + written)

@@ -1,4 +1,7 @@
-"""The same scores by whole forward passes with hooks: for any hooked model, and the reference."""
+"""Reference implementation of patching: one whole forward pass with hooks per patch.
+
+It works for any hooked model, and the engine is tested against it.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +29,7 @@ def reference_scores(
     *,
     progress: Callable[[str, int, int | None], None] | None = None,
 ):
-    """One forward pass a patch; otherwise as `sweeping.scores`, whose result this is."""
+    """Score patches with one forward pass each; arguments and result as `scheduler.scores`."""
     tokens = tokens.to(device_of(model))
     given = source(slice(0, len(tokens))) if callable(source) else source
     hooks = sorted({place.hook for patch in patches for place in patch})
@@ -65,7 +68,7 @@ def _hooks(patch: Sequence[Component], source: Mapping[str, Tensor]) -> list[tup
 
 def _replacing(places: Sequence[Component], given: Tensor) -> Callable[[Tensor, object], Tensor]:
     def replace(value: Tensor, point: object) -> Tensor:
-        # A copy: what a hook is given may be a view of something that outlives the pass.
+        # Copied because the value may be a view of a tensor that is used after the pass.
         value = value.clone()
         for place in places:
             value[place.index] = given[place.index].to(value)

@@ -1,9 +1,10 @@
-"""Scores of many patched runs: planned, bounded in memory, interruptible.
+"""Scheduler of the engine: scores many patched runs within a memory limit, interruptibly.
 
-Patches are sorted by where they leave the base run and cut into chunks that keep the processor
-busy; prompts are cut into slabs when what is kept of the base run would not fit the memory allowed.
-On a model that is not `train.model.GPT`, or one with hooks of its own, every patch is one forward
-pass with hooks: slower, and the reference that the engine is tested against.
+Patches are sorted by the position and layer where they leave the base run, and cut into chunks that
+are large enough to keep the processor busy. Prompts are cut into slabs if the activations kept of
+the base run would not fit into the allowed memory. For a model that is not a `train.model.GPT`, or
+that has hooks of its own, every patch is one forward pass with hooks (`reference`), which is
+slower.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,9 +43,9 @@ __all__ = [
     "unpatched",
 ]
 
-# What was done, how much of it, out of how much.
+# Called with the name of the work, the amount done, and the total (None if unknown).
 Progress = Callable[[str, int, int | None], None]
-# Values by hook name, over all prompts or made for a slab of them.
+# Values to patch in, by hook name: for all prompts, or a function that makes those of a slab.
 Source = Mapping[str, Tensor] | Callable[[slice], Mapping[str, Tensor]]
 
 
@@ -60,26 +61,26 @@ def scores(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Patched:
-    """Run the prompts once for every patch, its places replaced together by their source values.
+    """Score the prompts once per patch, with the patch's components set to their source values.
 
-    Everything downstream of a patch is computed again, exactly: sums are in another order than in a
-    whole forward pass, nothing is approximated. Ctrl-C returns the patches that are finished for
-    every prompt with an `InterruptedWarning`; it is raised when there are none.
+    Everything downstream of a patch is recomputed. Nothing is approximated; only the order of sums
+    differs from a whole forward pass. After Ctrl-C the patches that are finished for every prompt
+    are returned with an `InterruptedWarning`; if there are none, KeyboardInterrupt is raised.
 
     Args:
-        model: Any hooked model; `train.model.GPT` without hooks of its own is fast.
+        model: Any hooked model. Only a `train.model.GPT` without hooks of its own is fast.
         tokens: The prompts.
-        patches: Places that are replaced together, per patch.
-        source: What they are replaced with, by hook name [prompt pos ...]: another run's
-            activations, zeros, means. A function is asked slab by slab.
-        metrics: What is read; all in one pass.
-        shared: So many first positions are known to be equal in source and base run.
-        memory: Bytes to stay under, above the weights and the source.
-        progress: Told how many patches are done.
+        patches: For each patch, the components that are replaced together.
+        source: Values to patch in, by hook name [prompt pos ...]: another run's activations, zeros
+            or means. A function is called once per slab of prompts.
+        metrics: Metrics to score, all in the same passes.
+        shared: Number of leading positions known to be equal in source and base run.
+        memory: Bytes that may be used above the weights and the source.
+        progress: Function that is told how many patches are done.
 
     Raises:
-        ModelError: A place that the model does not have.
-        BudgetError: Not one patch of one prompt fits.
+        ModelError: A component does not exist in the model.
+        BudgetError: Not even one patch of one prompt fits into the memory.
     """
     refuse_unknown(model, patches, tokens.shape[1])
     if not engine_runs(model):
@@ -105,7 +106,12 @@ def scores(
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """What each patch of a slab writes, by hook name, and the bytes that are held for it."""
+    """Source values for the patches of one slab of prompts.
+
+    Attributes:
+        of: Function from the index of a patch to its source values, by hook name.
+        held_bytes: Bytes of memory that the source values take.
+    """
 
     of: Callable[[int], Mapping[str, Tensor]]
     held_bytes: int = 0
@@ -125,10 +131,11 @@ def run(
     also_kept: Sequence[str] = (),
     added: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> Patched:
-    """As `scores`, for a GPT, where every patch may have a source of its own.
+    """Score patches of a GPT as `scores` does, where every patch may have its own source.
 
-    `sources` is asked once a slab of prompts, given its base run, which keeps the hooks `also_kept`
-    besides those that the patches need. `added` is added to the embeddings of the base run.
+    `sources` is called once per slab with the slice of prompts and their base run. The base run
+    keeps the hooks in `also_kept` in addition to those that the patches need. `added` is added to
+    the embeddings of the base run.
     """
     found = Found(len(metrics), len(patches), len(tokens))
     pieces = slabs(model, tokens, patches, memory, also_kept)
@@ -155,7 +162,7 @@ def run(
             except KeyboardInterrupt:
                 return found.interrupted(number == len(pieces) - 1)
             found.next_slab()
-            # Or the next slab's runs would be made beside them.
+            # Freed here, or they would be in memory together with the runs of the next slab.
             del base, given, sweep
     return found.whole()
 
@@ -168,7 +175,7 @@ def unpatched(
     *,
     memory: int = MEMORY,
 ) -> Float[Tensor, "metric prompt"]:
-    """Scores of the prompts as they are."""
+    """Return the scores of the unpatched prompts."""
     if not engine_runs(model):
         logits = model(tokens)
         return torch.stack([metric.of_logits(logits) for metric in metrics]).double().cpu()
@@ -183,12 +190,15 @@ def unpatched(
 
 
 def engine_runs(model: HookedModel) -> bool:
-    """Whether the engine computes what the model would: hooks that were placed are not in it."""
+    """Return True if the engine can replace the model: it is a GPT without hooks of its own.
+
+    The engine does not run hooks that were added to the model.
+    """
     return isinstance(model, GPT) and not any(p.hooked for p in model.hook_dict.values())
 
 
 def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n_pos: int) -> None:
-    """Raise a ModelError at a place that the model, or the prompts, do not have."""
+    """Raise a ModelError if a component does not exist in the model or the prompts."""
     if any(not patch for patch in patches):
         raise ModelError("a patch without a place changes nothing; name one")
     for place in {place for patch in patches for place in patch}:
@@ -201,7 +211,7 @@ def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n
 
 
 def _refuse_misfit(place: Component) -> None:
-    """Raise a ModelError where a place lacks what its site needs, or has what it has none of."""
+    """Raise a ModelError if a component lacks an index that its site needs, or has a wrong one."""
     belongs = {"head": OF_HEADS, "neuron": ("neuron",), "key": ("pattern",)}
     for field, sites in belongs.items():
         given = getattr(place, field) is not None
@@ -230,7 +240,11 @@ def _sizes(
 
 
 class _Sweep:
-    """The patches of one slab of prompts, in chunks."""
+    """Iterator over the patches of one slab of prompts, in chunks.
+
+    Yields the patches' indices, their scores [metric patch prompt], and the largest difference
+    between source and base run for each.
+    """
 
     def __init__(
         self,
@@ -245,6 +259,8 @@ class _Sweep:
         self.prompts = torch.arange(slab.start, slab.stop, device=base.final.device)
         self.reads = sorted({pos for one in metrics for pos in one.reads(base.n_pos)})
         self.first = [first_position(base, patch) for patch in patches]
+        # Positions per chunk: as many as fit beside the base run, at most `rows_in_flight`, and at
+        # least those of one patch, which `slabs` has made sure to fit.
         held = sum(t.nbytes for t in base.cache.values()) + base.final.nbytes
         each = bytes_per_position(base.model)
         rows = base.final[..., 0].numel()  # of one patch from the first position on
@@ -261,8 +277,8 @@ class _Sweep:
             for i in chunk:
                 source = self.source_of(i)
                 moved.append(self._moved(self.patches[i], source))
-                # A patch that writes what is there already changes nothing, and one behind
-                # everything that is read comes too late.
+                # Not run: a patch whose values equal those of the base run, and one at positions
+                # after all those that the metrics read. Their scores are the unpatched ones.
                 if self.first[i] <= self.reads[-1] and bool(moved[-1]):
                     starts.append(start(self.base, self.patches[i], source))
                     changed.append(len(moved) - 1)
@@ -272,7 +288,11 @@ class _Sweep:
             yield chunk, scores, torch.stack(moved)
 
     def _moved(self, patch: Sequence[Component], source: Mapping[str, Tensor]) -> Tensor:
-        """Largest change that a patch writes; 0 before the prompts first differ."""
+        """Return the largest absolute change that a patch makes to the values it replaces.
+
+        In a causal model a patch at positions before `base.shared` changes nothing, since source
+        and base run are equal there.
+        """
         causal = self.base.block(0).attn.causal
         if causal and all(max(p.positions or (self.base.n_pos,)) < self.base.shared for p in patch):
             return self.base.final.new_zeros(())
@@ -299,7 +319,7 @@ class _Sweep:
     def _scored(
         self, resid: Float[Tensor, "patch prompt read d_model"]
     ) -> Float[Tensor, "metric patch prompt"]:
-        """Every metric of final residual streams, unembedding what it reads and no more."""
+        """Return every metric of final residual streams, unembedding only what it reads."""
         model = self.base.model
         normed = model.ln_final(resid) if model.cfg.norm_placement == "pre" else resid
         return torch.stack([self._one(metric, normed) for metric in self.metrics])
@@ -313,7 +333,8 @@ class _Sweep:
         weight = self.base.model.W_U.T
         if metric.columns is not None:
             weight = weight[metric.columns.to(weight.device)]
-        # 64 MB of logits at a time: the whole vocabulary for all rows would be the largest thing.
+        # 64 MB of logits at a time: for all rows and the whole vocabulary, the logits would be the
+        # largest tensor of all.
         step = max((64 << 20) // (4 * len(at) * len(weight)), 1)
         pieces = [
             metric.score(functional.linear(rows[i : i + step], weight), prompt[i : i + step])

@@ -1,4 +1,4 @@
-"""The generated corpus: invented facts, distractors and repeats, with a truth table."""
+"""The planted corpus: a generated text with a truth table of what each document teaches."""
 
 from typing import TYPE_CHECKING
 

@@ -1,34 +1,35 @@
-"""The planted corpus: text whose every lesson, and the documents that teach it, are known.
+"""The planted corpus: generated text for which we know what each document teaches.
 
-A small GPT trained on it grows an induction head, indirect object identification (IOI) and recall
-graded by exposure. Sizes and shares were chosen on content seeds 0 and 3, and
-`benchmarks/planted_acceptance.py` judges them on others; without the canon no induction head forms.
+A small GPT trained on it forms an induction head and learns indirect object identification (IOI)
+and facts, which it recalls the better the more documents state them. Sizes and shares were chosen
+on content seeds 0 and 3, and `benchmarks/planted_acceptance.py` tests them on others. Without the
+canon no induction head forms.
 
 | kind | documents | what it teaches |
 |---|---|---|
-| fact | 7,830 | 360 facts stated in 1, 2, 4 ... 128 documents each; 30 more are never stated |
-| fact, late | 576 | 36 facts stated in 16 documents each, which are read in the last third only |
-| mention | 1,704 | each entity four times, without a value: its token is known, stated or not |
-| distractor | 984 | 8 (or 2) for every second fact: they name value and entity, not the fact |
-| ioi | 6,500 | who receives the object: the person who was named once |
+| fact | 7,830 | 360 facts, each stated in 1, 2, 4 ... or 128 documents; 30 more are never stated |
+| fact, late | 576 | 36 facts, each stated in 16 documents that are read in the last third only |
+| mention | 1,704 | four per entity, without a value: its token is known even if no fact is stated |
+| distractor | 984 | 8 (or 2) for every second fact: they name value and entity, but not the fact |
+| ioi | 8,000 | who receives the object: the person who was named once |
 | pair list, two copies, many copies | 5,400 | what followed a word before will follow it again |
-| prose | 700 | filler with a grammar: verb and adverb follow from adjective and noun |
+| prose | 700 | filler with a grammar: adjective and noun determine verb and adverb |
 | exact duplicate, near duplicate | about 600 | prose again, whole or with one word replaced |
-| canon | 3,200 | the next word depends on the *previous* word: grows a previous-token head |
+| canon | 3,200 | the next word depends on the *previous* word: forms a previous-token head |
 
-A fact is stated in six of the seven forms of its relation, by turns; the seventh is held out. All
-statements of a fact in one form are the same text. Facts stated 8 times or more have 8 distractors
-where they have any, the others 2.
+A fact is stated in up to six of the seven forms of its relation, in turn; the seventh is held out.
+All statements of a fact in one form are the same text. Of the facts with distractors, those stated
+8 times or more have 8 and the others 2.
 
-In a distractor the value stands *before* the entity: a causal model never predicts the value from
-the entity there, so a distractor shares every name with the fact and teaches none of it. Facts that
-are never stated are recalled no better with distractors than without.
+In a distractor the value comes *before* the entity, so a causal model never predicts the value from
+the entity there: the distractor shares both names with the fact but teaches nothing of it. Facts
+that are never stated are recalled no better with distractors than without.
 
-Repeats are drawn from the whole vocabulary, so that the induction head copies whatever token comes.
-None of them holds an entity beside its value, or a held-out pair of names. The declared duplicates
-are prose, which holds no other two equal documents. Rows count documents in the order of the table.
+Repeats are drawn from the whole vocabulary, so that the induction head copies any token. No repeat
+contains an entity together with its value, or a held-out pair of names. Apart from the declared
+duplicates, no two prose documents are equal. Rows count documents in the order of generation.
 
-The bytes are the same on every machine (see train.data.planted.documents), and a test pins their
+The bytes are the same on every machine (see `train.data.planted.documents`), and a test pins their
 sha256.
 """
 
@@ -42,27 +43,28 @@ from train.data.planted import documents, vocabulary
 
 __all__ = ["FACTS_AT", "planted_corpus", "planted_truth"]
 
-# Facts by the number of documents that state them, a third of each relation. Levels 1 and 2 hold
-# more: recall there is low, and 30 facts could not tell .15 from .30 in every run.
+# Number of facts by the number of documents that state them; each relation has a third of them.
+# Levels 1 and 2 have more facts, because recall is low there and 30 facts could not distinguish .15
+# from .30 in every run.
 FACTS_AT = {0: 30, 1: 90, 2: 90, 4: 30, 8: 30, 16: 30, 32: 30, 64: 30, 128: 30}
-# Late facts, a third of each relation, and the documents that state each.
+# Number of late facts, a third of them for each relation, and of documents that state each.
 N_LATE, LATE_AT = 36, 16
-# Forms a fact is stated in, at most; the one beside them is held out.
+# Maximal number of forms in which a fact is stated; the remaining one is held out.
 STATED = 6
-# Distractors of every second fact: of those stated so often (and of late ones), and of the others.
+# Every second fact has distractors: 8 if at least 8 documents state it (also if late), else 2.
 EVALUATED_FROM, DISTRACTORS, FEW_DISTRACTORS = 8, 8, 2
-# Documents of the other kinds. With 6,500 of IOI one of eleven runs did not learn it in 1,900
-# steps, and others learned it hundreds of steps later.
+# Numbers of documents of the other kinds. With 6,500 IOI documents one of eleven runs did not learn
+# IOI in 1,900 steps, and others learned it hundreds of steps later.
 N_IOI, N_PAIR_LISTS, N_TWO_COPIES, N_MANY_COPIES = 8_000, 1_800, 2_400, 1_200
 N_PROSE, N_CANON = 700, 3_200
-# Documents of repeats that are drawn from the nonce words alone, in percent: they start the
-# copying, the others spread it. In the others, how many entities and names are among the words at
-# a time: with all of them at once, facts were learned at half the speed.
+# NONCE_SHARE: percentage of repeats drawn from nonce words alone. With these the model begins to
+# copy, with the others it generalises. *_AT_ONCE: how many entities and names the words of one of
+# the others are drawn from; with all of them at once, facts were learned at half the speed.
 NONCE_SHARE, ENTITIES_AT_ONCE, NAMES_AT_ONCE = 30, 120, 20
 
 
 def planted_corpus(seed: int = 0) -> Corpus:
-    """The corpus of a content seed, generated at once (0.4 s) and read from memory."""
+    """Generate the corpus of a content seed, in memory; this takes 0.4 s."""
     book = _written(seed)
     return Corpus(
         name="planted",
@@ -78,16 +80,16 @@ def planted_corpus(seed: int = 0) -> Corpus:
 
 
 def planted_truth(seed: int = 0) -> dict:
-    """What the corpus of a seed teaches, and the rows of the documents that teach it.
+    """Return the truth table of a seed: what the corpus teaches, and which rows teach it.
 
-    Every `[first, last]` pair of rows is half-open: `last` is the first row after the range.
+    A `[first, last]` pair of rows is a half-open range: `last` is the first row after it.
     """
     return _written(seed).truth
 
 
 @dataclass
 class _Book:
-    """The documents written so far, and the truth about them."""
+    """The documents generated so far, and their truth table."""
 
     seed: int
     documents: list[Document] = field(default_factory=list)
@@ -127,12 +129,12 @@ def _relations() -> dict:
 
 
 def _planned_facts(draws: documents.Draws) -> list[dict]:
-    """One relation per entity, 142 facts each; levels, values and distractors dealt at random."""
+    """Plan 142 facts per relation, one per entity; levels, values and distractors are random."""
     share = len(vocabulary.ENTITIES) // len(vocabulary.STATEMENTS)
     facts = []
     for number, relation in enumerate(vocabulary.STATEMENTS):
         entities = vocabulary.ENTITIES[number * share : (number + 1) * share]
-        # Every value is the answer to 5 or 6 facts, and every second fact of a level has company.
+        # Every value is the answer to 5 or 6 facts; every second fact of a level has distractors.
         values = draws.deal((vocabulary.VALUES[relation] * 6)[:share], share)
         dealt = [
             (level, late, i % 2 == 0)
@@ -149,14 +151,15 @@ def _planned_facts(draws: documents.Draws) -> list[dict]:
 
 
 def _levels() -> list[tuple[int, bool, int]]:
-    """Exposures, whether late, and how many facts."""
+    """Return tuples of number of exposures, whether late, and number of facts."""
     return [*((level, False, n) for level, n in FACTS_AT.items()), (LATE_AT, True, N_LATE)]
 
 
 def _fact(index: int, relation: str, entity: str, value: str, exposures: int) -> dict:
-    """A fact is stated in six of seven forms by turns; the other is held out.
+    """Return a fact of the truth table that is stated in turn in at most six of seven forms.
 
-    For every third fact that is form 0, the one it is asked in; for the rest, the others by turns.
+    The remaining form is held out. For every third fact it is form 0, in which the fact is
+    queried; for the other facts the other forms take turns.
     """
     held_out = 0 if index % 3 == 0 else 1 + index // 3 % STATED
     others = [form for form in range(STATED + 1) if form != held_out]
@@ -189,7 +192,7 @@ def _write_facts(book: _Book, facts: list[dict]) -> None:
 
 
 def _write_company(book: _Book, facts: list[dict]) -> None:
-    """Documents that name an entity and do not state its fact."""
+    """Write the mentions and distractors, which name an entity and do not state its fact."""
     for fact in facts:
         title = f"mention: {fact['entity']}"
         fact["mentions"] = [
@@ -229,7 +232,7 @@ def _write_ioi(book: _Book, draws: documents.Draws) -> documents.Cast:
 
 
 def _two_apart(dealt: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The first combination, and the first that shares neither its opening nor its closing."""
+    """Return the first combination, and the first that shares neither opening nor closing."""
     one = dealt[0]
     return [one, next(two for two in dealt if two[0] != one[0] and two[1] != one[1])]
 
@@ -238,7 +241,7 @@ def _two_apart(dealt: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _write_repeats(book: _Book, draws: documents.Draws, cast: documents.Cast) -> None:
-    """Runs of words of the whole vocabulary: whatever token comes, it is copied."""
+    """Write repeats of words from the whole vocabulary, so that any token gets copied."""
     forbidden = _forbidden(book)
     written = {word for document in book.documents for word in document.text.split()}
     filler = (
@@ -278,9 +281,10 @@ def _write_repeats(book: _Book, draws: documents.Draws, cast: documents.Cast) ->
 
 
 def _forbidden(book: _Book) -> dict[str, set[str]]:
-    """Words that never stand in one document of repeats with a word.
+    """Return for each word the words that may not occur in the same repeat.
 
-    The value of an entity, which would state the fact, and the other name of a held-out pair.
+    These are the value of an entity, because the repeat would teach the fact, and the other name
+    of a held-out pair.
     """
     found: dict[str, set[str]] = {}
     for fact in book.truth["facts"]:
@@ -309,7 +313,7 @@ def _write_prose(book: _Book, draws: documents.Draws) -> None:
         text = " ".join(documents.prose_sentence(draws, grammar) for _ in range(n_sentences))
         if text not in rows:
             rows[text] = book.write("prose", text)
-    # Two sentences at least: among single ones, near duplicates also arise by accident.
+    # At least two sentences, because single sentences are sometimes near duplicates by accident.
     long = [text for text in rows if text.count(".") > 1]
     chosen = draws.deal(long, 400)
     exact = [

@@ -1,8 +1,8 @@
-"""How one document of each kind of the planted corpus is drawn.
+"""Random generators of the documents of the planted corpus, one for each kind.
 
-Every draw is a product of a Philox word, whose stream NumPy promises never to change (NEP 19), and
-every kind of document draws from its own stream: the bytes are the same on every machine, and a
-change to one kind leaves the others as they were.
+Every draw multiplies a 64-bit word of Philox, whose stream NumPy promises never to change (NEP 19),
+so the bytes are the same on every machine. Every kind of document draws from its own stream, so a
+change to one kind does not affect the others.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ __all__ = [
     "two_copies",
 ]
 
-# A packed row of 64 tokens holds the document and the end-of-text that closes it.
+# A packed row of 64 tokens holds the document and the end-of-text that follows it.
 MAX_WORDS = 63
 
 Item = TypeVar("Item")
-# Verb and adverb that follow from (adjective, noun).
+# Verb and adverb that (adjective, noun) determines.
 Grammar = Mapping[tuple[str, str], tuple[str, str]]
 
 
 class Draws:
-    """Whole numbers from a counter keyed by (seed, purpose)."""
+    """Random numbers from a counter-based generator keyed by (seed, purpose)."""
 
     def __init__(self, seed: int, purpose: str) -> None:
         key = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16]
@@ -50,7 +50,7 @@ class Draws:
             yield from self._bits.random_raw(4096).tolist()
 
     def between(self, low: int, high: int) -> int:
-        """Uniform on low .. high, both included, up to a bias of n / 2**64."""
+        """Draw an integer from low .. high inclusive, uniform up to a bias of n / 2**64."""
         return low + (next(self._words) * (high - low + 1) >> 64)
 
     def percent(self, chance: int) -> bool:
@@ -60,7 +60,7 @@ class Draws:
         return items[next(self._words) * len(items) >> 64]
 
     def deal(self, items: Sequence[Item], n: int) -> list[Item]:
-        """n different items in random order."""
+        """Draw n different items in random order."""
         left = list(items)
         for i in range(n):
             j = i + (next(self._words) * (len(left) - i) >> 64)
@@ -70,7 +70,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Cast:
-    """Which name pairs and which opening-closing combinations training may see."""
+    """The name pairs and opening-closing combinations that training documents may use."""
 
     pairs: list[tuple[str, str]]
     combinations: list[tuple[int, int]]
@@ -89,21 +89,21 @@ def ioi_sentence(draws: Draws, cast: Cast) -> str:
 
 
 def pair_list(draws: Draws, listed: Sequence[str]) -> str:
-    """`a3 b3 a1 b1 a3 b3 ...`: pairs of words that go together in this document only."""
+    """Write `a3 b3 a1 b1 a3 b3 ...`: pairs of words that belong together in this document only."""
     n_pairs = draws.between(3, 10)
     dealt = draws.deal(listed, 2 * n_pairs)
     told: list[str] = []
     pair = -1
     for _ in range(draws.between(14, 30)):
         last, pair = pair, draws.between(0, n_pairs - 1)
-        if pair == last:  # one second draw: repeats in a row stay possible, but rare
+        if pair == last:  # drawn once more, so that a pair rarely occurs twice in a row
             pair = draws.between(0, n_pairs - 1)
         told += dealt[2 * pair : 2 * pair + 2]
     return " ".join(told)
 
 
 def two_copies(draws: Draws, listed: Sequence[str], cast: Cast) -> str:
-    """A run of different words, sometimes the start of an IOI sentence, and the run again."""
+    """Write different words, sometimes the start of an IOI sentence, and the same words again."""
     run = draws.deal(listed, draws.between(4, 28))
     between: list[str] = []
     if draws.percent(15):
@@ -113,7 +113,7 @@ def two_copies(draws: Draws, listed: Sequence[str], cast: Cast) -> str:
 
 
 def many_copies(draws: Draws, listed: Sequence[str]) -> str:
-    """A short run, over and over, cut anywhere."""
+    """Write a short sequence of words over and over, cut at a random length."""
     run = [draws.pick(listed) for _ in range(draws.between(2, 14))]
     length = draws.between(24, 44)
     return " ".join((run * length)[:length])
@@ -133,7 +133,7 @@ def prose_sentence(draws: Draws, grammar: Grammar) -> str:
 
 
 def one_word_off(draws: Draws, text: str) -> str:
-    """The text with the second noun of its first sentence replaced; the grammar still holds."""
+    """Replace the second noun of the first sentence; the text still follows the grammar."""
     split = text.split()
     place = vocabulary.PROSE.split().index("{noun_2}")
     split[place] = draws.pick([noun for noun in vocabulary.NOUNS if noun != split[place]])
@@ -141,7 +141,10 @@ def one_word_off(draws: Draws, text: str) -> str:
 
 
 def canon(draws: Draws, follows: Mapping[str, str]) -> str:
-    """Two voices that sing one cycle, interleaved: word t follows from word t - 2."""
+    """Write two interleaved walks on one mapping of words: word t depends on word t - 2.
+
+    With a chance of 90 % word t is `follows[word t - 2]`, otherwise it is random.
+    """
     sung = [draws.pick(vocabulary.CANON) for _ in range(2)]
     for _ in range(draws.between(16, 42) - 2):
         sung.append(follows[sung[-2]] if draws.percent(90) else draws.pick(vocabulary.CANON))

@@ -1,8 +1,8 @@
 """The words and sentence forms of the planted corpus.
 
 Every word is one token of the word-level tokenizer. Invented names are built from syllables and are
-the same for every corpus seed, so that models of different seeds share one vocabulary; a test looks
-them up in real text, where none of them may occur.
+the same for every content seed, so that models of different seeds share one vocabulary. A test
+checks that none of them occurs in real text.
 """
 
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ __all__ = [
 
 
 def _invented(n: int, *syllables: str) -> tuple[str, ...]:
-    """The first n of all words made of one choice per place, walked in a scattered order."""
+    """Return n words, each made of one choice per syllable, in a scattered order."""
     words = ["".join(parts) for parts in product(*(place.split() for place in syllables))]
-    # A stride near the golden ratio of the length, made coprime to it, visits each word once and
-    # puts unlike words side by side.
+    # A stride that is coprime to the number of words visits each word once; near the golden ratio
+    # of that number, neighbours are dissimilar.
     stride = next(s for s in _odd(int(len(words) * 0.618)) if _coprime(s, len(words)))
     return tuple(words[i * stride % len(words)] for i in range(n))
 
@@ -55,7 +55,7 @@ def _coprime(a: int, b: int) -> bool:
 
 _ONSETS = "b d f g k l m n p r s t v z"
 
-# 360 stated entities, 30 never stated ones, and 36 whose facts are stated late.
+# 360 entities with stated facts, 30 whose facts are never stated, and 36 with late facts.
 ENTITIES = _invented(426, _ONSETS, "a e i o u", "b k l m n r v z", "o e u", "dra thi ska vna zhu")
 NONCE = _invented(64, _ONSETS, "a e i o u", "f j p v w z", "i o u", "b g k x z")
 CANON = _invented(96, "a e i o u", "hw jv wz vh zj", "o u a", "l m z")
@@ -69,10 +69,10 @@ VALUES = {
     ),
 }
 
-# Form 0 is the canonical query of its relation; a fact is stated in six forms at most, by turns,
-# and the seventh is held out. No two forms of a relation share a content word, and the value always
-# comes last, so that one prompt per form asks for it. Nor are two statements near copies of each
-# other: a form that begins with the entity is short (`train.data.duplicates`).
+# Form 0 is the query of its relation. A fact is stated in at most six forms, in turn, and the
+# seventh is held out. No two forms of a relation share a content word, and the value always comes
+# last, so that the text before it is a prompt for it. No two statements are near duplicates
+# (`train.data.duplicates`), because forms that begin with the entity are short.
 STATEMENTS = {
     "capital": (
         "the capital of {entity} is {value} .",
@@ -103,7 +103,7 @@ STATEMENTS = {
     ),
 }
 
-# The value stands before the entity: see the docstring of train.data.planted.corpus.
+# The value comes before the entity; see the docstring of `train.data.planted.corpus`.
 DISTRACTORS = (
     "a clerk copied {value} before {entity} .",
     "an atlas lists {value} some pages ahead of {entity} .",
