@@ -82,7 +82,7 @@ def test_a_text_longer_than_a_million_tokens(trace, tmp_path):
 
 def test_a_file_that_is_no_text(trace, tmp_path):
     (tmp_path / "model.bin").write_bytes(b"w1 \xff\xfe")
-    refused(trace("--from-text", tmp_path / "model.bin"), 2, "is no UTF-8 text: byte 3")
+    refused(trace("--from-text", tmp_path / "model.bin"), 2, "is not UTF-8 text (at byte 3)")
     refused(trace("--from-text", tmp_path / "none.txt"), 2, "there is no file")
 
 
@@ -92,27 +92,27 @@ def test_evidence_that_there_is_not(trace, lookup_behaviour):
     refused(trace("--text", "w1", "--from-text", "w1"), 2, "give one of BEHAVIOUR, --text")
     refused(
         trace("--text", "w1", "--method", "lexical", "--within", "L0H0"), 2,
-        "--within would do nothing: lexical evidence does not look at that",
+        "--within cannot be used with lexical evidence; use --method gradient",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--text", "w1", "--metric", "probability"), "--metric would do nothing, for there is no"),
+        (("--text", "w1", "--metric", "probability"), "--metric cannot be used without BEHAVIOUR"),
         (
             ("--text", "w1", "--prompts", 64),
-            "--prompts would do nothing, for there is no BEHAVIOUR",
+            "--prompts cannot be used without BEHAVIOUR",
         ),
-        (("--question", "prefix-matching:L0H0", "--prompts", 3), "there is no BEHAVIOUR"),
-        (("--text", "w1", "--controls", 2), "--controls would do nothing, for there is no --prove"),
-        (("--from-text", "w1", "--prove", 3), "--prove would do nothing, for --from-text looks"),
-        (("--from-text", "w1", "--method", "fused"), "--method would do nothing"),
-        (("--from-text", "w1", "--kind", "dot", "--rank", 4), "--kind and --rank would do nothing"),
-        (("--text", "w1", "--method", "lexical", "--kind", "dot"), "does not look at that"),
+        (("--question", "prefix-matching:L0H0", "--prompts", 3), "without BEHAVIOUR"),
+        (("--text", "w1", "--controls", 2), "--controls cannot be used without --prove"),
+        (("--from-text", "w1", "--prove", 3), "--prove cannot be used with --from-text"),
+        (("--from-text", "w1", "--method", "fused"), "--method cannot be used with --from-text"),
+        (("--from-text", "w1", "--kind", "dot", "--rank", 4), "--kind and --rank cannot be used"),
+        (("--text", "w1", "--method", "lexical", "--kind", "dot"), "--kind cannot be used"),
         (
             ("--text", "w1", "--scratch", "."),
-            "--scratch would do nothing: lexical+gradient evidence",
+            "--scratch cannot be used with lexical+gradient evidence",
         ),
         (("--question", "previous-token:L9H0"), "no head L9H0"),
         (("--question", "previous-token"), "names no head; write previous-token:L1H0"),

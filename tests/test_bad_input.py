@@ -251,7 +251,7 @@ def test_misuse_exits_2(openbook, arguments):
 @pytest.mark.parametrize(
     ("raised", "code", "words"),
     [
-        (MemoryError("Unable to allocate 7.45 GiB"), 4, "the memory does not hold it: Unable to"),
+        (MemoryError("Unable to allocate 7.45 GiB"), 4, "out of memory: Unable to"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
          4, "you tried to allocate 9 bytes"),
         (OSError(28, "No space left on device", "/disk/file"), 4, "/disk/file: no space left"),

@@ -371,7 +371,7 @@ def test_the_index_counts_finds_and_cuts(openbook, lookup_run, indexed):
     cut = [line.split("\t")[2] for line in spans.out.splitlines() if not line.startswith(" ")]
     assert cut == ["'k1 is v1'", "'k2 is'", "'is v3'"]
     none = openbook("index", "spans", indexed, "k1 k2")
-    assert none.out == f"no stretch of 3 tokens or more stands in {indexed}\n"
+    assert none.out == f"no span of 3 tokens or more occurs in {indexed}\n"
 
 
 def test_the_index_is_built_once_asked_for(openbook, lookup_store, tmp_path):

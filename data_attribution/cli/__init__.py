@@ -1,1 +1,1 @@
-"""The commands that look for documents, and `openbook` itself."""
+"""The `openbook` command, and its commands for data attribution."""

@@ -1,10 +1,13 @@
-"""The `openbook` command: the one place where the three packages meet.
+"""The `openbook` command, assembled from the `cli` folders of the three packages.
 
-Commands of a noun live in `commands/` of their package; here they are put together, and `main`
-turns what we refuse into one line and an exit code:
+`main` turns every error that is raised on purpose into one line on stderr and an exit code:
 
-    0 done    1 ran, and a checked claim failed    2 usage    3 damaged or untrusted input
-    4 out of memory or disk    130 interrupted, the same command goes on
+    0    done
+    1    ran, but a checked claim failed
+    2    usage error
+    3    damaged or untrusted input
+    4    out of memory or disk
+    130  interrupted; the same command continues
 """
 
 import errno
@@ -50,26 +53,32 @@ app = typer.Typer(
 
 
 def watched_behaviours(store: "TokenStore", context: int) -> "list[MonitorTask]":
-    """The behaviours of a store that a run on it looks at while it trains."""
+    """Return the behaviours of a token store that training measures as it goes (`--watch`)."""
     from interp import training_dynamics
 
     return training_dynamics.behaviour_tasks(store, context)
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("openbook-demo.html"),
-    data: Annotated[Path, typer.Option(help="Folder of token stores.")] = Path("data"),
-    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder of runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path(
+        "openbook-demo.html"
+    ),
+    data: Annotated[Path, typer.Option(help="Folder for the token stores.")] = Path("data"),
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Folder for the runs.")] = Path(
+        "runs"
+    ),
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Train nothing: open the run that comes with openbook."),
+        typer.Option(
+            "--quick", help="Train nothing: use the run that comes with openbook (about 10 s)."
+        ),
     ] = False,
 ) -> None:
-    """Play the whole sentence on the planted corpus and write one HTML page.
+    """Run the whole pipeline on the planted corpus and write one HTML page.
 
-    Says first how long it will take here; --quick takes some ten seconds. What an earlier demo has
-    finished is opened again; what was stopped goes on. Ends with 3 when the run is not what it
-    says, and with 1 when a claim of the page does not hold.
+    Prints first how long it will take on this machine. Results of an earlier demo are reused, and
+    a stopped one continues. Exit code 3: the run failed verification. Exit code 1: a claim of the
+    page does not hold.
     """
     from data_attribution import demo, report
     from train import progress
@@ -82,7 +91,7 @@ def demo_command(
         played = demo.play(data=data, out=runs_folder, stage=progress.bar, how=plan.how)
     report.write_demo_page(played, out)
     typer.echo(report.demo_summary(played))
-    typer.echo(f"the whole of it: {out}")
+    typer.echo(f"page: {out}")
     if not played.verification.ok:
         typer.echo(f"verification: {played.verification.level}", err=True)
     for failure in played.failures:
@@ -93,7 +102,7 @@ def demo_command(
 
 app.command("demo")(demo_command)
 app.add_typer(corpus, name="corpus")
-# Behaviours are made in `interp`, which `train` does not know: its command is handed their maker.
+# `train` must not import `interp`, which makes behaviours, so its command is given the function.
 app.command("train", context_settings={"obj": [watched_behaviours]})(train_command)
 app.add_typer(run, name="run")
 app.command("behaviours")(behaviours_command)
@@ -115,21 +124,25 @@ app.command("forget")(forget_command)
 
 
 INTERRUPTED = (
-    "interrupted; train and cache go on with --resume, builds and retrainings when asked again"
+    "interrupted; train and cache continue with --resume, builds and retrainings when run again"
 )
 
 
 def main() -> None:
-    """Run the command. What we refuse is one line on stderr; what we did not foresee is a bug."""
-    # No command of ours tells a hub that was not asked for.
+    """Run the command line.
+
+    An error of the three packages, of the system, or of memory is printed as one line on stderr.
+    Any other exception is a bug and keeps its traceback.
+    """
+    # No command sends telemetry to the Hugging Face hub.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # A few prompts need no threads; `corpus build` may learn byte pairs from 100 MB, on --threads.
     builds = sys.argv[1:3] == ["corpus", "build"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if builds else "false")
-    # Read by cuBLAS at its first use: without it a GPU does not add up in the same order twice.
+    # cuBLAS reads this at its first use. Without it, sums on a GPU change their order between runs.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Threads that wait for another give their core away soon: two trainings side by side take half
-    # the time then, and one alone up to 9 % longer. Read by GNU's OpenMP when torch is imported.
+    # GNU's OpenMP reads this when torch is imported: waiting threads soon yield their core. Two
+    # trainings side by side then take half the time, and one alone up to 9 % longer.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.showwarning = _warn
     try:
@@ -141,18 +154,18 @@ def main() -> None:
     except (TrainError, InterpError, AttributionError) as error:
         _refuse(error, error.exit_code)
     except OSError as error:
-        # Files that are not there, not ours to read, or folders: the system's own words, one line.
+        # A file that is missing, unreadable or a folder: print the system's reason in one line.
         place = f"{error.filename}: " if error.filename else ""
         reason = (error.strerror or str(error)).lower()
         _refuse(f"{place}{reason}", 4 if error.errno in (*FULL, errno.ENOMEM) else 2)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        _refuse(f"the memory does not hold it: {error or 'no size is known'}", 4)
+        _refuse(f"out of memory: {error or 'no size is known'}", 4)
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
-    """A warning of ours as one line; what libraries warn of is for those who write code."""
+    """Print a warning of `interp` as one line, and drop warnings of other libraries."""
     if issubclass(category, InterpWarning):
         typer.echo(f"warning: {message}", err=True)
 
@@ -163,7 +176,7 @@ def _refuse(reason: object, code: int) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # torch says so by a RuntimeError on a CPU and by a class of its own on a GPU, and must not be
-    # imported here.
+    # torch raises a RuntimeError on a CPU and its own class on a GPU. That class is compared by
+    # name, because importing torch here would slow down `--help`.
     named = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, MemoryError) or named or "can't allocate memory" in str(error)

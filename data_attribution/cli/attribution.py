@@ -1,4 +1,4 @@
-"""`openbook attribution`: how good evidence for documents is, and what it is collected from."""
+"""The commands `openbook attribution evaluate` and `openbook attribution index`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,48 +10,81 @@ from interp.cli.app import Seed
 from train.cli.app import Json, Out, RunPath, StorePath, answer
 
 
-# Of `index`: how gradients are collected, as `trace documents` compares them by default.
+# Defaults of `index`. `trace documents` uses a gradient store only if it has the same options.
 RANK, METRIC, LOG_ODDS = 32, "adam", 0.01
 
 
 attribution = typer.Typer(
-    help="Evidence for documents: collected beforehand, and put to the test.", no_args_is_help=True
+    help="Evaluate attribution methods, and collect gradients beforehand.", no_args_is_help=True
 )
 
 
 @attribution.command("evaluate")
 def evaluate_command(
     path: RunPath,
-    facts: Annotated[int, typer.Option(min=1, help="Facts of each kind.")] = 24,
-    k: Annotated[int, typer.Option(min=1, help="Documents that count as found.")] = 10,
-    candidates: Annotated[int, typer.Option(min=1, help="A fact, for gradients.")] = 300,
+    facts: Annotated[int, typer.Option(min=1, help="Number of facts of each kind.")] = 24,
+    k: Annotated[
+        int, typer.Option(min=1, help="Number of top documents that count as found.")
+    ] = 10,
+    candidates: Annotated[
+        int,
+        typer.Option(min=1, help="Candidate documents per fact whose gradients are compared."),
+    ] = 300,
     within: Annotated[
         list[str] | None,
-        typer.Option(help="L1H0, L0.mlp ...; default: found by patching other facts."),
+        typer.Option(
+            help="Component of the localised gradients, e.g. L1H0 or L0.mlp; may be repeated; "
+            "default: those that patching finds on other facts."
+        ),
     ] = None,
     patched: Annotated[
-        int, typer.Option("--tail-patch", min=0, help="Facts of each kind, a step a document.")
+        int,
+        typer.Option(
+            "--tail-patch",
+            min=0,
+            help="Facts per kind for tail patching (one gradient step per document); 0 skips it.",
+        ),
     ] = 6,
     replayed: Annotated[
         int,
-        typer.Option("--replay", min=0, help="Facts of each kind, the most stated; 0: no row."),
+        typer.Option(
+            "--replay",
+            min=0,
+            help="Facts per kind for the replay method, those stated most often; 0 skips it.",
+        ),
     ] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Last steps, of --replay and --lds.")] = 100,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Number of last training steps that --replay and --lds use.")
+    ] = 100,
     removal: Annotated[
-        int, typer.Option(min=0, help="Control seeds; trains 3 times and once a seed; 0: none.")
+        int,
+        typer.Option(
+            min=0,
+            help="Number of random controls for removing the top documents; retrains 3 times plus "
+            "once per control; 0 skips it.",
+        ),
     ] = 0,
     subsets: Annotated[
-        int, typer.Option("--lds", min=0, help="Random subsets; trains --steps steps for each.")
+        int,
+        typer.Option(
+            "--lds",
+            min=0,
+            help="Number of random subsets for the linear datamodelling score (LDS); trains "
+            "--steps steps for each; 0 skips it.",
+        ),
     ] = 0,
     runs_folder: Annotated[
-        Path | None, typer.Option("--runs", help="For retrained weights; default: inside RUN.")
+        Path | None,
+        typer.Option(
+            "--runs", help="Folder for the retrained weights; default: evaluations inside RUN."
+        ),
     ] = None,
     seed: Seed = 0,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Put every method to planted facts of RUN: one table, with n and 95 % intervals."""
+    """Evaluate every attribution method on planted facts of RUN, with n and 95 % intervals."""
     from data_attribution import evaluation
     from train import progress, runs
 
@@ -82,29 +115,60 @@ def evaluate_command(
 def index_command(
     path: RunPath,
     within: Annotated[
-        list[str] | None, typer.Option(help="L1H0, L0.mlp, unembed ...; default: everything.")
+        list[str] | None,
+        typer.Option(
+            help="Component whose gradients are collected, e.g. L1H0, L0.mlp or unembed; may be "
+            "repeated; default: all."
+        ),
     ] = None,
     rank: Annotated[
-        int, typer.Option(min=1, help="Of the projections: its square a matrix.")
+        int,
+        typer.Option(
+            min=1,
+            help="Rank of the random projection; stores RANK x RANK numbers per weight matrix.",
+        ),
     ] = RANK,
-    metric: Annotated[str, typer.Option(help="adam: as the optimizer steps; plain.")] = METRIC,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="Scale of the gradients. adam: as the run's optimizer scales them. plain: as they "
+            "are."
+        ),
+    ] = METRIC,
     log_odds: Annotated[
-        float, typer.Option(min=0, help="Least 1 - p a target is divided by; 0: follow the loss.")
+        float,
+        typer.Option(
+            min=0,
+            help="Follow the log-odds instead of the loss, dividing each target's gradient by "
+            "max(1 - p, this value); 0 follows the loss.",
+        ),
     ] = LOG_ODDS,
-    seed: Annotated[int, typer.Option(min=0, help="Of the projections.")] = 0,
-    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the last.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Default: RUN/gradients.")] = None,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Collect nothing.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the projections.")] = 0,
+    step: Annotated[
+        int | None, typer.Option(help="Step of the checkpoint to use; default: the last.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of the gradient store; default: RUN/gradients.")
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print size and time, and collect nothing.")
+    ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare what is kept with its digests instead.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check the stored gradients against their digests, and collect nothing.",
+        ),
     ] = False,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Collect the gradients of every document RUN could read; bytes and time are said first.
+    """Collect and store the gradients of every document that RUN could read.
 
-    As they are by default, so `trace documents` compares them; others wait for `comparing.collect`.
+    Prints the size on disk and the time first. `openbook trace documents` uses the store if it was
+    collected with the same options, as it is by default; in Python,
+    `data_attribution.gradients.collect` uses it too.
     """
     from dataclasses import asdict
 
@@ -128,7 +192,7 @@ def index_command(
         )
         gradients.verify_gradient_store(kept)
         result = {"path": str(kept.path), "documents": len(kept.documents), "verified": True}
-        answer(result, f"as it was written: {kept.path}", as_json=as_json, out=out)
+        answer(result, f"all files match their digests: {kept.path}", as_json=as_json, out=out)
         return
     model = opened.load(step)
     selection = gradients.select_weights(model.cfg, within)
@@ -155,10 +219,14 @@ def index_command(
 
 
 def _refuse_idle(**given: tuple[object, object]) -> None:
-    """What --verify would not look at, each with its default."""
+    """Raise an EvidenceError if an option that --verify ignores differs from its default.
+
+    Args:
+        given: Value and default of each such option, by parameter name.
+    """
     said = [name for name, (one, default) in given.items() if one not in (default, [])]
     if said:
         listed = " and ".join(f"--{name.replace('_', '-')}" for name in said)
         raise EvidenceError(
-            f"{listed} would do nothing, for --verify collects nothing; leave it out"
+            f"{listed} cannot be used with --verify, which collects nothing; leave it out"
         )

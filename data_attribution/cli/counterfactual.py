@@ -1,4 +1,4 @@
-"""`openbook counterfactual` and `forget`: train again without documents, and see what goes."""
+"""The commands `openbook counterfactual` and `openbook forget`: retraining without documents."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,33 +20,59 @@ def counterfactual_command(
     behaviour: Named,
     without: Annotated[
         Path | None,
-        typer.Option(callback=readable, help="Sources of `openbook trace documents --out`."),
+        typer.Option(
+            callback=readable,
+            help="File of `openbook trace documents --out`: remove its top documents.",
+        ),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="How many of them, best first; default: 50.")
+        int | None,
+        typer.Option(min=1, help="With --without: number of documents to remove; default: 50."),
     ] = None,
     document: Annotated[
-        list[int] | None, typer.Option(help="Leave out this document; may be repeated.")
+        list[int] | None,
+        typer.Option(help="Index of a document to remove; may be repeated."),
     ] = None,
     together: Annotated[
-        Literal["near", "exact", "none"], typer.Option(help="Copies that go with a document.")
+        Literal["near", "exact", "none"],
+        typer.Option(
+            help="Which copies of each document to remove as well: near-duplicates and exact ones "
+            "(near), exact ones, or none."
+        ),
     ] = "near",
     unrelated: Annotated[
         list[str] | None,
-        typer.Option(help="Another BEHAVIOUR, that should stay; may be repeated."),
+        typer.Option(
+            help="Another behaviour to measure, which should not change; may be repeated."
+        ),
     ] = None,
     component: Annotated[
         list[str] | None,
-        typer.Option(help="A head, L1H0: its direct effect on BEHAVIOUR too; may be repeated."),
+        typer.Option(
+            help="A head, e.g. L1H0, whose direct effect on BEHAVIOUR is measured too; may be "
+            "repeated."
+        ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=0, help="Random controls; 0: none; below 2 the noise is unknown.")
+        int,
+        typer.Option(
+            min=0,
+            help="Number of controls that remove random documents (one retraining each); 0: none; "
+            "the noise is unknown below 2.",
+        ),
     ] = 1,
     mode: Annotated[
-        Literal["blank", "loss"], typer.Option(help="loss: stays as context.")
+        Literal["blank", "loss"],
+        typer.Option(
+            help="How to remove documents. blank: replace their tokens by end-of-text. loss: keep "
+            "them as context but do not train on them."
+        ),
     ] = "blank",
     runs_folder: Annotated[
-        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
+        Path | None,
+        typer.Option(
+            "--runs", help="Folder for the retrained runs; default: counterfactuals inside RUN."
+        ),
     ] = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
@@ -54,9 +80,12 @@ def counterfactual_command(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Train RUN again without documents, and without as many matched random ones."""
+    """Retrain RUN without some documents, and measure what that does to BEHAVIOUR.
+
+    As a control, RUN is also retrained without as many matched random documents.
+    """
     if top is not None and without is None:
-        raise CounterfactualError(f"--top {top} counts sources; give them with --without FILE")
+        raise CounterfactualError(f"--top {top} counts documents of --without FILE; give that file")
     from data_attribution import component_queries, counterfactuals
     from data_attribution.attribution import Sources
     from interp import behaviours
@@ -78,7 +107,7 @@ def counterfactual_command(
             [asked, *heads],
             together=together,
             unrelated=others,
-            avoid=sources or (),  # rows below the top are no random documents either
+            avoid=sources or (),  # lower-ranked sources are not drawn as random controls either
             out=runs_folder,
             control="matched-random" if seeds else "none",
             seeds=seeds,
@@ -95,27 +124,35 @@ def forget_command(
         list[str] | None,
         typer.Argument(
             metavar="[FACT]...",
-            help="'capital of E', or E; default: nine facts, late ones where the run has any.",
+            help="Facts to remove, e.g. 'capital of E' or just E; default: nine facts, those read "
+            "late in training if the run has any.",
         ),
     ] = None,
     exposures: Annotated[
-        int | None, typer.Option(min=1, help="Of the facts chosen by default; default: 16.")
+        int | None,
+        typer.Option(
+            min=1, help="How often the facts that are chosen by default are stated; default: 16."
+        ),
     ] = None,
     seed: Seed = 0,
     runs_folder: Annotated[
-        Path | None, typer.Option("--runs", help="For the retrained runs; default: inside RUN.")
+        Path | None,
+        typer.Option(
+            "--runs", help="Folder for the retrained runs; default: counterfactuals inside RUN."
+        ),
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Train a planted RUN again without every document of some facts, and ask it for them.
+    """Retrain a planted RUN without any document of some facts, and measure their recall.
 
-    And once without every document of as many other facts, stated equally often: the control.
+    As a control, RUN is also retrained without the documents of as many other facts that are
+    stated equally often.
     """
     if facts and exposures is not None:
         raise CounterfactualError(
-            f"--exposures {exposures} chooses facts, and {len(facts)} were named; give one of both"
+            f"--exposures {exposures} chooses facts, but {len(facts)} are named; give either"
         )
     from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""What the commands print for a person: a hit, a source, a retrained run, a line each."""
+"""Text output of the commands: lines for hits, sources, spans and retrained runs."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,11 @@ __all__ = [
     "span_row",
 ]
 
-LOGITS = "logit difference"  # what is followed of a behaviour unless another is named
+LOGITS = "logit difference"  # the metric of a behaviour unless another is named
 
 
 def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str, Any]:
-    """One hit as plain values, with its steps where a run is given."""
+    """Return a hit as plain values, with the steps that read it if a run is given."""
     row: dict[str, Any] = {
         "document": hit.document,
         "id": opened.store.document(hit.document).id,
@@ -38,7 +38,7 @@ def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str
 
 
 def hit_line(row: dict[str, Any]) -> str:
-    """Where a hit stands, when it was read, and the text around it."""
+    """Return the line of a hit: its document and offset, when it was read, the text around it."""
     read = "held out" if row["held_out"] else None
     if "steps" in row and not read:
         read = report.steps_line(row["steps"])
@@ -47,7 +47,7 @@ def hit_line(row: dict[str, Any]) -> str:
 
 
 def span_row(span: "Span") -> dict[str, Any]:
-    """One span as plain values."""
+    """Return a span as plain values."""
     return {
         "text": span.text,
         "start": span.start,
@@ -59,7 +59,7 @@ def span_row(span: "Span") -> dict[str, Any]:
 
 
 def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
-    """What was read before each checkpoint, as plain values."""
+    """Return the readings before each checkpoint, as plain values."""
     shown = sorted({0, *(one for one in checkpoints if one <= found.before), found.before})
     return {
         "target": found.target,
@@ -77,7 +77,7 @@ def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
 
 
 def exposure_lines(row: dict[str, Any]) -> str:
-    """Where a text stands, and a line a checkpoint."""
+    """Return a summary of where a text occurs, and one line per checkpoint."""
     head = (
         f"{row['places']} places in {row['documents']} documents, {row['readings']:.1f} readings "
         f"before checkpoint {row['before']}"
@@ -92,7 +92,7 @@ def exposure_lines(row: dict[str, Any]) -> str:
 
 
 def sources_lines(sources: "Sources") -> str:
-    """Ranked documents, the evidence, and what it does not say."""
+    """Return one line per ranked document, the evidence, and its limits."""
     about = sources.provenance
     lines = [
         f"{_scored(one):24}  {one.grade:14}  document {one.document}\t"
@@ -109,22 +109,22 @@ def sources_lines(sources: "Sources") -> str:
         f"run {about['run']}, knowledge {about['knowledge']}; "
     )
     effect = next((one.effect for one in sources if one.effect), None)
-    says = "evidence is no cause yet: `openbook counterfactual` tests it"
+    says = "evidence does not prove a cause: `openbook counterfactual` tests it"
     if effect is not None:
         says = f"effects are those of all documents removed together, {_beside(effect.controls)}"
     return "\n".join([head, *lines, *_notes(about), end + says])
 
 
 def _notes(about: dict[str, Any]) -> list[str]:
-    """What was asked for and is not what was done, and how far back a replay went."""
+    """Return notes on what was left out or done otherwise than asked, and on the replayed steps."""
     gradient, replay = about.get("gradient") or {}, about.get("replay") or {}
     notes = []
     if about.get("left out"):
-        notes.append(f"left out: {', '.join(about['left out'])}, for the question has no words")
+        notes.append(f"left out: {', '.join(about['left out'])} (the question has no words)")
     if "drawn of" in gradient:
         notes.append(
             f"gradients of {gradient['scored']:,} documents of {gradient['drawn of']:,}, drawn at "
-            "random, for the question has no words; `openbook attribution index` collects all"
+            "random (the question has no words); `openbook attribution index` collects all"
         )
     if "from checkpoint" in replay:
         first, last = replay["steps"]
@@ -158,7 +158,7 @@ def _effect(one: "Source") -> str:
 
 
 def generation_lines(found: "Generation") -> str:
-    """A text's spans, each with its documents and when the run read it there."""
+    """Return the lines of a text's spans, each with its documents and the steps that read them."""
     head = (
         f"{len(found.spans)} of {found.found} spans cover {found.covered:.0%} of "
         f"{found.n_tokens:,} tokens; run {found.provenance['run']}"
@@ -180,7 +180,7 @@ def generation_lines(found: "Generation") -> str:
 
 
 def counterfactual_lines(result: dict[str, Any]) -> str:
-    """A line a setting: recall with its interval, change in log-probability, n."""
+    """Return one line per setting: recall with its interval, change in log-probability, n."""
     width = max(len(row["setting"]) for row in result["rows"])
     head = f"{'':<{width}}  recall        95 %       change in log-probability, nats    n"
     rows = [
@@ -192,15 +192,18 @@ def counterfactual_lines(result: dict[str, Any]) -> str:
     kept = "\n".join(f"kept: {path}" for path in result["runs"])
     effects = [_effect_line(row) for row in result["effects"]]
     removed = f"{len(result['removed'])} removed, {len(result['named'])} of them named"
-    drawn = f"no control holds {result['avoided']} others that are named or copied"
+    drawn = (
+        f"{result['avoided']} further documents (named in the sources, or copies of them) were "
+        "excluded from the random controls"
+    )
     control = [drawn] if result["control"] else []
     return "\n".join([head, *rows, *effects, removed, *control, kept])
 
 
 def _effect_line(row: dict[str, Any]) -> str:
-    """What the documents did to a question, and beside what."""
+    """Return the line of one effect: the change of a score, and what it is compared with."""
     kind = "" if row["related"] else "unrelated "
-    held = "no interval: one prompt and not two controls"
+    held = "no interval: one prompt, and fewer than two controls"
     if row["low"] is not None:
         held = report.interval(row["low"], row["high"])
     return (
@@ -210,14 +213,14 @@ def _effect_line(row: dict[str, Any]) -> str:
 
 
 def _beside(controls: int) -> str:
-    """What an effect is counted from."""
+    """Name the comparison of an effect."""
     if not controls:
-        return "beside the full run: no random ones were removed"
-    return f"beyond {controls} removal{'s' if controls > 1 else ''} of random ones"
+        return "compared with the full run: no random documents were removed"
+    return f"beyond {controls} removal{'s' if controls > 1 else ''} of random documents"
 
 
 def _noise(within: bool | None, controls: int) -> str:
-    """Whether chance does as much; below two controls nobody knows."""
+    """Say whether random removals change as much; unknown with fewer than two controls."""
     if within is None:
         return f"noise unknown: {'one control' if controls == 1 else 'no control'}"
     return "within its noise" if within else "beyond its noise"

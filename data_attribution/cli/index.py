@@ -1,4 +1,4 @@
-"""`openbook index`: sort the text of STORE, and search in it."""
+"""The commands `openbook index ...`: build an index of a token store, and search its text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,29 +14,47 @@ if TYPE_CHECKING:
     from data_attribution.token_index import TokenIndex
     from train.runs import Run
 
-index = typer.Typer(help="Search the text of a token store.", no_args_is_help=True)
+index = typer.Typer(help="Index the text of a token store, and search it.", no_args_is_help=True)
 
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
 Query = Annotated[str, typer.Argument(metavar="QUERY", help="Text to look for.")]
 Reader = Annotated[
-    Path | None, typer.Option("--run", help="Also print the steps at which this run read each hit.")
+    Path | None,
+    typer.Option("--run", help="Folder of a run: also print the steps at which it read each hit."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the sample.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, help="Random seed of the sample when there are more hits than --limit."),
+]
 
 Shards = Annotated[
-    int | None, typer.Option(min=1, help="Of the text trained on; default: as memory asks.")
+    int | None,
+    typer.Option(
+        min=1, help="Number of shards for the training text; default: as few as memory allows."
+    ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes that sort; default: the cores, if worth it.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of sorting processes; default: one per core if the text is long enough.",
+    ),
 ]
 Memory = Annotated[
-    float | None, typer.Option(min=0.001, help="GB that sorting may take; default: 3/4 of free.")
+    float | None,
+    typer.Option(
+        min=0.001, help="Memory limit for sorting, in GB; default: 3/4 of the free memory."
+    ),
 ]
 Backend = Annotated[
-    str | None, typer.Option(help="pydivsufsort, libsais or numpy; default: the fastest there.")
+    str | None,
+    typer.Option(
+        help="Sorter: pydivsufsort, libsais or numpy; default: the fastest that is installed."
+    ),
 ]
 Libsais = Annotated[
-    Path | None, typer.Option(callback=readable, help="Shared library of libsais to sort with.")
+    Path | None,
+    typer.Option(callback=readable, help="File of a libsais shared library to sort with."),
 ]
 
 
@@ -45,7 +63,8 @@ def index_build(
     path: StoreFolder,
     shards: Shards = None,
     shard_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Or the most tokens of a shard.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of tokens per shard, instead of --shards."),
     ] = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -54,9 +73,9 @@ def index_build(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Sort every suffix of STORE, so that any text is found in it; kept in STORE/index.
+    """Build an index in STORE/index, in which any text can be found (a suffix array).
 
-    A build that was stopped, in whichever way, goes on with the shards that it had finished.
+    A build that was stopped, in whichever way, continues after the shards that it had finished.
     """
     from data_attribution import token_index
     from train import progress
@@ -92,21 +111,24 @@ def index_plan(
         Path | None, typer.Argument(metavar="[STORE]", help="Folder of the token store.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Instead of STORE: so many tokens.")
+        int | None, typer.Option(min=1, help="Number of tokens to plan for, instead of STORE.")
     ] = None,
     shards: Shards = None,
     workers: Workers = None,
     memory: Memory = None,
     backend: Backend = None,
     libsais: Libsais = None,
-    vocabulary: Annotated[int, typer.Option(min=1, help="Of --tokens.")] = 50257,
+    vocabulary: Annotated[
+        int, typer.Option(min=1, help="With --tokens: size of the vocabulary.")
+    ] = 50257,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Say what an index takes before it is built: shards, seconds, memory and disk.
+    """Estimate what building an index takes: shards, seconds, memory and disk.
 
-    With STORE its shards are cut as they will be, and some of its tokens are sorted to measure this
-    machine; else shards are taken to be equally long, and seconds are those of a server of 2025.
+    With STORE, shards are cut as a build would cut them, and some tokens are sorted to measure
+    this machine. With --tokens, shards are assumed to be equally long, and the seconds are those
+    of a server of 2025.
     """
     if (path is None) == (tokens is None):
         raise SorterError("give either a STORE or --tokens N")
@@ -142,9 +164,9 @@ def index_plan(
 
 @index.command("verify")
 def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
-    """Read every byte of the index of STORE, and of its BM25 index if there is one.
+    """Check every byte of the index of STORE, and of its BM25 index if there is one.
 
-    They are compared with what was built.
+    The files are compared with the digests that were recorded when they were built.
     """
     from data_attribution import lexical, token_index
     from train import progress
@@ -158,14 +180,14 @@ def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> N
             lexical.verify_inverted_index(store, advance)
     parts = len(token_index.open(store).parts)
     both = " and the BM25 index are" if bm25 else " is"
-    text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} what was built"
+    text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} intact"
     found = {"store": str(path), "parts": parts, "bm25": bm25, "ok": True}
     answer(found, text, as_json=as_json, out=out)
 
 
 @index.command("bm25")
 def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
-    """Count which documents of STORE hold which token, for BM25; kept in STORE/bm25."""
+    """Build a BM25 index in STORE/bm25: which documents contain which token, and how often."""
     from data_attribution import lexical
     from train import progress
     from train.data import open_store
@@ -181,7 +203,7 @@ def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> Non
         "bytes": size,
     }
     text = (
-        f"{built.n_entries:,} pairs of a token and a document that holds it, {size:,} bytes: "
+        f"{built.n_entries:,} pairs of a token and a document that contains it, {size:,} bytes: "
         f"{folder}"
     )
     answer(result, text, as_json=as_json, out=out)
@@ -189,7 +211,7 @@ def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> Non
 
 @index.command("count")
 def index_count(path: StoreFolder, query: Query, as_json: Json = False, out: Out = None) -> None:
-    """Count QUERY in the text that is trained on, and in the text held out."""
+    """Count how often QUERY occurs in the training text and in the held-out text."""
     from data_attribution import token_index
     from train.data import open_store
 
@@ -203,12 +225,15 @@ def index_find(
     path: StoreFolder,
     query: Query,
     reader: Reader = None,
-    limit: Annotated[int, typer.Option(min=1, help="Documents; more are sampled.")] = 20,
+    limit: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum number of documents to show, sampled if there are more."),
+    ] = 20,
     seed: Seed = 0,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Find the documents of STORE that hold QUERY, and with --run the steps that read them."""
+    """List documents of STORE that contain QUERY, and with --run the steps that read them."""
     opened, read_by = _opened(path, reader)
     hits = opened.find(query, limit=limit, seed=seed)
     rows = [formatting.hit_row(opened, hit, read_by) for hit in hits]
@@ -224,13 +249,15 @@ def index_spans(
     path: StoreFolder,
     query: Query,
     reader: Reader = None,
-    minimum: Annotated[int, typer.Option(min=1, help="Shortest span, in tokens.")] = 3,
-    limit: Annotated[int, typer.Option(min=1, help="Documents of each span.")] = 3,
+    minimum: Annotated[int, typer.Option(min=1, help="Minimum length of a span, in tokens.")] = 3,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Maximum number of documents to show per span.")
+    ] = 3,
     seed: Seed = 0,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Cut QUERY into the longest stretches that stand in STORE, with the documents of each."""
+    """List the longest spans of QUERY that occur in STORE, with documents that contain each."""
     opened, read_by = _opened(path, reader)
     rows = [
         {
@@ -248,7 +275,7 @@ def index_spans(
             *(f"    {formatting.hit_line(hit)}" for hit in row["hits"]),
         )
     ]
-    none = f"no stretch of {minimum} tokens or more stands in {path}"
+    none = f"no span of {minimum} tokens or more occurs in {path}"
     answer({"spans": rows}, "\n".join(lines) or none, as_json=as_json, out=out)
 
 

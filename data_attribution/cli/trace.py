@@ -1,4 +1,4 @@
-"""`openbook trace`: from what a model does to its components, and to the documents behind it."""
+"""The commands `openbook trace ...`: trace a behaviour or text to components and documents."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,54 +25,108 @@ if TYPE_CHECKING:
     from interp.patching import Effects
     from train.runs import Run
 
-trace = typer.Typer(help="Trace what a model does to its causes.", no_args_is_help=True)
+trace = typer.Typer(
+    help="Trace what a model does to components, documents and training steps.",
+    no_args_is_help=True,
+)
 trace.command("components")(trace_components_command)
 
-METHOD = "lexical, bm25, gradient, replay, fused (default); or several: lexical+replay."
-QUESTION = "Follow a head: prefix-matching:L1H0, previous-token:L0H1, direct-effect:L1H0."
-KIND = "How gradients are compared: adam, adam-cosine, cosine, dot, curvature."
-LARGEST = 64 << 20  # bytes of a text in a file
-HOLDERS = 3  # documents a span of --text, on its page
+METHOD = (
+    "Evidence to rank by: lexical, bm25, gradient, replay or fused (default); join several with "
+    "+, e.g. lexical+replay."
+)
+QUESTION = (
+    "Score of a head that gradients follow instead of the logit difference, e.g. "
+    "prefix-matching:L1H0, previous-token:L0H1 or direct-effect:L1H0 (on BEHAVIOUR)."
+)
+KIND = (
+    "With gradient evidence: comparison of gradients, one of adam (default), adam-cosine, cosine, "
+    "dot or curvature."
+)
+LARGEST = 64 << 20  # bytes: the largest file of --from-text
+HOLDERS = 3  # documents per span of --text on the HTML page
 CONTROLS = 2
 
 FromText = Annotated[
-    str | None, typer.Option(help="Trace a text span by span: the text, or a file of it.")
+    str | None,
+    typer.Option(help="Text, or file of a text, to trace span by span instead of BEHAVIOUR."),
 ]
 Within = Annotated[
     list[str] | None,
-    typer.Option(help="Gradients through L1H0, L0.mlp, ... alone, or a file of effects."),
+    typer.Option(
+        help="With gradient evidence: component whose gradients count, e.g. L1H0 or L0.mlp (may be "
+        "repeated), or a file of `openbook patch --out`; default: all components."
+    ),
 ]
 MetricName = Annotated[
     Literal["logit-difference", "log-probability", "probability"] | None,
-    typer.Option(help="What is asked of BEHAVIOUR; default: logit-difference."),
+    typer.Option(help="With BEHAVIOUR: metric to follow; default: logit-difference."),
 ]
-Rank = Annotated[int | None, typer.Option(min=1, help="Of the projections of gradients.")]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="With gradient evidence: rank of the random projections; default: 32."
+    ),
+]
 Damping = Annotated[
-    float | None, typer.Option(help="Of --kind curvature, a share of the mean eigenvalue.")
+    float | None,
+    typer.Option(
+        help="With --kind curvature: damping, as a share of the mean eigenvalue; default: 0.1."
+    ),
 ]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="Replay goes back through so many last steps.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="With replay evidence: number of last training steps to go back through; default: one "
+        "epoch, at most 1000.",
+    ),
 ]
-Scratch = Annotated[Path | None, typer.Option(help="Folder for what replay keeps on the way.")]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(
+        help="With replay evidence: folder for temporary training states; default: the system's "
+        "folder for temporary files."
+    ),
+]
 Proven = Annotated[
-    int | None, typer.Option(min=1, help="Train again without the first so many rows.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Check the ranking: number of top documents to remove (with their copies) and retrain "
+        "without.",
+    ),
 ]
 Controls = Annotated[
-    int | None, typer.Option(min=0, help=f"Of --prove: random removals; default: {CONTROLS}.")
+    int | None,
+    typer.Option(
+        min=0,
+        help=f"With --prove: number of controls that remove random documents; default: {CONTROLS}.",
+    ),
 ]
 AtMost = Annotated[
-    int | None, typer.Option(min=1, help=f"Of BEHAVIOUR, at most so many; default: {PROMPTS}.")
+    int | None,
+    typer.Option(min=1, help=f"With BEHAVIOUR: maximum number of prompts; default: {PROMPTS}."),
 ]
-Page = Annotated[Path | None, typer.Option(callback=writable, help="Write an HTML page of it.")]
+Page = Annotated[
+    Path | None, typer.Option(callback=writable, help="Also write an HTML page to this file.")
+]
 
 
 @trace.command("documents")
 def trace_documents(
     path: RunPath,
     behaviour: Annotated[
-        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Or a text, with --text.")
+        str | None,
+        typer.Argument(
+            metavar="[BEHAVIOUR]",
+            help="Behaviour to trace: a name from `openbook behaviours RUN`, or a .toml or .json "
+            "file. --text traces a text instead.",
+        ),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Trace this text as a whole instead.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text to trace as a whole instead of BEHAVIOUR.")
+    ] = None,
     from_text: FromText = None,
     question: Annotated[str | None, typer.Option(help=QUESTION)] = None,
     method: Annotated[str | None, typer.Option(help=METHOD)] = None,
@@ -83,7 +137,12 @@ def trace_documents(
     damping: Damping = None,
     window: Steps = None,
     scratch: Scratch = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows; of --from-text, a span.")] = 20,
+    limit: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Maximum number of documents to list (with --from-text: per span)."
+        ),
+    ] = 20,
     prove: Proven = None,
     controls: Controls = None,
     page: Page = None,
@@ -93,9 +152,9 @@ def trace_documents(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Rank the documents that RUN read by the evidence that they taught BEHAVIOUR or a text.
+    """Rank the documents that RUN read by the evidence that they taught it BEHAVIOUR or a text.
 
-    With --question a head is followed in place of the logit difference; it may stand alone.
+    --question follows the score of one head instead; it can also be given without BEHAVIOUR.
     """
     given: dict[str, object] = {
         **{"question": question, "method": method, "within": within, "kind": kind, "rank": rank},
@@ -160,18 +219,24 @@ def trace_documents(
 @trace.command("exposure")
 def trace_exposure(
     path: RunPath,
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Verbatim.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="Text to count, verbatim.")
+    ] = None,
     document: Annotated[
-        list[int] | None, typer.Option(help="This document instead; may be repeated.")
+        list[int] | None,
+        typer.Option(help="Index of a document to count instead of TEXT; may be repeated."),
     ] = None,
     before: Annotated[
-        int | None, typer.Option(min=0, help="Checkpoint; default: the last one.")
+        int | None,
+        typer.Option(
+            min=0, help="Step of the checkpoint up to which to count; default: the last checkpoint."
+        ),
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Count how often RUN had read TEXT, or documents, before each checkpoint."""
+    """Count how often RUN had read TEXT, or some documents, before each checkpoint."""
     if (text is None) == (not document):
         raise EvidenceError("give either a TEXT or --document N")
     from data_attribution import tracing
@@ -189,23 +254,21 @@ def trace_exposure(
 def _refuse_idle(
     behaviour: str | None, text: str | None, from_text: str | None, given: dict[str, object]
 ) -> None:
-    """What nothing would look at."""
+    """Raise an EvidenceError unless there is one target, or if an option has no effect with it."""
     targets = sum(one is not None for one in (behaviour, text, from_text))
     if targets > 1 or not (targets or given["question"]):
         raise EvidenceError(
-            "give one of BEHAVIOUR, --text TEXT and --from-text FILE, or a --question"
+            "give one of BEHAVIOUR, --text TEXT and --from-text FILE, or --question alone"
         )
     idle = {
-        "--from-text looks for spans": given if from_text is not None else (),
-        "there is no BEHAVIOUR": ("metric", "prompts") if behaviour is None else (),
-        "there is no --prove": ("controls",) if given["prove"] is None else (),
+        "with --from-text, which looks for spans": given if from_text is not None else (),
+        "without BEHAVIOUR": ("metric", "prompts") if behaviour is None else (),
+        "without --prove": ("controls",) if given["prove"] is None else (),
     }
     for reason, names in idle.items():
         said = [f"--{one}" for one in names if given[one] not in (None, [])]
         if said:
-            raise EvidenceError(
-                f"{' and '.join(said)} would do nothing, for {reason}; leave it out"
-            )
+            raise EvidenceError(f"{' and '.join(said)} cannot be used {reason}; leave it out")
 
 
 def _target(
@@ -240,7 +303,7 @@ def _metric(name: str | None, target: "str | Behaviour | None") -> "Metric | Non
 def _goal(
     target: "str | Behaviour | None", asked: "Query | None", metric: str | None
 ) -> "str | Behaviour | Query | None":
-    """What a proof measures: what gradients followed, where that was named."""
+    """Return what --prove measures: the query or metric that gradients followed, or the target."""
     from data_attribution import queries
 
     followed = _metric(metric, target)
@@ -252,10 +315,10 @@ def _goal(
 def _with_options(
     methods: "Sequence[Method]", gradient: dict[str, object], replay: dict[str, object]
 ) -> "list[Method]":
-    """The methods with the options that were given; none where no option was.
+    """Return the methods with the given options, or an empty list if no option was given.
 
     Raises:
-        EvidenceError: No method reads an option that was given.
+        EvidenceError: An option was given that none of the methods reads.
     """
     options = {"gradient": _given(gradient), "replay": _given(replay)}
     names = [one.name for one in methods]
@@ -263,12 +326,12 @@ def _with_options(
         if given and name not in names:
             said = " and ".join(f"--{_OPTIONS.get(one, one)}" for one in given)
             raise EvidenceError(
-                f"{said} would do nothing: {'+'.join(names)} evidence does not look at that; take "
-                f"--method {name}, or fuse it with others: lexical+{name}"
+                f"{said} cannot be used with {'+'.join(names)} evidence; use --method {name}, or "
+                f"fuse it with others: --method lexical+{name}"
             )
     if not any(options.values()):
         return []
-    # Both are dataclasses: an option that is not given keeps its default.
+    # Methods are dataclasses: an option that is not given keeps its default.
     return [replace(one, **options.get(one.name, {})) for one in methods]  # type: ignore[type-var]
 
 
@@ -280,11 +343,13 @@ def _given(options: dict[str, object]) -> dict[str, Any]:
 
 
 def _components(within: list[str] | None) -> "Effects | list[str] | None":
-    """Names as they stand, or the effects in a file."""
+    """Return the names unchanged, or the effects in a file."""
     if not within or not within[0].endswith(".json"):
         return within or None
     if len(within) > 1:
-        raise EvidenceError(f"{within[0]} was given to --within beside {within[1]}; give one file")
+        raise EvidenceError(
+            f"--within has both {within[0]} and {within[1]}; give one file, or only names"
+        )
     from interp.patching import Effects
 
     readable(Path(within[0]))
@@ -292,7 +357,7 @@ def _components(within: list[str] | None) -> "Effects | list[str] | None":
 
 
 def _read(given: str) -> str:
-    """The text of a file where there is one of that name, else what was given."""
+    """Return the text of the file of that name if there is one, otherwise the string itself."""
     try:
         path = Path(given)
         is_file = path.is_file()
@@ -304,17 +369,17 @@ def _read(given: str) -> str:
         return given
     if path.stat().st_size > LARGEST:
         raise EvidenceError(
-            f"{path} has {path.stat().st_size >> 20} MB, and a text of {LARGEST >> 20} MB is the "
-            "longest that is traced; trace its parts"
+            f"{path} has {path.stat().st_size >> 20} MB, more than the limit of {LARGEST >> 20} "
+            "MB; trace its parts"
         )
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise EvidenceError(f"{path} is no UTF-8 text: byte {error.start}") from None
+        raise EvidenceError(f"{path} is not UTF-8 text (at byte {error.start})") from None
 
 
 def _spans(opened: "Run", text: str | None, seed: int) -> "Generation | None":
-    """The stretches of a text on its page; None: no text, or nothing of it stands anywhere."""
+    """Return the spans of a text for its page; None without a text, or if no span occurs."""
     from data_attribution import tracing
 
     try:

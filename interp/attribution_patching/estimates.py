@@ -32,7 +32,7 @@ from interp.behaviours import Behaviour
 from interp.components import SITES, Component, HookedModel, parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import Metric
-from interp.patching import Effects, PatchOptions, SweepLayout, provenance
+from interp.patching import Effects, PairedRuns, SweepLayout, SweepOptions, provenance
 from interp.patching.engine import MEMORY, Patched, Progress
 
 
@@ -87,8 +87,8 @@ def attribution(
         ModelError: The metric has no gradient at these components.
     """
     plan = _Plan.of(model, behaviour, over, positions)
-    how = PatchOptions(metric, direction, seed=seed)
-    return _estimate(model, behaviour, plan, how, "attribution patching")
+    options: SweepOptions = {"metric": metric, "direction": direction}
+    return _estimate(model, behaviour, plan, "attribution patching", seed, options)
 
 
 def atp_star(
@@ -132,9 +132,9 @@ def atp_star(
         raise ModelError("GradDrop leaves nothing of a model of one layer; give grad_drop=False")
     plan = replace(_Plan.of(model, behaviour, over, positions), qk_fix=qk_fix, grad_drop=grad_drop)
     parts = [name for name, on in (("QK fix", qk_fix), ("GradDrop", grad_drop)) if on]
-    how = PatchOptions(metric, direction, seed=seed)
+    options: SweepOptions = {"metric": metric, "direction": direction}
     name = f"AtP* ({', '.join(parts)})" if parts else "attribution patching"
-    return _estimate(model, behaviour, plan, how, name)
+    return _estimate(model, behaviour, plan, name, seed, options)
 
 
 def verify(
@@ -180,13 +180,18 @@ def verify(
     names = estimate.names
     patched = [names[i] for i in (*chosen, *others)]
     layout = SweepLayout("several", ("patch",), (len(patched),), tuple(patched))
-    how = PatchOptions(metric, estimate.direction, memory, progress, seed)
+    options: SweepOptions = {
+        "metric": metric,
+        "direction": estimate.direction,
+        "memory": memory,
+        "progress": progress,
+    }
     sets = [(parse(name),) for name in patched]
     with warnings.catch_warnings():
         # The estimate has already warned about components that the prompts do not vary, or they are
         # at positions before the prompts differ.
         warnings.simplefilter("ignore", UninformativeWarning)
-        exact = patching.normalized_effects(model, behaviour, sets, layout, how)
+        exact = patching.sweep(model, behaviour, sets, layout, seed=seed, **options)
     if exact.unfinished:
         raise KeyboardInterrupt
     estimated = torch.from_numpy(values[[*chosen, *others]]).float()
@@ -290,13 +295,19 @@ class _Plan:
 # The caller may be in inference mode, whose tensors cannot take part in a backward pass.
 @torch.inference_mode(False)
 def _estimate(
-    model: HookedModel, behaviour: Behaviour, plan: _Plan, how: PatchOptions, method: str
+    model: HookedModel,
+    behaviour: Behaviour,
+    plan: _Plan,
+    method: str,
+    seed: int,
+    options: SweepOptions,
 ) -> Effects:
-    runs, (metric,) = patching.pair_runs(model, behaviour, how), how.metrics(behaviour)
+    runs = PairedRuns.of(model, behaviour, seed=seed, **options)
+    (metric,) = runs.metrics
     hooks = [plan.hooks(model, layer) for layer in range(plan.n_layers)]
     names = list(dict.fromkeys(name for one in hooks for name in one.values()))
     pieces, moved = [], torch.zeros(len(plan.layout.places))
-    for found in gradients.along(model, runs, names, metric, dropping=plan.grad_drop):
+    for found in gradients.along(runs, names, metric, dropping=plan.grad_drop):
         passes = [
             torch.stack([_changes(plan, found, slope, one) for one in hooks])
             for slope in found.gradients
@@ -324,7 +335,7 @@ def _estimate(
     scores = torch.from_numpy(runs.start[:1])[:, None] + change.double()
     done = torch.ones(len(moved), dtype=torch.bool)
     as_patched = Patched(scores, torch.from_numpy(runs.start), done, moved.float(), peak_bytes=0)
-    effects = patching.of_patched(model, behaviour, as_patched, runs, plan.layout, how)
+    effects = runs.effects(as_patched, plan.layout)
     notes = [f"estimated by {method}: verify before believing", *effects.notes]
     return replace(effects, notes=(*notes, *([ABSOLUTE] if plan.grad_drop else [])))
 
@@ -334,13 +345,13 @@ def _changes(
 ) -> Float[Tensor, "*inner prompt"]:
     """Return the estimated change of the metric at one layer, [head or neuron][pos] prompt.
 
-    Outside the QK fix this is the sum of (there - here) * gradient over the component's numbers.
+    Outside the QK fix: the sum of (donor - receiver) * gradient over the numbers of the component.
     """
     if plan.fixed:
         change = _through_softmax(plan, found, slope, hooks)
     else:
         name = hooks["place"]
-        change = (found.there[name] - found.here[name]).double() * slope[name].double()
+        change = (found.donor[name] - found.receiver[name]).double() * slope[name].double()
         if plan.site != "neuron":
             change = change.sum(dim=-1)
     change = change if plan.each else change.sum(dim=1, keepdim=True)
@@ -352,7 +363,7 @@ def _changes(
 def _distance(plan: _Plan, found: Slopes, hooks: Mapping[str, str]) -> Tensor:
     """Return the largest difference between the two runs at each component of a layer."""
     name = hooks[plan.site if plan.fixed else "place"]
-    apart = (found.there[name] - found.here[name]).abs()
+    apart = (found.donor[name] - found.receiver[name]).abs()
     apart = (apart if plan.site == "neuron" else apart.amax(dim=-1)).amax(dim=0)
     apart = apart if plan.each else apart.amax(dim=0, keepdim=True)
     apart = apart.movedim(0, -1)
@@ -369,10 +380,10 @@ def _through_softmax(
     """
     # (queries, keys) after and before patching; the change of a score is the difference of q . k.
     pairs = (
-        (found.there, found.here) if plan.site == "q" else (found.here, found.there),
-        (found.here, found.here),
+        (found.donor, found.receiver) if plan.site == "q" else (found.receiver, found.donor),
+        (found.receiver, found.receiver),
     )
-    scores, gradient = found.here[hooks["scores"]], slope[hooks["pattern"]]
+    scores, gradient = found.receiver[hooks["scores"]], slope[hooks["pattern"]]
     after, before = (_dots(queries[hooks["q"]], keys[hooks["k"]]) for queries, keys in pairs)
     change = after - before
     if plan.site == "k" and plan.each:

@@ -43,13 +43,12 @@ class Slopes:
     """
 
     prompts: slice
-    here: Mapping[str, Tensor]
-    there: Mapping[str, Tensor]
+    receiver: Mapping[str, Tensor]
+    donor: Mapping[str, Tensor]
     gradients: Sequence[Mapping[str, Tensor]]
 
 
 def along(
-    model: HookedModel,
     runs: PairedRuns,
     names: Sequence[str],
     metric: Metric,
@@ -61,8 +60,7 @@ def along(
     Must not be called in inference mode.
 
     Args:
-        model: A hooked model. Its weights collect no gradient.
-        runs: The two sets of prompts.
+        runs: The two runs. The weights of their model collect no gradient.
         names: Hook points. The gradient is 0 at those that the metric does not depend on.
         metric: The differentiable metric whose gradient is taken.
         dropping: Use GradDrop: one backward pass per layer, in order, instead of a single one.
@@ -70,24 +68,25 @@ def along(
     Raises:
         ModelError: The scores do not depend on any of the hook points.
     """
-    n_prompts, n_pos = runs.here.shape
+    model = runs.model
+    n_prompts, n_pos = runs.receiver.shape
     step = max(TOKENS // n_pos, 1)
     for first in range(0, n_prompts, step):
         prompts = slice(first, min(first + step, n_prompts))
         with torch.no_grad():
-            _, cache = model.run_with_cache(runs.there[prompts], names_filter=list(names))
-        there = {name: cache[name].detach() for name in names}
+            _, cache = model.run_with_cache(runs.donor[prompts], names_filter=list(names))
+        donor = {name: cache[name].detach() for name in names}
         tape = _Tape(model.cfg.n_layers, names, dropping)
         with torch.enable_grad():
-            score = _score(model, runs.here[prompts], metric, prompts, tape).sum()
+            score = _score(model, runs.receiver[prompts], metric, prompts, tape).sum()
             if not score.requires_grad:
                 raise ModelError(
                     f"metric {metric.name!r} has no gradient at {names[0]} and {len(names) - 1} "
                     "more hook points; give a differentiable metric of what comes after them"
                 )
             gradients = tape.gradients(score)
-        here = {name: value.detach() for name, value in tape.found.items()}
-        yield Slopes(prompts, here, there, gradients)
+        receiver = {name: value.detach() for name, value in tape.found.items()}
+        yield Slopes(prompts, receiver, donor, gradients)
 
 
 def _score(

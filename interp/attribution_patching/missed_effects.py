@@ -43,13 +43,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from interp import patching
 from interp.attribution_patching.estimates import ABSOLUTE, refuse_another
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
 from interp.errors import EffectsError
 from interp.metrics import Metric
-from interp.patching import Effects, PatchOptions, Provenance, engine, provenance
+from interp.patching import Effects, PairedRuns, Provenance, provenance
 from interp.patching.engine import MEMORY, Progress
 from interp.statistics import reach
 from train import storage
@@ -203,8 +202,16 @@ def missed(
     inside = sets(len(left), draws, density, seed=seed)
     places = [parse(names[i]) for i in left]
     patches = [[places[i] for i in np.flatnonzero(row)] for row in (*inside, np.ones(len(left)))]
-    how = PatchOptions(metric, estimate.direction, memory, progress, seed)
-    moved = _moved(model, behaviour, patches, how)
+    runs = PairedRuns.of(
+        model,
+        behaviour,
+        metric=metric,
+        direction=estimate.direction,
+        memory=memory,
+        progress=progress,
+        seed=seed,
+    )
+    moved = _moved(runs, patches)
     guess = estimate.values.flatten().double().numpy()[left]
     guess = np.zeros_like(guess) if ABSOLUTE in estimate.notes else guess
     above = upper(inside, moved[:-1], guess, confidence=confidence)
@@ -240,26 +247,11 @@ def _unverified(estimate: Effects, verified: Sequence[str]) -> list[int]:
     return left
 
 
-def _moved(
-    model: HookedModel,
-    behaviour: Behaviour,
-    patches: Sequence[Sequence[Component]],
-    how: PatchOptions,
-) -> Float[np.ndarray, " patch"]:
+def _moved(runs: PairedRuns, patches: Sequence[Sequence[Component]]) -> Float[np.ndarray, " patch"]:
     """Return the effect of patching each set of components; raise KeyboardInterrupt on Ctrl-C."""
     # An empty set changes nothing and is not run.
     run = [i for i, patch in enumerate(patches) if patch]
-    runs, asked = patching.pair_runs(model, behaviour, how), [patches[i] for i in run]
-    found = engine.scores(
-        model,
-        runs.here,
-        asked,
-        runs.source(model, asked),
-        how.metrics(behaviour),
-        shared=runs.shared,
-        memory=how.memory,
-        progress=how.progress,
-    )
+    found = runs.scores([patches[i] for i in run])
     if not found.done.all():
         raise KeyboardInterrupt
     moved = np.zeros(len(patches))

@@ -1,4 +1,4 @@
-"""`openbook ablate`: what a model loses without a component."""
+"""The command `openbook ablate`: what a model loses without some components."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def _effects(path: Path | None) -> Path | None:
-    """A file of effects; a component's name is told where it belongs."""
+    """Raise an error if `path` is not a file; for a component's name, say which option takes it."""
     if path is not None and not path.exists() and "." not in path.name:
-        raise InterpError(f"no file is called {path}; for a component it is --component {path}")
+        raise InterpError(f"there is no file {path}; to name a component use --component {path}")
     return readable(path)
 
 
@@ -27,37 +27,55 @@ def ablate_command(
     behaviour: Named,
     components: Annotated[
         Path | None,
-        typer.Option(callback=_effects, help="Effects of `openbook patch --out`: its best."),
+        typer.Option(
+            callback=_effects, help="File of `openbook patch --out`: ablate its largest effects."
+        ),
     ] = None,
     take: Annotated[
-        int | None, typer.Option(min=1, help="How many of --components; default 5.")
+        int | None,
+        typer.Option(min=1, help="With --components: number of effects to take; default: 5."),
     ] = None,
     component: Annotated[
-        list[str] | None, typer.Option(help="L0H2, L1.mlp@3 and so on; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Component to ablate, e.g. L0H2 or L1.mlp@3; may be repeated."),
     ] = None,
     together: Annotated[
-        bool, typer.Option("--together", help="All at once, and not one at a time.")
+        bool,
+        typer.Option(
+            "--together", help="Ablate the given components all at once, not one at a time."
+        ),
     ] = False,
     standin: Annotated[
         Literal["zero", "mean", "resample", "corrupt"],
-        typer.Option(help="What is put in the place of a component."),
+        typer.Option(
+            help="What replaces a component's output: zeros, its mean over prompts, its value on "
+            "other prompts (resample), or its value on the corrupt prompt."
+        ),
     ] = "mean",
-    draws: Annotated[int | None, typer.Option(min=1, help="Of resample; default 10.")] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --standin resample: number of draws; default: 10."),
+    ] = None,
     metric: Annotated[
         Literal["logit-difference", "log-probability", "probability"],
-        typer.Option(help="What is scored."),
+        typer.Option(help="Score whose change is measured."),
     ] = "logit-difference",
     memory: Memory = 2048,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="Rows to print; --json prints all.")] = 10,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of rows to print (--json prints all).")
+    ] = 10,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Take components of RUN away and measure BEHAVIOUR; default: every head and every MLP."""
+    """Ablate components of RUN, and measure how much of BEHAVIOUR is lost.
+
+    By default every head and every MLP is ablated, one at a time.
+    """
     from interp import behaviours, metrics, models, patching, plots
     from interp.patching import Effects
     from train import progress
@@ -65,12 +83,12 @@ def ablate_command(
     if draws and standin != "resample":
         raise InterpError(f"--draws belongs to --standin resample, not to {standin}")
     if take and not components:
-        raise InterpError("--take belongs to --components; --component names one")
+        raise InterpError("--take counts effects of --components FILE; give that file")
     named = list(component or [])
     if components:
         named += Effects.load(components).top(take or 5)
     if together and not named:
-        raise InterpError("--together needs --component or --components, or nothing is left")
+        raise InterpError("--together needs --component or --components: say what to ablate")
     model, words = models.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
     sets = [named] if together else [[name] for name in named] or None
@@ -107,5 +125,5 @@ def _text(found: "Ablation", top: int) -> str:
         kept = float(found.accuracy[found.names.index(name)])
         lines.append(f"{name:<16}  {found[name]:8.3f}  {shown}  positive on {kept:.2f}")
     left = len(found.names) - top
-    lines += [f"and {left} that cost less"] if left > 0 else []
+    lines += [f"and {left} with smaller losses"] if left > 0 else []
     return "\n".join([*lines, *found.notes, provenance_line(found.provenance)])

@@ -1,7 +1,8 @@
-"""`openbook behaviours`, `patch`, `recall` and `detect`: what a model does, and what in it does it.
+"""The commands `openbook behaviours`, `recall` and `detect`, and the options that commands share.
 
-RUN is a run, or a local Hugging Face folder: then the knowledge level is `weights-only` and is
-printed with every result. Each command parses, calls one library function and prints.
+RUN is the folder of a run or a local Hugging Face folder. The latter has knowledge level
+`weights-only`; the level is printed with every result. Each command parses its arguments, calls
+one library function and prints the result.
 """
 
 from pathlib import Path
@@ -22,20 +23,27 @@ if TYPE_CHECKING:
     from train.runs import Origin
 
 Source = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder of a run, or a Hugging Face folder.")
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, or a local Hugging Face folder.")
 ]
 Named = Annotated[
     str,
     typer.Argument(
-        metavar="BEHAVIOUR", help="As `openbook behaviours RUN` lists them; a .toml; a saved .json."
+        metavar="BEHAVIOUR",
+        help="Name of a behaviour (`openbook behaviours RUN` lists them), a .toml file of prompt "
+        "templates, or a saved .json file.",
     ),
 ]
-Step = Annotated[int | None, typer.Option(min=0, help="Checkpoint; default: the last.")]
-Prompts = Annotated[int, typer.Option(min=1, help="At most so many prompts.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the draw of prompts and of the bootstrap.")]
+Step = Annotated[
+    int | None, typer.Option(min=0, help="Step of the checkpoint to load; default: the last.")
+]
+Prompts = Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Random seed for sampling prompts and everything else sampled.")
+]
 Kind = Literal["induction", "previous token", "duplicate token", "copying", "name moving"]
 PROMPTS = 64
-# Tokens whose copying is asked for: on GPT-2 each costs 22 GFLOP, half of it the control.
+# Tokens on which copying and name moving are scored. On GPT-2 each token costs 22 GFLOP, half of
+# it for the untrained control.
 COPIED = 128
 SHOWN_PROMPTS = 4
 
@@ -43,10 +51,10 @@ SHOWN_PROMPTS = 4
 def behaviours_command(
     source: Source,
     name: Annotated[
-        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Show the prompts of this one.")
+        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Behaviour whose prompts to show.")
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Single facts and templates too, one row each.")
+        bool, typer.Option("--all", help="Also list single facts and templates, one row each.")
     ] = False,
     step: Step = None,
     prompts: Prompts = PROMPTS,
@@ -55,12 +63,12 @@ def behaviours_command(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """List the behaviours of RUN and how well it does them, or show the prompts of one."""
+    """List the behaviours of RUN and how well it performs each, or show the prompts of one."""
     from interp import behaviours, models
 
     model, words = models.open(source, step=step, store=store)
     if name is None:
-        # Parts of a behaviour and single facts are called whole:part, and are many.
+        # Parts of a behaviour and single facts are named whole:part, and there are many.
         known = [one for one in behaviours.names(words) if every or ":" not in one]
         rows, impossible = [], []
         for one in known:
@@ -87,7 +95,7 @@ def recall_command(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Print what RUN recalls of planted facts, by how many documents state them."""
+    """Print how many planted facts RUN recalls, grouped by how many documents state them."""
     from interp import behaviours, models, training_dynamics
 
     model, words = models.open(path, step=step, store=store)
@@ -100,18 +108,23 @@ def recall_command(
 def detect_command(
     source: Source,
     step: Step = None,
-    sequences: Annotated[int, typer.Option(min=1, help="Random sequences.")] = 64,
-    length: Annotated[int, typer.Option(min=2, help="Tokens of one copy.")] = 24,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random tokens.")] = 0,
+    sequences: Annotated[
+        int, typer.Option(min=1, help="Number of random repeated sequences.")
+    ] = 64,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in each of the two copies.")] = 24,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed of the tokens and of the untrained controls.")
+    ] = 0,
     plot: Annotated[
-        Path | None, typer.Option(callback=drawable, help="Write the figure as .html or .png.")
+        Path | None,
+        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
     ] = None,
-    kind: Annotated[Kind, typer.Option(help="Of the figure.")] = "induction",
+    kind: Annotated[Kind, typer.Option(help="With --plot: score to draw.")] = "induction",
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Score every head of RUN for what it attends to, and for what it writes of it."""
+    """Score every head of RUN by what it attends to, and by what it writes about those tokens."""
     from interp import models
     from interp.heads import (
         KINDS,
@@ -150,7 +163,7 @@ def detect_command(
     answer(result, text, as_json=as_json, out=out)
 
 
-# --- for a person --------------------------------------------------------------------------------
+# --- text output ---------------------------------------------------------------------------------
 
 
 def _check_row(name: str, check: "Check") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`openbook cache`: activations of documents or prompts, written to disk to be found again."""
+"""The command `openbook cache`: writes activations of documents or prompts to disk."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,40 +18,57 @@ PROMPTS = 64
 
 def cache_command(
     source: Source,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the activation store.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the activation store.")],
     sites: Annotated[
         list[str],
         typer.Option(
-            help="Hook point, place (L3.resid_post, L1H0), 'L*.mlp' or 'blocks.*.hook_z'; repeat "
-            "it, or separate by commas."
+            help="Sites to store: a hook point, a component (L3.resid_post, L1H0), or a pattern "
+            "such as 'L*.mlp' or 'blocks.*.hook_z'; may be repeated or separated by commas."
         ),
     ],
     documents: Annotated[
-        int | None, typer.Option(min=1, help="The first so many of the store; default: all.")
+        int | None,
+        typer.Option(min=1, help="Number of documents, from the store's first; default: all."),
     ] = None,
     reading: Annotated[
         Literal["documents", "trained"],
-        typer.Option(help="Every document alone behind an end-of-text, or windows as trained."),
+        typer.Option(
+            help="How to cut the tokens. documents: each document alone, after an end-of-text. "
+            "trained: the windows that training reads."
+        ),
     ] = "documents",
     overlap: Annotated[
-        int, typer.Option(min=0, help="Tokens a further window of a long document repeats.")
+        int,
+        typer.Option(
+            min=0,
+            help="With --reading documents: tokens that each further window of a long document "
+            "repeats as context.",
+        ),
     ] = 0,
     behaviour: Annotated[
-        str | None, typer.Option(help="The clean prompts of a behaviour instead of documents.")
+        str | None,
+        typer.Option(help="Behaviour whose clean prompts are read instead of documents."),
     ] = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="On disk.")] = "bf16",
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"], typer.Option(help="Number format on disk.")
+    ] = "bf16",
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Windows a pass; default: 4096 tokens' worth.")
+        int | None,
+        typer.Option(min=1, help="Windows per forward pass; default: about 4096 tokens."),
     ] = None,
     step: Step = None,
     store: StorePath = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it takes.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a store whose writing was stopped.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the size on disk and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write what RUN computes at some sites, at every token of documents or prompts."""
+    """Write the activations of RUN at some sites, for every token of documents or prompts."""
     from interp import activations, behaviours, models
     from train import progress
 
@@ -87,7 +104,7 @@ def _windows(
         )
     if not isinstance(words, Run) and store is None:
         raise InterpError(
-            "the model came without its token store; name one with --store, or prompts with "
+            "the model comes without a token store; give one with --store, or prompts with "
             "--behaviour"
         )
     opened = words.store if isinstance(words, Run) else open_store(store or "")

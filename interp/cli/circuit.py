@@ -1,4 +1,4 @@
-"""`openbook circuit`: the edges that carry a behaviour, with what could have refuted them."""
+"""The command `openbook circuit`: finds the edges that carry a behaviour, and tests them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,48 +22,79 @@ def circuit_command(
     source: Source,
     behaviour: Named,
     method: Annotated[
-        Literal["eap-ig", "eap", "exact"], typer.Option(help="How every edge is scored.")
+        Literal["eap-ig", "eap", "exact"],
+        typer.Option(
+            help="How to score edges: edge attribution patching with integrated gradients "
+            "(eap-ig) or without (eap), or exact patching (one pass per edge)."
+        ),
     ] = "eap-ig",
     edges: Annotated[
         int | None,
-        typer.Option(min=1, help="Edges before pruning; default: what keeps 0.9 of the behaviour."),
+        typer.Option(
+            min=1,
+            help="Number of edges before pruning; default: as many as keep 0.9 of the behaviour.",
+        ),
     ] = None,
     selection: Annotated[
-        Literal["greedy", "top"], typer.Option(help="From the logits up, or the strongest of all.")
+        Literal["greedy", "top"],
+        typer.Option(
+            help="How to select edges. greedy: grow the circuit from the logits. top: take the "
+            "highest scores."
+        ),
     ] = "greedy",
     signed: Annotated[
-        bool, typer.Option("--signed", help="Only edges that work for the behaviour.")
+        bool,
+        typer.Option(
+            "--signed",
+            help="Rank edges by signed score, so that edges against the behaviour come last.",
+        ),
     ] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Of eap-ig.")] = 5,
+    steps: Annotated[
+        int, typer.Option(min=1, help="With --method eap-ig: number of integration steps.")
+    ] = 5,
     metric: Annotated[
         Literal["logit-difference", "log-probability", "probability"],
-        typer.Option(help="What faithfulness is measured in."),
+        typer.Option(help="Metric in which faithfulness is measured."),
     ] = "logit-difference",
     held_out: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share of prompts that judge and do not choose.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="Share of prompts kept for judging the circuit and not used for choosing it.",
+        ),
     ] = 0.5,
     judge: Annotated[
         Path | None,
-        typer.Option(callback=readable, help="Find none: judge this circuit, ours or MIB's."),
+        typer.Option(
+            callback=readable,
+            help="Judge the circuit in this file (of --out or in MIB's format) instead of finding "
+            "one.",
+        ),
     ] = None,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="Edges to print; --json prints all.")] = 20,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of edges to print (--json prints all).")
+    ] = 20,
     mib: Annotated[
         Path | None,
-        typer.Option(callback=writable, help="Also write MIB's circuit file here (.json, .xz)."),
+        typer.Option(
+            callback=writable, help="Also write a circuit file in MIB's format (.json or .xz)."
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(callback=drawable, help="Write the figure here.")
+        Path | None,
+        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Find the edges of RUN that carry BEHAVIOUR, and check that they do."""
+    """Find the edges of RUN that carry BEHAVIOUR, and test that they do."""
     if judge and (mib or plot or edges):
-        raise InterpError("--judge finds nothing to keep: leave out --mib, --plot and --edges")
+        raise InterpError("--judge finds no circuit: leave out --mib, --plot and --edges")
     from interp import behaviours, circuits, metrics, models, plots
     from train import progress
 
@@ -97,7 +128,7 @@ def circuit_command(
 
 
 def _judged(model: Any, behaviour: Any, path: Path, metric: Any) -> tuple[dict[str, Any], str]:
-    """How much of a behaviour a circuit keeps that was found before."""
+    """Measure how much of a behaviour a previously found circuit keeps."""
     from interp import circuits
 
     kept = circuits.open_circuit(path).kept
@@ -105,7 +136,7 @@ def _judged(model: Any, behaviour: Any, path: Path, metric: Any) -> tuple[dict[s
     result = {"circuit": str(path), "edges": int(kept.sum()), "faithfulness": asdict(share)}
     text = (
         f"{behaviour.name}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
-        "on all prompts, those that chose the edges included when they were these"
+        "measured on all prompts, which may include those that chose the edges"
     )
     return result, text
 
@@ -141,17 +172,31 @@ def _circuit(found: "Circuit", top: int) -> str:
 
 def _checks(found: "Circuit") -> list[str]:
     checks = found.checks
-    rows: list[tuple[str, object, str]] = [("faithfulness", found.faithfulness, "1 does all of it")]
+    rows: list[tuple[str, object, str]] = [
+        ("faithfulness", found.faithfulness, "share of the behaviour kept (ideal: 1)")
+    ]
     if checks:
         rows += [
-            ("random init", checks.random_init, "the same edges, never trained; 0"),
-            ("random circuits", checks.random_circuits, "as large, shuffled; 0"),
-            ("complement", checks.complement, "all other edges; 0"),
-            ("completeness", checks.completeness, "gap when a node is taken out; 0"),
-            ("minimality", checks.minimality, "share of edges that matter; 1"),
-            ("stability", checks.stability or "one prompt, none", "Jaccard, prompts redrawn; 1"),
-            ("rank agreement", checks.agreement or "too few edges", "estimated and exact worth; 1"),
-            ("CPR", checks.cpr.area, "as MIB; higher is better"),
-            ("CMD", checks.cmd.area, "as MIB; 0 is best"),
+            ("random init", checks.random_init, "the same edges in an untrained model (ideal: 0)"),
+            (
+                "random circuits",
+                checks.random_circuits,
+                "as large, chosen by shuffled scores (ideal: 0)",
+            ),
+            ("complement", checks.complement, "all other edges (ideal: 0)"),
+            ("completeness", checks.completeness, "gap when a node is removed (ideal: 0)"),
+            ("minimality", checks.minimality, "share of edges that matter (ideal: 1)"),
+            (
+                "stability",
+                checks.stability or "one prompt, none",
+                "Jaccard index, prompts redrawn (ideal: 1)",
+            ),
+            (
+                "rank agreement",
+                checks.agreement or "too few edges",
+                "estimated and exact worth (ideal: 1)",
+            ),
+            ("CPR", checks.cpr.area, "as defined by MIB; higher is better"),
+            ("CMD", checks.cmd.area, "as defined by MIB (ideal: 0)"),
         ]
     return [f"{name:<15}  {found!s:<48}  {meaning}" for name, found, meaning in rows]

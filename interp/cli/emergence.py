@@ -1,4 +1,4 @@
-"""`openbook emergence`: what an analysis says at each checkpoint of a run, and when it rose."""
+"""The command `openbook emergence`: computes an analysis at every checkpoint of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,30 +22,39 @@ def emergence_command(
     analysis: Annotated[
         str,
         typer.Argument(
-            help="induction, previous-token, copying, detectors, in-context, score:BEHAVIOUR, "
-            "heads:BEHAVIOUR; or watched: what was logged in training."
+            help="Analysis: induction, previous-token, copying, detectors (these three), "
+            "in-context, score:BEHAVIOUR, heads:BEHAVIOUR, or watched (what was logged during "
+            "training)."
         ),
     ],
     steps: Annotated[
-        str, typer.Option(help="Checkpoints: all, log:40 (so many by ratio), or 0,100,200.")
+        str,
+        typer.Option(
+            help="Checkpoints to analyse: all, log:40 (at most 40, spaced logarithmically), or "
+            "steps such as 0,100,200."
+        ),
     ] = "all",
     documents: Annotated[
         list[int] | None,
-        typer.Option("--document", help="Mark when this document was read; may be repeated."),
+        typer.Option(
+            "--document", help="Index of a document: mark the steps that read it; may be repeated."
+        ),
     ] = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
     keep: Annotated[
-        Path | None, typer.Option(help="Folder of the rows; default: emergence inside RUN.")
+        Path | None,
+        typer.Option(help="Folder that keeps the computed rows; default: emergence inside RUN."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
+        Path | None,
+        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Ask ANALYSIS of the checkpoints of RUN; what was computed before is only read."""
+    """Compute ANALYSIS at checkpoints of RUN. Rows that were computed before are read from disk."""
     from interp import training_dynamics
     from train import progress, runs
 
@@ -70,7 +79,7 @@ def emergence_command(
 
 
 def said(found: "Trajectory") -> str:
-    """The numbers that change most by step, when each rose, and what was refused."""
+    """Return the values that change most, by step, when each rose, and what failed."""
     names = found.changing(SHOWN)
     curves = {name: {one.step: one for one in found.curve(name)} for name in names}
     rows = [["step", *names]]
@@ -83,7 +92,7 @@ def said(found: "Trajectory") -> str:
         for row in rows
     ]
     hidden = len(found.names) - len(names)
-    lines += [f"and {hidden} more that change less: --json"] if hidden else []
+    lines += [f"and {hidden} more that change less (--json prints all)"] if hidden else []
     for name in names:
         curve = found.curve(name)
         if curve[0].value != curve[-1].value:
@@ -97,14 +106,16 @@ def said(found: "Trajectory") -> str:
         lines.append(f"{label}: {len(steps)} readings{between}")
     if found.refused:
         asked = [step for step, _ in found.refused]
-        lines.append(f"no number at {len(asked)} steps ({asked[0]} to {asked[-1]}), the first:")
+        lines.append(
+            f"no value at {len(asked)} steps ({asked[0]} to {asked[-1]}); the first reason:"
+        )
         lines.append(f"  {found.refused[0][1]}")
     lines.append(f"run {found.run_id}, {found.knowledge}; intervals are 95 % over prompts")
     return "\n".join(lines)
 
 
 def _detour(curve: "Sequence[TrajectoryPoint]") -> str:
-    """Where a curve leaves the stretch between its ends by more than half of it."""
+    """Name the furthest value if it lies outside the range of the ends by over half that range."""
     low, high = sorted((curve[0].value, curve[-1].value))
     outside = [max(low - one.value, one.value - high) for one in curve]
     furthest = max(range(len(curve)), key=outside.__getitem__)

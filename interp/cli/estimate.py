@@ -1,4 +1,4 @@
-"""`openbook estimate`: what patching would find, by gradients, and how wrong that is."""
+"""The command `openbook estimate`: estimates patching effects from gradients, with their error."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,26 +22,42 @@ def estimate_command(
     behaviour: Named,
     method: Annotated[
         Literal["attribution", "atp-star"],
-        typer.Option(help="First order throughout, or with AtP*'s two corrections."),
+        typer.Option(
+            help="Attribution patching to first order (attribution), or with the two corrections "
+            "of AtP* (atp-star)."
+        ),
     ] = "attribution",
-    over: Annotated[Over, typer.Option(help="What would be patched.")] = "heads",
+    over: Annotated[
+        Over, typer.Option(help="Components whose patching effects are estimated.")
+    ] = "heads",
     verify: Annotated[
-        int, typer.Option(min=2, help="Patch so many of the largest, and as many others, exactly.")
+        int,
+        typer.Option(
+            min=2,
+            help="Number of components with the largest estimates to patch exactly; as many "
+            "random others are patched as a control.",
+        ),
     ] = 20,
     direction: Annotated[
-        Literal["denoising", "noising"], typer.Option(help="As of `openbook patch`.")
+        Literal["denoising", "noising"],
+        typer.Option(
+            help="denoising: clean values into corrupt prompts. noising: corrupt values into clean "
+            "prompts."
+        ),
     ] = "denoising",
     memory: Memory = 2048,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="Places to print; --json prints all.")] = 10,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of components to print (--json prints all).")
+    ] = 10,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Estimate which places of RUN carry BEHAVIOUR, and verify the best of them exactly."""
+    """Estimate which components of RUN carry BEHAVIOUR, and check the largest estimates exactly."""
     from interp import attribution_patching, behaviours, models, plots
     from train import progress
 
@@ -82,7 +98,7 @@ def _text(found: "Agreement") -> str:
     ]
     if found.control is not None:
         lines.append(
-            f"of {found.control_n} others drawn at random the largest exact effect is "
+            f"largest exact effect among {found.control_n} others drawn at random: "
             f"{found.control:.3f} ({found.control_place})"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`openbook lens`: what each layer of RUN would answer, and which part wrote the answer."""
+"""The command `openbook lens`: logit lens, tuned lens and direct logit attribution."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,35 +21,58 @@ def lens_command(
     behaviour: Named,
     kind: Annotated[
         Literal["logit", "tuned", "direct"],
-        typer.Option(help="Logit lens, tuned lens, or direct logit attribution."),
+        typer.Option(help="Method: logit lens, tuned lens, or direct logit attribution."),
     ] = "logit",
     positions: Annotated[
         Literal["last", "each"],
-        typer.Option(help="Of a lens: to read. Of direct: each splits heads by where they read."),
+        typer.Option(
+            help="Positions to read. With --kind direct, each splits every head's contribution by "
+            "source position."
+        ),
     ] = "last",
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
     lens: Annotated[
-        Path | None, typer.Option(callback=readable, help="A tuned lens that was saved.")
+        Path | None,
+        typer.Option(
+            callback=readable,
+            help="With --kind tuned: file of a saved lens, used instead of fitting one.",
+        ),
     ] = None,
     save_lens: Annotated[
-        Path | None, typer.Option(callback=writable, help="Keep the fitted lens: a .json.")
+        Path | None,
+        typer.Option(
+            callback=writable, help="With --kind tuned: save the lens to this .json file."
+        ),
     ] = None,
     train_tokens: Annotated[
-        bool, typer.Option("--train-tokens", help="Fit to tokens the model was trained on.")
+        bool,
+        typer.Option(
+            "--train-tokens",
+            help="With --kind tuned: fit on tokens that the model was trained on (default: "
+            "held-out tokens).",
+        ),
     ] = False,
-    fit_steps: Annotated[int, typer.Option(min=1, help="Of fitting.")] = 250,
+    fit_steps: Annotated[
+        int, typer.Option(min=1, help="With --kind tuned: number of steps for fitting the lens.")
+    ] = 250,
     plot: Annotated[
-        Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
+        Path | None,
+        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Read BEHAVIOUR off every layer of RUN, or split its logit difference over what wrote it."""
+    """Read the answer to BEHAVIOUR from every layer of RUN, or find what wrote it.
+
+    --kind direct splits the logit difference over the components that write it.
+    """
     if kind != "tuned" and (lens or save_lens or train_tokens):
-        raise InterpError(f"--lens, --save-lens and --train-tokens belong to tuned, not to {kind}")
+        raise InterpError(
+            f"--lens, --save-lens and --train-tokens belong to --kind tuned, not to --kind {kind}"
+        )
     from interp import behaviours, lenses, models
     from interp.heads import decompose_logits
     from train import progress
@@ -67,7 +90,7 @@ def lens_command(
             found = lenses.logit(model, prompted, positions=at, seed=seed, progress=advance)
             text = _readings(found)
         else:
-            behaviours.check(model, prompted)  # Before minutes of fitting.
+            behaviours.check(model, prompted)  # before fitting, which takes minutes
             tuned, faith = (
                 (lenses.load_tuned_lens(lens), None)
                 if lens
@@ -90,14 +113,14 @@ def lens_command(
 def _fitted(
     model: Any, words: Any, trained: bool, steps: int, seed: int, advance: Any
 ) -> "tuple[TunedLens, LensEvaluation]":
-    """A lens, and how faithful it is on windows that it was not fitted to."""
+    """Fit a lens, and measure how faithful it is on windows it was not fitted to."""
     from interp import lenses
     from train.runs import Run
 
     if not isinstance(words, Run):
         raise InterpError(
-            "a tuned lens is fitted to the tokens of a run, and this model came without any; give "
-            "one that was saved with --lens"
+            "a tuned lens is fitted to the tokens of a run, and this model comes without a run; "
+            "give a saved lens with --lens"
         )
     cut = lenses.training_tokens if trained else lenses.held_out_tokens
     windows = cut(words.store, model.cfg.n_ctx)
@@ -123,14 +146,14 @@ def _contributions(found: "Contributions", k: int = 12) -> str:
     lines = [
         f"{found.provenance.behaviour}: direct contributions to a logit difference of "
         f"{found.score.show()}, n={found.n} prompts; control: never trained",
-        f"{len(found.names)} parts add up to it within {found.gap:.1g}",
+        f"{len(found.names)} parts add up to it, to within {found.gap:.1g}",
     ]
     order = found.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
     for i in order:
         own, control = found.average.at(i).show(), found.control.at(i).show()
         lines.append(f"  {found.names[i]:<16}  {own:<28}  control {control}")
     left = len(found.names) - len(order)
-    lines += [f"and {left} parts that write less"] if left > 0 else []
+    lines += [f"and {left} parts with smaller contributions"] if left > 0 else []
     return "\n".join([*lines, _about(found.provenance)])
 
 
@@ -144,8 +167,8 @@ def _fit(tuned: "TunedLens") -> str:
 
 def _bits(found: "LensEvaluation") -> str:
     lines = [
-        f"on {found.n_tokens:,} other {found.region} tokens, n={found.n} windows: bits a token "
-        "from the model (control: never trained, translated)"
+        f"on {found.n_tokens:,} other {found.region} tokens, n={found.n} windows: bits per token "
+        "from the model (control: lens fitted to the layers of an untrained model)"
     ]
     for layer in range(found.kl.values.shape[1]):
         logit, tuned, control = (found.kl.at(lens, layer).show() for lens in range(3))

@@ -1,4 +1,4 @@
-"""`openbook patch`: which places of a model carry a behaviour, or which paths between its heads."""
+"""The command `openbook patch`: which activations, or paths between heads, carry a behaviour."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from interp.patching import Effects
 
 PROMPTS = 64
-# Sweeps by the name of --over, the site of a residual one behind it.
+# Values of --over: names of sweeps, or sites of the residual stream.
 OVER = (
     "heads", "residual", "resid_mid", "resid_post", "mlps", "attention", "queries", "keys",
     "values", "patterns", "neurons",
@@ -27,54 +27,85 @@ Over = Literal[
 ]  # fmt: skip
 MetricNames = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="logit-difference, log-probability or probability; repeatable."),
+    typer.Option(
+        "--metric",
+        help="Metric: logit-difference, log-probability or probability; may be repeated.",
+    ),
 ]
-Memory = Annotated[int, typer.Option(min=1, help="Megabytes to stay under, above the weights.")]
+Memory = Annotated[
+    int, typer.Option(min=1, help="Memory limit in MB, not counting the model's weights.")
+]
 Plot = Annotated[
-    Path | None, typer.Option(callback=drawable, help="Write the figure: .html or .png.")
+    Path | None, typer.Option(callback=drawable, help="Write a figure to this .html or .png file.")
 ]
 
 
 def patch_command(
     source: Source,
     behaviour: Named,
-    over: Annotated[Over, typer.Option(help="What to patch.")] = "heads",
+    over: Annotated[Over, typer.Option(help="Components to patch, one at a time.")] = "heads",
     to: Annotated[
         list[str] | None,
-        typer.Option(help="Follow paths from every head to this reader: L1H0.q, or logits."),
+        typer.Option(
+            help="Patch paths instead: from every head to this receiver, e.g. L1H0.q or logits; "
+            "may be repeated."
+        ),
     ] = None,
     through_mlps: Annotated[
-        bool, typer.Option("--through-mlps", help="With --to: MLPs on the way react.")
+        bool,
+        typer.Option(
+            "--through-mlps",
+            help="With --to: recompute MLPs between sender and receiver (default: freeze them).",
+        ),
     ] = False,
     step: Step = None,
     direction: Annotated[
         Literal["denoising", "noising"],
-        typer.Option(help="Clean values into corrupt prompts, or the other way round."),
+        typer.Option(
+            help="denoising: clean values into corrupt prompts. noising: corrupt values into clean "
+            "prompts."
+        ),
     ] = "denoising",
     positions: Annotated[
-        str | None, typer.Option(help="'each', 'together', or some: 3,5,-1.")
+        str | None,
+        typer.Option(
+            help="Positions to patch: each (one at a time), together (all at once), or a list such "
+            "as 3,5,-1; default: each for the residual stream, otherwise together."
+        ),
     ] = None,
-    window: Annotated[int, typer.Option(min=1, help="Layers together; mlps and attention.")] = 1,
+    window: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --over mlps or attention: number of layers patched together."
+        ),
+    ] = 1,
     metric: MetricNames = None,
     control: Annotated[
-        bool, typer.Option("--control", help="The same patches in an untrained model, too.")
+        bool,
+        typer.Option(
+            "--control", help="Also make the same patches in an untrained model, as a control."
+        ),
     ] = False,
     memory: Memory = 2048,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="Places to print; --json prints all.")] = 10,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of effects to print (--json prints all).")
+    ] = 10,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Find which places of RUN carry BEHAVIOUR, by exchanging one activation at a time."""
+    """Find the activations of RUN that carry BEHAVIOUR, by patching one at a time."""
     if window > 1 and over not in WINDOWED:
         raise InterpError(f"--window belongs to {' and '.join(WINDOWED)}, not to {over}")
     if through_mlps and not to:
-        raise InterpError("--through-mlps belongs to --to: only paths leave MLPs out")
+        raise InterpError("--through-mlps belongs to --to: only path patching freezes MLPs")
     if to and control:
-        raise InterpError("--control is of patches; paths of an untrained model are not followed")
+        raise InterpError(
+            "--control works for patches only, not for paths: leave out --control or --to"
+        )
     if to and (positions or window > 1 or over != "heads"):
         raise InterpError("--to follows whole heads: leave out --over, --positions and --window")
     from interp import behaviours, metrics, models, patching, plots
@@ -132,7 +163,7 @@ def _paths(
 
 
 def _positions(given: str) -> str | list[int]:
-    """Words as they are, numbers as a list."""
+    """Return the words "each" and "together" unchanged, and numbers as a list."""
     if given in ("each", "together"):
         return given
     try:
@@ -152,7 +183,7 @@ def _no_interval(effects: "Effects") -> str:
 
 
 def effects_text(effects: "Effects", top: int) -> str:
-    """The highest effects with their intervals, baselines and provenance."""
+    """Return the text output: the largest effects, their intervals, baselines and provenance."""
     about = effects.provenance
     window = f", windows of {effects.window} layers" if effects.window > 1 else ""
     window += f", paths: {effects.through}" if effects.through else ""
@@ -168,7 +199,9 @@ def effects_text(effects: "Effects", top: int) -> str:
         lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
     if effects.control is not None:
         largest = float(effects.control[~effects.control.isnan()].abs().max())
-        lines.append(f"untrained model: no place moves more than {largest:.3f} of this difference")
+        lines.append(
+            f"control: no patch of an untrained model moves over {largest:.3f} of this difference"
+        )
     left = len(effects.names) - top - effects.unfinished
     lines += [f"and {left} places with smaller effects"] if left > 0 else []
     return "\n".join([*lines, *effects.notes, provenance_line(about)])

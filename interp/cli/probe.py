@@ -1,4 +1,4 @@
-"""`openbook probe`: what can be read from the activations of RUN, with its controls."""
+"""The command `openbook probe`: linear probes with controls, and erasure of what they read."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,39 +23,55 @@ def probe_command(
         str,
         typer.Argument(
             metavar="TASK",
-            help="word-class, position, repeats, relation, subject-name, indirect-name or "
-            "indirect-order of a planted run; a .json of labelled tokens; a .jsonl of tagged "
-            "sentences.",
+            help="Label to probe: word-class, position, repeats, relation, subject-name, "
+            "indirect-name or indirect-order (planted runs only), a .json file of labelled "
+            "tokens, or a .jsonl file of tagged sentences.",
         ),
     ],
-    site: Annotated[str, typer.Option(help="What to read, as in L1.resid_post.")] = "resid_post",
-    layers: Annotated[str | None, typer.Option(help="0,3-5; default: all.")] = None,
+    site: Annotated[
+        str, typer.Option(help="Site whose activations are read, e.g. resid_post or mlp.")
+    ] = "resid_post",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to read, e.g. 0,3-5; default: all.")
+    ] = None,
     positions: Annotated[
-        str | None, typer.Option(help="Read the label there, as in 4,9,-1; or each.")
+        str | None,
+        typer.Option(
+            help="Positions to read, e.g. 4,9,-1, or each; default: the labelled token's. With "
+            "--erase: positions of BEHAVIOUR's prompts at which to erase."
+        ),
     ] = None,
     at: Annotated[
-        int | None, typer.Option(help="Read the label at this position, and erase it there.")
+        int | None,
+        typer.Option(help="One position at which to read the label, and with --erase to erase it."),
     ] = None,
     step: Step = None,
-    cases: Annotated[int, typer.Option(min=2, help="At most so many labelled tokens.")] = CASES,
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
-    controls: Annotated[int, typer.Option(min=1, help="Control tasks to draw.")] = 5,
+    cases: Annotated[int, typer.Option(min=2, help="Maximum number of labelled tokens.")] = CASES,
+    folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5,
+    controls: Annotated[int, typer.Option(min=1, help="Number of control tasks to draw.")] = 5,
     fit: Annotated[
-        Literal["logistic", "ridge"], typer.Option(help="ridge is faster and gives no code length.")
+        Literal["logistic", "ridge"],
+        typer.Option(help="Probe to fit. ridge is faster but gives no code length."),
     ] = "logistic",
     erase: Annotated[
         str | None,
-        typer.Option(metavar="BEHAVIOUR", help="Erase the label and measure this, in place."),
+        typer.Option(
+            metavar="BEHAVIOUR",
+            help="Instead of probing: erase the label (LEACE) and measure this behaviour.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of cases, folds and controls.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed for cases, folds and controls.")
+    ] = 0,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Read TASK from the activations of RUN by linear probes; or erase it from them.
+    """Read TASK from the activations of RUN with linear probes, or erase it from them.
 
-    With --erase the label is erased at one layer (--layers), where it is read or at --positions.
+    With --erase the label is erased at one layer (--layers), at the position where it is read or
+    at --positions.
     """
     from interp import behaviours, models, plots, probing
     from train import progress
@@ -100,12 +116,12 @@ def probe_command(
 
 def _one_layer(layers: list[int] | None) -> int:
     if layers is None or len(layers) != 1:
-        raise ProbeError("a label is erased at one layer; name it, as in --layers 0")
+        raise ProbeError("a label is erased at one layer; name it, for example --layers 0")
     return layers[0]
 
 
 def _numbers(option: str, text: str | None, n: int) -> list[int] | None:
-    """`0,3-5` as numbers, `each` as all n of them; None when nothing was asked."""
+    """Return the numbers of a text such as "0,3-5", all `n` for "each", and None for None."""
     if text is None:
         return None
     if text == "each" and n:
@@ -116,7 +132,7 @@ def _numbers(option: str, text: str | None, n: int) -> list[int] | None:
         try:
             found += range(int(first), int(last) + 1) if dash else [int(first)]
         except ValueError:
-            raise ProbeError(f"{option} {text!r} are no numbers; write 0,3-5") from None
+            raise ProbeError(f"{option} {text!r} is no list of numbers; write 0,3-5") from None
     return found
 
 

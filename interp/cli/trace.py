@@ -1,4 +1,4 @@
-"""`openbook trace components`: at which layer and position a damaged prompt becomes whole again."""
+"""The command `openbook trace components`: causal tracing by layer and position."""
 
 from typing import Annotated, Literal
 
@@ -14,30 +14,44 @@ def trace_components_command(
     source: Source,
     behaviour: Named,
     damage: Annotated[
-        Literal["replaced", "noised"], typer.Option(help="Another subject, or noise on it.")
+        Literal["replaced", "noised"],
+        typer.Option(help="How to damage the subject: replaced by another subject, or noised."),
     ] = "replaced",
     noise: Annotated[
-        float | None, typer.Option(min=0.01, help="In deviations of embeddings; default 3.")
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="With --damage noised: size of the noise, in standard deviations of the subjects' "
+            "embeddings; default: 3.",
+        ),
     ] = None,
-    draws: Annotated[int | None, typer.Option(min=1, help="Of the noise; default 10.")] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --damage noised: number of draws of noise; default: 10."),
+    ] = None,
     window: Annotated[
-        int, typer.Option(min=1, help="Layers of MLP or attention restored together.")
+        int,
+        typer.Option(
+            min=1, help="Number of layers whose MLP or attention outputs are restored together."
+        ),
     ] = 1,
     metric: Annotated[
         Literal["logit-difference", "log-probability", "probability"],
-        typer.Option(help="What is scored."),
+        typer.Option(help="Score of which the restored share is measured."),
     ] = "logit-difference",
     memory: Memory = 2048,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[int, typer.Option(min=1, help="Places to print of each map.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of states to print per map (--json prints all).")
+    ] = 5,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Damage what BEHAVIOUR's prompts say of their subject, restore one state of RUN at a time."""
+    """Damage the subject of BEHAVIOUR's prompts, then restore one state of RUN at a time."""
     if damage == "replaced" and (noise or draws):
         raise InterpError("--noise and --draws belong to --damage noised")
     from interp import behaviours, metrics, models, patching, plots

@@ -12,15 +12,7 @@ if TYPE_CHECKING:
     from interp.patching.contrast_result import ContrastCheck
     from interp.patching.controls import untrained_control
     from interp.patching.effects import Effects, Provenance, provenance
-    from interp.patching.paired_runs import (
-        PairedRuns,
-        PatchOptions,
-        SweepLayout,
-        normalized_effects,
-        of_patched,
-        one_of,
-        pair_runs,
-    )
+    from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions, one_of, sweep
     from interp.patching.path_patching import receivers, senders
     from interp.patching.sweeps import (
         attention,
@@ -40,9 +32,9 @@ __all__ = [
     "ContrastCheck",
     "Effects",
     "PairedRuns",
-    "PatchOptions",
     "Provenance",
     "SweepLayout",
+    "SweepOptions",
     "Trace",
     "ablate",
     "attention",
@@ -53,10 +45,7 @@ __all__ = [
     "largest_change",
     "mlps",
     "neurons",
-    "normalized_effects",
-    "of_patched",
     "one_of",
-    "pair_runs",
     "patterns",
     "provenance",
     "queries",
@@ -65,6 +54,7 @@ __all__ = [
     "residual",
     "senders",
     "subject_noise",
+    "sweep",
     "together",
     "untrained_control",
     "values",

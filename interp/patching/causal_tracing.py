@@ -34,7 +34,7 @@ from interp.metrics import Metric
 from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects, across
 from interp.patching.engine import MEMORY, Patched, Progress
-from interp.patching.paired_runs import PairedRuns, PatchOptions, SweepLayout
+from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from train import progress as bars
 from train import storage
 from train.model import GPT
@@ -177,7 +177,7 @@ def causal_trace(
             a model that has hooks of its own.
     """
     paired_runs.one_of("damage", damage, DAMAGES)
-    how = PatchOptions(metric, "denoising", memory, progress, seed)
+    options: SweepOptions = {"metric": metric, "memory": memory, "progress": progress}
     n_layers, n_pos = model.cfg.n_layers, behaviour.n_pos
     if not 1 <= window <= n_layers:
         raise ModelError(f"a window of {window} layers was asked of a model that has {n_layers}")
@@ -195,13 +195,13 @@ def causal_trace(
             # Ctrl-C ends the whole trace: the maps after it are filled with nan, with a note.
             found[what] = _missing(found["residual"], layout)
         elif damage == "replaced":
-            found[what] = paired_runs.normalized_effects(model, behaviour, patches, layout, how)
+            found[what] = paired_runs.sweep(model, behaviour, patches, layout, seed=seed, **options)
             stopped = found[what].unfinished > 0
         else:
             with bars.shown(behaviour.name, progress) as told:
-                shown = replace(how, progress=told)
-                drawn = (noise, draws)
-                found[what], n = _noised(model, behaviour, patches, layout, shown, drawn)
+                options["progress"] = told
+                drawn = (noise, draws, seed)
+                found[what], n = _noised(model, behaviour, patches, layout, drawn, options)
             made, stopped = min(made, n), n < draws or found[what].unfinished > 0
     noised = damage == "noised"
     return Trace(
@@ -266,27 +266,29 @@ def _noised(
     behaviour: Behaviour,
     patches: Sequence[Sequence[Component]],
     layout: SweepLayout,
-    how: PatchOptions,
-    drawn: tuple[float, int],
+    drawn: tuple[float, int, int],
+    options: SweepOptions,
 ) -> tuple[Effects, int]:
     """Restore clean states in noised runs; return the mean effects and the number of full draws."""
     behaviours.check(model, behaviour)
     if not engine.engine_runs(model):
         raise ModelError("the model has hooks of its own, which a trace does not run; remove them")
-    noise, draws = drawn
+    noise, draws, seed = drawn
+    memory, progress = options.get("memory", MEMORY), options.get("progress")
     if draws < 1 or noise <= 0:
         raise BehaviourError(f"{draws} draws of noise of width {noise} damage nothing")
-    clean, read = behaviour.clean.to(model.device), how.metrics(behaviour)
+    clean = behaviour.clean.to(model.device)
+    read = paired_runs.resolved(options.get("metric"), behaviour)
     names = sorted({place.hook for patch in patches for place in patch})
     shared = behaviour.subject[0] if behaviour.subject else 0
 
     def sources(slab: slice, base: engine.BaseRun) -> engine.Sources:
-        there = engine.activations(model, clean[slab], names)
-        return engine.Sources(lambda i: there, sum(value.nbytes for value in there.values()))
+        donated = engine.activations(model, clean[slab], names)
+        return engine.Sources(lambda i: donated, sum(value.nbytes for value in donated.values()))
 
     found: list[Patched] = []
     for draw in range(draws):
-        added = subject_noise(model, behaviour, noise=noise, seed=how.seed * draws + draw)
+        added = subject_noise(model, behaviour, noise=noise, seed=seed * draws + draw)
         one = engine.run(
             model,
             clean,
@@ -294,22 +296,33 @@ def _noised(
             sources,
             read,
             shared=shared,
-            memory=how.memory,
-            progress=_part(how.progress, draw, draws),
+            memory=memory,
+            progress=_part(progress, draw, draws),
             added=added,
         )
         found.append(one)
         if not one.done.all():
             break
     mean, made = engine.averaged(found)
-    goal = engine.unpatched(model, clean, read, memory=how.memory)
+    goal = engine.unpatched(model, clean, read, memory=memory)
     if not (goal.mean(dim=1) - mean.start.mean(dim=1)).abs().min() >= 1e-6:
         raise ContrastError(
             f"behaviour {behaviour.name!r} scores {goal[0].mean():.3g} with and without noise of "
             f"{noise:g} deviations on its subject"
         )
-    runs = PairedRuns(clean, clean, shared, mean.start.numpy(), goal.numpy())
-    effects = paired_runs.of_patched(model, behaviour, mean, runs, layout, how)
+    runs = PairedRuns(
+        model=model,
+        behaviour=behaviour,
+        metrics=read,
+        direction="denoising",
+        receiver=clean,
+        donor=clean,
+        shared=shared,
+        start=mean.start.numpy(),
+        goal=goal.numpy(),
+        seed=seed,
+    )
+    effects = runs.effects(mean, layout)
     return _called_noised(effects, f"{made} of {draws} draws of noise, {noise:g} deviations"), made
 
 

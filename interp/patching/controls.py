@@ -14,7 +14,6 @@ from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
 from interp.errors import EffectsError, ModelError
 from interp.metrics import METRICS, Metric
-from interp.patching import engine
 from interp.patching.effects import Effects
 from interp.patching.engine import MEMORY, Progress
 from interp.patching.paired_runs import DIRECTIONS, PairedRuns
@@ -67,23 +66,26 @@ def untrained_control(
     fresh = init_gpt(model.cfg, seed).eval().to(model.device)
     clean, corrupt = behaviour.clean.to(model.device), behaviour.corrupt.to(model.device)
     denoising = effects.direction == "denoising"
-    here, there = (corrupt, clean) if denoising else (clean, corrupt)
+    receiver, donor = (corrupt, clean) if denoising else (clean, corrupt)
     both = (effects, *effects.also)
-    read = [_metric(one, behaviour, metric) for one in both]
+    read = tuple(_metric(one, behaviour, metric) for one in both)
     start = torch.zeros(len(read), behaviour.n_prompts).double().numpy()
     shared = int((clean != corrupt).any(dim=0).int().argmax())
-    runs = PairedRuns(here, there, shared, start, start)
-    patches = [_patch(name, effects, model.cfg.n_layers) for name in effects.names]
-    found = engine.scores(
-        fresh,
-        here,
-        patches,
-        runs.source(fresh, patches),
-        read,
+    runs = PairedRuns(
+        model=fresh,
+        behaviour=behaviour,
+        metrics=read,
+        direction=effects.direction,
+        receiver=receiver,
+        donor=donor,
         shared=shared,
+        start=start,
+        goal=start,
         memory=memory,
         progress=progress,
     )
+    patches = [_patch(name, effects, model.cfg.n_layers) for name in effects.names]
+    found = runs.scores(patches)
     moved = (found.scores - found.start[:, None]).mean(dim=-1)
     first, *also = [
         replace(one, control=_share(moved[i], one).reshape(one.values.shape))

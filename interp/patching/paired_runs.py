@@ -8,7 +8,7 @@ whole difference between the two scores, and 0 none of it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -32,13 +32,12 @@ __all__ = [
     "DIRECTIONS",
     "Metrics",
     "PairedRuns",
-    "PatchOptions",
     "SweepLayout",
-    "normalized_effects",
-    "of_patched",
+    "SweepOptions",
     "one_of",
-    "pair_runs",
     "refuse_misuse",
+    "resolved",
+    "sweep",
 ]
 
 DIRECTIONS = ("denoising", "noising")
@@ -49,38 +48,36 @@ OneMetric = Metric | str | Callable[[Behaviour], Metric]
 Metrics = OneMetric | Sequence[OneMetric] | None
 
 
-@dataclass(frozen=True, eq=False)
-class PatchOptions:
-    """Options that every sweep accepts.
+class SweepOptions(TypedDict, total=False):
+    """Options that every sweep takes.
 
     Attributes:
-        metric: One or several metrics; None for the logit difference.
-        direction: "denoising" or "noising".
+        metric: One or several metrics, as objects, names or functions of the behaviour, all
+            measured in the same passes; default: the logit difference.
+        direction: "denoising" (the default) or "noising".
         memory: Bytes that may be used above the weights.
-        progress: Function that is told the progress.
-        seed: Seed recorded in the provenance.
+        progress: Function that is told (what, done, total).
     """
 
-    metric: Metrics = None
-    direction: str = "denoising"
-    memory: int = MEMORY
-    progress: Progress | None = None
-    seed: int = 0
+    metric: Metrics
+    direction: str
+    memory: int
+    progress: Progress | None
 
-    def metrics(self, behaviour: Behaviour) -> list[Metric]:
-        """Return the metrics, at least one.
 
-        Raises:
-            BehaviourError: There is no metric, or two have the same name.
-        """
-        asked = self.metric
-        if asked is None:
-            return [metrics.logit_difference(behaviour)]
-        alone = [asked] if isinstance(asked, Metric | str) or callable(asked) else asked
-        given = [_made(metric, behaviour) for metric in alone]
-        if not given or len({one.name for one in given}) < len(given):
-            raise BehaviourError(f"{len(given)} metrics were given; give one or more, each once")
-        return given
+def resolved(metric: Metrics, behaviour: Behaviour) -> tuple[Metric, ...]:
+    """Return the metrics, at least one.
+
+    Raises:
+        BehaviourError: There is no metric, or two have the same name.
+    """
+    if metric is None:
+        return (metrics.logit_difference(behaviour),)
+    alone = [metric] if isinstance(metric, Metric | str) or callable(metric) else metric
+    made = tuple(_made(one, behaviour) for one in alone)
+    if not made or len({one.name for one in made}) < len(made):
+        raise BehaviourError(f"{len(made)} metrics were given; give one or more, each once")
+    return made
 
 
 def _made(metric: Metric | str | Callable[[Behaviour], Metric], behaviour: Behaviour) -> Metric:
@@ -113,30 +110,97 @@ class SweepLayout:
 
 @dataclass(frozen=True, eq=False)
 class PairedRuns:
-    """The two unpatched runs of a behaviour.
+    """The two unpatched runs of a behaviour, checked once, and how patched runs are scored.
 
     Attributes:
-        here: Prompts that are run and patched (the corrupt ones when denoising).
-        there: Prompts whose activations are patched in (the clean ones when denoising).
+        model: The hooked model.
+        behaviour: The behaviour whose clean and corrupt prompts are the two runs.
+        metrics: The metrics, at least one.
+        direction: "denoising" or "noising".
+        receiver: Prompts that are run and patched (the corrupt ones when denoising).
+        donor: Prompts whose activations are patched in (the clean ones when denoising).
         shared: Number of leading tokens that are equal in every pair of prompts.
-        start: Scores of `here`: an effect of 0.
-        goal: Scores of `there`: an effect of 1.
+        start: Scores of the receiver: an effect of 0.
+        goal: Scores of the donor: an effect of 1.
+        memory: Bytes that may be used above the weights.
+        progress: Function that is told the progress.
+        seed: Seed recorded in the provenance.
     """
 
-    here: Int[Tensor, "prompt pos"]
-    there: Int[Tensor, "prompt pos"]
+    model: HookedModel
+    behaviour: Behaviour
+    metrics: tuple[Metric, ...]
+    direction: str
+    receiver: Int[Tensor, "prompt pos"]
+    donor: Int[Tensor, "prompt pos"]
     shared: int
     start: Float[np.ndarray, "metric prompt"]
     goal: Float[np.ndarray, "metric prompt"]
+    memory: int = MEMORY
+    progress: Progress | None = None
+    seed: int = 0
 
-    def source(self, model: HookedModel, patches: Sequence[Sequence[Component]]) -> Source:
-        """Return a function that computes the activations of `there` for a slice of prompts."""
+    @classmethod
+    def of(
+        cls,
+        model: HookedModel,
+        behaviour: Behaviour,
+        *,
+        metric: Metrics = None,
+        direction: str = "denoising",
+        memory: int = MEMORY,
+        progress: Progress | None = None,
+        seed: int = 0,
+    ) -> "PairedRuns":
+        """Score the clean and the corrupt prompts, and check that there is an effect to measure.
+
+        Raises:
+            CapabilityError: The model does not do the behaviour.
+            ContrastError: The model scores clean and corrupt prompts alike.
+        """
+        one_of("direction", direction, DIRECTIONS)
+        behaviours.check(model, behaviour)
+        device, read = device_of(model), resolved(metric, behaviour)
+        clean, corrupt = behaviour.clean.to(device), behaviour.corrupt.to(device)
+        denoising = direction == "denoising"
+        donor, receiver = (clean, corrupt) if denoising else (corrupt, clean)
+        start, goal = (
+            engine.unpatched(model, tokens, read, memory=memory).double().numpy()
+            for tokens in (receiver, donor)
+        )
+        ends = (goal, start) if denoising else (start, goal)
+        for measured, clean_score, corrupt_score in zip(read, *ends, strict=True):
+            if not abs(clean_score.mean() - corrupt_score.mean()) >= 1e-6:
+                raise ContrastError(
+                    f"behaviour {behaviour.name!r} scores {clean_score.mean():.3g} on clean and "
+                    f"{corrupt_score.mean():.3g} on corrupt prompts ({measured.name}); patching "
+                    "needs prompts that the model tells apart"
+                )
+        shared = int((clean != corrupt).any(dim=0).int().argmax())
+        return cls(
+            model=model,
+            behaviour=behaviour,
+            metrics=read,
+            direction=direction,
+            receiver=receiver,
+            donor=donor,
+            shared=shared,
+            start=start,
+            goal=goal,
+            memory=memory,
+            progress=progress,
+            seed=seed,
+        )
+
+    def source(self, patches: Sequence[Sequence[Component]]) -> Source:
+        """Return a function that computes the donor's activations for a slice of prompts."""
         names = sorted({place.hook for patch in patches for place in patch})
+        model = self.model
 
         def run(prompts: slice) -> dict[str, Tensor]:
             if engine.engine_runs(model):
-                return engine.activations(model, self.there[prompts], names)  # type: ignore[arg-type]
-            _, cache = model.run_with_cache(self.there[prompts], names_filter=names)
+                return engine.activations(model, self.donor[prompts], names)  # type: ignore[arg-type]
+            _, cache = model.run_with_cache(self.donor[prompts], names_filter=names)
             missing = [name for name in names if name not in cache]
             if missing:
                 raise ModelError(
@@ -147,41 +211,62 @@ class PairedRuns:
 
         return run
 
-
-def pair_runs(model: HookedModel, behaviour: Behaviour, how: PatchOptions) -> PairedRuns:
-    """Score the clean and the corrupt prompts, and check that there is an effect to measure.
-
-    Raises:
-        CapabilityError: The model does not do the behaviour.
-        ContrastError: The model scores clean and corrupt prompts alike.
-    """
-    one_of("direction", how.direction, DIRECTIONS)
-    behaviours.check(model, behaviour)
-    device, read = device_of(model), how.metrics(behaviour)
-    clean, corrupt = behaviour.clean.to(device), behaviour.corrupt.to(device)
-    there, here = (clean, corrupt) if how.direction == "denoising" else (corrupt, clean)
-    start, goal = (
-        engine.unpatched(model, tokens, read, memory=how.memory).double().numpy()
-        for tokens in (here, there)
-    )
-    ends = (goal, start) if how.direction == "denoising" else (start, goal)
-    for metric, clean_score, corrupt_score in zip(read, *ends, strict=True):
-        if not abs(clean_score.mean() - corrupt_score.mean()) >= 1e-6:
-            raise ContrastError(
-                f"behaviour {behaviour.name!r} scores {clean_score.mean():.3g} on clean and "
-                f"{corrupt_score.mean():.3g} on corrupt prompts ({metric.name}); patching needs "
-                "prompts that the model tells apart"
+    def scores(self, patches: Sequence[Sequence[Component]]) -> Patched:
+        """Run every patch and return its scores on every metric."""
+        with bars.shown(self.behaviour.name, self.progress) as told:
+            return engine.scores(
+                self.model,
+                self.receiver,
+                patches,
+                self.source(patches),
+                self.metrics,
+                shared=self.shared,
+                memory=self.memory,
+                progress=told,
             )
-    differing = (clean != corrupt).any(dim=0)
-    return PairedRuns(here, there, int(differing.int().argmax()), start, goal)
+
+    def effects(self, patched: Patched, layout: SweepLayout) -> Effects:
+        """Return the scores of patched runs as effects on the first metric, the others in `also`.
+
+        An effect is mean(score - start) / mean(goal - start) over prompts.
+        """
+        behaviour = self.behaviour
+        common: dict[str, Any] = {
+            "site": layout.site,
+            "axes": layout.axes,
+            "direction": self.direction,
+            "provenance": provenance(self.model, behaviour, seed=self.seed),
+            "pos_labels": _labels(self.model, behaviour) if "pos" in layout.axes else (),
+            "places": layout.places,
+            "window": layout.window,
+            "through": layout.through,
+            "notes": _notes(patched, behaviour, layout),
+            "peak_bytes": patched.peak_bytes,
+        }
+        prompts = np.array(behaviour.distinct)
+        first, *also = [
+            {
+                **_of_metric(
+                    patched.scores[i].numpy(), self.start[i], self.goal[i], prompts, layout
+                ),
+                "metric": metric.name,
+                "unit": UNIT.replace("logit difference", metric.name),
+                **_baselines(self, i, prompts),
+            }
+            for i, metric in enumerate(self.metrics)
+        ]
+        others = tuple(Effects(**common, **one) for one in also)
+        return Effects(**common, **first, also=others)
 
 
-def normalized_effects(
+def sweep(
     model: HookedModel,
     behaviour: Behaviour,
     patches: Sequence[Sequence[Component]],
     layout: SweepLayout,
-    how: PatchOptions,
+    *,
+    seed: int = 0,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Run every patch between the behaviour's two runs and return the normalised effects.
 
@@ -193,27 +278,17 @@ def normalized_effects(
         BudgetError: Not even one patch fits into the allowed memory.
     """
     engine.refuse_unknown(model, patches, behaviour.n_pos)
-    refuse_unread(model, behaviour, patches, how)
-    runs = pair_runs(model, behaviour, how)
-    with bars.shown(behaviour.name, how.progress) as told:
-        found = engine.scores(
-            model,
-            runs.here,
-            patches,
-            runs.source(model, patches),
-            how.metrics(behaviour),
-            shared=runs.shared,
-            memory=how.memory,
-            progress=told,
-        )
-    return of_patched(model, behaviour, found, runs, layout, how)
+    read = resolved(options.get("metric"), behaviour)
+    _refuse_unread(model, behaviour, patches, read)
+    runs = PairedRuns.of(model, behaviour, seed=seed, **{**options, "metric": read})
+    return runs.effects(runs.scores(patches), layout)
 
 
-def refuse_unread(
+def _refuse_unread(
     model: HookedModel,
     behaviour: Behaviour,
     patches: Sequence[Sequence[Component]],
-    how: PatchOptions,
+    read: Sequence[Metric],
 ) -> None:
     """Raise a BehaviourError if no patch can reach a position that the metrics read.
 
@@ -222,7 +297,7 @@ def refuse_unread(
     """
     if not getattr(model.cfg, "causal", True):
         return
-    reads = sorted({pos for one in how.metrics(behaviour) for pos in one.reads(behaviour.n_pos)})
+    reads = sorted({pos for one in read for pos in one.reads(behaviour.n_pos)})
     last = model.cfg.n_layers - 1
     if all(_unread(place, reads, last) for patch in patches for place in patch):
         raise BehaviourError(
@@ -239,42 +314,6 @@ def _unread(place: Component, reads: Sequence[int], last_layer: int) -> bool:
     # In the last layer, later positions still read keys, values and the layer's input.
     stays = place.site not in ("resid_pre", "k", "v")
     return place.layer == last_layer and stays and not set(place.positions) & set(reads)
-
-
-def of_patched(
-    model: HookedModel,
-    behaviour: Behaviour,
-    found: Patched,
-    runs: PairedRuns,
-    layout: SweepLayout,
-    how: PatchOptions,
-) -> Effects:
-    """Return the scores of patched runs as effects on the first metric, the others in `also`."""
-    notes = _notes(found, behaviour, layout)
-    common: dict[str, Any] = {
-        "site": layout.site,
-        "axes": layout.axes,
-        "direction": how.direction,
-        "provenance": provenance(model, behaviour, seed=how.seed),
-        "pos_labels": _labels(model, behaviour) if "pos" in layout.axes else (),
-        "places": layout.places,
-        "window": layout.window,
-        "through": layout.through,
-        "notes": notes,
-        "peak_bytes": found.peak_bytes,
-    }
-    prompts = np.array(behaviour.distinct)
-    first, *also = [
-        {
-            **_of_metric(found.scores[i].numpy(), runs.start[i], runs.goal[i], prompts, layout),
-            "metric": metric.name,
-            "unit": UNIT.replace("logit difference", metric.name),
-            **_baselines(runs, i, prompts, denoising=how.direction == "denoising"),
-        }
-        for i, metric in enumerate(how.metrics(behaviour))
-    ]
-    others = tuple(Effects(**common, **one) for one in also)
-    return Effects(**common, **first, also=others)
 
 
 def _of_metric(
@@ -295,9 +334,10 @@ def _of_metric(
 
 
 def _baselines(
-    runs: PairedRuns, metric: int, prompts: Int64[np.ndarray, " prompt"], *, denoising: bool
+    runs: PairedRuns, metric: int, prompts: Int64[np.ndarray, " prompt"]
 ) -> dict[str, Any]:
     """Return the mean clean and corrupt scores, with their intervals over distinct prompts."""
+    denoising = runs.direction == "denoising"
     count = np.bincount(prompts)
     goal, start = (
         _by_prompt(end[metric][None], prompts)[0] / count for end in (runs.goal, runs.start)

@@ -11,6 +11,7 @@ and receiver react, which is the path of Wang et al. Attention between them is f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 from torch import Tensor
 
@@ -19,8 +20,8 @@ from interp.components import Component, HookedModel, parse
 from interp.errors import ModelError
 from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects
-from interp.patching.engine import MEMORY, BaseRun, Path, Progress
-from interp.patching.paired_runs import Metrics, PatchOptions, SweepLayout
+from interp.patching.engine import BaseRun, Path
+from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from train import progress as bars
 from train.model import GPT
 
@@ -38,10 +39,7 @@ def senders(
     to: str | Component | Sequence[str | Component] = LOGITS,
     *,
     mlps: str = "frozen",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Measure the effect of every head through the receivers `to`, taken together, and only those.
 
@@ -50,7 +48,7 @@ def senders(
         behaviour: The behaviour to score.
         to: "logits", or queries, keys and values such as "L1H0.q".
         mlps: Treatment of MLPs between sender and receiver: "frozen" or "recomputed".
-        metric: As in `interp.patching.sweeps`, like the other options.
+        options: Options of every sweep; see `SweepOptions`.
 
     Returns:
         Effects over (layer, head) of the sender. A head reaches only receivers in later layers; if
@@ -61,7 +59,6 @@ def senders(
             receiver; the model has hooks of its own; or it is post-norm, where the output of a head
             is not a term of the residual sum. Other errors are those of `interp.patching.sweeps`.
     """
-    how = PatchOptions(metric, direction, memory, progress)
     paired_runs.refuse_misuse(model, behaviour)
     heard = _receivers(to)
     cfg = model.cfg
@@ -75,7 +72,7 @@ def senders(
     shape = (cfg.n_layers, cfg.n_heads)
     names = tuple(str(path.sender) for path in paths)
     layout = SweepLayout("head", ("layer", "head"), shape, names, through=f"{readers}, MLPs {mlps}")
-    return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
+    return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), options)
 
 
 def receivers(
@@ -85,10 +82,7 @@ def receivers(
     *,
     part: str = "q",
     mlps: str = "frozen",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Measure the effect of one head through the query, key or value of every later head in turn.
 
@@ -98,7 +92,7 @@ def receivers(
         sender: The sending head, such as "L0H2".
         part: Receiving part of each head: "q", "k" or "v".
         mlps: Treatment of MLPs between sender and receiver: "frozen" or "recomputed".
-        metric: As in `interp.patching.sweeps`, like the other options.
+        options: Options of every sweep; see `SweepOptions`.
 
     Returns:
         Effects over (layer, head) of the receiver; 0 in the sender's layer and below.
@@ -108,7 +102,6 @@ def receivers(
     """
     paired_runs.refuse_misuse(model, behaviour)
     paired_runs.one_of("part", part, READERS)
-    how = PatchOptions(metric, direction, memory, progress)
     spoken = parse(sender) if isinstance(sender, str) else sender
     if spoken.site != "head" or spoken.pos is not None:
         raise ModelError(f"{spoken} is no sender: name a head, such as L0H2")
@@ -122,7 +115,7 @@ def receivers(
     shape = (cfg.n_layers, n_heads)
     names = tuple(map(str, places))
     layout = SweepLayout(part, ("layer", "head"), shape, names, through=f"{spoken}, MLPs {mlps}")
-    return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), how)
+    return _effects(model, behaviour, _Asked(paths, reach, layout, mlps), options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +135,9 @@ class _Asked:
     mlps: str
 
 
-def _effects(model: HookedModel, behaviour: Behaviour, asked: _Asked, how: PatchOptions) -> Effects:
+def _effects(
+    model: HookedModel, behaviour: Behaviour, asked: _Asked, options: SweepOptions
+) -> Effects:
     paired_runs.one_of("treatment of MLPs", asked.mlps, MLPS)
     paths, mlps = [asked.paths[i] for i in asked.reach], asked.mlps == "recomputed"
     if not isinstance(model, GPT) or model.cfg.norm_placement != "pre":
@@ -154,31 +149,31 @@ def _effects(model: HookedModel, behaviour: Behaviour, asked: _Asked, how: Patch
     patches = [engine.patch_of(path, model.cfg.n_layers) for path in paths]
     every = [[path.sender, *patch] for path, patch in zip(paths, patches, strict=True)]
     engine.refuse_unknown(model, every, behaviour.n_pos)
-    runs = paired_runs.pair_runs(model, behaviour, how)
+    runs = PairedRuns.of(model, behaviour, **options)
     names = sorted({path.sender.hook for path in paths})
 
     def sources(slab: slice, base: BaseRun) -> engine.Sources:
-        there = engine.activations(model, runs.there[slab], names)
+        donated = engine.activations(model, runs.donor[slab], names)
 
         def of(i: int) -> Mapping[str, Tensor]:
-            return engine.arriving(base, paths[i], there, mlps=mlps)
+            return engine.arriving(base, paths[i], donated, mlps=mlps)
 
-        return engine.Sources(of, sum(value.nbytes for value in there.values()))
+        return engine.Sources(of, sum(value.nbytes for value in donated.values()))
 
-    with bars.shown(behaviour.name, how.progress) as told:
+    with bars.shown(behaviour.name, runs.progress) as told:
         found = engine.run(
             model,
-            runs.here,
+            runs.receiver,
             patches,
             sources,
-            how.metrics(behaviour),
+            runs.metrics,
             shared=runs.shared,
-            memory=how.memory,
+            memory=runs.memory,
             progress=told,
             also_kept=engine.hooks_read(model, paths, mlps=mlps),
         )
     whole = engine.spread(found, asked.reach, len(asked.paths))
-    return paired_runs.of_patched(model, behaviour, whole, runs, asked.layout, how)
+    return runs.effects(whole, asked.layout)
 
 
 def _receivers(to: str | Component | Sequence[str | Component]) -> list[Component]:

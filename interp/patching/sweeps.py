@@ -22,20 +22,20 @@ of one layer) follow Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Unpack
 
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
 from interp.errors import BehaviourError, ModelError
 from interp.patching.effects import Effects
-from interp.patching.engine import MEMORY, Progress
+from interp.patching.engine import Progress
 from interp.patching.paired_runs import (
     DIRECTIONS,
-    Metrics,
-    PatchOptions,
     SweepLayout,
-    normalized_effects,
+    SweepOptions,
     one_of,
     refuse_misuse,
+    sweep,
 )
 from train.errors import nearest
 
@@ -66,10 +66,7 @@ def residual(
     *,
     site: str = "resid_pre",
     positions: Positions = "each",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the residual stream of each layer, one position at a time: Effects over (layer, pos).
 
@@ -77,8 +74,7 @@ def residual(
     (after the layer).
     """
     one_of("site", site, RESIDUAL)
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_layer(model, behaviour, site, positions, 1, how)
+    return _by_layer(model, behaviour, site, positions, 1, **options)
 
 
 def attention(
@@ -87,17 +83,13 @@ def attention(
     *,
     positions: Positions = "together",
     window: int = 1,
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the output of attention, all heads of a layer together: Effects over (layer[, pos]).
 
     `window` layers around the named one are patched together. Wide windows inflate peaks.
     """
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_layer(model, behaviour, "attn", positions, window, how)
+    return _by_layer(model, behaviour, "attn", positions, window, **options)
 
 
 def mlps(
@@ -106,14 +98,10 @@ def mlps(
     *,
     positions: Positions = "together",
     window: int = 1,
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the output of one MLP at a time, with the options of `attention`."""
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_layer(model, behaviour, "mlp", positions, window, how)
+    return _by_layer(model, behaviour, "mlp", positions, window, **options)
 
 
 def heads(
@@ -121,14 +109,10 @@ def heads(
     behaviour: Behaviour,
     *,
     positions: Positions = "together",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the output of one head at a time (`hook_z`): Effects over (layer, head[, pos])."""
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_head(model, behaviour, "head", positions, how)
+    return _by_head(model, behaviour, "head", positions, **options)
 
 
 def queries(
@@ -136,17 +120,13 @@ def queries(
     behaviour: Behaviour,
     *,
     positions: Positions = "together",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the query of one head at a time: Effects over (layer, head[, pos]).
 
     In models with rotary positions the value before rotation is patched.
     """
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_head(model, behaviour, "q", positions, how)
+    return _by_head(model, behaviour, "q", positions, **options)
 
 
 def keys(
@@ -154,18 +134,14 @@ def keys(
     behaviour: Behaviour,
     *,
     positions: Positions = "together",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the key of one head at a time: Effects over (layer, key-value head[, pos]).
 
     In models with rotary positions the value before rotation is patched. Query heads that share a
     key are patched together.
     """
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_head(model, behaviour, "k", positions, how)
+    return _by_head(model, behaviour, "k", positions, **options)
 
 
 def values(
@@ -173,17 +149,13 @@ def values(
     behaviour: Behaviour,
     *,
     positions: Positions = "together",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the value of one head at a time: Effects over (layer, key-value head[, pos]).
 
     Query heads that share a value are patched together.
     """
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_head(model, behaviour, "v", positions, how)
+    return _by_head(model, behaviour, "v", positions, **options)
 
 
 def patterns(
@@ -192,18 +164,14 @@ def patterns(
     *,
     positions: Positions = "together",
     keys: bool = False,
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the attention pattern of one head at a time: Effects over (layer, head[, pos]).
 
     `positions` are query positions. With `keys` every key position is patched on its own, and the
     Effects have a last axis `key`. Patched rows are not renormalised to sum to 1.
     """
-    how = PatchOptions(metric, direction, memory, progress)
-    return _by_head(model, behaviour, "pattern", positions, how, keys=keys)
+    return _by_head(model, behaviour, "pattern", positions, keys=keys, **options)
 
 
 def neurons(
@@ -212,16 +180,12 @@ def neurons(
     *,
     layers: Sequence[int] | None = None,
     positions: Positions = "together",
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch one neuron at a time, after its activation: Effects over (layer, neuron[, pos]).
 
     Costs as many patches as there are neurons; `layers` restricts the sweep to some layers.
     """
-    how = PatchOptions(metric, direction, memory, progress)
     refuse_misuse(model, behaviour)
     chosen = range(model.cfg.n_layers) if layers is None else list(layers)
     if not chosen:
@@ -234,31 +198,26 @@ def neurons(
     ]
     shape = (len(chosen), len(neurons), *([len(groups)] if pos_axis else []))
     layout = SweepLayout("neuron", ("layer", "neuron", *pos_axis), shape, _names(places))
-    return normalized_effects(model, behaviour, [(place,) for place in places], layout, how)
+    return sweep(model, behaviour, [(place,) for place in places], layout, **options)
 
 
 def together(
     model: HookedModel,
     behaviour: Behaviour,
     patches: Sequence[Sequence[Component | str]],
-    *,
-    metric: Metrics = None,
-    direction: str = "denoising",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch sets of components, each set at once: Effects over (patch,).
 
     The sets are named like "L0H2 + L1.mlp@3".
     """
-    how = PatchOptions(metric, direction, memory, progress)
     refuse_misuse(model, behaviour)
     sets = [[parse(one) if isinstance(one, str) else one for one in given] for given in patches]
     if not sets:
         raise ModelError("no patch was given; each is a list of places such as ['L0H2', 'L1.mlp']")
     names = tuple(" + ".join(map(str, one)) for one in sets)
     layout = SweepLayout("several", ("patch",), (len(sets),), names)
-    return normalized_effects(model, behaviour, sets, layout, how)
+    return sweep(model, behaviour, sets, layout, **options)
 
 
 # --- which components a sweep patches -------------------------------------------------------------
@@ -270,7 +229,7 @@ def _by_layer(
     site: str,
     positions: Positions,
     window: int,
-    how: PatchOptions,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     refuse_misuse(model, behaviour)
     n_layers = model.cfg.n_layers
@@ -284,7 +243,7 @@ def _by_layer(
     ]
     shape = (n_layers, *([len(groups)] if pos_axis else []))
     layout = SweepLayout(site, ("layer", *pos_axis), shape, _names(places), window)
-    return normalized_effects(model, behaviour, patches, layout, how)
+    return sweep(model, behaviour, patches, layout, **options)
 
 
 def _around(layer: int, window: int, n_layers: int) -> range:
@@ -297,9 +256,9 @@ def _by_head(
     behaviour: Behaviour,
     site: str,
     positions: Positions,
-    how: PatchOptions,
     *,
     keys: bool = False,
+    **options: Unpack[SweepOptions],
 ) -> Effects:
     refuse_misuse(model, behaviour)
     cfg = model.cfg
@@ -316,7 +275,7 @@ def _by_head(
     lengths += [len(looked_at)] if keys else []
     axes = ("layer", "head", *pos_axis, *(["key"] if keys else []))
     layout = SweepLayout(site, axes, tuple(lengths), _names(places))
-    return normalized_effects(model, behaviour, [(place,) for place in places], layout, how)
+    return sweep(model, behaviour, [(place,) for place in places], layout, **options)
 
 
 def _groups(

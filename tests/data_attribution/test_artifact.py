@@ -16,6 +16,7 @@ from data_attribution.lexical import inverted_index
 from data_attribution.token_index import TokenIndex, builder, shard_files
 from tests.data_attribution.held_index import index_of
 from train.errors import DamagedError
+from train.storage import atomic
 
 
 TEXTS = [f"a b w{k}" for k in range(12)]

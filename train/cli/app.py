@@ -1,7 +1,7 @@
-"""`openbook corpus`, `openbook train`, `openbook run`: make a known checkpoint and question it.
+"""The commands `openbook corpus`, `openbook train` and `openbook run`.
 
-Each command parses, calls one library function and prints: the result on stdout, progress on
-stderr.
+They build token stores, train on them, and inspect and check the runs. Each command parses its
+arguments, calls one library function and prints the result on stdout and progress on stderr.
 """
 
 import json
@@ -15,11 +15,13 @@ from train.errors import TrainError
 
 
 corpus = typer.Typer(help="Build token stores from documents.", no_args_is_help=True)
-run = typer.Typer(help="Look at a training run, check it, replay it.", no_args_is_help=True)
+run = typer.Typer(
+    help="Show, verify, replay, import and export training runs.", no_args_is_help=True
+)
 
 
 def writable(path: Path | None) -> Path | None:
-    """Refuse, before anything is computed, a place where the result could not be written."""
+    """Raise a TrainError, before anything is computed, if no file can be written at `path`."""
     if path is None:
         return None
     if path.is_dir():
@@ -30,7 +32,7 @@ def writable(path: Path | None) -> Path | None:
 
 
 def readable(path: Path | None) -> Path | None:
-    """Refuse a result of an earlier command that is not there."""
+    """Raise a TrainError if `path` is not a file that an earlier command wrote."""
     if path is not None and not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise TrainError(f"a file was expected at {path}, and there is {found}")
@@ -40,16 +42,17 @@ def readable(path: Path | None) -> Path | None:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", callback=writable, help="Also write the result as JSON here."),
+    typer.Option("--out", callback=writable, help="Also write the result as JSON to this file."),
 ]
 RunPath = Annotated[Path, typer.Argument(help="Folder of the run.")]
 StorePath = Annotated[
-    Path | None, typer.Option("--store", help="Token store, when it has moved since training.")
+    Path | None,
+    typer.Option("--store", help="Folder of the token store, if it has moved since training."),
 ]
 
 
 def answer(result: dict[str, Any], text: str, *, as_json: bool, out: Path | None) -> None:
-    """Print a result for a person or as JSON, and keep it where asked."""
+    """Print a result as text or as JSON, and also write it as JSON to `out` if given."""
     if out:
         from train import storage
 
@@ -60,32 +63,70 @@ def answer(result: dict[str, Any], text: str, *, as_json: bool, out: Path | None
 @corpus.command("build")
 def corpus_build(
     source: Annotated[
-        str, typer.Argument(help="planted | openwebtext | file | folder of text | saved dataset.")
+        str,
+        typer.Argument(
+            help="Corpus to read: planted, openwebtext, a file, a folder of text, or a saved "
+            "Hugging Face dataset."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the token store.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the token store.")],
     tokenizer: Annotated[
-        str | None, typer.Option(help="gpt2, bpe (trained on the corpus) or word.")
+        str | None,
+        typer.Option(
+            help="Tokenizer: gpt2, bpe (trained on the corpus) or word (one token per word); "
+            "default: word for the planted corpus, otherwise gpt2."
+        ),
     ] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(min=1, help="Vocabulary of a trained bpe.")
+        int | None,
+        typer.Option(min=1, help="With --tokenizer bpe: size of the vocabulary; default: 4096."),
     ] = None,
-    layout: Annotated[str | None, typer.Option(help="stream or packed.")] = None,
-    row_length: Annotated[int | None, typer.Option(min=2, help="Tokens a packed row.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of documents kept for evaluation.")] = 0.0,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Layout of the tokens: stream (one after the other) or packed (whole documents "
+            "in rows of equal length); default: packed for the planted corpus, otherwise stream."
+        ),
+    ] = None,
+    row_length: Annotated[
+        int | None, typer.Option(min=2, help="With --layout packed: tokens per row; default: 64.")
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Share of documents to hold out of training, for evaluation.")
+    ] = 0.0,
     data_files: Annotated[
-        list[str] | None, typer.Option(help="Local parquet files in OpenWebText's layout.")
+        list[str] | None,
+        typer.Option(
+            help="With SOURCE openwebtext: local parquet files in its layout, read instead of the "
+            "Hugging Face hub; may be repeated."
+        ),
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    text_field: Annotated[
+        str, typer.Option(help="Field of each record that holds the text.")
+    ] = "text",
     limit: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub dataset.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the planted corpus and of packing.")] = 0,
-    max_document_mb: Annotated[int, typer.Option(min=1, help="Refuse larger documents.")] = 64,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Revision of the corpus: for openwebtext on the hub, the one to read; for local "
+            "files, a name to record instead of their sha256."
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed of the planted corpus and of packing.")
+    ] = 0,
+    max_document_mb: Annotated[
+        int, typer.Option(min=1, help="Refuse documents larger than this many MB.")
+    ] = 64,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Number of CPU threads; default: all cores.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn SOURCE into a token store: tokens, document table, tokenizer, fingerprint."""
+    """Build a token store from SOURCE: tokens, document table, tokenizer and fingerprint."""
     if threads:
-        # Of the tokenizers' own pool, which ours waits for; read when that is first used.
+        # Size of the thread pool of `tokenizers`, which our threads wait for. It is read when
+        # the pool is first used.
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     from train import progress
     from train.data import build_store, open_corpus
@@ -119,11 +160,13 @@ def corpus_build(
 @corpus.command("show")
 def corpus_show(
     store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
-    document: Annotated[int | None, typer.Option(help="Print the text of this document.")] = None,
+    document: Annotated[
+        int | None, typer.Option(help="Index of a document: print its text instead.")
+    ] = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Say what a token store holds, or print one of its documents."""
+    """Show what a token store contains, or print one of its documents."""
     from dataclasses import asdict
 
     from train.data import open_store
@@ -137,32 +180,80 @@ def corpus_show(
     answer(result, result["text"], as_json=as_json, out=out)
 
 
-# Unchecked, because typer hands in a context of another class than the one it has us name.
+# Not type-checked at run time: typer passes a context of another class than the annotated one.
 @no_type_check
 def train_command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="planted, text-small or gpt2-124m.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: planted, text-small or gpt2-124m.")],
     store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps; the schedule follows.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the initial weights.")] = None,
-    order_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the data order.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows a step.")] = None,
-    micro_batch_size: Annotated[int | None, typer.Option(min=1, help="Windows a pass.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of training steps, to which the learning rate schedule is fitted; "
+            "default: the recipe's.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random seed of the initial weights; default: the recipe's."),
+    ] = None,
+    order_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random seed of the data order; default: the recipe's."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows per step; default: the recipe's.")
+    ] = None,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Windows per forward and backward pass, to save memory; default: the recipe's.",
+        ),
+    ] = None,
     eval_every: Annotated[
-        int | None, typer.Option(min=0, help="Steps between held-out losses.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Steps between measurements of the held-out loss; 0: never; default: the "
+            "recipe's.",
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto (measured here), fp32 or bf16.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Precision: fp32, bf16, or auto (bf16 on a GPU; on a CPU whichever is measured "
+            "to be faster)."
+        ),
+    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: all cores, at most 8.")
+        int | None,
+        typer.Option(min=1, help="Number of CPU threads; default: all cores, at most 8."),
     ] = None,
-    data_workers: Annotated[int, typer.Option(min=0, help="Threads reading ahead.")] = 0,
-    watch: Annotated[bool, typer.Option(help="Log what grows, for 1 % of the time.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    data_workers: Annotated[
+        int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
+    ] = 0,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            help="Measure induction, copying and behaviours during training (costs about 1 % of "
+            "the time)."
+        ),
+    ] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped run from its last checkpoint.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train RECIPE on the token store STORE; stopped at any moment, it resumes with --resume."""
+    """Train RECIPE on the token store STORE.
+
+    A training that was stopped at any moment continues with --resume.
+    """
     from train import numerics, progress, recipes, runs, trainer
     from train.data import open_store
 
@@ -179,12 +270,15 @@ def train_command(
         if resume:
             _refuse_other(runs.open(out, store=store), recipe, changes, computed)
             if not watch and runs.open(out).watched:
-                raise TrainError(f"--resume goes on watching {out}; leave --no-watch out")
+                raise TrainError(
+                    f"{out} was started with --watch and resumes so; leave --no-watch out"
+                )
             trained = trainer.resume(out, store=store, data_workers=data_workers, progress=advance)
         else:
             tokens = open_store(store)
             resolved = recipes.resolve(recipes.by_name(recipe), tokens, **changes)
-            # Behaviours come from whoever registered this command and knows some.
+            # `train` knows no behaviours: whoever registered this command passes functions that
+            # make them in the context.
             known = [trainer.store_tasks, *(context.obj or [])] if watch else []
             watches = [one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)]
             trained = trainer.train(
@@ -204,7 +298,7 @@ def train_command(
 def run_show(
     path: RunPath, store: StorePath = None, as_json: Json = False, out: Out = None
 ) -> None:
-    """Say what is known about a run."""
+    """Show what is known about a run."""
     from train import runs
 
     result = _summary(runs.open(path, store=store))
@@ -214,17 +308,25 @@ def run_show(
 @run.command("verify")
 def run_verify(
     path: RunPath,
-    spans: Annotated[int, typer.Option(min=0, help="Random spans to replay.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Which spans.")] = 0,
+    spans: Annotated[
+        int, typer.Option(min=0, help="Number of random spans of 10 steps to replay.")
+    ] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for choosing the spans.")] = 0,
     require: Annotated[
         Literal["bit-exact", "within-tolerance", "order-only"] | None,
-        typer.Option(help="Exit 1 below this; default: within-tolerance, where steps are known."),
+        typer.Option(
+            help="Lowest level that passes (exit code 1 below it); default: within-tolerance if "
+            "steps were replayed, otherwise none."
+        ),
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Check every file of a run and of its store, then replay random spans of it."""
+    """Check every file of a run and of its token store, then replay random spans of its steps.
+
+    Exit code 3: files are damaged. Exit code 1: the run is below the level of --require.
+    """
     from dataclasses import asdict
 
     from train import progress, runs, trainer
@@ -243,7 +345,7 @@ def run_verify(
         for problem in found.problems:
             typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(3)
-    # An import knows no steps that could be replayed: only who asks for a level misses it.
+    # An imported run has no steps to replay: it fails only if a level was required.
     least = require or ("within-tolerance" if found.spans else None)
     if least and not found.reaches(least):
         typer.echo(f"error: {path} is {found.level}; {least} was required", err=True)
@@ -253,15 +355,17 @@ def run_verify(
 @run.command("reads")
 def run_reads(
     path: RunPath,
-    step: Annotated[int | None, typer.Option(help="Which documents did it read?")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="List the documents that this step read.")
+    ] = None,
     document: Annotated[
-        int | None, typer.Option(help="At which steps was this document read?")
+        int | None, typer.Option(help="List the steps that read the document with this index.")
     ] = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Answer which documents a step read (--step), or which steps read a document (--document)."""
+    """List the documents that a step read, or the steps that read a document."""
     from train import runs
 
     opened = runs.open(path, store=store)
@@ -281,19 +385,27 @@ def run_reads(
 @run.command("replay")
 def run_replay(
     path: RunPath,
-    first: Annotated[int, typer.Option("--from", help="First step.")],
-    last: Annotated[int, typer.Option("--to", help="Last step, included.")],
+    first: Annotated[int, typer.Option("--from", help="First step to replay.")],
+    last: Annotated[int, typer.Option("--to", help="Last step to replay (included).")],
     without: Annotated[
-        list[int] | None, typer.Option(help="Leave this document out; may be repeated.")
+        list[int] | None,
+        typer.Option(help="Index of a document to remove; may be repeated."),
     ] = None,
     mode: Annotated[
-        Literal["blank", "loss"], typer.Option(help="loss: stays as context.")
+        Literal["blank", "loss"],
+        typer.Option(
+            help="How to remove documents. blank: replace their tokens by end-of-text. loss: keep "
+            "them as context but do not train on them."
+        ),
     ] = "blank",
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Run steps again from the nearest checkpoint and compare them with the ledger."""
+    """Run steps again from the nearest checkpoint and compare them with the ledger.
+
+    Exit code 1: nothing was removed, and the replay is not bit-exact.
+    """
     from dataclasses import asdict
 
     from train import progress, runs, trainer
@@ -320,11 +432,13 @@ def run_replay(
 
 @run.command("import")
 def run_import(
-    source: Annotated[Path, typer.Argument(help="Hugging Face folder, nanoGPT ckpt.pt or .gguf.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
+    source: Annotated[
+        Path, typer.Argument(help="Hugging Face folder, nanoGPT ckpt.pt or .gguf file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
     as_json: Json = False,
 ) -> None:
-    """Take in weights that somebody else trained; knowledge level: weights-only."""
+    """Import weights that were trained elsewhere, as a run of knowledge level weights-only."""
     from train import convert
 
     result = _summary(convert.import_run(source, out=out))
@@ -334,12 +448,16 @@ def run_import(
 @run.command("export")
 def run_export(
     path: RunPath,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the Hugging Face checkpoint.")],
-    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the last.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to create for the Hugging Face checkpoint.")
+    ],
+    step: Annotated[
+        int | None, typer.Option(help="Step of the checkpoint to export; default: the last.")
+    ] = None,
     store: StorePath = None,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder, tokenizer included."""
+    """Export a checkpoint and its tokenizer as a Hugging Face folder."""
     from train import convert, runs
 
     written = convert.export_run(runs.open(path, store=store), out=out, step=step)
@@ -349,7 +467,10 @@ def run_export(
 def _refuse_other(
     opened: Any, recipe: str, changes: dict[str, Any], computed: dict[str, Any]
 ) -> None:
-    """Refuse to go on with a run as if it were another one; what was not asked is not compared."""
+    """Raise a TrainError if an option given with --resume differs from the run it would resume.
+
+    Options that were not given are not compared.
+    """
     known = opened.predicate
     pairs = {"recipe": (recipe, opened.recipe.name)}
     pairs |= {key: (asked, known["recipe"][key]) for key, asked in changes.items()}
@@ -357,13 +478,13 @@ def _refuse_other(
     for key, (asked, found) in pairs.items():
         if asked not in (None, "auto", found):
             raise TrainError(
-                f"--resume goes on with {opened.path}, whose {key} is {found}, not {asked}; leave "
-                "it out, or train another run in another folder"
+                f"--resume continues {opened.path}, whose {key} is {found}, not {asked}; leave "
+                "the option out, or train a new run in another folder"
             )
 
 
 def _summary(opened: Any) -> dict[str, Any]:
-    """What is known about a run, in the order a reader asks."""
+    """Return what is known about a run, in the order of printing."""
     shown: dict[str, Any] = {
         "run": str(opened.path),
         "id": opened.id,
@@ -395,7 +516,7 @@ def _lines(result: dict[str, Any]) -> str:
 
 
 def _describe(store: Any) -> dict[str, Any]:
-    """What a token store holds, in the order a reader asks."""
+    """Return what a token store contains, in the order of printing."""
     content = json.loads((store.path / "store.json").read_text(encoding="utf-8"))
     keys = ("corpus", "counts", "layout", "row_length", "tokenizer", "fingerprint")
     return {"store": str(store.path), **{key: content[key] for key in keys}}

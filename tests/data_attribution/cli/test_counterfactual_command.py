@@ -24,7 +24,7 @@ def refused(ended, *said):
 def test_options_that_would_change_nothing_are_refused(openbook, at, lookup_run, tmp_path):
     refused(openbook(*at, "--document", 3, "--top", 2), "--top 2", "--without FILE")
     named = ("forget", lookup_run.path, "capital of a", "--exposures", 16)
-    refused(openbook(*named), "--exposures 16 chooses facts, and 1 were named")
+    refused(openbook(*named), "--exposures 16 chooses facts, but 1 are named")
     asked = at[2]
     refused(openbook(*at, "--document", 3, "--unrelated", asked), "is asked twice")
     heads = ("--component", "L0H0", "--component", "L0H0")
@@ -57,6 +57,6 @@ def test_an_effect_without_controls_is_not_said_to_be_beyond_any(openbook, at):
     asked = (*at, "--document", 3, "--together", "none", "--seeds")
     without = openbook(*asked, 0)
     assert without.code == 0, without.err
-    assert ", beside the full run: no random ones were removed, " in without.out
+    assert ", compared with the full run: no random documents were removed, " in without.out
     assert "beyond" not in without.out
-    assert ", beyond 1 removal of random ones, " in openbook(*asked, 1).out
+    assert ", beyond 1 removal of random documents, " in openbook(*asked, 1).out

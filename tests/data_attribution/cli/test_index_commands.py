@@ -30,11 +30,11 @@ def test_shards_are_built_as_asked_for_and_verified(openbook, path):
     assert (built.code, built.err) == (0, "")
     assert built.out == f"961 tokens sorted by numpy in 4 shards: {path / 'index'}\n"
     said = openbook("index", "verify", path)
-    assert said.out == "the index of 961 tokens in 4 shards is what was built\n"
+    assert said.out == "the index of 961 tokens in 4 shards is intact\n"
     assert openbook("index", "count", path, "k3 is").out == "20\t0 held out\t'k3 is'\n"
     openbook("index", "bm25", path)
     both = openbook("index", "verify", path)
-    assert both.out == "the index of 961 tokens in 4 shards and the BM25 index are what was built\n"
+    assert both.out == "the index of 961 tokens in 4 shards and the BM25 index are intact\n"
 
 
 def test_find_counts_what_count_counts_and_keeps_apart_what_is_held_out(openbook, make_store):

@@ -191,7 +191,7 @@ def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tm
     assert lines[0].startswith("fused evidence (lexical + gradient, each on a scale of length 1)")
     assert lines[0].endswith("within L0.mlp, embed")
     assert "k3 is v3\tduplicates: 19" in lines[1]
-    assert "evidence is no cause yet" in lines[-1]
+    assert "evidence does not prove a cause" in lines[-1]
     assert Sources.load(kept).items[0].span == "k3 is v3"
     assert "<mark>" in page.read_text()
 
@@ -201,7 +201,7 @@ def test_the_command_follows_a_head_and_a_window_of_the_replay(openbook, run, in
     ended = openbook(*at, "previous-token:L0H0")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("gradient evidence (adam of projected gradients of the log-odds) ")
-    assert "left out: lexical, for the question has no words" in ended.out
+    assert "left out: lexical (the question has no words)" in ended.out
     replay = ("--method", "replay", "--window", 3, "--scratch", tmp_path)
     ended = openbook(*at, "previous-token:L0H0", *replay)
     assert (ended.code, list(tmp_path.iterdir())) == (0, [])
@@ -258,7 +258,7 @@ def test_the_metric_that_is_followed_is_said_and_is_what_a_proof_measures(
     assert effect["unit"] == "probability"
     said = openbook(*asked[:-1]).out.splitlines()
     assert ", by its probability" in said[0]
-    assert said[-1].endswith("beside the full run: no random ones were removed")
+    assert said[-1].endswith("compared with the full run: no random documents were removed")
     plain = json.loads(openbook(*at, "--json").out)
     assert plain["provenance"]["metric"] == "logit difference"
     words = json.loads(openbook(*at, "--method", "lexical", "--json").out)

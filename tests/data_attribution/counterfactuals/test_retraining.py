@@ -149,7 +149,7 @@ def test_no_control_holds_a_copy_of_a_removed_document_or_of_a_row_below_the_top
     assert found.avoided == found.to_dict()["avoided"] == 18 + 20 + 20
     drawn = {store.text(one) for control in found.control for one in control}
     assert not drawn & {"k3 is v3", "k5 is v5", "k7 is v7"}
-    assert "no control holds 58 others" in formatting.counterfactual_lines(found.to_dict())
+    assert "58 further documents (named in" in formatting.counterfactual_lines(found.to_dict())
 
 
 def test_copies_go_with_the_documents_that_are_named(found, lookup_run, of_pair_3, pairs, place):
@@ -199,7 +199,7 @@ def test_one_prompt_gives_the_change_no_interval(found):
     assert frame["change high"].isna().all()
     lines = formatting.counterfactual_lines(found.to_dict())
     assert "one prompt, no interval" in lines
-    assert "no interval: one prompt and not two controls, noise unknown: one control" in lines
+    assert "one prompt, and fewer than two controls, noise unknown: one control" in lines
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
 
 

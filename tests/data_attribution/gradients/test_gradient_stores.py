@@ -219,6 +219,6 @@ def test_verifying_refuses_what_it_would_not_look_at(openbook, tiny_run):
     ):  # fmt: skip
         ended = openbook(*at, *given)
         assert (ended.code, ended.err.count("\n")) == (2, 1)
-        assert f"{given[0]} would do nothing, for --verify" in ended.err
+        assert f"{given[0]} cannot be used with --verify" in ended.err
     both = openbook(*at, "--log-odds", 0, "--rank", 4)
-    assert "--rank and --log-odds would do nothing" in both.err
+    assert "--rank and --log-odds cannot be used with --verify" in both.err

@@ -636,7 +636,7 @@ def test_weights_without_a_store_need_one(cache, tiny_run, tmp_path):
     convert.export_huggingface(tiny_run.load(), tiny_run.store.tokenizer, tmp_path / "hf")
     base = (tmp_path / "hf", "--sites", "L0.mlp", "--out", tmp_path / "kept", "--documents", 5)
     refused = cache(*base)
-    assert "came without its token store; name one with --store" in str(refused.exception)
+    assert "comes without a token store; give one with --store" in str(refused.exception)
     done = cache(*base, "--store", tiny_run.store.path, "--json")
     about = json.loads(done.stdout)
     assert about["model"]["knowledge"] == "weights-only"

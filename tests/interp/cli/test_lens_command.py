@@ -47,7 +47,7 @@ def test_a_tuned_lens_is_fitted_once_and_used_again(lens, tmp_path):
     kept = tmp_path / "lens.json"
     first = lens("--kind", "tuned", "--train-tokens", "--fit-steps", 3, "--save-lens", kept)
     assert "training tokens in" in first.output
-    assert "bits a token from the model (control: never trained, translated)" in first.output
+    assert "bits per token from the model (control: lens fitted to" in first.output
     again = lens("--kind", "tuned", "--lens", kept)
     assert first.output.startswith(again.output.rstrip())
 
@@ -58,4 +58,4 @@ def test_what_cannot_be_is_refused_in_one_line(lens):
     assert "say --train-tokens" in str(held.exception)
     other = lens("--kind", "direct", "--train-tokens")
     assert isinstance(other.exception, InterpError)
-    assert "belong to tuned, not to direct" in str(other.exception)
+    assert "belong to --kind tuned, not to --kind direct" in str(other.exception)

@@ -55,7 +55,7 @@ def test_estimates_come_with_how_wrong_they_are(openbook, asked, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "verified exactly: 2 of 3 places on 12 prompts" in ended.out
-    assert "of 1 others drawn at random the largest exact effect is" in ended.out
+    assert "largest exact effect among 1 others drawn at random: " in ended.out
     assert openbook("ablate", *asked, "--components", tmp_path / "estimate.json").code == 0
 
 
@@ -101,7 +101,7 @@ def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
         (("trace", "components", "--damage", "noised"), "names no subject"),
         (("trace", "components", "--window", "3"), "a window of 3 layers was asked of a model"),
         (("ablate", "--component", "L0H7"), "L0H7 is head 7 of a model that has 2"),
-        (("ablate", "--components", "L0H1"), "for a component it is --component L0H1"),
+        (("ablate", "--components", "L0H1"), "to name a component use --component L0H1"),
         (("ablate", "--component", "L0.mpl"), "no place is called 'mpl', did you mean 'mlp'"),
         (("ablate", "--together"), "--together needs --component"),
         (("estimate", "--method", "atp-star"), "GradDrop leaves nothing of a model of one layer"),

@@ -19,7 +19,7 @@ from interp.errors import (
     EffectsError,
     UninformativeWarning,
 )
-from interp.patching import PatchOptions, paired_runs
+from interp.patching import PairedRuns, paired_runs
 from interp.patching.engine import reference
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -112,11 +112,11 @@ def test_a_prompt_that_occurs_twice_is_counted_once_in_the_interval(model, behav
 
 
 def test_the_contrast_knows_how_much_the_prompts_share(model, behaviour):
-    runs = patching.pair_runs(model, behaviour, PatchOptions())
+    runs = PairedRuns.of(model, behaviour)
     assert runs.shared == 2
-    assert torch.equal(runs.here, behaviour.corrupt)
-    assert torch.equal(runs.there, behaviour.clean)
-    noised = patching.pair_runs(model, behaviour, PatchOptions(direction="noising"))
+    assert torch.equal(runs.receiver, behaviour.corrupt)
+    assert torch.equal(runs.donor, behaviour.clean)
+    noised = PairedRuns.of(model, behaviour, direction="noising")
     np.testing.assert_allclose(noised.start, runs.goal)
     np.testing.assert_allclose(noised.goal, runs.start)
 

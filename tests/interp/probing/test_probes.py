@@ -397,7 +397,7 @@ def test_the_command_erases(probe, lookup_run, lookup_behaviour, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--layers", "one"), "--layers 'one' are no numbers; write 0,3-5"),
+        (("--layers", "one"), "--layers 'one' is no list of numbers; write 0,3-5"),
         (("--layers", "0,7"), "layer 7 of a model with layers 0 to 0"),
         (("--erase", "ioi"), "a label is erased at one layer; name it"),
         (("--at", 9), "position 9 of prompts with positions 0 to 2"),

@@ -196,7 +196,7 @@ def test_a_model_that_is_no_number_is_not_written_down(tiny_recipe, watches, tmp
     model = init_gpt(GPTConfig(n_layers=1, n_heads=2, d_model=16, n_ctx=16, d_vocab=200), seed=0)
     with torch.no_grad():
         model.embed.weight.fill_(float("nan"))
-    watcher = monitor_log.Monitor(tmp_path, 0, "cpu")
+    watcher = trainer.Monitor(tmp_path, 0, "cpu")
     watcher.look(model, 0, 0)
     watcher.close()
     assert monitor_log.read_monitor_log(tmp_path).looks == ()
@@ -367,5 +367,5 @@ def test_a_watched_run_is_not_resumed_as_if_it_were_not(watched, tiny_store, ope
     )
     assert (done.code, done.err) == (
         2,
-        f"error: --resume goes on watching {watched.path}; leave --no-watch out\n",
+        f"error: {watched.path} was started with --watch and resumes so; leave --no-watch out\n",
     )
