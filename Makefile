@@ -1,5 +1,6 @@
 # `make demo` plays everything and writes one page. `make test` runs every test, `make unit` the quick
-# ones, `make notebooks` every notebook. Each makes its own environment in .venv first.
+# ones, `make notebooks` every notebook, `make docs` the pages. Each makes its own environment in
+# .venv first.
 
 PYTHON ?= python3
 VENV := .venv/bin
@@ -22,7 +23,7 @@ else
   INSTALL = $(PIP) $(1)
 endif
 
-.PHONY: demo test unit notebooks
+.PHONY: demo test unit notebooks docs
 
 demo: .venv/ready
 	$(VENV)/openbook demo
@@ -43,6 +44,10 @@ notebooks: .venv/ready-dev
 	  $(VENV)/pytest --nbmake --nbmake-timeout=1200 --quiet --durations=1 --override-ini addopts= \
 	  --override-ini filterwarnings= --override-ini timeout=2400
 
+# The pages in docs/, as HTML in site/; a warning, such as a broken link, is an error.
+docs: .venv/ready-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build
+
 # One resolution each: what the tests need beside the package is resolved together with it.
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(VENV)/python || $(MAKE_VENV)
@@ -51,5 +56,5 @@ notebooks: .venv/ready-dev
 
 .venv/ready-dev: pyproject.toml constraints.txt
 	test -x $(VENV)/python || $(MAKE_VENV)
-	$(call INSTALL,--editable '.[dev$(COMMA)notebook]')
+	$(call INSTALL,--editable '.[dev$(COMMA)docs$(COMMA)notebook]')
 	touch $@ .venv/ready

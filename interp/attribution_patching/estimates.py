@@ -78,7 +78,7 @@ def attribution(
         seed: Seed recorded in the provenance; nothing is drawn.
 
     Returns:
-        Signed effects over (layer[, head or neuron][, pos]).
+        Signed effects over `(layer[, head or neuron][, pos])`.
 
     Raises:
         CapabilityError: The model does not do the behaviour.
@@ -123,7 +123,7 @@ def atp_star(
         seed: As in `attribution`.
 
     Returns:
-        Effects over (layer[, head or neuron][, pos]); absolute values with `grad_drop`.
+        Effects over `(layer[, head or neuron][, pos])`; absolute values with `grad_drop`.
 
     Raises:
         ModelError: `grad_drop` with a model of one layer. Other errors are those of `attribution`.
