@@ -25,16 +25,20 @@ from data_attribution.cli.index import index
 from data_attribution.cli.trace import trace
 from data_attribution.errors import AttributionError
 from interp.cli.ablate import ablate_command
-from interp.cli.app import behaviours_command, detect_command, recall_command
+from interp.cli.behaviours import behaviours_command
 from interp.cli.cache import cache_command
 from interp.cli.circuit import circuit_command
 from interp.cli.emergence import emergence_command
 from interp.cli.estimate import estimate_command
+from interp.cli.heads import detect_command
 from interp.cli.lens import lens_command
 from interp.cli.patch import patch_command
 from interp.cli.probe import probe_command
+from interp.cli.recall import recall_command
 from interp.errors import InterpError, InterpWarning
-from train.cli.app import corpus, run, train_command
+from train.cli.corpus import corpus
+from train.cli.run import run
+from train.cli.train import train_command
 from train.errors import TrainError
 
 

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from data_attribution.errors import EvidenceError
-from interp.cli.app import Seed
-from train.cli.app import Json, Out, RunPath, StorePath, answer
+from interp.cli.options import Seed
+from train.cli.options import Json, Out, RunPath, StorePath
+from train.cli.output import answer
 
 
 # Defaults of `index`. `trace documents` uses a gradient store only if it has the same options.

@@ -7,9 +7,10 @@ import typer
 
 from data_attribution.cli import formatting
 from data_attribution.errors import CounterfactualError
-from interp.cli.app import Named, Prompts, Seed
+from interp.cli.options import Named, Prompts, Seed
 from interp.cli.patch import PROMPTS
-from train.cli.app import Json, Out, RunPath, StorePath, answer, readable
+from train.cli.options import Json, Out, RunPath, StorePath, readable
+from train.cli.output import answer
 
 
 TOP, EXPOSURES = 50, 16

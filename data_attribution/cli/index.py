@@ -7,7 +7,8 @@ import typer
 
 from data_attribution.cli import formatting
 from data_attribution.errors import SorterError
-from train.cli.app import Json, Out, answer, readable
+from train.cli.options import Json, Out, readable
+from train.cli.output import answer
 
 
 if TYPE_CHECKING:

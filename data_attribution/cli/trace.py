@@ -8,10 +8,12 @@ import typer
 
 from data_attribution.cli import formatting
 from data_attribution.errors import EvidenceError
-from interp.cli.app import Seed
+from interp.cli.options import Seed
 from interp.cli.patch import PROMPTS
 from interp.cli.trace import trace_components_command
-from train.cli.app import Json, Out, RunPath, StorePath, answer, readable, writable
+from train.cli.options import Json, Out, RunPath, StorePath, readable
+from train.cli.output import answer
+from train.storage import writable
 
 
 if TYPE_CHECKING:

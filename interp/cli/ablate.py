@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.app import Named, Prompts, Seed, Source, Step, provenance_line
+from interp.cli.options import Named, Prompts, Seed, Source, Step, provenance_line
 from interp.cli.patch import PROMPTS, Memory, Plot
 from interp.errors import InterpError
-from train.cli.app import Json, Out, StorePath, answer, readable
+from train.cli.options import Json, Out, StorePath, readable
+from train.cli.output import answer
 
 
 if TYPE_CHECKING:

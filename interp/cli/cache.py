@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.app import Prompts, Seed, Source, Step
+from interp.cli.options import Prompts, Seed, Source, Step
 from interp.errors import InterpError
-from train.cli.app import Json, StorePath, answer
+from train.cli.options import Json, StorePath
+from train.cli.output import answer
 
 
 if TYPE_CHECKING:

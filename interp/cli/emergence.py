@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli.app import PROMPTS, Prompts, Seed
+from interp.cli.options import PROMPTS, Prompts, Seed
 from interp.plots import drawable
-from train.cli.app import Json, Out, RunPath, StorePath, answer
+from train.cli.options import Json, Out, RunPath, StorePath
+from train.cli.output import answer
 
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.app import Named, Prompts, Seed, Source, Step
+from interp.cli.options import Named, Prompts, Seed, Source, Step
 from interp.cli.patch import PROMPTS, Memory, Plot, effects_text
-from train.cli.app import Json, Out, StorePath, answer
+from train.cli.options import Json, Out, StorePath
+from train.cli.output import answer
 
 
 if TYPE_CHECKING:

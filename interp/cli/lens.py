@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.app import PROMPTS, Named, Prompts, Seed, Source, Step
+from interp.cli.options import PROMPTS, Named, Prompts, Seed, Source, Step
 from interp.errors import InterpError
 from interp.plots import drawable
-from train.cli.app import Json, Out, StorePath, answer, readable, writable
+from train.cli.options import Json, Out, StorePath, readable
+from train.cli.output import answer
+from train.storage import writable
 
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.app import Named, Prompts, Seed, Source, Step, provenance_line
+from interp.cli.options import Named, Prompts, Seed, Source, Step, provenance_line
 from interp.errors import InterpError
 from interp.plots import drawable
-from train.cli.app import Json, Out, StorePath, answer
+from train.cli.options import Json, Out, StorePath
+from train.cli.output import answer
 
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.app import Source, Step
+from interp.cli.options import Source, Step
 from interp.cli.patch import Plot
 from interp.errors import ProbeError
-from train.cli.app import Json, Out, StorePath, answer
+from train.cli.options import Json, Out, StorePath
+from train.cli.output import answer
 
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from interp.cli.app import Named, Prompts, Seed, Source, Step
+from interp.cli.options import Named, Prompts, Seed, Source, Step
 from interp.cli.patch import PROMPTS, Memory, Plot, effects_text
 from interp.errors import InterpError
-from train.cli.app import Json, Out, StorePath, answer
+from train.cli.options import Json, Out, StorePath
+from train.cli.output import answer
 
 
 def trace_components_command(

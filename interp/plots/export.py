@@ -17,7 +17,6 @@ from typing import Any
 
 from interp.errors import InterpError
 from train import storage
-from train.cli.app import writable
 
 
 __all__ = ["SUFFIXES", "drawable", "write"]
@@ -51,7 +50,7 @@ def drawable(path: Path | None) -> Path | None:
             f"{path.name}: pictures need matplotlib, which is not installed; "
             "`pip install 'openbook[png]'`, or write .html"
         )
-    return writable(path)
+    return storage.writable(path)
 
 
 def write(figure: Any, path: str | Path) -> Path:

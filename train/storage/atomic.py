@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from train.errors import DamagedError, DiskError
+from train.errors import DamagedError, DiskError, TrainError
 
 
 __all__ = [
@@ -26,10 +26,22 @@ __all__ = [
     "seal",
     "sha256_file",
     "sync_folder",
+    "writable",
     "write_bytes",
     "write_json",
     "write_text",
 ]
+
+
+def writable(path: Path | None) -> Path | None:
+    """Raise a TrainError, before anything is computed, if no file can be written at `path`."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise TrainError(f"the result cannot be written to {path}: a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise TrainError(f"the result cannot be written to {path}: no folder {path.parent}")
+    return path
 
 
 def canonical_json(content: object) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from interp.heads import copying_loss, induction_heads, previous_token_heads
 from train import runs, storage, trainer
-from train.cli.app import train_command
+from train.cli.train import train_command
 from train.errors import DamagedError, TrainError
 from train.model import GPT, GPTConfig, init_gpt
 from train.runs import MonitorTask, manifest, monitor_log

@@ -1,0 +1,86 @@
+"""The command `openbook behaviours`: what a model can be asked."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.errors import InterpError
+from train.cli.options import Json, Out, StorePath
+from train.cli.output import answer
+from train.errors import TrainError
+
+
+if TYPE_CHECKING:
+    from interp.behaviours import Behaviour, Check
+from interp.cli.options import PROMPTS, Prompts, Seed, Source, Step
+
+
+SHOWN_PROMPTS = 4
+
+
+def behaviours_command(
+    source: Source,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Behaviour whose prompts to show.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also list single facts and templates, one row each.")
+    ] = False,
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """List the behaviours of RUN and how well it performs each, or show the prompts of one."""
+    from interp import behaviours, models
+
+    model, words = models.open(source, step=step, store=store)
+    if name is None:
+        # Parts of a behaviour and single facts are named whole:part, and there are many.
+        known = [one for one in behaviours.names(words) if every or ":" not in one]
+        rows, impossible = [], []
+        for one in known:
+            try:
+                behaviour = behaviours.load(one, words, n_prompts=prompts, seed=seed)
+                rows.append((one, behaviours.measure(model, behaviour)))
+            except (InterpError, TrainError) as error:
+                impossible.append({"name": one, "reason": str(error)})
+        result = {"behaviours": [_check_row(*row) for row in rows], "impossible": impossible}
+        reasons = [f"{one['name']}: {one['reason']}" for one in impossible]
+        answer(result, "\n".join([_checks(dict(rows)), *reasons]), as_json=as_json, out=out)
+        return
+    behaviour = behaviours.load(name, words, n_prompts=prompts, seed=seed)
+    check = behaviours.measure(model, behaviour)
+    result = {**_check_row(name, check), "behaviour": behaviour.to_dict()}
+    text = f"{_checks({name: check})}\n\n{_prompts(behaviour, model.tokenizer)}"
+    answer(result, text, as_json=as_json, out=out)
+
+
+def _check_row(name: str, check: "Check") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"name": name, **asdict(check)}
+
+
+def _checks(checks: "dict[str, Check]") -> str:
+    width = max([9, *map(len, checks)])
+    head = f"{'behaviour':<{width}}  accuracy        95 %       top-1  logit difference    n"
+    rows = [
+        f"{name:<{width}}  {one.accuracy:8.3f}  [{one.interval[0]:.3f}, {one.interval[1]:.3f}]"
+        f"  {one.top1:5.3f}  {one.score:16.3f}  {one.n:3}"
+        for name, one in checks.items()
+    ]
+    return "\n".join([head, *rows])
+
+
+def _prompts(behaviour: "Behaviour", tokenizer: Any) -> str:
+    lines = [behaviour.description] if behaviour.description else []
+    for row in range(min(behaviour.n_prompts, SHOWN_PROMPTS)):
+        for kind, answer_to in (("clean", "answer"), ("corrupt", "foil")):
+            prompt = tokenizer.decode(getattr(behaviour, kind)[row].tolist())
+            token = tokenizer.decode([int(getattr(behaviour, answer_to)[row])])
+            lines.append(f"{kind:<7}  {prompt} -> {token}")
+    left = behaviour.n_prompts - SHOWN_PROMPTS
+    return "\n".join([*lines, f"and {left} more"] if left > 0 else lines)

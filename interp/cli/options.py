@@ -1,0 +1,54 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from train.runs import Origin
+
+
+Source = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, or a local Hugging Face folder.")
+]
+
+
+Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="BEHAVIOUR",
+        help="Name of a behaviour (`openbook behaviours RUN` lists them), a .toml file of prompt "
+        "templates, or a saved .json file.",
+    ),
+]
+
+
+Step = Annotated[
+    int | None, typer.Option(min=0, help="Step of the checkpoint to load; default: the last.")
+]
+
+
+Prompts = Annotated[int, typer.Option(min=1, help="Maximum number of prompts.")]
+
+
+Seed = Annotated[
+    int, typer.Option(min=0, help="Random seed for sampling prompts and everything else sampled.")
+]
+
+
+PROMPTS = 64
+
+
+def provenance_line(origin: Any) -> str:
+    return (
+        f"run {origin.run_id}, step {origin.step}, checkpoint {origin.checkpoint_sha256[:12]}, "
+        f"knowledge {origin.knowledge}"
+    )
+
+
+def origin_row(origin: "Origin") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(origin)

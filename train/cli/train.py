@@ -1,0 +1,143 @@
+"""The command `openbook train`."""
+
+from pathlib import Path
+from typing import Annotated, Any, no_type_check
+
+import typer
+
+from train.cli.options import Json
+from train.cli.output import answer, lines, run_summary
+from train.errors import TrainError
+
+
+# Not type-checked at run time: typer passes a context of another class than the annotated one.
+@no_type_check
+def train_command(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Recipe: planted, text-small or gpt2-124m.")],
+    store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of training steps, to which the learning rate schedule is fitted; "
+            "default: the recipe's.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random seed of the initial weights; default: the recipe's."),
+    ] = None,
+    order_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Random seed of the data order; default: the recipe's."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows per step; default: the recipe's.")
+    ] = None,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Windows per forward and backward pass, to save memory; default: the recipe's.",
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Steps between measurements of the held-out loss; 0: never; default: the "
+            "recipe's.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Precision: fp32, bf16, or auto (bf16 on a GPU; on a CPU whichever is measured "
+            "to be faster)."
+        ),
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of CPU threads; default: all cores, at most 8."),
+    ] = None,
+    data_workers: Annotated[
+        int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
+    ] = 0,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            help="Measure induction, copying and behaviours during training (costs about 1 % of "
+            "the time)."
+        ),
+    ] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a stopped run from its last checkpoint.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train RECIPE on the token store STORE.
+
+    A training that was stopped at any moment continues with --resume.
+    """
+    from train import numerics, progress, recipes, runs, trainer
+    from train.data import open_store
+
+    computed: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    changes = {
+        "steps": steps,
+        "init_seed": seed,
+        "order_seed": order_seed,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "eval_every": eval_every,
+    }
+    with progress.bar("training") as advance:
+        if resume:
+            _refuse_other(runs.open(out, store=store), recipe, changes, computed)
+            if not watch and runs.open(out).watched:
+                raise TrainError(
+                    f"{out} was started with --watch and resumes so; leave --no-watch out"
+                )
+            trained = trainer.resume(out, store=store, data_workers=data_workers, progress=advance)
+        else:
+            tokens = open_store(store)
+            resolved = recipes.resolve(recipes.by_name(recipe), tokens, **changes)
+            # `train` knows no behaviours: whoever registered this command passes functions that
+            # make them in the context.
+            known = [trainer.store_tasks, *(context.obj or [])] if watch else []
+            watches = [one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)]
+            trained = trainer.train(
+                resolved,
+                tokens,
+                out=out,
+                numerics=numerics.choose(**computed),
+                data_workers=data_workers,
+                watch=watches,
+                progress=advance,
+            )
+    result = run_summary(trained)
+    answer(result, lines(result), as_json=as_json, out=None)
+
+
+def _refuse_other(
+    opened: Any, recipe: str, changes: dict[str, Any], computed: dict[str, Any]
+) -> None:
+    """Raise a TrainError if an option given with --resume differs from the run it would resume.
+
+    Options that were not given are not compared.
+    """
+    known = opened.predicate
+    pairs = {"recipe": (recipe, opened.recipe.name)}
+    pairs |= {key: (asked, known["recipe"][key]) for key, asked in changes.items()}
+    pairs |= {key: (asked, known["numerics"][key]) for key, asked in computed.items()}
+    for key, (asked, found) in pairs.items():
+        if asked not in (None, "auto", found):
+            raise TrainError(
+                f"--resume continues {opened.path}, whose {key} is {found}, not {asked}; leave "
+                "the option out, or train a new run in another folder"
+            )
