@@ -9,7 +9,7 @@
 # # Who receives the key? Activation patching and path patching
 #
 # **Question.** The prompt "when A and B went to the beach, B gave a key to" continues with A. Which heads compute this, what do they read, and by which paths does the result reach the answer?
-# **Answer.** One head of layer 0 reads who gives, through its value alone. Its output reaches the logits in two ways: without any later head, or through the queries of layer 1, which it tells where to attend. The shares of the two ways differ from run to run; together they account for the whole effect.
+# **Answer.** One or two heads of layer 0 read who gives, through their values alone. Their output reaches the logits in two ways: without any later head, or through the queries of layer 1, which it tells where to attend. How many heads share the work, and how much goes which way, differs from run to run; together the two ways account for the whole effect.
 # **Needs.** No GPU and no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
@@ -43,36 +43,41 @@ residual.notes, residual.top(2)
 # %% [markdown]
 # ## 2. Which heads?
 #
-# **One head of layer 0 is sufficient.** Several metrics can be scored in the same forward passes; the probability agrees with the logit difference.
+# **One or two heads of layer 0 are sufficient.** Several metrics can be scored in the same forward passes; the probability agrees with the logit difference. Patched together, the heads that have any effect bring back all of it.
 
 # %%
 heads = patching.heads(model, ioi, metric=[metrics.logit_difference(ioi), metrics.probability(ioi)])
 heads.plot()
 
 # %%
-best = heads.top(1)[0]
-{
-    effects.metric: (round(effects[best], 3), effects.interval(best))
-    for effects in (heads, *heads.also)
-}
+readers = [name for name in heads.names if heads[name] > 0.1]
+best, others = heads.top(1)[0], [name for name in heads.names if name not in readers]
+sufficient = patching.together(model, ioi, [readers])
+(
+    readers,
+    float(sufficient.values[0]),
+    [(effects.metric, effects.interval(best)) for effects in (heads, *heads.also)],
+)
 
 # %% [markdown]
-# **This head is also necessary, and no other head is.** Noising tests this in the opposite direction: it patches corrupt values into the clean prompts. Mean ablation tests it without other prompts: with the head replaced by its mean, the model does little better than a guess. The MLP of its layer, which reads the output of the head, is as necessary; which of the two costs more differs by chance.
+# **These heads are also necessary.** Noising tests this in the opposite direction: it patches corrupt values into the clean prompts. Mean ablation tests it without other prompts: with these heads replaced by their means, the model does little better than a guess, and no other head costs as much. The MLP of their layer, which reads their output, is as necessary.
 
 # %%
-noising = patching.heads(model, ioi, direction="noising")
-ablation = patching.ablate(model, ioi, standin="mean")
+noising = patching.together(
+    model, ioi, [readers, *([name] for name in others)], direction="noising"
+)
+ablation = patching.ablate(model, ioi, [readers, *([name] for name in others)], standin="mean")
 ablation.plot()
 
 # %%
-accuracy = ablation.to_frame().set_index("ablated")["accuracy"]
-others = [name for name in heads.names if name != best]
-noising[best], ablation.top(3), accuracy[best], accuracy[others].min()
+accuracy = ablation.to_frame()["accuracy"]
+needed, spared = float(noising.values[0]), float(noising.values[1:].max())
+needed, spared, accuracy.iloc[0], accuracy.iloc[1:].min()
 
 # %% [markdown]
 # ## 3. What does the head read?
 #
-# **Its value carries the effect; its query, key and attention pattern do not.** The head always attends to the giver's position, and only the name at that position changes. Layer 1 is the opposite: its effects are carried by queries, and therefore by attention patterns.
+# **Their values carry the effect; their queries, keys and attention patterns do not.** These heads always attend to the giver's position, and only the name at that position changes. Layer 1 is the opposite: its effects are carried by queries, and therefore by attention patterns.
 
 # %%
 sweeps = [patching.queries, patching.keys, patching.values, patching.patterns]
@@ -88,7 +93,7 @@ giver, run.store.tokenizer.tokens(ioi.clean[0].tolist())[10]
 # %% [markdown]
 # ## 4. By which paths?
 #
-# Path patching changes the output of the head for one receiver and keeps the original output for all others. Three receivers are tested: the logits directly, the logits directly or through MLPs, and the queries of layer 1.
+# Path patching changes the output of the strongest of them for one receiver and keeps the original output for all others. Three receivers are tested: the logits directly, the logits directly or through MLPs, and the queries of layer 1.
 
 # %%
 queries = [f"L1H{head}.q" for head in range(model.cfg.n_heads)]
@@ -129,13 +134,14 @@ plots.heads(
 # **Limits.** 64 prompts of one template family, and one seed of a two-layer model. The intervals are over prompts and say nothing about other seeds (`benchmarks/planted_acceptance.py` trains eleven runs). It is a finding that the parts add up here; effects of paths are not additive in general.
 
 # %%
-assert heads[best] > 0.9
-assert best.startswith("L0")
-assert noising[best] > 0.8 > 0.5 > max(noising[name] for name in others)
-assert accuracy[best] < 0.8 < accuracy[others].min()
+assert all(name.startswith("L0") for name in readers)
+assert len(readers) <= 2
+assert sufficient.values[0] > 0.9
+assert needed > 0.8 > 0.5 > spared
+assert accuracy.iloc[0] < min(0.8, accuracy.iloc[1:].min())
 assert ablation.intact_accuracy > 0.95
-assert parts["values"].top(1) == [f"{best}.v"]
-assert parts["values"].values.max() > 0.9
+assert {*parts["values"].top(len(readers))} == {f"{name}.v" for name in readers}
+assert parts["values"].values[0].sum() > 0.9
 assert max(parts[name].values[0].max() for name in ("queries", "keys", "patterns")) < 0.05
-assert through_mlps[best] > 0.2
+assert through_mlps[best] > 0.1
 assert abs(through_mlps[best] + to_queries[best] - heads[best]) < 0.1

@@ -160,7 +160,7 @@ def test_the_cache_folder_is_one_that_can_be_written(environment, expected, tmp_
 
 OPEN = """
 import sys
-from train import runs
+from train import released
 print(released.open("planted", folder=sys.argv[1]).id)
 """
 
