@@ -25,7 +25,7 @@ from data_attribution.artifact import ARTIFACT_MANIFEST, Artifact
 from data_attribution.errors import IndexSpaceError
 from data_attribution.token_index import cost, shard_files, sharding, sort_workers, suffix_array
 from data_attribution.token_index.index import TokenIndex
-from data_attribution.token_index.segment import Part
+from data_attribution.token_index.index_part import Part
 from data_attribution.token_index.shard_files import Shard, Task
 from data_attribution.token_index.sharding import Plan
 from train import storage

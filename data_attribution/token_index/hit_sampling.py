@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from data_attribution.token_index.segment import Part
+from data_attribution.token_index.index_part import Part
 
 
 __all__ = ["Range", "documents", "drawn", "of"]

@@ -24,6 +24,7 @@ from jaxtyping import Float64, Int64
 from data_attribution.errors import QueryError
 from data_attribution.token_index import hit_sampling, maximal_spans
 from data_attribution.token_index.hit_sampling import Range
+from data_attribution.token_index.index_part import Part
 from data_attribution.token_index.query_tokens import TokenQuery, spelled
 from data_attribution.token_index.results import (
     Count,
@@ -35,7 +36,6 @@ from data_attribution.token_index.results import (
     Spelling,
     Suffix,
 )
-from data_attribution.token_index.segment import Part
 from train.data import TokenStore
 
 

@@ -9,7 +9,7 @@ that is copied whole takes one search, and any other text a few for each of its 
 
 from collections.abc import Sequence
 
-from data_attribution.token_index.segment import Part
+from data_attribution.token_index.index_part import Part
 
 
 __all__ = ["maximal"]

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2310.10348). `here` is the activation in the run that is p
 gradient is taken, and `source` the activation that would be patched in. The estimate misses
 components whose effect passes through a saturated softmax, and components whose direct and indirect
 effects cancel. AtP* (Kramar et al. 2024, https://arxiv.org/abs/2403.00745) corrects both, see
-`interp.attribution_patching.qk_fix` and `interp.attribution_patching.gradients`.
+`interp.attribution_patching.qk_fix` and `interp.attribution_patching.grad_drop`.
 
 Estimates are `Effects` with the axes, unit and intervals of the sweeps of `interp.patching`, so
 that the two can be compared entry by entry. The intervals are over prompts and do not include the
@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp import patching
-from interp.attribution_patching import gradients, qk_fix
-from interp.attribution_patching.gradients import Slopes
+from interp.attribution_patching import grad_drop, qk_fix
+from interp.attribution_patching.grad_drop import Slopes
 from interp.attribution_patching.verification import Agreement, compared
 from interp.behaviours import Behaviour
 from interp.components import SITES, Component, HookedModel, parse
@@ -307,7 +307,7 @@ def _estimate(
     hooks = [plan.hooks(model, layer) for layer in range(plan.n_layers)]
     names = list(dict.fromkeys(name for one in hooks for name in one.values()))
     pieces, moved = [], torch.zeros(len(plan.layout.places))
-    for found in gradients.along(runs, names, metric, dropping=plan.grad_drop):
+    for found in grad_drop.along(runs, names, metric, dropping=plan.grad_drop):
         passes = [
             torch.stack([_changes(plan, found, slope, one) for one in hooks])
             for slope in found.gradients

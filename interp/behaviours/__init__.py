@@ -7,14 +7,10 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from interp.behaviours.behaviour import Behaviour, Check, check, measure, read
+    from interp.behaviours.encoding import encoded_prompts, tokenizer_of
     from interp.behaviours.loading import PACKAGED, load, names
-    from interp.behaviours.planted import (
-        encoded_prompts,
-        fact_query,
-        planted_truth,
-        tokenizer_of,
-        truth_of,
-    )
+    from interp.behaviours.planted import planted_truth, truth_of
+    from interp.behaviours.planted_facts import fact_query
 
 __all__ = [
     "PACKAGED",

@@ -26,7 +26,8 @@ import torch
 from jaxtyping import Int64
 
 from interp.behaviours.behaviour import Behaviour
-from interp.behaviours.planted import encoded_prompts, repeats, tokenizer_of
+from interp.behaviours.encoding import encoded_prompts, tokenizer_of
+from interp.behaviours.induction import repeats
 from interp.errors import BehaviourError
 from train.data import TokenStore
 from train.errors import TokenizerError

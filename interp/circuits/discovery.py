@@ -1,6 +1,6 @@
 """Circuit discovery: find the edges that carry a behaviour, and check them.
 
-`find` scores every edge (`interp.circuits.edge_scores`), keeps the strongest
+`find` scores every edge (`edge_attribution_patching`), keeps the strongest
 (`interp.circuits.edge_selection`) and runs the model with only those edges
 (`interp.circuits.edge_ablation`). Edges are chosen on some of the prompts and evaluated on the
 others, and the result comes with checks and controls that can refute it
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp import behaviours, metrics, statistics
 from interp.behaviours import Behaviour
-from interp.circuits import controls, edge_ablation, edge_scores, faithfulness
+from interp.circuits import controls, edge_ablation, edge_attribution_patching, faithfulness
 from interp.circuits.edge_ablation import MEMORY, MetricOf
 from interp.circuits.edge_selection import select
 from interp.circuits.faithfulness import Judge, Measured
@@ -45,7 +45,7 @@ def find(
     n_edges: int | None = None,
     selection: str = "greedy",
     signed: bool = False,
-    steps: int = edge_scores.STEPS,
+    steps: int = edge_attribution_patching.STEPS,
     metric: MetricOf = metrics.logit_difference,
     held_out: float = 0.5,
     checked: bool = True,
@@ -88,7 +88,9 @@ def find(
     choosing, judging = _split(behaviour, held_out, seed)
     how: dict[str, Any] = {"metric": metric, "memory": memory}
     chooser, judge = (Judge.of(model, one, **how) for one in (choosing, judging))
-    worth = edge_scores.worth(model, choosing, method=method, steps=steps, progress=progress, **how)
+    worth = edge_attribution_patching.worth(
+        model, choosing, method=method, steps=steps, progress=progress, **how
+    )
     mean, made = worth.mean(dim=0), metric(judging)
     asked = _enough(chooser, graph, mean, selection, signed) if n_edges is None else n_edges
     kept = _chosen(graph, mean, asked, selection, signed)

@@ -6,7 +6,7 @@ on a node that nothing reads (Hanna et al. 2024). In both cases, edges on no pat
 the logits are then pruned. This changes no score, but the circuit may have fewer edges than
 requested.
 
-The strength of an edge is its worth (`interp.circuits.edge_scores`) if `signed`, otherwise the
+The strength of an edge is its worth (`edge_attribution_patching`) if `signed`, otherwise the
 absolute value of its worth, so that edges that work against the behaviour are kept as well.
 """
 

@@ -5,8 +5,9 @@ In a pre-norm decoder a node reads the *sum* of the outputs of all earlier nodes
 term of that sum: `a0.h1->m1`, `m0->a1.h0<k>`. A head has three readers: its queries, keys and
 values. Names and order are those of MIB (Mueller et al. 2025, https://arxiv.org/abs/2504.13151).
 
-`interp.circuits.edge_ablation` runs the model with some edges kept, `interp.circuits.edge_scores`
-scores all edges, and `interp.circuits.edge_selection` chooses among them.
+`interp.circuits.edge_ablation` runs the model with some edges kept,
+`interp.circuits.edge_attribution_patching` scores all edges, and `interp.circuits.edge_selection`
+chooses among them.
 """
 
 from collections.abc import Iterable

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_attribution.token_index import TokenIndex, prefix_table, suffix_array
-from data_attribution.token_index.segment import Part
+from data_attribution.token_index.index_part import Part
 from train.data import TokenStore
 
 

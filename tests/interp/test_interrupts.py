@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 import interp
 from interp import attribution_patching, circuits, patching
 from interp.behaviours import Behaviour
-from interp.circuits import edge_scores
+from interp.circuits import edge_attribution_patching
 from interp.errors import InterpWarning, InterruptedWarning
 from interp.metrics import Metric, custom
 from interp.patching import Effects, engine
@@ -106,8 +106,8 @@ WORK: dict[str, Work] = {
     "ablating": lambda m, b: patching.ablate(m, b, standin="resample", draws=2),
     "attribution": attribution_patching.attribution,
     "AtP*": attribution_patching.atp_star,
-    "edges by gradients": lambda m, b: edge_scores.eap_ig(m, b, steps=2),
-    "edges exactly": edge_scores.exact,
+    "edges by gradients": lambda m, b: edge_attribution_patching.eap_ig(m, b, steps=2),
+    "edges exactly": edge_attribution_patching.exact,
     "circuits": lambda m, b: circuits.find(m, b, n_edges=5, steps=1, checked=False),
 }
 every_work = pytest.mark.parametrize("work", WORK.values(), ids=WORK.keys())

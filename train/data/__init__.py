@@ -6,7 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from train.data.batches import IGNORED, Batch, DocumentRemoval, batches_ahead, read_batch
+    from train.data.batches import IGNORED, Batch, batches_ahead, read_batch
     from train.data.corpora import open_corpus
     from train.data.data_order import (
         DataOrder,
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         documents_read,
         record_nanogpt_order,
     )
+    from train.data.document_removal import DocumentRemoval
     from train.data.documents import Corpus, Document
     from train.data.duplicates import Together, document_sha256s, near_duplicates, with_duplicates
     from train.data.packing import pack

@@ -20,9 +20,9 @@ from interp.errors import ModelError
 from interp.metrics import Metric
 from interp.patching.engine import base_run, reference
 from interp.patching.engine.base_run import BaseRun
-from interp.patching.engine.forward import finish
+from interp.patching.engine.later_layers import finish
 from interp.patching.engine.memory import MEMORY, bytes_per_position, rows_in_flight, slabs
-from interp.patching.engine.patch_start import first_position, start
+from interp.patching.engine.patched_layer import first_position, start
 from interp.patching.engine.patched_scores import Found, Patched, averaged, spread
 from train.errors import nearest
 from train.model import GPT

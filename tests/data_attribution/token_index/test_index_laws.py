@@ -219,7 +219,7 @@ def test_what_follows_a_frequent_token_is_counted_without_reading_its_places():
     # Ranks of several first tokens are not sorted by their second: asked of one token's alone.
     low, high = int(part.buckets[7]), int(part.buckets[8])
     by_hand = Counter(one[k + 1] for one in documents for k in range(49) if one[k] == 7)
-    with mock.patch("data_attribution.token_index.segment.FEW", 8):
+    with mock.patch("data_attribution.token_index.index_part.FEW", 8):
         counts = part.following(low, high, 1)
     assert {k: int(counts[k]) for k in range(1, 40) if counts[k]} == by_hand
     assert counts.sum() == high - low

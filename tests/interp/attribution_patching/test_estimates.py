@@ -232,7 +232,7 @@ def test_dropping_a_layer_is_the_gradient_with_what_it_writes_held_fixed(model):
 def test_many_prompts_are_taken_in_parts_with_the_same_result(model, monkeypatch):
     behaviour = contrast(model, n=7)
     whole = attribution_patching.atp_star(model, behaviour, over="keys", positions="each")
-    monkeypatch.setattr("interp.attribution_patching.gradients.TOKENS", 16)
+    monkeypatch.setattr("interp.attribution_patching.grad_drop.TOKENS", 16)
     parts = attribution_patching.atp_star(model, behaviour, over="keys", positions="each")
     torch.testing.assert_close(parts.values, whole.values, atol=1e-6, rtol=1e-5)
 

@@ -5,7 +5,7 @@ import torch
 
 from interp import circuits
 from interp.behaviours import Behaviour
-from interp.circuits import edge_ablation, edge_scores
+from interp.circuits import edge_ablation, edge_attribution_patching
 from interp.errors import BehaviourError, BudgetError
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -46,8 +46,8 @@ def difference(model: GPT) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])
 def test_on_a_linear_model_the_estimate_is_the_truth_for_every_edge(method: str):
     model, one = linear(), behaviour()
-    estimated = edge_scores.worth(model, one, method=method)
-    exact = edge_scores.exact(model, one)
+    estimated = edge_attribution_patching.worth(model, one, method=method)
+    exact = edge_attribution_patching.exact(model, one)
     assert exact.abs().max() > 0.1
     torch.testing.assert_close(estimated, exact, atol=1e-4, rtol=1e-4)
     # Uniform patterns do not look at queries and keys.
@@ -58,8 +58,8 @@ def test_on_a_linear_model_the_estimate_is_the_truth_for_every_edge(method: str)
 
 def test_on_another_model_the_estimate_errs():
     model, one = nonlinear(), behaviour()
-    exact = edge_scores.exact(model, one)
-    assert (edge_scores.eap(model, one) - exact).abs().max() > 0.01
+    exact = edge_attribution_patching.exact(model, one)
+    assert (edge_attribution_patching.eap(model, one) - exact).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("layout", [{}, {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}])
@@ -68,7 +68,7 @@ def test_with_more_steps_the_input_edges_add_up_to_the_whole_difference(layout: 
     from_input = torch.tensor([e.startswith("input->") for e in circuits.graph_of(model).edges])
     misses = []
     for steps in (1, 8, 64):
-        worth = edge_scores.eap_ig(model, one, steps=steps)
+        worth = edge_attribution_patching.eap_ig(model, one, steps=steps)
         misses.append((worth[:, from_input].sum(dim=1) - difference(model)).abs().max().item())
     assert misses[2] < 1e-3 < misses[0]
     assert misses[2] < misses[1] < misses[0]
@@ -80,7 +80,7 @@ def test_the_gradients_are_those_that_hooks_see():
     from interp import metrics
 
     clean, _ = edge_ablation.written(model, one)
-    found = edge_scores._gradients(model, clean[0], metrics.logit_difference(one))
+    found = edge_attribution_patching._gradients(model, clean[0], metrics.logit_difference(one))
     readers, seen = circuits.graph_of(model).readers, {}
     hooks = [
         (name, lambda gradient, point: seen.update({point.name: gradient}))
@@ -98,7 +98,7 @@ def test_the_gradients_are_those_that_hooks_see():
 
 def test_an_edge_against_the_behaviour_has_a_worth_below_zero():
     model, one = linear(), behaviour()
-    exact = edge_scores.exact(model, one)
+    exact = edge_attribution_patching.exact(model, one)
     graph = circuits.graph_of(model)
     worst = int(exact[0].argmin())
     kept = torch.arange(graph.n_edges) != worst
@@ -109,17 +109,17 @@ def test_an_edge_against_the_behaviour_has_a_worth_below_zero():
 
 def test_prompts_and_memory_do_not_change_a_worth():
     model, one = nonlinear(), behaviour()
-    together = edge_scores.eap_ig(model, one)
-    scant = edge_scores.eap_ig(model, one, memory=100_000)
+    together = edge_attribution_patching.eap_ig(model, one)
+    scant = edge_attribution_patching.eap_ig(model, one, memory=100_000)
     torch.testing.assert_close(together, scant, atol=1e-5, rtol=1e-4)
-    alone = edge_scores.eap_ig(model, edge_ablation.part_of(one, torch.tensor([2])))
+    alone = edge_attribution_patching.eap_ig(model, edge_ablation.part_of(one, torch.tensor([2])))
     torch.testing.assert_close(together[2:3], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_it_works_in_inference_mode_and_leaves_no_gradient_behind():
     model, one = nonlinear(), behaviour()
     with torch.inference_mode():
-        edge_scores.eap(model, one)
+        edge_attribution_patching.eap(model, one)
         assert not torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -134,7 +134,7 @@ def test_an_interrupt_leaves_modes_hooks_and_random_numbers_as_they_were():
 
     for method in ("eap-ig", "exact"):
         with pytest.raises(KeyboardInterrupt):
-            edge_scores.worth(model, one, method=method, progress=stop)
+            edge_attribution_patching.worth(model, one, method=method, progress=stop)
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert not any(point.hooked for point in model.hook_dict.values())
@@ -146,11 +146,11 @@ def test_an_interrupt_leaves_modes_hooks_and_random_numbers_as_they_were():
 
 def test_an_unknown_method_is_named_with_its_neighbours():
     with pytest.raises(BehaviourError, match=r"no method is called 'eap_ig'.*'eap-ig'"):
-        edge_scores.worth(nonlinear(), behaviour(), method="eap_ig")
+        edge_attribution_patching.worth(nonlinear(), behaviour(), method="eap_ig")
 
 
 def test_no_step_and_no_memory_are_refused():
     with pytest.raises(BehaviourError, match="0 steps"):
-        edge_scores.eap_ig(nonlinear(), behaviour(), steps=0)
+        edge_attribution_patching.eap_ig(nonlinear(), behaviour(), steps=0)
     with pytest.raises(BudgetError, match="gradients on one prompt of 6 tokens take"):
-        edge_scores.eap(nonlinear(), behaviour(), memory=1000)
+        edge_attribution_patching.eap(nonlinear(), behaviour(), memory=1000)

@@ -11,7 +11,7 @@ import torch
 
 from interp import circuits, metrics
 from interp.behaviours import Behaviour
-from interp.circuits import edge_ablation, edge_scores, faithfulness
+from interp.circuits import edge_ablation, edge_attribution_patching, faithfulness
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -60,11 +60,11 @@ def test_eap_eap_ig_and_exact_worths_are_theirs(case):
     model, behaviour = case
     starts = [k / 5 for k in range(5)]
     found = {
-        "eap": edge_scores.eap(model, behaviour),
-        "eap-ig": edge_scores._by_gradients(
+        "eap": edge_attribution_patching.eap(model, behaviour),
+        "eap-ig": edge_attribution_patching._by_gradients(
             model, behaviour, starts, metrics.logit_difference, edge_ablation.MEMORY, None
         ),
-        "exact": edge_scores.exact(model, behaviour),
+        "exact": edge_attribution_patching.exact(model, behaviour),
     }
     graph = circuits.graph_of(model)
     for method, expected in (("eap", EAP), ("eap-ig", EAP_IG), ("exact", EXACT)):
@@ -75,7 +75,7 @@ def test_eap_eap_ig_and_exact_worths_are_theirs(case):
 
 def test_cpr_and_cmd_are_theirs(case):
     model, behaviour = case
-    worth = edge_scores.eap_ig(model, behaviour).mean(dim=0)
+    worth = edge_attribution_patching.eap_ig(model, behaviour).mean(dim=0)
     judge = faithfulness.Judge.of(
         model, behaviour, metric=metrics.logit_difference, memory=edge_ablation.MEMORY
     )

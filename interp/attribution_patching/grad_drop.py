@@ -1,6 +1,6 @@
-"""Activations of two runs, and the gradient of the score in one of them.
+"""Activations of two runs, and the gradient of the score in one of them, with GradDrop.
 
-The first-order estimate of patching a component is (source - here) * gradient, summed over the
+The first-order estimate of patching a component is (donor - receiver) * gradient, summed over the
 numbers that the component holds. Two forward passes and one backward pass give it for all
 components at once (Nanda 2023,
 https://www.neelnanda.io/mechanistic-interpretability/attribution-patching).
@@ -37,8 +37,8 @@ class Slopes:
 
     Attributes:
         prompts: The slice of prompts.
-        here: Activations of the run in which the gradient was taken.
-        there: Activations of the source run.
+        receiver: Activations of the run in which the gradient was taken.
+        donor: Activations of the run that is patched in.
         gradients: Gradients of the sum of the scores, one mapping per backward pass.
     """
 

@@ -1,4 +1,4 @@
-"""Start of a patched run: the layer and position where it leaves the base run.
+"""The patched layer: where a patched run leaves the base run, and what the patch changes there.
 
 The first residual stream that a patch changes is computed from the base run alone:
 
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.components import Component
-from interp.patching.engine.attention import mix, pattern, seen
+from interp.patching.engine.attention_arithmetic import mix, pattern, seen
 from interp.patching.engine.base_run import ATTENTION, BaseRun
 from train.model import rotate
 

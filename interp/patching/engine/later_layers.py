@@ -1,6 +1,6 @@
 """Forward pass of many patched runs through the remaining layers.
 
-A patched run joins the pass at the layer and stage where it leaves the base run (`patch_start`).
+A patched run joins the pass at the layer and stage where it leaves the base run (`patched_layer`).
 Runs with the same first changed position form a segment, a dense block [patch prompt pos d_model].
 Work that treats positions separately (norms, projections, MLPs) is done for all segments in one
 matrix product. Attention is computed per segment, against the base run's keys and values for the
@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from interp.components import Component
-from interp.patching.engine.attention import follow, mix, pattern, seen, to_query_heads
+from interp.patching.engine.attention_arithmetic import follow, mix, pattern, seen, to_query_heads
 from interp.patching.engine.base_run import BaseRun
-from interp.patching.engine.patch_start import MID, PRE, Start, replace, replace_pattern
+from interp.patching.engine.patched_layer import MID, PRE, Start, replace, replace_pattern
 from train.model import Attention, Block, rotate
 
 

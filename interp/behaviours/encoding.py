@@ -1,0 +1,68 @@
+"""Tokens of prompts: the tokenizer of a run, store or model, and texts of equal length."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.errors import BehaviourError, ModelError
+
+
+__all__ = ["before", "encoded_prompts", "store_of", "token_ids", "tokenizer_of"]
+
+
+def tokenizer_of(source: Any) -> Any:
+    """Return the tokenizer of a run, a token store or a model.
+
+    Raises:
+        ModelError: It has no tokenizer.
+    """
+    tokenizer = getattr(store_of(source), "tokenizer", None)
+    if tokenizer is None:
+        raise ModelError(
+            f"a {type(source).__name__} without a tokenizer cannot state a behaviour; give the "
+            "run, or a model from models.load"
+        )
+    return tokenizer
+
+
+def store_of(source: Any) -> Any:
+    """Return the token store of a run, or `source` itself if it is no run.
+
+    Raises:
+        ModelError: The run was imported, so it has no token store; its model can be used instead.
+    """
+    if getattr(source, "knowledge", None) == "weights-only":
+        raise ModelError(
+            "an imported run has no token store to state a behaviour in; give the model from "
+            "models.load instead of the run"
+        )
+    return getattr(source, "store", source)
+
+
+def encoded_prompts(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "prompt pos"]:
+    """Encode texts of equal length, each behind one end-of-text token.
+
+    Raises:
+        BehaviourError: The texts have different lengths.
+    """
+    rows = [[tokenizer.eot, *tokenizer.encode(text).tolist()] for text in texts]
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise BehaviourError(
+            f"the prompts have {lengths[0]} to {lengths[-1]} tokens; positions can be compared "
+            "only when all are equally long"
+        )
+    return torch.tensor(rows)
+
+
+def token_ids(words: Iterable[str], tokenizer: Any) -> list[int]:
+    """Return the token of each word; a planted word is one token."""
+    return [int(tokenizer.encode(word)[0]) for word in words]
+
+
+def before(form: str, slot: str) -> str:
+    """Return the part of a sentence form that stands before a slot."""
+    return form.partition(slot)[0].rstrip()
