@@ -56,8 +56,8 @@ from train.trainer import Verification
 __all__ = [
     "Circuit",
     "Demo",
-    "Plan",
-    "Traced",
+    "DemoPlan",
+    "TracedFact",
     "plan",
     "play",
     "play_released",
@@ -80,7 +80,7 @@ TIMED_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoPlan:
     """The remaining work of a demo and its expected time on this machine.
 
     Attributes:
@@ -126,7 +126,7 @@ class Circuit:
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedFact:
     """One fact, its lexical sources, and the label of each source in the truth table."""
 
     fact: dict
@@ -147,7 +147,7 @@ class Demo:
     ioi: Behaviour
     check: Check
     heads: Effects
-    traced: Traced
+    traced: TracedFact
     forgetting: Forgetting
 
     @property
@@ -183,7 +183,7 @@ class Demo:
         return tuple(failed)
 
 
-def plan(*, out: Path) -> Plan:
+def plan(*, out: Path) -> DemoPlan:
     """Return what `play` has left to do, after timing a few training steps; takes a few seconds."""
     recipe, path = recipes.PLANTED, out / "planted"
     begun = runs.open(path) if (path / runs.MANIFEST).exists() else None
@@ -195,7 +195,7 @@ def plan(*, out: Path) -> Plan:
     retrained = max(2 - again, 0) * max(recipe.steps - recipe.late_begin, 0)
     steps = max(recipe.steps - done, 0)
     seconds = _step_seconds(recipe, how) if steps + retrained else 0.0
-    return Plan(how, steps, retrained, seconds)
+    return DemoPlan(how, steps, retrained, seconds)
 
 
 def _step_seconds(recipe: Recipe, how: Numerics) -> float:
@@ -389,7 +389,7 @@ def _circuit(model: GPT, run: Run) -> Circuit:
     )
 
 
-def _traced(run: Run, model: GPT, name: str) -> Traced:
+def _traced(run: Run, model: GPT, name: str) -> TracedFact:
     truth = run.store.truth or {}
     (fact,) = training_dynamics.facts_named(truth, [name])
     behaviour = behaviours.load(f"fact:{fact['entity']}", run)
@@ -398,4 +398,4 @@ def _traced(run: Run, model: GPT, name: str) -> Traced:
     labels = {row: "states it" for row in fact["documents"]}
     labels |= {row: "distractor" for row in fact["distractors"]}
     said = tuple(labels.get(int(run.store.rows[one]), "neither") for one in sources.documents)
-    return Traced(fact, behaviour, answers, sources, said)
+    return TracedFact(fact, behaviour, answers, sources, said)

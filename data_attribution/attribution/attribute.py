@@ -34,13 +34,13 @@ from train.data import Order, TokenStore, near_duplicates
 from train.runs import Run
 
 
-__all__ = ["Reader", "ask", "chosen", "documents", "evidence"]
+__all__ = ["ReadableRun", "ask", "chosen", "documents", "evidence"]
 
 HEAD = 20  # near-duplicates are searched among the first 20 documents per requested source
 
 
 @runtime_checkable
-class Reader(Protocol):
+class ReadableRun(Protocol):
     """The part of a run that word-based methods need; gradients need a whole `train.runs.Run`."""
 
     @property
@@ -56,7 +56,7 @@ class Reader(Protocol):
 
 
 def documents(
-    run: Run | Reader,
+    run: Run | ReadableRun,
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,
@@ -133,7 +133,7 @@ def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
 
 
 def chosen(
-    methods: str | Sequence[Method], run: Run | Reader, *, words: bool = True
+    methods: str | Sequence[Method], run: Run | ReadableRun, *, words: bool = True
 ) -> tuple[Method, ...]:
     """Return the methods to use: the given ones, or those that a name stands for.
 
@@ -161,7 +161,7 @@ def chosen(
 
 
 def ask(
-    run: Run | Reader,
+    run: Run | ReadableRun,
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,

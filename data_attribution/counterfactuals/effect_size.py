@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64, Shaped
 from interp.statistics import mean_interval
 
 
-__all__ = ["Change", "Effect", "by_prompt"]
+__all__ = ["Change", "EffectSize", "by_prompt"]
 
 
 def by_prompt(
@@ -38,7 +38,7 @@ def by_prompt(
 
 
 @dataclass(frozen=True)
-class Effect:
+class EffectSize:
     """The change of a query's mean, with its 95 % interval.
 
     Attributes:
@@ -86,7 +86,7 @@ class Change:
     controls: Float[np.ndarray, "seed prompt"]
 
     @property
-    def effect(self) -> Effect:
+    def effect(self) -> EffectSize:
         """Return the effect of the documents on the mean, beyond that of random ones."""
         seeds, n = self.controls.shape
         base = self.controls.mean(axis=0) if seeds else self.before
@@ -94,10 +94,10 @@ class Change:
         mean, noise = float(beyond.mean()), _noise(self.controls.mean(axis=1))
         over_prompts = mean_interval(beyond)
         if over_prompts is None and noise is None:
-            return Effect(mean, None, None, None, n, seeds)
+            return EffectSize(mean, None, None, None, n, seeds)
         low, high = over_prompts or (mean, mean)
         below, above = (sqrt(reach**2 + (noise or 0) ** 2) for reach in (mean - low, high - mean))
-        return Effect(mean, mean - below, mean + above, noise, n, seeds)
+        return EffectSize(mean, mean - below, mean + above, noise, n, seeds)
 
     def row(self) -> dict[str, Any]:
         """Return plain values, for tables and JSON."""

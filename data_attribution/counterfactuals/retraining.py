@@ -25,7 +25,7 @@ from jaxtyping import Float
 from data_attribution import queries
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import document_sets, effect_size
-from data_attribution.counterfactuals.effect_size import Change, Effect
+from data_attribution.counterfactuals.effect_size import Change, EffectSize
 from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from interp.behaviours import Behaviour
@@ -94,7 +94,7 @@ class Counterfactual:
     changes: tuple[Change, ...]
     avoided: int
 
-    def effect(self, name: str | None = None) -> Effect:
+    def effect(self, name: str | None = None) -> EffectSize:
         """Return the effect of the documents on a behaviour or query, beyond that of random ones.
 
         The default is the first one measured.

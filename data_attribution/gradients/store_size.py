@@ -18,13 +18,13 @@ from train.data import TokenStore
 from train.model import GPT
 
 
-__all__ = ["SAMPLE", "Plan", "numbers", "plan_gradient_store", "size"]
+__all__ = ["SAMPLE", "StoreSize", "numbers", "plan_gradient_store", "size"]
 
 SAMPLE = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class StoreSize:
     """The cost of collecting and storing gradients.
 
     Attributes:
@@ -61,7 +61,7 @@ def plan_gradient_store(
     selection: Selection,
     *,
     rank: int = RANK,
-) -> Plan:
+) -> StoreSize:
     """Count the bytes, and time a sample of documents."""
     targets = store.lengths[documents] + 1
     some = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
@@ -69,7 +69,7 @@ def plan_gradient_store(
     begin = time.perf_counter()
     features.document_features(model, store, documents[some], selection, rank=rank)
     seconds = (time.perf_counter() - begin) * float(targets.sum() / targets[some].sum())
-    return Plan(
+    return StoreSize(
         documents=len(documents),
         targets=int(targets.sum()),
         numbers=numbers(selection, rank),

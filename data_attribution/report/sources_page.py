@@ -16,7 +16,7 @@ from data_attribution.attribution import GRADES, Effect, Source, Sources
 from data_attribution.counterfactuals import Counterfactual
 from data_attribution.report import highlighting, svg, text
 from data_attribution.report.svg import Line, Point
-from data_attribution.tracing import Exposure, Generation, Holder, Traced, Trained
+from data_attribution.tracing import Exposure, Generation, Holder, TracedSpan, Trained
 from train import storage
 
 
@@ -148,7 +148,7 @@ def _generation(found: Generation, run: Trained) -> Iterable[str]:
     yield from (_span(k, found.spans[k]) for k in shown)
 
 
-def _span(number: int, one: Traced) -> str:
+def _span(number: int, one: TracedSpan) -> str:
     span, (steps, readings) = one.span, one.curve
     held = f", {span.held_out:,} more held out" if span.held_out else ""
     curve = svg.spark(readings, said=f"readings until step {steps[-1]}") if steps else ""

@@ -27,7 +27,7 @@ from data_attribution.token_index import cost, shard_files, sharding, sort_worke
 from data_attribution.token_index.index import TokenIndex
 from data_attribution.token_index.index_part import Part
 from data_attribution.token_index.shard_files import Shard, Task
-from data_attribution.token_index.sharding import Plan
+from data_attribution.token_index.sharding import ShardPlan
 from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError, DiskError
@@ -136,7 +136,7 @@ def _plan(
     shard_tokens: int | None,
     workers: int,
     memory: int | None,
-) -> Plan:
+) -> ShardPlan:
     """Return the requested shards, or those of an interrupted build if none are requested.
 
     The shards of an interrupted build are used only if they still fit.
@@ -164,7 +164,7 @@ def _plan(
 
 def _sort(
     store: TokenStore,
-    plan: Plan,
+    plan: ShardPlan,
     folder: Path,
     libsais: str | Path | None,
     progress: Progress,
@@ -188,7 +188,7 @@ def _sort(
 
 
 def _task(
-    store: TokenStore, plan: Plan, shard: Shard, folder: Path, libsais: str | Path | None
+    store: TokenStore, plan: ShardPlan, shard: Shard, folder: Path, libsais: str | Path | None
 ) -> Task:
     return Task(
         shard=shard,
@@ -204,7 +204,7 @@ def _task(
 
 
 def _manifest(
-    store: TokenStore, plan: Plan, folder: Path, files: dict[str, dict]
+    store: TokenStore, plan: ShardPlan, folder: Path, files: dict[str, dict]
 ) -> dict[str, Any]:
     sorters = {shard_files.sorter_of(folder, shard.name) for shard in plan.shards}
     return {

@@ -19,7 +19,7 @@ __all__ = [
     "Hits",
     "NextToken",
     "NextTokens",
-    "Reader",
+    "OrderedRun",
     "Span",
     "Spelling",
     "Suffix",
@@ -27,7 +27,7 @@ __all__ = [
 
 
 @runtime_checkable
-class Reader(Protocol):
+class OrderedRun(Protocol):
     """The part of a run that tells at which steps it read a stretch of the store."""
 
     def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]: ...
@@ -103,7 +103,7 @@ class Hit(NamedTuple):
     offset: int
     held_out: bool
 
-    def steps(self, run: Reader, *, before: int | None = None) -> Int64[np.ndarray, " step"]:
+    def steps(self, run: OrderedRun, *, before: int | None = None) -> Int64[np.ndarray, " step"]:
         """Return the steps at which a token of this occurrence was a target; none if held out.
 
         Args:

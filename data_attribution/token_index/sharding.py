@@ -32,11 +32,11 @@ from data_attribution.token_index.shard_files import Shard
 from train.data import TokenStore
 
 
-__all__ = ["Plan", "estimate_shards", "fitting", "plan_shards", "worthwhile_workers"]
+__all__ = ["ShardPlan", "estimate_shards", "fitting", "plan_shards", "worthwhile_workers"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """The shards of a store in token order, how many are sorted at once, and the sorter."""
 
     shards: tuple[Shard, ...]
@@ -53,7 +53,7 @@ def plan_shards(
     shard_tokens: int | None = None,
     workers: int = 1,
     memory: int | None = None,
-) -> Plan:
+) -> ShardPlan:
     """Divide a store into shards of which `workers` at once fit into memory.
 
     Args:
@@ -94,7 +94,7 @@ def fitting(
     sorter: str,
     workers: int,
     memory: int | None = None,
-) -> Plan:
+) -> ShardPlan:
     """Return a plan for given shards.
 
     Raises:
@@ -116,10 +116,10 @@ def fitting(
             f"sorting shards of {longest:,} tokens, {at_once} at once, takes {size(needed)} of "
             f"memory and {size(budget)} may be used; ask for more shards or fewer workers"
         )
-    return Plan(shards, workers, sorter, needed)
+    return ShardPlan(shards, workers, sorter, needed)
 
 
-def estimate_shards(store: TokenStore, cut: Plan, *, measured: Rate | None = None) -> Estimate:
+def estimate_shards(store: TokenStore, cut: ShardPlan, *, measured: Rate | None = None) -> Estimate:
     """Estimate the cost of building the index of a store, with its shards as they are cut.
 
     Args:

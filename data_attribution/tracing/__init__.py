@@ -12,13 +12,13 @@ if TYPE_CHECKING:
         exposure_of_documents,
         exposure_of_text,
     )
-    from data_attribution.tracing.generated_text import Generation, Holder, Traced, trace_text
+    from data_attribution.tracing.generated_text import Generation, Holder, TracedSpan, trace_text
 
 __all__ = [
     "Exposure",
     "Generation",
     "Holder",
-    "Traced",
+    "TracedSpan",
     "Trained",
     "exposure_of_documents",
     "exposure_of_text",

@@ -29,7 +29,7 @@ from train import storage
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Generation", "Holder", "Reader", "Traced", "trace_text"]
+__all__ = ["Generation", "Holder", "TraceableRun", "TracedSpan", "trace_text"]
 
 KIND, SCHEMA = "generation", 1
 SPAN = ("start", "stop", "text", "tokens", "count", "held_out", "log_probability")
@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int | None], None] | None
 
 
 @runtime_checkable
-class Reader(Trained, Protocol):
+class TraceableRun(Trained, Protocol):
     """The part of a run that tells when it read a stretch of its store, and which run it is."""
 
     @property
@@ -71,7 +71,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedSpan:
     """A span of the text, with its documents and readings.
 
     Attributes:
@@ -96,7 +96,7 @@ class Generation:
     n_tokens: int
     found: int
     covered: float
-    spans: tuple[Traced, ...]
+    spans: tuple[TracedSpan, ...]
     provenance: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Generation:
 
 
 def trace_text(
-    run: Reader,
+    run: TraceableRun,
     text: str,
     *,
     keep: int | None = None,
@@ -201,14 +201,14 @@ def _held(spans: Sequence[Span], hits: Sequence[tuple[Hit, ...]]) -> Counter[int
 
 
 def _traced(
-    run: Reader,
+    run: TraceableRun,
     index: TokenIndex,
     span: Span,
     places: tuple[Hit, ...],
     held: Counter[int],
     limit: int,
     before: int | None,
-) -> Traced:
+) -> TracedSpan:
     exposure = exposure_of_text(run, span.tokens, before=before, index=index)
     steps, readings = exposure.curve(CURVE)
     shown: dict[str, Holder] = {}
@@ -230,4 +230,4 @@ def _traced(
                 held=held[hit.document],
             )
     curve = (tuple(steps.tolist()), tuple(readings.tolist()))
-    return Traced(span, tuple(shown.values()), exposure.readings, curve)
+    return TracedSpan(span, tuple(shown.values()), exposure.readings, curve)

@@ -86,9 +86,9 @@ def activations(
     def keep(value: Tensor, point: Any) -> None:
         found[point.name] = value
         if len(found) == len(hooks):
-            raise _Enough
+            raise _Captured
 
-    with suppress(_Enough):
+    with suppress(_Captured):
         model.run_with_hooks(tokens, fwd_hooks=[(hook, keep) for hook in hooks])
     return found
 
@@ -135,5 +135,5 @@ def _is_per_row(value: Tensor, length: int) -> bool:
     return value.ndim >= 2 and tuple(value.shape[:2]) == (1, length)
 
 
-class _Enough(Exception):
+class _Captured(Exception):
     """Signal that every site was read, so that the layers above are not computed."""

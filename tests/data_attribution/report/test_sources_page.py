@@ -16,7 +16,7 @@ from data_attribution.report import highlighting, sources_page
 from data_attribution.report import svg as drawing
 from data_attribution.report.svg import Point, spark
 from data_attribution.token_index import Span
-from data_attribution.tracing import Generation, Holder, Traced
+from data_attribution.tracing import Generation, Holder, TracedSpan
 from train.data import Tokenizer
 
 
@@ -89,12 +89,12 @@ def sources(*items: Source, query: str = "who <asks>?") -> Sources:
     return Sources(query, "fused", items, {"run": "0123456789ab", "formula": "a < b"})
 
 
-def traced(run, start: int, stop: int, surprise: float) -> Traced:
+def traced(run, start: int, stop: int, surprise: float) -> TracedSpan:
     ids = run.store.tokenizer.encode(TEXT)[start:stop]
     text = run.store.tokenizer.decode(ids)
     span = Span(start, stop, text, tuple(ids.tolist()), 3, 1, -surprise)
     holder = Holder(0, "made/0", start, TEXTS[0], (2, 3), stop - start, (4,))
-    return Traced(span, (holder,), 5.0, ((0, 5, 10), (0.0, 2.0, 5.0)))
+    return TracedSpan(span, (holder,), 5.0, ((0, 5, 10), (0.0, 2.0, 5.0)))
 
 
 def generation(run) -> Generation:
@@ -221,7 +221,7 @@ def test_places_are_found_for_byte_pairs_with_and_without_a_leading_space(make_s
                     if "\ufffd" in part or not part.strip():
                         continue
                     span = Span(start, stop, part, tuple(ids[start:stop].tolist()), 1, 0, -1.0)
-                    one = Traced(span, (), 1.0, ((), ()))
+                    one = TracedSpan(span, (), 1.0, ((), ()))
                     found = Generation(text, len(ids), 1, 1.0, (one,), {})
                     (place,) = highlighting.places(found, store.tokenizer)
                     assert text[slice(*place)].split() == part.split()
@@ -235,7 +235,7 @@ def spanned(text: str, tokenizer, every: int, length: int) -> Generation:
              tuple(ids[at : at + length].tolist()), 1, 0, -1.0)
         for at in range(0, len(ids) - length, every)
     ]  # fmt: skip
-    traced = tuple(Traced(one, (), 1.0, ((), ())) for one in spans)
+    traced = tuple(TracedSpan(one, (), 1.0, ((), ())) for one in spans)
     return Generation(text, len(ids), len(spans), 1.0, traced, {})
 
 
