@@ -231,7 +231,8 @@ def test_the_command_says_what_it_kept(openbook, make_store):
     assert (built.code, built.err) == (0, "")
     size = sum(path.stat().st_size for path in (store.path / "bm25").iterdir())
     assert built.out == (
-        f"11 pairs of a token and a document that contains it, {size:,} bytes: {store.path / 'bm25'}\n"
+        f"11 pairs of a token and a document that contains it, {size:,} bytes: "
+        f"{store.path / 'bm25'}\n"
     )
     (store.path / "bm25" / "index.json").write_text("{}")
     assert lexical.build_inverted_index(store).n_entries == 11
