@@ -16,8 +16,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +25,10 @@ from torch import Tensor
 from interp import components
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of
-from interp.errors import BehaviourError, ContrastError, EffectsError, UninformativeWarning
-from interp.patching import Provenance, engine, provenance
+from interp.errors import BehaviourError, ContrastError, UninformativeWarning
+from interp.patching import engine
+from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts
-from train import storage
 from train.model import Hook, HookedModule
 
 
@@ -42,7 +41,7 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "q", "k"
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector:
+class SteeringVector(Result):
     """Direction in the activation space of one component.
 
     Attributes:
@@ -53,6 +52,8 @@ class SteeringVector:
         prompts: sha256 (16 hex digits) of each prompt that the vector was computed from.
         provenance: The model that the vector was computed from.
     """
+
+    schema: ClassVar[str] = VECTOR_SCHEMA
 
     place: Component
     values: Float[Tensor, " d_model"]
@@ -79,21 +80,9 @@ class SteeringVector:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "SteeringVector":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != VECTOR_SCHEMA:
-            raise EffectsError(f"{path}: is no {VECTOR_SCHEMA!r}; write it with vector.save")
+    def from_dict(cls, content: dict[str, Any]) -> "SteeringVector":
+        """Return the result that `to_dict` turned into plain values."""
         return cls(
             place=components.parse(content["place"]),
             values=torch.tensor(content["values"]),
@@ -105,7 +94,7 @@ class SteeringVector:
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringEffects:
+class SteeringEffects(Result):
     """Change of a behaviour's score as a function of the steering coefficient.
 
     Attributes:
@@ -120,6 +109,8 @@ class SteeringEffects:
         place: Name of the component where the vector was added.
         provenance: Model, behaviour and seed that the result was computed from.
     """
+
+    schema: ClassVar[str] = EFFECTS_SCHEMA
 
     coefficients: tuple[float, ...]
     effect: Average
@@ -181,21 +172,9 @@ class SteeringEffects:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "SteeringEffects":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != EFFECTS_SCHEMA:
-            raise EffectsError(f"{path}: is no {EFFECTS_SCHEMA!r}; write it with effects.save")
+    def from_dict(cls, content: dict[str, Any]) -> "SteeringEffects":
+        """Return the result that `to_dict` turned into plain values."""
         other = content["unrelated"]
         return cls(
             coefficients=tuple(content["coefficients"]),

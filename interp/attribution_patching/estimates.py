@@ -32,8 +32,9 @@ from interp.behaviours import Behaviour
 from interp.components import SITES, Component, HookedModel, parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import Metric
-from interp.patching import Effects, PairedRuns, SweepLayout, SweepOptions, provenance
+from interp.patching import Effects, PairedRuns, SweepLayout, SweepOptions
 from interp.patching.engine import MEMORY, Patched, Progress
+from interp.results import provenance
 
 
 __all__ = ["ABSOLUTE", "OVER", "atp_star", "attribution", "refuse_another", "verify"]

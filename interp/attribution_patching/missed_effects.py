@@ -36,8 +36,7 @@ the given prompts; it does not include sampling of prompts.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -48,10 +47,10 @@ from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
 from interp.errors import EffectsError
 from interp.metrics import Metric
-from interp.patching import Effects, PairedRuns, Provenance, provenance
+from interp.patching import Effects, PairedRuns
 from interp.patching.engine import MEMORY, Progress
+from interp.results import Provenance, Result, provenance
 from interp.statistics import reach
-from train import storage
 
 
 __all__ = ["Bound", "missed", "sets", "upper"]
@@ -64,7 +63,7 @@ DENSER, DENSER_BY_ONE = 3, 4
 
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(Result):
     """Upper bound on the absolute effects of components that were not verified.
 
     Attributes:
@@ -87,6 +86,8 @@ class Bound:
         unit: Unit of the effects.
         provenance: Model, behaviour and software that the result was computed from.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     value: float
     confidence: float
@@ -131,22 +132,9 @@ class Bound:
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {"schema": SCHEMA, **content}
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Bound":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with bound.save")
-        del content["digest"]
+    def from_dict(cls, content: dict[str, Any]) -> "Bound":
+        """Return the result that `to_dict` turned into plain values."""
         content["provenance"] = Provenance(**content["provenance"])
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value

@@ -8,17 +8,15 @@ with the absolute exact effects.
 
 from dataclasses import asdict, dataclass
 from math import atanh, sqrt, tanh
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import EffectsError
-from interp.patching import Effects, Provenance
+from interp.patching import Effects
+from interp.results import Provenance, Result
 from interp.statistics import Z
-from train import storage
 
 
 __all__ = ["Agreement", "compared"]
@@ -28,7 +26,7 @@ FOUND_IN = 10  # number of truly largest effects that the recall counts
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Result):
     """Estimates compared with exact effects.
 
     Attributes:
@@ -55,6 +53,8 @@ class Agreement:
         unit: Unit of the effects.
         provenance: Model, behaviour and software that the result was computed from.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     places: tuple[str, ...]
     estimated: tuple[float, ...]
@@ -112,22 +112,9 @@ class Agreement:
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {"schema": SCHEMA, **content}
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Agreement":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with agreement.save")
-        del content["digest"]
+    def from_dict(cls, content: dict[str, Any]) -> "Agreement":
+        """Return the result that `to_dict` turned into plain values."""
         content["provenance"] = Provenance(**content["provenance"])
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value

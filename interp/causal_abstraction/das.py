@@ -17,8 +17,7 @@ variable, the search partly finds the variable from shuffled answers too.
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,11 +28,11 @@ from interp import components
 from interp.causal_abstraction import interventions
 from interp.causal_abstraction.pairs import Pairs
 from interp.components import Component, HookedModel, device_of
-from interp.errors import BehaviourError, EffectsError, UninformativeWarning
-from interp.patching import Provenance, engine, provenance
+from interp.errors import BehaviourError, UninformativeWarning
+from interp.patching import engine
 from interp.patching.engine import Progress
+from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
-from train import storage
 
 
 __all__ = ["ARMS", "Alignment", "align"]
@@ -47,7 +46,7 @@ SITES = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp", "head", "q", "k"
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment:
+class Alignment(Result):
     """Interchange accuracy of a subspace on pairs that it was not learned from.
 
     Attributes:
@@ -63,6 +62,8 @@ class Alignment:
         basis: Learned directions, as orthonormal columns.
         provenance: Model, behaviour and software that it was computed with.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     place: str
     rank: int
@@ -121,21 +122,9 @@ class Alignment:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Alignment":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file is sealed but holds no alignment.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with alignment.save")
+    def from_dict(cls, content: dict[str, Any]) -> "Alignment":
+        """Return the result that `to_dict` turned into plain values."""
         names = ("place", "rank", "on_train", "n_train", "n_test", "loss")
         found = content["accuracy"]
         return cls(

@@ -14,8 +14,7 @@ variable in a subspace of a component.
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,10 +26,10 @@ from interp.causal_abstraction.pairs import Pairs
 from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError, EffectsError, UninformativeWarning
 from interp.metrics import Metric
-from interp.patching import Provenance, engine, provenance
+from interp.patching import engine
 from interp.patching.engine import Progress
+from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
-from train import storage
 from train.errors import nearest
 
 
@@ -40,7 +39,7 @@ SCHEMA = "openbook.interchanges/1"
 
 
 @dataclass(frozen=True, eq=False)
-class Interchanges:
+class Interchanges(Result):
     """Interchange accuracy of each component, with its controls.
 
     Attributes:
@@ -52,6 +51,8 @@ class Interchanges:
         n_pairs: Number of pairs; the intervals take distinct base prompts as cases.
         provenance: Model, behaviour and software that it was computed with.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     places: tuple[str, ...]
     accuracy: Average
@@ -112,21 +113,9 @@ class Interchanges:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Interchanges":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file is sealed but holds no interchange accuracies.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with interchanges.save")
+    def from_dict(cls, content: dict[str, Any]) -> "Interchanges":
+        """Return the result that `to_dict` turned into plain values."""
         parts = ("accuracy", "shuffled", "unpatched", "capability")
         return cls(
             tuple(content["places"]),

@@ -24,7 +24,7 @@ from interp.circuits.faithfulness import Judge, Measured
 from interp.circuits.graph import Graph, graph_of
 from interp.circuits.result import Checks, Circuit
 from interp.errors import CircuitError
-from interp.patching import provenance
+from interp.results import provenance
 from interp.statistics import over_prompts
 from train.model import GPT
 from train.progress import Progress

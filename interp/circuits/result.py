@@ -1,8 +1,7 @@
 """Circuit as a result: its edges, their worth, and the checks and controls that can refute it."""
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,9 +9,8 @@ from torch import Tensor
 
 from interp.circuits.faithfulness import Curve, Measured
 from interp.circuits.graph import Graph
-from interp.errors import CircuitError
-from interp.patching import Provenance
-from train import storage
+from interp.errors import CircuitError, InterpError
+from interp.results import Provenance, Result
 
 
 __all__ = ["Checks", "Circuit"]
@@ -53,7 +51,7 @@ class Checks:
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Result):
     """Edges that carry a behaviour.
 
     Attributes:
@@ -78,6 +76,9 @@ class Circuit:
         checks: Checks and controls; None if they were not run.
         notes: Remarks for the reader.
     """
+
+    schema: ClassVar[str] = SCHEMA
+    refusal: ClassVar[type[InterpError]] = CircuitError
 
     graph: Graph
     worth: Float[Tensor, " edge"]
@@ -159,22 +160,10 @@ class Circuit:
             }
         return {"schema": SCHEMA, **content, "notes": list(self.notes), "edges": self.edges}
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` and every later command accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Circuit":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            CircuitError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise CircuitError(f"{path}: is no {SCHEMA!r}; write it with circuit.save")
-        del content["digest"], content["edges"]
+    def from_dict(cls, content: dict[str, Any]) -> "Circuit":
+        """Return the result that `to_dict` turned into plain values."""
+        del content["edges"]
         content["graph"] = Graph(**content["graph"])
         content["provenance"] = Provenance(**content["provenance"])
         content["faithfulness"] = Measured(**content["faithfulness"])

@@ -29,7 +29,7 @@ from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError
 from interp.heads import result
 from interp.heads.result import HeadScores
-from interp.patching import provenance
+from interp.results import provenance
 from interp.statistics import n_prompts, over_prompts
 from train.errors import nearest
 

@@ -13,8 +13,7 @@ The control is the same decomposition of an untrained model.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,9 +25,8 @@ from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import BehaviourError, EffectsError, ModelError
-from interp.patching import Provenance, provenance
+from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts
-from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 
@@ -44,7 +42,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Contributions:
+class Contributions(Result):
     """Contribution of each part to the logit of the answer minus that of the foil.
 
     Contributions are those at the last position.
@@ -60,6 +58,8 @@ class Contributions:
         over: "parts" or "sources".
         provenance: Model, behaviour and software that the result was computed from.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     names: tuple[str, ...]
     average: Average
@@ -129,21 +129,9 @@ class Contributions:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Contributions":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with contributions.save")
+    def from_dict(cls, content: dict[str, Any]) -> "Contributions":
+        """Return the result that `to_dict` turned into plain values."""
         return cls(
             tuple(content["names"]),
             *(Average.from_dict(content[name]) for name in ("average", "control", "score")),

@@ -33,7 +33,7 @@ from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError, ModelError
 from interp.heads import result
 from interp.heads.result import HeadScores
-from interp.patching import provenance
+from interp.results import provenance
 from interp.statistics import shares
 from train.model import GPT
 

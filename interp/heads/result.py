@@ -11,8 +11,7 @@ score itself says that.
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from interp.components import Component, HookedModel, device_of
 from interp.errors import EffectsError
-from interp.patching import Provenance
-from train import storage
+from interp.results import Provenance, Result
 from train.errors import nearest
 from train.model import GPT, init_gpt
 
@@ -33,7 +31,7 @@ DEVIATIONS = 5.0  # standard deviations over the control's heads, see above
 
 
 @dataclass(frozen=True, eq=False)
-class HeadScores:
+class HeadScores(Result):
     """One score for every head.
 
     Attributes:
@@ -47,6 +45,8 @@ class HeadScores:
         drawn: "sequences" or "tokens".
         provenance: Model and software that the scores were computed from.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     kind: str
     unit: str
@@ -139,22 +139,10 @@ class HeadScores:
             "above_control": self.above_control,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "HeadScores":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with HeadScores.save")
-        del content["digest"], content["above_control"]
+    def from_dict(cls, content: dict[str, Any]) -> "HeadScores":
+        """Return the result that `to_dict` turned into plain values."""
+        del content["above_control"]
         for name in ("values", "low", "high", "control"):
             value = content[name]
             content[name] = None if value is None else torch.tensor(value)

@@ -15,8 +15,7 @@ window are not independent.
 
 from dataclasses import asdict, dataclass
 from math import log
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,14 +23,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.components import device_of
-from interp.errors import EffectsError, ModelError
+from interp.errors import ModelError
 from interp.lenses import logit_lens, tuned_lens
 from interp.lenses.logit_lens import LOGITS_AT_ONCE, Progress, Translate
 from interp.lenses.tokens import LensTokens
 from interp.lenses.tuned_lens import TunedLens
-from interp.patching import Provenance, provenance
+from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, ratio_of_averages
-from train import storage
 from train.model import GPT
 
 
@@ -44,7 +42,7 @@ GROUPS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class LensEvaluation:
+class LensEvaluation(Result):
     """Evaluation of each of `LENSES` at each layer, in bits per token, on windows not fitted to.
 
     Attributes:
@@ -57,6 +55,8 @@ class LensEvaluation:
         region: "held-out", or "training" if the model may have been trained on these tokens.
         provenance: Model and software that it was computed with.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     kl: Average
     cross_entropy: Average
@@ -117,21 +117,9 @@ class LensEvaluation:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "LensEvaluation":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file is sealed but holds no lens evaluation.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with evaluation.save")
+    def from_dict(cls, content: dict[str, Any]) -> "LensEvaluation":
+        """Return the result that `to_dict` turned into plain values."""
         names = ("kl", "cross_entropy", "bias", "gain", "model_bits")
         return cls(
             *(Average.from_dict(content[name]) for name in names),

@@ -10,8 +10,7 @@ Control: the same readings of an untrained model with the same architecture.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +21,8 @@ from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import BehaviourError, EffectsError
-from interp.patching import Provenance, provenance
+from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts, shares
-from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 
@@ -50,7 +48,7 @@ Translate = Callable[[int, Float[Tensor, "row d_model"]], Float[Tensor, "row d_m
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
+class Readings(Result):
     """Readings of a lens on a behaviour's clean prompts, by depth and position.
 
     Attributes:
@@ -62,6 +60,8 @@ class Readings:
         control: The same for an untrained model.
         provenance: Model, behaviour and software that they were computed with.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     kind: str
     places: tuple[str, ...]
@@ -165,21 +165,9 @@ class Readings:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Readings":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file is sealed but holds no readings.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with readings.save")
+    def from_dict(cls, content: dict[str, Any]) -> "Readings":
+        """Return the result that `to_dict` turned into plain values."""
         measures, control = (
             {name: Average.from_dict(one) for name, one in content[side].items()}
             for side in ("measures", "control")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from interp.patching.contrast_check import informative, largest_change, removed
     from interp.patching.contrast_result import ContrastCheck
     from interp.patching.controls import untrained_control
-    from interp.patching.effects import Effects, Provenance, provenance
+    from interp.patching.effects import Effects
     from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions, one_of, sweep
     from interp.patching.path_patching import receivers, senders
     from interp.patching.sweeps import (
@@ -32,7 +32,6 @@ __all__ = [
     "ContrastCheck",
     "Effects",
     "PairedRuns",
-    "Provenance",
     "SweepLayout",
     "SweepOptions",
     "Trace",
@@ -47,7 +46,6 @@ __all__ = [
     "neurons",
     "one_of",
     "patterns",
-    "provenance",
     "queries",
     "receivers",
     "removed",

@@ -15,8 +15,7 @@ interval over prompts. The column `share` of `to_frame` divides it by the intact
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,10 +28,9 @@ from interp.components import Component, HookedModel, device_of, parse
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.metrics import Metric, logit_difference
 from interp.patching import contrast_check, engine, paired_runs
-from interp.patching.effects import Provenance, provenance
 from interp.patching.engine import MEMORY, Patched, Progress
+from interp.results import Provenance, Result, provenance
 from interp.statistics import mean_interval
-from train import storage
 from train.errors import nearest
 from train.progress import shown
 
@@ -44,7 +42,7 @@ STANDINS = ("zero", "mean", "resample", "corrupt")
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Result):
     """Change of the score for each set of components that is removed together.
 
     Attributes:
@@ -64,6 +62,8 @@ class Ablation:
         provenance: Model, behaviour and software that the result was computed from.
         notes: Remark on sets whose stand-in equals their own value, so that no change can show.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     names: tuple[str, ...]
     change: Float[np.ndarray, " patch"]
@@ -142,22 +142,9 @@ class Ablation:
             "provenance": asdict(self.provenance),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Ablation":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with ablation.save")
-        del content["digest"]
+    def from_dict(cls, content: dict[str, Any]) -> "Ablation":
+        """Return the result that `to_dict` turned into plain values."""
         for key in ("change", "low", "high", "per_prompt", "accuracy"):
             content[key] = np.array(content[key], dtype=np.float64)
         for key in ("names", "notes"):

@@ -19,8 +19,7 @@ inflate peaks, so the default window here is one layer.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,8 +34,8 @@ from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects, across
 from interp.patching.engine import MEMORY, Patched, Progress
 from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
+from interp.results import Result
 from train import progress as bars
-from train import storage
 from train.model import GPT
 
 
@@ -49,7 +48,7 @@ SITES = {"residual": "resid_post", "mlps": "mlp", "attention": "attn"}
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Result):
     """Three maps over (layer, pos) of the share of the score that comes back.
 
     Attributes:
@@ -62,6 +61,8 @@ class Trace:
             0 without noise.
         draws: Number of noise draws that all three maps finished; 1 without noise.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     residual: Effects
     mlps: Effects
@@ -115,21 +116,9 @@ class Trace:
             "draws": self.draws,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Trace":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with trace.save")
+    def from_dict(cls, content: dict[str, Any]) -> "Trace":
+        """Return the result that `to_dict` turned into plain values."""
         subject = content["subject"]
         return cls(
             **{what: Effects.from_dict(content[what]) for what in SITES},

@@ -24,8 +24,8 @@ from interp.errors import BehaviourError, UninformativeWarning
 from interp.metrics import Metric
 from interp.patching import engine
 from interp.patching.contrast_result import UNINFORMATIVE, ContrastCheck
-from interp.patching.effects import provenance
 from interp.patching.engine import Patched
+from interp.results import provenance
 
 
 __all__ = ["exchanged", "informative", "largest_change", "removed", "unmoved", "warn_unmoved"]

@@ -17,12 +17,10 @@ nothing.
 """
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from interp.errors import EffectsError
-from interp.patching.effects import Provenance
-from train import storage
+from interp.results import Provenance, Result
 
 
 __all__ = ["UNINFORMATIVE", "ContrastCheck"]
@@ -37,7 +35,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class ContrastCheck:
+class ContrastCheck(Result):
     """Verdict on each component: what pairs of prompts can show about it.
 
     Attributes:
@@ -53,6 +51,8 @@ class ContrastCheck:
         n: Number of pairs of prompts.
         provenance: Model and software that the result was computed from.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     places: tuple[str, ...]
     verdicts: tuple[str, ...]
@@ -118,21 +118,9 @@ class ContrastCheck:
         }
         return {"schema": SCHEMA, **content}
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "ContrastCheck":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise EffectsError(f"{path}: holds no {SCHEMA!r}; write it with contrast.save")
+    def from_dict(cls, content: dict[str, Any]) -> "ContrastCheck":
+        """Return the result that `to_dict` turned into plain values."""
         found: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in content.items()

@@ -6,27 +6,23 @@ interval is over prompts: it tells how much the effect depends on the choice of 
 seed of the model.
 """
 
-import platform
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, device_of, parse
+from interp.components import Component, parse
 from interp.errors import EffectsError
-from train import storage
+from interp.results import Provenance, Result
 from train.errors import nearest
 
 
-__all__ = ["UNIT", "Effects", "Provenance", "provenance"]
+__all__ = ["UNIT", "Effects"]
 
 SCHEMA = "openbook.effects/1"
 ENDS = ("clean_interval", "corrupt_interval")
@@ -34,57 +30,8 @@ TENSORS = ("values", "low", "high", "control")
 UNIT = "share of the clean-corrupt logit difference"
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Model, behaviour and software that a result was computed from.
-
-    Attributes:
-        run_id: Id of the run, or folder of an imported model; "" for a model built by hand.
-        checkpoint_sha256: sha256 of the weights file.
-        step: Step of the checkpoint.
-        behaviour: Name of the behaviour; "" if there is none.
-        behaviour_sha256: sha256 of the behaviour's prompts, answers and foils.
-        knowledge: How much is known about the training: full, data-known, weights-only or unknown.
-        versions: Software versions.
-        seed: Seed of random draws (noise, resampling, folds); 0 if nothing was drawn.
-        precision: Data type of the weights.
-        device: Device of the computation.
-    """
-
-    run_id: str
-    checkpoint_sha256: str
-    step: int | None
-    behaviour: str
-    behaviour_sha256: str
-    knowledge: str
-    versions: dict[str, str]
-    seed: int
-    precision: str
-    device: str
-
-
-def provenance(
-    model: HookedModel, behaviour: Behaviour | None = None, *, seed: int = 0
-) -> Provenance:
-    """Return the provenance of a result computed now from `model`, and `behaviour` if given."""
-    origin = getattr(model, "origin", None)
-    weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    return Provenance(
-        run_id=getattr(origin, "run_id", ""),
-        checkpoint_sha256=getattr(origin, "checkpoint_sha256", ""),
-        step=getattr(origin, "step", None),
-        behaviour="" if behaviour is None else behaviour.name,
-        behaviour_sha256="" if behaviour is None else behaviour.sha256,
-        knowledge=getattr(origin, "knowledge", "unknown"),
-        versions=_versions(),
-        seed=seed,
-        precision=str(torch.float32 if weights is None else weights.dtype).removeprefix("torch."),
-        device=str(device_of(model)),
-    )
-
-
 @dataclass(frozen=True, eq=False)
-class Effects:
+class Effects(Result):
     """Normalised effect of patching each component: 0 changes nothing, 1 moves the whole score.
 
     Values outside [0, 1] occur: patching a component can overshoot, or work in the opposite
@@ -120,6 +67,8 @@ class Effects:
         corrupt_interval: 95 % interval of `corrupt` over prompts; None with one prompt.
         also: Effects on further metrics, measured in the same passes.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     site: str
     axes: tuple[str, ...]
@@ -239,24 +188,6 @@ class Effects:
             "also": [one.to_dict() for one in self.also],
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` and every later command accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Effects":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file holds something else.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.get("schema") != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with effects.save")
-        del content["digest"]
-        return cls.from_dict(content)
-
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Effects":
         """Return the effects that `to_dict` turned into plain values."""
@@ -307,15 +238,6 @@ def _numbers(values: Any) -> Any:
     if isinstance(values, list):
         return [_numbers(one) for one in values]
     return float("nan") if values is None else values
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    try:
-        found["openbook"] = version("openbook")
-    except PackageNotFoundError:  # run from a folder that was never installed
-        found["openbook"] = "unknown"
-    return found
 
 
 def _figure(found: Effects) -> Any:

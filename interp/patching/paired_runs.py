@@ -21,8 +21,9 @@ from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, ContrastError, ModelError
 from interp.metrics import Metric
 from interp.patching import contrast_check, engine
-from interp.patching.effects import UNIT, Effects, provenance
+from interp.patching.effects import UNIT, Effects
 from interp.patching.engine import MEMORY, Patched, Progress, Source
+from interp.results import provenance
 from interp.statistics import mean_interval, ratio_interval
 from train import progress as bars
 from train.errors import nearest

@@ -18,8 +18,7 @@ many directions.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,12 +28,11 @@ from torch import Tensor
 from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of
-from interp.errors import ProbeError, UninformativeWarning
-from interp.patching import Provenance, provenance
+from interp.errors import InterpError, ProbeError, UninformativeWarning
 from interp.probing import classifiers, probes
 from interp.probing.tasks import ProbeTask
+from interp.results import Provenance, Result, provenance
 from interp.statistics import Estimate, mean_interval, wilson
-from train import storage
 
 
 __all__ = ["Arm", "Eraser", "Erasure", "erasure_effect", "leace"]
@@ -63,7 +61,7 @@ class Arm:
 
 
 @dataclass(frozen=True, eq=False)
-class Erasure:
+class Erasure(Result):
     """Effect of erasing a label on a behaviour, compared with a placebo.
 
     Attributes:
@@ -82,6 +80,9 @@ class Erasure:
         provenance: Model, behaviour and software that it was computed with.
         notes: Reasons why the loss is less informative than it seems.
     """
+
+    schema: ClassVar[str] = SCHEMA
+    refusal: ClassVar[type[InterpError]] = ProbeError
 
     task: str
     behaviour: str
@@ -132,22 +133,9 @@ class Erasure:
         """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Erasure":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            ProbeError: The file is sealed but holds no erasure.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise ProbeError(f"{path}: is no {SCHEMA!r}; write it with erasure.save")
-        del content["digest"]
+    def from_dict(cls, content: dict[str, Any]) -> "Erasure":
+        """Return the result that `to_dict` turned into plain values."""
         at = content["positions"]
         content["positions"] = None if at is None else tuple(at)
         content["notes"] = tuple(content["notes"])

@@ -24,11 +24,11 @@ from jaxtyping import Float, Int
 
 from interp.components import SITES, Component, HookedModel, device_of
 from interp.errors import InterruptedWarning, ProbeError, UninformativeWarning
-from interp.patching import provenance
 from interp.probing import classifiers
 from interp.probing.classifiers import Fit, Split
 from interp.probing.result import Cell, Probe
 from interp.probing.tasks import ProbeTask
+from interp.results import provenance
 from interp.statistics import Estimate
 from train.errors import nearest
 from train.model import GPTConfig, init_gpt

@@ -4,13 +4,11 @@ Every number has n and an interval. `interp.probing.probes` explains what each o
 """
 
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from interp.errors import ProbeError
-from interp.patching import Provenance
+from interp.errors import InterpError, ProbeError
+from interp.results import Provenance, Result
 from interp.statistics import Estimate
-from train import storage
 from train.errors import nearest
 
 
@@ -52,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Probe(Result):
     """Linear probes for one task at several components.
 
     Attributes:
@@ -70,6 +68,9 @@ class Probe:
         provenance: Model, task and software that they were computed with.
         notes: What could not be computed, and why.
     """
+
+    schema: ClassVar[str] = SCHEMA
+    refusal: ClassVar[type[InterpError]] = ProbeError
 
     task: str
     site: str
@@ -122,22 +123,9 @@ class Probe:
         """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` and every later command accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Probe":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            ProbeError: The file is sealed but holds no probe.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise ProbeError(f"{path}: is no {SCHEMA!r}; write it with probe.save")
-        del content["digest"]
+    def from_dict(cls, content: dict[str, Any]) -> "Probe":
+        """Return the result that `to_dict` turned into plain values."""
         for name in ("classes", "notes"):
             content[name] = tuple(content[name])
         content["cells"] = tuple(map(_cell, content["cells"]))

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from interp.errors import CapabilityError, ContrastError, EffectsError, InterruptedWarning
-from interp.patching import provenance
+from interp.results import provenance
 from interp.statistics import wilson
 from interp.training_dynamics.trajectory import Trajectory, TrajectoryPoint
 from train import numerics, runs, storage, trainer

@@ -11,13 +11,12 @@ runs whose data order is recorded.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from interp.errors import EffectsError
-from train import storage
+from interp.results import Result
 from train.errors import nearest
 from train.runs import Run
 
@@ -70,7 +69,7 @@ class Onset:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Result):
     """Results of an analysis over a run.
 
     Attributes:
@@ -85,6 +84,8 @@ class Trajectory:
         readings: Steps at which documents were read, by label.
         versions: Versions of the software.
     """
+
+    schema: ClassVar[str] = SCHEMA
 
     analysis: str
     parameters: dict[str, Any]
@@ -194,22 +195,9 @@ class Trajectory:
         """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def save(self, path: str | Path) -> None:
-        """Write sealed JSON that `load` accepts."""
-        storage.write_json(Path(path), storage.seal(self.to_dict()))
-
     @classmethod
-    def load(cls, path: str | Path) -> "Trajectory":
-        """Read what `save` wrote.
-
-        Raises:
-            DamagedError: The file does not match its seal.
-            EffectsError: The file is sealed but holds no trajectory.
-        """
-        content = storage.read_sealed(Path(path))
-        if content.pop("schema", None) != SCHEMA:
-            raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with trajectory.save")
-        del content["digest"]
+    def from_dict(cls, content: dict[str, Any]) -> "Trajectory":
+        """Return the result that `to_dict` turned into plain values."""
         content["points"] = tuple(TrajectoryPoint(**one) for one in content["points"])
         for name in ("refused", "checkpoints"):
             content[name] = tuple((step, text) for step, text in content[name])

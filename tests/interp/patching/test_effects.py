@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from interp.errors import EffectsError
-from interp.patching import Effects, Provenance
+from interp.patching import Effects
+from interp.results import Provenance
 from train.errors import DamagedError
 
 

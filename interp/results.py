@@ -1,0 +1,116 @@
+"""Results: what they were computed from, and how they are saved and read back."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from interp.behaviours import Behaviour
+from interp.components import HookedModel, device_of
+from interp.errors import EffectsError, InterpError
+from train import storage
+
+
+__all__ = ["Provenance", "Result", "provenance"]
+
+R = TypeVar("R", bound="Result")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Model, behaviour and software that a result was computed from.
+
+    Attributes:
+        run_id: Id of the run, or folder of an imported model; "" for a model built by hand.
+        checkpoint_sha256: sha256 of the weights file.
+        step: Step of the checkpoint.
+        behaviour: Name of the behaviour; "" if there is none.
+        behaviour_sha256: sha256 of the behaviour's prompts, answers and foils.
+        knowledge: How much is known about the training: full, data-known, weights-only or unknown.
+        versions: Software versions.
+        seed: Seed of random draws (noise, resampling, folds); 0 if nothing was drawn.
+        precision: Data type of the weights.
+        device: Device of the computation.
+    """
+
+    run_id: str
+    checkpoint_sha256: str
+    step: int | None
+    behaviour: str
+    behaviour_sha256: str
+    knowledge: str
+    versions: dict[str, str]
+    seed: int
+    precision: str
+    device: str
+
+
+def provenance(
+    model: HookedModel, behaviour: Behaviour | None = None, *, seed: int = 0
+) -> Provenance:
+    """Return the provenance of a result computed now from `model`, and `behaviour` if given."""
+    origin = getattr(model, "origin", None)
+    weights = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return Provenance(
+        run_id=getattr(origin, "run_id", ""),
+        checkpoint_sha256=getattr(origin, "checkpoint_sha256", ""),
+        step=getattr(origin, "step", None),
+        behaviour="" if behaviour is None else behaviour.name,
+        behaviour_sha256="" if behaviour is None else behaviour.sha256,
+        knowledge=getattr(origin, "knowledge", "unknown"),
+        versions=_versions(),
+        seed=seed,
+        precision=str(torch.float32 if weights is None else weights.dtype).removeprefix("torch."),
+        device=str(device_of(model)),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    try:
+        found["openbook"] = version("openbook")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        found["openbook"] = "unknown"
+    return found
+
+
+class Result:
+    """A result that is saved as sealed JSON and read back; a dataclass with a provenance.
+
+    Attributes:
+        schema: Name and version of the format, as it is written in the file.
+        refusal: Error that `load` raises for a file of something else.
+    """
+
+    schema: ClassVar[str]
+    refusal: ClassVar[type[InterpError]] = EffectsError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls: type[R], content: dict[str, Any]) -> R:
+        """Return the result that `to_dict` turned into plain values."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON that `load` and every later command accepts."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    @classmethod
+    def load(cls: type[R], path: str | Path) -> R:
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedError: The file does not match its seal.
+            InterpError: The file holds something else; the error is the class's `refusal`.
+        """
+        content = storage.read_sealed(Path(path))
+        if content.pop("schema", None) != cls.schema:
+            raise cls.refusal(f"{path}: is no {cls.schema!r}; write it with {cls.__name__}.save")
+        del content["digest"]
+        return cls.from_dict(content)
