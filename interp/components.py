@@ -25,7 +25,7 @@ from interp.errors import ModelError
 from train.errors import nearest
 
 
-__all__ = ["SITES", "Component", "HookedModel", "device_of", "parse"]
+__all__ = ["SITES", "Component", "HookedModel", "device_of", "layers_around", "parse"]
 
 # The hook point of each site. A head is one slice of `hook_z`, before the output projection.
 SITES = {
@@ -161,6 +161,12 @@ def parse(name: str) -> Component:
         neuron=neuron,
         key=key,
     )
+
+
+def layers_around(layer: int, window: int, n_layers: int) -> range:
+    """Return the `window` layers centred on `layer`, cut off at both ends (Meng et al. 2022)."""
+    first = layer - window // 2
+    return range(max(0, first), min(n_layers, first + window))
 
 
 def device_of(model: object) -> torch.device:

@@ -25,7 +25,7 @@ HOSTS = {"pypi.org", "files.pythonhosted.org"}
 # A directory of one machine with a name behind it; not part of a longer path or of an address.
 MACHINE = re.compile(
     r"(?<![\w.}~/-])/(?:home|root|work|opt|mnt|srv|Users|private)/[\w.]"
-    r"|(?<![\w.}~/-])/tmp/(?:mv|tmp|pytest-of)|\b[A-Z]:\\+Users\\"
+    r"|(?<![\w.}~/-])/tmp/(?:tmp|pytest-of)|\b[A-Z]:\\+Users\\"
 )
 ADDRESS = re.compile(r"https?://(?:[^\s/@\"']*@)?([\w.-]+)(?::\d+)?([^\s\"')>]*)")
 INDEX_NAME = re.compile(r"pypi|devpi|artifactory|jfrog|nexus|pythonhosted")

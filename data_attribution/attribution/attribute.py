@@ -80,7 +80,7 @@ def documents(
             "lexical+gradient"; several methods are fused.
         limit: Largest number of sources returned.
         candidates: Documents to rank; default: any.
-        fold: Whether duplicates and near-duplicates are folded into the source with the best rank.
+        fold: Fold duplicates and near-duplicates into the source with the best rank.
 
     Raises:
         EvidenceError: There is no such method, it cannot answer the query, or it finds no evidence.
@@ -138,7 +138,7 @@ def chosen(
     """Return the methods to use: the given ones, or those that a name stands for.
 
     Args:
-        words: Whether the target has words.
+        words: True if the target has words.
 
     Raises:
         EvidenceError: There is no such method, two have the same name, or one cannot answer a query

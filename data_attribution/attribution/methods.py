@@ -36,7 +36,7 @@ class Method(Protocol):
     Attributes:
         name: Name in tables, in provenance and on the command line.
         grade: Grade of its evidence, one of `sources.GRADES`.
-        needs_weights: Whether it follows the weights of a run; if not, it searches for words.
+        needs_weights: True if it follows the weights of a run, False if it searches for words.
     """
 
     name: ClassVar[str]
@@ -154,7 +154,7 @@ class Replay:
     needs_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.options  # raises EvidenceError for less than one step  # noqa: B018
+        _ = self.options  # raises EvidenceError for less than one step
 
     @property
     def options(self) -> ReplayOptions:
@@ -180,8 +180,8 @@ def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Metho
     """Return the methods that a name stands for: "replay", "lexical+gradient", "fused".
 
     Args:
-        words: Whether the target has words; without them, `fused` leaves word-based methods out.
-        weights: Whether the run has weights; without them, `fused` leaves out methods that need
+        words: True if the target has words; without them, `fused` leaves word-based methods out.
+        weights: True if the run has weights; without them, `fused` leaves out methods that need
             them.
 
     Raises:

@@ -57,7 +57,7 @@ def sources(
     Args:
         grades: Strongest grade of evidence for each document; a document without an entry has none.
         evidence: Ranking of each method, by name.
-        fold: Whether to leave out documents that are already folded into a better-ranked source.
+        fold: Leave out documents that are already folded into a better-ranked source.
         near: Near-duplicates of each document, where any are known.
     """
     items: list[Source] = []

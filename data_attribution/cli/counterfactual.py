@@ -28,7 +28,7 @@ def counterfactual_command(
     ] = None,
     top: Annotated[
         int | None,
-        typer.Option(min=1, help="With --without: number of documents to remove; default: 50."),
+        typer.Option(min=1, help="Remove this many documents of --without; default: 50."),
     ] = None,
     document: Annotated[
         list[int] | None,

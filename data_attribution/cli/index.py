@@ -120,7 +120,7 @@ def index_plan(
     backend: Backend = None,
     libsais: Libsais = None,
     vocabulary: Annotated[
-        int, typer.Option(min=1, help="With --tokens: size of the vocabulary.")
+        int, typer.Option(min=1, help="Assume this vocabulary size for --tokens.")
     ] = 50257,
     as_json: Json = False,
     out: Out = None,

@@ -115,6 +115,10 @@ Page = Annotated[
 ]
 
 
+# Fields of methods whose option on the command line has another name.
+FIELD_OPTIONS = {"steps": "window"}
+
+
 @trace.command("documents")
 def trace_documents(
     path: RunPath,
@@ -326,7 +330,7 @@ def _with_options(
     names = [one.name for one in methods]
     for name, given in options.items():
         if given and name not in names:
-            said = " and ".join(f"--{_OPTIONS.get(one, one)}" for one in given)
+            said = " and ".join(f"--{FIELD_OPTIONS.get(one, one)}" for one in given)
             raise EvidenceError(
                 f"{said} cannot be used with {'+'.join(names)} evidence; use --method {name}, or "
                 f"fuse it with others: --method lexical+{name}"
@@ -335,9 +339,6 @@ def _with_options(
         return []
     # Methods are dataclasses: an option that is not given keeps its default.
     return [replace(one, **options.get(one.name, {})) for one in methods]  # type: ignore[type-var]
-
-
-_OPTIONS = {"steps": "window"}
 
 
 def _given(options: dict[str, object]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp import behaviours
 from interp.behaviours import Behaviour
-from interp.components import Component
+from interp.components import Component, layers_around
 from interp.errors import BehaviourError, ContrastError, EffectsError, ModelError
 from interp.metrics import Metric
 from interp.patching import engine, paired_runs
@@ -244,8 +244,7 @@ def _missing(like: Effects, layout: SweepLayout) -> Effects:
 
 def _window(place: Component, window: int, n_layers: int) -> list[Component]:
     """Return the component in the layers around it, cut off at both ends as Meng et al. do."""
-    first = place.layer - window // 2
-    layers = range(max(0, first), min(n_layers, first + window))
+    layers = layers_around(place.layer, window, n_layers)
     return [Component(place.site, layer, pos=place.pos) for layer in layers]
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, parse
+from interp.components import Component, HookedModel, layers_around, parse
 from interp.errors import EffectsError, ModelError
 from interp.metrics import METRICS, Metric
 from interp.patching.effects import Effects
@@ -106,8 +106,7 @@ def _patch(name: str, effects: Effects, n_layers: int) -> list[Component]:
     if effects.window == 1:
         return places
     (place,) = places
-    first = place.layer - effects.window // 2
-    layers = range(max(0, first), min(n_layers, first + effects.window))
+    layers = layers_around(place.layer, effects.window, n_layers)
     return [replace(place, layer=layer) for layer in layers]
 
 

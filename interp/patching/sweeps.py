@@ -25,7 +25,7 @@ from itertools import product
 from typing import Unpack
 
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, parse
+from interp.components import Component, HookedModel, layers_around, parse
 from interp.errors import BehaviourError, ModelError
 from interp.patching.effects import Effects
 from interp.patching.engine import Progress
@@ -238,17 +238,15 @@ def _by_layer(
     groups, pos_axis = _groups(positions, behaviour)
     places = [Component(site, layer, pos=pos) for layer, pos in product(range(n_layers), groups)]
     patches = [
-        [Component(site, layer, pos=place.pos) for layer in _around(place.layer, window, n_layers)]
+        [
+            Component(site, layer, pos=place.pos)
+            for layer in layers_around(place.layer, window, n_layers)
+        ]
         for place in places
     ]
     shape = (n_layers, *([len(groups)] if pos_axis else []))
     layout = SweepLayout(site, ("layer", *pos_axis), shape, _names(places), window)
     return sweep(model, behaviour, patches, layout, **options)
-
-
-def _around(layer: int, window: int, n_layers: int) -> range:
-    """Return the `window` layers centred on `layer`, cut off at both ends (Meng et al. 2022)."""
-    return range(max(0, layer - window // 2), min(n_layers, layer - window // 2 + window))
 
 
 def _by_head(
