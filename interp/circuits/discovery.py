@@ -88,7 +88,7 @@ def find(
     choosing, judging = _split(behaviour, held_out, seed)
     how: dict[str, Any] = {"metric": metric, "memory": memory}
     chooser, judge = (Judge.of(model, one, **how) for one in (choosing, judging))
-    worth = edge_attribution_patching.worth(
+    worth = edge_attribution_patching.edge_scores(
         model, choosing, method=method, steps=steps, progress=progress, **how
     )
     mean, made = worth.mean(dim=0), metric(judging)

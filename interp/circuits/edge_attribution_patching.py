@@ -1,8 +1,8 @@
 """Edge scores: the worth of every edge, by gradients (EAP, EAP-IG) or exactly, for each prompt.
 
 The worth of an edge is the fall of the metric if this edge alone carries the corrupt value. Above 0
-the edge works for the behaviour, below 0 against it. `exact` ablates every edge once. The other
-methods approximate the fall by the product
+the edge works for the behaviour, below 0 against it. `exact_edge_effects` ablates every edge once.
+The other methods approximate the fall by the product
 
     (clean - corrupt output of the source) . (gradient of the metric at the input of the reader)
 
@@ -38,14 +38,14 @@ from train.model import GPT
 from train.progress import Progress
 
 
-__all__ = ["METHODS", "eap", "eap_ig", "exact", "worth"]
+__all__ = ["METHODS", "eap", "eap_ig", "edge_scores", "exact_edge_effects"]
 
 METHODS = ("eap-ig", "eap", "exact")
 STEPS = 5  # steps of EAP-IG, the number that its authors use
 PORTION = 64  # circuits between two progress reports
 
 
-def worth(
+def edge_scores(
     model: GPT,
     behaviour: Behaviour,
     *,
@@ -67,11 +67,11 @@ def worth(
             model, behaviour, steps=steps, metric=metric, memory=memory, progress=progress
         )
     if method == "exact":
-        return exact(model, behaviour, metric=metric, memory=memory, progress=progress)
+        return exact_edge_effects(model, behaviour, metric=metric, memory=memory, progress=progress)
     raise BehaviourError(f"no method is called {method!r}{nearest(method, METHODS)}")
 
 
-def exact(
+def exact_edge_effects(
     model: GPT,
     behaviour: Behaviour,
     *,

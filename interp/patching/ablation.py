@@ -241,12 +241,8 @@ def _values(
 ) -> dict[str, Tensor]:
     """Return the activations of the components, on the clean or on the corrupt prompts."""
     tokens = (behaviour.corrupt if corrupt else behaviour.clean).to(device_of(model))
-    names = sorted({place.hook for places in sets for place in places})
-    if engine.engine_runs(model):
-        found = engine.activations(model, tokens, names)  # type: ignore[arg-type]
-        return {name: found[name] for name in names}
-    _, cache = model.run_with_cache(tokens, names_filter=names)
-    return {name: cache[name] for name in names}
+    found = engine.source_of(model, tokens, sets)(slice(None))
+    return {place.hook: found[place.hook] for places in sets for place in places}
 
 
 def _source(

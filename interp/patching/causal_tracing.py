@@ -267,21 +267,16 @@ def _noised(
         raise BehaviourError(f"{draws} draws of noise of width {noise} damage nothing")
     clean = behaviour.clean.to(model.device)
     read = paired_runs.resolved(options.get("metric"), behaviour)
-    names = sorted({place.hook for patch in patches for place in patch})
     shared = behaviour.subject[0] if behaviour.subject else 0
-
-    def sources(slab: slice, base: engine.BaseRun) -> engine.Sources:
-        donated = engine.activations(model, clean[slab], names)
-        return engine.Sources(lambda i: donated, sum(value.nbytes for value in donated.values()))
 
     found: list[Patched] = []
     for draw in range(draws):
         added = subject_noise(model, behaviour, noise=noise, seed=seed * draws + draw)
-        one = engine.run(
+        one = engine.scores(
             model,
             clean,
             patches,
-            sources,
+            engine.source_of(model, clean, patches),
             read,
             shared=shared,
             memory=memory,

@@ -14,9 +14,11 @@ from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, layers_around, parse
 from interp.errors import EffectsError, ModelError
 from interp.metrics import METRICS, Metric
+from interp.patching import engine
 from interp.patching.effects import Effects
 from interp.patching.engine import MEMORY, Progress
-from interp.patching.paired_runs import DIRECTIONS, PairedRuns
+from interp.patching.paired_runs import DIRECTIONS
+from train import progress as bars
 from train.model import GPT, init_gpt
 
 
@@ -69,23 +71,18 @@ def untrained_control(
     receiver, donor = (corrupt, clean) if denoising else (clean, corrupt)
     both = (effects, *effects.also)
     read = tuple(_metric(one, behaviour, metric) for one in both)
-    start = torch.zeros(len(read), behaviour.n_prompts).double().numpy()
-    shared = int((clean != corrupt).any(dim=0).int().argmax())
-    runs = PairedRuns(
-        model=fresh,
-        behaviour=behaviour,
-        metrics=read,
-        direction=effects.direction,
-        receiver=receiver,
-        donor=donor,
-        shared=shared,
-        start=start,
-        goal=start,
-        memory=memory,
-        progress=progress,
-    )
     patches = [_patch(name, effects, model.cfg.n_layers) for name in effects.names]
-    found = runs.scores(patches)
+    with bars.shown(behaviour.name, progress) as told:
+        found = engine.scores(
+            fresh,
+            receiver,
+            patches,
+            engine.source_of(fresh, donor, patches),
+            read,
+            shared=int((clean != corrupt).any(dim=0).int().argmax()),
+            memory=memory,
+            progress=told,
+        )
     moved = (found.scores - found.start[:, None]).mean(dim=-1)
     first, *also = [
         replace(one, control=_share(moved[i], one).reshape(one.values.shape))

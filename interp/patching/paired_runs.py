@@ -18,11 +18,11 @@ from torch import Tensor
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of
-from interp.errors import BehaviourError, ContrastError, ModelError
+from interp.errors import BehaviourError, ContrastError
 from interp.metrics import Metric
 from interp.patching import contrast_check, engine
 from interp.patching.effects import UNIT, Effects
-from interp.patching.engine import MEMORY, Patched, Progress, Source
+from interp.patching.engine import MEMORY, Patched, Progress
 from interp.results import provenance
 from interp.statistics import mean_interval, ratio_interval
 from train import progress as bars
@@ -193,39 +193,6 @@ class PairedRuns:
             seed=seed,
         )
 
-    def source(self, patches: Sequence[Sequence[Component]]) -> Source:
-        """Return a function that computes the donor's activations for a slice of prompts."""
-        names = sorted({place.hook for patch in patches for place in patch})
-        model = self.model
-
-        def run(prompts: slice) -> dict[str, Tensor]:
-            if engine.engine_runs(model):
-                return engine.activations(model, self.donor[prompts], names)  # type: ignore[arg-type]
-            _, cache = model.run_with_cache(self.donor[prompts], names_filter=names)
-            missing = [name for name in names if name not in cache]
-            if missing:
-                raise ModelError(
-                    f"a hook at {missing[0]} never fired in this {type(model).__name__}, so what "
-                    "is there cannot be patched"
-                )
-            return {name: cache[name] for name in names}
-
-        return run
-
-    def scores(self, patches: Sequence[Sequence[Component]]) -> Patched:
-        """Run every patch and return its scores on every metric."""
-        with bars.shown(self.behaviour.name, self.progress) as told:
-            return engine.scores(
-                self.model,
-                self.receiver,
-                patches,
-                self.source(patches),
-                self.metrics,
-                shared=self.shared,
-                memory=self.memory,
-                progress=told,
-            )
-
     def effects(self, patched: Patched, layout: SweepLayout) -> Effects:
         """Return the scores of patched runs as effects on the first metric, the others in `also`.
 
@@ -282,7 +249,18 @@ def sweep(
     read = resolved(options.get("metric"), behaviour)
     _refuse_unread(model, behaviour, patches, read)
     runs = PairedRuns.of(model, behaviour, seed=seed, **{**options, "metric": read})
-    return runs.effects(runs.scores(patches), layout)
+    with bars.shown(behaviour.name, runs.progress) as told:
+        patched = engine.scores(
+            model,
+            runs.receiver,
+            patches,
+            engine.source_of(model, runs.donor, patches),
+            runs.metrics,
+            shared=runs.shared,
+            memory=runs.memory,
+            progress=told,
+        )
+    return runs.effects(patched, layout)
 
 
 def _refuse_unread(

@@ -150,27 +150,22 @@ def _effects(
     every = [[path.sender, *patch] for path, patch in zip(paths, patches, strict=True)]
     engine.refuse_unknown(model, every, behaviour.n_pos)
     runs = PairedRuns.of(model, behaviour, **options)
-    names = sorted({path.sender.hook for path in paths})
+    senders = [[path.sender] for path in paths]
 
-    def sources(slab: slice, base: BaseRun) -> engine.Sources:
-        donated = engine.activations(model, runs.donor[slab], names)
-
-        def of(i: int) -> Mapping[str, Tensor]:
-            return engine.arriving(base, paths[i], donated, mlps=mlps)
-
-        return engine.Sources(of, sum(value.nbytes for value in donated.values()))
+    def arriving(base: BaseRun, i: int, donated: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return engine.arriving(base, paths[i], donated, mlps=mlps)
 
     with bars.shown(behaviour.name, runs.progress) as told:
-        found = engine.run(
+        found = engine.scores(
             model,
             runs.receiver,
             patches,
-            sources,
+            engine.source_of(model, runs.donor, senders),
             runs.metrics,
             shared=runs.shared,
             memory=runs.memory,
             progress=told,
-            also_kept=engine.hooks_read(model, paths, mlps=mlps),
+            derived=engine.DerivedSource(engine.hooks_read(model, paths, mlps=mlps), arriving),
         )
     whole = engine.spread(found, asked.reach, len(asked.paths))
     return runs.effects(whole, asked.layout)

@@ -74,7 +74,8 @@ def residual(
     (after the layer).
     """
     one_of("site", site, RESIDUAL)
-    return _by_layer(model, behaviour, site, positions, 1, **options)
+    plan = _by_layer(model, behaviour, site, positions)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def attention(
@@ -89,7 +90,8 @@ def attention(
 
     `window` layers around the named one are patched together. Wide windows inflate peaks.
     """
-    return _by_layer(model, behaviour, "attn", positions, window, **options)
+    plan = _by_layer(model, behaviour, "attn", positions, window)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def mlps(
@@ -101,7 +103,8 @@ def mlps(
     **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the output of one MLP at a time, with the options of `attention`."""
-    return _by_layer(model, behaviour, "mlp", positions, window, **options)
+    plan = _by_layer(model, behaviour, "mlp", positions, window)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def heads(
@@ -112,7 +115,8 @@ def heads(
     **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch the output of one head at a time (`hook_z`): Effects over (layer, head[, pos])."""
-    return _by_head(model, behaviour, "head", positions, **options)
+    plan = _by_head(model, behaviour, "head", positions)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def queries(
@@ -126,7 +130,8 @@ def queries(
 
     In models with rotary positions the value before rotation is patched.
     """
-    return _by_head(model, behaviour, "q", positions, **options)
+    plan = _by_head(model, behaviour, "q", positions)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def keys(
@@ -141,7 +146,8 @@ def keys(
     In models with rotary positions the value before rotation is patched. Query heads that share a
     key are patched together.
     """
-    return _by_head(model, behaviour, "k", positions, **options)
+    plan = _by_head(model, behaviour, "k", positions)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def values(
@@ -155,7 +161,8 @@ def values(
 
     Query heads that share a value are patched together.
     """
-    return _by_head(model, behaviour, "v", positions, **options)
+    plan = _by_head(model, behaviour, "v", positions)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def patterns(
@@ -171,7 +178,8 @@ def patterns(
     `positions` are query positions. With `keys` every key position is patched on its own, and the
     Effects have a last axis `key`. Patched rows are not renormalised to sum to 1.
     """
-    return _by_head(model, behaviour, "pattern", positions, keys=keys, **options)
+    plan = _by_head(model, behaviour, "pattern", positions, keys=keys)
+    return sweep(model, behaviour, *plan, **options)
 
 
 def neurons(
@@ -228,9 +236,9 @@ def _by_layer(
     behaviour: Behaviour,
     site: str,
     positions: Positions,
-    window: int,
-    **options: Unpack[SweepOptions],
-) -> Effects:
+    window: int = 1,
+) -> tuple[list[list[Component]], SweepLayout]:
+    """Return the patches of a site by layer (and position), and their layout."""
     refuse_misuse(model, behaviour)
     n_layers = model.cfg.n_layers
     if not 1 <= window <= n_layers:
@@ -246,7 +254,7 @@ def _by_layer(
     ]
     shape = (n_layers, *([len(groups)] if pos_axis else []))
     layout = SweepLayout(site, ("layer", *pos_axis), shape, _names(places), window)
-    return sweep(model, behaviour, patches, layout, **options)
+    return patches, layout
 
 
 def _by_head(
@@ -256,8 +264,8 @@ def _by_head(
     positions: Positions,
     *,
     keys: bool = False,
-    **options: Unpack[SweepOptions],
-) -> Effects:
+) -> tuple[list[list[Component]], SweepLayout]:
+    """Return the patches of a site by layer and head (and position, and key), and their layout."""
     refuse_misuse(model, behaviour)
     cfg = model.cfg
     shared = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
@@ -273,7 +281,7 @@ def _by_head(
     lengths += [len(looked_at)] if keys else []
     axes = ("layer", "head", *pos_axis, *(["key"] if keys else []))
     layout = SweepLayout(site, axes, tuple(lengths), _names(places))
-    return sweep(model, behaviour, [(place,) for place in places], layout, **options)
+    return [[place] for place in places], layout
 
 
 def _groups(

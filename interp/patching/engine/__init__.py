@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from interp.patching.engine.patched_scores import Patched, averaged, spread
     from interp.patching.engine.paths import Path, arriving, hooks_read, patch_of
     from interp.patching.engine.scheduler import (
+        DerivedSource,
         Progress,
         Source,
-        Sources,
         engine_runs,
         refuse_unknown,
-        run,
         scores,
+        source_of,
         unpatched,
     )
 
@@ -31,11 +31,11 @@ __all__ = [
     "MEMORY",
     "ROWS",
     "BaseRun",
+    "DerivedSource",
     "Patched",
     "Path",
     "Progress",
     "Source",
-    "Sources",
     "activations",
     "arriving",
     "averaged",
@@ -46,8 +46,8 @@ __all__ = [
     "patch_of",
     "product_for",
     "refuse_unknown",
-    "run",
     "scores",
+    "source_of",
     "spread",
     "unpatched",
 ]

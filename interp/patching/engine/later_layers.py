@@ -19,8 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from interp.components import Component
-from interp.patching.engine.attention_arithmetic import follow, mix, pattern, seen, to_query_heads
 from interp.patching.engine.base_run import BaseRun
+from interp.patching.engine.patched_attention import (
+    attention_mask,
+    attention_output,
+    pattern,
+    prepend_base,
+    to_query_heads,
+)
 from interp.patching.engine.patched_layer import MID, PRE, Start, replace, replace_pattern
 from train.model import Attention, Block, rotate
 
@@ -36,8 +42,22 @@ def finish(
     At positions before a run's first changed position this is the base run's.
     """
     segments = {one.first: _Segment(base, starts, one.first, list(reads)) for one in starts}
+    every = list(segments.values())
     for layer in range(min(one.layer for one in starts), base.n_layers):
-        _layer(base, list(segments.values()), layer)
+        last = layer == base.n_layers - 1
+        for segment in every:
+            segment.join(layer, PRE)
+            segment.resid = segment.replace(segment.resid, layer, "resid_pre", segment.positions)
+        _attend(base, [segment for segment in every if segment.rows], layer, last=last)
+        for segment in every:
+            if last:
+                segment.only_reads()
+            segment.join(layer, MID)
+            segment.resid = segment.replace(segment.resid, layer, "resid_mid", segment.positions)
+        active = [segment for segment in every if segment.rows and segment.positions]
+        _run_mlp(base.block(layer), active, layer)
+        for segment in every:
+            segment.resid = segment.replace(segment.resid, layer, "resid_post", segment.positions)
     found = base.final[:, list(reads)].expand(len(starts), -1, -1, -1).clone()
     for segment in segments.values():
         segment.join(base.n_layers, PRE)
@@ -116,28 +136,10 @@ class _Segment:
         return [(i, places) for i, places in enumerate(wanted) if places]
 
 
-def _layer(base: BaseRun, segments: list[_Segment], layer: int) -> None:
-    """Take every segment through one layer."""
-    block, last = base.block(layer), layer == base.n_layers - 1
-    for segment in segments:
-        segment.join(layer, PRE)
-        segment.resid = segment.replace(segment.resid, layer, "resid_pre", segment.positions)
-    active = [segment for segment in segments if segment.rows]
-    if active:
-        _attend(base, active, layer, last)
-    for segment in segments:
-        if last:
-            segment.only_reads()
-        segment.join(layer, MID)
-        segment.resid = segment.replace(segment.resid, layer, "resid_mid", segment.positions)
-    active = [segment for segment in segments if segment.rows and segment.positions]
-    if active:
-        _think(block, active, layer)
-    for segment in segments:
-        segment.resid = segment.replace(segment.resid, layer, "resid_post", segment.positions)
-
-
-def _attend(base: BaseRun, segments: list[_Segment], layer: int, last: bool) -> None:
+def _attend(base: BaseRun, segments: list[_Segment], layer: int, *, last: bool) -> None:
+    """Take the segments through one layer's attention, to resid_mid."""
+    if not segments:
+        return
     block = base.block(layer)
     attn, rotation = block.attn, base.model.rotation(base.n_pos)
     normed = [block.ln1(one.resid) if block.pre else one.resid for one in segments]
@@ -146,7 +148,7 @@ def _attend(base: BaseRun, segments: list[_Segment], layer: int, last: bool) -> 
     ]
     q, k, v = _projected(attn, queries, normed, last)
     mixed = [
-        _mixed(base, one, layer, wired, one.reads if last else one.positions, rotation)
+        _attention_of(base, one, layer, wired, one.reads if last else one.positions, rotation)
         for one, *wired in zip(segments, q, k, v, strict=True)
     ]
     written = _together(lambda z: attn.out(z), [z.flatten(-2) for z in mixed])
@@ -184,7 +186,7 @@ def _projected(
     return q, k, v
 
 
-def _mixed(
+def _attention_of(
     base: BaseRun,
     segment: _Segment,
     layer: int,
@@ -202,10 +204,10 @@ def _mixed(
     q, k, v = (segment.replace(x, layer, site, at[site]) for x, site in zip(wired, at, strict=True))
     if rotation is not None:
         q, k = _rotated(q, rotation, queried), _rotated(k, rotation, segment.positions)
-    k = follow(base.keys(layer)[:, : segment.first], k)
-    v = follow(base.at(layer, "v")[:, : segment.first], v)
-    mask = seen(queried, base.n_pos, causal=attn.causal, like=q)
-    z = mix(q, k, v, mask)
+    k = prepend_base(base.keys(layer)[:, : segment.first], k)
+    v = prepend_base(base.at(layer, "v")[:, : segment.first], v)
+    mask = attention_mask(queried, base.n_pos, causal=attn.causal, like=q)
+    z = attention_output(q, k, v, mask)
     for i, places in segment.asking(layer, "pattern"):
         attended = pattern(q[i], k[i], mask)
         values = to_query_heads(v[i], attn.n_heads)
@@ -225,8 +227,10 @@ def _rotated(
     return rotate(x.flatten(0, 1), cos, sin).unflatten(0, x.shape[:2])
 
 
-def _think(block: Block, segments: list[_Segment], layer: int) -> None:
-    """Apply the MLP of one layer to all segments in one product."""
+def _run_mlp(block: Block, segments: list[_Segment], layer: int) -> None:
+    """Take the segments through one layer's MLP, to resid_post, in one product."""
+    if not segments:
+        return
     mlp = block.mlp
     asking = any(segment.asking(layer, "neuron") for segment in segments)
     into = [block.ln2(one.resid) if block.pre else one.resid for one in segments]

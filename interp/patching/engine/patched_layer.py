@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.components import Component
-from interp.patching.engine.attention_arithmetic import mix, pattern, seen
 from interp.patching.engine.base_run import ATTENTION, BaseRun
+from interp.patching.engine.patched_attention import attention_mask, attention_output, pattern
 from train.model import rotate
 
 
@@ -224,13 +224,13 @@ def _remixed(
     q_new, k_new, v_new = wired("q", head), wired("k", shared), wired("v", shared)
     k = base.keys(layer)[:, :, shared, None]
     v = base.at(layer, "v")[:, :, shared, None]
-    mask = seen(list(range(first, base.n_pos)), base.n_pos, causal=attn.causal, like=q)
+    mask = attention_mask(list(range(first, base.n_pos)), base.n_pos, causal=attn.causal, like=q)
     old_q, new_q = (turned(one)[:, first:] for one in (q, q if q_new is None else q_new))
     k_new, v_new = k if k_new is None else turned(k_new), v if v_new is None else v_new
-    old = mix(old_q, k, v, mask)[:, :, 0]
+    old = attention_output(old_q, k, v, mask)[:, :, 0]
     patterns = [place for place in patch if place.site == "pattern"]
     if not patterns:
-        return old, mix(new_q, k_new, v_new, mask)[:, :, 0]
+        return old, attention_output(new_q, k_new, v_new, mask)[:, :, 0]
     attended = pattern(new_q, k_new, mask)[:, 0]
     for place in patterns:
         replace_pattern(attended, place, source, range(first, base.n_pos))

@@ -30,15 +30,15 @@ from train.model import GPT
 
 __all__ = [
     "MEMORY",
+    "DerivedSource",
     "Patched",
     "Progress",
     "Source",
-    "Sources",
     "averaged",
     "engine_runs",
     "refuse_unknown",
-    "run",
     "scores",
+    "source_of",
     "spread",
     "unpatched",
 ]
@@ -47,6 +47,20 @@ __all__ = [
 Progress = Callable[[str, int, int | None], None]
 # Values to patch in, by hook name: for all prompts, or a function that makes those of a slab.
 Source = Mapping[str, Tensor] | Callable[[slice], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class DerivedSource:
+    """Source values that are computed for each patch from the base run, as for paths.
+
+    Attributes:
+        reads: Hook names that the base run must keep for it.
+        of: Function from the base run, the index of a patch and the source values of the slab to
+            the values to patch in, by hook name.
+    """
+
+    reads: Sequence[str]
+    of: Callable[[BaseRun, int, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @torch.inference_mode()
@@ -60,6 +74,8 @@ def scores(
     shared: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    derived: DerivedSource | None = None,
+    added: Float[Tensor, "prompt pos d_model"] | None = None,
 ) -> Patched:
     """Score the prompts once per patch, with the patch's components set to their source values.
 
@@ -68,7 +84,8 @@ def scores(
     are returned with an `InterruptedWarning`; if there are none, KeyboardInterrupt is raised.
 
     Args:
-        model: Any hooked model. Only a `train.model.GPT` without hooks of its own is fast.
+        model: Any hooked model. Only a `train.model.GPT` without hooks of its own is fast, and only
+            for it `derived` and `added` are possible.
         tokens: The prompts.
         patches: For each patch, the components that are replaced together.
         source: Values to patch in, by hook name [prompt pos ...]: another run's activations, zeros
@@ -77,68 +94,25 @@ def scores(
         shared: Number of leading positions known to be equal in source and base run.
         memory: Bytes that may be used above the weights and the source.
         progress: Function that is told how many patches are done.
+        derived: Rule that computes each patch's values from the source and the base run.
+        added: Values that are added to the embeddings of the prompts.
 
     Raises:
-        ModelError: A component does not exist in the model.
+        ModelError: A component does not exist in the model, or the model has hooks of its own and
+            `derived` or `added` is given.
         BudgetError: Not even one patch of one prompt fits into the memory.
     """
     refuse_unknown(model, patches, tokens.shape[1])
     if not engine_runs(model):
+        if derived is not None or added is not None:
+            raise ModelError(f"a {type(model).__name__} with hooks of its own cannot run this")
         return reference.reference_scores(
             model, tokens, patches, source, metrics, progress=progress
         )
-
-    def slab_sources(slab: slice, base: BaseRun) -> Sources:
-        here = source(slab) if callable(source) else {k: v[slab] for k, v in source.items()}
-        return Sources(lambda i: here, sum(value.nbytes for value in here.values()))
-
-    return run(
-        model,  # type: ignore[arg-type]
-        tokens,
-        patches,
-        slab_sources,
-        metrics,
-        shared=shared,
-        memory=memory,
-        progress=progress,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Sources:
-    """Source values for the patches of one slab of prompts.
-
-    Attributes:
-        of: Function from the index of a patch to its source values, by hook name.
-        held_bytes: Bytes of memory that the source values take.
-    """
-
-    of: Callable[[int], Mapping[str, Tensor]]
-    held_bytes: int = 0
-
-
-@torch.inference_mode()
-def run(
-    model: GPT,
-    tokens: Int[Tensor, "prompt pos"],
-    patches: Sequence[Sequence[Component]],
-    sources: Callable[[slice, BaseRun], Sources],
-    metrics: Sequence[Metric],
-    *,
-    shared: int = 0,
-    memory: int = MEMORY,
-    progress: Progress | None = None,
-    also_kept: Sequence[str] = (),
-    added: Float[Tensor, "prompt pos d_model"] | None = None,
-) -> Patched:
-    """Score patches of a GPT as `scores` does, where every patch may have its own source.
-
-    `sources` is called once per slab with the slice of prompts and their base run. The base run
-    keeps the hooks in `also_kept` in addition to those that the patches need. `added` is added to
-    the embeddings of the base run.
-    """
+    assert isinstance(model, GPT)
+    reads = () if derived is None else derived.reads
     found = Found(len(metrics), len(patches), len(tokens))
-    pieces = slabs(model, tokens, patches, memory, also_kept)
+    pieces = slabs(model, tokens, patches, memory, reads)
     with base_run.fast_fp32(model.device):
         for number, slab in enumerate(pieces):
             base = base_run.make(
@@ -146,16 +120,29 @@ def run(
                 tokens[slab],
                 patches,
                 shared=shared,
-                also_kept=also_kept,
+                also_kept=reads,
                 added=None if added is None else added[slab],
             )
-            given = sources(slab, base)
-            sweep = _Sweep(base, patches, given.of, metrics, slab, memory - given.held_bytes)
-            found.start[:, slab] = sweep.unpatched().double().cpu()
-            found.note_bytes(base, given.held_bytes + sweep.chunk_bytes)
+            values = source(slab) if callable(source) else {k: v[slab] for k, v in source.items()}
+            held = sum(value.nbytes for value in values.values())
+            batch = _PatchedBatch(base, patches, metrics, slab, memory - held)
+            found.start[:, slab] = batch.unpatched.double().cpu()
+            found.note_bytes(base, held + batch.chunk_bytes)
             try:
-                for indices, values, moved in sweep:
-                    found.put(indices, slab, values, moved)
+                for chunk in batch.chunks():
+                    starts, changed, moved = [], [], []
+                    for i in chunk:
+                        mine = values if derived is None else derived.of(base, i, values)
+                        moved.append(batch.moved(i, mine))
+                        if bool(moved[-1]) and batch.is_read(i):
+                            starts.append(start(base, patches[i], mine))
+                            changed.append(len(moved) - 1)
+                    # A patch that changes nothing that is read has the unpatched scores.
+                    scored = batch.unpatched[:, None].repeat(1, len(chunk), 1)
+                    if starts:
+                        final = finish(base, starts, batch.reads)
+                        scored[:, changed] = batch.scored(final)
+                    found.put(chunk, slab, scored, torch.stack(moved))
                     if progress:
                         done = number * len(patches) + found.in_slab
                         progress("patching", done, len(patches) * len(pieces))
@@ -163,8 +150,35 @@ def run(
                 return found.interrupted(number == len(pieces) - 1)
             found.next_slab()
             # Freed here, or they would be in memory together with the runs of the next slab.
-            del base, given, sweep
+            del base, values, batch
     return found.whole()
+
+
+def source_of(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    patches: Sequence[Sequence[Component]],
+) -> Callable[[slice], dict[str, Tensor]]:
+    """Return a function that computes the patched components' activations on a slab of `tokens`.
+
+    It raises a ModelError if a hook never fires in a model that is not run by the engine.
+    """
+    names = sorted({place.hook for patch in patches for place in patch})
+
+    def run(prompts: slice) -> dict[str, Tensor]:
+        if engine_runs(model):
+            assert isinstance(model, GPT)
+            return base_run.activations(model, tokens[prompts], names)
+        _, cache = model.run_with_cache(tokens[prompts], names_filter=names)
+        missing = [name for name in names if name not in cache]
+        if missing:
+            raise ModelError(
+                f"a hook at {missing[0]} never fired in this {type(model).__name__}, so what "
+                "is there cannot be patched"
+            )
+        return {name: cache[name] for name in names}
+
+    return run
 
 
 @torch.inference_mode()
@@ -184,8 +198,7 @@ def unpatched(
     with base_run.fast_fp32(model.device):
         for slab in slabs(model, tokens, [], memory, ()):
             base = base_run.make(model, tokens[slab], [])
-            sweep = _Sweep(base, [], lambda i: {}, metrics, slab, memory)
-            found.append(sweep.unpatched().double().cpu())
+            found.append(_PatchedBatch(base, [], metrics, slab, memory).unpatched.double().cpu())
     return torch.cat(found, dim=1)
 
 
@@ -239,23 +252,25 @@ def _sizes(
         yield "position", pos, n_pos
 
 
-class _Sweep:
-    """Iterator over the patches of one slab of prompts, in chunks.
+class _PatchedBatch:
+    """Patches of one slab of prompts: how they are cut into chunks and scored.
 
-    Yields the patches' indices, their scores [metric patch prompt], and the largest difference
-    between source and base run for each.
+    Attributes:
+        reads: Positions that the metrics read, in order.
+        first: First position that each patch can change.
+        unpatched: Scores of the base run.
+        chunk_bytes: Memory that one chunk takes.
     """
 
     def __init__(
         self,
         base: BaseRun,
         patches: Sequence[Sequence[Component]],
-        source_of: Callable[[int], Mapping[str, Tensor]],
         metrics: Sequence[Metric],
         slab: slice,
         memory: int,
     ) -> None:
-        self.base, self.patches, self.source_of, self.metrics = base, patches, source_of, metrics
+        self.base, self.patches, self.metrics = base, patches, metrics
         self.prompts = torch.arange(slab.start, slab.stop, device=base.final.device)
         self.reads = sorted({pos for one in metrics for pos in one.reads(base.n_pos)})
         self.first = [first_position(base, patch) for patch in patches]
@@ -266,43 +281,31 @@ class _Sweep:
         rows = base.final[..., 0].numel()  # of one patch from the first position on
         self.rows = max(min(rows_in_flight(base.model), (memory - held) // each), rows)
         self.chunk_bytes = max(min(self.rows, len(patches) * rows), rows) * each
+        self.unpatched: Float[Tensor, "metric prompt"] = self.scored(
+            base.final[None, :, self.reads]
+        )[:, 0]
 
-    def unpatched(self) -> Float[Tensor, "metric prompt"]:
-        return self._scored(self.base.final[None, :, self.reads])[:, 0]
+    def is_read(self, i: int) -> bool:
+        """Return False if a patch lies at positions after all those that the metrics read."""
+        return self.first[i] <= self.reads[-1]
 
-    def __iter__(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        same = self.unpatched()[:, None]
-        for chunk in self._chunks():
-            starts, changed, moved = [], [], []
-            for i in chunk:
-                source = self.source_of(i)
-                moved.append(self._moved(self.patches[i], source))
-                # Not run: a patch whose values equal those of the base run, and one at positions
-                # after all those that the metrics read. Their scores are the unpatched ones.
-                if self.first[i] <= self.reads[-1] and bool(moved[-1]):
-                    starts.append(start(self.base, self.patches[i], source))
-                    changed.append(len(moved) - 1)
-            scores = same.expand(-1, len(chunk), -1).clone()
-            if starts:
-                scores[:, changed] = self._scored(finish(self.base, starts, self.reads))
-            yield chunk, scores, torch.stack(moved)
-
-    def _moved(self, patch: Sequence[Component], source: Mapping[str, Tensor]) -> Tensor:
+    def moved(self, i: int, source: Mapping[str, Tensor]) -> Tensor:
         """Return the largest absolute change that a patch makes to the values it replaces.
 
         In a causal model a patch at positions before `base.shared` changes nothing, since source
         and base run are equal there.
         """
-        causal = self.base.block(0).attn.causal
-        if causal and all(max(p.positions or (self.base.n_pos,)) < self.base.shared for p in patch):
-            return self.base.final.new_zeros(())
+        patch, base = self.patches[i], self.base
+        causal = base.block(0).attn.causal
+        if causal and all(max(p.positions or (base.n_pos,)) < base.shared for p in patch):
+            return base.final.new_zeros(())
         changes = [
-            source[place.hook][place.index] - self.base.cache[place.hook][place.index]
-            for place in patch
+            source[place.hook][place.index] - base.cache[place.hook][place.index] for place in patch
         ]
         return torch.stack([change.abs().max() for change in changes]).max()
 
-    def _chunks(self) -> Iterator[list[int]]:
+    def chunks(self) -> Iterator[list[int]]:
+        """Yield indices of patches that are run together, sorted by position and layer."""
         lowest = [min(place.layer for place in patch) for patch in self.patches]
         order = sorted(range(len(self.patches)), key=lambda i: (self.first[i], lowest[i]))
         chunk, size = [], 0
@@ -316,7 +319,7 @@ class _Sweep:
         if chunk:
             yield chunk
 
-    def _scored(
+    def scored(
         self, resid: Float[Tensor, "patch prompt read d_model"]
     ) -> Float[Tensor, "metric patch prompt"]:
         """Return every metric of final residual streams, unembedding only what it reads."""

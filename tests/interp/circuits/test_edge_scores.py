@@ -46,8 +46,8 @@ def difference(model: GPT) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])
 def test_on_a_linear_model_the_estimate_is_the_truth_for_every_edge(method: str):
     model, one = linear(), behaviour()
-    estimated = edge_attribution_patching.worth(model, one, method=method)
-    exact = edge_attribution_patching.exact(model, one)
+    estimated = edge_attribution_patching.edge_scores(model, one, method=method)
+    exact = edge_attribution_patching.exact_edge_effects(model, one)
     assert exact.abs().max() > 0.1
     torch.testing.assert_close(estimated, exact, atol=1e-4, rtol=1e-4)
     # Uniform patterns do not look at queries and keys.
@@ -58,7 +58,7 @@ def test_on_a_linear_model_the_estimate_is_the_truth_for_every_edge(method: str)
 
 def test_on_another_model_the_estimate_errs():
     model, one = nonlinear(), behaviour()
-    exact = edge_attribution_patching.exact(model, one)
+    exact = edge_attribution_patching.exact_edge_effects(model, one)
     assert (edge_attribution_patching.eap(model, one) - exact).abs().max() > 0.01
 
 
@@ -98,7 +98,7 @@ def test_the_gradients_are_those_that_hooks_see():
 
 def test_an_edge_against_the_behaviour_has_a_worth_below_zero():
     model, one = linear(), behaviour()
-    exact = edge_attribution_patching.exact(model, one)
+    exact = edge_attribution_patching.exact_edge_effects(model, one)
     graph = circuits.graph_of(model)
     worst = int(exact[0].argmin())
     kept = torch.arange(graph.n_edges) != worst
@@ -134,7 +134,7 @@ def test_an_interrupt_leaves_modes_hooks_and_random_numbers_as_they_were():
 
     for method in ("eap-ig", "exact"):
         with pytest.raises(KeyboardInterrupt):
-            edge_attribution_patching.worth(model, one, method=method, progress=stop)
+            edge_attribution_patching.edge_scores(model, one, method=method, progress=stop)
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert not any(point.hooked for point in model.hook_dict.values())
@@ -146,7 +146,7 @@ def test_an_interrupt_leaves_modes_hooks_and_random_numbers_as_they_were():
 
 def test_an_unknown_method_is_named_with_its_neighbours():
     with pytest.raises(BehaviourError, match=r"no method is called 'eap_ig'.*'eap-ig'"):
-        edge_attribution_patching.worth(nonlinear(), behaviour(), method="eap_ig")
+        edge_attribution_patching.edge_scores(nonlinear(), behaviour(), method="eap_ig")
 
 
 def test_no_step_and_no_memory_are_refused():

@@ -64,7 +64,7 @@ def test_eap_eap_ig_and_exact_worths_are_theirs(case):
         "eap-ig": edge_attribution_patching._by_gradients(
             model, behaviour, starts, metrics.logit_difference, edge_ablation.MEMORY, None
         ),
-        "exact": edge_attribution_patching.exact(model, behaviour),
+        "exact": edge_attribution_patching.exact_edge_effects(model, behaviour),
     }
     graph = circuits.graph_of(model)
     for method, expected in (("eap", EAP), ("eap-ig", EAP_IG), ("exact", EXACT)):
