@@ -25,7 +25,7 @@ from interp.errors import ModelError
 from train.errors import nearest
 
 
-__all__ = ["SITES", "Component", "HookedModel", "device_of", "layers_around", "parse"]
+__all__ = ["SITES", "Component", "HookedModel", "device_of", "heads_at", "layers_around", "parse"]
 
 # The hook point of each site. A head is one slice of `hook_z`, before the output projection.
 SITES = {
@@ -161,6 +161,13 @@ def parse(name: str) -> Component:
         neuron=neuron,
         key=key,
     )
+
+
+def heads_at(cfg: Any, site: str) -> int:
+    """Return the number of heads at a site: key-value heads for k and v, which heads may share."""
+    # In TransformerLens the number of key-value heads is None where every head has its own.
+    shared = getattr(cfg, "n_key_value_heads", None) if site in ("k", "v") else None
+    return shared or cfg.n_heads
 
 
 def layers_around(layer: int, window: int, n_layers: int) -> range:

@@ -29,7 +29,7 @@ from interp.attribution_patching import grad_drop, qk_fix
 from interp.attribution_patching.grad_drop import Slopes
 from interp.attribution_patching.verification import Agreement, compared
 from interp.behaviours import Behaviour
-from interp.components import SITES, Component, HookedModel, parse
+from interp.components import SITES, Component, HookedModel, heads_at, parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import Metric
 from interp.patching import Effects, PairedRuns, SweepLayout, SweepOptions
@@ -255,9 +255,9 @@ class _Plan:
                 f"no positions are called {positions!r}; give 'each' or 'together'"
             )
         cfg, site = model.cfg, OVER[over]
-        shared = getattr(cfg, "n_key_value_heads", None) or getattr(cfg, "n_heads", None)
-        inner = {"head": "n_heads", "q": "n_heads", "neuron": "d_mlp"}
-        n_inner = shared if site in ("k", "v") else getattr(cfg, inner.get(site, ""), None)
+        n_inner = cfg.d_mlp if site == "neuron" else None
+        if site in ("head", "q", "k", "v"):
+            n_inner = heads_at(cfg, site)
         return cls(site, positions == "each", cfg.n_layers, n_inner, behaviour.n_pos)
 
     @property

@@ -16,7 +16,7 @@ from typing import Unpack
 from torch import Tensor
 
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, parse
+from interp.components import Component, HookedModel, heads_at, parse
 from interp.errors import ModelError
 from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects
@@ -106,7 +106,7 @@ def receivers(
     if spoken.site != "head" or spoken.pos is not None:
         raise ModelError(f"{spoken} is no sender: name a head, such as L0H2")
     cfg = model.cfg
-    n_heads = cfg.n_heads if part == "q" else getattr(cfg, "n_key_value_heads", cfg.n_heads)
+    n_heads = heads_at(cfg, part)
     places = [
         Component(part, layer, head=h) for layer in range(cfg.n_layers) for h in range(n_heads)
     ]

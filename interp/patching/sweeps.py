@@ -25,7 +25,7 @@ from itertools import product
 from typing import Unpack
 
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, layers_around, parse
+from interp.components import Component, HookedModel, heads_at, layers_around, parse
 from interp.errors import BehaviourError, ModelError
 from interp.patching.effects import Effects
 from interp.patching.engine import Progress
@@ -268,8 +268,7 @@ def _by_head(
     """Return the patches of a site by layer and head (and position, and key), and their layout."""
     refuse_misuse(model, behaviour)
     cfg = model.cfg
-    shared = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    heads = range(shared if site in ("k", "v") else cfg.n_heads)
+    heads = range(heads_at(cfg, site))
     groups, pos_axis = _groups(positions, behaviour)
     looked_at = list(range(behaviour.n_pos)) if keys else [None]
     places = [

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from interp.components import OF_HEADS, SITES, Component, HookedModel
+from interp.components import OF_HEADS, SITES, Component, HookedModel, heads_at
 from interp.errors import ModelError
 from interp.metrics import Metric
 from interp.patching.engine import base_run, reference
@@ -241,10 +241,7 @@ def _sizes(
 ) -> Iterator[tuple[str, int | None, int]]:
     cfg = model.cfg
     yield "layer", place.layer, cfg.n_layers
-    heads = cfg.n_heads
-    if place.site in ("k", "v"):
-        heads = getattr(cfg, "n_key_value_heads", None) or heads
-    yield "head", place.head, heads
+    yield "head", place.head, heads_at(cfg, place.site)
     if place.neuron is not None:
         yield "neuron", place.neuron, cfg.d_mlp
     yield "key position", place.key, n_pos
