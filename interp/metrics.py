@@ -24,11 +24,15 @@ from train.errors import nearest
 __all__ = [
     "METRICS",
     "Metric",
+    "MetricLike",
+    "MetricOf",
     "custom",
     "log_probability",
     "logit_difference",
+    "made_for",
     "named",
     "probability",
+    "resolve",
 ]
 
 Score = Callable[[Float[Tensor, "row read column"], Int[Tensor, " row"]], Float[Tensor, " row"]]
@@ -76,6 +80,12 @@ class Metric:
         return self.score(read, torch.arange(len(logits), device=logits.device))
 
 
+# A metric that can be made for any prompts: its name, or the function that makes it.
+MetricOf = str | Callable[[Behaviour], Metric]
+# Every way to give one metric. None stands for the logit difference.
+MetricLike = Metric | MetricOf | None
+
+
 def logit_difference(behaviour: Behaviour) -> Metric:
     """Return the metric "logit of the answer minus logit of the foil, at the last position"."""
     columns, place = torch.cat([behaviour.answer, behaviour.foil]).unique(return_inverse=True)
@@ -118,7 +128,7 @@ METRICS: dict[str, Callable[[Behaviour], Metric]] = {
 
 
 def named(name: str, behaviour: Behaviour) -> Metric:
-    """Return the metric called `name`, for the command line.
+    """Return the metric called `name`.
 
     Raises:
         BehaviourError: There is no metric of that name.
@@ -126,6 +136,34 @@ def named(name: str, behaviour: Behaviour) -> Metric:
     if name not in METRICS:
         raise BehaviourError(f"no metric is called {name!r}{nearest(name, METRICS)}")
     return METRICS[name](behaviour)
+
+
+def resolve(metric: MetricLike, behaviour: Behaviour) -> Metric:
+    """Return the metric that is given as an object, a name, a function or None.
+
+    Raises:
+        BehaviourError: There is no metric of that name.
+    """
+    if metric is None:
+        return logit_difference(behaviour)
+    if isinstance(metric, str):
+        return named(metric, behaviour)
+    return metric if isinstance(metric, Metric) else metric(behaviour)
+
+
+def made_for(metric: MetricLike, behaviour: Behaviour) -> Metric:
+    """Return the metric of a behaviour that is a part of another, as circuits need it.
+
+    Raises:
+        BehaviourError: The metric is an object, which belongs to the prompts it was made for, or
+            there is no metric of that name.
+    """
+    if isinstance(metric, Metric):
+        raise BehaviourError(
+            f"the metric {metric.name!r} is an object and belongs to all prompts; prompts are "
+            "split here, so give its name or the function that makes it"
+        )
+    return resolve(metric, behaviour)
 
 
 def custom(

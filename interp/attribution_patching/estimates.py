@@ -24,14 +24,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import patching
+from interp import metrics, patching
 from interp.attribution_patching import grad_drop, qk_fix
 from interp.attribution_patching.grad_drop import Slopes
 from interp.attribution_patching.verification import Agreement, compared
 from interp.behaviours import Behaviour
 from interp.components import SITES, Component, HookedModel, heads_at, parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
-from interp.metrics import Metric
+from interp.metrics import MetricLike
 from interp.patching import Effects, PairedRuns, SweepLayout, SweepOptions
 from interp.patching.engine import MEMORY, Patched, Progress
 from interp.results import provenance
@@ -60,7 +60,7 @@ def attribution(
     *,
     over: str = "heads",
     positions: str | None = None,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     direction: str = "denoising",
     seed: int = 0,
 ) -> Effects:
@@ -74,7 +74,8 @@ def attribution(
         over: Kind of component: a key of `OVER`, named like the sweeps of `interp.patching`.
         positions: "each" or "together"; None for "each" with the residual stream and "together"
             otherwise.
-        metric: A differentiable metric; None for the logit difference.
+        metric: A differentiable metric, as an object, a name or a function of the behaviour; None
+            for the logit difference.
         direction: "denoising" or "noising". The gradient is taken in the run that is patched.
         seed: Seed recorded in the provenance; nothing is drawn.
 
@@ -100,7 +101,7 @@ def atp_star(
     positions: str | None = None,
     qk_fix: bool = True,
     grad_drop: bool = True,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     direction: str = "denoising",
     seed: int = 0,
 ) -> Effects:
@@ -144,7 +145,7 @@ def verify(
     estimate: Effects,
     *,
     top: int | None = 20,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
@@ -206,8 +207,8 @@ def verify(
     )
 
 
-def refuse_another(behaviour: Behaviour, estimate: Effects, metric: Metric | None) -> None:
-    read = "logit difference" if metric is None else metric.name
+def refuse_another(behaviour: Behaviour, estimate: Effects, metric: MetricLike) -> None:
+    read = metrics.resolve(metric, behaviour).name
     if estimate.metric != read:
         raise EffectsError(
             f"the estimate is of the {estimate.metric}, and {read} would be verified"

@@ -46,7 +46,7 @@ from interp.attribution_patching.estimates import ABSOLUTE, refuse_another
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
 from interp.errors import EffectsError
-from interp.metrics import Metric
+from interp.metrics import MetricLike
 from interp.patching import Effects, PairedRuns, engine
 from interp.patching.engine import MEMORY, Progress
 from interp.results import Provenance, Result, provenance
@@ -152,7 +152,7 @@ def missed(
     draws: int = 800,
     density: float = 0.04,
     confidence: float = 0.95,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,

@@ -18,12 +18,13 @@ from torch import Tensor
 from interp import behaviours, metrics, statistics
 from interp.behaviours import Behaviour
 from interp.circuits import controls, edge_ablation, edge_attribution_patching, faithfulness
-from interp.circuits.edge_ablation import MEMORY, MetricOf
+from interp.circuits.edge_ablation import MEMORY
 from interp.circuits.edge_selection import select
 from interp.circuits.faithfulness import Judge, Measured
 from interp.circuits.graph import Graph, graph_of
 from interp.circuits.result import Checks, Circuit
 from interp.errors import CircuitError
+from interp.metrics import MetricOf
 from interp.results import provenance
 from interp.statistics import over_prompts
 from train.model import GPT
@@ -46,7 +47,7 @@ def find(
     selection: str = "greedy",
     signed: bool = False,
     steps: int = edge_attribution_patching.STEPS,
-    metric: MetricOf = metrics.logit_difference,
+    metric: MetricOf = "logit-difference",
     held_out: float = 0.5,
     checked: bool = True,
     seed: int = 0,
@@ -66,7 +67,7 @@ def find(
         steps: Steps of EAP-IG.
         signed: Rank edges by worth instead of its absolute value, so that edges that work against
             the behaviour come last.
-        metric: Function that makes the metric of a behaviour.
+        metric: Name of the metric, or the function that makes it for a behaviour.
         held_out: Share of the prompts that are not used to choose the edges but to evaluate them.
             With fewer than two prompts on either side, all prompts do both, and a note says so.
         checked: Also run the checks and controls, some 200 more circuits.
@@ -91,7 +92,7 @@ def find(
     worth = edge_attribution_patching.edge_scores(
         model, choosing, method=method, steps=steps, progress=progress, **how
     )
-    mean, made = worth.mean(dim=0), metric(judging)
+    mean, made = worth.mean(dim=0), metrics.made_for(metric, judging)
     asked = _enough(chooser, graph, mean, selection, signed) if n_edges is None else n_edges
     kept = _chosen(graph, mean, asked, selection, signed)
     found = Circuit(
@@ -123,7 +124,7 @@ def check(
     behaviour: Behaviour,
     kept: Bool[Tensor, " edge"],
     *,
-    metric: MetricOf = metrics.logit_difference,
+    metric: MetricOf = "logit-difference",
     memory: int = MEMORY,
 ) -> Measured:
     """Measure the faithfulness of any set of edges, e.g. of a circuit read from a file.

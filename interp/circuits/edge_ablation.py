@@ -10,7 +10,6 @@ With all edges kept this is the clean run, with none the corrupt run
 to the model.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -23,17 +22,16 @@ from interp import metrics
 from interp.behaviours import Behaviour
 from interp.circuits.graph import Graph, graph_of
 from interp.errors import BudgetError
-from interp.metrics import Metric
+from interp.metrics import Metric, MetricOf
 from train.model import GPT, Block, rotate
 from train.progress import Progress
 
 
-__all__ = ["MEMORY", "MetricOf", "layers_of", "part_of", "read_heads"]
+__all__ = ["MEMORY", "layers_of", "part_of", "read_heads"]
 __all__ += ["score", "scores", "with_bias", "written"]
 
 MEMORY = 2 << 30  # bytes above the weights
 CACHED = 16 << 20  # bytes of a portion on a CPU, so that it stays in the caches
-MetricOf = Callable[[Behaviour], Metric]
 
 
 def part_of(behaviour: Behaviour, rows: Int[Tensor, " row"]) -> Behaviour:
@@ -48,7 +46,7 @@ def scores(
     behaviour: Behaviour,
     kept: Bool[Tensor, "circuit edge"],
     *,
-    metric: MetricOf = metrics.logit_difference,
+    metric: MetricOf = "logit-difference",
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Float[Tensor, "circuit prompt"]:
@@ -68,7 +66,7 @@ def scores(
     done, total = 0, found.numel()
     for rows in torch.arange(behaviour.n_prompts).split(n_prompts):
         clean_and_corrupt = written(model, part_of(behaviour, rows))
-        measure = metric(part_of(behaviour, rows))
+        measure = metrics.made_for(metric, part_of(behaviour, rows))
         for circuits in torch.arange(len(kept)).split(n_circuits * n_prompts // len(rows)):
             if progress:
                 progress("cutting edges", done, total)

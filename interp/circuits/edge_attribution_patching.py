@@ -29,10 +29,10 @@ from torch import Tensor
 from interp import metrics
 from interp.behaviours import Behaviour
 from interp.circuits import edge_ablation
-from interp.circuits.edge_ablation import MEMORY, MetricOf
+from interp.circuits.edge_ablation import MEMORY
 from interp.circuits.graph import Graph, graph_of
 from interp.errors import BehaviourError, BudgetError
-from interp.metrics import Metric
+from interp.metrics import Metric, MetricOf
 from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
@@ -51,7 +51,7 @@ def edge_scores(
     *,
     method: str = "eap-ig",
     steps: int = STEPS,
-    metric: MetricOf = metrics.logit_difference,
+    metric: MetricOf = "logit-difference",
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Float[Tensor, "prompt edge"]:
@@ -75,7 +75,7 @@ def exact_edge_effects(
     model: GPT,
     behaviour: Behaviour,
     *,
-    metric: MetricOf = metrics.logit_difference,
+    metric: MetricOf = "logit-difference",
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Float[Tensor, "prompt edge"]:
@@ -99,7 +99,7 @@ def eap(
     model: GPT,
     behaviour: Behaviour,
     *,
-    metric: MetricOf = metrics.logit_difference,
+    metric: MetricOf = "logit-difference",
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Float[Tensor, "prompt edge"]:
@@ -116,7 +116,7 @@ def eap_ig(
     behaviour: Behaviour,
     *,
     steps: int = STEPS,
-    metric: MetricOf = metrics.logit_difference,
+    metric: MetricOf = "logit-difference",
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Float[Tensor, "prompt edge"]:
@@ -159,7 +159,9 @@ def _by_gradients(
             if progress:
                 progress("gradients", done, behaviour.n_prompts * len(points))
             start = corrupt[0] + point * (clean[0] - corrupt[0])
-            gradient = _gradients(model, start, metric(part)).movedim(1, 0).flatten(2)
+            gradient = (
+                _gradients(model, start, metrics.made_for(metric, part)).movedim(1, 0).flatten(2)
+            )
             total += (difference @ gradient.transpose(1, 2)).float().cpu() / len(points)
             done += len(rows)
         found[rows] = total[:, source, reader]

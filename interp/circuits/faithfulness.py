@@ -27,10 +27,10 @@ from torch import Tensor
 
 from interp.behaviours import Behaviour
 from interp.circuits import edge_ablation
-from interp.circuits.edge_ablation import MetricOf
 from interp.circuits.edge_selection import select
 from interp.circuits.graph import Graph, graph_of
 from interp.errors import ContrastError
+from interp.metrics import MetricOf
 from interp.statistics import n_prompts, ratio_interval, resampled_means
 from train.model import GPT
 from train.progress import Progress
@@ -95,7 +95,7 @@ class Judge:
     Attributes:
         model: The model.
         behaviour: The prompts.
-        metric: Function that makes the metric of a behaviour.
+        metric: Name of the metric, or the function that makes it for a behaviour.
         memory: Bytes that may be used above the weights.
         full: Scores of the full model, one per row of the behaviour.
         empty: Scores of the empty circuit, which is the corrupt run.

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import behaviours
+from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of, parse
 from interp.errors import BehaviourError, EffectsError, ModelError
-from interp.metrics import Metric, logit_difference
+from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine, paired_runs
 from interp.patching.engine import MEMORY, Patched, Progress
 from interp.results import Provenance, Result, provenance
@@ -178,7 +178,7 @@ def ablate(
     *,
     standin: str = "mean",
     draws: int = 10,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     memory: int = MEMORY,
     seed: int = 0,
     progress: Progress | None = None,
@@ -194,7 +194,8 @@ def ablate(
             of one. None for every head and every MLP on its own.
         standin: "zero", "mean", "resample" or "corrupt".
         draws: Number of draws when resampling; changes are averaged over them.
-        metric: Metric to score; None for the logit difference.
+        metric: Metric to score, as an object, a name or a function of the behaviour; None for the
+            logit difference.
         memory: Bytes that may be used above the weights.
         seed: Seed of resampling.
         progress: Function that is told how many sets are done.
@@ -219,8 +220,9 @@ def ablate(
             f"behaviour {behaviour.name!r} has {n_distinct} prompt: another one to take the "
             f"{standin} from is needed, or standin 'zero'"
         )
-    read, clean = metric or logit_difference(behaviour), behaviour.clean.to(device_of(model))
-    read_all = [read, logit_difference(behaviour)]
+    clean = behaviour.clean.to(device_of(model))
+    read = metrics.resolve(metric, behaviour)
+    read_all = [read, metrics.logit_difference(behaviour)]
     values = _values(model, behaviour, places, corrupt=standin == "corrupt")
     draws = draws if standin == "resample" else 1
     found: list[Patched] = []

@@ -29,7 +29,7 @@ from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.components import Component, layers_around
 from interp.errors import BehaviourError, ContrastError, EffectsError, ModelError
-from interp.metrics import Metric
+from interp.metrics import MetricLike
 from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects, across
 from interp.patching.engine import MEMORY, Patched, Progress
@@ -135,7 +135,7 @@ def causal_trace(
     noise: float = 3.0,
     draws: int = 10,
     window: int = 1,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     memory: int = MEMORY,
     seed: int = 0,
     progress: Progress | None = None,
@@ -151,8 +151,8 @@ def causal_trace(
         noise: Width of the noise, in standard deviations of the embeddings of the subjects' tokens.
         draws: Number of noise draws; scores are averaged over them before effects are computed.
         window: Number of layers whose MLP (or attention) outputs are restored together.
-        metric: Metric to score; None for the logit difference. Meng et al. use
-            `metrics.probability`.
+        metric: Metric to score, as an object, a name or a function of the behaviour; None for the
+            logit difference. Meng et al. use "probability".
         memory: Bytes that may be used above the weights.
         seed: Seed of the noise.
         progress: Function that is told how many states are done.

@@ -6,7 +6,7 @@ of the corrupt ones; it finds components that are needed. In both directions an 
 whole difference between the two scores, and 0 none of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -19,7 +19,7 @@ from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, ContrastError
-from interp.metrics import Metric
+from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine
 from interp.patching.effects import UNIT, Effects
 from interp.patching.engine import MEMORY, Patched, Progress
@@ -44,9 +44,8 @@ __all__ = [
 DIRECTIONS = ("denoising", "noising")
 
 
-# A metric, its name, or a function that makes it from a behaviour; or several of these.
-OneMetric = Metric | str | Callable[[Behaviour], Metric]
-Metrics = OneMetric | Sequence[OneMetric] | None
+# One or several metrics.
+Metrics = MetricLike | Sequence[MetricLike]
 
 
 class SweepOptions(TypedDict, total=False):
@@ -72,20 +71,11 @@ def resolved(metric: Metrics, behaviour: Behaviour) -> tuple[Metric, ...]:
     Raises:
         BehaviourError: There is no metric, or two have the same name.
     """
-    if metric is None:
-        return (metrics.logit_difference(behaviour),)
-    alone = [metric] if isinstance(metric, Metric | str) or callable(metric) else metric
-    made = tuple(_made(one, behaviour) for one in alone)
+    several = isinstance(metric, Sequence) and not isinstance(metric, str)
+    made = tuple(metrics.resolve(one, behaviour) for one in (metric if several else [metric]))
     if not made or len({one.name for one in made}) < len(made):
         raise BehaviourError(f"{len(made)} metrics were given; give one or more, each once")
     return made
-
-
-def _made(metric: Metric | str | Callable[[Behaviour], Metric], behaviour: Behaviour) -> Metric:
-    """Return the metric that is given as an object, a name or a function of the behaviour."""
-    if isinstance(metric, str):
-        return metrics.named(metric, behaviour)
-    return metric if isinstance(metric, Metric) else metric(behaviour)
 
 
 @dataclass(frozen=True, eq=False)

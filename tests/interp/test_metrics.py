@@ -101,3 +101,25 @@ def test_a_name_that_is_none_offers_the_nearest():
     assert metrics.named("probability", ASKED).unit == "probability"
     with pytest.raises(BehaviourError, match="did you mean 'log-probability'"):
         metrics.named("log-probabilty", ASKED)
+
+
+@pytest.mark.parametrize("metric", ["probability", metrics.probability, metrics.probability(ASKED)])
+def test_an_object_a_name_and_a_function_are_the_same_metric(metric):
+    resolved = metrics.resolve(metric, ASKED)
+    expected = [
+        math.exp(2) / (math.exp(2) + 2 + math.exp(-1)),
+        math.exp(5) / (math.exp(5) + math.e + 2),
+    ]
+    assert resolved.of_logits(LOGITS).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_metric_is_the_logit_difference():
+    assert metrics.resolve(None, ASKED).of_logits(LOGITS).tolist() == [3.0, 4.0]
+
+
+def test_an_object_is_refused_where_prompts_are_split():
+    assert metrics.made_for("probability", ASKED).name == "probability"
+    with pytest.raises(
+        BehaviourError, match="'probability' is an object and belongs to all prompts"
+    ):
+        metrics.made_for(metrics.probability(ASKED), ASKED)

@@ -180,6 +180,8 @@ def test_another_metric_reads_the_same_run():
         chances = model(behaviour.clean)[:, -1].softmax(dim=-1)
     expected = chances[torch.arange(5), behaviour.answer]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    named = edge_ablation.scores(model, behaviour, kept, metric="probability")[0]
+    assert named.equal(found)
 
 
 def test_edges_on_no_path_are_pruned_and_change_nothing():
