@@ -6,15 +6,13 @@ renamed into place when complete. If the process dies, the previous version is s
 next build restores it.
 """
 
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data_attribution.errors import AttributionError, IndexMismatch, IndexMissing
 from train import storage
@@ -136,25 +134,15 @@ def locked_artifact(annex: Artifact, store: TokenStore) -> Iterator[None]:
     Raises:
         AttributionError: Another process is building it.
     """
-    path = store.path / f".{annex.folder}.lock"
-    file = _locked(path)
-    while file is not None and not os.fstat(file.fileno()).st_nlink:
-        # Its last owner removed the lock file after we had opened it, so our lock is on a deleted
-        # file; the next caller would create another. Open it again.
-        file.close()
-        file = _locked(path)
-    if file is None:
-        raise AttributionError(
-            f"the {annex.name} of {store.path} is being built by another process; wait for it"
-        )
-    with file:
-        try:
-            if not annex.path(store).exists():
-                with suppress(FileNotFoundError):
-                    os.replace(_aside(annex.path(store)), annex.path(store))
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    path = annex.path(store)
+    refusal = AttributionError(
+        f"the {annex.name} of {store.path} is being built by another process; wait for it"
+    )
+    with storage.hold_build_lock(path, refusal):
+        if not path.exists():
+            with suppress(FileNotFoundError):
+                os.replace(_aside(path), path)
+        yield
 
 
 def install_artifact(ready: Path, path: Path) -> None:
@@ -171,19 +159,6 @@ def install_artifact(ready: Path, path: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
-
-
-def _locked(path: Path) -> IO[str] | None:
-    """Return the file at `path`, locked, or None if another process holds the lock."""
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        return None
-    return file
 
 
 def _check_digest(annex: Artifact, store: TokenStore, name: str, file: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ bytes. It continues with the matrix product that it began with, because every pr
 which of torch's two products is faster.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -52,7 +51,7 @@ __all__ = [
 
 GRADIENT_FOLDER, MANIFEST, SCHEMA = "gradients", "gradients.json", 1
 FEATURES, EXPONENTS, DOCUMENTS = "features.f16", "exponents.i8", "documents.i64"
-PLAN, DONE, LOCK = "plan.json", "done.json", "lock"
+PLAN, DONE = "plan.json", "done.json"
 PIECE = 4096
 METRICS = ("plain", "adam")
 # Defaults; `similarity` says how they were chosen.
@@ -166,8 +165,7 @@ def build_gradient_store(
     if metric not in METRICS:
         raise EvidenceError(f"there is no metric {metric!r}{nearest(metric, METRICS)}")
     out = run.path / GRADIENT_FOLDER if out is None else Path(out)
-    if out.exists():
-        raise EvidenceError(f"{out} exists already; remove it to collect its gradients again")
+    _refuse_existing(out)
     model = run.load(step).to(device)
     selection = weight_selection.select_weights(model.cfg, within)
     wanted = (
@@ -289,6 +287,11 @@ def _check_room(out: Path, needed: int) -> None:
         )
 
 
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise EvidenceError(f"{out} exists already; remove it to collect its gradients again")
+
+
 def _telling(progress: Progress, before: int, total: int) -> Progress:
     if progress is None:
         return None
@@ -298,13 +301,11 @@ def _telling(progress: Progress, before: int, total: int) -> Progress:
 @contextmanager
 def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator[tuple[Path, int]]:
     """Yield the locked folder of an unfinished build, and the number of rows already safe in it."""
-    folder = _partial(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvidenceError(f"{out} is being collected by another process") from None
+    refusal = EvidenceError(f"{out} is being collected by another process; wait for it")
+    with storage.hold_build_lock(out, refusal):
+        _refuse_existing(out)
+        folder = _partial(out)
+        folder.mkdir(exist_ok=True)
         if (folder / PLAN).is_file():
             _check_plan(folder, about)
         else:
@@ -363,6 +364,6 @@ def _finish(folder: Path, out: Path, about: dict[str, Any]) -> None:
     }
     storage.write_json(folder / MANIFEST, storage.seal({**about, "files": files}))
     os.replace(folder, out)
-    for name in (PLAN, DONE, LOCK):
+    for name in (PLAN, DONE):
         (out / name).unlink(missing_ok=True)
     storage.sync_folder(out.parent)

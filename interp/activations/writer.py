@@ -15,12 +15,10 @@ bf16 keeps 8 significant bits of a value (relative error below 2**-8). fp16 keep
 up to 65,504; larger values are an error. So are NaN and infinite values, for every dtype.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +108,8 @@ def plan_for_writing(
     if progress:
         progress(size(planned.n_bytes), 0, planned.windows.n_rows)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    refusal = StoreError(f"{out} is being written by another process; wait for it")
+    with storage.hold_lock(out, refusal):
         if begun is None:
             storage.write_json(out / MANIFEST, storage.seal(_manifest(planned, None)))
         shards, done = [], 0
@@ -176,25 +175,6 @@ def _check_room(out: Path, planned: Plan) -> None:
             f"{planned}; {size(needed)} are still to be written to {out} and {size(free)} are "
             "free; keep fewer sites or documents, or another dtype"
         )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Lock the folder for this process; the lock is released when the process ends.
-
-    Raises:
-        StoreError: Another process is writing it.
-    """
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreError(f"{out} is being written by another process; wait for it") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _manifest(planned: Plan, shards: list[dict[str, Any]] | None) -> dict[str, Any]:

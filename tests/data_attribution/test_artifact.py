@@ -1,6 +1,5 @@
 """What is kept in a store is whole or the older one, whenever a build is killed; one at a time."""
 
-import fcntl
 import os
 import shutil
 from dataclasses import replace
@@ -131,28 +130,6 @@ def test_one_process_builds_at_a_time(make_store, kind):
     KINDS[kind].build(store)
     (store.path / f".{kind}.lock").touch()  # left by a killed process, whose lock went with it
     KINDS[kind].build(store)
-
-
-def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(make_store, monkeypatch):
-    """Else two processes would hold one each: this one the removed file, the next another."""
-    store, lock, taken = make_store(TEXTS), fcntl.flock, []
-    path = store.path / ".index.lock"
-
-    def late(file, how):
-        if not taken:
-            path.unlink()  # by its last owner, after we had opened it
-        taken.append(file)
-        lock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with artifact.locked_artifact(builder.ANNEX, store):
-        assert len(taken) == 2
-        assert path.exists()
-        with (
-            pytest.raises(AttributionError, match="by another process"),
-            artifact.locked_artifact(builder.ANNEX, store),
-        ):
-            pass
 
 
 @pytest.mark.parametrize(

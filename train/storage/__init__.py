@@ -1,4 +1,4 @@
-"""Storage: files that are written completely or not at all, sealed JSON, and chained logs."""
+"""Storage: files and folders that are written whole or not at all, seals, locks, chained logs."""
 
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
         write_text,
     )
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain
+    from train.storage.lock import hold_build_lock, hold_lock
 
 __all__ = [
     "ChainRow",
     "ChainWriter",
     "canonical_json",
     "disk_guard",
+    "hold_build_lock",
+    "hold_lock",
     "new_folder",
     "read_chain",
     "read_sealed",

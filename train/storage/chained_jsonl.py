@@ -7,7 +7,6 @@ next writer cuts off. The ledger (`train.runs.ledger`) is chained in the same wa
 code because a replay must reproduce its rows.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import DamagedError, TrainError
-from train.storage import atomic
+from train.storage import atomic, lock
 
 
 __all__ = ["ChainRow", "ChainWriter", "read_chain"]
@@ -43,7 +42,8 @@ class ChainWriter:
         with atomic.disk_guard(path):
             self._file = path.open("a+b")
         try:
-            _lock(self._file.fileno(), path)
+            refusal = TrainError(f"another process is writing {path}; wait for it or end it")
+            lock.lock_descriptor(self._file.fileno(), refusal)
             self._file.seek(0)
             found = _parsed(path, self._file.read(), whole=False)
             dropped = next((n for n, (row, _) in enumerate(found) if not keep(row)), len(found))
@@ -136,10 +136,3 @@ def _chained(row: ChainRow, before: str) -> ChainRow:
     content = {key: value for key, value in row.items() if key != "chain"}
     text = before + json.dumps(content, sort_keys=True)
     return {**content, "chain": hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TrainError(f"another process is writing {path}; wait for it or end it") from None

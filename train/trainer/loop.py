@@ -9,12 +9,11 @@ equals an uninterrupted one to the last bit (on the same machine, with the same 
 count).
 """
 
-import fcntl
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def train(
         raise RecipeError(f"{out} exists already; resume it with --resume or choose another folder")
     numerics = numerics or choose()
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _lock(out):
         if recipe.sampler == "nanogpt":
             runs.record_schedule(out, recipe, store)
         runs.begin_monitor_log(out, watch, recipe)
@@ -140,7 +139,7 @@ def resume(
     ahead = [one for one in opened.recipe.checkpoint_steps() if one >= max(opened.steps, default=0)]
     if last is not None and last not in ahead:
         raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
-    with _locked(opened.path):
+    with _lock(opened.path):
         state, rows = _where_it_stopped(opened)
         runs.resumed_manifest(opened.path, opened.manifest, state.step)
         opened = runs.open(opened.path, store=store)
@@ -230,7 +229,7 @@ def retrain_without(
     begin = load_state(parent, first_step_reading(parent, removal.documents), parent.numerics)
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _lock(out):
         rows = _start_from(parent, begin, out)
         runs.begin_manifest(
             out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
@@ -410,16 +409,7 @@ def _digests(run: Run) -> dict[str, str]:
     return listed | {name: storage.sha256_file(run.path / name) for name in names}
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lock a run, so that one process at a time trains it; the lock ends with its process.
-
-    Raises:
-        TrainError: Another process is training the run.
-    """
-    with (path / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainError(f"another process is training {path}; wait for it or end it") from None
-        yield
+def _lock(path: Path) -> AbstractContextManager[object]:
+    """Return the lock with which one process at a time trains a run."""
+    refusal = TrainError(f"another process is training {path}; wait for it or end it")
+    return storage.hold_lock(path / LOCK, refusal)

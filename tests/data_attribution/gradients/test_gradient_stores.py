@@ -151,6 +151,23 @@ def test_a_build_goes_on_with_the_product_that_it_began_with(tiny_run, tmp_path,
     assert contents(found.path) == contents(whole.path)
 
 
+def test_gradients_that_another_process_collects_are_refused(tiny_run, tmp_path):
+    out, refused = tmp_path / "g", []
+
+    def meanwhile(what: str, rows: int, total: int | None) -> None:
+        if not refused:
+            with pytest.raises(EvidenceError, match="is being collected by another process") as by:
+                gradients.build_gradient_store(tiny_run, out=out, within=("L0H0.q",), rank=2)
+            refused.append(by)
+
+    gradients.build_gradient_store(
+        tiny_run, out=out, within=("L0H0.q",), rank=2, progress=meanwhile
+    )
+    assert refused
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+    assert not (out / "lock").exists()
+
+
 def test_what_was_changed_is_refused(tiny_run, tmp_path):
     path = gradients.build_gradient_store(
         tiny_run, out=tmp_path / "g", within=("L0H0.q",), rank=2
