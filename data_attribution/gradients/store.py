@@ -15,7 +15,6 @@ which of torch's two products is faster.
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from data_attribution.gradients.features import Block, Features, document_featur
 from data_attribution.gradients.weight_selection import Selection, Within
 from interp.patching import engine
 from train import storage
-from train.errors import DamagedError, DiskError, nearest
+from train.errors import DamagedError, nearest
 from train.runs import Run
 
 
@@ -278,13 +277,7 @@ def _blocks(selection: Selection, rank: int) -> list[list[Any]]:
 def _check_room(out: Path, needed: int) -> None:
     begun = _partial(out).glob("*") if _partial(out).is_dir() else ()
     needed -= sum(file.stat().st_size for file in begun)
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise DiskError(
-            f"{out} would take {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free; "
-            "choose fewer components, a lower rank or another disk"
-        )
+    storage.check_room(out, needed, remedy="choose fewer components, a lower rank or another disk")
 
 
 def _refuse_existing(out: Path) -> None:

@@ -12,7 +12,7 @@ next build continues with them, cut in the same way.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ from data_attribution.token_index.shard_files import Shard, Task
 from data_attribution.token_index.sharding import ShardPlan
 from train import storage
 from train.data import TokenStore
-from train.errors import DamagedError, DiskError
+from train.errors import DamagedError
 
 
 __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
@@ -177,7 +177,9 @@ def _sort(
     about = {"schema": SCHEMA, "store": store.fingerprint, "shards": listed}
     storage.write_json(folder / PLAN, storage.seal(about))
     _clear(folder, {PLAN, *(name for files in found.values() for name in files or ())})
-    _refuse_full_disk(store, folder, missing)
+    needed = sum(cost.disk(one.n_tokens, store.vocab_size) for one in missing)
+    remedy = "free some space and run the same command again"
+    storage.check_room(store.path / INDEX_FOLDER, needed, remedy=remedy)
     done = store.n_tokens - sum(shard.n_tokens for shard in missing)
     _report(progress, done, store)
     for shard in sort_workers.sort_all([tasks[one] for one in missing], plan.workers):
@@ -237,18 +239,6 @@ def _clear(folder: Path, keep: set[str]) -> None:
     for file in folder.iterdir():
         if file.name not in keep:
             file.unlink()
-
-
-def _refuse_full_disk(store: TokenStore, folder: Path, missing: Sequence[Shard]) -> None:
-    """Raise DiskError before sorting if the index will not fit on the disk."""
-    needed = sum(cost.disk(one.n_tokens, store.vocab_size) for one in missing)
-    left = shutil.disk_usage(folder).free
-    if needed > left:
-        raise DiskError(
-            f"the index of {store.path} takes {cost.size(needed)} more, "
-            f"{cost.size(left)} are left on its disk; free some space and run the same "
-            "command again"
-        )
 
 
 def _report(progress: Progress, done: int, store: TokenStore) -> None:

@@ -17,7 +17,6 @@ up to 65,504; larger values are an error. So are NaN and infinite values, for ev
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,14 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from interp.activations import capture, identity, plan, store
-from interp.activations.plan import SHARD_BYTES, Plan, size
+from interp.activations.plan import SHARD_BYTES, Plan
 from interp.activations.store import DTYPES, MANIFEST, ROWS, SHARD, ActivationStore
 from interp.activations.windows import Windows
 from interp.components import HookedModel, device_of
 from interp.errors import ModelError
 from train import storage
-from train.errors import DamagedError, DiskError, StoreError
+from train.errors import DamagedError, StoreError
+from train.progress import readable_size
 
 
 __all__ = ["batches", "plan_for_writing", "write_store"]
@@ -106,7 +106,7 @@ def plan_for_writing(
         return store.open_store(out)
     _check_room(out, planned)
     if progress:
-        progress(size(planned.n_bytes), 0, planned.windows.n_rows)
+        progress(readable_size(planned.n_bytes), 0, planned.windows.n_rows)
     out.mkdir(parents=True, exist_ok=True)
     refusal = StoreError(f"{out} is being written by another process; wait for it")
     with storage.hold_lock(out, refusal):
@@ -117,7 +117,7 @@ def plan_for_writing(
             shards.append(_shard(model, planned, number, out))
             done += shards[-1]["rows"]
             if progress:
-                progress(size(planned.n_bytes), done, planned.windows.n_rows)
+                progress(readable_size(planned.n_bytes), done, planned.windows.n_rows)
         storage.write_json(out / MANIFEST, storage.seal(_manifest(planned, shards)))
     return store.open_store(out)
 
@@ -168,13 +168,8 @@ def _check_room(out: Path, planned: Plan) -> None:
     )
     blocks = planned.n_shards * (len(planned.sites) + 2) * BLOCK
     needed = planned.n_bytes - written + blocks
-    place = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise DiskError(
-            f"{planned}; {size(needed)} are still to be written to {out} and {size(free)} are "
-            "free; keep fewer sites or documents, or another dtype"
-        )
+    remedy = f"{planned}; keep fewer sites or documents, or another dtype"
+    storage.check_room(out, needed, remedy=remedy)
 
 
 def _manifest(planned: Plan, shards: list[dict[str, Any]] | None) -> dict[str, Any]:

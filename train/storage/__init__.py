@@ -8,6 +8,7 @@ from train.front_door import names_on_first_use
 if TYPE_CHECKING:
     from train.storage.atomic import (
         canonical_json,
+        check_room,
         disk_guard,
         new_folder,
         read_sealed,
@@ -26,6 +27,7 @@ __all__ = [
     "ChainRow",
     "ChainWriter",
     "canonical_json",
+    "check_room",
     "disk_guard",
     "hold_build_lock",
     "hold_lock",

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from train.errors import DamagedError, DiskError, TrainError
+from train.progress import readable_size
 
 
 __all__ = [
     "canonical_json",
+    "check_room",
     "disk_guard",
     "new_folder",
     "read_sealed",
@@ -127,6 +129,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def check_room(path: Path, needed: int, *, remedy: str) -> None:
+    """Raise a DiskError, before anything is written, if `needed` more bytes do not fit.
+
+    Args:
+        path: File or folder to be written, whose disk is looked at.
+        needed: Number of bytes that are still to be written.
+        remedy: End of the message, which says what to do.
+    """
+    free = _free_bytes(path)
+    if needed > free:
+        raise DiskError(
+            f"{path} takes {readable_size(needed)} more and {readable_size(free)} are free on its "
+            f"disk; {remedy}"
+        )
+
+
 @contextmanager
 def disk_guard(path: Path) -> Iterator[None]:
     """Turn the error of a full disk into a DiskError that says where and how much space is left."""
@@ -135,12 +153,15 @@ def disk_guard(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        place = next(parent for parent in path.absolute().parents if parent.exists())
-        left = shutil.disk_usage(place).free / 2**20
         raise DiskError(
-            f"the disk is full while writing {path}: {left:.1f} MiB left; nothing half-written "
-            "was kept, free some space and run the same command again"
+            f"the disk is full while writing {path}: {_free_bytes(path) / 2**20:.1f} MiB left; "
+            "nothing half-written was kept, free some space and run the same command again"
         ) from None
+
+
+def _free_bytes(path: Path) -> int:
+    place = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    return shutil.disk_usage(place).free
 
 
 def sync_folder(path: Path) -> None:
