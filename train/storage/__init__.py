@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         write_json,
         write_text,
     )
-    from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain
+    from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
     from train.storage.lock import hold_build_lock, hold_lock
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "sync_folder",
     "writable",
     "write_bytes",
+    "write_chain",
     "write_json",
     "write_text",
 ]
