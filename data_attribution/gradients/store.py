@@ -31,7 +31,7 @@ from data_attribution.gradients.features import Block, Features, document_featur
 from data_attribution.gradients.weight_selection import Selection, Within
 from interp.patching import engine
 from train import storage
-from train.errors import DamagedError, nearest
+from train.errors import nearest
 from train.runs import Run
 
 
@@ -223,11 +223,8 @@ def open_gradient_store(path: str | Path, *, run: Run | None = None) -> Gradient
             f"{path} holds gradients of version {manifest.get('schema')}, this reads {SCHEMA}; "
             "collect them again"
         )
-    for name, about in manifest["files"].items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != about["bytes"]:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise DamagedError(f"{path / name}: the file {state}, {about['bytes']} were written")
+    for name, entry in manifest["files"].items():
+        storage.check_size(path / name, entry["bytes"], "collect them again")
     if run is not None:
         _check_run(path, manifest, run)
     return GradientStore(path, manifest)
@@ -239,11 +236,8 @@ def verify_gradient_store(stored: GradientStore) -> None:
     Raises:
         DamagedError: A file differs; the message names it.
     """
-    for name, about in stored.manifest["files"].items():
-        if storage.sha256_file(stored.path / name) != about["sha256"]:
-            raise DamagedError(
-                f"{stored.path / name}: its sha256 is not that of {MANIFEST}; collect it again"
-            )
+    for name, entry in stored.manifest["files"].items():
+        storage.check_digest(stored.path / name, entry["sha256"], MANIFEST, "collect it again")
 
 
 def _check_run(path: Path, manifest: dict[str, Any], run: Run) -> None:
@@ -275,7 +269,7 @@ def _blocks(selection: Selection, rank: int) -> list[list[Any]]:
 
 
 def _check_room(out: Path, needed: int) -> None:
-    begun = _partial(out).glob("*") if _partial(out).is_dir() else ()
+    begun = storage.partial_path(out).glob("*") if storage.partial_path(out).is_dir() else ()
     needed -= sum(file.stat().st_size for file in begun)
     storage.check_room(out, needed, remedy="choose fewer components, a lower rank or another disk")
 
@@ -297,7 +291,7 @@ def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator
     refusal = EvidenceError(f"{out} is being collected by another process; wait for it")
     with storage.hold_build_lock(out, refusal):
         _refuse_existing(out)
-        folder = _partial(out)
+        folder = storage.partial_path(out)
         folder.mkdir(exist_ok=True)
         if (folder / PLAN).is_file():
             _check_plan(folder, about)
@@ -311,13 +305,9 @@ def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator
         yield folder, done
 
 
-def _partial(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial")
-
-
 def _begun_product(out: Path) -> str | None:
     """Return the matrix product with which the existing rows were computed."""
-    plan = _partial(out) / PLAN
+    plan = storage.partial_path(out) / PLAN
     return storage.read_sealed(plan).get("product") if plan.is_file() else None
 
 
@@ -348,13 +338,7 @@ def _append(folder: Path, found: Features) -> None:
 
 
 def _finish(folder: Path, out: Path, about: dict[str, Any]) -> None:
-    files = {
-        name: {
-            "bytes": (folder / name).stat().st_size,
-            "sha256": storage.sha256_file(folder / name),
-        }
-        for name in (FEATURES, EXPONENTS, DOCUMENTS)
-    }
+    files = {name: storage.file_entry(folder / name) for name in (FEATURES, EXPONENTS, DOCUMENTS)}
     storage.write_json(folder / MANIFEST, storage.seal({**about, "files": files}))
     os.replace(folder, out)
     for name in (PLAN, DONE):

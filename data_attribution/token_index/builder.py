@@ -20,9 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from data_attribution import artifact
-from data_attribution.artifact import ARTIFACT_MANIFEST, Artifact
-from data_attribution.errors import IndexSpaceError
+from data_attribution.errors import (
+    AttributionError,
+    IndexMismatch,
+    IndexMissing,
+    IndexSpaceError,
+)
 from data_attribution.token_index import cost, shard_files, sharding, sort_workers, suffix_array
 from data_attribution.token_index.index import TokenIndex
 from data_attribution.token_index.index_part import Part
@@ -37,8 +40,7 @@ __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
 
 SCHEMA = 2
 TOKENS, PLAN = "tokens.bin", "plan.json"
-INDEX_FOLDER, PARTIAL = "index", ".index.partial"
-ANNEX = Artifact(INDEX_FOLDER, SCHEMA, "index", "index build")
+INDEX_FOLDER = "index"
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -78,16 +80,18 @@ def build(
         SorterError: The sorter is not available, or the shards do not fit the documents.
     """
     sorter = suffix_array.backend(backend, libsais)
-    with artifact.locked_artifact(ANNEX, store):
+    artifact = artifact_of(store)
+    partial = storage.partial_path(artifact.path)
+    with storage.lock_artifact(artifact):
         plan = _plan(store, sorter, shards, shard_tokens, workers, memory)
-        artifact.check_tokens(store)
-        with _folder(store.path / PARTIAL) as folder:
-            files = _sort(store, plan, folder, libsais, progress)
-            listing = _manifest(store, plan, folder, files)
-            storage.write_json(folder / ARTIFACT_MANIFEST, storage.seal(listing))
+        store.check_tokens()
+        with _folder(partial):
+            files = _sort(store, plan, partial, libsais, progress)
+            manifest = _manifest(store, plan, partial, files)
+            storage.write_json(partial / storage.ARTIFACT_MANIFEST, storage.seal(manifest))
         # The plan is removed last: without it the next build would not know how this one was cut.
-        artifact.install_artifact(store.path / PARTIAL, store.path / INDEX_FOLDER)
-        (store.path / INDEX_FOLDER / PLAN).unlink(missing_ok=True)
+        storage.replace_folder(partial, artifact.path)
+        (artifact.path / PLAN).unlink(missing_ok=True)
     return open(store)
 
 
@@ -99,9 +103,10 @@ def open(store: TokenStore) -> TokenIndex:
         IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
             version.
         DamagedError: A file is truncated, a small one was changed, or the manifest does not match
-            its seal (`artifact.artifact_listing`).
+            its seal (`storage.artifact_manifest`).
     """
-    manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INDEX_FOLDER
+    artifact = artifact_of(store)
+    manifest, path = storage.artifact_manifest(artifact), artifact.path
     tokens = store.tokens.view(np.ndarray)
     parts = []
     for one in manifest["parts"]:
@@ -126,7 +131,21 @@ def verify(store: TokenStore, progress: Progress = None) -> None:
     Raises:
         DamagedError: A file was changed; the message names it.
     """
-    artifact.verify_artifact(ANNEX, store, progress)
+    storage.verify_artifact(artifact_of(store), progress)
+
+
+def artifact_of(store: TokenStore) -> storage.Artifact:
+    """Return the description of the folder of a store's index."""
+    return storage.Artifact(
+        path=store.path / INDEX_FOLDER,
+        schema=SCHEMA,
+        source=store.identity,
+        name="index",
+        command=f"openbook index build {store.path}",
+        missing=IndexMissing,
+        mismatch=IndexMismatch,
+        busy=AttributionError,
+    )
 
 
 def _plan(
@@ -149,11 +168,11 @@ def _plan(
         workers=workers,
         memory=memory,
     )
-    folder = store.path / PARTIAL
-    if n_shards or shard_tokens or not list(folder.glob("shard-*.json")):
+    partial = storage.partial_path(store.path / INDEX_FOLDER)
+    if n_shards or shard_tokens or not list(partial.glob("shard-*.json")):
         return fresh
     try:
-        begun = storage.read_sealed(folder / PLAN)
+        begun = storage.read_sealed(partial / PLAN)
         if (begun["schema"], begun["store"]) != (SCHEMA, store.fingerprint):
             return fresh
         cut = tuple(Shard(**one) for one in begun["shards"])
@@ -211,7 +230,7 @@ def _manifest(
     sorters = {shard_files.sorter_of(folder, shard.name) for shard in plan.shards}
     return {
         "schema": SCHEMA,
-        **artifact.artifact_of(store),
+        **store.identity,
         "backend": " and ".join(sorted(sorters)),
         "counts": {"tokens": store.n_tokens, "train_tokens": store.train_tokens},
         "parts": [asdict(shard) for shard in plan.shards],
@@ -220,12 +239,12 @@ def _manifest(
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """Yield the folder of an unfinished index; if the block fails, finished shards stay in it."""
+def _folder(path: Path) -> Iterator[None]:
+    """Make the folder of an unfinished index; if the block fails, finished shards stay in it."""
     with storage.disk_guard(path):
         path.mkdir(exist_ok=True)
         try:
-            yield path
+            yield
         except BaseException:
             for file in path.glob(".*.partial"):
                 file.unlink(missing_ok=True)

@@ -225,7 +225,7 @@ def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
     (out / store.EXPONENTS).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
     damaged = openbook(*verifying)
     assert damaged.code == 3
-    assert "exponents.i8: its sha256 is not that of" in damaged.err
+    assert "exponents.i8: its sha256 is not the one in" in damaged.err
 
 
 def test_verifying_refuses_what_it_would_not_look_at(openbook, tiny_run):
