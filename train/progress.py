@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "bar", "duration", "shown"]
+__all__ = ["Progress", "bar", "duration", "readable_size", "shown"]
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_WITHOUT = 1.0
@@ -105,6 +105,14 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def readable_size(n_bytes: int) -> str:
+    """Format a number of bytes: "1.5 GB"."""
+    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.{0 if units[0] == 'bytes' else 1}f} {units[0]}"
 
 
 def _lines(title: str, console: "Console", clock: Callable[[], float] = time.monotonic) -> Progress:

@@ -13,10 +13,8 @@ bytes. It continues with the matrix product that it began with, because every pr
 which of torch's two products is faster.
 """
 
-import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +31,7 @@ from data_attribution.gradients.features import Block, Features, document_featur
 from data_attribution.gradients.weight_selection import Selection, Within
 from interp.patching import engine
 from train import storage
-from train.errors import DamagedError, DiskError, nearest
+from train.errors import nearest
 from train.runs import Run
 
 
@@ -52,7 +50,7 @@ __all__ = [
 
 GRADIENT_FOLDER, MANIFEST, SCHEMA = "gradients", "gradients.json", 1
 FEATURES, EXPONENTS, DOCUMENTS = "features.f16", "exponents.i8", "documents.i64"
-PLAN, DONE, LOCK = "plan.json", "done.json", "lock"
+PLAN, DONE = "plan.json", "done.json"
 PIECE = 4096
 METRICS = ("plain", "adam")
 # Defaults; `similarity` says how they were chosen.
@@ -166,8 +164,7 @@ def build_gradient_store(
     if metric not in METRICS:
         raise EvidenceError(f"there is no metric {metric!r}{nearest(metric, METRICS)}")
     out = run.path / GRADIENT_FOLDER if out is None else Path(out)
-    if out.exists():
-        raise EvidenceError(f"{out} exists already; remove it to collect its gradients again")
+    _refuse_existing(out)
     model = run.load(step).to(device)
     selection = weight_selection.select_weights(model.cfg, within)
     wanted = (
@@ -226,11 +223,8 @@ def open_gradient_store(path: str | Path, *, run: Run | None = None) -> Gradient
             f"{path} holds gradients of version {manifest.get('schema')}, this reads {SCHEMA}; "
             "collect them again"
         )
-    for name, about in manifest["files"].items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != about["bytes"]:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise DamagedError(f"{path / name}: the file {state}, {about['bytes']} were written")
+    for name, entry in manifest["files"].items():
+        storage.check_size(path / name, entry["bytes"], "collect them again")
     if run is not None:
         _check_run(path, manifest, run)
     return GradientStore(path, manifest)
@@ -242,11 +236,8 @@ def verify_gradient_store(stored: GradientStore) -> None:
     Raises:
         DamagedError: A file differs; the message names it.
     """
-    for name, about in stored.manifest["files"].items():
-        if storage.sha256_file(stored.path / name) != about["sha256"]:
-            raise DamagedError(
-                f"{stored.path / name}: its sha256 is not that of {MANIFEST}; collect it again"
-            )
+    for name, entry in stored.manifest["files"].items():
+        storage.check_digest(stored.path / name, entry["sha256"], MANIFEST, "collect it again")
 
 
 def _check_run(path: Path, manifest: dict[str, Any], run: Run) -> None:
@@ -278,15 +269,14 @@ def _blocks(selection: Selection, rank: int) -> list[list[Any]]:
 
 
 def _check_room(out: Path, needed: int) -> None:
-    begun = _partial(out).glob("*") if _partial(out).is_dir() else ()
+    begun = storage.partial_path(out).glob("*") if storage.partial_path(out).is_dir() else ()
     needed -= sum(file.stat().st_size for file in begun)
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise DiskError(
-            f"{out} would take {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free; "
-            "choose fewer components, a lower rank or another disk"
-        )
+    storage.check_room(out, needed, remedy="choose fewer components, a lower rank or another disk")
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise EvidenceError(f"{out} exists already; remove it to collect its gradients again")
 
 
 def _telling(progress: Progress, before: int, total: int) -> Progress:
@@ -298,13 +288,11 @@ def _telling(progress: Progress, before: int, total: int) -> Progress:
 @contextmanager
 def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator[tuple[Path, int]]:
     """Yield the locked folder of an unfinished build, and the number of rows already safe in it."""
-    folder = _partial(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvidenceError(f"{out} is being collected by another process") from None
+    refusal = EvidenceError(f"{out} is being collected by another process; wait for it")
+    with storage.hold_build_lock(out, refusal):
+        _refuse_existing(out)
+        folder = storage.partial_path(out)
+        folder.mkdir(exist_ok=True)
         if (folder / PLAN).is_file():
             _check_plan(folder, about)
         else:
@@ -317,13 +305,9 @@ def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator
         yield folder, done
 
 
-def _partial(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial")
-
-
 def _begun_product(out: Path) -> str | None:
     """Return the matrix product with which the existing rows were computed."""
-    plan = _partial(out) / PLAN
+    plan = storage.partial_path(out) / PLAN
     return storage.read_sealed(plan).get("product") if plan.is_file() else None
 
 
@@ -354,15 +338,9 @@ def _append(folder: Path, found: Features) -> None:
 
 
 def _finish(folder: Path, out: Path, about: dict[str, Any]) -> None:
-    files = {
-        name: {
-            "bytes": (folder / name).stat().st_size,
-            "sha256": storage.sha256_file(folder / name),
-        }
-        for name in (FEATURES, EXPONENTS, DOCUMENTS)
-    }
+    files = {name: storage.file_entry(folder / name) for name in (FEATURES, EXPONENTS, DOCUMENTS)}
     storage.write_json(folder / MANIFEST, storage.seal({**about, "files": files}))
     os.replace(folder, out)
-    for name in (PLAN, DONE, LOCK):
+    for name in (PLAN, DONE):
         (out / name).unlink(missing_ok=True)
     storage.sync_folder(out.parent)

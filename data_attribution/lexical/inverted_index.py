@@ -14,19 +14,16 @@ many documents each occurs. Only the train region is counted. An entry takes 3 b
 text makes 0.2 entries where documents are pages, and close to 1 where they are sentences.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt, UInt8, UInt16, UInt32
 
-from data_attribution import artifact
-from data_attribution.artifact import ARTIFACT_MANIFEST, Artifact
+from data_attribution.errors import AttributionError, IndexMismatch, IndexMissing
 from train import storage
 from train.data import TokenStore
 
@@ -42,7 +39,6 @@ __all__ = [
 
 SCHEMA = 1
 INVERTED_FOLDER = "bm25"
-ANNEX = Artifact(INVERTED_FOLDER, SCHEMA, "BM25 index", "index bm25")
 DOCUMENTS, COUNTS, OFFSETS = "documents.u16", "counts.u8", "offsets.u32"
 PLACES, TIMES = "places.u64", "times.u32"
 FILES = {DOCUMENTS: "<u2", COUNTS: "u1", OFFSETS: "<u4", PLACES: "<u8", TIMES: "<u4"}
@@ -138,14 +134,14 @@ def build_inverted_index(
         DiskError: The disk is full.
         AttributionError: Another process is building it.
     """
-    with artifact.locked_artifact(ANNEX, store):
-        artifact.check_tokens(store)
-        with _folder(store.path / INVERTED_FOLDER) as folder:
+    artifact = artifact_of(store)
+    with storage.lock_artifact(artifact):
+        store.check_tokens()
+        with storage.new_folder(artifact.path, replace=True) as folder:
             segments = _write(store, folder, max(memory // BYTES_A_TOKEN, 1), progress)
-            storage.write_json(
-                folder / ARTIFACT_MANIFEST, storage.seal(_manifest(store, folder, segments))
-            )
-            artifact.install_artifact(folder, store.path / INVERTED_FOLDER)
+            files = {name: storage.file_entry(folder / name) for name in FILES}
+            manifest = {"schema": SCHEMA, **artifact.source, "segments": segments, "files": files}
+            storage.write_json(folder / storage.ARTIFACT_MANIFEST, storage.seal(manifest))
     return open_inverted_index(store)
 
 
@@ -162,9 +158,10 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
         IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
             version.
         DamagedError: A file is truncated, a small one was changed, or the manifest does not match
-            its seal (`artifact.artifact_listing`).
+            its seal (`storage.artifact_manifest`).
     """
-    manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INVERTED_FOLDER
+    artifact = artifact_of(store)
+    manifest, path = storage.artifact_manifest(artifact), artifact.path
     arrays = {name: _mapped(path / name, dtype) for name, dtype in FILES.items()}
     rows = arrays[OFFSETS].reshape(-1, store.vocab_size + 1)
     segments = tuple(
@@ -187,21 +184,21 @@ def verify_inverted_index(store: TokenStore, progress: Progress = None) -> None:
     Raises:
         DamagedError: A file was changed; the message names it.
     """
-    artifact.verify_artifact(ANNEX, store, progress)
+    storage.verify_artifact(artifact_of(store), progress)
 
 
-@contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it is removed if the block fails."""
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with storage.disk_guard(path):
-        partial.mkdir()
-        try:
-            yield partial
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+def artifact_of(store: TokenStore) -> storage.Artifact:
+    """Return the description of the folder of a store's inverted index."""
+    return storage.Artifact(
+        path=store.path / INVERTED_FOLDER,
+        schema=SCHEMA,
+        source=store.identity,
+        name="BM25 index",
+        command=f"openbook index bm25 {store.path}",
+        missing=IndexMissing,
+        mismatch=IndexMismatch,
+        busy=AttributionError,
+    )
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
@@ -235,9 +232,6 @@ def _write(
                 progress("counting tokens of documents", first, n)
             segments.append([first, stop, start])
             start += _append(files, start, *_inverted(store, first, stop))
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
     if progress:
         progress("counting tokens of documents", n, n)
     return segments
@@ -304,14 +298,3 @@ def _keys(store: TokenStore, first: int, stop: int) -> np.ndarray:
         owners = np.repeat(np.arange(one, other, dtype=kind), lengths[one:other])
         keys[begin:end] = tokens * kind(width) + owners
     return keys
-
-
-def _manifest(store: TokenStore, folder: Path, segments: list[list[int]]) -> dict[str, Any]:
-    files = {
-        name: {
-            "bytes": (folder / name).stat().st_size,
-            "sha256": storage.sha256_file(folder / name),
-        }
-        for name in FILES
-    }
-    return {"schema": SCHEMA, **artifact.artifact_of(store), "segments": segments, "files": files}

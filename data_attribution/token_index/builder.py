@@ -12,7 +12,7 @@ next build continues with them, cut in the same way.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from data_attribution import artifact
-from data_attribution.artifact import ARTIFACT_MANIFEST, Artifact
-from data_attribution.errors import IndexSpaceError
+from data_attribution.errors import (
+    AttributionError,
+    IndexMismatch,
+    IndexMissing,
+    IndexSpaceError,
+)
 from data_attribution.token_index import cost, shard_files, sharding, sort_workers, suffix_array
 from data_attribution.token_index.index import TokenIndex
 from data_attribution.token_index.index_part import Part
@@ -30,15 +33,14 @@ from data_attribution.token_index.shard_files import Shard, Task
 from data_attribution.token_index.sharding import ShardPlan
 from train import storage
 from train.data import TokenStore
-from train.errors import DamagedError, DiskError
+from train.errors import DamagedError
 
 
 __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
 
 SCHEMA = 2
 TOKENS, PLAN = "tokens.bin", "plan.json"
-INDEX_FOLDER, PARTIAL = "index", ".index.partial"
-ANNEX = Artifact(INDEX_FOLDER, SCHEMA, "index", "index build")
+INDEX_FOLDER = "index"
 
 Progress = Callable[[str, int, int | None], None] | None
 
@@ -78,16 +80,18 @@ def build(
         SorterError: The sorter is not available, or the shards do not fit the documents.
     """
     sorter = suffix_array.backend(backend, libsais)
-    with artifact.locked_artifact(ANNEX, store):
+    artifact = artifact_of(store)
+    partial = storage.partial_path(artifact.path)
+    with storage.lock_artifact(artifact):
         plan = _plan(store, sorter, shards, shard_tokens, workers, memory)
-        artifact.check_tokens(store)
-        with _folder(store.path / PARTIAL) as folder:
-            files = _sort(store, plan, folder, libsais, progress)
-            listing = _manifest(store, plan, folder, files)
-            storage.write_json(folder / ARTIFACT_MANIFEST, storage.seal(listing))
+        store.check_tokens()
+        with _folder(partial):
+            files = _sort(store, plan, partial, libsais, progress)
+            manifest = _manifest(store, plan, partial, files)
+            storage.write_json(partial / storage.ARTIFACT_MANIFEST, storage.seal(manifest))
         # The plan is removed last: without it the next build would not know how this one was cut.
-        artifact.install_artifact(store.path / PARTIAL, store.path / INDEX_FOLDER)
-        (store.path / INDEX_FOLDER / PLAN).unlink(missing_ok=True)
+        storage.replace_folder(partial, artifact.path)
+        (artifact.path / PLAN).unlink(missing_ok=True)
     return open(store)
 
 
@@ -99,9 +103,10 @@ def open(store: TokenStore) -> TokenIndex:
         IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
             version.
         DamagedError: A file is truncated, a small one was changed, or the manifest does not match
-            its seal (`artifact.artifact_listing`).
+            its seal (`storage.artifact_manifest`).
     """
-    manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INDEX_FOLDER
+    artifact = artifact_of(store)
+    manifest, path = storage.artifact_manifest(artifact), artifact.path
     tokens = store.tokens.view(np.ndarray)
     parts = []
     for one in manifest["parts"]:
@@ -126,7 +131,21 @@ def verify(store: TokenStore, progress: Progress = None) -> None:
     Raises:
         DamagedError: A file was changed; the message names it.
     """
-    artifact.verify_artifact(ANNEX, store, progress)
+    storage.verify_artifact(artifact_of(store), progress)
+
+
+def artifact_of(store: TokenStore) -> storage.Artifact:
+    """Return the description of the folder of a store's index."""
+    return storage.Artifact(
+        path=store.path / INDEX_FOLDER,
+        schema=SCHEMA,
+        source=store.identity,
+        name="index",
+        command=f"openbook index build {store.path}",
+        missing=IndexMissing,
+        mismatch=IndexMismatch,
+        busy=AttributionError,
+    )
 
 
 def _plan(
@@ -149,11 +168,11 @@ def _plan(
         workers=workers,
         memory=memory,
     )
-    folder = store.path / PARTIAL
-    if n_shards or shard_tokens or not list(folder.glob("shard-*.json")):
+    partial = storage.partial_path(store.path / INDEX_FOLDER)
+    if n_shards or shard_tokens or not list(partial.glob("shard-*.json")):
         return fresh
     try:
-        begun = storage.read_sealed(folder / PLAN)
+        begun = storage.read_sealed(partial / PLAN)
         if (begun["schema"], begun["store"]) != (SCHEMA, store.fingerprint):
             return fresh
         cut = tuple(Shard(**one) for one in begun["shards"])
@@ -177,7 +196,9 @@ def _sort(
     about = {"schema": SCHEMA, "store": store.fingerprint, "shards": listed}
     storage.write_json(folder / PLAN, storage.seal(about))
     _clear(folder, {PLAN, *(name for files in found.values() for name in files or ())})
-    _refuse_full_disk(store, folder, missing)
+    needed = sum(cost.disk(one.n_tokens, store.vocab_size) for one in missing)
+    remedy = "free some space and run the same command again"
+    storage.check_room(store.path / INDEX_FOLDER, needed, remedy=remedy)
     done = store.n_tokens - sum(shard.n_tokens for shard in missing)
     _report(progress, done, store)
     for shard in sort_workers.sort_all([tasks[one] for one in missing], plan.workers):
@@ -209,7 +230,7 @@ def _manifest(
     sorters = {shard_files.sorter_of(folder, shard.name) for shard in plan.shards}
     return {
         "schema": SCHEMA,
-        **artifact.artifact_of(store),
+        **store.identity,
         "backend": " and ".join(sorted(sorters)),
         "counts": {"tokens": store.n_tokens, "train_tokens": store.train_tokens},
         "parts": [asdict(shard) for shard in plan.shards],
@@ -218,12 +239,12 @@ def _manifest(
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """Yield the folder of an unfinished index; if the block fails, finished shards stay in it."""
+def _folder(path: Path) -> Iterator[None]:
+    """Make the folder of an unfinished index; if the block fails, finished shards stay in it."""
     with storage.disk_guard(path):
         path.mkdir(exist_ok=True)
         try:
-            yield path
+            yield
         except BaseException:
             for file in path.glob(".*.partial"):
                 file.unlink(missing_ok=True)
@@ -237,18 +258,6 @@ def _clear(folder: Path, keep: set[str]) -> None:
     for file in folder.iterdir():
         if file.name not in keep:
             file.unlink()
-
-
-def _refuse_full_disk(store: TokenStore, folder: Path, missing: Sequence[Shard]) -> None:
-    """Raise DiskError before sorting if the index will not fit on the disk."""
-    needed = sum(cost.disk(one.n_tokens, store.vocab_size) for one in missing)
-    left = shutil.disk_usage(folder).free
-    if needed > left:
-        raise DiskError(
-            f"the index of {store.path} takes {cost.size(needed)} more, "
-            f"{cost.size(left)} are left on its disk; free some space and run the same "
-            "command again"
-        )
 
 
 def _report(progress: Progress, done: int, store: TokenStore) -> None:

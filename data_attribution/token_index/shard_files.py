@@ -122,8 +122,7 @@ def listed(task: Task) -> dict[str, dict] | None:
         return None
     if {name: about.get(name) for name in _about(task)} != _about(task):
         return None
-    sealed = {"bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
-    return {**about["files"], path.name: sealed}
+    return {**about["files"], path.name: storage.file_entry(path)}
 
 
 def read(folder: Path, name: str) -> Arrays:

@@ -25,9 +25,10 @@ from interp.errors import ModelError
 from train import storage
 from train.errors import StoreError, nearest
 from train.model import GPTConfig
+from train.progress import readable_size
 
 
-__all__ = ["SHARD_BYTES", "Plan", "plan_store", "size"]
+__all__ = ["SHARD_BYTES", "Plan", "plan_store"]
 
 # Size of the values of a shard, which are in memory while it is written.
 SHARD_BYTES = 256 << 20
@@ -73,7 +74,7 @@ class Plan:
     def __str__(self) -> str:
         return (
             f"{self.windows.n_rows:,} rows of {len(self.windows):,} windows, {len(self.sites)} "
-            f"sites in {self.dtype}: {size(self.n_bytes)} in {self.n_shards} shards"
+            f"sites in {self.dtype}: {readable_size(self.n_bytes)} in {self.n_shards} shards"
         )
 
 
@@ -116,14 +117,6 @@ def plan_store(
     # A round trip through JSON, so that the plan equals a manifest that was read from disk.
     content = json.loads(storage.canonical_json(content))
     return Plan(windows, found, dtype, batch, per_shard, content)
-
-
-def size(n_bytes: int) -> str:
-    """Format a number of bytes for people, such as "1.5 GB"."""
-    value, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.{0 if units[0] == 'bytes' else 1}f} {units[0]}"
 
 
 def _refuse_other_tokenizer(model: HookedModel, windows: Windows) -> None:

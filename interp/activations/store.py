@@ -294,7 +294,8 @@ def open_store(
     _refuse_others(path, manifest, model, store)
     for number, shard in enumerate(manifest["shards"]):
         for name, listed in shard["files"].items():
-            _check_size(path / shard_name(number) / name, listed["bytes"])
+            place = path / shard_name(number) / name
+            storage.check_size(place, listed["bytes"], "write the store again")
     return ActivationStore(path, manifest)
 
 
@@ -311,11 +312,8 @@ def verify_store(store: ActivationStore) -> None:
         if storage.read_sealed(folder / SHARD) != storage.seal(shard):
             raise DamagedError(f"{folder / SHARD}: is not what {MANIFEST} lists; it was changed")
         for name, listed in shard["files"].items():
-            if storage.sha256_file(folder / name) != listed["sha256"]:
-                raise DamagedError(
-                    f"{folder / name}: its sha256 is not that of {MANIFEST}; it changed, write the "
-                    "store again"
-                )
+            remedy = "write the store again"
+            storage.check_digest(folder / name, listed["sha256"], MANIFEST, remedy)
 
 
 def shard_name(number: int) -> str:
@@ -338,13 +336,6 @@ def _refuse_others(
     for name, (given, found) in asked.items():
         if given != found:
             raise StoreError(f"{path} was made with {identity.difference(given, found, name)}")
-
-
-def _check_size(path: Path, expected: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
-    if found != expected:
-        state = "is missing" if found is None else f"has {found} bytes"
-        raise DamagedError(f"{path}: the file {state}, it was written with {expected}")
 
 
 def _keys(

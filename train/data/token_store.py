@@ -90,6 +90,11 @@ class TokenStore:
         return self.manifest["fingerprint"]
 
     @property
+    def identity(self) -> dict[str, str]:
+        """Entries with which an artifact records its store: fingerprint, sha256 of the tokens."""
+        return {"store": self.fingerprint, "tokens": self.manifest["files"][TOKENS]}
+
+    @property
     def eot(self) -> int:
         """Id of end-of-text."""
         return self.manifest["eot"]
@@ -203,6 +208,14 @@ class TokenStore:
         inside = (owner >= 0) & (offsets < self.starts[owner] + self.lengths[owner])
         return np.where(inside, owner, -1)
 
+    def check_tokens(self) -> None:
+        """Check the digest of tokens.bin before something is computed from it.
+
+        Raises:
+            DamagedError: The digest differs from the one in store.json.
+        """
+        _check_digest(self, TOKENS)
+
     def index_of(self, document_id: str) -> int:
         """Return the index of the document with an id, in time linear in the number of documents.
 
@@ -269,10 +282,7 @@ def open_store(path: str | Path) -> TokenStore:
             f"{SCHEMA_VERSION}; build it again"
         )
     for name, size in manifest["sizes"].items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes"
-            raise DamagedError(f"{path / name}: the file {state}, the store was built with {size}")
+        storage.check_size(path / name, size, "build the store again")
     return TokenStore(path, manifest)
 
 
@@ -305,8 +315,10 @@ def verify_store(
             f"{store.path / TOKENS}: its sha256 is not that of store.json, though every document "
             "still reads the same; it changed between documents"
         )
-    for listing in sorted(store.path.glob("*/index.json")):
-        _check_annex(listing)
+    for manifest in sorted(store.path.glob(f"*/{storage.ARTIFACT_MANIFEST}")):
+        for name, entry in storage.read_sealed(manifest)["files"].items():
+            path = manifest.with_name(name)
+            storage.check_digest(path, entry["sha256"], manifest.name, "build it again")
 
 
 @contextmanager
@@ -322,16 +334,8 @@ def _table_guard(path: Path) -> Iterator[None]:
 
 
 def _check_digest(store: TokenStore, name: str) -> None:
-    if storage.sha256_file(store.path / name) != store.manifest["files"][name]:
-        raise DamagedError(f"{store.path / name}: its sha256 is not that of store.json; it changed")
-
-
-def _check_annex(listing: Path) -> None:
-    """Check the files of an index, kept in a folder of the store, against its sealed listing."""
-    for name, file in storage.read_sealed(listing)["files"].items():
-        path = listing.with_name(name)
-        if not path.is_file() or storage.sha256_file(path) != file["sha256"]:
-            raise DamagedError(f"{path}: its sha256 is not that of {listing.name}; build it again")
+    sha256 = store.manifest["files"][name]
+    storage.check_digest(store.path / name, sha256, STORE_MANIFEST, "it was changed")
 
 
 def _check_texts(store: TokenStore, progress: Progress | None) -> None:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
         read_tensors,
         write_checkpoint,
     )
-    from train.runs.ledger import LEDGER, LedgerRow, LedgerWriter, read_ledger
+    from train.runs.ledger import (
+        LEDGER,
+        LedgerRow,
+        ledger_writer,
+        read_ledger,
+        write_ledger,
+    )
     from train.runs.manifest import (
         MANIFEST,
         begin_manifest,
@@ -46,7 +52,6 @@ __all__ = [
     "SCHEDULE",
     "Checkpoint",
     "LedgerRow",
-    "LedgerWriter",
     "MonitorLog",
     "MonitorScore",
     "MonitorTask",
@@ -58,6 +63,7 @@ __all__ = [
     "drop_unlisted",
     "finish_manifest",
     "imported_manifest",
+    "ledger_writer",
     "open",
     "order_of",
     "parse_log",
@@ -70,6 +76,7 @@ __all__ = [
     "resumed_manifest",
     "six_digits",
     "write_checkpoint",
+    "write_ledger",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

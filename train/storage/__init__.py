@@ -1,4 +1,4 @@
-"""Storage: files that are written completely or not at all, sealed JSON, and chained logs."""
+"""Storage: files and folders written whole or not at all, sealed artifacts, locks, chained logs."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,24 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from train.storage.artifact import (
+        ARTIFACT_MANIFEST,
+        Artifact,
+        artifact_manifest,
+        check_digest,
+        check_size,
+        file_entry,
+        lock_artifact,
+        verify_artifact,
+    )
     from train.storage.atomic import (
         canonical_json,
+        check_room,
         disk_guard,
         new_folder,
+        partial_path,
         read_sealed,
+        replace_folder,
         seal,
         sha256_file,
         sync_folder,
@@ -19,21 +32,36 @@ if TYPE_CHECKING:
         write_json,
         write_text,
     )
-    from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain
+    from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
+    from train.storage.lock import hold_build_lock, hold_lock
 
 __all__ = [
+    "ARTIFACT_MANIFEST",
+    "Artifact",
     "ChainRow",
     "ChainWriter",
+    "artifact_manifest",
     "canonical_json",
+    "check_digest",
+    "check_room",
+    "check_size",
     "disk_guard",
+    "file_entry",
+    "hold_build_lock",
+    "hold_lock",
+    "lock_artifact",
     "new_folder",
+    "partial_path",
     "read_chain",
     "read_sealed",
+    "replace_folder",
     "seal",
     "sha256_file",
     "sync_folder",
+    "verify_artifact",
     "writable",
     "write_bytes",
+    "write_chain",
     "write_json",
     "write_text",
 ]

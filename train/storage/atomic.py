@@ -1,6 +1,6 @@
-"""Atomic writes and sealed JSON files.
+"""Atomic writes of files and folders, and sealed JSON files.
 
-Files are written under a temporary name in the same folder, synced, and renamed into place: a
+They are written under a temporary name in the same folder, synced, and renamed into place: a
 process killed at any moment leaves the old file or the new one, never a partial one. A *sealed*
 JSON file contains the sha256 of its own canonical text without the seal, so that reading it detects
 a change of any bit, even in white space.
@@ -12,17 +12,22 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from train.errors import DamagedError, DiskError, TrainError
+from train.progress import readable_size
 
 
 __all__ = [
     "canonical_json",
+    "check_room",
     "disk_guard",
     "new_folder",
+    "partial_path",
     "read_sealed",
+    "replace_folder",
+    "restore_folder",
     "seal",
     "sha256_file",
     "sync_folder",
@@ -81,7 +86,7 @@ def sha256_file(path: Path) -> str:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file completely or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial_path(path)
     with disk_guard(path):
         try:
             with temporary.open("wb") as file:
@@ -105,14 +110,23 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, canonical_json(content))
 
 
+def partial_path(path: Path) -> Path:
+    """Return the temporary name under which a file or folder is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block ends.
 
     If the block raises, the folder is removed. Remains of an earlier attempt by a killed process
     are removed first.
+
+    Args:
+        path: The folder.
+        replace: Whether an older folder of that name is replaced (`replace_folder`).
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     with disk_guard(path):
         temporary.mkdir(parents=True)
@@ -120,11 +134,57 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
-            os.replace(temporary, path)
+            if replace:
+                replace_folder(temporary, path)
+            else:
+                os.replace(temporary, path)
+                sync_folder(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync_folder(path.parent)
+
+
+def replace_folder(ready: Path, path: Path) -> None:
+    """Rename a finished folder to `path`, and delete the older one of that name afterwards.
+
+    A process that is killed meanwhile leaves one of the two, or the older one under another name;
+    `restore_folder` undoes that.
+    """
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    sync_folder(ready)
+    with suppress(FileNotFoundError):
+        os.replace(path, aside)
+    os.replace(ready, path)
+    sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Restore the older folder that a process killed in `replace_folder` had moved aside."""
+    if not path.exists():
+        with suppress(FileNotFoundError):
+            os.replace(_aside(path), path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def check_room(path: Path, needed: int, *, remedy: str) -> None:
+    """Raise a DiskError, before anything is written, if `needed` more bytes do not fit.
+
+    Args:
+        path: File or folder to be written, whose disk is looked at.
+        needed: Number of bytes that are still to be written.
+        remedy: End of the message, which says what to do.
+    """
+    free = _free_bytes(path)
+    if needed > free:
+        raise DiskError(
+            f"{path} takes {readable_size(needed)} more and {readable_size(free)} are free on its "
+            f"disk; {remedy}"
+        )
 
 
 @contextmanager
@@ -135,12 +195,15 @@ def disk_guard(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        place = next(parent for parent in path.absolute().parents if parent.exists())
-        left = shutil.disk_usage(place).free / 2**20
         raise DiskError(
-            f"the disk is full while writing {path}: {left:.1f} MiB left; nothing half-written "
-            "was kept, free some space and run the same command again"
+            f"the disk is full while writing {path}: {_free_bytes(path) / 2**20:.1f} MiB left; "
+            "nothing half-written was kept, free some space and run the same command again"
         ) from None
+
+
+def _free_bytes(path: Path) -> int:
+    place = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    return shutil.disk_usage(place).free
 
 
 def sync_folder(path: Path) -> None:

@@ -3,71 +3,94 @@
 A row's `chain` is derived from the sha256 of the previous chain and the row's own content, so an
 edited, dropped, repeated or moved row is detected and named, even in a file that is still being
 written. A process killed at any moment leaves complete rows and at most one partial line, which the
-next writer cuts off. The ledger (`train.runs.ledger`) is chained in the same way; it has its own
-code because a replay must reproduce its rows.
+next writer cuts off.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from train.errors import DamagedError, TrainError
-from train.storage import atomic
+from train.storage import atomic, lock
 
 
-__all__ = ["ChainRow", "ChainWriter", "read_chain"]
+__all__ = ["ChainRow", "ChainWriter", "read_chain", "write_chain"]
 
 ChainRow = dict[str, Any]
 
 
 class ChainWriter:
-    """A writer that appends rows to a file and locks it against other writers."""
+    """A writer that appends rows to a file and locks it against other writers.
 
-    def __init__(self, path: Path, keep: Callable[[ChainRow], bool] = bool) -> None:
+    Attributes:
+        rows: The rows that the file had when it was opened.
+    """
+
+    def __init__(
+        self, path: Path, keep: Callable[[ChainRow], bool] = bool, *, finite: bool = True
+    ) -> None:
         """Continue after the last row of the file; create the file if it is missing.
 
         Args:
             path: The file.
             keep: Predicate on rows. The first row for which it is false is cut off, together with
                 all later rows.
+            finite: Whether a NaN or an infinite number is a ValueError, because JSON has neither.
 
         Raises:
             TrainError: Another process is writing the file.
             DamagedError: A row is unreadable or does not follow from the one before it.
         """
-        self.path = path
+        self.path, self._finite = path, finite
         with atomic.disk_guard(path):
             self._file = path.open("a+b")
         try:
-            _lock(self._file.fileno(), path)
+            refusal = TrainError(f"another process is writing {path}; wait for it or end it")
+            lock.lock_descriptor(self._file.fileno(), refusal)
             self._file.seek(0)
             found = _parsed(path, self._file.read(), whole=False)
-            dropped = next((n for n, (row, _) in enumerate(found) if not keep(row)), len(found))
-            self.rows: list[ChainRow] = [row for row, _ in found[:dropped]]
-            os.ftruncate(self._file.fileno(), found[dropped - 1][1] if dropped else 0)
+            kept = next((n for n, (row, _) in enumerate(found) if not keep(row)), len(found))
+            self.rows: list[ChainRow] = [row for row, _ in found[:kept]]
+            os.ftruncate(self._file.fileno(), found[kept - 1][1] if kept else 0)
         except BaseException:
             self._file.close()
             raise
+        self._chain = self.rows[-1]["chain"] if kept else ""
+        self._name_synced = bool(kept)
 
-    def append(self, content: ChainRow) -> ChainRow:
-        """Write one row, make it durable, and return it with its chain.
+    def append(self, content: ChainRow, *, sync: bool = True) -> ChainRow:
+        """Write one row and return it with its chain.
+
+        Args:
+            content: The row; a chain in it is ignored.
+            sync: Whether to make the row durable now, and not only at the next `sync`.
 
         Raises:
             DiskError: The disk is full; at most a partial line was written.
         """
-        row = _chained(content, self.rows[-1]["chain"] if self.rows else "")
+        row = _chained(content, self._chain)
         with atomic.disk_guard(self.path):
-            self._file.write((json.dumps(row, sort_keys=True, allow_nan=False) + "\n").encode())
+            self._file.write(_line(row, self._finite))
             self._file.flush()
-            os.fsync(self._file.fileno())
-            if not self.rows:
-                atomic.sync_folder(self.path.parent)
-        self.rows.append(row)
+        self._chain = row["chain"]
+        if sync:
+            self.sync()
         return row
+
+    def sync(self) -> None:
+        """Make all rows durable.
+
+        Raises:
+            DiskError: The disk is full.
+        """
+        with atomic.disk_guard(self.path):
+            os.fsync(self._file.fileno())
+            if not self._name_synced:
+                atomic.sync_folder(self.path.parent)
+                self._name_synced = True
 
     def close(self) -> None:
         """Close the file; its rows stay.
@@ -85,12 +108,27 @@ class ChainWriter:
         self.close()
 
 
-def read_chain(path: Path, *, whole: bool = True) -> list[ChainRow]:
+def write_chain(path: Path, contents: Iterable[ChainRow], *, finite: bool = True) -> None:
+    """Write a file of rows, completely or not at all; every chain is computed.
+
+    Raises:
+        DiskError: The disk is full.
+    """
+    lines, before = [], ""
+    for content in contents:
+        row = _chained(content, before)
+        lines.append(_line(row, finite))
+        before = row["chain"]
+    atomic.write_bytes(path, b"".join(lines))
+
+
+def read_chain(path: Path, *, whole: bool = True, counter: str | None = None) -> list[ChainRow]:
     """Read all rows, with their chains, and check the chains.
 
     Args:
         path: The file.
         whole: False ignores a partial last line, which a killed process leaves.
+        counter: Key under which each row holds its own number, from 0; it is checked too.
 
     Raises:
         DamagedError: The file is missing, a row is unreadable, or one does not follow from the one
@@ -98,25 +136,28 @@ def read_chain(path: Path, *, whole: bool = True) -> list[ChainRow]:
     """
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing")
-    return [row for row, _ in _parsed(path, path.read_bytes(), whole=whole)]
+    return [row for row, _ in _parsed(path, path.read_bytes(), whole=whole, counter=counter)]
 
 
-def _parsed(path: Path, data: bytes, *, whole: bool) -> list[tuple[ChainRow, int]]:
+def _parsed(
+    path: Path, data: bytes, *, whole: bool, counter: str | None = None
+) -> list[tuple[ChainRow, int]]:
     """Return the rows, each with the offset of the byte after its line."""
     found: list[tuple[ChainRow, int]] = []
     lines = data.splitlines(keepends=True)
     before, end = "", 0
-    for number, line in enumerate(lines, start=1):
+    for index, line in enumerate(lines):
         end += len(line)
-        row = _row(line)
-        if row is None and number == len(lines) and not whole:
+        row, place = _row(line), f"line {index + 1}"
+        if row is None and index == len(lines) - 1 and not whole:
             break
         if row is None:
-            raise DamagedError(f"{path}: line {number} is no row; the file was damaged")
-        if _chained(row, before) != row:
+            raise DamagedError(f"{path}: {place} is no row; the file was damaged")
+        counted = counter is None or row.get(counter) == index
+        if _chained(row, before) != row or not counted:
+            place = place if counter is None else f"the row of {counter} {index} ({place})"
             raise DamagedError(
-                f"{path}: line {number} does not follow from the line before it; the file was "
-                "edited"
+                f"{path}: {place} does not follow from the line before it; the file was edited"
             )
         found.append((row, end))
         before = row["chain"]
@@ -132,14 +173,11 @@ def _row(line: bytes) -> ChainRow | None:
     return row if isinstance(row, dict) else None
 
 
+def _line(row: ChainRow, finite: bool) -> bytes:
+    return (json.dumps(row, sort_keys=True, allow_nan=not finite) + "\n").encode()
+
+
 def _chained(row: ChainRow, before: str) -> ChainRow:
     content = {key: value for key, value in row.items() if key != "chain"}
     text = before + json.dumps(content, sort_keys=True)
     return {**content, "chain": hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TrainError(f"another process is writing {path}; wait for it or end it") from None

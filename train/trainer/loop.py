@@ -9,13 +9,12 @@ equals an uninterrupted one to the last bit (on the same machine, with the same 
 count).
 """
 
-import fcntl
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +109,13 @@ def train(
         raise RecipeError(f"{out} exists already; resume it with --resume or choose another folder")
     numerics = numerics or choose()
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _lock(out):
         if recipe.sampler == "nanogpt":
             runs.record_schedule(out, recipe, store)
         runs.begin_monitor_log(out, watch, recipe)
         runs.begin_manifest(out, recipe, store, numerics)
         state = initial_state(recipe, numerics)
-        return _train(runs.open(out, store=store.path), state, [], data_workers, progress)
+        return _train(runs.open(out, store=store.path), state, data_workers, progress)
 
 
 def resume(
@@ -140,27 +139,25 @@ def resume(
     ahead = [one for one in opened.recipe.checkpoint_steps() if one >= max(opened.steps, default=0)]
     if last is not None and last not in ahead:
         raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
-    with _locked(opened.path):
-        state, rows = _where_it_stopped(opened)
+    with _lock(opened.path):
+        state = _where_it_stopped(opened)
         runs.resumed_manifest(opened.path, opened.manifest, state.step)
         opened = runs.open(opened.path, store=store)
-        return _train(opened, state, rows, data_workers, progress, last)
+        return _train(opened, state, data_workers, progress, last)
 
 
-def _where_it_stopped(run: Run) -> tuple[TrainState, list[runs.LedgerRow]]:
+def _where_it_stopped(run: Run) -> TrainState:
     listing = run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX
     if listing.exists():
         runs.drop_unlisted(run.path)
-        rows = run.ledger
-        state = load_state(run, len(rows), run.numerics)
-        return state, rows[: state.step]
+        return load_state(run, len(run.ledger), run.numerics)
     if run.predicate["parent"]:
         raise DamagedError(
             f"{listing}: the file is missing, and with it where the run left its parent; train it "
             "again from there"
         )
     # A run killed before its first checkpoint has no index yet and starts again from step 0.
-    return initial_state(run.recipe, run.numerics), []
+    return initial_state(run.recipe, run.numerics)
 
 
 def replay(
@@ -230,17 +227,17 @@ def retrain_without(
     begin = load_state(parent, first_step_reading(parent, removal.documents), parent.numerics)
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        rows = _start_from(parent, begin, out)
+    with _lock(out):
+        _start_from(parent, begin, out)
         runs.begin_manifest(
             out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
         )
         child = runs.open(out, store=parent.store.path)
-        return _train(child, begin, rows, data_workers, progress, parent.steps[-1])
+        return _train(child, begin, data_workers, progress, parent.steps[-1])
 
 
-def _start_from(parent: Run, begin: TrainState, out: Path) -> list[runs.LedgerRow]:
-    """Copy what a retrained run shares with its parent, and return the shared ledger rows.
+def _start_from(parent: Run, begin: TrainState, out: Path) -> None:
+    """Copy what a retrained run shares with its parent.
 
     This is done before the manifest is written, so a retrained run always has its first checkpoint.
     If the process is killed before that, the run is started again at the same step.
@@ -248,11 +245,9 @@ def _start_from(parent: Run, begin: TrainState, out: Path) -> list[runs.LedgerRo
     shutil.rmtree(out / runs.CHECKPOINTS, ignore_errors=True)
     if parent.recipe.sampler == "nanogpt":
         storage.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
-    rows = parent.ledger[: begin.step]
-    runs.LedgerWriter(out / runs.LEDGER, rows).close()
+    runs.write_ledger(out / runs.LEDGER, parent.ledger[: begin.step])
     with applied(parent.numerics):
         save(replace(parent, path=out, store_path=parent.store.path), begin)
-    return rows
 
 
 def first_step_reading(run: Run, documents: tuple[int, ...]) -> int:
@@ -319,7 +314,6 @@ def training_steps(
 def _train(
     run: Run,
     state: TrainState,
-    rows: list[runs.LedgerRow],
     data_workers: int,
     progress: Progress | None,
     last: int | None = None,
@@ -328,7 +322,7 @@ def _train(
     last = run.recipe.steps if last is None else last
     recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
     watcher = monitoring.Monitor(run.path, state.step, run.numerics.device)
-    writer = runs.LedgerWriter(run.path / runs.LEDGER, rows)
+    writer = runs.ledger_writer(run.path / runs.LEDGER, state.step)
     begin, seen = time.perf_counter(), state.tokens
     try:
         with applied(run.numerics):
@@ -341,7 +335,7 @@ def _train(
                 for row in training_steps(
                     state, recipe, run.store, order, run.numerics, stop, run.removal, data_workers
                 ):
-                    writer.append(row)
+                    writer.append(asdict(row), sync=False)
                     if progress:
                         speed = (row.tokens - seen) / (time.perf_counter() - begin)
                         what = f"loss {row.loss:.3f}  {speed / 1000:.1f}k tokens/s"
@@ -410,16 +404,7 @@ def _digests(run: Run) -> dict[str, str]:
     return listed | {name: storage.sha256_file(run.path / name) for name in names}
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lock a run, so that one process at a time trains it; the lock ends with its process.
-
-    Raises:
-        TrainError: Another process is training the run.
-    """
-    with (path / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainError(f"another process is training {path}; wait for it or end it") from None
-        yield
+def _lock(path: Path) -> AbstractContextManager[object]:
+    """Return the lock with which one process at a time trains a run."""
+    refusal = TrainError(f"another process is training {path}; wait for it or end it")
+    return storage.hold_lock(path / LOCK, refusal)

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from data_attribution import artifact, token_index
+from data_attribution import token_index
 from train.data import open_store
+from train.storage import artifact
 
 
 @pytest.fixture

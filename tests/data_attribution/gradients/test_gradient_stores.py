@@ -151,6 +151,23 @@ def test_a_build_goes_on_with_the_product_that_it_began_with(tiny_run, tmp_path,
     assert contents(found.path) == contents(whole.path)
 
 
+def test_gradients_that_another_process_collects_are_refused(tiny_run, tmp_path):
+    out, refused = tmp_path / "g", []
+
+    def meanwhile(what: str, rows: int, total: int | None) -> None:
+        if not refused:
+            with pytest.raises(EvidenceError, match="is being collected by another process") as by:
+                gradients.build_gradient_store(tiny_run, out=out, within=("L0H0.q",), rank=2)
+            refused.append(by)
+
+    gradients.build_gradient_store(
+        tiny_run, out=out, within=("L0H0.q",), rank=2, progress=meanwhile
+    )
+    assert refused
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+    assert not (out / "lock").exists()
+
+
 def test_what_was_changed_is_refused(tiny_run, tmp_path):
     path = gradients.build_gradient_store(
         tiny_run, out=tmp_path / "g", within=("L0H0.q",), rank=2
@@ -184,7 +201,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_collected(
     tiny_run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(store_size, "size", lambda *_, **__: 1 << 60)
-    with pytest.raises(DiskError, match="MiB are free"):
+    with pytest.raises(DiskError, match=r"TB more and .* are free on its disk; choose fewer"):
         gradients.build_gradient_store(tiny_run, out=tmp_path / "g", within=WITHIN)
     assert list(tmp_path.iterdir()) == []
 
@@ -208,7 +225,7 @@ def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
     (out / store.EXPONENTS).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
     damaged = openbook(*verifying)
     assert damaged.code == 3
-    assert "exponents.i8: its sha256 is not that of" in damaged.err
+    assert "exponents.i8: its sha256 is not the one in" in damaged.err
 
 
 def test_verifying_refuses_what_it_would_not_look_at(openbook, tiny_run):

@@ -3,11 +3,11 @@
 import errno
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from train import runs
+from train import runs, storage
 from train.errors import DamagedError, DiskError
 from train.runs import LedgerRow
 
@@ -21,9 +21,8 @@ def rows(n: int) -> list[LedgerRow]:
 
 @pytest.fixture
 def written(tmp_path):
-    writer = runs.LedgerWriter(tmp_path / runs.LEDGER, [])
-    kept = [writer.append(row) for row in rows(6)]
-    writer.close()
+    with runs.ledger_writer(tmp_path / runs.LEDGER, 0) as writer:
+        kept = [LedgerRow(**writer.append(asdict(row), sync=False)) for row in rows(6)]
     return tmp_path / runs.LEDGER, kept
 
 
@@ -49,15 +48,15 @@ class FullDisk(io.RawIOBase):
 def test_a_full_disk_is_one_line_when_a_row_is_written_and_when_the_file_is_closed(tmp_path):
     """Python keeps what did not fit and writes it again when the file is closed, in `finally`."""
     path = tmp_path / runs.LEDGER
-    writer = runs.LedgerWriter(path, [])
+    writer = runs.ledger_writer(path, 0)
     writer._file.close()
     disk = FullDisk(400)
-    writer._file = io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8", newline="")
+    writer._file = io.BufferedWriter(disk)  # type: ignore[assignment]
 
     def write() -> None:
         try:
             for row in rows(6):
-                writer.append(row)
+                writer.append(asdict(row), sync=False)
         finally:
             writer.close()
 
@@ -109,9 +108,27 @@ def test_a_torn_last_line_is_damage_unless_the_run_is_unfinished(written):
         runs.read_ledger(path)
 
 
-def test_a_writer_continues_behind_the_rows_it_is_given(written):
+def test_a_writer_continues_at_its_step_and_cuts_off_later_rows(written):
     path, kept = written
-    writer = runs.LedgerWriter(path, kept[:3])
-    writer.append(replace(kept[3], seconds=9.0))
-    writer.close()
+    with runs.ledger_writer(path, 3) as writer:
+        writer.append(asdict(replace(kept[3], seconds=9.0)), sync=False)
+        writer.sync()
+    assert runs.read_ledger(path)[:3] == kept[:3]
     assert [row.step for row in runs.read_ledger(path)] == [0, 1, 2, 3]
+
+
+def test_a_ledger_that_is_written_at_once_has_the_same_bytes(written, tmp_path):
+    path, _ = written
+    runs.write_ledger(tmp_path / "copy", rows(6))
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    first = path.read_text().splitlines()[0]
+    assert first == (
+        '{"chain": "6dffc1c69d805c48", "digest": "0000000000000000", "grad_norm": 1.0, '
+        '"held_out": null, "loss": 3.0, "lr": 0.001, "seconds": 0.1, "step": 0, "tokens": 0}'
+    )
+
+
+def test_a_chained_row_with_other_keys_is_refused(tmp_path):
+    storage.write_chain(tmp_path / runs.LEDGER, [{"step": 0, "colour": "red"}])
+    with pytest.raises(DamagedError, match="is no row of a ledger"):
+        runs.read_ledger(tmp_path / runs.LEDGER)

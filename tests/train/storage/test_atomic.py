@@ -5,7 +5,7 @@ import os
 import pytest
 
 from train import storage
-from train.errors import DamagedError
+from train.errors import DamagedError, DiskError
 
 
 def test_a_sealed_file_reads_back(tmp_path):
@@ -43,3 +43,10 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
         (place / "whole").write_text("whole")
     assert os.listdir(tmp_path) == ["store"]
     assert os.listdir(tmp_path / "store") == ["whole"]
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_with_both_sizes(tmp_path):
+    path = tmp_path / "new" / "store"
+    storage.check_room(path, 1, remedy="")
+    with pytest.raises(DiskError, match=r"store takes .* TB more .* free on its disk; shrink it"):
+        storage.check_room(path, 1 << 60, remedy="shrink it")

@@ -1,6 +1,7 @@
 """An append-only file keeps its rows through kills, and gives away every change to them."""
 
 import json
+import os
 
 import pytest
 
@@ -95,3 +96,23 @@ def test_a_number_that_json_does_not_know_is_not_written(path):
     with storage.ChainWriter(path) as writer, pytest.raises(ValueError, match="JSON"):
         writer.append({"number": float("nan")})
     assert json.loads(path.read_text().splitlines()[-1])["number"] == 3
+
+
+def test_rows_that_count_themselves_are_counted(tmp_path):
+    """A forger who chains the rows anew still cannot leave one out."""
+    storage.write_chain(tmp_path / "rows.jsonl", [{"step": 0}, {"step": 2}])
+    assert len(storage.read_chain(tmp_path / "rows.jsonl")) == 2
+    with pytest.raises(DamagedError, match=r"the row of step 1 \(line 2\) does not follow"):
+        storage.read_chain(tmp_path / "rows.jsonl", counter="step")
+
+
+def test_a_row_is_synced_at_once_or_with_the_next_sync(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), fsync(file)))
+    with storage.ChainWriter(tmp_path / "rows.jsonl") as writer:
+        writer.append({"number": 0}, sync=False)
+        assert synced == []
+        writer.sync()
+        assert len(synced) == 2  # the row, and the folder with the name of the new file
+        writer.append({"number": 1})
+        assert len(synced) == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from train import recipes, runs, trainer
+from train import recipes, runs, storage, trainer
 from train.data import Corpus, Document, DocumentRemoval, build_store
 from train.errors import DivergedError, RecipeError, StoreError, TrainError
 from train.runs import checkpoints, manifest
@@ -468,6 +468,17 @@ def test_nanogpts_sampler_is_recorded_and_replayed(tiny_store, tiny_recipe, tmp_
     document = int(run.documents_read(5)[0])
     assert 5 in run.steps_reading(document)
     assert trainer.verify(run).level == "bit-exact"
+
+
+def test_a_run_that_another_process_trains_is_refused(tiny_run, tiny_store, tmp_path):
+    out = tmp_path / "r"
+    out.mkdir()
+    with (
+        storage.hold_lock(out / ".lock", None),
+        pytest.raises(TrainError, match="another process is training"),
+    ):
+        trainer.train(tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics)
+    assert not (out / runs.MANIFEST).exists()
 
 
 def test_a_run_killed_before_its_manifest_is_begun_again(tiny_run, tiny_store, tmp_path):

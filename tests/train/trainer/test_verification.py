@@ -210,10 +210,7 @@ def test_a_run_of_a_gpu_is_verified_and_replayed_on_a_machine_without_one(copied
 def test_a_ledger_of_losses_that_are_no_numbers_is_named(copied):
     rows = runs.read_ledger(copied / runs.LEDGER)
     with_nan = [replace(row, loss=float("nan")) if row.step == 10 else row for row in rows]
-    writer = runs.LedgerWriter(copied / runs.LEDGER, [])
-    for row in with_nan:
-        writer.append(row)
-    writer.close()
+    runs.write_ledger(copied / runs.LEDGER, with_nan)
     reseal(copied)
     assert any("ledger.jsonl: the loss of step 10" in problem for problem in problems(copied))
 

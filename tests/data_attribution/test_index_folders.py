@@ -1,6 +1,5 @@
 """What is kept in a store is whole or the older one, whenever a build is killed; one at a time."""
 
-import fcntl
 import os
 import shutil
 from dataclasses import replace
@@ -10,22 +9,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_attribution import artifact
 from data_attribution.errors import AttributionError, IndexMissing
 from data_attribution.lexical import inverted_index
 from data_attribution.token_index import TokenIndex, builder, shard_files
 from tests.data_attribution.held_index import index_of
+from train import storage
 from train.errors import DamagedError
-from train.storage import atomic
+from train.storage import artifact, atomic
 
 
 TEXTS = [f"a b w{k}" for k in range(12)]
 KINDS = {
     "index": SimpleNamespace(
-        ANNEX=builder.ANNEX, build=builder.build, open=builder.open, verify=builder.verify
+        artifact_of=builder.artifact_of,
+        build=builder.build,
+        open=builder.open,
+        verify=builder.verify,
     ),
     "bm25": SimpleNamespace(
-        ANNEX=inverted_index.ANNEX,
+        artifact_of=inverted_index.artifact_of,
         build=inverted_index.build_inverted_index,
         open=inverted_index.open_inverted_index,
         verify=inverted_index.verify_inverted_index,
@@ -39,7 +41,7 @@ class Killed(BaseException):
 
 def killed_after(monkeypatch, steps: int, build) -> bool:
     """Build, and be killed when so many steps of installing are done; False when that is all."""
-    install, done = artifact.install_artifact, []
+    install, done = atomic.replace_folder, []
 
     def counted(call):
         def step(*arguments, **options):
@@ -58,7 +60,7 @@ def killed_after(monkeypatch, steps: int, build) -> bool:
             patch.setattr(Path, "unlink", counted(Path.unlink))
             install(ready, path)
 
-        patch.setattr(artifact, "install_artifact", installed)
+        patch.setattr(atomic, "replace_folder", installed)
         try:
             build()
         except Killed:
@@ -102,7 +104,7 @@ def test_a_bm25_index_that_is_killed_while_it_is_installed_leaves_one_that_answe
         monkeypatch, steps, lambda: inverted_index.build_inverted_index(store, memory=1)
     )
     assert killed == (steps < 7)
-    with artifact.locked_artifact(inverted_index.ANNEX, store):  # as the next build does
+    with storage.lock_artifact(inverted_index.artifact_of(store)):  # as the next build does
         assert len(inverted_index.open_inverted_index(store).segments) in (1, 12)
     inverted_index.verify_inverted_index(store)
     assert inverted_index.build_inverted_index(store).n_entries == 36
@@ -123,7 +125,7 @@ def test_the_older_one_is_there_until_the_new_one_is_whole(make_store, monkeypat
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_process_builds_at_a_time(make_store, kind):
     store = make_store(TEXTS)
-    with artifact.locked_artifact(KINDS[kind].ANNEX, store):
+    with storage.lock_artifact(KINDS[kind].artifact_of(store)):
         with pytest.raises(AttributionError, match="is being built by another process; wait"):
             KINDS[kind].build(store)
         with pytest.raises(IndexMissing):
@@ -131,28 +133,6 @@ def test_one_process_builds_at_a_time(make_store, kind):
     KINDS[kind].build(store)
     (store.path / f".{kind}.lock").touch()  # left by a killed process, whose lock went with it
     KINDS[kind].build(store)
-
-
-def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(make_store, monkeypatch):
-    """Else two processes would hold one each: this one the removed file, the next another."""
-    store, lock, taken = make_store(TEXTS), fcntl.flock, []
-    path = store.path / ".index.lock"
-
-    def late(file, how):
-        if not taken:
-            path.unlink()  # by its last owner, after we had opened it
-        taken.append(file)
-        lock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with artifact.locked_artifact(builder.ANNEX, store):
-        assert len(taken) == 2
-        assert path.exists()
-        with (
-            pytest.raises(AttributionError, match="by another process"),
-            artifact.locked_artifact(builder.ANNEX, store),
-        ):
-            pass
 
 
 @pytest.mark.parametrize(

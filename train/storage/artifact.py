@@ -1,0 +1,149 @@
+"""Artifacts: folders that are computed from a token store and kept inside it, such as an index.
+
+Each folder holds a sealed index.json that records its token store and the size and sha256 of every
+other file. One process builds a folder at a time. The folder is built under a temporary name and
+renamed into place when complete. If the process dies, the previous version is still there, or the
+next build restores it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.errors import DamagedError
+from train.storage import atomic, lock
+
+
+__all__ = [
+    "ARTIFACT_MANIFEST",
+    "Artifact",
+    "artifact_manifest",
+    "check_digest",
+    "check_size",
+    "file_entry",
+    "lock_artifact",
+    "verify_artifact",
+]
+
+ARTIFACT_MANIFEST = "index.json"
+# Files up to this size are hashed whenever a folder is opened, at about 1 GB per second.
+HASHED = 1 << 23
+
+Progress = Callable[[str, int, int | None], None] | None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that is computed from a token store, and the words and errors of its messages.
+
+    Attributes:
+        path: The folder; it lies in the folder of the store.
+        schema: Version of its files.
+        source: Entries of its manifest that identify the store; `store` is the fingerprint.
+        name: Name in messages, such as "BM25 index".
+        command: Command that builds it.
+        missing: Error if it has not been built.
+        mismatch: Error if it belongs to another store or has another version.
+        busy: Error if another process is building it.
+    """
+
+    path: Path
+    schema: int
+    source: Mapping[str, str]
+    name: str
+    command: str
+    missing: type[Exception]
+    mismatch: type[Exception]
+    busy: type[Exception]
+
+
+def artifact_manifest(artifact: Artifact) -> dict[str, Any]:
+    """Return the manifest of a folder after checking that it fits the store.
+
+    Sizes are checked for all files, and the sha256 for files of up to 8 MiB. `verify_artifact` also
+    hashes the larger ones.
+
+    Raises:
+        artifact.missing: The folder has not been built yet.
+        artifact.mismatch: It belongs to another store, to an earlier store at this path, or has
+            another version.
+        DamagedError: A file is truncated or changed, or the manifest does not match its seal.
+    """
+    path, again = artifact.path, f"`{artifact.command}`"
+    remedy = f"rebuild it with {again}"
+    if not path.is_dir():
+        raise artifact.missing(
+            f"the store {path.parent} has no {artifact.name} yet; build it with {again}"
+        )
+    manifest = atomic.read_sealed(path / ARTIFACT_MANIFEST)
+    if manifest.get("schema") != artifact.schema:
+        raise artifact.mismatch(
+            f"the {artifact.name} {path} is of version {manifest.get('schema')}, this reads "
+            f"{artifact.schema}; build it again with {again}"
+        )
+    if {key: manifest[key] for key in artifact.source} != artifact.source:
+        raise artifact.mismatch(
+            f"the {artifact.name} {path} is of token store {manifest['store'][:12]}..., the store "
+            f"is {artifact.source['store'][:12]}...; {remedy}"
+        )
+    for name, entry in manifest["files"].items():
+        check_size(path / name, entry["bytes"], remedy)
+        if entry["bytes"] <= HASHED:
+            check_digest(path / name, entry["sha256"], ARTIFACT_MANIFEST, remedy)
+    return manifest
+
+
+def verify_artifact(artifact: Artifact, progress: Progress = None) -> None:
+    """Check every byte of a folder against its manifest.
+
+    Raises:
+        DamagedError: A file was changed; the message names it. Other errors as in
+            `artifact_manifest`.
+    """
+    files, remedy = artifact_manifest(artifact)["files"], f"rebuild it with `{artifact.command}`"
+    for done, (name, entry) in enumerate(files.items()):
+        if progress:
+            progress(f"verifying the {artifact.name}", done, len(files))
+        if entry["bytes"] > HASHED:
+            check_digest(artifact.path / name, entry["sha256"], ARTIFACT_MANIFEST, remedy)
+
+
+@contextmanager
+def lock_artifact(artifact: Artifact) -> Iterator[None]:
+    """Hold the lock for building a folder; the lock ends with its process.
+
+    If a killed build had moved an older folder aside, that folder is restored first.
+
+    Raises:
+        artifact.busy: Another process is building it.
+    """
+    refusal = artifact.busy(
+        f"the {artifact.name} of {artifact.path.parent} is being built by another process; "
+        "wait for it"
+    )
+    with lock.hold_build_lock(artifact.path, refusal):
+        atomic.restore_folder(artifact.path)
+        yield
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return the entry of a file in a manifest: its size in bytes and its sha256."""
+    return {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)}
+
+
+def check_size(path: Path, size: int, remedy: str) -> None:
+    """Raise a DamagedError if a file is missing or has another size in bytes than was recorded."""
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise DamagedError(f"{path}: the file {state}, {size} bytes were written; {remedy}")
+
+
+def check_digest(path: Path, sha256: str, manifest: str, remedy: str) -> None:
+    """Raise a DamagedError if a file is missing or has another sha256 than its manifest records."""
+    if not path.is_file():
+        raise DamagedError(f"{path}: the file is missing; {remedy}")
+    if atomic.sha256_file(path) != sha256:
+        raise DamagedError(f"{path}: its sha256 is not the one in {manifest}; {remedy}")

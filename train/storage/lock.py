@@ -1,0 +1,73 @@
+"""Locks, with which one process at a time writes a file or builds a folder.
+
+A lock ends with its block or with its process, so a killed process never leaves one behind. The
+locks are advisory (`flock`): they exclude processes that ask for the same lock, and nobody else.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+__all__ = ["hold_build_lock", "hold_lock", "lock_descriptor"]
+
+
+def lock_descriptor(descriptor: int, refusal: Exception | None) -> None:
+    """Lock an open file or folder until it is closed.
+
+    Args:
+        descriptor: Number of the open file.
+        refusal: Error to raise if another process has the lock; None: wait for it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+    except (BlockingIOError, PermissionError):  # network file systems answer EACCES
+        if refusal is None:
+            raise
+        raise refusal from None
+
+
+@contextmanager
+def hold_lock(path: Path, refusal: Exception | None) -> Iterator[int]:
+    """Hold the lock of a folder, or of a file, which is created if it is missing and then stays.
+
+    Args:
+        path: The folder or file.
+        refusal: Error to raise if another process has the lock; None: wait for it.
+
+    Yields:
+        The descriptor of the open folder or file.
+    """
+    access = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, access, 0o666)
+    try:
+        lock_descriptor(descriptor, refusal)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def hold_build_lock(path: Path, refusal: Exception) -> Iterator[None]:
+    """Hold the lock for building a file or folder: the file `.NAME.lock` beside it.
+
+    The lock file is removed at the end. The parent folder is created if it is missing.
+
+    Args:
+        path: The file or folder that is built.
+        refusal: Error to raise if another process builds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = path.with_name(f".{path.name}.lock")
+    while True:
+        with hold_lock(lock_file, refusal) as descriptor:
+            # If the last owner removed the lock file after it was opened here, this lock is on a
+            # removed file, and the next process would lock a new one. Then open it again.
+            if os.fstat(descriptor).st_nlink:
+                try:
+                    yield
+                finally:
+                    lock_file.unlink(missing_ok=True)
+                return
