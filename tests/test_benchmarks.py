@@ -66,7 +66,7 @@ def test_a_look_up_over_a_millisecond_fails(script, milliseconds, holds):
 def test_a_build_that_is_large_or_slow_fails(script, monkeypatch, peak, ratio, code):
     build = script("corpus_build")
     monkeypatch.setattr("sys.argv", ["corpus_build", "--megabytes", "0", "--rounds", "1"])
-    monkeypatch.setattr(build, "_round", lambda *_: {"peak_mb": peak, "ratio": ratio})
+    monkeypatch.setattr(build, "measured_round", lambda *_: {"peak_mb": peak, "ratio": ratio})
     assert build.main() == code
 
 

@@ -34,7 +34,7 @@ def bar(title: str) -> Iterator[Progress]:
         with _bar(title, console) as advance:
             yield advance
     else:
-        yield _lines(title, console)
+        yield log_lines(title, console)
 
 
 @contextmanager
@@ -107,7 +107,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _lines(title: str, console: "Console", clock: Callable[[], float] = time.monotonic) -> Progress:
+def log_lines(
+    title: str, console: "Console", clock: Callable[[], float] = time.monotonic
+) -> Progress:
     """Return a progress callable that writes a log line at most every ten seconds.
 
     The time left is extrapolated from the first reported count, because a resumed training does

@@ -56,7 +56,7 @@ def log(capsys):
 
     def written(*told: tuple[float, str, int, int | None]) -> list[str]:
         seconds = [0.0]
-        advance = progress._lines("training", Console(stderr=True), clock=lambda: seconds[-1])
+        advance = progress.log_lines("training", Console(stderr=True), clock=lambda: seconds[-1])
         for second, *step in told:
             seconds.append(float(second))
             advance(*step)

@@ -16,6 +16,7 @@ import pytest
 from data_attribution.errors import AttributionError, IndexMissing, IndexSpaceError, SorterError
 from data_attribution.token_index import (
     builder,
+    cost,
     prefix_table,
     shard_files,
     sort_workers,
@@ -296,7 +297,7 @@ def test_workers_end_when_their_parent_is_killed(store, tmp_path):
         "import sys; from data_attribution.token_index import sort_workers, shard_files;"
         f"sort_workers.START = {start!r};"
         f"task = shard_files.Task(**{task_of(store, tmp_path).__dict__ | {'shard': None}!r});"
-        "started = sort_workers._started(task);"
+        "started = sort_workers.start_worker(task);"
         "sys.stdout.write(f'{started.process.pid}\\n'); sys.stdout.flush();"
         "import time; time.sleep(240)"
     )
@@ -361,7 +362,7 @@ def test_a_disk_that_fills_while_sorting_leaves_whole_shards_or_nothing(
     store = store_on_small_disk
     filler = store.path.parent / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(store.path).free - 90_000))
-    monkeypatch.setattr(builder, "_refuse_full_disk", lambda *_: None)
+    monkeypatch.setattr(cost, "disk", lambda *_: 0)
     with pytest.raises(DiskError, match="the disk is full while writing"):
         builder.build(store, shards=6, workers=workers)
     partial = store.path / ".index.partial"

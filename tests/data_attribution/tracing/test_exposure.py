@@ -161,13 +161,13 @@ def test_the_table_of_another_trainer_is_sorted_once_a_run(store, monkeypatch):
 
 def test_a_table_that_is_no_longer_in_use_is_let_go(store):
     gc.collect()  # Else tables of earlier tests may go meanwhile.
-    held = len(exposure._BY_START)
+    held = len(exposure.SORTED_TABLES)
     runs = [ordered(store, "recorded", seed) for seed in (1, 2)]
     first, second = (exposure.exposure_of_text(run, "w3").steps.tolist() for run in runs)
     assert first != second
-    assert len(exposure._BY_START) == held + 2
+    assert len(exposure.SORTED_TABLES) == held + 2
     del runs
-    assert len(exposure._BY_START) == held
+    assert len(exposure.SORTED_TABLES) == held
 
 
 def test_of_too_many_places_some_are_drawn_and_stand_for_all(store, monkeypatch):

@@ -159,7 +159,7 @@ def test_the_same_seed_learns_the_same_subspace_and_touches_no_other_randomness(
 
 def test_the_whole_width_is_the_whole_place(sayer):
     other = causal_abstraction.crossed(causal_abstraction.halves(says())[1])
-    site = das._Site(sayer, interventions.components.parse("L0.resid_pre@1"), other)
+    site = das.AlignmentSite(sayer, interventions.components.parse("L0.resid_pre@1"), other)
     full = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(0)))[0]
     assert torch.equal(site.wins(full), site.wins(None))
     assert torch.equal(site.wins(torch.zeros(24, 1)), interventions.wins(sayer, other))

@@ -69,8 +69,8 @@ def test_the_planted_translation_is_learned_and_tested_on_unseen_windows(fitted)
 
 def test_a_lens_without_steps_taken_is_the_logit_lens():
     model = rotated()
-    zeros = tuned_lens._zeros(model, 2)
-    identity = tuned_lens._translators(zeros)
+    zeros = tuned_lens.zero_weights(model, 2)
+    identity = tuned_lens.Translators(zeros["weight"].detach(), zeros["bias"].detach())
     stream = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(identity(0, stream), stream)
     assert torch.equal(identity(2, stream), stream)
@@ -80,8 +80,8 @@ def test_the_loss_and_its_slope_are_those_of_a_plain_loop():
     model, windows = rotated(), words()
     inputs, counted = windows.batch(range(6), torch.device("cpu"))
     streams = tuned_lens.streams(model, inputs, counted)
-    own = tuned_lens._zeros(model, 2)
-    found = tuned_lens._slopes(model, streams, streams[-1], own)
+    own = tuned_lens.zero_weights(model, 2)
+    found = tuned_lens.backpropagate_kl(model, streams, streams[-1], own)
     layer = torch.nn.Linear(16, 16)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
@@ -103,8 +103,8 @@ def test_pieces_of_any_size_give_the_same_slope(monkeypatch):
     slopes = []
     for logits_at_once in (1 << 24, 7 * VOCAB):
         monkeypatch.setattr(tuned_lens, "LOGITS_AT_ONCE", logits_at_once)
-        own = tuned_lens._zeros(model, 2)
-        tuned_lens._slopes(model, streams, streams[-1], own)
+        own = tuned_lens.zero_weights(model, 2)
+        tuned_lens.backpropagate_kl(model, streams, streams[-1], own)
         slopes.append(own["weight"].grad)
     torch.testing.assert_close(*slopes)
 
@@ -197,13 +197,13 @@ def test_the_model_s_own_bits_are_its_loss(fitted):
 
 
 def test_two_noisy_means_of_the_same_chances_have_no_bias():
-    tally = evaluation._Tally(rotated(), 64)
+    tally = evaluation.LensTally(rotated(), 64)
     draw = torch.Generator().manual_seed(0)
     chances = torch.rand(VOCAB, generator=draw) + 0.1
     tally.model_mean[:] = chances + 0.3 * torch.randn(64, VOCAB, generator=draw)
     for lens, layer in np.ndindex(3, 2):
         tally.means[lens, layer] = chances + 0.3 * torch.randn(64, VOCAB, generator=draw)
-    found = tally._bias()
+    found = tally.bias()
     plain = (tally.model_mean.sum(0), tally.means[0, 0].sum(0))
     p, q = (one / one.sum() for one in plain)
     assert found.low is not None

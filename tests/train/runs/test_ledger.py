@@ -4,6 +4,7 @@ import errno
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -46,13 +47,21 @@ class FullDisk(io.RawIOBase):
         return len(fits)
 
 
-def test_a_full_disk_is_one_line_when_a_row_is_written_and_when_the_file_is_closed(tmp_path):
+def test_a_full_disk_is_one_line_when_a_row_is_written_and_when_the_file_is_closed(
+    tmp_path, monkeypatch
+):
     """Python keeps what did not fit and writes it again when the file is closed, in `finally`."""
     path = tmp_path / runs.LEDGER
-    writer = runs.LedgerWriter(path, [])
-    writer._file.close()
     disk = FullDisk(400)
-    writer._file = io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8", newline="")
+    full = io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8", newline="")
+    opened = Path.open
+
+    def on_full_disk(place: Path, *mode, **options):
+        return full if place == path else opened(place, *mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", on_full_disk)
+        writer = runs.LedgerWriter(path, [])
 
     def write() -> None:
         try:

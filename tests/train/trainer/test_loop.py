@@ -125,7 +125,7 @@ def killed_in_first_index(monkeypatch):
         monkeypatch.undo()
         raise Killed
 
-    monkeypatch.setattr(checkpoints, "_write_index", kill)
+    monkeypatch.setattr(checkpoints, "write_checkpoint_index", kill)
 
 
 @pytest.mark.usefixtures("killed_in_first_index")
