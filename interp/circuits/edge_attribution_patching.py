@@ -184,7 +184,7 @@ def reader_gradients(
             return resid + leaves[-1]
 
         rotation = model.rotation(start.shape[1])
-        for block in edge_ablation.layers_of(model):
+        for block in model.blocks:
             heads = edge_ablation.read_heads(block, read(3 * model.cfg.n_heads), rotation)
             resid = edge_ablation.with_bias(block, resid + heads.sum(dim=0))
             resid = resid + block.mlp(block.ln2(read(1)))[0]

@@ -265,7 +265,7 @@ def _written(
     if "hook_pos_embed" in cache:
         yield "pos_embed", cache["hook_pos_embed"][:, -1]
     for layer in range(model.cfg.n_layers):
-        attention: Any = model.blocks[layer].attn
+        attention = model.blocks[layer].attn
         for head, out in enumerate(attention.W_O.double()):
             for name, z in _mixed(cache, f"blocks.{layer}.attn", head, over):
                 yield f"L{layer}H{head}{name}", z @ out
