@@ -28,7 +28,7 @@ from train.runs import order_of
 
 def main() -> int:
     """Time rounds in alternation and print CPU milliseconds a step and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="of one round")
     parser.add_argument("--threads", type=int, default=1)

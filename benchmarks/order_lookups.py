@@ -34,7 +34,9 @@ def main() -> int:
     run, draw = simulated(), np.random.default_rng(1)
     steps = draw.integers(run.recipe.steps, size=TRIALS)
     documents = draw.integers(N_DOCUMENTS - 1, size=TRIALS)
-    run.documents_read(0), run.steps_reading(0), tracing.exposure_of_documents(run, [0])
+    run.documents_read(0)
+    run.steps_reading(0)
+    tracing.exposure_of_documents(run, [0])
     print(f"{machine.described('numpy')}, n {TRIALS} each")
     held = [
         report("documents_read(step)", [timed(run.documents_read, int(step)) for step in steps]),
