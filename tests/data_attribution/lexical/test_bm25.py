@@ -49,7 +49,9 @@ def request(index, target, make_run, **others) -> Request:
     if isinstance(target, Behaviour):
         question = queries.query_of_behaviour(target)
     else:
-        question = queries.Query("text", "", torch.zeros(1, 1, dtype=torch.long), lambda *_: _)
+        question = queries.Query(
+            "text", "", torch.zeros(1, 1, dtype=torch.long), lambda *_: torch.zeros(1)
+        )
     return Request(run, index, target, question, **others)
 
 

@@ -24,8 +24,11 @@ def rotated() -> GPT:
 
     A logit lens reads the opposite after layer 0; an affine map (times -1) reads all of it.
     """
-    shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "n_ctx": 8, "d_vocab": VOCAB}
-    model = init_gpt(GPTConfig(**shape, norm="none", position="none", mlp="relu", init_std=0.5), 0)
+    cfg = GPTConfig(
+        n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=VOCAB, norm="none", position="none",
+        mlp="relu", init_std=0.5,
+    )  # fmt: skip
+    model = init_gpt(cfg, 0)
     with torch.no_grad():
         for block in model.blocks:
             block.attn.out.weight.zero_()
@@ -172,7 +175,8 @@ def test_behaviours_are_read_through_the_lens_and_its_control(fitted):
 
 
 def test_an_evaluation_comes_back_as_it_was_written(tmp_path, fitted):
-    found = lenses.evaluate_lens(*fitted, words())
+    model, lens = fitted
+    found = lenses.evaluate_lens(model, lens, words())
     found.save(tmp_path / "found.json")
     again = LensEvaluation.load(tmp_path / "found.json")
     assert again.to_dict() == found.to_dict()
