@@ -28,7 +28,7 @@ from train.runs import order_of
 
 def main() -> int:
     """Time rounds in alternation and print CPU milliseconds a step and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="of one round")
     parser.add_argument("--threads", type=int, default=1)
@@ -40,7 +40,7 @@ def main() -> int:
         cpu_seconds(store, 2, asked.threads)  # kernels are chosen at the first call
         for _ in range(asked.rounds):
             written.append(cpu_seconds(store, asked.steps, asked.threads))
-            with patch.object(Attention, "_written_out", fused):
+            with patch.object(Attention, "explicit_attention", fused):
                 kernel.append(cpu_seconds(store, asked.steps, asked.threads))
     for name, seconds in (("written out", written), ("fused kernel", kernel)):
         print(

@@ -39,7 +39,7 @@ BOUNDS = {"verbatim": 0.95, "paraphrase": 0.6}
 
 def main() -> int:
     """Evaluate, print the table, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/planted"), help="Of openbook demo.")
     parser.add_argument("--store", type=Path, help="Its token store, when it was moved.")
     parser.add_argument("--facts", type=int, default=32, help="Of each kind.")

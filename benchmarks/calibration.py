@@ -67,7 +67,7 @@ BEYOND: dict[str, Callable[[Draw, int], np.ndarray]] = {
 
 def main() -> int:
     """Print the whole table; 1 when a stated row does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--cases", type=int, default=1000, help="Simulated cases a row.")
     parser.add_argument("--seed", type=int, default=2024, help="Of all cases.")
     parser.add_argument("--models", type=int, default=20, help="Random decoders for the bound.")
@@ -127,7 +127,9 @@ def means(name: str, n: int, cases: int, seed: int, scores, *, stated: bool = Tr
     for case in range(cases):
         truth, scale = draw.normal(), draw.lognormal()
         sample = truth + scale * scores(draw, n)
-        low, high = mean_interval(sample)
+        ends = mean_interval(sample)
+        assert ends
+        low, high = ends
         held += low <= truth <= high
         low, high = percentiles(resampled_means(sample, draws=400, seed=case))
         before += low <= truth <= high
@@ -165,7 +167,9 @@ def binary_means(n: int, cases: int, seed: int, *, stated: bool) -> Row:
     for case in range(cases):
         truth = draw.uniform(0.1, 0.9)
         sample = (draw.random(n) < truth).astype(float)
-        low, high = mean_interval(sample)
+        ends = mean_interval(sample)
+        assert ends
+        low, high = ends
         held += low <= truth <= high
         low, high = percentiles(resampled_means(sample, draws=400, seed=case))
         before += low <= truth <= high

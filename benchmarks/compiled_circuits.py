@@ -30,10 +30,11 @@ from interp.ground_truth import Program
 
 
 QUESTIONS = ("zero, varied", "zero, stored", "exchange, stored")
+Count = Counter[str | tuple[str, str]]  # a question and its outcome, or what was warned of
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("source", type=Path, help="The .tar.xz of compiled programs, or a folder.")
     parser.add_argument("--subset", type=int, default=0, help="So many programs; default: all.")
     parser.add_argument("--seed", type=int, default=0, help="Of the varied inputs.")
@@ -43,16 +44,17 @@ def main() -> int:
     start, programs = time.perf_counter(), list(ground_truth.open_programs(asked.source))
     if asked.subset:
         programs = programs[:: -(-len(programs) // asked.subset)]
-    total = Counter()
+    total: Count = Counter()
     for program in programs:
         total += asked_of(program, asked.seed)
     print(f"{len(programs)} programs, {time.perf_counter() - start:.0f} s")
     return report(total)
 
 
-def asked_of(program: Program, seed: int) -> Counter:
+def asked_of(program: Program, seed: int) -> Count:
     """Counts over one program, by question and by what was warned of."""
-    found = Counter(programs=1, examples=len(program.examples), wrong=program.mismatches())
+    found: Count = Counter()
+    found.update(programs=1, examples=len(program.examples), wrong=program.mismatches())
     for question, batches in zip(
         QUESTIONS[:2], (program.varied_inputs(seed), [program.tokens]), strict=True
     ):
@@ -72,7 +74,7 @@ def asked_of(program: Program, seed: int) -> Counter:
     return found
 
 
-def report(total: Counter) -> int:
+def report(total: Count) -> int:
     """Print the table; 1 when something must hold and does not."""
     n = sum(total[QUESTIONS[0], kind] for kind in ("tp", "fp", "fn", "tn"))
     print(

@@ -48,7 +48,7 @@ def main() -> int:
         documents, text_bytes = _write_corpus(path, options.megabytes * MEGABYTE, options.seed)
         print(f"machine    {machine.described('tiktoken')}, {options.threads} threads")
         print(f"corpus     {text_bytes / MEGABYTE:.0f} MB of text, {documents:,} documents")
-        results = [_round(path, options.threads, text_bytes) for _ in range(options.rounds)]
+        results = [measured_round(path, options.threads, text_bytes) for _ in range(options.rounds)]
     peak = max(result["peak_mb"] for result in results)
     ratio = statistics.median(result["ratio"] for result in results)
     print(f"peak       {peak:.0f} MB resident (under {PEAK} is claimed)")
@@ -70,7 +70,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _round(path: Path, threads: int, text_bytes: int) -> dict[str, float]:
+def measured_round(path: Path, threads: int, text_bytes: int) -> dict[str, float]:
     baseline = _child("baseline", path, threads)
     build = _child("build", path, threads)
     assert baseline["tokens"] == build["tokens"], "the two encoded different text"
@@ -103,7 +103,7 @@ def _baseline(path: Path, threads: int) -> None:
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    pieces = gpt2_tokenizer()._pieces[:-1]
+    pieces = gpt2_tokenizer().pieces[:-1]
     encoding = tiktoken.Encoding(
         "gpt2",
         pat_str=r50k_pat_str,

@@ -23,7 +23,7 @@ from train import progress, runs
 
 def main() -> int:
     """Retrain, ask, print; 1 when the claim fails for a seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="as for planted_acceptance.py")
     arguments = parser.parse_args()
     print(machine.described("torch"))

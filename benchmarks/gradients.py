@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import machine
 import numpy as np
@@ -52,7 +53,7 @@ OURS, THEIRS = (
 
 def main() -> int:
     """Compare, time in turns and print; 1 when a bound is missed."""
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     asked.add_argument("--bergson", default=sys.executable, help="python of its environment")
     asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--documents", type=int, default=DOCUMENTS)
@@ -129,8 +130,9 @@ class Worker:
     def __init__(self, python: str, who: str, folder: str, product: str) -> None:
         here = Path(__file__)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        self.command = [python, str(here), "--worker", who, folder, product]
         self.process = subprocess.Popen(
-            [python, str(here), "--worker", who, folder, product],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -146,7 +148,7 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith("seconds "):
                 return float(line.split()[1])
-        sys.exit(f"{' '.join(self.process.args[:3])} ... ended without an answer")
+        sys.exit(f"{' '.join(self.command[:3])} ... ended without an answer")
 
     def stop(self) -> None:
         self.process.kill()
@@ -205,7 +207,7 @@ def ours(folder: Path) -> Callable[..., None]:
             found = gradients.document_features(model, store, np.arange(FEW), selection, rank=10**6)
             blocks = {site.name: found.of(site.name) for site in selection.sites}
             widths = {site.name: (site.height, site.width) for site in selection.sites}
-            weights = {
+            weights: dict[str, Any] = {
                 name: block.reshape(FEW, *widths[name])[:, :, :-1].reshape(FEW, -1)
                 for name, block in blocks.items()
             }
@@ -220,7 +222,7 @@ def ours(folder: Path) -> Callable[..., None]:
     return collect
 
 
-def stored(texts: np.ndarray) -> SimpleNamespace:
+def stored(texts: np.ndarray) -> Any:
     """As much of a token store as is asked for."""
     n, length = texts.shape
     tokens = np.zeros((n, length + 1), dtype=np.uint16)
@@ -238,8 +240,14 @@ def stored(texts: np.ndarray) -> SimpleNamespace:
 
 def bergson(folder: Path) -> Callable[..., None]:
     """bergson: a row is 64 tokens, its targets the last 63 of them."""
-    from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryCollector
-    from bergson.data import allocate_batches
+    # Installed in an environment of its own.
+    from bergson import (  # pyright: ignore[reportMissingImports]
+        CollectorComputer,
+        GradientProcessor,
+        IndexConfig,
+        InMemoryCollector,
+    )
+    from bergson.data import allocate_batches  # pyright: ignore[reportMissingImports]
     from datasets import Dataset
     from transformers import GPT2LMHeadModel
 

@@ -27,7 +27,7 @@ DEFAULT, LAZY, UV = "pip", "pip, nothing compiled", "uv"
 
 def main() -> int:
     """Install, import, print; 1 when the way of the Makefile is not the quickest of pip's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--extras", default="", help="of pyproject.toml, with commas")
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()

@@ -33,7 +33,7 @@ MOST = 1 / 500
 
 def main() -> int:
     """Interrupt, compare, count; 1 when more stays behind than is asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--n", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

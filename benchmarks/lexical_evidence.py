@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import machine
 import numpy as np
@@ -26,7 +27,7 @@ from train.data import build_store, open_corpus
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="Of the planted corpus.")
     seed = parser.parse_args().seed
     with tempfile.TemporaryDirectory() as folder:
@@ -48,13 +49,20 @@ def main() -> None:
             candidates(index, places, limit)
 
 
+def stated_facts(index: token_index.TokenIndex) -> list[dict[str, Any]]:
+    """The facts that some document states."""
+    truth = index.store.truth
+    assert truth
+    return [fact for fact in truth["facts"] if fact["documents"]]
+
+
 def report(index: token_index.TokenIndex, places: np.ndarray, shared: float) -> None:
     found, start = defaultdict(list), time.perf_counter()
-    facts = [fact for fact in index.store.truth["facts"] if fact["documents"]]
+    facts = stated_facts(index)
     for fact in facts:
         asked = behaviours.load(f"fact:{fact['entity']}", index.store, n_prompts=1)
-        parts = (np.asarray(part) for part in (asked.clean, asked.corrupt, asked.answer))
-        (bag,) = lexical.prompt_bags(*parts, index.store.eot)
+        clean, corrupt, answer = map(np.asarray, (asked.clean, asked.corrupt, asked.answer))
+        (bag,) = lexical.prompt_bags(clean, corrupt, answer, index.store.eot)
         bag = {token: shared if weight < 1 else weight for token, weight in bag.items()}
         ranked = lexical.rank_by_words(index, [bag]).documents.tolist()
         true = set(places[fact["documents"]].tolist())
@@ -74,11 +82,10 @@ def report(index: token_index.TokenIndex, places: np.ndarray, shared: float) -> 
 
 def candidates(index: token_index.TokenIndex, places: np.ndarray, limit: int) -> None:
     found = defaultdict(list)
-    for fact in index.store.truth["facts"]:
-        if not fact["documents"]:
-            continue
+    for fact in stated_facts(index):
         asked = behaviours.load(f"fact:{fact['entity']}", index.store, n_prompts=1)
-        request = SimpleNamespace(index=index, target=asked, progress=None)
+        # All that is read of a request.
+        request: Any = SimpleNamespace(index=index, target=asked, progress=None)
         kind = "never in the asked form" if fact["paraphrase_only"] else "in the asked form"
         there = np.isin(places[fact["documents"]], lexical.candidates(request, limit=limit))
         found[kind].append(there.mean())

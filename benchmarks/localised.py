@@ -71,7 +71,7 @@ class Row:
 
 def main() -> int:
     """Measure and print; 1 when chance foretells as well."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4])
     parser.add_argument("--subsets", type=int, default=40)
     parser.add_argument("--out", type=Path, help="Keep runs and retrained weights here.")
@@ -126,7 +126,7 @@ def measured(seed: int, n: int, out: Path) -> list[Row]:
     copying = queries.query_of_behaviour(behaviours.load("induction", run))
     names = sorted({head for head, _ in asked})
     through: dict[str | None, gradients.Collected] = {
-        head: gradients.collect(run, documents, within=head and (head,), how=HOW)
+        head: gradients.collect(run, documents, within=(head,) if head else None, how=HOW)
         for head in (None, *names)
     }
     drawn = np.random.default_rng(seed).normal(size=len(documents))

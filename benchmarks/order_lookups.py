@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import machine
@@ -33,7 +34,9 @@ def main() -> int:
     run, draw = simulated(), np.random.default_rng(1)
     steps = draw.integers(run.recipe.steps, size=TRIALS)
     documents = draw.integers(N_DOCUMENTS - 1, size=TRIALS)
-    run.documents_read(0), run.steps_reading(0), tracing.exposure_of_documents(run, [0])
+    run.documents_read(0)
+    run.steps_reading(0)
+    tracing.exposure_of_documents(run, [0])
     print(f"{machine.described('numpy')}, n {TRIALS} each")
     held = [
         report("documents_read(step)", [timed(run.documents_read, int(step)) for step in steps]),
@@ -56,8 +59,17 @@ def exposed(run: Run) -> Callable[..., tracing.Exposure]:
     return lambda documents: tracing.exposure_of_documents(run, np.atleast_1d(documents))
 
 
-def simulated() -> Run:
-    """A run of gpt2-124m over documents that only have lengths."""
+class SimulatedRun(Run):
+    """A run whose store is nothing but a document table in memory."""
+
+    @property
+    def store(self) -> TokenStore:
+        return simulated_store()
+
+
+@cache
+def simulated_store() -> TokenStore:
+    """A store of documents that only have lengths."""
     draw = np.random.default_rng(0)
     weights = draw.lognormal(0.0, 1.0, N_DOCUMENTS)
     lengths = np.maximum((weights / weights.sum() * (N_TOKENS - N_DOCUMENTS)).astype(np.int64), 1)
@@ -66,15 +78,18 @@ def simulated() -> Run:
     counts = {"documents": N_DOCUMENTS, "tokens": n_tokens, "train_tokens": n_tokens}
     store = TokenStore(Path("simulated"), {"counts": counts})
     vars(store).update(starts=starts, lengths=lengths)
+    return store
+
+
+def simulated() -> Run:
+    """A run of gpt2-124m over the simulated store."""
     predicate = {
         "recipe": asdict(recipes.GPT2_124M),
         "knowledge": "full",
         "run_id": "simulated",
         "finished": True,
     }
-    run = Run(Path("simulated"), {"predicate": predicate})
-    vars(run)["_store"] = store
-    return run
+    return SimulatedRun(Path("simulated"), {"predicate": predicate})
 
 
 def timed(look_up: Callable[..., object], argument: int | np.ndarray) -> float:

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import machine
 import pandas
@@ -59,7 +60,7 @@ class Side:
 
 def main() -> int:
     """Measure every case and print it; 1 when a ratio or an agreement is missed."""
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     asked.add_argument("--tokens", type=int, nargs="+", default=[16, 64])
     asked.add_argument("--prompts", type=int, default=2)
     asked.add_argument("--cells", type=int, default=4, help="of TransformerLens, per case")
@@ -111,7 +112,7 @@ def contrast(model: GPT, n_pos: int, n_prompts: int, first: int) -> Behaviour:
 
 
 def by_lens(
-    lens: object, behaviour: Behaviour, sweep: str, cells: int, clock: Callable[[], float]
+    lens: Any, behaviour: Behaviour, sweep: str, cells: int, clock: Callable[[], float]
 ) -> Side:
     """A few cells, each drawn at random; both cache passes are not counted."""
     name, setter, axes = LENS[sweep]
@@ -134,7 +135,7 @@ def by_lens(
             lambda logits: behaviour.score(logits).mean(),
             setter,
             name,
-            index_df=pandas.DataFrame(rows)[axes],
+            index_df=pandas.DataFrame(rows, columns=axes),
         ).tolist()
         seconds = clock() - begin
     scores = {tuple(row.values()): x for row, x in zip(rows, found, strict=True)}

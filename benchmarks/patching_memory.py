@@ -34,7 +34,7 @@ OVER = 1.05
 
 def main() -> int:
     """Measure every sweep under every budget and print it; 1 when one is exceeded."""
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     asked.add_argument("--megabytes", type=int, nargs="+", default=[2048, 512])
     asked.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
     asked.add_argument("--whole", action="store_true", help="every patch of the sweep")

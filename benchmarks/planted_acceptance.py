@@ -45,14 +45,14 @@ class Criterion:
 
 def main() -> int:
     """Train, judge, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for stores and runs")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--runs", type=int, default=len(SEEDS), help="only the first of them")
     arguments = parser.parse_args()
     how = numerics.choose(threads=1, precision=arguments.precision)
     print(f"{machine.described('torch')}, {how}")
-    failed, table = 0, []
+    failed, table, criteria = 0, [], []
     for seeds in SEEDS[: arguments.runs]:
         init_seed, order_seed, content_seed = seeds
         run = demo.trained(
@@ -65,15 +65,15 @@ def main() -> int:
             content_seed=content_seed,
         )
         print(f"\ninit {init_seed}, order {order_seed}, content {content_seed}: run {run.id}")
-        found = judged(run)
-        for one in found:
+        criteria = judged(run)
+        for one in criteria:
             failed += not one.holds
             mark = "ok    " if one.holds else "FAILED"
             print(f"  {mark} {one.name:<44} {one.value:7.3f}   asked {one.asked}")
-        table.append([one.value for one in found])
+        table.append([one.value for one in criteria])
         sys.stdout.flush()
     print(f"\n{'over ' + str(len(table)) + ' runs':<44}    mean  lowest  highest")
-    for one, values in zip(found, zip(*table, strict=True), strict=True):
+    for one, values in zip(criteria, zip(*table, strict=True), strict=True):
         mean = sum(values) / len(values)
         print(f"  {one.name:<44} {mean:7.3f} {min(values):7.3f} {max(values):7.3f}")
     print(f"\n{failed} criteria failed over {len(table)} runs")

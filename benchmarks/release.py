@@ -29,7 +29,7 @@ HALVES = (600, 800, 1000)
 
 def main() -> int:
     """Train, retrain, pack, verify; 1 when something does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for store and runs")
     parser.add_argument("--install", action="store_true", help="replace the shipped run")
     arguments = parser.parse_args()

@@ -39,7 +39,7 @@ UNRELATED = ("ioi", "induction")
 
 def main() -> int:
     """Trace, train again, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/planted"), help="Of openbook demo.")
     parser.add_argument("--store", type=Path, help="Its token store, when it was moved.")
     parser.add_argument("--weights", type=Path, help="Keep retrained weights in this folder.")

@@ -67,7 +67,7 @@ class Needs:
 
 def main() -> int:
     """Measure and print; 1 when influence foretells too little or takes too much."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--subsets", type=int, default=40)
     parser.add_argument("--eps", type=float, default=SMALL.eps)

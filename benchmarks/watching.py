@@ -21,7 +21,7 @@ import machine
 from interp import training_dynamics
 from train import numerics, progress, recipes, trainer
 from train.data import build_store, open_corpus, open_store
-from train.runs import Run
+from train.runs import MonitorLog, Run
 
 
 MOST = 0.02
@@ -29,7 +29,7 @@ MOST = 0.02
 
 def main() -> int:
     """Train, look, print; 1 when looking costs too much or changes the weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--data", type=Path, help="a planted store; default: a new one")
     parser.add_argument("--steps", type=int, default=recipes.PLANTED.steps)
     parser.add_argument("--threads", type=int)
@@ -64,8 +64,9 @@ def same(one: Run, other: Run) -> bool:
     return one.id == other.id and one.saved == other.saved and all(a.agrees(b) for a, b in rows)
 
 
-def reported(log: object, watches: list, seconds: dict[str, float], equal: bool) -> int:
+def reported(log: MonitorLog | None, watches: list, seconds: dict[str, float], equal: bool) -> int:
     """Print what was measured and say whether it is within bounds."""
+    assert log
     looks = [one.seconds for one in log.looks]
     share = log.looks[-1].share
     tokens = sum(one.tokens.numel() for one in watches)

@@ -194,11 +194,11 @@ def plan(*, out: Path) -> DemoPlan:
     )
     retrained = max(2 - again, 0) * max(recipe.steps - recipe.late_begin, 0)
     steps = max(recipe.steps - done, 0)
-    seconds = _step_seconds(recipe, how) if steps + retrained else 0.0
+    seconds = step_seconds(recipe, how) if steps + retrained else 0.0
     return DemoPlan(how, steps, retrained, seconds)
 
 
-def _step_seconds(recipe: Recipe, how: Numerics) -> float:
+def step_seconds(recipe: Recipe, how: Numerics) -> float:
     """Time a few steps on random tokens, and return the seconds of the fastest."""
     state = trainer.initial_state(recipe, how)
     shape = recipe.batch_size, recipe.model.n_ctx

@@ -282,7 +282,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
 ):
     # A recipe is no option of the command, so a bad one is put among the named ones.
     wild = replace(tiny_recipe, name="wild", lr=1e25, min_lr=1e25, warmup_steps=3)
-    monkeypatch.setitem(recipes._NAMED, "wild", wild)
+    monkeypatch.setattr(recipes, "by_name", {"wild": wild}.__getitem__)
     out, options = tmp_path / "run", ("--threads", 1, "--precision", "fp32")
     ended = openbook("train", "wild", tiny_store.path, "--out", out, *options)
     refused(ended, 1, "is not a number; the first bad tensor is the ", "last good checkpoint")

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("train", "interp", "data_attribution")
+OUTSIDE = ("tests", "benchmarks", "notebooks")
 NAMELESS = {
     "utils", "util", "utilities", "helpers", "helper", "common", "misc", "tools", "types",
     "constants", "base", "core", "manager", "config", "shared", "lib",
@@ -73,6 +74,57 @@ def spoken(tree: ast.AST) -> Iterator[str]:
 def test_a_print_and_every_way_to_the_environment_are_seen():
     text = "import os\nfrom os import environ\nprint(1)\nconsole.print(2)\nos.getenv('A')"
     assert sorted(spoken(ast.parse(text))) == ["os.environ", "os.getenv", "print("]
+
+
+# --- private names -------------------------------------------------------------------------------
+
+PRIVATE = re.compile(r"_[a-z]\w*", re.IGNORECASE)
+
+
+def test_tests_benchmarks_and_notebooks_use_no_private_name_of_another_module():
+    outside = [path for name in OUTSIDE for path in sorted((ROOT / name).rglob("*.py"))]
+    trees = {path: ast.parse(path.read_text()) for path in [*sources(), *outside]}
+    private = {name for tree in trees.values() for name in defined(tree) if PRIVATE.fullmatch(name)}
+    assert len(private) > 500
+    used = {path: sorted(set(reached(trees[path])) & private) for path in outside}
+    assert {str(path.relative_to(ROOT)): names for path, names in used.items() if names} == {}
+
+
+def defined(tree: ast.AST) -> Iterator[str]:
+    """Functions, classes, variables and attributes of a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def reached(tree: ast.AST) -> Iterator[str]:
+    """Names that are imported, attributes of anything but `self`, and those named in strings.
+
+    Strings count because `monkeypatch.setattr` takes a name, and subprocesses take whole programs.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (
+                part for one in node.names for part in [one.name, *str(node.module).split(".")]
+            )
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"(?:\A|\.|\bimport )(_\w+)", node.value)
+
+
+def test_every_way_to_a_private_name_is_seen():
+    ways = (
+        "from train.runs import _a", "from train._b import c", "runs._d", "runs.open(1)._e",
+        "patch.setattr(runs, '_f')", "patch.setattr('train.runs._g')", "code = 'runs._h()'",
+    )  # fmt: skip
+    private = {name for way in ways for name in reached(ast.parse(way)) if PRIVATE.fullmatch(name)}
+    assert private == {"_a", "_b", "_d", "_e", "_f", "_g", "_h"}
+    assert set(reached(ast.parse("self._a = _b('x_c')"))) == set()
 
 
 def test_every_test_that_the_list_of_claims_names_exists():

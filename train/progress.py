@@ -34,7 +34,7 @@ def bar(title: str) -> Iterator[Progress]:
         with _bar(title, console) as advance:
             yield advance
     else:
-        yield _lines(title, console)
+        yield log_lines(title, console)
 
 
 @contextmanager
@@ -115,7 +115,9 @@ def readable_size(n_bytes: int) -> str:
     return f"{value:.{0 if units[0] == 'bytes' else 1}f} {units[0]}"
 
 
-def _lines(title: str, console: "Console", clock: Callable[[], float] = time.monotonic) -> Progress:
+def log_lines(
+    title: str, console: "Console", clock: Callable[[], float] = time.monotonic
+) -> Progress:
     """Return a progress callable that writes a log line at most every ten seconds.
 
     The time left is extrapolated from the first reported count, because a resumed training does

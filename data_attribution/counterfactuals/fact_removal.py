@@ -237,7 +237,7 @@ def forget_facts(
             "so that the kept ones are their like"
         )
     others = [fact for fact in _like(truth, chosen[0]) if fact not in chosen]
-    control = _drawn(others, chosen, seed)
+    control = draw_control(others, chosen, seed)
     asked = {
         "removed": chosen,
         "control": control,
@@ -286,7 +286,7 @@ def _like(truth: dict, fact: dict) -> list[dict]:
     ]
 
 
-def _drawn(others: list[dict], chosen: list[dict], seed: int) -> list[dict]:
+def draw_control(others: list[dict], chosen: list[dict], seed: int) -> list[dict]:
     """Draw as many other facts of each relation, by seed."""
     draw = np.random.default_rng(seed)
     drawn = []

@@ -312,11 +312,11 @@ def _foretold(
                     if method in found:
                         ranking = found[method].by_case[case.name]
                         scores = lds.spread(ranking.documents, ranking.scores, n)
-                    rhos.append(_rho(scores, subsets, actual[case.name]))
+                    rhos.append(lds_or_zero(scores, subsets, actual[case.name]))
                 yield from result.mean_row(method, kind + exam.label, "LDS", np.array(rhos))
 
 
-def _rho(
+def lds_or_zero(
     scores: Float64[np.ndarray, " store_document"],
     subsets: Sequence[Subset],
     actual: Float64[np.ndarray, " subset"],

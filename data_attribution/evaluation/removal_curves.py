@@ -219,14 +219,18 @@ def _point(
         change=np.array([one.mean() for one in without[:n]]) - base,
         random=np.array(moved).reshape(len(drawn), n),
         unrelated=tuple(
-            _change(asked[place], full[place], without[place], [seed[place] for seed in drawn])
+            unrelated_change(
+                asked[place], full[place], without[place], [seed[place] for seed in drawn]
+            )
             for place in range(n, len(asked))
         ),
         overlaps=_overlaps(lists),
     )
 
 
-def _change(question: Query, before: Answers, after: Answers, drawn: Sequence[Answers]) -> Change:
+def unrelated_change(
+    question: Query, before: Answers, after: Answers, drawn: Sequence[Answers]
+) -> Change:
     """Return the change of an unrelated query, by distinct prompt: its foils are not draws."""
     prompts = question.cases
     rows = np.bincount(prompts)

@@ -78,7 +78,7 @@ def _stepped(
         for one in parameters:
             one.grad = torch.zeros_like(one)
         if document is not None:
-            for inputs, targets, n in _windows(run.store, document, run.config.n_ctx):
+            for inputs, targets, n in document_windows(run.store, document, run.config.n_ctx):
                 inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
                 with numerics.autocast():
                     loss = trainer.next_token_loss(state.model(inputs), targets, n)
@@ -88,7 +88,7 @@ def _stepped(
     return state.model.eval()
 
 
-def _windows(
+def document_windows(
     store: TokenStore, document: int, n_ctx: int
 ) -> Iterator[tuple[Int64[Tensor, "row pos"], Int64[Tensor, "row pos"], int]]:
     """Yield inputs, targets and the number of all targets of a document between end-of-texts."""

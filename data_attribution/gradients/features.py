@@ -127,8 +127,12 @@ def document_features(
     values = torch.zeros(len(documents), tape.dim)
     done = 0
     with _taping(model, tape, product):
-        for rows, start, length in _batches(store, documents, model.cfg.n_ctx, batch_tokens):
-            tokens, targets = (one.to(model.device) for one in _read(store, start, length))
+        for rows, start, length in document_batches(
+            store, documents, model.cfg.n_ctx, batch_tokens
+        ):
+            tokens, targets = (
+                one.to(model.device) for one in inputs_and_targets(store, start, length)
+            )
             tape.start(tokens)
             logits = model(tokens)
             if drawn is not None:
@@ -216,7 +220,7 @@ def _refuse(model: GPT, store: TokenStore, documents: np.ndarray) -> None:
         )
 
 
-def _batches(
+def document_batches(
     store: TokenStore, documents: np.ndarray, n_ctx: int, batch_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield batches of windows of similar length: result row, first input, number of targets."""
@@ -248,7 +252,7 @@ def _windows(
     return row, start, length
 
 
-def _read(
+def inputs_and_targets(
     store: TokenStore, start: np.ndarray, length: np.ndarray
 ) -> tuple[Int[Tensor, "window pos"], Int[Tensor, "window pos"]]:
     column = np.arange(int(length.max()) + 1)

@@ -193,7 +193,7 @@ def build_gradient_store(
             some = wanted[first : first + piece]
             told = _telling(progress, first, len(wanted))
             found = document_features(model, run.store, some, selection, **asked, progress=told)
-            _append(folder, found)
+            append_features(folder, found)
             storage.write_json(folder / DONE, storage.seal({"rows": first + len(some)}))
         (folder / DOCUMENTS).write_bytes(wanted.astype("<i8").tobytes())
         _finish(folder, out, {**about, "blocks": _blocks(selection, rank)})
@@ -321,7 +321,7 @@ def _check_plan(folder: Path, about: dict[str, Any]) -> None:
         )
 
 
-def _append(folder: Path, found: Features) -> None:
+def append_features(folder: Path, found: Features) -> None:
     """Append rows to those that are there, and make them durable."""
     values = found.values.copy()
     exponents = np.zeros((len(values), len(found.blocks)), dtype=np.int8)

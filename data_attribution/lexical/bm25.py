@@ -56,7 +56,7 @@ def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ra
     scores = np.zeros(store.n_documents)
     for done, span in enumerate(found):
         _report(progress, "documents of spans", done, len(found))
-        holders = _holders(index, span)
+        holders = span_holders(index, span)
         shares.append(-span.log_probability / max(len(holders), 1))
         scores[holders] += shares[-1]
 
@@ -137,7 +137,7 @@ def _held(
     return np.diff(edges), [held]
 
 
-def _holders(index: TokenIndex, span: Span) -> Int64[np.ndarray, " document"]:
+def span_holders(index: TokenIndex, span: Span) -> Int64[np.ndarray, " document"]:
     """Return the train documents that hold a span; costs one look-up per occurrence."""
     if span.count > index.store.n_documents // 8:
         return np.flatnonzero(_by_document(index, span.tokens))

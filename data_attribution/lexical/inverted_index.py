@@ -207,7 +207,9 @@ def _mapped(path: Path, dtype: str) -> np.ndarray:
     return np.memmap(path, dtype, "r").view(np.ndarray)
 
 
-def _plan(lengths: Int64[np.ndarray, " document"], most_tokens: int) -> list[tuple[int, int]]:
+def segment_bounds(
+    lengths: Int64[np.ndarray, " document"], most_tokens: int
+) -> list[tuple[int, int]]:
     """Return the bounds of segments, in documents; each has at least one document."""
     ends, bounds, first = np.cumsum(lengths), [], 0
     while first < len(lengths):
@@ -227,7 +229,7 @@ def _write(
     segments, start = [], 0
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in FILES}
-        for first, stop in _plan(store.lengths[:n], most_tokens):
+        for first, stop in segment_bounds(store.lengths[:n], most_tokens):
             if progress:
                 progress("counting tokens of documents", first, n)
             segments.append([first, stop, start])
@@ -286,7 +288,7 @@ def _keys(store: TokenStore, first: int, stop: int) -> np.ndarray:
     width, ends = stop - first, np.cumsum(lengths)
     kind = np.uint32 if store.vocab_size * width <= 1 << 32 else np.uint64
     keys = np.empty(int(ends[-1]), kind)
-    for one, other in _plan(lengths, PIECE):
+    for one, other in segment_bounds(lengths, PIECE):
         begin = int(ends[one] - lengths[one])
         end = int(ends[other - 1])
         # From the index among the documents' own tokens to the index in tokens.bin, which also

@@ -67,7 +67,7 @@ def demo_summary(demo: Demo) -> str:
 
 def html(demo: Demo) -> str:
     """Return the page as text."""
-    parts = (_head, _known, _recall, _circuit, _heads, _sources, _proof)
+    parts = (_head, _known, _recall, _circuit, _heads, _sources, proof_section)
     body = "\n".join(part(demo) for part in parts)
     if demo.released:  # show the commands with the paths where it was unpacked
         body = body.replace("runs/planted", escape(str(demo.run.path)))
@@ -252,7 +252,7 @@ def _sources(demo: Demo) -> str:
     )
 
 
-def _proof(demo: Demo) -> str:
+def proof_section(demo: Demo) -> str:
     found = demo.forgetting
     rows = [
         (

@@ -63,7 +63,7 @@ def sort_all(tasks: Sequence[Task], workers: int) -> Iterator[Shard]:
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_started(waiting.pop()))
+                running.append(start_worker(waiting.pop()))
             for worker in [one for one in running if one.process.poll() is not None]:
                 running.remove(worker)
                 _raise_what_failed(worker)
@@ -92,7 +92,7 @@ def _refuse(**said: object) -> NoReturn:
     sys.exit(1)
 
 
-def _started(task: Task) -> _Worker:
+def start_worker(task: Task) -> _Worker:
     process = subprocess.Popen(
         [sys.executable, "-c", START],
         stdin=subprocess.PIPE,

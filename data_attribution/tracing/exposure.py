@@ -35,7 +35,7 @@ BLOCK = 1 << 17
 # second. A curve is then off by less than a thousandth of its end.
 MOST = 1 << 20
 # For data orders that are a table: their windows by start, kept as long as the order is in use.
-_BY_START: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+SORTED_TABLES: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
 
 @runtime_checkable
@@ -297,14 +297,14 @@ def _by_start(order: Order, done: int) -> tuple[np.ndarray, np.ndarray]:
     Takes 16 bytes per window: 430 MB for the 27.5 billion tokens of gpt2-124m.
     """
     name = id(order), done
-    if name not in _BY_START:
+    if name not in SORTED_TABLES:
         table = np.array([order.starts(step) for step in range(done)], np.int64).ravel()
         by_start = np.argsort(table, kind="stable")
-        _BY_START[name] = table[by_start], by_start // order.batch
+        SORTED_TABLES[name] = table[by_start], by_start // order.batch
         # An order that holds an array has no hash, so it is identified by its address while it
         # lives.
-        weakref.finalize(order, _BY_START.pop, name, None)
-    return _BY_START[name]
+        weakref.finalize(order, SORTED_TABLES.pop, name, None)
+    return SORTED_TABLES[name]
 
 
 def _spread(

@@ -177,7 +177,7 @@ def align(
         engine.refuse_unknown(model, [[place]], pairs.n_pos)
     _check_unseen(train, test)
     interventions.check(model, test)
-    here, there = _Site(model, place, train), _Site(model, place, test)
+    here, there = AlignmentSite(model, place, train), AlignmentSite(model, place, test)
     if not 0 < rank < here.width or steps < 1:
         raise BehaviourError(
             f"rank {rank} and {steps} steps were asked at {place}, which has {here.width} "
@@ -206,7 +206,7 @@ def align(
     )
 
 
-class _Site:
+class AlignmentSite:
     """Component with its values on the source prompts, to be exchanged on the base prompts."""
 
     def __init__(self, model: HookedModel, place: Component, pairs: Pairs) -> None:
@@ -264,7 +264,7 @@ class _Search:
     @torch.inference_mode(False)
     @torch.enable_grad()
     def run(
-        self, site: _Site, expected: Int[Tensor, " pair"], progress: Progress | None
+        self, site: AlignmentSite, expected: Int[Tensor, " pair"], progress: Progress | None
     ) -> tuple[Float[Tensor, "d_model rank"], float]:
         """Learn a basis with Adam; return it and the last loss."""
         raw = _draw(self.generator, site.width, self.rank).to(site.device).requires_grad_()

@@ -27,7 +27,7 @@ from train.model import GPT, Block, rotate
 from train.progress import Progress
 
 
-__all__ = ["MEMORY", "layers_of", "part_of", "read_heads"]
+__all__ = ["MEMORY", "part_of", "read_heads"]
 __all__ += ["score", "scores", "with_bias", "written"]
 
 MEMORY = 2 << 30  # bytes above the weights
@@ -105,7 +105,7 @@ def written(
     for tokens in (behaviour.clean, behaviour.corrupt):
         _, cache = model.run_with_cache(tokens.to(model.device), names_filter=names)
         parts = [cache["resid_pre", 0][None]]
-        for layer, block in enumerate(layers_of(model)):
+        for layer, block in enumerate(model.blocks):
             parts.append(_out_of_heads(block, cache["z", layer].movedim(2, 0)))
             parts.append(cache["mlp_out", layer][None])
         both.append(torch.cat(parts))
@@ -144,7 +144,7 @@ def _run(
     stream = _Streams(graph_of(model), kept, corrupt)
     stream.write((clean[0] - corrupt[0]).expand(1, len(kept), *clean.shape[1:]) + corrupt[0])
     rotation = model.rotation(clean.shape[2])
-    for block in layers_of(model):
+    for block in model.blocks:
         stream.write(read_heads(block, stream.read(3 * model.cfg.n_heads), rotation))
         stream.base = with_bias(block, stream.base)
         stream.write(block.mlp(block.ln2(stream.read(1))))
@@ -223,11 +223,6 @@ def read_heads(
     q, k, v = (one.transpose(1, 2) for one in (q, k, v))
     z = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return _out_of_heads(block, z.transpose(0, 1))
-
-
-def layers_of(model: GPT) -> list[Block]:
-    """Return the layers, first to last."""
-    return [block for block in model.blocks if isinstance(block, Block)]
 
 
 def with_bias(

@@ -108,7 +108,7 @@ def eap(
     Costs three forward passes and one backward pass. Exact if the model is linear between its
     inputs and the metric.
     """
-    return _by_gradients(model, behaviour, [1.0], metric, memory, progress)
+    return gradient_worth(model, behaviour, [1.0], metric, memory, progress)
 
 
 def eap_ig(
@@ -130,12 +130,12 @@ def eap_ig(
     if steps < 1:
         raise BehaviourError(f"{steps} steps were asked between corrupt and clean; take at least 1")
     points = [(k + 0.5) / steps for k in range(steps)]
-    return _by_gradients(model, behaviour, points, metric, memory, progress)
+    return gradient_worth(model, behaviour, points, metric, memory, progress)
 
 
 # The caller may be in inference mode, whose tensors cannot take part in a backward pass.
 @torch.inference_mode(False)
-def _by_gradients(
+def gradient_worth(
     model: GPT,
     behaviour: Behaviour,
     points: list[float],
@@ -159,9 +159,8 @@ def _by_gradients(
             if progress:
                 progress("gradients", done, behaviour.n_prompts * len(points))
             start = corrupt[0] + point * (clean[0] - corrupt[0])
-            gradient = (
-                _gradients(model, start, metrics.made_for(metric, part)).movedim(1, 0).flatten(2)
-            )
+            measure = metrics.made_for(metric, part)
+            gradient = reader_gradients(model, start, measure).movedim(1, 0).flatten(2)
             total += (difference @ gradient.transpose(1, 2)).float().cpu() / len(points)
             done += len(rows)
         found[rows] = total[:, source, reader]
@@ -170,7 +169,7 @@ def _by_gradients(
     return found
 
 
-def _gradients(
+def reader_gradients(
     model: GPT, start: Float[Tensor, "prompt pos d_model"], metric: Metric
 ) -> Float[Tensor, "reader prompt pos d_model"]:
     """Return the gradient of each prompt's metric at the input of every reader.
@@ -186,7 +185,7 @@ def _gradients(
             return resid + leaves[-1]
 
         rotation = model.rotation(start.shape[1])
-        for block in edge_ablation.layers_of(model):
+        for block in model.blocks:
             heads = edge_ablation.read_heads(block, read(3 * model.cfg.n_heads), rotation)
             resid = edge_ablation.with_bias(block, resid + heads.sum(dim=0))
             resid = resid + block.mlp(block.ln2(read(1)))[0]

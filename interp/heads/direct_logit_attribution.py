@@ -175,7 +175,7 @@ def decompose_logits(
         )
     behaviours.check(model, behaviour)
     untrained = init_gpt(model.cfg, seed).to(device_of(model)).eval()
-    names, found, score = _split(model, behaviour, over)
+    names, found, score = split_logits(model, behaviour, over)
     gap = float(np.abs(found.sum(axis=0) - score).max())
     if not gap <= TOLERANCE * max(1.0, float(np.abs(score).max())):
         raise ModelError(
@@ -183,7 +183,7 @@ def decompose_logits(
             f"{TOLERANCE:g} is allowed; is a hook left in the model, or its precision low?"
         )
     prompts = n_prompts(behaviour.clean)
-    control = _split(untrained, behaviour, over)[1]
+    control = split_logits(untrained, behaviour, over)[1]
     return Contributions(
         names,
         *(over_prompts(one, prompts) for one in (found, control, score)),
@@ -194,7 +194,7 @@ def decompose_logits(
 
 
 @torch.inference_mode()
-def _split(
+def split_logits(
     model: GPT, behaviour: Behaviour, over: str
 ) -> tuple[tuple[str, ...], Float[np.ndarray, "part prompt"], Float[np.ndarray, " prompt"]]:
     """Return the names of the parts, their contributions, and the logit differences."""
@@ -265,7 +265,7 @@ def _written(
     if "hook_pos_embed" in cache:
         yield "pos_embed", cache["hook_pos_embed"][:, -1]
     for layer in range(model.cfg.n_layers):
-        attention: Any = model.blocks[layer].attn
+        attention = model.blocks[layer].attn
         for head, out in enumerate(attention.W_O.double()):
             for name, z in _mixed(cache, f"blocks.{layer}.attn", head, over):
                 yield f"L{layer}H{head}{name}", z @ out

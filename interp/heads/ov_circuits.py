@@ -22,7 +22,6 @@ copied twice.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 import torch
@@ -178,7 +177,7 @@ def _read_by(
 ) -> Float[Tensor, "token d_model"]:
     """Return the normed input of a layer's heads at the position of each token."""
     stream = effective_embedding(model, tokens)[min(layer, 1)]
-    block: Any = model.blocks[layer]
+    block = model.blocks[layer]
     return block.ln1(stream) if block.pre else stream
 
 

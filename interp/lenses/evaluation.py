@@ -158,7 +158,7 @@ def evaluate_lens(
         )
     untrained = tuned_lens.untrained(model, fit.seed)
     rows = list(windows.to_test)
-    tally = _Tally(model, len(rows))
+    tally = LensTally(model, len(rows))
     for done, row in enumerate(rows):
         inputs, counted = windows.batch([row], device_of(model))
         next_tokens = windows.next_tokens[row].to(inputs.device)[counted[0]]
@@ -170,7 +170,7 @@ def evaluate_lens(
     return tally.evaluation(fit.region, provenance(model, None, seed=fit.seed))
 
 
-class _Tally:
+class LensTally:
     """Running sums: KL and cross-entropy by window, probabilities by group of windows."""
 
     def __init__(self, model: GPT, n_windows: int) -> None:
@@ -222,7 +222,7 @@ class _Tally:
         return LensEvaluation(
             kl=mean(self.kl),
             cross_entropy=mean(self.cross),
-            bias=self._bias(),
+            bias=self.bias(),
             gain=mean(self.kl[0] - self.kl[1]),
             model_bits=mean(self.own),
             n_tokens=int(self.tokens.sum()),
@@ -230,7 +230,7 @@ class _Tally:
             provenance=about,
         )
 
-    def _bias(self) -> Average:
+    def bias(self) -> Average:
         """Return the KL between the mean distributions, in bits, corrected for sampling noise.
 
         Two means estimated from samples differ even if the true ones are equal, so the plain KL is

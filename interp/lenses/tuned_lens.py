@@ -187,8 +187,8 @@ def fit_tuned_lens(
     control, lr = untrained(model, seed), lr or 1 / model.cfg.d_model
     n_layers, device = model.cfg.n_layers, device_of(model)
     # The control's last depth is not the model's output, so it gets a translator there too.
-    sides = {"translators": (model, _zeros(model, n_layers))}
-    sides["control"] = (control, _zeros(model, n_layers + 1))
+    sides = {"translators": (model, zero_weights(model, n_layers))}
+    sides["control"] = (control, zero_weights(model, n_layers + 1))
     optimizers = [torch.optim.Adam(own.values(), lr=lr) for _, own in sides.values()]
     batches = _draws(windows.n_fit, max(1, TARGETS_A_STEP // windows.context), steps, seed)
     losses = np.zeros((steps, n_layers))
@@ -196,7 +196,7 @@ def fit_tuned_lens(
         inputs, counted = windows.batch(rows, device)
         final = streams(model, inputs, counted)[-1]
         for (features, own), optimizer in zip(sides.values(), optimizers, strict=True):
-            found = _slopes(model, streams(features, inputs, counted), final, own)
+            found = backpropagate_kl(model, streams(features, inputs, counted), final, own)
             if features is model:
                 losses[step] = found
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
@@ -288,7 +288,7 @@ def of_this(model: GPT, lens: TunedLens) -> None:
         )
 
 
-def _zeros(model: GPT, n_depths: int) -> dict[str, Tensor]:
+def zero_weights(model: GPT, n_depths: int) -> dict[str, Tensor]:
     like = model.embed.weight
     d_model = model.cfg.d_model
     shapes = {"weight": (n_depths, d_model, d_model), "bias": (n_depths, d_model)}
@@ -315,7 +315,7 @@ def _draws(n: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _slopes(
+def backpropagate_kl(
     model: GPT, streams: list[Tensor], final: Tensor, own: dict[str, Tensor]
 ) -> list[float]:
     """Compute the mean KL at each layer, and leave its gradient in `.grad` of the translators."""

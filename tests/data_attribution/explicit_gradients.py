@@ -24,8 +24,11 @@ def of_documents(model: GPT, documents: Sequence[Sequence[int]], eot: int) -> Gr
 
     def loss(tokens: Sequence[int]) -> Callable[[], Tensor]:
         return lambda: sum(
-            functional.cross_entropy(model(inputs[None])[0], targets, reduction="sum")
-            for inputs, targets in windows(tokens, eot, model.cfg.n_ctx)
+            (
+                functional.cross_entropy(model(inputs[None])[0], targets, reduction="sum")
+                for inputs, targets in windows(tokens, eot, model.cfg.n_ctx)
+            ),
+            start=torch.zeros(()),
         )
 
     return _stacked(model, [loss(tokens) for tokens in documents])

@@ -146,7 +146,7 @@ def test_what_is_there_is_opened_and_nothing_is_trained(store, run, monkeypatch)
 
 
 def test_it_says_what_it_will_do_and_how_long_that_takes_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "_step_seconds", lambda recipe, how: 0.1)
+    monkeypatch.setattr(demo, "step_seconds", lambda recipe, how: 0.1)
     plan = demo.plan(out=tmp_path)
     recipe = recipes.PLANTED
     assert (plan.steps, plan.retrained) == (recipe.steps, 2 * (recipe.steps - recipe.late_begin))
@@ -157,14 +157,14 @@ def test_it_says_what_it_will_do_and_how_long_that_takes_here(tmp_path, monkeypa
 
 
 def test_what_is_done_already_is_not_announced_again(run, store, recipe, monkeypatch):
-    monkeypatch.setattr(demo, "_step_seconds", lambda recipe, how: 0.1)
+    monkeypatch.setattr(demo, "step_seconds", lambda recipe, how: 0.1)
     monkeypatch.setattr(recipes, "PLANTED", recipe)
     plan = demo.plan(out=run.path.parent)
     assert (plan.how, plan.steps) == (run.numerics, 0)
 
 
 def test_a_step_is_timed_as_it_is_trained(recipe, one_thread_numerics):
-    assert 0 < demo._step_seconds(recipe, one_thread_numerics) < 10
+    assert 0 < demo.step_seconds(recipe, one_thread_numerics) < 10
 
 
 # --- claims --------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_run_without_circuits_fails_three_claims():
 
 def test_the_proof_is_worded_by_its_outcome():
     held, failed = (
-        demo_page._proof(demo_of(forgetting=forgetting_of(gone=gone, control=1 - gone)))
+        demo_page.proof_section(demo_of(forgetting=forgetting_of(gone=gone, control=1 - gone)))
         for gone in (0.0, 0.8)
     )
     assert "facts falls to 0.00" in held

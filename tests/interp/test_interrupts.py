@@ -122,7 +122,7 @@ def state(model: GPT) -> dict[str, Any]:
         "training": [module.training for module in model.modules()],
         "leaves": [(one.requires_grad, one.grad is None) for one in model.parameters()],
         "torch's random numbers": torch.get_rng_state().tolist(),
-        "numpy's": np.random.get_state()[1].tolist(),
+        "numpy's": np.random.get_state(legacy=False)["state"]["key"].tolist(),
         "product": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
         "deterministic": (

@@ -75,7 +75,8 @@ def test_positions_are_read_in_the_order_given(model, positions):
     with torch.inference_mode():
         logits = model(tokens)
         by_hand = sum(
-            (i + 1) * logits[:, position, :2].sum(dim=1) for i, position in enumerate(positions)
+            ((i + 1) * logits[:, position, :2].sum(dim=1) for i, position in enumerate(positions)),
+            start=torch.zeros(()),
         )
     torch.testing.assert_close(metric.of_logits(logits), by_hand)
     through_the_engine = engine.unpatched(model, tokens, [metric])[0]

@@ -25,8 +25,11 @@ VOCAB = 12
 @pytest.fixture(scope="module")
 def linear() -> GPT:
     """No norm, nothing written by any layer: the logits are the embedding of the last token."""
-    shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "n_ctx": 12, "d_vocab": VOCAB}
-    model = init_gpt(GPTConfig(**shape, norm="none", position="none", init_std=0.5), 0)
+    cfg = GPTConfig(
+        n_layers=2, n_heads=2, d_model=16, n_ctx=12, d_vocab=VOCAB, norm="none", position="none",
+        init_std=0.5,
+    )  # fmt: skip
+    model = init_gpt(cfg, 0)
     with torch.no_grad():
         for block in model.blocks:
             block.attn.out.weight.zero_()

@@ -56,10 +56,10 @@ def log(capsys):
 
     def written(*told: tuple[float, str, int, int | None]) -> list[str]:
         seconds = [0.0]
-        advance = progress._lines("training", Console(stderr=True), clock=lambda: seconds[-1])
-        for second, *step in told:
+        advance = progress.log_lines("training", Console(stderr=True), clock=lambda: seconds[-1])
+        for second, what, done, total in told:
             seconds.append(float(second))
-            advance(*step)
+            advance(what, done, total)
         return capsys.readouterr().err.splitlines()
 
     return written

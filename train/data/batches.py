@@ -57,12 +57,12 @@ def read_batch(
     tokens = np.asarray(store.tokens[offsets])
     digest = hashlib.sha256(starts.astype("<i8").tobytes() + tokens.tobytes())
     tokens = tokens.astype(np.int64)
-    divisor = int(_counted(tokens, store.eot).sum())
+    divisor = int(counted_targets(tokens, store.eot).sum())
     removed = None
     if removal is not None and removal.documents:
         removed = removal.covers(store, offsets)
         tokens = removal.applied(tokens, removed, store.eot)
-    counted = _counted(tokens, store.eot)
+    counted = counted_targets(tokens, store.eot)
     if removed is not None:
         counted &= ~removed[:, 1:]
     targets = np.where(counted, tokens[:, 1:], IGNORED)
@@ -100,6 +100,8 @@ def batches_ahead(
             yield future.result()
 
 
-def _counted(tokens: Int64[np.ndarray, "batch pos"], eot: int) -> Bool[np.ndarray, "batch target"]:
+def counted_targets(
+    tokens: Int64[np.ndarray, "batch pos"], eot: int
+) -> Bool[np.ndarray, "batch target"]:
     padding = (tokens[:, 1:] == eot) & (tokens[:, :-1] == eot)
     return ~padding

@@ -53,7 +53,7 @@ class Tokenizer:
     sha256: str
     json: str = field(repr=False, compare=False)
     _encode: Encoder = field(repr=False, compare=False)
-    _pieces: Sequence[bytes] = field(repr=False, compare=False)
+    pieces: Sequence[bytes] = field(repr=False, compare=False)
 
     def encode(self, text: str) -> UInt32[np.ndarray, " pos"]:
         """Return the ids of a text, without a separator.
@@ -85,7 +85,7 @@ class Tokenizer:
             TokenizerError: An id is outside the vocabulary.
         """
         glue = b" " if self.kind == "word" else b""
-        pieces = [self._pieces[one] for one in self._checked(ids)]
+        pieces = [self.pieces[one] for one in self._checked(ids)]
         return glue.join(pieces).decode("utf-8", errors="replace")
 
     def tokens(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> list[str]:
@@ -107,7 +107,7 @@ class Tokenizer:
 
     @cached_property
     def _strings(self) -> list[str]:
-        return [piece.decode("utf-8", errors="replace") for piece in self._pieces]
+        return [piece.decode("utf-8", errors="replace") for piece in self.pieces]
 
 
 def gpt2_tokenizer(vocabulary_folder: str | Path | None = None) -> Tokenizer:
@@ -119,7 +119,7 @@ def gpt2_tokenizer(vocabulary_folder: str | Path | None = None) -> Tokenizer:
         TokenizerError: There is no vocabulary file.
         DamagedError: The file is not OpenAI's.
     """
-    return _gpt2(_vocabulary_path(vocabulary_folder))
+    return _gpt2(vocabulary_path(vocabulary_folder))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -215,7 +215,7 @@ def _to_bytes(before: dict) -> bool:
 # --- GPT-2 ---------------------------------------------------------------------------------------
 
 
-def _vocabulary_path(folder: str | Path | None) -> Path:
+def vocabulary_path(folder: str | Path | None) -> Path:
     if folder is not None:
         places = [Path(folder)]
     else:
@@ -375,7 +375,7 @@ def _tokenizer(
         sha256=hashlib.sha256(text.encode()).hexdigest(),
         json=text,
         _encode=encode,
-        _pieces=pieces,
+        pieces=pieces,
     )
 
 

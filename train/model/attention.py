@@ -79,11 +79,11 @@ class Attention(nn.Module):
         # runs each; for whole training steps see benchmarks/attention_cpu.py).
         slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
         if slow or self.hook_attn_scores.hooked or self.hook_pattern.hooked:
-            return self._written_out(q, k, v).transpose(1, 2)
+            return self.explicit_attention(q, k, v).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return mixed.transpose(1, 2)
 
-    def _written_out(
+    def explicit_attention(
         self, q: Tensor, k: Tensor, v: Tensor
     ) -> Float[Tensor, "batch head pos d_head"]:
         # pattern = softmax(q k^T / sqrt(d_head) + future), where `future` is 0 unless causal.

@@ -11,7 +11,8 @@ multiplies the token embedding by sqrt(d_model) instead.
 """
 
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -93,7 +94,8 @@ class GPT(StackedWeights, HookedModule):
             self.hook_pos_embed = HookPoint()
         if cfg.position == "rope":
             self.rotary = Rotary(cfg.n_ctx, cfg.d_head, theta=cfg.rope_theta)
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.blocks = cast("Sequence[Block]", layers)  # which a ModuleList does not say
         if cfg.norm_placement == "pre":
             self.ln_final = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
         if not cfg.tie:

@@ -10,7 +10,8 @@ for which both reading *and replacing* mean the same are listed. `attn.q.hook_in
 would change the input of the queries alone, which one fused `qkv` matrix cannot do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -63,9 +64,9 @@ class StackedWeights(nn.Module):
     """Weights of a decoder under TransformerLens' names; gradients flow through them."""
 
     cfg: GPTConfig
-    blocks: nn.ModuleList
+    blocks: Sequence[Any]  # of `Block`, whose module imports this one
 
-    def _stack(self, of: Callable) -> Tensor:
+    def _stack(self, of: Callable[[Any], Tensor]) -> Tensor:
         return torch.stack([of(block) for block in self.blocks])
 
     @property

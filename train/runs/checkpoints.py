@@ -105,7 +105,7 @@ def write_checkpoint(
     kept = [one for one in listed if one.step != step]
     stale = [one for one in kept if one.resumable and one.step not in keep_optimizer_of]
     kept = [_without_optimizer(one) if one in stale else one for one in kept] + [saved]
-    _write_index(run_path, sorted(kept, key=lambda one: one.step))
+    write_checkpoint_index(run_path, sorted(kept, key=lambda one: one.step))
     for one in stale:
         (run_path / one.folder / "optimizer.safetensors").unlink(missing_ok=True)
     return saved
@@ -192,7 +192,7 @@ def _without_optimizer(saved: Checkpoint) -> Checkpoint:
     return Checkpoint(saved.step, files)
 
 
-def _write_index(run_path: Path, saved: list[Checkpoint]) -> None:
+def write_checkpoint_index(run_path: Path, saved: list[Checkpoint]) -> None:
     listed = [{"step": one.step, "files": one.files} for one in saved]
     storage.write_json(
         run_path / CHECKPOINTS / CHECKPOINT_INDEX,

@@ -307,7 +307,7 @@ def training_steps(
         )  # fmt: skip
         waiting.append((row, loss, norm))
         if len(waiting) == (1 if numerics.device == "cpu" else CUDA_BLOCK) or state.step == stop:
-            yield from _settled(waiting, state.model, batch, numerics)
+            yield from completed_rows(waiting, state.model, batch, numerics)
             waiting.clear()
 
 
@@ -369,7 +369,7 @@ def _backward(
     return total
 
 
-def _settled(
+def completed_rows(
     waiting: list[tuple[runs.LedgerRow, torch.Tensor, torch.Tensor]],
     model: GPT,
     batch: Batch,

@@ -67,7 +67,7 @@ def test_the_top_are_the_first_with_all_their_provenance():
 def test_a_frame_has_a_row_a_document_and_a_column_a_field():
     frame = SOURCES.to_frame()
     assert frame["document"].tolist() == [0, 1, 2, 3, 4]
-    assert frame["steps"][0] == (3, 8)
+    assert frame["steps"].tolist()[0] == (3, 8)
     assert list(SOURCES.top(0).to_frame().columns) == list(frame.columns)
 
 

@@ -105,7 +105,8 @@ def test_a_question_is_what_gradients_follow_and_the_behaviour_lends_its_words(r
         for found in (alone, beside, of_behaviour)
     )
     assert scores == also
-    assert np.corrcoef([[one[k] for k in range(40)] for one in (scores, others)])[0, 1] < 0.9
+    rows = [[one[k] for k in range(40)] for one in (scores, others)]
+    assert np.asarray(np.corrcoef(rows))[0, 1] < 0.9
     words = [
         {one.document: one.evidence["lexical"].score for one in found if "lexical" in one.evidence}
         for found in (beside, of_behaviour)

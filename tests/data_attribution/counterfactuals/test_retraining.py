@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -326,7 +327,8 @@ def test_documents_that_are_none_are_refused(lookup_run, pairs, tmp_path, docume
 def test_sources_of_another_store_are_refused(lookup_run, pairs, tmp_path):
     row = Source(3, "lookup/3", "", "", 1.0, "lexical", (0,), 0, 1)
     other = Sources("k3 is v3", "lexical", (row,), {"store": "f" * 64})
-    for given in ({"documents": other}, {"documents": [3], "avoid": other}):
+    both: list[dict[str, Any]] = [{"documents": other}, {"documents": [3], "avoid": other}]
+    for given in both:
         with pytest.raises(CounterfactualError, match="of token store ffffffffffff, and the run"):
             counterfactuals.without(lookup_run, behaviour=pairs[3], out=tmp_path, **given)
 

@@ -57,8 +57,8 @@ def test_random_scores_score_nothing():
 def test_it_is_the_rank_correlation_with_an_interval_around_it():
     scores = TRUE + np.random.default_rng(1).standard_normal(200)
     found = evaluation.lds_score(scores, SUBSETS, LEFT)
-    expected = spearmanr([-scores[list(one)].sum() for one in SUBSETS], LEFT)
-    assert found.rho == pytest.approx(expected.statistic)
+    rho, _ = spearmanr([-scores[list(one)].sum() for one in SUBSETS], LEFT)
+    assert found.rho == pytest.approx(rho)
     assert found.low < found.rho < found.high
     again = evaluation.lds_score(scores, SUBSETS, LEFT, seed=1)
     assert again.rho == found.rho
@@ -67,8 +67,8 @@ def test_it_is_the_rank_correlation_with_an_interval_around_it():
 
 def test_equal_scores_share_their_rank():
     halves = (TRUE > 0).astype(float)
-    expected = spearmanr([-halves[list(one)].sum() for one in SUBSETS], LEFT)
-    assert evaluation.lds_score(halves, SUBSETS, LEFT).rho == pytest.approx(expected.statistic)
+    rho, _ = spearmanr([-halves[list(one)].sum() for one in SUBSETS], LEFT)
+    assert evaluation.lds_score(halves, SUBSETS, LEFT).rho == pytest.approx(rho)
 
 
 def test_a_document_without_a_score_changes_nothing():

@@ -231,8 +231,8 @@ def test_the_facts_of_replay_lose_the_documents_that_its_steps_did_not_read(run,
 def test_a_method_that_says_the_same_of_every_subset_foretells_nothing():
     """0 and no refusal: leaving its facts out would count only those where it had something."""
     subsets, actual = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3)), np.arange(5.0)
-    assert method_evaluation._rho(np.zeros(4), subsets, actual) == 0
-    assert method_evaluation._rho(np.array([0, 1, 2, 3.0]), subsets, actual) != 0
+    assert method_evaluation.lds_or_zero(np.zeros(4), subsets, actual) == 0
+    assert method_evaluation.lds_or_zero(np.array([0, 1, 2, 3.0]), subsets, actual) != 0
 
 
 def test_words_find_what_was_stated_in_them(table):

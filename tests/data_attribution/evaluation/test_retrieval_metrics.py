@@ -143,7 +143,7 @@ def test_a_document_longer_than_the_context_is_taken_whole(tiny_run):
     longest = int(tiny_run.store.lengths.argmax())
     length = int(tiny_run.store.lengths[longest])
     assert length > tiny_run.config.n_ctx
-    windows = list(tail_patch._windows(tiny_run.store, longest, tiny_run.config.n_ctx))
+    windows = list(tail_patch.document_windows(tiny_run.store, longest, tiny_run.config.n_ctx))
     assert [n for *_, n in windows] == [length + 1] * len(windows)
     targets = torch.cat([targets[0] for _, targets, _ in windows])
     start = int(tiny_run.store.starts[longest])
@@ -226,12 +226,12 @@ def test_foils_of_one_prompt_are_one_prompt_of_an_unrelated_question():
     tokens = torch.tensor([[7, 1], [7, 2], [7, 1], [7, 1]])
     asked = Query("q", "nats", tokens, lambda logits, values, row: row)
     before, after = np.array([1.0, 5.0, 2.0, 3.0]), np.array([1.0, 6.0, 2.0, 0.0])
-    found = removal_curves._change(asked, before, after, [before, before])
+    found = removal_curves.unrelated_change(asked, before, after, [before, before])
     assert found.before.tolist() == [2, 5]
     assert found.after.tolist() == [1, 6]
     assert found.controls.tolist() == [[2, 5], [2, 5]]
     assert (found.effect.n, found.effect.seeds) == (2, 2)
-    assert removal_curves._change(asked, before, after, []).controls.shape == (0, 2)
+    assert removal_curves.unrelated_change(asked, before, after, []).controls.shape == (0, 2)
 
 
 def unrelated(after, controls):

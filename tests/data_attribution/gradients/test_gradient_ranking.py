@@ -6,6 +6,7 @@ The lookup run has learned twelve pairs; the documents that state a pair taught 
 import inspect
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def pair(lookup_behaviour) -> Behaviour:
 
 @pytest.fixture(scope="module")
 def request_of(lookup_run, index):
-    def made(target: Behaviour, **options: object) -> Request:
+    def made(target: Behaviour, **options: Any) -> Request:
         question = options.pop("question", None) or queries.query_of_behaviour(target)
         return Request(lookup_run, index, target, question, **options)
 
@@ -209,7 +210,7 @@ def test_curvature_is_that_of_the_loss_of_targets_that_the_model_draws(
     model = models.load(lookup_run)
     selection = gradients.select_weights(model.cfg, ["L0.attn"])
 
-    def of(some: np.ndarray, **options: object) -> Features:
+    def of(some: np.ndarray, **options: Any) -> Features:
         return features.document_features(
             model, lookup_run.store, some, selection, rank=32, **options
         )
@@ -279,7 +280,7 @@ def test_what_no_score_depends_on_and_unknown_kinds_are_refused(request_of, look
         GradientOptions("cosin")
 
 
-def made(values: list[list[float]], **options: object) -> Features:
+def made(values: list[list[float]], **options: Any) -> Features:
     array = np.array(values, dtype=np.float32)
     return Features(np.arange(len(array)), array, (("a", 0, array.shape[1]),), **options)
 

@@ -62,7 +62,7 @@ def test_its_size_is_what_was_planned(tiny_run, stored):
 def test_numbers_of_any_size_survive(tmp_path):
     values = np.array([[1e-30, -3e-31, 1e20, 2e20], [0, 0, 1e-3, -1]], dtype=np.float32)
     features = Features(np.arange(2), values, (("a", 0, 2), ("b", 2, 4)), 4, 0)
-    store._append(tmp_path, features)
+    store.append_features(tmp_path, features)
     about = {"blocks": [["a", 0, 2], ["b", 2, 4]], "rank": 4, "seed": 0}
     np.arange(2).astype("<i8").tofile(tmp_path / store.DOCUMENTS)
     found = gradients.GradientStore(tmp_path, about).features(np.arange(2))

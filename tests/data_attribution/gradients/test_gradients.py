@@ -147,8 +147,8 @@ def test_what_is_removed_is_what_has_a_gradient(store):
     """The loss whose gradient is taken is the loss that `Removal` takes away."""
     document = 11
     start, length = int(store.starts[document]), int(store.lengths[document])
-    ((_, first, n_targets),) = features._batches(store, np.array([document]), 64, 1000)
-    _, targets = features._read(store, first, n_targets)
+    ((_, first, n_targets),) = features.document_batches(store, np.array([document]), 64, 1000)
+    _, targets = features.inputs_and_targets(store, first, n_targets)
     removed = DocumentRemoval((document,), "loss").covers(store, np.arange(store.n_tokens)[None])[0]
     assert targets.tolist() == [store.tokens[removed].tolist()]
     assert np.flatnonzero(removed).tolist() == list(range(start, start + length + 1))
@@ -156,7 +156,7 @@ def test_what_is_removed_is_what_has_a_gradient(store):
 
 def test_padding_carries_no_loss(store, monkeypatch):
     """End-of-text behind end-of-text, as in a packed row, teaches nothing."""
-    inputs, targets = features._read(store, np.array([0]), np.array([3]))
+    inputs, targets = features.inputs_and_targets(store, np.array([0]), np.array([3]))
     assert inputs[0, 0] == store.eot
     assert (targets != IGNORED).all()
     behind = int(store.starts[5]) - 1  # an end-of-text; two of them stand where a row is filled up
@@ -164,7 +164,7 @@ def test_padding_carries_no_loss(store, monkeypatch):
     tokens[behind + 1] = store.eot
     with monkeypatch.context() as patch:
         patch.setitem(store.__dict__, "tokens", tokens)
-        _, targets = features._read(store, np.array([behind]), np.array([2]))
+        _, targets = features.inputs_and_targets(store, np.array([behind]), np.array([2]))
     assert targets.tolist() == [[IGNORED, int(tokens[behind + 2])]]
 
 

@@ -49,7 +49,9 @@ def request(index, target, make_run, **others) -> Request:
     if isinstance(target, Behaviour):
         question = queries.query_of_behaviour(target)
     else:
-        question = queries.Query("text", "", torch.zeros(1, 1, dtype=torch.long), lambda *_: _)
+        question = queries.Query(
+            "text", "", torch.zeros(1, 1, dtype=torch.long), lambda *_: torch.zeros(1)
+        )
     return Request(run, index, target, question, **others)
 
 
@@ -113,7 +115,7 @@ def test_holders_of_a_span_are_the_same_looked_at_one_by_one_or_counted_in_all(i
         for span in index.maximal_spans(f"{text} w0 w1"):
             (hits,) = index.occurrences([np.array(span.tokens)])
             expected = sorted({int(index.store.document_at(hit)) for hit in hits.tolist()})
-            assert bm25._holders(index, span).tolist() == expected
+            assert bm25.span_holders(index, span).tolist() == expected
             shares.append(span.count / index.store.n_documents)
     assert min(shares) < 1 / 8 < max(shares)
 

@@ -17,6 +17,7 @@ from data_attribution.report import svg as drawing
 from data_attribution.report.svg import Point, spark
 from data_attribution.token_index import Span
 from data_attribution.tracing import Generation, Holder, TracedSpan
+from tests.worlds.known import known
 from train.data import Tokenizer
 
 
@@ -198,7 +199,7 @@ def test_the_figures_count_every_reading_of_the_documents_and_their_copies(run):
 
 def test_the_marked_letters_are_those_of_the_spans(run):
     found = generation(run)
-    places = highlighting.places(found, run.store.tokenizer)
+    places = [known(place) for place in highlighting.places(found, run.store.tokenizer)]
     assert [TEXT[first:last] for first, last in places] == [
         "the moon & the sea", "<b> the moon", "moon over",
     ]  # fmt: skip
@@ -251,7 +252,7 @@ def test_finding_the_places_reads_a_long_text_once_and_not_once_a_span(run, monk
         return decode(tokenizer, ids)
 
     monkeypatch.setattr(Tokenizer, "decode", counted)
-    places = highlighting.places(found, run.store.tokenizer)
+    places = [known(place) for place in highlighting.places(found, run.store.tokenizer)]
     assert sum(read) <= 20_000
     for one, (first, last) in zip(found.spans, places, strict=True):
         assert found.text[first:last] == one.span.text
@@ -344,13 +345,17 @@ def test_a_figure_of_points_is_sound_and_scaled_with_zero():
         [Point("a <long> name " * 5, 2.0, 1.0, 3.0), Point("b", -1.0, faded=True)], across="x & y"
     )
     root = ElementTree.fromstring(svg)
+
+    def number(element: ElementTree.Element, name: str) -> float:
+        return float(known(element.get(name)))
+
     circles = [one for one in root.iter("circle")]
     (zero, bar), (left, right) = (
         [one for one in root.iter("line")],
-        [float(one.get("cx")) for one in circles][::-1],
+        [number(one, "cx") for one in circles][::-1],
     )
-    assert left < float(zero.get("x1")) < right
-    assert float(bar.get("x1")) < right < float(bar.get("x2"))
+    assert left < number(zero, "x1") < right
+    assert number(bar, "x1") < right < number(bar, "x2")
     assert re.search(r"-1 *$", "".join(circles[1].itertext()))
     assert ElementTree.fromstring(drawing.points([Point("none", 0.0)], across="")) is not None
 

@@ -87,7 +87,9 @@ def test_the_steps_are_those_that_the_order_answers_with(store, kind, context):
 def test_a_stretch_is_read_once_an_epoch_however_windows_cut_it(store):
     """Of the whole corpus but what no window reaches."""
     run = ordered(store, "function", 2)
-    epoch = -(-run.order.n_windows // run.order.batch)
+    assert isinstance(run.order, DataOrder)
+    n_windows = run.order.n_windows
+    epoch = -(-n_windows // run.order.batch)
     whole = exposure.exposure_of_documents(
         replace(run, steps_done=3 * epoch), np.flatnonzero(store.starts < store.train_tokens - 40)
     )
@@ -95,10 +97,10 @@ def test_a_stretch_is_read_once_an_epoch_however_windows_cut_it(store):
     for stretch in range(len(whole.positions)):
         total = whole.shares[whole.stretches == stretch].sum()
         assert 3 - 1e-9 <= total <= 4 + 1e-9
-    one = replace(run, steps_done=run.order.n_windows, order=replace(run.order, batch=1))
+    one = replace(run, steps_done=n_windows, order=replace(run.order, batch=1))
     exact = exposure.exposure_of_documents(one, whole.documents)
     assert exact.readings == len(whole.positions)
-    assert exact.epoch == pytest.approx(run.order.n_windows, abs=1)
+    assert exact.epoch == pytest.approx(n_windows, abs=1)
     assert exact.even(round(exact.epoch)) == pytest.approx(exact.readings, rel=0.01)
 
 
@@ -161,13 +163,13 @@ def test_the_table_of_another_trainer_is_sorted_once_a_run(store, monkeypatch):
 
 def test_a_table_that_is_no_longer_in_use_is_let_go(store):
     gc.collect()  # Else tables of earlier tests may go meanwhile.
-    held = len(exposure._BY_START)
+    held = len(exposure.SORTED_TABLES)
     runs = [ordered(store, "recorded", seed) for seed in (1, 2)]
     first, second = (exposure.exposure_of_text(run, "w3").steps.tolist() for run in runs)
     assert first != second
-    assert len(exposure._BY_START) == held + 2
+    assert len(exposure.SORTED_TABLES) == held + 2
     del runs
-    assert len(exposure._BY_START) == held
+    assert len(exposure.SORTED_TABLES) == held
 
 
 def test_of_too_many_places_some_are_drawn_and_stand_for_all(store, monkeypatch):

@@ -1,9 +1,6 @@
 """No place that was not verified does more than the bound says, as often as it says."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from interp import attribution_patching, patching
 from interp.attribution_patching.missed_effects import Bound
 from interp.behaviours import Behaviour
 from interp.errors import EffectsError
+from tests.worlds.scripts import benchmark
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -115,7 +113,7 @@ def test_more_sets_and_less_confidence_bring_the_bound_down():
 @pytest.mark.slow
 def test_the_stated_rows_of_the_calibration_table_hold():
     """150 of the 1,000 cases, 10 and 30 prompts; the sampling error of so many is allowed for."""
-    calibration = _benchmark("calibration")
+    calibration = benchmark("calibration")
     rows = list(calibration.coverage(150, seed=7, sizes=(10, 30)))
     off = [row for row in rows if row.off(0.93, 0.97)]
     assert len(rows) == 44
@@ -123,20 +121,6 @@ def test_the_stated_rows_of_the_calibration_table_hold():
     assert len(off) <= 2, off
     rows = list(calibration.bounds(60, seed=7))
     assert [row for row in rows if row.off(0.95, 1.0)] == []
-
-
-def _benchmark(name: str):
-    """A file of benchmarks/, which is no package."""
-    folder = Path(__file__).parents[3] / "benchmarks"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
 
 
 # On a model

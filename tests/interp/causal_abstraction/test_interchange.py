@@ -1,6 +1,7 @@
 """Interchange finds the place, and the subspace of it, where a variable was planted."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from train.model import GPT, GPTConfig, init_gpt
 
 N_VALUES, D_MODEL = 6, 24
 VOCAB = 2 * N_VALUES  # a value, and the word for it
-SHAPE = {"n_layers": 2, "n_heads": 2, "d_model": D_MODEL, "n_ctx": 4, "d_vocab": VOCAB}
+config = partial(GPTConfig, n_layers=2, n_heads=2, d_model=D_MODEL, n_ctx=4, d_vocab=VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def sayer() -> GPT:
     The token lies in directions 0 to 5 of the embedding and noise in the others; the head copies
     all of it, and only 0 to 5 are unembedded as words.
     """
-    model = init_gpt(GPTConfig(**SHAPE, norm="none", position="none", tie=False, bias=False), 0)
+    model = init_gpt(config(norm="none", position="none", tie=False, bias=False), 0)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,7 +70,7 @@ def test_the_variable_is_where_it_was_planted_and_moves_when_it_moves(sayer):
 
 
 def test_interchange_equals_a_plain_loop_with_hooks():
-    model = init_gpt(GPTConfig(**{**SHAPE, "d_vocab": 30}, init_std=0.4), 1)
+    model = init_gpt(config(d_vocab=30, init_std=0.4), 1)
     clean = torch.randint(30, (20, 4), generator=torch.Generator().manual_seed(0))
     answer = model(clean)[:, -1].argmax(-1)
     said = Behaviour("said", clean, (clean + 1) % 30, answer, (answer + 1) % 30)
@@ -159,7 +160,7 @@ def test_the_same_seed_learns_the_same_subspace_and_touches_no_other_randomness(
 
 def test_the_whole_width_is_the_whole_place(sayer):
     other = causal_abstraction.crossed(causal_abstraction.halves(says())[1])
-    site = das._Site(sayer, interventions.components.parse("L0.resid_pre@1"), other)
+    site = das.AlignmentSite(sayer, interventions.components.parse("L0.resid_pre@1"), other)
     full = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(0)))[0]
     assert torch.equal(site.wins(full), site.wins(None))
     assert torch.equal(site.wins(torch.zeros(24, 1)), interventions.wins(sayer, other))
@@ -173,7 +174,7 @@ def test_halves_share_no_prompt():
 
 
 def test_what_cannot_be_tested_is_refused_in_one_line(sayer):
-    behaviour, untrained = says(), init_gpt(GPTConfig(**SHAPE), 0)
+    behaviour, untrained = says(), init_gpt(config(), 0)
     pairs = causal_abstraction.crossed(behaviour)
     with pytest.raises(ModelError, match=r"L2.mlp is layer 2 of a model that has 2"):
         interventions.interchange(sayer, pairs, ["L2.mlp"])

@@ -80,7 +80,9 @@ def test_the_gradients_are_those_that_hooks_see():
     from interp import metrics
 
     clean, _ = edge_ablation.written(model, one)
-    found = edge_attribution_patching._gradients(model, clean[0], metrics.logit_difference(one))
+    found = edge_attribution_patching.reader_gradients(
+        model, clean[0], metrics.logit_difference(one)
+    )
     readers, seen = circuits.graph_of(model).readers, {}
     hooks = [
         (name, lambda gradient, point: seen.update({point.name: gradient}))

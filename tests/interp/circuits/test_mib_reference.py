@@ -61,7 +61,7 @@ def test_eap_eap_ig_and_exact_worths_are_theirs(case):
     starts = [k / 5 for k in range(5)]
     found = {
         "eap": edge_attribution_patching.eap(model, behaviour),
-        "eap-ig": edge_attribution_patching._by_gradients(
+        "eap-ig": edge_attribution_patching.gradient_worth(
             model, behaviour, starts, metrics.logit_difference, edge_ablation.MEMORY, None
         ),
         "exact": edge_attribution_patching.exact_edge_effects(model, behaviour),

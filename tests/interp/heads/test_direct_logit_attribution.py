@@ -108,7 +108,8 @@ def test_the_head_that_writes_the_answer_is_named_with_the_position_it_read():
 def test_a_model_that_was_never_trained_writes_nothing_in_the_mean():
     model = trained_looking("gpt2")
     found = decompose_logits(model, does(model), seed=3)
-    control = direct_logit_attribution._split(init_gpt(model.cfg, 3), does(model), "parts")[1]
+    untrained = init_gpt(model.cfg, 3)
+    _, control, _ = direct_logit_attribution.split_logits(untrained, does(model), "parts")
     torch.testing.assert_close(
         found.control.values, torch.from_numpy(control).mean(1).float(), atol=1e-5, rtol=0
     )

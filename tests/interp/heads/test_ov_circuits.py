@@ -5,6 +5,7 @@ moving equals running the model with everything else silent.
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -172,5 +173,7 @@ def test_what_cannot_be_scored_is_refused():
 
         run_with_cache = run_with_hooks = __call__
 
+    foreign: Any = Foreign()
+
     with pytest.raises(ModelError, match="a Foreign does not show them by our names"):
-        ov_copying(Foreign(), WORDS)
+        ov_copying(foreign, WORDS)

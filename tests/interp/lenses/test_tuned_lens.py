@@ -24,8 +24,11 @@ def rotated() -> GPT:
 
     A logit lens reads the opposite after layer 0; an affine map (times -1) reads all of it.
     """
-    shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "n_ctx": 8, "d_vocab": VOCAB}
-    model = init_gpt(GPTConfig(**shape, norm="none", position="none", mlp="relu", init_std=0.5), 0)
+    cfg = GPTConfig(
+        n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=VOCAB, norm="none", position="none",
+        mlp="relu", init_std=0.5,
+    )  # fmt: skip
+    model = init_gpt(cfg, 0)
     with torch.no_grad():
         for block in model.blocks:
             block.attn.out.weight.zero_()
@@ -69,8 +72,8 @@ def test_the_planted_translation_is_learned_and_tested_on_unseen_windows(fitted)
 
 def test_a_lens_without_steps_taken_is_the_logit_lens():
     model = rotated()
-    zeros = tuned_lens._zeros(model, 2)
-    identity = tuned_lens._translators(zeros)
+    zeros = tuned_lens.zero_weights(model, 2)
+    identity = tuned_lens.Translators(zeros["weight"].detach(), zeros["bias"].detach())
     stream = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(identity(0, stream), stream)
     assert torch.equal(identity(2, stream), stream)
@@ -80,8 +83,8 @@ def test_the_loss_and_its_slope_are_those_of_a_plain_loop():
     model, windows = rotated(), words()
     inputs, counted = windows.batch(range(6), torch.device("cpu"))
     streams = tuned_lens.streams(model, inputs, counted)
-    own = tuned_lens._zeros(model, 2)
-    found = tuned_lens._slopes(model, streams, streams[-1], own)
+    own = tuned_lens.zero_weights(model, 2)
+    found = tuned_lens.backpropagate_kl(model, streams, streams[-1], own)
     layer = torch.nn.Linear(16, 16)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
@@ -103,8 +106,8 @@ def test_pieces_of_any_size_give_the_same_slope(monkeypatch):
     slopes = []
     for logits_at_once in (1 << 24, 7 * VOCAB):
         monkeypatch.setattr(tuned_lens, "LOGITS_AT_ONCE", logits_at_once)
-        own = tuned_lens._zeros(model, 2)
-        tuned_lens._slopes(model, streams, streams[-1], own)
+        own = tuned_lens.zero_weights(model, 2)
+        tuned_lens.backpropagate_kl(model, streams, streams[-1], own)
         slopes.append(own["weight"].grad)
     torch.testing.assert_close(*slopes)
 
@@ -172,7 +175,8 @@ def test_behaviours_are_read_through_the_lens_and_its_control(fitted):
 
 
 def test_an_evaluation_comes_back_as_it_was_written(tmp_path, fitted):
-    found = lenses.evaluate_lens(*fitted, words())
+    model, lens = fitted
+    found = lenses.evaluate_lens(model, lens, words())
     found.save(tmp_path / "found.json")
     again = LensEvaluation.load(tmp_path / "found.json")
     assert again.to_dict() == found.to_dict()
@@ -197,13 +201,13 @@ def test_the_model_s_own_bits_are_its_loss(fitted):
 
 
 def test_two_noisy_means_of_the_same_chances_have_no_bias():
-    tally = evaluation._Tally(rotated(), 64)
+    tally = evaluation.LensTally(rotated(), 64)
     draw = torch.Generator().manual_seed(0)
     chances = torch.rand(VOCAB, generator=draw) + 0.1
     tally.model_mean[:] = chances + 0.3 * torch.randn(64, VOCAB, generator=draw)
     for lens, layer in np.ndindex(3, 2):
         tally.means[lens, layer] = chances + 0.3 * torch.randn(64, VOCAB, generator=draw)
-    found = tally._bias()
+    found = tally.bias()
     plain = (tally.model_mean.sum(0), tally.means[0, 0].sum(0))
     p, q = (one / one.sum() for one in plain)
     assert found.low is not None

@@ -59,7 +59,8 @@ PLACES = {"L0H2": ("blocks.0.attn.hook_z", 2), "L1.mlp": ("blocks.1.hook_mlp_out
 )
 def test_zero_and_mean_ablation_equal_a_pass_with_a_hook(model, behaviour, name, standin, value):
     found = ablation.ablate(model, behaviour, [[name]], standin=standin)
-    expected = plain(model, behaviour, *PLACES[name], value)
+    hook, head = PLACES[name]
+    expected = plain(model, behaviour, hook, head, value)
     np.testing.assert_allclose(found.per_prompt[0], expected, atol=1e-5)
     assert found[name] == pytest.approx(expected.mean(), abs=1e-5)
 

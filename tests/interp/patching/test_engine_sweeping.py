@@ -145,7 +145,7 @@ def heads_and_streams() -> list[tuple[Component]]:
 
 
 @pytest.fixture(scope="module")
-def least(cfg_small, heads_and_streams) -> int:
+def least(cfg_small: tuple[GPT, Behaviour], heads_and_streams) -> int:
     """The smallest budget that is not refused, within a hundredth."""
     low, high = 1 << 10, 1 << 18
     while high > 1.01 * low:
@@ -160,7 +160,7 @@ def least(cfg_small, heads_and_streams) -> int:
 
 @pytest.mark.parametrize("times", [1, 1.5])
 def test_a_small_budget_cuts_the_prompts_and_changes_no_number(
-    cfg_small, heads_and_streams, least, times
+    cfg_small: tuple[GPT, Behaviour], heads_and_streams, least, times
 ):
     # A metric has to keep track of which prompt a row belongs to.
     memory = int(times * least)

@@ -3,8 +3,10 @@
 import pytest
 
 from interp import behaviours, models, patching
+from interp.behaviours import Behaviour
 from interp.errors import EffectsError
 from interp.patching import controls
+from train.model import GPT
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +15,9 @@ def asked(lookup_run, lookup_behaviour):
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
-def test_what_carries_a_learned_answer_carries_nothing_before_training(asked, direction):
+def test_what_carries_a_learned_answer_carries_nothing_before_training(
+    asked: tuple[GPT, Behaviour], direction
+):
     effects = controls.untrained_control(*asked, patching.residual(*asked, direction=direction))
     assert effects.values.max() > 0.9
     assert effects.control is not None
@@ -35,7 +39,7 @@ def test_a_model_is_its_own_control_when_it_is_the_untrained_one(asked, monkeypa
         assert (again.control - effects.values).abs().max() < 1e-5
 
 
-def test_a_control_survives_saving(asked, tmp_path):
+def test_a_control_survives_saving(asked: tuple[GPT, Behaviour], tmp_path):
     effects = controls.untrained_control(*asked, patching.heads(*asked))
     effects.save(tmp_path / "e.json")
     assert type(effects).load(tmp_path / "e.json").to_dict() == effects.to_dict()
@@ -46,6 +50,6 @@ def test_effects_of_paths_and_of_other_prompts_are_refused(asked):
     with pytest.raises(EffectsError, match="effects of paths"):
         controls.untrained_control(model, behaviour, patching.senders(model, behaviour))
     parts = ("clean", "corrupt", "answer", "foil")
-    fewer = behaviours.Behaviour("fewer", *(getattr(behaviour, part)[:6] for part in parts))
+    fewer = Behaviour("fewer", *(getattr(behaviour, part)[:6] for part in parts))
     with pytest.raises(EffectsError, match="other prompts"):
         controls.untrained_control(model, fewer, patching.heads(model, behaviour))

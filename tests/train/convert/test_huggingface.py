@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def shaken(cfg: GPTConfig) -> GPT:
     return model.eval()
 
 
-@pytest.fixture(params=CROSSING.values(), ids=CROSSING.keys())
+@pytest.fixture(params=CROSSING.values(), ids=list(CROSSING))
 def model(request) -> GPT:
     return shaken(request.param)
 
@@ -106,7 +107,8 @@ def test_transformers_reads_the_folder_we_write(model, tokens, words, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = convert.export_huggingface(model, words, tmp_path / "out")
-    theirs, loading = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    both: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    theirs, loading = both
     assert not any(loading.values())
     close(theirs.eval()(tokens).logits, model(tokens))
     assert AutoTokenizer.from_pretrained(out)("w03 w07").input_ids == [4, 8]
@@ -266,7 +268,7 @@ def test_shards_and_half_precision_are_read_as_one_model_in_fp32(tmp_path):
 
 def test_the_base_model_without_its_head_is_read(tokens, tmp_path):
     model = shaken(GPT2)
-    twin = convert.to_huggingface(model)
+    twin: Any = convert.to_huggingface(model)
     twin.transformer.save_pretrained(tmp_path)
     close(convert.import_huggingface(tmp_path).model(tokens), model(tokens))
 
@@ -303,6 +305,9 @@ def test_a_twin_costs_no_random_number():
 
 
 class NanoBlock(nn.Module):
+    attn: Any  # modules without a class of their own
+    mlp: Any
+
     def __init__(self, d: int, heads: int, bias: bool) -> None:
         super().__init__()
         self.heads = heads
@@ -329,6 +334,8 @@ class NanoBlock(nn.Module):
 
 class Nano(nn.Module):
     """Written from nanoGPT's description, with its parameter names; shares no code with ours."""
+
+    transformer: Any
 
     def __init__(self, args: dict) -> None:
         super().__init__()
@@ -474,10 +481,11 @@ def test_transformer_lens_sweeps_run_on_our_model_and_on_its_own_alike(tokens):
         return logits[:, -1, 3].mean()
 
     with torch.no_grad():
-        for sweep in (
+        sweeps: list[Any] = [
             patching.get_act_patch_resid_pre,
             patching.get_act_patch_attn_head_out_all_pos,
-        ):
+        ]
+        for sweep in sweeps:
             _, clean = model.run_with_cache(tokens)
             _, their_clean = bridge.run_with_cache(tokens)
             ours = sweep(model, corrupt, clean, metric)

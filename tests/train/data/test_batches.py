@@ -61,7 +61,9 @@ def test_a_removed_document_is_no_target_anywhere_and_the_rest_is_untouched(
 
 def test_end_of_text_after_end_of_text_carries_no_loss():
     tokens = np.array([[0, 5, 0, 0, 0, 7]])
-    np.testing.assert_array_equal(batches._counted(tokens, 0), [[True, True, False, False, True]])
+    np.testing.assert_array_equal(
+        batches.counted_targets(tokens, 0), [[True, True, False, False, True]]
+    )
 
 
 def test_the_loss_is_a_sum_over_counted_targets_by_a_divisor_from_outside():

@@ -171,20 +171,28 @@ def test_progress_counts_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert seen == [("encoding documents", done, 3) for done in (1, 2, 3)]
 
 
-def test_a_few_batches_are_in_memory_whatever_the_corpus():
+def test_a_few_batches_are_in_memory_whatever_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Read and not yet written: at most one batch for each thread and a few more."""
+    monkeypatch.setattr(store_builder, "BATCH_LETTERS", 1)  # a batch a document
     read: list[int] = []
+    lead: list[int] = []
 
     def documents() -> Iterator[Document]:
         for row in range(100):
             read.append(row)
-            yield Document(f"t/{row}", "x" * store_builder.BATCH_LETTERS, "t", "0", row)
+            yield Document(f"t/{row}", f"x{row}", "t", "0", row)
 
-    lead = []
-    ahead = store_builder._in_order(documents(), lambda batch: batch[0].row, threads=3)  # type: ignore
-    for written, row in enumerate(ahead):
-        assert row == written
-        lead.append(len(read) - written)
+    store = build_store(
+        Corpus("t", "test", "0", documents),
+        out=tmp_path / "store",
+        tokenizer=train_words([f"x{row}" for row in range(100)]),
+        threads=3,
+        progress=lambda what, done, total: lead.append(len(read) - (done - 1)),
+    )
+    assert [store.text(row) for row in range(100)] == [f"x{row}" for row in range(100)]
+    assert len(lead) == 100
     assert max(lead) <= 3 + 2
 
 

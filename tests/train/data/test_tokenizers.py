@@ -62,7 +62,7 @@ def _tiktoken_from_both_files():
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    data = tokenization._vocabulary_path(None).parent
+    data = tokenization.vocabulary_path(None).parent
     ranks = data_gym_to_mergeable_bpe_ranks(str(data / "vocab.bpe"), str(data / "encoder.json"))
     special = {"<|endoftext|>": 50256}
     return tiktoken.Encoding(
@@ -74,7 +74,7 @@ def _tiktoken_from_both_files():
 def _hugging_face_from_both_files():
     import tokenizers
 
-    data = tokenization._vocabulary_path(None).parent
+    data = tokenization.vocabulary_path(None).parent
     model = tokenizers.models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe"))
     engine = tokenizers.Tokenizer(model)
     engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -284,7 +284,7 @@ def test_an_id_outside_the_vocabulary_is_refused(ids: list[int]):
 
 
 def test_a_changed_vocabulary_file_is_refused(tmp_path: Path):
-    content = bytearray(tokenization._vocabulary_path(None).read_bytes())
+    content = bytearray(tokenization.vocabulary_path(None).read_bytes())
     content[1000] ^= 1
     (tmp_path / "vocab.bpe").write_bytes(content)
     with pytest.raises(DamagedError, match=r"vocab\.bpe: its sha256 begins"):
@@ -292,7 +292,7 @@ def test_a_changed_vocabulary_file_is_refused(tmp_path: Path):
 
 
 def test_a_folder_with_the_vocabulary_serves_in_place_of_the_package(tmp_path: Path):
-    shutil.copy(tokenization._vocabulary_path(None), tmp_path / "merges.txt")
+    shutil.copy(tokenization.vocabulary_path(None), tmp_path / "merges.txt")
     assert tokenization.gpt2_tokenizer(tmp_path) == tokenization.gpt2_tokenizer()
 
 

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -26,32 +27,34 @@ def written(tmp_path):
     return tmp_path / runs.LEDGER, kept
 
 
-class FullDisk(io.RawIOBase):
-    """A file with room for so many bytes."""
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for 400 bytes more."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.written = b""
-
-    def writable(self) -> bool:
-        return True
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "a+")
+        self.room = 400
 
     def write(self, data) -> int:
         fits = bytes(data)[: self.room]
         if not fits:
             raise OSError(errno.ENOSPC, "No space left on device")
         self.room -= len(fits)
-        self.written += fits
-        return len(fits)
+        return super().write(fits)
 
 
-def test_a_full_disk_is_one_line_when_a_row_is_written_and_when_the_file_is_closed(tmp_path):
+def test_a_full_disk_is_one_line_when_a_row_is_written_and_when_the_file_is_closed(
+    tmp_path, monkeypatch
+):
     """Python keeps what did not fit and writes it again when the file is closed, in `finally`."""
     path = tmp_path / runs.LEDGER
-    writer = runs.ledger_writer(path, 0)
-    writer._file.close()
-    disk = FullDisk(400)
-    writer._file = io.BufferedWriter(disk)  # type: ignore[assignment]
+    opened = Path.open
+
+    def on_full_disk(place: Path, *mode, **options):
+        return io.BufferedRandom(FullDisk(place)) if place == path else opened(place, *mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", on_full_disk)
+        writer = runs.ledger_writer(path, 0)
 
     def write() -> None:
         try:
@@ -62,7 +65,6 @@ def test_a_full_disk_is_one_line_when_a_row_is_written_and_when_the_file_is_clos
 
     with pytest.raises(DiskError, match=r"the disk is full while writing .*ledger\.jsonl"):
         write()
-    path.write_bytes(disk.written)
     assert [row.step for row in runs.read_ledger(path, whole=False)] == [0, 1]
 
 

@@ -58,7 +58,7 @@ def test_a_block_of_steps_on_a_gpu_does_not_say_that_it_saw_the_step(planted, ti
     waiting = [(row, torch.tensor(math.nan), torch.tensor(1.0))]
     gpu = replace(tiny_run.numerics, device="cuda")
     with pytest.raises(DivergedError) as caught:
-        list(loop._settled(waiting, model, replace(batch, step=15), gpu))
+        list(loop.completed_rows(waiting, model, replace(batch, step=15), gpu))
     assert (
         "loss of step 3 is not a number; the first bad tensor (looked for after 13 more updates, "
         "read in blocks on a GPU) is the weight ln_final.weight;"

@@ -125,7 +125,7 @@ def killed_in_first_index(monkeypatch):
         monkeypatch.undo()
         raise Killed
 
-    monkeypatch.setattr(checkpoints, "_write_index", kill)
+    monkeypatch.setattr(checkpoints, "write_checkpoint_index", kill)
 
 
 @pytest.mark.usefixtures("killed_in_first_index")
@@ -330,9 +330,13 @@ def late_run(tiny_recipe, one_thread_numerics, tmp_path_factory):
     corpus = Corpus("late", "late", "0", lambda: iter(documents), tokenizer="word")
     folder = tmp_path_factory.mktemp("late")
     store = build_store(corpus, out=folder / "store")
-    late = {"late_batch": 1, "late_begin": 16}
     return trainer.train(
-        tiny_recipe, store, out=folder / "run", numerics=one_thread_numerics, **late
+        tiny_recipe,
+        store,
+        out=folder / "run",
+        numerics=one_thread_numerics,
+        late_batch=1,
+        late_begin=16,
     )
 
 
