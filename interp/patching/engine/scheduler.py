@@ -81,6 +81,15 @@ def scores(
     Raises:
         ModelError: A component does not exist in the model.
         BudgetError: Not even one patch of one prompt fits into the memory.
+
+    Examples:
+        >>> patches = [[components.parse("L0H1")], [components.parse("L1.mlp")]]
+        >>> hooks = ["blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"]
+        >>> source = engine.activations(model, ioi.clean, hooks)
+        >>> metric = metrics.logit_difference(ioi)
+        >>> patched = engine.scores(model, ioi.corrupt, patches, source, [metric])
+        >>> tuple(patched.scores.shape), patched.done.tolist()
+        ((1, 2, 64), [True, True])
     """
     refuse_unknown(model, patches, tokens.shape[1])
     if not engine_runs(model):
@@ -175,7 +184,13 @@ def unpatched(
     *,
     memory: int = MEMORY,
 ) -> Float[Tensor, "metric prompt"]:
-    """Return the scores of the unpatched prompts."""
+    """Return the scores of the unpatched prompts.
+
+    Examples:
+        >>> scores = engine.unpatched(model, ioi.clean, [metrics.logit_difference(ioi)])
+        >>> tuple(scores.shape)
+        (1, 64)
+    """
     if not engine_runs(model):
         logits = model(tokens)
         return torch.stack([metric.of_logits(logits) for metric in metrics]).double().cpu()
@@ -193,12 +208,20 @@ def engine_runs(model: HookedModel) -> bool:
     """Return True if the engine can replace the model: it is a GPT without hooks of its own.
 
     The engine does not run hooks that were added to the model.
+
+    Examples:
+        >>> engine.engine_runs(model)
+        True
     """
     return isinstance(model, GPT) and not any(p.hooked for p in model.hook_dict.values())
 
 
 def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n_pos: int) -> None:
-    """Raise a ModelError if a component does not exist in the model or the prompts."""
+    """Raise a ModelError if a component does not exist in the model or the prompts.
+
+    Examples:
+        >>> engine.refuse_unknown(model, [[components.parse("L1H3")]], n_pos=15)
+    """
     if any(not patch for patch in patches):
         raise ModelError("a patch without a place changes nothing; name one")
     for place in {place for patch in patches for place in patch}:
