@@ -309,6 +309,10 @@ def span(run: Run, steps: int) -> tuple[int, int]:
     Where no checkpoint at or before the first step kept its optimizer, the first step is that of
     the first checkpoint that did. If a run was stopped, the steps after its last checkpoint do not
     count: they left no weights on which a query could be measured.
+
+    Examples:
+        >>> metagradients.span(run, 100)
+        (1800, 1899)
     """
     end = run.saved_at(None).step
     kept = [one.step for one in run.saved if one.resumable and one.step < end]

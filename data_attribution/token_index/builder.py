@@ -76,6 +76,11 @@ def build(
         AttributionError: Another process is building this index.
         IndexSpaceError: A shard does not fit into memory.
         SorterError: The sorter is not available, or the shards do not fit the documents.
+
+    Examples:
+        >>> index = token_index.build(store)
+        >>> index.count("of runethi").count
+        6
     """
     sorter = suffix_array.backend(backend, libsais)
     with artifact.locked_artifact(ANNEX, store):
@@ -100,6 +105,11 @@ def open(store: TokenStore) -> TokenIndex:
             version.
         DamagedError: A file is truncated, a small one was changed, or the manifest does not match
             its seal (`artifact.artifact_listing`).
+
+    Examples:
+        >>> index = token_index.open(store)
+        >>> index.count("of runethi").count
+        6
     """
     manifest, path = artifact.artifact_listing(ANNEX, store), store.path / INDEX_FOLDER
     tokens = store.tokens.view(np.ndarray)
@@ -125,6 +135,9 @@ def verify(store: TokenStore, progress: Progress = None) -> None:
 
     Raises:
         DamagedError: A file was changed; the message names it.
+
+    Examples:
+        >>> token_index.verify(store)
     """
     artifact.verify_artifact(ANNEX, store, progress)
 

@@ -87,6 +87,10 @@ def backend(sorter: str | None = None, libsais: str | Path | None = None) -> str
 
     Raises:
         SorterError: The requested sorter is unknown or not available.
+
+    Examples:
+        >>> token_index.backend("numpy")
+        'numpy'
     """
     there = "pydivsufsort" if util.find_spec("pydivsufsort") else "numpy"
     name = sorter or ("libsais" if libsais else there)
