@@ -68,6 +68,9 @@ class Tally:
         documents: Indices of the documents, ascending.
         starts: Index in `totals` where each document's targets begin: its tokens, then the
             end-of-text.
+        totals: For query q and target t, the sum of dF_q / ds over all readings of t, where F_q is
+            the final answer to q and s the weight of t in the loss of the step that read it. A
+            document's score is the sum over its targets.
     """
 
     store: TokenStore

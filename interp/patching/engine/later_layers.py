@@ -204,6 +204,7 @@ def _mixed(
         q, k = _rotated(q, rotation, queried), _rotated(k, rotation, segment.positions)
     k = follow(base.keys(layer)[:, : segment.first], k)
     v = follow(base.at(layer, "v")[:, : segment.first], v)
+    # k and v now cover positions 0 to n_pos - 1: before `first` the base run's, then the run's own.
     mask = seen(queried, base.n_pos, causal=attn.causal, like=q)
     z = mix(q, k, v, mask)
     for i, places in segment.asking(layer, "pattern"):

@@ -326,6 +326,12 @@ class _Sweep:
         return torch.stack([change.abs().max() for change in changes]).max()
 
     def _chunks(self) -> Iterator[list[int]]:
+        """Yield the indices of the patches of each chunk.
+
+        A chunk has at most `self.rows` positions, or a single patch. Patches are sorted by first
+        changed position, because runs with the same one form a dense segment, and then by layer,
+        because a chunk runs from its lowest layer on.
+        """
         lowest = [min(place.layer for place in patch) for patch in self.patches]
         order = sorted(range(len(self.patches)), key=lambda i: (self.first[i], lowest[i]))
         chunk, size = [], 0
@@ -350,6 +356,7 @@ class _Sweep:
     def _one(
         self, metric: Metric, normed: Float[Tensor, "patch prompt read d_model"]
     ) -> Float[Tensor, "patch prompt"]:
+        # Row r of `rows` is patch r // n_prompts and prompt r % n_prompts of the slab.
         at = [self.reads.index(pos) for pos in metric.reads(self.base.n_pos)]
         rows = normed[:, :, at].flatten(0, 1)
         prompt = self.prompts.repeat(len(normed))
