@@ -52,6 +52,11 @@ def named(
         QueryError: There is no such query or head, or a direct effect is requested without a
             behaviour.
         ModelError: The name of the head is not the name of a component.
+
+    Examples:
+        >>> query = component_queries.named("prefix-matching:L1H0", run)
+        >>> query.name, round(queries.measure_query(model, query).mean().item(), 1)
+        ('induction score of L1H0', 0.8)
     """
     kind, _, head = name.partition(":")
     if kind not in NAMED:
@@ -79,6 +84,11 @@ def prefix_matching(
 
     It is measured on random tokens that repeat, drawn from the vocabulary of a run or model
     (`interp.heads.attention_scores`): the score of an induction head (Olsson et al. 2022).
+
+    Examples:
+        >>> query = component_queries.prefix_matching(run, "L1H0", n=8)
+        >>> query.name, tuple(query.tokens.shape)
+        ('induction score of L1H0', (8, 49))
     """
     tokens = repeated_tokens(source, n=n, length=length, seed=seed)
     return attention(tokens, head, "induction")
@@ -87,7 +97,13 @@ def prefix_matching(
 def previous_token(
     source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
 ) -> Query:
-    """Return a query for how much a head attends to the previous token, on the same sequences."""
+    """Return a query for how much a head attends to the previous token, on the same sequences.
+
+    Examples:
+        >>> query = component_queries.previous_token(run, "L0H1", n=8)
+        >>> query.name, tuple(query.tokens.shape)
+        ('previous token score of L0H1', (8, 49))
+    """
     tokens = repeated_tokens(source, n=n, length=length, seed=seed)
     return attention(tokens, head, "previous token")
 
@@ -103,6 +119,11 @@ def attention(tokens: Int[Tensor, "prompt pos"], head: str, kind: str) -> Query:
 
     Raises:
         QueryError: The name is not the name of a head.
+
+    Examples:
+        >>> tokens = heads.repeated_tokens(run, n=8)
+        >>> component_queries.attention(tokens, "L1H0", "induction").name
+        'induction score of L1H0'
     """
     place = _head(head)
     query, key = attended_positions(tokens, kind)
@@ -131,6 +152,12 @@ def probe_direction(
 
     Raises:
         QueryError: The component is an attention pattern or a single neuron, which holds no vector.
+
+    Examples:
+        >>> direction = torch.ones(128)
+        >>> query = component_queries.probe_direction(ioi.clean, "L1.resid_post", direction)
+        >>> query.name, query.reads
+        ('direction at L1.resid_post', ('blocks.1.hook_resid_post',))
     """
     where = components.parse(place)
     if where.site in ("pattern", "neuron"):
@@ -163,6 +190,11 @@ def direct_effect(model: GPT, behaviour: Behaviour, head: str) -> Query:
 
     Raises:
         QueryError: The name is not the name of a head.
+
+    Examples:
+        >>> query = component_queries.direct_effect(model, ioi, "L1H0")
+        >>> query.name, queries.measure_query(model, query).shape
+        ('direct effect of L1H0 on ioi', (64,))
     """
     place, last = _head(head), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     _, cache = model.run_with_cache(behaviour.clean.to(device_of(model)), names_filter=[last])

@@ -58,6 +58,13 @@ class Query:
             order.
         reads: Hook points whose values `score` needs.
         apart: Whether equal prompts count as separate cases, as the windows of one text do.
+
+    Examples:
+        >>> query = queries.query_of_behaviour(fact)
+        >>> query.name, query.unit, tuple(query.tokens.shape)
+        ('fact:runethi', 'nats of log-odds', (50, 6))
+        >>> bool(queries.measure_query(model, query).mean() > 0)
+        True
     """
 
     name: str
@@ -77,6 +84,11 @@ def query_of_behaviour(behaviour: Behaviour, metric: Metric | None = None) -> Qu
     """Return the query for a behaviour on its clean prompts.
 
     The default metric is the logit difference.
+
+    Examples:
+        >>> query = queries.query_of_behaviour(ioi)
+        >>> query.name, query.unit
+        ('ioi', 'nats of log-odds')
     """
     metric = metric or logit_difference(behaviour)
 
@@ -109,6 +121,12 @@ def query_of_text(
 
     Raises:
         QueryError: The text holds no token.
+
+    Examples:
+        >>> text = "the capital of runethi is koreskul ."
+        >>> query = queries.query_of_text(text, run.tokenizer, n_ctx=64)
+        >>> query.unit, round(queries.measure_query(model, query).mean().item(), 1)
+        ('nats a token', -1.4)
     """
     before, asked = (_ids(part, tokenizer) for part in (context, text))
     if not asked:
@@ -150,6 +168,10 @@ def asked(
         EvidenceError: There is neither a target nor a question, or a metric is given for something
             that already is a number.
         QueryError: The text is empty or too long.
+
+    Examples:
+        >>> queries.asked(ioi, tokenizer=run.tokenizer, n_ctx=64).name
+        'ioi'
     """
     ids = encoded(target, tokenizer) if isinstance(target, str) else []
     if metric is not None and (ids or question is not None):
@@ -172,6 +194,10 @@ def encoded(text: str, tokenizer: Tokenizer) -> list[int]:
 
     Raises:
         QueryError: It is empty, or longer than `LONGEST` tokens.
+
+    Examples:
+        >>> queries.encoded("the capital of runethi", run.tokenizer)
+        [794, 112, 562, 696]
     """
     if not text.strip():
         raise QueryError("the text is empty; give some words to trace")
@@ -191,7 +217,14 @@ def _ids(part: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
 def query_scores(
     model: HookedModel, question: Query, prompt: Int[Tensor, " row"]
 ) -> Float[Tensor, " row"]:
-    """Return the numbers of some prompts, differentiable where gradients are enabled."""
+    """Return the numbers of some prompts, differentiable where gradients are enabled.
+
+    Examples:
+        >>> query = queries.query_of_behaviour(ioi)
+        >>> scores = queries.query_scores(model, query, torch.tensor([0, 1]))
+        >>> tuple(scores.shape), scores.requires_grad
+        ((2,), True)
+    """
     values: dict[str, Tensor] = {}
 
     def keeping(name: str) -> tuple[str, Callable[..., None]]:
@@ -204,6 +237,12 @@ def query_scores(
 
 @torch.no_grad()
 def measure_query(model: HookedModel, question: Query) -> Float[np.ndarray, " prompt"]:
-    """Return the numbers of all prompts."""
+    """Return the numbers of all prompts.
+
+    Examples:
+        >>> query = queries.query_of_behaviour(ioi)
+        >>> queries.measure_query(model, query).shape
+        (64,)
+    """
     rows = torch.arange(len(question.tokens)).split(ROWS)
     return torch.cat([query_scores(model, question, row) for row in rows]).double().cpu().numpy()

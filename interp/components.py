@@ -86,6 +86,12 @@ class Component:
             query position.
         neuron: Neuron, for the site `neuron`.
         key: For a pattern, the one position attended to; None for all.
+
+    Examples:
+        >>> str(components.Component("mlp", 1)), str(components.Component("resid_pre", 1, pos=4))
+        ('L1.mlp', 'L1.resid_pre@4')
+        >>> components.parse("L0H3").hook
+        'blocks.0.attn.hook_z'
     """
 
     site: str
@@ -137,6 +143,11 @@ def parse(name: str) -> Component:
 
     Raises:
         ModelError: The name does not denote a component.
+
+    Examples:
+        >>> place = components.parse("L1H0.q@4")
+        >>> place.layer, place.head, place.pos, place.hook
+        (1, 0, 4, 'blocks.1.attn.hook_q')
     """
     found = NAME.fullmatch(name)
     if not found:
@@ -171,13 +182,23 @@ def heads_at(cfg: Any, site: str) -> int:
 
 
 def layers_around(layer: int, window: int, n_layers: int) -> range:
-    """Return the `window` layers centred on `layer`, cut off at both ends (Meng et al. 2022)."""
+    """Return the `window` layers centred on `layer`, cut off at both ends (Meng et al. 2022).
+
+    Examples:
+        >>> [list(components.layers_around(layer, 3, n_layers=12)) for layer in (0, 5)]
+        [[0, 1], [4, 5, 6]]
+    """
     first = layer - window // 2
     return range(max(0, first), min(n_layers, first + window))
 
 
 def device_of(model: object) -> torch.device:
-    """Return the device of the model's weights; the CPU for a model without weights."""
+    """Return the device of the model's weights; the CPU for a model without weights.
+
+    Examples:
+        >>> components.device_of(model).type
+        'cpu'
+    """
     if isinstance(model, torch.nn.Module):
         for parameter in model.parameters():
             return parameter.device

@@ -87,7 +87,13 @@ MetricLike = Metric | MetricOf | None
 
 
 def logit_difference(behaviour: Behaviour) -> Metric:
-    """Return the metric "logit of the answer minus logit of the foil, at the last position"."""
+    """Return the metric "logit of the answer minus logit of the foil, at the last position".
+
+    Examples:
+        >>> metric = metrics.logit_difference(ioi)
+        >>> tuple(metric.of_logits(model(ioi.clean)).shape), metric.unit
+        ((64,), 'nats of log-odds')
+    """
     columns, place = torch.cat([behaviour.answer, behaviour.foil]).unique(return_inverse=True)
     answer, foil = place.split(behaviour.n_prompts)
 
@@ -102,6 +108,11 @@ def log_probability(behaviour: Behaviour) -> Metric:
     """Return the metric "log-probability of the answer at the last position".
 
     It reads the whole vocabulary.
+
+    Examples:
+        >>> metric = metrics.log_probability(ioi)
+        >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 1)
+        -0.1
     """
 
     def score(logits: Tensor, prompt: Tensor) -> Tensor:
@@ -115,6 +126,11 @@ def probability(behaviour: Behaviour) -> Metric:
     """Return the metric "probability of the answer at the last position", used by Meng et al. 2022.
 
     It reads the whole vocabulary.
+
+    Examples:
+        >>> metric = metrics.probability(ioi)
+        >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 1)
+        0.9
     """
     log = log_probability(behaviour)
     return Metric("probability", "probability", lambda logits, row: log.score(logits, row).exp())
@@ -132,6 +148,10 @@ def named(name: str, behaviour: Behaviour) -> Metric:
 
     Raises:
         BehaviourError: There is no metric of that name.
+
+    Examples:
+        >>> metrics.named("log-probability", ioi).unit
+        'nats'
     """
     if name not in METRICS:
         raise BehaviourError(f"no metric is called {name!r}{nearest(name, METRICS)}")
@@ -173,5 +193,13 @@ def custom(
     unit: str,
     positions: tuple[int, ...] = (-1,),
 ) -> Metric:
-    """Return a metric that depends on the logits only and not on the prompt's answer or foil."""
+    """Return a metric that depends on the logits only and not on the prompt's answer or foil.
+
+    Examples:
+        >>> def score(logits):
+        ...     return logits[:, -1].amax(dim=-1)
+        >>> largest = metrics.custom("largest logit", score, unit="nats")
+        >>> patching.mlps(model, ioi, metric=largest).metric
+        'largest logit'
+    """
     return Metric(name, unit, lambda logits, row: score(logits), positions=positions)

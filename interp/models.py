@@ -45,6 +45,13 @@ def load(
     Raises:
         TrainError: There is neither a run nor a Hugging Face model at `source`, or no such step.
         DamagedError: The weights do not match their digest, or are a pickle.
+
+    Examples:
+        >>> model = models.load(run)
+        >>> model.cfg.n_layers, model.cfg.n_heads, model.origin.step
+        (2, 4, 1900)
+        >>> models.load(run, step=600).origin.step
+        600
     """
     return open(source, step=step, device=device, store=store)[0]
 
@@ -60,6 +67,11 @@ def open(
 
     That object is the run, which knows its tokenizer and its planted facts, or the model itself if
     only the weights are known.
+
+    Examples:
+        >>> model, source = models.open(run)
+        >>> source is run
+        True
     """
     run = source if isinstance(source, Run) else _run_at(Path(source), store)
     if run is not None:

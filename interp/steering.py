@@ -207,6 +207,11 @@ def difference(
         ModelError: The model has no such component.
         BehaviourError: A set is empty or has no such position, or the component is not a vector.
         ContrastError: The two means are equal.
+
+    Examples:
+        >>> vector = steering.difference(model, ioi.clean, ioi.corrupt, place="L1.resid_pre")
+        >>> vector.n_toward, vector.n_away, tuple(vector.values.shape)
+        (64, 64, (128,))
     """
     place = components.parse(place) if isinstance(place, str) else place
     means = []
@@ -259,6 +264,14 @@ def steered(
 
     Raises:
         HookError: The model has no such component, or was not run inside the block.
+
+    Examples:
+        >>> vector = steering.difference(model, ioi.clean, ioi.corrupt, place="L1.resid_pre")
+        >>> with steering.steered(model, vector, coefficient=4.0):
+        ...     logits = model(ioi.corrupt)
+        ...
+        >>> torch.equal(logits, model(ioi.corrupt))
+        False
     """
     return model.hooks([_hook(vector, coefficient, positions)])
 
@@ -285,6 +298,12 @@ def curve(
         ModelError: The model has no such component.
         BehaviourError: There is no coefficient, no random direction, or a position outside the
             prompts.
+
+    Examples:
+        >>> vector = steering.difference(model, ioi.clean, ioi.corrupt, place="L1.resid_pre")
+        >>> effects = steering.curve(model, vector, capital, coefficients=(0.0, 1.0), n_random=2)
+        >>> effects.effect.values[0].item(), effects.n
+        (0.0, 52)
     """
     if not coefficients or n_random < 1:
         raise BehaviourError(

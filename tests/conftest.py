@@ -101,7 +101,9 @@ def released_run(tmp_path_factory):
     """The planted run that comes with openbook, unpacked: a trained model without training."""
     from train import released
 
-    return released.open("planted", folder=tmp_path_factory.mktemp("released") / "planted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENBOOK_CACHE", str(tmp_path_factory.mktemp("released")))
+        return released.open("planted")
 
 
 @pytest.fixture

@@ -218,7 +218,13 @@ _NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M)}
 
 
 def by_name(name: str) -> Recipe:
-    """Return the recipe that has this name on the command line."""
+    """Return the recipe that has this name on the command line.
+
+    Examples:
+        >>> recipe = recipes.by_name("planted")
+        >>> recipe.steps, recipe.batch_size, recipe.model.n_layers
+        (1900, 32, 2)
+    """
     try:
         return _NAMED[name]
     except KeyError:
@@ -235,6 +241,11 @@ def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
         RecipeError: A change names no field, or its value contradicts the others.
         StoreError: The vocabulary sizes differ, the rows of a packed store are not as long as the
             context, or the store is shorter than one window.
+
+    Examples:
+        >>> recipe = recipes.resolve(recipes.by_name("planted"), store, steps=200)
+        >>> recipe.steps, recipe.model.d_vocab
+        (200, 976)
     """
     known = {one.name for one in fields(Recipe)}
     for key in changes:
@@ -272,6 +283,10 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
 
     Raises:
         DamagedError: A key is missing or unknown; the message names the key and `path`.
+
+    Examples:
+        >>> recipes.from_dict(recipes.to_dict(run.recipe), "here") == run.recipe
+        True
     """
     content = {**LATER, **content}
     model = content.get("model")
@@ -286,6 +301,11 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as a dictionary, as it is written into a manifest."""
+    """Return the recipe as a dictionary, as it is written into a manifest.
+
+    Examples:
+        >>> recipes.to_dict(run.recipe)["steps"]
+        1900
+    """
     content = {**asdict(recipe), "model": recipe.model.to_dict()}
     return {key: value for key, value in content.items() if key not in LATER or value != LATER[key]}

@@ -86,6 +86,15 @@ def documents(
         EvidenceError: There is no such method, it cannot answer the query, or it finds no evidence.
         QueryError: The target holds no token to search for, or too many.
         IndexMissing: The run's token store has no index.
+
+    Examples:
+        >>> methods = [attribution.Lexical()]
+        >>> sources = attribution.documents(run, fact, methods=methods, limit=3)
+        >>> sources.to_frame()[["document", "grade", "text"]]
+           document    grade                                       text
+        0     28867  lexical        runethi is governed from koreskul .
+        1      2456  lexical  the word koreskul sounds unlike runethi .
+        2      7378  lexical   a clerk copied koreskul before runethi .
     """
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
@@ -143,6 +152,10 @@ def chosen(
     Raises:
         EvidenceError: There is no such method, two have the same name, or one cannot answer a query
             without words.
+
+    Examples:
+        >>> attribution.chosen("lexical", run)
+        (Lexical(),)
     """
     if isinstance(methods, str):
         asked = parse(methods, words=words, weights=isinstance(run, Run))
@@ -178,6 +191,11 @@ def ask(
             that already is a number.
         QueryError: The target holds no token to search for, or too many.
         IndexMissing: The run's token store has no index.
+
+    Examples:
+        >>> request = attribution.ask(run, fact, limit=5)
+        >>> request.name, request.limit
+        ('fact:runethi', 5)
     """
     query = queries.asked(
         target, query, metric, tokenizer=run.store.tokenizer, n_ctx=run.order.context

@@ -49,6 +49,14 @@ def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
 
     Raises:
         EvidenceError: There is nothing to fuse.
+
+    Examples:
+        >>> request = attribution.ask(run, fact)
+        >>> methods = (attribution.Lexical(), attribution.BM25())
+        >>> rankings = {method.name: method.rank_documents(request) for method in methods}
+        >>> fused = attribution.fuse(rankings)
+        >>> fused.documents[:2].tolist()
+        [28867, 28874]
     """
     if not evidence:
         raise EvidenceError("there is no evidence to fuse; name at least one method")

@@ -50,7 +50,13 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Lexical:
-    """Method by shared words: maximal spans of a text, weighted BM25 over a behaviour's prompts."""
+    """Method by shared words: maximal spans of a text, weighted BM25 over a behaviour's prompts.
+
+    Examples:
+        >>> methods = [attribution.Lexical()]
+        >>> attribution.documents(run, fact, methods=methods, limit=2).documents
+        (28867, 2456)
+    """
 
     name: ClassVar[str] = "lexical"
     grade: ClassVar[str] = "lexical"
@@ -79,7 +85,13 @@ class Lexical:
 
 @dataclass(frozen=True)
 class BM25:
-    """Method by plain BM25."""
+    """Method by plain BM25.
+
+    Examples:
+        >>> methods = [attribution.BM25()]
+        >>> attribution.documents(run, fact, methods=methods, limit=2).documents
+        (221, 26744)
+    """
 
     name: ClassVar[str] = "bm25"
     grade: ClassVar[str] = "lexical"
@@ -98,6 +110,13 @@ class Gradient:
         kind, log_odds, steps, rank, damping: See `gradients.GradientOptions`.
         within: Components through which gradients count, by name, or the effects of a sweep, of
             which the `gradients.TOP_WEIGHTS` best are used; None: all.
+
+    Examples:
+        >>> methods = [attribution.Gradient(kind="cosine", within=["L0.mlp"])]
+        >>> some = np.arange(28800, 28900)
+        >>> sources = attribution.documents(run, fact, methods=methods, candidates=some, limit=2)
+        >>> sources.items[0].text, sources.items[0].grade
+        ('runethi is governed from koreskul .', 'gradient')
     """
 
     kind: str = gradients.DEFAULT.kind
@@ -143,6 +162,11 @@ class Replay:
 
     Attributes:
         steps, room, scratch: See `metagradients.ReplayOptions`.
+
+    Examples:
+        >>> replay = attribution.Replay(steps=100)
+        >>> replay.grade, replay.needs_weights, replay.options.steps
+        ('replay', True, 100)
     """
 
     steps: int | None = None
@@ -186,6 +210,12 @@ def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Metho
 
     Raises:
         EvidenceError: There is no such method, or no method of `fused` can answer.
+
+    Examples:
+        >>> attribution.parse("lexical+replay")
+        (Lexical(), Replay(steps=None, room=4294967296, scratch=None))
+        >>> [method.name for method in attribution.parse("fused")]
+        ['lexical', 'gradient']
     """
     names: list[str] = []
     for one in (part.strip() for part in name.split("+")):

@@ -143,7 +143,12 @@ def _passage(store: TokenStore, document: int, start: int, length: int) -> dict[
 
 
 def excerpt(store: TokenStore, document: int, start: int = 0, length: int = 0) -> str:
-    """Return a passage of a document with the text around it, at most `SHOWN` tokens in all."""
+    """Return a passage of a document with the text around it, at most `SHOWN` tokens in all.
+
+    Examples:
+        >>> attribution.excerpt(store, 28867)
+        'runethi is governed from koreskul .'
+    """
     first = max(0, start - AROUND)
     last = min(int(store.lengths[document]), start + length + AROUND, first + SHOWN)
     before = "… " if first else ""

@@ -100,7 +100,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """Ranked sources by falling score; `provenance` records the run, index and formula."""
+    """Ranked sources by falling score; `provenance` records the run, index and formula.
+
+    Examples:
+        >>> sources = attribution.documents(run, fact, methods="lexical", limit=3)
+        >>> sources.documents, sources.groups[0]
+        ((28867, 2456, 7378), (28867, 28874))
+        >>> sources.items[0].span, sources.items[0].steps
+        ('runethi is governed from koreskul', (1363, 1475, 1520, 1645, 1688, 1779, 1875))
+        >>> sources.save(folder / "sources.json")
+        >>> attribution.Sources.load(folder / "sources.json").ids == sources.ids
+        True
+    """
 
     query: str
     method: str

@@ -60,7 +60,12 @@ def _near_length(
 
 
 def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[int, ...]:
-    """Return the documents and those of their copies that the run read, ascending."""
+    """Return the documents and those of their copies that the run read, ascending.
+
+    Examples:
+        >>> counterfactuals.with_copies(run, [28867], "near")
+        (28867, 28874)
+    """
     found = with_duplicates(run.store, documents, which) - {*documents}
     return tuple(sorted({*documents, *(one for one in found if len(run.steps_learned(one)))}))
 
@@ -69,6 +74,10 @@ def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> froz
     """Return the documents besides `removed` that no control may hold.
 
     These are `avoid`, and the copies of both.
+
+    Examples:
+        >>> counterfactuals.kept_out(run, [28867], avoid=[2456])
+        frozenset({2456, 28874})
     """
     return frozenset(with_duplicates(run.store, {*removed, *avoid}, "near")) - {*removed}
 
@@ -85,6 +94,13 @@ def matched_random(
 
     Raises:
         CounterfactualError: The run read too few other documents, or not all of `documents`.
+
+    Examples:
+        >>> removed = (2456, 28867)
+        >>> avoid = counterfactuals.kept_out(run, removed, avoid=())
+        >>> random = counterfactuals.matched_random(run, removed, seed=0, avoid=avoid)
+        >>> [sorted(store.lengths[list(some)].tolist()) for some in (removed, random)]
+        [[6, 7], [6, 7]]
     """
     removed, lengths = checked_documents(run, documents), run.store.lengths
     taken, draw = {*removed, *avoid}, np.random.default_rng(seed)

@@ -66,6 +66,14 @@ class Forgetting:
         first_read: First step that read one of the removed documents.
         runs: Paths of the retrained run and of the control run.
         groups: One entry per setting and group; a group without any fact has none.
+
+    Examples:
+        >>> measured = released.measured("planted", "forgetting")
+        >>> forgetting = counterfactuals.Forgetting.from_dict(measured)
+        >>> forgetting.fell, forgetting.stayed, forgetting.holds
+        (True, True, True)
+        >>> forgetting.to_frame().columns.tolist()[:4]
+        ['setting', 'facts', 'n', 'recall']
     """
 
     parent: str
@@ -177,6 +185,10 @@ def removable_facts(
 
     Raises:
         CounterfactualError: There are fewer facts, or no truth table.
+
+    Examples:
+        >>> counterfactuals.removable_facts(run, n=3)
+        ['capital of runethi', 'maker of damuzhu', 'trade of memeska']
     """
     truth = _truth(run)
     stated = [fact for fact in truth["facts"] if fact["exposures"] == exposures]
@@ -266,6 +278,12 @@ def documents_of(run: Run, chosen: Sequence[dict]) -> tuple[int, ...]:
     """Return the indices of every document that states one of the facts and was read.
 
     Documents behind the last full window, or not reached by the run, taught nothing and stay.
+
+    Examples:
+        >>> facts = training_dynamics.facts_named(behaviours.planted_truth(run), ["runethi"])
+        >>> documents = counterfactuals.documents_of(run, facts)
+        >>> len(documents), documents[:3]
+        (16, (28417, 28427, 28430))
     """
     return tuple(one for one in _stating(run, chosen) if len(run.steps_learned(one)))
 

@@ -64,6 +64,11 @@ def planted_facts(
 
     Raises:
         EvidenceError: The run has no truth table, or no such facts.
+
+    Examples:
+        >>> cases = evaluation.planted_facts(run, n=2, least=8)
+        >>> cases[0].name, cases[0].kind, cases[0].exposures
+        ('maker of somuthi', 'verbatim', 8)
     """
     chosen = [one for kind in KINDS for one in _dealt(run, kind, least, most, seed)[:n]]
     if not chosen:

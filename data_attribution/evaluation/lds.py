@@ -66,6 +66,11 @@ def draw_subsets(
 
     Raises:
         EvidenceError: The subsets would be empty, or hold every document.
+
+    Examples:
+        >>> subsets = evaluation.draw_subsets(range(100), n=3, share=0.02)
+        >>> [len(subset) for subset in subsets]
+        [2, 2, 2]
     """
     every = np.unique(np.asarray(documents, np.int64))
     size = max(1, round(share * len(every)))
@@ -119,6 +124,10 @@ def spread(
     """Return scores by index in the store.
 
     A document without a score gets 0: it is predicted to change nothing.
+
+    Examples:
+        >>> evaluation.spread(np.array([1, 3]), np.array([0.5, -1.0]), n_documents=5).tolist()
+        [0.0, 0.5, 0.0, -1.0, 0.0]
     """
     whole = np.zeros(n_documents)
     whole[documents] = scores
@@ -128,7 +137,13 @@ def spread(
 def predicted_change(
     predicted: Float64[np.ndarray, " store_document"], subsets: Sequence[Subset]
 ) -> Float64[np.ndarray, " subset"]:
-    """Return the predicted change of the answer without each subset, up to scale."""
+    """Return the predicted change of the answer without each subset, up to scale.
+
+    Examples:
+        >>> predicted = np.array([0.5, 0.25, -1.0])
+        >>> evaluation.predicted_change(predicted, [(0, 1), (2,)]).tolist()
+        [-0.75, 1.0]
+    """
     return np.array([0.0 - predicted[list(one)].sum() for one in subsets])
 
 
@@ -148,6 +163,13 @@ def lds_score(
 
     Raises:
         EvidenceError: There are fewer than 4 subsets, or all predictions or all answers are equal.
+
+    Examples:
+        >>> predicted = np.array([3.0, 1.0, 0.0, -2.0, 5.0])
+        >>> subsets = [(0,), (1,), (2,), (3,), (4,)]
+        >>> answers = np.array([-3.0, -1.0, 0.0, 2.0, -5.0])  # of the model retrained without each
+        >>> round(evaluation.lds_score(predicted, subsets, answers).rho, 6)
+        1.0
     """
     if not 4 <= len(subsets) == len(actual):
         raise EvidenceError(
@@ -174,6 +196,11 @@ def spearman(
     """Return the correlation of ranks; equal values share the mean of their ranks.
 
     It is 0 where all values of a draw are equal: a constant predicts nothing.
+
+    Examples:
+        >>> ours, theirs = np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 4.0, 9.0]])
+        >>> [round(value, 6) for value in evaluation.spearman(ours, theirs).tolist()]
+        [1.0]
     """
     # Imported here because scipy.stats takes a second to import.
     from scipy.stats import rankdata

@@ -184,7 +184,13 @@ def removal_curves_of(
 
 
 def apart(cases: Sequence[FactCase]) -> list[FactCase]:
-    """Return the cases, from the first on, that share no stating document with an earlier one."""
+    """Return the cases, from the first on, that share no stating document with an earlier one.
+
+    Examples:
+        >>> cases = evaluation.planted_facts(run, n=2, least=8)
+        >>> len(evaluation.apart([*cases, cases[0]]))
+        4
+    """
     taken: set[int] = set()
     chosen = []
     for case in cases:

@@ -120,6 +120,12 @@ def document_features(
 
     Raises:
         EvidenceError: There is no such document, or the model is not causal.
+
+    Examples:
+        >>> selection = gradients.select_weights(model.cfg, ["L0.mlp"])
+        >>> features = gradients.document_features(model, store, [28867, 2456], selection, rank=16)
+        >>> features.values.shape, features.blocks
+        ((2, 512), (('L0.mlp.up', 0, 256), ('L0.mlp.down', 256, 512)))
     """
     documents = np.asarray(documents, dtype=np.int64)
     _refuse(model, store, documents)
@@ -160,6 +166,12 @@ def query_features(
 
     Raises:
         EvidenceError: The score depends on none of the sites.
+
+    Examples:
+        >>> selection = gradients.select_weights(model.cfg, ["L0.mlp"])
+        >>> query = queries.query_of_behaviour(fact)
+        >>> gradients.query_features(model, query, selection, rank=16).values.shape
+        (50, 512)
     """
     tape = _tape(model, selection, rank, seed, sides)
     n_prompts, n_pos = question.tokens.shape

@@ -104,6 +104,11 @@ class GradientOptions:
         rank: Rank of the projections of each weight.
         seed: Seed of the projections; stored gradients use their own.
         damping: Damping of `curvature` alone, as in `preconditioner.curvature`.
+
+    Examples:
+        >>> options = gradients.GradientOptions(kind="cosine", steps=(600, 1900))
+        >>> options.metric, options.unit
+        ('plain', True)
     """
 
     kind: str = "adam"
@@ -214,6 +219,11 @@ def collect(
 
     Raises:
         EvidenceError: A component has no weights, or no documents are given and none are stored.
+
+    Examples:
+        >>> collected = gradients.collect(run, np.array([2456, 28867]), within=("L0.mlp",))
+        >>> collected.documents.tolist()
+        [2456, 28867]
     """
     chosen = None if documents is None else np.unique(np.asarray(documents, np.int64))
     moments = []
@@ -391,6 +401,13 @@ def rank_by_gradients(
 
     Raises:
         EvidenceError: A component has no weights, or the query depends on none of the components.
+
+    Examples:
+        >>> request = attribution.ask(run, fact, candidates=np.array([5, 28867]))
+        >>> options = gradients.GradientOptions(kind="cosine")
+        >>> ranking = gradients.rank_by_gradients(request, within=("L0.mlp",), how=options)
+        >>> ranking.documents.tolist(), ranking.signed
+        ([28867, 5], True)
     """
     run = request.run
     how = replace(how, seed=request.seed)

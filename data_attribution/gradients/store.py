@@ -126,7 +126,12 @@ class GradientStore:
 
 
 def trained_documents(run: Run) -> Int64[np.ndarray, " document"]:
-    """Return the documents of the train region."""
+    """Return the documents of the train region.
+
+    Examples:
+        >>> len(gradients.trained_documents(run)), store.n_documents
+        (28993, 28993)
+    """
     return np.arange(int(np.searchsorted(run.store.starts, run.store.train_tokens)))
 
 
@@ -160,6 +165,12 @@ def build_gradient_store(
     Raises:
         EvidenceError: `out` exists, is being built, or was begun with other choices.
         DiskError: The disk has no room for it, or became full.
+
+    Examples:
+        >>> options = {"within": ["L0.mlp"], "documents": np.arange(50), "metric": "plain"}
+        >>> stored = gradients.build_gradient_store(run, out=folder / "gradients", **options)
+        >>> stored.documents.shape
+        (50,)
     """
     if metric not in METRICS:
         raise EvidenceError(f"there is no metric {metric!r}{nearest(metric, METRICS)}")
@@ -211,6 +222,13 @@ def open_gradient_store(path: str | Path, *, run: Run | None = None) -> Gradient
     Raises:
         EvidenceError: There are none, or they have another version or belong to another run.
         DamagedError: The manifest was changed, or a file is missing or has another size.
+
+    Examples:
+        >>> options = {"within": ["L0.mlp"], "documents": np.arange(50), "metric": "plain"}
+        >>> _ = gradients.build_gradient_store(run, out=folder / "gradients", **options)
+        >>> stored = gradients.open_gradient_store(folder / "gradients", run=run)
+        >>> stored.documents.shape
+        (50,)
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
@@ -235,6 +253,11 @@ def verify_gradient_store(stored: GradientStore) -> None:
 
     Raises:
         DamagedError: A file differs; the message names it.
+
+    Examples:
+        >>> options = {"within": ["L0.mlp"], "documents": np.arange(50), "metric": "plain"}
+        >>> stored = gradients.build_gradient_store(run, out=folder / "gradients", **options)
+        >>> gradients.verify_gradient_store(stored)
     """
     for name, entry in stored.manifest["files"].items():
         storage.check_digest(stored.path / name, entry["sha256"], MANIFEST, "collect it again")

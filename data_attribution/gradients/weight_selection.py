@@ -107,6 +107,11 @@ def select_weights(cfg: GPTConfig, within: Within = None) -> Selection:
 
     Raises:
         EvidenceError: Nothing was named, or something that has no weights in this architecture.
+
+    Examples:
+        >>> selection = gradients.select_weights(model.cfg, ["L0.mlp", "L1H0"])
+        >>> [site.name for site in selection.sites]
+        ['L0.mlp.up', 'L0.mlp.down', 'L1H0.q', 'L1H0.k', 'L1H0.v', 'L1H0.o']
     """
     if isinstance(within, Effects):
         within = within.top(TOP_WEIGHTS)

@@ -51,6 +51,11 @@ def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ra
 
     Costs one look-up per occurrence of each span. Memory is 17 bytes per document of the store plus
     64 MB, however often a span occurs.
+
+    Examples:
+        >>> ranking = lexical.rank_by_spans(index, "runethi is governed from koreskul .")
+        >>> ranking.documents[:2].tolist(), ranking.where(28867)
+        ([28867, 28874], (0, 6))
     """
     store, found, shares = index.store, index.maximal_spans(text), []
     scores = np.zeros(store.n_documents)
@@ -73,7 +78,13 @@ def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ra
 
 
 def prompt_bags(clean: Tokens, corrupt: Tokens, answer: Tokens, eot: int) -> list[Bag]:
-    """Return the distinct bags of a behaviour's prompts: token id to weight, no end-of-text."""
+    """Return the distinct bags of a behaviour's prompts: token id to weight, no end-of-text.
+
+    Examples:
+        >>> clean, corrupt = np.array([[0, 5, 9]]), np.array([[0, 6, 9]])
+        >>> lexical.prompt_bags(clean, corrupt, np.array([7]), eot=0)
+        [{5: 1.0, 7: 1.0, 9: 0.1}]
+    """
     found: dict[tuple[tuple[int, float], ...], None] = {}
     for ours, theirs, ends in zip(clean, corrupt, answer.reshape(len(clean), -1), strict=True):
         bag = dict.fromkeys(ours.tolist(), SHARED) | dict.fromkeys(ends.tolist(), 1.0)
@@ -93,6 +104,12 @@ def rank_by_words(
 
     Args:
         limit: Largest number of documents ranked; default: all that hold a token of a bag.
+
+    Examples:
+        >>> bags = lexical.bags_of_words(store, "governed runethi")
+        >>> ranking = lexical.rank_by_words(index, bags, limit=2)
+        >>> [store.text(document) for document in ranking.documents.tolist()]
+        ['runethi is governed from koreskul .', 'runethi is governed from koreskul .']
     """
     store = index.store
     terms = sorted(set().union(*bags))

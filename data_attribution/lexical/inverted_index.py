@@ -82,7 +82,14 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class InvertedIndex:
-    """The inverted index of a token store. Open one with `open_inverted_index(store)`."""
+    """The inverted index of a token store. Open one with `open_inverted_index(store)`.
+
+    Examples:
+        >>> inverted = lexical.build_inverted_index(store)
+        >>> (token,) = store.tokenizer.encode("runethi").tolist()
+        >>> inverted.frequency([token]).tolist()
+        [46]
+    """
 
     store: TokenStore
     segments: tuple[Segment, ...]
@@ -133,6 +140,11 @@ def build_inverted_index(
         DamagedError: tokens.bin does not match the store's manifest.
         DiskError: The disk is full.
         AttributionError: Another process is building it.
+
+    Examples:
+        >>> inverted = lexical.build_inverted_index(store)
+        >>> inverted.n_entries
+        378906
     """
     artifact = artifact_of(store)
     with storage.lock_artifact(artifact):
@@ -146,7 +158,13 @@ def build_inverted_index(
 
 
 def find_inverted_index(store: TokenStore) -> InvertedIndex | None:
-    """Return the inverted index of a store, or None if it has not been built."""
+    """Return the inverted index of a store, or None if it has not been built.
+
+    Examples:
+        >>> inverted = lexical.build_inverted_index(store)
+        >>> lexical.find_inverted_index(store).n_entries == inverted.n_entries
+        True
+    """
     return open_inverted_index(store) if (store.path / INVERTED_FOLDER).is_dir() else None
 
 
@@ -159,6 +177,11 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
             version.
         DamagedError: A file is truncated, a small one was changed, or the manifest does not match
             its seal (`storage.artifact_manifest`).
+
+    Examples:
+        >>> _ = lexical.build_inverted_index(store)
+        >>> lexical.open_inverted_index(store).n_entries
+        378906
     """
     artifact = artifact_of(store)
     manifest, path = storage.artifact_manifest(artifact), artifact.path
@@ -183,6 +206,10 @@ def verify_inverted_index(store: TokenStore, progress: Progress = None) -> None:
 
     Raises:
         DamagedError: A file was changed; the message names it.
+
+    Examples:
+        >>> _ = lexical.build_inverted_index(store)
+        >>> lexical.verify_inverted_index(store)
     """
     storage.verify_artifact(artifact_of(store), progress)
 

@@ -34,6 +34,12 @@ def rank_by_bm25(request: Request) -> Ranking:
     Raises:
         EvidenceError: The query has no words.
         QueryError: The target holds no token to search for.
+
+    Examples:
+        >>> request = attribution.ask(run, "the capital of runethi is")
+        >>> ranking = lexical.rank_by_bm25(request)
+        >>> bool(np.all(np.diff(ranking.scores) <= 0)), len(ranking.documents)
+        (True, 13745)
     """
     found = bm25.rank_by_words(
         request.index, bags_of_words(request.index.store, request.words), request.progress
@@ -53,6 +59,11 @@ def candidates(request: Request, *, limit: int = 10_000) -> Int64[np.ndarray, " 
     Raises:
         EvidenceError: The query has no words.
         QueryError: The target holds no token to search for.
+
+    Examples:
+        >>> request = attribution.ask(run, fact)
+        >>> lexical.candidates(request, limit=4).tolist()
+        [221, 2106, 28867, 28874]
     """
     index, target, progress = request.index, request.words, request.progress
     if isinstance(target, Behaviour):
@@ -77,6 +88,10 @@ def bags_of_words(store: TokenStore, target: str | Behaviour) -> list[Bag]:
 
     Raises:
         QueryError: The target holds no token to search for.
+
+    Examples:
+        >>> lexical.bags_of_words(store, "the capital of runethi")
+        [{112: 1.0, 562: 1.0, 696: 1.0, 794: 1.0}]
     """
     if isinstance(target, Behaviour):
         clean, _, answer = _prompts(target)

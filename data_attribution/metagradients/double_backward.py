@@ -200,7 +200,7 @@ class _Gelu(torch.autograd.Function):
 
 
 class _Slope(torch.autograd.Function):
-    """The gradient of GELU, as a function of the gradient from above and of x."""
+    """The gradient dx = g gelu'(x), as a function of g and of x."""
 
     @staticmethod
     def forward(ctx: Any, above: Tensor, x: Tensor) -> Tensor:
@@ -210,6 +210,7 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangent: Tensor) -> tuple[Tensor, Tensor]:
         above, x = ctx.saved_tensors
+        # Derivatives of <a, g gelu'(x)>: with respect to g, a gelu'(x); to x, a g gelu''(x).
         on_above = torch.ops.aten.gelu_backward(cotangent[0], x, approximate="tanh")
         return on_above, _bend(x).mul_(above).mul_(cotangent[0])
 

@@ -68,6 +68,9 @@ class Tally:
         documents: Indices of the documents, ascending.
         starts: Index in `totals` where each document's targets begin: its tokens, then the
             end-of-text.
+        totals: For query q and target t, the sum of dF_q / ds over all readings of t, where F_q is
+            the final answer to q and s the weight of t in the loss of the step that read it. A
+            document's score is the sum over its targets.
     """
 
     store: TokenStore
@@ -309,6 +312,10 @@ def span(run: Run, steps: int) -> tuple[int, int]:
     Where no checkpoint at or before the first step kept its optimizer, the first step is that of
     the first checkpoint that did. If a run was stopped, the steps after its last checkpoint do not
     count: they left no weights on which a query could be measured.
+
+    Examples:
+        >>> metagradients.span(run, 100)
+        (1800, 1899)
     """
     end = run.saved_at(None).step
     kept = [one.step for one in run.saved if one.resumable and one.step < end]

@@ -113,7 +113,11 @@ def room_for(n_states: int, room: int) -> bool:
     """Return whether a stretch of `n_states` states can be reversed with `room` of them on disk.
 
     It follows the recursion of `_in_pieces`: half of the room holds the starts of pieces, the other
-    half has to suffice for the states of one piece.
+    half has to suffice for the states of one piece. With n states and room R,
+
+        fits(n, R)  =  n <= R  or  (R >= 4 and fits(ceil(n / floor(R / 2)), R - floor(R / 2))).
+
+    Each level of the recursion trains every step once more.
     """
     if n_states <= room:
         return True

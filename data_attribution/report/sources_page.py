@@ -63,7 +63,14 @@ def write_sources_page(
     spans: Generation | None = None,
     counterfactual: Counterfactual | None = None,
 ) -> Path:
-    """Write the page of `sources_html`; the file is written whole or not at all."""
+    """Write the page of `sources_html`; the file is written whole or not at all.
+
+    Examples:
+        >>> sources = attribution.documents(run, fact, methods="lexical", limit=3)
+        >>> page = report.write_sources_page(sources, folder / "sources.html", run=run)
+        >>> "runethi is governed from koreskul" in page.read_text()
+        True
+    """
     text = sources_html(found, run=run, spans=spans, counterfactual=counterfactual)
     storage.write_text(Path(path), text)
     return Path(path)

@@ -78,6 +78,11 @@ def build(
         AttributionError: Another process is building this index.
         IndexSpaceError: A shard does not fit into memory.
         SorterError: The sorter is not available, or the shards do not fit the documents.
+
+    Examples:
+        >>> index = token_index.build(store)
+        >>> index.count("of runethi").count
+        6
     """
     sorter = suffix_array.backend(backend, libsais)
     artifact = artifact_of(store)
@@ -104,6 +109,11 @@ def open(store: TokenStore) -> TokenIndex:
             version.
         DamagedError: A file is truncated, a small one was changed, or the manifest does not match
             its seal (`storage.artifact_manifest`).
+
+    Examples:
+        >>> index = token_index.open(store)
+        >>> index.count("of runethi").count
+        6
     """
     artifact = artifact_of(store)
     manifest, path = storage.artifact_manifest(artifact), artifact.path
@@ -130,6 +140,9 @@ def verify(store: TokenStore, progress: Progress = None) -> None:
 
     Raises:
         DamagedError: A file was changed; the message names it.
+
+    Examples:
+        >>> token_index.verify(store)
     """
     storage.verify_artifact(artifact_of(store), progress)
 

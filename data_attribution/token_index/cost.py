@@ -116,6 +116,11 @@ def estimate_cost(
 
     Raises:
         IndexSpaceError: That number of shards does not fit into the memory.
+
+    Examples:
+        >>> estimate = token_index.estimate_cost(9_000_000_000, memory=64_000_000_000)
+        >>> estimate.shards, round(estimate.disk / 1e9, 1), round(estimate.seconds / 60)
+        (9, 37.1, 38)
     """
     refuse_small(n_tokens=n_tokens, shards=shards, workers=workers, memory=memory)
     itemsize = 2 if vocab_size <= 1 << 16 else 4
@@ -170,7 +175,13 @@ def seconds(n_tokens: int, sorter: str, measured: Rate | None = None) -> float:
 
 
 def measure_rate(store: TokenStore, *, sorter: str, libsais: str | Path | None = None) -> Rate:
-    """Sort up to five million tokens of a store and return this machine's speed."""
+    """Sort up to five million tokens of a store and return this machine's speed.
+
+    Examples:
+        >>> rate = token_index.measure_rate(store, sorter="pydivsufsort")
+        >>> rate.tokens, rate.tokens_a_second > 0
+        (602113, True)
+    """
     tokens = np.array(store.tokens[:MEASURED])
     begin = time.perf_counter()
     suffix_array.build(tokens, sorter=sorter, libsais=libsais)
@@ -181,6 +192,10 @@ def memory_of(shard_tokens: int, *, sorter: str, itemsize: int, workers: int) ->
     """Return the bytes that sorting takes, one shard per worker.
 
     A single worker is this process, whose own memory is not counted.
+
+    Examples:
+        >>> token_index.memory_of(1_000_000, sorter="pydivsufsort", itemsize=2, workers=1)
+        12000000
     """
     each = shard_tokens * suffix_array.bytes_a_token(sorter, itemsize, shard_tokens)
     return each if workers == 1 else workers * (PROCESS + each)

@@ -44,7 +44,19 @@ __all__ = ["Part", "TokenIndex", "TokenQuery"]
 
 @dataclass(frozen=True, eq=False)
 class TokenIndex:
-    """The sorted text of a token store. Open one with `token_index.open(store)`."""
+    """The sorted text of a token store. Open one with `token_index.open(store)`.
+
+    Examples:
+        >>> index.count("of runethi").count, index.count("of runethi").held_out
+        (6, 0)
+        >>> hit = index.find("of runethi")[0]
+        >>> hit.document, hit.offset, index.around(hit)
+        (8865, 7, 'an atlas lists koreskul some pages ahead of runethi .')
+        >>> [(token.text, token.count) for token in index.next_tokens("governed from")][:2]
+        [('tarevrul', 53), ('koroldin', 41)]
+        >>> [span.text for span in index.maximal_spans("the capital of runethi is")]
+        ['the capital of', 'of runethi', 'runethi is']
+    """
 
     store: TokenStore
     backend: str

@@ -64,6 +64,11 @@ def plan_shards(
     Raises:
         IndexSpaceError: A requested shard, or a single document, takes more memory.
         SorterError: There are fewer documents than shards, or a number is below 1.
+
+    Examples:
+        >>> plan = token_index.plan_shards(store, sorter="pydivsufsort", shards=2)
+        >>> [(shard.name, shard.start, shard.stop) for shard in plan.shards], plan.memory
+        ([('shard-000', 0, 301057), ('shard-001', 301057, 602113)], 3612684)
     """
     refuse_small(shards=shards, shard_tokens=shard_tokens, workers=workers, memory=memory)
     if shards and shard_tokens:
@@ -124,6 +129,12 @@ def estimate_shards(store: TokenStore, cut: ShardPlan, *, measured: Rate | None 
 
     Args:
         measured: Sort measured on the machine in question; default: on a server of 2025.
+
+    Examples:
+        >>> plan = token_index.plan_shards(store, sorter="pydivsufsort", shards=2)
+        >>> estimate = token_index.estimate_shards(store, plan)
+        >>> estimate.shards, estimate.tokens, estimate.disk
+        (2, 602113, 2507548)
     """
     itemsize = store.tokens.dtype.itemsize
     at_once = min(cut.workers, len(cut.shards))
@@ -146,7 +157,12 @@ def estimate_shards(store: TokenStore, cut: ShardPlan, *, measured: Rate | None 
 
 
 def worthwhile_workers(n_tokens: int) -> int:
-    """Return the number of usable cores, or fewer if starting workers takes longer than sorting."""
+    """Return the number of usable cores, or fewer if starting workers takes longer than sorting.
+
+    Examples:
+        >>> token_index.worthwhile_workers(100_000)
+        1
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, min(cores, n_tokens // WORTH_A_WORKER))

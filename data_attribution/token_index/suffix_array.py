@@ -87,6 +87,10 @@ def backend(sorter: str | None = None, libsais: str | Path | None = None) -> str
 
     Raises:
         SorterError: The requested sorter is unknown or not available.
+
+    Examples:
+        >>> token_index.backend("numpy")
+        'numpy'
     """
     there = "pydivsufsort" if util.find_spec("pydivsufsort") else "numpy"
     name = sorter or ("libsais" if libsais else there)
@@ -227,6 +231,8 @@ def _token_starts(suffixes: Int[np.ndarray, " byte"], width: int) -> UInt32[np.n
     starts = suffixes.view(np.uint32)
     if width == 1 and suffixes.itemsize == starts.itemsize:
         return starts
+    # `width` is 1, 2 or 4. Invariant: `kept` <= `start`, and entries of `starts` take no more bytes
+    # than those of `suffixes`, so nothing is overwritten before it is read.
     kept, inside, shift = 0, width - 1, width.bit_length() - 1
     for start in range(0, len(suffixes), SMALL_CHUNK):
         piece = suffixes[start : start + SMALL_CHUNK]
@@ -258,7 +264,8 @@ def _at(array: np.ndarray) -> int:
 
 def _packed(tokens: UInt[np.ndarray, " token"]) -> tuple[UInt[np.ndarray, " token"], int]:
     """Return as many leading tokens of each suffix as fit into 64 bits, and their number."""
-    # 0 is "past the end", so ids count from 1.
+    # A key is the number whose digits in base 2^width are the tokens, the first one highest; keys
+    # are therefore ordered as the tokens are. 0 is "past the end", so ids count from 1.
     width = (int(tokens.max(initial=0)) + 1).bit_length()
     span = 64 // width
     keys = np.zeros(len(tokens), np.uint64)

@@ -108,7 +108,8 @@ def _finding(within: Sorted) -> Callable[[Sequence[int]], Ranks]:
         else:  # most patterns occur once or twice: search the end from the beginning on
             high = _end(order, row, head, low, high)
         done = widest
-        while low < high and done < len(pattern):  # [low, high) starts with pattern[:done]
+        # Invariant: the suffixes at ranks [low, high) are those that start with pattern[:done].
+        while low < high and done < len(pattern):
             piece = list(pattern[done : 2 * done])
             row = partial(_piece, text, done, done + len(piece))
             low = bisect_left(order, piece, low, high, key=row)
@@ -138,6 +139,8 @@ def _standing(within: Sorted) -> Callable[[Sequence[int], int, int], bool]:
             return False
         if not ends:
             high = bisect_right(order, head, max(low, after), high, key=row)
+        # Invariant: the suffixes at ranks [low, high) are those that start with the first `done`
+        # tokens. Each round compares only the tokens behind these, and doubles `done`.
         while start + done < stop:
             piece = list(pattern[start + done : min(stop, start + 2 * done)])
             row = partial(_piece, text, done, done + len(piece))
@@ -175,6 +178,7 @@ def _lengthening(within: Sorted) -> Callable[[Sequence[int], int, int], Longest]
                 return 1, low, high
             return same, *_both_ends(order, rows[same], head[:same], place, low, high)
         low, high = place, bisect_right(order, head, max(place, after), last, key=row)
+        # Invariant as in `stands`; the first piece that does not occur ends the search.
         while start + done < stop:
             piece = list(pattern[start + done : min(stop, start + 2 * done)])
             row = partial(_piece, text, done, done + len(piece))

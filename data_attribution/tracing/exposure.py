@@ -187,6 +187,11 @@ def exposure_of_text(
     Raises:
         QueryError: The target is empty, or no document can hold it.
         EvidenceError: The run has no such checkpoint.
+
+    Examples:
+        >>> exposure = tracing.exposure_of_text(run, "of runethi")
+        >>> exposure.readings, exposure.at(600), exposure.documents.tolist()
+        (40.0, 2.0, [8865, 28417, 28438, 28710, 28827, 28932])
     """
     index = index or token_index.open(run.store)
     hits = index.find(target, limit=MOST, every=True)
@@ -207,6 +212,11 @@ def exposure_of_documents(
 
     Raises:
         EvidenceError: The store has no such document, or the run no such checkpoint.
+
+    Examples:
+        >>> exposure = tracing.exposure_of_documents(run, [28867])
+        >>> exposure.steps.tolist(), exposure.readings
+        ([1363, 1475, 1520, 1645, 1688, 1779, 1875], 7.0)
     """
     store, asked = run.store, np.unique(np.asarray(documents, np.int64))
     if not len(asked) or not 0 <= asked[0] <= asked[-1] < store.n_documents:

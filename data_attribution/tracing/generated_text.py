@@ -155,6 +155,13 @@ def trace_text(
         QueryError: The text is empty, or longer than a million tokens.
         EvidenceError: No span of it occurs in what the run read.
         IndexMissing: The run's token store has no index.
+
+    Examples:
+        >>> traced = tracing.trace_text(run, "the capital of runethi is koreskul .")
+        >>> traced.found, traced.covered
+        (4, 1.0)
+        >>> [span.span.text for span in traced.spans]
+        ['the capital of', 'of runethi', 'runethi is', 'is koreskul .']
     """
     index = index or token_index.open(run.store)
     n_tokens = len(queries.encoded(text, run.store.tokenizer))

@@ -102,6 +102,11 @@ def plan_store(
         ModelError: A site has no value per token, or the model has another tokenizer or a smaller
             vocabulary than the source.
         StoreError: There is no such dtype.
+
+    Examples:
+        >>> planned = activations.plan_store(model, ioi.clean, sites=["L0H1", "L1.resid_post"])
+        >>> [site.name for site in planned.sites], planned.content["bytes"]
+        (['L0H1', 'blocks.1.hook_resid_post'], 334080)
     """
     windows = source if isinstance(source, Windows) else prompt_windows(source)
     if dtype not in DTYPES:

@@ -49,7 +49,18 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Complete activation store. Opening it reads only the manifest and the file sizes."""
+    """Complete activation store. Opening it reads only the manifest and the file sizes.
+
+    Examples:
+        >>> windows = activations.document_windows(store, context=64, documents=[28867])
+        >>> stored = activations.write_store(model, windows, sites=["L1.mlp"], out=folder / "new")
+        >>> stored.sites, stored.shape("L1.mlp")
+        (['blocks.1.hook_mlp_out'], (128,))
+        >>> tuple(stored.at("L1.mlp", [28867, 28867], [0, 1]).shape)
+        (2, 128)
+        >>> stored.to_frame().columns.tolist()
+        ['window', 'pos', 'token', 'document', 'offset', 'position']
+    """
 
     path: Path
     manifest: dict[str, Any] = field(repr=False, compare=False)
@@ -279,6 +290,11 @@ def open_store(
         StoreError: There is no store, it is incomplete, or it was made with another model or token
             store.
         DamagedError: The manifest was changed, or a file is missing or has another size.
+
+    Examples:
+        >>> _ = activations.write_store(model, ioi.clean, sites=["L1.mlp"], out=folder / "new")
+        >>> activations.open_store(folder / "new", model=model).sites
+        ['blocks.1.hook_mlp_out']
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
@@ -304,6 +320,10 @@ def verify_store(store: ActivationStore) -> None:
 
     Raises:
         DamagedError: A file differs; the error names the first one.
+
+    Examples:
+        >>> stored = activations.write_store(model, ioi.clean, sites=["L1.mlp"], out=folder / "new")
+        >>> activations.verify_store(stored)
     """
     fresh = open_store(store.path)
     for number, shard in enumerate(fresh.manifest["shards"]):

@@ -117,6 +117,11 @@ def training_windows(
     Raises:
         StoreError: No window contains one of the documents, because it was held out or lies after
             the last whole window. Or there is no such document, or no whole window at all.
+
+    Examples:
+        >>> windows = activations.training_windows(store, context=64, documents=[28867])
+        >>> windows.n_rows, windows.length.tolist()
+        (64, [64])
     """
     n_windows = (store.train_tokens - 1) // context
     chosen = np.arange(n_windows)
@@ -157,6 +162,11 @@ def document_windows(
 
     Raises:
         StoreError: There is no such document, or the overlap is not below the context.
+
+    Examples:
+        >>> windows = activations.document_windows(store, context=64, documents=[28867])
+        >>> windows.n_rows, windows.length.tolist()
+        (7, [7])
     """
     if not 0 <= overlap < context:
         raise StoreError(
@@ -186,6 +196,11 @@ def prompt_windows(tokens: Int[Tensor, "prompt pos"]) -> Windows:
 
     Raises:
         BehaviourError: There are no prompts, or they are empty.
+
+    Examples:
+        >>> windows = activations.prompt_windows(ioi.clean)
+        >>> windows.n_rows, windows.reading
+        (960, {'kind': 'prompts', 'context': 15})
     """
     n, length = tokens.shape
     if not tokens.numel():

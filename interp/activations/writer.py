@@ -81,6 +81,13 @@ def write_store(
             parameters. Or another process is writing it.
         DamagedError: A shard of the interrupted store was changed.
         DiskError: The disk has too little space; raised before anything is written.
+
+    Examples:
+        >>> stored = activations.write_store(model, ioi.clean, sites=["L1.mlp"], out=folder / "new")
+        >>> stored.sites
+        ['blocks.1.hook_mlp_out']
+        >>> tuple(stored.read("L1.mlp").shape)
+        (960, 128)
     """
     planned = plan.plan_store(
         model, source, sites=sites, dtype=dtype, batch=batch, shard_bytes=shard_bytes
@@ -99,6 +106,11 @@ def plan_for_writing(
     """Write the store of a plan from `plan_store`, as `write_store` does.
 
     The model must be the one that the plan was made for.
+
+    Examples:
+        >>> planned = activations.plan_store(model, ioi.clean, sites=["L1.mlp"])
+        >>> activations.plan_for_writing(model, planned, out=folder / "new").sites
+        ['blocks.1.hook_mlp_out']
     """
     out = Path(out)
     begun = _begun(out, planned, resume)

@@ -267,6 +267,13 @@ def sets(n_places: int, draws: int, density: float, *, seed: int) -> Bool[np.nda
     Raises:
         EffectsError: A component would be in fewer than 10 sets of a kind, or the dense sets would
             contain more than half of the components.
+
+    Examples:
+        >>> inside = attribution_patching.sets(500, 800, 0.04, seed=0)
+        >>> inside.shape
+        (800, 500)
+        >>> [round(part.mean().item(), 2) for part in (inside[:600], inside[600:])]
+        [0.04, 0.12]
     """
     n_dense = draws // DENSER_BY_ONE
     k = round(density * (draws - n_dense))
@@ -298,6 +305,13 @@ def upper(
         moved: Effect of each set.
         estimates: Estimated effects, which must not depend on the sets; zeros if there are none.
         confidence: Confidence of each component's interval, and of the largest bound for all.
+
+    Examples:
+        >>> inside = attribution_patching.sets(100, 400, 0.1, seed=0)
+        >>> effects = np.where(np.arange(100) == 7, 1.0, 0.0)
+        >>> bounds = attribution_patching.upper(inside, inside @ effects, np.zeros(100))
+        >>> int(bounds.argmax()), bool(bounds.max() >= 1)
+        (7, True)
     """
     n_sparse = len(moved) - len(moved) // DENSER_BY_ONE
     rest = moved - inside @ estimates

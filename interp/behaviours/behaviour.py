@@ -58,6 +58,12 @@ class Behaviour:
             If None, it only has to beat its foil.
         description: What the model must do, in words.
         tokenizer: sha256 of the tokenizer of these token ids; "" if unknown.
+
+    Examples:
+        >>> from interp.behaviours import Behaviour
+        >>> clean, answer = torch.tensor([[0, 5, 9], [0, 6, 9]]), torch.tensor([7, 8])
+        >>> Behaviour("mine", clean, clean.flip(0), answer, foil=answer.flip(0))
+        Behaviour('mine', 2 prompts of 3 tokens)
     """
 
     name: str
@@ -207,6 +213,12 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
 
     Raises:
         BehaviourError: The token ids belong to another tokenizer than the model's.
+
+    Examples:
+        >>> behaviours.measure(model, ioi).accuracy
+        1.0
+        >>> behaviours.measure(run.load(0), ioi).accuracy < 0.7
+        True
     """
     refuse_other_words(behaviour, model)
     device = device_of(model)
@@ -235,6 +247,11 @@ def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -
     Raises:
         CapabilityError: The accuracy is not above `threshold`, or the score is NaN or infinite.
         BehaviourError: The token ids belong to another tokenizer than the model's.
+
+    Examples:
+        >>> found = behaviours.check(model, ioi)
+        >>> found.accuracy, found.n
+        (1.0, 64)
     """
     found = measure(model, behaviour)
     if not found.accuracy > threshold or not math.isfinite(found.score):
@@ -286,6 +303,11 @@ def read(path: str | Path) -> Behaviour:
     Raises:
         DamagedError: The file does not match its seal.
         BehaviourError: The file is sealed but holds no behaviour, or its prompts differ in length.
+
+    Examples:
+        >>> ioi.save(folder / "ioi.json")
+        >>> behaviours.read(folder / "ioi.json")
+        Behaviour('ioi', 64 prompts of 15 tokens)
     """
     content = storage.read_sealed(Path(path))
     if content.get("schema") != SCHEMA:

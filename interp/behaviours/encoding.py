@@ -18,6 +18,10 @@ def tokenizer_of(source: Any) -> Any:
 
     Raises:
         ModelError: It has no tokenizer.
+
+    Examples:
+        >>> behaviours.tokenizer_of(run) == store.tokenizer
+        True
     """
     tokenizer = getattr(store_of(source), "tokenizer", None)
     if tokenizer is None:
@@ -47,6 +51,11 @@ def encoded_prompts(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "prompt
 
     Raises:
         BehaviourError: The texts have different lengths.
+
+    Examples:
+        >>> tokens = behaviours.encoded_prompts(["the capital", "a clerk"], run.tokenizer)
+        >>> model.to_string(tokens[0]), tuple(tokens.shape)
+        ('<eot> the capital', (2, 3))
     """
     rows = [[tokenizer.eot, *tokenizer.encode(text).tolist()] for text in texts]
     lengths = sorted({len(row) for row in rows})

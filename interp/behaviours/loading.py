@@ -28,6 +28,15 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
     Raises:
         BehaviourError: There is no such behaviour, or it cannot be stated in the vocabulary of the
             model.
+
+    Examples:
+        >>> ioi = behaviours.load("ioi", run)
+        >>> ioi
+        Behaviour('ioi', 64 prompts of 15 tokens)
+        >>> model.to_string(ioi.clean[0])
+        '<eot> when zoran and yvonne went to the beach , yvonne gave a key to'
+        >>> model.to_string(ioi.answer[:1]), model.to_string(ioi.foil[:1])
+        ('zoran', 'yvonne')
     """
     path, name = Path(name), str(name)
     drawn = {"n_prompts": n_prompts, "seed": seed}
@@ -47,7 +56,12 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
 
 
 def names(source: Any) -> list[str]:
-    """List the behaviours that `load` can build for a model or run."""
+    """List the behaviours that `load` can build for a model or run.
+
+    Examples:
+        >>> behaviours.names(run)[:6]
+        ['ioi', 'induction', 'capital', 'maker', 'trade', 'ioi:names']
+    """
     truth = planted.truth_of(source)
     if truth:
         return planted.names(truth)

@@ -60,6 +60,10 @@ def truth_of(source: Any) -> dict | None:
 
     Raises:
         ModelError: The run was imported, so it has no token store.
+
+    Examples:
+        >>> behaviours.truth_of(run) == store.truth, behaviours.truth_of(model) is None
+        (True, True)
     """
     return getattr(store_of(source), "truth", None)
 
@@ -69,6 +73,11 @@ def planted_truth(source: Any) -> dict:
 
     Raises:
         ModelError: The corpus was not planted, so it is unknown which facts it teaches.
+
+    Examples:
+        >>> truth = behaviours.planted_truth(run)
+        >>> sorted(truth), len(truth["facts"])
+        (['duplicates', 'facts', 'induction', 'ioi', 'kinds', 'nonce', 'relations'], 426)
     """
     truth = truth_of(source)
     if truth is None:

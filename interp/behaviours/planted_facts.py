@@ -16,7 +16,13 @@ WELL_KNOWN = 16
 
 
 def fact_query(form: str, entity: str) -> str:
-    """Return a statement about an entity up to the value that completes it."""
+    """Return a statement about an entity up to the value that completes it.
+
+    Examples:
+        >>> form = behaviours.planted_truth(run)["relations"]["capital"]["forms"][0]
+        >>> behaviours.fact_query(form, "runethi")
+        'the capital of runethi is'
+    """
     return before(form, "{value}").format(entity=entity)
 
 

@@ -187,6 +187,12 @@ def interchange(
         CapabilityError: The intact model does not answer the prompts correctly.
         ModelError: The model or the prompts have no such component.
         BehaviourError: No component was given.
+
+    Examples:
+        >>> pairs = causal_abstraction.swaps(ioi)
+        >>> found = causal_abstraction.interchange(model, pairs, ["L0H1", "L1H1"])
+        >>> found.to_frame()["place"].tolist()
+        ['L0H1', 'L1H1']
     """
     asked = [components.parse(one) if isinstance(one, str) else one for one in places]
     if not asked:

@@ -87,6 +87,11 @@ def swaps(behaviour: Behaviour) -> Pairs:
     """Pair each clean prompt with its corrupt prompt as source, and the other way round.
 
     The variable is whatever the two prompts differ in. The answer to each is the foil of the other.
+
+    Examples:
+        >>> pairs = causal_abstraction.swaps(ioi)
+        >>> tuple(pairs.base.shape), torch.equal(pairs.base[:64], ioi.clean)
+        ((128, 15), True)
     """
     clean, corrupt = behaviour.clean, behaviour.corrupt
     answer, foil = behaviour.answer, behaviour.foil
@@ -110,6 +115,11 @@ def crossed(behaviour: Behaviour, *, n_pairs: int = 256, seed: int = 0) -> Pairs
 
     Raises:
         BehaviourError: All answers are the same.
+
+    Examples:
+        >>> pairs = causal_abstraction.crossed(ioi, n_pairs=32)
+        >>> tuple(pairs.base.shape), torch.equal(pairs.expected, pairs.of_source)
+        ((32, 15), True)
     """
     answer = behaviour.answer
     one, other = torch.nonzero(answer[:, None] != answer[None, :], as_tuple=True)
@@ -136,6 +146,11 @@ def halves(behaviour: Behaviour, *, seed: int = 0) -> tuple[Behaviour, Behaviour
 
     Raises:
         BehaviourError: There is only one distinct prompt.
+
+    Examples:
+        >>> first, second = causal_abstraction.halves(ioi)
+        >>> first.n_prompts, second.n_prompts
+        (32, 32)
     """
     prompts = torch.from_numpy(n_prompts(behaviour.clean))
     n = int(prompts.max()) + 1

@@ -83,6 +83,13 @@ def find(
         CircuitError: `n_edges` exceeds the number of edges, the selected edges do not connect the
             input to the logits, or `held_out` is not in [0, 1).
         BudgetError: Not even one circuit on one prompt fits into the memory.
+
+    Examples:
+        >>> circuit = circuits.find(model, ioi, checked=False)
+        >>> circuit.graph.n_edges, circuit.method, circuit.n_chose
+        (110, 'eap-ig', 32)
+        >>> "a0.h1" in circuit.nodes, circuit.faithfulness.value > 0.5
+        (True, True)
     """
     graph = graph_of(model)
     behaviours.check(model, behaviour)
@@ -133,6 +140,11 @@ def check(
         CircuitError: The edges belong to a model of another size.
         ContrastError: The metric is the same on clean and corrupt prompts.
         ModelError: The edges of the model cannot be ablated.
+
+    Examples:
+        >>> kept = torch.ones(circuits.graph_of(model).n_edges, dtype=torch.bool)
+        >>> circuits.check(model, ioi, kept)
+        Measured(value=1.0, low=1.0, high=1.0, n=64, of='prompts')
     """
     graph = graph_of(model)
     if len(kept) != graph.n_edges:

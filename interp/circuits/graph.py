@@ -156,6 +156,11 @@ def graph_of(model: GPT) -> Graph:
 
     Raises:
         ModelError: The model is not a GPT with pre-norm layers, or has hooks.
+
+    Examples:
+        >>> graph = circuits.graph_of(model)
+        >>> graph.n_edges, len(graph.nodes)
+        (110, 12)
     """
     if not isinstance(model, GPT):
         raise ModelError(

@@ -70,7 +70,14 @@ class EdgeFile:
 
 
 def write_mib(path: str | Path, content: EdgeFile | Circuit) -> None:
-    """Write the file on one line, as MIB does, compressed if its name ends in .xz."""
+    """Write the file on one line, as MIB does, compressed if its name ends in .xz.
+
+    Examples:
+        >>> circuit = circuits.find(model, ioi, n_edges=60, checked=False)
+        >>> circuits.write_mib(folder / "ioi.json", circuit)
+        >>> torch.equal(circuits.read_mib(folder / "ioi.json").kept, circuit.kept)
+        True
+    """
     made = content if isinstance(content, EdgeFile) else EdgeFile.of(content)
     data = json.dumps(made.to_dict(), allow_nan=False).encode()
     path = Path(path)
@@ -84,6 +91,12 @@ def read_mib(path: str | Path) -> EdgeFile:
         CircuitError: The file is not in this format: a key is missing, a name is unknown, or an
             edge is missing; or the model runs attention and MLP in parallel, which gives another
             graph.
+
+    Examples:
+        >>> circuit = circuits.find(model, ioi, n_edges=60, checked=False)
+        >>> circuits.write_mib(folder / "ioi.json.xz", circuit)
+        >>> circuits.read_mib(folder / "ioi.json.xz").graph == circuit.graph
+        True
     """
     path = Path(path)
     content = _parsed(path)
@@ -122,6 +135,12 @@ def open_circuit(path: str | Path) -> EdgeFile:
     Raises:
         CircuitError: The file is neither.
         DamagedError: A saved circuit does not match its seal.
+
+    Examples:
+        >>> circuit = circuits.find(model, ioi, n_edges=60, checked=False)
+        >>> circuit.save(folder / "ioi.json")
+        >>> torch.equal(circuits.open_circuit(folder / "ioi.json").kept, circuit.kept)
+        True
     """
     content = _json(Path(path))
     if isinstance(content, dict) and "schema" in content:

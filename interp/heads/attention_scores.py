@@ -82,6 +82,11 @@ def repeated_tokens(
 
     Raises:
         BehaviourError: There are fewer different tokens than `length`.
+
+    Examples:
+        >>> tokens = heads.repeated_tokens(run, n=4, length=8)
+        >>> tuple(tokens.shape), torch.equal(tokens[:, 1:9], tokens[:, 9:])
+        ((4, 17), True)
     """
     tokenizer, truth = tokenizer_of(source), truth_of(source)
     if truth:
@@ -121,6 +126,12 @@ def detector_scores(
 
     Raises:
         BehaviourError: There is no such kind, or the sequences do not repeat.
+
+    Examples:
+        >>> tokens = heads.repeated_tokens(run)
+        >>> scores = heads.detector_scores(model, tokens, "induction")
+        >>> scores.top(2), scores.n
+        (['L1H2', 'L1H0'], 64)
     """
     query, key = attended_positions(tokens, kind)
     prompts = n_prompts(tokens)
@@ -142,33 +153,62 @@ def detector_scores(
 def induction_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
-    """Return the mean attention from the second copy to the token after its first occurrence."""
+    """Return the mean attention from the second copy to the token after its first occurrence.
+
+    Examples:
+        >>> tokens = heads.repeated_tokens(run)
+        >>> heads.best_head(heads.induction_heads(model, tokens))[0]
+        'L1H2'
+    """
     return _attention(model, tokens, *attended_positions(tokens, "induction")).mean(dim=-1)
 
 
 def previous_token_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
-    """Return the mean attention to the previous token, over all positions but the first."""
+    """Return the mean attention to the previous token, over all positions but the first.
+
+    Examples:
+        >>> tokens = heads.repeated_tokens(run)
+        >>> heads.best_head(heads.previous_token_heads(model, tokens))[0]
+        'L0H1'
+    """
     return _attention(model, tokens, *attended_positions(tokens, "previous token")).mean(dim=-1)
 
 
 def duplicate_token_heads(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:
-    """Return the mean attention from the second copy to the first occurrence of the same token."""
+    """Return the mean attention from the second copy to the first occurrence of the same token.
+
+    Examples:
+        >>> tokens = heads.repeated_tokens(run)
+        >>> heads.best_head(heads.duplicate_token_heads(model, tokens))[0]
+        'L1H1'
+    """
     return _attention(model, tokens, *attended_positions(tokens, "duplicate token")).mean(dim=-1)
 
 
 def best_head(scores: Float[Tensor, "layer head"]) -> tuple[str, float]:
-    """Return the name and score of the highest-scoring head."""
+    """Return the name and score of the highest-scoring head.
+
+    Examples:
+        >>> heads.best_head(torch.tensor([[0.25, 0.5], [0.75, 0.0]]))
+        ('L1H0', 0.75)
+    """
     layer, head = divmod(int(scores.argmax()), scores.shape[1])
     return str(Component("head", layer, head)), scores[layer, head].item()
 
 
 @torch.inference_mode()
 def copying_loss(model: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Copying:
-    """Measure the loss on the first and on the second copy; costs one forward pass."""
+    """Measure the loss on the first and on the second copy; costs one forward pass.
+
+    Examples:
+        >>> loss = heads.copying_loss(model, heads.repeated_tokens(run))
+        >>> loss.first - loss.second > 3, loss.n
+        (True, 64)
+    """
     length = _length(tokens)
     tokens = tokens.to(device_of(model))
     logits = model(tokens)[:, :-1].float()
@@ -190,6 +230,12 @@ def attended_positions(
 
     Raises:
         BehaviourError: There is no such kind, or the sequences do not repeat.
+
+    Examples:
+        >>> tokens = torch.tensor([[0, 5, 6, 5, 6]])
+        >>> query, key = heads.attended_positions(tokens, "induction")
+        >>> query.tolist(), key.tolist()
+        ([3, 4], [2, 3])
     """
     if kind not in KINDS:
         raise BehaviourError(f"heads are not scored for {kind!r}{nearest(kind, KINDS)}")

@@ -165,6 +165,13 @@ def decompose_logits(
         BehaviourError: `over` has an unknown value.
         ModelError: The model is post-norm, so that its residual stream is not a sum; or the parts
             do not add up to the logit difference.
+
+    Examples:
+        >>> parts = heads.decompose_logits(model, ioi)
+        >>> parts.names[:4]
+        ('embed', 'pos_embed', 'L0H0', 'L0H1')
+        >>> parts.top(1), abs(parts.gap) < 0.001
+        (['L1.mlp'], True)
     """
     if over not in OVER:
         raise BehaviourError(f"nothing is split over {over!r}{nearest(over, OVER)}")
@@ -239,6 +246,15 @@ def readout(
         model: The model.
         behaviour: The behaviour whose answers and foils are read.
         cache: Activations on the clean prompts, with `blocks.<last>.hook_resid_post`.
+
+    Examples:
+        >>> hook = "blocks.1.hook_resid_post"
+        >>> logits, cache = model.run_with_cache(ioi.clean, names_filter=[hook])
+        >>> cache = {hook: cache[hook].double()}
+        >>> direction, constant = heads.readout(model, ioi, cache)
+        >>> score = (cache[hook][:, -1] * direction).sum(dim=1) + constant
+        >>> torch.allclose(score.float(), ioi.score(logits), atol=1e-3)
+        True
     """
     norm = model.ln_final
     answer, foil = (one.to(device_of(model)) for one in (behaviour.answer, behaviour.foil))

@@ -62,6 +62,11 @@ def ov_copying(model: HookedModel, words: Sequence[int], *, seed: int = 0) -> He
     Raises:
         BehaviourError: There are fewer than three different tokens, or one outside the vocabulary.
         ModelError: The model is not a GPT, whose weights can be read.
+
+    Examples:
+        >>> scores = heads.ov_copying(model, ioi.answer.unique().tolist())
+        >>> scores.kind, tuple(scores.values.shape), scores.drawn
+        ('copying', (2, 4), 'tokens')
     """
     gpt, tokens = _checked(model, words)
     groups = min(GROUPS, len(tokens))
@@ -106,6 +111,11 @@ def name_moving(
         BehaviourError: There are fewer than three different tokens, one outside the vocabulary, or
             `top` is not between 1 and the size of the vocabulary - 1.
         ModelError: The model is not a GPT, whose weights can be read.
+
+    Examples:
+        >>> scores = heads.name_moving(model, ioi.answer.unique().tolist())
+        >>> scores.kind, tuple(scores.values.shape), scores.unit
+        ('name moving', (2, 4), 'share of tokens among the top 5')
     """
     gpt, tokens = _checked(model, words)
     if not 0 < top < gpt.cfg.d_vocab:
@@ -132,6 +142,11 @@ def effective_embedding(
     """Return the input and the output of the first block for each token on its own.
 
     The position embedding and the attention output of the first block are set to zero.
+
+    Examples:
+        >>> before, after = heads.effective_embedding(model, torch.tensor([5, 6, 7]))
+        >>> tuple(before.shape), tuple(after.shape)
+        ((3, 128), (3, 128))
     """
     found: dict[str, Tensor] = {}
 

@@ -206,6 +206,13 @@ def logit(
     Raises:
         CapabilityError: The model does not do the behaviour.
         BehaviourError: The prompts have no such position.
+
+    Examples:
+        >>> readings = lenses.logit(model, ioi)
+        >>> readings.places
+        ('L0.resid_pre', 'L1.resid_pre', 'L1.resid_post')
+        >>> sorted(readings.measures)
+        ['kl', 'log_probability', 'logit_difference', 'rank', 'top1']
     """
     behaviours.check(model, behaviour)
     untrained = init_gpt(model.cfg, seed).to(device_of(model)).eval()

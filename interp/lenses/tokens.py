@@ -92,6 +92,11 @@ def training_tokens(store: TokenStore, context: int, *, limit: int = 2048) -> Le
 
     Raises:
         ModelError: The training tokens are fewer than four windows.
+
+    Examples:
+        >>> windows = lenses.training_tokens(store, 64, limit=16)
+        >>> windows.region, tuple(windows.tokens.shape), windows.n_fit
+        ('training', (16, 64), 11)
     """
     n_windows = (store.train_tokens - 1) // context
     if n_windows < FEWEST:

@@ -205,6 +205,13 @@ def ablate(
         BehaviourError: The stand-in is unknown, or "mean" or "resample" was chosen with only one
             distinct prompt.
         ModelError: A component does not exist in the model, or there are no sets or no draws.
+
+    Examples:
+        >>> ablation = patching.ablate(model, ioi, ["L0H1", ["L0H1", "L1.mlp"]])
+        >>> ablation.names
+        ('L0H1', 'L0H1 + L1.mlp')
+        >>> (ablation.change < 0).tolist(), ablation.unit
+        ([True, True], 'nats of log-odds')
     """
     paired_runs.one_of("stand-in", standin, STANDINS)
     given = every_component(model) if sets is None else sets

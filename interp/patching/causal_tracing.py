@@ -164,6 +164,13 @@ def causal_trace(
             subject, without draws or with a width of 0 or less.
         ModelError: The window is below 1 or above the number of layers, or noise is to be added to
             a model that has hooks of its own.
+
+    Examples:
+        >>> trace = patching.causal_trace(model, capital)
+        >>> capital.subject, trace.residual.axes
+        ((4, 5), ('layer', 'pos'))
+        >>> trace.mlps.top(1), trace.attention.top(1)
+        (['L0.mlp@5'], ['L0.attn@5'])
     """
     paired_runs.one_of("damage", damage, DAMAGES)
     options: SweepOptions = {"metric": metric, "memory": memory, "progress": progress}
@@ -211,6 +218,13 @@ def subject_noise(
 
     Raises:
         BehaviourError: The behaviour has no subject.
+
+    Examples:
+        >>> noise = patching.subject_noise(model, capital)
+        >>> tuple(noise.shape), capital.subject
+        ((52, 6, 128), (4, 5))
+        >>> noise.abs().sum(dim=(0, 2)).gt(0).tolist()
+        [False, False, False, False, True, False]
     """
     if behaviour.subject is None:
         raise BehaviourError(

@@ -61,6 +61,12 @@ def informative(
 
     Raises:
         BehaviourError: The two sets of prompts differ in number or length.
+
+    Examples:
+        >>> places = [components.parse(name) for name in ("L0H1", "L1.mlp")]
+        >>> contrast = patching.informative(model, ioi.clean, ioi.corrupt, places)
+        >>> contrast.places, contrast.verdicts
+        (('L0H1', 'L1.mlp'), ('shown', 'shown'))
     """
     if clean.shape != corrupt.shape:
         raise BehaviourError(
@@ -153,6 +159,11 @@ def removed(
     """Return the largest change of the metric on any prompt, per component set to zero.
 
     The change has no sign.
+
+    Examples:
+        >>> places = [components.parse(name) for name in ("L0H1", "L1.mlp")]
+        >>> tuple(patching.removed(model, ioi.clean, places).shape)
+        (2,)
     """
     metric = metric or largest_change(model, tokens)
     zeros = {name: torch.zeros_like(v) for name, v in _values(model, tokens, places).items()}
@@ -176,6 +187,13 @@ def largest_change(
         tokens: The prompts; the metric is valid for these only.
         positions: Positions that the metric reads; None for all.
         columns: Columns of the vocabulary that it reads; None for all.
+
+    Examples:
+        >>> metric = patching.largest_change(model, ioi.clean)
+        >>> metric.of_logits(model(ioi.clean)).max().item()
+        0.0
+        >>> metric.of_logits(model(ioi.corrupt)).max().item() > 1
+        True
     """
     reads = tuple(range(tokens.shape[1]) if positions is None else positions)
     chosen = None if columns is None else torch.tensor(columns)

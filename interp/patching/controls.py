@@ -51,6 +51,12 @@ def untrained_control(
     Raises:
         ModelError: The model is not a GPT, so that it cannot be initialised anew.
         EffectsError: The effects are of paths, of noise, of other prompts, or on an unknown metric.
+
+    Examples:
+        >>> effects = patching.heads(model, ioi)
+        >>> effects = patching.untrained_control(model, ioi, effects)
+        >>> effects["L0H1"] > 0.5, effects.control.abs().max().item() < 0.1
+        (True, True)
     """
     if not isinstance(model, GPT):
         raise ModelError(f"a {type(model).__name__} cannot be started anew; a GPT can")

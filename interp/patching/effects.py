@@ -66,6 +66,15 @@ class Effects(Result):
         clean_interval: 95 % interval of `clean` over prompts; None with one prompt.
         corrupt_interval: 95 % interval of `corrupt` over prompts; None with one prompt.
         also: Effects on further metrics, measured in the same passes.
+
+    Examples:
+        >>> effects = patching.heads(model, ioi)
+        >>> effects.axes, tuple(effects.values.shape), effects.n_prompts
+        (('layer', 'head'), (2, 4), 64)
+        >>> effects.top(2), round(effects["L0H1"], 1)
+        (['L0H1', 'L0H3'], 0.8)
+        >>> effects.to_frame().columns.tolist()
+        ['layer', 'head', 'place', 'effect', 'low', 'high']
     """
 
     schema: ClassVar[str] = SCHEMA

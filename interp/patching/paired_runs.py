@@ -116,6 +116,14 @@ class PairedRuns:
         memory: Bytes that may be used above the weights.
         progress: Function that is told the progress.
         seed: Seed recorded in the provenance.
+
+    Examples:
+        >>> pair = patching.PairedRuns.of(model, ioi)
+        >>> pair.direction, pair.shared, pair.start.shape
+        ('denoising', 10, (1, 64))
+        >>> patched = pair.scores([[components.parse("L0H1")]])
+        >>> tuple(patched.scores.shape)
+        (1, 1, 64)
     """
 
     model: HookedModel
@@ -234,6 +242,13 @@ def sweep(
         ModelError: A component does not exist in the model.
         BehaviourError: No patch can reach a position that the metric reads.
         BudgetError: Not even one patch fits into the allowed memory.
+
+    Examples:
+        >>> patches = [[components.parse(name)] for name in ("L0.mlp", "L1.mlp")]
+        >>> layout = patching.SweepLayout("mlp", ("layer",), (2,), ("L0.mlp", "L1.mlp"))
+        >>> effects = patching.sweep(model, ioi, patches, layout)
+        >>> effects.axes, effects["L0.mlp"] == patching.mlps(model, ioi)["L0.mlp"]
+        (('layer',), True)
     """
     engine.refuse_unknown(model, patches, behaviour.n_pos)
     read = resolved(options.get("metric"), behaviour)

@@ -58,6 +58,11 @@ def senders(
         ModelError: A receiver is not a query, key or value at all positions; no sender is below a
             receiver; the model has hooks of its own; or it is post-norm, where the output of a head
             is not a term of the residual sum. Other errors are those of `interp.patching.sweeps`.
+
+    Examples:
+        >>> effects = patching.senders(model, ioi, "logits", mlps="recomputed")
+        >>> effects.top(2), effects.through
+        (['L0H1', 'L0H3'], 'logits, MLPs recomputed')
     """
     paired_runs.refuse_misuse(model, behaviour)
     heard = _receivers(to)
@@ -99,6 +104,11 @@ def receivers(
 
     Raises:
         ModelError: As `senders`, or the sender is not a head at all positions.
+
+    Examples:
+        >>> effects = patching.receivers(model, ioi, "L0H1", part="v")
+        >>> effects.axes, effects.through
+        (('layer', 'head'), 'L0H1, MLPs frozen')
     """
     paired_runs.refuse_misuse(model, behaviour)
     paired_runs.one_of("part", part, READERS)

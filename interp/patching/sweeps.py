@@ -72,6 +72,13 @@ def residual(
 
     `site` is resid_pre (the input of the layer), resid_mid (after its attention) or resid_post
     (after the layer).
+
+    Examples:
+        >>> effects = patching.residual(model, ioi)
+        >>> effects.axes, tuple(effects.values.shape)
+        (('layer', 'pos'), (2, 15))
+        >>> sorted(effects.top(2))  # where the prompts differ, and where the metric reads
+        ['L0.resid_pre@10', 'L1.resid_pre@14']
     """
     one_of("site", site, RESIDUAL)
     plan = _by_layer(model, behaviour, site, positions)
@@ -89,6 +96,11 @@ def attention(
     """Patch the output of attention, all heads of a layer together: Effects over (layer[, pos]).
 
     `window` layers around the named one are patched together. Wide windows inflate peaks.
+
+    Examples:
+        >>> effects = patching.attention(model, ioi)
+        >>> effects.top(1), round(effects["L0.attn"], 1)
+        (['L0.attn'], 1.0)
     """
     plan = _by_layer(model, behaviour, "attn", positions, window)
     return sweep(model, behaviour, *plan, **options)
@@ -102,7 +114,13 @@ def mlps(
     window: int = 1,
     **options: Unpack[SweepOptions],
 ) -> Effects:
-    """Patch the output of one MLP at a time, with the options of `attention`."""
+    """Patch the output of one MLP at a time, with the options of `attention`.
+
+    Examples:
+        >>> effects = patching.mlps(model, ioi)
+        >>> effects.names, effects["L0.mlp"] > 0.5
+        (['L0.mlp', 'L1.mlp'], True)
+    """
     plan = _by_layer(model, behaviour, "mlp", positions, window)
     return sweep(model, behaviour, *plan, **options)
 
@@ -114,7 +132,16 @@ def heads(
     positions: Positions = "together",
     **options: Unpack[SweepOptions],
 ) -> Effects:
-    """Patch the output of one head at a time (`hook_z`): Effects over (layer, head[, pos])."""
+    """Patch the output of one head at a time (`hook_z`): Effects over (layer, head[, pos]).
+
+    Examples:
+        >>> effects = patching.heads(model, ioi)
+        >>> effects.top(2), round(effects["L0H1"], 1)
+        (['L0H1', 'L0H3'], 0.8)
+        >>> low, high = effects.interval("L0H1")
+        >>> low < effects["L0H1"] < high
+        True
+    """
     plan = _by_head(model, behaviour, "head", positions)
     return sweep(model, behaviour, *plan, **options)
 
@@ -129,6 +156,11 @@ def queries(
     """Patch the query of one head at a time: Effects over (layer, head[, pos]).
 
     In models with rotary positions the value before rotation is patched.
+
+    Examples:
+        >>> effects = patching.queries(model, ioi)
+        >>> effects.axes, effects.values.abs().max().item() < 0.1
+        (('layer', 'head'), True)
     """
     plan = _by_head(model, behaviour, "q", positions)
     return sweep(model, behaviour, *plan, **options)
@@ -145,6 +177,11 @@ def keys(
 
     In models with rotary positions the value before rotation is patched. Query heads that share a
     key are patched together.
+
+    Examples:
+        >>> effects = patching.keys(model, ioi)
+        >>> effects.axes, effects.values.abs().max().item() < 0.1
+        (('layer', 'head'), True)
     """
     plan = _by_head(model, behaviour, "k", positions)
     return sweep(model, behaviour, *plan, **options)
@@ -160,6 +197,11 @@ def values(
     """Patch the value of one head at a time: Effects over (layer, key-value head[, pos]).
 
     Query heads that share a value are patched together.
+
+    Examples:
+        >>> effects = patching.values(model, ioi)
+        >>> effects.top(2), round(effects["L0H1.v"], 1)
+        (['L0H1.v', 'L0H3.v'], 0.8)
     """
     plan = _by_head(model, behaviour, "v", positions)
     return sweep(model, behaviour, *plan, **options)
@@ -177,6 +219,11 @@ def patterns(
 
     `positions` are query positions. With `keys` every key position is patched on its own, and the
     Effects have a last axis `key`. Patched rows are not renormalised to sum to 1.
+
+    Examples:
+        >>> effects = patching.patterns(model, ioi, positions=[-1], keys=True)
+        >>> effects.axes, tuple(effects.values.shape)
+        (('layer', 'head', 'pos', 'key'), (2, 4, 1, 15))
     """
     plan = _by_head(model, behaviour, "pattern", positions, keys=keys)
     return sweep(model, behaviour, *plan, **options)
@@ -193,6 +240,11 @@ def neurons(
     """Patch one neuron at a time, after its activation: Effects over (layer, neuron[, pos]).
 
     Costs as many patches as there are neurons; `layers` restricts the sweep to some layers.
+
+    Examples:
+        >>> effects = patching.neurons(model, ioi, layers=[1])
+        >>> effects.axes, tuple(effects.values.shape)
+        (('layer', 'neuron'), (1, 512))
     """
     refuse_misuse(model, behaviour)
     chosen = range(model.cfg.n_layers) if layers is None else list(layers)
@@ -218,6 +270,13 @@ def together(
     """Patch sets of components, each set at once: Effects over (patch,).
 
     The sets are named like "L0H2 + L1.mlp@3".
+
+    Examples:
+        >>> effects = patching.together(model, ioi, [["L0H1", "L0H3"], ["L1.mlp"]])
+        >>> effects.names
+        ['L0H1 + L0H3', 'L1.mlp']
+        >>> round(effects["L0H1 + L0H3"], 1)
+        1.0
     """
     refuse_misuse(model, behaviour)
     sets = [[parse(one) if isinstance(one, str) else one for one in given] for given in patches]

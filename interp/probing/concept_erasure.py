@@ -210,6 +210,14 @@ def leace(
             1. None: the estimate of Ledoit and Wolf. It sets the norm in which the change is
             smallest, and more of it generalises better from few cases. The labels of these cases
             are hidden whatever its value.
+
+    Examples:
+        >>> x = np.random.default_rng(0).normal(size=(100, 4))
+        >>> labels = (x[:, 0] > 0).astype(int)
+        >>> eraser = probing.leace(x, labels, shrinkage=0.1)
+        >>> erased = eraser(x)
+        >>> bool(np.allclose(erased[labels == 0].mean(axis=0), erased[labels == 1].mean(axis=0)))
+        True
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 

@@ -36,6 +36,11 @@ def load_task(name: str | Path, source: Any, *, n_cases: int = N_CASES, seed: in
     Raises:
         ProbeError: There is no such task, or it has too few cases in these tokens.
         ModelError: The task needs a planted corpus or a tokenizer, and `source` has none.
+
+    Examples:
+        >>> task = probing.load_task("word-class", run, n_cases=200)
+        >>> task.type_of, sorted(set(task.labels))[:3]
+        ('word', ['entity', 'name', 'nonce'])
     """
     path = Path(name)
     if path.suffix == ".json":

@@ -182,6 +182,12 @@ def read_task(path: str | Path, tokenizer: Any = None) -> ProbeTask:
     Raises:
         DamagedError: The file is sealed and does not match its seal.
         ProbeError: The file is no JSON object, lacks a field, or has texts that cannot be encoded.
+
+    Examples:
+        >>> task = probing.load_task("word-class", run, n_cases=200)
+        >>> task.save(folder / "task.json")
+        >>> probing.read_task(folder / "task.json").labels == task.labels
+        True
     """
     path = Path(path)
     content = _read_json(path)

@@ -75,6 +75,11 @@ def over_prompts(
     """Return the mean over rows, with an interval that takes prompts as cases.
 
     `prompts` is the index of each row's prompt, counted from 0 without gaps (`n_prompts`).
+
+    Examples:
+        >>> average = statistics.over_prompts(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1]))
+        >>> average.values.item(), average.n
+        (3.0, 2)
     """
     member = (prompts[:, None] == np.arange(prompts.max() + 1)).astype(np.float64)
     return ratio_of_averages(scores.astype(np.float64) @ member, member.sum(axis=0))
@@ -87,6 +92,11 @@ def ratio_of_averages(
 
     Without an interval if there are fewer than two cases, or if the mean of `whole` cannot be told
     from 0.
+
+    Examples:
+        >>> part, whole = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
+        >>> statistics.ratio_of_averages(part, whole).values.item()
+        0.5
     """
     value, n = part.sum(axis=-1) / whole.sum(), len(whole)
     bounds = ratio_interval(part.reshape(-1, n), whole)
@@ -97,7 +107,13 @@ def ratio_of_averages(
 
 
 def shares(right: Float[np.ndarray, "*axes row"], prompts: Int64[np.ndarray, " row"]) -> Average:
-    """Return the share of rows that are 1, with Wilson's interval on the number of prompts."""
+    """Return the share of rows that are 1, with Wilson's interval on the number of prompts.
+
+    Examples:
+        >>> share = statistics.shares(np.array([1.0, 1.0, 0.0, 1.0]), np.arange(4))
+        >>> share.values.item(), share.n
+        (0.75, 4)
+    """
     n, found = len(np.unique(prompts)), right.astype(np.float64).mean(axis=-1)
     if n < 2:
         return Average(_tensor(found), None, None, n)
@@ -107,7 +123,12 @@ def shares(right: Float[np.ndarray, "*axes row"], prompts: Int64[np.ndarray, " r
 
 
 def n_prompts(tokens: Int[Tensor, "row pos"]) -> Int64[np.ndarray, " row"]:
-    """Return for each row the index of its prompt among the distinct ones, counted from 0."""
+    """Return for each row the index of its prompt among the distinct ones, counted from 0.
+
+    Examples:
+        >>> statistics.n_prompts(torch.tensor([[1, 2], [1, 3], [1, 2]])).tolist()
+        [0, 1, 0]
+    """
     return tokens.cpu().unique(dim=0, return_inverse=True)[1].numpy()
 
 

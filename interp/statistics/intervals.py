@@ -47,7 +47,12 @@ class Estimate:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the interval of a share of n independent cases (Wilson 1927); (0, 1) if n is 0."""
+    """Return the interval of a share of n independent cases (Wilson 1927); (0, 1) if n is 0.
+
+    Examples:
+        >>> [round(end, 3) for end in statistics.wilson(0.9, 50)]
+        [0.786, 0.957]
+    """
     if n == 0:
         return 0.0, 1.0
     centre = share + Z**2 / (2 * n)
@@ -61,6 +66,10 @@ def mean_interval(scores: Float[np.ndarray, " prompt"]) -> tuple[float, float] |
 
     If three or more scores take only two distinct values, their mean is a share in other units and
     gets Wilson's interval.
+
+    Examples:
+        >>> [round(end, 2) for end in statistics.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))]
+        [1.04, 4.96]
     """
     if len(scores) < 2:
         return None
@@ -89,6 +98,13 @@ def ratio_interval(
     Returns:
         Lower and upper ends. None with fewer than two prompts, or if the mean of `whole` cannot be
         told from 0 (Student's t at 95 %), because then every ratio is compatible with the data.
+
+    Examples:
+        >>> whole = np.array([3.0, 4.0, 5.0, 4.0, 4.0])
+        >>> part = np.array([[1.0, 2.0, 3.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+        >>> low, high = statistics.ratio_interval(part, whole)
+        >>> low.shape, bool(low[0] < 0.5 < high[0])
+        ((2,), True)
     """
     n = len(whole)
     if n < 2:
@@ -125,6 +141,10 @@ def resampled_means(
 
     Use it for the stability of rankings and circuits, which has no closed form. Its percentiles are
     too narrow as an interval of a mean; see the module docstring.
+
+    Examples:
+        >>> statistics.resampled_means(np.array([1.0, 2.0, 3.0]), draws=500).shape
+        (500,)
     """
     n_prompts = scores.shape[-1]
     generator = np.random.Generator(np.random.Philox(key=seed))
@@ -148,6 +168,11 @@ def reach(
         skewness: Skewness of the scores: third central moment / second central moment^1.5.
         n: Number of scores in each mean.
         confidence: Coverage of the interval; the two tails outside it are equally likely.
+
+    Examples:
+        >>> below, above = statistics.reach(np.array([0.5]), np.array([0.0]), 10)
+        >>> round(below.item(), 2), round(above.item(), 2)
+        (1.13, 1.13)
     """
     # Imported here because scipy takes a third of a second, and `interp.behaviours` imports this
     # module.

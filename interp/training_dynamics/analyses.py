@@ -51,6 +51,10 @@ def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Anal
     Raises:
         EffectsError: There is no such analysis, or it needs a token store and the run has none.
         BehaviourError: There is no such behaviour.
+
+    Examples:
+        >>> training_dynamics.analysis("score:ioi", run).name
+        'score:ioi'
     """
     kind, _, behaviour = name.partition(":")
     if behaviour and kind in ("score", "heads"):
@@ -63,7 +67,12 @@ def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Anal
 
 
 def score_analysis(behaviour: Behaviour) -> Analysis:
-    """Build the analysis of the logit difference and accuracy of a behaviour."""
+    """Build the analysis of the logit difference and accuracy of a behaviour.
+
+    Examples:
+        >>> training_dynamics.score_analysis(ioi).measure(model, 1900)["ioi accuracy"]
+        MonitorScore(value=1.0, error=0.0, n=64)
+    """
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
     return Analysis(f"score:{behaviour.name}", _scores([_asked(behaviour)]), asked)
 
@@ -77,6 +86,10 @@ def heads_analysis(
     be zero. Checkpoints are therefore analysed only if the 95 % interval of their accuracy lies
     above one half; at the others the analysis raises a CapabilityError, which `over_training`
     records.
+
+    Examples:
+        >>> training_dynamics.heads_analysis(ioi).measure(model, 1900).top(1)
+        ['L0H1']
     """
 
     def measure(model: GPT, step: int) -> Any:
@@ -100,6 +113,10 @@ def behaviour_tasks(store: Any, context: int) -> list[MonitorTask]:
 
     These are the behaviours whose prompts fit the tokenizer of the store and the context of the
     model, with 16 prompts each.
+
+    Examples:
+        >>> [task.name for task in training_dynamics.behaviour_tasks(store, 64)][:3]
+        ['ioi', 'induction', 'capital']
     """
     found = []
     for name in behaviours.names(store):

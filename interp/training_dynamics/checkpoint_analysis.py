@@ -94,6 +94,14 @@ def over_training(
         TrainError: The run has no such checkpoint, or another process is writing the same rows.
         EffectsError: The analysis returned something that is not a finite number, or `out` was
             given for a bare function.
+
+    Examples:
+        >>> analysis = training_dynamics.score_analysis(ioi)
+        >>> trajectory = training_dynamics.over_training(run, analysis, out=folder / "rows")
+        >>> trajectory.steps, trajectory.names
+        ([0, 600, 800, 1000, 1900], ['ioi logit difference', 'ioi accuracy'])
+        >>> trajectory.curve("ioi accuracy")[-1].value
+        1.0
     """
     chosen = [run.saved_at(step) for step in chosen_steps(run.steps, steps)]
     if not isinstance(analysis, Analysis):
@@ -221,6 +229,12 @@ def read_between(run: Run, first: int, last: int) -> Any:
 
     Raises:
         TrainError: The run has no such steps.
+
+    Examples:
+        >>> training_dynamics.read_between(run, 0, 2).head(2)
+           document  readings
+        0       652         1
+        1       653         1
     """
     import pandas
 

@@ -140,6 +140,14 @@ def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Any) -> Recal
     """Measure recall of every planted fact in every form, by number of exposures.
 
     Costs about two dozen forward passes, with 3,000 short prompts in total.
+
+    Examples:
+        >>> truth = behaviours.planted_truth(run)
+        >>> recall = training_dynamics.recall_by_exposure(model, truth, run.tokenizer)
+        >>> [level.exposures for level in recall.levels]
+        [0, 1, 2, 4, 8, 16, 32, 64, 128]
+        >>> recall.at(0).paraphrase.recall < 0.2, recall.at(128).seen.recall
+        (True, 1.0)
     """
     facts = truth["facts"]
     answers = recall_of_facts(model, facts, truth, tokenizer)
@@ -171,6 +179,13 @@ def recall_of_facts(
     """Ask the model for some facts, each in every form of its relation.
 
     Returns the answers in the order of the facts, then of the forms.
+
+    Examples:
+        >>> truth = behaviours.planted_truth(run)
+        >>> facts = training_dynamics.facts_named(truth, ["runethi"])
+        >>> answers = training_dynamics.recall_of_facts(model, facts, truth, run.tokenizer)
+        >>> answers[0].given, answers[0].correct
+        ('koreskul', True)
     """
     facts = list(facts)
     answers: dict[tuple[str, int], Answer] = {}
@@ -190,6 +205,11 @@ def facts_named(truth: dict, names: Iterable[str]) -> list[dict]:
 
     Raises:
         BehaviourError: There is no such fact.
+
+    Examples:
+        >>> truth = behaviours.planted_truth(run)
+        >>> [fact["name"] for fact in training_dynamics.facts_named(truth, ["runethi"])]
+        ['capital of runethi']
     """
     known = {fact["name"]: fact for fact in truth["facts"]}
     known |= {fact["entity"]: fact for fact in truth["facts"]}
@@ -200,7 +220,15 @@ def facts_named(truth: dict, names: Iterable[str]) -> list[dict]:
 
 
 def recall_share(answers: Sequence[Answer]) -> Share:
-    """Compute the share of correct answers, with Wilson's interval on the number of facts."""
+    """Compute the share of correct answers, with Wilson's interval on the number of facts.
+
+    Examples:
+        >>> truth = behaviours.planted_truth(run)
+        >>> facts = training_dynamics.facts_named(truth, ["runethi"])
+        >>> answers = training_dynamics.recall_of_facts(model, facts, truth, run.tokenizer)
+        >>> training_dynamics.recall_share(answers).recall
+        1.0
+    """
     if not answers:
         return Share(0, None, 0.0, 1.0, None)
     n = len({answer.fact for answer in answers})

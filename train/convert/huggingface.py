@@ -62,6 +62,12 @@ def import_huggingface(folder: str | Path) -> Imported:
         DamagedError: A file is missing, damaged, or a pickle.
         RecipeError: The decoder does not have the architecture of the configuration.
         TokenizerError: The tokenizer has more tokens than the model.
+
+    Examples:
+        >>> path = convert.export_run(run, out=folder / "gpt2")
+        >>> imported = convert.import_huggingface(path)
+        >>> imported.model.cfg.n_layers, imported.tokenizer.vocab_size
+        (2, 976)
     """
     folder = Path(folder)
     safe_loading.refuse_pickle(folder)
@@ -144,6 +150,11 @@ def export_huggingface(model: GPT, tokenizer: Tokenizer | None, out: str | Path)
     Raises:
         RecipeError: No Hugging Face class computes this architecture.
         TrainError: `out` exists.
+
+    Examples:
+        >>> path = convert.export_huggingface(model, store.tokenizer, folder / "gpt2")
+        >>> sorted(file.name for file in path.iterdir())
+        ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
     """
     out = Path(out)
     config, weights = _export(model, tokenizer)

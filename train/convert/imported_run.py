@@ -25,6 +25,12 @@ def import_run(source: str | Path, *, out: str | Path) -> Run:
         TrainError: There is nothing at `source`, or `out` exists.
         DamagedError: The weights are damaged, or a pickle that is not a nanoGPT checkpoint.
         RecipeError: The decoder does not have the architecture.
+
+    Examples:
+        >>> path = convert.export_run(run, out=folder / "gpt2")
+        >>> imported = convert.import_run(path, out=folder / "imported")
+        >>> imported.knowledge, imported.steps
+        ('weights-only', [0])
     """
     source, out = Path(source), Path(out)
     if not source.exists():
@@ -54,7 +60,13 @@ def _from_gguf(source: Path, out: Path) -> Imported:
 
 
 def export_run(run: Run, *, out: str | Path, step: int | None = None) -> Path:
-    """Write a checkpoint of a run (None: the last one) as a Hugging Face folder with tokenizer."""
+    """Write a checkpoint of a run (None: the last one) as a Hugging Face folder with tokenizer.
+
+    Examples:
+        >>> path = convert.export_run(run, out=folder / "gpt2")
+        >>> sorted(file.name for file in path.iterdir())
+        ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
+    """
     model = run.load(step)
     return huggingface.export_huggingface(model, run.tokenizer, out)
 

@@ -51,7 +51,15 @@ class Batch:
 def read_batch(
     store: TokenStore, order: Order, step: int, removal: DocumentRemoval | None = None
 ) -> Batch:
-    """Read the batch of `step`; the result depends on the arguments alone."""
+    """Read the batch of `step`; the result depends on the arguments alone.
+
+    Examples:
+        >>> batch = data.read_batch(store, run.order, 0)
+        >>> batch.inputs.shape, batch.divisor
+        (torch.Size([32, 64]), 2002)
+        >>> batch.digest == run.ledger[0].digest
+        True
+    """
     starts = order.starts(step)
     offsets = starts[:, None] + np.arange(order.context + 1)
     tokens = np.asarray(store.tokens[offsets])
@@ -85,6 +93,11 @@ def batches_ahead(
     """Yield the batches of `steps`, read in advance by `workers` threads (0: in this thread).
 
     A batch is a pure function of its step, so the number of workers does not change it.
+
+    Examples:
+        >>> batches = data.batches_ahead(store, run.order, range(2))
+        >>> [batch.digest == row.digest for batch, row in zip(batches, run.ledger)]
+        [True, True]
     """
     if workers == 0:
         for step in steps:

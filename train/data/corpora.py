@@ -65,6 +65,12 @@ def open_corpus(
         CorpusError: There is no corpus of that name, it holds nothing readable, or the arguments
             do not fit it.
         DamagedError: A file is cut off or changed.
+
+    Examples:
+        >>> storage.write_text(folder / "mine.jsonl", '{"text": "a b a"}')
+        >>> corpus = data.open_corpus(folder / "mine.jsonl")
+        >>> [document.text for document in corpus.read()]
+        ['a b a']
     """
     if limit is not None and limit < 1:
         raise CorpusError(f"a limit of {limit} documents was asked for; it must be at least 1")

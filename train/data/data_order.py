@@ -125,6 +125,14 @@ class DataOrder:
         n_windows: Windows that tile the training region of the store.
         context: Targets per window.
         batch: Windows per step, summed over micro-batches.
+
+    Examples:
+        >>> order = data.DataOrder(seed=0, n_windows=1000, context=64, batch=4)
+        >>> starts = order.starts(7)
+        >>> starts.tolist()
+        [45632, 59328, 31488, 60608]
+        >>> order.steps_reading(int(starts[0]) + 1, int(starts[0]) + 2, n_steps=250).tolist()
+        [7]
     """
 
     seed: int
@@ -223,6 +231,13 @@ class LateOrder:
         early: Order of the windows before the late ones; its `batch` is that of a whole step.
         late: Order of the late windows among themselves, counted from 0.
         begin: First step that reads a late window.
+
+    Examples:
+        >>> run.order.begin, run.order.early.batch, run.order.late.batch
+        (1300, 32, 1)
+        >>> late = run.order.starts(1300)[-1]
+        >>> int(late) // 64 >= run.order.early.n_windows
+        True
     """
 
     early: DataOrder
@@ -299,6 +314,11 @@ class RecordedOrder:
 
     nanoGPT draws windows with replacement at any offset, so its order can be recorded but not
     inverted: `steps_reading` scans the table (8 bytes per window; 220 MB for 27.5 billion tokens).
+
+    Examples:
+        >>> order = data.RecordedOrder(np.array([[0, 128], [64, 32]]), context=64)
+        >>> order.starts(1).tolist(), order.steps_reading(130, 131, n_steps=2).tolist()
+        ([64, 32], [0])
     """
 
     schedule: Int64[np.ndarray, "step batch"]
@@ -339,6 +359,11 @@ def record_nanogpt_order(
 
     Raises:
         OrderError: The store is shorter than one window.
+
+    Examples:
+        >>> order = data.record_nanogpt_order(seed=0, n_tokens=10_000, context=64, batch=2, steps=3)
+        >>> order.schedule.shape
+        (3, 2)
     """
     import torch
 
@@ -353,7 +378,12 @@ def record_nanogpt_order(
 
 
 def documents_read(order: Order, table: DocumentTable, step: int) -> Int64[np.ndarray, " read"]:
-    """Return the indices of the documents read at `step`, ascending; O(batch log documents)."""
+    """Return the indices of the documents read at `step`, ascending; O(batch log documents).
+
+    Examples:
+        >>> data.documents_read(run.order, store.table, 0)[:3].tolist()
+        [2223, 2224, 2225]
+    """
     first = np.sort(order.starts(step)) + 1
     low, high = table.last_begun(np.concatenate([first, first + order.context - 1])).reshape(2, -1)
     # If a window begins in the separator after that document, it does not read the document.

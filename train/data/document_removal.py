@@ -29,6 +29,12 @@ class DocumentRemoval:
 
     Raises:
         StoreError: There is no such mode, or the documents are not ascending and distinct.
+
+    Examples:
+        >>> removal = data.DocumentRemoval((28867,))
+        >>> start = int(store.starts[28867])
+        >>> removal.covers(store, np.array([[start - 1, start]])).tolist()
+        [[False, True]]
     """
 
     documents: tuple[int, ...]

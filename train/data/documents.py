@@ -43,6 +43,12 @@ class Corpus:
         tokenizer: Kind of tokenizer to use by default.
         layout: Layout of the token store to use by default.
         truth: Function that returns the truth table of a planted corpus.
+
+    Examples:
+        >>> documents = [data.Document("mine/0", "a b", "mine", "0", 0)]
+        >>> corpus = data.Corpus("mine", "mine", "version 0", lambda: iter(documents))
+        >>> [document.text for document in corpus.read()]
+        ['a b']
     """
 
     name: str

@@ -39,7 +39,12 @@ Together = Literal["near", "exact", "none"]
 
 
 def with_duplicates(store: TokenStore, documents: Collection[int], which: Together) -> set[int]:
-    """Return the documents and their duplicates: none of them, exact ones, or near ones as well."""
+    """Return the documents and their duplicates: none of them, exact ones, or near ones as well.
+
+    Examples:
+        >>> sorted(data.with_duplicates(store, [28867], "near"))
+        [28867, 28874]
+    """
     if which == "none":
         return {*documents}
     exact = copies(store, documents)
@@ -56,7 +61,12 @@ def copies(store: TokenStore, documents: Collection[int]) -> set[int]:
 
 
 def document_sha256s(store: TokenStore) -> Iterator[str]:
-    """Yield the sha256 of every document's text, in the order of the table."""
+    """Yield the sha256 of every document's text, in the order of the table.
+
+    Examples:
+        >>> next(data.document_sha256s(store)) == store.document(0).sha256
+        True
+    """
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(store.path / token_store.TABLE)
@@ -79,6 +89,10 @@ def near_duplicates(
     Returns:
         For each document, ascending: its near duplicates and the Jaccard similarity of their
         shingles, from `share` to 1.
+
+    Examples:
+        >>> data.near_duplicates(store, [28867, 2456])
+        {2456: {}, 28867: {28874: 1.0}}
     """
     asked = np.array(sorted({*documents}), np.int64)
     found: dict[int, dict[int, float]] = {int(one): {} for one in asked}

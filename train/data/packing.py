@@ -38,6 +38,11 @@ def pack(
 
     Raises:
         StoreError: A document and its end-of-text are longer than a row.
+
+    Examples:
+        >>> starts, n_rows = data.pack(np.array([3, 5, 2]), row_length=8, seed=0)
+        >>> starts.tolist(), n_rows
+        ([0, 8, 4], 2)
     """
     if lengths.size and lengths.max() >= row_length:
         longest = int(lengths.argmax())

@@ -159,6 +159,13 @@ def build_store(
         TokenizerError: The tokenizer cannot be made, or cannot encode a document.
         CorpusError: There is no document with text.
         DiskError: The disk is full.
+
+    Examples:
+        >>> storage.write_text(folder / "mine.jsonl", '{"text": "a b a"}')
+        >>> corpus = data.open_corpus(folder / "mine.jsonl")
+        >>> mine = data.build_store(corpus, out=folder / "mine", tokenizer="word")
+        >>> mine.n_documents, mine.tokens.tolist(), mine.tokenizer.decode(mine.tokens)
+        (1, [0, 1, 2, 1, 0], '<eot> a b a <eot>')
     """
     choices = Choices(
         tokenizer=tokenizer or corpus.tokenizer,

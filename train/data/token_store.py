@@ -69,6 +69,17 @@ class TokenStore:
     Raises:
         DamagedError: Raised by properties and methods if a file they read is damaged; the message
             names the file.
+
+    Examples:
+        >>> store.n_documents, store.n_tokens, store.layout
+        (28993, 602113, 'packed')
+        >>> store.text(28867)
+        'runethi is governed from koreskul .'
+        >>> store.document(28867).id
+        'planted@seed 0/planted/144'
+        >>> start = int(store.starts[28867])
+        >>> store.document_at([start, start + 1]).tolist()
+        [28867, 28867]
     """
 
     path: Path
@@ -269,6 +280,11 @@ def open_store(path: str | Path) -> TokenStore:
     Raises:
         StoreError: There is no store at `path`, or it has another schema version.
         DamagedError: `store.json` was changed, or a file is missing or has another size.
+
+    Examples:
+        >>> opened = data.open_store(store.path)
+        >>> opened.n_documents, opened.n_tokens, opened.vocab_size
+        (28993, 602113, 976)
     """
     path = Path(path)
     if not (path / STORE_MANIFEST).is_file():
@@ -298,6 +314,9 @@ def verify_store(
 
     Raises:
         DamagedError: A file differs; the message names it and, for tokens, the document.
+
+    Examples:
+        >>> data.verify_store(store, texts=False)
     """
     from train.data import store_writer
 

@@ -44,7 +44,15 @@ Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary and its encoder. Two tokenizers are equal if their files are."""
+    """A vocabulary and its encoder. Two tokenizers are equal if their files are.
+
+    Examples:
+        >>> tokenizer = store.tokenizer
+        >>> tokenizer.encode("the capital of runethi").tolist()
+        [794, 112, 562, 696]
+        >>> tokenizer.decode([794, 112]), tokenizer.vocab_size, tokenizer.eot
+        ('the capital', 976, 0)
+    """
 
     kind: str
     vocab_size: int
@@ -118,6 +126,10 @@ def gpt2_tokenizer(vocabulary_folder: str | Path | None = None) -> Tokenizer:
     Raises:
         TokenizerError: There is no vocabulary file.
         DamagedError: The file is not OpenAI's.
+
+    Examples:
+        >>> data.gpt2_tokenizer().encode("Hello world").tolist()
+        [15496, 995]
     """
     return _gpt2(vocabulary_path(vocabulary_folder))
 
@@ -129,6 +141,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Raises:
         TokenizerError: `vocab_size` is below 257, or larger than the pairs in the texts allow.
+
+    Examples:
+        >>> pairs = data.train_bpe(["the cat sat on the mat"] * 9, vocab_size=260)
+        >>> pairs.vocab_size, pairs.decode(pairs.encode("the mat"))
+        (260, 'the mat')
     """
     from tokenizers import Tokenizer as Engine
     from tokenizers import models, pre_tokenizers, trainers
@@ -161,6 +178,11 @@ def train_words(texts: Iterable[str]) -> Tokenizer:
 
     Words are numbered in alphabetical order from id 1; id 0 is `<eot>`. Memory grows with the
     number of different words.
+
+    Examples:
+        >>> words = data.train_words(["the cat sat", "the dog sat"])
+        >>> words.encode("the dog").tolist(), words.decode([1, 3])
+        ([4, 2], 'cat sat')
     """
     words: set[str] = set()
     for text in texts:
@@ -174,6 +196,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         DamagedError: The file is missing, or cannot be read as a tokenizer.
         TokenizerError: The file holds another kind of tokenizer.
+
+    Examples:
+        >>> tokenizer = data.load_tokenizer(store.path / "tokenizer.json")
+        >>> tokenizer == store.tokenizer
+        True
     """
     path = Path(path)
     try:

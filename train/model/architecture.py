@@ -43,6 +43,12 @@ class GPTConfig:
 
     Raises:
         RecipeError: A size or a choice is not possible.
+
+    Examples:
+        >>> from train.model import GPTConfig
+        >>> cfg = GPTConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=16, d_vocab=10)
+        >>> cfg.n_params, cfg.d_head, cfg.d_mlp
+        (1968, 4, 32)
     """
 
     n_layers: int

@@ -76,6 +76,14 @@ class GPT(StackedWeights, HookedModule):
 
     All matrices and tables are zero until `init_gpt` or a loader sets them. The code that loads a
     model also sets `tokenizer` and `origin` (where the weights came from).
+
+    Examples:
+        >>> tokens = model.to_tokens("the capital of runethi is")
+        >>> model.to_string(model(tokens)[0, -1].argmax().view(1))
+        'koreskul'
+        >>> logits, cache = model.run_with_cache(tokens, names_filter=["blocks.0.attn.hook_z"])
+        >>> tuple(logits.shape), tuple(cache["blocks.0.attn.hook_z"].shape)
+        ((1, 6, 976), (1, 6, 4, 32))
     """
 
     def __init__(self, cfg: GPTConfig) -> None:
@@ -252,6 +260,12 @@ def init_gpt(cfg: GPTConfig, seed: int) -> GPT:
     padding the vocabulary does not change the other draws. Matrices and tables are normal with
     standard deviation `init_std`; the output projections are smaller by sqrt(2 n_layers), as in
     GPT-2.
+
+    Examples:
+        >>> from train.model import GPTConfig, init_gpt
+        >>> cfg = GPTConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=16, d_vocab=10)
+        >>> init_gpt(cfg, seed=0)(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 10])
     """
     model = GPT(cfg)
     for name, parameter in model.named_parameters():

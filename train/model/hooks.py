@@ -199,6 +199,16 @@ class HookedModule(nn.Module):
 
     Set hooks on the module itself, not on `torch.compile(module)`; the methods below run the
     uncompiled forward pass.
+
+    Examples:
+        >>> tokens = model.to_tokens("the capital of runethi is")
+        >>> def without_attention(value, point):
+        ...     return torch.zeros_like(value)
+        ...
+        >>> hooks = [("blocks.0.hook_attn_out", without_attention)]
+        >>> changed = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        >>> model.to_string(changed[0, -1].argmax().view(1)) == "koreskul"
+        False
     """
 
     hook_dict: dict[str, HookPoint]

@@ -52,7 +52,15 @@ def rotate(
     cos: Float[Tensor, "pos 1 d_head"],
     sin: Float[Tensor, "pos 1 d_head"],
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Rotate the pair (i, i + d_head/2) of every head by its position's angle, as Llama does."""
+    """Rotate the pair (i, i + d_head/2) of every head by its position's angle, as Llama does.
+
+    Examples:
+        >>> from train.model import rotate
+        >>> x = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2)
+        >>> cos, sin = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)  # a quarter of a turn
+        >>> rotate(x, cos, sin).flatten().tolist()
+        [0.0, 1.0]
+    """
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return (x * cos + turned * sin).to(x.dtype)

@@ -65,6 +65,11 @@ def open(
         TrainError: No run of that name is shipped with openbook, or `folder` has another run.
         DamagedError: A shipped or unpacked file is missing, or differs from its digest.
         StoreError: The token store in `folder` is not the one that the run was trained on.
+
+    Examples:
+        >>> run = released.open("planted")
+        >>> run.id, run.knowledge, run.steps
+        ('ff97ad0f3d9c', 'full', [0, 600, 800, 1000, 1900])
     """
     source = RELEASED_RUNS / name
     listing = _checked(source, name)
@@ -114,6 +119,11 @@ def measured(name: str, what: str) -> dict[str, Any]:
     Raises:
         TrainError: There is no such run or result.
         DamagedError: A file differs from its digest.
+
+    Examples:
+        >>> measured = released.measured("planted", "forgetting")
+        >>> sorted(measured)
+        ['control', 'control_facts', 'facts', 'first_read', 'groups', 'parent', 'removed', 'runs']
     """
     source = RELEASED_RUNS / name
     listing = _checked(source, name)

@@ -117,6 +117,11 @@ def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tens
     Raises:
         DamagedError: The file is missing, is a pickle, differs from its digest, or is not
             safetensors.
+
+    Examples:
+        >>> tensors = runs.read_tensors(run.path, run.saved_at(600), "model.safetensors")
+        >>> tuple(tensors["blocks.0.attn.qkv.weight"].shape)
+        (384, 128)
     """
     path = run_path / saved.folder / name
     data = _trusted(path, saved.files[name])
@@ -132,6 +137,10 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
     Raises:
         DamagedError: The file is missing or differs from its digest, or its step is not that of
             the folder.
+
+    Examples:
+        >>> runs.read_counters(run.path, run.saved_at(600))["step"]
+        600
     """
     path = run_path / saved.folder / "state.json"
     state = json.loads(_trusted(path, saved.files["state.json"]))
@@ -143,7 +152,12 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
 
 
 def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
-    """Check the digests of the listed checkpoints' files; return one line per problem."""
+    """Check the digests of the listed checkpoints' files; return one line per problem.
+
+    Examples:
+        >>> runs.check_checkpoints(run.path, run.saved)
+        []
+    """
     owners = {digest: one for one in listed for digest in one.files.values()}
     problems = []
     for one in listed:

@@ -70,6 +70,11 @@ def read_ledger(path: Path, *, whole: bool = True) -> list[LedgerRow]:
     Raises:
         DamagedError: The file is missing, a row is unreadable, or one does not follow from the one
             before it.
+
+    Examples:
+        >>> rows = runs.read_ledger(run.path / runs.LEDGER)
+        >>> len(rows), rows[-1].step, rows[-1].tokens
+        (1900, 1899, 3774202)
     """
     try:
         return [LedgerRow(**row) for row in storage.read_chain(path, whole=whole, counter="step")]

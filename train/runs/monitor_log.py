@@ -180,6 +180,10 @@ def read_monitor_log(run_path: Path, *, whole: bool = True) -> MonitorLog | None
 
     Raises:
         DamagedError: A row is unreadable or does not follow from the one before it.
+
+    Examples:
+        >>> runs.read_monitor_log(run.path) is None  # the released run comes without its log
+        True
     """
     path = run_path / MONITOR_LOG
     return parse_log(path, storage.read_chain(path, whole=whole)) if path.exists() else None

@@ -63,7 +63,20 @@ class Origin:
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk; everything but the manifest is read on first use."""
+    """A run on disk; everything but the manifest is read on first use.
+
+    Examples:
+        >>> run.recipe.steps, run.config.n_layers, run.store.n_documents
+        (1900, 2, 28993)
+        >>> run.ledger[0].step, round(run.ledger[0].loss, 1)
+        (0, 7.0)
+        >>> run.documents_read(0)[:3].tolist()
+        [2223, 2224, 2225]
+        >>> run.steps_reading(28867).tolist()
+        [1363, 1475, 1520, 1645, 1688, 1779, 1875]
+        >>> run.load(600).origin.step
+        600
+    """
 
     path: Path
     manifest: dict[str, Any]
@@ -312,6 +325,11 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
     Raises:
         TrainError: There is no run at `path`.
         DamagedError: `path` is a file, or the manifest differs from its seal.
+
+    Examples:
+        >>> opened = runs.open(run.path)
+        >>> opened.id == run.id, opened.steps
+        (True, [0, 600, 800, 1000, 1900])
     """
     path = Path(path)
     if not (path / manifest.MANIFEST).is_file():
@@ -326,7 +344,13 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
 
 
 def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
-    """Return the invertible data order of a recipe over a store."""
+    """Return the invertible data order of a recipe over a store.
+
+    Examples:
+        >>> order = runs.order_of(run.recipe, store)
+        >>> order.batch, order.context, order.starts(0)[:3].tolist()
+        (32, 64, [583744, 131392, 216768])
+    """
 
     def order(n_windows: int, batch: int) -> DataOrder:
         return DataOrder(recipe.order_seed, n_windows, recipe.model.n_ctx, batch)

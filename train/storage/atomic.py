@@ -50,12 +50,26 @@ def writable(path: Path | None) -> Path | None:
 
 
 def canonical_json(content: object) -> str:
-    """Return the canonical JSON text of a value: sorted keys, indent 1, a newline at the end."""
+    """Return the canonical JSON text of a value: sorted keys, indent 1, a newline at the end.
+
+    Examples:
+        >>> print(storage.canonical_json({"b": 1, "a": 2}), end="")
+        {
+         "a": 2,
+         "b": 1
+        }
+    """
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def seal(content: dict) -> dict:
-    """Return `content` with the key `digest`: the sha256 of its canonical text without that key."""
+    """Return `content` with the key `digest`: the sha256 of its canonical text without that key.
+
+    Examples:
+        >>> sealed = storage.seal({"a": 1})
+        >>> sorted(sealed), len(sealed["digest"])
+        (['a', 'digest'], 64)
+    """
     bare = {key: value for key, value in content.items() if key != "digest"}
     return {**bare, "digest": hashlib.sha256(canonical_json(bare).encode()).hexdigest()}
 
@@ -65,6 +79,11 @@ def read_sealed(path: Path) -> dict:
 
     Raises:
         DamagedError: The file is missing, is not JSON, or differs from its seal.
+
+    Examples:
+        >>> storage.write_json(folder / "a.json", storage.seal({"a": 1}))
+        >>> storage.read_sealed(folder / "a.json")["a"]
+        1
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -79,7 +98,13 @@ def read_sealed(path: Path) -> dict:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex sha256 of a file, which is read piece by piece."""
+    """Return the hex sha256 of a file, which is read piece by piece.
+
+    Examples:
+        >>> storage.write_text(folder / "a.txt", "abc")
+        >>> storage.sha256_file(folder / "a.txt")[:12]
+        'ba7816bf8f01'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -125,6 +150,13 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         path: The folder.
         replace: Whether an older folder of that name is replaced (`replace_folder`).
+
+    Examples:
+        >>> with storage.new_folder(folder / "out") as unfinished:
+        ...     storage.write_text(unfinished / "a.txt", "abc")
+        ...
+        >>> [path.name for path in (folder / "out").iterdir()]
+        ['a.txt']
     """
     temporary = partial_path(path)
     shutil.rmtree(temporary, ignore_errors=True)

@@ -133,6 +133,13 @@ def read_chain(path: Path, *, whole: bool = True, counter: str | None = None) ->
     Raises:
         DamagedError: The file is missing, a row is unreadable, or one does not follow from the one
             before it.
+
+    Examples:
+        >>> with storage.ChainWriter(folder / "rows.jsonl") as writer:
+        ...     row = writer.append({"step": 0})
+        ...
+        >>> storage.read_chain(folder / "rows.jsonl") == [row]
+        True
     """
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing")

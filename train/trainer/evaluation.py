@@ -33,6 +33,12 @@ def fixed_loss(model: GPT, store: TokenStore, order: Order, how: Numerics) -> fl
     """Return the loss in nats per target on the first 32 windows of step 0.
 
     The batch is the same for every checkpoint.
+
+    Examples:
+        >>> first = trainer.fixed_loss(run.load(0), store, run.order, run.numerics)
+        >>> last = trainer.fixed_loss(run.load(), store, run.order, run.numerics)
+        >>> round(first, 1), round(last, 1)
+        (7.0, 1.6)
     """
     batch = read_batch(store, order, 0)
     inputs, targets = batch.inputs[:FIXED_WINDOWS], batch.targets[:FIXED_WINDOWS]
@@ -45,6 +51,11 @@ def held_out_loss(model: GPT, store: TokenStore, recipe: Recipe, how: Numerics) 
     """Return the loss in nats per target on the first `eval_windows` held-out windows.
 
     The result is None if the store holds out less than one window.
+
+    Examples:
+        >>> loss = trainer.held_out_loss(model, store, run.recipe, run.numerics)
+        >>> loss is None  # the released run holds nothing out
+        True
     """
     context = recipe.model.n_ctx
     n_windows = min((store.n_tokens - store.train_tokens) // context, recipe.eval_windows)

@@ -61,6 +61,10 @@ def store_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
     """Return the tasks that need only a store: copying, and loss in context.
 
     The copying task is left out if the context or the vocabulary is too small for it.
+
+    Examples:
+        >>> [task.name for task in trainer.store_tasks(store, 64)]
+        ['copies', 'context']
     """
     known = monitor_words(store)
     length = min(COPY_LENGTH, (context - 1) // 2, len(known))
@@ -69,7 +73,12 @@ def store_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
 
 
 def monitor_words(store: TokenStore) -> list[int]:
-    """Return the tokens for repeated sequences: those of the planted corpus, or all but the eot."""
+    """Return the tokens for repeated sequences: those of the planted corpus, or all but the eot.
+
+    Examples:
+        >>> len(trainer.monitor_words(store)), store.vocab_size
+        (975, 976)
+    """
     named = (store.truth or {}).get("induction", {}).get("words")
     if named:
         return [int(store.tokenizer.encode(word)[0]) for word in named]
@@ -85,6 +94,11 @@ def copying_task(
 
     Raises:
         TrainError: There are fewer than `length` tokens in `words`.
+
+    Examples:
+        >>> task = trainer.copying_task(range(1, 50), eot=0, n=2, length=3)
+        >>> task.reads, tuple(task.tokens.shape)
+        ('copies', (2, 7))
     """
     if len(words) < length:
         raise TrainError(f"{length} different tokens cannot be drawn from {len(words)}")
@@ -94,7 +108,13 @@ def copying_task(
 
 
 def context_task(store: TokenStore, context: int, *, n: int = WINDOWS) -> MonitorTask:
-    """Return a task of the first n held-out windows, or training windows if there are none."""
+    """Return a task of the first n held-out windows, or training windows if there are none.
+
+    Examples:
+        >>> task = trainer.context_task(store, 64, n=2)
+        >>> task.reads, tuple(task.tokens.shape)
+        ('context', (2, 65))
+    """
     held_out = (store.n_tokens - store.train_tokens) // context
     first = store.train_tokens - 1 if held_out else 0
     there = held_out or (store.train_tokens - 1) // context
@@ -108,6 +128,11 @@ def measure_tasks(model: GPT, watches: Iterable[MonitorTask]) -> dict[str, Monit
     """Measure all scores of the tasks, with one forward pass per task.
 
     The model's mode is restored afterwards.
+
+    Examples:
+        >>> scores = trainer.measure_tasks(model, trainer.store_tasks(store, 64))
+        >>> scores["induction"].value > 0.5, scores["induction"].n
+        (True, 8)
     """
     training, found = model.training, {}
     model.eval()

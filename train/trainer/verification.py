@@ -71,7 +71,13 @@ class Verification:
 def verify(
     run: Run, *, spans: int = 3, seed: int = 0, progress: Progress | None = None
 ) -> Verification:
-    """Check every file, then replay `spans` random spans of 10 steps drawn with `seed`."""
+    """Check every file, then replay `spans` random spans of 10 steps drawn with `seed`.
+
+    Examples:
+        >>> verification = trainer.verify(run, spans=0)
+        >>> verification.ok, verification.problems
+        (True, ())
+    """
     problems, count = check_files(run, progress)
     if problems or run.knowledge == "weights-only":
         level = "damaged" if problems else "weights only"
@@ -106,6 +112,11 @@ def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], 
 
     Returns:
         One line per problem, and the number of files of the run whose digest was checked.
+
+    Examples:
+        >>> problems, n_files = trainer.check_files(run)
+        >>> problems
+        []
     """
     problems, count = _run_problems(run, progress)
     if run.knowledge == "weights-only":

@@ -110,6 +110,11 @@ def activations(
     """Return activations by hook name, and the last residual stream as `final`.
 
     No logits are computed. `added` is added to the embeddings; causal tracing passes its noise.
+
+    Examples:
+        >>> found = engine.activations(model, ioi.clean, ["blocks.0.attn.hook_z"])
+        >>> tuple(found["blocks.0.attn.hook_z"].shape), tuple(found["final"].shape)
+        ((64, 15, 4, 32), (64, 15, 128))
     """
     found: dict[str, Tensor] = {}
     shelf = _Shelf()

@@ -206,6 +206,7 @@ def _attention_of(
         q, k = _rotated(q, rotation, queried), _rotated(k, rotation, segment.positions)
     k = prepend_base(base.keys(layer)[:, : segment.first], k)
     v = prepend_base(base.at(layer, "v")[:, : segment.first], v)
+    # k and v now cover positions 0 to n_pos - 1: before `first` the base run's, then the run's own.
     mask = attention_mask(queried, base.n_pos, causal=attn.causal, like=q)
     z = attention_output(q, k, v, mask)
     for i, places in segment.asking(layer, "pattern"):

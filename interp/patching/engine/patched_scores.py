@@ -54,6 +54,7 @@ def averaged(found: Sequence[Patched]) -> tuple[Patched, int]:
 def spread(found: Patched, indices: Sequence[int], n_patches: int) -> Patched:
     """Insert the results at `indices` among `n_patches` patches; the others change nothing."""
     scores = found.start[:, None].expand(-1, n_patches, -1).clone()
+    # Infinite: nothing was compared there, so an effect of 0 does not come from equal values.
     scores[:, list(indices)] = found.scores
     done, moved = torch.ones(n_patches, dtype=torch.bool), torch.full((n_patches,), float("inf"))
     done[list(indices)], moved[list(indices)] = found.done, found.moved

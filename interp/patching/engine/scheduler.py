@@ -101,6 +101,15 @@ def scores(
         ModelError: A component does not exist in the model, or the model has hooks of its own and
             `derived` or `added` is given.
         BudgetError: Not even one patch of one prompt fits into the memory.
+
+    Examples:
+        >>> patches = [[components.parse("L0H1")], [components.parse("L1.mlp")]]
+        >>> hooks = ["blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"]
+        >>> source = engine.activations(model, ioi.clean, hooks)
+        >>> metric = metrics.logit_difference(ioi)
+        >>> patched = engine.scores(model, ioi.corrupt, patches, source, [metric])
+        >>> tuple(patched.scores.shape), patched.done.tolist()
+        ((1, 2, 64), [True, True])
     """
     refuse_unknown(model, patches, tokens.shape[1])
     if not engine_runs(model):
@@ -189,7 +198,13 @@ def unpatched(
     *,
     memory: int = MEMORY,
 ) -> Float[Tensor, "metric prompt"]:
-    """Return the scores of the unpatched prompts."""
+    """Return the scores of the unpatched prompts.
+
+    Examples:
+        >>> scores = engine.unpatched(model, ioi.clean, [metrics.logit_difference(ioi)])
+        >>> tuple(scores.shape)
+        (1, 64)
+    """
     if not engine_runs(model):
         logits = model(tokens)
         return torch.stack([metric.of_logits(logits) for metric in metrics]).double().cpu()
@@ -206,12 +221,20 @@ def engine_runs(model: HookedModel) -> bool:
     """Return True if the engine can replace the model: it is a GPT without hooks of its own.
 
     The engine does not run hooks that were added to the model.
+
+    Examples:
+        >>> engine.engine_runs(model)
+        True
     """
     return isinstance(model, GPT) and not any(p.hooked for p in model.hook_dict.values())
 
 
 def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n_pos: int) -> None:
-    """Raise a ModelError if a component does not exist in the model or the prompts."""
+    """Raise a ModelError if a component does not exist in the model or the prompts.
+
+    Examples:
+        >>> engine.refuse_unknown(model, [[components.parse("L1H3")]], n_pos=15)
+    """
     if any(not patch for patch in patches):
         raise ModelError("a patch without a place changes nothing; name one")
     for place in {place for patch in patches for place in patch}:
@@ -302,7 +325,12 @@ class _PatchedBatch:
         return torch.stack([change.abs().max() for change in changes]).max()
 
     def chunks(self) -> Iterator[list[int]]:
-        """Yield indices of patches that are run together, sorted by position and layer."""
+        """Yield the indices of the patches of each chunk.
+
+        A chunk has at most `self.rows` positions, or a single patch. Patches are sorted by first
+        changed position, because runs with the same one form a dense segment, and then by layer,
+        because a chunk runs from its lowest layer on.
+        """
         lowest = [min(place.layer for place in patch) for patch in self.patches]
         order = sorted(range(len(self.patches)), key=lambda i: (self.first[i], lowest[i]))
         chunk, size = [], 0
@@ -327,6 +355,7 @@ class _PatchedBatch:
     def _one(
         self, metric: Metric, normed: Float[Tensor, "patch prompt read d_model"]
     ) -> Float[Tensor, "patch prompt"]:
+        # Row r of `rows` is patch r // n_prompts and prompt r % n_prompts of the slab.
         at = [self.reads.index(pos) for pos in metric.reads(self.base.n_pos)]
         rows = normed[:, :, at].flatten(0, 1)
         prompt = self.prompts.repeat(len(normed))
