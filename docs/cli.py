@@ -31,7 +31,8 @@ takes `--json`.
 | 4 | Memory or disk do not suffice. |
 | 130 | The command was interrupted. |
 
-`openbook train` and `openbook cache` continue after an interruption with `--resume`. The commands
+After an interruption, `openbook run resume` continues a training, and `openbook cache` continues
+with `--resume`. The commands
 `openbook demo`, `openbook index build`, `openbook emergence` and all retrainings continue when the
 same command is typed again.
 """

@@ -40,10 +40,10 @@ def indexed(tiny_store, tmp_path_factory):
 
 @pytest.fixture
 def trace(openbook, tiny_run, indexed):
-    """`trace(*options)`: `openbook trace documents` of the tiny run."""
+    """`trace("sentence", *options)`: `openbook trace sentence` of the tiny run."""
 
-    def call(*options: object):
-        return openbook("trace", "documents", tiny_run.path, "--store", indexed, *options)
+    def call(command: str, *options: object):
+        return openbook("trace", command, tiny_run.path, "--store", indexed, *options)
 
     return call
 
@@ -58,40 +58,39 @@ def held_out_word(store) -> str:
 def test_a_text_that_stands_nowhere(trace, tiny_store):
     word = held_out_word(tiny_store)
     refused(
-        trace("--text", word, "--method", "lexical"), 2,
+        trace("sentence", word, "--method", "lexical"), 2,
         "no document of 120 has lexical evidence", repr(word), "gradient evidence needs no word",
     )  # fmt: skip
-    refused(trace("--from-text", word), 2, "no 1 tokens in a row of the 1 of the text")
-    refused(trace("--text", "w1 elsewhere"), 2, "'elsewhere' is not in the vocabulary")
+    refused(trace("text", word), 2, "no 1 tokens in a row of the 1 of the text")
+    refused(trace("sentence", "w1 elsewhere"), 2, "'elsewhere' is not in the vocabulary")
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "\n"])
 def test_an_empty_text(trace, empty):
-    refused(trace("--text", empty), 2, "the text is empty")
-    refused(trace("--from-text", empty), 2, "the text is empty")
+    refused(trace("sentence", empty), 2, "the text is empty")
+    refused(trace("text", empty), 2, "the text is empty")
 
 
 def test_a_text_longer_than_a_million_tokens(trace, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("w1 " * 1_000_001)
     said = "1,000,001 tokens, and at most 1,000,000 are traced"
-    refused(trace("--text", path.read_text()), 2, said)
-    refused(trace("--from-text", path), 2, said)
+    refused(trace("sentence", path.read_text()), 2, said)
+    refused(trace("text", path), 2, said)
     assert left(tmp_path) == ["long.txt"]
 
 
 def test_a_file_that_is_no_text(trace, tmp_path):
     (tmp_path / "model.bin").write_bytes(b"w1 \xff\xfe")
-    refused(trace("--from-text", tmp_path / "model.bin"), 2, "is not UTF-8 text (at byte 3)")
-    refused(trace("--from-text", tmp_path / "none.txt"), 2, "there is no file")
+    refused(trace("text", tmp_path / "model.bin"), 2, "is not UTF-8 text (at byte 3)")
+    refused(trace("text", tmp_path / "none.txt"), 2, "there is no file")
 
 
 def test_evidence_that_there_is_not(trace, lookup_behaviour):
-    refused(trace("--text", "w1", "--method", "gradeint"), 2, "did you mean 'gradient'?")
-    refused(trace("--text", "w1", "--method", "lexical+"), 2, "no evidence is called ''")
-    refused(trace("--text", "w1", "--from-text", "w1"), 2, "give one of BEHAVIOUR, --text")
+    refused(trace("sentence", "w1", "--method", "gradeint"), 2, "did you mean 'gradient'?")
+    refused(trace("sentence", "w1", "--method", "lexical+"), 2, "no evidence is called ''")
     refused(
-        trace("--text", "w1", "--method", "lexical", "--within", "L0H0"), 2,
+        trace("sentence", "w1", "--method", "lexical", "--within", "L0H0"), 2,
         "--within cannot be used with lexical evidence; use --method gradient",
     )  # fmt: skip
 
@@ -99,29 +98,19 @@ def test_evidence_that_there_is_not(trace, lookup_behaviour):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--text", "w1", "--metric", "probability"), "--metric cannot be used without BEHAVIOUR"),
+        (("sentence", "w1", "--controls", 2), "--controls cannot be used without --prove"),
+        (("sentence", "w1", "--method", "lexical", "--kind", "dot"), "--kind cannot be used"),
         (
-            ("--text", "w1", "--prompts", 64),
-            "--prompts cannot be used without BEHAVIOUR",
-        ),
-        (("--question", "prefix-matching:L0H0", "--prompts", 3), "without BEHAVIOUR"),
-        (("--text", "w1", "--controls", 2), "--controls cannot be used without --prove"),
-        (("--from-text", "w1", "--prove", 3), "--prove cannot be used with --from-text"),
-        (("--from-text", "w1", "--method", "fused"), "--method cannot be used with --from-text"),
-        (("--from-text", "w1", "--kind", "dot", "--rank", 4), "--kind and --rank cannot be used"),
-        (("--text", "w1", "--method", "lexical", "--kind", "dot"), "--kind cannot be used"),
-        (
-            ("--text", "w1", "--scratch", "."),
+            ("sentence", "w1", "--scratch", "."),
             "--scratch cannot be used with lexical+gradient evidence",
         ),
-        (("--question", "previous-token:L9H0"), "no head L9H0"),
-        (("--question", "previous-token"), "names no head; write previous-token:L1H0"),
-        (("--question", "prevoius-token:L0H0"), "did you mean 'previous-token'"),
-        (("--text", "w1", "--question", "direct-effect:L0H0"), "name a BEHAVIOUR beside it"),
-        (("--question", "previous-token:L0H0", "--method", "lexical"), "has no words that lexical"),
-        (("--text", "w1", "--method", "gradient", "--kind", "cosin"), "did you mean 'cosine'"),
-        (("--text", "w1", "--damping", 0.5), "damping 0.5 belongs to curvature, not adam"),
-        ((), "give one of BEHAVIOUR, --text"),
+        (("head", "previous-token:L9H0"), "no head L9H0"),
+        (("head", "previous-token"), "names no head; write previous-token:L1H0"),
+        (("head", "prevoius-token:L0H0"), "did you mean 'previous-token'"),
+        (("head", "direct-effect:L0H0"), "name a BEHAVIOUR beside it"),
+        (("head", "previous-token:L0H0", "--method", "lexical"), "has no words that lexical"),
+        (("sentence", "w1", "--method", "gradient", "--kind", "cosin"), "did you mean 'cosine'"),
+        (("sentence", "w1", "--damping", 0.5), "damping 0.5 belongs to curvature, not adam"),
     ],
 )
 def test_options_that_would_do_nothing_and_questions_that_there_are_not(trace, given, said):
@@ -129,7 +118,7 @@ def test_options_that_would_do_nothing_and_questions_that_there_are_not(trace, g
 
 
 def test_components_that_there_are_not(trace, tmp_path):
-    at = ("--text", "w1", "--method", "gradient", "--within")
+    at = ("sentence", "w1", "--method", "gradient", "--within")
     refused(trace(*at, "L7H0"), 2, "L7H0")
     refused(trace(*at, "head 3"), 2, "'head 3'")
     refused(trace(*at, tmp_path / "none.json"), 2, "there is nothing")
@@ -138,7 +127,7 @@ def test_components_that_there_are_not(trace, tmp_path):
 
 
 def test_a_page_and_a_result_that_have_no_place(trace, tmp_path):
-    at = ("--text", "w1", "--method", "lexical")
+    at = ("sentence", "w1", "--method", "lexical")
     refused(trace(*at, "--page", tmp_path / "none" / "page.html"), 2, "no folder")
     refused(trace(*at, "--out", tmp_path), 2, "a folder")
     assert left(tmp_path) == []
@@ -148,7 +137,7 @@ def test_an_index_of_another_store(openbook, lookup_run, indexed, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(lookup_run.store.path, store, ignore=shutil.ignore_patterns("index"))
     shutil.copytree(indexed / "index", store / "index")
-    at = ("trace", "documents", lookup_run.path, "--store", store, "--text", "k3")
+    at = ("trace", "sentence", lookup_run.path, "k3", "--store", store)
     refused(openbook(*at), 2, "index", "openbook index build")
 
 
@@ -157,13 +146,13 @@ def test_an_index_that_is_cut_short(openbook, tiny_run, indexed, tmp_path):
     shutil.copytree(indexed, store)
     largest = max((store / "index").iterdir(), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-4])
-    at = ("trace", "documents", tiny_run.path, "--store", store, "--text", "w1")
+    at = ("trace", "sentence", tiny_run.path, "w1", "--store", store)
     refused(openbook(*at), 3, largest.name)
 
 
 def test_sources_that_were_changed_by_hand(openbook, trace, tiny_run, lookup_behaviour, tmp_path):
     kept = tmp_path / "sources.json"
-    assert trace("--text", "w1", "--method", "lexical", "--limit", 2, "--out", kept).code == 0
+    assert trace("sentence", "w1", "--method", "lexical", "--limit", 2, "--out", kept).code == 0
     kept.write_text(kept.read_text().replace('"lexical"', '"proven"'))
     at = ("counterfactual", tiny_run.path, lookup_behaviour, "--without", kept)
     refused(openbook(*at), 3, "sources.json")
@@ -185,4 +174,4 @@ def test_weights_whose_training_is_not_known_have_no_documents(openbook, tiny_ru
     assert openbook("run", "export", tiny_run.path, "--out", out).code == 0
     imported = tmp_path / "imported"
     assert openbook("run", "import", out, "--out", imported).code == 0
-    refused(openbook("trace", "documents", imported, "--text", "w1"), 2, "weights-only")
+    refused(openbook("trace", "sentence", imported, "w1"), 2, "weights-only")

@@ -118,7 +118,7 @@ def test_a_store_of_another_tokenizer_than_the_runs(
 ):
     other = ("--store", lookup_store.path)
     for command in (
-        ("run", "reads", tiny_run.path, "--step", 0),
+        ("run", "documents", tiny_run.path, 0),
         ("patch", tiny_run.path, lookup_behaviour),
         ("index", "find", lookup_store.path, "k3", "--run", tiny_run.path),
     ):
@@ -169,7 +169,7 @@ def test_unknown_names_are_answered_with_the_nearest(openbook, tiny_store, tiny_
     refused(ended, 2, "no recipe is called 'plantd', did you mean 'planted'?")
     ended = openbook("patch", tiny_run.path, "inductoin")
     refused(ended, 2, "there is no behaviour 'inductoin', did you mean 'induction'")
-    ended = openbook("trace", "documents", tiny_run.path, "--text", "w1", "--method", "lexcal")
+    ended = openbook("trace", "sentence", tiny_run.path, "w1", "--method", "lexcal")
     refused(ended, 2, "'lexcal', did you mean 'lexical'?")
     ended = openbook(
         "train", "planted", tiny_store.path, "--out", tmp_path / "run", "--device", "x"
@@ -195,7 +195,7 @@ def test_folders_of_another_kind(openbook, tiny_store, tiny_run, lookup_behaviou
         (2, "nothing to import at", ("run", "import", nothing, "--out", tmp_path / "run")),
         (3, "config.json: the file is missing", ("run", "import", store, "--out", nothing)),
         (2, "exists", ("run", "export", run, "--out", store)),
-        (2, f"no run at {nothing}", ("train", "planted", store, "--out", nothing, "--resume")),
+        (2, f"no run at {nothing}", ("run", "resume", nothing)),
     ):
         refused(openbook(*command), code, words)
     at = (tiny_run.path, lookup_behaviour)
@@ -206,8 +206,6 @@ def test_folders_of_another_kind(openbook, tiny_store, tiny_run, lookup_behaviou
         ("there is nothing", ("counterfactual", *at, "--without", nothing)),
         ("there is a folder", ("counterfactual", *at, "--without", tmp_path)),
         ("no documents to remove", ("counterfactual", *at)),
-        ("one of BEHAVIOUR, --text", ("trace", "documents", tiny_run.path)),
-        ("either --step N or --document N", ("run", "reads", tiny_run.path)),
         ("belongs to mlps and attention", ("patch", *at, "--window", 2)),
         ("nearest is 8", ("patch", *at, "--step", 9)),
         ("cannot be replayed", ("run", "replay", tiny_run.path, "--from", 9, "--to", 99)),
@@ -239,7 +237,11 @@ def test_a_file_that_may_not_be_read_or_made(openbook, tmp_path, monkeypatch):
         ["patch", "run", "ioi", "--over", "haeds"],
         ["patch", "run", "ioi", "--prompts", "0"],
         ["train", "planted", "store", "--out", "run", "--steps", "-1"],
-        ["run", "reads", "run", "--step", "one"],
+        ["run", "documents", "run", "one"],
+        ["run", "steps", "run"],
+        ["trace", "documents", "run"],
+        ["trace", "text", "run"],
+        ["index", "plan"],
     ],
 )
 def test_misuse_exits_2(openbook, arguments):
@@ -296,7 +298,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
     assert math.isfinite(state["fixed_loss"])
     assert all(parameter.isfinite().all() for parameter in run.load().parameters())
     assert [name for name in left(tmp_path) if "partial" in name] == []
-    again = openbook("train", "wild", tiny_store.path, "--out", out, "--resume")
+    again = openbook("run", "resume", out)
     assert (again.code, again.err) == (1, ended.err)
 
 
@@ -414,7 +416,7 @@ def test_a_training_on_a_full_disk_goes_on_when_there_is_room(openbook, tiny_sto
     ended = openbook("train", "text-small", tiny_store.path, "--out", disk / "run", *options)
     refused(ended, 4, "the disk is full")
     subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
-    again = openbook("train", "text-small", tiny_store.path, "--out", disk / "run", "--resume")
+    again = openbook("run", "resume", disk / "run")
     assert (again.code, again.err) == (0, "")
     assert runs.open(disk / "run").finished
 

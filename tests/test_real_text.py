@@ -149,9 +149,8 @@ def test_a_generated_sentence_is_traced_to_documents_that_hold_it_and_steps_that
 def test_the_command_says_the_same_as_python(run, sentence, openbook):
     traced = openbook(
         "trace",
-        "documents",
+        "sentence",
         run.path,
-        "--text",
         sentence,
         "--json",
         "--limit",

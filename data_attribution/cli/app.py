@@ -21,19 +21,21 @@ import typer
 
 from data_attribution.cli.attribution import attribution
 from data_attribution.cli.counterfactual import counterfactual_command, forget_command
+from data_attribution.cli.exposure import exposure
+from data_attribution.cli.gradients import gradient_commands
 from data_attribution.cli.index import index
 from data_attribution.cli.trace import trace
 from data_attribution.errors import AttributionError
 from interp.cli.ablate import ablate_command
 from interp.cli.behaviours import behaviours_command
-from interp.cli.cache import cache_command
-from interp.cli.circuit import circuit_command
+from interp.cli.cache import cache
+from interp.cli.circuit import circuit_command, faithfulness_command
 from interp.cli.emergence import emergence_command
 from interp.cli.estimate import estimate_command
 from interp.cli.heads import detect_command
-from interp.cli.lens import lens_command
-from interp.cli.patch import patch_command
-from interp.cli.probe import probe_command
+from interp.cli.lens import decompose_command, lens
+from interp.cli.patch import patch_command, paths_command
+from interp.cli.probe import erase_command, probe_command
 from interp.cli.recall import recall_command
 from interp.errors import InterpError, InterpWarning
 from train.cli.corpus import corpus
@@ -111,24 +113,31 @@ app.command("train", context_settings={"obj": [watched_behaviours]})(train_comma
 app.add_typer(run, name="run")
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
+app.command("paths")(paths_command)
 app.command("estimate")(estimate_command)
 app.command("ablate")(ablate_command)
-app.command("lens")(lens_command)
+app.add_typer(lens, name="lens")
+app.command("decompose")(decompose_command)
 app.command("probe")(probe_command)
+app.command("erase")(erase_command)
 app.command("circuit")(circuit_command)
+app.command("faithfulness")(faithfulness_command)
 app.command("emergence")(emergence_command)
-app.command("cache")(cache_command)
+app.add_typer(cache, name="cache")
 app.command("recall")(recall_command)
 app.command("detect")(detect_command)
 app.add_typer(index, name="index")
 app.add_typer(trace, name="trace")
+app.add_typer(exposure, name="exposure")
+app.add_typer(gradient_commands, name="gradients")
 app.add_typer(attribution, name="attribution")
 app.command("counterfactual")(counterfactual_command)
 app.command("forget")(forget_command)
 
 
 INTERRUPTED = (
-    "interrupted; train and cache continue with --resume, builds and retrainings when run again"
+    "interrupted; a training continues with `openbook run resume`, cache with --resume, builds and "
+    "retrainings when run again"
 )
 
 

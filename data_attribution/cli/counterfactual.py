@@ -7,10 +7,9 @@ import typer
 
 from data_attribution.cli import formatting
 from data_attribution.errors import CounterfactualError
-from interp.cli.options import Named, Prompts, Seed
-from interp.cli.patch import PROMPTS
+from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from train.cli.options import Json, Out, RunPath, StorePath, readable
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 TOP, EXPOSURES = 50, 16
@@ -116,7 +115,7 @@ def counterfactual_command(
             progress=advance,
         )
     result = found.to_dict()
-    answer(result, formatting.counterfactual_lines(result), as_json=as_json, out=out)
+    emit(result, formatting.counterfactual_lines(result), as_json=as_json, out=out)
 
 
 def forget_command(
@@ -166,4 +165,4 @@ def forget_command(
         found = counterfactuals.forget_facts(
             opened, names, out=runs_folder, seed=seed, progress=advance
         )
-    answer(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)
+    emit(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)

@@ -124,7 +124,7 @@ def _notes(about: dict[str, Any]) -> list[str]:
     if "drawn of" in gradient:
         notes.append(
             f"gradients of {gradient['scored']:,} documents of {gradient['drawn of']:,}, drawn at "
-            "random (the question has no words); `openbook attribution index` collects all"
+            "random (the question has no words); `openbook gradients build` collects all"
         )
     if "from checkpoint" in replay:
         first, last = replay["steps"]

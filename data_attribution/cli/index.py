@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_attribution.cli import formatting
-from data_attribution.errors import SorterError
 from train.cli.options import Json, Out, readable
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
@@ -103,64 +102,72 @@ def index_build(
     shown = f" in {len(built.parts)} shards" if len(built.parts) > 1 else ""
     sorted_by = f"{store.n_tokens:,} tokens sorted by {built.backend}"
     text = f"{sorted_by}{shown}: {path / token_index.INDEX_FOLDER}"
-    answer(result, text, as_json=as_json, out=out)
+    emit(result, text, as_json=as_json, out=out)
 
 
 @index.command("plan")
 def index_plan(
-    path: Annotated[
-        Path | None, typer.Argument(metavar="[STORE]", help="Folder of the token store.")
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(min=1, help="Number of tokens to plan for, instead of STORE.")
-    ] = None,
+    path: StoreFolder,
     shards: Shards = None,
     workers: Workers = None,
     memory: Memory = None,
     backend: Backend = None,
     libsais: Libsais = None,
-    vocabulary: Annotated[
-        int, typer.Option(min=1, help="Assume this vocabulary size for --tokens.")
-    ] = 50257,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Estimate what building an index takes: shards, seconds, memory and disk.
+    """Estimate what building an index of STORE takes: shards, seconds, memory and disk.
 
-    With STORE, shards are cut as a build would cut them, and some tokens are sorted to measure
-    this machine. With --tokens, shards are assumed to be equally long, and the seconds are those
-    of a server of 2025.
+    Shards are cut as a build would cut them, and some tokens are sorted to measure this machine.
     """
-    if (path is None) == (tokens is None):
-        raise SorterError("give either a STORE or --tokens N")
     from dataclasses import asdict
 
     from data_attribution import token_index
     from train.data import open_store
 
     sorter = token_index.backend(backend, libsais)
-    if path:
-        store = open_store(path)
-        plan = token_index.plan_shards(
-            store,
-            sorter=sorter,
-            shards=shards,
-            workers=workers or token_index.worthwhile_workers(store.n_tokens),
-            memory=_bytes(memory),
-        )
-        rate = token_index.measure_rate(store, sorter=sorter, libsais=libsais)
-        found = token_index.estimate_shards(store, plan, measured=rate)
-    else:
-        number = tokens or 0
-        found = token_index.estimate_cost(
-            number,
-            shards=shards,
-            workers=workers or token_index.worthwhile_workers(number),
-            memory=_bytes(memory),
-            sorter=sorter,
-            vocab_size=vocabulary,
-        )
-    answer(asdict(found), found.sentence(), as_json=as_json, out=out)
+    store = open_store(path)
+    plan = token_index.plan_shards(
+        store,
+        sorter=sorter,
+        shards=shards,
+        workers=workers or token_index.worthwhile_workers(store.n_tokens),
+        memory=_bytes(memory),
+    )
+    rate = token_index.measure_rate(store, sorter=sorter, libsais=libsais)
+    found = token_index.estimate_shards(store, plan, measured=rate)
+    emit(asdict(found), found.sentence(), as_json=as_json, out=out)
+
+
+@index.command("cost")
+def index_cost(
+    tokens: Annotated[int, typer.Argument(min=1, help="Number of tokens to plan for.")],
+    shards: Shards = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    backend: Backend = None,
+    libsais: Libsais = None,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Vocabulary size to assume.")] = 50257,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Estimate what indexing TOKENS tokens would take, without a token store.
+
+    Shards are assumed to be equally long, and the seconds are those of a server of 2025.
+    """
+    from dataclasses import asdict
+
+    from data_attribution import token_index
+
+    found = token_index.estimate_cost(
+        tokens,
+        shards=shards,
+        workers=workers or token_index.worthwhile_workers(tokens),
+        memory=_bytes(memory),
+        sorter=token_index.backend(backend, libsais),
+        vocab_size=vocabulary,
+    )
+    emit(asdict(found), found.sentence(), as_json=as_json, out=out)
 
 
 @index.command("verify")
@@ -183,7 +190,7 @@ def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> N
     both = " and the BM25 index are" if bm25 else " is"
     text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} intact"
     found = {"store": str(path), "parts": parts, "bm25": bm25, "ok": True}
-    answer(found, text, as_json=as_json, out=out)
+    emit(found, text, as_json=as_json, out=out)
 
 
 @index.command("bm25")
@@ -207,7 +214,7 @@ def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> Non
         f"{built.n_entries:,} pairs of a token and a document that contains it, {size:,} bytes: "
         f"{folder}"
     )
-    answer(result, text, as_json=as_json, out=out)
+    emit(result, text, as_json=as_json, out=out)
 
 
 @index.command("count")
@@ -218,7 +225,7 @@ def index_count(path: StoreFolder, query: Query, as_json: Json = False, out: Out
 
     found = token_index.open(open_store(path)).count(query)
     rows = [f"{one.count}\t{one.held_out} held out\t{one.text!r}" for one in found.spellings]
-    answer(found.to_dict(), "\n".join(rows), as_json=as_json, out=out)
+    emit(found.to_dict(), "\n".join(rows), as_json=as_json, out=out)
 
 
 @index.command("find")
@@ -242,7 +249,7 @@ def index_find(
     apart = f" and {held_out} held out" if held_out else ""
     lines = [f"{count} occurrences{apart}, {len(rows)} documents shown"]
     lines += map(formatting.hit_line, rows)
-    answer({**hits.found.to_dict(), "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
+    emit({**hits.found.to_dict(), "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
 
 
 @index.command("spans")
@@ -277,7 +284,7 @@ def index_spans(
         )
     ]
     none = f"no span of {minimum} tokens or more occurs in {path}"
-    answer({"spans": rows}, "\n".join(lines) or none, as_json=as_json, out=out)
+    emit({"spans": rows}, "\n".join(lines) or none, as_json=as_json, out=out)
 
 
 def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":

@@ -1,6 +1,6 @@
-"""The commands `openbook trace ...`: trace a behaviour or text to components and documents."""
+"""The commands `openbook trace ...`: trace a behaviour, head or text to where it comes from."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -8,18 +8,17 @@ import typer
 
 from data_attribution.cli import formatting
 from data_attribution.errors import EvidenceError
-from interp.cli.options import Seed
-from interp.cli.patch import PROMPTS
+from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from interp.cli.trace import trace_components_command
 from train.cli.options import Json, Out, RunPath, StorePath, readable
-from train.cli.output import answer
+from train.cli.output import emit
 from train.storage import writable
 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from data_attribution.attribution import Method
+    from data_attribution.attribution import Method, Sources
     from data_attribution.queries import Query
     from data_attribution.tracing import Generation
     from interp.behaviours import Behaviour
@@ -33,25 +32,17 @@ trace = typer.Typer(
 )
 trace.command("components")(trace_components_command)
 
-METHOD = (
-    "Evidence to rank by: lexical, bm25, gradient, replay or fused (default); join several with "
-    "+, e.g. lexical+replay."
-)
-QUESTION = (
-    "Score of a head that gradients follow instead of the logit difference, e.g. "
-    "prefix-matching:L1H0, previous-token:L0H1 or direct-effect:L1H0 (on BEHAVIOUR)."
-)
-KIND = (
-    "With gradient evidence: comparison of gradients, one of adam (default), adam-cosine, cosine, "
-    "dot or curvature."
-)
-LARGEST = 64 << 20  # bytes: the largest file of --from-text
-HOLDERS = 3  # documents per span of --text on the HTML page
+LARGEST = 64 << 20  # bytes: the largest file of `trace text`
+HOLDERS = 3  # documents per span of a sentence on the HTML page
 CONTROLS = 2
 
-FromText = Annotated[
+MethodName = Annotated[
     str | None,
-    typer.Option(help="Text, or file of a text, to trace span by span instead of BEHAVIOUR."),
+    typer.Option(
+        "--method",
+        help="Evidence to rank by: lexical, bm25, gradient, replay or fused (default); join "
+        "several with +, e.g. lexical+replay.",
+    ),
 ]
 Within = Annotated[
     list[str] | None,
@@ -60,9 +51,12 @@ Within = Annotated[
         "repeated), or a file of `openbook patch --out`; default: all components."
     ),
 ]
-MetricName = Annotated[
-    Literal["logit-difference", "log-probability", "probability"] | None,
-    typer.Option(help="With BEHAVIOUR: metric to follow; default: logit-difference."),
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="With gradient evidence: comparison of gradients, one of adam (default), adam-cosine, "
+        "cosine, dot or curvature."
+    ),
 ]
 Rank = Annotated[
     int | None,
@@ -76,7 +70,7 @@ Damping = Annotated[
         help="With --kind curvature: damping, as a share of the mean eigenvalue; default: 0.1."
     ),
 ]
-Steps = Annotated[
+Window = Annotated[
     int | None,
     typer.Option(
         min=1,
@@ -91,6 +85,7 @@ Scratch = Annotated[
         "folder for temporary files."
     ),
 ]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of documents to list.")]
 Proven = Annotated[
     int | None,
     typer.Option(
@@ -106,243 +101,280 @@ Controls = Annotated[
         help=f"With --prove: number of controls that remove random documents; default: {CONTROLS}.",
     ),
 ]
-AtMost = Annotated[
-    int | None,
-    typer.Option(min=1, help=f"With BEHAVIOUR: maximum number of prompts; default: {PROMPTS}."),
-]
 Page = Annotated[
     Path | None, typer.Option(callback=writable, help="Also write an HTML page to this file.")
 ]
 
 
-# Fields of methods whose option on the command line has another name.
-FIELD_OPTIONS = {"steps": "window"}
+@dataclass(frozen=True)
+class RankingOptions:
+    """Options of the commands that rank documents, as given: None is the method's default."""
+
+    method: str | None
+    within: list[str] | None
+    kind: str | None
+    rank: int | None
+    damping: float | None
+    window: int | None
+    scratch: Path | None
+    limit: int
+    prove: int | None
+    controls: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.controls is not None and self.prove is None:
+            raise EvidenceError("--controls cannot be used without --prove; leave it out")
 
 
 @trace.command("documents")
 def trace_documents(
     path: RunPath,
-    behaviour: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[BEHAVIOUR]",
-            help="Behaviour to trace: a name from `openbook behaviours RUN`, or a .toml or .json "
-            "file. --text traces a text instead.",
-        ),
+    behaviour: Named,
+    metric: Annotated[
+        Literal["logit-difference", "log-probability", "probability"] | None,
+        typer.Option(help="Metric that gradients follow; default: logit-difference."),
     ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="Text to trace as a whole instead of BEHAVIOUR.")
-    ] = None,
-    from_text: FromText = None,
-    question: Annotated[str | None, typer.Option(help=QUESTION)] = None,
-    method: Annotated[str | None, typer.Option(help=METHOD)] = None,
+    method: MethodName = None,
     within: Within = None,
-    metric: MetricName = None,
-    kind: Annotated[str | None, typer.Option(help=KIND)] = None,
+    kind: Kind = None,
     rank: Rank = None,
     damping: Damping = None,
-    window: Steps = None,
+    window: Window = None,
     scratch: Scratch = None,
-    limit: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Maximum number of documents to list (with --from-text: per span)."
-        ),
-    ] = 20,
+    limit: Limit = 20,
     prove: Proven = None,
     controls: Controls = None,
     page: Page = None,
-    prompts: AtMost = None,
+    prompts: Prompts = PROMPTS,
     seed: Seed = 0,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Rank the documents that RUN read by the evidence that they taught it BEHAVIOUR or a text.
-
-    --question follows the score of one head instead; it can also be given without BEHAVIOUR.
-    """
-    given: dict[str, object] = {
-        **{"question": question, "method": method, "within": within, "kind": kind, "rank": rank},
-        **{
-            "damping": damping,
-            "window": window,
-            "scratch": scratch,
-            "prove": prove,
-            "controls": controls,
-        },
-        **{"metric": metric, "prompts": prompts},
-    }
-    _refuse_idle(behaviour, text, from_text, given)
-    from data_attribution import attribution, counterfactuals
-    from train import progress, runs
+    """Rank the documents that RUN read by the evidence that they taught it BEHAVIOUR."""
+    options = RankingOptions(
+        method, within, kind, rank, damping, window, scratch, limit, prove, controls, seed
+    )
+    from data_attribution import queries
+    from interp import behaviours, metrics
+    from train import runs
 
     opened = runs.open(path, store=store)
-    if from_text is not None:
-        _trace_spans(opened, _read(from_text), limit, seed, page, as_json, out)
-        return
-    target = _target(opened, behaviour, text, prompts or PROMPTS, seed)
-    asked = _question(opened, question, target, seed)
-    name = method or attribution.FUSED
-    methods = _with_options(
-        attribution.chosen(name, opened, words=target is not None),
-        gradient={
-            "kind": kind,
-            "rank": rank,
-            "damping": damping,
-            "within": _components(within),
-        },
-        replay={"steps": window, "scratch": scratch},
-    )
-    with progress.bar("tracing") as advance:
-        sources = attribution.documents(
-            opened,
-            target,
-            query=asked,
-            metric=_metric(metric, target),
-            methods=methods or name,
-            limit=limit,
-            seed=seed,
-            progress=advance,
-        )
-    proof, goal = None, _goal(target, asked, metric)
-    if prove and goal is not None:
-        with progress.bar("retraining") as advance:
-            drawn = CONTROLS if controls is None else controls
-            sources, proof = counterfactuals.validate_sources(
-                opened, goal, sources, top=prove, controls=drawn, progress=advance
-            )
-    if out:
-        sources.save(out)
-    if page:
-        from data_attribution import report
-
-        spans = _spans(opened, text, seed)
-        report.write_sources_page(sources, page, run=opened, spans=spans, counterfactual=proof)
-    answer(sources.to_dict(), formatting.sources_lines(sources), as_json=as_json, out=None)
+    target = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
+    followed = metrics.named(metric, target) if metric else None
+    goal = queries.query_of_behaviour(target, followed) if followed else target
+    sources, page_parts = _ranked(opened, target, options, metric=followed, goal=goal)
+    _emit(sources, page, page_parts, as_json, out)
 
 
-@trace.command("exposure")
-def trace_exposure(
+@trace.command("sentence")
+def trace_sentence(
     path: RunPath,
-    text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="Text to count, verbatim.")
-    ] = None,
-    document: Annotated[
-        list[int] | None,
-        typer.Option(help="Index of a document to count instead of TEXT; may be repeated."),
-    ] = None,
-    before: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Step of the checkpoint up to which to count; default: the last checkpoint."
-        ),
-    ] = None,
+    text: Annotated[str, typer.Argument(help="Text to trace as a whole.")],
+    method: MethodName = None,
+    within: Within = None,
+    kind: Kind = None,
+    rank: Rank = None,
+    damping: Damping = None,
+    window: Window = None,
+    scratch: Scratch = None,
+    limit: Limit = 20,
+    prove: Proven = None,
+    controls: Controls = None,
+    page: Page = None,
+    seed: Seed = 0,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Count how often RUN had read TEXT, or some documents, before each checkpoint."""
-    if (text is None) == (not document):
-        raise EvidenceError("give either a TEXT or --document N")
-    from data_attribution import tracing
+    """Rank the documents that RUN read by the evidence that they taught it TEXT as a whole.
+
+    `openbook trace text` traces a long text span by span instead.
+    """
+    options = RankingOptions(
+        method, within, kind, rank, damping, window, scratch, limit, prove, controls, seed
+    )
     from train import runs
 
     opened = runs.open(path, store=store)
-    if text is None:
-        found = tracing.exposure_of_documents(opened, document or (), before=before)
-    else:
-        found = tracing.exposure_of_text(opened, text, before=before)
-    result = formatting.exposure_row(found, opened.steps)
-    answer(result, formatting.exposure_lines(result), as_json=as_json, out=out)
+    sources, page_parts = _ranked(opened, text, options, goal=text)
+    if page:
+        page_parts["spans"] = _spans(opened, text, seed)
+    _emit(sources, page, page_parts, as_json, out)
 
 
-def _refuse_idle(
-    behaviour: str | None, text: str | None, from_text: str | None, given: dict[str, object]
+@trace.command("head")
+def trace_head(
+    path: RunPath,
+    score: Annotated[
+        str,
+        typer.Argument(
+            metavar="SCORE",
+            help="Score of a head that gradients follow: prefix-matching:L1H0, previous-token:L0H1 "
+            "or direct-effect:L1H0 (on BEHAVIOUR).",
+        ),
+    ],
+    behaviour: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[BEHAVIOUR]",
+            help="Behaviour on which a direct effect is measured, and for whose words lexical "
+            "evidence looks.",
+        ),
+    ] = None,
+    method: MethodName = None,
+    within: Within = None,
+    kind: Kind = None,
+    rank: Rank = None,
+    damping: Damping = None,
+    window: Window = None,
+    scratch: Scratch = None,
+    limit: Limit = 20,
+    prove: Proven = None,
+    controls: Controls = None,
+    page: Page = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
 ) -> None:
-    """Raise an EvidenceError unless there is one target, or if an option has no effect with it."""
-    targets = sum(one is not None for one in (behaviour, text, from_text))
-    if targets > 1 or not (targets or given["question"]):
-        raise EvidenceError(
-            "give one of BEHAVIOUR, --text TEXT and --from-text FILE, or --question alone"
-        )
-    idle = {
-        "with --from-text, which looks for spans": given if from_text is not None else (),
-        "without BEHAVIOUR": ("metric", "prompts") if behaviour is None else (),
-        "without --prove": ("controls",) if given["prove"] is None else (),
-    }
-    for reason, names in idle.items():
-        said = [f"--{one}" for one in names if given[one] not in (None, [])]
-        if said:
-            raise EvidenceError(f"{' and '.join(said)} cannot be used {reason}; leave it out")
-
-
-def _target(
-    opened: "Run", behaviour: str | None, text: str | None, prompts: int, seed: int
-) -> "str | Behaviour | None":
-    from interp import behaviours
-
-    if behaviour is None:
-        return text
-    return behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
-
-
-def _question(
-    opened: "Run", name: str | None, target: "str | Behaviour | None", seed: int
-) -> "Query | None":
+    """Rank the documents that RUN read by the evidence that they taught a head what it does."""
+    options = RankingOptions(
+        method, within, kind, rank, damping, window, scratch, limit, prove, controls, seed
+    )
     from data_attribution import component_queries
+    from interp import behaviours
+    from train import runs
 
-    if name is None:
-        return None
-    behaviour = None if isinstance(target, str) else target
-    return component_queries.named(name, opened, behaviour, seed=seed)
-
-
-def _metric(name: str | None, target: "str | Behaviour | None") -> "Metric | None":
-    from interp import metrics
-
-    if name is None or target is None or isinstance(target, str):
-        return None
-    return metrics.named(name, target)
+    opened = runs.open(path, store=store)
+    target = None
+    if behaviour is not None:
+        target = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
+    query = component_queries.named(score, opened, target, seed=seed)
+    sources, page_parts = _ranked(opened, target, options, query=query, goal=query)
+    _emit(sources, page, page_parts, as_json, out)
 
 
-def _goal(
-    target: "str | Behaviour | None", asked: "Query | None", metric: str | None
-) -> "str | Behaviour | Query | None":
-    """Return what --prove measures: the query or metric that gradients followed, or the target."""
-    from data_attribution import queries
+@trace.command("text")
+def trace_text_command(
+    path: RunPath,
+    text: Annotated[str, typer.Argument(help="Text to trace, or a file of it.")],
+    limit: Annotated[
+        int, typer.Option(min=1, help="Maximum number of documents to list per span.")
+    ] = 20,
+    page: Page = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed of the sample of documents of each span.")
+    ] = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Trace TEXT, such as what RUN generated, span by span to documents that contain each span.
 
-    followed = _metric(metric, target)
-    if asked is not None or followed is None or target is None or isinstance(target, str):
-        return target if asked is None else asked
-    return queries.query_of_behaviour(target, followed)
+    The spans are the longest that occur in the training text, and least expected by chance.
+    """
+    from data_attribution import tracing
+    from train import progress, runs
+
+    opened = runs.open(path, store=store)
+    with progress.bar("tracing") as advance:
+        spans = tracing.trace_text(opened, _read(text), limit=limit, seed=seed, progress=advance)
+    if page:
+        from data_attribution import report
+
+        report.write_sources_page(spans, page, run=opened)
+    emit(spans, formatting.generation_lines(spans), as_json=as_json, out=out)
 
 
-def _with_options(
-    methods: "Sequence[Method]", gradient: dict[str, object], replay: dict[str, object]
-) -> "list[Method]":
+def _ranked(
+    opened: "Run",
+    target: "str | Behaviour | None",
+    options: RankingOptions,
+    *,
+    goal: "str | Behaviour | Query",
+    query: "Query | None" = None,
+    metric: "Metric | None" = None,
+) -> "tuple[Sources, dict[str, Any]]":
+    """Return the ranked documents, and what their page shows beside them.
+
+    With --prove, the effect of retraining without the first of them is measured on `goal`.
+    """
+    from data_attribution import attribution, counterfactuals
+    from train import progress
+
+    name = options.method or attribution.FUSED
+    chosen = attribution.chosen(name, opened, words=target is not None)
+    with progress.bar("tracing") as advance:
+        sources = attribution.documents(
+            opened,
+            target,
+            query=query,
+            metric=metric,
+            methods=_with_options(chosen, options) or name,
+            limit=options.limit,
+            seed=options.seed,
+            progress=advance,
+        )
+    proof = None
+    if options.prove:
+        with progress.bar("retraining") as advance:
+            controls = CONTROLS if options.controls is None else options.controls
+            sources, proof = counterfactuals.validate_sources(
+                opened, goal, sources, top=options.prove, controls=controls, progress=advance
+            )
+    return sources, {"run": opened, "counterfactual": proof}
+
+
+def _emit(
+    sources: "Sources",
+    page: Path | None,
+    page_parts: dict[str, Any],
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    if page:
+        from data_attribution import report
+
+        report.write_sources_page(sources, page, **page_parts)
+    emit(sources, formatting.sources_lines(sources), as_json=as_json, out=out)
+
+
+def _with_options(methods: "Sequence[Method]", options: RankingOptions) -> "list[Method]":
     """Return the methods with the given options, or an empty list if no option was given.
 
     Raises:
         EvidenceError: An option was given that none of the methods reads.
     """
-    options = {"gradient": _given(gradient), "replay": _given(replay)}
+    given = {
+        "gradient": _given(
+            kind=options.kind,
+            rank=options.rank,
+            damping=options.damping,
+            within=_components(options.within),
+        ),
+        "replay": _given(window=options.window, scratch=options.scratch),
+    }
     names = [one.name for one in methods]
-    for name, given in options.items():
-        if given and name not in names:
-            said = " and ".join(f"--{FIELD_OPTIONS.get(one, one)}" for one in given)
+    for name, fields in given.items():
+        if fields and name not in names:
+            said = " and ".join(f"--{one}" for one in fields)
             raise EvidenceError(
                 f"{said} cannot be used with {'+'.join(names)} evidence; use --method {name}, or "
                 f"fuse it with others: --method lexical+{name}"
             )
-    if not any(options.values()):
+    if not any(given.values()):
         return []
+    if "window" in given["replay"]:
+        given["replay"]["steps"] = given["replay"].pop("window")
     # Methods are dataclasses: an option that is not given keeps its default.
-    return [replace(one, **options.get(one.name, {})) for one in methods]  # type: ignore[type-var]
+    return [replace(one, **given.get(one.name, {})) for one in methods]  # type: ignore[type-var]
 
 
-def _given(options: dict[str, object]) -> dict[str, Any]:
-    return {name: one for name, one in options.items() if one is not None}
+def _given(**options: object) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _components(within: list[str] | None) -> "Effects | list[str] | None":
@@ -381,34 +413,11 @@ def _read(given: str) -> str:
         raise EvidenceError(f"{path} is not UTF-8 text (at byte {error.start})") from None
 
 
-def _spans(opened: "Run", text: str | None, seed: int) -> "Generation | None":
-    """Return the spans of a text for its page; None without a text, or if no span occurs."""
+def _spans(opened: "Run", text: str, seed: int) -> "Generation | None":
+    """Return the spans of a text for its page; None if no span occurs."""
     from data_attribution import tracing
 
     try:
-        return tracing.trace_text(opened, text, limit=HOLDERS, seed=seed) if text else None
+        return tracing.trace_text(opened, text, limit=HOLDERS, seed=seed)
     except EvidenceError:
         return None
-
-
-def _trace_spans(
-    opened: "Run",
-    text: str,
-    limit: int,
-    seed: int,
-    page: Path | None,
-    as_json: bool,
-    out: Path | None,
-) -> None:
-    from data_attribution import tracing
-    from train import progress
-
-    with progress.bar("tracing") as advance:
-        spans = tracing.trace_text(opened, text, limit=limit, seed=seed, progress=advance)
-    if out:
-        spans.save(out)
-    if page:
-        from data_attribution import report
-
-        report.write_sources_page(spans, page, run=opened)
-    answer(spans.to_dict(), formatting.generation_lines(spans), as_json=as_json, out=None)

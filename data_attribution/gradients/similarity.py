@@ -234,7 +234,7 @@ def collect(
             if kept is None:
                 raise EvidenceError(
                     f"{run.path / store.GRADIENT_FOLDER} holds no gradients collected so; name "
-                    "documents, or collect all with `openbook attribution index`"
+                    "documents, or collect all with `openbook gradients build`"
                 )
             chosen = kept.documents
         drawn = how if kept is None else replace(how, seed=kept.manifest["seed"])

@@ -233,7 +233,7 @@ def open_gradient_store(path: str | Path, *, run: Run | None = None) -> Gradient
     path = Path(path)
     if not (path / MANIFEST).is_file():
         raise EvidenceError(
-            f"no gradients are kept at {path}; `openbook attribution index` collects them"
+            f"no gradients are kept at {path}; `openbook gradients build` collects them"
         )
     manifest = storage.read_sealed(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:

@@ -247,7 +247,7 @@ def _sources(demo: Demo) -> str:
         + _commands(
             "openbook index build data/planted",
             f"openbook trace documents runs/planted fact:{fact['entity']}",
-            f"openbook run reads runs/planted --document {traced.sources.documents[0]}",
+            f"openbook run steps runs/planted {traced.sources.documents[0]}",
         )
     )
 

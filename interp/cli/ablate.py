@@ -5,11 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import Named, Prompts, Seed, Source, Step, provenance_line
-from interp.cli.patch import PROMPTS, Memory, Plot
+from interp.cli.options import (
+    MEMORY,
+    PROMPTS,
+    Memory,
+    MetricName,
+    Named,
+    Plot,
+    Prompts,
+    Rows,
+    Seed,
+    Source,
+    Step,
+    provenance_line,
+)
 from interp.errors import InterpError
 from train.cli.options import Json, Out, StorePath, readable
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
@@ -57,17 +69,12 @@ def ablate_command(
         int | None,
         typer.Option(min=1, help="With --standin resample: number of draws; default: 10."),
     ] = None,
-    metric: Annotated[
-        Literal["logit-difference", "log-probability", "probability"],
-        typer.Option(help="Score whose change is measured."),
-    ] = "logit-difference",
-    memory: Memory = 2048,
+    metric: MetricName = "logit-difference",
+    memory: Memory = MEMORY,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[
-        int, typer.Option(min=1, help="Number of rows to print (--json prints all).")
-    ] = 10,
+    top: Rows = 10,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
@@ -107,9 +114,7 @@ def ablate_command(
         )
     if plot:
         plots.write(found.plot(), plot)
-    if out:
-        found.save(out)
-    answer(found.to_dict(), _text(found, top), as_json=as_json, out=None)
+    emit(found, _text(found, top), as_json=as_json, out=out)
     if found.unfinished:
         raise typer.Exit(130)
 

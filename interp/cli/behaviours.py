@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp.cli.options import PROMPTS, Prompts, Seed, Source, Step
 from interp.errors import InterpError
 from train.cli.options import Json, Out, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 from train.errors import TrainError
 
 
 if TYPE_CHECKING:
     from interp.behaviours import Behaviour, Check
-from interp.cli.options import PROMPTS, Prompts, Seed, Source, Step
 
 
 SHOWN_PROMPTS = 4
@@ -49,13 +49,13 @@ def behaviours_command(
                 impossible.append({"name": one, "reason": str(error)})
         result = {"behaviours": [_check_row(*row) for row in rows], "impossible": impossible}
         reasons = [f"{one['name']}: {one['reason']}" for one in impossible]
-        answer(result, "\n".join([_checks(dict(rows)), *reasons]), as_json=as_json, out=out)
+        emit(result, "\n".join([_checks(dict(rows)), *reasons]), as_json=as_json, out=out)
         return
     behaviour = behaviours.load(name, words, n_prompts=prompts, seed=seed)
     check = behaviours.measure(model, behaviour)
     result = {**_check_row(name, check), "behaviour": behaviour.to_dict()}
     text = f"{_checks({name: check})}\n\n{_prompts(behaviour, model.tokenizer)}"
-    answer(result, text, as_json=as_json, out=out)
+    emit(result, text, as_json=as_json, out=out)
 
 
 def _check_row(name: str, check: "Check") -> dict[str, Any]:

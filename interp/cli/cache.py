@@ -1,118 +1,172 @@
-"""The command `openbook cache`: writes activations of documents or prompts to disk."""
+"""The commands `openbook cache ...`: write activations of documents or prompts to disk."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.options import Prompts, Seed, Source, Step
+from interp.cli.options import PROMPTS, Named, Prompts, Seed, Source, Step
 from interp.errors import InterpError
 from train.cli.options import Json, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
-    from interp.activations import ActivationStore, Windows
+    from interp.activations import ActivationStore
+    from interp.activations.plan import Plan
+    from train.data import TokenStore
 
-PROMPTS = 64
+cache = typer.Typer(
+    help="Write the activations of a model at some sites to disk, for every token that it reads.",
+    no_args_is_help=True,
+)
+
+OutFolder = Annotated[
+    Path, typer.Option("--out", help="Folder to create for the activation store.")
+]
+Sites = Annotated[
+    list[str],
+    typer.Option(
+        help="Sites to store: a hook point, a component (L3.resid_post, L1H0), or a pattern such "
+        "as 'L*.mlp' or 'blocks.*.hook_z'; may be repeated or separated by commas."
+    ),
+]
+Documents = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of documents, from the store's first; default: all."),
+]
+Dtype = Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Number format on disk.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Windows per forward pass; default: about 4096 tokens.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue a store whose writing was stopped.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the size on disk and write nothing.")
+]
 
 
-def cache_command(
+@cache.command("documents")
+def cache_documents(
     source: Source,
-    out: Annotated[Path, typer.Option("--out", help="Folder to create for the activation store.")],
-    sites: Annotated[
-        list[str],
-        typer.Option(
-            help="Sites to store: a hook point, a component (L3.resid_post, L1H0), or a pattern "
-            "such as 'L*.mlp' or 'blocks.*.hook_z'; may be repeated or separated by commas."
-        ),
-    ],
-    documents: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of documents, from the store's first; default: all."),
-    ] = None,
-    reading: Annotated[
-        Literal["documents", "trained"],
-        typer.Option(
-            help="How to cut the tokens. documents: each document alone, after an end-of-text. "
-            "trained: the windows that training reads."
-        ),
-    ] = "documents",
+    out: OutFolder,
+    sites: Sites,
+    documents: Documents = None,
     overlap: Annotated[
         int,
         typer.Option(
             min=0,
-            help="With --reading documents: tokens that each further window of a long document "
-            "repeats as context.",
+            help="Tokens that each further window of a long document repeats as context.",
         ),
     ] = 0,
-    behaviour: Annotated[
-        str | None,
-        typer.Option(help="Behaviour whose clean prompts are read instead of documents."),
-    ] = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"], typer.Option(help="Number format on disk.")
-    ] = "bf16",
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Windows per forward pass; default: about 4096 tokens."),
-    ] = None,
+    dtype: Dtype = "bf16",
+    batch: Batch = None,
     step: Step = None,
     store: StorePath = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a store whose writing was stopped.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the size on disk and write nothing.")
-    ] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write the activations of RUN at some sites, for every token of documents or prompts."""
-    from interp import activations, behaviours, models
-    from train import progress
+    """Write the activations of RUN on documents, each alone after an end-of-text token."""
+    from interp import activations, models
 
     model, words = models.open(source, step=step, store=store)
-    if behaviour is not None:
-        loaded = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-        read: Any = loaded.clean
-    else:
-        read = _windows(words, store, model.cfg.n_ctx, reading, documents, overlap)
-    names = [name for one in sites for name in one.split(",") if name]
-    planned = activations.plan_store(model, read, sites=names, dtype=dtype, batch=batch)
-    if dry_run:
-        answer(planned.content, str(planned), as_json=as_json, out=None)
-        return
-    typer.echo(f"to be written to {out}: {planned}", err=True)
-    with progress.bar("caching") as advance:
-        written = activations.plan_for_writing(
-            model, planned, out=out, resume=resume, progress=advance
-        )
-    answer(written.manifest, _said(written), as_json=as_json, out=None)
+    windows = activations.document_windows(
+        _token_store(words, store),
+        context=model.cfg.n_ctx,
+        documents=None if documents is None else range(documents),
+        overlap=overlap,
+    )
+    plan = activations.plan_store(model, windows, sites=_names(sites), dtype=dtype, batch=batch)
+    _write(model, plan, out, resume, dry_run, as_json)
 
 
-def _windows(
-    words: Any, store: Path | None, context: int, reading: str, documents: int | None, overlap: int
-) -> "Windows":
-    from interp import activations
+@cache.command("windows")
+def cache_windows(
+    source: Source,
+    out: OutFolder,
+    sites: Sites,
+    documents: Documents = None,
+    dtype: Dtype = "bf16",
+    batch: Batch = None,
+    step: Step = None,
+    store: StorePath = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write the activations of RUN on the windows of documents that training reads."""
+    from interp import activations, models
+
+    model, words = models.open(source, step=step, store=store)
+    windows = activations.training_windows(
+        _token_store(words, store),
+        context=model.cfg.n_ctx,
+        documents=None if documents is None else range(documents),
+    )
+    plan = activations.plan_store(model, windows, sites=_names(sites), dtype=dtype, batch=batch)
+    _write(model, plan, out, resume, dry_run, as_json)
+
+
+@cache.command("prompts")
+def cache_prompts(
+    source: Source,
+    behaviour: Named,
+    out: OutFolder,
+    sites: Sites,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    dtype: Dtype = "bf16",
+    batch: Batch = None,
+    step: Step = None,
+    store: StorePath = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write the activations of RUN on the clean prompts of BEHAVIOUR."""
+    from interp import activations, behaviours, models
+
+    model, words = models.open(source, step=step, store=store)
+    clean = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed).clean
+    plan = activations.plan_store(model, clean, sites=_names(sites), dtype=dtype, batch=batch)
+    _write(model, plan, out, resume, dry_run, as_json)
+
+
+def _names(sites: list[str]) -> list[str]:
+    return [name for names in sites for name in names.split(",") if name]
+
+
+def _token_store(words: Any, store: Path | None) -> "TokenStore":
+    """Return the token store of a run, or the one given with --store beside an imported model."""
     from train.data import open_store
     from train.runs import Run
 
-    if overlap and reading == "trained":
-        raise InterpError(
-            "--overlap belongs to --reading documents; trained windows repeat nothing"
-        )
-    if not isinstance(words, Run) and store is None:
+    if isinstance(words, Run):
+        return words.store
+    if store is None:
         raise InterpError(
             "the model comes without a token store; give one with --store, or prompts with "
-            "--behaviour"
+            "`openbook cache prompts`"
         )
-    opened = words.store if isinstance(words, Run) else open_store(store or "")
-    chosen = None if documents is None else range(documents)
-    if reading == "trained":
-        return activations.training_windows(opened, context=context, documents=chosen)
-    return activations.document_windows(opened, context=context, documents=chosen, overlap=overlap)
+    return open_store(store)
+
+
+def _write(model: Any, plan: "Plan", out: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
+    """Write the store of a plan and print what was written, or print the plan."""
+    from interp import activations
+    from train import progress
+
+    if dry_run:
+        emit(plan.content, str(plan), as_json=as_json)
+        return
+    typer.echo(f"to be written to {out}: {plan}", err=True)
+    with progress.bar("caching") as advance:
+        written = activations.plan_for_writing(
+            model, plan, out=out, resume=resume, progress=advance
+        )
+    emit(written.manifest, _said(written), as_json=as_json)
 
 
 def _said(written: "ActivationStore") -> str:

@@ -1,23 +1,30 @@
-"""The command `openbook circuit`: finds the edges that carry a behaviour, and tests them."""
+"""The commands `openbook circuit` and `openbook faithfulness`: find a circuit, or judge one."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import Named, Prompts, Seed, Source, Step
-from interp.errors import InterpError
-from interp.plots import drawable
+from interp.cli.options import (
+    PROMPTS,
+    MetricName,
+    Named,
+    Plot,
+    Prompts,
+    Rows,
+    Seed,
+    Source,
+    Step,
+    provenance_line,
+)
 from train.cli.options import Json, Out, StorePath, readable
-from train.cli.output import answer
+from train.cli.output import emit
 from train.storage import writable
 
 
 if TYPE_CHECKING:
     from interp.circuits import Circuit
-
-PROMPTS = 64
 
 
 def circuit_command(
@@ -54,10 +61,7 @@ def circuit_command(
     steps: Annotated[
         int, typer.Option(min=1, help="With --method eap-ig: number of integration steps.")
     ] = 5,
-    metric: Annotated[
-        Literal["logit-difference", "log-probability", "probability"],
-        typer.Option(help="Metric in which faithfulness is measured."),
-    ] = "logit-difference",
+    metric: MetricName = "logit-difference",
     held_out: Annotated[
         float,
         typer.Option(
@@ -66,46 +70,27 @@ def circuit_command(
             help="Share of prompts kept for judging the circuit and not used for choosing it.",
         ),
     ] = 0.5,
-    judge: Annotated[
-        Path | None,
-        typer.Option(
-            callback=readable,
-            help="Judge the circuit in this file (of --out or in MIB's format) instead of finding "
-            "one.",
-        ),
-    ] = None,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[
-        int, typer.Option(min=1, help="Number of edges to print (--json prints all).")
-    ] = 20,
+    top: Rows = 20,
     mib: Annotated[
         Path | None,
         typer.Option(
             callback=writable, help="Also write a circuit file in MIB's format (.json or .xz)."
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
-    ] = None,
+    plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
     """Find the edges of RUN that carry BEHAVIOUR, and test that they do."""
-    if judge and (mib or plot or edges):
-        raise InterpError("--judge finds no circuit: leave out --mib, --plot and --edges")
     from interp import behaviours, circuits, metrics, models, plots
     from train import progress
 
     model, words = models.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    if judge:
-        result, text = _judged(model, prompted, judge, metrics.METRICS[metric])
-        answer(result, text, as_json=as_json, out=out)
-        return
     with progress.bar("circuit") as advance:
         found = circuits.find(
             model,
@@ -124,23 +109,44 @@ def circuit_command(
         plots.write(found.plot(), plot)
     if mib:
         circuits.write_mib(mib, found)
-    if out:
-        found.save(out)
-    answer(found.to_dict(), _circuit(found, top), as_json=as_json, out=None)
+    emit(found, _circuit(found, top), as_json=as_json, out=out)
 
 
-def _judged(model: Any, behaviour: Any, path: Path, metric: Any) -> tuple[dict[str, Any], str]:
-    """Measure how much of a behaviour a previously found circuit keeps."""
-    from interp import circuits
+def faithfulness_command(
+    source: Source,
+    behaviour: Named,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CIRCUIT",
+            callback=readable,
+            help="File of a circuit: of `openbook circuit --out`, or in MIB's format.",
+        ),
+    ],
+    metric: MetricName = "logit-difference",
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Measure how much of BEHAVIOUR the edges of CIRCUIT keep in RUN when all others are ablated.
 
+    All prompts are used, including any that chose the edges.
+    """
+    from interp import behaviours, circuits, metrics, models
+
+    model, words = models.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
     kept = circuits.open_circuit(path).kept
-    share = circuits.check(model, behaviour, kept, metric=metric)
+    share = circuits.check(model, prompted, kept, metric=metrics.METRICS[metric])
     result = {"circuit": str(path), "edges": int(kept.sum()), "faithfulness": asdict(share)}
     text = (
-        f"{behaviour.name}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
+        f"{prompted.name}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
         "measured on all prompts, which may include those that chose the edges"
     )
-    return result, text
+    emit(result, text, as_json=as_json, out=out)
 
 
 def _circuit(found: "Circuit", top: int) -> str:
@@ -165,11 +171,7 @@ def _circuit(found: "Circuit", top: int) -> str:
     left = len(found.edges) - top
     lines += [f"and {left} weaker edges"] if left > 0 else []
     lines += [f"note: {note}" for note in found.notes]
-    return "\n".join([
-        *lines,
-        f"run {about.run_id}, step {about.step}, checkpoint {about.checkpoint_sha256[:12]}, "
-        f"knowledge {about.knowledge}",
-    ])  # fmt: skip
+    return "\n".join([*lines, provenance_line(about)])
 
 
 def _checks(found: "Circuit") -> list[str]:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli.options import PROMPTS, Prompts, Seed
-from interp.plots import drawable
+from interp.cli.options import PROMPTS, Plot, Prompts, Seed
 from train.cli.options import Json, Out, RunPath, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
@@ -47,10 +46,7 @@ def emergence_command(
         Path | None,
         typer.Option(help="Folder that keeps the computed rows; default: emergence inside RUN."),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
-    ] = None,
+    plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
@@ -74,9 +70,7 @@ def emergence_command(
         from interp import plots
 
         plots.write(found.plot(), plot)
-    if out:
-        found.save(out)
-    answer(found.to_dict(), said(found), as_json=as_json, out=None)
+    emit(found, said(found), as_json=as_json, out=out)
 
 
 def said(found: "Trajectory") -> str:

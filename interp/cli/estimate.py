@@ -4,10 +4,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import Named, Prompts, Seed, Source, Step
-from interp.cli.patch import PROMPTS, Memory, Plot, effects_text
+from interp.cli.options import (
+    MEMORY,
+    PROMPTS,
+    Direction,
+    Memory,
+    Named,
+    Plot,
+    Prompts,
+    Rows,
+    Seed,
+    Source,
+    Step,
+)
+from interp.cli.patch import effects_text
 from train.cli.options import Json, Out, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
@@ -39,20 +51,12 @@ def estimate_command(
             "random others are patched as a control.",
         ),
     ] = 20,
-    direction: Annotated[
-        Literal["denoising", "noising"],
-        typer.Option(
-            help="denoising: clean values into corrupt prompts. noising: corrupt values into clean "
-            "prompts."
-        ),
-    ] = "denoising",
-    memory: Memory = 2048,
+    direction: Direction = "denoising",
+    memory: Memory = MEMORY,
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[
-        int, typer.Option(min=1, help="Number of components to print (--json prints all).")
-    ] = 10,
+    top: Rows = 10,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
@@ -80,10 +84,9 @@ def estimate_command(
         )
     if plot:
         plots.write(agreement.plot(), plot)
-    if out:
-        estimate.save(out)
-    result = {"estimate": estimate.to_dict(), "agreement": agreement.to_dict()}
-    answer(result, f"{effects_text(estimate, top)}\n{_text(agreement)}", as_json=as_json, out=None)
+    shown = {"estimate": estimate.to_dict(), "agreement": agreement.to_dict()}
+    text = f"{effects_text(estimate, top)}\n{_text(agreement)}"
+    emit(estimate, text, as_json=as_json, out=out, shown=shown)
 
 
 def _text(found: "Agreement") -> str:

@@ -1,18 +1,16 @@
 """The command `openbook detect`: what attention heads attend to and copy."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.plots import drawable
+from interp.cli.options import Plot, Source, Step, origin_row, provenance_line
 from train.cli.options import Json, Out, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
     from interp.heads import Copying, HeadScores
-from interp.cli.options import Source, Step, origin_row, provenance_line
 
 
 Kind = Literal["induction", "previous token", "duplicate token", "copying", "name moving"]
@@ -33,10 +31,7 @@ def detect_command(
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed of the tokens and of the untrained controls.")
     ] = 0,
-    plot: Annotated[
-        Path | None,
-        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
-    ] = None,
+    plot: Plot = None,
     kind: Annotated[Kind, typer.Option(help="With --plot: score to draw.")] = "induction",
     store: StorePath = None,
     as_json: Json = False,
@@ -78,7 +73,7 @@ def detect_command(
     best = {name: best_head(score) for name, score in scores.items()}
     parts = [_heads(scores), _copying(best, copying), _found(found)]
     text = "\n".join([*parts, provenance_line(model.origin)])
-    answer(result, text, as_json=as_json, out=out)
+    emit(result, text, as_json=as_json, out=out)
 
 
 def _heads(scores: dict[str, Any]) -> str:

@@ -1,15 +1,23 @@
-"""The command `openbook lens`: logit lens, tuned lens and direct logit attribution."""
+"""The commands `openbook lens ...` and `openbook decompose`: read the answer from every layer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import PROMPTS, Named, Prompts, Seed, Source, Step
+from interp.cli.options import (
+    PROMPTS,
+    Named,
+    Plot,
+    Prompts,
+    Seed,
+    Source,
+    Step,
+    provenance_line,
+)
 from interp.errors import InterpError
-from interp.plots import drawable
-from train.cli.options import Json, Out, StorePath, readable
-from train.cli.output import answer
+from train.cli.options import Json, Out, RunPath, StorePath, readable
+from train.cli.output import emit
 from train.storage import writable
 
 
@@ -17,117 +25,162 @@ if TYPE_CHECKING:
     from interp.heads import Contributions
     from interp.lenses import LensEvaluation, Readings, TunedLens
 
+lens = typer.Typer(
+    help="Read the answer to a behaviour from every layer of a model.", no_args_is_help=True
+)
 
-def lens_command(
+Positions = Annotated[Literal["last", "each"], typer.Option(help="Positions to read.")]
+
+
+@lens.command("logit")
+def lens_logit(
     source: Source,
     behaviour: Named,
-    kind: Annotated[
-        Literal["logit", "tuned", "direct"],
-        typer.Option(help="Method: logit lens, tuned lens, or direct logit attribution."),
-    ] = "logit",
-    positions: Annotated[
-        Literal["last", "each"],
-        typer.Option(
-            help="Positions to read. With --kind direct, each splits every head's contribution by "
-            "source position."
-        ),
-    ] = "last",
+    positions: Positions = "last",
     step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    lens: Annotated[
-        Path | None,
-        typer.Option(
-            callback=readable,
-            help="With --kind tuned: file of a saved lens, used instead of fitting one.",
-        ),
-    ] = None,
-    save_lens: Annotated[
-        Path | None,
-        typer.Option(
-            callback=writable, help="With --kind tuned: save the lens to this .json file."
-        ),
-    ] = None,
-    train_tokens: Annotated[
-        bool,
-        typer.Option(
-            "--train-tokens",
-            help="With --kind tuned: fit on tokens that the model was trained on (default: "
-            "held-out tokens).",
-        ),
-    ] = False,
-    fit_steps: Annotated[
-        int, typer.Option(min=1, help="With --kind tuned: number of steps for fitting the lens.")
-    ] = 250,
-    plot: Annotated[
-        Path | None,
-        typer.Option(callback=drawable, help="Write a figure to this .html or .png file."),
-    ] = None,
+    plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Read the answer to BEHAVIOUR from every layer of RUN, or find what wrote it.
-
-    --kind direct splits the logit difference over the components that write it.
-    """
-    if kind != "tuned" and (lens or save_lens or train_tokens):
-        raise InterpError(
-            f"--lens, --save-lens and --train-tokens belong to --kind tuned, not to --kind {kind}"
-        )
+    """Read the answer to BEHAVIOUR from every layer of RUN with the model's own unembedding."""
     from interp import behaviours, lenses, models
-    from interp.heads import decompose_logits
     from train import progress
 
     model, words = models.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    at = None if positions == "each" else (-1,)
-    result: dict[str, Any] = {}
-    with progress.bar(kind) as advance:
-        if kind == "direct":
-            over = "sources" if positions == "each" else "parts"
-            found = decompose_logits(model, prompted, over=over, seed=seed)
-            text = _contributions(found)
-        elif kind == "logit":
-            found = lenses.logit(model, prompted, positions=at, seed=seed, progress=advance)
-            text = _readings(found)
-        else:
-            behaviours.check(model, prompted)  # before fitting, which takes minutes
-            tuned, faith = (
-                (lenses.load_tuned_lens(lens), None)
-                if lens
-                else _fitted(model, words, train_tokens, fit_steps, seed, advance)
-            )
-            if save_lens:
-                tuned.save(save_lens)
-            found = lenses.tuned(model, prompted, tuned, positions=at, progress=advance)
-            text = "\n".join([_readings(found), _fit(tuned), *([_bits(faith)] if faith else [])])
-            result = {"evaluation": faith.to_dict()} if faith else {}
+    with progress.bar("logit lens") as advance:
+        found = lenses.logit(
+            model, prompted, positions=_positions(positions), seed=seed, progress=advance
+        )
+    _emit(found, _readings(found), plot, as_json, out)
+
+
+@lens.command("fit")
+def lens_fit(
+    path: RunPath,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", callback=writable, help="File to write the lens to; its weights lie beside it."
+        ),
+    ],
+    train_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--train-tokens",
+            help="Fit on tokens that the model was trained on (default: held-out tokens).",
+        ),
+    ] = False,
+    fit_steps: Annotated[
+        int, typer.Option("--fit-steps", min=1, help="Number of steps for fitting the lens.")
+    ] = 250,
+    step: Step = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the fit.")] = 0,
+    store: StorePath = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a tuned lens to the layers of RUN, and measure how faithful it is on other tokens."""
+    from dataclasses import asdict
+
+    from interp import lenses, models
+    from train import progress
+    from train.runs import Run
+
+    model, words = models.open(path, step=step, store=store)
+    if not isinstance(words, Run):
+        raise InterpError(
+            "a tuned lens is fitted to the tokens of a run, and this model comes without a run; "
+            "fit it to a run with `openbook lens fit RUN`"
+        )
+    cut = lenses.training_tokens if train_tokens else lenses.held_out_tokens
+    windows = cut(words.store, model.cfg.n_ctx)
+    with progress.bar("fitting") as advance:
+        tuned = lenses.fit_tuned_lens(model, windows, steps=fit_steps, seed=seed, progress=advance)
+        faith = lenses.evaluate_lens(model, tuned, windows, progress=advance)
+    tuned.save(out)
+    result = {"lens": str(out), "fit": asdict(tuned.fit), "evaluation": faith.to_dict()}
+    emit(result, f"{_fit(tuned)}\n{_bits(faith)}", as_json=as_json)
+
+
+@lens.command("tuned")
+def lens_tuned(
+    source: Source,
+    behaviour: Named,
+    fitted: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LENS", callback=readable, help="File of `openbook lens fit --out`."
+        ),
+    ],
+    positions: Positions = "last",
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Read the answer to BEHAVIOUR from every layer of RUN with a tuned lens."""
+    from interp import behaviours, lenses, models
+    from train import progress
+
+    model, words = models.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    tuned = lenses.load_tuned_lens(fitted)
+    with progress.bar("tuned lens") as advance:
+        found = lenses.tuned(
+            model, prompted, tuned, positions=_positions(positions), progress=advance
+        )
+    _emit(found, f"{_readings(found)}\n{_fit(tuned)}", plot, as_json, out)
+
+
+def decompose_command(
+    source: Source,
+    behaviour: Named,
+    over: Annotated[
+        Literal["parts", "sources"],
+        typer.Option(
+            help="Parts of the sum. parts: components. sources: every head's contribution is also "
+            "split by source position."
+        ),
+    ] = "parts",
+    step: Step = None,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Split RUN's logit difference on BEHAVIOUR over the components that write it.
+
+    The method is called direct logit attribution.
+    """
+    from interp import behaviours, models
+    from interp.heads import decompose_logits
+
+    model, words = models.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    found = decompose_logits(model, prompted, over=over, seed=seed)
+    _emit(found, _contributions(found), plot, as_json, out)
+
+
+def _positions(word: str) -> tuple[int] | None:
+    return None if word == "each" else (-1,)
+
+
+def _emit(
+    found: "Readings | Contributions", text: str, plot: Path | None, as_json: bool, out: Path | None
+) -> None:
     if plot:
         from interp import plots
 
         plots.write(found.plot(), plot)
-    if out:
-        found.save(out)
-    answer({**found.to_dict(), **result}, text, as_json=as_json, out=None)
-
-
-def _fitted(
-    model: Any, words: Any, trained: bool, steps: int, seed: int, advance: Any
-) -> "tuple[TunedLens, LensEvaluation]":
-    """Fit a lens, and measure how faithful it is on windows it was not fitted to."""
-    from interp import lenses
-    from train.runs import Run
-
-    if not isinstance(words, Run):
-        raise InterpError(
-            "a tuned lens is fitted to the tokens of a run, and this model comes without a run; "
-            "give a saved lens with --lens"
-        )
-    cut = lenses.training_tokens if trained else lenses.held_out_tokens
-    windows = cut(words.store, model.cfg.n_ctx)
-    lens = lenses.fit_tuned_lens(model, windows, steps=steps, seed=seed, progress=advance)
-    return lens, lenses.evaluate_lens(model, lens, windows, progress=advance)
+    emit(found, text, as_json=as_json, out=out)
 
 
 def _readings(found: "Readings") -> str:
@@ -141,7 +194,7 @@ def _readings(found: "Readings") -> str:
                 side[measure].at(depth, -1).show() for side in (found.measures, found.control)
             )
             lines.append(f"  {place:<16}  {own:<28}  control {control}")
-    return "\n".join([*lines, _about(found.provenance)])
+    return "\n".join([*lines, provenance_line(found.provenance)])
 
 
 def _contributions(found: "Contributions", k: int = 12) -> str:
@@ -156,7 +209,7 @@ def _contributions(found: "Contributions", k: int = 12) -> str:
         lines.append(f"  {found.names[i]:<16}  {own:<28}  control {control}")
     left = len(found.names) - len(order)
     lines += [f"and {left} parts with smaller contributions"] if left > 0 else []
-    return "\n".join([*lines, _about(found.provenance)])
+    return "\n".join([*lines, provenance_line(found.provenance)])
 
 
 def _fit(tuned: "TunedLens") -> str:
@@ -176,10 +229,3 @@ def _bits(found: "LensEvaluation") -> str:
         logit, tuned, control = (found.kl.at(lens, layer).show() for lens in range(3))
         lines.append(f"  L{layer}  logit {logit:<24}  tuned {tuned:<24}  control {control}")
     return "\n".join(lines)
-
-
-def _about(about: Any) -> str:
-    return (
-        f"run {about.run_id}, step {about.step}, checkpoint {about.checkpoint_sha256[:12]}, "
-        f"knowledge {about.knowledge}"
-    )

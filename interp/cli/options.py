@@ -1,9 +1,11 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from interp.plots import drawable
 
 
 if TYPE_CHECKING:
@@ -39,6 +41,48 @@ Seed = Annotated[
 
 
 PROMPTS = 64
+
+
+Plot = Annotated[
+    Path | None, typer.Option(callback=drawable, help="Write a figure to this .html or .png file.")
+]
+
+
+Memory = Annotated[
+    int, typer.Option(min=1, help="Memory limit in MB, not counting the model's weights.")
+]
+
+
+MEMORY = 2048
+
+
+MetricName = Annotated[
+    Literal["logit-difference", "log-probability", "probability"],
+    typer.Option("--metric", help="Metric in which the behaviour is scored."),
+]
+
+
+MetricNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        help="Metric: logit-difference, log-probability or probability; may be repeated.",
+    ),
+]
+
+
+Direction = Annotated[
+    Literal["denoising", "noising"],
+    typer.Option(
+        help="denoising: clean values into corrupt prompts. noising: corrupt values into clean "
+        "prompts."
+    ),
+]
+
+
+Rows = Annotated[
+    int, typer.Option("--top", min=1, help="Number of rows to print (--json prints all).")
+]
 
 
 def provenance_line(origin: Any) -> str:

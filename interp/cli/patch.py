@@ -1,21 +1,33 @@
-"""The command `openbook patch`: which activations, or paths between heads, carry a behaviour."""
+"""The commands `openbook patch` and `openbook paths`: what carries a behaviour, and where to."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.options import Named, Prompts, Seed, Source, Step, provenance_line
+from interp.cli.options import (
+    MEMORY,
+    PROMPTS,
+    Direction,
+    Memory,
+    MetricNames,
+    Named,
+    Plot,
+    Prompts,
+    Rows,
+    Seed,
+    Source,
+    Step,
+    provenance_line,
+)
 from interp.errors import InterpError
-from interp.plots import drawable
 from train.cli.options import Json, Out, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
     from interp.patching import Effects
 
-PROMPTS = 64
 # Values of --over: names of sweeps, or sites of the residual stream.
 OVER = (
     "heads", "residual", "resid_mid", "resid_post", "mlps", "attention", "queries", "keys",
@@ -26,47 +38,14 @@ Over = Literal[
     "heads", "residual", "resid_mid", "resid_post", "mlps", "attention", "queries", "keys",
     "values", "patterns", "neurons",
 ]  # fmt: skip
-MetricNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--metric",
-        help="Metric: logit-difference, log-probability or probability; may be repeated.",
-    ),
-]
-Memory = Annotated[
-    int, typer.Option(min=1, help="Memory limit in MB, not counting the model's weights.")
-]
-Plot = Annotated[
-    Path | None, typer.Option(callback=drawable, help="Write a figure to this .html or .png file.")
-]
 
 
 def patch_command(
     source: Source,
     behaviour: Named,
     over: Annotated[Over, typer.Option(help="Components to patch, one at a time.")] = "heads",
-    to: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Patch paths instead: from every head to this receiver, e.g. L1H0.q or logits; "
-            "may be repeated."
-        ),
-    ] = None,
-    through_mlps: Annotated[
-        bool,
-        typer.Option(
-            "--through-mlps",
-            help="With --to: recompute MLPs between sender and receiver (default: freeze them).",
-        ),
-    ] = False,
     step: Step = None,
-    direction: Annotated[
-        Literal["denoising", "noising"],
-        typer.Option(
-            help="denoising: clean values into corrupt prompts. noising: corrupt values into clean "
-            "prompts."
-        ),
-    ] = "denoising",
+    direction: Direction = "denoising",
     positions: Annotated[
         str | None,
         typer.Option(
@@ -87,12 +66,10 @@ def patch_command(
             "--control", help="Also make the same patches in an untrained model, as a control."
         ),
     ] = False,
-    memory: Memory = 2048,
+    memory: Memory = MEMORY,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    top: Annotated[
-        int, typer.Option(min=1, help="Number of effects to print (--json prints all).")
-    ] = 10,
+    top: Rows = 10,
     plot: Plot = None,
     store: StorePath = None,
     as_json: Json = False,
@@ -101,43 +78,88 @@ def patch_command(
     """Find the activations of RUN that carry BEHAVIOUR, by patching one at a time."""
     if window > 1 and over not in WINDOWED:
         raise InterpError(f"--window belongs to {' and '.join(WINDOWED)}, not to {over}")
-    if through_mlps and not to:
-        raise InterpError("--through-mlps belongs to --to: only path patching freezes MLPs")
-    if to and control:
-        raise InterpError(
-            "--control works for patches only, not for paths: leave out --control or --to"
-        )
-    if to and (positions or window > 1 or over != "heads"):
-        raise InterpError("--to follows whole heads: leave out --over, --positions and --window")
-    from interp import behaviours, metrics, models, patching, plots
+    from interp import behaviours, models, patching
     from train import progress
 
     model, words = models.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    how: dict[str, Any] = {
-        "direction": direction,
-        "metric": [metrics.named(name, prompted) for name in metric] if metric else None,
-        "memory": memory << 20,
-    }
+    options = _sweep_options(prompted, direction, metric, memory)
     if positions:
-        how["positions"] = _positions(positions)
+        options["positions"] = _positions(positions)
     with progress.bar(over) as advance:
-        how["progress"] = advance
-        effects = (
-            _paths(model, prompted, to, through_mlps, how)
-            if to
-            else _sweep(model, prompted, over, window, how)
-        )
+        options["progress"] = advance
+        effects = _sweep(model, prompted, over, window, options)
     if control and not effects.unfinished:
         effects = patching.untrained_control(
             model, prompted, effects, memory=memory << 20, seed=seed
         )
+    _emit(effects, top, plot, as_json, out)
+
+
+def paths_command(
+    source: Source,
+    behaviour: Named,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Receiver: the queries, keys or values of a head, e.g. L1H0.q, or logits "
+            "(default); may be repeated."
+        ),
+    ] = None,
+    mlps: Annotated[
+        Literal["frozen", "recomputed"],
+        typer.Option(help="Treatment of the MLPs between sender and receiver."),
+    ] = "frozen",
+    step: Step = None,
+    direction: Direction = "denoising",
+    metric: MetricNames = None,
+    memory: Memory = MEMORY,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+    top: Rows = 10,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Find the heads of RUN that act on BEHAVIOUR through given receivers, by path patching.
+
+    Patches the path from every head to the receivers, taken together, and no other path.
+    """
+    from interp import behaviours, models, patching
+    from train import progress
+
+    model, words = models.open(source, step=step, store=store)
+    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    receivers = to if to and to != ["logits"] else "logits"
+    options = _sweep_options(prompted, direction, metric, memory)
+    with progress.bar("paths") as advance:
+        options["progress"] = advance
+        effects = patching.senders(model, prompted, receivers, mlps=mlps, **options)
+    _emit(effects, top, plot, as_json, out)
+
+
+def _sweep_options(
+    behaviour: Any, direction: str, metric: list[str] | None, memory: int
+) -> dict[str, Any]:
+    """Return the options of a sweep of `interp.patching`; `memory` is in MB."""
+    from interp import metrics
+
+    return {
+        "direction": direction,
+        "metric": [metrics.named(name, behaviour) for name in metric] if metric else None,
+        "memory": memory << 20,
+    }
+
+
+def _emit(effects: "Effects", top: int, plot: Path | None, as_json: bool, out: Path | None) -> None:
+    """Draw, print and write effects; exit with code 130 if the sweep was interrupted."""
+    from interp import plots
+
     if plot:
         plots.write(effects.plot(), plot)
-    if out:
-        effects.save(out)
-    lines = [effects_text(one, top) for one in (effects, *effects.also)]
-    answer(effects.to_dict(), "\n".join(lines), as_json=as_json, out=None)
+    text = "\n".join(effects_text(one, top) for one in (effects, *effects.also))
+    emit(effects, text, as_json=as_json, out=out)
     if effects.unfinished:
         raise typer.Exit(130)
 
@@ -151,16 +173,6 @@ def _sweep(model: Any, behaviour: Any, over: str, window: int, how: dict[str, An
     if over in WINDOWED:
         how["window"] = window
     return getattr(patching, over)(model, behaviour, **how)
-
-
-def _paths(
-    model: Any, behaviour: Any, to: list[str], through_mlps: bool, how: dict[str, Any]
-) -> "Effects":
-    from interp import patching
-
-    readers = "logits" if to == ["logits"] else to
-    mlps = "recomputed" if through_mlps else "frozen"
-    return patching.senders(model, behaviour, readers, mlps=mlps, **how)
 
 
 def _positions(given: str) -> str | list[int]:

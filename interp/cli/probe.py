@@ -1,14 +1,13 @@
-"""The command `openbook probe`: linear probes with controls, and erasure of what they read."""
+"""The commands `openbook probe` and `openbook erase`: linear probes, and erasure of a label."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import Source, Step
-from interp.cli.patch import Plot
+from interp.cli.options import Named, Plot, Source, Step, provenance_line
 from interp.errors import ProbeError
 from train.cli.options import Json, Out, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
@@ -18,49 +17,42 @@ if TYPE_CHECKING:
 CASES = 1000
 
 
+Task = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="Label to probe: word-class, position, repeats, relation, subject-name, "
+        "indirect-name or indirect-order (planted runs only), a .json file of labelled tokens, or "
+        "a .jsonl file of tagged sentences.",
+    ),
+]
+Site = Annotated[str, typer.Option(help="Site whose activations are read, e.g. resid_post or mlp.")]
+At = Annotated[int | None, typer.Option(help="One position at which to read the label.")]
+Cases = Annotated[int, typer.Option(min=2, help="Maximum number of labelled tokens.")]
+
+
 def probe_command(
     source: Source,
-    task: Annotated[
-        str,
-        typer.Argument(
-            metavar="TASK",
-            help="Label to probe: word-class, position, repeats, relation, subject-name, "
-            "indirect-name or indirect-order (planted runs only), a .json file of labelled "
-            "tokens, or a .jsonl file of tagged sentences.",
-        ),
-    ],
-    site: Annotated[
-        str, typer.Option(help="Site whose activations are read, e.g. resid_post or mlp.")
-    ] = "resid_post",
+    task: Task,
+    site: Site = "resid_post",
     layers: Annotated[
         str | None, typer.Option(help="Layers to read, e.g. 0,3-5; default: all.")
     ] = None,
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Positions to read, e.g. 4,9,-1, or each; default: the labelled token's. With "
-            "--erase: positions of BEHAVIOUR's prompts at which to erase."
+            help="Positions to read, e.g. 4,9,-1, or each; default: the labelled token's."
         ),
     ] = None,
-    at: Annotated[
-        int | None,
-        typer.Option(help="One position at which to read the label, and with --erase to erase it."),
-    ] = None,
+    at: At = None,
     step: Step = None,
-    cases: Annotated[int, typer.Option(min=2, help="Maximum number of labelled tokens.")] = CASES,
+    cases: Cases = CASES,
     folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5,
     controls: Annotated[int, typer.Option(min=1, help="Number of control tasks to draw.")] = 5,
     fit: Annotated[
         Literal["logistic", "ridge"],
         typer.Option(help="Probe to fit. ridge is faster but gives no code length."),
     ] = "logistic",
-    erase: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BEHAVIOUR",
-            help="Instead of probing: erase the label (LEACE) and measure this behaviour.",
-        ),
-    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed for cases, folds and controls.")
     ] = 0,
@@ -69,10 +61,58 @@ def probe_command(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Read TASK from the activations of RUN with linear probes, or erase it from them.
+    """Read TASK from the activations of RUN with linear probes."""
+    from interp import models, plots, probing
+    from train import progress
 
-    With --erase the label is erased at one layer (--layers), at the position where it is read or
-    at --positions.
+    model, words = models.open(source, step=step, store=store)
+    labelled = probing.load_task(task, words, n_cases=cases, seed=seed)
+    labelled = labelled if at is None else labelled.at(at)
+    with progress.bar(labelled.name) as advance:
+        found = probing.linear(
+            model,
+            labelled,
+            site=site,
+            layers=_numbers("--layers", layers, model.cfg.n_layers),
+            positions=_numbers("--positions", positions, labelled.tokens.shape[1]),
+            folds=folds,
+            controls=controls,
+            fit=fit,
+            seed=seed,
+            progress=advance,
+        )
+    if plot:
+        plots.write(found.plot(), plot)
+    emit(found, _probe(found), as_json=as_json, out=out)
+
+
+def erase_command(
+    source: Source,
+    task: Task,
+    behaviour: Named,
+    layer: Annotated[int, typer.Option(min=0, help="Layer at which to erase the label.")],
+    site: Site = "resid_post",
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="Positions of BEHAVIOUR's prompts at which to erase, e.g. 4,9,-1, or each; "
+            "default: the position where the label is read."
+        ),
+    ] = None,
+    at: At = None,
+    step: Step = None,
+    cases: Cases = CASES,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed for cases, prompts and controls.")
+    ] = 0,
+    plot: Plot = None,
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """Erase TASK from the activations of RUN at one layer, and measure BEHAVIOUR without it.
+
+    The erasure is LEACE: after it no linear probe reads the label.
     """
     from interp import behaviours, models, plots, probing
     from train import progress
@@ -80,45 +120,20 @@ def probe_command(
     model, words = models.open(source, step=step, store=store)
     labelled = probing.load_task(task, words, n_cases=cases, seed=seed)
     labelled = labelled if at is None else labelled.at(at)
-    wanted = _numbers("--layers", layers, model.cfg.n_layers)
     with progress.bar(labelled.name) as advance:
-        if erase is None:
-            found: Probe | Erasure = probing.linear(
-                model,
-                labelled,
-                site=site,
-                layers=wanted,
-                positions=_numbers("--positions", positions, labelled.tokens.shape[1]),
-                folds=folds,
-                controls=controls,
-                fit=fit,
-                seed=seed,
-                progress=advance,
-            )
-        else:
-            layer = _one_layer(wanted)
-            found = probing.erasure_effect(
-                model,
-                behaviours.load(erase, words, seed=seed),
-                labelled,
-                layer=layer,
-                site=site,
-                positions="all" if positions == "each" else _numbers("--positions", positions, 0),
-                seed=seed,
-                progress=advance,
-            )
+        found = probing.erasure_effect(
+            model,
+            behaviours.load(behaviour, words, seed=seed),
+            labelled,
+            layer=layer,
+            site=site,
+            positions="all" if positions == "each" else _numbers("--positions", positions, 0),
+            seed=seed,
+            progress=advance,
+        )
     if plot:
         plots.write(found.plot(), plot)
-    if out:
-        found.save(out)
-    text = _probe(found) if erase is None else _erasure(found)
-    answer(found.to_dict(), text, as_json=as_json, out=None)
-
-
-def _one_layer(layers: list[int] | None) -> int:
-    if layers is None or len(layers) != 1:
-        raise ProbeError("a label is erased at one layer; name it, for example --layers 0")
-    return layers[0]
+    emit(found, _erasure(found), as_json=as_json, out=out)
 
 
 def _numbers(option: str, text: str | None, n: int) -> list[int] | None:
@@ -137,7 +152,7 @@ def _numbers(option: str, text: str | None, n: int) -> list[int] | None:
     return found
 
 
-def _probe(found: Any) -> str:
+def _probe(found: "Probe") -> str:
     head = (
         f"{found.task}: {found.site}, {found.n} cases, {found.n_types} types ({found.type_of}), "
         f"{len(found.classes)} classes, commonest {found.baseline:.3f}, {found.folds} folds"
@@ -152,10 +167,12 @@ def _probe(found: Any) -> str:
         + ("" if cell.bits is None else f"  {cell.bits:.0f} bits")
         for cell in found.cells
     ]
-    return "\n".join([head, f"{'':<{width}}  {titles}", *rows, *found.notes, _origin(found)])
+    return "\n".join(
+        [head, f"{'':<{width}}  {titles}", *rows, *found.notes, provenance_line(found.provenance)]
+    )
 
 
-def _erasure(found: Any) -> str:
+def _erasure(found: "Erasure") -> str:
     at = "all positions" if found.positions is None else f"positions {list(found.positions)}"
     head = (
         f"{found.behaviour} without {found.task} at {found.place}, {at}: rank {found.rank}, "
@@ -169,16 +186,8 @@ def _erasure(found: Any) -> str:
         for arm in found.arms
     ]
     loss = f"lost beyond the placebo: {_shown(found.loss)}"
-    return "\n".join([head, titles, *rows, loss, *found.notes, _origin(found)])
+    return "\n".join([head, titles, *rows, loss, *found.notes, provenance_line(found.provenance)])
 
 
 def _shown(found: "Estimate | None") -> str:
     return "-" if found is None else str(found)
-
-
-def _origin(found: Any) -> str:
-    about = found.provenance
-    return (
-        f"run {about.run_id}, step {about.step}, checkpoint {about.checkpoint_sha256[:12]}, "
-        f"knowledge {about.knowledge}"
-    )

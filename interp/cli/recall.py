@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from interp.cli.options import Step, origin_row, provenance_line
 from train.cli.options import Json, Out, StorePath
-from train.cli.output import answer
+from train.cli.output import emit
 
 
 if TYPE_CHECKING:
     from interp.training_dynamics import Level, Recall
-from interp.cli.options import Step, origin_row, provenance_line
 
 
 def recall_command(
@@ -28,7 +28,7 @@ def recall_command(
     truth = behaviours.planted_truth(words)
     found = training_dynamics.recall_by_exposure(model, truth, model.tokenizer)
     result = {"provenance": origin_row(model.origin), **found.to_dict()}
-    answer(result, f"{_recall(found)}\n{provenance_line(model.origin)}", as_json=as_json, out=out)
+    emit(result, f"{_recall(found)}\n{provenance_line(model.origin)}", as_json=as_json, out=out)
 
 
 def _recall(found: "Recall") -> str:

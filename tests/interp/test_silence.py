@@ -47,11 +47,11 @@ def behaviour(model) -> Behaviour:
 def patched(openbook, lookup_run, lookup_behaviour, tmp_path):
     """`openbook patch` on the run that knows twelve pairs, with a behaviour changed as asked."""
 
-    def call(*options: object, **changed: object):
+    def call(*options: object, command: str = "patch", **changed: object):
         path = tmp_path / "asked.json"
         asked = behaviours.read(lookup_behaviour)
         replace(asked, **changed).save(path)
-        return openbook("patch", lookup_run.path, path, *options)
+        return openbook(command, lookup_run.path, path, *options)
 
     return call
 
@@ -126,7 +126,9 @@ def test_a_site_that_does_not_exist(model, behaviour):
 
 
 def test_a_site_that_does_not_exist_at_the_command(patched):
-    one_line(patched("--to", "L3H0.q"), 2, "L3H0.q", "layer 3 of a model that has 1")
+    one_line(
+        patched("--to", "L3H0.q", command="paths"), 2, "L3H0.q", "layer 3 of a model that has 1"
+    )
     one_line(patched("--positions", "0,7"), 2, "position 7 was asked of prompts of 3")
     assert patched("--over", "haeds").code == 2
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from train.cli.options import Json, Out
-from train.cli.output import answer, lines
+from train.cli.output import emit, lines
 
 
 corpus = typer.Typer(help="Build token stores from documents.", no_args_is_help=True)
@@ -108,7 +108,7 @@ def corpus_build(
             progress=advance,
         )
     result = _describe(store)
-    answer(result, lines(result), as_json=as_json, out=None)
+    emit(result, lines(result), as_json=as_json)
 
 
 @corpus.command("show")
@@ -128,10 +128,10 @@ def corpus_show(
     opened = open_store(store)
     if document is None:
         result = _describe(opened)
-        answer(result, lines(result), as_json=as_json, out=out)
+        emit(result, lines(result), as_json=as_json, out=out)
         return
     result = {**asdict(opened.document(document)), "text": opened.text(document)}
-    answer(result, result["text"], as_json=as_json, out=out)
+    emit(result, result["text"], as_json=as_json, out=out)
 
 
 def _describe(store: Any) -> dict[str, Any]:

@@ -22,7 +22,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 Out = Annotated[
     Path | None,
-    typer.Option("--out", callback=writable, help="Also write the result as JSON to this file."),
+    typer.Option(
+        "--out",
+        callback=writable,
+        help="Also write the result as JSON, with a digest, to this file.",
+    ),
 ]
 
 

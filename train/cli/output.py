@@ -2,18 +2,47 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import typer
 
 
-def answer(result: dict[str, Any], text: str, *, as_json: bool, out: Path | None) -> None:
-    """Print a result as text or as JSON, and also write it as JSON to `out` if given."""
-    if out:
+@runtime_checkable
+class Saved(Protocol):
+    """A result of the library: saves itself as sealed JSON and returns plain values."""
+
+    def save(self, path: Path) -> None: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def emit(
+    result: "dict[str, Any] | Saved",
+    text: str,
+    *,
+    as_json: bool,
+    out: Path | None = None,
+    shown: dict[str, Any] | None = None,
+) -> None:
+    """Print a result as text or as JSON, and write it as sealed JSON to `out` if given.
+
+    Args:
+        result: A result of the library, which saves itself, or plain values.
+        text: What is printed without `as_json`.
+        as_json: Print JSON.
+        out: File to write.
+        shown: What `as_json` prints if it is more than the result.
+    """
+    if out and isinstance(result, dict):
         from train import storage
 
-        storage.write_json(out, result)
-    typer.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else text)
+        storage.write_json(out, storage.seal(result))
+    elif out and not isinstance(result, dict):
+        result.save(out)
+    if as_json:
+        plain = result if isinstance(result, dict) else result.to_dict()
+        text = json.dumps(shown or plain, indent=1, ensure_ascii=False)
+    typer.echo(text)
 
 
 def run_summary(opened: Any) -> dict[str, Any]:

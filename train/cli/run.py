@@ -1,17 +1,16 @@
-"""The commands `openbook run ...`: show, verify, reads, replay, import and export."""
+"""The commands `openbook run ...`: what is known about a run, its replay, import and export."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from train.cli.options import Json, Out, RunPath, StorePath
-from train.cli.output import answer, lines, run_summary
-from train.errors import TrainError
+from train.cli.output import emit, lines, run_summary
 
 
 run = typer.Typer(
-    help="Show, verify, replay, import and export training runs.", no_args_is_help=True
+    help="Show, verify, resume, replay, import and export training runs.", no_args_is_help=True
 )
 
 
@@ -23,7 +22,7 @@ def run_show(
     from train import runs
 
     result = run_summary(runs.open(path, store=store))
-    answer(result, lines(result), as_json=as_json, out=out)
+    emit(result, lines(result), as_json=as_json, out=out)
 
 
 @run.command("verify")
@@ -61,7 +60,7 @@ def run_verify(
         f"{found.level}: {found.files} files hold their digests, {len(found.spans)} spans "
         f"replayed, largest difference in loss {found.difference:.3g} nats"
     )
-    answer(result, summary if found.ok else found.level, as_json=as_json, out=out)
+    emit(result, summary if found.ok else found.level, as_json=as_json, out=out)
     if not found.ok:
         for problem in found.problems:
             typer.echo(f"error: {problem}", err=True)
@@ -73,34 +72,60 @@ def run_verify(
         raise typer.Exit(1)
 
 
-@run.command("reads")
-def run_reads(
+@run.command("resume")
+def run_resume(
     path: RunPath,
-    step: Annotated[
-        int | None, typer.Option(help="List the documents that this step read.")
-    ] = None,
-    document: Annotated[
-        int | None, typer.Option(help="List the steps that read the document with this index.")
-    ] = None,
+    data_workers: Annotated[
+        int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
+    ] = 0,
     store: StorePath = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """List the documents that a step read, or the steps that read a document."""
+    """Continue a training that was stopped, from its last checkpoint to its last step.
+
+    Recipe, seeds, precision and measurements are those with which the training began. A finished
+    run is left as it is.
+    """
+    from train import progress, trainer
+
+    with progress.bar("training") as advance:
+        trained = trainer.resume(path, store=store, data_workers=data_workers, progress=advance)
+    result = run_summary(trained)
+    emit(result, lines(result), as_json=as_json, out=out)
+
+
+@run.command("documents")
+def run_documents(
+    path: RunPath,
+    step: Annotated[int, typer.Argument(help="Step of the training, counted from 0.")],
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """List the documents that STEP read."""
     from train import runs
 
     opened = runs.open(path, store=store)
-    if (step is None) == (document is None):
-        raise TrainError("give either --step N or --document N")
-    if step is not None:
-        found = [int(one) for one in opened.documents_read(step)]
-        result: dict[str, Any] = {"step": step, "documents": found}
-        text = "\n".join(f"{one}\t{opened.store.document(one).id}" for one in found)
-    else:
-        found = [int(one) for one in opened.steps_reading(document or 0)]
-        result = {"document": document, "steps": found}
-        text = "\n".join(str(one) for one in found)
-    answer(result, text, as_json=as_json, out=out)
+    found = opened.documents_read(step).tolist()
+    text = "\n".join(f"{one}\t{opened.store.document(one).id}" for one in found)
+    emit({"step": step, "documents": found}, text, as_json=as_json, out=out)
+
+
+@run.command("steps")
+def run_steps(
+    path: RunPath,
+    document: Annotated[int, typer.Argument(help="Index of a document in the token store.")],
+    store: StorePath = None,
+    as_json: Json = False,
+    out: Out = None,
+) -> None:
+    """List the steps that read DOCUMENT."""
+    from train import runs
+
+    found = runs.open(path, store=store).steps_reading(document).tolist()
+    result = {"document": document, "steps": found}
+    emit(result, "\n".join(map(str, found)), as_json=as_json, out=out)
 
 
 @run.command("replay")
@@ -146,7 +171,7 @@ def run_replay(
     }
     says = "bit-exact" if found.exact else f"differs by {found.difference:.3g} nats at most"
     text = f"steps {first} to {last}: {says}; the same windows were read: {found.same_order}"
-    answer(result, text, as_json=as_json, out=out)
+    emit(result, text, as_json=as_json, out=out)
     if removal is None and not found.exact:
         raise typer.Exit(1)
 
@@ -163,7 +188,7 @@ def run_import(
     from train import convert
 
     result = run_summary(convert.import_run(source, out=out))
-    answer(result, lines(result), as_json=as_json, out=None)
+    emit(result, lines(result), as_json=as_json)
 
 
 @run.command("export")
@@ -182,4 +207,4 @@ def run_export(
     from train import convert, runs
 
     written = convert.export_run(runs.open(path, store=store), out=out, step=step)
-    answer({"out": str(written)}, f"written: {written}", as_json=as_json, out=None)
+    emit({"out": str(written)}, f"written: {written}", as_json=as_json)

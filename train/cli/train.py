@@ -1,13 +1,12 @@
 """The command `openbook train`."""
 
 from pathlib import Path
-from typing import Annotated, Any, no_type_check
+from typing import Annotated, no_type_check
 
 import typer
 
 from train.cli.options import Json
-from train.cli.output import answer, lines, run_summary
-from train.errors import TrainError
+from train.cli.output import emit, lines, run_summary
 
 
 # Not type-checked at run time: typer passes a context of another class than the annotated one.
@@ -75,69 +74,38 @@ def train_command(
             "the time)."
         ),
     ] = True,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a stopped run from its last checkpoint.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train RECIPE on the token store STORE.
 
-    A training that was stopped at any moment continues with --resume.
+    A training that was stopped at any moment continues with `openbook run resume`.
     """
-    from train import numerics, progress, recipes, runs, trainer
+    from train import numerics, progress, recipes, trainer
     from train.data import open_store
 
-    computed: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
-    changes = {
-        "steps": steps,
-        "init_seed": seed,
-        "order_seed": order_seed,
-        "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
-        "eval_every": eval_every,
-    }
+    tokens = open_store(store)
+    resolved = recipes.resolve(
+        recipes.by_name(recipe),
+        tokens,
+        steps=steps,
+        init_seed=seed,
+        order_seed=order_seed,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        eval_every=eval_every,
+    )
+    # `train` knows no behaviours: whoever registered this command passes functions that make them
+    # in the context.
+    known = [trainer.store_tasks, *(context.obj or [])] if watch else []
     with progress.bar("training") as advance:
-        if resume:
-            _refuse_other(runs.open(out, store=store), recipe, changes, computed)
-            if not watch and runs.open(out).watched:
-                raise TrainError(
-                    f"{out} was started with --watch and resumes so; leave --no-watch out"
-                )
-            trained = trainer.resume(out, store=store, data_workers=data_workers, progress=advance)
-        else:
-            tokens = open_store(store)
-            resolved = recipes.resolve(recipes.by_name(recipe), tokens, **changes)
-            # `train` knows no behaviours: whoever registered this command passes functions that
-            # make them in the context.
-            known = [trainer.store_tasks, *(context.obj or [])] if watch else []
-            watches = [one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)]
-            trained = trainer.train(
-                resolved,
-                tokens,
-                out=out,
-                numerics=numerics.choose(**computed),
-                data_workers=data_workers,
-                watch=watches,
-                progress=advance,
-            )
+        trained = trainer.train(
+            resolved,
+            tokens,
+            out=out,
+            numerics=numerics.choose(device=device, precision=precision, threads=threads),
+            data_workers=data_workers,
+            watch=[one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)],
+            progress=advance,
+        )
     result = run_summary(trained)
-    answer(result, lines(result), as_json=as_json, out=None)
-
-
-def _refuse_other(
-    opened: Any, recipe: str, changes: dict[str, Any], computed: dict[str, Any]
-) -> None:
-    """Raise a TrainError if an option given with --resume differs from the run it would resume.
-
-    Options that were not given are not compared.
-    """
-    known = opened.predicate
-    pairs = {"recipe": (recipe, opened.recipe.name)}
-    pairs |= {key: (asked, known["recipe"][key]) for key, asked in changes.items()}
-    pairs |= {key: (asked, known["numerics"][key]) for key, asked in computed.items()}
-    for key, (asked, found) in pairs.items():
-        if asked not in (None, "auto", found):
-            raise TrainError(
-                f"--resume continues {opened.path}, whose {key} is {found}, not {asked}; leave "
-                "the option out, or train a new run in another folder"
-            )
+    emit(result, lines(result), as_json=as_json)

@@ -252,7 +252,7 @@ class Run:
         if step >= self.steps_done:
             raise TrainError(
                 f"step {step} has read nothing: {self.steps_done} of the {self.recipe.steps} steps "
-                f"of {self.path} are done; go on with --resume"
+                f"of {self.path} are done; go on with `openbook run resume`"
             )
         read = documents_read(self.order, self.store.table, step)
         return read if self.removal is None else np.setdiff1d(read, self.removal.documents)

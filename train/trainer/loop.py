@@ -106,7 +106,9 @@ def train(
     recipe, out = resolve(recipe, store, **changes), Path(out)
     # Files that a process leaves if it is killed before it writes the manifest are not a run yet.
     if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
-        raise RecipeError(f"{out} exists already; resume it with --resume or choose another folder")
+        raise RecipeError(
+            f"{out} exists already; resume it with `openbook run resume` or choose another folder"
+        )
     numerics = numerics or choose()
     out.mkdir(parents=True, exist_ok=True)
     with _lock(out):
@@ -396,7 +398,7 @@ def _diverged(model: GPT, batch: Batch, numerics: Numerics, step: int) -> Diverg
     return DivergedError(
         f"the loss of step {step} is not a number; the first bad tensor"
         f"{'' if numerics.device == 'cpu' else when} is {bad}; the last good checkpoint was kept: "
-        f"lower the learning rate or look at the batch with `openbook run reads RUN --step {step}`"
+        f"lower the learning rate or look at the batch with `openbook run documents RUN {step}`"
     )
 
 

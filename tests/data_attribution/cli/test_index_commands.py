@@ -73,13 +73,12 @@ def test_the_plan_of_a_store_says_what_its_index_then_takes(openbook, path):
 
 
 def test_the_plan_of_openwebtext_needs_no_store(openbook):
-    options = ("--tokens", 9_040_000_000, "--workers", 1, "--backend", "pydivsufsort")
-    said = openbook("index", "plan", *options, "--memory", 24).out
+    options = (9_040_000_000, "--workers", 1, "--backend", "pydivsufsort")
+    said = openbook("index", "cost", *options, "--memory", 24).out
     assert said.startswith("9,040,000,000 tokens in 9 shards of up to 1,004,444,445, 1 at once by ")
     assert "12.1 GB of memory, 37.3 GB of disk (6.13 bytes a token with the text)" in said
-    five = openbook("index", "plan", *options, "--memory", 24, "--shards", 5)
+    five = openbook("index", "cost", *options, "--memory", 24, "--shards", 5)
     refused(five, 4, "take 36.2 GB of memory", "24.0 GB may be used; ask for 9 shards")
-    refused(openbook("index", "plan"), 2, "give either a STORE or --tokens N")
 
 
 def test_shards_that_do_not_fit_are_refused_before_anything_is_written(openbook, path):

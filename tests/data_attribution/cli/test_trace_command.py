@@ -184,7 +184,7 @@ def test_removing_the_first_row_proves_it(run, third, tmp_path):
 def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tmp_path):
     kept, page = tmp_path / "sources.json", tmp_path / "page.html"
     ended = openbook(
-        "trace", "documents", run.path, "--store", indexed, "--text", "k3 is v3", "--within",
+        "trace", "sentence", run.path, "k3 is v3", "--store", indexed, "--within",
         "L0.mlp", "--within", "embed", "--limit", 2, "--out", kept, "--page", page,
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
@@ -198,7 +198,7 @@ def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tm
 
 
 def test_the_command_follows_a_head_and_a_window_of_the_replay(openbook, run, indexed, tmp_path):
-    at = ("trace", "documents", run.path, "--store", indexed, "--limit", 2, "--question")
+    at = ("trace", "head", run.path, "--store", indexed, "--limit", 2)
     ended = openbook(*at, "previous-token:L0H0")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("gradient evidence (adam of projected gradients of the log-odds) ")
@@ -215,7 +215,7 @@ def test_the_command_follows_a_head_and_a_window_of_the_replay(openbook, run, in
 def test_a_page_of_a_text_shows_its_stretches_above_the_documents(openbook, run, indexed, tmp_path):
     page = tmp_path / "page.html"
     ended = openbook(
-        "trace", "documents", run.path, "--store", indexed, "--text", "k1 is v1 k2 is v3",
+        "trace", "sentence", run.path, "k1 is v1 k2 is v3", "--store", indexed,
         "--method", "lexical", "--page", page,
     )  # fmt: skip
     assert ended.code == 0
@@ -226,7 +226,7 @@ def test_a_page_of_a_text_shows_its_stretches_above_the_documents(openbook, run,
 
 def test_a_text_in_a_file_is_traced_span_by_span(openbook, run, indexed, tmp_path):
     (tmp_path / "said.txt").write_text("k1 is v1 k2 is v3")
-    at = ("trace", "documents", run.path, "--store", indexed, "--from-text")
+    at = ("trace", "text", run.path, "--store", indexed)
     ended = openbook(*at, tmp_path / "said.txt", "--limit", 1, "--page", tmp_path / "page.html")
     spans = [line.split("\t")[1] for line in ended.out.splitlines() if " nats " in line]
     assert spans == ["'k1 is v1'", "'k2 is'", "'is v3'"]

@@ -1,5 +1,6 @@
 """Gradients on disk are those that were collected, whole or absent, and of one run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -208,9 +209,11 @@ def test_a_disk_without_room_is_refused_before_anything_is_collected(
 
 def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
     out = tmp_path / "g"
-    common = ("attribution", "index", tiny_run.path, "--within", "L0H1", "--rank", 4)
-    planned = openbook(*common, "--estimate", "--json")
+    options = (tiny_run.path, "--within", "L0H1", "--rank", 4)
+    common = ("gradients", "build", *options)
+    planned = openbook("gradients", "plan", *options, "--json")
     assert planned.code == 0
+    assert json.loads(planned.out)["bytes"] > 0
     assert not (tiny_run.path / gradients.GRADIENT_FOLDER).exists()
     made = openbook(*common, "--folder", out)
     assert made.code == 0, made.err
@@ -218,7 +221,7 @@ def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
     again = openbook(*common, "--folder", out)
     assert again.code == 2
     assert "exists already" in again.err
-    verifying = (*common[:3], "--folder", out, "--verify")
+    verifying = ("gradients", "verify", tiny_run.path, "--folder", out)
     verified = openbook(*verifying)
     assert (verified.code, str(out) in verified.out) == (0, True)
     kept = (out / store.EXPONENTS).read_bytes()
@@ -226,16 +229,3 @@ def test_it_is_collected_by_a_command(openbook, tiny_run, tmp_path):
     damaged = openbook(*verifying)
     assert damaged.code == 3
     assert "exponents.i8: its sha256 is not the one in" in damaged.err
-
-
-def test_verifying_refuses_what_it_would_not_look_at(openbook, tiny_run):
-    at = ("attribution", "index", tiny_run.path, "--verify")
-    for given in (
-        ("--estimate",), ("--within", "L0H1"), ("--step", 8), ("--rank", 8),
-        ("--metric", "plain"), ("--log-odds", 0.1), ("--seed", 1),
-    ):  # fmt: skip
-        ended = openbook(*at, *given)
-        assert (ended.code, ended.err.count("\n")) == (2, 1)
-        assert f"{given[0]} cannot be used with --verify" in ended.err
-    both = openbook(*at, "--log-odds", 0, "--rank", 4)
-    assert "--rank and --log-odds cannot be used with --verify" in both.err

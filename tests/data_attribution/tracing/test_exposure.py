@@ -1,6 +1,7 @@
 """What a run read, and when, is what replaying its order window by window finds."""
 
 import gc
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -244,17 +245,17 @@ def test_a_text_that_stands_nowhere_was_never_read(store):
 
 def test_the_command_says_when_a_text_was_read(openbook, tiny_run):
     token_index.build(open_store(tiny_run.store.path))
-    ended = openbook("trace", "exposure", tiny_run.path, "w1", "--before", 16)
+    ended = openbook("exposure", "text", tiny_run.path, "w1", "--before", 16)
     found = exposure.exposure_of_text(tiny_run, "w1", before=16)
     assert ended.code == 0
     assert ended.out.startswith(
         f"{len(found.positions)} places in {len(set(found.documents.tolist()))} documents, "
         f"{found.readings:.1f} readings before checkpoint 16"
     )
-    late = openbook("trace", "exposure", tiny_run.path, "w1", "--before", 99)
+    late = openbook("exposure", "text", tiny_run.path, "w1", "--before", 99)
     assert (late.code, late.out) == (2, "")
     assert "checkpoint 99 was asked of a run that has done 24 steps" in late.err
-    both = openbook("trace", "exposure", tiny_run.path, "w1", "--document", 3)
-    assert both.code == 2
-    one = openbook("trace", "exposure", tiny_run.path, "--document", 3, "--json")
+    one = openbook("exposure", "documents", tiny_run.path, 3, "--json")
     assert '"target": "document 3"' in one.out
+    two = json.loads(openbook("exposure", "documents", tiny_run.path, 3, 5, "--json").out)
+    assert two["documents"] == 2

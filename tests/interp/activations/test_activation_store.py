@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 from data_attribution import token_index
 from interp import activations
 from interp.activations import store, writer
-from interp.cli.cache import cache_command
+from interp.cli.cache import cache as cache_commands
 from interp.errors import BehaviourError, ModelError
 from train import convert
 from train.data import open_store
@@ -597,13 +596,11 @@ def test_a_writer_killed_at_any_moment_goes_on_to_the_same_bytes(tiny_store, tmp
 @pytest.fixture
 def cache():
     """`openbook cache ...` in this process."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(cache_command)
-    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+    return lambda *arguments: CliRunner().invoke(cache_commands, list(map(str, arguments)))
 
 
 def test_the_command_says_what_it_takes_writes_it_and_says_what_it_wrote(cache, tiny_run, tmp_path):
-    common = (tiny_run.path, "--sites", "L*.resid_post,L0H1", "--documents", 10)
+    common = ("documents", tiny_run.path, "--sites", "L*.resid_post,L0H1", "--documents", 10)
     out = tmp_path / "kept"
     dry = cache(*common, "--out", out, "--dry-run")
     assert re.match(r"\d+ rows of \d+ windows, 2 sites in bf16: .* in 1 shards\n", dry.stdout)
@@ -623,20 +620,19 @@ def test_the_command_says_what_it_takes_writes_it_and_says_what_it_wrote(cache, 
 def test_the_command_keeps_windows_as_trained_and_the_prompts_of_a_behaviour(
     cache, lookup_run, lookup_behaviour, tmp_path
 ):
-    base = (lookup_run.path, "--sites", "L0.mlp", "--json")
-    trained = cache(*base, "--out", tmp_path / "a", "--reading", "trained", "--documents", 2)
+    run, options = lookup_run.path, ("--sites", "L0.mlp", "--json")
+    trained = cache("windows", run, *options, "--out", tmp_path / "a", "--documents", 2)
     assert json.loads(trained.stdout)["source"]["kind"] == "trained"
-    prompts = cache(*base, "--out", tmp_path / "b", "--behaviour", lookup_behaviour)
+    prompts = cache("prompts", run, lookup_behaviour, *options, "--out", tmp_path / "b")
     assert json.loads(prompts.stdout)["source"]["windows"] == 12
-    refused = cache(*base, "--out", tmp_path / "c", "--reading", "trained", "--overlap", 3)
-    assert "--overlap belongs to --reading documents" in str(refused.exception)
-    many = cache(*base, "--out", tmp_path / "c", "--documents", 1000)
+    many = cache("documents", run, *options, "--out", tmp_path / "c", "--documents", 1000)
     assert "documents 0 to 999 were asked of a store with 240" in str(many.exception)
 
 
 def test_weights_without_a_store_need_one(cache, tiny_run, tmp_path):
     convert.export_huggingface(tiny_run.load(), tiny_run.store.tokenizer, tmp_path / "hf")
-    base = (tmp_path / "hf", "--sites", "L0.mlp", "--out", tmp_path / "kept", "--documents", 5)
+    base = ("documents", tmp_path / "hf", "--sites", "L0.mlp", "--documents", 5)
+    base += ("--out", tmp_path / "kept")
     refused = cache(*base)
     assert "comes without a token store; give one with --store" in str(refused.exception)
     done = cache(*base, "--store", tiny_run.store.path, "--json")

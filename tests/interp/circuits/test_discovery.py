@@ -14,7 +14,7 @@ from interp import behaviours, circuits, metrics, models
 from interp.behaviours import Behaviour
 from interp.circuits import Circuit, Graph, controls, discovery, edge_ablation, faithfulness
 from interp.circuits.edge_selection import at_least, select
-from interp.cli.circuit import circuit_command
+from interp.cli.circuit import circuit_command, faithfulness_command
 from interp.errors import BehaviourError, CapabilityError, CircuitError, ContrastError
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -339,8 +339,9 @@ def test_a_circuit_of_another_model_is_refused():
 
 
 def test_the_command_prints_writes_and_draws(lookup_run, lookup_behaviour, tmp_path):
-    app = typer.Typer()
+    app, judge = typer.Typer(), typer.Typer()
     app.command()(circuit_command)
+    judge.command()(faithfulness_command)
     out, mib, plot = (tmp_path / name for name in ("circuit.json", "mib.json", "circuit.html"))
     asked = [str(lookup_run.path), str(lookup_behaviour), "--out", str(out), "--mib", str(mib)]
     ended = CliRunner().invoke(app, [*asked, "--plot", str(plot)], catch_exceptions=False)
@@ -357,7 +358,7 @@ def test_the_command_prints_writes_and_draws(lookup_run, lookup_behaviour, tmp_p
     share = circuits.check(model, behaviours.read(lookup_behaviour), found.kept)
     assert share.n == 12
     for file in (out, mib):
-        judged = CliRunner().invoke(app, [*asked[:2], "--judge", str(file), "--json"])
+        judged = CliRunner().invoke(judge, [*asked[:2], str(file), "--json"])
         assert json.loads(judged.stdout)["faithfulness"]["value"] == pytest.approx(share.value)
     as_json = CliRunner().invoke(app, [*asked[:2], "--json", "--edges", "3"])
     assert json.loads(as_json.stdout)["schema"] == "openbook.circuit/1"

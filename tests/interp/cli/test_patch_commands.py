@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from interp import behaviours, models, patching
+from interp.patching import Effects
+
 
 @pytest.fixture
 def asked(lookup_run, lookup_behaviour):
@@ -46,6 +49,17 @@ def test_positions_metrics_and_plots_are_options(openbook, asked, tmp_path):
     assert (result["metric"], result["also"][0]["metric"]) == ("probability", "logit difference")
     assert {name.partition("@")[2] for name in result["places"]} == {"1", "2"}
     assert (tmp_path / "heads.html").read_text().count("<html>") == 1
+
+
+def test_paths_lead_from_every_head_to_the_logits(openbook, asked, lookup_run, tmp_path):
+    ended = openbook("paths", *asked, "--mlps", "recomputed", "--out", tmp_path / "paths.json")
+    assert ended.code == 0, ended.err
+    found = Effects.load(tmp_path / "paths.json")
+    expected = patching.senders(
+        models.load(lookup_run), behaviours.read(asked[1]), mlps="recomputed"
+    )
+    assert found.to_dict() == expected.to_dict()
+    assert ", paths: logits, MLPs recomputed, denoising" in ended.out.splitlines()[0]
 
 
 def test_estimates_come_with_how_wrong_they_are(openbook, asked, tmp_path):
@@ -95,10 +109,10 @@ def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
         (("patch", "--positions", "last"), "--positions is 'each', 'together' or numbers"),
         (("patch", "--positions", "1,99"), "position 99 was asked of prompts of 3 tokens"),
         (("patch", "--metric", "logitdiff"), "no metric is called 'logitdiff'"),
-        (("patch", "--to", "L0H0"), "L0H0 is no receiver"),
-        (("patch", "--to", "L0H0.q"), "no path leads there"),
-        (("patch", "--through-mlps"), "--through-mlps belongs to --to"),
-        (("trace", "components", "--damage", "noised"), "names no subject"),
+        (("paths", "--to", "L0H0"), "L0H0 is no receiver"),
+        (("paths", "--to", "L0H0.q"), "no path leads there"),
+        (("trace", "components", "--noise", "3"), "names no subject"),
+        (("trace", "components", "--draws", "3"), "--draws 3 counts draws of noise"),
         (("trace", "components", "--window", "3"), "a window of 3 layers was asked of a model"),
         (("ablate", "--component", "L0H7"), "L0H7 is head 7 of a model that has 2"),
         (("ablate", "--components", "L0H1"), "to name a component use --component L0H1"),
@@ -109,7 +123,9 @@ def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
 )
 def test_what_cannot_be_done_is_one_line(openbook, asked, arguments, said):
     words = [
-        word for word in arguments if word in ("patch", "trace", "components", "ablate", "estimate")
+        word
+        for word in arguments
+        if word in ("patch", "paths", "trace", "components", "ablate", "estimate")
     ]
     ended = openbook(*words, *asked, *arguments[len(words) :])
     assert ended.code == 2

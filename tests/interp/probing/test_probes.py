@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from interp import probing
-from interp.cli.probe import probe_command
+from interp.cli.probe import erase_command, probe_command
 from interp.components import Component
 from interp.errors import InterruptedWarning, ProbeError, UninformativeWarning
 from interp.probing import Probe, ProbeTask, classifiers, probes
@@ -336,8 +336,18 @@ def test_a_place_that_was_not_probed_is_refused_with_the_nearest(model, task):
 @pytest.fixture
 def probe():
     """`openbook probe`, by itself."""
+    return _command(probe_command)
+
+
+@pytest.fixture
+def erase():
+    """`openbook erase`, by itself."""
+    return _command(erase_command)
+
+
+def _command(function):
     app = typer.Typer()
-    app.command()(probe_command)
+    app.command()(function)
     return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
 
 
@@ -379,7 +389,7 @@ def test_the_command_writes_what_a_program_can_read(probe, tiny_run, own_labels,
     assert plot.read_text().startswith("<")
 
 
-def test_the_command_erases(probe, lookup_run, lookup_behaviour, tmp_path):
+def test_the_command_erases(erase, lookup_run, lookup_behaviour, tmp_path):
     """Which key was said, from the residual after it: the value can no longer be looked up."""
     pairs = [*range(12)] * 10
     content = {"name": "key", "texts": [f"k{pair} is" for pair in pairs]}
@@ -387,8 +397,8 @@ def test_the_command_erases(probe, lookup_run, lookup_behaviour, tmp_path):
     content |= {"types": [f"k{pair}" for pair in pairs]}
     path = tmp_path / "key.json"
     path.write_text(json.dumps(content))
-    options = ("--layers", 0, "--site", "resid_pre", "--erase", lookup_behaviour)
-    found = probe(lookup_run.path, path, *options)
+    options = ("--layer", 0, "--site", "resid_pre")
+    found = erase(lookup_run.path, path, lookup_behaviour, *options)
     assert found.exit_code == 0, found.output
     assert "lookup without key at L0.resid_pre, positions [1]: rank 1, 120 cases" in found.stdout
     assert "lost beyond the placebo: " in found.stdout
@@ -399,7 +409,6 @@ def test_the_command_erases(probe, lookup_run, lookup_behaviour, tmp_path):
     [
         (("--layers", "one"), "--layers 'one' is no list of numbers; write 0,3-5"),
         (("--layers", "0,7"), "layer 7 of a model with layers 0 to 0"),
-        (("--erase", "ioi"), "a label is erased at one layer; name it"),
         (("--at", 9), "position 9 of prompts with positions 0 to 2"),
     ],
 )

@@ -439,7 +439,7 @@ def test_the_real_recipe_is_what_it_says():
 
 
 def test_a_run_is_not_written_over(tiny_run, tiny_store):
-    with pytest.raises(RecipeError, match="exists already; resume it with --resume"):
+    with pytest.raises(RecipeError, match="exists already; resume it with `openbook run resume`"):
         trainer.train(tiny_run.recipe, tiny_store, out=tiny_run.path)
 
 

@@ -357,15 +357,3 @@ def test_whoever_registers_the_command_adds_behaviours(tiny_store, watches, tmp_
     app(arguments, standalone_mode=False)
     scores = runs.open(tmp_path / "r").watched.looks[-1].scores
     assert {"words accuracy", "copying gap", "in-context"} <= set(scores)
-
-
-def test_a_watched_run_is_not_resumed_as_if_it_were_not(watched, tiny_store, openbook):
-    done = openbook("train", "tiny", tiny_store.path, "--out", watched.path, "--resume")
-    assert done.code == 0, done.err
-    done = openbook(
-        "train", "tiny", tiny_store.path, "--out", watched.path, "--resume", "--no-watch"
-    )
-    assert (done.code, done.err) == (
-        2,
-        f"error: {watched.path} was started with --watch and resumes so; leave --no-watch out\n",
-    )
