@@ -185,7 +185,7 @@ def trace_documents(
     asked = _question(opened, question, target, seed)
     name = method or attribution.FUSED
     methods = _with_options(
-        attribution.chosen(name, opened, words=target is not None),
+        attribution.choose_methods(name, opened, words=target is not None),
         gradient={
             "kind": kind,
             "rank": rank,
