@@ -30,7 +30,7 @@ import machine
 
 from data_attribution import evaluation, token_index
 from data_attribution.errors import IndexMissing
-from data_attribution.evaluation import Asked, Evaluation
+from data_attribution.evaluation import Evaluation, EvaluationOptions
 from train import progress, runs
 
 
@@ -53,7 +53,7 @@ def main() -> int:
         token_index.open(run.store)
     except IndexMissing:
         token_index.build(run.store)
-    asked = Asked(
+    asked = EvaluationOptions(
         n=arguments.facts,
         k=10,
         patched=4,

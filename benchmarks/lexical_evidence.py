@@ -14,14 +14,14 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import machine
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_attribution import lexical, token_index
+from data_attribution import lexical, queries, token_index
+from data_attribution.request import Request
 from interp import behaviours
 from train.data import build_store, open_corpus
 
@@ -61,8 +61,7 @@ def report(index: token_index.TokenIndex, places: np.ndarray, shared: float) -> 
     facts = stated_facts(index)
     for fact in facts:
         asked = behaviours.load(f"fact:{fact['entity']}", index.store, n_prompts=1)
-        clean, corrupt, answer = map(np.asarray, (asked.clean, asked.corrupt, asked.answer))
-        (bag,) = lexical.prompt_bags(clean, corrupt, answer, index.store.eot)
+        (bag,) = lexical.prompt_bags(index.store, asked)
         bag = {token: shared if weight < 1 else weight for token, weight in bag.items()}
         ranked = lexical.rank_by_words(index, [bag]).documents.tolist()
         true = set(places[fact["documents"]].tolist())
@@ -84,8 +83,7 @@ def candidates(index: token_index.TokenIndex, places: np.ndarray, limit: int) ->
     found = defaultdict(list)
     for fact in stated_facts(index):
         asked = behaviours.load(f"fact:{fact['entity']}", index.store, n_prompts=1)
-        # All that is read of a request.
-        request: Any = SimpleNamespace(index=index, target=asked, progress=None)
+        request = Request(None, index, asked, queries.query_of_behaviour(asked))
         kind = "never in the asked form" if fact["paraphrase_only"] else "in the asked form"
         there = np.isin(places[fact["documents"]], lexical.candidates(request, limit=limit))
         found[kind].append(there.mean())

@@ -134,7 +134,9 @@ def measured(seed: int, n: int, out: Path) -> list[Row]:
     for (head, question), answers in zip(asked, actual, strict=True):
         both = [(head, question), (None, question), (head, copying), (None, copying)]
         pairs = zip(METHODS, both, strict=True)
-        scores = {name: through[where].products(what).mean(axis=1) for name, (where, what) in pairs}
+        scores = {
+            name: through[where].products(what)[0].mean(axis=1) for name, (where, what) in pairs
+        }
         scores |= {"length": run.store.lengths[documents] + 1.0, "random": drawn}
         whole = {
             name: evaluation.spread(documents, one, run.store.n_documents)

@@ -67,8 +67,8 @@ def removed(
     """The first k documents of every fact taken out, by each method, beside random ones."""
     indexed(run)
     chosen = evaluation.planted_facts(run, least=k, most=k)
-    rankings = evaluation.by_method(run, chosen)
-    tops = {one: evaluation.shared_read(run, rankings[one].by_case, first=k) for one in methods}
+    rankings = evaluation.rankings_by_method(run, chosen)
+    tops = {one: evaluation.first_read(run, rankings[one].by_case, first=k) for one in methods}
     some = evaluation.apart(chosen)
     print(
         f"{len(chosen)} facts are stated {k} times, {len(some)} of them by documents of their own"

@@ -27,9 +27,9 @@ __all__ = [
     "LONGEST",
     "TEXT",
     "Query",
-    "asked",
     "encoded",
     "measure_query",
+    "query_for",
     "query_of_behaviour",
     "query_of_text",
     "query_scores",
@@ -154,34 +154,34 @@ def query_of_text(
     return Query(name, "nats a token", tokens, score, apart=True)
 
 
-def asked(
+def query_for(
     target: str | Behaviour | None,
-    question: Query | None = None,
+    query: Query | None = None,
     metric: Metric | None = None,
     *,
     tokenizer: Tokenizer,
     n_ctx: int,
 ) -> Query:
-    """Return `question` if given, else the query for the target.
+    """Return `query` if there is one, else the query for the target.
 
     Raises:
-        EvidenceError: There is neither a target nor a question, or a metric is given for something
+        EvidenceError: There is neither a target nor a query, or a metric is given for something
             that already is a number.
         QueryError: The text is empty or too long.
 
     Examples:
-        >>> queries.asked(ioi, tokenizer=run.tokenizer, n_ctx=64).name
+        >>> queries.query_for(ioi, tokenizer=run.tokenizer, n_ctx=64).name
         'ioi'
     """
     ids = encoded(target, tokenizer) if isinstance(target, str) else []
-    if metric is not None and (ids or question is not None):
-        name = "the probability of a text" if question is None else repr(question.name)
+    if metric is not None and (ids or query is not None):
+        name = "the probability of a text" if query is None else repr(query.name)
         raise EvidenceError(
             f"{name} is a number already, and the metric {metric.name} was given beside it; leave "
             "one of them out"
         )
-    if question is not None:
-        return question
+    if query is not None:
+        return query
     if target is None:
         raise EvidenceError("nothing was asked; give a text, a behaviour or a question")
     if isinstance(target, str):

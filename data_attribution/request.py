@@ -1,6 +1,6 @@
 """The request: the input of every attribution method, with a run, a query and the token index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
 
 
-__all__ = ["Candidates", "Progress", "Request"]
+__all__ = ["Candidates", "Progress", "Request", "run_and_seed"]
 
 Progress = Callable[[str, int, int | None], None] | None
 Candidates = Int64[np.ndarray, " document"] | None
@@ -31,7 +31,6 @@ class Request:
         query: Quantity that is measured and differentiated, one number per prompt.
         candidates: Documents to score; None: the method chooses them, and gives their number in
             `details`.
-        limit: Number of documents wanted; a method may rank more.
         seed: Seed for everything random: projections, samples.
         progress: Callback for (what, done, total).
     """
@@ -41,7 +40,6 @@ class Request:
     target: str | Behaviour | None
     query: Query
     candidates: Candidates = None
-    limit: int = 50
     seed: int = 0
     progress: Progress = None
 
@@ -62,3 +60,18 @@ class Request:
         if self.target is None:
             raise EvidenceError(f"{self.query.name!r} has no words; give a text beside it")
         return self.target
+
+
+def run_and_seed(requests: Sequence[Request]) -> tuple[Any, int]:
+    """Return the run and the seed of requests that are answered together.
+
+    Raises:
+        EvidenceError: There is no request, or they have several runs or seeds.
+    """
+    runs, seeds = {request.run.id for request in requests}, {request.seed for request in requests}
+    if len(runs) != 1 or len(seeds) != 1:
+        raise EvidenceError(
+            f"{len(requests)} requests to {len(runs)} runs with {len(seeds)} seeds cannot be "
+            "answered together; give one request or more, to one run with one seed"
+        )
+    return requests[0].run, requests[0].seed

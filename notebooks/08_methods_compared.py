@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_attribution import evaluation, token_index
-from data_attribution.evaluation import Asked
+from data_attribution.evaluation import EvaluationOptions
 from interp import plots
 from train import runs
 
@@ -50,7 +50,7 @@ pd.DataFrame(
 # **Words do; gradients alone find fewer.** The measure is recall among the first ten documents, relative to the number that could be there. Gradients also rank documents that *pull in the same direction*: other statements with the same value or in the same form. That is not an error; they answer another question. The intervals are Wilson intervals over facts.
 
 # %%
-table = evaluation.evaluate(run, Asked(n=20, patched=4))
+table = evaluation.evaluate(run, EvaluationOptions(n=20, patched=4))
 print(table.lines())
 
 # %%
@@ -88,7 +88,7 @@ tail_patches
 # **Replay does.** The last steps of the run are trained again forty times, each time without a random twentieth of the documents that they read. The linear datamodelling score (LDS) is the rank correlation between the predicted and the actual results. All methods are scored on the same well-known facts, stated 64 times or more, so that these steps read some statements of each. Replay differentiates through exactly these steps. Words and gradients were not designed for this: they say nothing about documents that share nothing with the fact, but such documents change it too.
 
 # %%
-lds_settings = Asked(n=2, least=64, patched=0, replayed=2, subsets=40, steps=24)
+lds_settings = EvaluationOptions(n=2, least=64, patched=0, replayed=2, subsets=40, steps=24)
 retraining_table = evaluation.evaluate(run, lds_settings)
 scores = retraining_table.to_frame()
 scores = scores[scores["measure"] == "LDS"]

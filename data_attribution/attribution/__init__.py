@@ -6,7 +6,12 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from data_attribution.attribution.attribute import ask, chosen, documents
+    from data_attribution.attribution.attribute import (
+        choose_methods,
+        documents,
+        make_request,
+        rank_many,
+    )
     from data_attribution.attribution.fusion import fuse
     from data_attribution.attribution.methods import (
         BM25,
@@ -35,12 +40,13 @@ __all__ = [
     "Replay",
     "Source",
     "Sources",
-    "ask",
-    "chosen",
+    "choose_methods",
     "documents",
     "excerpt",
     "fuse",
+    "make_request",
     "parse",
+    "rank_many",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

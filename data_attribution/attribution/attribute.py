@@ -1,4 +1,8 @@
-"""The main function of attribution: `documents(run, target)` ranks the documents that a run read.
+"""The main functions of attribution: rank the documents that a run read, for one target or many.
+
+`documents(run, target)` ranks them for one target, fuses the methods and returns sources.
+`rank_many(run, targets)` returns the rankings themselves, and does once what the targets have in
+common: the gradient of a document is collected once, and one replay answers all queries.
 
 Methods (`attribution.methods`) differ in what they look at, what they cost and how strong their
 evidence is; `attribution.sources` lists the grades of evidence.
@@ -28,13 +32,20 @@ from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking
 from data_attribution.request import Candidates, Progress, Request
+from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
 from interp.metrics import Metric
 from train.data import Order, TokenStore, near_duplicates
 from train.runs import Run
 
 
-__all__ = ["ReadableRun", "ask", "chosen", "documents", "evidence"]
+__all__ = [
+    "ReadableRun",
+    "choose_methods",
+    "documents",
+    "make_request",
+    "rank_many",
+]
 
 HEAD = 20  # near-duplicates are searched among the first 20 documents per requested source
 
@@ -98,21 +109,20 @@ def documents(
     """
     if limit < 1:
         raise EvidenceError(f"a limit of {limit} documents was asked for; give 1 or more")
-    asked = chosen(methods, run, words=target is not None)
-    names = [one.name for one in asked]
-    _refuse_idle(asked, query, metric)
-    request = ask(
+    used = choose_methods(methods, run, words=target is not None)
+    names = [method.name for method in used]
+    _refuse_idle(used, query, metric)
+    request = make_request(
         run,
         target,
         query=query,
         metric=metric,
-        limit=limit,
         candidates=candidates,
         seed=seed,
         progress=progress,
     )
-    found = evidence(request, asked)
-    ranking = fusion.fuse(found)
+    (evidence,) = _rankings([request], used)
+    ranking = fusion.fuse(evidence)
     _refuse_nothing(request, "+".join(names), ranking)
     head = ranking.documents[: limit * HEAD].tolist()
     cited = passages.sources(
@@ -120,28 +130,89 @@ def documents(
         request.index,
         ranking,
         limit=limit,
-        grades=_grades(found, asked),
-        evidence=found,
+        grades=_grades(evidence, used),
+        evidence=evidence,
         fold=fold,
         near=near_duplicates(run.store, head, among=head),
     )
-    every = [one.name for one in chosen(methods, run)] if isinstance(methods, str) else names
-    left_out = [one for one in every if one not in names]
-    about = _provenance(request, asked, ranking, found, cited) | {"left out": left_out}
-    follows = any(one.needs_weights for one in asked)
+    all_methods = choose_methods(methods, run) if isinstance(methods, str) else used
+    left_out = [method.name for method in all_methods if method.name not in names]
+    about = _provenance(request, used, ranking, evidence, cited) | {"left out": left_out}
+    follows = any(method.needs_weights for method in used)
     if isinstance(target, Behaviour) and follows and query is None:
         about["metric"] = metric.name if metric else "logit difference"
     return Sources(request.name, _label(methods, names), cited.items, about)
 
 
+def rank_many(
+    run: Run | ReadableRun,
+    targets: Sequence[str | Behaviour | Query],
+    *,
+    methods: str | Sequence[Method] = FUSED,
+    candidates: Candidates = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> list[dict[str, Ranking]]:
+    """Rank the documents for every target by every method; `fuse` joins the rankings of a target.
+
+    Each ranking is the one that `documents` uses for that target alone. Documents that the run
+    never read are not left out yet, and copies are not folded.
+
+    Args:
+        targets: Texts, behaviours, or queries. A query has no words: if there is one, `fused`
+            leaves the word-based methods out for all targets.
+        methods, candidates, seed: As in `documents`.
+
+    Returns:
+        For each target the ranking of each method, by the name of the method.
+
+    Raises:
+        EvidenceError: There is no target or no such method, or a method cannot answer a target.
+        QueryError: A target holds no token to search for, or too many.
+        IndexMissing: The run's token store has no index.
+    """
+    if not targets:
+        raise EvidenceError("no targets were given to rank documents for; give one or more")
+    words = not any(isinstance(target, Query) for target in targets)
+    used = choose_methods(methods, run, words=words)
+    index = token_index.open(run.store)
+    requests = [
+        make_request(
+            run,
+            None if isinstance(target, Query) else target,
+            query=target if isinstance(target, Query) else None,
+            candidates=candidates,
+            index=index,
+            seed=seed,
+            progress=progress,
+        )
+        for target in targets
+    ]
+    return _rankings(requests, used)
+
+
+def _rankings(requests: Sequence[Request], methods: Sequence[Method]) -> list[dict[str, Ranking]]:
+    """Return for each request the methods' rankings, restricted to its candidates if it has any."""
+    by_method = {method.name: method.rank_documents(requests) for method in methods}
+    return [
+        {
+            name: rankings[place]
+            if request.candidates is None
+            else rankings[place].among(request.candidates)
+            for name, rankings in by_method.items()
+        }
+        for place, request in enumerate(requests)
+    ]
+
+
 def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
     """Return the requested name of the evidence if all its methods answered, else their names."""
-    if isinstance(methods, str) and [one.name for one in parse(methods)] == [*names]:
+    if isinstance(methods, str) and [method.name for method in parse(methods)] == [*names]:
         return methods
     return FUSED if tuple(names) == DEFAULT else "+".join(names)
 
 
-def chosen(
+def choose_methods(
     methods: str | Sequence[Method], run: Run | ReadableRun, *, words: bool = True
 ) -> tuple[Method, ...]:
     """Return the methods to use: the given ones, or those that a name stands for.
@@ -154,37 +225,40 @@ def chosen(
             without words.
 
     Examples:
-        >>> attribution.chosen("lexical", run)
+        >>> attribution.choose_methods("lexical", run)
         (Lexical(),)
     """
     if isinstance(methods, str):
-        asked = parse(methods, words=words, weights=isinstance(run, Run))
+        used = parse(methods, words=words, weights=isinstance(run, Run))
     else:
-        asked = tuple(methods)
-    names = [one.name for one in asked]
+        used = tuple(methods)
+    names = [method.name for method in used]
     if len(set(names)) < len(names) or not names:
         raise EvidenceError(f"methods {names}: give at least one, and none of a kind twice")
-    for one in asked:
-        if not (words or one.needs_weights):
+    for method in used:
+        if not (words or method.needs_weights):
             raise EvidenceError(
-                f"a question has no words that {one.name} evidence could look for; give a text or "
-                "a behaviour beside it, or take the method gradient or replay"
+                f"a question has no words that {method.name} evidence could look for; give a text "
+                "or a behaviour beside it, or take the method gradient or replay"
             )
-    return asked
+    return used
 
 
-def ask(
+def make_request(
     run: Run | ReadableRun,
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,
     metric: Metric | None = None,
-    limit: int = 50,
     candidates: Candidates = None,
+    index: TokenIndex | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> Request:
     """Return the request for a target, for a target and a query, or for a query alone.
+
+    Args:
+        index: Token index of the run's store, if it is already open.
 
     Raises:
         EvidenceError: There is neither a target nor a query, or a metric is given for something
@@ -193,40 +267,24 @@ def ask(
         IndexMissing: The run's token store has no index.
 
     Examples:
-        >>> request = attribution.ask(run, fact, limit=5)
-        >>> request.name, request.limit
+        >>> request = attribution.make_request(run, fact, seed=5)
+        >>> request.name, request.seed
         ('fact:runethi', 5)
     """
-    query = queries.asked(
+    query = queries.query_for(
         target, query, metric, tokenizer=run.store.tokenizer, n_ctx=run.order.context
     )
-    return Request(
-        run,
-        token_index.open(run.store),
-        target,
-        query,
-        candidates=candidates,
-        limit=limit,
-        seed=seed,
-        progress=progress,
-    )
+    index = index or token_index.open(run.store)
+    return Request(run, index, target, query, candidates=candidates, seed=seed, progress=progress)
 
 
-def evidence(request: Request, methods: Sequence[Method]) -> dict[str, Ranking]:
-    """Return each method's ranking, restricted to the request's candidates if it names some."""
-    found = {one.name: one.rank_documents(request) for one in methods}
-    if request.candidates is None:
-        return found
-    return {name: one.among(request.candidates) for name, one in found.items()}
-
-
-def _refuse_idle(asked: Sequence[Method], query: Query | None, metric: Metric | None) -> None:
+def _refuse_idle(methods: Sequence[Method], query: Query | None, metric: Metric | None) -> None:
     """Raise EvidenceError for a query or metric that none of the methods would look at."""
-    for given, said in ((query, "a question"), (metric, "a metric")):
-        if given is not None and not any(one.needs_weights for one in asked):
-            names = "+".join(one.name for one in asked)
+    for value, name in ((query, "a question"), (metric, "a metric")):
+        if value is not None and not any(method.needs_weights for method in methods):
+            names = "+".join(method.name for method in methods)
             raise EvidenceError(
-                f"{said} was given, and {names} evidence does not look at that; take the method "
+                f"{name} was given, and {names} evidence does not look at that; take the method "
                 "gradient or replay, or fuse it with others: lexical+gradient"
             )
 
@@ -246,12 +304,13 @@ def _provenance(
     request: Request,
     methods: Sequence[Method],
     ranking: Ranking,
-    found: Mapping[str, Ranking],
+    evidence: Mapping[str, Ranking],
     cited: Cited,
 ) -> dict[str, Any]:
     """Return the provenance: run, store, index, formula, and the details of each method."""
     run = request.run
-    within = next((one.components for one in methods if isinstance(one, Gradient)), None)
+    gradient = next((method for method in methods if isinstance(method, Gradient)), Gradient())
+    within = gradient.components
     return {
         "run": run.id,
         "knowledge": run.knowledge,
@@ -263,13 +322,14 @@ def _provenance(
         "candidates": len(ranking.documents),
         "unread": cited.unread,
         "folded": cited.folded,
-        **{name: part.details for name, part in found.items() if part.details},
+        **{name: part.details for name, part in evidence.items() if part.details},
     }
 
 
-def _grades(found: Mapping[str, Ranking], methods: Sequence[Method]) -> dict[int, str]:
+def _grades(evidence: Mapping[str, Ranking], methods: Sequence[Method]) -> dict[int, str]:
     """Return for each document the strongest grade among the methods that speak for it."""
     grades: dict[int, str] = {}
-    for one in sorted(methods, key=lambda method: GRADES.index(method.grade)):
-        grades.update(dict.fromkeys(fusion.speaking(found[one.name]).tolist(), one.grade))
+    for method in sorted(methods, key=lambda method: GRADES.index(method.grade)):
+        documents = fusion.speaking(evidence[method.name]).tolist()
+        grades.update(dict.fromkeys(documents, method.grade))
     return grades

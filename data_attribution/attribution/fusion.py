@@ -51,9 +51,9 @@ def fuse(evidence: Mapping[str, Ranking]) -> Ranking:
         EvidenceError: There is nothing to fuse.
 
     Examples:
-        >>> request = attribution.ask(run, fact)
+        >>> request = attribution.make_request(run, fact)
         >>> methods = (attribution.Lexical(), attribution.BM25())
-        >>> rankings = {method.name: method.rank_documents(request) for method in methods}
+        >>> rankings = {method.name: method.rank_documents([request])[0] for method in methods}
         >>> fused = attribution.fuse(rankings)
         >>> fused.documents[:2].tolist()
         [28867, 28874]

@@ -10,14 +10,12 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-import numpy as np
-
 from data_attribution import gradients, lexical, metagradients
-from data_attribution.errors import EvidenceError, QueryError
+from data_attribution.errors import EvidenceError
 from data_attribution.gradients import GradientOptions
 from data_attribution.metagradients import ReplayOptions
 from data_attribution.ranking import Ranking
@@ -43,8 +41,12 @@ class Method(Protocol):
     grade: ClassVar[str]
     needs_weights: ClassVar[bool]
 
-    def rank_documents(self, request: Request) -> Ranking:
-        """Rank the documents of a request, best first."""
+    def rank_documents(self, requests: Sequence[Request]) -> list[Ranking]:
+        """Rank the documents for each request, best first.
+
+        The requests are to one run with one seed, so that a method can do once what they have in
+        common. Each ranking is that of its request alone.
+        """
         ...
 
 
@@ -62,25 +64,9 @@ class Lexical:
     grade: ClassVar[str] = "lexical"
     needs_weights: ClassVar[bool] = False
 
-    def rank_documents(self, request: Request) -> Ranking:
-        """Rank by words.
-
-        Raises:
-            EvidenceError: The query has no words.
-            QueryError: A prompt holds no token of text.
-        """
-        target, index = request.words, request.index
-        if isinstance(target, str):
-            found = lexical.rank_by_spans(index, target, request.progress)
-            return replace(found, formula="maximal spans")
-        clean, corrupt = np.asarray(target.clean), np.asarray(target.corrupt)
-        bags = lexical.prompt_bags(clean, corrupt, np.asarray(target.answer), index.store.eot)
-        if not bags or not all(bags):
-            raise QueryError(
-                f"behaviour {target.name!r} has a prompt without a single token of text"
-            )
-        formula = f"bm25 k1={lexical.K1} b={lexical.B} shared={lexical.SHARED}"
-        return replace(lexical.rank_by_words(index, bags, request.progress), formula=formula)
+    def rank_documents(self, requests: Sequence[Request]) -> list[Ranking]:
+        """Rank by words, weighted by what the target is about."""
+        return [lexical.rank_lexically(request) for request in requests]
 
 
 @dataclass(frozen=True)
@@ -97,9 +83,9 @@ class BM25:
     grade: ClassVar[str] = "lexical"
     needs_weights: ClassVar[bool] = False
 
-    def rank_documents(self, request: Request) -> Ranking:
+    def rank_documents(self, requests: Sequence[Request]) -> list[Ranking]:
         """Rank by words, with the same weight for every token."""
-        return lexical.rank_by_bm25(request)
+        return [lexical.rank_by_bm25(request) for request in requests]
 
 
 @dataclass(frozen=True)
@@ -131,12 +117,13 @@ class Gradient:
     needs_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.options(0)  # raises EvidenceError for options that do not fit
+        _ = self.options  # raises EvidenceError for options that do not fit
 
-    def options(self, seed: int) -> GradientOptions:
-        """Return how gradients are compared, with the given seed of their projections."""
+    @property
+    def options(self) -> GradientOptions:
+        """Return how gradients are compared; the seed of their projections is that of a request."""
         return GradientOptions(
-            self.kind, self.log_odds, self.steps, self.rank, seed, damping=self.damping
+            self.kind, self.log_odds, self.steps, self.rank, damping=self.damping
         )
 
     @property
@@ -149,11 +136,9 @@ class Gradient:
             chosen = chosen.top(gradients.TOP_WEIGHTS)
         return tuple(map(str, chosen))
 
-    def rank_documents(self, request: Request) -> Ranking:
-        """Rank by gradients at a checkpoint."""
-        return gradients.rank_by_gradients(
-            request, within=self.components, how=self.options(request.seed)
-        )
+    def rank_documents(self, requests: Sequence[Request]) -> list[Ranking]:
+        """Rank by gradients, collected once for the candidates of all requests."""
+        return gradients.rank_by_gradients(requests, within=self.components, how=self.options)
 
 
 @dataclass(frozen=True)
@@ -185,9 +170,9 @@ class Replay:
         """Return which steps are replayed, and where their states are stored."""
         return ReplayOptions(self.steps, self.room, self.scratch)
 
-    def rank_documents(self, request: Request) -> Ranking:
-        """Rank by differentiating through the last steps of training."""
-        return metagradients.rank_by_replay(request, window=self.options)
+    def rank_documents(self, requests: Sequence[Request]) -> list[Ranking]:
+        """Rank by differentiating through the last steps of training, once for all requests."""
+        return metagradients.rank_by_replay(requests, window=self.options)
 
 
 FUSED = "fused"

@@ -83,7 +83,7 @@ def evaluate_command(
     from train import progress, runs
 
     opened = runs.open(path, store=store)
-    asked = evaluation.Asked(
+    asked = evaluation.EvaluationOptions(
         n=facts,
         k=k,
         each=candidates,

@@ -306,7 +306,7 @@ def _ranked(
     from train import progress
 
     name = options.method or attribution.FUSED
-    chosen = attribution.chosen(name, opened, words=target is not None)
+    chosen = attribution.choose_methods(name, opened, words=target is not None)
     with progress.bar("tracing") as advance:
         sources = attribution.documents(
             opened,

@@ -6,7 +6,6 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from data_attribution.evaluation.batch_rankings import by_method, shared_read
     from data_attribution.evaluation.facts import planted_facts
     from data_attribution.evaluation.lds import (
         Lds,
@@ -17,7 +16,11 @@ if TYPE_CHECKING:
         spearman,
         spread,
     )
-    from data_attribution.evaluation.method_evaluation import Asked, evaluate
+    from data_attribution.evaluation.method_evaluation import (
+        EvaluationOptions,
+        evaluate,
+        rankings_by_method,
+    )
     from data_attribution.evaluation.removal_curves import (
         CurvePoint,
         Ratio,
@@ -26,24 +29,25 @@ if TYPE_CHECKING:
         removal_curves_of,
     )
     from data_attribution.evaluation.result import Evaluation
+    from data_attribution.evaluation.scope import first_read
 
 __all__ = [
-    "Asked",
     "CurvePoint",
     "Evaluation",
+    "EvaluationOptions",
     "Lds",
     "Ratio",
     "RemovalCurves",
     "apart",
-    "by_method",
     "draw_subsets",
     "evaluate",
+    "first_read",
     "lds_score",
     "planted_facts",
     "predicted_change",
+    "rankings_by_method",
     "removal_curves_of",
     "retrained_on_subsets",
-    "shared_read",
     "spearman",
     "spread",
 ]

@@ -15,15 +15,16 @@ documents that these steps read (`scope`).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from jaxtyping import Float64
 
-from data_attribution import metagradients, queries
+from data_attribution import attribution, lexical, metagradients, queries
+from data_attribution.attribution import Method
 from data_attribution.counterfactuals import Retrainings
 from data_attribution.errors import EvidenceError
 from data_attribution.evaluation import (
-    batch_rankings,
     facts,
     lds,
     removal_curves,
@@ -32,17 +33,17 @@ from data_attribution.evaluation import (
     scope,
     tail_patch,
 )
-from data_attribution.evaluation.batch_rankings import Ranked
 from data_attribution.evaluation.facts import KINDS, FactCase
 from data_attribution.evaluation.lds import Subset
 from data_attribution.evaluation.result import Evaluation, Row
-from data_attribution.evaluation.scope import Scope
+from data_attribution.evaluation.scope import CaseRankings, Scope
+from data_attribution.request import Candidates
 from interp import behaviours, patching
 from interp.statistics import wilson
 from train.runs import Run
 
 
-__all__ = ["Asked", "evaluate", "localised"]
+__all__ = ["EvaluationOptions", "evaluate", "localised", "rankings_by_method"]
 
 # Largest number of documents used of a ranking; facts are stated 128 times at most.
 DEPTH = 200
@@ -54,8 +55,8 @@ Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Settings of an evaluation.
+class EvaluationOptions:
+    """Options of an evaluation.
 
     Attributes:
         n: Number of facts of each kind.
@@ -90,7 +91,7 @@ class Asked:
 
 def evaluate(
     run: Run,
-    asked: Asked | None = None,
+    options: EvaluationOptions | None = None,
     *,
     within: Sequence[str] | None = None,
     out: Path | None = None,
@@ -107,54 +108,117 @@ def evaluate(
             removed.
         IndexMissing: The run's token store has no index.
     """
-    asked = asked or Asked()
-    chosen = facts.planted_facts(run, n=asked.n, least=asked.least, seed=asked.seed)
+    options = options or EvaluationOptions()
+    cases = facts.planted_facts(run, n=options.n, least=options.least, seed=options.seed)
     # Checked before anything expensive, because it depends on the truth table alone.
-    removable = _removable(chosen, asked.k) if asked.removal else []
-    span = metagradients.span(run, asked.steps)
-    names = tuple(within) if within is not None else localised(run, chosen, progress=progress)
-    found = batch_rankings.by_method(
+    removable = _removable(cases, options.k) if options.removal else []
+    span = metagradients.span(run, options.steps)
+    names = tuple(within) if within is not None else localised(run, cases, progress=progress)
+    rankings = rankings_by_method(
         run,
-        chosen,
-        each=asked.each,
+        cases,
+        each=options.each,
         within=names,
-        replayed=scope.most_stated(chosen, asked.replayed),
-        span=span,
-        seed=asked.seed,
+        replayed=scope.most_stated(cases, options.replayed),
+        steps=options.steps,
+        seed=options.seed,
         progress=progress,
     )
-    exams = scope.of(chosen, found)
-    rows = [row for exam in exams for row in _recalls(run, exam, found, asked.k)]
-    if asked.patched:
-        rows += [row for exam in exams for row in _patched(run, exam, found, asked, progress)]
-    if asked.removal:
-        rows += _removed(run, removable, found, asked, out, progress)
-    if asked.subsets:
-        rows += _foretold(run, exams, found, asked, span, out, progress)
+    scopes = scope.of(cases, rankings)
+    rows = [row for part in scopes for row in _recalls(run, part, rankings, options.k)]
+    if options.patched:
+        rows += [row for part in scopes for row in _patched(run, part, rankings, options, progress)]
+    if options.removal:
+        rows += _removed(run, removable, rankings, options, out, progress)
+    if options.subsets:
+        rows += _foretold(run, scopes, rankings, options, span, out, progress)
     provenance = {
         "run": run.id,
         "store": run.store.fingerprint,
-        "facts": [case.name for case in chosen],
-        "candidates": found["gradient"].n_documents,
+        "facts": [case.name for case in cases],
+        # Gradients rank all candidates, and the same ones for every fact.
+        "candidates": len(rankings["gradient"].by_case[cases[0].name].documents),
         "within": list(names),
-        "seconds": {name: round(one.seconds, 2) for name, one in found.items()},
-        "asked": vars(asked),
-        "steps": [*span] if asked.subsets or asked.replayed else None,
+        "seconds": {name: round(one.seconds, 2) for name, one in rankings.items()},
+        "asked": vars(options),
+        "steps": [*span] if options.subsets or options.replayed else None,
     }
-    if len(exams) > 1:
-        provenance["replayed"] = exams[-1].described()
+    if len(scopes) > 1:
+        provenance["replayed"] = scopes[-1].described()
     return Evaluation(tuple(rows), provenance)
+
+
+def rankings_by_method(
+    run: Run,
+    cases: Sequence[FactCase],
+    *,
+    each: int = 300,
+    within: Sequence[str] = (),
+    replayed: Sequence[FactCase] = (),
+    steps: int | None = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> dict[str, CaseRankings]:
+    """Rank the documents for every fact by every method.
+
+    Methods that search for words rank the whole store. Gradients are compared for the documents
+    that words name for any of the facts, and replay ranks the documents that its steps read.
+
+    Args:
+        each: Number of candidates per fact; gradients are collected for those of all facts.
+        within: Components of the localised gradients; without any, these are left out.
+        replayed: Facts for which replay is computed too; each costs about three times the training
+            of `steps`.
+        steps: Number of last steps that replay covers; None: one epoch, at most 1000.
+        seed: Seed of the projections.
+    """
+
+    def ranked(
+        method: Method, cases: Sequence[FactCase] = cases, candidates: Candidates = None
+    ) -> CaseRankings:
+        begin = perf_counter()
+        rankings = attribution.rank_many(
+            run,
+            [case.behaviour for case in cases],
+            methods=[method],
+            candidates=candidates,
+            seed=seed,
+            progress=progress,
+        )
+        by_case = {case.name: one[method.name] for case, one in zip(cases, rankings, strict=True)}
+        return CaseRankings(by_case, perf_counter() - begin)
+
+    requests = [attribution.make_request(run, case.behaviour) for case in cases]
+    named = [lexical.candidates(request, limit=each) for request in requests]
+    candidates = np.unique(np.concatenate(named))
+    rankings = {
+        "bm25": ranked(attribution.BM25()),
+        "lexical": ranked(attribution.Lexical()),
+        "gradient": ranked(attribution.Gradient(), candidates=candidates),
+    }
+    if within:
+        method = attribution.Gradient(within=tuple(within))
+        rankings["localised"] = ranked(method, candidates=candidates)
+    if replayed:
+        rankings["replay"] = ranked(attribution.Replay(steps=steps), replayed)
+    parts = {name: rankings[name] for name in attribution.DEFAULT}
+    fused = {
+        case.name: attribution.fuse({name: one.by_case[case.name] for name, one in parts.items()})
+        for case in cases
+    }
+    rankings["fused"] = CaseRankings(fused, sum(one.seconds for one in parts.values()))
+    return rankings
 
 
 def localised(
     run: Run,
-    chosen: Sequence[FactCase],
+    cases: Sequence[FactCase],
     *,
     k: int = PLACES,
     least: int = 16,
     progress: Progress = None,
 ) -> tuple[str, ...]:
-    """Return the k heads and MLPs whose patching restores facts most, on facts not in `chosen`.
+    """Return the k heads and MLPs whose patching restores facts most, on facts not in `cases`.
 
     Raises:
         EvidenceError: No other fact is stated `least` times and recalled.
@@ -163,7 +227,7 @@ def localised(
     effects: dict[str, list[float]] = {}
     others = [
         case
-        for case in facts.other_facts(run, tuple(chosen), least=least)
+        for case in facts.other_facts(run, tuple(cases), least=least)
         if behaviours.measure(model, case.behaviour).accuracy > 0.5
     ]
     if not others:
@@ -173,32 +237,36 @@ def localised(
         )
     for done, case in enumerate(others):
         for sweep in (patching.heads, patching.mlps):
-            found = sweep(model, case.behaviour)
-            for name in found.names:
-                effects.setdefault(name, []).append(float(found[name]))
+            sweep_effects = sweep(model, case.behaviour)
+            for name in sweep_effects.names:
+                effects.setdefault(name, []).append(float(sweep_effects[name]))
         if progress:
             progress("components of other facts", done + 1, len(others))
     return tuple(sorted(effects, key=lambda name: -np.mean(effects[name]))[:k])
 
 
-def _recalls(run: Run, exam: Scope, found: Mapping[str, Ranked], k: int) -> Iterator[Row]:
-    for method, top in exam.tops(run, found, exam.cases, first=DEPTH).items():
+def _recalls(run: Run, part: Scope, rankings: Mapping[str, CaseRankings], k: int) -> Iterator[Row]:
+    for method, top in part.tops(run, rankings, part.cases, first=DEPTH).items():
         for kind in KINDS:
-            measured = retrieval_metrics.retrieval_measures(top, exam.of_kind(kind), k=k)
+            measured = retrieval_metrics.retrieval_measures(top, part.of_kind(kind), k=k)
             for what in COLUMNS if len(measured.cases) else ():
                 mean = measured.mean(what)
                 title = TITLES[what].format(k=k)
                 bounds = mean.low, mean.high
-                yield result.row(method, kind + exam.label, title, mean.value, bounds, mean.n)
+                yield result.row(method, kind + part.label, title, mean.value, bounds, mean.n)
 
 
 def _patched(
-    run: Run, exam: Scope, found: Mapping[str, Ranked], asked: Asked, progress: Progress
+    run: Run,
+    part: Scope,
+    rankings: Mapping[str, CaseRankings],
+    options: EvaluationOptions,
+    progress: Progress,
 ) -> Iterator[Row]:
     """Yield the mean effect of a step on the first k documents, with intervals over facts."""
-    some = [case for kind in KINDS for case in exam.of_kind(kind, asked.patched)]
-    random = exam.random(run, first=asked.k, seed=asked.seed)
-    heads = exam.tops(run, found, some, first=asked.k)
+    some = [case for kind in KINDS for case in part.of_kind(kind, options.patched)]
+    random = part.random(run, first=options.k, seed=options.seed)
+    heads = part.tops(run, rankings, some, first=options.k)
     heads["random"] = dict.fromkeys((case.name for case in some), random)
     union = {case.name: sorted({d for head in heads.values() for d in head.get(case.name, ())})
              for case in some}  # fmt: skip
@@ -213,18 +281,18 @@ def _patched(
         for kind in KINDS:
             values = [
                 np.mean([moved[case.name][one] for one in head[case.name]])
-                for case in exam.of_kind(kind, asked.patched)
+                for case in part.of_kind(kind, options.patched)
                 if head.get(case.name)
             ]
-            yield from result.mean_row(method, kind + exam.label, "tail patch", np.array(values))
+            yield from result.mean_row(method, kind + part.label, "tail patch", np.array(values))
 
 
-def _removable(chosen: Sequence[FactCase], k: int) -> list[FactCase]:
+def _removable(cases: Sequence[FactCase], k: int) -> list[FactCase]:
     """Return facts stated by at least `k` documents, such that no document states two of them."""
-    some = removal_curves.apart([case for case in chosen if len(case.relevant) >= k])
+    some = removal_curves.apart([case for case in cases if len(case.relevant) >= k])
     if not some:
         raise EvidenceError(
-            f"none of the {len(chosen)} facts is stated by {k} documents that were read, so "
+            f"none of the {len(cases)} facts is stated by {k} documents that were read, so "
             "removing as many says nothing of it; take more facts or a smaller k"
         )
     return some
@@ -233,27 +301,26 @@ def _removable(chosen: Sequence[FactCase], k: int) -> list[FactCase]:
 def _removed(
     run: Run,
     some: Sequence[FactCase],
-    found: Mapping[str, Ranked],
-    asked: Asked,
+    rankings: Mapping[str, CaseRankings],
+    options: EvaluationOptions,
     out: Path | None,
     progress: Progress,
 ) -> Iterator[Row]:
     """Yield the facts' loss without their first k documents, and its ratio to random controls."""
-    methods = [name for name in ("fused", "bm25", "gradient") if name in found]
+    methods = [name for name in ("fused", "bm25", "gradient") if name in rankings]
     tops = {
-        name: batch_rankings.shared_read(run, found[name].by_case, first=asked.k)
-        for name in methods
+        name: scope.first_read(run, rankings[name].by_case, first=options.k) for name in methods
     }
     unrelated = [
         queries.query_of_behaviour(behaviours.load(name, run, n_prompts=32))
-        for name in asked.unrelated
+        for name in options.unrelated
     ]
     curves = removal_curves.removal_curves_of(
         Retrainings(run, "blank", None, out),
         some,
         tops,
-        ks=(asked.k,),
-        seeds=asked.removal,
+        ks=(options.k,),
+        seeds=options.removal,
         unrelated=unrelated,
         progress=progress,
     )
@@ -283,9 +350,9 @@ def _removed(
 
 def _foretold(
     run: Run,
-    exams: Sequence[Scope],
-    found: Mapping[str, Ranked],
-    asked: Asked,
+    scopes: Sequence[Scope],
+    rankings: Mapping[str, CaseRankings],
+    options: EvaluationOptions,
     span: tuple[int, int],
     out: Path | None,
     progress: Progress,
@@ -294,26 +361,26 @@ def _foretold(
 
     The random subsets are drawn from the documents read in the last steps.
     """
-    (first, last), cases = span, exams[0].cases
+    (first, last), cases = span, scopes[0].cases
     read = np.unique(np.concatenate([run.documents_read(step) for step in range(first, last + 1)]))
-    subsets = lds.draw_subsets(read, n=asked.subsets, seed=asked.seed)
+    subsets = lds.draw_subsets(read, n=options.subsets, seed=options.seed)
     retrained = lds.retrained_on_subsets(
         run, subsets, [case.question for case in cases], out=out, first=first, progress=progress
     )
     actual = {case.name: row for case, row in zip(cases, retrained, strict=True)}
-    draw, n = np.random.default_rng(asked.seed), run.store.n_documents
+    draw, n = np.random.default_rng(options.seed), run.store.n_documents
     # All scopes cover the same steps, so a second scope with the same facts would repeat the first.
-    for exam in exams[-1:] if len(exams[-1].cases) == len(cases) else exams:
-        for method in (*exam.methods, "random"):
+    for part in scopes[-1:] if len(scopes[-1].cases) == len(cases) else scopes:
+        for method in (*part.methods, "random"):
             for kind in KINDS:
                 rhos = []
-                for case in exam.of_kind(kind):
+                for case in part.of_kind(kind):
                     scores = draw.standard_normal(n)
-                    if method in found:
-                        ranking = found[method].by_case[case.name]
+                    if method in rankings:
+                        ranking = rankings[method].by_case[case.name]
                         scores = lds.spread(ranking.documents, ranking.scores, n)
                     rhos.append(lds_or_zero(scores, subsets, actual[case.name]))
-                yield from result.mean_row(method, kind + exam.label, "LDS", np.array(rhos))
+                yield from result.mean_row(method, kind + part.label, "LDS", np.array(rhos))
 
 
 def lds_or_zero(

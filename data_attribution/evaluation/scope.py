@@ -1,26 +1,33 @@
-"""Scopes: the facts on which methods are compared, and the documents that may be ranked.
+"""Scopes: the facts on which methods are compared, and the documents that may be ranked for them.
 
 Replay is expensive and sees only the last training steps, so it is evaluated on few facts and on
 the documents that these steps read. To keep the comparison fair, every other method is scored on
 that same subset as well: the same facts, and only those documents of its rankings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from data_attribution.evaluation import batch_rankings
-from data_attribution.evaluation.batch_rankings import Ranked
 from data_attribution.evaluation.facts import FactCase
+from data_attribution.ranking import Ranking
 from train.runs import Run
 
 
-__all__ = ["REPLAYED", "Scope", "most_stated", "of"]
+__all__ = ["REPLAYED", "CaseRankings", "Scope", "first_read", "most_stated", "of"]
 
 REPLAYED = ", replayed"
+
+
+@dataclass(frozen=True, eq=False)
+class CaseRankings:
+    """One method's rankings by name of the case, and the seconds it took for all of them."""
+
+    by_case: dict[str, Ranking]
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +60,18 @@ class Scope:
         }
 
     def tops(
-        self, run: Run, found: Mapping[str, Ranked], cases: Sequence[FactCase], *, first: int
+        self,
+        run: Run,
+        rankings: Mapping[str, CaseRankings],
+        cases: Sequence[FactCase],
+        *,
+        first: int,
     ) -> dict[str, dict[str, list[int]]]:
         """Return by method and case the first documents of its ranking that were read."""
         return {
-            method: batch_rankings.shared_read(
+            method: first_read(
                 run,
-                {case.name: found[method].by_case[case.name] for case in cases},
+                {case.name: rankings[method].by_case[case.name] for case in cases},
                 first=first,
                 among=self.among,
             )
@@ -69,34 +81,53 @@ class Scope:
     def random(self, run: Run, *, first: int, seed: int) -> list[int]:
         """Return random documents that were read, without any evidence for them."""
         drawn = np.random.default_rng(seed).permutation(run.store.n_documents).tolist()
-        return list(islice(batch_rankings.was_read(run, drawn, self.among), first))
+        return list(islice(_read(run, drawn, self.among), first))
 
 
-def of(chosen: Sequence[FactCase], found: Mapping[str, Ranked]) -> tuple[Scope, ...]:
+def first_read(
+    run: Run,
+    rankings: Mapping[str, Ranking],
+    *,
+    first: int,
+    among: Collection[int] | None = None,
+) -> dict[str, list[int]]:
+    """Return each case's first documents that the run read, among `among` (None: all)."""
+    return {
+        name: list(islice(_read(run, ranking.documents.tolist(), among), first))
+        for name, ranking in rankings.items()
+    }
+
+
+def _read(run: Run, documents: Iterable[int], among: Collection[int] | None) -> Iterator[int]:
+    """Yield those of the documents that the run read and that are among `among`, in their order."""
+    for document in documents:
+        if (among is None or document in among) and len(run.steps_learned(document)):
+            yield document
+
+
+def of(cases: Sequence[FactCase], rankings: Mapping[str, CaseRankings]) -> tuple[Scope, ...]:
     """Return the scopes: all facts by all methods but replay, and replay's facts by all methods.
 
-    The second one exists only if replay was computed.
+    The second one exists only if replay was computed. Replay ranks all documents that its steps
+    read, and no other.
     """
-    whole = Scope("", tuple(chosen), tuple(name for name in found if name != "replay"))
-    replay = found.get("replay")
-    if replay is None or replay.reached is None:
+    whole = Scope("", tuple(cases), tuple(name for name in rankings if name != "replay"))
+    if "replay" not in rankings:
         return (whole,)
+    by_case = rankings["replay"].by_case
+    reached = frozenset(next(iter(by_case.values())).documents.tolist())
     some = tuple(
-        replace(
-            case,
-            relevant=case.relevant & replay.reached,
-            distractors=case.distractors & replay.reached,
-        )
-        for case in chosen
-        if case.name in replay.by_case
+        replace(case, relevant=case.relevant & reached, distractors=case.distractors & reached)
+        for case in cases
+        if case.name in by_case
     )
-    return whole, Scope(REPLAYED, some, tuple(found), replay.reached)
+    return whole, Scope(REPLAYED, some, tuple(rankings), reached)
 
 
-def most_stated(chosen: Sequence[FactCase], n: int) -> list[FactCase]:
+def most_stated(cases: Sequence[FactCase], n: int) -> list[FactCase]:
     """Return the n cases of each kind with the most documents, which few steps surely read."""
-    kinds = dict.fromkeys(case.kind for case in chosen)
-    by_kind = ([case for case in chosen if case.kind == kind] for kind in kinds)
+    kinds = dict.fromkeys(case.kind for case in cases)
+    by_kind = ([case for case in cases if case.kind == kind] for kind in kinds)
     return [
-        case for some in by_kind for case in sorted(some, key=lambda one: -len(one.relevant))[:n]
+        case for some in by_kind for case in sorted(some, key=lambda case: -len(case.relevant))[:n]
     ]

@@ -15,8 +15,9 @@ because training never followed log-odds: it is a score to rank by, and predicts
 queries. Intervals are over the query's prompts: they show what another draw of prompts would give.
 
 `rank_by_gradients` has two stages. First, lexical evidence and BM25 name at most `CANDIDATES`
-documents, because gradients of millions are expensive; then the gradient of each is compared with
-the query's, through the requested components. If the gradients of the whole corpus are stored
+documents for each query, because gradients of millions are expensive; then the gradient of each is
+compared with the queries', through the requested components. The gradient of a document that
+several queries have in common is collected once. If the gradients of the whole corpus are stored
 beside the run, those are compared instead. A query without words cannot name candidates: from a
 larger corpus, `CANDIDATES` documents are then drawn at random by the request's seed, and the
 ranking says so.
@@ -44,7 +45,7 @@ form of the query / 57 facts stated in other forms only:
   model draws, has not been measured.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +64,7 @@ from data_attribution.gradients.store import GradientStore
 from data_attribution.gradients.weight_selection import Selection
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking, ranked
-from data_attribution.request import Request
+from data_attribution.request import Request, run_and_seed
 from interp.statistics import Average, n_prompts, over_prompts
 from train.errors import nearest
 from train.model import GPT
@@ -88,6 +89,7 @@ SAMPLE, PIECE = 2_000, 2_048
 KINDS = ("adam", "adam-cosine", "cosine", "curvature", "dot")
 
 Progress = Callable[[str, int, int | None], None] | None
+Products = Float64[np.ndarray, "document _"]  # by prompt; queries have any number of prompts
 
 
 @dataclass(frozen=True)
@@ -154,31 +156,40 @@ class Collected:
     selection: Selection
     moments: tuple["_Moment", ...]
 
-    def products(
-        self, question: Query, progress: Progress = None
-    ) -> Float64[np.ndarray, "document prompt"]:
-        """Return each document's score for each prompt, averaged over checkpoints.
+    def products(self, *queries: Query, progress: Progress = None) -> list[Products]:
+        """Return for each query the documents' scores for its prompts, averaged over checkpoints.
+
+        Every piece of the documents is read once for all queries.
 
         Raises:
-            EvidenceError: The query depends on none of the components.
+            EvidenceError: A query depends on none of the components.
         """
-        found = np.zeros((len(self.documents), len(question.tokens)))
+        scores = [np.zeros((len(self.documents), len(query.tokens))) for query in queries]
         for moment in self.moments:
-            asked = moment.of(question, progress)
-            rows = 0
+            prompts = [moment.of(query, progress) for query in queries]
+            first = 0
             for piece in moment.pieces():
-                found[rows : rows + len(piece.rows)] += products(asked, piece, unit=self.how.unit)
-                rows += len(piece.rows)
-        return found / len(self.moments)
+                rows = slice(first, first + len(piece.rows))
+                for total, gradients in zip(scores, prompts, strict=True):
+                    total[rows] += products(gradients, piece, unit=self.how.unit)
+                first = rows.stop
+        return [total / len(self.moments) for total in scores]
 
-    def ranking(self, question: Query, progress: Progress = None) -> Ranking:
-        """Rank the documents by their mean score over a query's prompts, with intervals."""
-        found = self.products(question, progress)
-        average = averaged(found, question.tokens)
+    def ranking(
+        self, query: Query, scores: Products, documents: Int64[np.ndarray, " some"]
+    ) -> Ranking:
+        """Rank some of the documents by their mean score over a query's prompts, with intervals.
+
+        Args:
+            scores: The query's entry of `products`.
+        """
+        there = np.isin(self.documents, documents)
+        scores = scores[there]
+        average = averaged(scores, query.tokens)
         target = "log-odds" if self.how.log_odds else "loss"
         return ranked(
-            self.documents,
-            found.mean(axis=1),
+            self.documents[there],
+            scores.mean(axis=1),
             low=None if average.low is None else average.low.double().numpy(),
             high=None if average.high is None else average.high.double().numpy(),
             signed=True,
@@ -190,7 +201,7 @@ class Collected:
                 "seeds": [moment.how.seed for moment in self.moments],
                 "steps": [moment.step for moment in self.moments],
                 "sites": [site.name for site in self.selection.sites],
-                "scored": len(self.documents),
+                "scored": len(scores),
                 "kept": all(moment.kept is not None for moment in self.moments),
                 "prompts": average.n,
             },
@@ -278,12 +289,12 @@ class _Moment:
     keep: bool
     progress: Progress
 
-    def of(self, question: Query, progress: Progress) -> Features:
+    def of(self, query: Query, progress: Progress) -> Features:
         """Return the query's gradients, in the metric of the documents' gradients."""
-        asked = features.query_features(
-            self._model, question, self.selection, **self._options, progress=progress
+        gradients = features.query_features(
+            self._model, query, self.selection, **self._options, progress=progress
         )
-        return self._metric.applied(asked) if self._metric else asked
+        return self._metric.applied(gradients) if self._metric else gradients
 
     def pieces(self) -> Iterator[Features]:
         """Yield the documents' gradients piece by piece, in the order of the documents."""
@@ -387,54 +398,65 @@ CANDIDATES = 10_000
 
 
 def rank_by_gradients(
-    request: Request, *, within: tuple[str, ...] | None = None, how: GradientOptions = DEFAULT
-) -> Ranking:
-    """Rank documents by their gradient score for a query, through chosen components.
+    requests: Sequence[Request],
+    *,
+    within: tuple[str, ...] | None = None,
+    how: GradientOptions = DEFAULT,
+) -> list[Ranking]:
+    """Rank documents for each request by their gradient score for its query.
 
-    Costs, per checkpoint, a forward and a backward pass over the candidates.
+    Costs, per checkpoint, a forward and a backward pass over the candidates of all requests
+    together, and over the prompts of each query.
 
     Args:
-        request: Request whose `candidates` are scored; without them, a corpus of at most
-            `CANDIDATES` documents is scored whole.
+        requests: Requests to one run with one seed. The `candidates` of each are scored for it;
+            without them, a corpus of at most `CANDIDATES` documents is scored whole.
         within: Components that count; None: all.
-        how: Options of the comparison; the request's seed replaces their seed.
+        how: Options of the comparison; the requests' seed replaces their seed.
 
     Raises:
-        EvidenceError: A component has no weights, or the query depends on none of the components.
+        EvidenceError: A component has no weights, a query depends on none of the components, or the
+            requests cannot be answered together.
 
     Examples:
-        >>> request = attribution.ask(run, fact, candidates=np.array([5, 28867]))
+        >>> request = attribution.make_request(run, fact, candidates=np.array([5, 28867]))
         >>> options = gradients.GradientOptions(kind="cosine")
-        >>> ranking = gradients.rank_by_gradients(request, within=("L0.mlp",), how=options)
+        >>> (ranking,) = gradients.rank_by_gradients([request], within=("L0.mlp",), how=options)
         >>> ranking.documents.tolist(), ranking.signed
         ([28867, 5], True)
     """
-    run = request.run
-    how = replace(how, seed=request.seed)
+    run, seed = run_and_seed(requests)
+    how, progress = replace(how, seed=seed), requests[0].progress
     selection = weight_selection.select_weights(run.config, within)
     step = how.steps[0] if how.steps else None
     kept = stored(run, selection, how, step) if len(how.steps) < 2 else None
-    chosen = None if kept is not None and request.candidates is None else _candidates(request)
-    collected = collect(run, chosen, within=within, how=how, keep=False, progress=request.progress)
-    found = collected.ranking(request.query, request.progress)
-    if chosen is None or not _wordless(request):
-        return found
-    return replace(found, details={**found.details, "drawn of": len(store.trained_documents(run))})
+    documents, drawn_of = zip(*(_to_score(request, kept) for request in requests), strict=True)
+    union = np.unique(np.concatenate(documents))
+    collected = collect(run, union, within=within, how=how, keep=False, progress=progress)
+    queries = [request.query for request in requests]
+    scores = collected.products(*queries, progress=progress)
+    rankings = map(collected.ranking, queries, scores, documents)
+    return [
+        one if total is None else replace(one, details={**one.details, "drawn of": total})
+        for one, total in zip(rankings, drawn_of, strict=True)
+    ]
 
 
-def _wordless(request: Request) -> bool:
-    """Return whether nothing selects documents from a corpus too large to be scored whole."""
-    n_trained = len(store.trained_documents(request.run))
-    return request.target is None and request.candidates is None and n_trained > CANDIDATES
+def _to_score(
+    request: Request, kept: GradientStore | None
+) -> tuple[Int64[np.ndarray, " document"], int | None]:
+    """Return the documents to score for a request; if they were drawn, also from how many.
 
-
-def _candidates(request: Request) -> Int64[np.ndarray, " document"]:
+    They are drawn where no words select documents from a corpus too large to be scored whole.
+    """
     if request.candidates is not None:
-        return np.asarray(request.candidates, np.int64)
+        return np.asarray(request.candidates, np.int64), None
+    if kept is not None:
+        return kept.documents, None
     trained = store.trained_documents(request.run)
     if len(trained) <= CANDIDATES:
-        return trained
-    if _wordless(request):
-        draw = np.random.default_rng(request.seed)
-        return np.sort(draw.choice(trained, CANDIDATES, replace=False))
-    return lexical.candidates(request, limit=CANDIDATES)
+        return trained, None
+    if request.target is not None:
+        return lexical.candidates(request, limit=CANDIDATES), None
+    draw = np.random.default_rng(request.seed)
+    return np.sort(draw.choice(trained, CANDIDATES, replace=False)), len(trained)

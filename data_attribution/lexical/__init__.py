@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         prompt_bags,
         rank_by_spans,
         rank_by_words,
+        rank_lexically,
     )
     from data_attribution.lexical.inverted_index import (
         INVERTED_FOLDER,
@@ -39,6 +40,7 @@ __all__ = [
     "rank_by_bm25",
     "rank_by_spans",
     "rank_by_words",
+    "rank_lexically",
     "verify_inverted_index",
 ]
 

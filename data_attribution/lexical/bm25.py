@@ -10,6 +10,8 @@
 * `prompt_bags`, for a behaviour: its answer and the tokens in which clean and corrupt differ have
   weight 1, because the behaviour is about them; the template around them has weight SHARED.
 
+`rank_lexically` takes a request and ranks by spans or by weighted words, as its target requires.
+
 Limits: a document that states a fact looks like one that only names the same things, and a
 paraphrase is recognised by the names alone. Only the train region counts. If the store has an
 inverted index (`inverted_index`), BM25 reads that; without one it uses the token index, where a
@@ -17,18 +19,23 @@ frequent token costs one look-up per occurrence. The scores are the same to the 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer
+from jaxtyping import Float64, Int64
 from scipy import sparse
 
+from data_attribution.errors import QueryError
 from data_attribution.lexical import inverted_index
 from data_attribution.lexical.inverted_index import Held
 from data_attribution.ranking import Ranking
+from data_attribution.request import Request
 from data_attribution.token_index import Span, TokenIndex
+from interp.behaviours import Behaviour
+from train.data import TokenStore
 
 
-__all__ = ["K1", "SHARED", "B", "prompt_bags", "rank_by_spans", "rank_by_words"]
+__all__ = ["K1", "SHARED", "B", "prompt_bags", "rank_by_spans", "rank_by_words", "rank_lexically"]
 
 K1, B = 1.2, 0.75
 # At full weight the template ranks statements of other facts above paraphrases. Measured on the
@@ -42,8 +49,27 @@ SHARED = 0.1
 SCORES = 1 << 23
 
 Bag = dict[int, float]
-Tokens = Integer[np.ndarray, "..."]
 Progress = Callable[[str, int, int | None], None] | None
+
+
+def rank_lexically(request: Request, *, limit: int | None = None) -> Ranking:
+    """Rank documents by maximal spans of a text, or by weighted BM25 over a behaviour's prompts.
+
+    Args:
+        limit: Largest number of documents that BM25 ranks; None: all that hold a token of a prompt.
+
+    Raises:
+        EvidenceError: The query has no words.
+        QueryError: A prompt holds no token of text.
+    """
+    target, index = request.words, request.index
+    if isinstance(target, str):
+        return replace(rank_by_spans(index, target, request.progress), formula="maximal spans")
+    bags = prompt_bags(index.store, target)
+    if not bags or not all(bags):
+        raise QueryError(f"behaviour {target.name!r} has a prompt without a single token of text")
+    ranking = rank_by_words(index, bags, request.progress, limit=limit)
+    return replace(ranking, formula=f"bm25 k1={K1} b={B} shared={SHARED}")
 
 
 def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ranking:
@@ -77,21 +103,22 @@ def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ra
     return _ranking(scores, where)
 
 
-def prompt_bags(clean: Tokens, corrupt: Tokens, answer: Tokens, eot: int) -> list[Bag]:
+def prompt_bags(store: TokenStore, behaviour: Behaviour) -> list[Bag]:
     """Return the distinct bags of a behaviour's prompts: token id to weight, no end-of-text.
 
     Examples:
-        >>> clean, corrupt = np.array([[0, 5, 9]]), np.array([[0, 6, 9]])
-        >>> lexical.prompt_bags(clean, corrupt, np.array([7]), eot=0)
-        [{5: 1.0, 7: 1.0, 9: 0.1}]
+        >>> (bag,) = lexical.prompt_bags(store, fact)
+        >>> sorted(set(bag.values()))
+        [0.1, 1.0]
     """
-    found: dict[tuple[tuple[int, float], ...], None] = {}
-    for ours, theirs, ends in zip(clean, corrupt, answer.reshape(len(clean), -1), strict=True):
-        bag = dict.fromkeys(ours.tolist(), SHARED) | dict.fromkeys(ends.tolist(), 1.0)
-        bag |= dict.fromkeys(ours[ours != theirs].tolist(), 1.0)
-        bag.pop(eot, None)
-        found[tuple(sorted(bag.items()))] = None
-    return [dict(one) for one in found]
+    bags: dict[tuple[tuple[int, float], ...], None] = {}
+    rows = zip(behaviour.clean, behaviour.corrupt, behaviour.answer.tolist(), strict=True)
+    for clean, corrupt, answer in rows:
+        bag = dict.fromkeys(clean.tolist(), SHARED) | {answer: 1.0}
+        bag |= dict.fromkeys(clean[clean != corrupt].tolist(), 1.0)
+        bag.pop(store.eot, None)
+        bags[tuple(sorted(bag.items()))] = None
+    return [dict(bag) for bag in bags]
 
 
 def rank_by_words(

@@ -11,13 +11,15 @@ others, unless the whole corpus is indexed. A document that shares no token with
 here.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Int64
 
 from data_attribution.errors import QueryError
 from data_attribution.lexical import bm25
 from data_attribution.lexical.bm25 import Bag
-from data_attribution.ranking import Ranking, ranked
+from data_attribution.ranking import Ranking
 from data_attribution.request import Request
 from interp.behaviours import Behaviour
 from train.data import TokenStore
@@ -28,27 +30,22 @@ __all__ = ["FORMULA", "bags_of_words", "candidates", "rank_by_bm25"]
 FORMULA = f"bm25 k1={bm25.K1} b={bm25.B}"
 
 
-def rank_by_bm25(request: Request) -> Ranking:
-    """Rank documents by plain BM25, restricted to the request's `candidates` if it names some.
+def rank_by_bm25(request: Request, *, limit: int | None = None) -> Ranking:
+    """Rank documents by plain BM25.
 
     Raises:
         EvidenceError: The query has no words.
         QueryError: The target holds no token to search for.
 
     Examples:
-        >>> request = attribution.ask(run, "the capital of runethi is")
+        >>> request = attribution.make_request(run, "the capital of runethi is")
         >>> ranking = lexical.rank_by_bm25(request)
         >>> bool(np.all(np.diff(ranking.scores) <= 0)), len(ranking.documents)
         (True, 13745)
     """
-    found = bm25.rank_by_words(
-        request.index, bags_of_words(request.index.store, request.words), request.progress
-    )
-    documents, scores = found.documents, found.scores
-    if request.candidates is not None:
-        there = np.isin(documents, request.candidates)
-        documents, scores = documents[there], scores[there]
-    return ranked(documents, scores, where=found.where, formula=FORMULA)
+    bags = bags_of_words(request.index.store, request.words)
+    ranking = bm25.rank_by_words(request.index, bags, request.progress, limit=limit)
+    return replace(ranking, formula=FORMULA)
 
 
 def candidates(request: Request, *, limit: int = 10_000) -> Int64[np.ndarray, " document"]:
@@ -61,19 +58,12 @@ def candidates(request: Request, *, limit: int = 10_000) -> Int64[np.ndarray, " 
         QueryError: The target holds no token to search for.
 
     Examples:
-        >>> request = attribution.ask(run, fact)
+        >>> request = attribution.make_request(run, fact)
         >>> lexical.candidates(request, limit=4).tolist()
         [221, 2106, 28867, 28874]
     """
-    index, target, progress = request.index, request.words, request.progress
-    if isinstance(target, Behaviour):
-        weighted = bm25.prompt_bags(*_prompts(target), index.store.eot)
-        first = bm25.rank_by_words(index, weighted, progress, limit=limit).documents
-    else:
-        first = bm25.rank_by_spans(index, target, progress).documents
-    second = bm25.rank_by_words(
-        index, bags_of_words(index.store, target), progress, limit=limit
-    ).documents
+    rankings = bm25.rank_lexically(request, limit=limit), rank_by_bm25(request, limit=limit)
+    first, second = (ranking.documents for ranking in rankings)
     # Alternate between the two rankings, best first, and skip documents that were already taken.
     ranks = np.concatenate([np.arange(len(first)), np.arange(len(second))])
     both = np.concatenate([first, second])[np.argsort(ranks, kind="stable")]
@@ -94,8 +84,7 @@ def bags_of_words(store: TokenStore, target: str | Behaviour) -> list[Bag]:
         [{112: 1.0, 562: 1.0, 696: 1.0, 794: 1.0}]
     """
     if isinstance(target, Behaviour):
-        clean, _, answer = _prompts(target)
-        rows = [*np.concatenate([clean, answer.reshape(len(clean), -1)], axis=1)]
+        rows = [*np.column_stack([target.clean, target.answer])]
     else:
         spellings = [target]
         if store.tokenizer.kind != "word" and target.strip():
@@ -103,10 +92,6 @@ def bags_of_words(store: TokenStore, target: str | Behaviour) -> list[Bag]:
         rows = [np.concatenate([store.tokenizer.encode(one) for one in spellings])]
     tokens = {tuple(sorted({*row.tolist()} - {store.eot})) for row in rows}
     if not all(tokens):
-        asked = target if isinstance(target, str) else target.name
-        raise QueryError(f"{asked!r} holds no token to look for; give a text or another behaviour")
+        name = target if isinstance(target, str) else target.name
+        raise QueryError(f"{name!r} holds no token to look for; give a text or another behaviour")
     return [dict.fromkeys(row, 1.0) for row in sorted(tokens)]
-
-
-def _prompts(target: Behaviour) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.asarray(target.clean), np.asarray(target.corrupt), np.asarray(target.answer)

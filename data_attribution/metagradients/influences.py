@@ -15,7 +15,7 @@ clipping that sets in or ends, and weights that a single document moves
 reverse pass is fp32 even where the trainer multiplied in bf16.
 
 `Tally` adds up the derivatives of single targets: by document, and within it by token.
-`rank_by_replay` ranks the documents of the last steps for a request.
+`rank_by_replay` ranks the documents of the last steps for any number of requests.
 """
 
 import tempfile
@@ -38,7 +38,7 @@ from data_attribution.metagradients.optimizer_vectors import Vectors
 from data_attribution.metagradients.replay import ReplayTrail
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking, ranked
-from data_attribution.request import Request
+from data_attribution.request import Request, run_and_seed
 from train.data import TokenStore, read_batch
 from train.errors import TrainError
 from train.model import GPT
@@ -275,35 +275,40 @@ def influence(
     )
 
 
-def rank_by_replay(request: Request, *, window: ReplayOptions = WHOLE) -> Ranking:
-    """Rank the documents read in the last steps by their exact influence on the request's query.
+def rank_by_replay(requests: Sequence[Request], *, window: ReplayOptions = WHOLE) -> list[Ranking]:
+    """Rank the documents read in the last steps by their exact influence on each request's query.
 
-    Replay begins at the last checkpoint at or before the first step that kept its optimizer. If
-    there is none, the first step is that of the first checkpoint that did. `details` records both
-    steps.
+    All requests share one replay. It begins at the last checkpoint at or before the first step that
+    kept its optimizer. If there is none, the first step is that of the first checkpoint that did.
+    `details` records both steps.
 
     Args:
+        requests: Requests to one run with one seed.
         window: Steps to replay, and where the states between them are stored.
 
     Raises:
         TrainError: No checkpoint before the end kept its optimizer.
+        EvidenceError: The requests cannot be answered together.
     """
-    run = request.run
+    run, _ = run_and_seed(requests)
     epoch = -(-run.store.train_tokens // run.recipe.tokens_per_step)
-    asked = window.steps or min(epoch, SPAN)
-    first, last = span(run, asked)
-    found = influence(
+    wanted = window.steps or min(epoch, SPAN)
+    first, last = span(run, wanted)
+    influences = influence(
         run,
-        request.query,
+        [request.query for request in requests],
         first=first,
         last=last,
         room=window.room,
         scratch=window.scratch,
-        progress=request.progress,
-    ).ranking()
-    begun = max(one.step for one in run.saved if one.resumable and one.step <= first)
-    short = {"asked for": asked} if last + 1 - first < asked else {}
-    return replace(found, details={**found.details, "from checkpoint": begun, **short})
+        progress=requests[0].progress,
+    )
+    begin = max(one.step for one in run.saved if one.resumable and one.step <= first)
+    details = {"from checkpoint": begin}
+    if last + 1 - first < wanted:
+        details["asked for"] = wanted
+    rankings = map(influences.ranking, range(len(requests)))
+    return [replace(one, details={**one.details, **details}) for one in rankings]
 
 
 def span(run: Run, steps: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from interp.activations.plan import plan_store
+    from interp.activations.plan import Plan, plan_store
     from interp.activations.store import ActivationStore, open_store, verify_store
     from interp.activations.windows import (
         Windows,
@@ -14,18 +14,19 @@ if TYPE_CHECKING:
         prompt_windows,
         training_windows,
     )
-    from interp.activations.writer import plan_for_writing, write_store
+    from interp.activations.writer import write_planned_store, write_store
 
 __all__ = [
     "ActivationStore",
+    "Plan",
     "Windows",
     "document_windows",
     "open_store",
-    "plan_for_writing",
     "plan_store",
     "prompt_windows",
     "training_windows",
     "verify_store",
+    "write_planned_store",
     "write_store",
 ]
 

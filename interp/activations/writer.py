@@ -37,7 +37,7 @@ from train.errors import DamagedError, StoreError
 from train.progress import readable_size
 
 
-__all__ = ["batches", "plan_for_writing", "write_store"]
+__all__ = ["batches", "write_planned_store", "write_store"]
 
 # Space that a file takes beyond its bytes: at most one block of the file system.
 BLOCK = 4096
@@ -92,10 +92,10 @@ def write_store(
     planned = plan.plan_store(
         model, source, sites=sites, dtype=dtype, batch=batch, shard_bytes=shard_bytes
     )
-    return plan_for_writing(model, planned, out=out, resume=resume, progress=progress)
+    return write_planned_store(model, planned, out=out, resume=resume, progress=progress)
 
 
-def plan_for_writing(
+def write_planned_store(
     model: HookedModel,
     planned: Plan,
     *,
@@ -109,7 +109,7 @@ def plan_for_writing(
 
     Examples:
         >>> planned = activations.plan_store(model, ioi.clean, sites=["L1.mlp"])
-        >>> activations.plan_for_writing(model, planned, out=folder / "new").sites
+        >>> activations.write_planned_store(model, planned, out=folder / "new").sites
         ['blocks.1.hook_mlp_out']
     """
     out = Path(out)

@@ -12,8 +12,7 @@ from train.cli.output import emit
 
 
 if TYPE_CHECKING:
-    from interp.activations import ActivationStore
-    from interp.activations.plan import Plan
+    from interp.activations import ActivationStore, Plan
     from train.data import TokenStore
 
 cache = typer.Typer(
@@ -163,7 +162,7 @@ def _write(model: Any, plan: "Plan", out: Path, resume: bool, dry_run: bool, as_
         return
     typer.echo(f"to be written to {out}: {plan}", err=True)
     with progress.bar("caching") as advance:
-        written = activations.plan_for_writing(
+        written = activations.write_planned_store(
             model, plan, out=out, resume=resume, progress=advance
         )
     emit(written.manifest, _said(written), as_json=as_json)

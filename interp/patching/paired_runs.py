@@ -121,9 +121,9 @@ class PairedRuns:
         >>> pair = patching.PairedRuns.of(model, ioi)
         >>> pair.direction, pair.shared, pair.start.shape
         ('denoising', 10, (1, 64))
-        >>> patched = pair.scores([[components.parse("L0H1")]])
-        >>> tuple(patched.scores.shape)
-        (1, 1, 64)
+        >>> whole = float(pair.goal.mean() - pair.start.mean())  # in nats: an effect of 1
+        >>> whole > 5
+        True
     """
 
     model: HookedModel

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import counterfactuals, metagradients, token_index
+from data_attribution import counterfactuals, evaluation, metagradients, token_index
 from data_attribution.attribution import passages
 from data_attribution.counterfactuals import Retrainings, document_sets
 from data_attribution.errors import CounterfactualError
-from data_attribution.evaluation import batch_rankings
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking
 from train import runs, trainer
@@ -100,7 +99,8 @@ def test_what_was_read_behind_the_last_checkpoint_is_no_source(stopped, tmp_path
     (one,) = cited.items
     assert one.document == again[0]
     assert max(one.steps) < 16
-    assert list(batch_rankings.was_read(stopped, named.tolist())) == again[:1]
+    top = evaluation.first_read(stopped, {"case": ranking}, first=2)
+    assert top == {"case": again[:1]}
 
 
 def test_a_span_ends_at_the_last_checkpoint_and_begins_where_an_optimizer_was_kept(

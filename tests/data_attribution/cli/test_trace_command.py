@@ -141,7 +141,7 @@ def test_names_of_methods_stand_for_what_they_fuse(run):
     assert attribution.parse("fused+replay") == (Lexical(), Gradient(), Replay())
     assert attribution.parse("gradient+fused") == (Gradient(), Lexical())
     assert attribution.parse("fused", words=False) == (Gradient(),)
-    assert attribution.chosen("fused", run) == (Lexical(), Gradient())
+    assert attribution.choose_methods("fused", run) == (Lexical(), Gradient())
 
 
 def test_what_nothing_would_look_at_is_refused(run, third):

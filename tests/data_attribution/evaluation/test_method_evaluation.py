@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import attribution, evaluation, gradients, token_index
+from data_attribution import attribution, evaluation, gradients, lexical, token_index
 from data_attribution.errors import EvidenceError
-from data_attribution.evaluation import Asked, batch_rankings, facts, method_evaluation, scope
-from data_attribution.evaluation.batch_rankings import Ranked
+from data_attribution.evaluation import EvaluationOptions, facts, method_evaluation, scope
+from data_attribution.evaluation.scope import CaseRankings
 from data_attribution.ranking import Ranking
 from train import runs, trainer
 from train.data import Corpus, Document, build_store
@@ -127,14 +127,15 @@ def test_components_are_chosen_on_other_facts(run, chosen):
 
 
 def test_shared_gradients_are_those_of_one_question_at_a_time(run, chosen):
-    found = batch_rankings.by_method(run, chosen, within=("L0H1", "L0.mlp"))
-    requests = [attribution.ask(run, case.behaviour) for case in chosen]
-    documents = batch_rankings.candidates(requests, each=300)
+    found = evaluation.rankings_by_method(run, chosen, within=("L0H1", "L0.mlp"))
+    requests = [attribution.make_request(run, case.behaviour) for case in chosen]
+    documents = np.unique(
+        np.concatenate([lexical.candidates(request, limit=300) for request in requests])
+    )
     for case in (chosen[0], chosen[-1]):
         for method, within in (("gradient", None), ("localised", ("L0H1", "L0.mlp"))):
-            alone = gradients.rank_by_gradients(
-                attribution.ask(run, case.behaviour, candidates=documents), within=within
-            )
+            request = attribution.make_request(run, case.behaviour, candidates=documents)
+            (alone,) = gradients.rank_by_gradients([request], within=within)
             ours = found[method].by_case[case.name]
             assert ours.documents.tolist() == alone.documents.tolist()
             np.testing.assert_allclose(ours.scores, alone.scores, rtol=1e-5)
@@ -144,10 +145,10 @@ def test_shared_gradients_are_those_of_one_question_at_a_time(run, chosen):
 
 
 def test_a_document_that_was_not_read_is_passed_over(run, chosen, monkeypatch):
-    found = batch_rankings.by_method(run, chosen[:1])
+    found = evaluation.rankings_by_method(run, chosen[:1])
     (name,) = found["bm25"].by_case
     documents = found["bm25"].by_case[name].documents.tolist()
-    top = batch_rankings.shared_read(run, found["bm25"].by_case, first=5)
+    top = evaluation.first_read(run, found["bm25"].by_case, first=5)
     assert top[name] == documents[:5]
     unread = documents[1]
     steps = type(run).steps_reading
@@ -156,7 +157,7 @@ def test_a_document_that_was_not_read_is_passed_over(run, chosen, monkeypatch):
         "steps_reading",
         lambda self, one: steps(self, one)[:0] if one == unread else steps(self, one),
     )
-    top = batch_rankings.shared_read(run, found["bm25"].by_case, first=5)
+    top = evaluation.first_read(run, found["bm25"].by_case, first=5)
     assert top[name] == [one for one in documents if one != unread][:5]
 
 
@@ -166,7 +167,9 @@ def test_a_document_that_was_not_read_is_passed_over(run, chosen, monkeypatch):
 @pytest.fixture(scope="module")
 def table(run, tmp_path_factory):
     torch.set_num_threads(1)
-    asked = Asked(n=4, k=3, patched=1, replayed=1, removal=1, unrelated=(), subsets=5, steps=20)
+    asked = EvaluationOptions(
+        n=4, k=3, patched=1, replayed=1, removal=1, unrelated=(), subsets=5, steps=20
+    )
     return evaluation.evaluate(
         run, asked, within=("L0H0", "L0.mlp"), out=tmp_path_factory.mktemp("weights")
     )
@@ -215,7 +218,11 @@ def test_the_facts_of_replay_lose_the_documents_that_its_steps_did_not_read(run,
     kept = frozenset(sorted(case.relevant)[::2])
     ranking = Ranking(np.array(sorted(case.relevant)), np.arange(len(case.relevant), 0.0, -1))
     by_case = {one.name: ranking for one in (case, other)}
-    found = {"bm25": Ranked(by_case, 0.0), "replay": Ranked({case.name: ranking}, 0.0, 9, kept)}
+    replayed = ranking.among(np.array(sorted(kept)))
+    found = {
+        "bm25": CaseRankings(by_case, 0.0),
+        "replay": CaseRankings({case.name: replayed}, 0.0),
+    }
     whole, exam = scope.of([other, case], found)
     assert whole.methods == ("bm25",)
     assert (whole.label, whole.among, len(whole.cases)) == ("", None, 2)
@@ -250,9 +257,9 @@ def test_removing_what_was_found_takes_more_than_random_documents(table):
 
 def test_facts_that_are_stated_too_seldom_to_be_removed_are_refused(run, monkeypatch):
     """Before anything is ranked: what the truth says is known at once."""
-    monkeypatch.setattr(batch_rankings, "by_method", None)
+    monkeypatch.setattr(method_evaluation, "rankings_by_method", None)
     with pytest.raises(EvidenceError, match="none of the 8 facts is stated by 19 documents"):
-        evaluation.evaluate(run, Asked(n=4, k=19, removal=1), within=("L0.mlp",))
+        evaluation.evaluate(run, EvaluationOptions(n=4, k=19, removal=1), within=("L0.mlp",))
 
 
 def test_a_run_that_was_stopped_is_evaluated_as_far_as_its_last_checkpoint(run, tmp_path):
@@ -267,7 +274,7 @@ def test_a_run_that_was_stopped_is_evaluated_as_far_as_its_last_checkpoint(run, 
         trainer.train(run.recipe, run.store, out=path, numerics=run.numerics, progress=stop)
     stopped = runs.open(path, store=run.store.path)
     assert (stopped.steps_done, stopped.steps[-1]) == (190, 160)
-    asked = Asked(n=1, k=3, each=20, patched=0, subsets=4, steps=6)
+    asked = EvaluationOptions(n=1, k=3, each=20, patched=0, subsets=4, steps=6)
     found = evaluation.evaluate(stopped, asked, within=("L0.mlp",))
     assert found.provenance["steps"] == [154, 159]
     assert found.value("gradient", "verbatim", "LDS")["n"] == 1

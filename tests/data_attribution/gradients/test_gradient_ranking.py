@@ -17,6 +17,7 @@ from data_attribution.cli import attribution
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import GradientOptions, features, preconditioner, similarity
 from data_attribution.gradients.features import Features
+from data_attribution.ranking import Ranking
 from data_attribution.request import Request
 from interp import behaviours, models
 from interp.behaviours import Behaviour
@@ -45,6 +46,12 @@ def request_of(lookup_run, index):
     return made
 
 
+def ranking(request: Request, **options: object) -> Ranking:
+    """The ranking of one request."""
+    (only,) = gradients.rank_by_gradients([request], **options)
+    return only
+
+
 def stating(store, pair: Behaviour) -> set[int]:
     """Documents that hold the answer of a pair."""
     held = np.flatnonzero(store.tokens == int(pair.answer[0]))
@@ -57,9 +64,7 @@ def test_a_text_is_spoken_for_most_by_its_own_copies(request_of, lookup_store, p
     start = lookup_store.starts[stating(lookup_store, pair).pop()]
     text = [*lookup_store.tokens[start : start + 3].tolist(), lookup_store.eot]
     question = queries.query_of_text(text, lookup_store.tokenizer, n_ctx=16)
-    found = similarity.rank_by_gradients(
-        request_of(pair, question=question), how=GradientOptions(kind, None)
-    )
+    found = ranking(request_of(pair, question=question), how=GradientOptions(kind, None))
     assert set(found.documents[:20].tolist()) == stating(lookup_store, pair)
     np.testing.assert_allclose(found.scores[:20], 1, atol=1e-4)
     assert found.scores[20] < 0.99
@@ -72,9 +77,7 @@ def test_a_step_along_a_documents_gradient_moves_the_question_by_its_score(
     """The sign and the scale of `dot`: without projection, by finite differences."""
     # Not the table: its two uses are two components, and a step on one is a step on the other.
     within = ("pos_embed", "L0.attn", "L0.mlp")
-    found = similarity.rank_by_gradients(
-        request_of(pair), within=within, how=GradientOptions("dot", None, rank=4096)
-    )
+    found = ranking(request_of(pair), within=within, how=GradientOptions("dot", None, rank=4096))
     model = models.load(lookup_run).double()
     question, rate = queries.query_of_behaviour(pair), 1e-6
     before = queries.query_scores(model, question, torch.tensor([0])).item()
@@ -98,7 +101,7 @@ def test_a_step_along_a_documents_gradient_moves_the_question_by_its_score(
 
 
 def test_only_what_is_asked_for_counts(request_of, lookup_run, pair):
-    within = similarity.rank_by_gradients(
+    within = ranking(
         request_of(pair), within=("L0.mlp",), how=GradientOptions("dot", None, rank=64)
     )
     model = models.load(lookup_run)
@@ -115,14 +118,10 @@ def test_only_what_is_asked_for_counts(request_of, lookup_run, pair):
 
 def test_candidates_given_are_all_that_is_scored_and_checkpoints_add_up(request_of, pair):
     chosen = np.array([7, 3, 100, 3])
-    last = similarity.rank_by_gradients(request_of(pair, candidates=chosen))
+    last = ranking(request_of(pair, candidates=chosen))
     assert sorted(last.documents.tolist()) == [3, 7, 100]
-    first = similarity.rank_by_gradients(
-        request_of(pair, candidates=chosen), how=GradientOptions(steps=(80,))
-    )
-    both = similarity.rank_by_gradients(
-        request_of(pair, candidates=chosen), how=GradientOptions(steps=(80, 160))
-    )
+    first = ranking(request_of(pair, candidates=chosen), how=GradientOptions(steps=(80,)))
+    both = ranking(request_of(pair, candidates=chosen), how=GradientOptions(steps=(80, 160)))
     for document in (3, 7, 100):
         one, two, mean = (
             found.scores[found.documents == document][0] for found in (first, last, both)
@@ -143,9 +142,9 @@ def test_gradients_that_are_kept_are_compared_and_not_collected_again(
     kept_run, lookup_run, index, pair, monkeypatch
 ):
     question = queries.query_of_behaviour(pair)
-    expected = similarity.rank_by_gradients(Request(lookup_run, index, pair, question))
+    expected = ranking(Request(lookup_run, index, pair, question))
     monkeypatch.setattr(features, "document_features", None)
-    found = similarity.rank_by_gradients(Request(kept_run, index, pair, question))
+    found = ranking(Request(kept_run, index, pair, question))
     by_document = [np.argsort(one.documents) for one in (found, expected)]
     assert (found.details["kept"], expected.details["kept"]) == (True, False)
     assert len(found.documents) == 240
@@ -153,9 +152,7 @@ def test_gradients_that_are_kept_are_compared_and_not_collected_again(
     np.testing.assert_allclose(
         found.scores[by_document[0]], expected.scores[by_document[1]], atol=2e-3 * largest
     )
-    some = similarity.rank_by_gradients(
-        Request(kept_run, index, pair, question, candidates=np.array([5, 200]))
-    )
+    some = ranking(Request(kept_run, index, pair, question, candidates=np.array([5, 200])))
     for document, score in zip(some.documents, some.scores, strict=True):
         assert score == pytest.approx(found.scores[found.documents == document][0], rel=1e-6)
 
@@ -183,7 +180,7 @@ def test_gradients_that_were_collected_otherwise_are_left_alone(kept_run, how):
 
 def test_a_request_with_another_seed_reads_what_is_kept_under_its_own(kept_run, index, pair):
     asked = Request(kept_run, index, pair, queries.query_of_behaviour(pair))
-    first, other = (similarity.rank_by_gradients(replace(asked, seed=seed)) for seed in (0, 1))
+    first, other = (ranking(replace(asked, seed=seed)) for seed in (0, 1))
     assert other.details["kept"]
     assert other.details["seeds"] == [0]
     assert np.array_equal(first.documents, other.documents)
@@ -219,21 +216,21 @@ def test_curvature_is_that_of_the_loss_of_targets_that_the_model_draws(
     metric = preconditioner.curvature(of(everyone, drawn=0))
     asked = metric.applied(features.query_features(model, question, selection, rank=32))
     expected = similarity.products(asked, metric.applied(of(documents, log_odds=0.1)), unit=True)
-    np.testing.assert_allclose(found.products(question), expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.products(question)[0], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_interval_is_over_prompts_and_one_prompt_has_none(request_of, lookup_behaviour, pair):
-    several = similarity.rank_by_gradients(request_of(behaviours.read(lookup_behaviour)))
+    several = ranking(request_of(behaviours.read(lookup_behaviour)))
     assert several.details["prompts"] == 12
     assert (several.low <= several.scores).all()
     assert (several.scores <= several.high).all()
-    one = similarity.rank_by_gradients(request_of(pair))
+    one = ranking(request_of(pair))
     assert (one.low, one.high) == (None, None)
 
 
 def test_a_heads_own_question_can_be_asked(request_of, lookup_run, pair):
     question = component_queries.previous_token(lookup_run, "L0H0", n=3, length=6)
-    found = similarity.rank_by_gradients(request_of(pair, question=question), within=("L0H0",))
+    found = ranking(request_of(pair, question=question), within=("L0H0",))
     assert np.isfinite(found.scores).all()
     assert np.ptp(found.scores) > 0
 
@@ -247,9 +244,7 @@ def test_damping_reaches_the_curvature_and_much_of_it_leaves_the_cosine(request_
         GradientOptions("curvature", damping=1e9),
         GradientOptions("curvature"),
     ):
-        found = similarity.rank_by_gradients(
-            request_of(pair, candidates=chosen), within=within, how=how
-        )
+        found = ranking(request_of(pair, candidates=chosen), within=within, how=how)
         scores[how.kind, how.damping] = found.scores[np.argsort(found.documents)]
     cosine, drowned, usual = scores.values()
     np.testing.assert_allclose(drowned, cosine, atol=1e-4)
@@ -261,21 +256,19 @@ def test_a_question_without_words_is_asked_of_documents_drawn_at_random(
 ):
     question = component_queries.previous_token(lookup_run, "L0H0", n=3, length=6)
     asked = Request(lookup_run, index, None, question)
-    assert (
-        "drawn of" not in similarity.rank_by_gradients(asked).details
-    )  # 240 are few: all are looked at
+    assert "drawn of" not in ranking(asked).details  # 240 are few: all are looked at
     monkeypatch.setattr(similarity, "CANDIDATES", 30)
-    found, again = similarity.rank_by_gradients(asked), similarity.rank_by_gradients(asked)
+    found, again = ranking(asked), ranking(asked)
     assert (len(found.documents), found.details["drawn of"]) == (30, 240)
     assert set(found.documents.tolist()) == set(again.documents.tolist())
-    other = similarity.rank_by_gradients(replace(asked, seed=1))
+    other = ranking(replace(asked, seed=1))
     assert set(found.documents.tolist()) != set(other.documents.tolist())
 
 
 def test_what_no_score_depends_on_and_unknown_kinds_are_refused(request_of, lookup_run, pair):
     question = component_queries.previous_token(lookup_run, "L0H0", n=3, length=6)
     with pytest.raises(EvidenceError, match=r"depends on none of L0\.mlp\.up"):
-        similarity.rank_by_gradients(request_of(pair, question=question), within=("L0.mlp",))
+        ranking(request_of(pair, question=question), within=("L0.mlp",))
     with pytest.raises(EvidenceError, match="did you mean 'cosine'"):
         GradientOptions("cosin")
 

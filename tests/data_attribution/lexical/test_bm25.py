@@ -102,13 +102,6 @@ def test_a_limit_cuts_the_ranking_and_changes_nothing_above_it(index, limit):
     assert few.scores.tolist() == whole.scores[:limit].tolist()
 
 
-def test_only_the_candidates_given_are_ranked(index, make_run):
-    whole = lexical.rank_by_bm25(request(index, "w1 w2", make_run))
-    chosen = np.sort(whole.documents[5:20:3])
-    found = lexical.rank_by_bm25(request(index, "w1 w2", make_run, candidates=chosen))
-    assert found.documents.tolist() == whole.documents[5:20:3].tolist()
-
-
 def test_holders_of_a_span_are_the_same_looked_at_one_by_one_or_counted_in_all(index):
     shares = []
     for text in TEXTS[:20]:

@@ -138,18 +138,20 @@ def request_of(lookup_run, lookup_behaviour, tmp_path_factory):
     run = runs.open(lookup_run.path, store=store)
     token_index.build(run.store)
     asked = behaviours.read(lookup_behaviour)
-    return lambda **options: attribution.ask(run, asked, **options)
+    return lambda **options: attribution.make_request(run, asked, **options)
 
 
 def test_a_window_is_replayed_from_the_checkpoint_before_it(request_of, tmp_path):
-    found = metagradients.rank_by_replay(request_of(), window=ReplayOptions(5, scratch=tmp_path))
+    (found,) = metagradients.rank_by_replay(
+        [request_of()], window=ReplayOptions(5, scratch=tmp_path)
+    )
     assert found.details["steps"] == [155, 159]
     assert found.details["from checkpoint"] == 120
     assert "asked for" not in found.details
     assert found.signed
     with pytest.raises(FileNotFoundError, match="nowhere"):
         metagradients.rank_by_replay(
-            request_of(), window=ReplayOptions(5, scratch=tmp_path / "nowhere")
+            [request_of()], window=ReplayOptions(5, scratch=tmp_path / "nowhere")
         )
     with pytest.raises(EvidenceError, match="1 step or more, not 0"):
         ReplayOptions(0)
@@ -163,7 +165,7 @@ def test_a_window_begins_no_earlier_than_the_first_checkpoint_to_go_on_from(
     monkeypatch.setattr(
         Run, "saved", property(lambda run: [one for one in every(run) if one.step >= 120])
     )
-    found = metagradients.rank_by_replay(request_of(), window=ReplayOptions(100))
+    (found,) = metagradients.rank_by_replay([request_of()], window=ReplayOptions(100))
     assert found.details["steps"] == [120, 159]
     assert found.details["from checkpoint"] == 120
     assert found.details["asked for"] == 100
@@ -171,7 +173,7 @@ def test_a_window_begins_no_earlier_than_the_first_checkpoint_to_go_on_from(
         Run, "saved", property(lambda run: [one for one in every(run) if one.step >= 160])
     )
     with pytest.raises(TrainError, match="keeps no optimizer at or before step 155"):
-        metagradients.rank_by_replay(request_of(), window=ReplayOptions(5))
+        metagradients.rank_by_replay([request_of()], window=ReplayOptions(5))
 
 
 @pytest.fixture(scope="module")

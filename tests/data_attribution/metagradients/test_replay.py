@@ -231,12 +231,12 @@ def test_what_states_a_pair_speaks_most_for_it(lookup_run, tmp_path):
     shutil.copytree(lookup_run.store.path, tmp_path / "store")
     run = runs.open(lookup_run.path, store=tmp_path / "store")
     token_index.build(run.store)
-    request = attribution.ask(run, "k3 is v3")
-    ranking = metagradients.rank_by_replay(request, window=metagradients.ReplayOptions(24))
+    request = attribution.make_request(run, "k3 is v3")
+    (ranking,) = metagradients.rank_by_replay([request], window=metagradients.ReplayOptions(24))
     says = [run.store.text(int(one)) == "k3 is v3" for one in ranking.documents]
     assert sum(says[:10]) >= 8
     assert ranking.details["steps"] == [136, 159]
-    default = metagradients.rank_by_replay(request)
+    (default,) = metagradients.rank_by_replay([request])
     epoch = -(-run.store.train_tokens // run.recipe.tokens_per_step)
     assert default.details["steps"] == [160 - epoch, 159]
     sources = attribution.documents(run, "k3 is v3", methods="replay", limit=3, fold=False)
