@@ -84,7 +84,7 @@ def ablate_command(
 
     By default every head and every MLP is ablated, one at a time.
     """
-    from interp import behaviours, metrics, models, patching, plots
+    from interp import behaviours, models, patching, plots
     from interp.patching import Effects
     from train import progress
 
@@ -107,7 +107,7 @@ def ablate_command(
             sets,
             standin=standin,
             draws=draws or 10,
-            metric=metrics.named(metric, prompted),
+            metric=metric,
             memory=memory << 20,
             seed=seed,
             progress=advance,

@@ -86,7 +86,7 @@ def circuit_command(
     out: Out = None,
 ) -> None:
     """Find the edges of RUN that carry BEHAVIOUR, and test that they do."""
-    from interp import behaviours, circuits, metrics, models, plots
+    from interp import behaviours, circuits, models, plots
     from train import progress
 
     model, words = models.open(source, step=step, store=store)
@@ -100,7 +100,7 @@ def circuit_command(
             selection=selection,
             signed=signed,
             steps=steps,
-            metric=metrics.METRICS[metric],
+            metric=metric,
             held_out=held_out,
             seed=seed,
             progress=advance,
@@ -135,12 +135,12 @@ def faithfulness_command(
 
     All prompts are used, including any that chose the edges.
     """
-    from interp import behaviours, circuits, metrics, models
+    from interp import behaviours, circuits, models
 
     model, words = models.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
     kept = circuits.open_circuit(path).kept
-    share = circuits.check(model, prompted, kept, metric=metrics.METRICS[metric])
+    share = circuits.check(model, prompted, kept, metric=metric)
     result = {"circuit": str(path), "edges": int(kept.sum()), "faithfulness": asdict(share)}
     text = (
         f"{prompted.name}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"

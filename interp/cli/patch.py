@@ -143,11 +143,10 @@ def _sweep_options(
     behaviour: Any, direction: str, metric: list[str] | None, memory: int
 ) -> dict[str, Any]:
     """Return the options of a sweep of `interp.patching`; `memory` is in MB."""
-    from interp import metrics
 
     return {
         "direction": direction,
-        "metric": [metrics.named(name, behaviour) for name in metric] if metric else None,
+        "metric": metric or None,
         "memory": memory << 20,
     }
 

@@ -58,7 +58,7 @@ def trace_components_command(
     """Damage the subject of BEHAVIOUR's prompts, then restore one state of RUN at a time."""
     if draws and not noise:
         raise InterpError(f"--draws {draws} counts draws of noise; give its size with --noise 3")
-    from interp import behaviours, metrics, models, patching, plots
+    from interp import behaviours, models, patching, plots
     from train import progress
 
     model, words = models.open(source, step=step, store=store)
@@ -71,7 +71,7 @@ def trace_components_command(
             noise=noise or 3.0,
             draws=draws or 10,
             window=window,
-            metric=metrics.named(metric, prompted),
+            metric=metric,
             memory=memory << 20,
             seed=seed,
             progress=advance,
