@@ -96,7 +96,15 @@ def shared_read(
     first: int,
     among: Collection[int] | None = None,
 ) -> dict[str, list[int]]:
-    """Return each case's first documents that the run read, among `among`."""
+    """Return each case's first documents that the run read, among `among`.
+
+    Examples:
+        >>> request = attribution.ask(run, "runethi")
+        >>> rankings = {"runethi": attribution.Lexical().rank_documents(request)}
+        >>> read = evaluation.shared_read(run, rankings, first=3)
+        >>> len(read["runethi"])
+        3
+    """
     return {
         name: list(islice(was_read(run, ranking.documents.tolist(), among), first))
         for name, ranking in found.items()
