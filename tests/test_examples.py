@@ -8,6 +8,7 @@ is an empty folder, new for every example.
 import ast
 import doctest
 import importlib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,47 @@ PACKAGES = ("train", "interp", "data_attribution")
 PAGES = sorted(path.stem for path in (ROOT / "docs" / "reference" / "api").glob("*.*.md"))
 
 pytestmark = pytest.mark.integration
+
+
+# Public functions without an example, by reason.
+WITHOUT = {
+    "trains a model, which takes minutes": """
+        train.trainer: initial_state load_state replay retrain_without train training_steps
+        interp.causal_abstraction: align
+        interp.lenses: evaluate_lens fit_tuned_lens held_out_tokens load_tuned_lens tuned
+        interp.training_dynamics: replayed
+        data_attribution.counterfactuals: forget_facts marked_sources validate_sources without
+        data_attribution.evaluation: by_method evaluate removal_curves_of retrained_on_subsets
+        data_attribution.metagradients: influence rank_by_replay
+        data_attribution.demo: plan play play_released refuse_other trained
+        data_attribution.report: demo_summary write_demo_page
+        """,
+    "takes over two seconds on the released run": """
+        interp.attribution_patching: missed
+        interp.probing: erasure_effect linear
+        train.data.planted: planted_corpus planted_truth
+        """,
+    "needs a network, a file from elsewhere, or a package that takes seconds to import": """
+        train.convert: fetch_pretrained gguf_to_huggingface import_nanogpt to_huggingface
+        interp.models: transformer_lens
+        interp.ground_truth: needed_components open_programs program_contrast read_program
+        interp.training_dynamics: logged
+        train.released: write
+        """,
+    "writes a part of a run while it trains": """
+        train.runs: begin_manifest begin_monitor_log drop_unlisted finish_manifest imported_manifest
+            parse_log record_schedule released_manifest resumed_manifest write_checkpoint
+        train.storage: disk_guard sync_folder
+        train.trainer: adamw write_state
+        """,
+    "is a step inside the engine, a sweep or an importer": """
+        interp.patching.engine: arriving averaged fast_fp32 product_for run spread
+        train.convert: refuse_pickle
+        """,
+    "draws a part of a figure, or a figure like those of the examples": """
+        interp.plots: columns curves estimates figure framed grouped_bars interval
+        """,
+}
 
 
 class Example(NamedTuple):
@@ -88,6 +130,38 @@ def test_an_example_prints_what_it_says(example, names, released_run, tmp_path, 
     monkeypatch.setenv("OPENBOOK_CACHE", str(released_run.path.parents[1]))
     monkeypatch.chdir(tmp_path)
     assert failures(example, {**names, "folder": tmp_path}) == ""
+
+
+def public_functions() -> dict[str, Any]:
+    """The functions that the pages of the Python API show, by page and name."""
+    doors = {page: importlib.import_module(page) for page in PAGES}
+    return {
+        f"{page}.{name}": getattr(door, name)
+        for page, door in doors.items()
+        for name in door.__all__
+        if inspect.isfunction(getattr(door, name))
+    }
+
+
+def listed(text: str) -> Iterator[str]:
+    """Read lines such as `folder: name name`."""
+    folder = ""
+    for word in text.split():
+        if word.endswith(":"):
+            folder = word[:-1]
+        else:
+            yield f"{folder}.{word}"
+
+
+def test_every_public_function_has_an_example_or_a_reason_why_not():
+    shown = {example.name for example in EXAMPLES}
+    bare = {
+        name
+        for name, function in public_functions().items()
+        if f"{function.__module__}.{function.__name__}" not in shown
+    }
+    excused = [name for text in WITHOUT.values() for name in listed(text)]
+    assert sorted(bare) == sorted(excused)
 
 
 def test_an_example_that_prints_something_else_is_seen():

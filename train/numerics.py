@@ -64,6 +64,11 @@ def choose(
     Raises:
         RecipeError: This machine has no such device, the precision has no such name, or CUDA's
             workspace is not set for determinism.
+
+    Examples:
+        >>> how = numerics.choose(device="cpu", precision="fp32", threads=1)
+        >>> how.device, how.precision, how.threads
+        ('cpu', 'fp32', 1)
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,7 +91,11 @@ def choose(
 
 
 def refuse_missing(device: str) -> None:
-    """Raise a RecipeError if this machine has no such device."""
+    """Raise a RecipeError if this machine has no such device.
+
+    Examples:
+        >>> numerics.refuse_missing("cpu")
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
         raise RecipeError(
@@ -100,6 +109,10 @@ def on_this_machine(numerics: Numerics) -> Numerics:
 
     Results on the CPU are then never bit-exact. Replay and verification accept that and compare
     within a tolerance; training resumes only on the original kind of device.
+
+    Examples:
+        >>> numerics.on_this_machine(run.numerics) == run.numerics
+        True
     """
     try:
         refuse_missing(numerics.device)
@@ -114,6 +127,13 @@ def applied(numerics: Numerics) -> Iterator[None]:
 
     Raises:
         RecipeError: The device is CUDA, and the environment does not make cuBLAS deterministic.
+
+    Examples:
+        >>> with numerics.applied(run.numerics):
+        ...     threads = torch.get_num_threads()
+        ...
+        >>> threads == run.numerics.threads
+        True
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -146,7 +166,12 @@ def _set_deterministic(mode: bool, *, warn_only: bool, compiled: bool) -> None:
 
 
 def environment() -> dict[str, str | int]:
-    """Return the versions and the hardware of this machine, for the manifest."""
+    """Return the versions and the hardware of this machine, for the manifest.
+
+    Examples:
+        >>> {"python", "torch"} <= set(numerics.environment())
+        True
+    """
     packages = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken")
     return {
         "python": platform.python_version(),

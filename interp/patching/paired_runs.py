@@ -391,6 +391,13 @@ def refuse_misuse(model: object, behaviour: object) -> None:
 
 
 def one_of(what: str, given: str, known: Sequence[str]) -> None:
-    """Raise a BehaviourError unless `given` is one of the `known` words."""
+    """Raise a BehaviourError unless `given` is one of the `known` words.
+
+    Examples:
+        >>> patching.one_of("direction", "back", ("denoising", "noising"))
+        Traceback (most recent call last):
+            ...
+        interp.errors.BehaviourError: no direction is called 'back'; known are denoising, noising
+    """
     if given not in known:
         raise BehaviourError(f"no {what} is called {given!r}{nearest(given, known)}")

@@ -57,6 +57,11 @@ def write(figure: go.Figure, path: str | Path) -> Path:
         InterpError: The suffix is another one, the path ends in .png and matplotlib is not
             installed, or the figure has traces that a .png cannot show.
         TrainError: The folder does not exist, or `path` is a folder.
+
+    Examples:
+        >>> figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
+        >>> plots.write(figure, folder / "heads.html").name
+        'heads.html'
     """
     return export.write(figure, path)
 
@@ -71,7 +76,13 @@ def figure(titles: Sequence[str] = ()) -> go.Figure:
 
 
 def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.Figure:
-    """Draw a heat map with one number per head, the first layer at the bottom."""
+    """Draw a heat map with one number per head, the first layer at the bottom.
+
+    Examples:
+        >>> figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
+        >>> figure.data[0].type, len(figure.data[0].z)
+        ('heatmap', 2)
+    """
     n_layers, n_heads = values.shape
     down, across = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
     return heat_map(values.tolist(), down, across, title=title, unit=unit)
@@ -80,7 +91,13 @@ def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.F
 def heat_map(
     values: list[list[float]], down: list[str], across: list[str], *, title: str, unit: str
 ) -> go.Figure:
-    """Draw a heat map of values over rows and columns, the first row at the bottom."""
+    """Draw a heat map of values over rows and columns, the first row at the bottom.
+
+    Examples:
+        >>> figure = plots.heat_map([[1.0, 2.0]], ["L0"], ["a", "b"], title="map", unit="nats")
+        >>> figure.data[0].type
+        'heatmap'
+    """
     # Values that an interrupted sweep did not reach are NaN, which `value == value` leaves out.
     there = (abs(value) for row in values for value in row if value == value)
     limit = max(there, default=1.0) or 1.0
@@ -110,7 +127,14 @@ def bars(
     title: str,
     unit: str,
 ) -> go.Figure:
-    """Draw bars, with intervals if `low` and `high` are given."""
+    """Draw bars, with intervals if `low` and `high` are given.
+
+    Examples:
+        >>> low, high = [0.7, 0.1], [0.9, 0.3]
+        >>> figure = plots.bars(["L0H1", "L0H3"], [0.8, 0.2], low, high, title="ioi", unit="share")
+        >>> len(figure.data), figure.layout.title.text
+        (1, 'ioi')
+    """
     error = None if low is None or high is None else interval(values, low, high)
     figure = go.Figure(go.Bar(x=names, y=values, error_y=error))
     figure.update_yaxes(title=unit)
@@ -156,6 +180,7 @@ def interval(
 
 
 def framed(figure: go.Figure, title: str) -> go.Figure:
+    """Round a figure's values, and give it title, size and margins; return the same figure."""
     # Four significant digits are more than the intervals justify, and halve the size of the file.
     for trace in figure.data:
         for name in ("y", "z"):
@@ -166,7 +191,14 @@ def framed(figure: go.Figure, title: str) -> go.Figure:
 
 
 def shortened(values: Any) -> Any:
-    """Round floats to four significant digits in nested lists; leave other values unchanged."""
+    """Round floats to four significant digits in nested lists and arrays, which become lists.
+
+    Text and integers stay as they are.
+
+    Examples:
+        >>> plots.shortened([0.123456, [12345.678, "a"]])
+        [0.1235, [12350.0, 'a']]
+    """
     if isinstance(values, float):
         return float(f"{values:.4g}")
     if isinstance(values, str | int | None):
@@ -194,7 +226,13 @@ def lines(
     unit: str,
     across: str = "",
 ) -> go.Figure:
-    """Draw one line for each name, for numbers without intervals such as counts."""
+    """Draw one line for each name, for numbers without intervals such as counts.
+
+    Examples:
+        >>> figure = plots.lines([0, 600], {"facts": [0.0, 1.0]}, title="recall", unit="share")
+        >>> [trace.name for trace in figure.data]
+        ['facts']
+    """
     figure = go.Figure()
     for name, values in series.items():
         figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines")

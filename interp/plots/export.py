@@ -37,6 +37,10 @@ def drawable(path: Path | None) -> Path | None:
         InterpError: The suffix is neither .html nor .png, or it is .png and matplotlib is not
             installed.
         TrainError: The folder does not exist, or `path` is a folder.
+
+    Examples:
+        >>> plots.drawable(folder / "heads.html").name
+        'heads.html'
     """
     if path is None:
         return None

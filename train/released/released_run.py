@@ -99,6 +99,10 @@ def cache_folder() -> Path:
 
     It is $OPENBOOK_CACHE, else `openbook` in $XDG_CACHE_HOME or ~/.cache, else (if that cannot be
     written) a folder among the temporary files of the system.
+
+    Examples:
+        >>> (released.cache_folder() / f"planted-{run.id}").is_dir()
+        True
     """
     named = os.environ.get("OPENBOOK_CACHE")
     if named:

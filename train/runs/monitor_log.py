@@ -204,6 +204,11 @@ def monitor_schedule(recipe: Recipe, watches: Sequence[MonitorTask]) -> list[int
 
 
 def parse_log(path: Path, rows: list[storage.ChainRow]) -> MonitorLog:
+    """Return the monitor log that the rows of the file at `path` hold.
+
+    Raises:
+        DamagedError: The first row is not the header of a monitor log.
+    """
     if not rows or rows[0].get("schema") != SCHEMA:
         raise DamagedError(f"{path}: does not begin with what was watched ({SCHEMA!r})")
     header, *looks = rows
@@ -224,7 +229,12 @@ def _look(row: storage.ChainRow) -> Look:
 
 
 def six_digits(value: float | None) -> float | None:
-    """Round to six significant digits, which are enough for intervals and take half the space."""
+    """Round to six significant digits, which are enough for intervals and take half the space.
+
+    Examples:
+        >>> runs.six_digits(0.123456789)
+        0.123457
+    """
     return None if value is None else float(f"{value:.6g}")
 
 

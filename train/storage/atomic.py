@@ -39,7 +39,12 @@ __all__ = [
 
 
 def writable(path: Path | None) -> Path | None:
-    """Raise a TrainError, before anything is computed, if no file can be written at `path`."""
+    """Raise a TrainError, before anything is computed, if no file can be written at `path`.
+
+    Examples:
+        >>> storage.writable(folder / "a.json").name
+        'a.json'
+    """
     if path is None:
         return None
     if path.is_dir():
@@ -110,7 +115,13 @@ def sha256_file(path: Path) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all."""
+    """Write a file completely or not at all.
+
+    Examples:
+        >>> storage.write_bytes(folder / "a.bin", bytes([1, 2]))
+        >>> (folder / "a.bin").stat().st_size
+        2
+    """
     temporary = partial_path(path)
     with disk_guard(path):
         try:
@@ -126,12 +137,27 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, completely or not at all."""
+    """Write a text file as UTF-8, completely or not at all.
+
+    Examples:
+        >>> storage.write_text(folder / "a.txt", "abc")
+        >>> (folder / "a.txt").read_text()
+        'abc'
+    """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write the canonical JSON of a value, completely or not at all."""
+    """Write the canonical JSON of a value, completely or not at all.
+
+    Examples:
+        >>> storage.write_json(folder / "a.json", {"b": 1, "a": 2})
+        >>> print((folder / "a.json").read_text(), end="")
+        {
+         "a": 2,
+         "b": 1
+        }
+    """
     write_text(path, canonical_json(content))
 
 

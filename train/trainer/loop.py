@@ -134,6 +134,10 @@ def resume(
 
     Raises:
         TrainError: `last` is not the step of a checkpoint still to come.
+
+    Examples:
+        >>> trainer.resume(run.path).id == run.id
+        True
     """
     opened = runs.open(path, store=store)
     if opened.finished:

@@ -81,4 +81,5 @@ def bytes_per_position(model: GPT) -> int:
 
 
 def rows_in_flight(model: GPT) -> int:
+    """Return how many positions of patched runs are computed at a time on the model's device."""
     return ROWS.get(model.device.type, ROWS["cpu"])

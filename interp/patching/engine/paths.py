@@ -41,12 +41,24 @@ class Path:
 
 
 def patch_of(path: Path, n_layers: int) -> list[Component]:
-    """Return the components that the second run patches."""
+    """Return the components that the second run patches.
+
+    Examples:
+        >>> path = engine.Path(components.parse("L0H1"), (components.parse("L1H0.q"),))
+        >>> [str(place) for place in engine.patch_of(path, n_layers=2)]
+        ['L1H0.q']
+    """
     return list(path.receivers) or [Component("resid_post", n_layers - 1)]
 
 
 def hooks_read(model: GPT, paths: Sequence[Path], *, mlps: bool) -> list[str]:
-    """Return the hook names that a base run must keep for `arriving`."""
+    """Return the hook names that a base run must keep for `arriving`.
+
+    Examples:
+        >>> path = engine.Path(components.parse("L0H1"), (components.parse("L1H0.q"),))
+        >>> engine.hooks_read(model, [path], mlps=False)
+        ['blocks.0.attn.hook_z', 'blocks.1.hook_resid_pre']
+    """
     names = {path.sender.hook for path in paths}
     for path in paths:
         layers = {receiver.layer for receiver in path.receivers}
