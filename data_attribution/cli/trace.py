@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from data_attribution.cli import formatting
+from data_attribution.cli.counterfactual import CONTROLS
 from data_attribution.errors import EvidenceError
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from interp.cli.trace import trace_components_command
@@ -34,7 +35,6 @@ trace.command("components")(trace_components_command)
 
 LARGEST = 64 << 20  # bytes: the largest file of `trace text`
 HOLDERS = 3  # documents per span of a sentence on the HTML page
-CONTROLS = 2
 
 MethodName = Annotated[
     str | None,

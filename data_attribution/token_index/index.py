@@ -212,8 +212,18 @@ class TokenIndex:
     def maximal_spans_each(
         self, texts: Sequence[TokenQuery], *, minimum: int = 1, share: float | None = None
     ) -> list[list[Span]]:
-        """Return the `maximal_spans` of many texts."""
+        """Return the `maximal_spans` of many texts.
+
+        Raises:
+            QueryError: As in `maximal_spans`, for the first invalid text; or the store has no train
+                region.
+        """
         _at_least(1, minimum)
+        if not self._read_parts:
+            raise QueryError(
+                f"all {self.store.n_tokens:,} tokens of {self.store.path} are held out, so no span "
+                "can have been read; give a store with a train region"
+            )
         if share is not None and not share > 0:
             raise QueryError(f"a share of {share:g} spans a token was asked for; give more than 0")
         rows = [self._spelled_best(text) for text in texts]

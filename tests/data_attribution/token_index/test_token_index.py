@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -310,3 +311,11 @@ def test_numbers_that_ask_for_nothing_are_refused_in_one_line(make_store, ask, m
     with pytest.raises(QueryError, match=message) as refused:
         ask(index_of(make_store, "p q"))
     assert "\n" not in str(refused.value)
+
+
+def test_spans_of_a_store_that_is_held_out_whole_are_refused_in_one_line(make_store):
+    index = index_of(make_store, "a b c", "c b a")
+    held_out = tuple(replace(part, held_out=True) for part in index.parts)
+    for text in ("a b", np.array([1, 2])):
+        with pytest.raises(QueryError, match=r"all 9 tokens of .* are held out, so no span"):
+            replace(index, parts=held_out).maximal_spans(text)
