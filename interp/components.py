@@ -175,7 +175,12 @@ def parse(name: str) -> Component:
 
 
 def heads_at(cfg: Any, site: str) -> int:
-    """Return the number of heads at a site: key-value heads for k and v, which heads may share."""
+    """Return the number of heads at a site: key-value heads for k and v, which heads may share.
+
+    Examples:
+        >>> components.heads_at(model.cfg, "head"), components.heads_at(model.cfg, "k")
+        (4, 4)
+    """
     # In TransformerLens the number of key-value heads is None where every head has its own.
     shared = getattr(cfg, "n_key_value_heads", None) if site in ("k", "v") else None
     return shared or cfg.n_heads

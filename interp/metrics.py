@@ -163,6 +163,10 @@ def resolve(metric: MetricLike, behaviour: Behaviour) -> Metric:
 
     Raises:
         BehaviourError: There is no metric of that name.
+
+    Examples:
+        >>> metrics.resolve("probability", ioi).name, metrics.resolve(None, ioi).name
+        ('probability', 'logit difference')
     """
     if metric is None:
         return logit_difference(behaviour)
@@ -177,6 +181,10 @@ def made_for(metric: MetricLike, behaviour: Behaviour) -> Metric:
     Raises:
         BehaviourError: The metric is an object, which belongs to the prompts it was made for, or
             there is no metric of that name.
+
+    Examples:
+        >>> metrics.made_for(metrics.log_probability, ioi).unit
+        'nats'
     """
     if isinstance(metric, Metric):
         raise BehaviourError(

@@ -31,7 +31,8 @@ WITHOUT = {
         interp.lenses: evaluate_lens fit_tuned_lens held_out_tokens load_tuned_lens tuned
         interp.training_dynamics: replayed
         data_attribution.counterfactuals: forget_facts marked_sources validate_sources without
-        data_attribution.evaluation: by_method evaluate removal_curves_of retrained_on_subsets
+        data_attribution.evaluation: evaluate rankings_by_method removal_curves_of
+            retrained_on_subsets
         data_attribution.metagradients: influence rank_by_replay
         data_attribution.demo: plan play play_released refuse_other trained
         data_attribution.report: demo_summary write_demo_page
@@ -48,14 +49,14 @@ WITHOUT = {
         interp.training_dynamics: logged
         train.released: write
         """,
-    "writes a part of a run while it trains": """
-        train.runs: begin_manifest begin_monitor_log drop_unlisted finish_manifest imported_manifest
-            parse_log record_schedule released_manifest resumed_manifest write_checkpoint
-        train.storage: disk_guard sync_folder
+    "writes or checks a part of a run or of an index, and the whole has an example": """
+        train.runs: ledger_writer write_ledger begin_manifest begin_monitor_log drop_unlisted
+            finish_manifest imported_manifest parse_log record_schedule released_manifest resumed_manifest write_checkpoint
+        train.storage: artifact_manifest disk_guard lock_artifact sync_folder verify_artifact
         train.trainer: adamw write_state
         """,
     "is a step inside the engine, a sweep or an importer": """
-        interp.patching.engine: arriving averaged fast_fp32 product_for run spread
+        interp.patching.engine: arriving averaged fast_fp32 product_for spread
         train.convert: refuse_pickle
         """,
     "draws a part of a figure, or a figure like those of the examples": """

@@ -170,6 +170,11 @@ def rank_many(
         EvidenceError: There is no target or no such method, or a method cannot answer a target.
         QueryError: A target holds no token to search for, or too many.
         IndexMissing: The run's token store has no index.
+
+    Examples:
+        >>> by_target = attribution.rank_many(run, [fact, "the capital of"], methods="lexical+bm25")
+        >>> [sorted(rankings) for rankings in by_target]
+        [['bm25', 'lexical'], ['bm25', 'lexical']]
     """
     if not targets:
         raise EvidenceError("no targets were given to rank documents for; give one or more")

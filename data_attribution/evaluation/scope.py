@@ -91,7 +91,15 @@ def first_read(
     first: int,
     among: Collection[int] | None = None,
 ) -> dict[str, list[int]]:
-    """Return each case's first documents that the run read, among `among` (None: all)."""
+    """Return each case's first documents that the run read, among `among` (None: all).
+
+    Examples:
+        >>> (rankings,) = attribution.rank_many(run, [fact], methods="lexical")
+        >>> sources = attribution.documents(run, fact, methods="lexical", limit=1)
+        >>> read = evaluation.first_read(run, {"fact": rankings["lexical"]}, first=1)
+        >>> read["fact"] == [sources.items[0].document]
+        True
+    """
     return {
         name: list(islice(_read(run, ranking.documents.tolist(), among), first))
         for name, ranking in rankings.items()

@@ -61,6 +61,11 @@ def rank_lexically(request: Request, *, limit: int | None = None) -> Ranking:
     Raises:
         EvidenceError: The query has no words.
         QueryError: A prompt holds no token of text.
+
+    Examples:
+        >>> ranking = lexical.rank_lexically(attribution.make_request(run, fact), limit=2)
+        >>> len(ranking.documents), ranking.formula
+        (2, 'bm25 k1=1.2 b=0.75 shared=0.1')
     """
     target, index = request.words, request.index
     if isinstance(target, str):

@@ -129,12 +129,23 @@ def lock_artifact(artifact: Artifact) -> Iterator[None]:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Return the entry of a file in a manifest: its size in bytes and its sha256."""
+    """Return the entry of a file in a manifest: its size in bytes and its sha256.
+
+    Examples:
+        >>> storage.write_text(folder / "a.txt", "abc")
+        >>> storage.file_entry(folder / "a.txt")["bytes"]
+        3
+    """
     return {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)}
 
 
 def check_size(path: Path, size: int, remedy: str) -> None:
-    """Raise a DamagedError if a file is missing or has another size in bytes than was recorded."""
+    """Raise a DamagedError if a file is missing or has another size in bytes than was recorded.
+
+    Examples:
+        >>> storage.write_text(folder / "a.txt", "abc")
+        >>> storage.check_size(folder / "a.txt", 3, remedy="write it again")
+    """
     found = path.stat().st_size if path.is_file() else None
     if found != size:
         state = "is missing" if found is None else f"has {found} bytes"
@@ -142,7 +153,13 @@ def check_size(path: Path, size: int, remedy: str) -> None:
 
 
 def check_digest(path: Path, sha256: str, manifest: str, remedy: str) -> None:
-    """Raise a DamagedError if a file is missing or has another sha256 than its manifest records."""
+    """Raise a DamagedError if a file is missing or has another sha256 than its manifest records.
+
+    Examples:
+        >>> storage.write_text(folder / "a.txt", "abc")
+        >>> sha256 = storage.sha256_file(folder / "a.txt")
+        >>> storage.check_digest(folder / "a.txt", sha256, "index.json", remedy="write it again")
+    """
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing; {remedy}")
     if atomic.sha256_file(path) != sha256:

@@ -162,7 +162,12 @@ def write_json(path: Path, content: object) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the temporary name under which a file or folder is written."""
+    """Return the temporary name under which a file or folder is written.
+
+    Examples:
+        >>> storage.partial_path(folder / "a.txt").name
+        '.a.txt.partial'
+    """
     return path.with_name(f".{path.name}.partial")
 
 
@@ -207,6 +212,12 @@ def replace_folder(ready: Path, path: Path) -> None:
 
     A process that is killed meanwhile leaves one of the two, or the older one under another name;
     `restore_folder` undoes that.
+
+    Examples:
+        >>> (folder / "ready").mkdir()
+        >>> storage.replace_folder(folder / "ready", folder / "out")
+        >>> [path.name for path in folder.iterdir()]
+        ['out']
     """
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)
@@ -236,6 +247,9 @@ def check_room(path: Path, needed: int, *, remedy: str) -> None:
         path: File or folder to be written, whose disk is looked at.
         needed: Number of bytes that are still to be written.
         remedy: End of the message, which says what to do.
+
+    Examples:
+        >>> storage.check_room(folder / "out", 1000, remedy="choose another disk")
     """
     free = _free_bytes(path)
     if needed > free:

@@ -113,6 +113,11 @@ def write_chain(path: Path, contents: Iterable[ChainRow], *, finite: bool = True
 
     Raises:
         DiskError: The disk is full.
+
+    Examples:
+        >>> storage.write_chain(folder / "log.jsonl", [{"step": 0}, {"step": 1}])
+        >>> [row["step"] for row in storage.read_chain(folder / "log.jsonl")]
+        [0, 1]
     """
     lines, before = [], ""
     for content in contents:

@@ -39,6 +39,14 @@ def hold_lock(path: Path, refusal: Exception | None) -> Iterator[int]:
 
     Yields:
         The descriptor of the open folder or file.
+
+    Examples:
+        >>> with storage.hold_lock(folder / "lock", RuntimeError("in use; wait for it")):
+        ...     with storage.hold_lock(folder / "lock", RuntimeError("in use; wait for it")):
+        ...         pass
+        ...
+        Traceback (most recent call last):
+        RuntimeError: in use; wait for it
     """
     access = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, access, 0o666)
@@ -58,6 +66,14 @@ def hold_build_lock(path: Path, refusal: Exception) -> Iterator[None]:
     Args:
         path: The file or folder that is built.
         refusal: Error to raise if another process builds it.
+
+    Examples:
+        >>> with storage.hold_build_lock(folder / "out", RuntimeError("is being built")):
+        ...     [path.name for path in folder.iterdir()]
+        ...
+        ['.out.lock']
+        >>> list(folder.iterdir())
+        []
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_file = path.with_name(f".{path.name}.lock")

@@ -171,6 +171,12 @@ def source_of(
     """Return a function that computes the patched components' activations on a slab of `tokens`.
 
     It raises a ModelError if a hook never fires in a model that is not run by the engine.
+
+    Examples:
+        >>> source = engine.source_of(model, ioi.clean, [[components.parse("L0H1")]])
+        >>> z = source(slice(0, 2))["blocks.0.attn.hook_z"]
+        >>> tuple(z.shape)  # prompt, position, head, d_head
+        (2, 15, 4, 32)
     """
     names = sorted({place.hook for patch in patches for place in patch})
 
