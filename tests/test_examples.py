@@ -51,7 +51,8 @@ WITHOUT = {
         """,
     "writes or checks a part of a run or an index; the whole has an example": """
         train.runs: ledger_writer write_ledger begin_manifest begin_monitor_log drop_unlisted
-            finish_manifest imported_manifest parse_log record_schedule released_manifest resumed_manifest write_checkpoint
+            finish_manifest imported_manifest parse_log record_schedule released_manifest
+            resumed_manifest write_checkpoint
         train.storage: artifact_manifest disk_guard lock_artifact sync_folder verify_artifact
         train.trainer: adamw write_state
         """,
