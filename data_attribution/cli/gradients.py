@@ -10,7 +10,7 @@ from train.cli.output import emit
 
 
 if TYPE_CHECKING:
-    from data_attribution.gradients.store_size import StoreSize
+    from data_attribution.gradients import StoreSize
     from train.runs import Run
 
 gradient_commands = typer.Typer(

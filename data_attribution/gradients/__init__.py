@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         trained_documents,
         verify_gradient_store,
     )
-    from data_attribution.gradients.store_size import plan_gradient_store
+    from data_attribution.gradients.store_size import StoreSize, plan_gradient_store
     from data_attribution.gradients.weight_selection import TOP_WEIGHTS, select_weights
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Collected",
     "GradientOptions",
     "GradientStore",
+    "StoreSize",
     "build_gradient_store",
     "collect",
     "document_features",
