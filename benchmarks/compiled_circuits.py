@@ -21,12 +21,12 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import compiled_programs
 import machine
 import torch
+from compiled_programs import Program
 
-from interp import ground_truth
 from interp.errors import UninformativeWarning
-from interp.ground_truth import Program
 
 
 QUESTIONS = ("zero, varied", "zero, stored", "exchange, stored")
@@ -41,7 +41,7 @@ def main() -> int:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     print(machine.described("torch", "numpy"))
-    start, programs = time.perf_counter(), list(ground_truth.open_programs(asked.source))
+    start, programs = time.perf_counter(), list(compiled_programs.open_programs(asked.source))
     if asked.subset:
         programs = programs[:: -(-len(programs) // asked.subset)]
     total: Count = Counter()
@@ -58,12 +58,14 @@ def asked_of(program: Program, seed: int) -> Count:
     for question, batches in zip(
         QUESTIONS[:2], (program.varied_inputs(seed), [program.tokens]), strict=True
     ):
-        changes = ground_truth.needed_components(program, batches)
-        hits = [place for place, change in changes.items() if change > ground_truth.HIT]
+        changes = compiled_programs.needed_components(program, batches)
+        hits = [place for place, change in changes.items() if change > compiled_programs.HIT]
         found.update({(question, kind): n for kind, n in program.counts(hits).items()})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UninformativeWarning)
-        contrast = ground_truth.program_contrast(program, program.tokens, program.tokens.roll(1, 0))
+        contrast = compiled_programs.program_contrast(
+            program, program.tokens, program.tokens.roll(1, 0)
+        )
     hits = [place for place in program.components if contrast[str(place)] == "shown"]
     found.update({(QUESTIONS[2], kind): n for kind, n in program.counts(hits).items()})
     lost, named = set(map(str, program.circuit)) - set(contrast.named("shown")), contrast.named

@@ -21,7 +21,10 @@ BOUND = (
     "removal", "replay_attribution", "startup", "token_index", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
-UNBOUND = ("lexical_evidence", "machine", "real_text", "token_index_queries")
+UNBOUND = (
+    "compiled_programs", "compiled_weights", "lexical_evidence", "machine", "real_text",
+    "token_index_queries",
+)  # fmt: skip
 
 
 @pytest.fixture

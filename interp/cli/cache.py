@@ -152,7 +152,7 @@ def _token_store(words: Any, store: Path | None) -> "TokenStore":
     return open_store(store)
 
 
-def _write(model: Any, plan: "Plan", out: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
+def _write(model: Any, plan: Any, out: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Write the store of a plan and print what was written, or print the plan."""
     from interp import activations
     from train import progress

@@ -12,14 +12,14 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import compiled_programs
 import pytest
 import torch
+from compiled_programs import Program
 from safetensors.torch import save
 
-from interp import ground_truth
 from interp.components import Component
 from interp.errors import BehaviourError, EffectsError, UninformativeWarning
-from interp.ground_truth import Program
 from interp.patching import ContrastCheck, contrast_check
 from train.errors import DamagedError
 
@@ -103,7 +103,7 @@ def written(folder: Path, facts: dict, weights: dict[str, torch.Tensor]) -> Path
 
 @pytest.fixture
 def program(tmp_path) -> Program:
-    return ground_truth.read_program(written(tmp_path / "tracr", *share()), "case_7")
+    return compiled_programs.read_program(written(tmp_path / "tracr", *share()), "case_7")
 
 
 def row(*symbols: str) -> torch.Tensor:
@@ -115,7 +115,7 @@ def row(*symbols: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_program_computes_its_examples_whichever_way_it_attends(tmp_path, causal):
-    program = ground_truth.read_program(written(tmp_path / "tracr", *share(causal)), "case_7")
+    program = compiled_programs.read_program(written(tmp_path / "tracr", *share(causal)), "case_7")
     assert program.mismatches() == 0
     assert program.model.cfg.attention_dir == ("causal" if causal else "bidirectional")
     assert program.circuit == (Component("head", 0, 0),)
@@ -124,14 +124,16 @@ def test_a_program_computes_its_examples_whichever_way_it_attends(tmp_path, caus
 
 def test_what_a_position_sees_is_what_the_direction_says(tmp_path):
     for causal in (True, False):
-        program = ground_truth.read_program(written(tmp_path / "tracr", *share(causal)), "case_7")
+        program = compiled_programs.read_program(
+            written(tmp_path / "tracr", *share(causal)), "case_7"
+        )
         first, last = program.model(row("aaa")), program.model(row("aax"))
         assert torch.equal(first[:, :-1], last[:, :-1]) is causal
 
 
 def test_looking_at_the_pattern_changes_nothing(tmp_path):
     for causal in (True, False):
-        model = ground_truth.read_program(
+        model = compiled_programs.read_program(
             written(tmp_path / "tracr", *share(causal)), "case_7"
         ).model
         tokens = row("xab", "axx")
@@ -152,7 +154,7 @@ def test_a_tar_and_a_folder_hold_the_same(tmp_path, program):
         # Not a pair of ours, so it is not even read.
         member = tarfile.TarInfo("../../case_7.json.txt")
         tar.addfile(member, io.BytesIO())
-    (found,) = ground_truth.open_programs(archive)
+    (found,) = compiled_programs.open_programs(archive)
     assert found.name == program.name
     tokens = program.tokens
     assert torch.equal(found.model(tokens), program.model(tokens))
@@ -179,23 +181,23 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, damage):
     harm, said = DAMAGE[damage]
     harm(facts, weights)
     with pytest.raises(DamagedError, match=f"case_7: .*({said})"):
-        ground_truth.read_program(written(tmp_path / "tracr", facts, weights), "case_7")
+        compiled_programs.read_program(written(tmp_path / "tracr", facts, weights), "case_7")
 
 
 def test_a_name_that_is_not_there_and_half_a_pair_are_refused(tmp_path):
     folder = written(tmp_path / "tracr", *share())
     with pytest.raises(DamagedError, match=r"no program 'case_8'.*case_7"):
-        ground_truth.read_program(folder, "case_8")
+        compiled_programs.read_program(folder, "case_8")
     (folder / "case_7.safetensors").unlink()
     with pytest.raises(DamagedError, match="only its json"):
-        list(ground_truth.open_programs(folder))
+        list(compiled_programs.open_programs(folder))
     (folder / "case_7.json").unlink()
     for nothing, said in ((folder, "holds no"), (tmp_path / "none.tar", "missing")):
         with pytest.raises(DamagedError, match=said):
-            list(ground_truth.open_programs(nothing))
+            list(compiled_programs.open_programs(nothing))
     (tmp_path / "bad.tar").write_bytes(b"no tar at all")
     with pytest.raises(DamagedError, match="not readable as a tar"):
-        list(ground_truth.open_programs(tmp_path / "bad.tar"))
+        list(compiled_programs.open_programs(tmp_path / "bad.tar"))
 
 
 def test_varied_inputs_have_every_length_and_begin_with_bos(program):
@@ -212,7 +214,7 @@ def test_varied_inputs_have_every_length_and_begin_with_bos(program):
 
 def test_all_programs_decode_their_examples(shared_data):
     found = Counter()
-    for program in ground_truth.open_programs(shared_data / ARCHIVE):
+    for program in compiled_programs.open_programs(shared_data / ARCHIVE):
         found["programs"] += 1
         found["examples"] += len(program.examples)
         found["mismatches"] += program.mismatches()
@@ -226,22 +228,24 @@ def test_all_programs_decode_their_examples(shared_data):
 
 def removed(program: Program, batches: list[torch.Tensor]) -> set[Component]:
     """Components whose removal is noticed on some batch."""
-    changes = ground_truth.needed_components(program, batches)
-    return {place for place, change in changes.items() if change > ground_truth.HIT}
+    changes = compiled_programs.needed_components(program, batches)
+    return {place for place, change in changes.items() if change > compiled_programs.HIT}
 
 
 @pytest.mark.parametrize("name", [name for name in SUBSET if name != "case_113"])  # 10 s
 def test_removal_on_varied_inputs_finds_the_circuit_and_nothing_else(shared_data, name):
-    program = ground_truth.read_program(shared_data / ARCHIVE, name)
+    program = compiled_programs.read_program(shared_data / ARCHIVE, name)
     assert removed(program, program.varied_inputs()) == set(program.circuit)
 
 
 @pytest.mark.parametrize("name", SUBSET)
 def test_what_equally_long_inputs_hide_is_what_the_warning_names(shared_data, name):
-    program = ground_truth.read_program(shared_data / ARCHIVE, name)
+    program = compiled_programs.read_program(shared_data / ARCHIVE, name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = ground_truth.program_contrast(program, program.tokens, program.tokens.roll(1, 0))
+        found = compiled_programs.program_contrast(
+            program, program.tokens, program.tokens.roll(1, 0)
+        )
     shown, circuit = set(found.named("shown")), set(map(str, program.circuit))
     assert shown <= circuit
     assert set(found.uninformative) == circuit - shown
@@ -252,7 +256,7 @@ def test_what_equally_long_inputs_hide_is_what_the_warning_names(shared_data, na
 
 
 def test_the_engine_removes_what_plain_hooks_remove(shared_data):
-    program = ground_truth.read_program(shared_data / ARCHIVE, "case_113")
+    program = compiled_programs.read_program(shared_data / ARCHIVE, "case_113")
     model, tokens = program.model, program.tokens
 
     def zero(place: Component):
@@ -269,7 +273,7 @@ def test_the_engine_removes_what_plain_hooks_remove(shared_data):
     with torch.inference_mode():
         start = model(tokens)[:, 1:, : program.n_outputs]
         plain = [(output(place) - start).abs().max().item() for place in program.components]
-    found = ground_truth.needed_components(program, [tokens])
+    found = compiled_programs.needed_components(program, [tokens])
     assert list(found.values()) == pytest.approx(plain, abs=1e-5)
 
 
@@ -277,7 +281,7 @@ def test_the_engine_removes_what_plain_hooks_remove(shared_data):
 
 
 def test_a_difference_that_is_read_is_shown_and_nothing_is_warned_of(program):
-    found = ground_truth.program_contrast(program, row("xab", "bba"), row("bab", "bxa"))
+    found = compiled_programs.program_contrast(program, row("xab", "bba"), row("bab", "bxa"))
     assert found.verdicts == ("shown", "silent", "silent")
     assert found["L0H0"] == "shown"
     assert found.exchanged[0] == pytest.approx(1 / 2)
@@ -286,7 +290,7 @@ def test_a_difference_that_is_read_is_shown_and_nothing_is_warned_of(program):
 def test_a_difference_that_is_not_read_is_named(program):
     # As many x before every position, other a: the head's value differs in what nobody reads.
     with pytest.warns(UninformativeWarning, match=r"1 of 3 places.*L0H0.*output itself does not"):
-        found = ground_truth.program_contrast(program, row("axb"), row("bxa"))
+        found = compiled_programs.program_contrast(program, row("axb"), row("bxa"))
     assert (found["L0H0"], found.moved[0] > 0.1, found.exchanged[0]) == ("unread", True, 0)
 
 
@@ -301,7 +305,9 @@ def test_what_does_not_differ_is_named(program):
     with pytest.warns(
         UninformativeWarning, match=r"L0H0 \(the same in both prompts of every pair\)"
     ):
-        found = ground_truth.program_contrast(program, still_x("ab", "bb"), still_x("bb", "ab"))
+        found = compiled_programs.program_contrast(
+            program, still_x("ab", "bb"), still_x("bb", "ab")
+        )
     assert found.verdicts == ("constant", "silent", "silent")
     assert found.uninformative == ["L0H0"]
 
@@ -309,19 +315,19 @@ def test_what_does_not_differ_is_named(program):
 def test_a_component_without_a_part_in_it_is_idle_and_nothing_is_warned_of(program):
     with torch.no_grad():  # read the token at hand, not the share
         program.model.unembed.weight[0] = torch.tensor([1.0, 0, 0, 0])
-    found = ground_truth.program_contrast(program, row("xab"), row("bab"))
+    found = compiled_programs.program_contrast(program, row("xab"), row("bab"))
     assert found.verdicts == ("idle", "silent", "silent")
 
 
 def test_a_contrast_survives_being_saved_and_knows_its_places(program, tmp_path):
-    found = ground_truth.program_contrast(program, row("xab"), row("bab"))
+    found = compiled_programs.program_contrast(program, row("xab"), row("bab"))
     found.save(tmp_path / "contrast.json")
     assert ContrastCheck.load(tmp_path / "contrast.json") == found
     assert found.to_frame()["verdict"].tolist() == list(found.verdicts)
     with pytest.raises(EffectsError, match=r"'L0H7' is not among the 3 places from L0H0 to L0.mlp"):
         found["L0H7"]
     with pytest.raises(BehaviourError, match="make no pairs"):
-        ground_truth.program_contrast(program, row("xab"), row("ba"))
+        compiled_programs.program_contrast(program, row("xab"), row("ba"))
 
 
 def test_a_sweep_names_the_places_that_were_not_moved():

@@ -3,7 +3,7 @@
 tracr (Lindner et al. 2023, https://arxiv.org/abs/2301.05062) compiles a RASP program to weights.
 The compiler records which head or MLP computes what, and all other weights are zero. The programs
 are those of InterpBench (Gupta et al. 2024, https://arxiv.org/abs/2407.14494). They run here in the
-same model class that we train and study, `train.model.GPT` (`interp.ground_truth.archive` converts
+same model class that we train and study, `train.model.GPT` (`compiled_weights` converts
 the weights).
 
 A folder of programs, or a .tar.xz of one, holds pairs of `case_N.json` and `case_N.safetensors`
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import compiled_weights
 import numpy as np
 import safetensors.torch
 import torch
@@ -27,7 +28,6 @@ from torch import Tensor
 
 from interp import patching
 from interp.components import Component
-from interp.ground_truth import archive
 from interp.metrics import Metric
 from interp.patching import ContrastCheck
 from train.errors import DamagedError, nearest
@@ -218,7 +218,7 @@ def open_programs(source: str | Path, names: Sequence[str] | None = None) -> Ite
         DamagedError: A file is missing, unreadable or does not fit its configuration, or there is
             no program of a name.
     """
-    found = archive.contents(Path(source), None if names is None else set(names))
+    found = compiled_weights.contents(Path(source), None if names is None else set(names))
     known = sorted(found, key=lambda name: int(name.removeprefix("case_")))
     for name in names or ():
         if name not in found:
@@ -242,7 +242,7 @@ def _program(name: str, facts: bytes, weights: bytes, where: str) -> Program:
     try:
         said = json.loads(facts)
         theirs = {key: value.float() for key, value in safetensors.torch.load(weights).items()}
-        model = archive.model(said["cfg"], theirs)
+        model = compiled_weights.model(said["cfg"], theirs)
         encoding, decoding = said["input_encoding"], said["output_encoding"]
         numerical = decoding == "numerical"
         outputs = None if numerical else tuple(sorted(decoding, key=decoding.__getitem__))
