@@ -14,6 +14,7 @@ from train.cli.output import answer
 
 
 TOP, EXPOSURES = 50, 16
+CONTROLS = 2  # as in `counterfactuals.without`, which takes a second to import
 
 
 def counterfactual_command(
@@ -61,7 +62,7 @@ def counterfactual_command(
             help="Number of controls that remove random documents (one retraining each); 0: none; "
             "the noise is unknown below 2.",
         ),
-    ] = 1,
+    ] = CONTROLS,
     mode: Annotated[
         Literal["blank", "loss"],
         typer.Option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from data_attribution.cli import formatting
+from data_attribution.cli.counterfactual import CONTROLS
 from data_attribution.errors import EvidenceError
 from interp.cli.options import Seed
 from interp.cli.patch import PROMPTS
@@ -47,7 +48,6 @@ KIND = (
 )
 LARGEST = 64 << 20  # bytes: the largest file of --from-text
 HOLDERS = 3  # documents per span of --text on the HTML page
-CONTROLS = 2
 
 FromText = Annotated[
     str | None,

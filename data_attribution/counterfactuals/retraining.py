@@ -37,10 +37,12 @@ from train.model import GPT
 from train.runs import Run
 
 
-__all__ = ["Asked", "Counterfactual", "Score", "retrain", "without"]
+__all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "retrain", "without"]
+
+CONTROLS = 2  # the fewest from which the effect of chance is known
 
 Progress = Callable[[str, int, int | None], None]
-Asked = Behaviour | Query
+Measured = Behaviour | Query
 Answers = Float[np.ndarray, "_"]  # by prompt; queries have any number of prompts
 
 
@@ -159,14 +161,14 @@ class Counterfactual:
 def without(
     run: Run,
     documents: Sources | Sequence[int],
-    behaviour: Asked | Sequence[Asked],
+    behaviour: Measured | Sequence[Measured],
     *,
     top: int | None = None,
     together: Together = "near",
-    unrelated: Sequence[Asked] = (),
+    unrelated: Sequence[Measured] = (),
     out: str | Path | None = None,
     control: Literal["matched-random", "none"] = "matched-random",
-    seeds: int = 2,
+    seeds: int = CONTROLS,
     mode: str = "blank",
     avoid: Sources | Sequence[int] = (),
     progress: Progress | None = None,
@@ -247,7 +249,7 @@ def _groups(run: Run, given: Sources | Sequence[int]) -> list[tuple[int, ...]]:
     return list(given.groups)
 
 
-def _refuse_unclear(asked: Sequence[Asked], top: int | None, seeds: int | None) -> None:
+def _refuse_unclear(asked: Sequence[Measured], top: int | None, seeds: int | None) -> None:
     names = [one.name for one in asked]
     twice = sorted({one for one in names if names.count(one) > 1})
     if not names or twice:
@@ -305,7 +307,7 @@ def retrain(
     return trainer.retrain_without(run, path, DocumentRemoval(removed, mode), progress=progress)
 
 
-def _answers(model: GPT, asked: Sequence[Asked]) -> list[Score | Answers]:
+def _answers(model: GPT, asked: Sequence[Measured]) -> list[Score | Answers]:
     """Return a score for each behaviour, and for each query one number per distinct prompt."""
     return [
         _score(one, model)
@@ -316,7 +318,7 @@ def _answers(model: GPT, asked: Sequence[Asked]) -> list[Score | Answers]:
 
 
 def _changes(
-    asked: Sequence[Asked],
+    asked: Sequence[Measured],
     n_related: int,
     answers: Sequence[Sequence[Score | Answers]],
 ) -> Iterator[Change]:

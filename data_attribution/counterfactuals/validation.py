@@ -29,7 +29,7 @@ def validate_sources(
     sources: Sources,
     *,
     top: int,
-    controls: int = 2,
+    controls: int = retraining.CONTROLS,
     progress: Progress | None = None,
 ) -> tuple[Sources, Counterfactual]:
     """Retrain without the first sources and their copies, and mark them with the effect.

@@ -1,11 +1,15 @@
 """The commands that train again do what every option says, or refuse it in one line."""
 
+import inspect
 import json
 from dataclasses import replace
 
 import pytest
 
+from data_attribution import counterfactuals
 from data_attribution.attribution import Source, Sources
+from data_attribution.cli.counterfactual import counterfactual_command
+from data_attribution.cli.trace import CONTROLS
 
 
 pytestmark = pytest.mark.integration
@@ -44,13 +48,26 @@ def test_one_control_is_cheap_and_holds_no_copy_of_a_row_below_the_top(
     rows = (first, replace(second, duplicates=tuple(of_pair[5][1:])))
     kept = tmp_path / "sources.json"
     Sources("k3", "lexical", rows, {}).save(kept)
-    asked = (*at, "--without", kept, "--top", 1, "--together", "none")
+    asked = (*at, "--without", kept, "--top", 1, "--together", "none", "--seeds", 1)
     result = json.loads(openbook(*asked, "--json").out)
     assert result["removed"] == of_pair[3][:1]
     assert result["avoided"] == 19 + 20
     assert len(result["control"]) == 1
     assert [row["within noise"] for row in result["effects"]] == [None]
     assert "noise unknown: one control" in openbook(*asked).out
+
+
+def test_the_commands_draw_as_many_controls_as_the_library():
+    """Two, from which the effect of chance is known."""
+    defaults = {
+        name: inspect.signature(function).parameters[name].default
+        for function, name in (
+            (counterfactual_command, "seeds"),
+            (counterfactuals.without, "seeds"),
+            (counterfactuals.validate_sources, "controls"),
+        )
+    }
+    assert {*defaults.values(), CONTROLS} == {2}
 
 
 def test_an_effect_without_controls_is_not_said_to_be_beyond_any(openbook, at):
