@@ -411,9 +411,10 @@ def test_documents_are_traced_and_their_removal_undoes_the_behaviour(
         "--runs", tmp_path / "without",
     )  # fmt: skip
     lines = again.out.splitlines()
-    assert lines[1].startswith("full run                    1.000  [0.758, 1.000]")
-    assert lines[2].startswith("without the documents       0.917  ")
-    assert lines[-2:] == [f"kept: {path}" for path in result["runs"]]
+    rows = [line.split() for line in lines[1:3]]
+    assert rows[0][:5] == ["full", "run", "1.000", "[0.758,", "1.000]"]
+    assert rows[1][:4] == ["without", "the", "documents", "0.917"]
+    assert lines[-3:] == [f"kept: {path}" for path in result["runs"]]
 
 
 def test_single_documents_are_removed_without_a_control(

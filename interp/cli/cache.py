@@ -12,7 +12,7 @@ from train.cli.output import emit
 
 
 if TYPE_CHECKING:
-    from interp.activations import ActivationStore, Plan
+    from interp.activations import ActivationStore
     from train.data import TokenStore
 
 cache = typer.Typer(
