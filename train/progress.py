@@ -38,10 +38,12 @@ def bar(title: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def shown(title: str, given: Progress | None) -> Iterator[Progress]:
+def shown(
+    title: str, given: Progress | None, *, delay: float = SECONDS_WITHOUT
+) -> Iterator[Progress]:
     """Yield the caller's progress callable `given`, or else one that shows a bar.
 
-    The bar appears after one second, and only in a terminal or a notebook.
+    The bar appears after `delay` seconds, and only in a terminal or a notebook.
     """
     if given is not None:
         yield given
@@ -55,7 +57,7 @@ def shown(title: str, given: Progress | None) -> Iterator[Progress]:
 
         def tell(what: str, done: int, total: int | None) -> None:
             nonlocal advance
-            if advance is None and watched and time.monotonic() - begin > SECONDS_WITHOUT:
+            if advance is None and watched and time.monotonic() - begin > delay:
                 advance = stack.enter_context(_bar(title, console))
             if advance is not None:
                 advance(what, done, total)

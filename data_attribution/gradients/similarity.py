@@ -325,11 +325,11 @@ class _Moment:
 
 
 # Scores: inner products between gradients of documents and of prompts.
-ROWS = 4096  # documents whose gradients are in memory as fp32 at a time
+ROWS = 4096
 
 
 def products(
-    asked: Features, given: Features, *, unit: bool = False
+    asked: Features, given: Features, *, unit: bool = False, rows: int = ROWS
 ) -> Float64[np.ndarray, "document prompt"]:
     """Return the score of each document for each prompt.
 
@@ -339,6 +339,7 @@ def products(
         unit: Whether to divide by the length of the document's gradient and by that of the mean
             prompt's, so that the mean over prompts is a cosine. A document without gradient scores
             0.
+        rows: Number of documents whose gradients are in memory as fp32 at a time.
 
     Raises:
         EvidenceError: The two were projected differently.
@@ -353,13 +354,13 @@ def products(
     prompts = asked.values.astype(np.float32).T
     length = np.linalg.norm(prompts.mean(axis=1, dtype=np.float64)) if unit else 1.0
     found = np.empty((len(given.rows), len(asked.rows)))
-    for first in range(0, len(found), ROWS):
-        values = given.values[first : first + ROWS].astype(np.float32)
+    for first in range(0, len(found), rows):
+        values = given.values[first : first + rows].astype(np.float32)
         part = -(values @ prompts).astype(np.float64)
         if unit:
             whole = length * np.linalg.norm(values, axis=1, keepdims=True)
             part = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-        found[first : first + ROWS] = part
+        found[first : first + rows] = part
     return found
 
 

@@ -173,23 +173,29 @@ class Exposure:
 
 
 def exposure_of_text(
-    run: Trained, target: TokenQuery, *, before: int | None = None, index: TokenIndex | None = None
+    run: Trained,
+    target: TokenQuery,
+    *,
+    before: int | None = None,
+    index: TokenIndex | None = None,
+    limit: int = MOST,
 ) -> Exposure:
     """Return all readings of a text or of token ids, wherever they occur, with and without a space.
 
     Costs a look-up in the index, and about a microsecond and 24 bytes per occurrence and epoch. If
-    there are more than `MOST` occurrences, that many are followed and stand for all.
+    there are more than `limit` occurrences, that many are followed and stand for all.
 
     Args:
         before: A checkpoint; default: the last one.
         index: Index of the run's store, if it is already open.
+        limit: Largest number of occurrences that are followed.
 
     Raises:
         QueryError: The target is empty, or no document can hold it.
         EvidenceError: The run has no such checkpoint.
     """
     index = index or token_index.open(run.store)
-    hits = index.find(target, limit=MOST, every=True)
+    hits = index.find(target, limit=limit, every=True)
     mine, found = ~hits.held_out, hits.found
     exposure = _read(
         run, found.query, hits.positions[mine], hits.lengths[mine], found.held_out, before

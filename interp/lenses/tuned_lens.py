@@ -316,10 +316,15 @@ def _draws(n: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def backpropagate_kl(
-    model: GPT, streams: list[Tensor], final: Tensor, own: dict[str, Tensor]
+    model: GPT,
+    streams: list[Tensor],
+    final: Tensor,
+    own: dict[str, Tensor],
+    *,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[float]:
     """Compute the mean KL at each layer, and leave its gradient in `.grad` of the translators."""
-    size = max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)
+    size = max(1, logits_at_once // model.cfg.d_vocab)
     names = list(own)
     slopes = {name: torch.zeros_like(own[name]) for name in names}
     means = [0.0] * model.cfg.n_layers

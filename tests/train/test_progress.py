@@ -23,8 +23,7 @@ def test_a_log_sees_nothing(capsys):
 
 def test_a_person_sees_a_bar_after_a_second(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(progress, "SECONDS_WITHOUT", -1.0)
-    with progress.shown("work", None) as advance:
+    with progress.shown("work", None, delay=-1.0) as advance:
         advance("part", 1, 2)
     assert "work: part" in capsys.readouterr().err
 

@@ -122,8 +122,10 @@ def gpt2_tokenizer(vocabulary_folder: str | Path | None = None) -> Tokenizer:
     return _gpt2(vocabulary_path(vocabulary_folder))
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train byte-level byte pairs on the first 100 MB of the texts; the rest is not read.
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, *, most_bytes: int = BPE_TRAINING_BYTES
+) -> Tokenizer:
+    """Train byte-level byte pairs on the first `most_bytes` of the texts; the rest is not read.
 
     The same texts in the same order give the same file.
 
@@ -146,7 +148,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    engine.train_from_iterator(_first_bytes(texts, BPE_TRAINING_BYTES), trainer)
+    engine.train_from_iterator(_first_bytes(texts, most_bytes), trainer)
     model = json.loads(engine.to_str())["model"]
     if len(model["vocab"]) < vocab_size:
         raise TokenizerError(

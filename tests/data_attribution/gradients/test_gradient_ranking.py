@@ -294,12 +294,12 @@ def test_a_document_that_pulls_along_speaks_for_and_its_length_is_taken_out_of_a
     np.testing.assert_allclose(cosine, [1, 1, 0, -(0.5**0.5), 0], atol=1e-6)
 
 
-def test_documents_are_scored_in_pieces_as_at_once(monkeypatch):
+def test_documents_are_scored_in_pieces_as_at_once():
     draw = np.random.default_rng(0)
     asked, given = (made(draw.normal(size=(n, 6)).tolist()) for n in (3, 20))
     whole = similarity.products(asked, given, unit=True)
-    monkeypatch.setattr(similarity, "ROWS", 7)
-    np.testing.assert_allclose(similarity.products(asked, given, unit=True), whole, rtol=1e-6)
+    pieces = similarity.products(asked, given, unit=True, rows=7)
+    np.testing.assert_allclose(pieces, whole, rtol=1e-6)
 
 
 def test_gradients_of_other_projections_are_not_compared():

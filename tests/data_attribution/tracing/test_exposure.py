@@ -172,20 +172,19 @@ def test_a_table_that_is_no_longer_in_use_is_let_go(store):
     assert len(exposure.SORTED_TABLES) == held
 
 
-def test_of_too_many_places_some_are_drawn_and_stand_for_all(store, monkeypatch):
+def test_of_too_many_places_some_are_drawn_and_stand_for_all(store):
     run = ordered(store, "function", 0)
     words = [f"w{k}" for k in range(9)]
     whole = {word: exposure.exposure_of_text(run, word) for word in words}
-    monkeypatch.setattr(exposure, "MOST", 20)
     for word, every in whole.items():
-        found = exposure.exposure_of_text(run, word)
+        found = exposure.exposure_of_text(run, word, limit=20)
         assert len(found.positions) <= 20 < len(every.positions)
         assert (found.sampled, every.sampled) == (True, False)
         assert found.places == every.places == len(every.positions)
         assert found.readings == pytest.approx(every.readings, rel=0.15)
         assert found.even(20) == every.even(20)
         assert set(found.positions.tolist()) <= set(every.positions.tolist())
-        assert exposure.exposure_of_text(run, word).steps.tolist() == found.steps.tolist()
+        assert exposure.exposure_of_text(run, word, limit=20).steps.tolist() == found.steps.tolist()
 
 
 def test_a_real_run_and_its_counterfactual_agree_with_their_own_look_ups(
