@@ -39,6 +39,7 @@ try:
     main()
 except SystemExit as end:
     assert not end.code
+assert "rich.console" not in sys.modules
 {SHOW}
 """
     result = run_python(code)

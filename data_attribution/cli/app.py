@@ -39,6 +39,7 @@ from interp.cli.probe import erase_command, probe_command
 from interp.cli.recall import recall_command
 from interp.errors import InterpError, InterpWarning
 from train.cli.corpus import corpus
+from train.cli.options import CommandGroup
 from train.cli.run import run
 from train.cli.train import train_command
 from train.errors import TrainError
@@ -51,9 +52,11 @@ if TYPE_CHECKING:
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
+    cls=CommandGroup,
     help="Mechanistic interpretability and data attribution on a fully known GPT-2 checkpoint.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich takes more than half of the time of --help
     add_completion=False,
 )
 

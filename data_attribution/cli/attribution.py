@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from interp.cli.options import Seed
-from train.cli.options import Json, Out, RunPath, StorePath
+from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
 from train.cli.output import emit
 
 
-attribution = typer.Typer(help="Evaluate attribution methods.", no_args_is_help=True)
+attribution = typer.Typer(
+    cls=CommandGroup, help="Evaluate attribution methods.", no_args_is_help=True
+)
 
 
 @attribution.command("evaluate")

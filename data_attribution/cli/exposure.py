@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_attribution.cli import formatting
-from train.cli.options import Json, Out, RunPath, StorePath
+from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
 from train.cli.output import emit
 
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from train.runs import Run
 
 exposure = typer.Typer(
+    cls=CommandGroup,
     help="Count how often a run had read a text, or documents, before each checkpoint.",
     no_args_is_help=True,
 )

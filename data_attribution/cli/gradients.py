@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from train.cli.options import Json, Out, RunPath, StorePath
+from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
 from train.cli.output import emit
 
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from train.runs import Run
 
 gradient_commands = typer.Typer(
+    cls=CommandGroup,
     help="Collect the gradients of every document, for `openbook trace documents`.",
     no_args_is_help=True,
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_attribution.cli import formatting
-from train.cli.options import Json, Out, readable
+from train.cli.options import CommandGroup, Json, Out, readable
 from train.cli.output import emit
 
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from data_attribution.token_index import TokenIndex
     from train.runs import Run
 
-index = typer.Typer(help="Index the text of a token store, and search it.", no_args_is_help=True)
+index = typer.Typer(
+    cls=CommandGroup, help="Index the text of a token store, and search it.", no_args_is_help=True
+)
 
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
 Query = Annotated[str, typer.Argument(metavar="QUERY", help="Text to look for.")]

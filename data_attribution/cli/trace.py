@@ -11,7 +11,7 @@ from data_attribution.cli.counterfactual import CONTROLS
 from data_attribution.errors import EvidenceError
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from interp.cli.trace import trace_components_command
-from train.cli.options import Json, Out, RunPath, StorePath, readable
+from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath, readable
 from train.cli.output import emit
 from train.storage import writable
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from train.runs import Run
 
 trace = typer.Typer(
+    cls=CommandGroup,
     help="Trace what a model does to components, documents and training steps.",
     no_args_is_help=True,
 )

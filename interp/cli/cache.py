@@ -7,7 +7,7 @@ import typer
 
 from interp.cli.options import PROMPTS, Named, Prompts, Seed, Source, Step
 from interp.errors import InterpError
-from train.cli.options import Json, StorePath
+from train.cli.options import CommandGroup, Json, StorePath
 from train.cli.output import emit
 
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from train.data import TokenStore
 
 cache = typer.Typer(
+    cls=CommandGroup,
     help="Write the activations of a model at some sites to disk, for every token that it reads.",
     no_args_is_help=True,
 )

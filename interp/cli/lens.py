@@ -16,7 +16,7 @@ from interp.cli.options import (
     provenance_line,
 )
 from interp.errors import InterpError
-from train.cli.options import Json, Out, RunPath, StorePath, readable
+from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath, readable
 from train.cli.output import emit
 from train.storage import writable
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from interp.lenses import LensEvaluation, Readings, TunedLens
 
 lens = typer.Typer(
-    help="Read the answer to a behaviour from every layer of a model.", no_args_is_help=True
+    cls=CommandGroup,
+    help="Read the answer to a behaviour from every layer of a model.",
+    no_args_is_help=True,
 )
 
 Positions = Annotated[Literal["last", "each"], typer.Option(help="Positions to read.")]

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from train.cli.options import Json, Out
+from train.cli.options import CommandGroup, Json, Out
 from train.cli.output import emit, lines
 
 
-corpus = typer.Typer(help="Build token stores from documents.", no_args_is_help=True)
+corpus = typer.Typer(
+    cls=CommandGroup, help="Build token stores from documents.", no_args_is_help=True
+)
 
 
 @corpus.command("build")

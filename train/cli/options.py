@@ -1,12 +1,25 @@
-"""Options that several commands share, and what they refuse."""
+"""Options and groups that the commands share, and what the options refuse."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from train.errors import TrainError
 from train.storage import writable
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands whose help shows the whole first sentence of each command."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one entry per command, without the limit of one line."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, one.get_short_help_str(limit=1000)) for name, one in commands if one]
+            )
 
 
 def readable(path: Path | None) -> Path | None:

@@ -5,12 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from train.cli.options import Json, Out, RunPath, StorePath
+from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
 from train.cli.output import emit, lines, run_summary
 
 
 run = typer.Typer(
-    help="Show, verify, resume, replay, import and export training runs.", no_args_is_help=True
+    cls=CommandGroup,
+    help="Show, verify, resume, replay, import and export training runs.",
+    no_args_is_help=True,
 )
 
 
