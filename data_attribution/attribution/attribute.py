@@ -18,10 +18,7 @@ reached are not sources.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-from jaxtyping import Int64
+from typing import Any
 
 from data_attribution import queries, token_index
 from data_attribution.attribution import fusion, passages
@@ -35,12 +32,11 @@ from data_attribution.request import Candidates, Progress, Request
 from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
 from interp.metrics import Metric
-from train.data import Order, TokenStore, near_duplicates
-from train.runs import Run
+from train.data import near_duplicates
+from train.runs import ReadableRun, Run
 
 
 __all__ = [
-    "ReadableRun",
     "choose_methods",
     "documents",
     "make_request",
@@ -50,24 +46,8 @@ __all__ = [
 HEAD = 20  # near-duplicates are searched among the first 20 documents per requested source
 
 
-@runtime_checkable
-class ReadableRun(Protocol):
-    """The part of a run that word-based methods need; gradients need a whole `train.runs.Run`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def knowledge(self) -> str: ...
-    @property
-    def store(self) -> TokenStore: ...
-    @property
-    def order(self) -> Order: ...
-
-    def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]: ...
-
-
 def documents(
-    run: Run | ReadableRun,
+    run: ReadableRun,
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,
@@ -136,7 +116,7 @@ def documents(
 
 
 def rank_many(
-    run: Run | ReadableRun,
+    run: ReadableRun,
     targets: Sequence[str | Behaviour | Query],
     *,
     methods: str | Sequence[Method] = FUSED,
@@ -204,7 +184,7 @@ def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
 
 
 def choose_methods(
-    methods: str | Sequence[Method], run: Run | ReadableRun, *, words: bool = True
+    methods: str | Sequence[Method], run: ReadableRun, *, words: bool = True
 ) -> tuple[Method, ...]:
     """Return the methods to use: the given ones, or those that a name stands for.
 
@@ -232,7 +212,7 @@ def choose_methods(
 
 
 def make_request(
-    run: Run | ReadableRun,
+    run: ReadableRun,
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,

@@ -7,29 +7,21 @@ source, not eight.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
 from data_attribution.attribution.sources import GRADES, Evidence, Source
 from data_attribution.ranking import Ranking
 from data_attribution.token_index import TokenIndex
 from train.data import TokenStore
-from train.runs import Run
+from train.runs import ReadableRun
 
 
-__all__ = ["Cited", "Reads", "excerpt", "sources"]
+__all__ = ["Cited", "excerpt", "sources"]
 
 # Tokens shown on either side of a span, and the largest number shown of one document.
 AROUND, SHOWN = 24, 96
-
-
-@runtime_checkable
-class Reads(Protocol):
-    """The part of a run that tells when it read a document."""
-
-    def steps_reading(self, document: int) -> Int64[np.ndarray, " step"]: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Cited:
 
 
 def sources(
-    run: Reads,
+    run: ReadableRun,
     index: TokenIndex,
     ranking: Ranking,
     *,
@@ -67,7 +59,7 @@ def sources(
     for rank, document in enumerate(ranking.documents.tolist()):
         if len(items) == limit:
             break
-        steps = _reading(run, document)
+        steps = run.steps_learned(document)
         if not len(steps) or document in taken:
             unread += not len(steps)
             folded += len(steps) > 0
@@ -95,14 +87,6 @@ def sources(
             )
         )
     return Cited(tuple(items), unread, folded)
-
-
-def _reading(run: Reads, document: int) -> Int64[np.ndarray, " step"]:
-    """Return the steps that read a document.
-
-    For a run with weights these are the steps before its last checkpoint.
-    """
-    return run.steps_learned(document) if isinstance(run, Run) else run.steps_reading(document)
 
 
 def _ranks(ranking: Ranking) -> dict[int, int]:

@@ -16,8 +16,9 @@ from data_attribution.attribution import GRADES, Effect, Source, Sources
 from data_attribution.counterfactuals import Counterfactual
 from data_attribution.report import highlighting, svg, text
 from data_attribution.report.svg import Line, Point
-from data_attribution.tracing import Exposure, Generation, Holder, TracedSpan, Trained
+from data_attribution.tracing import Exposure, Generation, Holder, TracedSpan
 from train import storage
+from train.runs import ReadableRun
 
 
 __all__ = ["sources_html", "write_sources_page"]
@@ -59,7 +60,7 @@ def write_sources_page(
     found: Sources | Generation,
     path: str | Path,
     *,
-    run: Trained,
+    run: ReadableRun,
     spans: Generation | None = None,
     counterfactual: Counterfactual | None = None,
 ) -> Path:
@@ -72,7 +73,7 @@ def write_sources_page(
 def sources_html(
     found: Sources | Generation,
     *,
-    run: Trained,
+    run: ReadableRun,
     spans: Generation | None = None,
     counterfactual: Counterfactual | None = None,
 ) -> str:
@@ -120,7 +121,7 @@ def _head(found: Sources | Generation) -> str:
     )
 
 
-def _generation(found: Generation, run: Trained) -> Iterable[str]:
+def _generation(found: Generation, run: ReadableRun) -> Iterable[str]:
     """Yield the text with its spans, and one card per span."""
     ranked = sorted(range(len(found.spans)), key=lambda k: found.spans[k].span.log_probability)
     shown = sorted(ranked[:SPANS])
@@ -171,7 +172,7 @@ def _holder(one: Holder, span: str) -> str:
     )
 
 
-def _documents(sources: Sources, run: Trained) -> Iterable[str]:
+def _documents(sources: Sources, run: ReadableRun) -> Iterable[str]:
     """Yield the ranking, the readings over training, and one card per document."""
     yield "<h2>Documents</h2>"
     if not len(sources):
@@ -211,7 +212,7 @@ def _exposure(found: Exposure) -> str:
     )
 
 
-def _card(rank: int, one: Source, run: Trained) -> str:
+def _card(rank: int, one: Source, run: ReadableRun) -> str:
     exposure = tracing.exposure_of_documents(run, one.group)
     readings = exposure.curve(CURVE)[1].tolist()
     curve = svg.spark(readings, said=f"readings until step {exposure.before}")

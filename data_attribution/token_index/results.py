@@ -7,10 +7,12 @@ region.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64
+
+from train.runs import ReadableRun
 
 
 __all__ = [
@@ -19,18 +21,10 @@ __all__ = [
     "Hits",
     "NextToken",
     "NextTokens",
-    "OrderedRun",
     "Span",
     "Spelling",
     "Suffix",
 ]
-
-
-@runtime_checkable
-class OrderedRun(Protocol):
-    """The part of a run that tells at which steps it read a stretch of the store."""
-
-    def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class Hit(NamedTuple):
     offset: int
     held_out: bool
 
-    def steps(self, run: OrderedRun, *, before: int | None = None) -> Int64[np.ndarray, " step"]:
+    def steps(self, run: ReadableRun, *, before: int | None = None) -> Int64[np.ndarray, " step"]:
         """Return the steps at which a token of this occurrence was a target; none if held out.
 
         Args:

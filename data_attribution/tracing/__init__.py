@@ -8,7 +8,6 @@ from train.front_door import names_on_first_use
 if TYPE_CHECKING:
     from data_attribution.tracing.exposure import (
         Exposure,
-        Trained,
         exposure_of_documents,
         exposure_of_text,
     )
@@ -19,7 +18,6 @@ __all__ = [
     "Generation",
     "Holder",
     "TracedSpan",
-    "Trained",
     "exposure_of_documents",
     "exposure_of_text",
     "trace_text",

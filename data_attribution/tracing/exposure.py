@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
@@ -21,13 +21,14 @@ from jaxtyping import Float64, Int64, Integer
 from data_attribution import token_index
 from data_attribution.errors import EvidenceError
 from data_attribution.token_index import TokenIndex, TokenQuery
-from train.data import InvertibleOrder, Order, TokenStore
+from train.data import InvertibleOrder, Order
+from train.runs import ReadableRun
 
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Exposure", "Trained", "exposure_of_documents", "exposure_of_text"]
+__all__ = ["Exposure", "exposure_of_documents", "exposure_of_text"]
 
 # Number of occurrences whose readings are computed at a time.
 BLOCK = 1 << 17
@@ -36,24 +37,6 @@ BLOCK = 1 << 17
 MOST = 1 << 20
 # For data orders that are a table: their windows by start, kept as long as the order is in use.
 _BY_START: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-
-
-@runtime_checkable
-class Trained(Protocol):
-    """The part of a run that tells which tokens it read in which order, and how far it got.
-
-    `order` is an `Order`, `steps_done` an int, `removal` a `DocumentRemoval` or None: a type
-    checker does not see through cached properties.
-    """
-
-    @property
-    def store(self) -> TokenStore: ...
-    @property
-    def order(self) -> Any: ...
-    @property
-    def steps_done(self) -> Any: ...
-    @property
-    def removal(self) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +156,11 @@ class Exposure:
 
 
 def exposure_of_text(
-    run: Trained, target: TokenQuery, *, before: int | None = None, index: TokenIndex | None = None
+    run: ReadableRun,
+    target: TokenQuery,
+    *,
+    before: int | None = None,
+    index: TokenIndex | None = None,
 ) -> Exposure:
     """Return all readings of a text or of token ids, wherever they occur, with and without a space.
 
@@ -198,7 +185,7 @@ def exposure_of_text(
 
 
 def exposure_of_documents(
-    run: Trained,
+    run: ReadableRun,
     documents: Sequence[int] | Integer[np.ndarray, " document"],
     *,
     before: int | None = None,
@@ -221,14 +208,14 @@ def exposure_of_documents(
 
 
 def _read(
-    run: Trained,
+    run: ReadableRun,
     target: str,
     positions: Int64[np.ndarray, " stretch"],
     lengths: Int64[np.ndarray, " stretch"],
     held_out: int,
     before: int | None,
 ) -> Exposure:
-    done = int(run.steps_done)
+    done = run.steps_done
     last = done if before is None else before
     if not 0 <= last <= done:
         raise EvidenceError(

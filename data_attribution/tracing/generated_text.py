@@ -14,22 +14,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-
-import numpy as np
-from jaxtyping import Int64
+from typing import TYPE_CHECKING, Any
 
 from data_attribution import attribution, queries, token_index
 from data_attribution.errors import EvidenceError
 from data_attribution.token_index import Hit, Span, TokenIndex
-from data_attribution.tracing.exposure import Trained, exposure_of_text
+from data_attribution.tracing.exposure import exposure_of_text
 from train import storage
+from train.runs import ReadableRun
 
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Generation", "Holder", "TraceableRun", "TracedSpan", "trace_text"]
+__all__ = ["Generation", "Holder", "TracedSpan", "trace_text"]
 
 KIND, SCHEMA = "generation", 1
 SPAN = ("start", "stop", "text", "tokens", "count", "held_out", "log_probability")
@@ -38,18 +36,6 @@ CURVE = 101  # number of checkpoints of a curve
 DRAWN = 4  # occurrences drawn per document that is shown
 
 Progress = Callable[[str, int, int | None], None] | None
-
-
-@runtime_checkable
-class TraceableRun(Trained, Protocol):
-    """The part of a run that tells when it read a stretch of its store, and which run it is."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def knowledge(self) -> str: ...
-
-    def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]: ...
 
 
 @dataclass(frozen=True)
@@ -131,7 +117,7 @@ class Generation:
 
 
 def trace_text(
-    run: TraceableRun,
+    run: ReadableRun,
     text: str,
     *,
     keep: int | None = None,
@@ -201,7 +187,7 @@ def _held(spans: Sequence[Span], hits: Sequence[tuple[Hit, ...]]) -> Counter[int
 
 
 def _traced(
-    run: TraceableRun,
+    run: ReadableRun,
     index: TokenIndex,
     span: Span,
     places: tuple[Hit, ...],

@@ -2,45 +2,26 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
+from tests.data_attribution.ordered_run import OrderedRun
 from train.data import DataOrder, TokenStore
-
-
-@dataclass(frozen=True)
-class OrderedRun:
-    """As much of a run as attribution asks for: a store, an order and a number of steps."""
-
-    store: TokenStore
-    order: DataOrder
-    n_steps: int
-    id: str = "0123456789ab"
-    knowledge: str = "full"
-
-    def steps_reading(self, document: int) -> np.ndarray:
-        start = int(self.store.starts[document])
-        return self.steps_reading_tokens(start, start + int(self.store.lengths[document]))
-
-    def steps_reading_tokens(self, start: int, stop: int) -> np.ndarray:
-        return self.order.steps_reading(start, stop, self.n_steps)
 
 
 @pytest.fixture
 def make_run() -> Callable[..., OrderedRun]:
-    """`make_run(store, context, batch, n_steps)`."""
+    """`make_run(store, context, batch, steps_done)`."""
 
     def make(
-        store: TokenStore, context: int = 4, batch: int = 2, n_steps: int | None = None
+        store: TokenStore, context: int = 4, batch: int = 2, steps_done: int | None = None
     ) -> OrderedRun:
         n_windows = (store.train_tokens - 1) // context
         epoch = -(-n_windows // batch)
         order = DataOrder(seed=1, n_windows=n_windows, context=context, batch=batch)
-        return OrderedRun(store, order, 2 * epoch if n_steps is None else n_steps)
+        return OrderedRun(store, order, 2 * epoch if steps_done is None else steps_done)
 
     return make
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         read_monitor_log,
         six_digits,
     )
+    from train.runs.readable_run import ReadableRun
     from train.runs.run import SCHEDULE, Origin, Run, open, order_of, record_schedule
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "MonitorScore",
     "MonitorTask",
     "Origin",
+    "ReadableRun",
     "Run",
     "begin_manifest",
     "begin_monitor_log",

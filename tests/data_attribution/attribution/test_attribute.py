@@ -153,7 +153,7 @@ def test_a_document_that_only_contains_another_is_not_its_copy(make_store, make_
 
 
 def test_documents_that_the_run_never_reached_are_no_sources(run, make_run):
-    short = make_run(run.store, n_steps=5)
+    short = make_run(run.store, steps_done=5)
     asked = behaviour(run.store, "the moon is over the sea .")
     found = attribution.documents(short, asked, limit=100)
     read = {k for k in range(run.store.n_documents) if len(short.steps_reading(k))}

@@ -60,14 +60,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(make_store, make_run):
-    """With as much of a run as exposures ask for."""
-    from types import SimpleNamespace
-
-    store = make_store(TEXTS)
-    ordered = make_run(store)
-    return SimpleNamespace(
-        store=store, order=ordered.order, steps_done=ordered.n_steps, removal=None
-    )
+    return make_run(make_store(TEXTS))
 
 
 def source(document: int, **others) -> Source:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from data_attribution.errors import QueryError
 from data_attribution.token_index import TokenIndex, hit_sampling, suffix_search
 from tests.data_attribution.held_index import index_of
+from tests.data_attribution.ordered_run import OrderedRun
+from train.data import RecordedOrder
 
 
 pytestmark = pytest.mark.integration
@@ -247,13 +249,12 @@ def test_a_draw_takes_one_of_each_equal_stretch():
 
 
 def test_a_hit_knows_the_steps_that_a_checkpoint_had_seen():
-    class Reader:
-        def steps_reading_tokens(self, start: int, stop: int) -> np.ndarray:
-            return np.arange(start, stop)
-
-    hit = index_of([[1, 2, 3]]).find([2, 3])[0]
-    assert hit.steps(Reader()).tolist() == [2, 3]
-    assert hit.steps(Reader(), before=3).tolist() == [2]
+    """Windows of one token, one a step: token k is read as a target at step k - 1."""
+    index = index_of([[1, 2, 3]])
+    order = RecordedOrder(np.arange(4)[:, None], context=1)
+    run, hit = OrderedRun(index.store, order, steps_done=4), index.find([2, 3])[0]
+    assert hit.steps(run).tolist() == [1, 2]
+    assert hit.steps(run, before=2).tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What a run read, and when, is what replaying its order window by window finds."""
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,21 +9,12 @@ import pytest
 from data_attribution import token_index
 from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.tracing import exposure
+from tests.data_attribution.ordered_run import OrderedRun
 from train import trainer
 from train.data import DataOrder, DocumentRemoval, LateOrder, RecordedOrder, TokenStore, open_store
 
 
-@dataclass(frozen=True)
-class Reader:
-    """A run, as far as its reading goes."""
-
-    store: TokenStore
-    order: DataOrder | LateOrder | RecordedOrder
-    steps_done: int
-    removal: DocumentRemoval | None = None
-
-
-def replayed(run: Reader, position: int, length: int, before: int) -> dict[int, float]:
+def replayed(run: OrderedRun, position: int, length: int, before: int) -> dict[int, float]:
     """Step to the share read of [position, position + length), a window and a token at a time."""
     found: dict[int, float] = {}
     for step in range(before):
@@ -35,7 +26,7 @@ def replayed(run: Reader, position: int, length: int, before: int) -> dict[int, 
     return found
 
 
-def ordered(store: TokenStore, kind: str, seed: int, context: int = 5) -> Reader:
+def ordered(store: TokenStore, kind: str, seed: int, context: int = 5) -> OrderedRun:
     batch, n_steps = 3, 40
     if kind == "function":
         order = DataOrder(seed, (store.train_tokens - 1) // context, context, batch)
@@ -46,7 +37,7 @@ def ordered(store: TokenStore, kind: str, seed: int, context: int = 5) -> Reader
     else:
         draw = np.random.default_rng(seed)
         order = RecordedOrder(draw.integers(store.train_tokens - context, size=(64, 3)), context)
-    return Reader(store, order, n_steps)
+    return OrderedRun(store, order, n_steps)
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """A text is traced span by span to documents that hold it, and to the steps that read them."""
 
 import json
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
 
 from data_attribution import token_index, tracing
 from data_attribution.errors import EvidenceError, IndexMissing, QueryError
-from train.data import DataOrder, DocumentRemoval, TokenStore
+from tests.data_attribution.ordered_run import OrderedRun
 
 
 FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
@@ -16,28 +14,11 @@ QUOTED = "envoys from Arnost ride to Belmar"
 TEXTS = [*FILLER, f"{QUOTED} .", f"they say {QUOTED} .", f"{QUOTED} .", "Belmar is cold ."]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """As much of a run as a trace asks for."""
-
-    store: TokenStore
-    order: DataOrder
-    steps_done: int
-    removal: DocumentRemoval | None = None
-    id: str = "0123456789ab"
-    knowledge: str = "full"
-
-    def steps_reading_tokens(self, start: int, stop: int) -> np.ndarray:
-        return self.order.steps_reading(start, stop, self.steps_done)
-
-
 @pytest.fixture
-def run(make_store):
+def run(make_store, make_run):
     store = make_store(TEXTS)
     token_index.build(store)
-    n_windows = (store.train_tokens - 1) // 4
-    order = DataOrder(seed=1, n_windows=n_windows, context=4, batch=2)
-    return Trained(store, order, steps_done=-(-n_windows // 2) * 2)
+    return make_run(store)
 
 
 def test_each_span_comes_with_documents_that_hold_it_and_when_they_were_read(run):
@@ -69,7 +50,7 @@ def test_copies_of_a_document_are_one_row(run):
 def test_a_document_that_holds_more_of_the_text_comes_first(make_store, run):
     store = make_store(["a b c", *FILLER, "a b c x d e f", "y d e f"])
     token_index.build(store)
-    other = Trained(store, run.order, run.steps_done)
+    other = OrderedRun(store, run.order, run.steps_done)
     found = tracing.trace_text(other, "a b c d e f")
     firsts = {one.span.text: one.documents[0] for one in found.spans}
     assert {text: (one.document, one.held) for text, one in firsts.items()} == {
@@ -114,4 +95,4 @@ def test_what_cannot_be_traced_is_refused_in_one_line(run, make_store):
     with pytest.raises(EvidenceError, match="no 9 tokens in a row of the 6"):
         tracing.trace_text(run, QUOTED, minimum=9)
     with pytest.raises(IndexMissing, match="openbook index build"):
-        tracing.trace_text(Trained(make_store(TEXTS), run.order, 1), QUOTED)
+        tracing.trace_text(OrderedRun(make_store(TEXTS), run.order, 1), QUOTED)
