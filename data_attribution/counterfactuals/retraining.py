@@ -336,11 +336,11 @@ def _score(behaviour: Behaviour, model: GPT) -> Score:
     # large vocabulary would take gigabytes.
     logits = torch.cat([model(some)[:, -1:] for some in behaviour.clean.split(queries.ROWS)])
     last, row = logits[:, -1], torch.arange(len(logits))
-    allowed = list(behaviour.candidates) if behaviour.candidates else list(range(last.shape[1]))
-    among = last[:, allowed].log_softmax(-1)
+    right = trainer.is_highest(last, behaviour.answer, behaviour.candidates)
+    allowed = list(behaviour.candidates or range(last.shape[1]))
     place = {token: index for index, token in enumerate(allowed)}
-    answers = torch.tensor([place[int(token)] for token in behaviour.answer])
-    right, log_probs = among.argmax(-1) == answers, among[row, answers]
+    answers = [place[token] for token in behaviour.answer.tolist()]
+    log_probs = last[:, allowed].log_softmax(-1)[row, answers]
     prompts = n_prompts(behaviour.clean)
     recall, log_prob, difference = (
         effect_size.by_prompt(values.double().numpy(), prompts)

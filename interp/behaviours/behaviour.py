@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError
 from interp.statistics import wilson
 from train import storage
+from train.trainer import is_highest
 
 
 __all__ = [
@@ -150,6 +151,16 @@ class Behaviour:
         answer, foil = self.answer.to(logits.device), self.foil.to(logits.device)
         return logits[row, -1, answer] - logits[row, -1, foil]
 
+    def correct(self, logits: Float[Tensor, "prompt pos vocab"]) -> Bool[Tensor, " prompt"]:
+        """Return which prompts are answered correctly at the last position.
+
+        The answer has the highest logit among the candidates or, without candidates, a higher one
+        than its foil.
+        """
+        if self.candidates is None:
+            return self.score(logits) > 0
+        return is_highest(logits[:, -1], self.answer.to(logits.device), self.candidates)
+
     @property
     def sha256(self) -> str:
         """Digest of everything but the description and the tokenizer's digest."""
@@ -228,14 +239,8 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
     pieces = behaviour.clean.to(device).split(max(LOGIT_BYTES // width, 1))
     logits = torch.cat([model(piece)[:, -1:].clone() for piece in pieces])
     score = behaviour.score(logits)
-    last, answer = logits[:, -1].float(), behaviour.answer.to(device)
-    if behaviour.candidates is None:
-        right = score > 0
-    else:
-        candidates = torch.tensor(behaviour.candidates, device=device)
-        right = candidates[last[:, candidates].argmax(dim=1)] == answer
-    accuracy = right.float().mean().item()
-    top1 = (last.argmax(dim=1) == answer).float().mean().item()
+    accuracy = behaviour.correct(logits).float().mean().item()
+    top1 = is_highest(logits[:, -1], behaviour.answer.to(device)).float().mean().item()
     # A prompt with several foils is one case, not several independent ones.
     n = max(behaviour.distinct) + 1
     return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp import behaviours
@@ -382,21 +382,10 @@ def _measured(
     hooks = [] if hook is None else [(place.hook, hook)]
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks) if hooks else model(tokens)
     score = behaviour.score(logits).double().cpu().numpy()
-    right = _right(behaviour, logits).cpu().numpy().astype(float)
+    right = behaviour.correct(logits).cpu().numpy().astype(float)
     prompt = behaviour.clean.unique(dim=0, return_inverse=True)[1].numpy()
     (scores, counts), (rights, _) = (classifiers.type_sums(v, prompt) for v in (score, right))
     return scores / counts, rights / counts
-
-
-def _right(
-    behaviour: Behaviour, logits: Float[Tensor, "prompt pos vocab"]
-) -> Bool[Tensor, " prompt"]:
-    """Return which prompts are answered rightly, as `behaviours.measure` counts it."""
-    if behaviour.candidates is None:
-        return behaviour.score(logits) > 0
-    candidates = torch.tensor(behaviour.candidates, device=logits.device)
-    given = candidates[logits[:, -1][:, candidates].argmax(dim=1)]
-    return given == behaviour.answer.to(logits.device)
 
 
 def _probes(

@@ -6,7 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from train.trainer.evaluation import fixed_loss, held_out_loss
+    from train.trainer.evaluation import fixed_loss, held_out_loss, is_highest
     from train.trainer.loop import (
         first_step_reading,
         replay,
@@ -42,6 +42,7 @@ __all__ = [
     "fixed_loss",
     "held_out_loss",
     "initial_state",
+    "is_highest",
     "load_state",
     "lr_at",
     "measure_tasks",

@@ -5,9 +5,12 @@ No random state is read, so evaluating more or less often does not change a run.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from train import numerics
 from train.data import IGNORED, Batch, Order, RecordedOrder, TokenStore, read_batch
@@ -17,7 +20,7 @@ from train.recipes import Recipe
 from train.trainer import loss
 
 
-__all__ = ["distance", "first_bad_tensor", "fixed_loss", "held_out_loss"]
+__all__ = ["distance", "first_bad_tensor", "fixed_loss", "held_out_loss", "is_highest"]
 
 FIXED_WINDOWS = 32
 
@@ -26,6 +29,22 @@ def distance(one: float, other: float) -> float:
     """Return the absolute difference of two losses; infinite if either is not finite."""
     # NaN must not be returned: max(0.0, nan) is 0.0, so NaN weights would seem to agree.
     return abs(one - other) if math.isfinite(one) and math.isfinite(other) else math.inf
+
+
+def is_highest(
+    logits: Float[Tensor, "row vocab"],
+    token: Int[Tensor, " row"],
+    candidates: Sequence[int] | None = None,
+) -> Bool[Tensor, " row"]:
+    """Return whether a token has the highest logit among the candidates; None: the vocabulary.
+
+    Args:
+        token: One token for each row; it is one of the candidates.
+    """
+    if candidates is None:
+        return logits.argmax(dim=1) == token
+    among = torch.tensor(candidates, device=logits.device)
+    return among[logits[:, among].argmax(dim=1)] == token
 
 
 @torch.no_grad()

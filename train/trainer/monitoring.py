@@ -42,6 +42,7 @@ from train.runs import (
     parse_log,
     six_digits,
 )
+from train.trainer import evaluation
 
 
 __all__ = [
@@ -198,8 +199,7 @@ def _answers(model: GPT, watch: MonitorTask) -> dict[str, MonitorScore]:
     difference = last[row, answer] - last[row, foil]
     right = difference > 0
     if watch.candidates is not None:
-        among = torch.tensor(watch.candidates, device=model.device)
-        right = among[last[:, among].argmax(dim=1)] == answer
+        right = evaluation.is_highest(last, answer, watch.candidates)
     # A prompt with several foils counts as one case.
     n = len(watch.tokens.unique(dim=0))
     return {

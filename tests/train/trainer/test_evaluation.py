@@ -63,3 +63,11 @@ def test_a_block_of_steps_on_a_gpu_does_not_say_that_it_saw_the_step(planted, ti
         "loss of step 3 is not a number; the first bad tensor (looked for after 13 more updates, "
         "read in blocks on a GPU) is the weight ln_final.weight;"
     ) in str(caught.value)
+
+
+def test_a_token_is_the_highest_of_its_candidates_or_of_all():
+    logits, token = torch.tensor([[2.0, 1.0, 3.0], [2.0, 5.0, 3.0]]), torch.tensor([0, 2])
+    assert evaluation.is_highest(logits, token).tolist() == [False, False]
+    assert evaluation.is_highest(logits, token, (2, 0)).tolist() == [False, True]
+    assert evaluation.is_highest(logits, token, (1, 0, 2)).tolist() == [False, False]
+    assert evaluation.is_highest(logits[:1], token[:1], (1, 0)).tolist() == [True]
