@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.worlds.commands import Ended
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -234,15 +236,6 @@ def lookup_behaviour(lookup_store, tmp_path_factory) -> Path:
         candidates=tuple(ids["v"]),
     ).save(path)
     return path
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

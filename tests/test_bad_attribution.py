@@ -2,40 +2,22 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.worlds.commands import left, refused
+from tests.worlds.stores import indexed_copy
 from train import runs, storage
 
 
 pytestmark = pytest.mark.integration
 
 
-def refused(ended, code: int, *words: str) -> None:
-    """One line on stderr, nothing on stdout, the right code, and the words that help."""
-    assert (ended.code, ended.out) == (code, "")
-    assert ended.err.startswith("error: ")
-    assert ended.err.count("\n") == 1
-    for word in words:
-        assert word in ended.err
-
-
-def left(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-
-
 @pytest.fixture(scope="module")
 def indexed(tiny_store, tmp_path_factory):
     """The tiny store, copied and sorted."""
-    from data_attribution import token_index
-    from train.data import open_store
-
-    path = tmp_path_factory.mktemp("indexed") / "store"
-    shutil.copytree(tiny_store.path, path)
-    token_index.build(open_store(path))
-    return path
+    return indexed_copy(tiny_store, tmp_path_factory.mktemp("indexed") / "store")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 from interp.behaviours import Behaviour
+from tests.worlds import disks
+from tests.worlds.commands import left, refused
 from train import recipes, runs, storage
 from train.data import token_store
 
@@ -23,21 +26,6 @@ pytestmark = pytest.mark.integration
 # A time of writing inside would give the test another name in every process.
 HALF_A_GZIP = gzip.compress(b'{"text": "a"}\n', mtime=0)[:-6]
 EXECUTABLE = Path(sys.executable).with_name("openbook")
-
-
-def refused(ended, code: int, *words: str) -> None:
-    """One line on stderr, nothing on stdout, the right code, and the words that help."""
-    assert (ended.code, ended.out) == (code, "")
-    assert ended.err.startswith("error: ")
-    assert ended.err.count("\n") == 1
-    assert ended.err.endswith("\n")
-    for word in words:
-        assert word in ended.err
-
-
-def left(folder: Path) -> list[str]:
-    """Everything in a folder, what is hidden and half-written included."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 @pytest.fixture
@@ -364,24 +352,11 @@ def test_a_pickle_is_never_opened(openbook, tiny_run, tmp_path):
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator:
     """`small_disk(kib)`: an empty disk of that size."""
-    mounted = []
-
-    def mount(kib: int) -> Path:
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip("there is no mount command here")
-        if done.returncode:
-            pytest.skip(f"a small disk may not be mounted here: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+    with ExitStack() as mounted:
+        count = iter(range(100))
+        yield lambda kib: mounted.enter_context(
+            disks.small_disk(tmp_path / f"disk{next(count)}", f"{kib}k")
+        )
 
 
 @pytest.mark.parametrize("kib", [32, 512])

@@ -17,8 +17,8 @@ from data_attribution.attribution import Sources
 from data_attribution.cli.app import INTERRUPTED, app
 from interp import behaviours, models, patching
 from interp.patching import Effects
+from tests.worlds.stores import indexed_copy
 from train import convert, runs, storage
-from train.data import open_store
 
 
 pytestmark = pytest.mark.integration
@@ -28,12 +28,7 @@ EXECUTABLE = Path(sys.executable).with_name("openbook")
 @pytest.fixture(scope="module")
 def indexed(lookup_store, tmp_path_factory) -> Path:
     """A copy of the lookup store with an index."""
-    from data_attribution import token_index
-
-    path = tmp_path_factory.mktemp("indexed") / "lookup"
-    shutil.copytree(lookup_store.path, path, ignore=shutil.ignore_patterns("index"))
-    token_index.build(open_store(path))
-    return path
+    return indexed_copy(lookup_store, tmp_path_factory.mktemp("indexed") / "lookup")
 
 
 def leaves(command, name=()):

@@ -29,6 +29,7 @@ from interp.errors import InterpWarning, InterruptedWarning
 from interp.metrics import Metric, custom
 from interp.patching import Effects, engine
 from interp.patching.engine import base_run
+from tests.worlds.behaviours import said_by
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -47,9 +48,7 @@ def random_behaviour(model: GPT) -> Behaviour:
     clean = torch.randint(30, (4, 6), generator=torch.Generator().manual_seed(0))
     corrupt = clean.clone()
     corrupt[:, 1:3] = (clean[:, 1:3] + 1) % 30
-    with torch.inference_mode():
-        last = model(clean)[:, -1]
-    return Behaviour("random", clean, corrupt, last.argmax(1), last.argmin(1), subject=(1, 3))
+    return said_by(model, clean, corrupt, subject=(1, 3))
 
 
 @pytest.fixture(scope="module")

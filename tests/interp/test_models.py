@@ -10,6 +10,7 @@ import torch
 from interp import models, patching
 from interp.behaviours import Behaviour
 from interp.errors import ModelError
+from tests.worlds.models import shaken
 from train import convert, runs
 from train.data import Tokenizer, train_bpe, train_words
 from train.errors import DamagedError, TrainError
@@ -47,16 +48,6 @@ def words() -> Tokenizer:
 @pytest.fixture
 def tokens() -> torch.Tensor:
     return torch.randint(37, (3, 9), generator=torch.Generator().manual_seed(0))
-
-
-def shaken(cfg: GPTConfig) -> GPT:
-    """Biases and gains that are not 0 and 1, so that none can be lost unseen."""
-    model, generator = init_gpt(cfg, seed=0), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, name: str = "logits") -> None:

@@ -21,6 +21,8 @@ from interp.errors import (
     ModelError,
     UninformativeWarning,
 )
+from tests.worlds.behaviours import said_by
+from tests.worlds.models import silenced
 from train.errors import HookError, TokenizerError
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -38,9 +40,7 @@ def behaviour(model) -> Behaviour:
     """Random prompts, all of them different from the first token on."""
     clean = torch.randint(30, (4, 6), generator=torch.Generator().manual_seed(0))
     corrupt = (clean + 1) % 30
-    with torch.inference_mode():
-        last = model(clean)[:, -1]
-    return Behaviour("random", clean, corrupt, last.argmax(dim=1), last.argmin(dim=1))
+    return said_by(model, clean, corrupt)
 
 
 @pytest.fixture
@@ -190,11 +190,7 @@ def test_a_behaviour_that_the_model_cannot_do_at_the_command(patched, lookup_beh
 
 def test_prompts_that_the_model_does_not_tell_apart(behaviour):
     # Layers that write nothing: only the last token is read, and it is the same.
-    blank = init_gpt(replace(CFG, init_std=0.3), seed=0).eval()
-    with torch.no_grad():
-        for block in blank.blocks:
-            block.attn.out.weight.zero_()
-            block.mlp.down.weight.zero_()
+    blank = silenced(init_gpt(replace(CFG, init_std=0.3), seed=0).eval())
     corrupt = behaviour.clean.clone()
     corrupt[:, 0] = (corrupt[:, 0] + 1) % 30
     last = blank(behaviour.clean)[:, -1]

@@ -15,6 +15,7 @@ from interp.errors import (
     UninformativeWarning,
 )
 from interp.steering import SteeringEffects, SteeringVector
+from tests.worlds.models import silenced
 from train.errors import HookError
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -29,12 +30,7 @@ def linear() -> GPT:
         n_layers=2, n_heads=2, d_model=16, n_ctx=12, d_vocab=VOCAB, norm="none", position="none",
         init_std=0.5,
     )  # fmt: skip
-    model = init_gpt(cfg, 0)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.attn.out.weight.zero_()
-            block.mlp.down.weight.zero_()
-    return model
+    return silenced(init_gpt(cfg, 0))
 
 
 def tokens(*last: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from data_attribution import token_index
+from tests.worlds.commands import refused
 from train.data import open_store
 from train.storage import artifact
 
@@ -15,15 +16,6 @@ from train.storage import artifact
 def path(lookup_store, tmp_path):
     shutil.copytree(lookup_store.path, tmp_path / "store", ignore=shutil.ignore_patterns("index"))
     return tmp_path / "store"
-
-
-def refused(ended, code: int, *words: str) -> None:
-    """One line on stderr that holds the words, nothing on stdout."""
-    assert (ended.code, ended.out) == (code, "")
-    assert ended.err.startswith("error: ")
-    assert ended.err.count("\n") == 1
-    for one in words:
-        assert one in ended.err
 
 
 def test_shards_are_built_as_asked_for_and_verified(openbook, path):

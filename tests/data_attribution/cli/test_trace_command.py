@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import attribution, component_queries, counterfactuals, token_index
+from data_attribution import attribution, component_queries, counterfactuals
 from data_attribution.attribution import Gradient, Lexical, Replay, Sources
 from data_attribution.errors import EvidenceError, QueryError
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
+from tests.worlds.stores import indexed_copy
 from train import runs
-from train.data import open_store
 
 
 pytestmark = pytest.mark.integration
@@ -23,10 +23,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def indexed(lookup_store, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("indexed") / "lookup"
-    shutil.copytree(lookup_store.path, path)
-    token_index.build(open_store(path))
-    return path
+    return indexed_copy(lookup_store, tmp_path_factory.mktemp("indexed") / "lookup")
 
 
 @pytest.fixture(scope="module")

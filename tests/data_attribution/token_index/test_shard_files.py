@@ -21,6 +21,7 @@ from data_attribution.token_index import (
     sort_workers,
     suffix_array,
 )
+from tests.worlds import disks
 from tests.worlds.known import known
 from tests.worlds.stores import store_of
 from train.data import open_store
@@ -328,16 +329,8 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    if not shutil.which("mount"):
-        pytest.skip("there is no mount command here")
-    command = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small disk may not be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with disks.small_disk(tmp_path / "disk", "600k") as place:
+        yield place
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from interp.components import parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import custom
 from interp.patching import Effects, sweeps
+from tests.worlds.behaviours import moved_by
 from tests.worlds.known import known
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -50,13 +51,7 @@ def contrast(model: GPT, n: int = 6) -> Behaviour:
     clean = torch.randint(VOCAB, (n, 8), generator=torch.Generator().manual_seed(0))
     corrupt = clean.clone()
     corrupt[:, 3] = (clean[:, 3] + 1) % VOCAB
-    with torch.inference_mode():
-        moved = (model(clean) - model(corrupt))[:, -1]
-        preferred = model(clean)[:, -1]
-    answer = moved.argmax(dim=1)
-    loses = preferred < preferred.gather(1, answer[:, None])
-    foil = moved.masked_fill(~loses, float("inf")).argmin(dim=1)
-    return Behaviour("random", clean, corrupt, answer, foil)
+    return moved_by(model, clean, corrupt)
 
 
 @pytest.fixture(scope="module", params=KINDS)

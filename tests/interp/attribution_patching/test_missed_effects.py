@@ -10,6 +10,7 @@ from interp import attribution_patching, patching
 from interp.attribution_patching.missed_effects import Bound
 from interp.behaviours import Behaviour
 from interp.errors import EffectsError
+from tests.worlds.behaviours import moved_by
 from tests.worlds.scripts import benchmark
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -26,13 +27,7 @@ def behaviour(model) -> Behaviour:
     clean = torch.randint(30, (6, 6), generator=torch.Generator().manual_seed(0))
     corrupt = clean.clone()
     corrupt[:, 2] = (clean[:, 2] + 1) % 30
-    with torch.inference_mode():
-        preferred = model(clean)[:, -1]
-        moved = preferred - model(corrupt)[:, -1]
-    answer = moved.argmax(dim=1)
-    loses = preferred < preferred.gather(1, answer[:, None])
-    foil = moved.masked_fill(~loses, float("inf")).argmin(dim=1)
-    return Behaviour("random", clean, corrupt, answer, foil)
+    return moved_by(model, clean, corrupt)
 
 
 @pytest.fixture(scope="module")

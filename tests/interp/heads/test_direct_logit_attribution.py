@@ -8,6 +8,8 @@ import torch
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.heads import Contributions, decompose_logits, direct_logit_attribution
+from tests.worlds.behaviours import said_by
+from tests.worlds.models import silenced
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -35,11 +37,9 @@ def trained_looking(layout: str) -> GPT:
 
 def does(model: GPT, n: int = 12) -> Behaviour:
     clean = torch.randint(model.cfg.d_vocab, (n, 5), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        last = model(clean)[:, -1]
     corrupt = clean.clone()
     corrupt[:, 1] = (corrupt[:, 1] + 1) % model.cfg.d_vocab
-    return Behaviour("said", clean, corrupt, last.argmax(-1), last.argmin(-1))
+    return said_by(model, clean, corrupt, name="said")
 
 
 @pytest.mark.parametrize("over", direct_logit_attribution.OVER)
@@ -83,11 +83,8 @@ def test_a_part_is_what_the_logits_lose_without_it_when_the_scale_is_held():
 
 
 def test_the_head_that_writes_the_answer_is_named_with_the_position_it_read():
-    model = init_gpt(LAYOUTS["gpt2"], 1)
+    model = silenced(init_gpt(LAYOUTS["gpt2"], 1))
     with torch.no_grad():
-        for block in model.blocks:
-            block.attn.out.weight.zero_()
-            block.mlp.down.weight.zero_()
         attention = model.blocks[1].attn
         attention.qkv.weight[:32].zero_()  # equal attention to every position
         # Values of head 2 are 4 numbers of the embedding, and it writes them back as they were.

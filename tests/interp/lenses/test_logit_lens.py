@@ -10,6 +10,7 @@ from interp import lenses
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError, CapabilityError, EffectsError
 from interp.lenses import Readings, logit_lens
+from tests.worlds.behaviours import said_by
 from train.errors import DamagedError
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -28,11 +29,9 @@ LAYOUTS = {
 def does(model: GPT, n: int = 12) -> Behaviour:
     """What the model says of random prompts: its first choice against its last."""
     clean = torch.randint(model.cfg.d_vocab, (n, 5), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        last = model(clean)[:, -1]
     corrupt = clean.clone()
     corrupt[:, 1] = (corrupt[:, 1] + 1) % model.cfg.d_vocab
-    return Behaviour("said", clean, corrupt, last.argmax(-1), last.argmin(-1))
+    return said_by(model, clean, corrupt, name="said")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

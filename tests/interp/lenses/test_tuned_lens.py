@@ -12,6 +12,7 @@ from interp.behaviours import Behaviour
 from interp.errors import EffectsError, ModelError
 from interp.lenses import LensEvaluation, evaluation, tuned_lens
 from interp.lenses.tokens import LensTokens
+from tests.worlds.behaviours import said_by
 from train.errors import DamagedError
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -156,8 +157,7 @@ def test_a_lens_comes_back_as_it_was_written_and_a_changed_one_is_refused(tmp_pa
 
 def last_token(model: GPT) -> Behaviour:
     clean = torch.arange(18).reshape(6, 3)
-    last = model(clean)[:, -1].detach()
-    return Behaviour("last", clean, clean + 1, last.argmax(-1), last.argmin(-1))
+    return said_by(model, clean, clean + 1, name="last")
 
 
 def test_behaviours_are_read_through_the_lens_and_its_control(fitted):

@@ -11,6 +11,7 @@ from interp.behaviours import Behaviour
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.patching import ablation
 from interp.patching.engine import scheduler
+from tests.worlds.behaviours import said_by
 from train.model import GPTConfig, init_gpt
 
 
@@ -29,9 +30,7 @@ def behaviour(model) -> Behaviour:
     draw = torch.Generator().manual_seed(0)
     clean = torch.randint(VOCAB, (6, N_POS), generator=draw)
     corrupt = (clean + 1) % VOCAB
-    with torch.no_grad():
-        last = model(clean)[:, -1]
-    return Behaviour("random", clean, corrupt, last.argmax(dim=1), last.argmin(dim=1))
+    return said_by(model, clean, corrupt)
 
 
 def plain(model, behaviour, hook: str, head: int | None, standin) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from interp import metrics, patching
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError, EffectsError, ModelError
+from tests.worlds.behaviours import said_by
 from train.model import GPTConfig, init_gpt
 
 
@@ -42,10 +43,7 @@ def behaviour(model) -> Behaviour:
     clean = torch.randint(VOCAB, (4, N_POS), generator=draw)
     corrupt = clean.clone()
     corrupt[:, 2:4] = (clean[:, 2:4] + 1 + torch.arange(2)) % VOCAB
-    with torch.no_grad():
-        last = model(clean)[:, -1]
-    answer, foil = last.argmax(dim=1), last.argmin(dim=1)
-    return Behaviour("random", clean, corrupt, answer, foil, subject=(2, 4))
+    return said_by(model, clean, corrupt, subject=(2, 4))
 
 
 @torch.no_grad()

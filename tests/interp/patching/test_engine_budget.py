@@ -9,6 +9,7 @@ from interp import patching
 from interp.behaviours import Behaviour
 from interp.errors import BudgetError, CapabilityError
 from interp.patching import Effects
+from tests.worlds.behaviours import said_by
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -36,9 +37,7 @@ SWEEPS = {
 def asked(cfg: GPTConfig, n_prompts: int, n_pos: int) -> tuple[GPT, Behaviour]:
     model, draw = init_gpt(cfg, seed=0).eval(), torch.Generator().manual_seed(0)
     clean, corrupt = (torch.randint(40, (n_prompts, n_pos), generator=draw) for _ in range(2))
-    with torch.inference_mode():
-        last = model(clean)[:, -1]
-    return model, Behaviour("random", clean, corrupt, last.argmax(dim=1), last.argmin(dim=1))
+    return model, said_by(model, clean, corrupt)
 
 
 def least_allowed(sweep, model: GPT, behaviour: Behaviour) -> tuple[int, Effects]:

@@ -20,7 +20,8 @@ from interp.errors import BudgetError, ModelError
 from interp.metrics import Metric, custom, log_probability, logit_difference, probability
 from interp.patching import engine
 from interp.patching.engine import reference
-from train.model import GPT, GPTConfig, init_gpt
+from tests.worlds.models import shaken
+from train.model import GPT, GPTConfig
 
 
 pytestmark = pytest.mark.integration
@@ -43,16 +44,6 @@ LAYOUTS = {
 }
 EVERYWHERE = (None, 4, N_POS - 1, (0, 2, 5))
 every_layout = pytest.mark.parametrize("cfg", LAYOUTS.values(), ids=LAYOUTS.keys())
-
-
-def shaken(cfg: GPTConfig) -> GPT:
-    """Random weights in fp64, biases and gains included."""
-    model, draw = init_gpt(cfg, seed=0), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
-    return model.eval().double()
 
 
 def prompted(*, shared: int = 0, seed: int = 0) -> Behaviour:
@@ -115,7 +106,7 @@ def agree(
 @pytest.mark.parametrize("shared", [0, 3])
 def test_one_place_at_a_time_is_a_forward_pass_with_a_hook(cfg, shared):
     patches = [(place,) for place in everything(cfg)]
-    found = agree(shaken(cfg), prompted(shared=shared), patches, shared=shared)
+    found = agree(shaken(cfg, 0.3).double(), prompted(shared=shared), patches, shared=shared)
     moved = (found.scores - found.start[:, None]).abs().amax(dim=(0, 2))
     assert (moved > 1e-3).float().mean() > 0.4, "the two agree on patches that do something"
 
@@ -128,12 +119,12 @@ def test_places_of_all_layers_and_sites_together_are_one_forward_pass(cfg):
         tuple(places[i] for i in torch.randint(len(places), (size,), generator=draw).tolist())
         for size in sizes
     ]
-    agree(shaken(cfg), prompted(), patches)
+    agree(shaken(cfg, 0.3).double(), prompted(), patches)
 
 
 @pytest.fixture(scope="module")
 def cfg_small() -> tuple[GPT, Behaviour]:
-    return shaken(GPT2), prompted()
+    return shaken(GPT2, 0.3).double(), prompted()
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +248,7 @@ def test_a_place_that_is_not_there_is_refused_before_anything_runs(cfg_small, pl
 
 
 def test_shared_keys_are_counted_as_they_are_stored():
-    model, behaviour = shaken(LLAMA), prompted()
+    model, behaviour = shaken(LLAMA, 0.3).double(), prompted()
     with pytest.raises(ModelError, match="head 1 of a model that has 1"):
         engine.scores(
             model,
@@ -305,4 +296,4 @@ def test_whatever_the_decoder_the_engine_agrees(cfg, shared, seed):
         tuple(places[i] for i in torch.randint(len(places), (size,), generator=draw).tolist())
         for size in (1, 1, 1, 1, 1, 1, 2, 3, 4)
     ]
-    agree(shaken(cfg), prompted(shared=shared, seed=seed), patches, shared=shared)
+    agree(shaken(cfg, 0.3).double(), prompted(shared=shared, seed=seed), patches, shared=shared)

@@ -17,6 +17,7 @@ from torch import Tensor
 from interp import models, patching
 from interp.behaviours import Behaviour
 from interp.patching import Effects
+from tests.worlds.behaviours import said_by
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -67,9 +68,7 @@ def twins(request) -> Twins:
     model.eval()
     clean, corrupt = (torch.randint(VOCAB, (N_PROMPTS, N_POS), generator=draw) for _ in range(2))
     corrupt[:, 0] = clean[:, 0]
-    with torch.inference_mode():
-        last = model(clean)[:, -1]
-    behaviour = Behaviour("random", clean, corrupt, last.argmax(dim=1), last.argmin(dim=1))
+    behaviour = said_by(model, clean, corrupt)
     lens = models.transformer_lens(model)
     with torch.inference_mode():
         caches = [lens.run_with_cache(tokens)[1] for tokens in (clean, corrupt)]

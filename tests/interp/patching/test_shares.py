@@ -21,6 +21,7 @@ from interp.errors import (
 )
 from interp.patching import PairedRuns, paired_runs
 from interp.patching.engine import reference
+from tests.worlds.behaviours import said_by
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -38,9 +39,7 @@ def behaviour(model) -> Behaviour:
     draw = torch.Generator().manual_seed(0)
     clean, corrupt = (torch.randint(30, (7, 6), generator=draw) for _ in range(2))
     corrupt[:, :2] = clean[:, :2]
-    with torch.inference_mode():
-        last = model(clean)[:, -1]
-    return Behaviour("random", clean, corrupt, last.argmax(dim=1), last.argmin(dim=1))
+    return said_by(model, clean, corrupt)
 
 
 @pytest.mark.parametrize("direction", paired_runs.DIRECTIONS)

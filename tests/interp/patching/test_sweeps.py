@@ -11,6 +11,7 @@ from interp.behaviours import Behaviour
 from interp.cli.patch import effects_text
 from interp.errors import BehaviourError, CapabilityError, ContrastError
 from interp.patching import Effects
+from tests.worlds.behaviours import moved_by
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -178,14 +179,7 @@ def random_contrast(model) -> Behaviour:
     clean = torch.randint(30, (6, 8), generator=torch.Generator().manual_seed(0))
     corrupt = clean.clone()
     corrupt[:, 3] = (clean[:, 3] + 1) % 30
-    with torch.inference_mode():
-        moved = (model(clean) - model(corrupt))[:, -1]
-        preferred = model(clean)[:, -1]
-    answer = moved.argmax(dim=1)
-    # Of the tokens that lose to the answer, the one that the corruption favours most.
-    loses = preferred < preferred.gather(1, answer[:, None])
-    foil = moved.masked_fill(~loses, float("inf")).argmin(dim=1)
-    return Behaviour("random", clean, corrupt, answer, foil)
+    return moved_by(model, clean, corrupt)
 
 
 def test_before_the_prompts_differ_nothing_has_an_effect_and_where_they_differ_everything(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.worlds.models import shaken
 from train import convert
 from train.data import Tokenizer, train_words
 from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
@@ -34,17 +35,6 @@ CROSSING = {
         LLAMA, n_key_value_heads=1, bias=True, d_head=8
     ),
 }
-
-
-def shaken(cfg: GPTConfig) -> GPT:
-    """Biases and gains that are not 0 and 1, so that none can be lost unseen."""
-    model = init_gpt(cfg, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 @pytest.fixture(params=CROSSING.values(), ids=list(CROSSING))
