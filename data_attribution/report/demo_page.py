@@ -16,7 +16,7 @@ from interp.heads import best_head
 from train import storage
 
 
-__all__ = ["demo_summary", "html", "write_demo_page"]
+__all__ = ["demo_html", "demo_summary", "write_demo_page"]
 
 MADE = (
     "openbook corpus build planted --out data/planted",
@@ -35,7 +35,7 @@ svg{display:block;margin:12px 0;max-width:100%} svg text{font:11px Menlo,Consola
 
 def write_demo_page(demo: Demo, path: Path) -> Path:
     """Write the page; the file is written whole or not at all."""
-    storage.write_text(path, html(demo))
+    storage.write_text(path, demo_html(demo))
     return path
 
 
@@ -65,7 +65,7 @@ def demo_summary(demo: Demo) -> str:
     return "\n".join(lines)
 
 
-def html(demo: Demo) -> str:
+def demo_html(demo: Demo) -> str:
     """Return the page as text."""
     parts = (_head, _known, _recall, _circuit, _heads, _sources, proof_section)
     body = "\n".join(part(demo) for part in parts)

@@ -7,14 +7,7 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from interp.patching.ablation import Ablation, ablate
-    from interp.patching.causal_tracing import Trace, causal_trace, subject_noise
-    from interp.patching.contrast_check import informative, largest_change, removed
-    from interp.patching.contrast_result import ContrastCheck
-    from interp.patching.controls import untrained_control
-    from interp.patching.effects import Effects
-    from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions, one_of, sweep
-    from interp.patching.path_patching import receivers, senders
-    from interp.patching.sweeps import (
+    from interp.patching.activation_patching import (
         attention,
         heads,
         keys,
@@ -26,6 +19,13 @@ if TYPE_CHECKING:
         together,
         values,
     )
+    from interp.patching.causal_tracing import Trace, causal_trace, subject_noise
+    from interp.patching.contrast_check import informative, largest_change, removed
+    from interp.patching.contrast_result import ContrastCheck
+    from interp.patching.controls import untrained_control
+    from interp.patching.effects import Effects
+    from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions, one_of, sweep
+    from interp.patching.path_patching import receivers, senders
 
 __all__ = [
     "Ablation",

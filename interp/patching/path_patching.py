@@ -57,7 +57,7 @@ def senders(
     Raises:
         ModelError: A receiver is not a query, key or value at all positions; no sender is below a
             receiver; the model has hooks of its own; or it is post-norm, where the output of a head
-            is not a term of the residual sum. Other errors are those of `interp.patching.sweeps`.
+            is not a term of the residual sum. Other errors are those of `patching.heads`.
 
     Examples:
         >>> effects = patching.senders(model, ioi, "logits", mlps="recomputed")

@@ -69,7 +69,7 @@ def read_batch(
     removed = None
     if removal is not None and removal.documents:
         removed = removal.covers(store, offsets)
-        tokens = removal.applied(tokens, removed, store.eot)
+        tokens = removal.blanked(tokens, removed, store.eot)
     counted = counted_targets(tokens, store.eot)
     if removed is not None:
         counted &= ~removed[:, 1:]

@@ -72,7 +72,7 @@ class DocumentRemoval:
         nearest = np.searchsorted(starts, offsets, side="right") - 1
         return (nearest >= 0) & (offsets < stops[nearest])
 
-    def applied(
+    def blanked(
         self,
         tokens: Int64[np.ndarray, "batch pos"],
         removed: Bool[np.ndarray, "batch pos"],

@@ -12,7 +12,7 @@ from interp.behaviours import Behaviour
 from interp.components import parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import custom
-from interp.patching import Effects, sweeps
+from interp.patching import Effects, activation_patching
 from tests.worlds.behaviours import moved_by
 from tests.worlds.known import known
 from train.model import GPT, GPTConfig, init_gpt
@@ -108,7 +108,7 @@ def first_token() -> Behaviour:
 def test_in_a_sum_the_estimate_is_the_effect():
     estimate = attribution_patching.attribution(Adding(), first_token())
     torch.testing.assert_close(estimate.values, Adding.shares)
-    exact = sweeps.heads(Adding(), first_token())
+    exact = activation_patching.heads(Adding(), first_token())
     torch.testing.assert_close(estimate.values, exact.values)
     assert (estimate.axes, estimate.unit, estimate.names) == (exact.axes, exact.unit, exact.names)
 
@@ -124,7 +124,7 @@ def test_in_a_sum_dropping_gradients_leaves_the_size_of_the_effect():
 @pytest.mark.parametrize("positions", ["each", "together"])
 def test_an_estimate_has_the_cells_of_the_exact_sweep(model, over, positions):
     behaviour = contrast(model)
-    exact = getattr(sweeps, over)(model, behaviour, positions=positions)
+    exact = getattr(activation_patching, over)(model, behaviour, positions=positions)
     for estimate in (
         attribution_patching.attribution(model, behaviour, over=over, positions=positions),
         attribution_patching.atp_star(model, behaviour, over=over, positions=positions),
@@ -267,7 +267,7 @@ def test_frozen_weights_are_no_obstacle(model):
 def test_verifying_everything_gives_the_exact_sweep_and_counts_what_was_found(model):
     behaviour = contrast(model)
     estimate = attribution_patching.attribution(model, behaviour, positions="each")
-    exact = sweeps.heads(model, behaviour, positions="each")
+    exact = activation_patching.heads(model, behaviour, positions="each")
     found = attribution_patching.verify(model, behaviour, estimate, top=None)
     assert (found.n, found.n_places, found.control) == (48, 48, None)
     for place, value in zip(found.places, found.exact, strict=True):
