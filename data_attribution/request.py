@@ -1,6 +1,6 @@
 """The request: the input of every attribution method, with a run, a query and the token index."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
+from train.progress import Progress
 
 
 __all__ = ["Candidates", "Progress", "Request", "run_and_seed"]
 
-Progress = Callable[[str, int, int | None], None] | None
 Candidates = Int64[np.ndarray, " document"] | None
 
 
@@ -41,7 +41,7 @@ class Request:
     query: Query
     candidates: Candidates = None
     seed: int = 0
-    progress: Progress = None
+    progress: Progress | None = None
 
     @property
     def name(self) -> str:

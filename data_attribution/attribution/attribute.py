@@ -28,11 +28,12 @@ from data_attribution.attribution.sources import GRADES, Sources
 from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking
-from data_attribution.request import Candidates, Progress, Request
+from data_attribution.request import Candidates, Request
 from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
 from interp.metrics import Metric
 from train.data import near_duplicates
+from train.progress import Progress
 from train.runs import ReadableRun, Run
 
 
@@ -57,7 +58,7 @@ def documents(
     candidates: Candidates = None,
     fold: bool = True,
     seed: int = 0,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Sources:
     """Rank the documents that `run` read by the evidence that they taught `target`.
 
@@ -131,7 +132,7 @@ def rank_many(
     methods: str | Sequence[Method] = FUSED,
     candidates: Candidates = None,
     seed: int = 0,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Ranking]]:
     """Rank the documents for every target by every method; `fuse` joins the rankings of a target.
 
@@ -238,7 +239,7 @@ def make_request(
     candidates: Candidates = None,
     index: TokenIndex | None = None,
     seed: int = 0,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Request:
     """Return the request for a target, for a target and a query, or for a query alone.
 

@@ -7,7 +7,7 @@ bit-identical to those of a retrained run.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -21,13 +21,12 @@ from train.data import DocumentRemoval
 from train.errors import DamagedError
 from train.model import GPT
 from train.numerics import Numerics, applied, on_this_machine
+from train.progress import Progress
 from train.runs import Run
 from train.trainer import TrainState
 
 
 __all__ = ["Retrainings"]
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Retrainings:
     first: int | None = None
     out: Path | None = None
 
-    def without(self, documents: Sequence[int], progress: Progress = None) -> GPT:
+    def without(self, documents: Sequence[int], progress: Progress | None = None) -> GPT:
         """Return the model at the end of training without `documents`.
 
         Raises:
@@ -92,7 +91,11 @@ class Retrainings:
         return on_this_machine(self.run.numerics)
 
     def _advance(
-        self, state: TrainState, stop: int, removal: DocumentRemoval | None, progress: Progress
+        self,
+        state: TrainState,
+        stop: int,
+        removal: DocumentRemoval | None,
+        progress: Progress | None,
     ) -> None:
         run, numerics = self.run, self._numerics
         with applied(numerics):

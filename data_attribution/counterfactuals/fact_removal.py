@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 
 from data_attribution.counterfactuals import retraining
-from data_attribution.counterfactuals.retraining import Progress
 from data_attribution.errors import CounterfactualError
 from interp import training_dynamics
 from interp.statistics import mean_interval
 from interp.training_dynamics import Answer, Share
 from train import trainer
+from train.progress import Progress
 from train.runs import Run
 
 

@@ -11,7 +11,7 @@ the parent; on another machine, the retrained run and its controls share the sam
 plain difference to the parent includes it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +34,7 @@ from train import runs, trainer
 from train.data import DocumentRemoval, Together
 from train.errors import nearest
 from train.model import GPT
+from train.progress import Progress
 from train.runs import Run
 
 
@@ -41,7 +42,6 @@ __all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "retrain", "withou
 
 CONTROLS = 2  # the fewest from which the effect of chance is known
 
-Progress = Callable[[str, int, int | None], None]
 Measured = Behaviour | Query
 Answers = Float[np.ndarray, "_"]  # by prompt; queries have any number of prompts
 

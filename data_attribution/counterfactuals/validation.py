@@ -5,7 +5,6 @@ they caused it. The top K are removed together, so the claim is about the set; e
 size of that set.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from data_attribution import queries
@@ -15,12 +14,11 @@ from data_attribution.counterfactuals.retraining import Counterfactual
 from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from interp.behaviours import Behaviour
+from train.progress import Progress
 from train.runs import Run
 
 
 __all__ = ["marked_sources", "validate_sources"]
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def validate_sources(

@@ -11,7 +11,7 @@ is a percentile bootstrap; it held the true value in 93 to 98 % of 300 draws of 
 subsets, at correlations from 0 to .985 (in 89 % of draws of 100 at .985).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from data_attribution import queries
 from data_attribution.counterfactuals import Retrainings
 from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
+from train.progress import Progress
 from train.runs import Run
 
 
@@ -39,7 +40,6 @@ __all__ = [
 DRAWS = 1000
 
 Subset = tuple[int, ...]
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def retrained_on_subsets(
     out: Path | None = None,
     mode: str = "loss",
     first: int | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Float64[np.ndarray, "question subset"]:
     """Return each query's mean answer over its prompts after retraining without each subset.
 

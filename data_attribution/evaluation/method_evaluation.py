@@ -12,7 +12,7 @@ and on the last steps alone; rows `replayed` restrict every method to these fact
 documents that these steps read (`scope`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -40,6 +40,7 @@ from data_attribution.evaluation.scope import CaseRankings, Scope
 from data_attribution.request import Candidates
 from interp import behaviours, patching
 from interp.statistics import wilson
+from train.progress import Progress
 from train.runs import Run
 
 
@@ -50,8 +51,6 @@ DEPTH = 200
 PLACES = 5  # number of components that localised gradients are restricted to
 COLUMNS = ("recall", "reciprocal_rank", "first_n")
 TITLES = {"recall": "recall@{k}", "reciprocal_rank": "MRR", "first_n": "in first n"}
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def evaluate(
     *,
     within: Sequence[str] | None = None,
     out: Path | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate every method on the same facts with the same tests.
 
@@ -157,7 +156,7 @@ def rankings_by_method(
     replayed: Sequence[FactCase] = (),
     steps: int | None = None,
     seed: int = 0,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> dict[str, CaseRankings]:
     """Rank the documents for every fact by every method.
 
@@ -216,7 +215,7 @@ def localised(
     *,
     k: int = PLACES,
     least: int = 16,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """Return the k heads and MLPs whose patching restores facts most, on facts not in `cases`.
 
@@ -261,7 +260,7 @@ def _patched(
     part: Scope,
     rankings: Mapping[str, CaseRankings],
     options: EvaluationOptions,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Iterator[Row]:
     """Yield the mean effect of a step on the first k documents, with intervals over facts."""
     some = [case for kind in KINDS for case in part.of_kind(kind, options.patched)]
@@ -304,7 +303,7 @@ def _removed(
     rankings: Mapping[str, CaseRankings],
     options: EvaluationOptions,
     out: Path | None,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Iterator[Row]:
     """Yield the facts' loss without their first k documents, and its ratio to random controls."""
     methods = [name for name in ("fused", "bm25", "gradient") if name in rankings]
@@ -355,7 +354,7 @@ def _foretold(
     options: EvaluationOptions,
     span: tuple[int, int],
     out: Path | None,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Iterator[Row]:
     """Yield the mean LDS over facts, with intervals over facts.
 

@@ -22,7 +22,7 @@ share that may be large was not shown to be small.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,11 @@ from data_attribution.evaluation.facts import FactCase
 from data_attribution.queries import Query
 from interp.statistics import mean_interval, ratio_interval
 from train.data import Together
+from train.progress import Progress
 
 
 __all__ = ["CurvePoint", "Ratio", "RemovalCurves", "apart", "removal_curves_of"]
 
-Progress = Callable[[str, int, int | None], None] | None
 Answers = Float64[np.ndarray, "_"]  # by prompt; queries have any number of prompts
 
 
@@ -138,7 +138,7 @@ def removal_curves_of(
     together: Together = "near",
     unrelated: Sequence[Query] = (),
     controlled: Sequence[str] | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> RemovalCurves:
     """Retrain without the first k documents of each case, for every ranking and k.
 

@@ -9,7 +9,7 @@ document *would* teach now, not what it taught.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,13 +23,13 @@ from train import trainer
 from train.data import TokenStore
 from train.model import GPT
 from train.numerics import Numerics, applied, on_this_machine
+from train.progress import Progress
 from train.runs import Run
 from train.trainer import TrainState
 
 
 __all__ = ["tail_patch_changes"]
 
-Progress = Callable[[str, int, int | None], None] | None
 Values = Float64[np.ndarray, "_"]  # by document; queries have any number of documents
 
 
@@ -37,7 +37,7 @@ def tail_patch_changes(
     run: Run,
     asked: Sequence[tuple[Query, Sequence[int]]],
     *,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> list[Values]:
     """Return for each query the change of its mean over prompts by a step on each document.
 

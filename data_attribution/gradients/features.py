@@ -18,7 +18,7 @@ the end, where a causal model sends neither activation nor gradient back; result
 which documents share a batch (1e-5 relative, fp32 rounding).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,13 +37,13 @@ from data_attribution.queries import Query
 from interp.patching.engine import fast_fp32
 from train.data import IGNORED, TokenStore
 from train.model import GPT
+from train.progress import Progress
 
 
 __all__ = ["BATCH_TOKENS", "Features", "document_features", "frozen", "query_features"]
 
 BATCH_TOKENS = 2048
 
-Progress = Callable[[str, int, int | None], None] | None
 Block = tuple[str, int, int]
 
 
@@ -97,7 +97,7 @@ def document_features(
     drawn: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     product: str | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Features:
     """Return the projected gradient of every document's loss, summed over its targets, in nats.
 
@@ -160,7 +160,7 @@ def query_features(
     seed: int = 0,
     sides: Mapping[str, Sides] | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Features:
     """Return the projected gradient of every prompt's score; arguments as for `document_features`.
 

@@ -45,7 +45,7 @@ form of the query / 57 facts stated in other forms only:
   model draws, has not been measured.)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +68,7 @@ from data_attribution.request import Request, run_and_seed
 from interp.statistics import Average, n_prompts, over_prompts
 from train.errors import nearest
 from train.model import GPT
+from train.progress import Progress
 from train.runs import Run
 
 
@@ -88,7 +89,6 @@ __all__ = [
 SAMPLE, PIECE = 2_000, 2_048
 KINDS = ("adam", "adam-cosine", "cosine", "curvature", "dot")
 
-Progress = Callable[[str, int, int | None], None] | None
 Products = Float64[np.ndarray, "document _"]  # by prompt; queries have any number of prompts
 
 
@@ -156,7 +156,7 @@ class Collected:
     selection: Selection
     moments: tuple["_Moment", ...]
 
-    def products(self, *queries: Query, progress: Progress = None) -> list[Products]:
+    def products(self, *queries: Query, progress: Progress | None = None) -> list[Products]:
         """Return for each query the documents' scores for its prompts, averaged over checkpoints.
 
         Every piece of the documents is read once for all queries.
@@ -215,7 +215,7 @@ def collect(
     within: tuple[str, ...] | None = None,
     how: GradientOptions = DEFAULT,
     keep: bool = True,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Collected:
     """Collect the gradients of documents, or read them from RUN/gradients if they are stored there.
 
@@ -287,9 +287,9 @@ class _Moment:
     how: GradientOptions
     kept: GradientStore | None
     keep: bool
-    progress: Progress
+    progress: Progress | None
 
-    def of(self, query: Query, progress: Progress) -> Features:
+    def of(self, query: Query, progress: Progress | None) -> Features:
         """Return the query's gradients, in the metric of the documents' gradients."""
         gradients = features.query_features(
             self._model, query, self.selection, **self._options, progress=progress

@@ -15,7 +15,7 @@ which of torch's two products is faster.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,7 @@ from data_attribution.gradients.weight_selection import Selection, Within
 from interp.patching import engine
 from train import storage
 from train.errors import nearest
+from train.progress import Progress
 from train.runs import Run
 
 
@@ -55,8 +56,6 @@ PIECE = 4096
 METRICS = ("plain", "adam")
 # Defaults; `similarity` says how they were chosen.
 RANK, METRIC, LOG_ODDS = 32, "adam", 0.01
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +147,7 @@ def build_gradient_store(
     log_odds: float | None = LOG_ODDS,
     device: str = "cpu",
     piece: int = PIECE,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> GradientStore:
     """Collect and store the gradients of all documents that a run could read.
 
@@ -302,7 +301,7 @@ def _refuse_existing(out: Path) -> None:
         raise EvidenceError(f"{out} exists already; remove it to collect its gradients again")
 
 
-def _telling(progress: Progress, before: int, total: int) -> Progress:
+def _telling(progress: Progress | None, before: int, total: int) -> Progress | None:
     if progress is None:
         return None
     return lambda what, done, _: progress(what, before + done, total)

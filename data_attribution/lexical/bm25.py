@@ -33,6 +33,7 @@ from data_attribution.request import Request
 from data_attribution.token_index import Span, TokenIndex
 from interp.behaviours import Behaviour
 from train.data import TokenStore
+from train.progress import Progress
 
 
 __all__ = ["K1", "SHARED", "B", "prompt_bags", "rank_by_spans", "rank_by_words", "rank_lexically"]
@@ -49,7 +50,6 @@ SHARED = 0.1
 SCORES = 1 << 23
 
 Bag = dict[int, float]
-Progress = Callable[[str, int, int | None], None] | None
 
 
 def rank_lexically(request: Request, *, limit: int | None = None) -> Ranking:
@@ -77,7 +77,7 @@ def rank_lexically(request: Request, *, limit: int | None = None) -> Ranking:
     return replace(ranking, formula=f"bm25 k1={K1} b={B} shared={SHARED}")
 
 
-def rank_by_spans(index: TokenIndex, text: str, progress: Progress = None) -> Ranking:
+def rank_by_spans(index: TokenIndex, text: str, progress: Progress | None = None) -> Ranking:
     """Rank documents by the surprise of the text's maximal spans that they hold.
 
     Costs one look-up per occurrence of each span. Memory is 17 bytes per document of the store plus
@@ -127,7 +127,11 @@ def prompt_bags(store: TokenStore, behaviour: Behaviour) -> list[Bag]:
 
 
 def rank_by_words(
-    index: TokenIndex, bags: Sequence[Bag], progress: Progress = None, *, limit: int | None = None
+    index: TokenIndex,
+    bags: Sequence[Bag],
+    progress: Progress | None = None,
+    *,
+    limit: int | None = None,
 ) -> Ranking:
     """Rank documents by the BM25 score of their best-fitting bag.
 
@@ -258,6 +262,6 @@ def _ranking(
     return Ranking(held[order], scores[held[order]], where)
 
 
-def _report(progress: Progress, what: str, done: int, total: int) -> None:
+def _report(progress: Progress | None, what: str, done: int, total: int) -> None:
     if progress:
         progress(what, done, total)

@@ -14,7 +14,7 @@ many documents each occurs. Only the train region is counted. An entry takes 3 b
 text makes 0.2 entries where documents are pages, and close to 1 where they are sentences.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from jaxtyping import Int64, Integer, UInt, UInt8, UInt16, UInt32
 from data_attribution.errors import AttributionError, IndexMismatch, IndexMissing
 from train import storage
 from train.data import TokenStore
+from train.progress import Progress
 
 
 __all__ = [
@@ -47,8 +48,6 @@ MOST_DOCUMENTS, FREQUENT = 1 << 16, 255
 # Memory of a build in bytes, and how many of them one token of a segment takes if no two are equal.
 MEMORY, BYTES_A_TOKEN = 1 << 29, 32
 PIECE = 1 << 20
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +126,7 @@ class InvertedIndex:
 
 
 def build_inverted_index(
-    store: TokenStore, *, memory: int = MEMORY, progress: Progress = None
+    store: TokenStore, *, memory: int = MEMORY, progress: Progress | None = None
 ) -> InvertedIndex:
     """Count every document's tokens and keep the result in the store; an older index is replaced.
 
@@ -201,7 +200,7 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
     return InvertedIndex(store, segments, arrays[PLACES], arrays[TIMES])
 
 
-def verify_inverted_index(store: TokenStore, progress: Progress = None) -> None:
+def verify_inverted_index(store: TokenStore, progress: Progress | None = None) -> None:
     """Check every byte of a store's inverted index against its manifest.
 
     Raises:
@@ -249,7 +248,7 @@ def segment_bounds(
 
 
 def _write(
-    store: TokenStore, folder: Path, most_tokens: int, progress: Progress
+    store: TokenStore, folder: Path, most_tokens: int, progress: Progress | None
 ) -> list[list[int]]:
     """Write the files one segment at a time; return each segment's bounds and first entry."""
     n = int(np.searchsorted(store.starts, store.train_tokens))

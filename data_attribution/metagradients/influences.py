@@ -20,7 +20,7 @@ reverse pass is fp32 even where the trainer multiplied in bf16.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -43,6 +43,7 @@ from train.data import TokenStore, read_batch
 from train.errors import TrainError
 from train.model import GPT
 from train.numerics import applied, on_this_machine
+from train.progress import Progress
 from train.runs import Run
 
 
@@ -133,8 +134,6 @@ def heaviest(scores: Float64[np.ndarray, " token"]) -> tuple[int, int]:
 # Options and result of a replay.
 ROOM = 4 << 30  # bytes on disk
 SPAN = 1000  # largest number of steps, where a ranking does not say how many
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def influence(
     windows: int | None = None,
     room: int = ROOM,
     scratch: Path | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Influence:
     """Return the influence of each document read in steps first..last on the answers after `last`.
 
@@ -347,7 +346,7 @@ def _walk(
     first: int,
     last: int,
     windows: int | None,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Float64[np.ndarray, " question"]:
     """Fill the tally from `last` down to `first`; return the answers after `last`."""
     run, answers, done = trail.run, np.zeros(len(asked)), 0

@@ -7,7 +7,7 @@ stored and those between are computed again (gradient checkpointing, Griewank 19
 https://doi.org/10.1080/10556789208805505). One state is in memory at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -17,6 +17,7 @@ from data_attribution.metagradients import optimizer_vectors
 from data_attribution.metagradients.optimizer_vectors import Vectors
 from train import storage, trainer
 from train.numerics import Numerics
+from train.progress import Progress
 from train.runs import LedgerRow, Run
 from train.trainer import TrainState
 
@@ -24,8 +25,6 @@ from train.trainer import TrainState
 __all__ = ["ReplayTrail", "backwards", "room_for", "stretches"]
 
 LEAST = 4  # fewest stored states when the others are computed again
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(eq=False)
@@ -43,7 +42,7 @@ class ReplayTrail:
     numerics: Numerics
     folder: Path
     room: int
-    progress: Progress = None
+    progress: Progress | None = None
     replayed: int = 0
     differing: set[int] = field(default_factory=set)
 

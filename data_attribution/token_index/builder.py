@@ -12,7 +12,7 @@ next build continues with them, cut in the same way.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +34,7 @@ from data_attribution.token_index.sharding import ShardPlan
 from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError
+from train.progress import Progress
 
 
 __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
@@ -41,8 +42,6 @@ __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
 SCHEMA = 2
 TOKENS, PLAN = "tokens.bin", "plan.json"
 INDEX_FOLDER = "index"
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 def build(
@@ -54,7 +53,7 @@ def build(
     memory: int | None = None,
     backend: str | None = None,
     libsais: str | Path | None = None,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> TokenIndex:
     """Sort the store's text and keep the result in the store.
 
@@ -135,7 +134,7 @@ def open(store: TokenStore) -> TokenIndex:
     return TokenIndex(store, manifest["backend"], tuple(parts))
 
 
-def verify(store: TokenStore, progress: Progress = None) -> None:
+def verify(store: TokenStore, progress: Progress | None = None) -> None:
     """Check every byte of a store's index against its manifest.
 
     Raises:
@@ -199,7 +198,7 @@ def _sort(
     plan: ShardPlan,
     folder: Path,
     libsais: str | Path | None,
-    progress: Progress,
+    progress: Progress | None,
 ) -> dict[str, dict]:
     """Sort the shards that no earlier build finished; return all files of all shards, by name."""
     tasks = {shard: _task(store, plan, shard, folder, libsais) for shard in plan.shards}
@@ -273,6 +272,6 @@ def _clear(folder: Path, keep: set[str]) -> None:
             file.unlink()
 
 
-def _report(progress: Progress, done: int, store: TokenStore) -> None:
+def _report(progress: Progress | None, done: int, store: TokenStore) -> None:
     if progress:
         progress("sorting suffixes", done, store.n_tokens)

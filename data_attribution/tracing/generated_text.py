@@ -11,7 +11,7 @@ That a span occurs in the training text does not prove that it was copied from t
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from data_attribution.errors import EvidenceError
 from data_attribution.token_index import Hit, Span, TokenIndex
 from data_attribution.tracing.exposure import exposure_of_text
 from train import storage
+from train.progress import Progress
 from train.runs import ReadableRun
 
 
@@ -34,8 +35,6 @@ SPAN = ("start", "stop", "text", "tokens", "count", "held_out", "log_probability
 SHARE, FEWEST = 0.05, 5  # spans kept per token of the text, and the least number for a short text
 CURVE = 101  # number of checkpoints of a curve
 DRAWN = 4  # occurrences drawn per document that is shown
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def trace_text(
     before: int | None = None,
     index: TokenIndex | None = None,
     seed: int = 0,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Generation:
     """Trace a text span by span.
 

@@ -17,7 +17,7 @@ up to 65,504; larger values are an error. So are NaN and infinite values, for ev
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from interp.components import HookedModel, device_of
 from interp.errors import ModelError
 from train import storage
 from train.errors import DamagedError, StoreError
-from train.progress import readable_size
+from train.progress import Progress, readable_size
 
 
 __all__ = ["batches", "write_planned_store", "write_store"]
@@ -44,8 +44,6 @@ BLOCK = 4096
 
 # Keys of a manifest that follow from the others, so they are not compared.
 RESULTS = {"bytes", "rows", "shards", "finished", "digest"}
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def write_store(

@@ -33,8 +33,9 @@ from interp.components import SITES, Component, HookedModel, heads_at, parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import MetricLike
 from interp.patching import Effects, PairedRuns, SweepLayout, SweepOptions
-from interp.patching.engine import MEMORY, Patched, Progress
+from interp.patching.engine import MEMORY, Patched
 from interp.results import provenance
+from train.progress import Progress
 
 
 __all__ = ["ABSOLUTE", "OVER", "atp_star", "attribution", "refuse_another", "verify"]

@@ -48,9 +48,10 @@ from interp.components import Component, HookedModel, parse
 from interp.errors import EffectsError
 from interp.metrics import MetricLike
 from interp.patching import Effects, PairedRuns, engine
-from interp.patching.engine import MEMORY, Progress
+from interp.patching.engine import MEMORY
 from interp.results import Provenance, Result, provenance
 from interp.statistics import reach
+from train.progress import Progress
 
 
 __all__ = ["Bound", "missed", "sets", "upper"]

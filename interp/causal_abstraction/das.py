@@ -30,9 +30,9 @@ from interp.causal_abstraction.pairs import Pairs
 from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, UninformativeWarning
 from interp.patching import engine
-from interp.patching.engine import Progress
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
+from train.progress import Progress
 
 
 __all__ = ["ARMS", "Alignment", "align"]

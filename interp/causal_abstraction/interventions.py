@@ -27,10 +27,10 @@ from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError, EffectsError, UninformativeWarning
 from interp.metrics import Metric
 from interp.patching import engine
-from interp.patching.engine import Progress
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
 from train.errors import nearest
+from train.progress import Progress
 
 
 __all__ = ["Interchanges", "check", "interchange", "wins"]

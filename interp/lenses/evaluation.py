@@ -25,12 +25,13 @@ from torch import Tensor
 from interp.components import device_of
 from interp.errors import ModelError
 from interp.lenses import logit_lens, tuned_lens
-from interp.lenses.logit_lens import LOGITS_AT_ONCE, Progress, Translate
+from interp.lenses.logit_lens import LOGITS_AT_ONCE, Translate
 from interp.lenses.tokens import LensTokens
 from interp.lenses.tuned_lens import TunedLens
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, ratio_of_averages
 from train.model import GPT
+from train.progress import Progress
 
 
 __all__ = ["LENSES", "LensEvaluation", "evaluate_lens"]

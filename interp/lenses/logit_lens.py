@@ -25,6 +25,7 @@ from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts, shares
 from train.errors import nearest
 from train.model import GPT, init_gpt
+from train.progress import Progress
 
 
 __all__ = ["MEASURES", "Readings", "Translate", "depths", "logit", "positions_of", "read"]
@@ -42,7 +43,6 @@ MEASURES = {
 # Largest number of logits in memory: 2^25 fp32 values are 134 MB.
 LOGITS_AT_ONCE = 1 << 25
 
-Progress = Callable[[str, int, int | None], None]
 # Maps a depth and its residual stream to the stream that is unembedded.
 Translate = Callable[[int, Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
 

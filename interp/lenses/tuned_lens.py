@@ -27,10 +27,11 @@ from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import EffectsError, ModelError
 from interp.lenses import logit_lens
-from interp.lenses.logit_lens import Progress, Readings
+from interp.lenses.logit_lens import Readings
 from interp.lenses.tokens import LensTokens
 from train import storage
 from train.model import GPT, init_gpt
+from train.progress import Progress
 
 
 __all__ = [

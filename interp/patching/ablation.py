@@ -28,11 +28,11 @@ from interp.components import Component, HookedModel, device_of, parse
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine, paired_runs
-from interp.patching.engine import MEMORY, Patched, Progress
+from interp.patching.engine import MEMORY, Patched
 from interp.results import Provenance, Result, provenance
 from interp.statistics import mean_interval
 from train.errors import nearest
-from train.progress import shown
+from train.progress import Progress, shown
 
 
 __all__ = ["STANDINS", "Ablation", "ablate", "every_component"]

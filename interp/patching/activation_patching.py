@@ -28,7 +28,6 @@ from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, heads_at, layers_around, parse
 from interp.errors import BehaviourError, ModelError
 from interp.patching.effects import Effects
-from interp.patching.engine import Progress
 from interp.patching.paired_runs import (
     DIRECTIONS,
     SweepLayout,
@@ -43,7 +42,6 @@ from train.errors import nearest
 __all__ = [
     "DIRECTIONS",
     "Positions",
-    "Progress",
     "attention",
     "heads",
     "keys",

@@ -32,11 +32,12 @@ from interp.errors import BehaviourError, ContrastError, EffectsError, ModelErro
 from interp.metrics import MetricLike
 from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects, across
-from interp.patching.engine import MEMORY, Patched, Progress
+from interp.patching.engine import MEMORY, Patched
 from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from interp.results import Result
 from train import progress as bars
 from train.model import GPT
+from train.progress import Progress
 
 
 __all__ = ["DAMAGES", "Trace", "causal_trace", "subject_noise"]

@@ -26,6 +26,7 @@ from interp.patching import engine
 from interp.patching.contrast_result import UNINFORMATIVE, ContrastCheck
 from interp.patching.engine import Patched
 from interp.results import provenance
+from train.progress import Progress
 
 
 __all__ = ["exchanged", "informative", "largest_change", "removed", "unmoved", "warn_unmoved"]
@@ -44,7 +45,7 @@ def informative(
     places: Sequence[Component],
     *,
     metric: Metric | None = None,
-    progress: engine.Progress | None = None,
+    progress: Progress | None = None,
 ) -> ContrastCheck:
     """Decide for each component whether patching between the paired prompts can show its effect.
 
@@ -233,7 +234,7 @@ def _swept(
     places: Sequence[Component],
     source: Mapping[str, Tensor],
     metric: Metric,
-    progress: engine.Progress | None = None,
+    progress: Progress | None = None,
 ) -> Patched:
     patches = [[place] for place in places]
     tokens = tokens.to(device_of(model))

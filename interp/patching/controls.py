@@ -16,10 +16,11 @@ from interp.errors import EffectsError, ModelError
 from interp.metrics import METRICS, Metric
 from interp.patching import engine
 from interp.patching.effects import Effects
-from interp.patching.engine import MEMORY, Progress
+from interp.patching.engine import MEMORY
 from interp.patching.paired_runs import DIRECTIONS
 from train import progress as bars
 from train.model import GPT, init_gpt
+from train.progress import Progress
 
 
 __all__ = ["untrained_control"]

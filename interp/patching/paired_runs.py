@@ -22,11 +22,12 @@ from interp.errors import BehaviourError, ContrastError
 from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine
 from interp.patching.effects import UNIT, Effects
-from interp.patching.engine import MEMORY, Patched, Progress
+from interp.patching.engine import MEMORY, Patched
 from interp.results import provenance
 from interp.statistics import mean_interval, ratio_interval
 from train import progress as bars
 from train.errors import nearest
+from train.progress import Progress
 
 
 __all__ = [
@@ -71,8 +72,9 @@ def resolved(metric: Metrics, behaviour: Behaviour) -> tuple[Metric, ...]:
     Raises:
         BehaviourError: There is no metric, or two have the same name.
     """
-    several = isinstance(metric, Sequence) and not isinstance(metric, str)
-    made = tuple(metrics.resolve(one, behaviour) for one in (metric if several else [metric]))
+    # A name is a sequence of letters, and one metric.
+    alone = isinstance(metric, str) or not isinstance(metric, Sequence)
+    made = tuple(metrics.resolve(one, behaviour) for one in ([metric] if alone else metric))
     if not made or len({one.name for one in made}) < len(made):
         raise BehaviourError(f"{len(made)} metrics were given; give one or more, each once")
     return made

@@ -33,6 +33,7 @@ from interp.probing import classifiers, probes
 from interp.probing.tasks import ProbeTask
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Estimate, mean_interval, wilson
+from train.progress import Progress
 
 
 __all__ = ["Arm", "Eraser", "Erasure", "erasure_effect", "leace"]
@@ -153,7 +154,6 @@ def _arm(content: dict[str, Any]) -> Arm:
 PLACEBOS = 10
 # If eraser and placebos each remove more than this share of the variance, they remove the same.
 NEARLY_ALL = 0.99
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ The arithmetic is in `interp.probing.classifiers`, the labels are in `interp.pro
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,13 +32,13 @@ from interp.results import provenance
 from interp.statistics import Estimate
 from train.errors import nearest
 from train.model import GPTConfig, init_gpt
+from train.progress import Progress
 
 
 __all__ = ["FOLDS", "READABLE", "activations", "folds_of_cases", "linear", "place"]
 
 FOLDS, CONTROLS = 5, 5
 ROWS = 256  # prompts per forward pass
-Progress = Callable[[str, int, int | None], None]
 # An attention pattern is not one vector per position, so a probe cannot read it.
 READABLE = tuple(site for site in SITES if site != "pattern")
 

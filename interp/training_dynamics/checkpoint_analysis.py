@@ -34,6 +34,7 @@ from interp.training_dynamics.trajectory import Trajectory, TrajectoryPoint
 from train import numerics, runs, storage, trainer
 from train.errors import TrainError
 from train.model import GPT
+from train.progress import Progress
 from train.runs import Checkpoint, MonitorScore, Origin, Run
 
 
@@ -42,7 +43,6 @@ __all__ += ["replayed"]
 
 FOLDER = "emergence"
 SCHEMA = "openbook.emergence/1"
-Progress = Callable[[str, int, int | None], None]
 # Columns of a result's frame that can hold its value; the first of them that exists is used.
 VALUES = ("effect", "score", "value", "mean")
 

@@ -106,7 +106,7 @@ WORK: dict[str, Work] = {
     "attribution": attribution_patching.attribution,
     "AtP*": attribution_patching.atp_star,
     "edges by gradients": lambda m, b: edge_attribution_patching.eap_ig(m, b, steps=2),
-    "edges exactly": edge_attribution_patching.exact,
+    "edges exactly": edge_attribution_patching.exact_edge_effects,
     "circuits": lambda m, b: circuits.find(m, b, n_edges=5, steps=1, checked=False),
 }
 every_work = pytest.mark.parametrize("work", WORK.values(), ids=WORK.keys())

@@ -26,6 +26,7 @@ from train.data.documents import Corpus, Document
 from train.data.store_writer import Lot, Region, fingerprint, lay_rows
 from train.data.tokenizers import Tokenizer
 from train.errors import CorpusError, StoreError, TokenizerError, nearest
+from train.progress import Progress
 
 
 __all__ = ["build_store"]
@@ -37,8 +38,6 @@ ROW_LENGTH = 64
 BPE_VOCABULARY = 4096
 SHORT_VOCABULARY = 1 << 16  # up to this size, ids take two bytes
 BATCH_LETTERS = 1 << 20
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from train.data import tokenizers
 from train.data.data_order import DocumentTable
 from train.data.tokenizers import Tokenizer
 from train.errors import DamagedError, StoreError, TokenizerError
+from train.progress import Progress
 
 
 __all__ = ["StoredDocument", "TokenStore", "open_store", "verify_store"]
@@ -42,8 +43,6 @@ TOKENIZER = "tokenizer.json"
 STORE_MANIFEST = "store.json"
 TRUTH = "truth.json"
 PROGRESS_EVERY = 1000
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)

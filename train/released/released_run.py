@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -36,6 +36,7 @@ from train import runs, storage, trainer
 from train.data import STORE_MANIFEST, build_store, open_corpus
 from train.errors import DamagedError, TrainError, nearest
 from train.model import init_gpt
+from train.progress import Progress
 from train.runs import Run
 
 
@@ -43,8 +44,6 @@ __all__ = ["RELEASED_RUNS", "cache_folder", "measured", "open", "write"]
 
 RELEASED_RUNS = Path(__file__).parent
 LISTING, LEDGER, STATES, INDEX = "released.json", "ledger.jsonl.gz", "states.json", "index.json"
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def open(

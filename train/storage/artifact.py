@@ -6,13 +6,14 @@ renamed into place when complete. If the process dies, the previous version is s
 next build restores it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from train.errors import DamagedError
+from train.progress import Progress
 from train.storage import atomic, lock
 
 
@@ -30,8 +31,6 @@ __all__ = [
 ARTIFACT_MANIFEST = "index.json"
 # Files up to this size are hashed whenever a folder is opened, at about 1 GB per second.
 HASHED = 1 << 23
-
-Progress = Callable[[str, int, int | None], None] | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def artifact_manifest(artifact: Artifact) -> dict[str, Any]:
     return manifest
 
 
-def verify_artifact(artifact: Artifact, progress: Progress = None) -> None:
+def verify_artifact(artifact: Artifact, progress: Progress | None = None) -> None:
     """Check every byte of a folder against its manifest.
 
     Raises:

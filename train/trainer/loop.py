@@ -25,6 +25,7 @@ from train.data import Batch, DocumentRemoval, Order, TokenStore, batches_ahead
 from train.errors import DamagedError, DivergedError, RecipeError, TrainError
 from train.model import GPT
 from train.numerics import Numerics, applied, choose, on_this_machine
+from train.progress import Progress
 from train.recipes import Recipe, resolve
 from train.runs import MonitorTask, Run
 from train.trainer import evaluation, monitoring, optimizer
@@ -34,7 +35,6 @@ from train.trainer.state import TrainState, initial_state, load_state, save
 
 __all__ = ["Replay", "replay", "resume", "retrain_without", "train", "training_steps"]
 
-Progress = Callable[[str, int, int | None], None]
 # On a CUDA device the losses of this many steps are read together, so that no step waits for the
 # previous one.
 CUDA_BLOCK = 16

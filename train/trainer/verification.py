@@ -12,7 +12,6 @@ more). An imported run has no steps to replay; its level is `weights only`.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +22,13 @@ from train import numerics, runs, storage
 from train.data import verify_store
 from train.errors import DamagedError, TrainError
 from train.model import init_gpt
+from train.progress import Progress
 from train.runs import Checkpoint, Run
 from train.trainer import evaluation, loop
 
 
 __all__ = ["LEVELS", "Verification", "check_files", "verify"]
 
-Progress = Callable[[str, int, int | None], None]
 # Largest accepted difference in loss (nats) between machines: fp32 sums differ in their order, and
 # bf16 rounds in addition.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}

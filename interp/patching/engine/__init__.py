@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from interp.patching.engine.paths import Path, arriving, hooks_read, patch_of
     from interp.patching.engine.scheduler import (
         DerivedSource,
-        Progress,
         Source,
         engine_runs,
         refuse_unknown,
@@ -34,7 +33,6 @@ __all__ = [
     "DerivedSource",
     "Patched",
     "Path",
-    "Progress",
     "Source",
     "activations",
     "arriving",

@@ -26,13 +26,13 @@ from interp.patching.engine.patched_layer import first_position, start
 from interp.patching.engine.patched_scores import Found, Patched, averaged, spread
 from train.errors import nearest
 from train.model import GPT
+from train.progress import Progress
 
 
 __all__ = [
     "MEMORY",
     "DerivedSource",
     "Patched",
-    "Progress",
     "Source",
     "averaged",
     "engine_runs",
@@ -43,8 +43,6 @@ __all__ = [
     "unpatched",
 ]
 
-# Called with the name of the work, the amount done, and the total (None if unknown).
-Progress = Callable[[str, int, int | None], None]
 # Values to patch in, by hook name: for all prompts, or a function that makes those of a slab.
 Source = Mapping[str, Tensor] | Callable[[slice], Mapping[str, Tensor]]
 

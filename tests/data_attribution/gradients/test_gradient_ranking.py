@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data_attribution import component_queries, gradients, queries, token_index
-from data_attribution.cli import attribution
+from data_attribution.cli.gradients import gradients_build
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import GradientOptions, features, preconditioner, similarity
 from data_attribution.gradients.features import Features
@@ -46,7 +46,7 @@ def request_of(lookup_run, index):
     return made
 
 
-def ranking(request: Request, **options: object) -> Ranking:
+def ranking(request: Request, **options: Any) -> Ranking:
     """The ranking of one request."""
     (only,) = gradients.rank_by_gradients([request], **options)
     return only
@@ -188,7 +188,7 @@ def test_a_request_with_another_seed_reads_what_is_kept_under_its_own(kept_run, 
 
 
 def test_the_command_keeps_what_is_compared_by_default():
-    asked = inspect.signature(attribution.index_command).parameters
+    asked = inspect.signature(gradients_build).parameters
     kept = {name: asked[name].default for name in ("metric", "rank", "log_odds", "seed")}
     assert kept == {name: getattr(GradientOptions(), name) for name in kept}
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_attribution import artifact, lexical
+from data_attribution import lexical
 from data_attribution.errors import IndexMismatch, IndexMissing
 from data_attribution.lexical import inverted_index
-from train.data import open_store, verify_store
+from train.data import TokenStore, open_store, verify_store
 from train.errors import DamagedError, DiskError
 
 
@@ -97,7 +97,7 @@ def test_token_ids_of_32_bits_and_65535_are_counted(make_store, monkeypatch):
     vars(store)["tokens"] = tokens
     store.manifest["vocab_size"] = 70_000
     # The file on disk is that of the smaller vocabulary, so it does not match the manifest.
-    monkeypatch.setattr(artifact, "check_tokens", lambda store: None)
+    monkeypatch.setattr(TokenStore, "check_tokens", lambda store: None)
     index = lexical.build_inverted_index(store)
     assert index.n_entries == sum(map(len, counted(store).values()))
     assert read(index) == counted(store)
