@@ -73,8 +73,8 @@ def resolved(metric: Metrics, behaviour: Behaviour) -> tuple[Metric, ...]:
         BehaviourError: There is no metric, or two have the same name.
     """
     # A name is a sequence of letters, and one metric.
-    alone = isinstance(metric, str) or not isinstance(metric, Sequence)
-    made = tuple(metrics.resolve(one, behaviour) for one in ([metric] if alone else metric))
+    several = metric if isinstance(metric, Sequence) and not isinstance(metric, str) else [metric]
+    made = tuple(metrics.resolve(one, behaviour) for one in several)
     if not made or len({one.name for one in made}) < len(made):
         raise BehaviourError(f"{len(made)} metrics were given; give one or more, each once")
     return made
