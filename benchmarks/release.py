@@ -1,7 +1,7 @@
 """Make the planted run that comes with openbook, or compare the one that is there with a new one.
 
     python benchmarks/release.py --out runs/release            # about eight minutes
-    python benchmarks/release.py --out runs/release --install  # puts it into train/released_runs
+    python benchmarks/release.py --out runs/release --install  # puts it into train/released/planted
 
 Trains the planted recipe in fp32 on one thread, retrains it without the documents of nine late
 facts and of nine others, and packs it: the last weights in fp32, three earlier ones in half

@@ -111,8 +111,8 @@ def log_probability(behaviour: Behaviour) -> Metric:
 
     Examples:
         >>> metric = metrics.log_probability(ioi)
-        >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 1)
-        -0.1
+        >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 2)
+        -0.04
     """
 
     def score(logits: Tensor, prompt: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ def probability(behaviour: Behaviour) -> Metric:
 
     Examples:
         >>> metric = metrics.probability(ioi)
-        >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 1)
-        0.9
+        >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 2)
+        0.96
     """
     log = log_probability(behaviour)
     return Metric("probability", "probability", lambda logits, row: log.score(logits, row).exp())

@@ -49,7 +49,7 @@ def load(
     Examples:
         >>> model = models.load(run)
         >>> model.cfg.n_layers, model.cfg.n_heads, model.origin.step
-        (2, 4, 1900)
+        (2, 4, 2100)
         >>> models.load(run, step=600).origin.step
         600
     """

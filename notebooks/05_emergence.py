@@ -9,7 +9,7 @@
 # # How does a circuit form over training?
 #
 # **Question.** When does a model begin to copy and to tell two names apart, abruptly or gradually, and which heads do it then?
-# **Answer.** Each ability appears within two or three hundred of 1,900 steps. Copying depends on attention to the previous token, which is diffuse at first and sharpens later. The one or two heads that decide between the names at the end already decide, together, at the first checkpoint that tells them apart well.
+# **Answer.** Each ability appears within two or three hundred of 2,100 steps. Copying depends on attention to the previous token, which is diffuse at first and sharpens later. The one or two heads that decide between the names at the end already decide, together, at the first checkpoint that tells them apart well.
 # **Needs.** No GPU and no download. Half a minute after `make demo`, and seconds the second time. Without `make demo`, the notebook first trains the run (two minutes on two quiet cores). Every number below is computed here.
 
 # %%

@@ -45,7 +45,6 @@ WITHOUT = {
     "needs a network, a file from elsewhere, or a package that takes seconds to import": """
         train.convert: fetch_pretrained gguf_to_huggingface import_nanogpt to_huggingface
         interp.models: transformer_lens
-        interp.ground_truth: needed_components open_programs program_contrast read_program
         interp.training_dynamics: logged
         train.released: write
         """,

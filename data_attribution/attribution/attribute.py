@@ -142,7 +142,9 @@ def rank_many(
     Args:
         targets: Texts, behaviours, or queries. A query has no words: if there is one, `fused`
             leaves the word-based methods out for all targets.
-        methods, candidates, seed: As in `documents`.
+        methods: Methods, as in `documents`.
+        candidates: Documents to rank, the same for every target; default: any.
+        seed: Random seed.
 
     Returns:
         For each target the ranking of each method, by the name of the method.

@@ -107,7 +107,7 @@ class Sources:
         >>> sources.documents, sources.groups[0]
         ((28867, 2456, 7378), (28867, 28874))
         >>> sources.items[0].span, sources.items[0].steps
-        ('runethi is governed from koreskul', (1363, 1475, 1520, 1645, 1688, 1779, 1875))
+        ('runethi is governed from koreskul', (1513, 1625, 1670, 1795, 1838, 1929, 2025))
         >>> sources.save(folder / "sources.json")
         >>> attribution.Sources.load(folder / "sources.json").ids == sources.ids
         True

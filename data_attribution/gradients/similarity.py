@@ -108,7 +108,7 @@ class GradientOptions:
         damping: Damping of `curvature` alone, as in `preconditioner.curvature`.
 
     Examples:
-        >>> options = gradients.GradientOptions(kind="cosine", steps=(600, 1900))
+        >>> options = gradients.GradientOptions(kind="cosine", steps=(600, 2100))
         >>> options.metric, options.unit
         ('plain', True)
     """

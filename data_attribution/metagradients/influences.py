@@ -319,7 +319,7 @@ def span(run: Run, steps: int) -> tuple[int, int]:
 
     Examples:
         >>> metagradients.span(run, 100)
-        (1800, 1899)
+        (2000, 2099)
     """
     end = run.saved_at(None).step
     kept = [one.step for one in run.saved if one.resumable and one.step < end]

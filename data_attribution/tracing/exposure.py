@@ -180,7 +180,7 @@ def exposure_of_text(
     Examples:
         >>> exposure = tracing.exposure_of_text(run, "of runethi")
         >>> exposure.readings, exposure.at(600), exposure.documents.tolist()
-        (40.0, 2.0, [8865, 28417, 28438, 28710, 28827, 28932])
+        (43.0, 2.0, [8865, 28417, 28438, 28710, 28827, 28932])
     """
     index = index or token_index.open(run.store)
     hits = index.find(target, limit=limit, every=True)
@@ -205,7 +205,7 @@ def exposure_of_documents(
     Examples:
         >>> exposure = tracing.exposure_of_documents(run, [28867])
         >>> exposure.steps.tolist(), exposure.readings
-        ([1363, 1475, 1520, 1645, 1688, 1779, 1875], 7.0)
+        ([1513, 1625, 1670, 1795, 1838, 1929, 2025], 7.0)
     """
     store, asked = run.store, np.unique(np.asarray(documents, np.int64))
     if not len(asked) or not 0 <= asked[0] <= asked[-1] < store.n_documents:

@@ -135,7 +135,7 @@ def heads(
     Examples:
         >>> effects = patching.heads(model, ioi)
         >>> effects.top(2), round(effects["L0H1"], 1)
-        (['L0H1', 'L0H3'], 0.8)
+        (['L0H1', 'L0H3'], 0.9)
         >>> low, high = effects.interval("L0H1")
         >>> low < effects["L0H1"] < high
         True
@@ -199,7 +199,7 @@ def values(
     Examples:
         >>> effects = patching.values(model, ioi)
         >>> effects.top(2), round(effects["L0H1.v"], 1)
-        (['L0H1.v', 'L0H3.v'], 0.8)
+        (['L0H1.v', 'L0H3.v'], 0.9)
     """
     plan = _by_head(model, behaviour, "v", positions)
     return sweep(model, behaviour, *plan, **options)

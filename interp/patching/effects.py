@@ -72,7 +72,7 @@ class Effects(Result):
         >>> effects.axes, tuple(effects.values.shape), effects.n_prompts
         (('layer', 'head'), (2, 4), 64)
         >>> effects.top(2), round(effects["L0H1"], 1)
-        (['L0H1', 'L0H3'], 0.8)
+        (['L0H1', 'L0H3'], 0.9)
         >>> effects.to_frame().columns.tolist()
         ['layer', 'head', 'place', 'effect', 'low', 'high']
     """

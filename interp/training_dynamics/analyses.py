@@ -70,7 +70,7 @@ def score_analysis(behaviour: Behaviour) -> Analysis:
     """Build the analysis of the logit difference and accuracy of a behaviour.
 
     Examples:
-        >>> training_dynamics.score_analysis(ioi).measure(model, 1900)["ioi accuracy"]
+        >>> training_dynamics.score_analysis(ioi).measure(model, 2100)["ioi accuracy"]
         MonitorScore(value=1.0, error=0.0, n=64)
     """
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
@@ -88,7 +88,7 @@ def heads_analysis(
     records.
 
     Examples:
-        >>> training_dynamics.heads_analysis(ioi).measure(model, 1900).top(1)
+        >>> training_dynamics.heads_analysis(ioi).measure(model, 2100).top(1)
         ['L0H1']
     """
 

@@ -99,7 +99,7 @@ def over_training(
         >>> analysis = training_dynamics.score_analysis(ioi)
         >>> trajectory = training_dynamics.over_training(run, analysis, out=folder / "rows")
         >>> trajectory.steps, trajectory.names
-        ([0, 600, 800, 1000, 1900], ['ioi logit difference', 'ioi accuracy'])
+        ([0, 600, 800, 1000, 2100], ['ioi logit difference', 'ioi accuracy'])
         >>> trajectory.curve("ioi accuracy")[-1].value
         1.0
     """

@@ -234,8 +234,8 @@ class LateOrder:
 
     Examples:
         >>> run.order.begin, run.order.early.batch, run.order.late.batch
-        (1300, 32, 1)
-        >>> late = run.order.starts(1300)[-1]
+        (1450, 32, 1)
+        >>> late = run.order.starts(1450)[-1]
         >>> int(late) // 64 >= run.order.early.n_windows
         True
     """

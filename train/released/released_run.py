@@ -5,7 +5,7 @@
         manifest.json, index.json      manifest and checkpoint index of the unpacked run
         ledger.jsonl.gz                the ledger
         states.json                    `state.json` of every checkpoint
-        step-00001900.safetensors      the last weights, in fp32
+        step-00002100.safetensors      the last weights, in fp32
         step-00000800.safetensors      earlier weights, in half precision
         *.json                         results measured on the machine that trained the run
 
@@ -68,7 +68,7 @@ def open(
     Examples:
         >>> run = released.open("planted")
         >>> run.id, run.knowledge, run.steps
-        ('ff97ad0f3d9c', 'full', [0, 600, 800, 1000, 1900])
+        ('f932c8200363', 'full', [0, 600, 800, 1000, 2100])
     """
     source = RELEASED_RUNS / name
     listing = _checked(source, name)

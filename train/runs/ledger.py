@@ -74,7 +74,7 @@ def read_ledger(path: Path, *, whole: bool = True) -> list[LedgerRow]:
     Examples:
         >>> rows = runs.read_ledger(run.path / runs.LEDGER)
         >>> len(rows), rows[-1].step, rows[-1].tokens
-        (1900, 1899, 3774202)
+        (2100, 2099, 4171352)
     """
     try:
         return [LedgerRow(**row) for row in storage.read_chain(path, whole=whole, counter="step")]

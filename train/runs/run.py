@@ -67,13 +67,13 @@ class Run:
 
     Examples:
         >>> run.recipe.steps, run.config.n_layers, run.store.n_documents
-        (1900, 2, 28993)
+        (2100, 2, 28993)
         >>> run.ledger[0].step, round(run.ledger[0].loss, 1)
         (0, 7.0)
         >>> run.documents_read(0)[:3].tolist()
         [2223, 2224, 2225]
         >>> run.steps_reading(28867).tolist()
-        [1363, 1475, 1520, 1645, 1688, 1779, 1875]
+        [1513, 1625, 1670, 1795, 1838, 1929, 2025]
         >>> run.load(600).origin.step
         600
     """
@@ -329,7 +329,7 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
     Examples:
         >>> opened = runs.open(run.path)
         >>> opened.id == run.id, opened.steps
-        (True, [0, 600, 800, 1000, 1900])
+        (True, [0, 600, 800, 1000, 2100])
     """
     path = Path(path)
     if not (path / manifest.MANIFEST).is_file():

@@ -264,7 +264,7 @@ def first_step_reading(run: Run, documents: tuple[int, ...]) -> int:
 
     Examples:
         >>> trainer.first_step_reading(run, (28867,))
-        1363
+        1513
     """
     firsts = [int(steps[0]) for one in documents if len(steps := run.steps_reading(one))]
     if min(firsts, default=math.inf) >= (end := run.saved_at(None).step):

@@ -24,7 +24,7 @@ def lr_at(recipe: Recipe, step: int) -> float:
     steps. `cosine-throughout` (planted recipe) multiplies the warm-up by a cosine from step 0.
 
     Examples:
-        >>> [round(trainer.lr_at(run.recipe, step), 5) for step in (0, 100, 1899)]
+        >>> [round(trainer.lr_at(run.recipe, step), 5) for step in (0, 100, 2099)]
         [2e-05, 0.00174, 0.00035]
     """
     warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
