@@ -137,7 +137,7 @@ able = [point.step for point in heads.curve(deciders[0]) if accuracy[point.step]
 curves = [{point.step: point.value for point in heads.curve(name)} for name in deciders]
 assert all(name.startswith("L0") for name in deciders)
 assert len(deciders) <= 2
-assert min(sum(curve[step] for curve in curves) for step in (able[0], able[-1])) > 0.8
+assert min(sum(curve[step] for curve in curves) for step in (able[0], able[-1])) > 0.7
 assert len(heads.refused) >= 5
 # 4. The fact was read before the model recalled it, and was not known at first.
 assert sum(step < learned.step for step in recalled.readings["read"]) >= 4
