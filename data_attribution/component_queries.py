@@ -3,9 +3,12 @@
 The score of a component is a function of the weights, as a behaviour is, so one can ask which
 documents taught *it*. This is the probe function of Mechanistic Data Attribution (Chen et al. 2026,
 https://arxiv.org/abs/2601.21996), which followed one head's prefix-matching score. Here each score
-is a `Query`: every method that follows gradients and every retrained run can answer it.
+is a `Query` whose metric reads values at a hook point: every method that follows gradients and
+every retrained run can answer it.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from interp import components
 from interp.behaviours import Behaviour
 from interp.components import OF_HEADS, Component, device_of
 from interp.heads import attended_positions, readout, repeated_tokens
+from interp.metrics import Metric
 from train.errors import nearest
 from train.model import GPT
 from train.runs import Run
@@ -129,10 +133,11 @@ def attention(tokens: Int[Tensor, "prompt pos"], head: str, kind: str) -> Query:
     query, key = attended_positions(tokens, kind)
     hook = f"blocks.{place.layer}.attn.hook_pattern"
 
-    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
+    def score(logits: Tensor, prompt: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         return _of_head(values[hook], 1, place)[:, query, key].float().mean(dim=1)
 
-    return Query(f"{kind} score of {head}", "mean attention", tokens, score, reads=(hook,))
+    name = f"{kind} score of {head}"
+    return Query(name, tokens, Metric(name, "mean attention", score, hooks=(hook,)))
 
 
 def probe_direction(
@@ -156,7 +161,7 @@ def probe_direction(
     Examples:
         >>> direction = torch.ones(128)
         >>> query = component_queries.probe_direction(ioi.clean, "L1.resid_post", direction)
-        >>> query.name, query.reads
+        >>> query.name, query.metric.hooks
         ('direction at L1.resid_post', ('blocks.1.hook_resid_post',))
     """
     where = components.parse(place)
@@ -164,7 +169,7 @@ def probe_direction(
         raise QueryError(f"{place!r} holds no vector a direction could lie in; take L1.resid_post")
     at = list(where.positions or (-1,))
 
-    def score(logits: Tensor, values: Any, prompt: Tensor) -> Tensor:
+    def score(logits: Tensor, prompt: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         value = values[where.hook][:, at]
         if where.site in OF_HEADS:
             value = _of_head(value, 2, where)
@@ -173,7 +178,8 @@ def probe_direction(
             along = along[prompt.to(value.device), None]
         return (value * along).sum(dim=-1).mean(dim=1)
 
-    return Query(name or f"direction at {place}", "along direction", tokens, score, (where.hook,))
+    name = name or f"direction at {place}"
+    return Query(name, tokens, Metric(name, "along direction", score, hooks=(where.hook,)))
 
 
 @torch.no_grad()
@@ -201,8 +207,8 @@ def direct_effect(model: GPT, behaviour: Behaviour, head: str) -> Query:
     read, _ = readout(model, behaviour, {last: cache[last].double()})
     direction = (read @ model.W_O[place.layer, place.head].double().T).float()
     name = f"direct effect of {head} on {behaviour.name}"
-    asked = probe_direction(behaviour.clean, head, direction, name=name)
-    return Query(name, "nats of log-odds", asked.tokens, asked.score, asked.reads)
+    query = probe_direction(behaviour.clean, head, direction, name=name)
+    return replace(query, metric=replace(query.metric, unit="nats of log-odds"))
 
 
 def _of_head(values: Tensor, axis: int, place: Component) -> Tensor:

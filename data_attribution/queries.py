@@ -1,12 +1,12 @@
 """Queries: numbers that can be measured on a model and differentiated.
 
-A query gives one number per prompt, computed from the logits and from values at hook points: the
-metric of a behaviour, the attention of one head, the reading of a probe. Attribution follows its
-gradient to the documents, and a counterfactual measures the same query again on the retrained
-model. A higher number means more of the behaviour.
+A query is a metric and the prompts on which it is measured: the logit difference of a behaviour,
+the attention of one head, the value along a probe's direction. Attribution follows its gradient to
+the documents, and a counterfactual measures the same query again on the retrained model. A higher
+number means more of the behaviour.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_attribution.errors import EvidenceError, QueryError
+from interp import metrics
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
-from interp.metrics import Metric, logit_difference
+from interp.metrics import Metric, MetricLike
 from interp.statistics import n_prompts
 from train.data import IGNORED, Tokenizer
 
@@ -39,24 +40,15 @@ ROWS = 64
 LONGEST = 1_000_000  # tokens of a text
 TEXT = "log-probability of the text"  # name of a text query that has no other name
 
-Score = Callable[
-    [Float[Tensor, "row pos vocab"], Mapping[str, Tensor], Int[Tensor, " row"]],
-    Float[Tensor, " row"],
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A quantity that gives one number per prompt.
+    """A metric and a batch of prompts on which it is measured.
 
     Attributes:
         name: Name for tables and files.
-        unit: Unit of one number.
         tokens: The prompts.
-        score: Function of the logits, of the values at the hook points in `reads` by name, and of
-            the prompt index of every row; returns one number per row. Rows come in any number and
-            order.
-        reads: Hook points whose values `score` needs.
+        metric: Function of a forward pass that gives one number per prompt.
         apart: Whether equal prompts count as separate cases, as the windows of one text do.
 
     Examples:
@@ -68,11 +60,14 @@ class Query:
     """
 
     name: str
-    unit: str
     tokens: Int[Tensor, "prompt pos"]
-    score: Score
-    reads: tuple[str, ...] = ()
+    metric: Metric
     apart: bool = False
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of one number."""
+        return self.metric.unit
 
     @property
     def cases(self) -> Int64[np.ndarray, " prompt"]:
@@ -80,25 +75,24 @@ class Query:
         return np.arange(len(self.tokens)) if self.apart else n_prompts(self.tokens)
 
 
-def query_of_behaviour(behaviour: Behaviour, metric: Metric | None = None) -> Query:
+def query_of_behaviour(behaviour: Behaviour, metric: MetricLike = None) -> Query:
     """Return the query for a behaviour on its clean prompts.
 
-    The default metric is the logit difference.
+    Args:
+        metric: Metric of the behaviour, as an object, a name or a function of the behaviour; None
+            for the logit difference.
+
+    Raises:
+        BehaviourError: There is no metric of that name.
 
     Examples:
         >>> query = queries.query_of_behaviour(ioi)
         >>> query.name, query.unit
         ('ioi', 'nats of log-odds')
+        >>> queries.query_of_behaviour(ioi, "probability").unit
+        'probability'
     """
-    metric = metric or logit_difference(behaviour)
-
-    def score(logits: Tensor, values: Mapping[str, Tensor], prompt: Tensor) -> Tensor:
-        read = logits[:, metric.reads(logits.shape[1])]
-        if metric.columns is not None:
-            read = read[..., metric.columns.to(logits.device)]
-        return metric.score(read, prompt)
-
-    return Query(behaviour.name, metric.unit, behaviour.clean, score)
+    return Query(behaviour.name, behaviour.clean, metrics.resolve(metric, behaviour))
 
 
 def query_of_text(
@@ -144,20 +138,20 @@ def query_of_text(
     # With this factor the mean over windows is -(sum of losses) / (number of tokens of the text).
     share = len(tokens) / len(asked)
 
-    def score(logits: Tensor, values: Mapping[str, Tensor], prompt: Tensor) -> Tensor:
+    def score(logits: Tensor, prompt: Tensor) -> Tensor:
         wanted = targets.to(logits.device)[prompt]
         losses = functional.cross_entropy(
             logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
         )
         return -share * losses.sum(dim=1)
 
-    return Query(name, "nats a token", tokens, score, apart=True)
+    return Query(name, tokens, Metric(TEXT, "nats a token", score, positions=None), apart=True)
 
 
 def query_for(
     target: str | Behaviour | None,
     query: Query | None = None,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     *,
     tokenizer: Tokenizer,
     n_ctx: int,
@@ -167,6 +161,7 @@ def query_for(
     Raises:
         EvidenceError: There is neither a target nor a query, or a metric is given for something
             that already is a number.
+        BehaviourError: There is no metric of that name.
         QueryError: The text is empty or too long.
 
     Examples:
@@ -176,8 +171,9 @@ def query_for(
     ids = encoded(target, tokenizer) if isinstance(target, str) else []
     if metric is not None and (ids or query is not None):
         name = "the probability of a text" if query is None else repr(query.name)
+        extra = getattr(metric, "name", getattr(metric, "__name__", metric))
         raise EvidenceError(
-            f"{name} is a number already, and the metric {metric.name} was given beside it; leave "
+            f"{name} is a number already, and the metric {extra} was given beside it; leave "
             "one of them out"
         )
     if query is not None:
@@ -225,14 +221,14 @@ def query_scores(
         >>> tuple(scores.shape), scores.requires_grad
         ((2,), True)
     """
-    values: dict[str, Tensor] = {}
+    metric, values = question.metric, dict[str, Tensor]()
 
     def keeping(name: str) -> tuple[str, Callable[..., None]]:
         return name, lambda value, point: values.__setitem__(name, value)
 
     tokens = question.tokens[prompt].to(device_of(model))
-    logits = model.run_with_hooks(tokens, fwd_hooks=[keeping(name) for name in question.reads])
-    return question.score(logits, values, prompt.to(logits.device))
+    logits = model.run_with_hooks(tokens, fwd_hooks=[keeping(name) for name in metric.hooks])
+    return metric.of_logits(logits, prompt.to(logits.device), values)
 
 
 @torch.no_grad()

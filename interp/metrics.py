@@ -1,15 +1,17 @@
-"""Metrics: functions of the logits that give one number per prompt.
+"""Metrics: functions of a forward pass that give one number per prompt.
 
 A metric declares which positions and which columns of the vocabulary it reads, and the patch engine
 computes only those logits. The default, a logit difference at the last position, reads two columns
 per prompt at one position, while a plain forward pass computes the whole [pos, vocab] table.
+A metric may also need values at hook points, such as the attention of a head; the patch engine
+computes logits only and refuses it.
 
 The logit difference is the default because it is linear in the final residual stream up to the
 final norm and shows components that work *against* the answer; probabilities miss such negative
 components (Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,28 +37,34 @@ __all__ = [
     "resolve",
 ]
 
-Score = Callable[[Float[Tensor, "row read column"], Int[Tensor, " row"]], Float[Tensor, " row"]]
+# `score(logits, row)`, or `score(logits, row, values)` if the metric has hooks: logits
+# [row read column], the prompt index of every row, and the values by hook name.
+Score = Callable[..., Float[Tensor, " row"]]
 SHARE = "share of the clean-corrupt {}"
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """Function of the logits that gives one number per prompt.
+    """Function of a forward pass that gives one number per prompt.
 
     Attributes:
         name: Name, such as "logit difference".
         unit: Unit of one score, before any normalisation.
         score: Function from logits [row read column] and the prompt index of every row to one
-            number per row. The rows can be any number of prompts in any order.
-        positions: Positions that are read, in order; negative ones count from the end.
+            number per row; with `hooks`, also from the values at these by name, [row ...] each. The
+            rows can be any number of prompts in any order.
+        positions: Positions that are read, in order; negative ones count from the end; None for
+            all.
         columns: Vocabulary columns that are read, in order; None for all.
+        hooks: Hook points whose values the score needs; the patch engine refuses such a metric.
     """
 
     name: str
     unit: str
     score: Score
-    positions: tuple[int, ...] = (-1,)
+    positions: tuple[int, ...] | None = (-1,)
     columns: Int[Tensor, " column"] | None = None
+    hooks: tuple[str, ...] = ()
 
     def reads(self, n_pos: int) -> list[int]:
         """Return the positions counted from 0, for prompts of `n_pos` tokens.
@@ -64,6 +72,8 @@ class Metric:
         Raises:
             BehaviourError: A position lies outside the prompts.
         """
+        if self.positions is None:
+            return list(range(n_pos))
         outside = [pos for pos in self.positions if not -n_pos <= pos < n_pos]
         if outside or not self.positions:
             raise BehaviourError(
@@ -72,12 +82,35 @@ class Metric:
             )
         return [pos % n_pos for pos in self.positions]
 
-    def of_logits(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
-        """Return the scores of a whole forward pass."""
-        read = logits[:, self.reads(logits.shape[1])]
+    def of_logits(
+        self,
+        logits: Float[Tensor, "row pos vocab"],
+        row: Int[Tensor, " row"] | None = None,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, " row"]:
+        """Return the scores of a forward pass, cut to the positions and columns that are read.
+
+        Args:
+            row: Prompt index of every row; None if the rows are all prompts in order.
+            values: Values at the hook points, by name.
+
+        Raises:
+            BehaviourError: A position lies outside the prompts, or the values at a hook point are
+                missing.
+        """
+        missing = [name for name in self.hooks if name not in (values or {})]
+        if missing:
+            raise BehaviourError(
+                f"metric {self.name!r} needs the values at {missing[0]}, which are not "
+                "computed here; give a metric of the logits"
+            )
+        if row is None:
+            row = torch.arange(len(logits), device=logits.device)
+        if self.positions is not None:
+            logits = logits[:, self.reads(logits.shape[1])]
         if self.columns is not None:
-            read = read[..., self.columns.to(logits.device)]
-        return self.score(read, torch.arange(len(logits), device=logits.device))
+            logits = logits[..., self.columns.to(logits.device)]
+        return self.score(logits, row, values) if self.hooks else self.score(logits, row)
 
 
 # A metric that can be made for any prompts: its name, or the function that makes it.
@@ -199,7 +232,7 @@ def custom(
     score: Callable[[Float[Tensor, "row read vocab"]], Float[Tensor, " row"]],
     *,
     unit: str,
-    positions: tuple[int, ...] = (-1,),
+    positions: tuple[int, ...] | None = (-1,),
 ) -> Metric:
     """Return a metric that depends on the logits only and not on the prompt's answer or foil.
 

@@ -31,7 +31,7 @@ from data_attribution.ranking import Ranking
 from data_attribution.request import Candidates, Request
 from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
-from interp.metrics import Metric
+from interp.metrics import MetricLike
 from train.data import near_duplicates
 from train.progress import Progress
 from train.runs import ReadableRun, Run
@@ -52,7 +52,7 @@ def documents(
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     methods: str | Sequence[Method] = FUSED,
     limit: int = 50,
     candidates: Candidates = None,
@@ -67,7 +67,8 @@ def documents(
         query: Query that gradients follow instead of the target, as `component_queries` makes it.
             Words are still those of the target; without a target, `fused` leaves the word-based
             methods out and says so.
-        metric: Metric of the behaviour; default: its logit difference.
+        metric: Metric of the behaviour, as an object, a name or a function of the behaviour; None
+            for its logit difference.
         methods: `[Lexical(), Gradient(within=["L0.mlp"])]`, or a name such as "replay" or
             "lexical+gradient"; several methods are fused.
         limit: Largest number of sources returned.
@@ -76,6 +77,7 @@ def documents(
 
     Raises:
         EvidenceError: There is no such method, it cannot answer the query, or it finds no evidence.
+        BehaviourError: There is no metric of that name.
         QueryError: The target holds no token to search for, or too many.
         IndexMissing: The run's token store has no index.
 
@@ -121,7 +123,7 @@ def documents(
     about = _provenance(request, used, ranking, evidence, cited) | {"left out": left_out}
     follows = any(method.needs_weights for method in used)
     if isinstance(target, Behaviour) and follows and query is None:
-        about["metric"] = metric.name if metric else "logit difference"
+        about["metric"] = request.query.metric.name
     return Sources(request.name, _label(methods, names), cited.items, about)
 
 
@@ -237,7 +239,7 @@ def make_request(
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,
-    metric: Metric | None = None,
+    metric: MetricLike = None,
     candidates: Candidates = None,
     index: TokenIndex | None = None,
     seed: int = 0,
@@ -251,6 +253,7 @@ def make_request(
     Raises:
         EvidenceError: There is neither a target nor a query, or a metric is given for something
             that already is a number.
+        BehaviourError: There is no metric of that name.
         QueryError: The target holds no token to search for, or too many.
         IndexMissing: The run's token store has no index.
 
@@ -266,7 +269,7 @@ def make_request(
     return Request(run, index, target, query, candidates=candidates, seed=seed, progress=progress)
 
 
-def _refuse_idle(methods: Sequence[Method], query: Query | None, metric: Metric | None) -> None:
+def _refuse_idle(methods: Sequence[Method], query: Query | None, metric: MetricLike) -> None:
     """Raise EvidenceError for a query or metric that none of the methods would look at."""
     for value, name in ((query, "a question"), (metric, "a metric")):
         if value is not None and not any(method.needs_weights for method in methods):

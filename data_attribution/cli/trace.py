@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from data_attribution.queries import Query
     from data_attribution.tracing import Generation
     from interp.behaviours import Behaviour
-    from interp.metrics import Metric
     from interp.patching import Effects
     from train.runs import Run
 
@@ -158,14 +157,13 @@ def trace_documents(
         method, within, kind, rank, damping, window, scratch, limit, prove, controls, seed
     )
     from data_attribution import queries
-    from interp import behaviours, metrics
+    from interp import behaviours
     from train import runs
 
     opened = runs.open(path, store=store)
     target = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
-    followed = metrics.named(metric, target) if metric else None
-    goal = queries.query_of_behaviour(target, followed) if followed else target
-    sources, page_parts = _ranked(opened, target, options, metric=followed, goal=goal)
+    goal = queries.query_of_behaviour(target, metric) if metric else target
+    sources, page_parts = _ranked(opened, target, options, metric=metric, goal=goal)
     _emit(sources, page, page_parts, as_json, out)
 
 
@@ -297,7 +295,7 @@ def _ranked(
     *,
     goal: "str | Behaviour | Query",
     query: "Query | None" = None,
-    metric: "Metric | None" = None,
+    metric: str | None = None,
 ) -> "tuple[Sources, dict[str, Any]]":
     """Return the ranked documents, and what their page shows beside them.
 

@@ -97,10 +97,7 @@ def _score(
     tape: "_Tape",
 ) -> Tensor:
     logits = model.run_with_hooks(tokens, fwd_hooks=tape.hooks())
-    read = logits[:, metric.reads(tokens.shape[1])]
-    if metric.columns is not None:
-        read = read[..., metric.columns.to(read.device)]
-    return metric.score(read, torch.arange(prompts.start, prompts.stop, device=read.device))
+    return metric.of_logits(logits, torch.arange(prompts.start, prompts.stop, device=logits.device))
 
 
 class _Tape:

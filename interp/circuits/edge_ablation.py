@@ -58,6 +58,7 @@ def scores(
 
     Raises:
         ModelError: The edges of the model cannot be ablated.
+        BehaviourError: The metric reads values at hook points.
         BudgetError: Not even one circuit on one prompt fits into the memory.
     """
     graph = graph_of(model)
@@ -83,11 +84,10 @@ def score(
 ) -> Float[Tensor, "circuit prompt"]:
     """Compute the metric from the last residual stream, at the positions and columns it reads."""
     read = resid[:, :, metric.reads(resid.shape[2])].flatten(0, 1)
-    logits = model.to_logits(read)
-    if metric.columns is not None:
-        logits = logits[..., metric.columns.to(logits.device)]
     prompt = torch.arange(resid.shape[1], device=resid.device).repeat(len(resid))
-    return metric.score(logits, prompt).view(resid.shape[:2])
+    # Positions are cut before the unembedding, so all that are left are read.
+    cut = replace(metric, positions=None)
+    return cut.of_logits(model.to_logits(read), prompt).view(resid.shape[:2])
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_attribution import component_queries, queries
 from data_attribution.counterfactuals import effect_size
 from data_attribution.errors import QueryError
-from interp import behaviours, models
+from interp import behaviours, metrics, models
 from interp.errors import BehaviourError, ModelError
 from interp.heads import attention_scores, decompose_logits, detector_scores, repeated_tokens
 from interp.statistics import n_prompts
@@ -106,6 +106,15 @@ def test_a_behaviour_is_asked_for_by_its_logit_difference(lookup_run, lookup_beh
     found = queries.measure_query(model, queries.query_of_behaviour(behaviour))
     expected = behaviour.score(model(behaviour.clean)).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["probability", metrics.probability])
+def test_a_behaviour_may_be_asked_for_by_another_metric(lookup_run, lookup_behaviour, metric):
+    model, behaviour = models.load(lookup_run), behaviours.read(lookup_behaviour)
+    query = queries.query_for(behaviour, metric=metric, tokenizer=WORDS, n_ctx=32)
+    expected = metrics.probability(behaviour).of_logits(model(behaviour.clean)).detach().numpy()
+    assert query.unit == "probability"
+    np.testing.assert_allclose(queries.measure_query(model, query), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["induction", "previous token", "duplicate token"])

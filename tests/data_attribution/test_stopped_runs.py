@@ -12,6 +12,7 @@ from data_attribution.counterfactuals import Retrainings, document_sets
 from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking
+from interp import metrics
 from train import runs, trainer
 from train.data import DocumentRemoval, open_store
 from train.errors import TrainError
@@ -49,7 +50,8 @@ def weights(model):
 def test_it_is_trained_again_to_its_own_last_checkpoint(stopped, tiny_run, tmp_path):
     documents = [one for one in range(120) if len(stopped.steps_learned(one))][:3]
     tokens = torch.tensor([[0, 1, 2], [0, 3, 4]])
-    asked = Query("logit", "nats", tokens, lambda logits, values, row: logits[:, -1, 5])
+    logit = metrics.custom("logit", lambda logits: logits[:, -1, 5], unit="nats")
+    asked = Query("logit", tokens, logit)
 
     def without(run):
         return counterfactuals.without(

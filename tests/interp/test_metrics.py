@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from interp import metrics
+from interp import attribution_patching, metrics, patching
 from interp.behaviours import Behaviour
+from interp.circuits import edge_attribution_patching
 from interp.errors import BehaviourError
 from interp.metrics import Metric
 from interp.patching import engine
@@ -65,17 +66,18 @@ def test_rows_may_come_in_any_number_and_order(make):
     )
 
 
-@pytest.mark.parametrize("positions", [(-1,), (0,), (3, -1), (-1, 2, 0), (2, 2)])
+@pytest.mark.parametrize("positions", [(-1,), (0,), (3, -1), (-1, 2, 0), (2, 2), None])
 def test_positions_are_read_in_the_order_given(model, positions):
     tokens = torch.randint(30, (5, 6), generator=torch.Generator().manual_seed(0))
-    weights = torch.arange(1.0, len(positions) + 1)[:, None]
+    read = range(6) if positions is None else positions
+    weights = torch.arange(1.0, len(read) + 1)[:, None]
     metric = metrics.custom(
         "weighted", lambda x: (weights * x[..., :2]).sum((1, 2)), unit="x", positions=positions
     )
     with torch.inference_mode():
         logits = model(tokens)
         by_hand = sum(
-            ((i + 1) * logits[:, position, :2].sum(dim=1) for i, position in enumerate(positions)),
+            ((i + 1) * logits[:, position, :2].sum(dim=1) for i, position in enumerate(read)),
             start=torch.zeros(()),
         )
     torch.testing.assert_close(metric.of_logits(logits), by_hand)
@@ -124,3 +126,56 @@ def test_an_object_is_refused_where_prompts_are_split():
         BehaviourError, match="'probability' is an object and belongs to all prompts"
     ):
         metrics.made_for(metrics.probability(ASKED), ASKED)
+
+
+PATTERN = "blocks.1.attn.hook_pattern"
+
+
+@pytest.fixture(scope="module")
+def attended() -> Metric:
+    """Attention of head 0 of layer 1 from the last position to the first."""
+    return Metric(
+        "attention to the first",
+        "share",
+        lambda logits, row, values: values[PATTERN][:, 0, -1, 0],
+        hooks=(PATTERN,),
+    )
+
+
+def test_a_metric_may_read_values_at_hook_points(model, attended):
+    values = {PATTERN: torch.rand(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))}
+    expected = values[PATTERN][:, 0, 2, 0]
+    assert torch.equal(attended.of_logits(LOGITS, values=values), expected)
+
+
+@pytest.fixture(scope="module")
+def learned(model) -> Behaviour:
+    """Prompts whose answers are the most probable tokens, so that the model does the behaviour."""
+    clean = torch.randint(30, (4, 6), generator=torch.Generator().manual_seed(0))
+    corrupt = clean.clone()
+    corrupt[:, 3] = (clean[:, 3] + 1) % 30
+    with torch.inference_mode():
+        last = model(clean)[:, -1]
+    return Behaviour("most probable", clean, corrupt, last.argmax(-1), last.argmin(-1))
+
+
+@pytest.mark.parametrize(
+    ("measure", "hooked"),
+    [
+        (patching.heads, False),  # by the engine
+        (patching.heads, True),  # by whole passes, since the model has hooks of its own
+        (attribution_patching.attribution, False),
+        (edge_attribution_patching.eap, False),
+        (edge_attribution_patching.exact_edge_effects, False),
+    ],
+)
+def test_where_only_logits_are_computed_a_metric_of_other_values_is_refused(
+    model, learned, attended, measure, hooked
+):
+    if hooked:
+        model.add_hook("blocks.0.hook_mlp_out", lambda value, point: value)
+    try:
+        with pytest.raises(BehaviourError, match=rf"'attention to the first' needs .* {PATTERN}"):
+            measure(model, learned, metric=lambda behaviour: attended)
+    finally:
+        model.reset_hooks()

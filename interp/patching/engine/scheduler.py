@@ -8,7 +8,7 @@ slower.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -98,6 +98,7 @@ def scores(
     Raises:
         ModelError: A component does not exist in the model, or the model has hooks of its own and
             `derived` or `added` is given.
+        BehaviourError: A metric reads positions outside the prompts, or values at hook points.
         BudgetError: Not even one patch of one prompt fits into the memory.
 
     Examples:
@@ -203,6 +204,9 @@ def unpatched(
     memory: int = MEMORY,
 ) -> Float[Tensor, "metric prompt"]:
     """Return the scores of the unpatched prompts.
+
+    Raises:
+        BehaviourError: A metric reads positions outside the prompts, or values at hook points.
 
     Examples:
         >>> scores = engine.unpatched(model, ioi.clean, [metrics.logit_difference(ioi)])
@@ -369,8 +373,10 @@ class _PatchedBatch:
         # 64 MB of logits at a time: for all rows and the whole vocabulary, the logits would be the
         # largest tensor of all.
         step = max((64 << 20) // (4 * len(at) * len(weight)), 1)
+        # Positions and columns are cut before the unembedding, so all that are left are read.
+        cut = replace(metric, positions=None, columns=None)
         pieces = [
-            metric.score(functional.linear(rows[i : i + step], weight), prompt[i : i + step])
+            cut.of_logits(functional.linear(rows[i : i + step], weight), prompt[i : i + step])
             for i in range(0, len(rows), step)
         ]
         return torch.cat(pieces).unflatten(0, normed.shape[:2])

@@ -157,6 +157,9 @@ def test_what_nothing_would_look_at_is_refused(run, third):
     ):
         with pytest.raises(EvidenceError, match=said):
             attribution.documents(run, **asked)
+    for given in ("probability", metrics.probability):
+        with pytest.raises(EvidenceError, match="the metric probability was given beside it"):
+            attribution.documents(run, "k3", metric=given)
     with pytest.raises(QueryError, match="an effect on a behaviour"):
         component_queries.named("direct-effect:L0H0", run)
     with pytest.raises(QueryError, match="did you mean 'prefix-matching'"):

@@ -21,6 +21,7 @@ from data_attribution.counterfactuals import retraining
 from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from interp import behaviours
+from interp.metrics import Metric
 from train import runs
 
 
@@ -162,11 +163,14 @@ def test_copies_go_with_the_documents_that_are_named(found, lookup_run, of_pair_
 
 def test_a_head_is_asked_as_a_behaviour_is(lookup_run, of_pair_3, pairs, place):
     """What the retrained model answers, beside what two controls do, on the question's prompts."""
-    asked = Query(
-        "attention to the key", "share", pairs[0].clean,
-        lambda logits, values, row: values["blocks.0.attn.hook_pattern"][:, 0, -1, 1],
-        ("blocks.0.attn.hook_pattern",),
-    )  # fmt: skip
+    pattern = "blocks.0.attn.hook_pattern"
+    metric = Metric(
+        "attention to the key",
+        "share",
+        lambda logits, row, values: values[pattern][:, 0, -1, 1],
+        hooks=(pattern,),
+    )
+    asked = Query(metric.name, pairs[0].clean, metric)
     found = counterfactuals.without(
         lookup_run, of_pair_3, [pairs[3], asked], unrelated=pairs[5:6], out=place
     )

@@ -22,8 +22,9 @@ from data_attribution.evaluation import (
 )
 from data_attribution.evaluation.facts import FactCase
 from data_attribution.queries import Query
-from interp import behaviours
+from interp import behaviours, metrics
 from interp.behaviours import Behaviour
+from interp.metrics import Metric
 from interp.statistics import wilson
 from train import trainer
 
@@ -101,10 +102,10 @@ def test_finding_all_of_a_few_is_no_certainty():
 def log_probability(case):
     answer = int(case.behaviour.answer[0])
 
-    def score(logits, values, row):
+    def score(logits):
         return logits[:, -1].log_softmax(-1)[:, answer]
 
-    return Query(case.name, "nats", case.behaviour.clean, score)
+    return Query(case.name, case.behaviour.clean, metrics.custom(case.name, score, unit="nats"))
 
 
 def test_a_step_on_a_document_teaches_what_it_says(lookup_run, pair):
@@ -224,7 +225,7 @@ def test_lists_that_overlap_are_counted_and_no_case_is_dropped(lookup_run, pair,
 def test_foils_of_one_prompt_are_one_prompt_of_an_unrelated_question():
     """Four rows of two prompts: n is 2, each prompt counting once whatever foils it has."""
     tokens = torch.tensor([[7, 1], [7, 2], [7, 1], [7, 1]])
-    asked = Query("q", "nats", tokens, lambda logits, values, row: row)
+    asked = Query("q", tokens, Metric("q", "nats", lambda logits, row: row))
     before, after = np.array([1.0, 5.0, 2.0, 3.0]), np.array([1.0, 6.0, 2.0, 0.0])
     found = removal_curves.unrelated_change(asked, before, after, [before, before])
     assert found.before.tolist() == [2, 5]

@@ -18,6 +18,7 @@ from data_attribution.gradients import (
 )
 from data_attribution.gradients.weight_selection import Site
 from interp.behaviours import Behaviour
+from interp.metrics import Metric
 from train.data import IGNORED, DocumentRemoval, TokenStore
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -247,13 +248,13 @@ def test_a_model_is_left_as_it_was_found(store):
 def test_a_question_read_below_what_was_named_is_refused(store):
     model = made(store)
     pattern = "blocks.0.attn.hook_pattern"
-    question = queries.Query(
+    metric = Metric(
         "looks at the first",
         "share",
-        asked(store).tokens,
-        lambda logits, values, prompt: values[pattern][:, 0, -1, 0],
-        (pattern,),
+        lambda logits, prompt, values: values[pattern][:, 0, -1, 0],
+        hooks=(pattern,),
     )
+    question = queries.Query(metric.name, asked(store).tokens, metric)
     found = gradients.query_features(model, question, select_weights(model.cfg, ("L0H0", "L1H1")))
     assert found.of("L0H0.q").any()
     assert not found.of("L1H1.q").any()
@@ -354,13 +355,13 @@ def test_what_has_no_documents_or_no_causal_loss_is_refused(store):
 def test_a_question_may_read_what_each_head_adds(store, explicit_gradients):
     """Then the output projection runs by another route, head by head."""
     model, result = made(store), "blocks.1.attn.hook_result"
-    question = queries.Query(
+    metric = Metric(
         "first unit of head 2",
         "units",
-        asked(store).tokens,
-        lambda logits, values, prompt: values[result][:, -1, 2, 0],
-        (result,),
+        lambda logits, prompt, values: values[result][:, -1, 2, 0],
+        hooks=(result,),
     )
+    question = queries.Query(metric.name, asked(store).tokens, metric)
     selection = select_weights(model.cfg, ("L1H2.v", "L0.attn", "embed"))
     found = gradients.query_features(model, question, selection, rank=4)
     expected = explicit_gradients.of_question(model, question)

@@ -12,6 +12,7 @@ from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.lexical import bm25, inverted_index
 from data_attribution.request import Request
 from interp.behaviours import Behaviour
+from interp.metrics import Metric
 
 
 DRAW = np.random.default_rng(5)
@@ -49,9 +50,8 @@ def request(index, target, make_run, **others) -> Request:
     if isinstance(target, Behaviour):
         question = queries.query_of_behaviour(target)
     else:
-        question = queries.Query(
-            "text", "", torch.zeros(1, 1, dtype=torch.long), lambda *_: torch.zeros(1)
-        )
+        nothing = Metric("nothing", "", lambda *_: torch.zeros(1))
+        question = queries.Query("text", torch.zeros(1, 1, dtype=torch.long), nothing)
     return Request(run, index, target, question, **others)
 
 
