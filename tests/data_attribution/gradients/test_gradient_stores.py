@@ -192,7 +192,7 @@ def test_gradients_of_another_run_are_refused(stored, tiny_run, lookup_run):
     assert gradients.open_gradient_store(stored.path, run=tiny_run).documents.size
     with pytest.raises(EvidenceError, match=f"this is run {lookup_run.id}"):
         gradients.open_gradient_store(stored.path, run=lookup_run)
-    with pytest.raises(EvidenceError, match="attribution index"):
+    with pytest.raises(EvidenceError, match="gradients build"):
         gradients.open_gradient_store(stored.path / "nothing")
     with pytest.raises(EvidenceError, match=f"document {tiny_run.store.n_documents - 1} is none"):
         stored.features([tiny_run.store.n_documents - 1])  # held out
