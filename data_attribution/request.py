@@ -15,7 +15,7 @@ from interp.behaviours import Behaviour
 from train.progress import Progress
 
 
-__all__ = ["Candidates", "Progress", "Request", "run_and_seed"]
+__all__ = ["Candidates", "Request", "run_and_seed"]
 
 Candidates = Int64[np.ndarray, " document"] | None
 
@@ -30,7 +30,8 @@ class Request:
         target: Text or behaviour whose words are searched; None for a query without words.
         query: Quantity that is measured and differentiated, one number per prompt.
         candidates: Documents to score; None: the method chooses them, and gives their number in
-            `details`.
+            `details`. Methods that search for words rank all documents; whoever asks them restricts
+            the ranking (`Ranking.among`).
         seed: Seed for everything random: projections, samples.
         progress: Callback for (what, done, total).
     """

@@ -44,6 +44,10 @@ def test_a_text_that_stands_nowhere(trace, tiny_store):
         "no document of 120 has lexical evidence", repr(word), "gradient evidence needs no word",
     )  # fmt: skip
     refused(trace("text", word), 2, "no 1 tokens in a row of the 1 of the text")
+    refused(
+        trace("head", "prefix-matching:L0H0", "--prompts", 3), 2,
+        "--prompts cannot be used without BEHAVIOUR",
+    )  # fmt: skip
     refused(trace("sentence", "w1 elsewhere"), 2, "'elsewhere' is not in the vocabulary")
 
 

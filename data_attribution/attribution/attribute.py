@@ -48,7 +48,7 @@ HEAD = 20  # near-duplicates are searched among the first 20 documents per reque
 
 
 def documents(
-    run: ReadableRun,
+    run: Run | ReadableRun,
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,
@@ -128,7 +128,7 @@ def documents(
 
 
 def rank_many(
-    run: ReadableRun,
+    run: Run | ReadableRun,
     targets: Sequence[str | Behaviour | Query],
     *,
     methods: str | Sequence[Method] = FUSED,
@@ -203,7 +203,7 @@ def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
 
 
 def choose_methods(
-    methods: str | Sequence[Method], run: ReadableRun, *, words: bool = True
+    methods: str | Sequence[Method], run: Run | ReadableRun, *, words: bool = True
 ) -> tuple[Method, ...]:
     """Return the methods to use: the given ones, or those that a name stands for.
 
@@ -235,7 +235,7 @@ def choose_methods(
 
 
 def make_request(
-    run: ReadableRun,
+    run: Run | ReadableRun,
     target: str | Behaviour | None = None,
     *,
     query: Query | None = None,
@@ -300,8 +300,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Return the provenance: run, store, index, formula, and the details of each method."""
     run = request.run
-    gradient = next((method for method in methods if isinstance(method, Gradient)), Gradient())
-    within = gradient.components
+    within = next((method.components for method in methods if isinstance(method, Gradient)), None)
     return {
         "run": run.id,
         "knowledge": run.knowledge,

@@ -233,7 +233,12 @@ def trace_head(
     prove: Proven = None,
     controls: Controls = None,
     page: Page = None,
-    prompts: Prompts = PROMPTS,
+    prompts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"With BEHAVIOUR: maximum number of prompts to use; default: {PROMPTS}."
+        ),
+    ] = None,
     seed: Seed = 0,
     store: StorePath = None,
     as_json: Json = False,
@@ -243,6 +248,8 @@ def trace_head(
     options = RankingOptions(
         method, within, kind, rank, damping, window, scratch, limit, prove, controls, seed
     )
+    if prompts is not None and behaviour is None:
+        raise EvidenceError("--prompts cannot be used without BEHAVIOUR; leave it out")
     from data_attribution import component_queries
     from interp import behaviours
     from train import runs
@@ -250,7 +257,7 @@ def trace_head(
     opened = runs.open(path, store=store)
     target = None
     if behaviour is not None:
-        target = behaviours.load(behaviour, opened, n_prompts=prompts, seed=seed)
+        target = behaviours.load(behaviour, opened, n_prompts=prompts or PROMPTS, seed=seed)
     query = component_queries.named(score, opened, target, seed=seed)
     sources, page_parts = _ranked(opened, target, options, query=query, goal=query)
     _emit(sources, page, page_parts, as_json, out)
@@ -281,11 +288,11 @@ def trace_text_command(
     opened = runs.open(path, store=store)
     with progress.bar("tracing") as advance:
         spans = tracing.trace_text(opened, _read(text), limit=limit, seed=seed, progress=advance)
+    emit(spans, formatting.generation_lines(spans), as_json=as_json, out=out)
     if page:
         from data_attribution import report
 
         report.write_sources_page(spans, page, run=opened)
-    emit(spans, formatting.generation_lines(spans), as_json=as_json, out=out)
 
 
 def _ranked(
@@ -334,11 +341,12 @@ def _emit(
     as_json: bool,
     out: Path | None,
 ) -> None:
+    # The result is saved first: the page may fail, and retraining for --prove may have taken hours.
+    emit(sources, formatting.sources_lines(sources), as_json=as_json, out=out)
     if page:
         from data_attribution import report
 
         report.write_sources_page(sources, page, **page_parts)
-    emit(sources, formatting.sources_lines(sources), as_json=as_json, out=out)
 
 
 def _with_options(methods: "Sequence[Method]", options: RankingOptions) -> "list[Method]":

@@ -20,7 +20,7 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Float64
 
-from data_attribution import attribution, lexical, metagradients, queries
+from data_attribution import attribution, lexical, metagradients, queries, token_index
 from data_attribution.attribution import Method
 from data_attribution.counterfactuals import Retrainings
 from data_attribution.errors import EvidenceError
@@ -187,7 +187,8 @@ def rankings_by_method(
         by_case = {case.name: one[method.name] for case, one in zip(cases, rankings, strict=True)}
         return CaseRankings(by_case, perf_counter() - begin)
 
-    requests = [attribution.make_request(run, case.behaviour) for case in cases]
+    index = token_index.open(run.store)
+    requests = [attribution.make_request(run, case.behaviour, index=index) for case in cases]
     named = [lexical.candidates(request, limit=each) for request in requests]
     candidates = np.unique(np.concatenate(named))
     rankings = {

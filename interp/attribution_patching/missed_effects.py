@@ -51,6 +51,7 @@ from interp.patching import Effects, PairedRuns, engine
 from interp.patching.engine import MEMORY
 from interp.results import Provenance, Result, provenance
 from interp.statistics import reach
+from train import progress as bars
 from train.progress import Progress
 
 
@@ -241,16 +242,17 @@ def _moved(runs: PairedRuns, patches: Sequence[Sequence[Component]]) -> Float[np
     # An empty set changes nothing and is not run.
     run = [i for i, patch in enumerate(patches) if patch]
     chosen = [patches[i] for i in run]
-    found = engine.scores(
-        runs.model,
-        runs.receiver,
-        chosen,
-        engine.source_of(runs.model, runs.donor, chosen),
-        runs.metrics,
-        shared=runs.shared,
-        memory=runs.memory,
-        progress=runs.progress,
-    )
+    with bars.shown(runs.behaviour.name, runs.progress) as told:
+        found = engine.scores(
+            runs.model,
+            runs.receiver,
+            chosen,
+            engine.source_of(runs.model, runs.donor, chosen),
+            runs.metrics,
+            shared=runs.shared,
+            memory=runs.memory,
+            progress=told,
+        )
     if not found.done.all():
         raise KeyboardInterrupt
     moved = np.zeros(len(patches))

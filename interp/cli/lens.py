@@ -66,7 +66,9 @@ def lens_fit(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", callback=writable, help="File to write the lens to; its weights lie beside it."
+            "--out",
+            callback=writable,
+            help="File to write the lens to (.json); its weights are written beside it.",
         ),
     ],
     train_tokens: Annotated[
@@ -91,6 +93,8 @@ def lens_fit(
     from train import progress
     from train.runs import Run
 
+    if out.suffix != ".json":
+        raise InterpError(f"{out}: a lens is written to a .json file; end the name in .json")
     model, words = models.open(path, step=step, store=store)
     if not isinstance(words, Run):
         raise InterpError(

@@ -83,7 +83,7 @@ def patch_command(
 
     model, words = models.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    options = _sweep_options(prompted, direction, metric, memory)
+    options = _sweep_options(direction, metric, memory)
     if positions:
         options["positions"] = _positions(positions)
     with progress.bar(over) as advance:
@@ -132,23 +132,16 @@ def paths_command(
     model, words = models.open(source, step=step, store=store)
     prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
     receivers = to if to and to != ["logits"] else "logits"
-    options = _sweep_options(prompted, direction, metric, memory)
+    options = _sweep_options(direction, metric, memory)
     with progress.bar("paths") as advance:
         options["progress"] = advance
         effects = patching.senders(model, prompted, receivers, mlps=mlps, **options)
     _emit(effects, top, plot, as_json, out)
 
 
-def _sweep_options(
-    behaviour: Any, direction: str, metric: list[str] | None, memory: int
-) -> dict[str, Any]:
+def _sweep_options(direction: str, metric: list[str] | None, memory: int) -> dict[str, Any]:
     """Return the options of a sweep of `interp.patching`; `memory` is in MB."""
-
-    return {
-        "direction": direction,
-        "metric": metric or None,
-        "memory": memory << 20,
-    }
+    return {"direction": direction, "metric": metric or None, "memory": memory << 20}
 
 
 def _emit(effects: "Effects", top: int, plot: Path | None, as_json: bool, out: Path | None) -> None:

@@ -111,8 +111,14 @@ class TunedLens:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write sealed JSON to `path`, and the weights beside it with the suffix .safetensors."""
+        """Write sealed JSON to `path`, and the weights beside it with the suffix .safetensors.
+
+        Raises:
+            EffectsError: The name does not end in .json.
+        """
         path = Path(path)
+        if path.suffix != ".json":
+            raise EffectsError(f"{path}: a lens is written to a .json file; end the name in .json")
         tensors = {
             f"{side}.{name}": getattr(getattr(self, side), name).contiguous().cpu()
             for side in ("translators", "control")

@@ -57,7 +57,8 @@ def senders(
     Raises:
         ModelError: A receiver is not a query, key or value at all positions; no sender is below a
             receiver; the model has hooks of its own; or it is post-norm, where the output of a head
-            is not a term of the residual sum. Other errors are those of `patching.heads`.
+            is not a term of the residual sum. Other errors are those of
+            `interp.patching.activation_patching`.
 
     Examples:
         >>> effects = patching.senders(model, ioi, "logits", mlps="recomputed")

@@ -102,8 +102,9 @@ class GPT(StackedWeights, HookedModule):
             self.hook_pos_embed = HookPoint()
         if cfg.position == "rope":
             self.rotary = Rotary(cfg.n_ctx, cfg.d_head, theta=cfg.rope_theta)
+        # A ModuleList does not declare the type of its items.
         layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
-        self.blocks = cast("Sequence[Block]", layers)  # which a ModuleList does not say
+        self.blocks = cast("Sequence[Block]", layers)
         if cfg.norm_placement == "pre":
             self.ln_final = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
         if not cfg.tie:

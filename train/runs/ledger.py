@@ -51,8 +51,13 @@ def ledger_writer(path: Path, step: int) -> storage.ChainWriter:
 
     Rows are appended as dictionaries (`dataclasses.asdict`), and are synced before the checkpoint
     that follows them.
+
+    Raises:
+        TrainError: Another process is writing the ledger.
+        DamagedError: A row is unreadable, out of order, or does not follow from the one before it.
+        DiskError: The disk is full.
     """
-    return storage.ChainWriter(path, lambda row: row["step"] < step, finite=False)
+    return storage.ChainWriter(path, lambda row: row["step"] < step, finite=False, counter="step")
 
 
 def write_ledger(path: Path, rows: Iterable[LedgerRow]) -> None:

@@ -19,8 +19,8 @@ class ReadableRun(Protocol):
 
     Attributes:
         steps_done: Number of steps that have been done.
-        removal: The `DocumentRemoval` of a counterfactual run, else None. It is a cached property
-            of `Run`, through which a type checker does not see.
+        removal: The `DocumentRemoval` of a counterfactual run, else None. Its type is Any, because
+            type checkers do not accept a cached property here.
     """
 
     @property
@@ -41,7 +41,7 @@ class ReadableRun(Protocol):
         ...
 
     def steps_learned(self, document: int) -> Int64[np.ndarray, " step"]:
-        """Return those of these steps that the last weights have seen."""
+        """Return the steps before the last checkpoint with such a target, ascending."""
         ...
 
     def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]:

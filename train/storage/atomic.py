@@ -224,7 +224,11 @@ def replace_folder(ready: Path, path: Path) -> None:
     sync_folder(ready)
     with suppress(FileNotFoundError):
         os.replace(path, aside)
-    os.replace(ready, path)
+    try:
+        os.replace(ready, path)
+    except BaseException:  # also Ctrl-C between the two renames
+        restore_folder(path)
+        raise
     sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -30,7 +30,12 @@ class ChainWriter:
     """
 
     def __init__(
-        self, path: Path, keep: Callable[[ChainRow], bool] = bool, *, finite: bool = True
+        self,
+        path: Path,
+        keep: Callable[[ChainRow], bool] = bool,
+        *,
+        finite: bool = True,
+        counter: str | None = None,
     ) -> None:
         """Continue after the last row of the file; create the file if it is missing.
 
@@ -39,6 +44,7 @@ class ChainWriter:
             keep: Predicate on rows. The first row for which it is false is cut off, together with
                 all later rows.
             finite: Whether a NaN or an infinite number is a ValueError, because JSON has neither.
+            counter: Key under which each row holds its own number, from 0; it is checked too.
 
         Raises:
             TrainError: Another process is writing the file.
@@ -51,7 +57,7 @@ class ChainWriter:
             refusal = TrainError(f"another process is writing {path}; wait for it or end it")
             lock.lock_descriptor(self._file.fileno(), refusal)
             self._file.seek(0)
-            found = _parsed(path, self._file.read(), whole=False)
+            found = _parsed(path, self._file.read(), whole=False, counter=counter)
             kept = next((n for n, (row, _) in enumerate(found) if not keep(row)), len(found))
             self.rows: list[ChainRow] = [row for row, _ in found[:kept]]
             os.ftruncate(self._file.fileno(), found[kept - 1][1] if kept else 0)

@@ -113,7 +113,10 @@ def scores(
     refuse_unknown(model, patches, tokens.shape[1])
     if not engine_runs(model):
         if derived is not None or added is not None:
-            raise ModelError(f"a {type(model).__name__} with hooks of its own cannot run this")
+            raise ModelError(
+                "paths and noise need a GPT without hooks of its own, and this is a "
+                f"{type(model).__name__}; remove its hooks, or load it with interp.models.load"
+            )
         return reference.reference_scores(
             model, tokens, patches, source, metrics, progress=progress
         )
@@ -148,9 +151,10 @@ def scores(
                     # A patch that changes nothing that is read has the unpatched scores.
                     scored = batch.unpatched[:, None].repeat(1, len(chunk), 1)
                     if starts:
-                        final = finish(base, starts, batch.reads)
-                        scored[:, changed] = batch.scored(final)
+                        scored[:, changed] = batch.scored(finish(base, starts, batch.reads))
                     found.put(chunk, slab, scored, torch.stack(moved))
+                    # Freed here, or they would still be in memory when the next slab is run.
+                    del mine, starts, scored
                     if progress:
                         done = number * len(patches) + found.in_slab
                         progress("patching", done, len(patches) * len(pieces))

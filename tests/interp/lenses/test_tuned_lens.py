@@ -129,6 +129,8 @@ def test_the_same_seed_gives_the_same_bytes_and_touches_no_other_randomness(tmp_
 def test_a_lens_comes_back_as_it_was_written_and_a_changed_one_is_refused(tmp_path, fitted):
     model, lens = fitted
     path = tmp_path / "lens.json"
+    with pytest.raises(EffectsError, match=r"a lens is written to a \.json file"):
+        lens.save(path.with_suffix(".safetensors"))
     lens.save(path)
     again = tuned_lens.load_tuned_lens(path)
     assert again.fit == lens.fit

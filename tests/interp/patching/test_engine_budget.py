@@ -1,14 +1,16 @@
 """A sweep stays under the memory it is given, says what it counted, and refuses what cannot fit."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from interp import patching
+from interp import metrics, patching
 from interp.behaviours import Behaviour
+from interp.components import Component
 from interp.errors import BudgetError, CapabilityError
-from interp.patching import Effects
+from interp.patching import Effects, engine
 from tests.worlds.behaviours import said_by
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -83,3 +85,23 @@ def test_more_prompts_than_fit_are_taken_in_turns():
         held.append(patching.residual(model, behaviour, memory=1 << 20).peak_bytes)
     assert held[0] <= held[1] <= 1 << 20
     assert held[2] <= 1 << 20, "16 times the prompts in the same memory"
+
+
+def test_nothing_of_a_slab_is_in_memory_when_the_next_one_begins():
+    model, behaviour = asked(SMALL, n_prompts=6, n_pos=12)
+    patches = [[Component("head", layer, head=head)] for layer in range(3) for head in range(4)]
+    least, _ = least_allowed(patching.heads, model, behaviour)
+    donated = engine.source_of(model, behaviour.clean, patches)
+    earlier: list[weakref.ref] = []
+    alive = []
+
+    def source(slab: slice) -> dict[str, torch.Tensor]:
+        alive.append(sum(one() is not None for one in earlier))
+        values = donated(slab)
+        earlier.extend(map(weakref.ref, values.values()))
+        return values
+
+    metric = metrics.logit_difference(behaviour)
+    engine.scores(model, behaviour.corrupt, patches, source, [metric], memory=least)
+    assert len(alive) > 1
+    assert set(alive) == {0}
