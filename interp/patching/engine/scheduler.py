@@ -141,9 +141,10 @@ def scores(
             found.note_bytes(base, held + batch.chunk_bytes)
             try:
                 for chunk in batch.chunks():
-                    starts, changed, moved = [], [], []
+                    starts, changed, moved, mine = [], [], [], values
                     for i in chunk:
-                        mine = values if derived is None else derived.of(base, i, values)
+                        if derived is not None:
+                            mine = derived.of(base, i, values)
                         moved.append(batch.moved(i, mine))
                         if bool(moved[-1]) and batch.is_read(i):
                             starts.append(start(base, patches[i], mine))
