@@ -151,7 +151,7 @@ def test_it_says_what_it_will_do_and_how_long_that_takes_here(tmp_path, monkeypa
     recipe = recipes.PLANTED
     assert (plan.steps, plan.retrained) == (recipe.steps, 2 * (recipe.steps - recipe.late_begin))
     assert plan.seconds == pytest.approx((2100 + 1300 + demo.LOOKING) * 0.1)
-    assert "train 1,900 steps" in str(plan)
+    assert "train 2,100 steps" in str(plan)
     assert f"a step takes 100 ms ({plan.how.precision}, {plan.how.threads} threads)" in str(plan)
     assert str(plan).endswith("about 6 min")
 

@@ -40,6 +40,13 @@ def is_highest(
 
     Args:
         token: One token for each row; it is one of the candidates.
+
+    Examples:
+        >>> logits = torch.tensor([[3.0, 1.0, 2.0]])
+        >>> trainer.is_highest(logits, torch.tensor([2])).tolist()
+        [False]
+        >>> trainer.is_highest(logits, torch.tensor([2]), candidates=[1, 2]).tolist()
+        [True]
     """
     if candidates is None:
         return logits.argmax(dim=1) == token
