@@ -54,8 +54,8 @@ Within = Annotated[
 Kind = Annotated[
     str | None,
     typer.Option(
-        help="With gradient evidence: comparison of gradients, one of adam (default), adam-cosine, "
-        "cosine, dot or curvature."
+        help="Compare gradients by adam (default), adam-cosine, cosine, dot or curvature; used by "
+        "gradient evidence only."
     ),
 ]
 Rank = Annotated[

@@ -36,7 +36,7 @@ def trace_components_command(
     ] = None,
     draws: Annotated[
         int | None,
-        typer.Option(min=1, help="With --noise: number of draws of noise; default: 10."),
+        typer.Option(min=1, help="Number of draws of noise, with --noise only; default: 10."),
     ] = None,
     window: Annotated[
         int,

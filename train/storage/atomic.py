@@ -180,7 +180,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: The folder.
-        replace: Whether an older folder of that name is replaced (`replace_folder`).
+        replace: True replaces an older folder of that name (`replace_folder`).
 
     Examples:
         >>> with storage.new_folder(folder / "out") as unfinished:

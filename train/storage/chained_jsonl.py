@@ -43,7 +43,7 @@ class ChainWriter:
             path: The file.
             keep: Predicate on rows. The first row for which it is false is cut off, together with
                 all later rows.
-            finite: Whether a NaN or an infinite number is a ValueError, because JSON has neither.
+            finite: True refuses NaN and infinite numbers by a ValueError; JSON has neither.
             counter: Key under which each row holds its own number, from 0; it is checked too.
 
         Raises:
@@ -72,7 +72,7 @@ class ChainWriter:
 
         Args:
             content: The row; a chain in it is ignored.
-            sync: Whether to make the row durable now, and not only at the next `sync`.
+            sync: True makes the row durable now; False leaves it to the next `sync`.
 
         Raises:
             DiskError: The disk is full; at most a partial line was written.
