@@ -93,7 +93,7 @@ class Gradient:
     """Method by gradients: how far a gradient step on a document would raise the query.
 
     Attributes:
-        kind, log_odds, steps, rank, damping: See `gradients.GradientOptions`.
+        kind, log_odds, steps, rank, damping, candidates: See `gradients.GradientOptions`.
         within: Components through which gradients count, by name, or the effects of a sweep, of
             which the `gradients.TOP_WEIGHTS` best are used; None: all.
 
@@ -110,6 +110,7 @@ class Gradient:
     steps: tuple[int, ...] = gradients.DEFAULT.steps
     rank: int = gradients.DEFAULT.rank
     damping: float = gradients.DEFAULT.damping
+    candidates: int = gradients.DEFAULT.candidates
     within: Effects | Sequence[str] | None = None
 
     name: ClassVar[str] = "gradient"
@@ -123,7 +124,12 @@ class Gradient:
     def options(self) -> GradientOptions:
         """Return how gradients are compared; the seed of their projections is that of a request."""
         return GradientOptions(
-            self.kind, self.log_odds, self.steps, self.rank, damping=self.damping
+            self.kind,
+            self.log_odds,
+            self.steps,
+            self.rank,
+            damping=self.damping,
+            candidates=self.candidates,
         )
 
     @property

@@ -14,12 +14,12 @@ because training never followed log-odds: it is a score to rank by, and predicts
 `collect` computes the gradients of documents once, and `Collected` compares them with any number of
 queries. Intervals are over the query's prompts: they show what another draw of prompts would give.
 
-`rank_by_gradients` has two stages. First, lexical evidence and BM25 name at most `CANDIDATES`
+`rank_by_gradients` has two stages. First, lexical evidence and BM25 name at most `candidates`
 documents for each query, because gradients of millions are expensive; then the gradient of each is
 compared with the queries', through the requested components. The gradient of a document that
 several queries have in common is collected once. If the gradients of the whole corpus are stored
 beside the run, those are compared instead. A query without words cannot name candidates: from a
-larger corpus, `CANDIDATES` documents are then drawn at random by the request's seed, and the
+larger corpus, that many documents are then drawn at random by the request's seed, and the
 ranking says so.
 
 A score is valid at the checkpoints used, by default the last one. Knowing the data order does not
@@ -73,7 +73,6 @@ from train.runs import Run
 
 
 __all__ = [
-    "CANDIDATES",
     "DEFAULT",
     "KINDS",
     "Collected",
@@ -106,6 +105,7 @@ class GradientOptions:
         rank: Rank of the projections of each weight.
         seed: Seed of the projections; stored gradients use their own.
         damping: Damping of `curvature` alone, as in `preconditioner.curvature`.
+        candidates: Largest number of documents scored for a request that names none.
 
     Examples:
         >>> options = gradients.GradientOptions(kind="cosine", steps=(600, 2100))
@@ -119,6 +119,7 @@ class GradientOptions:
     rank: int = store.RANK
     seed: int = 0
     damping: float = preconditioner.DAMPING
+    candidates: int = 10_000
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -395,7 +396,6 @@ def averaged(scores: Float64[np.ndarray, "document prompt"], tokens: Tensor) -> 
 
 
 # Ranking: choose candidates, collect their gradients and compare them with the query.
-CANDIDATES = 10_000
 
 
 def rank_by_gradients(
@@ -411,7 +411,7 @@ def rank_by_gradients(
 
     Args:
         requests: Requests to one run with one seed. The `candidates` of each are scored for it;
-            without them, a corpus of at most `CANDIDATES` documents is scored whole.
+            without them, a corpus of at most `how.candidates` documents is scored whole.
         within: Components that count; None: all.
         how: Options of the comparison; the requests' seed replaces their seed.
 
@@ -431,7 +431,9 @@ def rank_by_gradients(
     selection = weight_selection.select_weights(run.config, within)
     step = how.steps[0] if how.steps else None
     kept = stored(run, selection, how, step) if len(how.steps) < 2 else None
-    documents, drawn_of = zip(*(_to_score(request, kept) for request in requests), strict=True)
+    documents, drawn_of = zip(
+        *(_to_score(request, kept, how.candidates) for request in requests), strict=True
+    )
     union = np.unique(np.concatenate(documents))
     collected = collect(run, union, within=within, how=how, keep=False, progress=progress)
     queries = [request.query for request in requests]
@@ -444,7 +446,7 @@ def rank_by_gradients(
 
 
 def _to_score(
-    request: Request, kept: GradientStore | None
+    request: Request, kept: GradientStore | None, limit: int
 ) -> tuple[Int64[np.ndarray, " document"], int | None]:
     """Return the documents to score for a request; if they were drawn, also from how many.
 
@@ -455,9 +457,9 @@ def _to_score(
     if kept is not None:
         return kept.documents, None
     trained = store.trained_documents(request.run)
-    if len(trained) <= CANDIDATES:
+    if len(trained) <= limit:
         return trained, None
     if request.target is not None:
-        return lexical.candidates(request, limit=CANDIDATES), None
+        return lexical.candidates(request, limit=limit), None
     draw = np.random.default_rng(request.seed)
-    return np.sort(draw.choice(trained, CANDIDATES, replace=False)), len(trained)
+    return np.sort(draw.choice(trained, limit, replace=False)), len(trained)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Together", "copies", "document_sha256s", "near_duplicates", "with_duplicates"]
 
 SHINGLE, SHARE = 3, 0.65
-BLOCK = 1 << 20  # tokens compared at a time, about 100 MB
 
 # Which duplicates of a document are removed with it.
 Together = Literal["near", "exact", "none"]
@@ -80,11 +79,17 @@ def near_duplicates(
     *,
     share: float = SHARE,
     among: Collection[int] | None = None,
+    block_tokens: int = 1 << 20,
 ) -> dict[int, dict[int, float]]:
     """Find the near duplicates of each document, and their similarity.
 
     Reads the whole store once, or only the documents in `among`. Documents shorter than a shingle
     have no near duplicates.
+
+    Args:
+        share: Smallest similarity of a near duplicate.
+        among: Documents to search; default: all.
+        block_tokens: Number of tokens compared at a time; a million take about 100 MB of memory.
 
     Returns:
         For each document, ascending: its near duplicates and the Jaccard similarity of their
@@ -101,7 +106,11 @@ def near_duplicates(
     if not len(known):
         return found
     ours = _sets(owners, np.searchsorted(known, shingles), (len(asked), len(known)))
-    for block in _blocks(store) if among is None else [np.array(sorted({*among}), np.int64)]:
+    if among is None:
+        blocks = _blocks(store, block_tokens)
+    else:
+        blocks = [np.array(sorted({*among}), np.int64)]
+    for block in blocks:
         for row, other, measure in _compared(store, block, known, ours, share):
             if asked[row] != other:
                 found[int(asked[row])][other] = measure
@@ -166,11 +175,11 @@ def _sets(
     return csr_array((np.ones(len(rows), np.int64), (rows, columns)), shape=shape)
 
 
-def _blocks(store: TokenStore) -> Iterator[Int64[np.ndarray, " document"]]:
-    """Yield the indices of all documents, in blocks of about BLOCK tokens."""
+def _blocks(store: TokenStore, n_tokens: int) -> Iterator[Int64[np.ndarray, " document"]]:
+    """Yield the indices of all documents, in blocks of about `n_tokens` tokens."""
     first, n = 0, store.n_documents
     while first < n:
-        end = int(np.searchsorted(store.starts, int(store.starts[first]) + BLOCK))
+        end = int(np.searchsorted(store.starts, int(store.starts[first]) + n_tokens))
         last = min(max(end, first + 1), n)
         yield np.arange(first, last)
         first = last

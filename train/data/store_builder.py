@@ -37,7 +37,6 @@ ROW_LENGTH = 64
 # Default size of a byte-level vocabulary trained on the corpus.
 BPE_VOCABULARY = 4096
 SHORT_VOCABULARY = 1 << 16  # up to this size, ids take two bytes
-BATCH_LETTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Choices:
     held_out: float
     seed: int
     threads: int | None
+    batch_letters: int
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -75,6 +75,8 @@ class Choices:
             raise StoreError(f"held_out={self.held_out} is no share of documents within [0, 1)")
         if self.threads is not None and self.threads < 1:
             raise StoreError(f"threads={self.threads} were asked for; at least one is needed")
+        if self.batch_letters < 1:
+            raise StoreError(f"a batch of {self.batch_letters} letters is empty; give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class _Plan:
     held_out: float
     seed: int
     threads: int
+    batch_letters: int
 
 
 @dataclass
@@ -133,6 +136,7 @@ def build_store(
     held_out: float = 0.0,
     seed: int = 0,
     threads: int | None = None,
+    batch_letters: int = 1 << 20,
     progress: Progress | None = None,
 ) -> token_store.TokenStore:
     """Encode a corpus into a new token store at `out`; the folder appears when it is complete.
@@ -151,6 +155,8 @@ def build_store(
         held_out: Share of documents, chosen by the hash of their text, to keep out of training.
         seed: Random seed of the packing.
         threads: Threads that encode; default: all available cores.
+        batch_letters: Letters of text that a thread encodes at a time; `threads + 2` such batches
+            are in memory.
 
     Raises:
         StoreError: `out` exists or is being built, the choices contradict each other, all documents
@@ -174,6 +180,7 @@ def build_store(
         held_out=held_out,
         seed=seed,
         threads=threads,
+        batch_letters=batch_letters,
     )
     _build(corpus, choices, out=Path(out), progress=progress)
     return token_store.open_store(out)
@@ -211,6 +218,7 @@ def _plan(corpus: Corpus, choices: Choices) -> _Plan:
         held_out=choices.held_out,
         seed=choices.seed,
         threads=choices.threads or _cores(),
+        batch_letters=choices.batch_letters,
     )
 
 
@@ -276,7 +284,8 @@ def _write(folder: Path, corpus: Corpus, plan: _Plan, progress: Progress | None)
         Region(folder / "late.bin", folder / "late.parquet", plan.dtype) as late,
         Region(folder / "held_out.bin", folder / "held_out.parquet", plan.dtype) as held_out,
     ):
-        for encoded in _in_order(corpus.read(), partial(_encode, plan), plan.threads):
+        batches = _batches(corpus.read(), plan.batch_letters)
+        for encoded in _in_order(batches, partial(_encode, plan), plan.threads):
             early.append(encoded.early)
             late.append(encoded.late)
             held_out.append(encoded.held_out)
@@ -312,13 +321,13 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _in_order(
-    documents: Iterable[Document], encode: Callable[[list[Document]], _Encoded], threads: int
+    batches: Iterable[list[Document]], encode: Callable[[list[Document]], _Encoded], threads: int
 ) -> Iterator[_Encoded]:
-    """Yield encoded batches in the order of the documents, at most `threads + 2` in memory."""
+    """Yield encoded batches in their order, at most `threads + 2` in memory."""
     waiting: deque[Future[_Encoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for batch in _batches(documents):
+            for batch in batches:
                 waiting.append(pool.submit(encode, batch))
                 if len(waiting) > threads + 1:
                     yield waiting.popleft().result()
@@ -329,12 +338,12 @@ def _in_order(
                 future.cancel()
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Iterable[Document], n_letters: int) -> Iterator[list[Document]]:
     batch, letters = [], 0
     for document in documents:
         batch.append(document)
         letters += len(document.text)
-        if letters >= BATCH_LETTERS:
+        if letters >= n_letters:
             yield batch
             batch, letters = [], 0
     if batch:

@@ -9,7 +9,7 @@ import pytest
 from data_attribution import attribution, metagradients, queries, token_index
 from data_attribution.attribution import Gradient, Lexical, Replay
 from data_attribution.errors import EvidenceError
-from data_attribution.gradients import features, similarity
+from data_attribution.gradients import features
 from data_attribution.metagradients import influences
 from interp import behaviours
 from interp.behaviours import Behaviour
@@ -17,6 +17,8 @@ from train import runs
 
 
 METHODS = (Lexical(), Gradient(within=("L0.mlp",)), Replay(steps=4))
+# Words choose 30 of 240 documents for each target: the lists of two targets differ.
+FEW = (Lexical(), Gradient(within=("L0.mlp",), candidates=30), Replay(steps=4))
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +43,13 @@ def pairs(lookup_behaviour) -> list[Behaviour]:
     ]
 
 
-def test_every_target_is_ranked_as_it_is_alone(run, pairs, monkeypatch):
-    """Words choose 30 of 240 documents for each target: the two lists differ."""
-    monkeypatch.setattr(similarity, "CANDIDATES", 30)
+def test_every_target_is_ranked_as_it_is_alone(run, pairs):
     targets = [*pairs, "k3 is v3"]
-    together = attribution.rank_many(run, targets, methods=METHODS)
+    together = attribution.rank_many(run, targets, methods=FEW)
     scored = [set(rankings["gradient"].documents.tolist()) for rankings in together]
     assert scored[0] != scored[1]
     for target, rankings in zip(targets, together, strict=True):
-        (alone,) = attribution.rank_many(run, [target], methods=METHODS)
+        (alone,) = attribution.rank_many(run, [target], methods=FEW)
         assert [*rankings] == [*alone] == ["lexical", "gradient", "replay"]
         for name, ranking in rankings.items():
             assert set(ranking.documents.tolist()) == set(alone[name].documents.tolist())
@@ -70,7 +70,6 @@ def _answer(details: dict) -> dict:
 
 
 def test_gradients_and_replay_are_computed_once_for_all_targets(run, pairs, monkeypatch):
-    monkeypatch.setattr(similarity, "CANDIDATES", 30)
     collected, replays = [], []
     document_features, influence = features.document_features, influences.influence
 
@@ -84,7 +83,7 @@ def test_gradients_and_replay_are_computed_once_for_all_targets(run, pairs, monk
 
     monkeypatch.setattr(features, "document_features", counting)
     monkeypatch.setattr(influences, "influence", replaying)
-    together = attribution.rank_many(run, pairs, methods=METHODS)
+    together = attribution.rank_many(run, pairs, methods=FEW)
     union = {one for rankings in together for one in rankings["gradient"].documents.tolist()}
     assert sorted(collected) == sorted(union)
     assert len(union) < 60

@@ -251,17 +251,15 @@ def test_damping_reaches_the_curvature_and_much_of_it_leaves_the_cosine(request_
     assert np.abs(usual - cosine).max() > 0.01
 
 
-def test_a_question_without_words_is_asked_of_documents_drawn_at_random(
-    request_of, lookup_run, index, monkeypatch
-):
+def test_a_question_without_words_is_asked_of_documents_drawn_at_random(lookup_run, index):
     question = component_queries.previous_token(lookup_run, "L0H0", n=3, length=6)
     asked = Request(lookup_run, index, None, question)
     assert "drawn of" not in ranking(asked).details  # 240 are few: all are looked at
-    monkeypatch.setattr(similarity, "CANDIDATES", 30)
-    found, again = ranking(asked), ranking(asked)
+    few = GradientOptions(candidates=30)
+    found, again = ranking(asked, how=few), ranking(asked, how=few)
     assert (len(found.documents), found.details["drawn of"]) == (30, 240)
     assert set(found.documents.tolist()) == set(again.documents.tolist())
-    other = ranking(replace(asked, seed=1))
+    other = ranking(replace(asked, seed=1), how=few)
     assert set(found.documents.tolist()) != set(other.documents.tolist())
 
 

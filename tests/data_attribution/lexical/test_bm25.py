@@ -79,12 +79,11 @@ def test_a_document_scores_its_best_prompt_by_the_published_formula(index, make_
     assert found.formula == "bm25 k1=1.2 b=0.75"
 
 
-def test_both_indices_give_the_same_numbers_to_the_last_bit(index, monkeypatch):
+def test_both_indices_give_the_same_numbers_to_the_last_bit(index):
     bags = [{3: 0.1, 5: 1.0, 9: 1.0}, {3: 0.1, 6: 1.0, 2: 1.0}, {3: 1.0, 4: 0.1}]
     without = bm25.rank_by_words(index, bags)
     lexical.build_inverted_index(index.store, memory=32 * 50)
-    monkeypatch.setattr(bm25, "SCORES", 1)  # a bag at a time
-    found = bm25.rank_by_words(index, bags)
+    found = bm25.rank_by_words(index, bags, scores_at_once=1)  # a bag at a time
     assert np.array_equal(found.documents, without.documents)
     assert np.array_equal(found.scores, without.scores)
     assert [found.where(one) for one in found.documents.tolist()] == [

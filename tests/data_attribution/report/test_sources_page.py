@@ -14,6 +14,7 @@ from data_attribution.attribution.sources import Evidence
 from data_attribution.counterfactuals import Counterfactual
 from data_attribution.report import highlighting, sources_page
 from data_attribution.report import svg as drawing
+from data_attribution.report.sources_page import CARDS, SPANS
 from data_attribution.report.svg import Point, spark
 from data_attribution.token_index import Span
 from data_attribution.tracing import Generation, Holder, TracedSpan
@@ -317,15 +318,19 @@ def test_no_sources_are_said_to_be_none(run):
     assert "No document that the run read speaks for it." in found.text
 
 
-def test_more_than_a_page_holds_is_counted(run, monkeypatch):
-    monkeypatch.setattr(sources_page, "CARDS", 2)
-    monkeypatch.setattr(sources_page, "SPANS", 1)
-    items = [source(document) for document in range(4)]
-    found = Page(sources_page.sources_html(sources(*items), run=run, spans=generation(run)))
+def test_more_than_a_page_holds_is_counted(make_store, make_run):
+    run = make_run(make_store(TEXTS * 21))
+    items = [source(document % 5) for document in range(CARDS + 2)]
+    items = [replace(one, document=document) for document, one in enumerate(items)]
+    unlikely, likely = traced(run, 0, 5, 9.0), traced(run, 5, 8, 1.0)
+    spans = replace(generation(run), spans=(likely, *[unlikely] * SPANS), found=SPANS + 3)
+    found = Page(sources_page.sources_html(sources(*items), run=run, spans=spans))
     assert "2 more are not shown." in found.text
-    assert "document-2" not in found.ids
-    assert "Its stretches, 1 of 4" in found.text
-    assert {one for one in found.ids if one and one.startswith("span")} == {"span-1"}
+    cards = {one for one in found.ids if one and one.startswith("document")}
+    assert cards == {f"document-{document}" for document in range(CARDS)}
+    assert f"Its stretches, {SPANS} of {SPANS + 3}" in found.text
+    shown = {one for one in found.ids if one and one.startswith("span")}
+    assert shown == {f"span-{k}" for k in range(1, SPANS + 1)}
 
 
 def test_the_page_is_written_whole(run, tmp_path):

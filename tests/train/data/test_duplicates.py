@@ -59,16 +59,15 @@ def test_repeats_count_once_and_short_texts_are_near_nothing(store):
     assert duplicates.near_duplicates(store, [place[6]]) == {place[6]: {}}
 
 
-def test_what_is_near_is_what_sets_say(make_store, monkeypatch):
+def test_what_is_near_is_what_sets_say(make_store):
     """400 texts of few words, in blocks that are smaller than the store."""
-    monkeypatch.setattr(duplicates, "BLOCK", 300)
     draw = np.random.default_rng(0)
     texts = [
         " ".join(f"w{draw.integers(3)}" for _ in range(draw.integers(1, 9))) for _ in range(400)
     ]
     store = make_store(texts)
     asked = list(range(0, store.n_documents, 7))
-    found = duplicates.near_duplicates(store, asked, share=0.5)
+    found = duplicates.near_duplicates(store, asked, share=0.5, block_tokens=300)
     measures = {
         (one, other): by_hand(store, one, other)
         for one, other in product(asked, range(store.n_documents))

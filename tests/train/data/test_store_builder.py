@@ -18,7 +18,6 @@ from train.data import (
     build_store,
     open_corpus,
     open_store,
-    store_builder,
     train_words,
     verify_store,
 )
@@ -151,6 +150,7 @@ def test_holding_everything_out_is_refused(tmp_path: Path):
         ({"vocab_size": 500}, "vocab_size=500 was given for word"),
         ({"held_out": 1.0}, "held_out=1.0 is no share"),
         ({"threads": 0}, "threads=0 were asked for"),
+        ({"batch_letters": 0}, "a batch of 0 letters is empty; give 1 or more"),
         ({"tokenizer": "bpe", "vocab_size": 5000}, "ask for at most that"),
     ],
 )
@@ -162,20 +162,19 @@ def test_choices_that_contradict_each_other_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_counts_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_builder, "BATCH_LETTERS", 1)
+def test_progress_counts_documents(tmp_path: Path):
     seen: list[tuple[str, int, int | None]] = []
     build_store(
-        _corpus(["a", "b", " "]), out=tmp_path / "s", progress=lambda *one: seen.append(one)
+        _corpus(["a", "b", " "]),
+        out=tmp_path / "s",
+        batch_letters=1,
+        progress=lambda *one: seen.append(one),
     )
     assert seen == [("encoding documents", done, 3) for done in (1, 2, 3)]
 
 
-def test_a_few_batches_are_in_memory_whatever_the_corpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_few_batches_are_in_memory_whatever_the_corpus(tmp_path: Path):
     """Read and not yet written: at most one batch for each thread and a few more."""
-    monkeypatch.setattr(store_builder, "BATCH_LETTERS", 1)  # a batch a document
     read: list[int] = []
     lead: list[int] = []
 
@@ -189,6 +188,7 @@ def test_a_few_batches_are_in_memory_whatever_the_corpus(
         out=tmp_path / "store",
         tokenizer=train_words([f"x{row}" for row in range(100)]),
         threads=3,
+        batch_letters=1,  # a batch a document
         progress=lambda what, done, total: lead.append(len(read) - (done - 1)),
     )
     assert [store.text(row) for row in range(100)] == [f"x{row}" for row in range(100)]

@@ -26,6 +26,7 @@ from train.data import (
     train_bpe,
     verify_store,
 )
+from train.data.store_writer import ROWS_PER_GROUP
 from train.errors import DamagedError, StoreError
 
 
@@ -189,27 +190,22 @@ def test_a_packed_store_keeps_documents_whole_in_their_rows(tmp_path: Path):
     assert sorted(store.text(index) for index in range(500)) == sorted(texts)
 
 
-def test_threads_and_batches_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from train.data import store_builder
-
+def test_threads_and_batches_change_no_byte(tmp_path: Path):
     texts = [f"document {number} " * (number % 7) for number in range(300)]
     one = build_store(_corpus(texts), out=tmp_path / "one", threads=1, held_out=0.2)
-    monkeypatch.setattr(store_builder, "BATCH_LETTERS", 100)
-    many = build_store(_corpus(texts), out=tmp_path / "many", threads=4, held_out=0.2)
+    many = build_store(
+        _corpus(texts), out=tmp_path / "many", threads=4, held_out=0.2, batch_letters=100
+    )
     assert one.fingerprint == many.fingerprint
     assert (one.tokens == many.tokens).all()
     assert [one.document(i) for i in range(3)] == [many.document(i) for i in range(3)]
 
 
-def test_many_row_groups_read_as_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from train.data import store_builder, store_writer
-
-    monkeypatch.setattr(store_writer, "ROWS_PER_GROUP", 16)
-    monkeypatch.setattr(store_builder, "BATCH_LETTERS", 50)
-    texts = [f"document {number}" for number in range(200)]
-    store = _build(texts, tmp_path / "s", held_out=0.3)
-    assert pq.ParquetFile(tmp_path / "s" / "documents.parquet").num_row_groups > 5
-    for index in range(200):
+def test_many_row_groups_read_as_one_table(tmp_path: Path):
+    texts = [f"document {number}" for number in range(3 * ROWS_PER_GROUP)]
+    store = _build(texts, tmp_path / "s", held_out=0.3, batch_letters=1000)
+    assert pq.ParquetFile(tmp_path / "s" / "documents.parquet").num_row_groups > 3
+    for index in range(0, len(texts), 131):
         assert texts[store.document(index).row] == store.text(index)
     verify_store(store)
 
