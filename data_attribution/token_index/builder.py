@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -199,7 +198,7 @@ def _sort(
     folder: Path,
     libsais: str | Path | None,
     progress: Progress | None,
-) -> dict[str, dict]:
+) -> dict[str, storage.FileEntry]:
     """Sort the shards that no earlier build finished; return all files of all shards, by name."""
     tasks = {shard: _task(store, plan, shard, folder, libsais) for shard in plan.shards}
     found = {shard: shard_files.finished(task) for shard, task in tasks.items()}
@@ -237,8 +236,8 @@ def _task(
 
 
 def _manifest(
-    store: TokenStore, plan: ShardPlan, folder: Path, files: dict[str, dict]
-) -> dict[str, Any]:
+    store: TokenStore, plan: ShardPlan, folder: Path, files: dict[str, storage.FileEntry]
+) -> dict[str, object]:
     sorters = {shard_files.sorter_of(folder, shard.name) for shard in plan.shards}
     return {
         "schema": SCHEMA,

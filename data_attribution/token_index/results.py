@@ -7,7 +7,7 @@ region.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -70,7 +70,7 @@ class Count:
         """Return the number of occurrences in the held-out region, which no run reads."""
         return sum(one.held_out for one in self.spellings)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         return {
             "query": self.query,

@@ -103,7 +103,7 @@ def sort(task: Task) -> None:
     storage.write_json(folder / (shard.name + ABOUT), storage.seal(about))
 
 
-def finished(task: Task) -> dict[str, dict] | None:
+def finished(task: Task) -> dict[str, storage.FileEntry] | None:
     """Return `listed` for a shard that an earlier build finished, if every byte is unchanged."""
     files = listed(task)
     for name, file in (files or {}).items():
@@ -113,7 +113,7 @@ def finished(task: Task) -> dict[str, dict] | None:
     return files
 
 
-def listed(task: Task) -> dict[str, dict] | None:
+def listed(task: Task) -> dict[str, storage.FileEntry] | None:
     """Return the files of a finished shard by name, each with size and sha256, or None."""
     path = Path(task.folder) / (task.shard.name + ABOUT)
     try:

@@ -3,12 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from train.cli.options import CommandGroup, Json, Out
 from train.cli.output import emit, lines
+
+
+if TYPE_CHECKING:
+    from train.data import TokenStore
 
 
 corpus = typer.Typer(
@@ -136,7 +140,7 @@ def corpus_show(
     emit(result, result["text"], as_json=as_json, out=out)
 
 
-def _describe(store: Any) -> dict[str, Any]:
+def _describe(store: "TokenStore") -> dict[str, object]:
     """Return what a token store contains, in the order of printing."""
     content = json.loads((store.path / "store.json").read_text(encoding="utf-8"))
     keys = ("corpus", "counts", "layout", "row_length", "tokenizer", "fingerprint")

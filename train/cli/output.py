@@ -1,10 +1,15 @@
 """How a command prints its result: as text or JSON, and into a file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import typer
+
+
+if TYPE_CHECKING:
+    from train.runs import Run
 
 
 @runtime_checkable
@@ -13,16 +18,16 @@ class Saved(Protocol):
 
     def save(self, path: Path) -> None: ...
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, object]: ...
 
 
 def emit(
-    result: "dict[str, Any] | Saved",
+    result: "Mapping[str, object] | Saved",
     text: str,
     *,
     as_json: bool,
     out: Path | None = None,
-    shown: dict[str, Any] | None = None,
+    shown: Mapping[str, object] | None = None,
 ) -> None:
     """Print a result as text or as JSON, and write it as sealed JSON to `out` if given.
 
@@ -33,21 +38,21 @@ def emit(
         out: File to write.
         shown: What `as_json` prints if it is more than the result.
     """
-    if out and isinstance(result, dict):
+    if out and isinstance(result, Mapping):
         from train import storage
 
         storage.write_json(out, storage.seal(result))
-    elif out and not isinstance(result, dict):
+    elif out and not isinstance(result, Mapping):
         result.save(out)
     if as_json:
-        plain = result if isinstance(result, dict) else result.to_dict()
+        plain = result if isinstance(result, Mapping) else result.to_dict()
         text = json.dumps(shown or plain, indent=1, ensure_ascii=False)
     typer.echo(text)
 
 
-def run_summary(opened: Any) -> dict[str, Any]:
+def run_summary(opened: "Run") -> dict[str, object]:
     """Return what is known about a run, in the order of printing."""
-    shown: dict[str, Any] = {
+    shown: dict[str, object] = {
         "run": str(opened.path),
         "id": opened.id,
         "knowledge": opened.knowledge,
@@ -72,6 +77,6 @@ def run_summary(opened: Any) -> dict[str, Any]:
     }
 
 
-def lines(result: dict[str, Any]) -> str:
+def lines(result: Mapping[str, object]) -> str:
     width = max(len(key) for key in result)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in result.items())

@@ -11,7 +11,7 @@ every other pickle is refused.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
@@ -196,7 +196,7 @@ def to_huggingface(model: GPT) -> "PreTrainedModel":
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _layout(config: dict[str, Any], folder: Path) -> Layout:
+def _layout(config: storage.JsonObject, folder: Path) -> Layout:
     kind = config.get("model_type")
     if kind not in LAYOUTS:
         raise RecipeError(
@@ -206,7 +206,7 @@ def _layout(config: dict[str, Any], folder: Path) -> Layout:
     return LAYOUTS[kind]
 
 
-def _architecture(layout: Layout, config: dict[str, Any], folder: Path) -> GPTConfig:
+def _architecture(layout: Layout, config: storage.JsonObject, folder: Path) -> GPTConfig:
     try:
         return layout.architecture(config)
     except KeyError as error:
@@ -275,7 +275,7 @@ def _multiple(d_vocab: int, rows: int) -> int:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def _export(model: GPT, tokenizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _export(model: GPT, tokenizer: Tokenizer | None) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Return configuration and weights under Hugging Face's names."""
     kind = layouts.layout_of(model.cfg)
     layout = LAYOUTS[kind]
@@ -296,7 +296,7 @@ def _export(model: GPT, tokenizer: Any) -> tuple[dict[str, Any], dict[str, Tenso
     return config, layouts.to_theirs(model.cfg, layout.places(named), model.state_dict())
 
 
-def _tokenizer_config(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_config(model: GPT, tokenizer: Tokenizer) -> dict[str, object]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokenizer.eot_text,

@@ -7,13 +7,13 @@ correspondences that is used in both directions, so import and export cannot dis
 Sources: `modeling_gpt2.py` and `modeling_llama.py` of transformers 5.23, nanoGPT's `model.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from train import storage
 from train.errors import RecipeError, TrainError, nearest
 from train.model import GPTConfig
 
@@ -70,8 +70,8 @@ class Layout:
     """
 
     class_name: str
-    architecture: Callable[[dict[str, Any]], GPTConfig]
-    config: Callable[[GPTConfig], dict[str, Any]]
+    architecture: Callable[[storage.JsonObject], GPTConfig]
+    config: Callable[[GPTConfig], dict[str, object]]
     places: Callable[[GPTConfig], Iterator[Place]]
     always_biased: bool
 
@@ -162,7 +162,7 @@ def gpt2_places(cfg: GPTConfig, *, turned: bool = True) -> Iterator[Place]:
         yield Place("unembed.weight", ("lm_head.weight",))
 
 
-def _gpt2_architecture(config: dict[str, Any]) -> GPTConfig:
+def _gpt2_architecture(config: storage.JsonObject) -> GPTConfig:
     _must_be(config, "scale_attn_weights", True)
     _must_be(config, "scale_attn_by_inverse_layer_idx", False)
     _must_be(config, "add_cross_attention", False)
@@ -185,7 +185,7 @@ def _gpt2_architecture(config: dict[str, Any]) -> GPTConfig:
     )
 
 
-def _gpt2_config(cfg: GPTConfig) -> dict[str, Any]:
+def _gpt2_config(cfg: GPTConfig) -> dict[str, object]:
     return {
         "n_layer": cfg.n_layers,
         "n_head": cfg.n_heads,
@@ -217,7 +217,7 @@ def _llama_places(cfg: GPTConfig) -> Iterator[Place]:
         yield Place("unembed.weight", ("lm_head.weight",))
 
 
-def _llama_architecture(config: dict[str, Any]) -> GPTConfig:
+def _llama_architecture(config: storage.JsonObject) -> GPTConfig:
     _must_be(config, "hidden_act", "silu")
     bias = config.get("attention_bias", False)
     _must_be({"mlp_bias": False, **config}, "mlp_bias", bias)  # ours has all biases or none
@@ -244,7 +244,7 @@ def _llama_architecture(config: dict[str, Any]) -> GPTConfig:
     )
 
 
-def _llama_config(cfg: GPTConfig) -> dict[str, Any]:
+def _llama_config(cfg: GPTConfig) -> dict[str, object]:
     return {
         "num_hidden_layers": cfg.n_layers,
         "num_attention_heads": cfg.n_heads,
@@ -262,7 +262,7 @@ def _llama_config(cfg: GPTConfig) -> dict[str, Any]:
     }
 
 
-def _must_be(config: dict[str, Any], key: str, value: object) -> None:
+def _must_be(config: Mapping[str, object], key: str, value: object) -> None:
     found = config.get(key, value)
     if found != value:
         raise RecipeError(f"{key} is {found!r}, and only {value!r} is supported")

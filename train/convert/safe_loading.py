@@ -10,7 +10,6 @@ import json
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -69,7 +68,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise DamagedError(f"{path}: not readable as safetensors ({error})") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> storage.JsonObject:
     """Read a JSON object.
 
     Raises:
@@ -86,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_restricted(path: Path) -> Any:
+def read_restricted(path: Path) -> object:
     """Read a pickle with torch's restricted reader, which accepts tensors and plain containers.
 
     Raises:

@@ -14,10 +14,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train.errors import CorpusError, DamagedError
 
+
+if TYPE_CHECKING:
+    import pyarrow
 
 __all__ = ["Row", "kind_of", "n_rows", "open_dataset", "place", "read", "stream_parquet"]
 
@@ -235,7 +238,7 @@ def _columns(path: Path, found: Sequence[str], text_field: str) -> list[str]:
     return [text_field, *(one for one in OPTIONAL_FIELDS if one in found and one != text_field)]
 
 
-def _rows(path: Path, batch: Any, first: int) -> Iterator[Row]:
+def _rows(path: Path, batch: "pyarrow.Table | pyarrow.RecordBatch", first: int) -> Iterator[Row]:
     for offset in range(batch.num_rows):
         fields = {}
         for name in batch.schema.names:

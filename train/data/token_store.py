@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -33,6 +33,9 @@ from train.data.tokenizers import Tokenizer
 from train.errors import DamagedError, StoreError, TokenizerError
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pyarrow
 
 __all__ = ["StoredDocument", "TokenStore", "open_store", "verify_store"]
 
@@ -256,14 +259,14 @@ class TokenStore:
         return table.column(name).to_numpy().astype(np.int64)
 
     @cached_property
-    def _ids(self) -> Any:
+    def _ids(self) -> "pyarrow.ChunkedArray":
         import pyarrow.parquet as pq
 
         with _table_guard(self.path / TABLE):
             return pq.read_table(self.path / TABLE, columns=["id"]).column("id")
 
     @cached_property
-    def _groups(self) -> tuple[np.ndarray, Callable[[int], Any]]:
+    def _groups(self) -> tuple[np.ndarray, Callable[[int], "pyarrow.Table"]]:
         """First document of each row group, and a function that reads a group (4 are cached)."""
         import pyarrow.parquet as pq
 

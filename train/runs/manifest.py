@@ -16,7 +16,6 @@ from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import train
 from train import recipes, storage
@@ -52,9 +51,9 @@ def begin_manifest(
     store: TokenStore,
     numerics: Numerics,
     *,
-    parent: dict[str, Any] | None = None,
+    parent: storage.JsonObject | None = None,
     removal: DocumentRemoval | None = None,
-) -> dict[str, Any]:
+) -> storage.JsonObject:
     """Write the manifest of a run that is about to start; `run_path` must exist."""
     asked = {
         "recipe": recipes.to_dict(recipe),
@@ -89,7 +88,7 @@ def begin_manifest(
     return _write(run_path, predicate, {})
 
 
-def resumed_manifest(run_path: Path, manifest: dict[str, Any], step: int) -> dict[str, Any]:
+def resumed_manifest(run_path: Path, manifest: storage.JsonObject, step: int) -> storage.JsonObject:
     """Write the manifest of a stopped run with a new segment that begins at `step`.
 
     Segments that began at `step` or later are dropped, because their steps are done again. The run
@@ -101,15 +100,15 @@ def resumed_manifest(run_path: Path, manifest: dict[str, Any], step: int) -> dic
 
 
 def finish_manifest(
-    run_path: Path, manifest: dict[str, Any], files: dict[str, str]
-) -> dict[str, Any]:
+    run_path: Path, manifest: storage.JsonObject, files: dict[str, str]
+) -> storage.JsonObject:
     """Write the manifest of a finished run, with the sha256 of every file."""
     return _write(run_path, {**manifest["predicate"], "finished": True}, files)
 
 
 def released_manifest(
-    run_path: Path, predicate: dict[str, Any], told: dict[str, Any], files: dict[str, str]
-) -> dict[str, Any]:
+    run_path: Path, predicate: storage.JsonObject, told: storage.JsonObject, files: dict[str, str]
+) -> storage.JsonObject:
     """Write the manifest of a released run, which has fewer files than the original run.
 
     `told` says what was rounded and left out. The run id stays the same, because the inputs are the
@@ -119,8 +118,8 @@ def released_manifest(
 
 
 def imported_manifest(
-    run_path: Path, model: dict[str, Any], origin: dict[str, str], files: dict[str, str]
-) -> dict[str, Any]:
+    run_path: Path, model: storage.JsonObject, origin: dict[str, str], files: dict[str, str]
+) -> storage.JsonObject:
     """Write the manifest of imported weights, with knowledge level `weights-only`."""
     predicate = {
         "schema": 1,
@@ -135,7 +134,7 @@ def imported_manifest(
     return _write(run_path, predicate, files)
 
 
-def read_manifest(run_path: Path) -> dict[str, Any]:
+def read_manifest(run_path: Path) -> storage.JsonObject:
     """Read a manifest, and check its seal and that no key is missing.
 
     Raises:
@@ -158,7 +157,7 @@ def code() -> dict[str, str]:
     return {"version": version("openbook"), "train_sha256": digest.hexdigest()}
 
 
-def _segment(first_step: int) -> dict[str, Any]:
+def _segment(first_step: int) -> storage.JsonObject:
     return {"first_step": first_step, "code": code(), "environment": environment()}
 
 
@@ -175,7 +174,9 @@ def _refuse_missing_keys(path: Path) -> None:
         recipes.from_dict(predicate["recipe"], path)
 
 
-def _write(run_path: Path, predicate: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
+def _write(
+    run_path: Path, predicate: storage.JsonObject, files: dict[str, str]
+) -> storage.JsonObject:
     subject = [{"name": name, "digest": {"sha256": sha}} for name, sha in sorted(files.items())]
     manifest = {
         "_type": STATEMENT,

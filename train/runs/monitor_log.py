@@ -12,7 +12,7 @@ are dropped and taken again, so each occurs once.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ class MonitorTask:
                 "an end-of-text and two equal copies; make it with trainer.copying_task"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the fields as plain values for JSON."""
         kept = {key: getattr(self, key) for key in self.__dataclass_fields__}
         return {key: _plain(value) for key, value in kept.items()}
@@ -216,7 +216,7 @@ def parse_log(path: Path, rows: list[storage.ChainRow]) -> MonitorLog:
     return MonitorLog(watches, tuple(header["steps"]), tuple(_look(row) for row in looks))
 
 
-def _watch(content: dict[str, Any]) -> MonitorTask:
+def _watch(content: storage.JsonObject) -> MonitorTask:
     tensors = ("tokens", "answer", "foil")
     lists = {key: content[key] and torch.tensor(content[key]) for key in tensors}
     candidates = content["candidates"] and tuple(content["candidates"])
@@ -238,5 +238,5 @@ def six_digits(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, Tensor) else value

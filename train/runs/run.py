@@ -12,7 +12,6 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -79,14 +78,14 @@ class Run:
     """
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: storage.JsonObject
     store_path: Path | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, id={self.id}, knowledge={self.knowledge!r})"
 
     @property
-    def predicate(self) -> dict[str, Any]:
+    def predicate(self) -> storage.JsonObject:
         """The part of the manifest that says how the run was made."""
         return self.manifest["predicate"]
 

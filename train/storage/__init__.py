@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from train.storage.artifact import (
         ARTIFACT_MANIFEST,
         Artifact,
+        FileEntry,
         artifact_manifest,
         check_digest,
         check_size,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         verify_artifact,
     )
     from train.storage.atomic import (
+        JsonObject,
         canonical_json,
         check_room,
         disk_guard,
@@ -40,6 +42,8 @@ __all__ = [
     "Artifact",
     "ChainRow",
     "ChainWriter",
+    "FileEntry",
+    "JsonObject",
     "artifact_manifest",
     "canonical_json",
     "check_digest",

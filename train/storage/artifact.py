@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from train.errors import DamagedError
 from train.progress import Progress
@@ -20,6 +20,7 @@ from train.storage import atomic, lock
 __all__ = [
     "ARTIFACT_MANIFEST",
     "Artifact",
+    "FileEntry",
     "artifact_manifest",
     "check_digest",
     "check_size",
@@ -31,6 +32,18 @@ __all__ = [
 ARTIFACT_MANIFEST = "index.json"
 # Files up to this size are hashed whenever a folder is opened, at about 1 GB per second.
 HASHED = 1 << 23
+
+
+class FileEntry(TypedDict):
+    """Entry of a file in a manifest.
+
+    Attributes:
+        bytes: Size of the file.
+        sha256: Digest of its content.
+    """
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Artifact:
     busy: type[Exception]
 
 
-def artifact_manifest(artifact: Artifact) -> dict[str, Any]:
+def artifact_manifest(artifact: Artifact) -> atomic.JsonObject:
     """Return the manifest of a folder after checking that it fits the store.
 
     Sizes are checked for all files, and the sha256 for files of up to 8 MiB. `verify_artifact` also
@@ -127,7 +140,7 @@ def lock_artifact(artifact: Artifact) -> Iterator[None]:
         yield
 
 
-def file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> FileEntry:
     """Return the entry of a file in a manifest: its size in bytes and its sha256.
 
     Examples:

@@ -11,15 +11,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from train.errors import DamagedError, DiskError, TrainError
 from train.progress import readable_size
 
 
 __all__ = [
+    "JsonObject",
     "canonical_json",
     "check_room",
     "disk_guard",
@@ -36,6 +38,10 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+# A JSON object as it was read. The reader of each format knows the types of its values: they are
+# those that were written, because a seal or a chain is checked.
+JsonObject = dict[str, Any]
 
 
 def writable(path: Path | None) -> Path | None:
@@ -67,7 +73,7 @@ def canonical_json(content: object) -> str:
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def seal(content: dict) -> dict:
+def seal(content: Mapping[str, object]) -> JsonObject:
     """Return `content` with the key `digest`: the sha256 of its canonical text without that key.
 
     Examples:
@@ -79,7 +85,7 @@ def seal(content: dict) -> dict:
     return {**bare, "digest": hashlib.sha256(canonical_json(bare).encode()).hexdigest()}
 
 
-def read_sealed(path: Path) -> dict:
+def read_sealed(path: Path) -> JsonObject:
     """Read a sealed JSON file.
 
     Raises:

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from train.errors import DamagedError, TrainError
 from train.storage import atomic, lock
@@ -19,7 +18,7 @@ from train.storage import atomic, lock
 
 __all__ = ["ChainRow", "ChainWriter", "read_chain", "write_chain"]
 
-ChainRow = dict[str, Any]
+ChainRow = atomic.JsonObject
 
 
 class ChainWriter:
