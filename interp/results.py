@@ -4,7 +4,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -88,12 +88,12 @@ class Result:
     schema: ClassVar[str]
     refusal: ClassVar[type[InterpError]] = EffectsError
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         raise NotImplementedError
 
     @classmethod
-    def from_dict(cls: type[R], content: dict[str, Any]) -> R:
+    def from_dict(cls: type[R], content: storage.JsonObject) -> R:
         """Return the result that `to_dict` turned into plain values."""
         raise NotImplementedError
 

@@ -16,21 +16,25 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import components
+from interp import components, plots
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, ContrastError, UninformativeWarning
 from interp.patching import engine
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts
+from train import storage
 from train.model import Hook, HookedModule
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["COEFFICIENTS", "SteeringEffects", "SteeringVector", "curve", "difference", "steered"]
 
@@ -68,7 +72,7 @@ class SteeringVector(Result):
             f"{self.n_toward} prompts minus {self.n_away})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         return {
             "schema": VECTOR_SCHEMA,
@@ -81,7 +85,7 @@ class SteeringVector(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "SteeringVector":
+    def from_dict(cls, content: storage.JsonObject) -> "SteeringVector":
         """Return the result that `to_dict` turned into plain values."""
         return cls(
             place=components.parse(content["place"]),
@@ -133,7 +137,7 @@ class SteeringEffects(Result):
         about = f"{self.provenance.behaviour!r} at {self.place}, {self.n} prompts"
         return f"SteeringEffects({about}; from {self.start.values.item():.2f}, {shown})"
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per coefficient: effect, control, unrelated and their intervals."""
         import pandas
 
@@ -142,10 +146,8 @@ class SteeringEffects(Result):
         columns["control_largest"] = self.control_largest.tolist()
         return pandas.DataFrame({"coefficient": list(self.coefficients), **columns})
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the change of the score over the coefficient."""
-        from interp import plots
-
         series = {"steered": self.effect, "random directions": self.control}
         if self.unrelated is not None:
             series[f"{self.unrelated_name}, unrelated"] = self.unrelated
@@ -157,7 +159,7 @@ class SteeringEffects(Result):
             across="coefficient",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         return {
             "schema": EFFECTS_SCHEMA,
@@ -173,7 +175,7 @@ class SteeringEffects(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "SteeringEffects":
+    def from_dict(cls, content: storage.JsonObject) -> "SteeringEffects":
         """Return the result that `to_dict` turned into plain values."""
         other = content["unrelated"]
         return cls(

@@ -1,7 +1,6 @@
 """Identity of weights as a digest, and the first difference between two nested tables."""
 
 import hashlib
-from typing import Any
 
 import torch
 
@@ -9,7 +8,7 @@ import torch
 __all__ = ["difference", "weights_sha256"]
 
 
-def weights_sha256(model: Any) -> str:
+def weights_sha256(model: object) -> str:
     """Return a digest of all weights as they are now, edited or not; "" if there are none.
 
     Takes 0.7 s for GPT-2 small.
@@ -24,7 +23,7 @@ def weights_sha256(model: Any) -> str:
     return digest.hexdigest()
 
 
-def difference(asked: Any, found: Any, name: str = "") -> str | None:
+def difference(asked: object, found: object, name: str = "") -> str | None:
     """Return the first key in which two nested tables differ, with both values, as text.
 
     Returns None if they are equal.
@@ -38,6 +37,6 @@ def difference(asked: Any, found: Any, name: str = "") -> str | None:
     return None if asked == found else f"{name} {_short(found)} and not {_short(asked)}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text[:12] + "..." if len(text) > 40 else text

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +53,7 @@ class Plan:
     dtype: str
     batch: int
     windows_per_shard: int
-    content: dict[str, Any]
+    content: dict[str, object]
 
     @property
     def n_bytes(self) -> int:
@@ -149,7 +148,7 @@ def _refuse_other_tokenizer(model: HookedModel, windows: Windows) -> None:
 
 def _content(
     model: HookedModel, windows: Windows, sites: tuple[Site, ...], *, dtype: str, batch: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     origin, store = getattr(model, "origin", None), windows.store
     weight = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return {
@@ -180,7 +179,7 @@ def _content(
     }
 
 
-def _config(config: Any) -> dict[str, Any]:
+def _config(config: object) -> dict[str, object]:
     """Return the configuration of an openbook model; of other models an empty table."""
     return config.to_dict() if isinstance(config, GPTConfig) else {}
 

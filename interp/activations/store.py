@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError, StoreError, nearest
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = [
     "DTYPES", "MANIFEST", "ROWS", "SCHEMA", "SHARD", "ActivationStore", "open_store", "shard_name",
@@ -63,7 +66,7 @@ class ActivationStore:
     """
 
     path: Path
-    manifest: dict[str, Any] = field(repr=False, compare=False)
+    manifest: storage.JsonObject = field(repr=False, compare=False)
 
     @property
     def sites(self) -> list[str]:
@@ -190,14 +193,14 @@ class ActivationStore:
         low, high = np.searchsorted(numbers, [window, window + 1])
         return int(self._first_rows[shard] + low), int(self._first_rows[shard] + high)
 
-    def to_frame(self, start: int = 0, stop: int | None = None) -> Any:
+    def to_frame(self, start: int = 0, stop: int | None = None) -> "pandas.DataFrame":
         """Return the records of the rows [start, stop) as a pandas frame."""
         import pandas
 
         return pandas.DataFrame(self.rows(start, stop))
 
     @property
-    def _shards(self) -> list[dict[str, Any]]:
+    def _shards(self) -> list[storage.JsonObject]:
         return self.manifest["shards"]
 
     @cached_property
@@ -279,7 +282,7 @@ class ActivationStore:
 
 
 def open_store(
-    path: str | Path, *, model: Any = None, store: TokenStore | None = None
+    path: str | Path, *, model: object = None, store: TokenStore | None = None
 ) -> ActivationStore:
     """Open a complete activation store.
 
@@ -342,9 +345,9 @@ def shard_name(number: int) -> str:
 
 
 def _refuse_others(
-    path: Path, manifest: dict[str, Any], model: Any, store: TokenStore | None
+    path: Path, manifest: storage.JsonObject, model: object, store: TokenStore | None
 ) -> None:
-    asked: dict[str, tuple[Any, Any]] = {}
+    asked: dict[str, tuple[object, object]] = {}
     if model is not None:
         asked["model.weights_sha256"] = (
             identity.weights_sha256(model),

@@ -20,7 +20,6 @@ document. `position` is the index of the token in tokens.bin, and `pos` its inde
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -60,7 +59,7 @@ class Windows:
     first: Int64[np.ndarray, " window"]
     length: Int64[np.ndarray, " window"]
     repeated: Int64[np.ndarray, " window"]
-    reading: dict[str, Any]
+    reading: dict[str, object]
     store: TokenStore | None = None
 
     def __len__(self) -> int:
@@ -87,7 +86,7 @@ class Windows:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return a record of `ROW` for every row of the windows [start, stop)."""
         kept = (self.length - self.repeated)[start:stop]
-        rows: Any = np.empty(int(kept.sum()), dtype=ROW)
+        rows = np.empty(int(kept.sum()), dtype=ROW)
         # Index of each row in its window: 0 ... kept[0] - 1, 0 ... kept[1] - 1, and so on.
         within = np.arange(len(rows)) - np.repeat(np.cumsum(kept) - kept, kept)
         rows["window"] = np.repeat(np.arange(start, stop), kept)

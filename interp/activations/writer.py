@@ -19,7 +19,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +146,7 @@ def batches(
 # --- the output folder ---------------------------------------------------------------------------
 
 
-def _begun(out: Path, planned: Plan, resume: bool) -> dict[str, Any] | None:
+def _begun(out: Path, planned: Plan, resume: bool) -> storage.JsonObject | None:
     """Return the manifest of an interrupted or complete store at `out`; None if there is none.
 
     Raises:
@@ -182,14 +181,14 @@ def _check_room(out: Path, planned: Plan) -> None:
     storage.check_room(out, needed, remedy=remedy)
 
 
-def _manifest(planned: Plan, shards: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _manifest(planned: Plan, shards: list[storage.JsonObject] | None) -> dict[str, object]:
     return {**planned.content, "finished": shards is not None, "shards": shards or []}
 
 
 # --- a shard -------------------------------------------------------------------------------------
 
 
-def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> dict[str, Any]:
+def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> storage.JsonObject:
     """Write a shard unless it exists already, and return its listing."""
     folder = out / store.shard_name(number)
     plan_sha256 = hashlib.sha256(storage.canonical_json(planned.content).encode()).hexdigest()
@@ -216,7 +215,7 @@ def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> dict[st
     return listing
 
 
-def _kept(folder: Path, number: int, plan_sha256: str) -> dict[str, Any]:
+def _kept(folder: Path, number: int, plan_sha256: str) -> storage.JsonObject:
     listing = storage.read_sealed(folder / SHARD)
     del listing["digest"]
     if (listing["shard"], listing["plan_sha256"]) != (number, plan_sha256):
@@ -228,7 +227,7 @@ def _kept(folder: Path, number: int, plan_sha256: str) -> dict[str, Any]:
     return listing
 
 
-def _digest(values: np.ndarray) -> dict[str, Any]:
+def _digest(values: np.ndarray) -> storage.FileEntry:
     content = values.view(np.uint8).data
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": values.nbytes}
 

@@ -36,12 +36,13 @@ the given prompts; it does not include sampling of prompts.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+from interp import plots
 from interp.attribution_patching.estimates import ABSOLUTE, refuse_another
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
@@ -52,8 +53,12 @@ from interp.patching.engine import MEMORY
 from interp.results import Provenance, Result, provenance
 from interp.statistics import reach
 from train import progress as bars
+from train import storage
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Bound", "missed", "sets", "upper"]
 
@@ -115,30 +120,28 @@ class Bound(Result):
             f"{self.if_additive:.3f} [{low:.3f}, {high:.3f}] if effects added up"
         )
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per named component, with its own bound."""
         import pandas
 
         return pandas.DataFrame({"place": self.places, "upper": self.upper})
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the bounds of the named components as bars."""
-        from interp import plots
-
         title = f"{self.provenance.behaviour}: what {self.n} unverified places can hide"
         zeros, upper = [0.0] * len(self.upper), list(self.upper)
         return plots.bars(list(self.places), upper, zeros, upper, title=title, unit=self.unit)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {"schema": SCHEMA, **content}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Bound":
+    def from_dict(cls, content: storage.JsonObject) -> "Bound":
         """Return the result that `to_dict` turned into plain values."""
         content["provenance"] = Provenance(**content["provenance"])
-        plain: dict[str, Any] = {
+        plain: storage.JsonObject = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in content.items()
         }

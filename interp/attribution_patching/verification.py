@@ -8,16 +8,21 @@ with the absolute exact effects.
 
 from dataclasses import asdict, dataclass
 from math import atanh, sqrt, tanh
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from interp import plots
 from interp.patching import Effects
 from interp.results import Provenance, Result
 from interp.statistics import Z
+from train import storage
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Agreement", "compared"]
 
@@ -93,7 +98,7 @@ class Agreement(Result):
             f"largest error {self.largest_error:.3f}{others}"
         )
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per verified component: estimated, exact, low, high, error."""
         import pandas
 
@@ -103,20 +108,20 @@ class Agreement(Result):
         frame["error"] = frame["estimated"] - exact
         return frame.rename(columns={"places": "place"})
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot exact effects over their estimates."""
         return _figure(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         content = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {"schema": SCHEMA, **content}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Agreement":
+    def from_dict(cls, content: storage.JsonObject) -> "Agreement":
         """Return the result that `to_dict` turned into plain values."""
         content["provenance"] = Provenance(**content["provenance"])
-        plain: dict[str, Any] = {
+        plain: storage.JsonObject = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in content.items()
         }
@@ -197,10 +202,8 @@ def _recall(guess: Float[np.ndarray, " place"], exact: Float[np.ndarray, " place
     return len(first & second) / k
 
 
-def _figure(found: Agreement) -> Any:
+def _figure(found: Agreement) -> "plots.Figure":
     """Draw exact effects with intervals over the estimates, and the line where both are equal."""
-    from interp import plots  # plotly takes a second
-
     exact = [abs(one) for one in found.exact] if found.absolute else list(found.exact)
     low, high = (found.low, found.high) if not found.absolute else (None, None)
     error = None if low is None or high is None else plots.interval(exact, low, high)

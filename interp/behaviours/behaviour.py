@@ -14,7 +14,6 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -168,7 +167,7 @@ class Behaviour:
         asked = {key: value for key, value in self.to_dict().items() if key not in unmeasured}
         return hashlib.sha256(storage.canonical_json(asked).encode()).hexdigest()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain lists for JSON."""
         tensors = ("clean", "corrupt", "answer", "foil")
         return {
@@ -270,7 +269,7 @@ def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -
     return found
 
 
-def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
+def refuse_other_words(behaviour: Behaviour, source: object) -> None:
     """Raise if a behaviour was made for another tokenizer than that of a model or run.
 
     Token ids of another vocabulary would run without an error and give a meaningless number.
@@ -295,7 +294,7 @@ def refuse_other_words(behaviour: Behaviour, source: Any) -> None:
         )
 
 
-def tokenizer_or_none(source: Any) -> Any:
+def tokenizer_or_none(source: object) -> object:
     """Return the tokenizer of a model, a run or a token store, or None if it has none."""
     return getattr(source, "tokenizer", None) or getattr(
         getattr(source, "store", None), "tokenizer", None

@@ -1,19 +1,19 @@
 """Tokens of prompts: the tokenizer of a run, store or model, and texts of equal length."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import BehaviourError, ModelError
+from train.data import Tokenizer
 
 
 __all__ = ["before", "encoded_prompts", "store_of", "token_ids", "tokenizer_of"]
 
 
-def tokenizer_of(source: Any) -> Any:
+def tokenizer_of(source: object) -> Tokenizer:
     """Return the tokenizer of a run, a token store or a model.
 
     Raises:
@@ -32,7 +32,7 @@ def tokenizer_of(source: Any) -> Any:
     return tokenizer
 
 
-def store_of(source: Any) -> Any:
+def store_of(source: object) -> object:
     """Return the token store of a run, or `source` itself if it is no run.
 
     Raises:
@@ -46,7 +46,7 @@ def store_of(source: Any) -> Any:
     return getattr(source, "store", source)
 
 
-def encoded_prompts(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "prompt pos"]:
+def encoded_prompts(texts: Iterable[str], tokenizer: Tokenizer) -> Int[Tensor, "prompt pos"]:
     """Encode texts of equal length, each behind one end-of-text token.
 
     Raises:
@@ -67,7 +67,7 @@ def encoded_prompts(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "prompt
     return torch.tensor(rows)
 
 
-def token_ids(words: Iterable[str], tokenizer: Any) -> list[int]:
+def token_ids(words: Iterable[str], tokenizer: Tokenizer) -> list[int]:
     """Return the token of each word; a planted word is one token."""
     return [int(tokenizer.encode(word)[0]) for word in words]
 

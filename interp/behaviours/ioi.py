@@ -5,20 +5,20 @@ the templates in `ioi.toml` (`interp.behaviours.templates`).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from interp.behaviours.behaviour import Behaviour
 from interp.behaviours.encoding import before, encoded_prompts, token_ids
+from train.data import Tokenizer
 
 
 __all__ = ["ioi_prompts"]
 
 
 def ioi_prompts(
-    name: str, ioi: dict, tokenizer: Any, n_prompts: int, draw: np.random.Generator
+    name: str, ioi: dict, tokenizer: Tokenizer, n_prompts: int, draw: np.random.Generator
 ) -> Behaviour:
     """Build `ioi`, `ioi:names` or `ioi:<opening>-<closing>` from the truth table's entry `ioi`."""
     names_vary = name == "ioi:names"

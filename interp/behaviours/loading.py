@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from interp.behaviours import planted, templates
 from interp.behaviours.behaviour import Behaviour, read, refuse_other_words, tokenizer_or_none
@@ -15,7 +14,7 @@ __all__ = ["PACKAGED", "load", "names"]
 PACKAGED = Path(__file__).parent
 
 
-def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -> Behaviour:
+def load(name: str | Path, source: object, *, n_prompts: int = 64, seed: int = 0) -> Behaviour:
     """Load a behaviour by name, in the tokens of a model or run.
 
     Args:
@@ -55,7 +54,7 @@ def load(name: str | Path, source: Any, *, n_prompts: int = 64, seed: int = 0) -
     return replace(behaviour, tokenizer=getattr(tokenizer_or_none(source), "sha256", ""))
 
 
-def names(source: Any) -> list[str]:
+def names(source: object) -> list[str]:
     """List the behaviours that `load` can build for a model or run.
 
     Examples:

@@ -12,8 +12,6 @@ Every prompt begins with one end-of-text token, as every training document does,
 before the answer.
 """
 
-from typing import Any
-
 import numpy as np
 
 from interp.behaviours.behaviour import Behaviour
@@ -28,7 +26,7 @@ from train.errors import nearest
 __all__ = ["load", "names", "planted_truth", "truth_of"]
 
 
-def load(name: str, source: Any, *, n_prompts: int, seed: int) -> Behaviour:
+def load(name: str, source: object, *, n_prompts: int, seed: int) -> Behaviour:
     """Load a planted behaviour by name; see `interp.behaviours.load`."""
     truth, tokenizer = truth_of(source), tokenizer_of(source)
     if truth is None or name not in names(truth):
@@ -55,7 +53,7 @@ def names(truth: dict) -> list[str]:
     return ["ioi", "induction", *truth["relations"], "ioi:names", *combinations, *facts]
 
 
-def truth_of(source: Any) -> dict | None:
+def truth_of(source: object) -> dict | None:
     """Return the truth table of a run or token store, or None if its corpus was not planted.
 
     Raises:
@@ -68,7 +66,7 @@ def truth_of(source: Any) -> dict | None:
     return getattr(store_of(source), "truth", None)
 
 
-def planted_truth(source: Any) -> dict:
+def planted_truth(source: object) -> dict:
     """Return the truth table of a run or token store, or raise if there is none.
 
     Raises:

@@ -1,12 +1,11 @@
 """Planted facts: what a statement about an entity ends in."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from interp.behaviours.behaviour import Behaviour
 from interp.behaviours.encoding import before, encoded_prompts, token_ids
+from train.data import Tokenizer
 
 
 __all__ = ["WELL_KNOWN", "fact_prompts", "fact_query"]
@@ -27,7 +26,7 @@ def fact_query(form: str, entity: str) -> str:
 
 
 def fact_prompts(
-    name: str, truth: dict, tokenizer: Any, n_prompts: int, draw: np.random.Generator
+    name: str, truth: dict, tokenizer: Tokenizer, n_prompts: int, draw: np.random.Generator
 ) -> Behaviour:
     """Build the behaviour of a relation, or of one fact (`fact:<entity>`)."""
     entity = name.removeprefix("fact:")

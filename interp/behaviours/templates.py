@@ -19,17 +19,18 @@ then hold the same tokens, so any difference is due to their order.
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer
 
 from interp.behaviours.behaviour import Behaviour
 from interp.behaviours.encoding import encoded_prompts, tokenizer_of
 from interp.behaviours.induction import repeats
 from interp.errors import BehaviourError
-from train.data import TokenStore
+from train import storage
+from train.data import Tokenizer, TokenStore
 from train.errors import TokenizerError
 
 
@@ -41,7 +42,7 @@ TRIES, COUNTED = 1 << 17, 1 << 22
 KEYS = {"clean", "corrupt", "answer", "foil", "slots", "lists"}
 
 
-def load(path: Path, source: Any, *, n_prompts: int, seed: int) -> Behaviour:
+def load(path: Path, source: object, *, n_prompts: int, seed: int) -> Behaviour:
     """Build the behaviour that a file describes, in the vocabulary of a run or model.
 
     Raises:
@@ -69,7 +70,7 @@ def load(path: Path, source: Any, *, n_prompts: int, seed: int) -> Behaviour:
     return _from_templates(path, content, tokenizer, n_prompts, draw)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> storage.JsonObject:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,7 +90,11 @@ def _worded(path: Path, template: str, filled: dict[str, str]) -> str:
 
 
 def _from_templates(
-    path: Path, content: dict[str, Any], tokenizer: Any, n_prompts: int, draw: np.random.Generator
+    path: Path,
+    content: storage.JsonObject,
+    tokenizer: Tokenizer,
+    n_prompts: int,
+    draw: np.random.Generator,
 ) -> Behaviour:
     words = {name: _single_tokens(entries, tokenizer) for name, entries in content["lists"].items()}
     _check_lists(path, content, words)
@@ -111,7 +116,7 @@ def _from_templates(
     )
 
 
-def _check_lists(path: Path, content: dict[str, Any], words: dict[str, list[str]]) -> None:
+def _check_lists(path: Path, content: storage.JsonObject, words: dict[str, list[str]]) -> None:
     """Raise unless each list has more single-token words than slots that it fills."""
     for name, entries in content["lists"].items():
         needed = 1 + sum(filler == name for filler in content["slots"].values())
@@ -122,12 +127,12 @@ def _check_lists(path: Path, content: dict[str, Any], words: dict[str, list[str]
             )
 
 
-def _single_tokens(entries: Sequence[str], tokenizer: Any) -> list[str]:
+def _single_tokens(entries: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     """Return the entries that are one token when preceded by a space."""
     return [entry for entry in entries if len(_encode(f" {entry}", tokenizer)) == 1]
 
 
-def _encode(text: str, tokenizer: Any) -> Sequence[int]:
+def _encode(text: str, tokenizer: Tokenizer) -> Sequence[int]:
     """Return the tokens of a text, or an empty list if the vocabulary lacks a word of it."""
     try:
         return tokenizer.encode(text).tolist()
@@ -135,7 +140,7 @@ def _encode(text: str, tokenizer: Any) -> Sequence[int]:
         return []
 
 
-def _token(word: str, tokenizer: Any) -> int:
+def _token(word: str, tokenizer: Tokenizer) -> int:
     tokens = _encode(f" {word}", tokenizer)
     if len(tokens) != 1:
         raise BehaviourError(f"{word!r} is {len(tokens)} tokens of this vocabulary, not one")
@@ -152,13 +157,23 @@ def _fill(
 
 # --- passages of text ----------------------------------------------------------------------------
 
+
+class _Passages(TypedDict):
+    """The section `[text]`; `induction.toml` says what each entry does."""
+
+    length: int
+    likely: float
+    same_end: int
+    exchange: bool
+
+
 # Maps a token to the ids of the tokens that follow it in the training text, and their counts.
 Followers = Callable[[int], tuple[Int64[np.ndarray, " follower"], Int64[np.ndarray, " follower"]]]
 
 
 def _from_text(
     path: Path,
-    content: dict[str, Any],
+    content: storage.JsonObject,
     store: TokenStore,
     n_prompts: int,
     draw: np.random.Generator,
@@ -168,7 +183,7 @@ def _from_text(
     Raises:
         BehaviourError: No passage fits.
     """
-    asked = content["text"]
+    asked: _Passages = content["text"]
     length, about = asked["length"], f"in text of {store.manifest['corpus']['name']}"
     text, followers = _text_to_ask(store, length), _followers(store)
     places = draw.integers(max(len(text) - length, 1), size=TRIES)
@@ -198,7 +213,7 @@ def _from_text(
     )
 
 
-def _text_to_ask(store: TokenStore, length: int) -> Any:
+def _text_to_ask(store: TokenStore, length: int) -> Integer[np.ndarray, " pos"]:
     """Return the held-out text, or the training text if too little was held out."""
     held_out = store.tokens[store.train_tokens :]
     return held_out if len(held_out) > length else store.tokens[: store.train_tokens]
@@ -217,7 +232,7 @@ def _followers(store: TokenStore) -> Followers:
 
 
 def _foil(
-    stretch: Int64[np.ndarray, " pos"], followers: Followers, asked: dict[str, Any], eot: int
+    stretch: Int64[np.ndarray, " pos"], followers: Followers, asked: _Passages, eot: int
 ) -> int | None:
     """Choose the token to replace the answer of a passage with; None if the passage does not fit.
 

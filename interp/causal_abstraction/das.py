@@ -17,14 +17,14 @@ variable, the search partly finds the variable from shuffled answers too.
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from interp import components
+from interp import components, plots
 from interp.causal_abstraction import interventions
 from interp.causal_abstraction.pairs import Pairs
 from interp.components import Component, HookedModel, device_of
@@ -32,8 +32,12 @@ from interp.errors import BehaviourError, UninformativeWarning
 from interp.patching import engine
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
+from train import storage
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["ARMS", "Alignment", "align"]
 
@@ -84,17 +88,15 @@ class Alignment(Result):
         arms = ", ".join(f"{arm} {one.values.item():.2f}" for arm, one in self.accuracy.items())
         return f"Alignment({self.place}, rank {self.rank}, {self.n_test} unseen pairs; {arms})"
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per arm: accuracy and its interval."""
         import pandas
 
         rows = [{"arm": arm, **one.columns("accuracy")} for arm, one in self.accuracy.items()]
         return pandas.concat(map(pandas.DataFrame, rows), ignore_index=True)
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the accuracy of each arm as bars with intervals."""
-        from interp import plots
-
         columns = [one.columns("accuracy") for one in self.accuracy.values()]
         value, low, high = (
             [round(one[name][0], 4) for one in columns if one[name][0] is not None]
@@ -109,7 +111,7 @@ class Alignment(Result):
             unit="share of unseen pairs with the expected answer",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         names = ("place", "rank", "on_train", "n_train", "n_test", "loss")
         return {
@@ -123,7 +125,7 @@ class Alignment(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Alignment":
+    def from_dict(cls, content: storage.JsonObject) -> "Alignment":
         """Return the result that `to_dict` turned into plain values."""
         names = ("place", "rank", "on_train", "n_train", "n_test", "loss")
         found = content["accuracy"]

@@ -12,16 +12,16 @@ variable in a subspace of a component.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp import components
+from interp import components, plots
 from interp.causal_abstraction.pairs import Pairs
 from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError, EffectsError, UninformativeWarning
@@ -29,9 +29,13 @@ from interp.metrics import Metric
 from interp.patching import engine
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
+from train import storage
 from train.errors import nearest
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Interchanges", "check", "interchange", "wins"]
 
@@ -82,17 +86,15 @@ class Interchanges(Result):
         order = self.accuracy.values.argsort(descending=True, stable=True)[:k]
         return [self.places[i] for i in order.tolist()]
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per component: accuracy and control with intervals."""
         import pandas
 
         columns = {**self.accuracy.columns("accuracy"), **self.shuffled.columns("shuffled")}
         return pandas.DataFrame({"place": list(self.places), **columns})
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot accuracy and control as bars with intervals."""
-        from interp import plots
-
         return plots.columns(
             self.places,
             {"interchanged": self.accuracy, "another source": self.shuffled},
@@ -100,7 +102,7 @@ class Interchanges(Result):
             unit="share of pairs with the expected answer",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         parts = ("accuracy", "shuffled", "unpatched", "capability")
         return {
@@ -114,7 +116,7 @@ class Interchanges(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Interchanges":
+    def from_dict(cls, content: storage.JsonObject) -> "Interchanges":
         """Return the result that `to_dict` turned into plain values."""
         parts = ("accuracy", "shuffled", "unpatched", "capability")
         return cls(
@@ -155,7 +157,7 @@ def check(model: HookedModel, pairs: Pairs, *, threshold: float = 0.5) -> Averag
 
 @torch.inference_mode()
 def wins(
-    model: HookedModel, pairs: Pairs, hooks: Sequence[tuple[str, Any]] = ()
+    model: HookedModel, pairs: Pairs, hooks: Sequence[tuple[str, Callable[..., Tensor | None]]] = ()
 ) -> Bool[Tensor, " pair"]:
     """Return which base prompts give the expected answer when they are run with hooks."""
     tokens = pairs.base.to(device_of(model))

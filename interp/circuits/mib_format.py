@@ -13,7 +13,6 @@ import json
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,7 +52,7 @@ class EdgeFile:
         """Return the file content of a circuit."""
         return cls(circuit.graph, circuit.worth.double(), circuit.kept, tuple(circuit.nodes))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the content as plain values, in MIB's order."""
         inside, graph = set(self.nodes), self.graph
         sizes = {"n_layers": graph.n_layers, "n_heads": graph.n_heads}
@@ -148,7 +147,7 @@ def open_circuit(path: str | Path) -> EdgeFile:
     return read_mib(path)
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> object:
     try:
         with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -167,14 +166,14 @@ def _parsed(path: Path) -> dict[str, dict]:
     return content
 
 
-def _number(path: Path, edge: Any) -> float:
+def _number(path: Path, edge: object) -> float:
     score = edge.get("score", float("nan")) if isinstance(edge, dict) else None
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise CircuitError(f"{path}: an edge holds {edge!r}; it needs a score that is a number")
     return float(score)
 
 
-def _inside(path: Path, part: Any) -> bool:
+def _inside(path: Path, part: object) -> bool:
     inside = part.get("in_graph") if isinstance(part, dict) else part
     if not isinstance(inside, bool):
         raise CircuitError(f"{path}: {part!r} says not whether it is in the graph; in_graph does")

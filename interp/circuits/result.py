@@ -1,17 +1,22 @@
 """Circuit as a result: its edges, their worth, and the checks and controls that can refute it."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp import plots
 from interp.circuits.faithfulness import Curve, Measured
 from interp.circuits.graph import Graph
 from interp.errors import CircuitError, InterpError
 from interp.results import Provenance, Result
+from train import storage
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Checks", "Circuit"]
 
@@ -120,7 +125,7 @@ class Circuit(Result):
     def __getitem__(self, edge: str) -> float:
         return self.worth[self.graph.index(edge)].item()
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per edge of the graph: ends, worth, whether it is kept, and n.
 
         With checks, also how often it was selected on resampled prompts, and its exact worth.
@@ -140,11 +145,11 @@ class Circuit(Result):
                 frame["exact" if column == "value" else f"exact_{column}"] = found
         return frame
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the nodes layer by layer and the strongest edges between them."""
         return _figure(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         content = {one.name: getattr(self, one.name) for one in fields(self)}
         content |= {name: asdict(content[name]) for name in ("graph", "faithfulness", "provenance")}
@@ -161,7 +166,7 @@ class Circuit(Result):
         return {"schema": SCHEMA, **content, "notes": list(self.notes), "edges": self.edges}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Circuit":
+    def from_dict(cls, content: storage.JsonObject) -> "Circuit":
         """Return the result that `to_dict` turned into plain values."""
         del content["edges"]
         content["graph"] = Graph(**content["graph"])
@@ -173,7 +178,7 @@ class Circuit(Result):
         return cls(**content)
 
 
-def _checks(content: dict[str, Any]) -> Checks:
+def _checks(content: storage.JsonObject) -> Checks:
     made: dict[str, Any] = {}
     for name, one in content.items():
         if name in ("cpr", "cmd"):
@@ -188,13 +193,11 @@ def _checks(content: dict[str, Any]) -> Checks:
     return Checks(**made)
 
 
-def _figure(found: Circuit, k: int = 60) -> Any:
+def _figure(found: Circuit, k: int = 60) -> "plots.Figure":
     """Draw the nodes of a circuit layer by layer, and its k strongest edges.
 
     Edges that work for the behaviour are red, those against it blue.
     """
-    from interp import plots  # plotly takes a second
-
     graph, edges = found.graph, found.edges[:k]
     across = 2.0 * graph.n_heads
     spots = {"input": (across / 2, 0), "logits": (across / 2, 2 * graph.n_layers + 1)}

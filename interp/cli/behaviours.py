@@ -1,6 +1,6 @@
 """The command `openbook behaviours`: what a model can be asked."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from train.errors import TrainError
 
 if TYPE_CHECKING:
     from interp.behaviours import Behaviour, Check
+    from train.data import Tokenizer
 
 
 SHOWN_PROMPTS = 4
@@ -58,7 +59,7 @@ def behaviours_command(
     emit(result, text, as_json=as_json, out=out)
 
 
-def _check_row(name: str, check: "Check") -> dict[str, Any]:
+def _check_row(name: str, check: "Check") -> dict[str, object]:
     from dataclasses import asdict
 
     return {"name": name, **asdict(check)}
@@ -75,7 +76,7 @@ def _checks(checks: "dict[str, Check]") -> str:
     return "\n".join([head, *rows])
 
 
-def _prompts(behaviour: "Behaviour", tokenizer: Any) -> str:
+def _prompts(behaviour: "Behaviour", tokenizer: "Tokenizer") -> str:
     lines = [behaviour.description] if behaviour.description else []
     for row in range(min(behaviour.n_prompts, SHOWN_PROMPTS)):
         for kind, answer_to in (("clean", "answer"), ("corrupt", "foil")):

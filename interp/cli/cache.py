@@ -1,7 +1,7 @@
 """The commands `openbook cache ...`: write activations of documents or prompts to disk."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,7 +12,8 @@ from train.cli.output import emit
 
 
 if TYPE_CHECKING:
-    from interp.activations import ActivationStore
+    from interp.activations import ActivationStore, Plan
+    from interp.components import HookedModel
     from train.data import TokenStore
 
 cache = typer.Typer(
@@ -138,7 +139,7 @@ def _names(sites: list[str]) -> list[str]:
     return [name for names in sites for name in names.split(",") if name]
 
 
-def _token_store(words: Any, store: Path | None) -> "TokenStore":
+def _token_store(words: object, store: Path | None) -> "TokenStore":
     """Return the token store of a run, or the one given with --store beside an imported model."""
     from train.data import open_store
     from train.runs import Run
@@ -153,7 +154,9 @@ def _token_store(words: Any, store: Path | None) -> "TokenStore":
     return open_store(store)
 
 
-def _write(model: Any, plan: Any, out: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
+def _write(
+    model: "HookedModel", plan: "Plan", out: Path, resume: bool, dry_run: bool, as_json: bool
+) -> None:
     """Write the store of a plan and print what was written, or print the plan."""
     from interp import activations
     from train import progress

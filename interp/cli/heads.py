@@ -1,6 +1,6 @@
 """The command `openbook detect`: what attention heads attend to and copy."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +10,8 @@ from train.cli.output import emit
 
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from interp.heads import Copying, HeadScores
 
 
@@ -76,7 +78,7 @@ def detect_command(
     emit(result, text, as_json=as_json, out=out)
 
 
-def _heads(scores: dict[str, Any]) -> str:
+def _heads(scores: "dict[str, Tensor]") -> str:
     induction, previous = scores["induction"], scores["previous token"]
     rows = [
         f"L{layer}H{head:<4}  {induction[layer, head]:9.3f}  {previous[layer, head]:14.3f}"

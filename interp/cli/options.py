@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,7 @@ from interp.plots import drawable
 
 
 if TYPE_CHECKING:
+    from interp.results import Provenance
     from train.runs import Origin
 
 
@@ -85,14 +86,14 @@ Rows = Annotated[
 ]
 
 
-def provenance_line(origin: Any) -> str:
+def provenance_line(origin: "Origin | Provenance") -> str:
     return (
         f"run {origin.run_id}, step {origin.step}, checkpoint {origin.checkpoint_sha256[:12]}, "
         f"knowledge {origin.knowledge}"
     )
 
 
-def origin_row(origin: "Origin") -> dict[str, Any]:
+def origin_row(origin: "Origin") -> dict[str, object]:
     from dataclasses import asdict
 
     return asdict(origin)

@@ -26,6 +26,8 @@ from train.cli.output import emit
 
 
 if TYPE_CHECKING:
+    from interp.behaviours import Behaviour
+    from interp.components import HookedModel
     from interp.patching import Effects
 
 # Values of --over: names of sweeps, or sites of the residual stream.
@@ -156,14 +158,16 @@ def _emit(effects: "Effects", top: int, plot: Path | None, as_json: bool, out: P
         raise typer.Exit(130)
 
 
-def _sweep(model: Any, behaviour: Any, over: str, window: int, how: dict[str, Any]) -> "Effects":
+def _sweep(
+    model: "HookedModel", behaviour: "Behaviour", over: str, window: int, how: dict[str, Any]
+) -> "Effects":
     from interp import patching
 
     if over in ("residual", "resid_mid", "resid_post"):
         site = "resid_pre" if over == "residual" else over
         return patching.residual(model, behaviour, site=site, **how)
     if over in WINDOWED:
-        how["window"] = window
+        return getattr(patching, over)(model, behaviour, window=window, **how)
     return getattr(patching, over)(model, behaviour, **how)
 
 

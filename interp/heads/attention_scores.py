@@ -17,7 +17,6 @@ both. `interp.heads.ov_circuits` measures what a head writes where it attends.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +73,7 @@ class Copying:
 
 
 def repeated_tokens(
-    source: Any, *, n: int = 64, length: int = 24, seed: int = 0
+    source: object, *, n: int = 64, length: int = 24, seed: int = 0
 ) -> Int[Tensor, "prompt pos"]:
     """Draw repeated sequences in the vocabulary of a run or model.
 

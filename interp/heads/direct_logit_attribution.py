@@ -13,7 +13,7 @@ The control is the same decomposition of an untrained model.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -21,15 +21,19 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import behaviours
+from interp import behaviours, plots
 from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts
+from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["OVER", "UNIT", "Contributions", "decompose_logits", "readout"]
 
@@ -94,17 +98,15 @@ class Contributions(Result):
         order = self.average.values.argsort(descending=True, stable=True)[:k]
         return [self.names[i] for i in order.tolist()]
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per part: contribution and control, each with low and high."""
         import pandas
 
         columns = {**self.average.columns("logits"), **self.control.columns("control")}
         return pandas.DataFrame({"part": list(self.names), **columns})
 
-    def plot(self, k: int = 20) -> Any:
+    def plot(self, k: int = 20) -> "plots.Figure":
         """Plot bars of the k parts with the largest absolute contributions, and of the control."""
-        from interp import plots
-
         order = self.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
         order.sort(key=lambda i: -self.average.values[i].item())
         about = f"{self.provenance.behaviour}: direct contributions, n={self.n}"
@@ -115,7 +117,7 @@ class Contributions(Result):
             unit="logits written for answer minus foil",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         parts = {name: getattr(self, name).to_dict() for name in ("average", "control", "score")}
         return {
@@ -130,7 +132,7 @@ class Contributions(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Contributions":
+    def from_dict(cls, content: storage.JsonObject) -> "Contributions":
         """Return the result that `to_dict` turned into plain values."""
         return cls(
             tuple(content["names"]),

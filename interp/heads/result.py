@@ -11,18 +11,23 @@ score itself says that.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp import plots
 from interp.components import Component, HookedModel, device_of
 from interp.errors import EffectsError
 from interp.results import Provenance, Result
+from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["HeadScores", "untrained"]
 
@@ -101,7 +106,7 @@ class HeadScores(Result):
             return None
         return self.low[index].item(), self.high[index].item()
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per head: layer, head, place, score, low, high, untrained."""
         import pandas
 
@@ -118,14 +123,12 @@ class HeadScores(Result):
             frame[name] = None if values is None else values.flatten().tolist()
         return frame
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot a heat map over (layer, head)."""
-        from interp import plots
-
         title = f"{self.kind}, n={self.n} {self.drawn}"
         return plots.heads(self.values, title=title, unit=self.unit)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         tensors = {name: getattr(self, name) for name in ("values", "low", "high", "control")}
         return {
@@ -140,7 +143,7 @@ class HeadScores(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "HeadScores":
+    def from_dict(cls, content: storage.JsonObject) -> "HeadScores":
         """Return the result that `to_dict` turned into plain values."""
         del content["above_control"]
         for name in ("values", "low", "high", "control"):

@@ -15,13 +15,14 @@ window are not independent.
 
 from dataclasses import asdict, dataclass
 from math import log
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp import plots
 from interp.components import device_of
 from interp.errors import ModelError
 from interp.lenses import logit_lens, tuned_lens
@@ -30,9 +31,13 @@ from interp.lenses.tokens import LensTokens
 from interp.lenses.tuned_lens import TunedLens
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, ratio_of_averages
+from train import storage
 from train.model import GPT
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["LENSES", "LensEvaluation", "evaluate_lens"]
 
@@ -78,7 +83,7 @@ class LensEvaluation(Result):
         about = f"{self.n_tokens:,} {self.region} tokens in {self.n} windows"
         return f"Evaluation({about}; bits to the model by layer: logit {logit}; tuned {tuned})"
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per lens and layer: each measure with its interval."""
         import pandas
 
@@ -92,10 +97,8 @@ class LensEvaluation(Result):
             }
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the KL by layer, one line per lens."""
-        from interp import plots
-
         names = ("logit lens", "tuned lens", "never trained, translated")
         return plots.curves(
             [f"L{layer}" for layer in range(self.kl.values.shape[1])],
@@ -104,7 +107,7 @@ class LensEvaluation(Result):
             unit="KL(model || reading), bits a token",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         names = ("kl", "cross_entropy", "bias", "gain", "model_bits")
         return {
@@ -119,7 +122,7 @@ class LensEvaluation(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "LensEvaluation":
+    def from_dict(cls, content: storage.JsonObject) -> "LensEvaluation":
         """Return the result that `to_dict` turned into plain values."""
         names = ("kl", "cross_entropy", "bias", "gain", "model_bits")
         return cls(

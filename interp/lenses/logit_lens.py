@@ -10,23 +10,27 @@ Control: the same readings of an untrained model with the same architecture.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import behaviours
+from interp import behaviours, plots
 from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import BehaviourError, EffectsError
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts, shares
+from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["MEASURES", "Readings", "Translate", "depths", "logit", "positions_of", "read"]
 __all__ += ["readings", "unembed"]
@@ -103,7 +107,7 @@ class Readings(Result):
             raise EffectsError(f"position {pos} was not read; these were: {list(self.positions)}")
         return self.measures[measure].at(self.places.index(place), self.positions.index(pos))
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per measure, depth and position.
 
         Its columns hold the value and the control, each with the ends of its interval.
@@ -125,14 +129,12 @@ class Readings(Result):
         ]
         return pandas.concat(frames, ignore_index=True)
 
-    def plot(self, measure: str = "logit_difference") -> Any:
+    def plot(self, measure: str = "logit_difference") -> "plots.Figure":
         """Plot a measure over depth with its control or, for several positions, a heat map.
 
         Raises:
             EffectsError: There is no such measure.
         """
-        from interp import plots
-
         if measure not in self.measures:
             raise EffectsError(f"no {measure!r} was read{nearest(measure, self.measures)}")
         title = f"{self.provenance.behaviour}: {self.kind} lens, n={self.n}"
@@ -150,7 +152,7 @@ class Readings(Result):
             unit=self.units[measure],
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return {
             "schema": SCHEMA,
@@ -166,7 +168,7 @@ class Readings(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Readings":
+    def from_dict(cls, content: storage.JsonObject) -> "Readings":
         """Return the result that `to_dict` turned into plain values."""
         measures, control = (
             {name: Average.from_dict(one) for name, one in content[side].items()}
@@ -327,7 +329,10 @@ def _streams(
 
 
 def _measured(
-    model: GPT, behaviour: Behaviour, rows: tuple[int, Tensor, Tensor, Tensor], translate: Any
+    model: GPT,
+    behaviour: Behaviour,
+    rows: tuple[int, Tensor, Tensor, Tensor],
+    translate: Callable[[int, Tensor], Tensor] | None,
 ) -> Float[np.ndarray, "measure row"]:
     depth, stream, final, row_of = rows
     size = max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)

@@ -15,14 +15,14 @@ interval over prompts. The column `share` of `to_frame` divides it by the intact
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import behaviours, metrics
+from interp import behaviours, metrics, plots
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of, parse
 from interp.errors import BehaviourError, EffectsError, ModelError
@@ -31,9 +31,13 @@ from interp.patching import contrast_check, engine, paired_runs
 from interp.patching.engine import MEMORY, Patched
 from interp.results import Provenance, Result, provenance
 from interp.statistics import mean_interval
+from train import storage
 from train.errors import nearest
 from train.progress import Progress, shown
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["STANDINS", "Ablation", "ablate", "every_component"]
 
@@ -101,7 +105,7 @@ class Ablation(Result):
         """Number of sets that were not measured because of Ctrl-C."""
         return int(np.isnan(self.change).sum())
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per set: change, low, high, share, accuracy and n."""
         import pandas
 
@@ -117,10 +121,8 @@ class Ablation(Result):
             }
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot bars with intervals of the 40 sets whose removal lowers the score most."""
-        from interp import plots
-
         rows = [self.names.index(name) for name in self.top(40)]
         return plots.bars(
             [self.names[i] for i in rows],
@@ -129,7 +131,7 @@ class Ablation(Result):
             unit=f"change of the {self.metric}",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         content = {key: getattr(self, key) for key in self.__dataclass_fields__}
         arrays = {key: _plain(x) for key, x in content.items() if isinstance(x, np.ndarray)}
@@ -143,7 +145,7 @@ class Ablation(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Ablation":
+    def from_dict(cls, content: storage.JsonObject) -> "Ablation":
         """Return the result that `to_dict` turned into plain values."""
         for key in ("change", "low", "high", "per_prompt", "accuracy"):
             content[key] = np.array(content[key], dtype=np.float64)
@@ -316,7 +318,7 @@ def _ablation(
     )
 
 
-def _plain(values: Float[np.ndarray, "*axes"]) -> Any:
+def _plain(values: Float[np.ndarray, "*axes"]) -> object:
     """Convert an array to nested lists with None for nan, because JSON has no nan."""
     whole = values.astype(object)
     whole[np.isnan(values)] = None

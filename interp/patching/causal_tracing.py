@@ -19,13 +19,13 @@ inflate peaks, so the default window here is one layer.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import behaviours
+from interp import behaviours, plots
 from interp.behaviours import Behaviour
 from interp.components import Component, layers_around
 from interp.errors import BehaviourError, ContrastError, EffectsError, ModelError
@@ -36,9 +36,13 @@ from interp.patching.engine import MEMORY, Patched
 from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from interp.results import Result
 from train import progress as bars
+from train import storage
 from train.model import GPT
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["DAMAGES", "Trace", "causal_trace", "subject_noise"]
 
@@ -73,7 +77,7 @@ class Trace(Result):
     noise: float
     draws: int
 
-    def curve(self, what: str, pos: int | None = None) -> Any:
+    def curve(self, what: str, pos: int | None = None) -> "pandas.DataFrame":
         """Return one pandas row per layer at one position: layer, effect, low and high.
 
         Args:
@@ -95,18 +99,18 @@ class Trace(Result):
             raise EffectsError(f"the trace has no position {chosen}")
         return found[["layer", "effect", "low", "high"]].reset_index(drop=True)
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return all three maps, with one pandas row per layer and position."""
         import pandas
 
         parts = [getattr(self, what).to_frame().assign(restored=what) for what in SITES]
         return pandas.concat(parts, ignore_index=True)
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the three maps side by side."""
         return _figure(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         return {
             "schema": SCHEMA,
@@ -118,7 +122,7 @@ class Trace(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Trace":
+    def from_dict(cls, content: storage.JsonObject) -> "Trace":
         """Return the result that `to_dict` turned into plain values."""
         subject = content["subject"]
         return cls(
@@ -346,10 +350,8 @@ def _part(progress: Progress | None, number: int, of: int) -> Callable[..., None
     return tell
 
 
-def _figure(found: Trace) -> Any:
+def _figure(found: Trace) -> "plots.Figure":
     """Draw the three heat maps side by side, on one colour scale."""
-    from interp import plots  # plotly takes a second
-
     maps = {"one state": found.residual, "MLPs": found.mlps, "attention": found.attention}
     titles = [f"{name}, window {one.window}" for name, one in maps.items()]
     figure = plots.figure(titles)

@@ -17,11 +17,15 @@ nothing.
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import EffectsError
 from interp.results import Provenance, Result
+from train import storage
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["UNINFORMATIVE", "ContrastCheck"]
 
@@ -101,7 +105,7 @@ class ContrastCheck(Result):
             f"{whole}; use prompts that vary what they read, or removal"
         )
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per component: verdict, moved, exchanged and removed."""
         import pandas
 
@@ -110,7 +114,7 @@ class ContrastCheck(Result):
             columns={"places": "place", "verdicts": "verdict"}
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         content = {
             key: list(value) if isinstance(value, tuple) else value
@@ -119,9 +123,9 @@ class ContrastCheck(Result):
         return {"schema": SCHEMA, **content}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "ContrastCheck":
+    def from_dict(cls, content: storage.JsonObject) -> "ContrastCheck":
         """Return the result that `to_dict` turned into plain values."""
-        found: dict[str, Any] = {
+        found: storage.JsonObject = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in content.items()
             if key in {field.name for field in fields(cls)}

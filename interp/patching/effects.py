@@ -10,17 +10,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp import plots
 from interp.components import Component, parse
 from interp.errors import EffectsError
 from interp.results import Provenance, Result
+from train import storage
 from train.errors import nearest
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["UNIT", "Effects"]
 
@@ -148,7 +153,7 @@ class Effects(Result):
         """Number of patches that were not run because of Ctrl-C."""
         return int(self.values.isnan().sum())
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per effect: axes, place, effect, low, high and any control."""
         import pandas
 
@@ -164,7 +169,7 @@ class Effects(Result):
             frame["control"] = self.control.flatten().tolist()
         return frame
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot a heat map for two or more axes, or bars with intervals for one axis.
 
         Shows the first metric; use `effects.of("probability").plot()` for another one.
@@ -172,7 +177,7 @@ class Effects(Result):
         """
         return _figure(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         tensors = {name: getattr(self, name) for name in TENSORS}
         return {
@@ -198,7 +203,7 @@ class Effects(Result):
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Effects":
+    def from_dict(cls, content: storage.JsonObject) -> "Effects":
         """Return the effects that `to_dict` turned into plain values."""
         content = {key: value for key, value in content.items() if key != "schema"}
         for name in TENSORS:
@@ -235,24 +240,22 @@ def _along(axis: str, name: str, index: int) -> int | str | None:
     return ",".join(map(str, found)) if isinstance(found, tuple) else found
 
 
-def _plain(values: Any) -> Any:
+def _plain(values: object) -> object:
     """Replace nan by None in nested lists, because JSON has no nan."""
     if isinstance(values, list):
         return [_plain(one) for one in values]
     return None if values != values else values
 
 
-def _numbers(values: Any) -> Any:
+def _numbers(values: object) -> object:
     """Replace None by nan in nested lists: the inverse of `_plain`."""
     if isinstance(values, list):
         return [_numbers(one) for one in values]
     return float("nan") if values is None else values
 
 
-def _figure(found: Effects) -> Any:
+def _figure(found: Effects) -> "plots.Figure":
     """Draw a heat map for two or more axes, or bars with intervals for one."""
-    from interp import plots  # plotly takes a second
-
     title = f"{found.provenance.behaviour}: {found.site}, {found.direction}, n={found.n_prompts}"
     if found.unfinished:
         title += f", {found.unfinished} of {len(found.names)} places unfinished"

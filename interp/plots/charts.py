@@ -24,6 +24,7 @@ __all__ = [
     "COLOURS",
     "HEIGHT",
     "WIDTH",
+    "Figure",
     "bars",
     "columns",
     "curves",
@@ -39,6 +40,8 @@ __all__ = [
     "write",
 ]
 
+# The type of every figure.
+Figure = go.Figure
 # Plotly's default ten colours, listed because an interval needs the colour of its curve.
 COLOURS = (
     "#636efa", "#ef553b", "#00cc96", "#ab63fa", "#ffa15a", "#19d3f3", "#ff6692", "#b6e880",
@@ -48,7 +51,7 @@ COLOURS = (
 WIDTH, HEIGHT = 680, 340
 
 
-def write(figure: go.Figure, path: str | Path) -> Path:
+def write(figure: Figure, path: str | Path) -> Path:
     """Write a figure as .html, which opens without a network, or as .png.
 
     See `interp.plots.export`.
@@ -66,16 +69,16 @@ def write(figure: go.Figure, path: str | Path) -> Path:
     return export.write(figure, path)
 
 
-def figure(titles: Sequence[str] = ()) -> go.Figure:
+def figure(titles: Sequence[str] = ()) -> Figure:
     """Return an empty figure or, with titles, one plot per title side by side with one y axis."""
     if not titles:
-        return go.Figure()
+        return Figure()
     from plotly.subplots import make_subplots
 
     return make_subplots(cols=len(titles), shared_yaxes=True, subplot_titles=list(titles))
 
 
-def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.Figure:
+def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> Figure:
     """Draw a heat map with one number per head, the first layer at the bottom.
 
     Examples:
@@ -90,7 +93,7 @@ def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> go.F
 
 def heat_map(
     values: list[list[float]], down: list[str], across: list[str], *, title: str, unit: str
-) -> go.Figure:
+) -> Figure:
     """Draw a heat map of values over rows and columns, the first row at the bottom.
 
     Examples:
@@ -101,7 +104,7 @@ def heat_map(
     # Values that an interrupted sweep did not reach are NaN, which `value == value` leaves out.
     there = (abs(value) for row in values for value in row if value == value)
     limit = max(there, default=1.0) or 1.0
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=values,
             x=across,
@@ -126,7 +129,7 @@ def bars(
     *,
     title: str,
     unit: str,
-) -> go.Figure:
+) -> Figure:
     """Draw bars, with intervals if `low` and `high` are given.
 
     Examples:
@@ -136,7 +139,7 @@ def bars(
         (1, 'ioi')
     """
     error = None if low is None or high is None else interval(values, low, high)
-    figure = go.Figure(go.Bar(x=names, y=values, error_y=error))
+    figure = Figure(go.Bar(x=names, y=values, error_y=error))
     figure.update_yaxes(title=unit)
     return framed(figure, title)
 
@@ -151,13 +154,13 @@ def grouped_bars(
     high: str,
     title: str,
     unit: str,
-) -> go.Figure:
+) -> Figure:
     """Draw values of a table as bars with intervals: a group per `across`, a colour per `by`.
 
     `across`, `by`, `value`, `low` and `high` name columns of the table. Rows keep their order; a
     row without bounds gets no error bar.
     """
-    figure = go.Figure()
+    figure = Figure()
     for name, rows in frame.groupby(by, sort=False):
         values = rows[value].tolist()
         error = interval(values, rows[low].tolist(), rows[high].tolist())
@@ -179,7 +182,7 @@ def interval(
     }
 
 
-def framed(figure: go.Figure, title: str) -> go.Figure:
+def framed(figure: Figure, title: str) -> Figure:
     """Round a figure's values, and give it title, size and margins; return the same figure."""
     # Four significant digits are more than the intervals justify, and halve the size of the file.
     for trace in figure.data:
@@ -208,9 +211,9 @@ def shortened(values: Any) -> Any:
 
 def curves(
     x: Sequence[object], series: "dict[str, Average]", *, title: str, unit: str, across: str = ""
-) -> go.Figure:
+) -> Figure:
     """Draw one line of means with intervals for each name."""
-    figure = go.Figure()
+    figure = Figure()
     for name, found in series.items():
         figure.add_scatter(**_averages(x, found), name=name)
     figure.update_xaxes(title=across)
@@ -225,7 +228,7 @@ def lines(
     title: str,
     unit: str,
     across: str = "",
-) -> go.Figure:
+) -> Figure:
     """Draw one line for each name, for numbers without intervals such as counts.
 
     Examples:
@@ -233,7 +236,7 @@ def lines(
         >>> [trace.name for trace in figure.data]
         ['facts']
     """
-    figure = go.Figure()
+    figure = Figure()
     for name, values in series.items():
         figure.add_scatter(x=list(x), y=list(values), name=name, mode="lines")
     figure.update_xaxes(title=across)
@@ -241,11 +244,9 @@ def lines(
     return framed(figure, title)
 
 
-def columns(
-    names: Sequence[str], series: "dict[str, Average]", *, title: str, unit: str
-) -> go.Figure:
+def columns(names: Sequence[str], series: "dict[str, Average]", *, title: str, unit: str) -> Figure:
     """Draw bars of means with intervals, those of different series side by side."""
-    figure = go.Figure()
+    figure = Figure()
     for name, found in series.items():
         figure.add_bar(**_averages(names, found), name=name)
     figure.update_yaxes(title=unit)

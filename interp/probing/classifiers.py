@@ -20,13 +20,16 @@ import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from math import ceil, sqrt
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from interp.statistics import Estimate, ratio_interval, wilson
 
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 __all__ = [
     "Change",
@@ -154,7 +157,7 @@ def _chances(
 
 def _fitted(
     x: Float[np.ndarray, "case feature"], labels: Int[np.ndarray, " case"], fit: Fit
-) -> Any:
+) -> "Pipeline":
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

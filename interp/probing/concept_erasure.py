@@ -18,14 +18,14 @@ many directions.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import behaviours
+from interp import behaviours, plots
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of
 from interp.errors import InterpError, ProbeError, UninformativeWarning
@@ -33,8 +33,12 @@ from interp.probing import classifiers, probes
 from interp.probing.tasks import ProbeTask
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Estimate, mean_interval, wilson
+from train import storage
 from train.progress import Progress
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Arm", "Eraser", "Erasure", "erasure_effect", "leace"]
 
@@ -113,29 +117,29 @@ class Erasure(Result):
                 return arm
         raise ProbeError(f"no arm {name!r}; there are {', '.join(a.name for a in self.arms)}")
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per arm; `x low` and `x high` are the interval of x."""
         import pandas
 
         rows = []
         for arm in self.arms:
-            row: dict[str, Any] = {"arm": arm.name, "prompts": self.n_prompts}
+            row: dict[str, object] = {"arm": arm.name, "prompts": self.n_prompts}
             for name in ("score", "accuracy", "probe"):
                 found = getattr(arm, name)
                 row |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
             rows.append(row | {"removed": arm.removed})
         return pandas.DataFrame(rows)
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the score in each arm."""
         return _figure(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Erasure":
+    def from_dict(cls, content: storage.JsonObject) -> "Erasure":
         """Return the result that `to_dict` turned into plain values."""
         at = content["positions"]
         content["positions"] = None if at is None else tuple(at)
@@ -146,7 +150,7 @@ class Erasure(Result):
         return cls(**content)
 
 
-def _arm(content: dict[str, Any]) -> Arm:
+def _arm(content: storage.JsonObject) -> Arm:
     found = {name: Estimate(**content[name]) for name in ("score", "accuracy", "probe")}
     return Arm(**{**content, **found})
 
@@ -181,10 +185,10 @@ class Eraser:
         """Erase the label from activations."""
         return x - (x - self.mean) @ self.out_of @ self.back
 
-    def hook(self, positions: Sequence[int] | None) -> Callable[[Tensor, Any], Tensor]:
+    def hook(self, positions: Sequence[int] | None) -> Callable[[Tensor, object], Tensor]:
         """Return a forward hook that erases the label at some positions; None: at every one."""
 
-        def erase(value: Tensor, point: Any) -> Tensor:
+        def erase(value: Tensor, point: object) -> Tensor:
             at = slice(None) if positions is None else list(positions)
             changed = value.clone()
             erased = self(value[:, at].flatten(2).double().cpu().numpy())
@@ -375,7 +379,7 @@ def _measured(
     model: HookedModel,
     behaviour: Behaviour,
     place: Component,
-    hook: Callable[[Tensor, Any], Tensor] | None,
+    hook: Callable[[Tensor, object], Tensor] | None,
 ) -> Measured:
     """Return score and accuracy of each distinct prompt, averaged over the foils of the prompt."""
     tokens = behaviour.clean.to(device_of(model))
@@ -422,10 +426,8 @@ def _share(right: Float[np.ndarray, " prompt"]) -> Estimate:
     return Estimate(value, *wilson(value, len(right)))
 
 
-def _figure(found: Erasure) -> Any:
+def _figure(found: Erasure) -> "plots.Figure":
     """Plot the score of a behaviour: intact, with the label erased, and with a placebo."""
-    from interp import plots  # plotly takes a second
-
     scores = [arm.score for arm in found.arms]
     shown = plots.estimates([arm.name for arm in found.arms], scores)
     figure = plots.figure()

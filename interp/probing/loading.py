@@ -1,7 +1,6 @@
 """Loading of probe tasks by name or from a file."""
 
 from pathlib import Path
-from typing import Any
 
 from interp.behaviours import planted_truth, tokenizer_of, truth_of
 from interp.errors import ProbeError
@@ -23,7 +22,9 @@ PLANTED = (
 )
 
 
-def load_task(name: str | Path, source: Any, *, n_cases: int = N_CASES, seed: int = 0) -> ProbeTask:
+def load_task(
+    name: str | Path, source: object, *, n_cases: int = N_CASES, seed: int = 0
+) -> ProbeTask:
     """Load a probe task by name or from a file, in the tokens of a model or run.
 
     Args:

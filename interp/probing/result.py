@@ -4,13 +4,18 @@ Every number has n and an interval. `interp.probing.probes` explains what each o
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from interp import plots
 from interp.errors import InterpError, ProbeError
 from interp.results import Provenance, Result
 from interp.statistics import Estimate
+from train import storage
 from train.errors import nearest
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["ESTIMATES", "Cell", "Probe"]
 
@@ -106,7 +111,7 @@ class Probe(Result):
         order = sorted(self.cells, key=lambda cell: -cell.accuracy.value)
         return [cell.place for cell in order[:k]]
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per component.
 
         The columns `x low` and `x high` are the interval of column `x`.
@@ -115,16 +120,16 @@ class Probe(Result):
 
         return pandas.DataFrame([self._row(cell) for cell in self.cells])
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot accuracy and controls over layers or, with positions, accuracy as a heat map."""
         return _figure(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Probe":
+    def from_dict(cls, content: storage.JsonObject) -> "Probe":
         """Return the result that `to_dict` turned into plain values."""
         for name in ("classes", "notes"):
             content[name] = tuple(content[name])
@@ -132,8 +137,8 @@ class Probe(Result):
         content["provenance"] = Provenance(**content["provenance"])
         return cls(**content)
 
-    def _row(self, cell: Cell) -> dict[str, Any]:
-        row: dict[str, Any] = {"place": cell.place, "layer": cell.layer, "pos": cell.pos}
+    def _row(self, cell: Cell) -> dict[str, object]:
+        row: dict[str, object] = {"place": cell.place, "layer": cell.layer, "pos": cell.pos}
         row |= {"n": self.n, "types": self.n_types, "baseline": self.baseline, "bits": cell.bits}
         for name in ESTIMATES:
             found = getattr(cell, name) or Estimate(float("nan"), None, None)
@@ -146,15 +151,13 @@ ESTIMATES = tuple(
 )
 
 
-def _cell(content: dict[str, Any]) -> Cell:
+def _cell(content: storage.JsonObject) -> Cell:
     found = {name: Estimate(**content[name]) for name in ESTIMATES if content[name] is not None}
     return Cell(**{**content, **found})
 
 
-def _figure(found: Probe) -> Any:
+def _figure(found: Probe) -> "plots.Figure":
     """Plot accuracy and controls over layers or, with positions, accuracy above the baseline."""
-    from interp import plots  # plotly takes a second
-
     title = f"{found.task}: {found.site}, n={found.n}, {len(found.classes)} classes"
     layers = sorted({cell.layer for cell in found.cells})
     places = sorted({cell.pos for cell in found.cells if cell.pos is not None})

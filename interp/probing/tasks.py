@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from interp.errors import ProbeError
 from train import storage
+from train.data import Tokenizer
 from train.errors import TokenizerError
 
 
@@ -155,7 +156,7 @@ class ProbeTask:
         asked = {key: value for key, value in self.to_dict().items() if key != "description"}
         return hashlib.sha256(storage.canonical_json(asked).encode()).hexdigest()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain lists for JSON."""
         tensors = {"tokens": self.tokens, "positions": self.positions, "rows": self.prompt_of}
         return {
@@ -173,7 +174,7 @@ class ProbeTask:
         storage.write_json(Path(path), storage.seal(self.to_dict()))
 
 
-def read_task(path: str | Path, tokenizer: Any = None) -> ProbeTask:
+def read_task(path: str | Path, tokenizer: Tokenizer | None = None) -> ProbeTask:
     """Read a task from a JSON file that `save` wrote or that was written by hand.
 
     A file written by hand may have `texts`, one per case, instead of `tokens` and `rows`. Each text
@@ -197,6 +198,8 @@ def read_task(path: str | Path, tokenizer: Any = None) -> ProbeTask:
         raise ProbeError(f"{path}: a probe task without {lacking}")
     positions, tokens = content["positions"], content.get("tokens")
     if tokens is None:
+        if tokenizer is None:
+            raise ProbeError(f"{path}: texts need the tokenizer of a model, and there is none")
         prompts = _encoded(path, content["texts"], tokenizer)
         positions = [
             at if at >= 0 else len(prompt) + at
@@ -215,7 +218,7 @@ def read_task(path: str | Path, tokenizer: Any = None) -> ProbeTask:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> storage.JsonObject:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -225,9 +228,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return storage.read_sealed(path) if "digest" in content else content
 
 
-def _encoded(path: Path, texts: Iterable[str], tokenizer: Any) -> list[list[int]]:
-    if tokenizer is None:
-        raise ProbeError(f"{path}: texts need the tokenizer of a model, and there is none")
+def _encoded(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
     try:
         return [[tokenizer.eot, *tokenizer.encode(text).tolist()] for text in texts]
     except TokenizerError as error:
@@ -299,7 +300,7 @@ def padded(prompts: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "prompt p
 
 
 def part_of_speech(
-    path: str | Path, tokenizer: Any, *, n_cases: int = N_CASES, seed: int = 0
+    path: str | Path, tokenizer: Tokenizer, *, n_cases: int = N_CASES, seed: int = 0
 ) -> ProbeTask:
     """Build a task whose labels are universal parts of speech, at the last token of each word.
 
@@ -328,7 +329,15 @@ def part_of_speech(
     return replace(found, name="part-of-speech")
 
 
-def _tagged(sentence: dict[str, Any], tokenizer: Any) -> list[Case]:
+class _Sentence(TypedDict):
+    """One line of a file of tagged sentences; `upos` has one tag for each of the words."""
+
+    text: str
+    words: list[str]
+    upos: list[str]
+
+
+def _tagged(sentence: _Sentence, tokenizer: Tokenizer) -> list[Case]:
     """Return one case for every word that ends where a token ends."""
     ids = tokenizer.encode(sentence["text"]).tolist()
     pieces = tokenizer.tokens(ids)

@@ -6,14 +6,16 @@ of prompts get Wilson's interval, which is also valid at 0 and at 1.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from types import EllipsisType
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from interp.statistics.intervals import ratio_interval, wilson
+from train import storage
 
 
 __all__ = ["Average", "n_prompts", "over_prompts", "ratio_of_averages", "shares"]
@@ -35,7 +37,7 @@ class Average:
     high: Float[Tensor, "*axes"] | None
     n: int
 
-    def at(self, *index: Any) -> "Average":
+    def at(self, *index: int | list[int] | EllipsisType) -> "Average":
         """Return the mean, or the means, at an index."""
         if self.low is None or self.high is None:
             return Average(self.values[index], None, None, self.n)
@@ -54,13 +56,13 @@ class Average:
             return f"{value} [one prompt, no interval]"
         return f"{value} [{self.low.item():.{digits}f}, {self.high.item():.{digits}f}]"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         parts = {name: getattr(self, name) for name in ("values", "low", "high")}
         return {**{key: None if t is None else t.tolist() for key, t in parts.items()}, "n": self.n}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Average":
+    def from_dict(cls, content: storage.JsonObject) -> "Average":
         """Build the average from what `to_dict` returned."""
         parts = {
             name: None if content[name] is None else torch.tensor(content[name])
@@ -132,5 +134,5 @@ def n_prompts(tokens: Int[Tensor, "row pos"]) -> Int64[np.ndarray, " row"]:
     return tokens.cpu().unique(dim=0, return_inverse=True)[1].numpy()
 
 
-def _tensor(values: Any) -> Float[Tensor, "*axes"]:
+def _tensor(values: ArrayLike) -> Float[Tensor, "*axes"]:
     return torch.from_numpy(np.array(values, dtype=np.float32))

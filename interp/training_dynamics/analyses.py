@@ -13,13 +13,14 @@ All but the last are also what the trainer can log during training (`train.train
 here they use more prompts.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 from interp import behaviours, patching
 from interp.behaviours import Behaviour
 from interp.errors import CapabilityError, EffectsError, InterpError
 from interp.training_dynamics.checkpoint_analysis import Analysis
 from train import trainer
+from train.data import TokenStore
 from train.errors import TrainError, nearest
 from train.model import GPT
 from train.runs import MonitorScore, MonitorTask, Run
@@ -92,7 +93,7 @@ def heads_analysis(
         ['L0H1']
     """
 
-    def measure(model: GPT, step: int) -> Any:
+    def measure(model: GPT, step: int) -> patching.Effects:
         check = behaviours.measure(model, behaviour)
         if check.interval[0] <= 0.5:
             raise CapabilityError(
@@ -108,7 +109,7 @@ def heads_analysis(
     )
 
 
-def behaviour_tasks(store: Any, context: int) -> list[MonitorTask]:
+def behaviour_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
     """Return the behaviours that can be measured while a model trains on a token store.
 
     These are the behaviours whose prompts fit the tokenizer of the store and the context of the
@@ -143,7 +144,7 @@ def _asked(behaviour: Behaviour) -> MonitorTask:
     )
 
 
-def _watch(name: str, run: Run, n: int, seed: int) -> tuple[MonitorTask, dict[str, Any]]:
+def _watch(name: str, run: Run, n: int, seed: int) -> tuple[MonitorTask, dict[str, int]]:
     """Build the prompts of a detector; return them with the parameters that determine them.
 
     Raises:
@@ -163,7 +164,9 @@ def _watch(name: str, run: Run, n: int, seed: int) -> tuple[MonitorTask, dict[st
     return drawn, {"n": n, "length": length, "seed": seed}
 
 
-def _scores(asked: list[MonitorTask], prefix: str = "") -> Any:
+def _scores(
+    asked: list[MonitorTask], prefix: str = ""
+) -> Callable[[GPT, int], dict[str, MonitorScore]]:
     """Return a function that measures the scores whose names begin with the prefix."""
 
     def measure(model: GPT, step: int) -> dict[str, MonitorScore]:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from train.model import GPT
 from train.progress import Progress
 from train.runs import Checkpoint, MonitorScore, Origin, Run
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["FOLDER", "Analysis", "chosen_steps", "logged", "over_training", "read_between"]
 __all__ += ["replayed"]
@@ -61,8 +64,8 @@ class Analysis:
     """
 
     name: str
-    measure: Callable[[GPT, int], Any]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    measure: Callable[[GPT, int], object]
+    parameters: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -73,7 +76,7 @@ class Analysis:
 
 def over_training(
     run: Run,
-    analysis: Analysis | Callable[[GPT, int], Any],
+    analysis: Analysis | Callable[[GPT, int], object],
     *,
     steps: str | Sequence[int] = "all",
     out: str | Path | None = None,
@@ -117,7 +120,7 @@ def over_training(
 
 def replayed(
     run: Run,
-    analysis: Analysis | Callable[[GPT, int], Any],
+    analysis: Analysis | Callable[[GPT, int], object],
     first: int,
     last: int,
     *,
@@ -221,7 +224,7 @@ def logged(run: Run) -> Trajectory:
     return Trajectory("watched", {}, run.id, run.knowledge, tuple(points))
 
 
-def read_between(run: Run, first: int, last: int) -> Any:
+def read_between(run: Run, first: int, last: int) -> "pandas.DataFrame":
     """Return the documents read between two checkpoints as a pandas frame: document, readings.
 
     These are the documents of the steps first, first + 1 ... last - 1, sorted by the number of
@@ -310,7 +313,12 @@ def _row(analysis: Analysis, model: GPT, step: int) -> storage.ChainRow:
     }
 
 
-def _flattened(result: Any) -> list[list[Any]]:
+@runtime_checkable
+class _Tabular(Protocol):
+    def to_frame(self) -> "pandas.DataFrame": ...
+
+
+def _flattened(result: object) -> list[list[Any]]:
     """Convert the result of an analysis to rows of name, value, low, high and n.
 
     Raises:
@@ -318,7 +326,7 @@ def _flattened(result: Any) -> list[list[Any]]:
     """
     if isinstance(result, Mapping):
         return [[str(name), *_bounded(str(name), one)] for name, one in result.items()]
-    if not hasattr(result, "to_frame"):
+    if not isinstance(result, _Tabular):
         raise EffectsError(
             f"the analysis gave a {type(result).__name__}; give a mapping of names to numbers, or "
             "a result with places and to_frame"
@@ -337,7 +345,9 @@ def _flattened(result: Any) -> list[list[Any]]:
     ]
 
 
-def _bounded(name: str, one: Any) -> tuple[float, float | None, float | None, int | None]:
+def _bounded(
+    name: str, one: MonitorScore | SupportsFloat
+) -> tuple[float, float | None, float | None, int | None]:
     """Return value, interval and n; Wilson's interval for accuracies, Student's for means."""
     if not isinstance(one, MonitorScore):
         return float(one), None, None, None
@@ -351,7 +361,7 @@ def _bounded(name: str, one: Any) -> tuple[float, float | None, float | None, in
     return one.value, one.value - half, one.value + half, one.n
 
 
-def _or_none(value: Any) -> float | None:
+def _or_none(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 

@@ -12,16 +12,21 @@ accuracy of always answering the commonest value is therefore reported as a base
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from interp import plots
 from interp.behaviours import encoded_prompts, fact_query
 from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError
 from interp.statistics import wilson
+from train.data import Tokenizer
 from train.errors import nearest
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = [
     "Answer",
@@ -121,22 +126,22 @@ class Recall:
         known = ", ".join(str(level.exposures) for level in self.levels)
         raise BehaviourError(f"no fact is stated {exposures} times; the levels are {known}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return asdict(self)
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per level."""
         import pandas
 
         return pandas.DataFrame([_flat(level) for level in self.levels])
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot recall against exposures, with intervals and baseline."""
         return _figure(self)
 
 
-def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Any) -> Recall:
+def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Tokenizer) -> Recall:
     """Measure recall of every planted fact in every form, by number of exposures.
 
     Costs about two dozen forward passes, with 3,000 short prompts in total.
@@ -174,7 +179,7 @@ def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Any) -> Recal
 
 @torch.inference_mode()
 def recall_of_facts(
-    model: HookedModel, facts: Iterable[dict], truth: dict, tokenizer: Any
+    model: HookedModel, facts: Iterable[dict], truth: dict, tokenizer: Tokenizer
 ) -> tuple[Answer, ...]:
     """Ask the model for some facts, each in every form of its relation.
 
@@ -244,7 +249,7 @@ def _asked(
     form: int,
     text: str,
     values: list[str],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
 ) -> list[Answer]:
     """Ask for facts of one relation in one form, in one forward pass."""
     device = device_of(model)
@@ -277,8 +282,8 @@ def _commonest_values(facts: Sequence[dict]) -> dict[str, str]:
     return {relation: counts.most_common(1)[0][0] for relation, counts in stated.items()}
 
 
-def _flat(level: Level) -> dict[str, Any]:
-    row: dict[str, Any] = {"exposures": level.exposures, "facts": level.n}
+def _flat(level: Level) -> dict[str, object]:
+    row: dict[str, object] = {"exposures": level.exposures, "facts": level.n}
     for kind in ("seen", "paraphrase"):
         found = getattr(level, kind)
         for name in ("recall", "low", "high", "log_prob"):
@@ -286,10 +291,8 @@ def _flat(level: Level) -> dict[str, Any]:
     return row | {"baseline": level.baseline}
 
 
-def _figure(found: Recall) -> Any:
+def _figure(found: Recall) -> "plots.Figure":
     """Plot recall against exposures: stated forms, held-out form and baseline."""
-    from interp import plots  # plotly takes a second
-
     exposures = [str(level.exposures) for level in found.levels]
     figure = plots.figure()
     for kind, title in (("seen", "forms it was stated in"), ("paraphrase", "form held out")):

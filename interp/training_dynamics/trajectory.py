@@ -11,15 +11,20 @@ runs whose data order is recorded.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from interp import plots
 from interp.errors import EffectsError
 from interp.results import Result
+from train import storage
 from train.errors import nearest
 from train.runs import Run
 
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["Onset", "Trajectory", "TrajectoryPoint"]
 
@@ -88,7 +93,7 @@ class Trajectory(Result):
     schema: ClassVar[str] = SCHEMA
 
     analysis: str
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     run_id: str
     knowledge: str
     points: tuple[TrajectoryPoint, ...]
@@ -164,7 +169,7 @@ class Trajectory(Result):
         found = tuple(sorted(int(step) for one in steps for step in one))
         return replace(self, readings={**self.readings, label: found})
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per number and step.
 
         The columns are step, tokens, name, value, low, high and n, and one for each label of
@@ -182,7 +187,7 @@ class Trajectory(Result):
             frame[label] = np.searchsorted(np.array(steps), frame["step"].to_numpy(), side="left")
         return frame.astype({"low": float, "high": float, "n": "Int64"})
 
-    def plot(self, names: Sequence[str] | None = None, *, log: bool = True) -> Any:
+    def plot(self, names: Sequence[str] | None = None, *, log: bool = True) -> "plots.Figure":
         """Plot curves with their intervals, and a mark at each step that read the documents.
 
         Args:
@@ -191,12 +196,12 @@ class Trajectory(Result):
         """
         return _figure(self, list(names or self.changing(8)), log=log)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Trajectory":
+    def from_dict(cls, content: storage.JsonObject) -> "Trajectory":
         """Return the result that `to_dict` turned into plain values."""
         content["points"] = tuple(TrajectoryPoint(**one) for one in content["points"])
         for name in ("refused", "checkpoints"):
@@ -205,10 +210,8 @@ class Trajectory(Result):
         return cls(**content)
 
 
-def _figure(found: Trajectory, names: list[str], *, log: bool = True) -> Any:
+def _figure(found: Trajectory, names: list[str], *, log: bool = True) -> "plots.Figure":
     """Plot numbers by step with their intervals, and a row of marks for each label of readings."""
-    from interp import plots  # plotly takes a second
-
     figure = plots.figure()
     for index, name in enumerate(names):
         curve = found.curve(name)

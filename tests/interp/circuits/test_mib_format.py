@@ -63,7 +63,7 @@ def test_the_800_strongest_edges_of_the_reference_are_pruned_to_its_756(referenc
 
 
 def test_a_file_of_membership_without_scores_is_read_and_written(tmp_path):
-    content = example().to_dict()
+    content = json.loads(json.dumps(example().to_dict()))
     for edge in content["edges"].values():
         del edge["score"]
     (tmp_path / "members.json").write_text(json.dumps(content))

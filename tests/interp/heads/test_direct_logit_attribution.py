@@ -144,4 +144,4 @@ def test_contributions_come_back_as_they_were_written(tmp_path):
     assert again.to_dict() == found.to_dict()
     assert repr(again) == repr(found)
     assert list(again.to_frame().part) == list(found.names)
-    assert len(found.plot().to_json()) < 20_000
+    assert len(str(found.plot().to_json())) < 20_000

@@ -7,6 +7,7 @@ import torch
 
 from interp import training_dynamics
 from interp.errors import BehaviourError
+from tests.worlds.figures import traces
 from train.data.planted import corpus
 
 
@@ -141,6 +142,6 @@ def test_a_table_and_a_figure_show_every_level(store):
         Remembers(store, 16), store.truth, store.tokenizer
     )
     assert len(recall.to_frame()) == 9
-    assert list(recall.plot().data[0].x) == ["0", "1", "2", "4", "8", "16", "32", "64", "128"]
+    assert list(traces(recall.plot())[0].x) == ["0", "1", "2", "4", "8", "16", "32", "64", "128"]
     with pytest.raises(BehaviourError, match="the levels are 0, 1, 2"):
         recall.at(3)

@@ -14,6 +14,7 @@ from interp.cli import emergence as command
 from interp.errors import CapabilityError, EffectsError, InterruptedWarning
 from interp.heads import copying_loss, induction_heads
 from interp.training_dynamics import Analysis, Trajectory, TrajectoryPoint, checkpoint_analysis
+from tests.worlds.figures import traces
 from train import convert, runs, trainer
 from train.data import DocumentRemoval
 from train.errors import DamagedError, StoreError, TrainError
@@ -58,11 +59,11 @@ def test_the_table_has_a_row_a_number_and_step_with_the_tokens_read_until_then(r
     assert list(frame.columns) == ["step", "tokens", "name", "value", "low", "high", "n"]
     assert found.steps == run.steps
     ledger = run.ledger
-    for row in frame[frame["name"] == "step"].itertuples():
-        assert row.value == row.step
-        assert row.tokens == (ledger[row.step - 1].tokens if row.step else 0)
-        weights = run.load(row.step).embed.weight
-        norm = frame[(frame["step"] == row.step) & (frame["name"] == "norm")]["value"].item()
+    for row in [row for row in frame.to_dict("records") if row["name"] == "step"]:
+        assert row["value"] == row["step"]
+        assert row["tokens"] == (ledger[row["step"] - 1].tokens if row["step"] else 0)
+        weights = run.load(row["step"]).embed.weight
+        norm = frame[(frame["step"] == row["step"]) & (frame["name"] == "norm")]["value"].item()
         assert norm == pytest.approx(weights.norm().item())
 
 
@@ -418,8 +419,8 @@ def test_readings_are_counted_before_each_checkpoint(run, counted):
     frame = found.to_frame()
     steps = np.concatenate([run.steps_reading(3), run.steps_reading(5)])
     assert found.readings == {"two documents": tuple(sorted(steps.tolist()))}
-    for row in frame.itertuples():
-        assert row[8] == (steps < row.step).sum()
+    for step, count in zip(frame["step"], frame.iloc[:, 7], strict=True):
+        assert count == (steps < step).sum()
     with pytest.raises(StoreError, match="document 999 is not one of"):
         found.reading(run, [999])
     with pytest.raises(EffectsError, match="the documents of"):
@@ -429,7 +430,7 @@ def test_readings_are_counted_before_each_checkpoint(run, counted):
 def test_documents_read_between_two_checkpoints_are_those_of_its_steps(run):
     frame = training_dynamics.read_between(run, 8, 16)
     read = np.concatenate([run.documents_read(step) for step in range(8, 16)])
-    assert frame["readings"].sum() == len(read)
+    assert np.sum(frame["readings"]) == len(read)
     assert set(frame["document"]) == set(read.tolist())
     assert frame["readings"].is_monotonic_decreasing
     with pytest.raises(TrainError, match="no step lies between"):
@@ -450,9 +451,9 @@ def test_the_figure_has_a_curve_a_number_its_interval_and_marks_and_is_small(run
     asked = training_dynamics.score_analysis(behaviours.read(lookup_behaviour))
     found = training_dynamics.over_training(run, asked).reading(run, [3, 5])
     figure = found.plot()
-    assert [one.name for one in figure.data if one.showlegend is None] == found.changing(8)
-    assert len(figure.data) == 2 * 2 + 1
-    assert list(figure.data[-1].x) == sorted(set(found.readings["read"]))
+    assert [one.name for one in traces(figure) if one.showlegend is None] == found.changing(8)
+    assert len(traces(figure)) == 2 * 2 + 1
+    assert list(traces(figure)[-1].x) == sorted(set(found.readings["read"]))
     assert len(figure.to_html(include_plotlyjs=False)) < 100_000
 
 
