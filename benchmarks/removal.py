@@ -102,7 +102,7 @@ def report(found: RemovalCurves) -> int:
             f"documents with their copies): {row['change']:+.2f} {ends(point.interval)} "
             f"{found.unit}; the lists of {row['overlapping']} facts share a document with another's"
         )
-        if point.overlaps is not None and 0 < point.overlapping < row["n"]:
+        if point.overlaps is not None and 0 < point.overlapping < len(point.change):
             print(
                 f"{'':<10} those {point.change[point.overlaps].mean():+.2f}, the others "
                 f"{point.change[~point.overlaps].mean():+.2f}"

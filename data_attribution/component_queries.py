@@ -9,7 +9,6 @@ every retrained run can answer it.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -82,7 +81,7 @@ def named(
 
 
 def prefix_matching(
-    source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
+    source: object, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
 ) -> Query:
     """Return a query for how much a head attends from a repeated token to the token after its copy.
 
@@ -99,7 +98,7 @@ def prefix_matching(
 
 
 def previous_token(
-    source: Any, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
+    source: object, head: str, *, n: int = 64, length: int = LENGTH, seed: int = 0
 ) -> Query:
     """Return a query for how much a head attends to the previous token, on the same sequences.
 

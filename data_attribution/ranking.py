@@ -36,7 +36,7 @@ class Ranking:
     high: Float64[np.ndarray, " document"] | None = None
     signed: bool = False
     formula: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, object] = field(default_factory=dict)
 
     def among(self, documents: Int64[np.ndarray, " candidate"]) -> "Ranking":
         """Return the ranking restricted to some documents."""

@@ -18,7 +18,6 @@ reached are not sources.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from data_attribution import queries, token_index
 from data_attribution.attribution import fusion, passages
@@ -297,7 +296,7 @@ def _provenance(
     ranking: Ranking,
     evidence: Mapping[str, Ranking],
     cited: Cited,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the provenance: run, store, index, formula, and the details of each method."""
     run = request.run
     within = next((method.components for method in methods if isinstance(method, Gradient)), None)

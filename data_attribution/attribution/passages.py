@@ -7,7 +7,7 @@ source, not eight.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -117,7 +117,16 @@ def _copies(
     return tuple(sorted(exact)), tuple(sorted(alike))
 
 
-def _passage(store: TokenStore, document: int, start: int, length: int) -> dict[str, Any]:
+class _Passage(TypedDict):
+    """The fields of a source that show one of its passages."""
+
+    text: str
+    span: str
+    start: int
+    length: int
+
+
+def _passage(store: TokenStore, document: int, start: int, length: int) -> _Passage:
     return {
         "text": excerpt(store, document, start, length),
         "span": _text(store, document, start, start + length),

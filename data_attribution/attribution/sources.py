@@ -15,7 +15,7 @@ evidence for it:
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_attribution.errors import EvidenceError
 from train import storage
@@ -116,7 +116,7 @@ class Sources:
     query: str
     method: str
     items: tuple[Source, ...]
-    provenance: dict[str, Any]
+    provenance: storage.JsonObject
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self.items)
@@ -166,7 +166,7 @@ class Sources:
         }
         return pandas.DataFrame(rows, index=range(1, len(rows["score"]) + 1))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         return {"kind": KIND, "schema": SCHEMA, **asdict(self)}
 
@@ -193,7 +193,7 @@ class Sources:
         return cls(content["query"], content["method"], items, content["provenance"])
 
 
-def _source(saved: dict[str, Any]) -> Source:
+def _source(saved: storage.JsonObject) -> Source:
     lists = {name: tuple(saved.get(name, ())) for name in ("steps", "duplicates", "near")}
     evidence = {name: Evidence(**one) for name, one in saved.get("evidence", {}).items()}
     effect = Effect(**saved["effect"]) if saved.get("effect") else None

@@ -1,6 +1,6 @@
 """Text output of the commands: lines for hits, sources, spans and retrained runs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from data_attribution import report
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from data_attribution.attribution import Source, Sources
     from data_attribution.token_index import Hit, Span, TokenIndex
     from data_attribution.tracing import Exposure, Generation
+    from train import storage
     from train.runs import Run
 
 __all__ = [
@@ -22,22 +23,49 @@ __all__ = [
     "span_row",
 ]
 
+
+class HitRow(TypedDict):
+    """A hit as plain values; `steps` read it, if a run is given."""
+
+    document: int
+    id: str
+    offset: int
+    held_out: bool
+    text: str
+    steps: NotRequired[list[int]]
+
+
+class ExposureRow(TypedDict):
+    """The readings of a target; `curve` has an entry per checkpoint."""
+
+    target: str
+    places: int
+    documents: int
+    held_out: int
+    before: int
+    readings: float
+    sampled: bool
+    curve: list[dict[str, float]]
+
+
 LOGITS = "logit difference"  # the metric of a behaviour unless another is named
 
 
-def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> dict[str, Any]:
+def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> "HitRow":
     """Return a hit as plain values, with the steps that read it if a run is given."""
-    row: dict[str, Any] = {
+    row: HitRow = {
         "document": hit.document,
         "id": opened.store.document(hit.document).id,
         "offset": hit.offset,
         "held_out": hit.held_out,
         "text": opened.around(hit),
     }
-    return row | ({"steps": hit.steps(read_by).tolist()} if read_by else {})
+    if read_by:
+        row["steps"] = hit.steps(read_by).tolist()
+    return row
 
 
-def hit_line(row: dict[str, Any]) -> str:
+def hit_line(row: "HitRow") -> str:
     """Return the line of a hit: its document and offset, when it was read, the text around it."""
     read = "held out" if row["held_out"] else None
     if "steps" in row and not read:
@@ -46,7 +74,7 @@ def hit_line(row: dict[str, Any]) -> str:
     return "\t".join([where, *([read] if read else []), " ".join(row["text"].split())])
 
 
-def span_row(span: "Span") -> dict[str, Any]:
+def span_row(span: "Span") -> dict[str, object]:
     """Return a span as plain values."""
     return {
         "text": span.text,
@@ -58,7 +86,7 @@ def span_row(span: "Span") -> dict[str, Any]:
     }
 
 
-def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
+def exposure_row(found: "Exposure", checkpoints: list[int]) -> "ExposureRow":
     """Return the readings before each checkpoint, as plain values."""
     shown = sorted({0, *(one for one in checkpoints if one <= found.before), found.before})
     return {
@@ -76,7 +104,7 @@ def exposure_row(found: "Exposure", checkpoints: list[int]) -> dict[str, Any]:
     }
 
 
-def exposure_lines(row: dict[str, Any]) -> str:
+def exposure_lines(row: "ExposureRow") -> str:
     """Return a summary of where a text occurs, and one line per checkpoint."""
     head = (
         f"{row['places']} places in {row['documents']} documents, {row['readings']:.1f} readings "
@@ -115,7 +143,7 @@ def sources_lines(sources: "Sources") -> str:
     return "\n".join([head, *lines, *_notes(about), end + says])
 
 
-def _notes(about: dict[str, Any]) -> list[str]:
+def _notes(about: "storage.JsonObject") -> list[str]:
     """Return notes on what was left out or done otherwise than asked, and on the replayed steps."""
     gradient, replay = about.get("gradient") or {}, about.get("replay") or {}
     notes = []
@@ -179,7 +207,7 @@ def generation_lines(found: "Generation") -> str:
     return "\n".join(lines)
 
 
-def counterfactual_lines(result: dict[str, Any]) -> str:
+def counterfactual_lines(result: "storage.JsonObject") -> str:
     """Return one line per setting: recall with its interval, change in log-probability, n."""
     width = max(len(row["setting"]) for row in result["rows"])
     head = f"{'':<{width}}  recall        95 %       change in log-probability, nats    n"
@@ -200,7 +228,7 @@ def counterfactual_lines(result: dict[str, Any]) -> str:
     return "\n".join([head, *rows, *effects, removed, *control, kept])
 
 
-def _effect_line(row: dict[str, Any]) -> str:
+def _effect_line(row: "storage.JsonObject") -> str:
     """Return the line of one effect: the change of a score, and what it is compared with."""
     kind = "" if row["related"] else "unrelated "
     held = "no interval: one prompt, and fewer than two controls"

@@ -15,7 +15,6 @@ alone, and whether the effect is noise is not known.
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
@@ -99,7 +98,7 @@ class Change:
         below, above = (sqrt(reach**2 + (noise or 0) ** 2) for reach in (mean - low, high - mean))
         return EffectSize(mean, mean - below, mean + above, noise, n, seeds)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """Return plain values, for tables and JSON."""
         effect = self.effect
         moved = (self.controls - self.before).mean(axis=1)

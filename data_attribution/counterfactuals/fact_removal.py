@@ -14,17 +14,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from data_attribution.counterfactuals import retraining
 from data_attribution.errors import CounterfactualError
-from interp import training_dynamics
+from interp import plots, training_dynamics
 from interp.statistics import mean_interval
 from interp.training_dynamics import Answer, Share
-from train import trainer
+from train import storage, trainer
 from train.progress import Progress
 from train.runs import Run
 
@@ -86,7 +85,7 @@ class Forgetting:
     groups: tuple[Group, ...]
 
     @staticmethod
-    def from_dict(content: dict[str, Any]) -> "Forgetting":
+    def from_dict(content: storage.JsonObject) -> "Forgetting":
         """Read back what `dataclasses.asdict` wrote, from JSON."""
         groups = tuple(
             Group(**{**one, "share": Share(**one["share"])}) for one in content["groups"]
@@ -158,10 +157,8 @@ class Forgetting:
             ]
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the recall of each group of facts in each setting, with Wilson's intervals."""
-        from interp import plots
-
         return plots.grouped_bars(
             self.to_frame(),
             across="facts",

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from data_attribution.counterfactuals import document_sets, effect_size
 from data_attribution.counterfactuals.effect_size import Change, EffectSize
 from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
+from interp import plots
 from interp.behaviours import Behaviour
 from interp.statistics import mean_interval, n_prompts, wilson
 from train import runs, trainer
@@ -111,7 +112,7 @@ class Counterfactual:
             )
         return self.changes[asked.index(name) if name is not None else 0].effect
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON: the removed documents, the runs' paths, and the table."""
         return {
             "parent": self.parent,
@@ -142,10 +143,8 @@ class Counterfactual:
             for score, base in zip(scores, self.before, strict=True)
         ]
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the change in the answer's log-probability, per behaviour and retrained run."""
-        from interp import plots
-
         return plots.grouped_bars(
             self.to_frame().query("setting != 'full run'"),
             across="behaviour",

@@ -10,7 +10,7 @@ exposures in turn, so that each number occurs equally often as long as there are
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from interp import behaviours
 from interp.behaviours import Behaviour
+from train import storage
 from train.runs import Run
 
 
@@ -106,10 +107,12 @@ def other_facts(
     return tuple(_case(run, fact) for fact in _in_turn(by_relation)[:n])
 
 
-def _dealt(run: Run, kind: str, least: int, most: int | None, seed: int) -> list[dict[str, Any]]:
+def _dealt(
+    run: Run, kind: str, least: int, most: int | None, seed: int
+) -> list[storage.JsonObject]:
     """Return the facts of a kind, one of each number of exposures in turn."""
     paraphrase, draw = kind == "paraphrase", np.random.default_rng(seed)
-    levels: dict[int, list[dict[str, Any]]] = {}
+    levels: dict[int, list[storage.JsonObject]] = {}
     for fact in _truth(run)["facts"]:
         right = fact["distractors"] and fact["paraphrase_only"] == paraphrase
         if right and max(least, 1) <= fact["exposures"] <= (most or fact["exposures"]):
@@ -120,12 +123,12 @@ def _dealt(run: Run, kind: str, least: int, most: int | None, seed: int) -> list
     return _in_turn(list(shuffled))
 
 
-def _in_turn(groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _in_turn(groups: list[list[storage.JsonObject]]) -> list[storage.JsonObject]:
     return [one for one in chain(*zip_longest(*groups)) if one is not None]
 
 
 # Facts as cases: their behaviour and their documents in the store.
-def _case(run: Run, fact: dict[str, Any]) -> FactCase:
+def _case(run: Run, fact: storage.JsonObject) -> FactCase:
     return FactCase(
         name=fact["name"],
         kind="paraphrase" if fact["paraphrase_only"] else "verbatim",
@@ -143,7 +146,7 @@ def _read(run: Run, rows: list[int]) -> Iterator[int]:
             yield document
 
 
-def _truth(run: Run) -> dict[str, Any]:
+def _truth(run: Run) -> storage.JsonObject:
     if not run.store.truth:
         raise EvidenceError(
             f"the run {run.path} has no truth table; only of a planted corpus is it known which "

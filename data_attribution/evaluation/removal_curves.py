@@ -24,7 +24,6 @@ share that may be large was not shown to be small.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -123,7 +122,7 @@ class RemovalCurves:
     unit: str
     points: tuple[CurvePoint, ...]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, object]]:
         """Return plain values, for tables and JSON."""
         return [_row(point) for point in self.points]
 
@@ -245,7 +244,7 @@ def unrelated_change(
     return Change(question.name, question.unit, False, before, after, seeds)
 
 
-def _row(point: CurvePoint) -> dict[str, Any]:
+def _row(point: CurvePoint) -> dict[str, object]:
     low, high = point.interval or (None, None)
     ratio = point.ratio
     return {

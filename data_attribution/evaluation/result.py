@@ -2,18 +2,29 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
 from interp.statistics import mean_interval
+from train import storage
 
 
 __all__ = ["Evaluation", "Row", "mean_row", "row"]
 
-Row = dict[str, Any]
+
+class Row(TypedDict):
+    """One number of an evaluation: the mean of a measure over `n` facts, and its interval."""
+
+    method: str
+    kind: str
+    measure: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
 
 
 @dataclass(frozen=True)
@@ -26,9 +37,9 @@ class Evaluation:
     """
 
     rows: tuple[Row, ...]
-    provenance: dict[str, Any]
+    provenance: storage.JsonObject
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         return {"rows": list(self.rows), "provenance": self.provenance}
 

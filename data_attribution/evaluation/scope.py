@@ -8,7 +8,6 @@ that same subset as well: the same facts, and only those documents of its rankin
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -50,7 +49,7 @@ class Scope:
         """Return the first n cases of a kind; default: all."""
         return [case for case in self.cases if case.kind == kind][:n]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Return plain values, for the provenance of a table."""
         return {
             "facts": [case.name for case in self.cases],

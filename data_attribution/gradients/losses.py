@@ -4,11 +4,10 @@ The gradient of a cross-entropy has a closed form, softmax minus one at the targ
 computed at once and kept in place of the logits; autograd would keep their log-softmax as well.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from train.data import IGNORED
 
@@ -55,7 +54,9 @@ def drawn(
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, log_odds: float | None) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, logits: Tensor, targets: Tensor, log_odds: float | None
+    ) -> Tensor:
         counted = targets != IGNORED
         column = targets.clamp(min=0)[..., None]
         # One buffer, changed in place: log-softmax, then softmax p, then p - (one at the target).
@@ -72,6 +73,6 @@ class _Summed(torch.autograd.Function):
         return (losses * weight).sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: BackwardCFunction, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return slope.mul_(gradients[0]), None, None

@@ -63,7 +63,7 @@ class GradientStore:
     """An opened folder of gradients; rows are read when they are needed."""
 
     path: Path
-    manifest: dict[str, Any] = field(repr=False)
+    manifest: storage.JsonObject = field(repr=False)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -97,7 +97,7 @@ class GradientStore:
         for first in range(0, len(self.documents), size):
             yield self._read(np.arange(first, min(first + size, len(self.documents))))
 
-    def fits(self, **asked: Any) -> bool:
+    def fits(self, **asked: object) -> bool:
         """Return whether the store was collected with these values of the manifest's entries.
 
         The entries are `checkpoint_sha256`, `sites`, `rank`, `metric` and `log_odds`.
@@ -262,7 +262,7 @@ def verify_gradient_store(stored: GradientStore) -> None:
         storage.check_digest(stored.path / name, entry["sha256"], MANIFEST, "collect it again")
 
 
-def _check_run(path: Path, manifest: dict[str, Any], run: Run) -> None:
+def _check_run(path: Path, manifest: storage.JsonObject, run: Run) -> None:
     if manifest["store"] != run.store.fingerprint or manifest["run"] != run.id:
         raise EvidenceError(
             f"{path} holds gradients of run {manifest['run']} on {manifest['store'][:12]}..., "
@@ -281,7 +281,7 @@ def _width(selection: Selection, rank: int) -> tuple[int, int]:
     return 2 * store_size.numbers(selection, rank), len(selection.sites)
 
 
-def _blocks(selection: Selection, rank: int) -> list[list[Any]]:
+def _blocks(selection: Selection, rank: int) -> list[list[str | int]]:
     sizes = [store_size.numbers(Selection((), (site,)), rank) for site in selection.sites]
     stops = np.cumsum(sizes).tolist()
     return [
@@ -308,7 +308,9 @@ def _telling(progress: Progress | None, before: int, total: int) -> Progress | N
 
 
 @contextmanager
-def _begun(out: Path, about: dict[str, Any], width: tuple[int, int]) -> Iterator[tuple[Path, int]]:
+def _begun(
+    out: Path, about: dict[str, object], width: tuple[int, int]
+) -> Iterator[tuple[Path, int]]:
     """Yield the locked folder of an unfinished build, and the number of rows already safe in it."""
     refusal = EvidenceError(f"{out} is being collected by another process; wait for it")
     with storage.hold_build_lock(out, refusal):
@@ -333,7 +335,7 @@ def _begun_product(out: Path) -> str | None:
     return storage.read_sealed(plan).get("product") if plan.is_file() else None
 
 
-def _check_plan(folder: Path, about: dict[str, Any]) -> None:
+def _check_plan(folder: Path, about: dict[str, object]) -> None:
     before = storage.read_sealed(folder / PLAN)
     differs = sorted(key for key in about if before.get(key) != about[key])
     if differs:
@@ -359,7 +361,7 @@ def append_features(folder: Path, found: Features) -> None:
             os.fsync(file.fileno())
 
 
-def _finish(folder: Path, out: Path, about: dict[str, Any]) -> None:
+def _finish(folder: Path, out: Path, about: dict[str, object]) -> None:
     files = {name: storage.file_entry(folder / name) for name in (FEATURES, EXPONENTS, DOCUMENTS)}
     storage.write_json(folder / MANIFEST, storage.seal({**about, "files": files}))
     os.replace(folder, out)

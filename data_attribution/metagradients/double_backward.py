@@ -17,7 +17,7 @@ above, and a, B, c are the gradients that arrive for the outputs of the second f
 """
 
 from math import pi, sqrt
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,15 @@ from train.model import GPT, Linear, Norm
 __all__ = ["gelu_tanh", "layer_norm", "linear", "quicken", "target_losses"]
 
 INNER, CUBIC = sqrt(2 / pi), 0.044715  # gelu(x) = x / 2 (1 + tanh(INNER (x + CUBIC x^3)))
+
+
+@runtime_checkable
+class _Context(Protocol):
+    """The object in which torch carries tensors from the forward to the backward pass."""
+
+    saved_tensors: tuple[Any, ...]  # tensors, and None where None was saved
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 def quicken(model: GPT) -> GPT:
@@ -70,17 +79,16 @@ def linear(
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.biased = bias is not None
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
         return functional.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: _Context, *above: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _LinearBack.apply(above[0], x, weight, ctx.biased)  # type: ignore[no-any-return]
-        return above[0] @ weight, above[0].T @ x, above[0].sum(0) if ctx.biased else None
+            return _LinearBack.apply(above[0], x, weight, bias is not None)  # type: ignore[no-any-return]
+        return above[0] @ weight, above[0].T @ x, None if bias is None else above[0].sum(0)
 
 
 class _LinearBack(torch.autograd.Function):
@@ -88,7 +96,7 @@ class _LinearBack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, above: Tensor, x: Tensor, weight: Tensor, biased: bool
+        ctx: _Context, above: Tensor, x: Tensor, weight: Tensor, biased: bool
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(above, x, weight)
         # A NaN of stride 0: no memory for a gradient that nobody reads.
@@ -97,7 +105,7 @@ class _LinearBack(torch.autograd.Function):
         return above @ weight, unread.expand(weight.shape), on_bias
 
     @staticmethod
-    def backward(ctx: Any, *pulls: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *pulls: Any) -> tuple[Tensor | None, ...]:
         above, x, weight = ctx.saved_tensors
         on_x, on_weight, on_bias = pulls
         # Derivatives of <a, g W> + <B, g^T x> + <c, 1^T g>:
@@ -119,13 +127,13 @@ def layer_norm(
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         out, mean, scale = torch.native_layer_norm(x, gain.shape, gain, bias, eps)
         ctx.save_for_backward(x, gain, bias, mean, scale)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *above: Tensor) -> tuple[Tensor | None, ...]:
         return *_NormBack.apply(above[0], *ctx.saved_tensors), None
 
 
@@ -137,7 +145,7 @@ class _NormBack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         above: Tensor,
         x: Tensor,
         gain: Tensor,
@@ -153,7 +161,7 @@ class _NormBack(torch.autograd.Function):
         return found[0], found[1], None if bias is None else found[2]
 
     @staticmethod
-    def backward(ctx: Any, *pulls: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *pulls: Any) -> tuple[Tensor | None, ...]:
         above, x, gain, mean, scale, back = ctx.saved_tensors
         on_x, on_gain, on_bias = pulls
 
@@ -190,12 +198,12 @@ def gelu_tanh(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 class _Gelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: _Context, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return torch.nn.functional.gelu(x, approximate="tanh")
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> Tensor:
+    def backward(ctx: _Context, *above: Tensor) -> Tensor:
         return _Slope.apply(above[0], *ctx.saved_tensors)  # type: ignore[no-any-return]
 
 
@@ -203,12 +211,12 @@ class _Slope(torch.autograd.Function):
     """The gradient dx = g gelu'(x), as a function of g and of x."""
 
     @staticmethod
-    def forward(ctx: Any, above: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: _Context, above: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(above, x)
         return torch.ops.aten.gelu_backward(above, x, approximate="tanh")
 
     @staticmethod
-    def backward(ctx: Any, *cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: _Context, *cotangent: Tensor) -> tuple[Tensor, Tensor]:
         above, x = ctx.saved_tensors
         # Derivatives of <a, g gelu'(x)>: with respect to g, a gelu'(x); to x, a g gelu''(x).
         on_above = torch.ops.aten.gelu_backward(cotangent[0], x, approximate="tanh")
@@ -239,7 +247,7 @@ def target_losses(
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: _Context, logits: Tensor, targets: Tensor) -> Tensor:
         counted = targets != IGNORED
         column = targets.clamp(min=0)[..., None]
         chances = logits.log_softmax(dim=-1)
@@ -248,7 +256,7 @@ class _Losses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, *above: Tensor) -> tuple[Tensor, None]:
         return _LossesBack.apply(above[0], *ctx.saved_tensors), None  # type: ignore[return-value]
 
 
@@ -260,14 +268,19 @@ class _LossesBack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, above: Tensor, logits: Tensor, chances: Tensor, column: Tensor, counted: Tensor
+        ctx: _Context,
+        above: Tensor,
+        logits: Tensor,
+        chances: Tensor,
+        column: Tensor,
+        counted: Tensor,
     ) -> Tensor:
         share = (above * counted)[..., None]
         ctx.save_for_backward(share, chances, column, counted)
         return (chances * share).scatter_add_(-1, column, -share)
 
     @staticmethod
-    def backward(ctx: Any, *pull: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *pull: Tensor) -> tuple[Tensor | None, ...]:
         share, chances, column, counted = ctx.saved_tensors
         # With v the gradient that arrives, the derivatives of <v, (p - e) s> are: with respect to
         # s, p . v - v[target]; to the logits, s (p v - p (p . v)).

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int64, Integer
 from data_attribution import token_index
 from data_attribution.errors import EvidenceError
 from data_attribution.token_index import TokenIndex, TokenQuery
+from interp import plots
 from train.data import InvertibleOrder, Order
 from train.runs import ReadableRun
 
@@ -134,10 +135,8 @@ class Exposure:
             }
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "plots.Figure":
         """Plot the readings over training, with an even spread for comparison."""
-        from interp import plots
-
         steps, readings = self.curve(max(2, min(self.before + 1, 201)))
         even = np.array([self.even(int(step)) for step in steps])
         return plots.lines(

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_attribution import attribution, queries, token_index
 from data_attribution.errors import EvidenceError
@@ -82,9 +82,9 @@ class Generation:
     found: int
     covered: float
     spans: tuple[TracedSpan, ...]
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
         rows = [
             {**asdict(one), "span": {k: getattr(one.span, k) for k in SPAN}} for one in self.spans

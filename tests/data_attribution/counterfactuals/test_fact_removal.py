@@ -15,6 +15,7 @@ from data_attribution import counterfactuals
 from data_attribution.counterfactuals import fact_removal
 from data_attribution.errors import CounterfactualError
 from interp.errors import BehaviourError
+from tests.worlds.figures import traces
 from train import trainer
 from train.data import Corpus, Document, build_store
 
@@ -150,7 +151,7 @@ def test_a_single_fact_gives_the_change_no_interval(run):
     assert (gone.share.n, gone.change_low, gone.change_high) == (1, None, None)
     assert gone.change < -1
     assert found.of("documents removed", "kept").change_low is not None
-    assert len(found.plot().data) == 3
+    assert len(traces(found.plot())) == 3
 
 
 def test_the_second_time_nothing_is_trained_and_nothing_changes(found, run):
@@ -167,9 +168,9 @@ def test_a_fact_that_is_named_twice_is_one_fact(found, run):
 def test_a_figure_has_a_colour_for_each_setting(found):
     figure = found.plot()
     settings = ["full run", "documents removed", "control removed"]
-    assert [bar.name for bar in figure.data] == settings
-    assert list(figure.data[1].x) == ["removed", "control", "kept", "never stated"]
-    assert list(figure.data[1].y[:3]) == [0.0, 1.0, 1.0]
+    assert [bar.name for bar in traces(figure)] == settings
+    assert list(traces(figure)[1].x) == ["removed", "control", "kept", "never stated"]
+    assert list(traces(figure)[1].y[:3]) == [0.0, 1.0, 1.0]
 
 
 def test_a_group_without_a_single_fact_has_no_cell(found, run):

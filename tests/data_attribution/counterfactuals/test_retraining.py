@@ -22,6 +22,7 @@ from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from interp import behaviours
 from interp.metrics import Metric
+from tests.worlds.figures import traces
 from train import runs
 
 
@@ -185,9 +186,8 @@ def test_a_head_is_asked_as_a_behaviour_is(lookup_run, of_pair_3, pairs, place):
     assert found.effect() == found.effect("pair 3") == found.changes[0].effect
     assert found.effect("pair 3").mean < -3
     assert abs(found.effect("pair 5").mean) < 1
-    rows = found.to_dict()["effects"]
+    rows = json.loads(json.dumps(found.to_dict()))["effects"]
     assert [row["question"] for row in rows] == [one.name for one in found.changes]
-    json.dumps(rows)
     with pytest.raises(CounterfactualError, match="'pair 4' was not asked"):
         found.effect("pair 4")
 
@@ -213,7 +213,7 @@ def test_several_prompts_bound_the_change(lookup_run, pairs, of_pair_3, place):
     joined = {part: torch.cat([getattr(pair, part) for pair in pairs]) for part in parts}
     asked = replace(pairs[3], name="all pairs", **joined)
     found = counterfactuals.without(lookup_run, of_pair_3, asked, out=place, control="none")
-    _, row = found.to_dict()["rows"]
+    _, row = json.loads(json.dumps(found.to_dict()))["rows"]
     assert row["n"] == 12
     assert row["change low"] < row["change"] < row["change high"]
 
@@ -239,12 +239,12 @@ def test_a_prompt_that_is_asked_twice_counts_once(lookup_run, pairs, of_pair_3, 
 
 def test_a_figure_has_a_colour_for_each_retrained_run_and_none_for_the_full_one(found):
     figure = found.plot()
-    assert [bar.name for bar in figure.data] == [
+    assert [bar.name for bar in traces(figure)] == [
         "without the documents",
         "without 20 matched random",
     ]
-    assert list(figure.data[0].x) == [f"pair {k}" for k in range(12)]
-    assert figure.data[0].y[3] < -3
+    assert list(traces(figure)[0].x) == [f"pair {k}" for k in range(12)]
+    assert traces(figure)[0].y[3] < -3
 
 
 # --- the control ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from data_attribution import token_index
 from data_attribution.errors import EvidenceError, QueryError
 from data_attribution.tracing import exposure
 from tests.data_attribution.ordered_run import OrderedRun
+from tests.worlds.figures import traces
 from train import trainer
 from train.data import DataOrder, DocumentRemoval, LateOrder, RecordedOrder, TokenStore, open_store
 
@@ -204,8 +205,8 @@ def test_a_table_has_a_row_a_reading_and_a_figure_both_lines(store):
     assert frame["readings"].iloc[-1] == found.readings == pytest.approx(frame["share"].sum())
     assert set(frame["document"]) <= set(found.documents.tolist())
     figure = found.plot()
-    assert [line.name for line in figure.data] == ["read", "spread evenly"]
-    assert figure.data[0].y[-1] == pytest.approx(found.readings, rel=1e-3)
+    assert [line.name for line in traces(figure)] == ["read", "spread evenly"]
+    assert traces(figure)[0].y[-1] == pytest.approx(found.readings, rel=1e-3)
 
 
 def test_what_cannot_be_asked_is_refused_in_one_line(store):
