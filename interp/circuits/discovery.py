@@ -8,7 +8,6 @@ others, and the result comes with checks and controls that can refute it
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,10 +93,17 @@ def find(
     graph = graph_of(model)
     behaviours.check(model, behaviour)
     choosing, judging = _split(behaviour, held_out, seed)
-    how: dict[str, Any] = {"metric": metric, "memory": memory}
-    chooser, judge = (Judge.of(model, one, **how) for one in (choosing, judging))
+    chooser, judge = (
+        Judge.of(model, one, metric=metric, memory=memory) for one in (choosing, judging)
+    )
     worth = edge_attribution_patching.edge_scores(
-        model, choosing, method=method, steps=steps, progress=progress, **how
+        model,
+        choosing,
+        method=method,
+        steps=steps,
+        metric=metric,
+        memory=memory,
+        progress=progress,
     )
     mean, made = worth.mean(dim=0), metrics.made_for(metric, judging)
     asked = _enough(chooser, graph, mean, selection, signed) if n_edges is None else n_edges

@@ -20,7 +20,7 @@ Gradients pass through the norms; no norm is frozen. Queries, keys and values of
 readers.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -81,15 +81,15 @@ def exact_edge_effects(
 ) -> Float[Tensor, "prompt edge"]:
     """Score every edge by ablating it alone in the full model; costs one circuit per edge."""
     n_edges = graph_of(model).n_edges
-    how: dict[str, Any] = {"metric": metric, "memory": memory}
-    full = edge_ablation.scores(model, behaviour, torch.ones(1, n_edges, dtype=torch.bool), **how)
+    scores = partial(edge_ablation.scores, model, behaviour, metric=metric, memory=memory)
+    full = scores(torch.ones(1, n_edges, dtype=torch.bool))
     found = torch.empty(behaviour.n_prompts, n_edges)
     # In portions, because all masks at once would have edges x edges entries.
     for cut in torch.arange(n_edges).split(PORTION):
         if progress:
             progress("cutting edges", int(cut[0]), n_edges)
         kept = torch.arange(n_edges) != cut[:, None]
-        found[:, cut] = (full - edge_ablation.scores(model, behaviour, kept, **how)).T
+        found[:, cut] = (full - scores(kept)).T
     if progress:
         progress("cutting edges", n_edges, n_edges)
     return found
