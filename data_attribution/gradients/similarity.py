@@ -129,6 +129,8 @@ class GradientOptions:
             )
         if self.damping != preconditioner.DAMPING and self.kind != "curvature":
             raise EvidenceError(f"damping {self.damping:g} belongs to curvature, not {self.kind}")
+        if self.candidates < 1:
+            raise EvidenceError(f"{self.candidates} candidates cannot be ranked; give 1 or more")
 
     @property
     def metric(self) -> str:

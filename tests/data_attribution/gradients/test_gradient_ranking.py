@@ -269,6 +269,8 @@ def test_what_no_score_depends_on_and_unknown_kinds_are_refused(request_of, look
         ranking(request_of(pair, question=question), within=("L0.mlp",))
     with pytest.raises(EvidenceError, match="did you mean 'cosine'"):
         GradientOptions("cosin")
+    with pytest.raises(EvidenceError, match="0 candidates cannot be ranked; give 1 or more"):
+        GradientOptions(candidates=0)
 
 
 def made(values: list[list[float]], **options: Any) -> Features:
