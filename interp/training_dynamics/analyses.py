@@ -20,7 +20,6 @@ from interp.behaviours import Behaviour
 from interp.errors import CapabilityError, EffectsError, InterpError
 from interp.training_dynamics.checkpoint_analysis import Analysis
 from train import trainer
-from train.data import TokenStore
 from train.errors import TrainError, nearest
 from train.model import GPT
 from train.runs import MonitorScore, MonitorTask, Run
@@ -109,7 +108,7 @@ def heads_analysis(
     )
 
 
-def behaviour_tasks(store: TokenStore, context: int) -> list[MonitorTask]:
+def behaviour_tasks(store: object, context: int) -> list[MonitorTask]:
     """Return the behaviours that can be measured while a model trains on a token store.
 
     These are the behaviours whose prompts fit the tokenizer of the store and the context of the
