@@ -18,7 +18,7 @@ import numpy as np
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.token_index import prefix_table, suffix_array
 from train.data import TokenStore
-from train.progress import duration
+from train.progress import duration, readable_size
 
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "most_tokens",
     "refuse_small",
     "seconds",
-    "size",
 ]
 
 # Bytes of a process that has imported what sorting needs, with the libraries' own tables.
@@ -90,7 +89,7 @@ class Estimate:
         return (
             f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
             f"{self.workers} at once by {self.sorter}: about {duration(self.seconds)}, "
-            f"{size(self.memory)} of memory, {size(self.disk)} of disk "
+            f"{readable_size(self.memory)} of memory, {readable_size(self.disk)} of disk "
             f"({self.bytes_a_token:.2f} bytes a token with the text)"
         )
 
@@ -129,8 +128,8 @@ def estimate_cost(
     most = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=at_once)
     if most < min(SAMPLE, n_tokens):
         raise IndexSpaceError(
-            f"{size(budget)} of memory hold no shards of {SAMPLE:,} tokens, {at_once} at once; "
-            "give more memory or fewer workers"
+            f"{readable_size(budget)} of memory hold no shards of {SAMPLE:,} tokens, {at_once} at "
+            "once; give more memory or fewer workers"
         )
     fewest = -(-n_tokens // most)
     shards = shards or max(fewest, for_workers(n_tokens, workers))
@@ -138,9 +137,10 @@ def estimate_cost(
     taken = memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once)
     if taken > budget or shard_tokens > suffix_array.LARGEST[sorter]:
         raise IndexSpaceError(
-            f"{shards} shards of {shard_tokens:,} tokens, {at_once} at once, take {size(taken)} of "
-            f"memory with {sorter}, which sorts at most {suffix_array.LARGEST[sorter]:,} at once, "
-            f"and {size(budget)} may be used; ask for {fewest} shards, or for fewer workers"
+            f"{shards} shards of {shard_tokens:,} tokens, {at_once} at once, take "
+            f"{readable_size(taken)} of memory with {sorter}, which sorts at most "
+            f"{suffix_array.LARGEST[sorter]:,} at once, and {readable_size(budget)} may be used; "
+            f"ask for {fewest} shards, or for fewer workers"
         )
     at_once = min(workers, shards)
     sort = seconds(shard_tokens, sorter, measured) * -(-shards // at_once)
@@ -225,11 +225,6 @@ def available_memory() -> int:
     if limit.is_file() and (held := limit.read_text(encoding="utf-8").strip()).isdigit():
         found = min(found, int(held))
     return int(found * SHARE)
-
-
-def size(n_bytes: int) -> str:
-    """Return a number of bytes as readable text."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def refuse_small(**numbers: int | None) -> None:

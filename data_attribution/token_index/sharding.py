@@ -26,10 +26,10 @@ from data_attribution.token_index.cost import (
     most_tokens,
     refuse_small,
     seconds,
-    size,
 )
 from data_attribution.token_index.shard_files import Shard
 from train.data import TokenStore
+from train.progress import readable_size
 
 
 __all__ = ["ShardPlan", "estimate_shards", "fitting", "plan_shards", "worthwhile_workers"]
@@ -78,8 +78,8 @@ def plan_shards(
     room = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=workers)
     if room < 1:
         raise IndexSpaceError(
-            f"{size(budget)} of memory may be used, and {workers} sorting processes take more than "
-            "that before the first token; allow more or ask for fewer workers"
+            f"{readable_size(budget)} of memory may be used, and {workers} sorting processes take "
+            "more than that before the first token; allow more or ask for fewer workers"
         )
     most = min(shard_tokens or room, room)
     found: list[tuple[int, int, bool]] = []
@@ -118,8 +118,9 @@ def fitting(
     needed = memory_of(longest, sorter=sorter, itemsize=itemsize, workers=at_once)
     if needed > budget:
         raise IndexSpaceError(
-            f"sorting shards of {longest:,} tokens, {at_once} at once, takes {size(needed)} of "
-            f"memory and {size(budget)} may be used; ask for more shards or fewer workers"
+            f"sorting shards of {longest:,} tokens, {at_once} at once, takes "
+            f"{readable_size(needed)} of memory and {readable_size(budget)} may be used; ask for "
+            "more shards or fewer workers"
         )
     return ShardPlan(shards, workers, sorter, needed)
 
