@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_attribution.cli import formatting
-from train.cli.options import CommandGroup, Json, Out, readable
+from train.cli.options import CommandGroup, Json, Out
 from train.cli.output import emit
 
 
@@ -48,16 +48,6 @@ Memory = Annotated[
         min=0.001, help="Memory limit for sorting, in GB; default: 3/4 of the free memory."
     ),
 ]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        help="Sorter: pydivsufsort, libsais or numpy; default: the fastest that is installed."
-    ),
-]
-Libsais = Annotated[
-    Path | None,
-    typer.Option(callback=readable, help="File of a libsais shared library to sort with."),
-]
 
 
 @index.command("build")
@@ -70,8 +60,6 @@ def index_build(
     ] = None,
     workers: Workers = None,
     memory: Memory = None,
-    backend: Backend = None,
-    libsais: Libsais = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -91,8 +79,6 @@ def index_build(
             shard_tokens=shard_tokens,
             workers=workers or token_index.worthwhile_workers(store.n_tokens),
             memory=_bytes(memory),
-            backend=backend,
-            libsais=libsais,
             progress=advance,
         )
     result = {
@@ -113,8 +99,6 @@ def index_plan(
     shards: Shards = None,
     workers: Workers = None,
     memory: Memory = None,
-    backend: Backend = None,
-    libsais: Libsais = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -127,16 +111,14 @@ def index_plan(
     from data_attribution import token_index
     from train.data import open_store
 
-    sorter = token_index.backend(backend, libsais)
     store = open_store(path)
     plan = token_index.plan_shards(
         store,
-        sorter=sorter,
         shards=shards,
         workers=workers or token_index.worthwhile_workers(store.n_tokens),
         memory=_bytes(memory),
     )
-    rate = token_index.measure_rate(store, sorter=sorter, libsais=libsais)
+    rate = token_index.measure_rate(store)
     found = token_index.estimate_shards(store, plan, measured=rate)
     emit(asdict(found), found.sentence(), as_json=as_json, out=out)
 
@@ -147,8 +129,6 @@ def index_cost(
     shards: Shards = None,
     workers: Workers = None,
     memory: Memory = None,
-    backend: Backend = None,
-    libsais: Libsais = None,
     vocabulary: Annotated[int, typer.Option(min=1, help="Vocabulary size to assume.")] = 50257,
     as_json: Json = False,
     out: Out = None,
@@ -166,7 +146,6 @@ def index_cost(
         shards=shards,
         workers=workers or token_index.worthwhile_workers(tokens),
         memory=_bytes(memory),
-        sorter=token_index.backend(backend, libsais),
         vocab_size=vocabulary,
     )
     emit(asdict(found), found.sentence(), as_json=as_json, out=out)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         plan_shards,
         worthwhile_workers,
     )
-    from data_attribution.token_index.suffix_array import backend
 
 __all__ = [
     "INDEX_FOLDER",
@@ -32,7 +31,6 @@ __all__ = [
     "Span",
     "TokenIndex",
     "TokenQuery",
-    "backend",
     "build",
     "estimate_cost",
     "estimate_shards",

@@ -57,13 +57,8 @@ class Rate:
 
 # Measured on one thread of a server CPU of 2025, on real text; `measure_rate` measures this
 # machine.
-RATES = {
-    "pydivsufsort": Rate(10_000_000, 8e6),
-    "libsais": Rate(10_000_000, 25e6),
-    "numpy": Rate(10_000_000, 3e6),
-}
-# Measured on 10 to 200 million tokens of real text; libsais on up to 57 million, numpy up to 10.
-GROWTH = {"pydivsufsort": 1.4, "libsais": 1.2, "numpy": 1.9}
+RATE = Rate(10_000_000, 8e6)
+GROWTH = 1.4  # measured on 10 to 200 million tokens of real text
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,6 @@ class Estimate:
     shards: int
     shard_tokens: int
     workers: int
-    sorter: str
     seconds: float
     disk: int
     memory: int
@@ -88,7 +82,7 @@ class Estimate:
         """Return the estimate as one line of text."""
         return (
             f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
-            f"{self.workers} at once by {self.sorter}: about {duration(self.seconds)}, "
+            f"{self.workers} at once: about {duration(self.seconds)}, "
             f"{readable_size(self.memory)} of memory, {readable_size(self.disk)} of disk "
             f"({self.bytes_a_token:.2f} bytes a token with the text)"
         )
@@ -100,7 +94,6 @@ def estimate_cost(
     shards: int | None = None,
     workers: int = 1,
     memory: int | None = None,
-    sorter: str = "pydivsufsort",
     vocab_size: int = 50257,
     measured: Rate | None = None,
 ) -> Estimate:
@@ -109,7 +102,7 @@ def estimate_cost(
     Shards are assumed to be equally long; the ends of documents make some a little longer.
 
     Args:
-        shards: Number of shards; default: as few as `memory` and the sorter allow.
+        shards: Number of shards; default: as few as `memory` allows.
         memory: Bytes; default: what is available on this machine.
         measured: Sort measured on the machine in question; default: on a server of 2025.
 
@@ -125,7 +118,7 @@ def estimate_cost(
     itemsize = 2 if vocab_size <= 1 << 16 else 4
     budget = available_memory() if memory is None else memory
     at_once = min(workers, shards or workers)
-    most = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=at_once)
+    most = most_tokens(budget, itemsize=itemsize, workers=at_once)
     if most < min(SAMPLE, n_tokens):
         raise IndexSpaceError(
             f"{readable_size(budget)} of memory hold no shards of {SAMPLE:,} tokens, {at_once} at "
@@ -134,16 +127,16 @@ def estimate_cost(
     fewest = -(-n_tokens // most)
     shards = shards or max(fewest, for_workers(n_tokens, workers))
     shard_tokens = -(-n_tokens // shards)
-    taken = memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once)
-    if taken > budget or shard_tokens > suffix_array.LARGEST[sorter]:
+    taken = memory_of(shard_tokens, itemsize=itemsize, workers=at_once)
+    if taken > budget or shard_tokens > suffix_array.LARGEST:
         raise IndexSpaceError(
             f"{shards} shards of {shard_tokens:,} tokens, {at_once} at once, take "
-            f"{readable_size(taken)} of memory with {sorter}, which sorts at most "
-            f"{suffix_array.LARGEST[sorter]:,} at once, and {readable_size(budget)} may be used; "
-            f"ask for {fewest} shards, or for fewer workers"
+            f"{readable_size(taken)} of memory, at most {suffix_array.LARGEST:,} tokens are sorted "
+            f"at once, and {readable_size(budget)} may be used; ask for {fewest} shards, or for "
+            "fewer workers"
         )
     at_once = min(workers, shards)
-    sort = seconds(shard_tokens, sorter, measured) * -(-shards // at_once)
+    sort = seconds(shard_tokens, measured) * -(-shards // at_once)
     on_disk = shards * disk(shard_tokens, vocab_size)
     files = (2 * n_tokens * itemsize + on_disk) / BYTES_A_SECOND
     return Estimate(
@@ -151,10 +144,9 @@ def estimate_cost(
         shards=shards,
         shard_tokens=shard_tokens,
         workers=at_once,
-        sorter=sorter,
         seconds=sort + files,
         disk=on_disk,
-        memory=memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once),
+        memory=memory_of(shard_tokens, itemsize=itemsize, workers=at_once),
         bytes_a_token=itemsize + on_disk / n_tokens,
     )
 
@@ -167,45 +159,45 @@ def for_workers(n_tokens: int, workers: int) -> int:
     return max(1, min(workers, n_tokens // WORTH_A_WORKER, MOST_FOR_WORKERS))
 
 
-def seconds(n_tokens: int, sorter: str, measured: Rate | None = None) -> float:
+def seconds(n_tokens: int, measured: Rate | None = None) -> float:
     """Return the seconds to sort one shard: a measured rate, times GROWTH per factor of ten."""
-    rate = measured or RATES[sorter]
+    rate = measured or RATE
     decades = math.log10(n_tokens / rate.tokens)
-    return n_tokens / rate.tokens_a_second * GROWTH[sorter] ** decades
+    return n_tokens / rate.tokens_a_second * GROWTH**decades
 
 
-def measure_rate(store: TokenStore, *, sorter: str, libsais: str | Path | None = None) -> Rate:
+def measure_rate(store: TokenStore) -> Rate:
     """Sort up to five million tokens of a store and return this machine's speed.
 
     Examples:
-        >>> rate = token_index.measure_rate(store, sorter="pydivsufsort")
+        >>> rate = token_index.measure_rate(store)
         >>> rate.tokens, rate.tokens_a_second > 0
         (602113, True)
     """
     tokens = np.array(store.tokens[:MEASURED])
     begin = time.perf_counter()
-    suffix_array.build(tokens, sorter=sorter, libsais=libsais)
+    suffix_array.build(tokens)
     return Rate(len(tokens), len(tokens) / (time.perf_counter() - begin))
 
 
-def memory_of(shard_tokens: int, *, sorter: str, itemsize: int, workers: int) -> int:
+def memory_of(shard_tokens: int, *, itemsize: int, workers: int) -> int:
     """Return the bytes that sorting takes, one shard per worker.
 
     A single worker is this process, whose own memory is not counted.
 
     Examples:
-        >>> token_index.memory_of(1_000_000, sorter="pydivsufsort", itemsize=2, workers=1)
+        >>> token_index.memory_of(1_000_000, itemsize=2, workers=1)
         12000000
     """
-    each = shard_tokens * suffix_array.bytes_a_token(sorter, itemsize, shard_tokens)
+    each = shard_tokens * suffix_array.bytes_a_token(itemsize, shard_tokens)
     return each if workers == 1 else workers * (PROCESS + each)
 
 
-def most_tokens(memory: int, *, sorter: str, itemsize: int, workers: int) -> int:
-    """Return the largest shard that `memory` and the sorter can hold economically, or 0."""
+def most_tokens(memory: int, *, itemsize: int, workers: int) -> int:
+    """Return the largest shard that `memory` holds and positions of four bytes count, or 0."""
     each = memory // workers - (0 if workers == 1 else PROCESS)
-    held = max(each, 0) // suffix_array.bytes_a_token(sorter, itemsize)
-    return min(held, suffix_array.economical(sorter, itemsize))
+    held = max(each, 0) // suffix_array.bytes_a_token(itemsize)
+    return min(held, suffix_array.economical(itemsize))
 
 
 def disk(n_tokens: int, vocab_size: int) -> int:
