@@ -32,6 +32,7 @@ from data_attribution import token_index
 from data_attribution.errors import AttributionError
 from data_attribution.token_index import Rate, suffix_array
 from train.data import open_store
+from train.progress import duration
 
 
 MILLION, GB = 1_000_000, 10**9
@@ -111,30 +112,20 @@ def _sorted(path: Path, n_tokens: int) -> dict[str, Any]:
 def _table(rate: Rate) -> None:
     """What 9.04 billion tokens take, by the rate measured here."""
     print(f"\n{TOKENS:,} tokens, reckoned from the largest size above:")
-    simulated = _simulated()
+    store: Any = _simulated()
     for gigabytes in (24, 64):
         for shards, workers in ((5, 1), (None, 1), (None, 4)):
             asked = f"{gigabytes} GB, {shards or 'as few as fit'}"
             try:
-                found = token_index.estimate_cost(
-                    TOKENS,
-                    shards=shards,
-                    workers=workers,
-                    memory=gigabytes * GB,
-                    vocab_size=VOCABULARY,
-                    measured=rate,
-                )
                 plan = token_index.plan_shards(
-                    simulated,  # pyright: ignore[reportArgumentType]
-                    shards=found.shards,
-                    workers=workers,
-                    memory=gigabytes * GB,
+                    store, shards=shards, workers=workers, memory=gigabytes * GB
                 )
             except AttributionError as refused:
                 print(f"{asked}: {refused}")
                 continue
-            longest = max(one.n_tokens for one in plan.shards)
-            print(f"{asked}: {found.sentence()}; longest at documents' ends {longest:,}")
+            found = token_index.estimate_shards(store, plan).sentence()
+            seconds = token_index.sorting_seconds(plan, rate)
+            print(f"{asked}: {found}, sorted in about {duration(seconds)}")
 
 
 def _simulated() -> SimpleNamespace:
@@ -144,7 +135,13 @@ def _simulated() -> SimpleNamespace:
     starts = 1 + np.cumsum(lengths + 1) - (lengths + 1)
     n_tokens = int(starts[-1] + lengths[-1] + 1)
     tokens = np.empty(0, np.uint16)
-    return SimpleNamespace(starts=starts, n_tokens=n_tokens, train_tokens=n_tokens, tokens=tokens)
+    return SimpleNamespace(
+        starts=starts,
+        n_tokens=n_tokens,
+        train_tokens=n_tokens,
+        tokens=tokens,
+        vocab_size=VOCABULARY,
+    )
 
 
 def _options() -> argparse.Namespace:

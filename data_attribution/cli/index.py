@@ -102,7 +102,7 @@ def index_plan(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Estimate what building an index of STORE takes: shards, seconds, memory and disk.
+    """Estimate what building an index of STORE takes: shards, memory, disk and sorting time.
 
     Shards are cut as a build would cut them, and some tokens are sorted to measure this machine.
     """
@@ -110,6 +110,7 @@ def index_plan(
 
     from data_attribution import token_index
     from train.data import open_store
+    from train.progress import duration
 
     store = open_store(path)
     plan = token_index.plan_shards(
@@ -118,9 +119,10 @@ def index_plan(
         workers=workers or token_index.worthwhile_workers(store.n_tokens),
         memory=_bytes(memory),
     )
-    rate = token_index.measure_rate(store)
-    found = token_index.estimate_shards(store, plan, measured=rate)
-    emit(asdict(found), found.sentence(), as_json=as_json, out=out)
+    found = token_index.estimate_shards(store, plan)
+    seconds = token_index.sorting_seconds(plan, token_index.measure_rate(store))
+    text = f"{found.sentence()}, sorted in about {duration(seconds)} on this machine"
+    emit({**asdict(found), "seconds": seconds}, text, as_json=as_json, out=out)
 
 
 @index.command("cost")
@@ -133,9 +135,9 @@ def index_cost(
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Estimate what indexing TOKENS tokens would take, without a token store.
+    """Estimate the memory and disk for indexing TOKENS tokens, without a token store.
 
-    Shards are assumed to be equally long, and the seconds are those of a server of 2025.
+    Shards are assumed to be equally long.
     """
     from dataclasses import asdict
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from data_attribution.token_index.sharding import (
         estimate_shards,
         plan_shards,
+        sorting_seconds,
         worthwhile_workers,
     )
 
@@ -38,6 +39,7 @@ __all__ = [
     "memory_of",
     "open",
     "plan_shards",
+    "sorting_seconds",
     "verify",
     "worthwhile_workers",
 ]

@@ -1,10 +1,8 @@
-"""Cost estimate of building an index, before it is built: seconds, disk, memory.
+"""Cost estimate of building an index, before it is built: disk, memory, and the time of sorting.
 
 Bytes are for shards of equal length. Where documents end is only known for an existing store; for
-that, `sharding.estimate_shards` counts the shards as they will be cut. Seconds are extrapolated
-from a measured sort, on this machine where possible, and grow a little faster than the tokens:
-GROWTH is the factor in time per token for a shard ten times as large, measured by
-`benchmarks/index_growth.py`.
+that, `sharding.estimate_shards` counts the shards as they will be cut. Time is known only where
+some tokens of a store are sorted first (`measure_rate`), on the machine in question.
 """
 
 import math
@@ -18,7 +16,7 @@ import numpy as np
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.token_index import prefix_table, suffix_array
 from train.data import TokenStore
-from train.progress import duration, readable_size
+from train.progress import readable_size
 
 
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "memory_of",
     "most_tokens",
     "refuse_small",
-    "seconds",
 ]
 
 # Bytes of a process that has imported what sorting needs, with the libraries' own tables.
@@ -41,10 +38,12 @@ SHARE = 0.75  # share of the available memory, unless a number is given
 # Below WORTH_A_WORKER tokens, sorting two shards of half the size is not faster than sorting one,
 # because starting a process costs more.
 WORTH_A_WORKER, MOST_FOR_WORKERS = 2_000_000, 8
-BYTES_A_SECOND = 1e9  # read and hashed, or written and hashed
 SAMPLE = 1_000_000
 MEASURED = 5_000_000  # exceeds the processor's caches, which make smaller sorts look faster
 PAGE = 4096
+# Factor in time per token for a shard ten times as large; measured on 10 to 200 million tokens of
+# real text by `benchmarks/index_growth.py`.
+GROWTH = 1.4
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,15 @@ class Rate:
     tokens: int
     tokens_a_second: float
 
-
-# Measured on one thread of a server CPU of 2025, on real text; `measure_rate` measures this
-# machine.
-RATE = Rate(10_000_000, 8e6)
-GROWTH = 1.4  # measured on 10 to 200 million tokens of real text
+    def seconds(self, n_tokens: int) -> float:
+        """Return the time of sorting one shard: a token takes GROWTH times as long per decade."""
+        decades = math.log10(n_tokens / self.tokens)
+        return n_tokens / self.tokens_a_second * GROWTH**decades
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The expected cost of a build; seconds are extrapolated from a measured rate.
+    """The disk and memory that a build takes.
 
     `memory` includes the pages of tokens.bin that sorting reads. `disk` is the size of the index
     alone, with one page for each shard's listing, which takes less.
@@ -73,7 +71,6 @@ class Estimate:
     shards: int
     shard_tokens: int
     workers: int
-    seconds: float
     disk: int
     memory: int
     bytes_a_token: float  # including the text
@@ -82,8 +79,8 @@ class Estimate:
         """Return the estimate as one line of text."""
         return (
             f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
-            f"{self.workers} at once: about {duration(self.seconds)}, "
-            f"{readable_size(self.memory)} of memory, {readable_size(self.disk)} of disk "
+            f"{self.workers} at once: {readable_size(self.memory)} of memory, "
+            f"{readable_size(self.disk)} of disk "
             f"({self.bytes_a_token:.2f} bytes a token with the text)"
         )
 
@@ -95,7 +92,6 @@ def estimate_cost(
     workers: int = 1,
     memory: int | None = None,
     vocab_size: int = 50257,
-    measured: Rate | None = None,
 ) -> Estimate:
     """Estimate the cost of an index of `n_tokens` tokens, before there is a store.
 
@@ -104,15 +100,14 @@ def estimate_cost(
     Args:
         shards: Number of shards; default: as few as `memory` allows.
         memory: Bytes; default: what is available on this machine.
-        measured: Sort measured on the machine in question; default: on a server of 2025.
 
     Raises:
         IndexSpaceError: That number of shards does not fit into the memory.
 
     Examples:
         >>> estimate = token_index.estimate_cost(9_000_000_000, memory=64_000_000_000)
-        >>> estimate.shards, round(estimate.disk / 1e9, 1), round(estimate.seconds / 60)
-        (9, 37.1, 38)
+        >>> estimate.shards, round(estimate.disk / 1e9, 1), round(estimate.memory / 1e9, 1)
+        (9, 37.1, 12.0)
     """
     refuse_small(n_tokens=n_tokens, shards=shards, workers=workers, memory=memory)
     itemsize = 2 if vocab_size <= 1 << 16 else 4
@@ -136,15 +131,12 @@ def estimate_cost(
             "fewer workers"
         )
     at_once = min(workers, shards)
-    sort = seconds(shard_tokens, measured) * -(-shards // at_once)
     on_disk = shards * disk(shard_tokens, vocab_size)
-    files = (2 * n_tokens * itemsize + on_disk) / BYTES_A_SECOND
     return Estimate(
         tokens=n_tokens,
         shards=shards,
         shard_tokens=shard_tokens,
         workers=at_once,
-        seconds=sort + files,
         disk=on_disk,
         memory=memory_of(shard_tokens, itemsize=itemsize, workers=at_once),
         bytes_a_token=itemsize + on_disk / n_tokens,
@@ -157,13 +149,6 @@ def for_workers(n_tokens: int, workers: int) -> int:
     It is small, because every query searches every shard.
     """
     return max(1, min(workers, n_tokens // WORTH_A_WORKER, MOST_FOR_WORKERS))
-
-
-def seconds(n_tokens: int, measured: Rate | None = None) -> float:
-    """Return the seconds to sort one shard: a measured rate, times GROWTH per factor of ten."""
-    rate = measured or RATE
-    decades = math.log10(n_tokens / rate.tokens)
-    return n_tokens / rate.tokens_a_second * GROWTH**decades
 
 
 def measure_rate(store: TokenStore) -> Rate:

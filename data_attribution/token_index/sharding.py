@@ -15,7 +15,6 @@ from jaxtyping import Int64
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.token_index import suffix_array
 from data_attribution.token_index.cost import (
-    BYTES_A_SECOND,
     WORTH_A_WORKER,
     Estimate,
     Rate,
@@ -25,14 +24,20 @@ from data_attribution.token_index.cost import (
     memory_of,
     most_tokens,
     refuse_small,
-    seconds,
 )
 from data_attribution.token_index.shard_files import Shard
 from train.data import TokenStore
 from train.progress import readable_size
 
 
-__all__ = ["ShardPlan", "estimate_shards", "fitting", "plan_shards", "worthwhile_workers"]
+__all__ = [
+    "ShardPlan",
+    "estimate_shards",
+    "fitting",
+    "plan_shards",
+    "sorting_seconds",
+    "worthwhile_workers",
+]
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,8 @@ def fitting(
     return ShardPlan(shards, workers, needed)
 
 
-def estimate_shards(store: TokenStore, cut: ShardPlan, *, measured: Rate | None = None) -> Estimate:
+def estimate_shards(store: TokenStore, cut: ShardPlan) -> Estimate:
     """Estimate the cost of building the index of a store, with its shards as they are cut.
-
-    Args:
-        measured: Sort measured on the machine in question; default: on a server of 2025.
 
     Examples:
         >>> plan = token_index.plan_shards(store, shards=2)
@@ -134,22 +136,31 @@ def estimate_shards(store: TokenStore, cut: ShardPlan, *, measured: Rate | None 
         (2, 602113, 2507548)
     """
     itemsize = store.tokens.dtype.itemsize
-    at_once = min(cut.workers, len(cut.shards))
-    free = [0.0] * at_once  # when each worker becomes free; shards are assigned in order
-    for one in cut.shards:
-        free[free.index(min(free))] += seconds(one.n_tokens, measured)
     on_disk = sum(disk(one.n_tokens, store.vocab_size) for one in cut.shards)
-    files = (2 * store.n_tokens * itemsize + on_disk) / BYTES_A_SECOND
     return Estimate(
         tokens=store.n_tokens,
         shards=len(cut.shards),
         shard_tokens=max(one.n_tokens for one in cut.shards),
-        workers=at_once,
-        seconds=max(free) + files,
+        workers=min(cut.workers, len(cut.shards)),
         disk=on_disk,
         memory=cut.memory,
         bytes_a_token=itemsize + on_disk / store.n_tokens,
     )
+
+
+def sorting_seconds(cut: ShardPlan, rate: Rate) -> float:
+    """Return the time of sorting the shards of a plan, at the speed of `measure_rate`.
+
+    Examples:
+        >>> plan = token_index.plan_shards(store, shards=2)
+        >>> rate = token_index.measure_rate(store)
+        >>> token_index.sorting_seconds(plan, rate) > 0
+        True
+    """
+    free = [0.0] * min(cut.workers, len(cut.shards))  # when each worker becomes free
+    for one in cut.shards:
+        free[free.index(min(free))] += rate.seconds(one.n_tokens)
+    return max(free)
 
 
 def worthwhile_workers(n_tokens: int) -> int:

@@ -62,6 +62,8 @@ def test_the_plan_of_a_store_says_what_its_index_then_takes(openbook, path):
     taken = sum(one.stat().st_size for one in (path / "index").iterdir())
     assert 0 <= said["disk"] - taken < 3 * 4096
     assert (said["shards"], said["tokens"]) == (2, 961)
+    assert 0 < said["seconds"] < 60
+    assert openbook("index", "plan", path).out.endswith(" on this machine\n")
 
 
 def test_the_plan_of_openwebtext_needs_no_store(openbook):
