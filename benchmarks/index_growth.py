@@ -1,16 +1,15 @@
 """How seconds and memory of an index grow with its tokens, and what OpenWebText would take.
 
     python benchmarks/real_text.py --tokens 200000000 --out /tmp/real-text --more FOLDER ...
-    python benchmarks/index_growth.py --store /tmp/real-text [--libsais /path/to/libsais.so]
+    python benchmarks/index_growth.py --store /tmp/real-text
 
 Sorts the first 1, 10, 50 and 200 million tokens of a store of real text (one that holds fewer is
 refused), each in a process of its own on one core: CPU seconds, the shortest of some rounds, and
-the most memory it held. numpy, for machines without a library, is measured up to 10 million tokens
-only: 200 million would take 14 GB and minutes. From the largest size a table of what 9.04 billion
+the most memory it held. From the largest size a table of what 9.04 billion
 tokens would take on machines of 24 and 64 GB, cut at the ends of 8,009,762 simulated documents.
 
-Exit 1 when memory is over what `index_plans` says beforehand, when from 10 million tokens on a ten
-times larger shard costs over 1.6 times as much a token, or when a library's growth was not
+Exit 1 when memory is over what `token_index.memory_of` says beforehand, when from 10 million tokens
+on a ten times larger shard costs over 1.6 times as much a token, or when that growth was not
 measured because --sizes left it out.
 """
 
@@ -33,43 +32,37 @@ from data_attribution import token_index
 from data_attribution.errors import AttributionError
 from data_attribution.token_index import Rate, suffix_array
 from train.data import open_store
+from train.progress import duration
 
 
 MILLION, GB = 1_000_000, 10**9
 SIZES = (1, 10, 50, 200)
 ROUNDS = {1: 5, 10: 3}
-NUMPY_MOST = 10  # million tokens
 CACHED, GROWTH = 10, 1.6  # smaller shards, in million tokens, lie in a processor's caches
 DOCUMENTS, TOKENS, VOCABULARY = 8_009_762, 9_035_582_198, 50257
 
 
 def main() -> int:
-    """Measure every sorter that is there, then reckon; 1 when a bound is missed."""
+    """Measure sorting, then reckon; 1 when a bound is missed."""
     options = _options()
     if options.part:
-        print(json.dumps(_sorted(options.store, options.part, options.sorter, options.libsais)))
+        print(json.dumps(_sorted(options.store, options.part)))
         return 0
     store = real_text.store(options.store, max(options.sizes) * MILLION, more=options.more)
     print(machine.described("numpy", "pydivsufsort"))
     print(f"{store.n_tokens:,} tokens of {store.manifest['corpus']['source']}")
-    sorters = ["pydivsufsort", "numpy"] + (["libsais"] if options.libsais else [])
-    held, rates = [], {}
-    for sorter in sorters:
-        most = NUMPY_MOST if sorter == "numpy" else max(options.sizes)
-        rows = [measured(options, sorter, one) for one in sorted(options.sizes) if one <= most]
-        if rows:
-            held.append(holds(sorter, rows))
-            rates[sorter] = Rate(rows[-1]["tokens"], rows[-1]["tokens"] / rows[-1]["cpu"])
-    _table(rates)
-    return int(not all(held))
+    rows = [measured(options, one) for one in sorted(options.sizes)]
+    held = holds(rows)
+    _table(Rate(rows[-1]["tokens"], rows[-1]["tokens"] / rows[-1]["cpu"]))
+    return int(not held)
 
 
-def holds(sorter: str, rows: list[dict[str, Any]]) -> bool:
-    """Print the growth of one sorter; whether memory and growth are within their bounds.
+def holds(rows: list[dict[str, Any]]) -> bool:
+    """Print the growth; whether memory and growth are within their bounds.
 
-    A library of which no growth was measured beyond 10 million tokens is not within them.
+    They are not if no growth was measured beyond 10 million tokens.
     """
-    good, bounded = True, sorter == "numpy"
+    good, bounded = True, False
     for row, before in zip(rows, [None, *rows], strict=False):
         growth = ""
         if before:
@@ -81,22 +74,20 @@ def holds(sorter: str, rows: list[dict[str, Any]]) -> bool:
                 good, bounded = good and rise <= GROWTH, True
         good &= row["peak"] <= row["said"]
         print(
-            f"{sorter:<13} {row['tokens'] / MILLION:6.0f} M tokens {row['cpu']:8.2f} s "
+            f"{row['tokens'] / MILLION:6.0f} M tokens {row['cpu']:8.2f} s "
             f"{row['tokens'] / row['cpu'] / MILLION:6.2f} Mtok/s, "
             f"{row['peak'] / row['tokens']:5.1f} bytes a token (said: at most "
             f"{row['said'] / row['tokens']:.1f}){growth}"
         )
     if not bounded:
-        print(f"{sorter:<13} no growth from {CACHED} M tokens on was measured: its bound is missed")
+        print(f"no growth from {CACHED} M tokens on was measured: its bound is missed")
     return good and bounded
 
 
-def measured(options: argparse.Namespace, sorter: str, millions: int) -> dict[str, Any]:
+def measured(options: argparse.Namespace, millions: int) -> dict[str, Any]:
     """The shortest of some sorts in processes of their own, and the most memory of any."""
-    command = [sys.executable, __file__, "--store", str(options.store), "--sorter", sorter]
+    command = [sys.executable, __file__, "--store", str(options.store)]
     command += ["--part", str(millions * MILLION)]
-    if sorter == "libsais":
-        command += ["--libsais", str(options.libsais)]
     said = [
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for _ in range(ROUNDS.get(millions, 1))
@@ -105,49 +96,36 @@ def measured(options: argparse.Namespace, sorter: str, millions: int) -> dict[st
     return {**best, "peak": max(one["peak"] for one in said)}
 
 
-def _sorted(path: Path, n_tokens: int, sorter: str, libsais: Path | None) -> dict[str, Any]:
+def _sorted(path: Path, n_tokens: int) -> dict[str, Any]:
     tokens = open_store(path).tokens.view(np.ndarray)[:n_tokens]
-    suffix_array.build(tokens[:1000], sorter=sorter, libsais=libsais)  # libraries are loaded
+    suffix_array.build(tokens[:1000])  # the library is loaded
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.process_time()
-    suffix_array.build(tokens, sorter=sorter, libsais=libsais)
+    suffix_array.build(tokens)
     cpu = time.process_time() - begin
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     itemsize = tokens.dtype.itemsize
-    said = token_index.memory_of(n_tokens, sorter=sorter, itemsize=itemsize, workers=1)
+    said = token_index.memory_of(n_tokens, itemsize=itemsize, workers=1)
     return {"tokens": n_tokens, "cpu": cpu, "peak": peak, "said": said + token_index.PROCESS}
 
 
-def _table(rates: dict[str, Rate]) -> None:
-    """What 9.04 billion tokens take, by the rates measured here."""
+def _table(rate: Rate) -> None:
+    """What 9.04 billion tokens take, by the rate measured here."""
     print(f"\n{TOKENS:,} tokens, reckoned from the largest size above:")
-    simulated = _simulated()
-    for sorter in (one for one in rates if one != "numpy"):
-        for gigabytes in (24, 64):
-            for shards, workers in ((5, 1), (None, 1), (None, 4)):
-                asked = f"{sorter:<13} {gigabytes} GB, {shards or 'as few as fit'}"
-                try:
-                    found = token_index.estimate_cost(
-                        TOKENS,
-                        shards=shards,
-                        workers=workers,
-                        memory=gigabytes * GB,
-                        sorter=sorter,
-                        vocab_size=VOCABULARY,
-                        measured=rates[sorter],
-                    )
-                    plan = token_index.plan_shards(
-                        simulated,  # pyright: ignore[reportArgumentType]
-                        sorter=sorter,
-                        shards=found.shards,
-                        workers=workers,
-                        memory=gigabytes * GB,
-                    )
-                except AttributionError as refused:
-                    print(f"{asked}: {refused}")
-                    continue
-                longest = max(one.n_tokens for one in plan.shards)
-                print(f"{asked}: {found.sentence()}; longest at documents' ends {longest:,}")
+    store: Any = _simulated()
+    for gigabytes in (24, 64):
+        for shards, workers in ((5, 1), (None, 1), (None, 4)):
+            asked = f"{gigabytes} GB, {shards or 'as few as fit'}"
+            try:
+                plan = token_index.plan_shards(
+                    store, shards=shards, workers=workers, memory=gigabytes * GB
+                )
+            except AttributionError as refused:
+                print(f"{asked}: {refused}")
+                continue
+            found = token_index.estimate_shards(store, plan).sentence()
+            seconds = token_index.sorting_seconds(plan, rate)
+            print(f"{asked}: {found}, sorted in about {duration(seconds)}")
 
 
 def _simulated() -> SimpleNamespace:
@@ -157,7 +135,13 @@ def _simulated() -> SimpleNamespace:
     starts = 1 + np.cumsum(lengths + 1) - (lengths + 1)
     n_tokens = int(starts[-1] + lengths[-1] + 1)
     tokens = np.empty(0, np.uint16)
-    return SimpleNamespace(starts=starts, n_tokens=n_tokens, train_tokens=n_tokens, tokens=tokens)
+    return SimpleNamespace(
+        starts=starts,
+        n_tokens=n_tokens,
+        train_tokens=n_tokens,
+        tokens=tokens,
+        vocab_size=VOCABULARY,
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -167,9 +151,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--store", type=Path, required=True, help="of real text; made if missing")
     parser.add_argument("--more", type=Path, nargs="+", default=(), help="`real_text.py --more`")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="millions of tokens")
-    parser.add_argument("--libsais", type=Path, help="shared library to measure, too")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--sorter", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -209,8 +209,8 @@ def test_a_sort_that_takes_more_memory_than_said_or_grows_dear_fails(script, cha
     growth = script("index_growth")
     small = {"tokens": 10**7, "cpu": 1.0, "peak": 1, "said": 1}
     large = {"tokens": 10**8, "cpu": 12.0, "peak": 12 * 10**8, "said": 12 * 10**8, **change}
-    assert growth.holds("pydivsufsort", [small, large]) is holds
-    assert not growth.holds("pydivsufsort", [small])  # of which no growth is known
+    assert growth.holds([small, large]) is holds
+    assert not growth.holds([small])  # of which no growth is known
 
 
 @pytest.mark.parametrize(

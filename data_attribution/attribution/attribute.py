@@ -2,7 +2,9 @@
 
 `documents(run, target)` ranks them for one target, fuses the methods and returns sources.
 `rank_many(run, targets)` returns the rankings themselves, and does once what the targets have in
-common: the gradient of a document is collected once, and one replay answers all queries.
+common: the gradient of a document is collected once (unless the targets are so many that their
+gradients are compared in blocks, `gradients.rank_by_gradients`), and one replay answers all
+queries.
 
 Methods (`attribution.methods`) differ in what they look at, what they cost and how strong their
 evidence is; `attribution.sources` lists the grades of evidence.

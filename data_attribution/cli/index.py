@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_attribution.cli import formatting
-from train.cli.options import CommandGroup, Json, Out, readable
+from train.cli.options import CommandGroup, Json, Out
 from train.cli.output import emit
 
 
@@ -48,16 +48,6 @@ Memory = Annotated[
         min=0.001, help="Memory limit for sorting, in GB; default: 3/4 of the free memory."
     ),
 ]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        help="Sorter: pydivsufsort, libsais or numpy; default: the fastest that is installed."
-    ),
-]
-Libsais = Annotated[
-    Path | None,
-    typer.Option(callback=readable, help="File of a libsais shared library to sort with."),
-]
 
 
 @index.command("build")
@@ -70,8 +60,6 @@ def index_build(
     ] = None,
     workers: Workers = None,
     memory: Memory = None,
-    backend: Backend = None,
-    libsais: Libsais = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
@@ -91,8 +79,6 @@ def index_build(
             shard_tokens=shard_tokens,
             workers=workers or token_index.worthwhile_workers(store.n_tokens),
             memory=_bytes(memory),
-            backend=backend,
-            libsais=libsais,
             progress=advance,
         )
     result = {
@@ -113,12 +99,10 @@ def index_plan(
     shards: Shards = None,
     workers: Workers = None,
     memory: Memory = None,
-    backend: Backend = None,
-    libsais: Libsais = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Estimate what building an index of STORE takes: shards, seconds, memory and disk.
+    """Estimate what building an index of STORE takes: shards, memory, disk and sorting time.
 
     Shards are cut as a build would cut them, and some tokens are sorted to measure this machine.
     """
@@ -126,19 +110,19 @@ def index_plan(
 
     from data_attribution import token_index
     from train.data import open_store
+    from train.progress import duration
 
-    sorter = token_index.backend(backend, libsais)
     store = open_store(path)
     plan = token_index.plan_shards(
         store,
-        sorter=sorter,
         shards=shards,
         workers=workers or token_index.worthwhile_workers(store.n_tokens),
         memory=_bytes(memory),
     )
-    rate = token_index.measure_rate(store, sorter=sorter, libsais=libsais)
-    found = token_index.estimate_shards(store, plan, measured=rate)
-    emit(asdict(found), found.sentence(), as_json=as_json, out=out)
+    found = token_index.estimate_shards(store, plan)
+    seconds = token_index.sorting_seconds(plan, token_index.measure_rate(store))
+    text = f"{found.sentence()}, sorted in about {duration(seconds)} on this machine"
+    emit({**asdict(found), "seconds": seconds}, text, as_json=as_json, out=out)
 
 
 @index.command("cost")
@@ -147,15 +131,13 @@ def index_cost(
     shards: Shards = None,
     workers: Workers = None,
     memory: Memory = None,
-    backend: Backend = None,
-    libsais: Libsais = None,
     vocabulary: Annotated[int, typer.Option(min=1, help="Vocabulary size to assume.")] = 50257,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Estimate what indexing TOKENS tokens would take, without a token store.
+    """Estimate the memory and disk for indexing TOKENS tokens, without a token store.
 
-    Shards are assumed to be equally long, and the seconds are those of a server of 2025.
+    Shards are assumed to be equally long.
     """
     from dataclasses import asdict
 
@@ -166,7 +148,6 @@ def index_cost(
         shards=shards,
         workers=workers or token_index.worthwhile_workers(tokens),
         memory=_bytes(memory),
-        sorter=token_index.backend(backend, libsais),
         vocab_size=vocabulary,
     )
     emit(asdict(found), found.sentence(), as_json=as_json, out=out)

@@ -4,6 +4,10 @@
 checkpoints. Evaluations need many retrainings and only the final weights of each, so here the same
 step function (`train.trainer.training_steps`) is called on a state in memory. The weights are
 bit-identical to those of a retrained run.
+
+The two are not one function with an option, because a run must be resumable and verifiable: its
+manifest records a removal that holds for all steps, and it is trained with its parent's numerics;
+here a removal may begin at a later step (`first`), and the CPU stands in for a missing device.
 """
 
 import copy

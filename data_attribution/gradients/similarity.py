@@ -17,10 +17,10 @@ queries. Intervals are over the query's prompts: they show what another draw of 
 `rank_by_gradients` has two stages. First, lexical evidence and BM25 name at most `candidates`
 documents for each query, because gradients of millions are expensive; then the gradient of each is
 compared with the queries', through the requested components. The gradient of a document that
-several queries have in common is collected once. If the gradients of the whole corpus are stored
-beside the run, those are compared instead. A query without words cannot name candidates: from a
-larger corpus, that many documents are then drawn at random by the request's seed, and the
-ranking says so.
+several queries have in common is collected once, or once per block of queries if the gradients of
+all prompts would take more than `MEMORY`. If the gradients of the whole corpus are stored beside
+the run, those are compared instead. A query without words cannot name candidates: from a larger
+corpus, that many documents are then drawn at random by the request's seed, and the ranking says so.
 
 A score is valid at the checkpoints used, by default the last one. Knowing the data order does not
 improve first-order scores; replay (`data_attribution.metagradients`) is the way to use it.
@@ -52,12 +52,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from data_attribution import lexical
 from data_attribution.errors import EvidenceError
-from data_attribution.gradients import features, preconditioner, store, weight_selection
+from data_attribution.gradients import features, preconditioner, store, store_size, weight_selection
 from data_attribution.gradients.features import Features
 from data_attribution.gradients.preconditioner import Curvature
 from data_attribution.gradients.store import GradientStore
@@ -88,7 +88,11 @@ __all__ = [
 SAMPLE, PIECE = 2_000, 2_048
 KINDS = ("adam", "adam-cosine", "cosine", "curvature", "dot")
 
-Products = Float64[np.ndarray, "document _"]  # by prompt; queries have any number of prompts
+# Comparing many queries: bytes of their prompts' gradients and scores that are held at a time.
+MEMORY = 2 << 30
+
+Products = Float64[np.ndarray, "_ _"]  # document, prompt: any number of each for a query
+Mask = Bool[np.ndarray, " document"]
 
 
 @dataclass(frozen=True)
@@ -162,32 +166,83 @@ class Collected:
     def products(self, *queries: Query, progress: Progress | None = None) -> list[Products]:
         """Return for each query the documents' scores for its prompts, averaged over checkpoints.
 
-        Every piece of the documents is read once for all queries.
+        Every piece of the documents is read once for all queries, whose gradients are in memory
+        together.
 
         Raises:
             EvidenceError: A query depends on none of the components.
         """
-        scores = [np.zeros((len(self.documents), len(query.tokens))) for query in queries]
-        for moment in self.moments:
-            prompts = [moment.of(query, progress) for query in queries]
-            first = 0
-            for piece in moment.pieces():
-                rows = slice(first, first + len(piece.rows))
-                for total, gradients in zip(scores, prompts, strict=True):
-                    total[rows] += products(gradients, piece, unit=self.how.unit)
-                first = rows.stop
-        return [total / len(self.moments) for total in scores]
+        every = np.ones(len(self.documents), bool)
+        return self._scores(queries, [every] * len(queries), progress)
 
-    def ranking(
-        self, query: Query, scores: Products, documents: Int64[np.ndarray, " some"]
-    ) -> Ranking:
-        """Rank some of the documents by their mean score over a query's prompts, with intervals.
+    def rankings(
+        self,
+        queries: Sequence[Query],
+        documents: Sequence[Int64[np.ndarray, " some"]],
+        *,
+        progress: Progress | None = None,
+    ) -> list[Ranking]:
+        """Rank for each query some of the documents by their mean score over its prompts.
+
+        The queries are compared in blocks. The gradients of a block's prompts and their scores take
+        at most `MEMORY` bytes, or those of a single query. Every block reads all pieces of the
+        documents, and collects those again that are neither stored nor kept.
 
         Args:
-            scores: The query's entry of `products`.
+            documents: For each query, the documents to rank.
+
+        Raises:
+            EvidenceError: A query depends on none of the components.
         """
-        there = np.isin(self.documents, documents)
-        scores = scores[there]
+        dim = store_size.numbers(self.selection, self.how.rank)
+        sizes = [
+            len(query.tokens) * (4 * dim + 8 * len(some))  # fp32 gradients and fp64 scores
+            for query, some in zip(queries, documents, strict=True)
+        ]
+        rankings = []
+        for block in _blocks(sizes, MEMORY):
+            there = [np.isin(self.documents, some) for some in documents[block]]
+            scores = self._scores(queries[block], there, progress)
+            rankings += map(self._ranking, queries[block], scores, there)
+            del scores  # else the next block's would be in memory together with these
+        return rankings
+
+    def _scores(
+        self, queries: Sequence[Query], there: Sequence[Mask], progress: Progress | None
+    ) -> list[Products]:
+        """Return `products` for some of the documents, which differ by query."""
+        scores = [
+            np.zeros((int(rows.sum()), len(query.tokens)))
+            for query, rows in zip(queries, there, strict=True)
+        ]
+        for moment in self.moments:
+            self._add_scores(moment, queries, there, scores, progress)
+        for total in scores:
+            total /= len(self.moments)
+        return scores
+
+    def _add_scores(
+        self,
+        moment: "_Moment",
+        queries: Sequence[Query],
+        there: Sequence[Mask],
+        scores: Sequence[Products],
+        progress: Progress | None,
+    ) -> None:
+        """Add the scores at one checkpoint; the prompts' gradients there are freed at the end."""
+        prompts = [moment.of(query, progress) for query in queries]
+        first = 0
+        for piece in moment.pieces():
+            last = first + len(piece.rows)
+            for total, gradients, rows in zip(scores, prompts, there, strict=True):
+                begin, end = int(rows[:first].sum()), int(rows[:last].sum())
+                if begin < end:
+                    found = products(gradients, piece, unit=self.how.unit)
+                    total[begin:end] += found[rows[first:last]]
+            first = last
+
+    def _ranking(self, query: Query, scores: Products, there: Mask) -> Ranking:
+        """Rank documents by the mean of their scores over a query's prompts, with intervals."""
         average = averaged(scores, query.tokens)
         target = "log-odds" if self.how.log_odds else "loss"
         return ranked(
@@ -348,6 +403,15 @@ class _Moment:
         return preconditioner.curvature(sample, damping=self.how.damping)
 
 
+def _blocks(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Yield consecutive blocks whose sizes sum to at most `most`, or of a single larger one."""
+    first = 0
+    for stop in range(1, len(sizes) + 1):
+        if stop == len(sizes) or sum(sizes[first : stop + 1]) > most:
+            yield slice(first, stop)
+            first = stop
+
+
 # Scores: inner products between gradients of documents and of prompts.
 ROWS = 4096
 
@@ -439,8 +503,7 @@ def rank_by_gradients(
     union = np.unique(np.concatenate(documents))
     collected = collect(run, union, within=within, how=how, keep=False, progress=progress)
     queries = [request.query for request in requests]
-    scores = collected.products(*queries, progress=progress)
-    rankings = map(collected.ranking, queries, scores, documents)
+    rankings = collected.rankings(queries, documents, progress=progress)
     return [
         one if total is None else replace(one, details={**one.details, "drawn of": total})
         for one, total in zip(rankings, drawn_of, strict=True)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from data_attribution.token_index.sharding import (
         estimate_shards,
         plan_shards,
+        sorting_seconds,
         worthwhile_workers,
     )
-    from data_attribution.token_index.suffix_array import backend
 
 __all__ = [
     "INDEX_FOLDER",
@@ -32,7 +32,6 @@ __all__ = [
     "Span",
     "TokenIndex",
     "TokenQuery",
-    "backend",
     "build",
     "estimate_cost",
     "estimate_shards",
@@ -40,6 +39,7 @@ __all__ = [
     "memory_of",
     "open",
     "plan_shards",
+    "sorting_seconds",
     "verify",
     "worthwhile_workers",
 ]

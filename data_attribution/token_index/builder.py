@@ -25,7 +25,7 @@ from data_attribution.errors import (
     IndexMissing,
     IndexSpaceError,
 )
-from data_attribution.token_index import cost, shard_files, sharding, sort_workers, suffix_array
+from data_attribution.token_index import cost, shard_files, sharding, sort_workers
 from data_attribution.token_index.index import TokenIndex
 from data_attribution.token_index.index_part import Part
 from data_attribution.token_index.shard_files import Shard, Task
@@ -50,46 +50,40 @@ def build(
     shard_tokens: int | None = None,
     workers: int = 1,
     memory: int | None = None,
-    backend: str | None = None,
-    libsais: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TokenIndex:
     """Sort the store's text and keep the result in the store.
 
     An older index is replaced at the end. Takes 4.13 bytes of disk per token, and 12 bytes of
-    memory per token of every shard that is sorted at the same time (6 with libsais, 76 without
-    either library).
+    memory per token of every shard that is sorted at the same time.
 
     Args:
         shards: Number of shards of the train region; the held-out region has its own. If neither
-            this nor `shard_tokens` is given: as few as memory and sorter allow, and as many as
+            this nor `shard_tokens` is given: as few as memory allows, and as many as
             workers.
         shard_tokens: Largest number of tokens in a shard, instead of `shards`.
         workers: Number of processes that sort one shard each; 1: this process sorts.
         memory: Bytes that sorting may take; default: three quarters of what is available.
-        backend: One of `suffix_array.BACKENDS`; default: the fastest available.
-        libsais: Path of a shared library with `libsais16`, which is then used for sorting.
 
     Raises:
         DamagedError: tokens.bin does not match the store's manifest.
         DiskError: The disk is too small for the index.
         AttributionError: Another process is building this index.
         IndexSpaceError: A shard does not fit into memory.
-        SorterError: The sorter is not available, or the shards do not fit the documents.
+        SorterError: The shards do not fit the documents.
 
     Examples:
         >>> index = token_index.build(store)
         >>> index.count("of runethi").count
         6
     """
-    sorter = suffix_array.backend(backend, libsais)
     artifact = artifact_of(store)
     partial = storage.partial_path(artifact.path)
     with storage.lock_artifact(artifact):
-        plan = _plan(store, sorter, shards, shard_tokens, workers, memory)
+        plan = _plan(store, shards, shard_tokens, workers, memory)
         store.check_tokens()
         with _folder(partial):
-            files = _sort(store, plan, partial, libsais, progress)
+            files = _sort(store, plan, partial, progress)
             manifest = _manifest(store, plan, partial, files)
             storage.write_json(partial / storage.ARTIFACT_MANIFEST, storage.seal(manifest))
         # The plan is removed last: without it the next build would not know how this one was cut.
@@ -161,7 +155,6 @@ def artifact_of(store: TokenStore) -> storage.Artifact:
 
 def _plan(
     store: TokenStore,
-    sorter: str,
     n_shards: int | None,
     shard_tokens: int | None,
     workers: int,
@@ -173,7 +166,6 @@ def _plan(
     """
     fresh = sharding.plan_shards(
         store,
-        sorter=sorter,
         shards=n_shards,
         shard_tokens=shard_tokens,
         workers=workers,
@@ -187,7 +179,7 @@ def _plan(
         if (begun["schema"], begun["store"]) != (SCHEMA, store.fingerprint):
             return fresh
         cut = tuple(Shard(**one) for one in begun["shards"])
-        return sharding.fitting(store, cut, sorter=sorter, workers=workers, memory=memory)
+        return sharding.fitting(store, cut, workers=workers, memory=memory)
     except (DamagedError, IndexSpaceError):
         return fresh
 
@@ -196,11 +188,10 @@ def _sort(
     store: TokenStore,
     plan: ShardPlan,
     folder: Path,
-    libsais: str | Path | None,
     progress: Progress | None,
 ) -> dict[str, storage.FileEntry]:
     """Sort the shards that no earlier build finished; return all files of all shards, by name."""
-    tasks = {shard: _task(store, plan, shard, folder, libsais) for shard in plan.shards}
+    tasks = {shard: _task(store, shard, folder) for shard in plan.shards}
     found = {shard: shard_files.finished(task) for shard, task in tasks.items()}
     missing = [shard for shard, files in found.items() if files is None]
     listed = [asdict(shard) for shard in plan.shards]
@@ -219,9 +210,7 @@ def _sort(
     return {name: file for files in found.values() for name, file in (files or {}).items()}
 
 
-def _task(
-    store: TokenStore, plan: ShardPlan, shard: Shard, folder: Path, libsais: str | Path | None
-) -> Task:
+def _task(store: TokenStore, shard: Shard, folder: Path) -> Task:
     return Task(
         shard=shard,
         folder=str(folder.absolute()),
@@ -230,8 +219,6 @@ def _task(
         vocab_size=store.vocab_size,
         store=store.fingerprint,
         sha256=store.manifest["files"][TOKENS],
-        sorter=plan.sorter,
-        libsais=str(Path(libsais).absolute()) if libsais else None,
     )
 
 

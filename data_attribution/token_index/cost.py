@@ -1,10 +1,8 @@
-"""Cost estimate of building an index, before it is built: seconds, disk, memory.
+"""Cost estimate of building an index, before it is built: disk, memory, and the time of sorting.
 
 Bytes are for shards of equal length. Where documents end is only known for an existing store; for
-that, `sharding.estimate_shards` counts the shards as they will be cut. Seconds are extrapolated
-from a measured sort, on this machine where possible, and grow a little faster than the tokens:
-GROWTH is the factor in time per token for a shard ten times as large, measured by
-`benchmarks/index_growth.py`.
+that, `sharding.estimate_shards` counts the shards as they will be cut. Time is known only where
+some tokens of a store are sorted first (`measure_rate`), on the machine in question.
 """
 
 import math
@@ -18,7 +16,7 @@ import numpy as np
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.token_index import prefix_table, suffix_array
 from train.data import TokenStore
-from train.progress import duration
+from train.progress import readable_size
 
 
 __all__ = [
@@ -32,8 +30,6 @@ __all__ = [
     "memory_of",
     "most_tokens",
     "refuse_small",
-    "seconds",
-    "size",
 ]
 
 # Bytes of a process that has imported what sorting needs, with the libraries' own tables.
@@ -42,10 +38,12 @@ SHARE = 0.75  # share of the available memory, unless a number is given
 # Below WORTH_A_WORKER tokens, sorting two shards of half the size is not faster than sorting one,
 # because starting a process costs more.
 WORTH_A_WORKER, MOST_FOR_WORKERS = 2_000_000, 8
-BYTES_A_SECOND = 1e9  # read and hashed, or written and hashed
 SAMPLE = 1_000_000
 MEASURED = 5_000_000  # exceeds the processor's caches, which make smaller sorts look faster
 PAGE = 4096
+# Factor in time per token for a shard ten times as large; measured on 10 to 200 million tokens of
+# real text by `benchmarks/index_growth.py`.
+GROWTH = 1.4
 
 
 @dataclass(frozen=True)
@@ -55,21 +53,15 @@ class Rate:
     tokens: int
     tokens_a_second: float
 
-
-# Measured on one thread of a server CPU of 2025, on real text; `measure_rate` measures this
-# machine.
-RATES = {
-    "pydivsufsort": Rate(10_000_000, 8e6),
-    "libsais": Rate(10_000_000, 25e6),
-    "numpy": Rate(10_000_000, 3e6),
-}
-# Measured on 10 to 200 million tokens of real text; libsais on up to 57 million, numpy up to 10.
-GROWTH = {"pydivsufsort": 1.4, "libsais": 1.2, "numpy": 1.9}
+    def seconds(self, n_tokens: int) -> float:
+        """Return the time of sorting one shard: a token takes GROWTH times as long per decade."""
+        decades = math.log10(n_tokens / self.tokens)
+        return n_tokens / self.tokens_a_second * GROWTH**decades
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The expected cost of a build; seconds are extrapolated from a measured rate.
+    """The disk and memory that a build takes.
 
     `memory` includes the pages of tokens.bin that sorting reads. `disk` is the size of the index
     alone, with one page for each shard's listing, which takes less.
@@ -79,8 +71,6 @@ class Estimate:
     shards: int
     shard_tokens: int
     workers: int
-    sorter: str
-    seconds: float
     disk: int
     memory: int
     bytes_a_token: float  # including the text
@@ -89,8 +79,8 @@ class Estimate:
         """Return the estimate as one line of text."""
         return (
             f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
-            f"{self.workers} at once by {self.sorter}: about {duration(self.seconds)}, "
-            f"{size(self.memory)} of memory, {size(self.disk)} of disk "
+            f"{self.workers} at once: {readable_size(self.memory)} of memory, "
+            f"{readable_size(self.disk)} of disk "
             f"({self.bytes_a_token:.2f} bytes a token with the text)"
         )
 
@@ -101,60 +91,54 @@ def estimate_cost(
     shards: int | None = None,
     workers: int = 1,
     memory: int | None = None,
-    sorter: str = "pydivsufsort",
     vocab_size: int = 50257,
-    measured: Rate | None = None,
 ) -> Estimate:
     """Estimate the cost of an index of `n_tokens` tokens, before there is a store.
 
     Shards are assumed to be equally long; the ends of documents make some a little longer.
 
     Args:
-        shards: Number of shards; default: as few as `memory` and the sorter allow.
+        shards: Number of shards; default: as few as `memory` allows.
         memory: Bytes; default: what is available on this machine.
-        measured: Sort measured on the machine in question; default: on a server of 2025.
 
     Raises:
         IndexSpaceError: That number of shards does not fit into the memory.
 
     Examples:
         >>> estimate = token_index.estimate_cost(9_000_000_000, memory=64_000_000_000)
-        >>> estimate.shards, round(estimate.disk / 1e9, 1), round(estimate.seconds / 60)
-        (9, 37.1, 38)
+        >>> estimate.shards, round(estimate.disk / 1e9, 1), round(estimate.memory / 1e9, 1)
+        (9, 37.1, 12.0)
     """
     refuse_small(n_tokens=n_tokens, shards=shards, workers=workers, memory=memory)
     itemsize = 2 if vocab_size <= 1 << 16 else 4
     budget = available_memory() if memory is None else memory
     at_once = min(workers, shards or workers)
-    most = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=at_once)
+    most = most_tokens(budget, itemsize=itemsize, workers=at_once)
     if most < min(SAMPLE, n_tokens):
         raise IndexSpaceError(
-            f"{size(budget)} of memory hold no shards of {SAMPLE:,} tokens, {at_once} at once; "
-            "give more memory or fewer workers"
+            f"{readable_size(budget)} of memory hold no shards of {SAMPLE:,} tokens, {at_once} at "
+            "once; give more memory or fewer workers"
         )
     fewest = -(-n_tokens // most)
     shards = shards or max(fewest, for_workers(n_tokens, workers))
     shard_tokens = -(-n_tokens // shards)
-    taken = memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once)
-    if taken > budget or shard_tokens > suffix_array.LARGEST[sorter]:
+    taken = memory_of(shard_tokens, itemsize=itemsize, workers=at_once)
+    if taken > budget or shard_tokens > suffix_array.LARGEST:
         raise IndexSpaceError(
-            f"{shards} shards of {shard_tokens:,} tokens, {at_once} at once, take {size(taken)} of "
-            f"memory with {sorter}, which sorts at most {suffix_array.LARGEST[sorter]:,} at once, "
-            f"and {size(budget)} may be used; ask for {fewest} shards, or for fewer workers"
+            f"{shards} shards of {shard_tokens:,} tokens, {at_once} at once, take "
+            f"{readable_size(taken)} of memory, at most {suffix_array.LARGEST:,} tokens are sorted "
+            f"at once, and {readable_size(budget)} may be used; ask for {fewest} shards, or for "
+            "fewer workers"
         )
     at_once = min(workers, shards)
-    sort = seconds(shard_tokens, sorter, measured) * -(-shards // at_once)
     on_disk = shards * disk(shard_tokens, vocab_size)
-    files = (2 * n_tokens * itemsize + on_disk) / BYTES_A_SECOND
     return Estimate(
         tokens=n_tokens,
         shards=shards,
         shard_tokens=shard_tokens,
         workers=at_once,
-        sorter=sorter,
-        seconds=sort + files,
         disk=on_disk,
-        memory=memory_of(shard_tokens, sorter=sorter, itemsize=itemsize, workers=at_once),
+        memory=memory_of(shard_tokens, itemsize=itemsize, workers=at_once),
         bytes_a_token=itemsize + on_disk / n_tokens,
     )
 
@@ -167,45 +151,38 @@ def for_workers(n_tokens: int, workers: int) -> int:
     return max(1, min(workers, n_tokens // WORTH_A_WORKER, MOST_FOR_WORKERS))
 
 
-def seconds(n_tokens: int, sorter: str, measured: Rate | None = None) -> float:
-    """Return the seconds to sort one shard: a measured rate, times GROWTH per factor of ten."""
-    rate = measured or RATES[sorter]
-    decades = math.log10(n_tokens / rate.tokens)
-    return n_tokens / rate.tokens_a_second * GROWTH[sorter] ** decades
-
-
-def measure_rate(store: TokenStore, *, sorter: str, libsais: str | Path | None = None) -> Rate:
+def measure_rate(store: TokenStore) -> Rate:
     """Sort up to five million tokens of a store and return this machine's speed.
 
     Examples:
-        >>> rate = token_index.measure_rate(store, sorter="pydivsufsort")
+        >>> rate = token_index.measure_rate(store)
         >>> rate.tokens, rate.tokens_a_second > 0
         (602113, True)
     """
     tokens = np.array(store.tokens[:MEASURED])
     begin = time.perf_counter()
-    suffix_array.build(tokens, sorter=sorter, libsais=libsais)
+    suffix_array.build(tokens)
     return Rate(len(tokens), len(tokens) / (time.perf_counter() - begin))
 
 
-def memory_of(shard_tokens: int, *, sorter: str, itemsize: int, workers: int) -> int:
+def memory_of(shard_tokens: int, *, itemsize: int, workers: int) -> int:
     """Return the bytes that sorting takes, one shard per worker.
 
     A single worker is this process, whose own memory is not counted.
 
     Examples:
-        >>> token_index.memory_of(1_000_000, sorter="pydivsufsort", itemsize=2, workers=1)
+        >>> token_index.memory_of(1_000_000, itemsize=2, workers=1)
         12000000
     """
-    each = shard_tokens * suffix_array.bytes_a_token(sorter, itemsize, shard_tokens)
+    each = shard_tokens * suffix_array.bytes_a_token(itemsize, shard_tokens)
     return each if workers == 1 else workers * (PROCESS + each)
 
 
-def most_tokens(memory: int, *, sorter: str, itemsize: int, workers: int) -> int:
-    """Return the largest shard that `memory` and the sorter can hold economically, or 0."""
+def most_tokens(memory: int, *, itemsize: int, workers: int) -> int:
+    """Return the largest shard that `memory` holds and positions of four bytes count, or 0."""
     each = memory // workers - (0 if workers == 1 else PROCESS)
-    held = max(each, 0) // suffix_array.bytes_a_token(sorter, itemsize)
-    return min(held, suffix_array.economical(sorter, itemsize))
+    held = max(each, 0) // suffix_array.bytes_a_token(itemsize)
+    return min(held, suffix_array.economical(itemsize))
 
 
 def disk(n_tokens: int, vocab_size: int) -> int:
@@ -225,11 +202,6 @@ def available_memory() -> int:
     if limit.is_file() and (held := limit.read_text(encoding="utf-8").strip()).isdigit():
         found = min(found, int(held))
     return int(found * SHARE)
-
-
-def size(n_bytes: int) -> str:
-    """Return a number of bytes as readable text."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def refuse_small(**numbers: int | None) -> None:

@@ -66,8 +66,6 @@ class Task:
     vocab_size: int
     store: str  # fingerprint of the token store
     sha256: str  # sha256 of tokens.bin
-    sorter: str
-    libsais: str | None = None
     threads: int = 1
 
 
@@ -76,18 +74,12 @@ def sort(task: Task) -> None:
 
     Raises:
         DiskError: The disk is full.
-        SorterError: The sorter cannot sort the shard.
+        SorterError: The shard has too many tokens.
     """
     shard, folder = task.shard, Path(task.folder)
     tokens = np.memmap(task.tokens, task.dtype, "r").view(np.ndarray)[shard.start : shard.stop]
     buckets = suffix_array.buckets(tokens, task.vocab_size)
-    suffixes = suffix_array.build(
-        tokens,
-        sorter=task.sorter,
-        libsais=task.libsais,
-        threads=task.threads,
-        counts=np.diff(buckets),
-    )
+    suffixes = suffix_array.build(tokens, threads=task.threads, counts=np.diff(buckets))
     arrays = {
         SUFFIXES: suffixes.astype("<u4", copy=False),
         BUCKETS: buckets.astype("<i8", copy=False),
@@ -99,7 +91,7 @@ def sort(task: Task) -> None:
             for kind, array in arrays.items()
         }
         storage.sync_folder(folder)
-    about = {**_about(task), "sorter": task.sorter, "files": written}
+    about = {**_about(task), "sorter": suffix_array.SORTER, "files": written}
     storage.write_json(folder / (shard.name + ABOUT), storage.seal(about))
 
 
@@ -142,7 +134,8 @@ def sorter_of(folder: Path, name: str) -> str:
 def _about(task: Task) -> dict[str, object]:
     """Return the entries of a shard's .json that must match the task.
 
-    Files and sorter are left out, because every sorter gives the same files.
+    Files and sorter are left out: numpy and libsais, with which earlier versions could sort, gave
+    the same files.
     """
     return {
         "schema": SCHEMA,

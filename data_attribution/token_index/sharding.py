@@ -15,7 +15,6 @@ from jaxtyping import Int64
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.token_index import suffix_array
 from data_attribution.token_index.cost import (
-    BYTES_A_SECOND,
     WORTH_A_WORKER,
     Estimate,
     Rate,
@@ -25,30 +24,34 @@ from data_attribution.token_index.cost import (
     memory_of,
     most_tokens,
     refuse_small,
-    seconds,
-    size,
 )
 from data_attribution.token_index.shard_files import Shard
 from train.data import TokenStore
+from train.progress import readable_size
 
 
-__all__ = ["ShardPlan", "estimate_shards", "fitting", "plan_shards", "worthwhile_workers"]
+__all__ = [
+    "ShardPlan",
+    "estimate_shards",
+    "fitting",
+    "plan_shards",
+    "sorting_seconds",
+    "worthwhile_workers",
+]
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The shards of a store in token order, how many are sorted at once, and the sorter."""
+    """The shards of a store in token order, and how many are sorted at once."""
 
     shards: tuple[Shard, ...]
     workers: int
-    sorter: str
     memory: int  # largest number of bytes that sorting takes
 
 
 def plan_shards(
     store: TokenStore,
     *,
-    sorter: str,
     shards: int | None = None,
     shard_tokens: int | None = None,
     workers: int = 1,
@@ -66,7 +69,7 @@ def plan_shards(
         SorterError: There are fewer documents than shards, or a number is below 1.
 
     Examples:
-        >>> plan = token_index.plan_shards(store, sorter="pydivsufsort", shards=2)
+        >>> plan = token_index.plan_shards(store, shards=2)
         >>> [(shard.name, shard.start, shard.stop) for shard in plan.shards], plan.memory
         ([('shard-000', 0, 301057), ('shard-001', 301057, 602113)], 3612684)
     """
@@ -75,11 +78,11 @@ def plan_shards(
         raise SorterError("the number of shards and their size were both given; give one")
     itemsize = store.tokens.dtype.itemsize
     budget = available_memory() if memory is None else memory
-    room = most_tokens(budget, sorter=sorter, itemsize=itemsize, workers=workers)
+    room = most_tokens(budget, itemsize=itemsize, workers=workers)
     if room < 1:
         raise IndexSpaceError(
-            f"{size(budget)} of memory may be used, and {workers} sorting processes take more than "
-            "that before the first token; allow more or ask for fewer workers"
+            f"{readable_size(budget)} of memory may be used, and {workers} sorting processes take "
+            "more than that before the first token; allow more or ask for fewer workers"
         )
     most = min(shard_tokens or room, room)
     found: list[tuple[int, int, bool]] = []
@@ -89,14 +92,13 @@ def plan_shards(
         cut = _edges(store, start, stop, wanted, limit)
         found += [(a, b, held_out) for a, b in pairwise(cut)]
     named = tuple(Shard(f"shard-{k:03d}", *one) for k, one in enumerate(found))
-    return fitting(store, named, sorter=sorter, workers=workers, memory=budget)
+    return fitting(store, named, workers=workers, memory=budget)
 
 
 def fitting(
     store: TokenStore,
     shards: tuple[Shard, ...],
     *,
-    sorter: str,
     workers: int,
     memory: int | None = None,
 ) -> ShardPlan:
@@ -104,56 +106,61 @@ def fitting(
 
     Raises:
         IndexSpaceError: They take more memory than there is.
-        SorterError: A shard has more tokens than the sorter can count.
+        SorterError: A shard has more tokens than can be sorted at once.
     """
     itemsize = store.tokens.dtype.itemsize
     budget = available_memory() if memory is None else memory
     at_once, longest = min(workers, len(shards)), max(one.n_tokens for one in shards)
-    most = suffix_array.LARGEST[sorter]
-    if longest > most:
+    if longest > suffix_array.LARGEST:
         raise SorterError(
-            f"{sorter} sorts at most {most:,} tokens at once, a shard has {longest:,}; ask for "
-            "more shards"
+            f"at most {suffix_array.LARGEST:,} tokens can be sorted at once, a shard has "
+            f"{longest:,}; ask for more shards"
         )
-    needed = memory_of(longest, sorter=sorter, itemsize=itemsize, workers=at_once)
+    needed = memory_of(longest, itemsize=itemsize, workers=at_once)
     if needed > budget:
         raise IndexSpaceError(
-            f"sorting shards of {longest:,} tokens, {at_once} at once, takes {size(needed)} of "
-            f"memory and {size(budget)} may be used; ask for more shards or fewer workers"
+            f"sorting shards of {longest:,} tokens, {at_once} at once, takes "
+            f"{readable_size(needed)} of memory and {readable_size(budget)} may be used; ask for "
+            "more shards or fewer workers"
         )
-    return ShardPlan(shards, workers, sorter, needed)
+    return ShardPlan(shards, workers, needed)
 
 
-def estimate_shards(store: TokenStore, cut: ShardPlan, *, measured: Rate | None = None) -> Estimate:
+def estimate_shards(store: TokenStore, cut: ShardPlan) -> Estimate:
     """Estimate the cost of building the index of a store, with its shards as they are cut.
 
-    Args:
-        measured: Sort measured on the machine in question; default: on a server of 2025.
-
     Examples:
-        >>> plan = token_index.plan_shards(store, sorter="pydivsufsort", shards=2)
+        >>> plan = token_index.plan_shards(store, shards=2)
         >>> estimate = token_index.estimate_shards(store, plan)
         >>> estimate.shards, estimate.tokens, estimate.disk
         (2, 602113, 2507548)
     """
     itemsize = store.tokens.dtype.itemsize
-    at_once = min(cut.workers, len(cut.shards))
-    free = [0.0] * at_once  # when each worker becomes free; shards are assigned in order
-    for one in cut.shards:
-        free[free.index(min(free))] += seconds(one.n_tokens, cut.sorter, measured)
     on_disk = sum(disk(one.n_tokens, store.vocab_size) for one in cut.shards)
-    files = (2 * store.n_tokens * itemsize + on_disk) / BYTES_A_SECOND
     return Estimate(
         tokens=store.n_tokens,
         shards=len(cut.shards),
         shard_tokens=max(one.n_tokens for one in cut.shards),
-        workers=at_once,
-        sorter=cut.sorter,
-        seconds=max(free) + files,
+        workers=min(cut.workers, len(cut.shards)),
         disk=on_disk,
         memory=cut.memory,
         bytes_a_token=itemsize + on_disk / store.n_tokens,
     )
+
+
+def sorting_seconds(cut: ShardPlan, rate: Rate) -> float:
+    """Return the time of sorting the shards of a plan, at the speed of `measure_rate`.
+
+    Examples:
+        >>> plan = token_index.plan_shards(store, shards=2)
+        >>> rate = token_index.measure_rate(store)
+        >>> token_index.sorting_seconds(plan, rate) > 0
+        True
+    """
+    free = [0.0] * min(cut.workers, len(cut.shards))  # when each worker becomes free
+    for one in cut.shards:
+        free[free.index(min(free))] += rate.seconds(one.n_tokens)
+    return max(free)
 
 
 def worthwhile_workers(n_tokens: int) -> int:

@@ -49,7 +49,7 @@ def sort_all(tasks: Sequence[Task], workers: int) -> Iterator[Shard]:
     Raises:
         DiskError: The disk is full.
         IndexSpaceError: A worker was killed, as systems do when memory runs out.
-        SorterError: The sorter cannot sort a shard, or another signal ended its process.
+        SorterError: A shard has too many tokens, or another signal ended its process.
         OSError: A worker met this error.
     """
     if workers == 1:
@@ -121,7 +121,7 @@ def _raise_what_failed(worker: _Worker) -> None:
     if code < 0:
         raise SorterError(
             f"the process that sorted {name} was ended by {signal.Signals(-code).name}; what is "
-            "sorted is kept: run the same command again, or sort with another --backend"
+            "sorted is kept: run the same command again"
         )
     if not said.startswith("{"):
         raise RuntimeError(f"the process that sorted {name} failed: {complaint}")

@@ -221,9 +221,7 @@ def _kept(folder: Path, number: int, plan_sha256: str) -> storage.JsonObject:
     if (listing["shard"], listing["plan_sha256"]) != (number, plan_sha256):
         raise DamagedError(f"{folder}: is shard {listing['shard']} of another store; remove it")
     for name, listed in listing["files"].items():
-        path = folder / name
-        if not path.is_file() or storage.sha256_file(path) != listed["sha256"]:
-            raise DamagedError(f"{path}: is not what was written; remove {folder} and go on")
+        storage.check_digest(folder / name, listed["sha256"], SHARD, f"remove {folder} and go on")
     return listing
 
 

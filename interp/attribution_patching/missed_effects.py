@@ -48,7 +48,7 @@ from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
 from interp.errors import EffectsError
 from interp.metrics import MetricLike
-from interp.patching import Effects, PairedRuns, engine
+from interp.patching import Effects, PairedRuns
 from interp.patching.engine import MEMORY
 from interp.results import Provenance, Result, provenance
 from interp.statistics import reach
@@ -244,18 +244,8 @@ def _moved(runs: PairedRuns, patches: Sequence[Sequence[Component]]) -> Float[np
     """Return the effect of patching each set of components; raise KeyboardInterrupt on Ctrl-C."""
     # An empty set changes nothing and is not run.
     run = [i for i, patch in enumerate(patches) if patch]
-    chosen = [patches[i] for i in run]
     with bars.shown(runs.behaviour.name, runs.progress) as told:
-        found = engine.scores(
-            runs.model,
-            runs.receiver,
-            chosen,
-            engine.source_of(runs.model, runs.donor, chosen),
-            runs.metrics,
-            shared=runs.shared,
-            memory=runs.memory,
-            progress=told,
-        )
+        found = runs.patching([patches[i] for i in run])(progress=told)
     if not found.done.all():
         raise KeyboardInterrupt
     moved = np.zeros(len(patches))

@@ -14,10 +14,9 @@ from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, layers_around, parse
 from interp.errors import EffectsError, ModelError
 from interp.metrics import METRICS, Metric
-from interp.patching import engine
 from interp.patching.effects import Effects
 from interp.patching.engine import MEMORY
-from interp.patching.paired_runs import DIRECTIONS
+from interp.patching.paired_runs import DIRECTIONS, PairedRuns
 from train import progress as bars
 from train.model import GPT, init_gpt
 from train.progress import Progress
@@ -73,23 +72,18 @@ def untrained_control(
             f"than {behaviour.name!r} has; give the behaviour that they were measured on"
         )
     fresh = init_gpt(model.cfg, seed).eval().to(model.device)
-    clean, corrupt = behaviour.clean.to(model.device), behaviour.corrupt.to(model.device)
-    denoising = effects.direction == "denoising"
-    receiver, donor = (corrupt, clean) if denoising else (clean, corrupt)
     both = (effects, *effects.also)
-    read = tuple(_metric(one, behaviour, metric) for one in both)
     patches = [_patch(name, effects, model.cfg.n_layers) for name in effects.names]
+    runs = PairedRuns.of(
+        fresh,
+        behaviour,
+        metric=[_metric(one, behaviour, metric) for one in both],
+        direction=effects.direction,
+        memory=memory,
+        check=False,
+    )
     with bars.shown(behaviour.name, progress) as told:
-        found = engine.scores(
-            fresh,
-            receiver,
-            patches,
-            engine.source_of(fresh, donor, patches),
-            read,
-            shared=int((clean != corrupt).any(dim=0).int().argmax()),
-            memory=memory,
-            progress=told,
-        )
+        found = runs.patching(patches)(progress=told)
     moved = (found.scores - found.start[:, None]).mean(dim=-1)
     first, *also = [
         replace(one, control=_share(moved[i], one).reshape(one.values.shape))

@@ -8,6 +8,7 @@ whole difference between the two scores, and 0 none of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -152,15 +153,21 @@ class PairedRuns:
         memory: int = MEMORY,
         progress: Progress | None = None,
         seed: int = 0,
+        check: bool = True,
     ) -> "PairedRuns":
         """Score the clean and the corrupt prompts, and check that there is an effect to measure.
+
+        Args:
+            check: Whether the model must do the behaviour; the model of an untrained control does
+                not.
 
         Raises:
             CapabilityError: The model does not do the behaviour.
             ContrastError: The model scores clean and corrupt prompts alike.
         """
         one_of("direction", direction, DIRECTIONS)
-        behaviours.check(model, behaviour)
+        if check:
+            behaviours.check(model, behaviour)
         device, read = device_of(model), resolved(metric, behaviour)
         clean, corrupt = behaviour.clean.to(device), behaviour.corrupt.to(device)
         denoising = direction == "denoising"
@@ -171,7 +178,7 @@ class PairedRuns:
         )
         ends = (goal, start) if denoising else (start, goal)
         for measured, clean_score, corrupt_score in zip(read, *ends, strict=True):
-            if not abs(clean_score.mean() - corrupt_score.mean()) >= 1e-6:
+            if check and not abs(clean_score.mean() - corrupt_score.mean()) >= 1e-6:
                 raise ContrastError(
                     f"behaviour {behaviour.name!r} scores {clean_score.mean():.3g} on clean and "
                     f"{corrupt_score.mean():.3g} on corrupt prompts ({measured.name}); patching "
@@ -191,6 +198,36 @@ class PairedRuns:
             memory=memory,
             progress=progress,
             seed=seed,
+        )
+
+    def patching(
+        self,
+        patches: Sequence[Sequence[Component]],
+        donated: Sequence[Sequence[Component]] | None = None,
+    ) -> partial[Patched]:
+        """Return `engine.scores` for these patches of the receiver with the donor's activations.
+
+        It is called with `progress`. It is returned, not called, so that no further frame stands
+        between a sweep and the engine.
+
+        Args:
+            donated: Components whose activations are taken from the donor; default: the patches.
+
+        Examples:
+            >>> pair = patching.PairedRuns.of(model, ioi)
+            >>> patched = pair.patching([[components.parse("L0H1")]])(progress=None)
+            >>> tuple(patched.scores.shape)  # metric, patch, prompt
+            (1, 1, 64)
+        """
+        return partial(
+            engine.scores,
+            self.model,
+            self.receiver,
+            patches,
+            engine.source_of(self.model, self.donor, patches if donated is None else donated),
+            self.metrics,
+            shared=self.shared,
+            memory=self.memory,
         )
 
     def effects(self, patched: Patched, layout: SweepLayout) -> Effects:
@@ -257,16 +294,7 @@ def sweep(
     _refuse_unread(model, behaviour, patches, read)
     runs = PairedRuns.of(model, behaviour, seed=seed, **{**options, "metric": read})
     with bars.shown(behaviour.name, runs.progress) as told:
-        patched = engine.scores(
-            model,
-            runs.receiver,
-            patches,
-            engine.source_of(model, runs.donor, patches),
-            runs.metrics,
-            shared=runs.shared,
-            memory=runs.memory,
-            progress=told,
-        )
+        patched = runs.patching(patches)(progress=told)
     return runs.effects(patched, layout)
 
 

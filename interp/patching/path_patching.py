@@ -166,18 +166,9 @@ def _effects(
     def arriving(base: BaseRun, i: int, donated: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return engine.arriving(base, paths[i], donated, mlps=mlps)
 
+    derived = engine.DerivedSource(engine.hooks_read(model, paths, mlps=mlps), arriving)
     with bars.shown(behaviour.name, runs.progress) as told:
-        found = engine.scores(
-            model,
-            runs.receiver,
-            patches,
-            engine.source_of(model, runs.donor, senders),
-            runs.metrics,
-            shared=runs.shared,
-            memory=runs.memory,
-            progress=told,
-            derived=engine.DerivedSource(engine.hooks_read(model, paths, mlps=mlps), arriving),
-        )
+        found = runs.patching(patches, senders)(progress=told, derived=derived)
     whole = engine.spread(found, asked.reach, len(asked.paths))
     return runs.effects(whole, asked.layout)
 

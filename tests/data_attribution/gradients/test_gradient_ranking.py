@@ -5,6 +5,7 @@ The lookup run has learned twelve pairs; the documents that state a pair taught 
 
 import inspect
 import shutil
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -298,3 +299,46 @@ def test_documents_are_scored_in_pieces_as_at_once():
 def test_gradients_of_other_projections_are_not_compared():
     with pytest.raises(EvidenceError, match=r"\(seed 0\) cannot be compared .*\(seed 1\)"):
         similarity.products(made([[1, 0]]), made([[1, 0]], seed=1))
+
+
+def test_gradients_of_many_queries_are_held_in_blocks(
+    lookup_run, lookup_behaviour, request_of, monkeypatch
+):
+    """Twelve queries of one to four prompts: a block holds ten prompts, and no score changes."""
+    whole = behaviours.read(lookup_behaviour)
+    parts = ("clean", "corrupt", "answer", "foil")
+    requests = []
+    for k in range(12):
+        rows = {name: getattr(whole, name)[k : k + 1 + k % 4] for name in parts}
+        some = replace(whole, name=f"pairs from {k}", **rows)
+        requests.append(request_of(some, candidates=np.arange(k, 100 + k)))
+    options = {
+        "within": ("L0.mlp",),
+        "how": GradientOptions(rank=16, steps=(lookup_run.steps[-2], lookup_run.steps[-1])),
+    }
+    query_features, alive, held = features.query_features, weakref.WeakSet(), []
+
+    def counting(*arguments, **keywords):
+        made = query_features(*arguments, **keywords)
+        alive.add(made)
+        held.append(sum(len(one.rows) for one in alive))
+        return made
+
+    monkeypatch.setattr(features, "query_features", counting)
+    at_once = gradients.rank_by_gradients(requests, **options)
+    assert max(held) == sum(len(one.query.tokens) for one in requests) > 20
+    held.clear()
+    monkeypatch.setattr(similarity, "MEMORY", 10 * (4 * 512 + 8 * 100))
+    in_blocks = gradients.rank_by_gradients(requests, **options)
+    assert 4 < max(held) <= 10
+    for one, other in zip(at_once, in_blocks, strict=True):
+        assert one.documents.tolist() == other.documents.tolist()
+        assert one.scores.tolist() == other.scores.tolist()
+        assert (one.low is None) == (other.low is None)
+        if one.low is not None and other.low is not None:
+            assert one.low.tolist() == other.low.tolist()
+        assert one.details == other.details
+    held.clear()
+    monkeypatch.setattr(similarity, "MEMORY", 1)
+    gradients.rank_by_gradients(requests[:4], **options)
+    assert max(held) == 4  # a single query is compared whole

@@ -21,6 +21,7 @@ from data_attribution.token_index import (
     sort_workers,
     suffix_array,
 )
+from tests.data_attribution.prefix_doubling import sorted_suffixes
 from tests.worlds import disks
 from tests.worlds.known import known
 from tests.worlds.stores import store_of
@@ -104,14 +105,16 @@ def test_two_processes_write_the_same_files_as_one(store):
     assert contents(store) == alone
 
 
-def test_numpy_writes_the_same_arrays_as_the_wheel(store):
+def test_an_index_that_numpy_sorted_has_the_same_arrays_and_opens(store, monkeypatch):
+    """As earlier versions of openbook could write it."""
     builder.build(store, shards=2)
     wheel = contents(store)
-    builder.build(store, shards=2, backend="numpy")
+    monkeypatch.setattr(suffix_array, "build", lambda tokens, **_: sorted_suffixes(tokens))
+    monkeypatch.setattr(suffix_array, "SORTER", "numpy")
+    assert builder.build(store, shards=2).backend == builder.open(store).backend == "numpy"
     for name, content in contents(store).items():
         assert content == wheel[name] or name.endswith(".json")
     listing = json.loads((store.path / "index/index.json").read_text())
-    assert listing["backend"] == "numpy"
     assert listing["schema"] == 2
 
 
@@ -236,7 +239,7 @@ def task_of(store, folder: Path, **changed) -> shard_files.Task:
         "shard": shard_files.Shard("shard-000", 0, store.train_tokens, False),
         "folder": str(folder), "tokens": str(store.path / "tokens.bin"),
         "dtype": store.tokens.dtype.str, "vocab_size": store.vocab_size,
-        "store": store.fingerprint, "sha256": "0" * 64, "sorter": "pydivsufsort",
+        "store": store.fingerprint, "sha256": "0" * 64,
     }  # fmt: skip
     return shard_files.Task(**{**held, **changed})
 
@@ -258,10 +261,14 @@ def test_ids_of_four_bytes_are_sorted_and_read_as_those_of_two(store, tmp_path):
     assert shard_files.finished(task) is not None
 
 
-def test_what_a_worker_refuses_is_raised_here(store, tmp_path):
-    task = task_of(store, tmp_path, sorter="libsais", libsais=str(store.path / "tokens.bin"))
-    with pytest.raises(SorterError, match=r"tokens\.bin is no shared library of libsais16"):
-        list(sort_workers.sort_all([task, task], 2))
+def test_what_a_worker_refuses_is_raised_here(store, tmp_path, monkeypatch):
+    few = "from data_attribution.token_index import suffix_array; suffix_array.LARGEST = 3;"
+    start = sort_workers.START.replace("sort_workers.answer", f"{few} sort_workers.answer")
+    task = task_of(store, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(sort_workers, "START", start)
+        with pytest.raises(SorterError, match="at most 3 tokens can be sorted at once"):
+            list(sort_workers.sort_all([task, task], 2))
     with pytest.raises(RuntimeError, match="the process that sorted shard-000 failed: Traceback"):
         list(sort_workers.sort_all([task_of(store, tmp_path, vocab_size=-1)], 2))
     with pytest.raises(FileNotFoundError) as refused:
@@ -273,8 +280,8 @@ def test_what_a_worker_refuses_is_raised_here(store, tmp_path):
     ("signal_sent", "error", "advice"),
     [
         (signal.SIGKILL, IndexSpaceError, "memory runs out; ask for more shards or fewer workers"),
-        (signal.SIGSEGV, SorterError, "run the same command again, or sort with another"),
-        (signal.SIGTERM, SorterError, "run the same command again, or sort with another"),
+        (signal.SIGSEGV, SorterError, "what is sorted is kept: run the same command"),
+        (signal.SIGTERM, SorterError, "what is sorted is kept: run the same command"),
     ],
 )
 def test_only_a_worker_that_was_killed_is_said_to_lack_memory(

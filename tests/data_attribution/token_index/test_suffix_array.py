@@ -1,8 +1,6 @@
-"""Three sorters put the suffixes of any array into the order that looking at all of them gives."""
+"""The suffixes of any array are put into the order that looking at all of them gives."""
 
-import ctypes.util
 import functools
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +15,11 @@ from hypothesis.extra import numpy as hnp
 from data_attribution.errors import SorterError
 from data_attribution.token_index import byte_encoding, suffix_array
 from tests.data_attribution.held_index import AWKWARD
+from tests.data_attribution.prefix_doubling import sorted_suffixes
 
 
 pytestmark = pytest.mark.integration
-SORTERS = {"pydivsufsort": suffix_array.divsufsort, "numpy": suffix_array.doubling}
+SORTERS = {"pydivsufsort": suffix_array.build, "numpy": sorted_suffixes}
 
 few = hnp.arrays(np.uint16, st.integers(0, 60), elements=st.sampled_from([0, 1, 2, 65535]))
 many = hnp.arrays(np.uint16, st.integers(0, 60))
@@ -44,8 +43,8 @@ def test_awkward_arrays_are_sorted_by_token_id(sorter, name):
 @settings(max_examples=80, deadline=None)
 def test_both_sorters_agree_with_sorting_by_hand(tokens):
     expected = sorted_by_hand(tokens)
-    assert suffix_array.build(tokens, sorter="pydivsufsort").tolist() == expected
-    assert suffix_array.build(tokens, sorter="numpy").tolist() == expected
+    assert suffix_array.build(tokens).tolist() == expected
+    assert sorted_suffixes(tokens).tolist() == expected
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -53,7 +52,7 @@ def test_positions_of_eight_bytes_become_the_same_positions_of_four(monkeypatch,
     """As of 2**31 bytes libdivsufsort counts in int64; here it is asked to at once."""
     wide = functools.partial(pydivsufsort.divsufsort, force64=True)
     monkeypatch.setattr(pydivsufsort, "divsufsort", wide)
-    assert suffix_array.divsufsort(AWKWARD[name]).tolist() == sorted_by_hand(AWKWARD[name])
+    assert suffix_array.build(AWKWARD[name]).tolist() == sorted_by_hand(AWKWARD[name])
 
 
 @pytest.mark.parametrize("n_ids", [200, 5_000, 65_536])
@@ -61,8 +60,8 @@ def test_both_sorters_agree_on_fifty_thousand_tokens_full_of_copies(n_ids):
     random = np.random.default_rng(0)
     tokens = random.zipf(1.3, 50_000).clip(1, n_ids).astype(np.uint16)
     tokens[20_000:30_000] = tokens[:10_000]
-    ours = suffix_array.doubling(tokens)
-    assert np.array_equal(ours, suffix_array.divsufsort(tokens))
+    ours = sorted_suffixes(tokens)
+    assert np.array_equal(ours, suffix_array.build(tokens))
     assert np.array_equal(np.sort(ours), np.arange(len(tokens)))
 
 
@@ -72,7 +71,7 @@ def test_two_threads_sort_as_one_does():
     code = (
         "import numpy as np, sys; from data_attribution.token_index import suffix_array;"
         "tokens = np.random.default_rng(0).zipf(1.2, 300_000).clip(0, 65535).astype(np.uint16);"
-        "sys.stdout.buffer.write(suffix_array.divsufsort(tokens, 2).tobytes())"
+        "sys.stdout.buffer.write(suffix_array.build(tokens, threads=2).tobytes())"
     )
     said = subprocess.run(
         [sys.executable, "-c", code],
@@ -80,7 +79,7 @@ def test_two_threads_sort_as_one_does():
         check=True,
         cwd=Path(suffix_array.__file__).parents[2],
     )
-    assert np.array_equal(np.frombuffer(said.stdout, np.uint32), suffix_array.divsufsort(tokens))
+    assert np.array_equal(np.frombuffer(said.stdout, np.uint32), suffix_array.build(tokens))
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=400), st.integers(1, 200))
@@ -114,67 +113,10 @@ def test_the_code_has_far_fewer_peaks_than_plain_bytes():
     assert peaks(coded) < 0.7 * peaks(tokens.astype(">u2").view(np.uint8))
 
 
-def test_a_library_that_sorts_otherwise_is_called_as_libsais_is(tmp_path):
-    """A stand-in with libsais16's two functions: the calls are what is tested, not the sorting."""
-    if not (compiler := shutil.which("cc")):
-        pytest.skip("there is no C compiler to build the stand-in with")
-    path = compiled(compiler, tmp_path)
-    for name, tokens in AWKWARD.items():
-        if len(tokens) <= 1000:
-            found = suffix_array.build(tokens, libsais=path)
-            assert found.tolist() == sorted_by_hand(tokens), name
-
-
-STAND_IN = """
-#include <stdint.h>
-#define SORT(NAME, TYPE, LAST) \\
-int32_t NAME(const TYPE *t, int32_t *sa, int32_t n, int32_t a, LAST) { \\
-  for (int32_t i = 0; i < n; i++) { \\
-    int32_t j = i; \\
-    for (; j > 0; j--) { \\
-      int32_t p = sa[j - 1], q = i; \\
-      while (p < n && q < n && t[p] == t[q]) { p++; q++; } \\
-      if (p >= n || (q < n && t[p] < t[q])) break; \\
-      sa[j] = sa[j - 1]; \\
-    } \\
-    sa[j] = i; \\
-  } \\
-  return 0; \\
-}
-SORT(libsais16, uint16_t, int32_t *freq)
-SORT(libsais16_int, int32_t, int32_t space)
-"""
-
-
-def compiled(compiler: str, folder: Path) -> Path:
-    (folder / "stand_in.c").write_text(STAND_IN)
-    path = folder / "stand_in.so"
-    command = [compiler, "-O1", "-shared", "-fPIC", str(folder / "stand_in.c"), "-o", str(path)]
-    subprocess.run(command, check=True)
-    return path
-
-
-def test_a_file_that_is_no_library_is_refused_in_one_line(tmp_path):
-    (tmp_path / "libsais.so").write_text("not a library")
-    with pytest.raises(SorterError, match=r"libsais\.so is no shared library of libsais16"):
-        suffix_array.build(np.array([1, 2], np.uint16), libsais=tmp_path / "libsais.so")
-    with pytest.raises(SorterError, match="is no shared library of libsais16"):
-        suffix_array.build(
-            np.array([1, 2], np.uint16), libsais=ctypes.util.find_library("m") or "libm"
-        )
-
-
-def test_a_sorter_that_is_unknown_or_has_no_library_is_refused():
-    with pytest.raises(SorterError, match="no sorter 'quick'; known are pydivsufsort, libsais"):
-        suffix_array.backend("quick")
-    with pytest.raises(SorterError, match="give both"):
-        suffix_array.backend("libsais")
-
-
-def test_more_tokens_than_a_sorter_counts_are_refused(monkeypatch):
-    monkeypatch.setitem(suffix_array.LARGEST, "numpy", 3)
-    with pytest.raises(SorterError, match="numpy sorts at most 3 tokens at once, 4 were given"):
-        suffix_array.build(np.array([1, 2, 3, 4], np.uint16), sorter="numpy")
+def test_more_tokens_than_positions_count_are_refused(monkeypatch):
+    monkeypatch.setattr(suffix_array, "LARGEST", 3)
+    with pytest.raises(SorterError, match="at most 3 tokens can be sorted at once, 4 were given"):
+        suffix_array.build(np.array([1, 2, 3, 4], np.uint16))
 
 
 def test_buckets_hold_the_unigram_counts():

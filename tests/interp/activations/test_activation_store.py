@@ -414,7 +414,8 @@ def test_going_on_over_a_damaged_shard_names_it(gpt, alone, tmp_path):
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match=r"shard-00000/.* is not what was written; remove"):
+    changed = r"shard-00000/.*: its sha256 is not the one in shard\.json; remove"
+    with pytest.raises(DamagedError, match=changed):
         activations.write_store(gpt, alone, **options, resume=True)
     shutil.rmtree(path.parent)
     activations.verify_store(activations.write_store(gpt, alone, **options, resume=True))
