@@ -44,7 +44,11 @@ PROMPTS = 64
 
 
 Plot = Annotated[
-    Path | None, typer.Option(callback=drawable, help="Write a figure to this .html or .png file.")
+    Path | None,
+    typer.Option(
+        callback=drawable,
+        help="Write a figure to this .html file; to .svg, .pdf or .png if Chrome is installed.",
+    ),
 ]
 
 
