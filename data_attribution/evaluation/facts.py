@@ -20,6 +20,7 @@ from data_attribution.queries import Query
 from interp import behaviours
 from interp.behaviours import Behaviour
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["KINDS", "FactCase", "other_facts", "planted_facts"]
@@ -45,6 +46,8 @@ class FactCase:
     relevant: frozenset[int]
     distractors: frozenset[int]
     exposures: int
+
+    __repr__ = short_repr
 
     @property
     def question(self) -> Query:

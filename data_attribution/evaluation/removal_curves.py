@@ -36,6 +36,7 @@ from data_attribution.queries import Query
 from interp.statistics import mean_interval, ratio_interval
 from train.data import Together
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = ["CurvePoint", "Ratio", "RemovalCurves", "apart", "removal_curves_of"]
@@ -73,6 +74,8 @@ class CurvePoint:
     random: Float64[np.ndarray, "seed case"]
     unrelated: tuple[Change, ...] = ()
     overlaps: Bool[np.ndarray, " case"] | None = None
+
+    __repr__ = short_repr
 
     @property
     def overlapping(self) -> int:
@@ -122,6 +125,8 @@ class RemovalCurves:
     cases: tuple[str, ...]
     unit: str
     points: tuple[CurvePoint, ...]
+
+    __repr__ = short_repr
 
     def rows(self) -> list[dict[str, Any]]:
         """Return plain values, for tables and JSON."""

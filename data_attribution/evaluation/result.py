@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float64
 
 from interp.statistics import mean_interval
+from train.short_repr import short_repr
 
 
 __all__ = ["Evaluation", "Row", "mean_row", "row"]
@@ -27,6 +28,8 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     provenance: dict[str, Any]
+
+    __repr__ = short_repr
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""

@@ -15,6 +15,7 @@ import numpy as np
 from data_attribution.evaluation.facts import FactCase
 from data_attribution.ranking import Ranking
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["REPLAYED", "CaseRankings", "Scope", "first_read", "most_stated", "of"]
@@ -28,6 +29,8 @@ class CaseRankings:
 
     by_case: dict[str, Ranking]
     seconds: float
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,8 @@ class Scope:
     cases: tuple[FactCase, ...]
     methods: tuple[str, ...]
     among: frozenset[int] | None = None
+
+    __repr__ = short_repr
 
     def of_kind(self, kind: str, n: int | None = None) -> list[FactCase]:
         """Return the first n cases of a kind; default: all."""

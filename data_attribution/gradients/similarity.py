@@ -70,6 +70,7 @@ from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -120,6 +121,8 @@ class GradientOptions:
     seed: int = 0
     damping: float = preconditioner.DAMPING
 
+    __repr__ = short_repr
+
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             known = nearest(self.kind, KINDS)
@@ -155,6 +158,8 @@ class Collected:
     how: GradientOptions
     selection: Selection
     moments: tuple["_Moment", ...]
+
+    __repr__ = short_repr
 
     def products(self, *queries: Query, progress: Progress | None = None) -> list[Products]:
         """Return for each query the documents' scores for its prompts, averaged over checkpoints.

@@ -30,6 +30,7 @@ from data_attribution.token_index.cost import (
 )
 from data_attribution.token_index.shard_files import Shard
 from train.data import TokenStore
+from train.short_repr import short_repr
 
 
 __all__ = ["ShardPlan", "estimate_shards", "fitting", "plan_shards", "worthwhile_workers"]
@@ -43,6 +44,8 @@ class ShardPlan:
     workers: int
     sorter: str
     memory: int  # largest number of bytes that sorting takes
+
+    __repr__ = short_repr
 
 
 def plan_shards(

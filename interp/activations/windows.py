@@ -29,6 +29,7 @@ from torch import Tensor
 from interp.errors import BehaviourError
 from train.data import TokenStore
 from train.errors import StoreError
+from train.short_repr import short_repr
 
 
 __all__ = ["ROW", "Windows", "document_windows", "prompt_windows", "training_windows"]
@@ -62,6 +63,8 @@ class Windows:
     repeated: Int64[np.ndarray, " window"]
     reading: dict[str, Any]
     store: TokenStore | None = None
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.first)

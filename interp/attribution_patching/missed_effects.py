@@ -53,6 +53,7 @@ from interp.results import Provenance, Result, provenance
 from interp.statistics import reach
 from train import progress as bars
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = ["Bound", "missed", "sets", "upper"]
@@ -105,6 +106,8 @@ class Bound(Result):
     if_additive_interval: tuple[float, float]
     unit: str
     provenance: Provenance
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         low, high = self.if_additive_interval

@@ -17,6 +17,7 @@ from torch import Tensor
 from interp.patching import Effects
 from interp.results import Provenance, Result
 from interp.statistics import Z
+from train.short_repr import short_repr
 
 
 __all__ = ["Agreement", "compared"]
@@ -75,6 +76,8 @@ class Agreement(Result):
     absolute: bool
     unit: str
     provenance: Provenance
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         low, high = self.interval or (float("nan"),) * 2

@@ -11,6 +11,7 @@ from interp.circuits.faithfulness import Curve, Measured
 from interp.circuits.graph import Graph
 from interp.errors import CircuitError, InterpError
 from interp.results import Provenance, Result
+from train.short_repr import short_repr
 
 
 __all__ = ["Checks", "Circuit"]
@@ -48,6 +49,8 @@ class Checks:
     agreement: Measured | None
     again: Float[Tensor, " edge"]
     exact: dict[str, Measured]
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from interp.errors import EffectsError
 from interp.results import Provenance, Result
+from train.short_repr import short_repr
 
 
 __all__ = ["UNINFORMATIVE", "ContrastCheck"]
@@ -65,6 +66,8 @@ class ContrastCheck(Result):
     unit: str
     n: int
     provenance: Provenance
+
+    __repr__ = short_repr
 
     def __getitem__(self, name: str) -> str:
         try:

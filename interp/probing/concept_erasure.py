@@ -34,6 +34,7 @@ from interp.probing.tasks import ProbeTask
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Estimate, mean_interval, wilson
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = ["Arm", "Eraser", "Erasure", "erasure_effect", "leace"]
@@ -171,6 +172,8 @@ class Eraser:
     out_of: Float[np.ndarray, "feature rank"]
     back: Float[np.ndarray, "rank feature"]
     removed: float
+
+    __repr__ = short_repr
 
     @property
     def rank(self) -> int:

@@ -10,6 +10,7 @@ from interp.errors import InterpError, ProbeError
 from interp.results import Provenance, Result
 from interp.statistics import Estimate
 from train.errors import nearest
+from train.short_repr import short_repr
 
 
 __all__ = ["ESTIMATES", "Cell", "Probe"]
@@ -47,6 +48,8 @@ class Cell:
     untrained_unseen: Estimate | None
     bits: float | None
     compression: Estimate | None
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from interp.statistics.intervals import ratio_interval, wilson
+from train.short_repr import short_repr
 
 
 __all__ = ["Average", "n_prompts", "over_prompts", "ratio_of_averages", "shares"]
@@ -34,6 +35,8 @@ class Average:
     low: Float[Tensor, "*axes"] | None
     high: Float[Tensor, "*axes"] | None
     n: int
+
+    __repr__ = short_repr
 
     def at(self, *index: Any) -> "Average":
         """Return the mean, or the means, at an index."""

@@ -36,6 +36,7 @@ from train.errors import TrainError
 from train.model import GPT
 from train.progress import Progress
 from train.runs import Checkpoint, MonitorScore, Origin, Run
+from train.short_repr import short_repr
 
 
 __all__ = ["FOLDER", "Analysis", "chosen_steps", "logged", "over_training", "read_between"]
@@ -63,6 +64,8 @@ class Analysis:
     name: str
     measure: Callable[[GPT, int], Any]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     @property
     def key(self) -> str:

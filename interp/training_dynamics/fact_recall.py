@@ -21,6 +21,7 @@ from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError
 from interp.statistics import wilson
 from train.errors import nearest
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -96,6 +97,8 @@ class Level:
     paraphrase: Share
     baseline: float
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Recall:
@@ -108,6 +111,8 @@ class Recall:
 
     levels: tuple[Level, ...]
     late: Level | None = None
+
+    __repr__ = short_repr
 
     def at(self, exposures: int) -> Level:
         """Return the level of facts with this number of exposures.
