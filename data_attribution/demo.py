@@ -50,6 +50,7 @@ from train.numerics import Numerics
 from train.progress import Progress, duration
 from train.recipes import Recipe
 from train.runs import Run
+from train.short_repr import short_repr
 from train.trainer import Verification
 
 
@@ -124,6 +125,8 @@ class Circuit:
     induction: Float[Tensor, "layer head"]
     previous_token: Float[Tensor, "layer head"]
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class TracedFact:
@@ -134,6 +137,8 @@ class TracedFact:
     answers: tuple[Answer, ...]
     sources: Sources
     truth: tuple[str, ...]
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,8 @@ class Demo:
     heads: Effects
     traced: TracedFact
     forgetting: Forgetting
+
+    __repr__ = short_repr
 
     @property
     def released(self) -> bool:

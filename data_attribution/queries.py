@@ -22,6 +22,7 @@ from interp.components import HookedModel, device_of
 from interp.metrics import Metric, MetricLike
 from interp.statistics import n_prompts
 from train.data import IGNORED, Tokenizer
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -63,6 +64,8 @@ class Query:
     tokens: Int[Tensor, "prompt pos"]
     metric: Metric
     apart: bool = False
+
+    __repr__ = short_repr
 
     @property
     def unit(self) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from train.short_repr import short_repr
+
 
 __all__ = ["Ranking", "ranked"]
 
@@ -37,6 +39,8 @@ class Ranking:
     signed: bool = False
     formula: str = ""
     details: dict[str, object] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     def among(self, documents: Int64[np.ndarray, " candidate"]) -> "Ranking":
         """Return the ranking restricted to some documents."""

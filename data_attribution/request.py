@@ -13,6 +13,7 @@ from data_attribution.queries import Query
 from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = ["Candidates", "Request", "run_and_seed"]
@@ -43,6 +44,8 @@ class Request:
     candidates: Candidates = None
     seed: int = 0
     progress: Progress | None = None
+
+    __repr__ = short_repr
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError
 from train.errors import nearest
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -65,6 +66,8 @@ class Metric:
     positions: tuple[int, ...] | None = (-1,)
     columns: Int[Tensor, " column"] | None = None
     hooks: tuple[str, ...] = ()
+
+    __repr__ = short_repr
 
     def reads(self, n_pos: int) -> list[int]:
         """Return the positions counted from 0, for prompts of `n_pos` tokens.

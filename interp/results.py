@@ -12,6 +12,7 @@ from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
 from interp.errors import EffectsError, InterpError
 from train import storage
+from train.short_repr import short_repr
 
 
 __all__ = ["Provenance", "Result", "provenance"]
@@ -46,6 +47,8 @@ class Provenance:
     seed: int
     precision: str
     device: str
+
+    __repr__ = short_repr
 
 
 def provenance(

@@ -9,11 +9,15 @@ import ast
 import doctest
 import importlib
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from train.short_repr import LONGEST
 
 
 ROOT = Path(__file__).parents[1]
@@ -117,13 +121,28 @@ def names(released_run) -> dict[str, Any]:
 
 
 def failures(example: Example, names: dict[str, Any]) -> str:
-    """Run an example and return what differs, or nothing."""
+    """Run an example and return what differs or is too long to be shown, or nothing."""
     parsed = doctest.DocTestParser().get_doctest(
         example.text, names, example.name, str(example.path), example.line
     )
     told: list[str] = []
-    doctest.DocTestRunner(verbose=False).run(parsed, out=told.append)
-    return "".join(told)
+    doctest.DocTestRunner(verbose=False).run(parsed, out=told.append, clear_globs=False)
+    made = [value for name, value in parsed.globs.items() if names.get(name) is not value]
+    return "".join([*told, *unreadable(made)])
+
+
+def unreadable(values: Iterable[object]) -> list[str]:
+    """Return the representations that a notebook should not show as they are.
+
+    Of a collection, the first item counts.
+    """
+    first = [next(iter(value), None) if isinstance(value, Sequence) else value for value in values]
+    shown = [repr(value) for value in first if is_dataclass(value) and not isinstance(value, type)]
+    return [text for text in shown if not readable(text)]
+
+
+def readable(text: str) -> bool:
+    return len(text) <= LONGEST and not re.search(r"\b(array|tensor)\(|\n", text)
 
 
 @each_example

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "bar", "duration", "readable_size", "shown"]
+__all__ = ["Progress", "bar", "count", "duration", "readable_size", "shown"]
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_WITHOUT = 1.0
@@ -100,6 +100,11 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
                 drawn = time.monotonic()
 
         yield advance
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """Format a number of things: "1 document", "1,200 documents"; `plural` is for "copies"."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from train.data import TokenStore
 from train.errors import DamagedError, RecipeError, StoreError, nearest
 from train.model import GPTConfig
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -73,6 +74,8 @@ class Recipe:
     sampler: Literal["tiles", "nanogpt"] = "tiles"
     late_batch: int = 0
     late_begin: int = 0
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:

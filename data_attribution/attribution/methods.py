@@ -22,6 +22,7 @@ from data_attribution.ranking import Ranking
 from data_attribution.request import Request
 from interp.patching import Effects
 from train.errors import nearest
+from train.short_repr import short_repr
 
 
 __all__ = ["BM25", "DEFAULT", "FUSED", "NAMED", "Gradient", "Lexical", "Method", "Replay", "parse"]
@@ -116,6 +117,8 @@ class Gradient:
     name: ClassVar[str] = "gradient"
     grade: ClassVar[str] = "gradient"
     needs_weights: ClassVar[bool] = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         _ = self.options  # raises EvidenceError for options that do not fit

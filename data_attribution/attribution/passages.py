@@ -16,6 +16,7 @@ from data_attribution.ranking import Ranking
 from data_attribution.token_index import TokenIndex
 from train.data import TokenStore
 from train.runs import ReadableRun
+from train.short_repr import short_repr
 
 
 __all__ = ["Cited", "excerpt", "sources"]
@@ -31,6 +32,8 @@ class Cited:
     items: tuple[Source, ...]
     unread: int
     folded: int
+
+    __repr__ = short_repr
 
 
 def sources(

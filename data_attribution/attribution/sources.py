@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from data_attribution.errors import EvidenceError
 from train import storage
+from train.progress import count
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ class Source:
     evidence: dict[str, Evidence] = field(default_factory=dict)
     effect: Effect | None = None
 
+    __repr__ = short_repr
+
     @property
     def group(self) -> tuple[int, ...]:
         """Return the document, its duplicates and its near-duplicates."""
@@ -117,6 +121,12 @@ class Sources:
     method: str
     items: tuple[Source, ...]
     provenance: storage.JsonObject
+
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        first = "".join(f"; first {one.document}: {one.span!r}" for one in self.items[:1])
+        return f"{self.query!r} by {self.method}, {count(len(self), 'document')}{first}"
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self.items)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
 from interp.statistics import mean_interval
+from train.short_repr import short_repr
 
 
 __all__ = ["Change", "EffectSize", "by_prompt"]
@@ -83,6 +84,8 @@ class Change:
     before: Float[np.ndarray, " prompt"]
     after: Float[np.ndarray, " prompt"]
     controls: Float[np.ndarray, "seed prompt"]
+
+    __repr__ = short_repr
 
     @property
     def effect(self) -> EffectSize:

@@ -24,8 +24,9 @@ from interp import plots, training_dynamics
 from interp.statistics import mean_interval
 from interp.training_dynamics import Answer, Share
 from train import storage, trainer
-from train.progress import Progress
+from train.progress import Progress, count
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["Forgetting", "Group", "documents_of", "forget_facts", "removable_facts"]
@@ -83,6 +84,17 @@ class Forgetting:
     first_read: int
     runs: tuple[str, str]
     groups: tuple[Group, ...]
+
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        recalls = ", ".join(
+            f"{one.setting} {one.share.recall:.3f}"
+            for one in self.groups
+            if one.group == "removed" and one.share.recall is not None
+        )
+        removed = f"{count(len(self.facts), 'fact')} in {count(len(self.removed), 'document')}"
+        return f"{removed}; their recall: {recalls}"
 
     @staticmethod
     def from_dict(content: storage.JsonObject) -> "Forgetting":

@@ -35,8 +35,9 @@ from train import runs, trainer
 from train.data import DocumentRemoval, Together
 from train.errors import nearest
 from train.model import GPT
-from train.progress import Progress
+from train.progress import Progress, count
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "retrain", "without"]
@@ -65,6 +66,8 @@ class Score:
     recall: Float[np.ndarray, " prompt"]
     log_prob: Float[np.ndarray, " prompt"]
     logit_difference: Float[np.ndarray, " prompt"]
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,14 @@ class Counterfactual:
     controls: tuple[tuple[Score, ...], ...]
     changes: tuple[Change, ...]
     avoided: int
+
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        removed = f"{count(len(self.removed), 'document')} removed"
+        effects = ", ".join(f"{one.name} {one.effect.mean:+.3f}" for one in self.changes[:3])
+        controls = count(len(self.control), "control run")
+        return f"{removed} from {self.parent}, {controls}; effect beyond them: {effects}"
 
     def effect(self, name: str | None = None) -> EffectSize:
         """Return the effect of the documents on a behaviour or query, beyond that of random ones.

@@ -21,6 +21,7 @@ from interp import behaviours
 from interp.behaviours import Behaviour
 from train import storage
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["KINDS", "FactCase", "other_facts", "planted_facts"]
@@ -46,6 +47,8 @@ class FactCase:
     relevant: frozenset[int]
     distractors: frozenset[int]
     exposures: int
+
+    __repr__ = short_repr
 
     @property
     def question(self) -> Query:

@@ -42,6 +42,7 @@ from interp import behaviours, patching
 from interp.statistics import wilson
 from train.progress import Progress
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["EvaluationOptions", "evaluate", "localised", "rankings_by_method"]
@@ -86,6 +87,8 @@ class EvaluationOptions:
     subsets: int = 0
     steps: int = 100
     seed: int = 0
+
+    __repr__ = short_repr
 
 
 def evaluate(

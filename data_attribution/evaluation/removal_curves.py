@@ -35,6 +35,7 @@ from data_attribution.queries import Query
 from interp.statistics import mean_interval, ratio_interval
 from train.data import Together
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = ["CurvePoint", "Ratio", "RemovalCurves", "apart", "removal_curves_of"]
@@ -72,6 +73,8 @@ class CurvePoint:
     random: Float64[np.ndarray, "seed case"]
     unrelated: tuple[Change, ...] = ()
     overlaps: Bool[np.ndarray, " case"] | None = None
+
+    __repr__ = short_repr
 
     @property
     def overlapping(self) -> int:
@@ -121,6 +124,8 @@ class RemovalCurves:
     cases: tuple[str, ...]
     unit: str
     points: tuple[CurvePoint, ...]
+
+    __repr__ = short_repr
 
     def rows(self) -> list[dict[str, object]]:
         """Return plain values, for tables and JSON."""

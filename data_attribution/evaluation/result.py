@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from interp.statistics import mean_interval
 from train import storage
+from train.short_repr import short_repr
 
 
 __all__ = ["Evaluation", "Row", "mean_row", "row"]
@@ -38,6 +39,8 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     provenance: storage.JsonObject
+
+    __repr__ = short_repr
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""

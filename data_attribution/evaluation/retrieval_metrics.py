@@ -18,6 +18,7 @@ from jaxtyping import Float64
 
 from data_attribution.evaluation.facts import FactCase
 from interp.statistics import wilson
+from train.short_repr import short_repr
 
 
 __all__ = ["Found", "Mean", "recall", "reciprocal_rank", "retrieval_measures"]
@@ -42,6 +43,8 @@ class Found:
     recall: Float64[np.ndarray, " case"]
     reciprocal_rank: Float64[np.ndarray, " case"]
     first_n: Float64[np.ndarray, " case"]
+
+    __repr__ = short_repr
 
     def mean(self, what: str) -> Mean:
         """Return the mean of `recall`, `reciprocal_rank` or `first_n`."""

@@ -14,6 +14,7 @@ import numpy as np
 from data_attribution.evaluation.facts import FactCase
 from data_attribution.ranking import Ranking
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["REPLAYED", "CaseRankings", "Scope", "first_read", "most_stated", "of"]
@@ -27,6 +28,8 @@ class CaseRankings:
 
     by_case: dict[str, Ranking]
     seconds: float
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,8 @@ class Scope:
     cases: tuple[FactCase, ...]
     methods: tuple[str, ...]
     among: frozenset[int] | None = None
+
+    __repr__ = short_repr
 
     def of_kind(self, kind: str, n: int | None = None) -> list[FactCase]:
         """Return the first n cases of a kind; default: all."""

@@ -38,6 +38,7 @@ from interp.patching.engine import fast_fp32
 from train.data import IGNORED, TokenStore
 from train.model import GPT
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = ["BATCH_TOKENS", "Features", "document_features", "frozen", "query_features"]
@@ -64,6 +65,8 @@ class Features:
     blocks: tuple[Block, ...]
     rank: int = RANK
     seed: int = 0
+
+    __repr__ = short_repr
 
     def of(self, site: str) -> Float[np.ndarray, "row part"]:
         """Return the columns of one site.

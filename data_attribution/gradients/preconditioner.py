@@ -34,6 +34,7 @@ from data_attribution.gradients.projection import Sides
 from data_attribution.gradients.weight_selection import Selection, Site
 from train import runs
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = ["DAMPING", "Curvature", "adam", "curvature", "factored"]
@@ -64,6 +65,8 @@ class Curvature:
     roots: dict[str, Float[np.ndarray, "part part"]]
     n: int
     damping: float
+
+    __repr__ = short_repr
 
     def applied(self, features: Features) -> Features:
         """Return features whose inner products are those of the old ones in the inverse metric.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients.weight_selection import Selection, Site
+from train.short_repr import short_repr
 
 
 __all__ = ["RANK", "Projection", "Sides", "projections", "shape", "signs"]
@@ -38,6 +39,8 @@ class Projection:
 
     out: Float[Tensor, "p out"] | None
     inside: Float[Tensor, "q in"] | None
+
+    __repr__ = short_repr
 
 
 def shape(site: Site, rank: int) -> tuple[int, int]:

@@ -70,6 +70,7 @@ from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -125,6 +126,8 @@ class GradientOptions:
     damping: float = preconditioner.DAMPING
     candidates: int = 10_000
 
+    __repr__ = short_repr
+
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             known = nearest(self.kind, KINDS)
@@ -162,6 +165,8 @@ class Collected:
     how: GradientOptions
     selection: Selection
     moments: tuple["_Moment", ...]
+
+    __repr__ = short_repr
 
     def products(self, *queries: Query, progress: Progress | None = None) -> list[Products]:
         """Return for each query the documents' scores for its prompts, averaged over checkpoints.

@@ -27,6 +27,7 @@ from interp.errors import ModelError
 from interp.patching import Effects
 from train.errors import nearest
 from train.model import GPTConfig
+from train.short_repr import short_repr
 
 
 __all__ = ["TOP_WEIGHTS", "Selection", "Site", "Within", "select_weights"]
@@ -91,6 +92,8 @@ class Selection:
 
     names: tuple[str, ...]
     sites: tuple[Site, ...]
+
+    __repr__ = short_repr
 
     @property
     def lowest(self) -> int:

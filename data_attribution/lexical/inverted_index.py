@@ -27,6 +27,7 @@ from data_attribution.errors import AttributionError, IndexMismatch, IndexMissin
 from train import storage
 from train.data import TokenStore
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -63,6 +64,8 @@ class Held:
     documents: Integer[np.ndarray, " entry"]
     counts: Int64[np.ndarray, " entry"]
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -77,6 +80,8 @@ class Segment:
     offsets: UInt32[np.ndarray, " edge"]
     documents: UInt16[np.ndarray, " entry"]
     counts: UInt8[np.ndarray, " entry"]
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +99,8 @@ class InvertedIndex:
     segments: tuple[Segment, ...]
     places: UInt[np.ndarray, " frequent"]
     times: UInt[np.ndarray, " frequent"]
+
+    __repr__ = short_repr
 
     @property
     def n_entries(self) -> int:

@@ -31,6 +31,7 @@ from data_attribution.metagradients.optimizer_vectors import Vectors, flat, spli
 from train.data import Batch
 from train.model import HookedModule
 from train.recipes import Recipe
+from train.short_repr import short_repr
 from train.trainer import lr_at
 
 
@@ -55,6 +56,8 @@ class Update:
     after: Vectors
     norm: float
     decayed: Bool[Tensor, " parameter"]
+
+    __repr__ = short_repr
 
 
 def backwards(

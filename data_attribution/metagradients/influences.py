@@ -45,6 +45,7 @@ from train.model import GPT
 from train.numerics import applied, on_this_machine
 from train.progress import Progress
 from train.runs import Run
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -79,6 +80,8 @@ class Tally:
     documents: Int64[np.ndarray, " document"]
     starts: Int64[np.ndarray, " document"]
     totals: Float64[np.ndarray, "question target"]
+
+    __repr__ = short_repr
 
     def add(
         self,
@@ -193,6 +196,8 @@ class Influence:
     replayed: int
     differing: tuple[int, ...]
     seconds: float
+
+    __repr__ = short_repr
 
     def ranking(self, question: int = 0) -> Ranking:
         """Rank the documents by falling score, each with its most influential passage."""

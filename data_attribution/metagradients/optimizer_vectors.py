@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from train.short_repr import short_repr
 from train.trainer import TrainState
 
 
@@ -28,6 +29,8 @@ class Vectors:
     weights: Float[Tensor, "*question parameter"]
     first: Float[Tensor, "*question parameter"]
     second: Float[Tensor, "*question parameter"]
+
+    __repr__ = short_repr
 
 
 def flat(tensors: Sequence[Tensor]) -> Float[Tensor, " parameter"]:

@@ -19,6 +19,7 @@ from train import storage, trainer
 from train.numerics import Numerics
 from train.progress import Progress
 from train.runs import LedgerRow, Run
+from train.short_repr import short_repr
 from train.trainer import TrainState
 
 
@@ -45,6 +46,8 @@ class ReplayTrail:
     progress: Progress | None = None
     replayed: int = 0
     differing: set[int] = field(default_factory=set)
+
+    __repr__ = short_repr
 
     @cached_property
     def ledger(self) -> list[LedgerRow]:

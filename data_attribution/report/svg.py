@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from train.short_repr import short_repr
+
 
 __all__ = ["Bar", "Line", "Point", "bars", "heat_map", "lines", "points", "spark"]
 
@@ -25,6 +27,8 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     dashed: bool = False
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

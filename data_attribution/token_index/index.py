@@ -37,6 +37,7 @@ from data_attribution.token_index.results import (
     Suffix,
 )
 from train.data import TokenStore
+from train.short_repr import short_repr
 
 
 __all__ = ["Part", "TokenIndex", "TokenQuery"]
@@ -61,6 +62,8 @@ class TokenIndex:
     store: TokenStore
     backend: str
     parts: tuple[Part, ...]
+
+    __repr__ = short_repr
 
     def count(self, query: TokenQuery) -> Count:
         """Count the occurrences of a text or a row of token ids; exact at any frequency.

@@ -14,6 +14,7 @@ from jaxtyping import Int64, UInt, UInt32, UInt64
 from data_attribution.token_index import suffix_search
 from data_attribution.token_index.suffix_search import Finder
 from train.errors import DamagedError
+from train.short_repr import short_repr
 
 
 __all__ = ["Part"]
@@ -51,6 +52,8 @@ class Part:
     suffixes: UInt32[np.ndarray, " token"]
     buckets: Int64[np.ndarray, " bucket"]
     keys: UInt64[np.ndarray, " key"] | None = None
+
+    __repr__ = short_repr
 
     @cached_property
     def find(self) -> Callable[[Sequence[int]], tuple[int, int]]:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from train.progress import count
 from train.runs import ReadableRun
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -39,6 +41,8 @@ class Spelling:
     held_out: int
     decode: Callable[[Sequence[int]], str] = field(repr=False, compare=False)
 
+    __repr__ = short_repr
+
     @property
     def text(self) -> str:
         """Return the tokens as text."""
@@ -54,6 +58,15 @@ class Count:
 
     spellings: tuple[Spelling, ...]
     asked: str | None = None
+
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        if not self.spellings:
+            return "no spelling"
+        occurrences = count(self.count, "occurrence")
+        spellings = count(len(self.spellings), "spelling")
+        return f"{self.query!r}, {occurrences} in {spellings}, {self.held_out:,} held out"
 
     @property
     def query(self) -> str:
@@ -121,6 +134,11 @@ class Hits:
     offsets: Int64[np.ndarray, " hit"]
     held_out: Bool[np.ndarray, " hit"]
 
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        return f"{len(self):,} listed of {self.found}"
+
     @cached_property
     def items(self) -> tuple[Hit, ...]:
         """Return the occurrences one by one."""
@@ -175,6 +193,8 @@ class NextTokens:
     suffix: Suffix
     items: tuple[NextToken, ...]
 
+    __repr__ = short_repr
+
     def __iter__(self) -> Iterator[NextToken]:
         return iter(self.items)
 
@@ -200,3 +220,5 @@ class Span:
     count: int
     held_out: int
     log_probability: float
+
+    __repr__ = short_repr

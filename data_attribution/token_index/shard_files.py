@@ -22,6 +22,7 @@ from jaxtyping import Int64, UInt32, UInt64
 from data_attribution.token_index import prefix_table, suffix_array
 from train import storage
 from train.errors import DamagedError
+from train.short_repr import short_repr
 
 
 __all__ = ["Arrays", "Shard", "Task", "finished", "listed", "read", "sort", "sorter_of"]
@@ -54,6 +55,8 @@ class Arrays:
     buckets: Int64[np.ndarray, " bucket"]
     keys: UInt64[np.ndarray, " key"]
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Task:
@@ -67,6 +70,8 @@ class Task:
     store: str  # fingerprint of the token store
     sha256: str  # sha256 of tokens.bin
     threads: int = 1
+
+    __repr__ = short_repr
 
 
 def sort(task: Task) -> None:

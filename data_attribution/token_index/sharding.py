@@ -28,6 +28,7 @@ from data_attribution.token_index.cost import (
 from data_attribution.token_index.shard_files import Shard
 from train.data import TokenStore
 from train.progress import readable_size
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -47,6 +48,8 @@ class ShardPlan:
     shards: tuple[Shard, ...]
     workers: int
     memory: int  # largest number of bytes that sorting takes
+
+    __repr__ = short_repr
 
 
 def plan_shards(

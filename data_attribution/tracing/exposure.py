@@ -23,7 +23,9 @@ from data_attribution.errors import EvidenceError
 from data_attribution.token_index import TokenIndex, TokenQuery
 from interp import plots
 from train.data import InvertibleOrder, Order
+from train.progress import count
 from train.runs import ReadableRun
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -71,6 +73,13 @@ class Exposure:
     before: int
     epoch: float
     weight: float = 1.0
+
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        places = count(self.places, "place")
+        read = f"read {self.readings:,.1f} times before checkpoint {self.before:,}"
+        return f"{self.target!r}, {places} {read}, {self.held_out:,} held out"
 
     @property
     def places(self) -> int:

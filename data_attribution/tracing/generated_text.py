@@ -23,6 +23,7 @@ from data_attribution.tracing.exposure import exposure_of_text
 from train import storage
 from train.progress import Progress
 from train.runs import ReadableRun
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Holder:
     held: int
     copies: tuple[int, ...] = ()
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class TracedSpan:
@@ -69,6 +72,8 @@ class TracedSpan:
     readings: float
     curve: tuple[tuple[int, ...], tuple[float, ...]]
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -83,6 +88,8 @@ class Generation:
     covered: float
     spans: tuple[TracedSpan, ...]
     provenance: dict[str, object]
+
+    __repr__ = short_repr
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""

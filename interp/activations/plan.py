@@ -25,6 +25,7 @@ from train import storage
 from train.errors import StoreError, nearest
 from train.model import GPTConfig
 from train.progress import readable_size
+from train.short_repr import short_repr
 
 
 __all__ = ["SHARD_BYTES", "Plan", "plan_store"]
@@ -54,6 +55,8 @@ class Plan:
     batch: int
     windows_per_shard: int
     content: dict[str, object]
+
+    __repr__ = short_repr
 
     @property
     def n_bytes(self) -> int:

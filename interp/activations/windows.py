@@ -28,6 +28,7 @@ from torch import Tensor
 from interp.errors import BehaviourError
 from train.data import TokenStore
 from train.errors import StoreError
+from train.short_repr import short_repr
 
 
 __all__ = ["ROW", "Windows", "document_windows", "prompt_windows", "training_windows"]
@@ -61,6 +62,8 @@ class Windows:
     repeated: Int64[np.ndarray, " window"]
     reading: dict[str, object]
     store: TokenStore | None = None
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.first)

@@ -21,6 +21,7 @@ from interp.components import HookedModel
 from interp.errors import ModelError
 from interp.metrics import Metric
 from interp.patching import PairedRuns
+from train.short_repr import short_repr
 
 
 __all__ = ["Slopes", "along"]
@@ -46,6 +47,8 @@ class Slopes:
     receiver: Mapping[str, Tensor]
     donor: Mapping[str, Tensor]
     gradients: Sequence[Mapping[str, Tensor]]
+
+    __repr__ = short_repr
 
 
 def along(

@@ -55,6 +55,7 @@ from interp.statistics import reach
 from train import progress as bars
 from train import storage
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class Bound(Result):
     if_additive_interval: tuple[float, float]
     unit: str
     provenance: Provenance
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         low, high = self.if_additive_interval

@@ -19,6 +19,7 @@ from interp.patching import Effects
 from interp.results import Provenance, Result
 from interp.statistics import Z
 from train import storage
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Agreement(Result):
     absolute: bool
     unit: str
     provenance: Provenance
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         low, high = self.interval or (float("nan"),) * 2

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError
 from interp.statistics import n_prompts
+from train.short_repr import short_repr
 
 
 __all__ = ["Pairs", "crossed", "halves", "swaps"]
@@ -45,6 +46,8 @@ class Pairs:
     original: Int[Tensor, " original"]
     of_source: Int[Tensor, " of_source"]
     candidates: tuple[int, ...] | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         asked = f"interchange {self.name!r}"

@@ -34,6 +34,7 @@ from interp.metrics import MetricOf
 from interp.statistics import n_prompts, ratio_interval, resampled_means
 from train.model import GPT
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = ["SHARES", "Curve", "Judge", "Measured"]
@@ -87,6 +88,8 @@ class Curve:
     f: tuple[float, ...]
     area: Measured
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, eq=False)
 class Judge:
@@ -107,6 +110,8 @@ class Judge:
     memory: int
     full: Float[np.ndarray, " row"]
     empty: Float[np.ndarray, " row"]
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, model: GPT, behaviour: Behaviour, *, metric: MetricOf, memory: int) -> "Judge":

@@ -22,6 +22,7 @@ from interp.circuits.graph import Graph
 from interp.circuits.result import Circuit
 from interp.errors import CircuitError
 from train import storage
+from train.short_repr import short_repr
 
 
 __all__ = ["EdgeFile", "open_circuit", "read_mib", "write_mib"]
@@ -46,6 +47,8 @@ class EdgeFile:
     worth: Float[Tensor, " edge"]
     kept: Bool[Tensor, " edge"]
     nodes: tuple[str, ...]
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, circuit: Circuit) -> "EdgeFile":

@@ -13,6 +13,7 @@ from interp.circuits.graph import Graph
 from interp.errors import CircuitError, InterpError
 from interp.results import Provenance, Result
 from train import storage
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Checks:
     agreement: Measured | None
     again: Float[Tensor, " edge"]
     exact: dict[str, Measured]
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)

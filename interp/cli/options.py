@@ -45,7 +45,11 @@ PROMPTS = 64
 
 
 Plot = Annotated[
-    Path | None, typer.Option(callback=drawable, help="Write a figure to this .html or .png file.")
+    Path | None,
+    typer.Option(
+        callback=drawable,
+        help="Write a figure to this .html file; to .svg, .pdf or .png if Chrome is installed.",
+    ),
 ]
 
 

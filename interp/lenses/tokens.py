@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.errors import ModelError
 from train.data import IGNORED, RecordedOrder, TokenStore, read_batch
+from train.short_repr import short_repr
 
 
 __all__ = ["LensTokens", "held_out_tokens", "training_tokens"]
@@ -41,6 +42,8 @@ class LensTokens:
     region: str
     fingerprint: str
     n_fit: int
+
+    __repr__ = short_repr
 
     @property
     def context(self) -> int:

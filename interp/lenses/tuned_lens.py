@@ -32,6 +32,7 @@ from interp.lenses.tokens import LensTokens
 from train import storage
 from train.model import GPT, init_gpt
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -57,6 +58,8 @@ class Translators:
 
     weight: Float[Tensor, "depth d_model d_model"]
     bias: Float[Tensor, "depth d_model"]
+
+    __repr__ = short_repr
 
     def __call__(
         self, depth: int, stream: Float[Tensor, "row d_model"]
@@ -93,6 +96,8 @@ class Fit:
     lr: float
     seed: int
     loss: tuple[float, ...] = field(default=())
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,8 @@ from interp.results import Provenance, Result, provenance
 from interp.statistics import mean_interval
 from train import storage
 from train.errors import nearest
-from train.progress import Progress, shown
+from train.progress import Progress, count, shown
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -84,6 +85,14 @@ class Ablation(Result):
     unit: str
     provenance: Provenance
     notes: tuple[str, ...] = ()
+
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        lowest = ", ".join(f"{name} {self[name]:+.2f}" for name in self.top(3))
+        sets = count(len(self.names), f"set by {self.standin}", f"sets by {self.standin}")
+        about = f"{self.provenance.behaviour!r}, {sets}, n={self.n_prompts}"
+        return f"{about}; intact {self.intact:.2f}, lowest {lowest}"
 
     def __getitem__(self, name: str) -> float:
         return float(self.change[self._index(name)])

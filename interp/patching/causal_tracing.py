@@ -39,6 +39,7 @@ from train import progress as bars
 from train import storage
 from train.model import GPT
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -76,6 +77,14 @@ class Trace(Result):
     damage: str
     noise: float
     draws: int
+
+    __repr__ = short_repr
+
+    def __str__(self) -> str:
+        maps = (self.residual, self.mlps, self.attention)
+        highest = ", ".join(f"{name} {one[name]:.2f}" for one in maps for name in one.top(1))
+        about = self.residual.provenance.behaviour
+        return f"{about!r}, subject {self.damage}, n={self.residual.n_prompts}; highest {highest}"
 
     def curve(self, what: str, pos: int | None = None) -> "pandas.DataFrame":
         """Return one pandas row per layer at one position: layer, effect, low and high.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 from interp.errors import EffectsError
 from interp.results import Provenance, Result
 from train import storage
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class ContrastCheck(Result):
     unit: str
     n: int
     provenance: Provenance
+
+    __repr__ = short_repr
 
     def __getitem__(self, name: str) -> str:
         try:

@@ -29,6 +29,7 @@ from interp.statistics import mean_interval, ratio_interval
 from train import progress as bars
 from train.errors import nearest
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -101,6 +102,8 @@ class SweepLayout:
     window: int = 1
     through: str = ""
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True, eq=False)
 class PairedRuns:
@@ -141,6 +144,8 @@ class PairedRuns:
     memory: int = MEMORY
     progress: Progress | None = None
     seed: int = 0
+
+    __repr__ = short_repr
 
     @classmethod
     def of(

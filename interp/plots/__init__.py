@@ -1,4 +1,4 @@
-"""Figures: heat maps, bars and curves, written as HTML or PNG."""
+"""Figures: heat maps, bars and curves, written as HTML pages or pictures."""
 
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
         interval,
         lines,
         shortened,
-        write,
     )
-    from interp.plots.export import drawable
+    from interp.plots.export import drawable, write
 
 __all__ = [
     "COLOURS",

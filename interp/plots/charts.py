@@ -5,14 +5,11 @@ and blue for negative ones. Axes are labelled with what they show: tokens, heads
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
-
-from interp.plots import export
 
 
 if TYPE_CHECKING:
@@ -37,7 +34,6 @@ __all__ = [
     "interval",
     "lines",
     "shortened",
-    "write",
 ]
 
 # The type of every figure.
@@ -49,24 +45,6 @@ COLOURS = (
 )  # fmt: skip
 # Size in pixels, chosen so that three figures of a notebook fit on one screen.
 WIDTH, HEIGHT = 680, 340
-
-
-def write(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as .html, which opens without a network, or as .png.
-
-    See `interp.plots.export`.
-
-    Raises:
-        InterpError: The suffix is another one, the path ends in .png and matplotlib is not
-            installed, or the figure has traces that a .png cannot show.
-        TrainError: The folder does not exist, or `path` is a folder.
-
-    Examples:
-        >>> figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
-        >>> plots.write(figure, folder / "heads.html").name
-        'heads.html'
-    """
-    return export.write(figure, path)
 
 
 def figure(titles: Sequence[str] = ()) -> Figure:

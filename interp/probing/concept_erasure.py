@@ -35,6 +35,7 @@ from interp.results import Provenance, Result, provenance
 from interp.statistics import Estimate, mean_interval, wilson
 from train import storage
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ class Eraser:
     out_of: Float[np.ndarray, "feature rank"]
     back: Float[np.ndarray, "rank feature"]
     removed: float
+
+    __repr__ = short_repr
 
     @property
     def rank(self) -> int:

@@ -12,6 +12,7 @@ from interp.results import Provenance, Result
 from interp.statistics import Estimate
 from train import storage
 from train.errors import nearest
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Cell:
     untrained_unseen: Estimate | None
     bits: float | None
     compression: Estimate | None
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,7 @@ from interp.errors import ProbeError
 from train import storage
 from train.data import Tokenizer
 from train.errors import TokenizerError
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -78,6 +79,8 @@ class ProbeTask:
     rows: Int[Tensor, " row"] | None = None
     type_of: str = "word"
     description: str = ""
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         asked, n = f"probe task {self.name!r}", len(self.labels)
@@ -246,6 +249,8 @@ class Case:
     pos: int
     label: str
     type: str
+
+    __repr__ = short_repr
 
 
 def balanced(cases: list[Case], n_cases: int, draw: np.random.Generator) -> list[Case]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interp.statistics.intervals import ratio_interval, wilson
 from train import storage
+from train.short_repr import short_repr
 
 
 __all__ = ["Average", "n_prompts", "over_prompts", "ratio_of_averages", "shares"]
@@ -36,6 +37,8 @@ class Average:
     low: Float[Tensor, "*axes"] | None
     high: Float[Tensor, "*axes"] | None
     n: int
+
+    __repr__ = short_repr
 
     def at(self, *index: int | list[int] | EllipsisType) -> "Average":
         """Return the mean, or the means, at an index."""

@@ -36,6 +36,7 @@ from train.errors import TrainError
 from train.model import GPT
 from train.progress import Progress
 from train.runs import Checkpoint, MonitorScore, Origin, Run
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Analysis:
     name: str
     measure: Callable[[GPT, int], object]
     parameters: Mapping[str, object] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     @property
     def key(self) -> str:

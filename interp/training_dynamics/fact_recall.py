@@ -23,6 +23,7 @@ from interp.errors import BehaviourError
 from interp.statistics import wilson
 from train.data import Tokenizer
 from train.errors import nearest
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ class Level:
     paraphrase: Share
     baseline: float
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Recall:
@@ -113,6 +116,8 @@ class Recall:
 
     levels: tuple[Level, ...]
     late: Level | None = None
+
+    __repr__ = short_repr
 
     def at(self, exposures: int) -> Level:
         """Return the level of facts with this number of exposures.

@@ -24,6 +24,7 @@ from train.convert.safe_loading import WEIGHTS
 from train.data import Tokenizer, gpt2_tokenizer, load_tokenizer
 from train.errors import DamagedError, RecipeError, TokenizerError, TrainError, nearest
 from train.model import GPT, GPTConfig
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Imported:
     tokenizer: Tokenizer | None
     description: str
     sha256: str
+
+    __repr__ = short_repr
 
 
 def import_huggingface(folder: str | Path) -> Imported:

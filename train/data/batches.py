@@ -19,6 +19,7 @@ from torch import Tensor
 from train.data.data_order import Order
 from train.data.document_removal import DocumentRemoval
 from train.data.token_store import TokenStore
+from train.short_repr import short_repr
 
 
 __all__ = ["IGNORED", "Batch", "batches_ahead", "read_batch"]
@@ -41,6 +42,8 @@ class Batch:
     targets: Int64[Tensor, "batch pos"]
     divisor: int
     digest: str
+
+    __repr__ = short_repr
 
     def parts(self, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and targets of micro-batches of at most `size` windows, in order."""

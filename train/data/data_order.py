@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from train.errors import OrderError
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -57,6 +58,8 @@ class DocumentTable:
 
     starts: Int64[np.ndarray, " document"]
     lengths: Int64[np.ndarray, " document"]
+
+    __repr__ = short_repr
 
     def last_begun(self, offsets: Int64[np.ndarray, " token"]) -> Int64[np.ndarray, " token"]:
         """Return the last document that begins at or before each token; -1 before the first."""
@@ -323,6 +326,8 @@ class RecordedOrder:
 
     schedule: Int64[np.ndarray, "step batch"]
     context: int
+
+    __repr__ = short_repr
 
     @property
     def batch(self) -> int:

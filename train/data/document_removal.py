@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int64
 
 from train.data.token_store import TokenStore
 from train.errors import StoreError
+from train.short_repr import short_repr
 
 
 __all__ = ["DocumentRemoval"]
@@ -39,6 +40,8 @@ class DocumentRemoval:
 
     documents: tuple[int, ...]
     mode: str = "blank"
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.mode not in ("blank", "loss"):

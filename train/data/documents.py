@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from train.short_repr import short_repr
+
 
 __all__ = ["Corpus", "Document"]
 
@@ -25,6 +27,8 @@ class Document:
     title: str = ""
     url: str = ""
     late: bool = False
+
+    __repr__ = short_repr
 
     @property
     def sha256(self) -> str:
@@ -60,3 +64,5 @@ class Corpus:
     tokenizer: str = "gpt2"
     layout: str = "stream"
     truth: Callable[[], dict] | None = None
+
+    __repr__ = short_repr

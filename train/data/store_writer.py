@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from train.data.packing import pack
+from train.short_repr import short_repr
 
 
 __all__ = ["Lot", "Region", "fingerprint", "lay_rows"]
@@ -49,6 +50,8 @@ class Lot:
     tokens: np.ndarray
     lengths: np.ndarray
     columns: Mapping[str, list]
+
+    __repr__ = short_repr
 
 
 class Region:

@@ -32,6 +32,7 @@ from train.data.data_order import DocumentTable
 from train.data.tokenizers import Tokenizer
 from train.errors import DamagedError, StoreError, TokenizerError
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class StoredDocument:
     row: int
     title: str
     url: str
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from train.errors import RecipeError, nearest
+from train.short_repr import short_repr
 
 
 __all__ = ["CHOICES", "LATER", "GPTConfig"]
@@ -72,6 +73,8 @@ class GPTConfig:
     position_init: str = "normal"
     position_init_scale: float = 0.02
     causal: bool = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if not self.d_head and self.n_heads > 0 and self.d_model % self.n_heads:

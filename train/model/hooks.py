@@ -16,6 +16,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from train.errors import HookError, nearest
+from train.short_repr import short_repr
 
 
 __all__ = ["Cache", "Hook", "HookPoint", "HookedModule", "NamesFilter", "PointNames"]
@@ -81,6 +82,8 @@ class PointNames:
 
     own: tuple[str, ...]
     aliases: Mapping[str, str]
+
+    __repr__ = short_repr
 
     @cached_property
     def n_layers(self) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from train import storage
 from train.errors import DamagedError
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -49,6 +50,8 @@ class Checkpoint:
 
     step: int
     files: dict[str, str]
+
+    __repr__ = short_repr
 
     @property
     def folder(self) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from train import storage
 from train.errors import DamagedError, TrainError
 from train.recipes import Recipe
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -75,6 +76,8 @@ class MonitorTask:
     foil: Int[Tensor, " prompt"] | None = None
     candidates: tuple[int, ...] | None = None
     eot: int | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.reads not in READS:
@@ -132,6 +135,8 @@ class Look:
     seconds: float
     share: float
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class MonitorLog:
@@ -140,6 +145,8 @@ class MonitorLog:
     watches: tuple[MonitorTask, ...]
     steps: tuple[int, ...]
     looks: tuple[Look, ...]
+
+    __repr__ = short_repr
 
     @property
     def summary(self) -> str:

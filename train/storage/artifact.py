@@ -14,6 +14,7 @@ from typing import TypedDict
 
 from train.errors import DamagedError
 from train.progress import Progress
+from train.short_repr import short_repr
 from train.storage import atomic, lock
 
 
@@ -69,6 +70,8 @@ class Artifact:
     missing: type[Exception]
     mismatch: type[Exception]
     busy: type[Exception]
+
+    __repr__ = short_repr
 
 
 def artifact_manifest(artifact: Artifact) -> atomic.JsonObject:

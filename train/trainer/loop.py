@@ -28,6 +28,7 @@ from train.numerics import Numerics, applied, choose, on_this_machine
 from train.progress import Progress
 from train.recipes import Recipe, resolve
 from train.runs import MonitorTask, Run
+from train.short_repr import short_repr
 from train.trainer import evaluation, monitoring, optimizer
 from train.trainer.loss import next_token_loss
 from train.trainer.state import TrainState, initial_state, load_state, save
@@ -56,6 +57,8 @@ class Replay:
     rows: tuple[runs.LedgerRow, ...]
     expected: tuple[runs.LedgerRow, ...]
     state: TrainState
+
+    __repr__ = short_repr
 
     @property
     def exact(self) -> bool:

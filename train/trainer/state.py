@@ -15,6 +15,7 @@ from train.model import GPT, init_gpt
 from train.numerics import Numerics, refuse_missing
 from train.recipes import Recipe
 from train.runs import Run
+from train.short_repr import short_repr
 from train.trainer import evaluation
 from train.trainer.optimizer import adamw, read_state, write_state
 
@@ -35,6 +36,8 @@ class TrainState:
     optimizer: torch.optim.AdamW
     step: int
     tokens: int
+
+    __repr__ = short_repr
 
 
 def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:

@@ -24,6 +24,7 @@ from train.errors import DamagedError, TrainError
 from train.model import init_gpt
 from train.progress import Progress
 from train.runs import Checkpoint, Run
+from train.short_repr import short_repr
 from train.trainer import evaluation, loop
 
 
@@ -55,6 +56,8 @@ class Verification:
     spans: tuple[tuple[int, int], ...]
     difference: float
     files: int
+
+    __repr__ = short_repr
 
     @property
     def ok(self) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.components import SITES, Component
 from train import numerics
 from train.model import GPT, Block, HookPoint
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -54,6 +55,8 @@ class BaseRun:
     cache: Mapping[str, Tensor]
     final: Float[Tensor, "prompt pos d_model"]
     shared: int
+
+    __repr__ = short_repr
 
     @property
     def n_prompts(self) -> int:

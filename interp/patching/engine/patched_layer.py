@@ -26,6 +26,7 @@ from interp.components import Component
 from interp.patching.engine.base_run import ATTENTION, BaseRun
 from interp.patching.engine.patched_attention import attention_mask, attention_output, pattern
 from train.model import rotate
+from train.short_repr import short_repr
 
 
 __all__ = ["Start", "first_position", "replace", "start"]
@@ -52,6 +53,8 @@ class Start:
     resid: Float[Tensor, "prompt pos d_model"]
     later: Mapping[tuple[int, str], Sequence[Component]]
     source: Mapping[str, Tensor]
+
+    __repr__ = short_repr
 
 
 def first_position(base: BaseRun, patch: Sequence[Component]) -> int:

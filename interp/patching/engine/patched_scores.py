@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.errors import InterruptedWarning
 from interp.patching.engine.base_run import BaseRun
+from train.short_repr import short_repr
 
 
 __all__ = ["Found", "Patched", "averaged", "spread"]
@@ -33,6 +34,8 @@ class Patched:
     done: Bool[Tensor, " patch"]
     moved: Float[Tensor, " patch"]
     peak_bytes: int
+
+    __repr__ = short_repr
 
 
 def averaged(found: Sequence[Patched]) -> tuple[Patched, int]:

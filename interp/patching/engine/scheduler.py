@@ -27,6 +27,7 @@ from interp.patching.engine.patched_scores import Found, Patched, averaged, spre
 from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -59,6 +60,8 @@ class DerivedSource:
 
     reads: Sequence[str]
     of: Callable[[BaseRun, int, Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+    __repr__ = short_repr
 
 
 @torch.inference_mode()

@@ -129,7 +129,7 @@ def test_quantized_weights_are_those_the_quantized_model_computes_with(tmp_path)
 
 
 def test_its_tokenizer_cuts_at_every_digit(tmp_path):
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = gguf_files.gguf_to_huggingface(written(tmp_path / "t.gguf", llama()), tmp_path / "t")
     ours = convert.import_huggingface(folder).tokenizer
@@ -140,7 +140,26 @@ def test_its_tokenizer_cuts_at_every_digit(tmp_path):
         assert ours.decode(ours.encode(text)) == text
     assert "12" in TOKENIZER.tokens(TOKENIZER.encode("12"))
     assert ours.tokens(ours.encode("12")) == ["1", "2"]
+    # The file says that digits are split; transformers, reading the file itself, merges them.
+    merged = AutoTokenizer.from_pretrained(tmp_path, gguf_file="t.gguf")("12 cats").input_ids
+    assert merged == TOKENIZER.encode("12 cats").tolist() != ours.encode("12 cats").tolist()
     assert (ours.eot_text, theirs.eos_token) == ("<|endoftext|>", "<|endoftext|>")
+
+
+def test_a_missing_tensor_is_refused_where_transformers_draws_random_weights(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    def drop(writer):
+        writer.tensors[0].pop("blk.1.ffn_up.weight")
+
+    model = llama()
+    path = written(tmp_path / "gap.gguf", model, drop)
+    with pytest.raises(DamagedError, match=r"layers\.1\.mlp\.up_proj"):
+        convert.import_run(path, out=tmp_path / "run")
+    assert [one.name for one in tmp_path.iterdir()] == ["gap.gguf"]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="gap.gguf", dtype="float32")
+    tokens = tokens_of(model)
+    assert (theirs(tokens).logits - model(tokens)).abs().max() > 1
 
 
 def test_it_can_be_taken_in_as_a_run_that_names_the_file(tmp_path):
@@ -166,6 +185,10 @@ REFUSED = {
     "a tensor too many": (
         lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32)),
         RecipeError, "rope_freqs.weight has no place",
+    ),
+    "a bias": (
+        lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32)),
+        RecipeError, r"blk\.0\.attn_q\.bias has no place",
     ),
     "another tokenizer": (
         lambda writer: writer.kv_data[0].update(

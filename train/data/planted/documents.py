@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from train.data.planted import vocabulary
+from train.short_repr import short_repr
 
 
 __all__ = [
@@ -74,6 +75,8 @@ class Cast:
 
     pairs: list[tuple[str, str]]
     combinations: list[tuple[int, int]]
+
+    __repr__ = short_repr
 
 
 def ioi_sentence(draws: Draws, cast: Cast) -> str:
