@@ -1,10 +1,13 @@
 """How a command prints its result: as text or JSON, and into a file."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import typer
+
+from train.cli.options import Json, Out
 
 
 @runtime_checkable
@@ -43,6 +46,24 @@ def emit(
         plain = result if isinstance(result, dict) else result.to_dict()
         text = json.dumps(shown or plain, indent=1, ensure_ascii=False)
     typer.echo(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Options of how a command prints its result, and where it writes it."""
+
+    as_json: Json = False
+    out: Out = None
+
+    def emit(
+        self,
+        result: "dict[str, Any] | Saved",
+        text: str,
+        *,
+        shown: dict[str, Any] | None = None,
+    ) -> None:
+        """Print a result, and write it if asked; see `emit`."""
+        emit(result, text, as_json=self.as_json, out=self.out, shown=shown)
 
 
 def run_summary(opened: Any) -> dict[str, Any]:

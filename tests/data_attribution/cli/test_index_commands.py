@@ -80,10 +80,8 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_written(openbook,
         "index", "build", path, "--shards", 1, "--memory", 0.001, "--backend", "numpy"
     )
     assert memory.code == 0  # 961 tokens take 0.07 MB
-    both = openbook("index", "build", path, "--shards", 1, "--shard-tokens", 9)
-    refused(both, 2, "both given; give one")
     refused(openbook("index", "build", path, "--backend", "fast"), 2, "no sorter 'fast'; known are")
-    library = openbook("index", "build", path, "--libsais", path / "tokens.bin")
+    library = openbook("index", "build", path, "--backend", f"libsais:{path / 'tokens.bin'}")
     refused(library, 2, "tokens.bin is no shared library of libsais16")
 
 
