@@ -46,12 +46,12 @@ class RankingOptions:
         str,
         typer.Option(
             help="Evidence to rank by: lexical, bm25, gradient, replay or fused; join several with "
-            "+, e.g. lexical+replay. Options follow the name, e.g. gradient:kind=cosine,rank=8. "
-            "gradient has kind (adam, adam-cosine, cosine, dot or curvature), rank (of the random "
-            "projections, 32), damping (of curvature, 0.1) and within (component whose gradients "
-            "count, e.g. L0.mlp, may be repeated; or a file of `openbook patch --out`). replay has "
-            "steps (the last steps to go back through; one epoch, at most 1000) and scratch "
-            "(folder for temporary training states)."
+            "+, e.g. lexical+replay. Options stand behind the name, as in "
+            "gradient:kind=cosine,rank=8. Options of gradient: kind (adam, adam-cosine, cosine, "
+            "dot or curvature), rank of the random projections (32), damping of curvature (0.1), "
+            "within (component whose gradients count, e.g. L0.mlp; may be repeated, or a file of "
+            "`openbook patch --out`). Options of replay: steps (number of last training steps to "
+            "go back through; one epoch, at most 1000), scratch (folder for training states)."
         ),
     ] = "fused"
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of documents to list.")] = 20

@@ -10,6 +10,7 @@ from data_attribution import counterfactuals
 from data_attribution.attribution import Source, Sources
 from data_attribution.cli.counterfactual import counterfactual_command
 from data_attribution.cli.trace import CONTROLS
+from data_attribution.errors import CounterfactualError
 from tests.worlds.commands import refused
 
 
@@ -62,6 +63,20 @@ def test_documents_are_named_by_file_and_by_index_and_the_first_are_removed(
     both = (*at, "--without", five, "--without", kept, "--together", "none", "--seeds", 0, "--json")
     assert json.loads(openbook(*both).out)["removed"] == sorted([five, three])
     assert json.loads(openbook(*both, "--top", 1).out)["removed"] == [five]
+
+
+def test_a_number_stands_for_the_facts_that_are_stated_so_often(openbook, lookup_run, monkeypatch):
+    def forget(_run, names, **_options):
+        raise CounterfactualError(f"to forget: {names}")
+
+    monkeypatch.setattr(
+        counterfactuals, "removable_facts", lambda _run, exposures: [f"stated {exposures} times"]
+    )
+    monkeypatch.setattr(counterfactuals, "forget_facts", forget)
+    command = ("forget", lookup_run.path)
+    refused(openbook(*command), 2, "to forget: ['stated 16 times']")
+    refused(openbook(*command, "capital of a"), 2, "to forget: ['capital of a']")
+    refused(openbook(*command, 32), 2, "to forget: ['stated 32 times']")
 
 
 def test_the_commands_draw_as_many_controls_as_the_library():
