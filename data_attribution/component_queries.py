@@ -74,7 +74,10 @@ def named(
         )
     if kind == "direct-effect":
         if behaviour is None:
-            raise QueryError(f"{name!r} is an effect on a behaviour; name a BEHAVIOUR beside it")
+            raise QueryError(
+                f"{name!r} is an effect on a behaviour, and none was given; run `openbook trace "
+                f"documents RUN BEHAVIOUR --metric {name}`"
+            )
         return direct_effect(run.load(), behaviour, head)
     ask = prefix_matching if kind == "prefix-matching" else previous_token
     return ask(run, head, n=n, length=min(LENGTH, (config.n_ctx - 1) // 2), seed=seed)

@@ -49,6 +49,8 @@ def values(parameter: typing.Any) -> str:
     """Say what a parameter takes: a choice, a path, a number with its least value."""
     if getattr(parameter, "is_flag", False):
         return "flag"
+    if parameter.param_type_name == "option" and parameter.metavar:
+        return ", ".join(f"`{word}`" for word in parameter.metavar.split("|"))
     kind = parameter.type_descriptor.annotation
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind = next(one for one in typing.get_args(kind) if one is not type(None))
@@ -64,9 +66,15 @@ def values(parameter: typing.Any) -> str:
     return f"{said}; repeatable" if several else said
 
 
+def argument_name(parameter: typing.Any) -> str:
+    """Return the name of an argument: in brackets if it may be left out, with dots if repeated."""
+    name = parameter.metavar if parameter.required else f"[{parameter.metavar}]"
+    return name if parameter.nargs == 1 else f"{name}..."
+
+
 def row(parameter: typing.Any, argument: bool) -> str:
     """Give the row of one argument or option in its table."""
-    name = parameter.metavar or parameter.name.upper() if argument else ", ".join(parameter.opts)
+    name = argument_name(parameter) if argument else ", ".join(parameter.opts)
     default = parameter.default
     empty = default is None or default == () or getattr(parameter, "is_flag", False)
     said = "required" if parameter.required else "" if empty else f"`{default}`"
@@ -83,7 +91,7 @@ def section(name: str, command: typing.Any) -> str:
     shown = [one for one in command.params if not one.hidden and "--help" not in one.opts]
     arguments = [one for one in shown if one.param_type_name == "argument"]
     options = [one for one in shown if one.param_type_name == "option"]
-    called = [one.metavar or one.name.upper() for one in arguments]
+    called = map(argument_name, arguments)
     usage = " ".join([name, *called, *["[OPTIONS]"] * bool(options)])
     lines += ["```text", usage, "```", ""]
     if shown:

@@ -44,10 +44,6 @@ def test_a_text_that_stands_nowhere(trace, tiny_store):
         "no document of 120 has lexical evidence", repr(word), "gradient evidence needs no word",
     )  # fmt: skip
     refused(trace("text", word), 2, "no 1 tokens in a row of the 1 of the text")
-    refused(
-        trace("head", "prefix-matching:L0H0", "--prompts", 3), 2,
-        "--prompts cannot be used without BEHAVIOUR",
-    )  # fmt: skip
     refused(trace("sentence", "w1 elsewhere"), 2, "'elsewhere' is not in the vocabulary")
 
 
@@ -76,27 +72,36 @@ def test_evidence_that_there_is_not(trace, lookup_behaviour):
     refused(trace("sentence", "w1", "--method", "gradeint"), 2, "did you mean 'gradient'?")
     refused(trace("sentence", "w1", "--method", "lexical+"), 2, "no evidence is called ''")
     refused(
-        trace("sentence", "w1", "--method", "lexical", "--within", "L0H0"), 2,
-        "--within cannot be used with lexical evidence; use --method gradient",
+        trace("sentence", "w1", "--method", "lexical:within=L0H0"), 2,
+        "lexical evidence has no option 'within=L0H0'; its options are none",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("sentence", "w1", "--controls", 2), "--controls cannot be used without --prove"),
-        (("sentence", "w1", "--method", "lexical", "--kind", "dot"), "--kind cannot be used"),
+        (("sentence", "w1", "--method", "lexical+bm25:kind=dot"), "bm25 evidence has no option"),
         (
-            ("sentence", "w1", "--scratch", "."),
-            "--scratch cannot be used with lexical+gradient evidence",
+            ("sentence", "w1", "--method", "fused:rank=8"),
+            "give options to the methods, lexical+gradient:rank=8",
         ),
+        (
+            ("sentence", "w1", "--method", "gradient:scratch=."),
+            "its options are kind=..., rank=..., damping=..., within=...",
+        ),
+        (("sentence", "w1", "--method", "replay:steps=few"), "gives no number; write steps=8"),
+        (("sentence", "w1", "--method", "gradient:rank=0"), "to rank 1 or more, not 0"),
+        (("sentence", "w1", "--method", "gradient+gradient:rank=8"), "none of a kind twice"),
         (("head", "previous-token:L9H0"), "no head L9H0"),
         (("head", "previous-token"), "names no head; write previous-token:L1H0"),
         (("head", "prevoius-token:L0H0"), "did you mean 'previous-token'"),
-        (("head", "direct-effect:L0H0"), "name a BEHAVIOUR beside it"),
+        (("head", "direct-effect:L0H0"), "RUN BEHAVIOUR --metric direct-effect:L0H0"),
         (("head", "previous-token:L0H0", "--method", "lexical"), "has no words that lexical"),
-        (("sentence", "w1", "--method", "gradient", "--kind", "cosin"), "did you mean 'cosine'"),
-        (("sentence", "w1", "--damping", 0.5), "damping 0.5 belongs to curvature, not adam"),
+        (("sentence", "w1", "--method", "gradient:kind=cosin"), "did you mean 'cosine'"),
+        (
+            ("sentence", "w1", "--method", "gradient:damping=0.5"),
+            "damping 0.5 belongs to curvature, not adam",
+        ),
     ],
 )
 def test_options_that_would_do_nothing_and_questions_that_there_are_not(trace, given, said):
@@ -104,12 +109,14 @@ def test_options_that_would_do_nothing_and_questions_that_there_are_not(trace, g
 
 
 def test_components_that_there_are_not(trace, tmp_path):
-    at = ("sentence", "w1", "--method", "gradient", "--within")
-    refused(trace(*at, "L7H0"), 2, "L7H0")
-    refused(trace(*at, "head 3"), 2, "'head 3'")
-    refused(trace(*at, tmp_path / "none.json"), 2, "there is nothing")
+    def within(component: object):
+        return trace("sentence", "w1", "--method", f"gradient:within={component}")
+
+    refused(within("L7H0"), 2, "L7H0")
+    refused(within("head 3"), 2, "'head 3'")
+    refused(within(tmp_path / "none.json"), 2, "there is no file", "none.json")
     storage.write_json(tmp_path / "sources.json", storage.seal({"kind": "sources", "schema": 2}))
-    refused(trace(*at, tmp_path / "sources.json"), 2, "sources.json")
+    refused(within(tmp_path / "sources.json"), 2, "sources.json")
 
 
 def test_a_page_and_a_result_that_have_no_place(trace, tmp_path):
@@ -147,7 +154,7 @@ def test_sources_that_were_changed_by_hand(openbook, trace, tiny_run, lookup_beh
 
 def test_a_document_that_was_never_read_is_not_removed(openbook, tiny_run, lookup_behaviour):
     never = next(k for k in range(tiny_run.store.n_documents) if not len(tiny_run.steps_reading(k)))
-    at = ("counterfactual", tiny_run.path, lookup_behaviour, "--document", never)
+    at = ("counterfactual", tiny_run.path, lookup_behaviour, "--without", never)
     refused(openbook(*at), 2, "were never read", f"document {never}")
     refused(openbook(*at[:-1], 9999), 2, "9999", "120")
     assert not (tiny_run.path / "counterfactuals").exists()

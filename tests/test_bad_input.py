@@ -134,7 +134,7 @@ def test_a_behaviour_saved_for_another_vocabulary(openbook, tiny_run, tmp_path):
     pair = torch.tensor([[0, 5000], [0, 5001]])
     answer = torch.tensor([1, 2])
     Behaviour("other", pair, pair.flip(0), answer, answer.flip(0)).save(path)
-    for command in (("patch",), ("counterfactual", "--document", 3)):
+    for command in (("patch",), ("counterfactual", "--without", 3)):
         ended = openbook(command[0], tiny_run.path, path, *command[1:])
         refused(ended, 2, "holds token 5001, and the vocabulary of the model has 171")
     assert not (tiny_run.path / "counterfactuals").exists()
@@ -193,8 +193,6 @@ def test_folders_of_another_kind(openbook, tiny_store, tiny_run, lookup_behaviou
         ("no folder", ("patch", *at, "--plot", nothing / "effects.html")),
         ("there is nothing", ("counterfactual", *at, "--without", nothing)),
         ("there is a folder", ("counterfactual", *at, "--without", tmp_path)),
-        ("no documents to remove", ("counterfactual", *at)),
-        ("belongs to mlps and attention", ("patch", *at, "--window", 2)),
         ("nearest is 8", ("patch", *at, "--step", 9)),
         ("cannot be replayed", ("run", "replay", tiny_run.path, "--from", 9, "--to", 99)),
     ):
@@ -223,6 +221,12 @@ def test_a_file_that_may_not_be_read_or_made(openbook, tmp_path, monkeypatch):
         ["patch"],
         ["nothing"],
         ["patch", "run", "ioi", "--over", "haeds"],
+        ["patch", "run", "ioi", "--over", "heads:2"],
+        ["patch", "run", "ioi", "--over", "mlps:N"],
+        ["patch", "run", "ioi", "--over", "mlps:0"],
+        ["ablate", "run", "ioi", "--standin", "mean:3"],
+        ["circuit", "run", "ioi", "--method", "eap:3"],
+        ["counterfactual", "run", "ioi"],
         ["patch", "run", "ioi", "--prompts", "0"],
         ["train", "planted", "store", "--out", "run", "--steps", "-1"],
         ["run", "documents", "run", "one"],

@@ -60,6 +60,8 @@ def test_every_command_answers_in_json_writes_a_file_and_explains_itself(name):
     assert command.help
     unexplained = [one.name for one in command.params if not getattr(one, "help", None)]
     assert unexplained == []
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    assert all(one.metavar and one.metavar.isupper() for one in arguments)
 
 
 # --- corpus and run ------------------------------------------------------------------------------
@@ -416,7 +418,7 @@ def test_single_documents_are_removed_without_a_control(
     openbook, lookup_run, lookup_behaviour, tmp_path
 ):
     found = openbook(
-        "counterfactual", lookup_run.path, lookup_behaviour, "--document", 3, "--document", 5,
+        "counterfactual", lookup_run.path, lookup_behaviour, "--without", 3, "--without", 5,
         "--seeds", 0, "--runs", tmp_path, "--mode", "loss", "--together", "none", "--json",
     )  # fmt: skip
     result = json.loads(found.out)

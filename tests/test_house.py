@@ -76,6 +76,63 @@ def test_a_print_and_every_way_to_the_environment_are_seen():
     assert sorted(spoken(ast.parse(text))) == ["os.environ", "os.getenv", "print("]
 
 
+# --- refusals of the command line ----------------------------------------------------------------
+
+# Every function of the cli folders that raises an error, and what it refuses: a value or a file,
+# never a combination of options. An option that only some uses read belongs to a command of its
+# own, or into the value that reads it, as in `--over mlps:3` and `--method gradient:rank=8`.
+REFUSALS = {
+    "data_attribution/cli/trace.py _read": "a text in a file that is missing, too large or no text",
+    "interp/cli/ablate.py _effects": "a file that is missing",
+    "interp/cli/cache.py _token_store": "a model that comes without a token store",
+    "interp/cli/lens.py lens_fit": "a file of another kind, and a model that comes without a run",
+    "interp/cli/patch.py _positions": "a text that is no list of positions",
+    "interp/cli/probe.py _numbers": "a text that is no list of numbers",
+    "train/cli/options.py choice": "a word that is no choice",
+    "train/cli/options.py readable": "a file that is missing",
+}
+
+
+def refusing(tree: ast.Module) -> set[str]:
+    """Outermost functions and methods that raise an error; `typer.Exit` is none."""
+    raised: set[str] = set()
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in [*tree.body, *(one for holder in classes for one in holder.body)]:
+        if isinstance(node, ast.FunctionDef):
+            errors = {
+                ast.unparse(one.exc)
+                for one in ast.walk(node)
+                if isinstance(one, ast.Raise) and one.exc
+            }
+            if not all(error.startswith("typer.Exit(") for error in errors):
+                raised.add(node.name)
+    return raised
+
+
+def test_no_command_refuses_a_combination_of_its_options():
+    found = {
+        f"{path.relative_to(ROOT)} {name}"
+        for path in sources()
+        if path.parent.name == "cli"
+        for name in refusing(ast.parse(path.read_text()))
+    }
+    assert found == {*REFUSALS}
+
+
+def test_a_refusal_is_seen_in_a_command_and_in_its_options():
+    text = """
+def command(take, file):
+    if take and not file:
+        raise InterpError("--take needs --file")
+class Options:
+    def __post_init__(self):
+        raise typer.BadParameter("give one")
+def ended():
+    raise typer.Exit(1)
+"""
+    assert refusing(ast.parse(text)) == {"command", "__post_init__"}
+
+
 # --- private names -------------------------------------------------------------------------------
 
 PRIVATE = re.compile(r"_[a-z]\w*", re.IGNORECASE)

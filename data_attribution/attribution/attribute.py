@@ -70,8 +70,8 @@ def documents(
             methods out and says so.
         metric: Metric of the behaviour, as an object, a name or a function of the behaviour; None
             for its logit difference.
-        methods: `[Lexical(), Gradient(within=["L0.mlp"])]`, or a name such as "replay" or
-            "lexical+gradient"; several methods are fused.
+        methods: `[Lexical(), Gradient(within=["L0.mlp"])]`, or a name such as "replay",
+            "lexical+gradient" or "gradient:kind=cosine" (see `parse`); several methods are fused.
         limit: Largest number of sources returned.
         candidates: Documents to rank; default: any.
         fold: Fold duplicates and near-duplicates into the source with the best rank.
@@ -197,9 +197,13 @@ def _rankings(requests: Sequence[Request], methods: Sequence[Method]) -> list[di
 
 
 def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
-    """Return the requested name of the evidence if all its methods answered, else their names."""
-    if isinstance(methods, str) and [method.name for method in parse(methods)] == [*names]:
-        return methods
+    """Return the requested name of the evidence if all its methods answered, else their names.
+
+    A name with options is replaced by those of the methods.
+    """
+    plain = methods if isinstance(methods, str) and ":" not in methods else None
+    if plain and [method.name for method in parse(plain)] == [*names]:
+        return plain
     return FUSED if tuple(names) == DEFAULT else "+".join(names)
 
 

@@ -5,14 +5,14 @@
     Gradient()   gradients of documents compared with the query's (`data_attribution.gradients`)
     Replay()     exact influence, by differentiating training (`data_attribution.metagradients`)
 
-`parse("lexical+gradient")` returns the same objects with their default options, and
+`parse("lexical+gradient:rank=8")` returns the same objects, with the options in the name, and
 `parse("fused")` those of `DEFAULT` that can answer the query.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from data_attribution import gradients, lexical, metagradients
 from data_attribution.errors import EvidenceError
@@ -194,34 +194,87 @@ NAMED: dict[str, Method] = {
 DEFAULT = ("lexical", "gradient")
 
 
+# Options that a name may carry, and how each is read from text.
+READERS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "gradient": {"kind": str, "rank": int, "damping": float, "within": str},
+    "replay": {"steps": int, "scratch": Path},
+}
+
+
 def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Method, ...]:
-    """Return the methods that a name stands for: "replay", "lexical+gradient", "fused".
+    """Return the methods that a name stands for: "replay", "lexical+gradient:rank=8", "fused".
 
     Args:
+        name: Names of methods, joined by +. Options stand behind the name of the method that reads
+            them: "gradient:kind=cosine,rank=8", "replay:steps=100". `within` may be repeated, or
+            name a file of effects.
         words: True if the target has words; without them, `fused` leaves word-based methods out.
         weights: True if the run has weights; without them, `fused` leaves out methods that need
             them.
 
     Raises:
-        EvidenceError: There is no such method, or no method of `fused` can answer.
+        EvidenceError: There is no such method or option, or no method of `fused` can answer.
 
     Examples:
-        >>> attribution.parse("lexical+replay")
-        (Lexical(), Replay(steps=None, room=4294967296, scratch=None))
+        >>> attribution.parse("lexical+replay:steps=100")
+        (Lexical(), Replay(steps=100, room=4294967296, scratch=None))
         >>> [method.name for method in attribution.parse("fused")]
         ['lexical', 'gradient']
     """
-    names: list[str] = []
-    for one in (part.strip() for part in name.split("+")):
-        if one not in NAMED and one != FUSED:
-            raise EvidenceError(f"no evidence is called {one!r}{nearest(one, (*NAMED, FUSED))}")
-        names += _fusible(words, weights) if one == FUSED else [one]
-    return tuple(NAMED[one] for one in dict.fromkeys(names))
+    methods: list[Method] = []
+    for part in map(str.strip, name.split("+")):
+        method, colon, options = part.partition(":")
+        if part == FUSED:
+            methods += _fusible(words, weights)
+        elif method in NAMED:
+            methods.append(_with_options(NAMED[method], options) if colon else NAMED[method])
+        elif method == FUSED:
+            raise EvidenceError(
+                f"{part!r}: give options to the methods, lexical+gradient:{options}"
+            )
+        else:
+            known = nearest(method, (*NAMED, FUSED))
+            raise EvidenceError(f"no evidence is called {method!r}{known}")
+    return tuple({id(one): one for one in methods}.values())  # "fused+lexical" has lexical once
 
 
-def _fusible(words: bool, weights: bool) -> list[str]:
-    """Return the names of the methods of `DEFAULT` that can answer."""
-    names = [one for one in DEFAULT if (weights if NAMED[one].needs_weights else words)]
-    if not names:
+def _with_options(method: Method, text: str) -> Method:
+    """Return the method with the options of a text such as "kind=cosine,rank=8"."""
+    readers = READERS.get(method.name, {})
+    values: dict[str, Any] = {}
+    components: list[str] = []
+    for part in text.split(","):
+        option, _, value = part.partition("=")
+        if option not in readers or not value:
+            known = ", ".join(f"{one}=..." for one in readers) or "none"
+            raise EvidenceError(
+                f"{method.name} evidence has no option {part!r}; its options are {known}"
+            )
+        try:
+            values[option] = readers[option](value)
+        except ValueError:
+            raise EvidenceError(f"{part!r} gives no number; write {option}=8") from None
+        if option == "within":
+            components.append(value)
+    if components:
+        values["within"] = _components(components)
+    # Methods are dataclasses: an option that is not given keeps its default.
+    return replace(method, **values)  # type: ignore[type-var]
+
+
+def _components(names: list[str]) -> Effects | list[str]:
+    """Return names of components unchanged, and the effects in a file."""
+    if len(names) > 1 or not names[0].endswith(".json"):
+        return names
+    if not Path(names[0]).is_file():
+        raise EvidenceError(f"there is no file {names[0]}; write one with `openbook patch --out`")
+    return Effects.load(names[0])
+
+
+def _fusible(words: bool, weights: bool) -> list[Method]:
+    """Return the methods of `DEFAULT` that can answer."""
+    methods = [NAMED[name] for name in DEFAULT]
+    fusible = [one for one in methods if (weights if one.needs_weights else words)]
+    if not fusible:
         raise EvidenceError("a question has no words, and gradients need the weights of a run")
-    return names
+    return fusible

@@ -53,7 +53,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     cls=CommandGroup,
-    help="Mechanistic interpretability and data attribution on a fully known GPT-2 checkpoint.",
+    help="Find out what happens inside a language model, and which training documents taught it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich takes more than half of the time of --help

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from interp.cli.options import Seed
-from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
-from train.cli.output import emit
+from train.cli.options import CommandGroup, RunOptions, option_groups
+from train.cli.output import Output
 
 
 attribution = typer.Typer(
@@ -16,8 +16,10 @@ attribution = typer.Typer(
 
 
 @attribution.command("evaluate")
+@option_groups
 def evaluate_command(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     facts: Annotated[int, typer.Option(min=1, help="Number of facts of each kind.")] = 24,
     k: Annotated[
         int, typer.Option(min=1, help="Number of top documents that count as found.")
@@ -76,15 +78,12 @@ def evaluate_command(
         ),
     ] = None,
     seed: Seed = 0,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Evaluate every attribution method on planted facts of RUN, with n and 95 % intervals."""
     from data_attribution import evaluation
-    from train import progress, runs
+    from train import progress
 
-    opened = runs.open(path, store=store)
+    opened = source.open()
     asked = evaluation.EvaluationOptions(
         n=facts,
         k=k,
@@ -104,4 +103,4 @@ def evaluate_command(
             out=runs_folder or opened.path / "evaluations",
             progress=advance,
         )
-    emit(found.to_dict(), found.lines(), as_json=as_json, out=out)
+    output.emit(found.to_dict(), found.lines())

@@ -6,33 +6,51 @@ from typing import Annotated, Literal
 import typer
 
 from data_attribution.cli import formatting
-from data_attribution.errors import CounterfactualError
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
-from train.cli.options import Json, Out, RunPath, StorePath, readable
-from train.cli.output import emit
+from train.cli.options import RunOptions, option_groups, readable
+from train.cli.output import Output
 
 
-TOP, EXPOSURES = 50, 16
+TOP = 50
+EXPOSURES = "16"
 CONTROLS = 2  # as in `counterfactuals.without`, which takes a second to import
 
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs", help="Folder for the retrained runs; default: counterfactuals inside RUN."
+    ),
+]
 
+
+def _documents(named: list[str]) -> list[str]:
+    """Raise an error for a name that is neither a number nor a file."""
+    for name in named:
+        if not name.isdecimal():
+            readable(Path(name))
+    return named
+
+
+@option_groups
 def counterfactual_command(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     behaviour: Named,
     without: Annotated[
-        Path | None,
+        list[str],
         typer.Option(
-            callback=readable,
-            help="File of `openbook trace documents --out`: remove its top documents.",
+            callback=_documents,
+            help="Documents to remove: a file of `openbook trace documents --out`, or the index "
+            "of a document; may be repeated.",
         ),
-    ] = None,
+    ],
     top: Annotated[
         int | None,
-        typer.Option(min=1, help="Remove this many documents of --without; default: 50."),
-    ] = None,
-    document: Annotated[
-        list[int] | None,
-        typer.Option(help="Index of a document to remove; may be repeated."),
+        typer.Option(
+            min=1,
+            help="Remove only the first N of these documents; default: 50 of a file, and all that "
+            "are given by index.",
+        ),
     ] = None,
     together: Annotated[
         Literal["near", "exact", "none"],
@@ -69,32 +87,21 @@ def counterfactual_command(
             "them as context but do not train on them."
         ),
     ] = "blank",
-    runs_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--runs", help="Folder for the retrained runs; default: counterfactuals inside RUN."
-        ),
-    ] = None,
+    runs_folder: Folder = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Retrain RUN without some documents, and measure what that does to BEHAVIOUR.
 
     As a control, RUN is also retrained without as many matched random documents.
     """
-    if top is not None and without is None:
-        raise CounterfactualError(f"--top {top} counts documents of --without FILE; give that file")
     from data_attribution import component_queries, counterfactuals
     from data_attribution.attribution import Sources
     from interp import behaviours
-    from train import progress, runs
+    from train import progress
 
-    opened = runs.open(path, store=store)
-    sources = Sources.load(without) if without else None
-    removed = [*(document or []), *(sources.top(top or TOP).documents if sources else ())]
+    opened = source.open()
+    named = [int(name) if name.isdecimal() else Sources.load(name) for name in without]
     asked, *others = (
         behaviours.load(name, opened, n_prompts=prompts, seed=seed)
         for name in (behaviour, *(unrelated or ()))
@@ -104,11 +111,12 @@ def counterfactual_command(
     with progress.bar("retraining") as advance:
         found = counterfactuals.without(
             opened,
-            removed,
+            [one if isinstance(one, int) else one.top(top or TOP) for one in named],
             [asked, *heads],
+            top=top,
             together=together,
             unrelated=others,
-            avoid=sources or (),  # lower-ranked sources are not drawn as random controls either
+            avoid=named,  # lower-ranked sources are not drawn as random controls either
             out=runs_folder,
             control="matched-random" if seeds else "none",
             seeds=seeds,
@@ -116,54 +124,47 @@ def counterfactual_command(
             progress=advance,
         )
     result = found.to_dict()
-    emit(result, formatting.counterfactual_lines(result), as_json=as_json, out=out)
+    output.emit(result, formatting.counterfactual_lines(result))
 
 
+@option_groups
 def forget_command(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     facts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FACT]...",
-            help="Facts to remove, e.g. 'capital of E' or just E; default: nine facts, those read "
-            "late in training if the run has any.",
-        ),
-    ] = None,
-    exposures: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="How often the facts that are chosen by default are stated; default: 16."
+            metavar="FACT",
+            help="Facts to remove, e.g. 'capital of E' or just E. A number such as 32 stands for "
+            "nine facts that are stated so often, those read late in training if the run has any; "
+            "default: 16.",
         ),
     ] = None,
     seed: Seed = 0,
-    runs_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--runs", help="Folder for the retrained runs; default: counterfactuals inside RUN."
-        ),
-    ] = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
+    runs_folder: Folder = None,
 ) -> None:
     """Retrain a planted RUN without any document of some facts, and measure their recall.
 
     As a control, RUN is also retrained without the documents of as many other facts that are
     stated equally often.
     """
-    if facts and exposures is not None:
-        raise CounterfactualError(
-            f"--exposures {exposures} chooses facts, but {len(facts)} are named; give either"
-        )
     from dataclasses import asdict
 
     from data_attribution import counterfactuals
-    from train import progress, runs
+    from train import progress
 
-    opened = runs.open(path, store=store)
-    names = facts or counterfactuals.removable_facts(opened, exposures=exposures or EXPOSURES)
+    opened = source.open()
+    names = [
+        name
+        for fact in facts or [EXPOSURES]
+        for name in (
+            counterfactuals.removable_facts(opened, exposures=int(fact))
+            if fact.isdecimal()
+            else [fact]
+        )
+    ]
     with progress.bar("retraining") as advance:
         found = counterfactuals.forget_facts(
             opened, names, out=runs_folder, seed=seed, progress=advance
         )
-    emit(asdict(found), found.to_frame().to_string(index=False), as_json=as_json, out=out)
+    output.emit(asdict(found), found.to_frame().to_string(index=False))

@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_attribution.cli import formatting
-from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
-from train.cli.output import emit
+from train.cli.options import CommandGroup, RunOptions, option_groups
+from train.cli.output import Output
 
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from data_attribution.tracing import Exposure
     from train.runs import Run
 
@@ -30,41 +28,37 @@ Before = Annotated[
 
 
 @exposure.command("text")
+@option_groups
 def exposure_text(
-    path: RunPath,
-    text: Annotated[str, typer.Argument(help="Text to count, verbatim.")],
+    source: RunOptions,
+    output: Output,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to count, verbatim.")],
     before: Before = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Count how often RUN had read TEXT before each checkpoint."""
     from data_attribution import tracing
-    from train import runs
 
-    opened = runs.open(path, store=store)
-    _emit(opened, tracing.exposure_of_text(opened, text, before=before), as_json, out)
+    opened = source.open()
+    _emit(opened, tracing.exposure_of_text(opened, text, before=before), output)
 
 
 @exposure.command("documents")
+@option_groups
 def exposure_documents(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     documents: Annotated[
-        list[int], typer.Argument(metavar="DOCUMENT...", help="Indices of documents to count.")
+        list[int], typer.Argument(metavar="DOCUMENT", help="Indices of documents to count.")
     ],
     before: Before = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Count how often RUN had read some documents, taken together, before each checkpoint."""
     from data_attribution import tracing
-    from train import runs
 
-    opened = runs.open(path, store=store)
-    _emit(opened, tracing.exposure_of_documents(opened, documents, before=before), as_json, out)
+    opened = source.open()
+    _emit(opened, tracing.exposure_of_documents(opened, documents, before=before), output)
 
 
-def _emit(opened: "Run", found: "Exposure", as_json: bool, out: "Path | None") -> None:
+def _emit(opened: "Run", found: "Exposure", output: Output) -> None:
     row = formatting.exposure_row(found, opened.steps)
-    emit(row, formatting.exposure_lines(row), as_json=as_json, out=out)
+    output.emit(row, formatting.exposure_lines(row))

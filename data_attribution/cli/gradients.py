@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
-from train.cli.output import emit
+from train.cli.options import CommandGroup, RunOptions, option_groups
+from train.cli.output import Output
 
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ Folder = Annotated[
 
 
 @gradient_commands.command("build")
+@option_groups
 def gradients_build(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     within: Within = None,
     rank: Rank = RANK,
     metric: Annotated[
@@ -65,9 +67,6 @@ def gradients_build(
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the projections.")] = 0,
     step: Step = None,
     folder: Folder = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Collect and store the gradients of every document that RUN could read.
 
@@ -78,9 +77,9 @@ def gradients_build(
     from dataclasses import asdict
 
     from data_attribution import gradients
-    from train import progress, runs
+    from train import progress
 
-    opened = runs.open(path, store=store)
+    opened = source.open()
     plan = _plan(opened, step, within, rank)
     typer.echo(str(plan), err=True)
     with progress.bar("collecting") as advance:
@@ -96,47 +95,42 @@ def gradients_build(
             progress=advance,
         )
     result = {"path": str(built.path), **asdict(plan), "sites": list(built.manifest["sites"])}
-    emit(result, f"{plan.bytes:,} bytes: {built.path}", as_json=as_json, out=out)
+    output.emit(result, f"{plan.bytes:,} bytes: {built.path}")
 
 
 @gradient_commands.command("plan")
+@option_groups
 def gradients_plan(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     within: Within = None,
     rank: Rank = RANK,
     step: Step = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Estimate the size on disk and the time of collecting the gradients, and collect nothing."""
     from dataclasses import asdict
 
-    from train import runs
-
-    plan = _plan(runs.open(path, store=store), step, within, rank)
-    emit(asdict(plan), str(plan), as_json=as_json, out=out)
+    plan = _plan(source.open(), step, within, rank)
+    output.emit(asdict(plan), str(plan))
 
 
 @gradient_commands.command("verify")
+@option_groups
 def gradients_verify(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     folder: Folder = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Check every file of the gradient store of RUN against the digests of when it was built."""
     from data_attribution import gradients
-    from train import runs
 
-    opened = runs.open(path, store=store)
+    opened = source.open()
     stored = gradients.open_gradient_store(
         folder or opened.path / gradients.GRADIENT_FOLDER, run=opened
     )
     gradients.verify_gradient_store(stored)
     result = {"path": str(stored.path), "documents": len(stored.documents), "verified": True}
-    emit(result, f"all files match their digests: {stored.path}", as_json=as_json, out=out)
+    output.emit(result, f"all files match their digests: {stored.path}")
 
 
 def _plan(opened: "Run", step: int | None, within: list[str] | None, rank: int) -> "StoreSize":

@@ -1,13 +1,14 @@
 """The commands `openbook index ...`: build an index of a token store, and search its text."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from data_attribution.cli import formatting
-from train.cli.options import CommandGroup, Json, Out
-from train.cli.output import emit
+from train.cli.options import CommandGroup, StoreFolder, option_groups
+from train.cli.output import Output
 
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ index = typer.Typer(
     cls=CommandGroup, help="Index the text of a token store, and search it.", no_args_is_help=True
 )
 
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
 Query = Annotated[str, typer.Argument(metavar="QUERY", help="Text to look for.")]
 Reader = Annotated[
     Path | None,
@@ -29,40 +29,45 @@ Seed = Annotated[
     typer.Option(min=0, help="Random seed of the sample when there are more hits than --limit."),
 ]
 
-Shards = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Number of shards for the training text; default: as few as memory allows."
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Number of sorting processes; default: one per core if the text is long enough.",
-    ),
-]
-Memory = Annotated[
-    float | None,
-    typer.Option(
-        min=0.001, help="Memory limit for sorting, in GB; default: 3/4 of the free memory."
-    ),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class SortOptions:
+    """Options of how the text is cut into shards and sorted."""
+
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of shards for the training text; default: as few as memory allows."
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of sorting processes; default: one per core if the text is long enough.",
+        ),
+    ] = None
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="Memory limit for sorting, in GB; default: 3/4 of the free memory."
+        ),
+    ] = None
+
+    def limits(self, n_tokens: int) -> dict[str, Any]:
+        """Return shards, processes and bytes of memory for a text of `n_tokens`."""
+        from data_attribution import token_index
+
+        return {
+            "shards": self.shards,
+            "workers": self.workers or token_index.worthwhile_workers(n_tokens),
+            "memory": None if self.memory is None else int(self.memory * 1e9),
+        }
 
 
 @index.command("build")
-def index_build(
-    path: StoreFolder,
-    shards: Shards = None,
-    shard_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum number of tokens per shard, instead of --shards."),
-    ] = None,
-    workers: Workers = None,
-    memory: Memory = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
+@option_groups
+def index_build(path: StoreFolder, options: SortOptions, output: Output) -> None:
     """Build an index in STORE/index, in which any text can be found (a suffix array).
 
     A build that was stopped, in whichever way, continues after the shards that it had finished.
@@ -75,11 +80,8 @@ def index_build(
     with progress.bar("indexing") as advance:
         built = token_index.build(
             store,
-            shards=shards,
-            shard_tokens=shard_tokens,
-            workers=workers or token_index.worthwhile_workers(store.n_tokens),
-            memory=_bytes(memory),
             progress=advance,
+            **options.limits(store.n_tokens),
         )
     result = {
         "store": str(path),
@@ -90,18 +92,12 @@ def index_build(
     shown = f" in {len(built.parts)} shards" if len(built.parts) > 1 else ""
     sorted_by = f"{store.n_tokens:,} tokens sorted by {built.backend}"
     text = f"{sorted_by}{shown}: {path / token_index.INDEX_FOLDER}"
-    emit(result, text, as_json=as_json, out=out)
+    output.emit(result, text)
 
 
 @index.command("plan")
-def index_plan(
-    path: StoreFolder,
-    shards: Shards = None,
-    workers: Workers = None,
-    memory: Memory = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
+@option_groups
+def index_plan(path: StoreFolder, options: SortOptions, output: Output) -> None:
     """Estimate what building an index of STORE takes: shards, memory, disk and sorting time.
 
     Shards are cut as a build would cut them, and some tokens are sorted to measure this machine.
@@ -113,27 +109,22 @@ def index_plan(
     from train.progress import duration
 
     store = open_store(path)
-    plan = token_index.plan_shards(
-        store,
-        shards=shards,
-        workers=workers or token_index.worthwhile_workers(store.n_tokens),
-        memory=_bytes(memory),
-    )
+    plan = token_index.plan_shards(store, **options.limits(store.n_tokens))
     found = token_index.estimate_shards(store, plan)
     seconds = token_index.sorting_seconds(plan, token_index.measure_rate(store))
     text = f"{found.sentence()}, sorted in about {duration(seconds)} on this machine"
-    emit({**asdict(found), "seconds": seconds}, text, as_json=as_json, out=out)
+    output.emit({**asdict(found), "seconds": seconds}, text)
 
 
 @index.command("cost")
+@option_groups
 def index_cost(
-    tokens: Annotated[int, typer.Argument(min=1, help="Number of tokens to plan for.")],
-    shards: Shards = None,
-    workers: Workers = None,
-    memory: Memory = None,
+    tokens: Annotated[
+        int, typer.Argument(metavar="TOKENS", min=1, help="Number of tokens to plan for.")
+    ],
+    options: SortOptions,
+    output: Output,
     vocabulary: Annotated[int, typer.Option(min=1, help="Vocabulary size to assume.")] = 50257,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Estimate the memory and disk for indexing TOKENS tokens, without a token store.
 
@@ -145,16 +136,15 @@ def index_cost(
 
     found = token_index.estimate_cost(
         tokens,
-        shards=shards,
-        workers=workers or token_index.worthwhile_workers(tokens),
-        memory=_bytes(memory),
         vocab_size=vocabulary,
+        **options.limits(tokens),
     )
-    emit(asdict(found), found.sentence(), as_json=as_json, out=out)
+    output.emit(asdict(found), found.sentence())
 
 
 @index.command("verify")
-def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
+@option_groups
+def index_verify(path: StoreFolder, output: Output) -> None:
     """Check every byte of the index of STORE, and of its BM25 index if there is one.
 
     The files are compared with the digests that were recorded when they were built.
@@ -173,11 +163,12 @@ def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> N
     both = " and the BM25 index are" if bm25 else " is"
     text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} intact"
     found = {"store": str(path), "parts": parts, "bm25": bm25, "ok": True}
-    emit(found, text, as_json=as_json, out=out)
+    output.emit(found, text)
 
 
 @index.command("bm25")
-def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> None:
+@option_groups
+def index_bm25(path: StoreFolder, output: Output) -> None:
     """Build a BM25 index in STORE/bm25: which documents contain which token, and how often."""
     from data_attribution import lexical
     from train import progress
@@ -197,32 +188,33 @@ def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> Non
         f"{built.n_entries:,} pairs of a token and a document that contains it, {size:,} bytes: "
         f"{folder}"
     )
-    emit(result, text, as_json=as_json, out=out)
+    output.emit(result, text)
 
 
 @index.command("count")
-def index_count(path: StoreFolder, query: Query, as_json: Json = False, out: Out = None) -> None:
+@option_groups
+def index_count(path: StoreFolder, query: Query, output: Output) -> None:
     """Count how often QUERY occurs in the training text and in the held-out text."""
     from data_attribution import token_index
     from train.data import open_store
 
     found = token_index.open(open_store(path)).count(query)
     rows = [f"{one.count}\t{one.held_out} held out\t{one.text!r}" for one in found.spellings]
-    emit(found.to_dict(), "\n".join(rows), as_json=as_json, out=out)
+    output.emit(found.to_dict(), "\n".join(rows))
 
 
 @index.command("find")
+@option_groups
 def index_find(
     path: StoreFolder,
     query: Query,
+    output: Output,
     reader: Reader = None,
     limit: Annotated[
         int,
         typer.Option(min=1, help="Maximum number of documents to show, sampled if there are more."),
     ] = 20,
     seed: Seed = 0,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """List documents of STORE that contain QUERY, and with --run the steps that read them."""
     opened, read_by = _opened(path, reader)
@@ -232,21 +224,21 @@ def index_find(
     apart = f" and {held_out} held out" if held_out else ""
     lines = [f"{count} occurrences{apart}, {len(rows)} documents shown"]
     lines += map(formatting.hit_line, rows)
-    emit({**hits.found.to_dict(), "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
+    output.emit({**hits.found.to_dict(), "hits": rows}, "\n".join(lines))
 
 
 @index.command("spans")
+@option_groups
 def index_spans(
     path: StoreFolder,
     query: Query,
+    output: Output,
     reader: Reader = None,
     minimum: Annotated[int, typer.Option(min=1, help="Minimum length of a span, in tokens.")] = 3,
     limit: Annotated[
         int, typer.Option(min=1, help="Maximum number of documents to show per span.")
     ] = 3,
     seed: Seed = 0,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """List the longest spans of QUERY that occur in STORE, with documents that contain each."""
     opened, read_by = _opened(path, reader)
@@ -267,7 +259,7 @@ def index_spans(
         )
     ]
     none = f"no span of {minimum} tokens or more occurs in {path}"
-    emit({"spans": rows}, "\n".join(lines) or none, as_json=as_json, out=out)
+    output.emit({"spans": rows}, "\n".join(lines) or none)
 
 
 def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":
@@ -279,7 +271,3 @@ def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":
         return token_index.open(open_store(path)), None
     read_by = runs.open(reader, store=path)
     return token_index.open(read_by.store), read_by
-
-
-def _bytes(gigabytes: float | None) -> int | None:
-    return None if gigabytes is None else int(gigabytes * 1e9)

@@ -170,7 +170,7 @@ class Counterfactual:
 
 def without(
     run: Run,
-    documents: Sources | Sequence[int],
+    documents: Sources | Sequence[int | Sources],
     behaviour: Measured | Sequence[Measured],
     *,
     top: int | None = None,
@@ -180,7 +180,7 @@ def without(
     control: Literal["matched-random", "none"] = "matched-random",
     seeds: int = CONTROLS,
     mode: str = "blank",
-    avoid: Sources | Sequence[int] = (),
+    avoid: Sources | Sequence[int | Sources] = (),
     progress: Progress | None = None,
 ) -> Counterfactual:
     """Retrain without documents, and `seeds` times without as many matched random ones.
@@ -192,7 +192,7 @@ def without(
 
     Args:
         run: Run that read the documents.
-        documents: Sources, or indices in the document table.
+        documents: Sources, or indices in the document table, or a list of both.
         behaviour: Behaviours to measure, or queries (a component's score, a probe).
         top: Number of documents to remove, from the first; default: all.
         together: Which copies of the documents to remove as well, if they were read.
@@ -246,10 +246,14 @@ def without(
     )
 
 
-def _groups(run: Run, given: Sources | Sequence[int]) -> list[tuple[int, ...]]:
+def _groups(run: Run, given: Sources | Sequence[int | Sources]) -> list[tuple[int, ...]]:
     """Return the documents one by one; for Sources, each with the copies folded into it."""
     if not isinstance(given, Sources):
-        return [(int(one),) for one in given]
+        return [
+            group
+            for one in given
+            for group in (_groups(run, one) if isinstance(one, Sources) else [(int(one),)])
+        ]
     store = given.provenance.get("store", run.store.fingerprint)
     if store != run.store.fingerprint:
         raise CounterfactualError(

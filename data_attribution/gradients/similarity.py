@@ -132,8 +132,10 @@ class GradientOptions:
         if self.kind not in KINDS:
             known = nearest(self.kind, KINDS)
             raise EvidenceError(
-                f"gradients are not compared by {self.kind!r}{known}; --method chooses the evidence"
+                f"gradients are not compared by {self.kind!r}{known}; kinds are {', '.join(KINDS)}"
             )
+        if self.rank < 1:
+            raise EvidenceError(f"gradients are projected to rank 1 or more, not {self.rank}")
         if self.damping != preconditioner.DAMPING and self.kind != "curvature":
             raise EvidenceError(f"damping {self.damping:g} belongs to curvature, not {self.kind}")
         if self.candidates < 1:

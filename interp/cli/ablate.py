@@ -1,31 +1,27 @@
 """The command `openbook ablate`: what a model loses without some components."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from interp.cli.options import (
     MEMORY,
-    PROMPTS,
+    BehaviourOptions,
     Memory,
     MetricName,
-    Named,
-    Plot,
-    Prompts,
+    PlotOutput,
     Rows,
-    Seed,
-    Source,
-    Step,
     provenance_line,
 )
 from interp.errors import InterpError
-from train.cli.options import Json, Out, StorePath, readable
-from train.cli.output import emit
+from train.cli.options import choice, number, option_groups, readable
 
 
 if TYPE_CHECKING:
     from interp.patching import Ablation
+
+LARGEST, DRAWS = 5, 10
 
 
 def _effects(path: Path | None) -> Path | None:
@@ -35,9 +31,10 @@ def _effects(path: Path | None) -> Path | None:
     return readable(path)
 
 
+@option_groups
 def ablate_command(
-    source: Source,
-    behaviour: Named,
+    source: BehaviourOptions,
+    output: PlotOutput,
     components: Annotated[
         Path | None,
         typer.Option(
@@ -46,7 +43,11 @@ def ablate_command(
     ] = None,
     take: Annotated[
         int | None,
-        typer.Option(min=1, help="With --components: number of effects to take; default: 5."),
+        typer.Option(
+            min=1,
+            help="Ablate only the first N components; default: the 5 largest effects of a file, "
+            "otherwise all.",
+        ),
     ] = None,
     component: Annotated[
         list[str] | None,
@@ -54,67 +55,51 @@ def ablate_command(
     ] = None,
     together: Annotated[
         bool,
-        typer.Option(
-            "--together", help="Ablate the given components all at once, not one at a time."
-        ),
+        typer.Option("--together", help="Ablate the components all at once, not one at a time."),
     ] = False,
     standin: Annotated[
-        Literal["zero", "mean", "resample", "corrupt"],
-        typer.Option(
+        str,
+        choice(
+            "zero",
+            "mean",
+            "resample",
+            "resample:N",
+            "corrupt",
             help="What replaces a component's output: zeros, its mean over prompts, its value on "
-            "other prompts (resample), or its value on the corrupt prompt."
+            f"other prompts (resample, drawn {DRAWS} times, or N times), or its value on the "
+            "corrupt prompt.",
         ),
     ] = "mean",
-    draws: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --standin resample: number of draws; default: 10."),
-    ] = None,
     metric: MetricName = "logit-difference",
     memory: Memory = MEMORY,
-    step: Step = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
     top: Rows = 10,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Ablate components of RUN, and measure how much of BEHAVIOUR is lost.
 
     By default every head and every MLP is ablated, one at a time.
     """
-    from interp import behaviours, models, patching, plots
-    from interp.patching import Effects
+    from interp import patching
     from train import progress
 
-    if draws and standin != "resample":
-        raise InterpError(f"--draws belongs to --standin resample, not to {standin}")
-    if take and not components:
-        raise InterpError("--take counts effects of --components FILE; give that file")
+    model, prompted = source.load()
     named = list(component or [])
     if components:
-        named += Effects.load(components).top(take or 5)
-    if together and not named:
-        raise InterpError("--together needs --component or --components: say what to ablate")
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    sets = [named] if together else [[name] for name in named] or None
+        named += patching.Effects.load(components).top(take or LARGEST)
+    named = (named or patching.every_component(model))[:take]
     with progress.bar("ablating") as advance:
         found = patching.ablate(
             model,
             prompted,
-            sets,
-            standin=standin,
-            draws=draws or 10,
+            [named] if together else named,
+            standin=standin.partition(":")[0],
+            draws=number(standin, DRAWS),
             metric=metric,
             memory=memory << 20,
-            seed=seed,
+            seed=source.seed,
             progress=advance,
         )
-    if plot:
-        plots.write(found.plot(), plot)
-    emit(found, _text(found, top), as_json=as_json, out=out)
+    output.draw(found)
+    output.emit(found, _text(found, top))
     if found.unfinished:
         raise typer.Exit(130)
 

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli.options import PROMPTS, Prompts, Seed, Source, Step
+from interp.cli.options import PROMPTS, ModelOptions, Prompts, Seed
 from interp.errors import InterpError
-from train.cli.options import Json, Out, StorePath
-from train.cli.output import emit
+from train.cli.options import option_groups
+from train.cli.output import Output
 from train.errors import TrainError
 
 
@@ -19,25 +19,23 @@ if TYPE_CHECKING:
 SHOWN_PROMPTS = 4
 
 
+@option_groups
 def behaviours_command(
-    source: Source,
+    source: ModelOptions,
+    output: Output,
     name: Annotated[
-        str | None, typer.Argument(metavar="[BEHAVIOUR]", help="Behaviour whose prompts to show.")
+        str | None, typer.Argument(metavar="BEHAVIOUR", help="Behaviour whose prompts to show.")
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Also list single facts and templates, one row each.")
     ] = False,
-    step: Step = None,
     prompts: Prompts = PROMPTS,
     seed: Seed = 0,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """List the behaviours of RUN and how well it performs each, or show the prompts of one."""
-    from interp import behaviours, models
+    from interp import behaviours
 
-    model, words = models.open(source, step=step, store=store)
+    model, words = source.open()
     if name is None:
         # Parts of a behaviour and single facts are named whole:part, and there are many.
         known = [one for one in behaviours.names(words) if every or ":" not in one]
@@ -50,13 +48,13 @@ def behaviours_command(
                 impossible.append({"name": one, "reason": str(error)})
         result = {"behaviours": [_check_row(*row) for row in rows], "impossible": impossible}
         reasons = [f"{one['name']}: {one['reason']}" for one in impossible]
-        emit(result, "\n".join([_checks(dict(rows)), *reasons]), as_json=as_json, out=out)
+        output.emit(result, "\n".join([_checks(dict(rows)), *reasons]))
         return
     behaviour = behaviours.load(name, words, n_prompts=prompts, seed=seed)
     check = behaviours.measure(model, behaviour)
     result = {**_check_row(name, check), "behaviour": behaviour.to_dict()}
     text = f"{_checks({name: check})}\n\n{_prompts(behaviour, model.tokenizer)}"
-    emit(result, text, as_json=as_json, out=out)
+    output.emit(result, text)
 
 
 def _check_row(name: str, check: "Check") -> dict[str, object]:

@@ -1,18 +1,21 @@
 """The commands `openbook cache ...`: write activations of documents or prompts to disk."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import PROMPTS, Named, Prompts, Seed, Source, Step
+from interp.cli.options import BehaviourOptions, ModelOptions
 from interp.errors import InterpError
-from train.cli.options import CommandGroup, Json, StorePath
+from train.cli.options import CommandGroup, Json, option_groups
 from train.cli.output import emit
 
 
 if TYPE_CHECKING:
-    from interp.activations import ActivationStore, Plan
+    from torch import Tensor
+
+    from interp.activations import ActivationStore, Windows
     from interp.components import HookedModel
     from train.data import TokenStore
 
@@ -22,37 +25,64 @@ cache = typer.Typer(
     no_args_is_help=True,
 )
 
-OutFolder = Annotated[
-    Path, typer.Option("--out", help="Folder to create for the activation store.")
-]
-Sites = Annotated[
-    list[str],
-    typer.Option(
-        help="Sites to store: a hook point, a component (L3.resid_post, L1H0), or a pattern such "
-        "as 'L*.mlp' or 'blocks.*.hook_z'; may be repeated or separated by commas."
-    ),
-]
 Documents = Annotated[
     int | None,
     typer.Option(min=1, help="Number of documents, from the store's first; default: all."),
 ]
-Dtype = Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Number format on disk.")]
-Batch = Annotated[
-    int | None, typer.Option(min=1, help="Windows per forward pass; default: about 4096 tokens.")
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue a store whose writing was stopped.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the size on disk and write nothing.")
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Options of what is stored, how, and where."""
+
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the activation store.")]
+    sites: Annotated[
+        list[str],
+        typer.Option(
+            help="Sites to store: a hook point, a component (L3.resid_post, L1H0), or a pattern "
+            "such as 'L*.mlp' or 'blocks.*.hook_z'; may be repeated or separated by commas."
+        ),
+    ]
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"], typer.Option(help="Number format on disk.")
+    ] = "bf16"
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows per forward pass; default: about 4096 tokens."),
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a store whose writing was stopped.")
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the size on disk and write nothing.")
+    ] = False
+    as_json: Json = False
+
+    def write(self, model: "HookedModel", windows: "Windows | Tensor") -> None:
+        """Write the store and print what was written, or only plan it."""
+        from interp import activations
+        from train import progress
+
+        sites = [name for names in self.sites for name in names.split(",") if name]
+        plan = activations.plan_store(
+            model, windows, sites=sites, dtype=self.dtype, batch=self.batch
+        )
+        if self.dry_run:
+            emit(plan.content, str(plan), as_json=self.as_json)
+            return
+        typer.echo(f"to be written to {self.out}: {plan}", err=True)
+        with progress.bar("caching") as advance:
+            written = activations.write_planned_store(
+                model, plan, out=self.out, resume=self.resume, progress=advance
+            )
+        emit(written.manifest, _said(written), as_json=self.as_json)
 
 
 @cache.command("documents")
+@option_groups
 def cache_documents(
-    source: Source,
-    out: OutFolder,
-    sites: Sites,
+    source: ModelOptions,
+    options: CacheOptions,
     documents: Documents = None,
     overlap: Annotated[
         int,
@@ -61,82 +91,41 @@ def cache_documents(
             help="Tokens that each further window of a long document repeats as context.",
         ),
     ] = 0,
-    dtype: Dtype = "bf16",
-    batch: Batch = None,
-    step: Step = None,
-    store: StorePath = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
 ) -> None:
     """Write the activations of RUN on documents, each alone after an end-of-text token."""
-    from interp import activations, models
+    from interp import activations
 
-    model, words = models.open(source, step=step, store=store)
+    model, words = source.open()
     windows = activations.document_windows(
-        _token_store(words, store),
+        _token_store(words, source.store),
         context=model.cfg.n_ctx,
         documents=None if documents is None else range(documents),
         overlap=overlap,
     )
-    plan = activations.plan_store(model, windows, sites=_names(sites), dtype=dtype, batch=batch)
-    _write(model, plan, out, resume, dry_run, as_json)
+    options.write(model, windows)
 
 
 @cache.command("windows")
-def cache_windows(
-    source: Source,
-    out: OutFolder,
-    sites: Sites,
-    documents: Documents = None,
-    dtype: Dtype = "bf16",
-    batch: Batch = None,
-    step: Step = None,
-    store: StorePath = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
+@option_groups
+def cache_windows(source: ModelOptions, options: CacheOptions, documents: Documents = None) -> None:
     """Write the activations of RUN on the windows of documents that training reads."""
-    from interp import activations, models
+    from interp import activations
 
-    model, words = models.open(source, step=step, store=store)
+    model, words = source.open()
     windows = activations.training_windows(
-        _token_store(words, store),
+        _token_store(words, source.store),
         context=model.cfg.n_ctx,
         documents=None if documents is None else range(documents),
     )
-    plan = activations.plan_store(model, windows, sites=_names(sites), dtype=dtype, batch=batch)
-    _write(model, plan, out, resume, dry_run, as_json)
+    options.write(model, windows)
 
 
 @cache.command("prompts")
-def cache_prompts(
-    source: Source,
-    behaviour: Named,
-    out: OutFolder,
-    sites: Sites,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    dtype: Dtype = "bf16",
-    batch: Batch = None,
-    step: Step = None,
-    store: StorePath = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
+@option_groups
+def cache_prompts(source: BehaviourOptions, options: CacheOptions) -> None:
     """Write the activations of RUN on the clean prompts of BEHAVIOUR."""
-    from interp import activations, behaviours, models
-
-    model, words = models.open(source, step=step, store=store)
-    clean = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed).clean
-    plan = activations.plan_store(model, clean, sites=_names(sites), dtype=dtype, batch=batch)
-    _write(model, plan, out, resume, dry_run, as_json)
-
-
-def _names(sites: list[str]) -> list[str]:
-    return [name for names in sites for name in names.split(",") if name]
+    model, prompted = source.load()
+    options.write(model, prompted.clean)
 
 
 def _token_store(words: object, store: Path | None) -> "TokenStore":
@@ -152,24 +141,6 @@ def _token_store(words: object, store: Path | None) -> "TokenStore":
             "`openbook cache prompts`"
         )
     return open_store(store)
-
-
-def _write(
-    model: "HookedModel", plan: "Plan", out: Path, resume: bool, dry_run: bool, as_json: bool
-) -> None:
-    """Write the store of a plan and print what was written, or print the plan."""
-    from interp import activations
-    from train import progress
-
-    if dry_run:
-        emit(plan.content, str(plan), as_json=as_json)
-        return
-    typer.echo(f"to be written to {out}: {plan}", err=True)
-    with progress.bar("caching") as advance:
-        written = activations.write_planned_store(
-            model, plan, out=out, resume=resume, progress=advance
-        )
-    emit(written.manifest, _said(written), as_json=as_json)
 
 
 def _said(written: "ActivationStore") -> str:

@@ -6,20 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import (
-    PROMPTS,
-    MetricName,
-    Named,
-    Plot,
-    Prompts,
-    Rows,
-    Seed,
-    Source,
-    Step,
-    provenance_line,
-)
-from train.cli.options import Json, Out, StorePath, readable
-from train.cli.output import emit
+from interp.cli.options import BehaviourOptions, MetricName, PlotOutput, Rows, provenance_line
+from train.cli.options import choice, number, option_groups, readable
+from train.cli.output import Output
 from train.storage import writable
 
 
@@ -27,14 +16,23 @@ if TYPE_CHECKING:
     from interp.circuits import Circuit
 
 
+INTEGRATION_STEPS = 5
+
+
+@option_groups
 def circuit_command(
-    source: Source,
-    behaviour: Named,
+    source: BehaviourOptions,
+    output: PlotOutput,
     method: Annotated[
-        Literal["eap-ig", "eap", "exact"],
-        typer.Option(
-            help="How to score edges: edge attribution patching with integrated gradients "
-            "(eap-ig) or without (eap), or exact patching (one pass per edge)."
+        str,
+        choice(
+            "eap-ig",
+            "eap-ig:N",
+            "eap",
+            "exact",
+            help="How to score edges: edge attribution patching with gradients integrated in "
+            f"{INTEGRATION_STEPS} steps (eap-ig), in N steps, or without integration (eap), or "
+            "exact patching (one pass per edge).",
         ),
     ] = "eap-ig",
     edges: Annotated[
@@ -58,9 +56,6 @@ def circuit_command(
             help="Rank edges by signed score, so that edges against the behaviour come last.",
         ),
     ] = False,
-    steps: Annotated[
-        int, typer.Option(min=1, help="With --method eap-ig: number of integration steps.")
-    ] = 5,
     metric: MetricName = "logit-difference",
     held_out: Annotated[
         float,
@@ -70,9 +65,6 @@ def circuit_command(
             help="Share of prompts kept for judging the circuit and not used for choosing it.",
         ),
     ] = 0.5,
-    step: Step = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
     top: Rows = 20,
     mib: Annotated[
         Path | None,
@@ -80,42 +72,37 @@ def circuit_command(
             callback=writable, help="Also write a circuit file in MIB's format (.json or .xz)."
         ),
     ] = None,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Find the edges of RUN that carry BEHAVIOUR, and test that they do."""
-    from interp import behaviours, circuits, models, plots
+    from interp import circuits
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    model, prompted = source.load()
     with progress.bar("circuit") as advance:
         found = circuits.find(
             model,
             prompted,
-            method=method,
+            method=method.partition(":")[0],
             n_edges=edges,
             selection=selection,
             signed=signed,
-            steps=steps,
+            steps=number(method, INTEGRATION_STEPS),
             metric=metric,
             held_out=held_out,
-            seed=seed,
+            seed=source.seed,
             progress=advance,
         )
-    if plot:
-        plots.write(found.plot(), plot)
+    output.draw(found)
     if mib:
         circuits.write_mib(mib, found)
-    emit(found, _circuit(found, top), as_json=as_json, out=out)
+    output.emit(found, _circuit(found, top))
 
 
+@option_groups
 def faithfulness_command(
-    source: Source,
-    behaviour: Named,
-    path: Annotated[
+    source: BehaviourOptions,
+    output: Output,
+    circuit: Annotated[
         Path,
         typer.Argument(
             metavar="CIRCUIT",
@@ -124,29 +111,22 @@ def faithfulness_command(
         ),
     ],
     metric: MetricName = "logit-difference",
-    step: Step = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Measure how much of BEHAVIOUR the edges of CIRCUIT keep in RUN when all others are ablated.
 
     All prompts are used, including any that chose the edges.
     """
-    from interp import behaviours, circuits, models
+    from interp import circuits
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    kept = circuits.open_circuit(path).kept
+    model, prompted = source.load()
+    kept = circuits.open_circuit(circuit).kept
     share = circuits.check(model, prompted, kept, metric=metric)
-    result = {"circuit": str(path), "edges": int(kept.sum()), "faithfulness": asdict(share)}
+    result = {"circuit": str(circuit), "edges": int(kept.sum()), "faithfulness": asdict(share)}
     text = (
         f"{prompted.name}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
         "measured on all prompts, which may include those that chose the edges"
     )
-    emit(result, text, as_json=as_json, out=out)
+    output.emit(result, text)
 
 
 def _circuit(found: "Circuit", top: int) -> str:

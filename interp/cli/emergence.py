@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli.options import PROMPTS, Plot, Prompts, Seed
-from train.cli.options import Json, Out, RunPath, StorePath
-from train.cli.output import emit
+from interp.cli.options import PROMPTS, PlotOutput, Prompts, Seed
+from train.cli.options import RunOptions, option_groups
 
 
 if TYPE_CHECKING:
@@ -17,14 +16,17 @@ if TYPE_CHECKING:
 SHOWN = 5
 
 
+@option_groups
 def emergence_command(
-    path: RunPath,
+    source: RunOptions,
+    output: PlotOutput,
     analysis: Annotated[
         str,
         typer.Argument(
+            metavar="ANALYSIS",
             help="Analysis: induction, previous-token, copying, detectors (these three), "
             "in-context, score:BEHAVIOUR, heads:BEHAVIOUR, or watched (what was logged during "
-            "training)."
+            "training).",
         ),
     ],
     steps: Annotated[
@@ -46,16 +48,12 @@ def emergence_command(
         Path | None,
         typer.Option(help="Folder that keeps the computed rows; default: emergence inside RUN."),
     ] = None,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Compute ANALYSIS at checkpoints of RUN. Rows that were computed before are read from disk."""
     from interp import training_dynamics
-    from train import progress, runs
+    from train import progress
 
-    run = runs.open(path, store=store)
+    run = source.open()
     if analysis == "watched":
         found = training_dynamics.logged(run)
     else:
@@ -66,11 +64,8 @@ def emergence_command(
             )
     if documents:
         found = found.reading(run, documents)
-    if plot:
-        from interp import plots
-
-        plots.write(found.plot(), plot)
-    emit(found, said(found), as_json=as_json, out=out)
+    output.draw(found)
+    output.emit(found, said(found))
 
 
 def said(found: "Trajectory") -> str:

@@ -4,22 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import (
-    MEMORY,
-    PROMPTS,
-    Direction,
-    Memory,
-    Named,
-    Plot,
-    Prompts,
-    Rows,
-    Seed,
-    Source,
-    Step,
-)
+from interp.cli.options import MEMORY, BehaviourOptions, Direction, Memory, PlotOutput, Rows
 from interp.cli.patch import effects_text
-from train.cli.options import Json, Out, StorePath
-from train.cli.output import emit
+from train.cli.options import option_groups
 
 
 if TYPE_CHECKING:
@@ -30,9 +17,10 @@ Over = Literal[
 ]  # fmt: skip
 
 
+@option_groups
 def estimate_command(
-    source: Source,
-    behaviour: Named,
+    source: BehaviourOptions,
+    output: PlotOutput,
     method: Annotated[
         Literal["attribution", "atp-star"],
         typer.Option(
@@ -53,40 +41,31 @@ def estimate_command(
     ] = 20,
     direction: Direction = "denoising",
     memory: Memory = MEMORY,
-    step: Step = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
     top: Rows = 10,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Estimate which components of RUN carry BEHAVIOUR, and check the largest estimates exactly."""
-    from interp import attribution_patching, behaviours, models, plots
+    from interp import attribution_patching
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    model, prompted = source.load()
     estimator = (
         attribution_patching.atp_star if method == "atp-star" else attribution_patching.attribution
     )
-    estimate = estimator(model, prompted, over=over, direction=direction, seed=seed)
+    estimate = estimator(model, prompted, over=over, direction=direction, seed=source.seed)
     with progress.bar("verifying") as advance:
         agreement = attribution_patching.verify(
             model,
             prompted,
             estimate,
             top=verify,
-            seed=seed,
+            seed=source.seed,
             memory=memory << 20,
             progress=advance,
         )
-    if plot:
-        plots.write(agreement.plot(), plot)
+    output.draw(agreement)
     shown = {"estimate": estimate.to_dict(), "agreement": agreement.to_dict()}
     text = f"{effects_text(estimate, top)}\n{_text(agreement)}"
-    emit(estimate, text, as_json=as_json, out=out, shown=shown)
+    output.emit(estimate, text, shown=shown)
 
 
 def _text(found: "Agreement") -> str:

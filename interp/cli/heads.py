@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import Plot, Source, Step, origin_row, provenance_line
-from train.cli.options import Json, Out, StorePath
-from train.cli.output import emit
+from interp.cli.options import ModelOptions, PlotOutput, origin_row, provenance_line
+from train.cli.options import option_groups
 
 
 if TYPE_CHECKING:
@@ -23,9 +22,10 @@ Kind = Literal["induction", "previous token", "duplicate token", "copying", "nam
 COPIED = 128
 
 
+@option_groups
 def detect_command(
-    source: Source,
-    step: Step = None,
+    source: ModelOptions,
+    output: PlotOutput,
     sequences: Annotated[
         int, typer.Option(min=1, help="Number of random repeated sequences.")
     ] = 64,
@@ -33,14 +33,9 @@ def detect_command(
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed of the tokens and of the untrained controls.")
     ] = 0,
-    plot: Plot = None,
     kind: Annotated[Kind, typer.Option(help="With --plot: score to draw.")] = "induction",
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Score every head of RUN by what it attends to, and by what it writes about those tokens."""
-    from interp import models
     from interp.heads import (
         KINDS,
         best_head,
@@ -51,7 +46,7 @@ def detect_command(
         repeated_tokens,
     )
 
-    model, words = models.open(source, step=step, store=store)
+    model, words = source.open()
     tokens = repeated_tokens(words, n=sequences, length=length, seed=seed)
     found = {one: detector_scores(model, tokens, one, seed=seed) for one in KINDS}
     drawn = tokens[:, 1:].flatten().tolist()
@@ -68,14 +63,11 @@ def detect_command(
         "n": copying.n,
         "scores": {one: score.to_dict() for one, score in found.items()},
     }
-    if plot:
-        from interp import plots
-
-        plots.write(found[kind].plot(), plot)
+    output.draw(found[kind])
     best = {name: best_head(score) for name, score in scores.items()}
     parts = [_heads(scores), _copying(best, copying), _found(found)]
     text = "\n".join([*parts, provenance_line(model.origin)])
-    emit(result, text, as_json=as_json, out=out)
+    output.emit(result, text)
 
 
 def _heads(scores: "dict[str, Tensor]") -> str:

@@ -5,18 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import (
-    PROMPTS,
-    Named,
-    Plot,
-    Prompts,
-    Seed,
-    Source,
-    Step,
-    provenance_line,
-)
+from interp.cli.options import BehaviourOptions, PlotOutput, Step, provenance_line
 from interp.errors import InterpError
-from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath, readable
+from train.cli.options import CommandGroup, Json, RunOptions, option_groups, readable
 from train.cli.output import emit
 from train.storage import writable
 
@@ -35,34 +26,25 @@ Positions = Annotated[Literal["last", "each"], typer.Option(help="Positions to r
 
 
 @lens.command("logit")
-def lens_logit(
-    source: Source,
-    behaviour: Named,
-    positions: Positions = "last",
-    step: Step = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
+@option_groups
+def lens_logit(source: BehaviourOptions, output: PlotOutput, positions: Positions = "last") -> None:
     """Read the answer to BEHAVIOUR from every layer of RUN with the model's own unembedding."""
-    from interp import behaviours, lenses, models
+    from interp import lenses
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    model, prompted = source.load()
     with progress.bar("logit lens") as advance:
         found = lenses.logit(
-            model, prompted, positions=_positions(positions), seed=seed, progress=advance
+            model, prompted, positions=_positions(positions), seed=source.seed, progress=advance
         )
-    _emit(found, _readings(found), plot, as_json, out)
+    output.draw(found)
+    output.emit(found, _readings(found))
 
 
 @lens.command("fit")
+@option_groups
 def lens_fit(
-    path: RunPath,
+    source: RunOptions,
     out: Annotated[
         Path,
         typer.Option(
@@ -83,7 +65,6 @@ def lens_fit(
     ] = 250,
     step: Step = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the fit.")] = 0,
-    store: StorePath = None,
     as_json: Json = False,
 ) -> None:
     """Fit a tuned lens to the layers of RUN, and measure how faithful it is on other tokens."""
@@ -95,7 +76,7 @@ def lens_fit(
 
     if out.suffix != ".json":
         raise InterpError(f"{out}: a lens is written to a .json file; end the name in .json")
-    model, words = models.open(path, step=step, store=store)
+    model, words = models.open(source.path, step=step, store=source.store)
     if not isinstance(words, Run):
         raise InterpError(
             "a tuned lens is fitted to the tokens of a run, and this model comes without a run; "
@@ -112,9 +93,10 @@ def lens_fit(
 
 
 @lens.command("tuned")
+@option_groups
 def lens_tuned(
-    source: Source,
-    behaviour: Named,
+    source: BehaviourOptions,
+    output: PlotOutput,
     fitted: Annotated[
         Path,
         typer.Argument(
@@ -122,31 +104,25 @@ def lens_tuned(
         ),
     ],
     positions: Positions = "last",
-    step: Step = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Read the answer to BEHAVIOUR from every layer of RUN with a tuned lens."""
-    from interp import behaviours, lenses, models
+    from interp import lenses
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    model, prompted = source.load()
     tuned = lenses.load_tuned_lens(fitted)
     with progress.bar("tuned lens") as advance:
         found = lenses.tuned(
             model, prompted, tuned, positions=_positions(positions), progress=advance
         )
-    _emit(found, f"{_readings(found)}\n{_fit(tuned)}", plot, as_json, out)
+    output.draw(found)
+    output.emit(found, f"{_readings(found)}\n{_fit(tuned)}")
 
 
+@option_groups
 def decompose_command(
-    source: Source,
-    behaviour: Named,
+    source: BehaviourOptions,
+    output: PlotOutput,
     over: Annotated[
         Literal["parts", "sources"],
         typer.Option(
@@ -154,39 +130,21 @@ def decompose_command(
             "split by source position."
         ),
     ] = "parts",
-    step: Step = None,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Split RUN's logit difference on BEHAVIOUR over the components that write it.
 
     The method is called direct logit attribution.
     """
-    from interp import behaviours, models
     from interp.heads import decompose_logits
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
-    found = decompose_logits(model, prompted, over=over, seed=seed)
-    _emit(found, _contributions(found), plot, as_json, out)
+    model, prompted = source.load()
+    found = decompose_logits(model, prompted, over=over, seed=source.seed)
+    output.draw(found)
+    output.emit(found, _contributions(found))
 
 
 def _positions(word: str) -> tuple[int] | None:
     return None if word == "each" else (-1,)
-
-
-def _emit(
-    found: "Readings | Contributions", text: str, plot: Path | None, as_json: bool, out: Path | None
-) -> None:
-    if plot:
-        from interp import plots
-
-        plots.write(found.plot(), plot)
-    emit(found, text, as_json=as_json, out=out)
 
 
 def _readings(found: "Readings") -> str:

@@ -1,21 +1,22 @@
 """Options that several commands share."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import typer
 
 from interp.plots import drawable
+from train.cli.options import StorePath
+from train.cli.output import Output
 
 
 if TYPE_CHECKING:
+    from interp import plots
+    from interp.behaviours import Behaviour
     from interp.results import Provenance
-    from train.runs import Origin
-
-
-Source = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder of a run, or a local Hugging Face folder.")
-]
+    from train.model import GPT
+    from train.runs import Origin, Run
 
 
 Named = Annotated[
@@ -88,6 +89,60 @@ Direction = Annotated[
 Rows = Annotated[
     int, typer.Option("--top", min=1, help="Number of rows to print (--json prints all).")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Options that name a model."""
+
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or a local Hugging Face folder.")
+    ]
+    step: Step = None
+    store: StorePath = None
+
+    def open(self) -> "tuple[GPT, Run | GPT]":
+        """Return the model, and the object from which to build its behaviours."""
+        from interp import models
+
+        return models.open(self.path, step=self.step, store=self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourOptions(ModelOptions):
+    """Options that name a model and a behaviour."""
+
+    behaviour: Named
+    prompts: Prompts = PROMPTS
+    seed: Seed = 0
+
+    def load(self) -> "tuple[GPT, Behaviour]":
+        """Return the model and the behaviour."""
+        from interp import behaviours
+
+        model, words = self.open()
+        behaviour = behaviours.load(self.behaviour, words, n_prompts=self.prompts, seed=self.seed)
+        return model, behaviour
+
+
+class Drawn(Protocol):
+    """A result that can be drawn."""
+
+    def plot(self) -> "plots.Figure": ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOutput(Output):
+    """Options of how a command prints its result, writes it and draws it."""
+
+    plot: Plot = None
+
+    def draw(self, result: Drawn) -> None:
+        """Write the figure of a result if it was asked for."""
+        if self.plot:
+            from interp import plots
+
+            plots.write(result.plot(), self.plot)
 
 
 def provenance_line(origin: "Origin | Provenance") -> str:

@@ -1,28 +1,21 @@
 """The commands `openbook patch` and `openbook paths`: what carries a behaviour, and where to."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from interp.cli.options import (
     MEMORY,
-    PROMPTS,
+    BehaviourOptions,
     Direction,
     Memory,
     MetricNames,
-    Named,
-    Plot,
-    Prompts,
+    PlotOutput,
     Rows,
-    Seed,
-    Source,
-    Step,
     provenance_line,
 )
 from interp.errors import InterpError
-from train.cli.options import Json, Out, StorePath
-from train.cli.output import emit
+from train.cli.options import choice, number, option_groups
 
 
 if TYPE_CHECKING:
@@ -30,23 +23,31 @@ if TYPE_CHECKING:
     from interp.components import HookedModel
     from interp.patching import Effects
 
-# Values of --over: names of sweeps, or sites of the residual stream.
-OVER = (
-    "heads", "residual", "resid_mid", "resid_post", "mlps", "attention", "queries", "keys",
-    "values", "patterns", "neurons",
-)  # fmt: skip
-WINDOWED = ("mlps", "attention")
-Over = Literal[
-    "heads", "residual", "resid_mid", "resid_post", "mlps", "attention", "queries", "keys",
-    "values", "patterns", "neurons",
-]  # fmt: skip
 
-
+@option_groups
 def patch_command(
-    source: Source,
-    behaviour: Named,
-    over: Annotated[Over, typer.Option(help="Components to patch, one at a time.")] = "heads",
-    step: Step = None,
+    source: BehaviourOptions,
+    output: PlotOutput,
+    over: Annotated[
+        str,
+        choice(
+            "heads",
+            "residual",
+            "resid_mid",
+            "resid_post",
+            "mlps",
+            "mlps:N",
+            "attention",
+            "attention:N",
+            "queries",
+            "keys",
+            "values",
+            "patterns",
+            "neurons",
+            help="Components to patch, one at a time; mlps:N and attention:N patch N neighbouring "
+            "layers together.",
+        ),
+    ] = "heads",
     direction: Direction = "denoising",
     positions: Annotated[
         str | None,
@@ -55,12 +56,6 @@ def patch_command(
             "as 3,5,-1; default: each for the residual stream, otherwise together."
         ),
     ] = None,
-    window: Annotated[
-        int,
-        typer.Option(
-            min=1, help="With --over mlps or attention: number of layers patched together."
-        ),
-    ] = 1,
     metric: MetricNames = None,
     control: Annotated[
         bool,
@@ -69,38 +64,30 @@ def patch_command(
         ),
     ] = False,
     memory: Memory = MEMORY,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
     top: Rows = 10,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Find the activations of RUN that carry BEHAVIOUR, by patching one at a time."""
-    if window > 1 and over not in WINDOWED:
-        raise InterpError(f"--window belongs to {' and '.join(WINDOWED)}, not to {over}")
-    from interp import behaviours, models, patching
+    from interp import patching
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    model, prompted = source.load()
     options = _sweep_options(direction, metric, memory)
     if positions:
         options["positions"] = _positions(positions)
     with progress.bar(over) as advance:
         options["progress"] = advance
-        effects = _sweep(model, prompted, over, window, options)
+        effects = _sweep(model, prompted, over, options)
     if control and not effects.unfinished:
         effects = patching.untrained_control(
-            model, prompted, effects, memory=memory << 20, seed=seed
+            model, prompted, effects, memory=memory << 20, seed=source.seed
         )
-    _emit(effects, top, plot, as_json, out)
+    _emit(effects, top, output)
 
 
+@option_groups
 def paths_command(
-    source: Source,
-    behaviour: Named,
+    source: BehaviourOptions,
+    output: PlotOutput,
     to: Annotated[
         list[str] | None,
         typer.Option(
@@ -112,33 +99,25 @@ def paths_command(
         Literal["frozen", "recomputed"],
         typer.Option(help="Treatment of the MLPs between sender and receiver."),
     ] = "frozen",
-    step: Step = None,
     direction: Direction = "denoising",
     metric: MetricNames = None,
     memory: Memory = MEMORY,
-    prompts: Prompts = PROMPTS,
-    seed: Seed = 0,
     top: Rows = 10,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Find the heads of RUN that act on BEHAVIOUR through given receivers, by path patching.
 
     Patches the path from every head to the receivers, taken together, and no other path.
     """
-    from interp import behaviours, models, patching
+    from interp import patching
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
-    prompted = behaviours.load(behaviour, words, n_prompts=prompts, seed=seed)
+    model, prompted = source.load()
     receivers = to if to and to != ["logits"] else "logits"
     options = _sweep_options(direction, metric, memory)
     with progress.bar("paths") as advance:
         options["progress"] = advance
         effects = patching.senders(model, prompted, receivers, mlps=mlps, **options)
-    _emit(effects, top, plot, as_json, out)
+    _emit(effects, top, output)
 
 
 def _sweep_options(direction: str, metric: list[str] | None, memory: int) -> dict[str, Any]:
@@ -146,29 +125,27 @@ def _sweep_options(direction: str, metric: list[str] | None, memory: int) -> dic
     return {"direction": direction, "metric": metric or None, "memory": memory << 20}
 
 
-def _emit(effects: "Effects", top: int, plot: Path | None, as_json: bool, out: Path | None) -> None:
+def _emit(effects: "Effects", top: int, output: PlotOutput) -> None:
     """Draw, print and write effects; exit with code 130 if the sweep was interrupted."""
-    from interp import plots
-
-    if plot:
-        plots.write(effects.plot(), plot)
-    text = "\n".join(effects_text(one, top) for one in (effects, *effects.also))
-    emit(effects, text, as_json=as_json, out=out)
+    output.draw(effects)
+    output.emit(effects, "\n".join(effects_text(one, top) for one in (effects, *effects.also)))
     if effects.unfinished:
         raise typer.Exit(130)
 
 
 def _sweep(
-    model: "HookedModel", behaviour: "Behaviour", over: str, window: int, how: dict[str, Any]
+    model: "HookedModel", behaviour: "Behaviour", over: str, how: dict[str, Any]
 ) -> "Effects":
+    """Run the sweep of a word of --over: a function of `interp.patching`, or a residual site."""
     from interp import patching
 
     if over in ("residual", "resid_mid", "resid_post"):
         site = "resid_pre" if over == "residual" else over
         return patching.residual(model, behaviour, site=site, **how)
-    if over in WINDOWED:
-        return getattr(patching, over)(model, behaviour, window=window, **how)
-    return getattr(patching, over)(model, behaviour, **how)
+    name = over.partition(":")[0]
+    if name in ("mlps", "attention"):
+        how["window"] = number(over, 1)
+    return getattr(patching, name)(model, behaviour, **how)
 
 
 def _positions(given: str) -> str | list[int]:

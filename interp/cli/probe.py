@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp.cli.options import Named, Plot, Source, Step, provenance_line
+from interp.cli.options import ModelOptions, Named, PlotOutput, provenance_line
 from interp.errors import ProbeError
-from train.cli.options import Json, Out, StorePath
-from train.cli.output import emit
+from train.cli.options import option_groups
 
 
 if TYPE_CHECKING:
@@ -31,8 +30,10 @@ At = Annotated[int | None, typer.Option(help="One position at which to read the 
 Cases = Annotated[int, typer.Option(min=2, help="Maximum number of labelled tokens.")]
 
 
+@option_groups
 def probe_command(
-    source: Source,
+    source: ModelOptions,
+    output: PlotOutput,
     task: Task,
     site: Site = "resid_post",
     layers: Annotated[
@@ -45,7 +46,6 @@ def probe_command(
         ),
     ] = None,
     at: At = None,
-    step: Step = None,
     cases: Cases = CASES,
     folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5,
     controls: Annotated[int, typer.Option(min=1, help="Number of control tasks to draw.")] = 5,
@@ -56,16 +56,12 @@ def probe_command(
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed for cases, folds and controls.")
     ] = 0,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Read TASK from the activations of RUN with linear probes."""
-    from interp import models, plots, probing
+    from interp import probing
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
+    model, words = source.open()
     labelled = probing.load_task(task, words, n_cases=cases, seed=seed)
     labelled = labelled if at is None else labelled.at(at)
     with progress.bar(labelled.name) as advance:
@@ -81,13 +77,14 @@ def probe_command(
             seed=seed,
             progress=advance,
         )
-    if plot:
-        plots.write(found.plot(), plot)
-    emit(found, _probe(found), as_json=as_json, out=out)
+    output.draw(found)
+    output.emit(found, _probe(found))
 
 
+@option_groups
 def erase_command(
-    source: Source,
+    source: ModelOptions,
+    output: PlotOutput,
     task: Task,
     behaviour: Named,
     layer: Annotated[int, typer.Option(min=0, help="Layer at which to erase the label.")],
@@ -100,24 +97,19 @@ def erase_command(
         ),
     ] = None,
     at: At = None,
-    step: Step = None,
     cases: Cases = CASES,
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed for cases, prompts and controls.")
     ] = 0,
-    plot: Plot = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Erase TASK from the activations of RUN at one layer, and measure BEHAVIOUR without it.
 
     The erasure is LEACE: after it no linear probe reads the label.
     """
-    from interp import behaviours, models, plots, probing
+    from interp import behaviours, probing
     from train import progress
 
-    model, words = models.open(source, step=step, store=store)
+    model, words = source.open()
     labelled = probing.load_task(task, words, n_cases=cases, seed=seed)
     labelled = labelled if at is None else labelled.at(at)
     with progress.bar(labelled.name) as advance:
@@ -131,9 +123,8 @@ def erase_command(
             seed=seed,
             progress=advance,
         )
-    if plot:
-        plots.write(found.plot(), plot)
-    emit(found, _erasure(found), as_json=as_json, out=out)
+    output.draw(found)
+    output.emit(found, _erasure(found))
 
 
 def _numbers(option: str, text: str | None, n: int) -> list[int] | None:

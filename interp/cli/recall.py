@@ -1,34 +1,26 @@
 """The command `openbook recall`: planted facts by how often they were stated."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from interp.cli.options import Step, origin_row, provenance_line
-from train.cli.options import Json, Out, StorePath
-from train.cli.output import emit
+from interp.cli.options import ModelOptions, origin_row, provenance_line
+from train.cli.options import option_groups
+from train.cli.output import Output
 
 
 if TYPE_CHECKING:
     from interp.training_dynamics import Level, Recall
 
 
-def recall_command(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a planted run.")],
-    step: Step = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
-) -> None:
-    """Print how many planted facts RUN recalls, grouped by how many documents state them."""
-    from interp import behaviours, models, training_dynamics
+@option_groups
+def recall_command(source: ModelOptions, output: Output) -> None:
+    """Print how many facts a planted RUN recalls, grouped by how many documents state them."""
+    from interp import behaviours, training_dynamics
 
-    model, words = models.open(path, step=step, store=store)
+    model, words = source.open()
     truth = behaviours.planted_truth(words)
     found = training_dynamics.recall_by_exposure(model, truth, model.tokenizer)
     result = {"provenance": origin_row(model.origin), **found.to_dict()}
-    emit(result, f"{_recall(found)}\n{provenance_line(model.origin)}", as_json=as_json, out=out)
+    output.emit(result, f"{_recall(found)}\n{provenance_line(model.origin)}")
 
 
 def _recall(found: "Recall") -> str:

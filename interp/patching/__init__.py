@@ -6,7 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from interp.patching.ablation import Ablation, ablate
+    from interp.patching.ablation import Ablation, ablate, every_component
     from interp.patching.activation_patching import (
         attention,
         heads,
@@ -38,6 +38,7 @@ __all__ = [
     "ablate",
     "attention",
     "causal_trace",
+    "every_component",
     "heads",
     "informative",
     "keys",

@@ -170,7 +170,12 @@ class Ablation(Result):
 
 
 def every_component(model: HookedModel) -> list[Component]:
-    """Return every head and every MLP, layer by layer."""
+    """Return every head and every MLP, layer by layer.
+
+    Examples:
+        >>> [str(place) for place in patching.every_component(model)[:5]]
+        ['L0H0', 'L0H1', 'L0H2', 'L0H3', 'L0.mlp']
+    """
     return [
         place
         for layer in range(model.cfg.n_layers)

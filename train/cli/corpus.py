@@ -2,13 +2,14 @@
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from train.cli.options import CommandGroup, Json, Out
-from train.cli.output import emit, lines
+from train.cli.options import CommandGroup, Json, StoreFolder, option_groups
+from train.cli.output import Output, emit, lines
 
 
 if TYPE_CHECKING:
@@ -20,58 +21,74 @@ corpus = typer.Typer(
 )
 
 
-@corpus.command("build")
-def corpus_build(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Corpus to read: planted, openwebtext, a file, a folder of text, or a saved "
-            "Hugging Face dataset."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to create for the token store.")],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="Tokenizer: gpt2, bpe (trained on the corpus) or word (one token per word); "
-            "default: word for the planted corpus, otherwise gpt2."
-        ),
-    ] = None,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --tokenizer bpe: size of the vocabulary; default: 4096."),
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="Layout of the tokens: stream (one after the other) or packed (whole documents "
-            "in rows of equal length); default: packed for the planted corpus, otherwise stream."
-        ),
-    ] = None,
-    row_length: Annotated[
-        int | None, typer.Option(min=2, help="With --layout packed: tokens per row; default: 64.")
-    ] = None,
-    held_out: Annotated[
-        float, typer.Option(help="Share of documents to hold out of training, for evaluation.")
-    ] = 0.0,
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """Options of how a corpus is read, named as in `train.data.open_corpus`."""
+
     data_files: Annotated[
         list[str] | None,
         typer.Option(
-            help="With SOURCE openwebtext: local parquet files in its layout, read instead of the "
+            help="With CORPUS openwebtext: local parquet files in its layout, read instead of the "
             "Hugging Face hub; may be repeated."
         ),
-    ] = None,
-    text_field: Annotated[
-        str, typer.Option(help="Field of each record that holds the text.")
-    ] = "text",
-    limit: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None,
+    ] = None
+    text_field: Annotated[str, typer.Option(help="Field of each record that holds the text.")] = (
+        "text"
+    )
+    limit: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None
     revision: Annotated[
         str | None,
         typer.Option(
             help="Revision of the corpus: for openwebtext on the hub, the one to read; for local "
             "files, a name to record instead of their sha256."
         ),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Options of how a token store is built, named as in `train.data.build_store`."""
+
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokenizer: gpt2, bpe (trained on the corpus) or word (one token per word); "
+            "default: word for the planted corpus, otherwise gpt2."
+        ),
+    ] = None
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --tokenizer bpe: size of the vocabulary; default: 4096."),
+    ] = None
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Layout of the tokens: stream (one after the other) or packed (whole documents "
+            "in rows of equal length); default: packed for the planted corpus, otherwise stream."
+        ),
+    ] = None
+    row_length: Annotated[
+        int | None, typer.Option(min=2, help="With --layout packed: tokens per row; default: 64.")
+    ] = None
+    held_out: Annotated[
+        float, typer.Option(help="Share of documents to hold out of training, for evaluation.")
+    ] = 0.0
+
+
+@corpus.command("build")
+@option_groups
+def corpus_build(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="Corpus to read: planted, openwebtext, a file, a folder of text, or a saved "
+            "Hugging Face dataset.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the token store.")],
+    store_options: StoreOptions,
+    reading: ReadingOptions,
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed of the planted corpus and of packing.")
     ] = 0,
@@ -83,7 +100,7 @@ def corpus_build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build a token store from SOURCE: tokens, document table, tokenizer and fingerprint."""
+    """Build a token store from CORPUS: tokens, document table, tokenizer and fingerprint."""
     if threads:
         # Size of the thread pool of `tokenizers`, which our threads wait for. It is read when
         # the pool is first used.
@@ -93,51 +110,42 @@ def corpus_build(
 
     documents = open_corpus(
         source,
-        data_files=data_files,
-        limit=limit,
-        revision=revision,
-        text_field=text_field,
         seed=seed,
         max_document_bytes=max_document_mb << 20,
+        **asdict(reading),
     )
     with progress.bar("building") as advance:
         store = build_store(
             documents,
             out=out,
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            layout=layout,
-            row_length=row_length,
-            held_out=held_out,
             seed=seed,
             threads=threads,
             progress=advance,
+            **asdict(store_options),
         )
     result = _describe(store)
     emit(result, lines(result), as_json=as_json)
 
 
 @corpus.command("show")
+@option_groups
 def corpus_show(
-    store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
+    store: StoreFolder,
+    output: Output,
     document: Annotated[
         int | None, typer.Option(help="Index of a document: print its text instead.")
     ] = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Show what a token store contains, or print one of its documents."""
-    from dataclasses import asdict
-
     from train.data import open_store
 
     opened = open_store(store)
     if document is None:
         result = _describe(opened)
-        emit(result, lines(result), as_json=as_json, out=out)
+        output.emit(result, lines(result))
         return
     result = {**asdict(opened.document(document)), "text": opened.text(document)}
-    emit(result, result["text"], as_json=as_json, out=out)
+    output.emit(result, result["text"])
 
 
 def _describe(store: "TokenStore") -> dict[str, object]:

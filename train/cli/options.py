@@ -1,13 +1,24 @@
 """Options and groups that the commands share, and what the options refuse."""
 
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.models import OptionInfo
 
 from train.errors import TrainError
 from train.storage import writable
+
+
+if TYPE_CHECKING:
+    from train.runs import Run
 
 
 class CommandGroup(TyperGroup):
@@ -43,10 +54,80 @@ Out = Annotated[
 ]
 
 
-RunPath = Annotated[Path, typer.Argument(help="Folder of the run.")]
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
 
 
 StorePath = Annotated[
     Path | None,
     typer.Option("--store", help="Folder of the token store, if it has moved since training."),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that name a run and its token store."""
+
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
+    store: StorePath = None
+
+    def open(self) -> "Run":
+        """Open the run."""
+        from train import runs
+
+        return runs.open(self.path, store=self.store)
+
+
+def option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses whose fields are arguments and options.
+
+    On the command line, a parameter with such a type stands for the fields of the dataclass; the
+    command gets them as one object. Help lists a command's own options before those of dataclasses.
+    """
+    own, grouped = list[Parameter](), list[Parameter]()
+    groups = dict[str, Any]()
+    for parameter in inspect.signature(command).parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            grouped += inspect.signature(groups[parameter.name]).parameters.values()
+        else:
+            own.append(parameter)
+
+    @functools.wraps(command)
+    def grouped_command(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    arguments = [parameter for parameter in grouped if not _is_option(parameter)]
+    options = [parameter for parameter in grouped if _is_option(parameter)]
+    parameters = [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*arguments, *own, *options)
+    ]
+    # Typer reads both.
+    grouped_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    grouped_command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return grouped_command
+
+
+def _is_option(parameter: Parameter) -> bool:
+    metadata = getattr(parameter.annotation, "__metadata__", ())
+    return any(isinstance(one, OptionInfo) for one in metadata)
+
+
+def choice(*words: str, help: str) -> OptionInfo:
+    """Return an option that takes one of some words; the word `mlps:N` stands for mlps:2 and so on.
+
+    A number that only one of the choices reads is thus part of that choice.
+    """
+
+    def parse(text: str) -> str:
+        if text.endswith(":N") or re.sub(r":[1-9][0-9]*$", ":N", text) not in words:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, words))}.")
+        return text
+
+    return typer.Option(parser=parse, metavar="|".join(words), help=help)
+
+
+def number(text: str, default: int) -> int:
+    """Return the number of a choice such as `mlps:3`, or the default if it has none."""
+    return int(text.partition(":")[2] or default)

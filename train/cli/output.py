@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import typer
+
+from train.cli.options import Json, Out
 
 
 if TYPE_CHECKING:
@@ -48,6 +51,24 @@ def emit(
         plain = result if isinstance(result, Mapping) else result.to_dict()
         text = json.dumps(shown or plain, indent=1, ensure_ascii=False)
     typer.echo(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Options of how a command prints its result, and where it writes it."""
+
+    as_json: Json = False
+    out: Out = None
+
+    def emit(
+        self,
+        result: Mapping[str, object] | Saved,
+        text: str,
+        *,
+        shown: Mapping[str, object] | None = None,
+    ) -> None:
+        """Print a result, and write it if asked; see `emit`."""
+        emit(result, text, as_json=self.as_json, out=self.out, shown=shown)
 
 
 def run_summary(opened: "Run") -> dict[str, object]:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
-from train.cli.output import emit, lines, run_summary
+from train.cli.options import CommandGroup, Json, RunOptions, option_groups
+from train.cli.output import Output, emit, lines, run_summary
 
 
 run = typer.Typer(
@@ -17,19 +17,18 @@ run = typer.Typer(
 
 
 @run.command("show")
-def run_show(
-    path: RunPath, store: StorePath = None, as_json: Json = False, out: Out = None
-) -> None:
+@option_groups
+def run_show(source: RunOptions, output: Output) -> None:
     """Show what is known about a run."""
-    from train import runs
-
-    result = run_summary(runs.open(path, store=store))
-    emit(result, lines(result), as_json=as_json, out=out)
+    result = run_summary(source.open())
+    output.emit(result, lines(result))
 
 
 @run.command("verify")
+@option_groups
 def run_verify(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     spans: Annotated[
         int, typer.Option(min=0, help="Number of random spans of 10 steps to replay.")
     ] = 3,
@@ -41,9 +40,6 @@ def run_verify(
             "steps were replayed, otherwise none."
         ),
     ] = None,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Check every file of a run and of its token store, then replay random spans of its steps.
 
@@ -51,18 +47,16 @@ def run_verify(
     """
     from dataclasses import asdict
 
-    from train import progress, runs, trainer
+    from train import progress, trainer
 
     with progress.bar("verifying") as advance:
-        found = trainer.verify(
-            runs.open(path, store=store), spans=spans, seed=seed, progress=advance
-        )
+        found = trainer.verify(source.open(), spans=spans, seed=seed, progress=advance)
     result = {**asdict(found), "ok": found.ok}
     summary = (
         f"{found.level}: {found.files} files hold their digests, {len(found.spans)} spans "
         f"replayed, largest difference in loss {found.difference:.3g} nats"
     )
-    emit(result, summary if found.ok else found.level, as_json=as_json, out=out)
+    output.emit(result, summary if found.ok else found.level)
     if not found.ok:
         for problem in found.problems:
             typer.echo(f"error: {problem}", err=True)
@@ -70,19 +64,18 @@ def run_verify(
     # An imported run has no steps to replay: it fails only if a level was required.
     least = require or ("within-tolerance" if found.spans else None)
     if least and not found.reaches(least):
-        typer.echo(f"error: {path} is {found.level}; {least} was required", err=True)
+        typer.echo(f"error: {source.path} is {found.level}; {least} was required", err=True)
         raise typer.Exit(1)
 
 
 @run.command("resume")
+@option_groups
 def run_resume(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     data_workers: Annotated[
         int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
     ] = 0,
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Continue a training that was stopped, from its last checkpoint to its last step.
 
@@ -92,47 +85,48 @@ def run_resume(
     from train import progress, trainer
 
     with progress.bar("training") as advance:
-        trained = trainer.resume(path, store=store, data_workers=data_workers, progress=advance)
+        trained = trainer.resume(
+            source.path, store=source.store, data_workers=data_workers, progress=advance
+        )
     result = run_summary(trained)
-    emit(result, lines(result), as_json=as_json, out=out)
+    output.emit(result, lines(result))
 
 
 @run.command("documents")
+@option_groups
 def run_documents(
-    path: RunPath,
-    step: Annotated[int, typer.Argument(help="Step of the training, counted from 0.")],
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
+    source: RunOptions,
+    output: Output,
+    step: Annotated[
+        int, typer.Argument(metavar="STEP", help="Step of the training, counted from 0.")
+    ],
 ) -> None:
     """List the documents that STEP read."""
-    from train import runs
-
-    opened = runs.open(path, store=store)
+    opened = source.open()
     found = opened.documents_read(step).tolist()
     text = "\n".join(f"{one}\t{opened.store.document(one).id}" for one in found)
-    emit({"step": step, "documents": found}, text, as_json=as_json, out=out)
+    output.emit({"step": step, "documents": found}, text)
 
 
 @run.command("steps")
+@option_groups
 def run_steps(
-    path: RunPath,
-    document: Annotated[int, typer.Argument(help="Index of a document in the token store.")],
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
+    source: RunOptions,
+    output: Output,
+    document: Annotated[
+        int, typer.Argument(metavar="DOCUMENT", help="Index of a document in the token store.")
+    ],
 ) -> None:
     """List the steps that read DOCUMENT."""
-    from train import runs
-
-    found = runs.open(path, store=store).steps_reading(document).tolist()
-    result = {"document": document, "steps": found}
-    emit(result, "\n".join(map(str, found)), as_json=as_json, out=out)
+    found = source.open().steps_reading(document).tolist()
+    output.emit({"document": document, "steps": found}, "\n".join(map(str, found)))
 
 
 @run.command("replay")
+@option_groups
 def run_replay(
-    path: RunPath,
+    source: RunOptions,
+    output: Output,
     first: Annotated[int, typer.Option("--from", help="First step to replay.")],
     last: Annotated[int, typer.Option("--to", help="Last step to replay (included).")],
     without: Annotated[
@@ -146,9 +140,6 @@ def run_replay(
             "them as context but do not train on them."
         ),
     ] = "blank",
-    store: StorePath = None,
-    as_json: Json = False,
-    out: Out = None,
 ) -> None:
     """Run steps again from the nearest checkpoint and compare them with the ledger.
 
@@ -156,14 +147,12 @@ def run_replay(
     """
     from dataclasses import asdict
 
-    from train import progress, runs, trainer
+    from train import progress, trainer
     from train.data import DocumentRemoval
 
     removal = DocumentRemoval(tuple(sorted(set(without))), mode) if without else None
     with progress.bar("replaying") as advance:
-        found = trainer.replay(
-            runs.open(path, store=store), first, last, removal=removal, progress=advance
-        )
+        found = trainer.replay(source.open(), first, last, removal=removal, progress=advance)
     result = {
         "exact": found.exact,
         "same_order": found.same_order,
@@ -173,7 +162,7 @@ def run_replay(
     }
     says = "bit-exact" if found.exact else f"differs by {found.difference:.3g} nats at most"
     text = f"steps {first} to {last}: {says}; the same windows were read: {found.same_order}"
-    emit(result, text, as_json=as_json, out=out)
+    output.emit(result, text)
     if removal is None and not found.exact:
         raise typer.Exit(1)
 
@@ -181,7 +170,8 @@ def run_replay(
 @run.command("import")
 def run_import(
     source: Annotated[
-        Path, typer.Argument(help="Hugging Face folder, nanoGPT ckpt.pt or .gguf file.")
+        Path,
+        typer.Argument(metavar="MODEL", help="Hugging Face folder, nanoGPT ckpt.pt or .gguf file."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
     as_json: Json = False,
@@ -194,19 +184,19 @@ def run_import(
 
 
 @run.command("export")
+@option_groups
 def run_export(
-    path: RunPath,
+    source: RunOptions,
     out: Annotated[
         Path, typer.Option("--out", help="Folder to create for the Hugging Face checkpoint.")
     ],
     step: Annotated[
         int | None, typer.Option(help="Step of the checkpoint to export; default: the last.")
     ] = None,
-    store: StorePath = None,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint and its tokenizer as a Hugging Face folder."""
-    from train import convert, runs
+    from train import convert
 
-    written = convert.export_run(runs.open(path, store=store), out=out, step=step)
+    written = convert.export_run(source.open(), out=out, step=step)
     emit({"out": str(written)}, f"written: {written}", as_json=as_json)

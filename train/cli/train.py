@@ -1,21 +1,19 @@
 """The command `openbook train`."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, no_type_check
 
 import typer
 
-from train.cli.options import Json
+from train.cli.options import Json, StoreFolder, option_groups
 from train.cli.output import emit, lines, run_summary
 
 
-# Not type-checked at run time: typer passes a context of another class than the annotated one.
-@no_type_check
-def train_command(
-    context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="Recipe: planted, text-small or gpt2-124m.")],
-    store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Options that change a recipe, named as in `recipes.resolve`."""
+
     steps: Annotated[
         int | None,
         typer.Option(
@@ -23,25 +21,27 @@ def train_command(
             help="Number of training steps, to which the learning rate schedule is fitted; "
             "default: the recipe's.",
         ),
-    ] = None,
-    seed: Annotated[
+    ] = None
+    init_seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Random seed of the initial weights; default: the recipe's."),
-    ] = None,
+        typer.Option(
+            "--seed", min=0, help="Random seed of the initial weights; default: the recipe's."
+        ),
+    ] = None
     order_seed: Annotated[
         int | None,
         typer.Option(min=0, help="Random seed of the data order; default: the recipe's."),
-    ] = None,
+    ] = None
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows per step; default: the recipe's.")
-    ] = None,
+    ] = None
     micro_batch_size: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Windows per forward and backward pass, to save memory; default: the recipe's.",
         ),
-    ] = None,
+    ] = None
     eval_every: Annotated[
         int | None,
         typer.Option(
@@ -49,7 +49,20 @@ def train_command(
             help="Steps between measurements of the held-out loss; 0: never; default: the "
             "recipe's.",
         ),
-    ] = None,
+    ] = None
+
+
+# Not type-checked at run time: typer passes a context of another class than the annotated one.
+@option_groups
+@no_type_check
+def train_command(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Recipe: planted, text-small or gpt2-124m.")
+    ],
+    store: StoreFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
+    changes: RecipeOptions,
     device: Annotated[
         str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
     ] = "auto",
@@ -84,16 +97,7 @@ def train_command(
     from train.data import open_store
 
     tokens = open_store(store)
-    resolved = recipes.resolve(
-        recipes.by_name(recipe),
-        tokens,
-        steps=steps,
-        init_seed=seed,
-        order_seed=order_seed,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        eval_every=eval_every,
-    )
+    resolved = recipes.resolve(recipes.by_name(recipe), tokens, **asdict(changes))
     # `train` knows no behaviours: whoever registered this command passes functions that make them
     # in the context.
     known = [trainer.store_tasks, *(context.obj or [])] if watch else []

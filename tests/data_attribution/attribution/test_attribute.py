@@ -1,14 +1,19 @@
 """Planted documents are found; what lexical evidence cannot see is shown."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from data_attribution import attribution, token_index
 from data_attribution.errors import EvidenceError, IndexMissing, QueryError
+from data_attribution.gradients import TOP_WEIGHTS
 from interp.behaviours import Behaviour
+from interp.patching import Effects
 
 
+EFFECTS = Path(__file__).parents[2] / "golden/results/effects.json"
 FILLER = [f"the moon is over the n{k} of the sea ." for k in range(30)]
 # Two facts with the same template; "fact" states, "paraphrase" shares the names alone,
 # "distractor" has the names and not the fact.
@@ -51,6 +56,19 @@ def test_the_documents_of_a_fact_come_first_and_the_fact_of_another_entity_last(
     assert set(sources.documents[1:3]) == {AT["paraphrase"], AT["distractor"]}
     assert sources.documents[3] == AT["other"]
     assert {one.grade for one in sources} == {"lexical"}
+
+
+def test_a_name_carries_the_options_of_its_methods():
+    text = "lexical+gradient:kind=cosine,rank=8,within=L0.mlp,within=embed+replay:steps=3"
+    assert attribution.parse(text) == (
+        attribution.Lexical(),
+        attribution.Gradient(kind="cosine", rank=8, within=["L0.mlp", "embed"]),
+        attribution.Replay(steps=3),
+    )
+    assert attribution.parse("fused+lexical") == attribution.parse("fused")
+    (method,) = attribution.parse(f"gradient:within={EFFECTS}")
+    assert isinstance(method, attribution.Gradient)
+    assert method.components == tuple(Effects.load(EFFECTS).top(TOP_WEIGHTS))
 
 
 def test_lexical_evidence_cannot_tell_a_paraphrase_from_a_distractor(run):

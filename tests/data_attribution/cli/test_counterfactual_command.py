@@ -10,6 +10,7 @@ from data_attribution import counterfactuals
 from data_attribution.attribution import Source, Sources
 from data_attribution.cli.counterfactual import counterfactual_command
 from data_attribution.cli.trace import CONTROLS
+from data_attribution.errors import CounterfactualError
 from tests.worlds.commands import refused
 
 
@@ -21,14 +22,11 @@ def at(lookup_run, lookup_behaviour, tmp_path):
     return "counterfactual", lookup_run.path, lookup_behaviour, "--runs", tmp_path / "runs"
 
 
-def test_options_that_would_change_nothing_are_refused(openbook, at, lookup_run, tmp_path):
-    refused(openbook(*at, "--document", 3, "--top", 2), 2, "--top 2", "--without FILE")
-    named = ("forget", lookup_run.path, "capital of a", "--exposures", 16)
-    refused(openbook(*named), 2, "--exposures 16 chooses facts, but 1 are named")
+def test_what_is_measured_twice_is_refused(openbook, at, tmp_path):
     asked = at[2]
-    refused(openbook(*at, "--document", 3, "--unrelated", asked), 2, "is asked twice")
+    refused(openbook(*at, "--without", 3, "--unrelated", asked), 2, "is asked twice")
     heads = ("--component", "L0H0", "--component", "L0H0")
-    refused(openbook(*at, "--document", 3, *heads), 2, "'direct effect of L0H0", "is asked twice")
+    refused(openbook(*at, "--without", 3, *heads), 2, "'direct effect of L0H0", "is asked twice")
     assert not (tmp_path / "runs").exists()
 
 
@@ -53,6 +51,34 @@ def test_one_control_is_cheap_and_holds_no_copy_of_a_row_below_the_top(
     assert "noise unknown: one control" in openbook(*asked).out
 
 
+def test_documents_are_named_by_file_and_by_index_and_the_first_are_removed(
+    openbook, at, lookup_run, tmp_path
+):
+    store = lookup_run.store
+    three, five = (next(d for d in range(240) if store.text(d) == f"k{k} is v{k}") for k in (3, 5))
+    kept = tmp_path / "sources.json"
+    Sources("k3", "lexical", (Source(three, "", "", "", 1.0, "lexical", (0,), 0, 1),), {}).save(
+        kept
+    )
+    both = (*at, "--without", five, "--without", kept, "--together", "none", "--seeds", 0, "--json")
+    assert json.loads(openbook(*both).out)["removed"] == sorted([five, three])
+    assert json.loads(openbook(*both, "--top", 1).out)["removed"] == [five]
+
+
+def test_a_number_stands_for_the_facts_that_are_stated_so_often(openbook, lookup_run, monkeypatch):
+    def forget(_run, names, **_options):
+        raise CounterfactualError(f"to forget: {names}")
+
+    monkeypatch.setattr(
+        counterfactuals, "removable_facts", lambda _run, exposures: [f"stated {exposures} times"]
+    )
+    monkeypatch.setattr(counterfactuals, "forget_facts", forget)
+    command = ("forget", lookup_run.path)
+    refused(openbook(*command), 2, "to forget: ['stated 16 times']")
+    refused(openbook(*command, "capital of a"), 2, "to forget: ['capital of a']")
+    refused(openbook(*command, 32), 2, "to forget: ['stated 32 times']")
+
+
 def test_the_commands_draw_as_many_controls_as_the_library():
     """Two, from which the effect of chance is known."""
     defaults = {
@@ -67,7 +93,7 @@ def test_the_commands_draw_as_many_controls_as_the_library():
 
 
 def test_an_effect_without_controls_is_not_said_to_be_beyond_any(openbook, at):
-    asked = (*at, "--document", 3, "--together", "none", "--seeds")
+    asked = (*at, "--without", 3, "--together", "none", "--seeds")
     without = openbook(*asked, 0)
     assert without.code == 0, without.err
     assert ", compared with the full run: no random documents were removed, " in without.out

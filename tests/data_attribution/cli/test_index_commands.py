@@ -80,8 +80,6 @@ def test_shards_that_do_not_fit_are_refused_before_anything_is_written(openbook,
     refused(more, 2, "1000 shards were asked for and there are", "documents")
     memory = openbook("index", "build", path, "--shards", 1, "--memory", 0.001)
     assert memory.code == 0  # 961 tokens take 12 kB
-    both = openbook("index", "build", path, "--shards", 1, "--shard-tokens", 9)
-    refused(both, 2, "both given; give one")
 
 
 def test_the_index_of_another_store_or_version_is_refused(openbook, path, tiny_store, tmp_path):

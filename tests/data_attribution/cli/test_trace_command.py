@@ -184,8 +184,8 @@ def test_removing_the_first_row_proves_it(run, third, tmp_path):
 def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tmp_path):
     kept, page = tmp_path / "sources.json", tmp_path / "page.html"
     ended = openbook(
-        "trace", "sentence", run.path, "k3 is v3", "--store", indexed, "--within",
-        "L0.mlp", "--within", "embed", "--limit", 2, "--out", kept, "--page", page,
+        "trace", "sentence", run.path, "k3 is v3", "--store", indexed, "--method",
+        "lexical+gradient:within=L0.mlp,within=embed", "--limit", 2, "--out", kept, "--page", page,
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
@@ -193,6 +193,10 @@ def test_the_command_ranks_and_keeps_and_draws_a_page(openbook, run, indexed, tm
     assert lines[0].endswith("within L0.mlp, embed")
     assert "k3 is v3\tduplicates: 19" in lines[1]
     assert "evidence does not prove a cause" in lines[-1]
+    methods = [Lexical(), Gradient(within=["L0.mlp", "embed"])]
+    by_object = attribution.documents(run, "k3 is v3", methods=methods, limit=2)
+    by_object.save(tmp_path / "by_object.json")
+    assert (tmp_path / "by_object.json").read_bytes() == kept.read_bytes()
     assert Sources.load(kept).items[0].span == "k3 is v3"
     assert "<mark>" in page.read_text()
 
@@ -203,11 +207,11 @@ def test_the_command_follows_a_head_and_a_window_of_the_replay(openbook, run, in
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("gradient evidence (adam of projected gradients of the log-odds) ")
     assert "left out: lexical (the question has no words)" in ended.out
-    replay = ("--method", "replay", "--window", 3, "--scratch", tmp_path)
+    replay = ("--method", f"replay:steps=3,scratch={tmp_path}")
     ended = openbook(*at, "previous-token:L0H0", *replay)
     assert (ended.code, list(tmp_path.iterdir())) == (0, [])
     assert "replay of steps 157 to 159, from the checkpoint at 120" in ended.out
-    kinds = ("--method", "gradient", "--kind", "cosine", "--rank", 8)
+    kinds = ("--method", "gradient:kind=cosine,rank=8")
     ended = openbook(*at, "previous-token:L0H0", *kinds)
     assert ended.out.startswith("gradient evidence (cosine of projected")
 
@@ -260,7 +264,11 @@ def test_the_metric_that_is_followed_is_said_and_is_what_a_proof_measures(
     said = openbook(*asked[:-1]).out.splitlines()
     assert ", by its probability" in said[0]
     assert said[-1].endswith("compared with the full run: no random documents were removed")
+    alone = json.loads(openbook(*at, "--controls", 0, "--json").out)
+    assert alone["items"][0]["effect"]["together"] == effect["together"]
     plain = json.loads(openbook(*at, "--json").out)
     assert plain["provenance"]["metric"] == "logit difference"
+    head = json.loads(openbook(*at, "--metric", "direct-effect:L0H0", "--json").out)
+    assert head["provenance"]["question"].startswith("direct effect of L0H0")
     words = json.loads(openbook(*at, "--method", "lexical", "--json").out)
     assert "metric" not in words["provenance"]

@@ -21,6 +21,11 @@ def store(tmp_path_factory):
     return store_of(tmp_path_factory.mktemp("plans") / "store", texts, held_out=0.2)
 
 
+def test_a_number_of_shards_and_their_size_are_not_both_given(store):
+    with pytest.raises(SorterError, match="both given; give one"):
+        token_index.plan_shards(store, shards=1, shard_tokens=9)
+
+
 @given(
     shards=st.none() | st.integers(1, 60),
     shard_tokens=st.none() | st.integers(60, 4000),

@@ -29,7 +29,7 @@ def test_patch_prints_effects_with_intervals_baselines_and_provenance(openbook, 
 @pytest.mark.parametrize(
     "over",
     ["residual", "resid_mid", "resid_post", "mlps", "attention", "queries", "keys", "values",
-     "patterns"],
+     "patterns", "mlps:1"],
 )  # fmt: skip
 def test_every_sweep_has_a_word(openbook, asked, over):
     ended = openbook("patch", *asked, "--over", over, "--json")
@@ -89,6 +89,18 @@ def test_ablate_takes_sets_and_every_component_without_one(openbook, asked):
         "--standin", "zero", "--json",
     )  # fmt: skip
     assert json.loads(both.out)["names"] == ["L0H0 + L0.mlp"]
+    all_at_once = json.loads(openbook("ablate", *asked, "--together", "--json").out)
+    assert all_at_once["names"] == ["L0H0 + L0H1 + L0.mlp"]
+    first = json.loads(openbook("ablate", *asked, "--take", 2, "--json").out)
+    assert first["names"] == ["L0H0", "L0H1"]
+
+
+def test_a_number_of_draws_is_part_of_the_stand_in(openbook, asked, lookup_run):
+    ended = openbook("ablate", *asked, "--standin", "resample:3", "--json")
+    expected = patching.ablate(
+        models.load(lookup_run), behaviours.read(asked[1]), standin="resample", draws=3
+    )
+    assert json.loads(ended.out) == expected.to_dict()
 
 
 def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
@@ -105,19 +117,18 @@ def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("patch", "--over", "heads", "--window", "2"), "--window belongs to mlps and attention"),
+        (("patch", "--over", "mlps:2"), "a window of 2 layers was asked of a model that has 1"),
         (("patch", "--positions", "last"), "--positions is 'each', 'together' or numbers"),
         (("patch", "--positions", "1,99"), "position 99 was asked of prompts of 3 tokens"),
         (("patch", "--metric", "logitdiff"), "no metric is called 'logitdiff'"),
         (("paths", "--to", "L0H0"), "L0H0 is no receiver"),
         (("paths", "--to", "L0H0.q"), "no path leads there"),
         (("trace", "components", "--noise", "3"), "names no subject"),
-        (("trace", "components", "--draws", "3"), "--draws 3 counts draws of noise"),
+        (("trace", "components", "--draws", "3"), "names no subject"),
         (("trace", "components", "--window", "3"), "a window of 3 layers was asked of a model"),
         (("ablate", "--component", "L0H7"), "L0H7 is head 7 of a model that has 2"),
         (("ablate", "--components", "L0H1"), "to name a component use --component L0H1"),
         (("ablate", "--component", "L0.mpl"), "no place is called 'mpl', did you mean 'mlp'"),
-        (("ablate", "--together"), "--together needs --component"),
         (("estimate", "--method", "atp-star"), "GradDrop leaves nothing of a model of one layer"),
     ],
 )
