@@ -8,6 +8,7 @@ import typer
 from data_attribution.cli import formatting
 from train.cli.options import CommandGroup, Json, Out, readable
 from train.cli.output import emit
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def index_build(
         "backend": built.backend,
     }
     shown = f" in {len(built.parts)} shards" if len(built.parts) > 1 else ""
-    sorted_by = f"{store.n_tokens:,} tokens sorted by {built.backend}"
+    sorted_by = f"{count(store.n_tokens, 'token')} sorted by {built.backend}"
     text = f"{sorted_by}{shown}: {path / token_index.INDEX_FOLDER}"
     emit(result, text, as_json=as_json, out=out)
 
@@ -190,7 +191,7 @@ def index_verify(path: StoreFolder, as_json: Json = False, out: Out = None) -> N
             lexical.verify_inverted_index(store, advance)
     parts = len(token_index.open(store).parts)
     both = " and the BM25 index are" if bm25 else " is"
-    text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} intact"
+    text = f"the index of {count(store.n_tokens, 'token')} in {count(parts, 'shard')}{both} intact"
     found = {"store": str(path), "parts": parts, "bm25": bm25, "ok": True}
     emit(found, text, as_json=as_json, out=out)
 
@@ -213,8 +214,8 @@ def index_bm25(path: StoreFolder, as_json: Json = False, out: Out = None) -> Non
         "bytes": size,
     }
     text = (
-        f"{built.n_entries:,} pairs of a token and a document that contains it, {size:,} bytes: "
-        f"{folder}"
+        f"{count(built.n_entries, 'pair')} of a token and a document that contains it, "
+        f"{count(size, 'byte')}: {folder}"
     )
     emit(result, text, as_json=as_json, out=out)
 
@@ -247,9 +248,11 @@ def index_find(
     opened, read_by = _opened(path, reader)
     hits = opened.find(query, limit=limit, seed=seed)
     rows = [formatting.hit_row(opened, hit, read_by) for hit in hits]
-    count, held_out = hits.found.count, hits.found.held_out
+    held_out = hits.found.held_out
     apart = f" and {held_out} held out" if held_out else ""
-    lines = [f"{count} occurrences{apart}, {len(rows)} documents shown"]
+    lines = [
+        f"{count(hits.found.count, 'occurrence')}{apart}, {count(len(rows), 'document')} shown"
+    ]
     lines += map(formatting.hit_line, rows)
     emit({**hits.found.to_dict(), "hits": rows}, "\n".join(lines), as_json=as_json, out=out)
 
@@ -285,7 +288,7 @@ def index_spans(
             *(f"    {formatting.hit_line(hit)}" for hit in row["hits"]),
         )
     ]
-    none = f"no span of {minimum} tokens or more occurs in {path}"
+    none = f"no span of {count(minimum, 'token')} or more occurs in {path}"
     emit({"spans": rows}, "\n".join(lines) or none, as_json=as_json, out=out)
 
 

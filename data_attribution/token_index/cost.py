@@ -18,7 +18,7 @@ import numpy as np
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.token_index import prefix_table, suffix_array
 from train.data import TokenStore
-from train.progress import duration
+from train.progress import count, duration
 
 
 __all__ = [
@@ -88,7 +88,8 @@ class Estimate:
     def sentence(self) -> str:
         """Return the estimate as one line of text."""
         return (
-            f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
+            f"{count(self.tokens, 'token')} in {count(self.shards, 'shard')} of up to "
+            f"{self.shard_tokens:,}, "
             f"{self.workers} at once by {self.sorter}: about {duration(self.seconds)}, "
             f"{size(self.memory)} of memory, {size(self.disk)} of disk "
             f"({self.bytes_a_token:.2f} bytes a token with the text)"

@@ -30,7 +30,7 @@ from interp.patching import engine
 from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
 from train.errors import nearest
-from train.progress import Progress
+from train.progress import Progress, count
 
 
 __all__ = ["Interchanges", "check", "interchange", "wins"]
@@ -74,7 +74,8 @@ class Interchanges(Result):
 
     def __repr__(self) -> str:
         best = ", ".join(f"{place} {self[place]:.2f}" for place in self.top(3))
-        about = f"{self.provenance.behaviour!r}, {len(self.places)} places, {self.n_pairs} pairs"
+        sizes = f"{count(len(self.places), 'place')}, {count(self.n_pairs, 'pair')}"
+        about = f"{self.provenance.behaviour!r}, {sizes}"
         return f"Interchanges({about}; without {self.unpatched.values.item():.2f}, highest {best})"
 
     def top(self, k: int) -> list[str]:

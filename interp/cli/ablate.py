@@ -22,6 +22,7 @@ from interp.cli.options import (
 from interp.errors import InterpError
 from train.cli.options import Json, Out, StorePath, readable
 from train.cli.output import emit
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def ablate_command(
 def _text(found: "Ablation", top: int) -> str:
     lines = [
         f"{found.provenance.behaviour}: {found.standin} ablation, change of the {found.metric} in "
-        f"{found.unit}, {found.n_prompts} prompts",
+        f"{found.unit}, {count(found.n_prompts, 'prompt')}",
         f"intact: {found.intact:.3f}, positive on {found.intact_accuracy:.2f} of the prompts",
     ]
     for name in found.top(top):

@@ -9,6 +9,7 @@ import typer
 from interp.cli.options import PROMPTS, Plot, Prompts, Seed
 from train.cli.options import Json, Out, RunPath, StorePath
 from train.cli.output import emit
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -98,11 +99,12 @@ def said(found: "Trajectory") -> str:
             )
     for label, steps in found.readings.items():
         between = f", steps {steps[0]} to {steps[-1]}" if steps else ""
-        lines.append(f"{label}: {len(steps)} readings{between}")
+        lines.append(f"{label}: {count(len(steps), 'reading')}{between}")
     if found.refused:
         asked = [step for step, _ in found.refused]
         lines.append(
-            f"no value at {len(asked)} steps ({asked[0]} to {asked[-1]}); the first reason:"
+            f"no value at {count(len(asked), 'step')} ({asked[0]} to {asked[-1]}); the first "
+            "reason:"
         )
         lines.append(f"  {found.refused[0][1]}")
     lines.append(f"run {found.run_id}, {found.knowledge}; intervals are 95 % over prompts")

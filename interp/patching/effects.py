@@ -20,6 +20,7 @@ from interp.components import Component, parse
 from interp.errors import EffectsError
 from interp.results import Provenance, Result
 from train.errors import nearest
+from train.progress import count
 
 
 __all__ = ["UNIT", "Effects"]
@@ -255,7 +256,7 @@ def _figure(found: Effects) -> Any:
 
     title = f"{found.provenance.behaviour}: {found.site}, {found.direction}, n={found.n_prompts}"
     if found.unfinished:
-        title += f", {found.unfinished} of {len(found.names)} places unfinished"
+        title += f", {found.unfinished} of {count(len(found.names), 'place')} unfinished"
     if len(found.axes) == 1:
         return plots.bars(
             found.names,

@@ -7,6 +7,7 @@ import typer
 
 from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
 from train.cli.output import emit, lines, run_summary
+from train.progress import count
 
 
 run = typer.Typer(
@@ -59,7 +60,8 @@ def run_verify(
         )
     result = {**asdict(found), "ok": found.ok}
     summary = (
-        f"{found.level}: {found.files} files hold their digests, {len(found.spans)} spans "
+        f"{found.level}: {count(found.files, 'file')} hold their digests, "
+        f"{count(len(found.spans), 'span')} "
         f"replayed, largest difference in loss {found.difference:.3g} nats"
     )
     emit(result, summary if found.ok else found.level, as_json=as_json, out=out)
