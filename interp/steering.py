@@ -31,6 +31,7 @@ from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, over_prompts
 from train import storage
 from train.model import Hook, HookedModule
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class SteeringVector(Result):
     def __repr__(self) -> str:
         return (
             f"SteeringVector({self.place}, length {self.values.norm().item():.3g}, "
-            f"{self.n_toward} prompts minus {self.n_away})"
+            f"{count(self.n_toward, 'prompt')} minus {self.n_away})"
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -134,7 +135,7 @@ class SteeringEffects(Result):
     def __repr__(self) -> str:
         pairs = zip(self.coefficients, self.effect.values.tolist(), strict=True)
         shown = ", ".join(f"{coefficient:g}: {value:+.2f}" for coefficient, value in pairs)
-        about = f"{self.provenance.behaviour!r} at {self.place}, {self.n} prompts"
+        about = f"{self.provenance.behaviour!r} at {self.place}, {count(self.n, 'prompt')}"
         return f"SteeringEffects({about}; from {self.start.values.item():.2f}, {shown})"
 
     def to_frame(self) -> "pandas.DataFrame":

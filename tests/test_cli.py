@@ -98,7 +98,7 @@ def test_a_run_is_trained_shown_and_verified(openbook, tiny_store, tmp_path):
     assert (verified.code, verified.err) == (0, "")
     assert verified.out.startswith("bit-exact: ")
     assert verified.out.endswith(
-        " files hold their digests, 1 spans replayed, largest difference in loss 0 nats\n"
+        " files hold their digests, 1 span replayed, largest difference in loss 0 nats\n"
     )
 
 

@@ -102,9 +102,13 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
         yield advance
 
 
-def count(n: int, noun: str, plural: str = "") -> str:
-    """Format a number of things: "1 document", "1,200 documents"; `plural` is for "copies"."""
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+def count(n: int | float, noun: str, plural: str = "") -> str:
+    """Format a number of things: "1 span", "1,200 spans", "0.5 readings".
+
+    `plural` is for nouns such as "copy"; a number that is not whole has one decimal.
+    """
+    number = f"{n:,.1f}".removesuffix(".0")
+    return f"{number} {noun if number == '1' else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

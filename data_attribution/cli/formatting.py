@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from data_attribution import report
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ def exposure_row(found: "Exposure", checkpoints: list[int]) -> "ExposureRow":
 def exposure_lines(row: "ExposureRow") -> str:
     """Return a summary of where a text occurs, and one line per checkpoint."""
     head = (
-        f"{row['places']} places in {row['documents']} documents, {row['readings']:.1f} readings "
-        f"before checkpoint {row['before']}"
-        + (f"; {row['held_out']} places are held out" if row["held_out"] else "")
+        f"{count(row['places'], 'place')} in {count(row['documents'], 'document')}, "
+        f"{count(row['readings'], 'reading')} before checkpoint {row['before']}"
+        + (f"; {count(row['held_out'], 'more place')} held out" if row["held_out"] else "")
         + ("; estimated from a sample of the places" if row["sampled"] else "")
     )
     table = [
@@ -133,7 +134,7 @@ def sources_lines(sources: "Sources") -> str:
     by = "" if metric == LOGITS else f", by its {metric}"
     head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{by}{within}"
     end = (
-        f"{len(lines)} of {about['candidates']:,} documents with any evidence; "
+        f"{len(lines)} of {count(about['candidates'], 'document')} with any evidence; "
         f"run {about['run']}, knowledge {about['knowledge']}; "
     )
     effect = next((one.effect for one in sources if one.effect), None)
@@ -151,8 +152,8 @@ def _notes(about: "storage.JsonObject") -> list[str]:
         notes.append(f"left out: {', '.join(about['left out'])} (the question has no words)")
     if "drawn of" in gradient:
         notes.append(
-            f"gradients of {gradient['scored']:,} documents of {gradient['drawn of']:,}, drawn at "
-            "random (the question has no words); `openbook gradients build` collects all"
+            f"gradients of {count(gradient['scored'], 'document')} of {gradient['drawn of']:,}, "
+            "drawn at random (the question has no words); `openbook gradients build` collects all"
         )
     if "from checkpoint" in replay:
         first, last = replay["steps"]
@@ -181,22 +182,22 @@ def _effect(one: "Source") -> str:
     found = one.effect
     bounds = "" if found.low is None else f" {report.interval(found.low, found.high)}"
     noise = "" if found.controls > 1 else f", {_noise(None, found.controls)}"
-    others = f"it and {found.together - 1} others"
-    return f"\twithout {others} {found.mean:+.3f}{bounds} {found.unit}{noise}"
+    alone = "it" if found.together == 1 else f"it and {count(found.together - 1, 'other')}"
+    return f"\twithout {alone} {found.mean:+.3f}{bounds} {found.unit}{noise}"
 
 
 def generation_lines(found: "Generation") -> str:
     """Return the lines of a text's spans, each with its documents and the steps that read them."""
     head = (
-        f"{len(found.spans)} of {found.found} spans cover {found.covered:.0%} of "
-        f"{found.n_tokens:,} tokens; run {found.provenance['run']}"
+        f"{len(found.spans)} of {count(found.found, 'span')} kept, which hold "
+        f"{found.covered:.0%} of {count(found.n_tokens, 'token')}; run {found.provenance['run']}"
     )
     lines = [head]
     for one in found.spans:
         span = one.span
         lines.append(
-            f"{-span.log_probability:8.1f} nats  stands {span.count} times, was read "
-            f"{one.readings:.3g} times\t{span.text!r}"
+            f"{-span.log_probability:8.1f} nats  stands {count(span.count, 'time')}, was read "
+            f"{count(one.readings, 'time')}\t{span.text!r}"
         )
         lines += [
             f"    document {held.document} offset {held.offset}\t{report.steps_line(held.steps)}\t"
@@ -221,8 +222,8 @@ def counterfactual_lines(result: "storage.JsonObject") -> str:
     effects = [_effect_line(row) for row in result["effects"]]
     removed = f"{len(result['removed'])} removed, {len(result['named'])} of them named"
     drawn = (
-        f"{result['avoided']} further documents (named in the sources, or copies of them) were "
-        "excluded from the random controls"
+        f"{count(result['avoided'], 'further document')} (named in the sources, or copies of them) "
+        "left out of the random controls"
     )
     control = [drawn] if result["control"] else []
     return "\n".join([head, *rows, *effects, removed, *control, kept])
@@ -244,7 +245,7 @@ def _beside(controls: int) -> str:
     """Name the comparison of an effect."""
     if not controls:
         return "compared with the full run: no random documents were removed"
-    return f"beyond {controls} removal{'s' if controls > 1 else ''} of random documents"
+    return f"beyond {count(controls, 'removal')} of random documents"
 
 
 def _noise(within: bool | None, controls: int) -> str:

@@ -9,6 +9,7 @@ import typer
 from data_attribution.cli import formatting
 from train.cli.options import CommandGroup, StoreFolder, option_groups
 from train.cli.output import Output
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def index_build(path: StoreFolder, options: SortOptions, output: Output) -> None
         "backend": built.backend,
     }
     shown = f" in {len(built.parts)} shards" if len(built.parts) > 1 else ""
-    sorted_by = f"{store.n_tokens:,} tokens sorted by {built.backend}"
+    sorted_by = f"{count(store.n_tokens, 'token')} sorted by {built.backend}"
     text = f"{sorted_by}{shown}: {path / token_index.INDEX_FOLDER}"
     output.emit(result, text)
 
@@ -161,7 +162,7 @@ def index_verify(path: StoreFolder, output: Output) -> None:
             lexical.verify_inverted_index(store, advance)
     parts = len(token_index.open(store).parts)
     both = " and the BM25 index are" if bm25 else " is"
-    text = f"the index of {store.n_tokens:,} tokens in {parts} shards{both} intact"
+    text = f"the index of {count(store.n_tokens, 'token')} in {count(parts, 'shard')}{both} intact"
     found = {"store": str(path), "parts": parts, "bm25": bm25, "ok": True}
     output.emit(found, text)
 
@@ -185,8 +186,8 @@ def index_bm25(path: StoreFolder, output: Output) -> None:
         "bytes": size,
     }
     text = (
-        f"{built.n_entries:,} pairs of a token and a document that contains it, {size:,} bytes: "
-        f"{folder}"
+        f"{count(built.n_entries, 'pair')} of a token and a document that contains it, "
+        f"{count(size, 'byte')}: {folder}"
     )
     output.emit(result, text)
 
@@ -220,9 +221,11 @@ def index_find(
     opened, read_by = _opened(path, reader)
     hits = opened.find(query, limit=limit, seed=seed)
     rows = [formatting.hit_row(opened, hit, read_by) for hit in hits]
-    count, held_out = hits.found.count, hits.found.held_out
+    held_out = hits.found.held_out
     apart = f" and {held_out} held out" if held_out else ""
-    lines = [f"{count} occurrences{apart}, {len(rows)} documents shown"]
+    lines = [
+        f"{count(hits.found.count, 'occurrence')}{apart}, {count(len(rows), 'document')} shown"
+    ]
     lines += map(formatting.hit_line, rows)
     output.emit({**hits.found.to_dict(), "hits": rows}, "\n".join(lines))
 
@@ -258,7 +261,7 @@ def index_spans(
             *(f"    {formatting.hit_line(hit)}" for hit in row["hits"]),
         )
     ]
-    none = f"no span of {minimum} tokens or more occurs in {path}"
+    none = f"no span of {count(minimum, 'token')} or more occurs in {path}"
     output.emit({"spans": rows}, "\n".join(lines) or none)
 
 

@@ -163,7 +163,7 @@ class Counterfactual:
             value="change",
             low="change low",
             high="change high",
-            title=f"Change after retraining without {len(self.removed)} documents",
+            title=f"Change after retraining without {count(len(self.removed), 'document')}",
             unit="log-probability of the answer, nats",
         )
 

@@ -16,6 +16,7 @@ from data_attribution.gradients.projection import RANK
 from data_attribution.gradients.weight_selection import Selection
 from train.data import TokenStore
 from train.model import GPT
+from train.progress import count
 
 
 __all__ = ["SAMPLE", "StoreSize", "numbers", "plan_gradient_store", "size"]
@@ -48,9 +49,10 @@ class StoreSize:
             f"{self.seconds / 3600:.1f} hours" if self.seconds > 3600 else f"{self.seconds:.0f} s"
         )
         return (
-            f"{self.documents:,} documents, {self.targets:,} targets, {self.sites} sites: "
-            f"{self.numbers:,} numbers a document, {self.bytes / 2**20:,.1f} MiB, about {took} "
-            f"({self.sampled} documents timed)"
+            f"{count(self.documents, 'document')}, {count(self.targets, 'target')}, "
+            f"{count(self.sites, 'site')}: "
+            f"{count(self.numbers, 'number')} a document, {self.bytes / 2**20:,.1f} MiB, about "
+            f"{took} ({count(self.sampled, 'document')} timed)"
         )
 
 

@@ -18,6 +18,7 @@ from data_attribution.report import highlighting, svg, text
 from data_attribution.report.svg import Line, Point
 from data_attribution.tracing import Exposure, Generation, Holder, TracedSpan
 from train import storage
+from train.progress import count
 from train.runs import ReadableRun
 
 
@@ -115,7 +116,8 @@ def sources_html(
 def _head(found: Sources | Generation) -> str:
     if isinstance(found, Generation):
         return (
-            f"<h1>Where a text of {found.n_tokens:,} tokens stands in what the model read</h1>"
+            f"<h1>Where a text of {count(found.n_tokens, 'token')} stands in what the model "
+            "read</h1>"
             f"<p class=claim>{len(found.spans)} of its {found.found} longest verbatim stretches, "
             f"the least likely to stand there by chance; they cover {found.covered:.0%} of it.</p>"
         )
@@ -123,7 +125,7 @@ def _head(found: Sources | Generation) -> str:
     graded = ", ".join(f"{n} {_badge(grade)}" for grade, n in counts if n)
     return (
         f"<h1>Documents behind “{escape(_shortened(found.query, 120))}”</h1>"
-        f"<p class=claim>{len(found)} documents by {escape(found.method)} evidence: "
+        f"<p class=claim>{count(len(found), 'document')} by {escape(found.method)} evidence: "
         f"{graded or 'none'}.</p>"
     )
 
@@ -139,7 +141,7 @@ def _generation(found: Generation, run: ReadableRun) -> Iterable[str]:
             *place,
             strength=-one.span.log_probability / most if most else 0.0,
             href=f"span-{k}",
-            said=f"{one.span.count:,} times in the corpus, {one.readings:.0f} readings",
+            said=f"{count(one.span.count, 'time')} in the corpus, {count(one.readings, 'reading')}",
         )
         for k, (one, place) in enumerate(
             zip(found.spans, highlighting.places(found, run.store.tokenizer), strict=True)
@@ -163,18 +165,19 @@ def _span(number: int, one: TracedSpan) -> str:
     documents = "".join(_holder(holder, span.text) for holder in one.documents)
     return (
         f'<div class="card lexical" id="span-{number}"><b>“{escape(span.text.strip())}”</b>'
-        f"<p class=small>{span.stop - span.start} tokens, {-span.log_probability:.1f} nats; "
-        f"{span.count:,} times in the corpus{held}; read {_count(one.readings)} times {curve}</p>"
-        f"{documents}</div>"
+        f"<p class=small>{count(span.stop - span.start, 'token')}, {-span.log_probability:.1f} "
+        "nats; "
+        f"{count(span.count, 'time')} in the corpus{held}; read {count(one.readings, 'time')} "
+        f"{curve}</p>{documents}</div>"
     )
 
 
 def _holder(one: Holder, span: str) -> str:
-    copies = f", {len(one.copies)} copies" if one.copies else ""
+    copies = f", {count(len(one.copies), 'copy', 'copies')}" if one.copies else ""
     return (
         f"<div class=text>{highlighting.within(one.text, span)}</div>"
         f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>) offset "
-        f"{one.offset}{copies}; holds {one.held} tokens of the text; "
+        f"{one.offset}{copies}; holds {count(one.held, 'token')} of the text; "
         f"{escape(text.steps_line(one.steps))}</p>"
     )
 
@@ -213,8 +216,8 @@ def _exposure(found: Exposure) -> str:
         up="readings",
     )
     return figure + (
-        f"<p class=limit>{len(found.positions)} documents, copies among them, "
-        f"{_count(found.readings)} readings before checkpoint {found.before}. Computed from the "
+        f"<p class=limit>{count(len(found.positions), 'document')}, copies among them, "
+        f"{count(found.readings, 'reading')} before checkpoint {found.before}. Computed from the "
         "order of training, which is known.</p>"
     )
 
@@ -230,7 +233,7 @@ def _card(rank: int, one: Source, run: ReadableRun) -> str:
         f"<div class=text>{passage}</div>"
         f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>), "
         f"{escape(text.steps_line(one.steps))}{_copies(one)}</p>"
-        f"<p class=small>{_count(exposure.readings)} readings in all {curve}</p>"
+        f"<p class=small>{count(exposure.readings, 'reading')} in all {curve}</p>"
         f"{_effect(one.effect)}{_evidence(one)}</div>"
     )
 
@@ -244,7 +247,7 @@ def _copies(one: Source) -> str:
 def _effect(effect: Effect | None) -> str:
     if effect is None:
         return ""
-    alone = "it" if effect.together == 1 else f"it and {effect.together - 1} others"
+    alone = "it" if effect.together == 1 else f"it and {count(effect.together - 1, 'other')}"
     return (
         f"<p><b>Trained again without {alone}:</b> {escape(effect.question)} changes by "
         f"{_scored(effect.mean, effect.low, effect.high, sign=True)} {escape(effect.unit)}"
@@ -255,7 +258,7 @@ def _effect(effect: Effect | None) -> str:
 def _beyond(controls: int) -> str:
     """Return the text that says which controls an effect was compared with."""
     if controls > 1:
-        return f", beyond what {controls} removals of as many random ones did"
+        return f", beyond what {count(controls, 'removal')} of as many random ones did"
     if controls == 1:
         return (
             ", beyond what one removal of as many random ones did; how far chance alone moves it "
@@ -281,8 +284,8 @@ def _retraining(found: Counterfactual) -> Iterable[str]:
     effect, n = first.effect, len(found.removed)
     yield "<h2>What retraining showed</h2>"
     yield (
-        f"<p class=claim>Trained again without {n} documents, everything else the same to the "
-        f"bit: {escape(first.name)} changes by "
+        f"<p class=claim>Trained again without {count(n, 'document')}, everything else the same "
+        f"to the bit: {escape(first.name)} changes by "
         f"{_scored(effect.mean, effect.low, effect.high, sign=True)} {escape(first.unit)}"
         f"{_beyond(len(found.control))}.</p>"
     )
@@ -307,7 +310,8 @@ def _retraining(found: Counterfactual) -> Iterable[str]:
     heads = ("question", "full run", "without them", "without random ones", "its noise", "n")
     yield _table(heads, rows)
     yield (
-        f"<p class=limit>{len(found.named)} documents were named, {n} removed with their copies "
+        f"<p class=limit>{count(len(found.named), 'document')} named, {n} removed with their "
+        "copies "
         f"({escape(str(found.together))}); mode {escape(found.mode)}. Intervals are over prompts "
         "and controls; one initial seed.</p>"
     )
@@ -335,11 +339,6 @@ def _scored(value: float, low: float | None, high: float | None, *, sign: bool =
     form = "+.3g" if sign else ".3g"
     bounds = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
     return f"{value:{form}}{bounds}"
-
-
-def _count(readings: float) -> str:
-    """Return the number of readings as text; windows can cut a stretch, so it may not be whole."""
-    return f"{readings:,.1f}".removesuffix(".0")
 
 
 def _some(documents: Sequence[int], n: int = 8) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from data_attribution.errors import IndexSpaceError, SorterError
 from data_attribution.token_index import prefix_table, suffix_array
 from train.data import TokenStore
-from train.progress import readable_size
+from train.progress import count, readable_size
 
 
 __all__ = [
@@ -78,9 +78,9 @@ class Estimate:
     def sentence(self) -> str:
         """Return the estimate as one line of text."""
         return (
-            f"{self.tokens:,} tokens in {self.shards} shards of up to {self.shard_tokens:,}, "
-            f"{self.workers} at once: {readable_size(self.memory)} of memory, "
-            f"{readable_size(self.disk)} of disk "
+            f"{count(self.tokens, 'token')} in {count(self.shards, 'shard')} of up to "
+            f"{self.shard_tokens:,}, {self.workers} at once: {readable_size(self.memory)} of "
+            f"memory, {readable_size(self.disk)} of disk "
             f"({self.bytes_a_token:.2f} bytes a token with the text)"
         )
 

@@ -78,7 +78,7 @@ class Exposure:
 
     def __str__(self) -> str:
         places = count(self.places, "place")
-        read = f"read {self.readings:,.1f} times before checkpoint {self.before:,}"
+        read = f"read {count(self.readings, 'time')} before checkpoint {self.before:,}"
         return f"{self.target!r}, {places} {read}, {self.held_out:,} held out"
 
     @property
@@ -151,7 +151,7 @@ class Exposure:
         return plots.lines(
             steps.tolist(),
             {"read": readings.tolist(), "spread evenly": even.tolist()},
-            title=f"{self.places:,} places of {self.target!r}",
+            title=f"{count(self.places, 'place')} of {self.target!r}",
             across="checkpoint",
             unit="readings",
         )

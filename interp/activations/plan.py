@@ -24,7 +24,7 @@ from interp.errors import ModelError
 from train import storage
 from train.errors import StoreError, nearest
 from train.model import GPTConfig
-from train.progress import readable_size
+from train.progress import count, readable_size
 from train.short_repr import short_repr
 
 
@@ -75,8 +75,9 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"{self.windows.n_rows:,} rows of {len(self.windows):,} windows, {len(self.sites)} "
-            f"sites in {self.dtype}: {readable_size(self.n_bytes)} in {self.n_shards} shards"
+            f"{count(self.windows.n_rows, 'row')} of {count(len(self.windows), 'window')}, "
+            f"{count(len(self.sites), 'site')} in {self.dtype}: {readable_size(self.n_bytes)} in "
+            f"{count(self.n_shards, 'shard')}"
         )
 
 

@@ -19,6 +19,7 @@ from interp.patching import Effects
 from interp.results import Provenance, Result
 from interp.statistics import Z
 from train import storage
+from train.progress import count
 from train.short_repr import short_repr
 
 
@@ -94,10 +95,12 @@ class Agreement(Result):
         others = (
             ""
             if self.control is None
-            else f"; largest of {self.control_n} others {self.control:.3f} ({self.control_place})"
+            else f"; largest of {count(self.control_n, 'other')} {self.control:.3f} "
+            f"({self.control_place})"
         )
         return (
-            f"{self.n} of {self.n_places} places verified on {self.n_prompts} prompts: {ranks}"
+            f"{self.n} of {count(self.n_places, 'place')} verified on "
+            f"{count(self.n_prompts, 'prompt')}: {ranks}"
             f"largest error {self.largest_error:.3f}{others}"
         )
 
@@ -225,5 +228,5 @@ def _figure(found: Agreement) -> "plots.Figure":
     figure.update_yaxes(title=f"exact, {found.unit}")
     figure.update_layout(showlegend=False)
     return plots.framed(
-        figure, f"{found.provenance.behaviour}: {found.n} places estimated and exact"
+        figure, f"{found.provenance.behaviour}: {count(found.n, 'place')} estimated and exact"
     )

@@ -23,6 +23,7 @@ from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError
 from interp.statistics import wilson
 from train import storage
+from train.progress import count
 from train.trainer import is_highest
 
 
@@ -120,7 +121,9 @@ class Behaviour:
 
     def __repr__(self) -> str:
         distinct = max(self.distinct) + 1
-        return f"Behaviour({self.name!r}, {distinct} prompts of {self.n_pos} tokens)"
+        return (
+            f"Behaviour({self.name!r}, {count(distinct, 'prompt')} of {count(self.n_pos, 'token')})"
+        )
 
     @property
     def n_prompts(self) -> int:
@@ -262,7 +265,7 @@ def check(model: HookedModel, behaviour: Behaviour, *, threshold: float = 0.5) -
         low, high = found.interval
         raise CapabilityError(
             f"the model does not do {behaviour.name!r}: accuracy {found.accuracy:.2f} "
-            f"[{low:.2f}, {high:.2f}] on {found.n} prompts, mean logit difference "
+            f"[{low:.2f}, {high:.2f}] on {count(found.n, 'prompt')}, mean logit difference "
             f"{found.score:.3g}, and more than {threshold:.2f} is needed; take a later checkpoint "
             "or another behaviour"
         )

@@ -54,7 +54,7 @@ def ioi_prompts(
     # `acts` is the position of the subject's second mention, right after the opening. With other
     # names the prompts differ from the first name on, which is the second word of every opening.
     begin = 1 + opening.index("{first}") if names_vary else acts
-    told = "they and two others in the same roles" if names_vary else "who of the two acts"
+    told = "both names, in the same roles" if names_vary else "who of the two acts"
     return Behaviour(
         name=name,
         clean=encoded_prompts(clean, tokenizer),

@@ -31,7 +31,7 @@ from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, n_prompts, shares
 from train import storage
 from train.errors import nearest
-from train.progress import Progress
+from train.progress import Progress, count
 
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Interchanges(Result):
 
     def __repr__(self) -> str:
         best = ", ".join(f"{place} {self[place]:.2f}" for place in self.top(3))
-        about = f"{self.provenance.behaviour!r}, {len(self.places)} places, {self.n_pairs} pairs"
+        sizes = f"{count(len(self.places), 'place')}, {count(self.n_pairs, 'pair')}"
+        about = f"{self.provenance.behaviour!r}, {sizes}"
         return f"Interchanges({about}; without {self.unpatched.values.item():.2f}, highest {best})"
 
     def top(self, k: int) -> list[str]:

@@ -33,7 +33,7 @@ from interp.errors import ContrastError
 from interp.metrics import MetricOf
 from interp.statistics import n_prompts, ratio_interval, resampled_means
 from train.model import GPT
-from train.progress import Progress
+from train.progress import Progress, count
 from train.short_repr import short_repr
 
 
@@ -66,8 +66,8 @@ class Measured:
 
     def __str__(self) -> str:
         bounds = "no interval" if self.low is None else f"[{self.low:.3f}, {self.high:.3f}]"
-        of = self.of.replace("prompts", "prompt") if self.n == 1 else self.of
-        return f"{self.value:.3f} {bounds} ({self.n} {of})"
+        of = self.of.replace("prompts", "prompt")
+        return f"{self.value:.3f} {bounds} ({count(self.n, of, self.of)})"
 
 
 @dataclass(frozen=True)

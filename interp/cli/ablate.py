@@ -16,6 +16,7 @@ from interp.cli.options import (
 )
 from interp.errors import InterpError
 from train.cli.options import choice, number, option_groups, readable
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def ablate_command(
 def _text(found: "Ablation", top: int) -> str:
     lines = [
         f"{found.provenance.behaviour}: {found.standin} ablation, change of the {found.metric} in "
-        f"{found.unit}, {found.n_prompts} prompts",
+        f"{found.unit}, {count(found.n_prompts, 'prompt')}",
         f"intact: {found.intact:.3f}, positive on {found.intact_accuracy:.2f} of the prompts",
     ]
     for name in found.top(top):

@@ -10,6 +10,7 @@ from interp.cli.options import BehaviourOptions, ModelOptions
 from interp.errors import InterpError
 from train.cli.options import CommandGroup, Json, option_groups
 from train.cli.output import emit
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def _said(written: "ActivationStore") -> str:
     about = written.manifest
     sites = ", ".join(f"{name} {list(written.shape(name))}" for name in written.sites)
     return (
-        f"{len(written):,} rows, {about['dtype']}, {written.n_bytes:,} bytes: {written.path}\n"
+        f"{count(len(written), 'row')}, {about['dtype']}, {count(written.n_bytes, 'byte')}: "
+        f"{written.path}\n"
         f"sites: {sites}\n"
         f"read as {about['source']['kind']}, context {about['source']['context']}\n"
         f"run {about['model']['run_id']}, step {about['model']['step']}, "

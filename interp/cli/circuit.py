@@ -9,6 +9,7 @@ import typer
 from interp.cli.options import BehaviourOptions, MetricName, PlotOutput, Rows, provenance_line
 from train.cli.options import choice, number, option_groups, readable
 from train.cli.output import Output
+from train.progress import count
 from train.storage import writable
 
 
@@ -123,7 +124,7 @@ def faithfulness_command(
     share = circuits.check(model, prompted, kept, metric=metric)
     result = {"circuit": str(circuit), "edges": int(kept.sum()), "faithfulness": asdict(share)}
     text = (
-        f"{prompted.name}: {int(kept.sum())} of {len(kept)} edges; faithfulness {share}\n"
+        f"{prompted.name}: {int(kept.sum())} of {count(len(kept), 'edge')}; faithfulness {share}\n"
         "measured on all prompts, which may include those that chose the edges"
     )
     output.emit(result, text)
@@ -133,11 +134,11 @@ def _circuit(found: "Circuit", top: int) -> str:
     about = found.provenance
     judges = "others" if found.held_out else "the same"
     lines = [
-        f"{about.behaviour}: {len(found.edges)} of {found.graph.n_edges} edges, "
-        f"{len(found.nodes)} of {len(found.graph.nodes)} nodes; {found.method}, "
-        f"{found.n_asked} edges by {found.selection} selection, then pruned",
+        f"{about.behaviour}: {len(found.edges)} of {count(found.graph.n_edges, 'edge')}, "
+        f"{len(found.nodes)} of {count(len(found.graph.nodes), 'node')}; {found.method}, "
+        f"{count(found.n_asked, 'edge')} by {found.selection} selection, then pruned",
         f"{found.metric} ({found.unit}): full model {found.full:.3f}, empty circuit "
-        f"{found.empty:.3f}; chosen on {found.n_chose} prompts, judged on {judges}",
+        f"{found.empty:.3f}; chosen on {count(found.n_chose, 'prompt')}, judged on {judges}",
         *_checks(found),
         "",
         f"{'edge':<22}  {'worth':>9}  {'exact worth, 95 %':<40}  chosen again",
@@ -149,7 +150,7 @@ def _circuit(found: "Circuit", top: int) -> str:
             exact = str(found.checks.exact.get(edge, "-"))
         lines.append(f"{edge:<22}  {found[edge]:9.4f}  {exact:<40}  {again}")
     left = len(found.edges) - top
-    lines += [f"and {left} weaker edges"] if left > 0 else []
+    lines += [f"and {count(left, 'weaker edge')}"] if left > 0 else []
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join([*lines, provenance_line(about)])
 

@@ -8,6 +8,7 @@ import typer
 
 from interp.cli.options import PROMPTS, PlotOutput, Prompts, Seed
 from train.cli.options import RunOptions, option_groups
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ def said(found: "Trajectory") -> str:
             )
     for label, steps in found.readings.items():
         between = f", steps {steps[0]} to {steps[-1]}" if steps else ""
-        lines.append(f"{label}: {len(steps)} readings{between}")
+        lines.append(f"{label}: {count(len(steps), 'reading')}{between}")
     if found.refused:
         asked = [step for step, _ in found.refused]
         lines.append(
-            f"no value at {len(asked)} steps ({asked[0]} to {asked[-1]}); the first reason:"
+            f"no value at {count(len(asked), 'step')} ({asked[0]} to {asked[-1]}); the first "
+            "reason:"
         )
         lines.append(f"  {found.refused[0][1]}")
     lines.append(f"run {found.run_id}, {found.knowledge}; intervals are 95 % over prompts")

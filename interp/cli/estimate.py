@@ -7,6 +7,7 @@ import typer
 from interp.cli.options import MEMORY, BehaviourOptions, Direction, Memory, PlotOutput, Rows
 from interp.cli.patch import effects_text
 from train.cli.options import option_groups
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -76,12 +77,13 @@ def _text(found: "Agreement") -> str:
     lines = ["verified          estimate    exact"]
     lines += [f"{name:<16}  {estimated:8.3f}  {exact:7.3f}" for name, estimated, exact in rows]
     lines += [
-        f"verified exactly: {found.n} of {found.n_places} places on {found.n_prompts} prompts, "
+        f"verified exactly: {found.n} of {count(found.n_places, 'place')} on "
+        f"{count(found.n_prompts, 'prompt')}, "
         f"rank correlation {ranks}, largest error {found.largest_error:.3f}"
     ]
     if found.control is not None:
         lines.append(
-            f"largest exact effect among {found.control_n} others drawn at random: "
+            f"largest exact effect among {count(found.control_n, 'other')} drawn at random: "
             f"{found.control:.3f} ({found.control_place})"
         )
     return "\n".join(lines)

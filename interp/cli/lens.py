@@ -9,6 +9,7 @@ from interp.cli.options import BehaviourOptions, PlotOutput, Step, provenance_li
 from interp.errors import InterpError
 from train.cli.options import CommandGroup, Json, RunOptions, option_groups, readable
 from train.cli.output import emit
+from train.progress import count
 from train.storage import writable
 
 
@@ -149,8 +150,8 @@ def _positions(word: str) -> tuple[int] | None:
 
 def _readings(found: "Readings") -> str:
     pos = found.positions[-1]
-    head = f"{found.provenance.behaviour}: {found.kind} lens at position {pos}, n={found.n} prompts"
-    lines = [f"{head}; control: never trained"]
+    head = f"{found.provenance.behaviour}: {found.kind} lens at position {pos}"
+    lines = [f"{head}, n={count(found.n, 'prompt')}; control: never trained"]
     for measure, unit in found.units.items():
         lines.append(f"{measure} ({unit})")
         for depth, place in enumerate(found.places):
@@ -164,29 +165,30 @@ def _readings(found: "Readings") -> str:
 def _contributions(found: "Contributions", k: int = 12) -> str:
     lines = [
         f"{found.provenance.behaviour}: direct contributions to a logit difference of "
-        f"{found.score.show()}, n={found.n} prompts; control: never trained",
-        f"{len(found.names)} parts add up to it, to within {found.gap:.1g}",
+        f"{found.score.show()}, n={count(found.n, 'prompt')}; control: never trained",
+        f"{count(len(found.names), 'part')} add up to it, to within {found.gap:.1g}",
     ]
     order = found.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
     for i in order:
         own, control = found.average.at(i).show(), found.control.at(i).show()
         lines.append(f"  {found.names[i]:<16}  {own:<28}  control {control}")
     left = len(found.names) - len(order)
-    lines += [f"and {left} parts with smaller contributions"] if left > 0 else []
+    lines += [f"and {count(left, 'part')} with smaller contributions"] if left > 0 else []
     return "\n".join([*lines, provenance_line(found.provenance)])
 
 
 def _fit(tuned: "TunedLens") -> str:
     fit = tuned.fit
     return (
-        f"lens fitted on {fit.targets:,} {fit.region} tokens in {fit.windows} windows, "
-        f"{fit.steps} steps, seed {fit.seed}"
+        f"lens fitted on {count(fit.targets, f'{fit.region} token')} in "
+        f"{count(fit.windows, 'window')}, {count(fit.steps, 'step')}, seed {fit.seed}"
     )
 
 
 def _bits(found: "LensEvaluation") -> str:
     lines = [
-        f"on {found.n_tokens:,} other {found.region} tokens, n={found.n} windows: bits per token "
+        f"on {count(found.n_tokens, f'other {found.region} token')}, "
+        f"n={count(found.n, 'window')}: bits per token "
         "from the model (control: lens fitted to the layers of an untrained model)"
     ]
     for layer in range(found.kl.values.shape[1]):

@@ -16,6 +16,7 @@ from interp.cli.options import (
 )
 from interp.errors import InterpError
 from train.cli.options import choice, number, option_groups
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def effects_text(effects: "Effects", top: int) -> str:
         f"{about.behaviour}: {effects.site}{window}, {effects.direction}, {effects.unit}",
         f"baselines: clean {effects.clean:.3f}{_bounds(effects.clean_interval)}, corrupt "
         f"{effects.corrupt:.3f}{_bounds(effects.corrupt_interval)} "
-        f"({effects.metric}, {effects.n_prompts} prompts)",
+        f"({effects.metric}, {count(effects.n_prompts, 'prompt')})",
     ]
     for name in effects.top(top):
         bounds = effects.interval(name)
@@ -189,5 +190,5 @@ def effects_text(effects: "Effects", top: int) -> str:
             f"control: no patch of an untrained model moves over {largest:.3f} of this difference"
         )
     left = len(effects.names) - top - effects.unfinished
-    lines += [f"and {left} places with smaller effects"] if left > 0 else []
+    lines += [f"and {count(left, 'place')} with smaller effects"] if left > 0 else []
     return "\n".join([*lines, *effects.notes, provenance_line(about)])

@@ -7,6 +7,7 @@ import typer
 from interp.cli.options import ModelOptions, Named, PlotOutput, provenance_line
 from interp.errors import ProbeError
 from train.cli.options import option_groups
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _numbers(option: str, text: str | None, n: int) -> list[int] | None:
 
 def _probe(found: "Probe") -> str:
     head = (
-        f"{found.task}: {found.site}, {found.n} cases, {found.n_types} types ({found.type_of}), "
+        f"{found.task}: {found.site}, {count(found.n, 'case')}, {count(found.n_types, 'type')} "
+        f"({found.type_of}), "
         f"{len(found.classes)} classes, commonest {found.baseline:.3f}, {found.folds} folds"
     )
     width = max(len(cell.place) for cell in found.cells)
@@ -167,7 +169,8 @@ def _erasure(found: "Erasure") -> str:
     at = "all positions" if found.positions is None else f"positions {list(found.positions)}"
     head = (
         f"{found.behaviour} without {found.task} at {found.place}, {at}: rank {found.rank}, "
-        f"{found.n_cases} cases, {found.n_prompts} prompts, {found.placebos} placebos"
+        f"{count(found.n_cases, 'case')}, {count(found.n_prompts, 'prompt')}, "
+        f"{count(found.placebos, 'placebo')}"
     )
     titles = f"{'':<8}  {'logit difference':<24}  {'accuracy':<22}  probe (commonest "
     titles += f"{found.baseline:.3f})  variance removed"

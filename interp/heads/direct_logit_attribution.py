@@ -30,6 +30,7 @@ from interp.statistics import Average, n_prompts, over_prompts
 from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Contributions(Result):
 
     def __repr__(self) -> str:
         best = ", ".join(f"{name} {self[name]:.2f}" for name in self.top(3))
-        about = f"{self.provenance.behaviour!r}, {len(self.names)} {self.over}, {self.n} prompts"
+        parts = f"{len(self.names)} {self.over}"
+        about = f"{self.provenance.behaviour!r}, {parts}, {count(self.n, 'prompt')}"
         return f"Contributions({about}; of {self.score.values.item():.2f}: {best})"
 
     def __getitem__(self, name: str) -> float:
@@ -113,7 +115,7 @@ class Contributions(Result):
         return plots.columns(
             [self.names[i] for i in order],
             {"trained": self.average.at(order), "never trained": self.control.at(order)},
-            title=f"{about}; {len(order)} of {len(self.names)} parts",
+            title=f"{about}; {len(order)} of {count(len(self.names), 'part')}",
             unit="logits written for answer minus foil",
         )
 

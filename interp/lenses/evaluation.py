@@ -33,7 +33,7 @@ from interp.results import Provenance, Result, provenance
 from interp.statistics import Average, ratio_of_averages
 from train import storage
 from train.model import GPT
-from train.progress import Progress
+from train.progress import Progress, count
 
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class LensEvaluation(Result):
 
     def __repr__(self) -> str:
         logit, tuned, _ = (", ".join(f"{v:.2f}" for v in row) for row in self.kl.values.tolist())
-        about = f"{self.n_tokens:,} {self.region} tokens in {self.n} windows"
+        about = f"{count(self.n_tokens, f'{self.region} token')} in {count(self.n, 'window')}"
         return f"Evaluation({about}; bits to the model by layer: logit {logit}; tuned {tuned})"
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -103,7 +103,7 @@ class LensEvaluation(Result):
         return plots.curves(
             [f"L{layer}" for layer in range(self.kl.values.shape[1])],
             {name: self.kl.at(index) for index, name in enumerate(names)},
-            title=f"{self.n_tokens:,} {self.region} tokens in {self.n} windows",
+            title=f"{count(self.n_tokens, f'{self.region} token')} in {count(self.n, 'window')}",
             unit="KL(model || reading), bits a token",
         )
 

@@ -26,7 +26,7 @@ from interp.statistics import Average, n_prompts, over_prompts, shares
 from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
-from train.progress import Progress
+from train.progress import Progress, count
 
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Readings(Result):
         shown = ", ".join(
             f"{place} {value:.2f}" for place, value in zip(self.places, last, strict=True)
         )
-        about = f"{self.provenance.behaviour!r}, {self.kind} lens, {self.n} prompts"
+        about = f"{self.provenance.behaviour!r}, {self.kind} lens, {count(self.n, 'prompt')}"
         return f"Readings({about}; log-probability of the answer: {shown})"
 
     @property

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 from interp.errors import EffectsError
 from interp.results import Provenance, Result
 from train import storage
+from train.progress import count
 from train.short_repr import short_repr
 
 
@@ -93,9 +94,9 @@ class ContrastCheck(Result):
         return self.named(*UNINFORMATIVE)
 
     def __str__(self) -> str:
-        lost = self.uninformative
+        lost, places = self.uninformative, count(len(self.places), "place")
         if not lost:
-            return f"the contrast of {self.n} pairs is informative about {len(self.places)} places"
+            return f"the contrast of {count(self.n, 'pair')} is informative about {places}"
         parts = [
             f"{', '.join(found)} ({reason})"
             for verdict, reason in REASONS.items()
@@ -103,8 +104,8 @@ class ContrastCheck(Result):
         ]
         whole = "" if self.varies else "; the output itself does not differ"
         return (
-            f"the contrast of {self.n} pairs is uninformative about {len(lost)} of "
-            f"{len(self.places)} places, where an effect of 0 says nothing: {'; '.join(parts)}"
+            f"the contrast of {count(self.n, 'pair')} is uninformative about {len(lost)} of "
+            f"{places}, where an effect of 0 says nothing: {'; '.join(parts)}"
             f"{whole}; use prompts that vary what they read, or removal"
         )
 

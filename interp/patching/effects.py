@@ -22,6 +22,7 @@ from interp.errors import EffectsError
 from interp.results import Provenance, Result
 from train import storage
 from train.errors import nearest
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def _figure(found: Effects) -> "plots.Figure":
     """Draw a heat map for two or more axes, or bars with intervals for one."""
     title = f"{found.provenance.behaviour}: {found.site}, {found.direction}, n={found.n_prompts}"
     if found.unfinished:
-        title += f", {found.unfinished} of {len(found.names)} places unfinished"
+        title += f", {found.unfinished} of {count(len(found.names), 'place')} unfinished"
     if len(found.axes) == 1:
         return plots.bars(
             found.names,

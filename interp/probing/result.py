@@ -12,6 +12,7 @@ from interp.results import Provenance, Result
 from interp.statistics import Estimate
 from train import storage
 from train.errors import nearest
+from train.progress import count
 from train.short_repr import short_repr
 
 
@@ -97,8 +98,8 @@ class Probe(Result):
     def __repr__(self) -> str:
         best = self[self.top(1)[0]]
         return (
-            f"Probe({self.task!r}, {len(self.cells)} places of {self.site}, n={self.n}; best "
-            f"{best.place} accuracy {best.accuracy}, selectivity {best.selectivity}, baseline "
+            f"Probe({self.task!r}, {count(len(self.cells), 'place')} of {self.site}, n={self.n}; "
+            f"best {best.place} accuracy {best.accuracy}, selectivity {best.selectivity}, baseline "
             f"{self.baseline:.3f})"
         )
 

@@ -20,6 +20,7 @@ from interp.errors import EffectsError
 from interp.results import Result
 from train import storage
 from train.errors import nearest
+from train.progress import count
 from train.runs import Run
 
 
@@ -106,8 +107,8 @@ class Trajectory(Result):
         steps = self.steps
         between = f"{steps[0]} to {steps[-1]}" if steps else "none"
         return (
-            f"Trajectory({self.analysis!r} over {self.run_id}: {len(self.names)} numbers at "
-            f"{len(steps)} steps, {between})"
+            f"Trajectory({self.analysis!r} over {self.run_id}: "
+            f"{count(len(self.names), 'number')} at {count(len(steps), 'step')}, {between})"
         )
 
     @property

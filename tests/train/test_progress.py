@@ -83,3 +83,18 @@ def test_a_second_piece_of_work_is_reckoned_by_itself(log):
 
 def test_work_of_unknown_length_has_no_time_left(log):
     assert log((0, "read", 1, None), (11, "read", 5, None)) == ["training: read 5"]
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (0, "0 spans"), (1, "1 span"), (1.0, "1 span"), (2, "2 spans"), (1200, "1,200 spans"),
+        (0.5, "0.5 spans"), (2244.25, "2,244.2 spans"),
+    ],
+)  # fmt: skip
+def test_one_thing_is_singular_and_large_numbers_are_written_out(n, text):
+    assert progress.count(n, "span") == text
+
+
+def test_a_plural_of_its_own_is_used():
+    assert [progress.count(n, "copy", "copies") for n in (1, 2)] == ["1 copy", "2 copies"]

@@ -7,6 +7,7 @@ import typer
 
 from train.cli.options import CommandGroup, Json, RunOptions, option_groups
 from train.cli.output import Output, emit, lines, run_summary
+from train.progress import count
 
 
 run = typer.Typer(
@@ -53,7 +54,8 @@ def run_verify(
         found = trainer.verify(source.open(), spans=spans, seed=seed, progress=advance)
     result = {**asdict(found), "ok": found.ok}
     summary = (
-        f"{found.level}: {found.files} files hold their digests, {len(found.spans)} spans "
+        f"{found.level}: {count(found.files, 'file')} hold their digests, "
+        f"{count(len(found.spans), 'span')} "
         f"replayed, largest difference in loss {found.difference:.3g} nats"
     )
     output.emit(result, summary if found.ok else found.level)

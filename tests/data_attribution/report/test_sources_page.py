@@ -290,7 +290,7 @@ def test_retraining_is_shown_beside_what_is_unrelated(run):
     assert "capital <of> changes by -3.01 [" in found.text
     assert "beyond what 2 removals of as many random ones did" in found.text
     assert "ioi (unrelated)" in found.text
-    assert "1 documents were named, 2 removed with their copies (near)" in found.text
+    assert "1 document named, 2 removed with their copies (near)" in found.text
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_the_command_says_when_a_text_was_read(openbook, tiny_run):
     assert ended.code == 0
     assert ended.out.startswith(
         f"{len(found.positions)} places in {len(set(found.documents.tolist()))} documents, "
-        f"{found.readings:.1f} readings before checkpoint 16"
+        f"{found.readings:g} readings before checkpoint 16"
     )
     late = openbook("exposure", "text", tiny_run.path, "w1", "--before", 99)
     assert (late.code, late.out) == (2, "")

@@ -604,7 +604,7 @@ def test_the_command_says_what_it_takes_writes_it_and_says_what_it_wrote(cache, 
     common = ("documents", tiny_run.path, "--sites", "L*.resid_post,L0H1", "--documents", 10)
     out = tmp_path / "kept"
     dry = cache(*common, "--out", out, "--dry-run")
-    assert re.match(r"\d+ rows of \d+ windows, 2 sites in bf16: .* in 1 shards\n", dry.stdout)
+    assert re.match(r"\d+ rows of \d+ windows, 2 sites in bf16: .* in 1 shard\n", dry.stdout)
     assert not out.exists()
     done = cache(*common, "--out", out)
     assert done.exit_code == 0

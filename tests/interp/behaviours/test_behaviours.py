@@ -110,7 +110,7 @@ def test_accuracy_is_counted_among_the_candidates_and_top1_among_all():
 
 
 def test_a_model_that_cannot_do_it_is_refused_with_the_numbers():
-    with pytest.raises(CapabilityError, match=r"accuracy 0.00 .* on 1 prompts.* difference -1"):
+    with pytest.raises(CapabilityError, match=r"accuracy 0.00 .* on 1 prompt,.* difference -1"):
         behaviours.check(Says(1.0, 2.0, 0, 0), contrast())
     with pytest.raises(CapabilityError, match="nan"):
         behaviours.check(Says(float("nan"), 2.0, 0, 0), contrast())

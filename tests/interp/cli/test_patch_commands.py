@@ -22,7 +22,7 @@ def test_patch_prints_effects_with_intervals_baselines_and_provenance(openbook, 
     assert baselines.endswith("(logit difference, 12 prompts)")
     assert best.startswith("L0H")
     assert "[" in best
-    assert left == "and 1 places with smaller effects"
+    assert left == "and 1 place with smaller effects"
     assert run.startswith(f"run {lookup_run.id}, step 160")
 
 
@@ -69,7 +69,7 @@ def test_estimates_come_with_how_wrong_they_are(openbook, asked, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "verified exactly: 2 of 3 places on 12 prompts" in ended.out
-    assert "largest exact effect among 1 others drawn at random: " in ended.out
+    assert "largest exact effect among 1 other drawn at random: " in ended.out
     assert openbook("ablate", *asked, "--components", tmp_path / "estimate.json").code == 0
 
 
