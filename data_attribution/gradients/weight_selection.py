@@ -103,7 +103,8 @@ def select_weights(cfg: GPTConfig, within: Within = None) -> Selection:
 
     Args:
         within: Names, components, or a result of patching, of which the five strongest components
-            are used; None: every matrix and table.
+            are used; None: every matrix of attention and MLPs and every table (not sinks, gates
+            and value residuals).
 
     Raises:
         EvidenceError: Nothing was named, or something that has no weights in this architecture.
@@ -113,6 +114,12 @@ def select_weights(cfg: GPTConfig, within: Within = None) -> Selection:
         >>> [site.name for site in selection.sites]
         ['L0.mlp.up', 'L0.mlp.down', 'L1H0.q', 'L1H0.k', 'L1H0.v', 'L1H0.o']
     """
+    if cfg.retention or cfg.loop_layers:
+        part = f"attention={cfg.attention}" if cfg.retention else "looped layers"
+        raise EvidenceError(
+            f"gradients are projected matrix by matrix, and a model with {part} has matrices that "
+            "are generated or used several times; use lexical evidence or replay"
+        )
     if isinstance(within, Effects):
         within = within.top(TOP_WEIGHTS)
     asked = (within,) if isinstance(within, str) else within

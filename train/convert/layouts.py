@@ -16,6 +16,7 @@ from torch import Tensor
 
 from train.errors import RecipeError, TrainError, nearest
 from train.model import GPTConfig
+from train.model.architecture import LATER
 
 
 __all__ = ["LAYOUTS", "Layout", "from_theirs", "gpt2_places", "layout_of", "to_theirs"]
@@ -82,6 +83,13 @@ def layout_of(cfg: GPTConfig) -> str:
     Raises:
         RecipeError: There is none.
     """
+    own = [name for name in LATER if name not in ("causal", "attention")]
+    added = [name for name in own if getattr(cfg, name) != LATER[name]]
+    if added or cfg.retention:
+        raise RecipeError(
+            f"no Hugging Face class of gpt2 or llama computes {', '.join(added) or cfg.attention}; "
+            "the model can be opened with openbook only"
+        )
     pre = cfg.norm_placement == "pre" and cfg.causal
     if pre and (cfg.position, cfg.norm, cfg.mlp) == ("rope", "rmsnorm", "swiglu"):
         return "llama"
