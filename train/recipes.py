@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from train.data import TokenStore
 from train.errors import DamagedError, RecipeError, StoreError, nearest
-from train.model import GPTConfig
+from train.model import GPTConfig, preset
 
 
 __all__ = [
@@ -163,6 +163,12 @@ PLANTED = Recipe(
     late_begin=1450,
 )
 
+# The small architectures of the other designs, trained as the planted checkpoint is.
+RETRO_NANO = replace(PLANTED, name="retro-nano", model=preset("retro-nano"))
+STRAWBERRY_NANO = replace(PLANTED, name="strawberry-nano", model=preset("strawberry-nano"))
+SLOWRUN_NANO = replace(PLANTED, name="slowrun-nano", model=preset("slowrun-nano"))
+MODERN_NANO = replace(PLANTED, name="modern-nano", model=preset("modern-nano"))
+
 # A small model for any text of a few megabytes: 3.07 million tokens, a few minutes on two cores.
 # Positions are rotary: after 1.84 million tokens of the World Factbook, two layers had a held-out
 # loss of 2.19 nats a token with them, and 2.41 with learned positions that start as sinusoids.
@@ -219,7 +225,8 @@ GPT2_124M = Recipe(
 # not written, so that the digest of an older recipe stays the same.
 LATER = {"late_batch": 0, "late_begin": 0, "allow_reading_ahead": False}
 
-_NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M)}
+_NANO = (RETRO_NANO, STRAWBERRY_NANO, SLOWRUN_NANO, MODERN_NANO)
+_NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M, *_NANO)}
 
 
 def by_name(name: str) -> Recipe:

@@ -132,7 +132,8 @@ class _Probe:
     site: Site
     projection: Projection
 
-    def read(self, value: Tensor, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos q"]:
+    def read(self, value: Tensor, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row at q"]:
+        """Return the projected inputs; learned sinks are further positions of `qkv`."""
         site, inside = self.site, self.projection.inside
         if site.matrix in ("embed", "pos_embed"):
             at = tokens

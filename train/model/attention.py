@@ -113,12 +113,12 @@ class Heads(nn.Module):
             return mixed.transpose(1, 2)
         assert sink_kv is not None
         sink_k, sink_v, added = self._sinks_for(sink_kv, q)
-        n_pos = q.shape[2]
-        mask = q.new_zeros(self.n_heads, n_pos, sink_k.shape[1] + n_pos)
-        mask[..., : sink_k.shape[1]] = added[:, None]
+        n_pos, n_sinks = q.shape[2], sink_k.shape[2]
+        mask = q.new_zeros(self.n_heads, n_pos, n_sinks + n_pos)
+        mask[..., :n_sinks] = added[:, None]
         if self.causal:
             future = torch.full((n_pos, n_pos), -torch.inf, device=q.device, dtype=q.dtype).triu(1)
-            mask[..., sink_k.shape[1] :] = future
+            mask[..., n_sinks:] = future
         k = torch.cat([sink_k.expand(len(q), -1, -1, -1), k], dim=2)
         v = torch.cat([sink_v.expand(len(q), -1, -1, -1), v], dim=2)
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
@@ -143,7 +143,7 @@ class Heads(nn.Module):
             pattern = self.hook_pattern(scores.softmax(dim=-1)).to(v.dtype)
             return (pattern.flatten(0, 1) @ wide[2]).unflatten(0, shape)
         sink_k, sink_v, added = self._sinks_for(sink_kv, q)
-        n_sinks = sink_k.shape[1]
+        n_sinks = sink_k.shape[2]
         of_sinks = q @ sink_k.transpose(-1, -2) * self.d_head**-0.5 + added[:, None]
         both = torch.cat([of_sinks.to(scores.dtype), scores], dim=-1).softmax(dim=-1)
         pattern = self.hook_pattern(both[..., n_sinks:]).to(v.dtype)
@@ -153,11 +153,11 @@ class Heads(nn.Module):
     def _sinks_for(
         self, sink_kv: tuple[Tensor, Tensor], like: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return keys and values [head sink d_head] and added scores [head sink] of the sinks."""
+        """Return keys and values [batch head sink d_head] and added scores [head sink]."""
         assert self.sinks is not None
         shared_by = self.n_heads // self.n_key_value_heads
         k, v = (
-            one.to(like.dtype).transpose(0, 1).repeat_interleave(shared_by, dim=0)
+            one.to(like.dtype).transpose(1, 2).repeat_interleave(shared_by, dim=1)
             for one in sink_kv
         )
         return k, v, self.sinks.scores(self.n_heads).to(like.dtype)
@@ -203,12 +203,16 @@ class Attention(Heads):
 
         `x0` is the embedding that entered the first layer; value residuals read it.
         """
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q = self.hook_q(q.unflatten(-1, (self.n_heads, self.d_head)))
-        k = self.hook_k(k.unflatten(-1, (self.n_key_value_heads, self.d_head)))
-        v = self.hook_v(self.with_residual(v.unflatten(-1, (-1, self.d_head)), x, x0))
+        whole = self.qkv(x if self.sinks is None else self.sinks.before(x))
+        q, k, v = whole.split(self.widths, dim=-1)
+        k, v = (one.unflatten(-1, (-1, self.d_head)) for one in (k, v))
+        n_sinks = whole.shape[1] - x.shape[1]
+        sink_kv = self._of_sinks(k[:, :n_sinks], v[:, :n_sinks])
+        q = self.hook_q(q[:, n_sinks:].unflatten(-1, (-1, self.d_head)))
+        k = self.hook_k(k[:, n_sinks:])
+        v = self.hook_v(self.with_residual(v[:, n_sinks:], x, x0))
         q, k = self.turned(q, k, rotation)
-        z = self.hook_z(self.after_mixing(self.mix(q, k, v, self.sink_kv()), v, x))
+        z = self.hook_z(self.after_mixing(self.mix(q, k, v, sink_kv), v, x))
         if self.hook_result.hooked:
             return self._sum_of_heads(z)
         return self.out(z.flatten(-2))
@@ -226,15 +230,23 @@ class Attention(Heads):
         return v + self.value_residual(x, x0)
 
     def sink_kv(self) -> tuple[Tensor, Tensor] | None:
-        """Return keys, normalised if the architecture says so, and values of the sinks."""
+        """Return keys and values of the sinks, [1 sink kv_head d_head]; None without sinks."""
         if self.sinks is None:
             return None
-        n_query = self.widths[0]
-        bias = None if self.qkv.bias is None else self.qkv.bias[n_query:]
-        k, v = self.sinks.keys_and_values(self.qkv.weight[n_query:], bias, self.d_head)
-        if self.k_norm is not None and self.sinks.learned:
-            k = self.k_norm.normalised(k)
-        return k, v
+        none = self.qkv.weight.new_zeros(1, 0, self.qkv.in_features)
+        _, k, v = self.qkv(self.sinks.before(none)).split(self.widths, dim=-1)
+        return self._of_sinks(*(one.unflatten(-1, (-1, self.d_head)) for one in (k, v)))
+
+    def _of_sinks(
+        self, k: Float[Tensor, "batch sink kv_head d_head"], v: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the sinks' keys, normalised if the architecture says so, and values."""
+        if self.sinks is None:
+            return None
+        if not self.sinks.learned:
+            zero = k.new_zeros(1, 1, *k.shape[2:])
+            return zero, zero
+        return k if self.k_norm is None else self.k_norm.normalised(k), v
 
     def _sum_of_heads(self, z: Tensor) -> Float[Tensor, "batch pos d_model"]:
         result = einsum(

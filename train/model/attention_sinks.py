@@ -16,7 +16,6 @@ was; query t then never sees position t. Sinks have no position: their keys are 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 __all__ = ["Sinks"]
@@ -36,19 +35,17 @@ class Sinks(nn.Module):
         size = (n_sinks, d_model) if self.learned else (n_heads,)
         self.weight = nn.Parameter(torch.zeros(size))
 
-    def keys_and_values(
-        self, weight: Float[Tensor, "keys_and_values d_model"], bias: Tensor | None, d_head: int
-    ) -> tuple[Float[Tensor, "sink kv_head d_head"], Float[Tensor, "sink kv_head d_head"]]:
-        """Return keys and values of the sinks; for `logit`, one key and one value of zero.
+    def before(
+        self, x: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch longer d_model"]:
+        """Put the vectors of learned sinks in front of a layer's input.
 
-        `weight` and `bias` are those with which attention makes keys, then values.
+        As further positions they pass the matrix that makes keys and values in every row, so the
+        gradient of each row is complete (`data_attribution.gradients`).
         """
-        if self.learned:
-            both = functional.linear(self.weight, weight, bias)
-        else:
-            both = self.weight.new_zeros(1, len(weight))
-        k, v = both.chunk(2, dim=-1)
-        return k.unflatten(-1, (-1, d_head)), v.unflatten(-1, (-1, d_head))
+        if not self.learned:
+            return x
+        return torch.cat([self.weight.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
 
     def scores(self, n_heads: int) -> Float[Tensor, "head sink"]:
         """Return what is added to the products of queries and sink keys."""

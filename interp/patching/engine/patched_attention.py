@@ -52,7 +52,7 @@ def sinks_of(attn: Attention) -> Sinks | None:
     made = attn.sink_kv()
     if made is None or attn.sinks is None:
         return None
-    k, v = (to_query_heads(one, attn.n_heads).transpose(0, 1) for one in made)
+    k, v = (to_query_heads(one[0], attn.n_heads).transpose(0, 1) for one in made)
     return Sinks(k, v, attn.sinks.scores(attn.n_heads))
 
 
