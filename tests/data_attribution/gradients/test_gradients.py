@@ -39,6 +39,7 @@ ARCHITECTURES = {
         "exclusive": "learned", "head_gate": True, "value_residual": True, "embed_mix": True,
         "unet": True, "embed_norm": True,
     },
+    "loop": {"n_layers": 4, "loop_first": 1, "loop_layers": 1, "loop_passes": 2},
 }  # fmt: skip
 PLACES = {
     "qkv": "attn.qkv", "o": "attn.out", "up": "mlp.up", "gate": "mlp.gate", "down": "mlp.down",
@@ -98,6 +99,7 @@ EVERYTHING = {
     "post-norm": [None, ("L1.attn",), ("unembed",)],
     "modern": [None, ("L0H1",)],
     "u-net": [None, ("L0.mlp",)],
+    "loop": [None, ("L1.mlp", "L3H1")],
 }
 
 
