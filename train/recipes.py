@@ -8,6 +8,7 @@ different initialisation). With `PLANTED` textbook circuits form in about a minu
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from typing import Any, Literal
 
 from train.data import TokenStore
@@ -96,6 +97,7 @@ class Recipe:
                 f"recipe {self.name!r} has causal=False: a position that attends to the next one "
                 "sees its own target; only compiled and imported models may"
             )
+        self._check_ranges()
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
@@ -104,6 +106,28 @@ class Recipe:
             if getattr(self, key) not in allowed:
                 raise RecipeError(
                     f"recipe {self.name!r} has {key}={getattr(self, key)!r}; known are {allowed}"
+                )
+
+    def _check_ranges(self) -> None:
+        # A warm-up longer than the training is allowed: it is what a short trial of a recipe has.
+        for key, holds, bounds in (
+            ("lr", 0 < self.lr < inf, "above 0"),
+            ("min_lr", 0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}"),
+            ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
+            ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
+            ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
+            ("eps", 0 < self.eps < inf, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < inf, "at least 0"),
+            ("grad_clip", self.grad_clip > 0, "above 0"),
+            ("micro_batch_size", (self.micro_batch_size or 1) > 0, "at least 1"),
+            ("checkpoint_every", self.checkpoint_every > 0, "at least 1"),
+            ("optimizer_every", self.optimizer_every > 0, "at least 1"),
+            ("eval_every", self.eval_every >= 0, "at least 0 (0: never)"),
+            ("eval_windows", self.eval_windows > 0, "at least 1"),
+        ):
+            if not holds:
+                raise RecipeError(
+                    f"recipe {self.name!r} has {key}={getattr(self, key)!r}; it must be {bounds}"
                 )
 
     @property
