@@ -45,7 +45,8 @@ class Recipe:
 
     Attributes:
         batch_size: Windows per step.
-        micro_batch_size: Windows that pass through the model at once; None means all of a step.
+        micro_batch_size: Windows that pass through the model at once; None and 0 mean all of a
+            step.
         vocabulary: `store`: the model takes the vocabulary size of the store; `fixed`: the two
             must be equal.
         checkpoint_every: Steps between checkpoints. Further checkpoints are written at step 0, at
@@ -130,7 +131,7 @@ class Recipe:
             ("eps", 0 < self.eps < inf, "above 0"),
             ("weight_decay", 0 <= self.weight_decay < inf, "at least 0"),
             ("grad_clip", self.grad_clip > 0, "above 0"),
-            ("micro_batch_size", (self.micro_batch_size or 1) > 0, "at least 1"),
+            ("micro_batch_size", (self.micro_batch_size or 0) >= 0, "at least 0 (0: all at once)"),
             ("checkpoint_every", self.checkpoint_every > 0, "at least 1"),
             ("optimizer_every", self.optimizer_every > 0, "at least 1"),
             ("eval_every", self.eval_every >= 0, "at least 0 (0: never)"),

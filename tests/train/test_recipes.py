@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.worlds.commands import refused
 from train import recipes, runs, storage, trainer
+from train.data import read_batch
 from train.errors import RecipeError
 from train.model import GPTConfig
 from train.model.architecture import CHOICES
@@ -266,6 +267,13 @@ def test_a_value_with_which_no_training_works_is_refused(key, value):
     with pytest.raises(RecipeError) as error:
         replace(PLANTED, **{key: value})
     assert str(error.value).startswith(f"recipe 'planted' has {key}={value!r}; it must be ")
+
+
+def test_a_file_can_undo_the_micro_batches_of_its_base(written, tiny_store, tiny_recipe):
+    recipe = recipes.read(written('base = "gpt2-124m"\nmicro_batch_size = 0'))
+    batch = read_batch(tiny_store, runs.order_of(tiny_recipe, tiny_store), 0)
+    parts = list(batch.parts(recipe.micro_batch_size))
+    assert [len(inputs) for inputs, _ in parts] == [tiny_recipe.batch_size]
 
 
 def test_a_warm_up_may_be_longer_than_a_short_trial():
