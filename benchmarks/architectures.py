@@ -74,6 +74,13 @@ def prompts_for(model: GPT) -> Behaviour:
     return Behaviour("random", clean, corrupt, answer, (other - last).argmax(-1))
 
 
+def said_twice(vocabulary: int) -> torch.Tensor:
+    """Return sequences of an end-of-text token and twelve random tokens, said twice."""
+    draw = torch.Generator().manual_seed(2)
+    words = torch.stack([torch.randperm(vocabulary - 1, generator=draw)[:12] + 1 for _ in range(8)])
+    return torch.cat([torch.zeros(8, 1, dtype=torch.long), words, words], dim=1)
+
+
 def _exact_patching(model: GPT, behaviour: Behaviour) -> None:
     if not engine.engine_runs(model):
         raise InterpError("by whole forward passes, exact and slower")
@@ -97,7 +104,7 @@ TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
         "circuits (edges)": lambda model, prompts: circuits.graph_of(model),
         "direct logit attribution": lambda model, prompts: heads.decompose_logits(model, prompts),
         "head detectors": lambda model, prompts: heads.induction_heads(
-            model, heads.repeated(range(1, model.cfg.d_vocab), 0, n=8)
+            model, said_twice(model.cfg.d_vocab)
         ),
         "OV circuits": lambda model, prompts: heads.ov_copying(model, [1, 2, 3, 4]),
         "logit lens": lambda model, prompts: lenses.logit(model, prompts),

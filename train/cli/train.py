@@ -7,13 +7,14 @@ import typer
 
 from train.cli.options import Json
 from train.cli.output import emit, lines, run_summary
+from train.cli.recipes import RecipeName, Settings, parsed_settings
 
 
 # Not type-checked at run time: typer passes a context of another class than the annotated one.
 @no_type_check
 def train_command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="Recipe: planted, text-small or gpt2-124m.")],
+    recipe: RecipeName,
     store: Annotated[Path, typer.Argument(help="Folder of the token store.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
     steps: Annotated[
@@ -50,6 +51,7 @@ def train_command(
             "recipe's.",
         ),
     ] = None,
+    settings: Settings = None,
     device: Annotated[
         str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
     ] = "auto",
@@ -83,17 +85,17 @@ def train_command(
     from train import numerics, progress, recipes, trainer
     from train.data import open_store
 
+    options = {
+        "steps": steps,
+        "init_seed": seed,
+        "order_seed": order_seed,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "eval_every": eval_every,
+    }
+    loaded = recipes.load(recipe, parsed_settings(settings, **options))
     tokens = open_store(store)
-    resolved = recipes.resolve(
-        recipes.by_name(recipe),
-        tokens,
-        steps=steps,
-        init_seed=seed,
-        order_seed=order_seed,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        eval_every=eval_every,
-    )
+    resolved = recipes.resolve(loaded, tokens, **options)
     # `train` knows no behaviours: whoever registered this command passes functions that make them
     # in the context.
     known = [trainer.store_tasks, *(context.obj or [])] if watch else []

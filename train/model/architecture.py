@@ -4,6 +4,7 @@ It holds everything that `train.model` needs to build and initialise a network, 
 an architecture, and a manifest can record one, without importing torch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -133,6 +134,9 @@ class GPTConfig:
     retention_chunk: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("n_key_value_heads", "d_head", "d_mlp"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be at least 1, or 0")
         if not self.d_head and self.n_heads > 0 and self.d_model % self.n_heads:
             raise RecipeError(
                 f"d_model {self.d_model} is no multiple of {self.n_heads} heads; give d_head"
@@ -152,6 +156,10 @@ class GPTConfig:
         for name in ("n_layers", "n_heads", "d_model", "n_ctx", "d_vocab", "vocab_multiple"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("norm_eps", "init_std", "position_init_scale", "rope_theta"):
+            value, least = getattr(self, name), "above 0" if name == "rope_theta" else "at least 0"
+            if not math.isfinite(value) or value < 0 or (value == 0 and name == "rope_theta"):
+                raise RecipeError(f"{name} is {value}; it must be a finite number, {least}")
         if self.n_heads % self.n_key_value_heads:
             raise RecipeError(
                 f"{self.n_heads} heads cannot share {self.n_key_value_heads} key-value heads "

@@ -422,6 +422,11 @@ def test_the_full_sizes_are_those_of_the_descriptions(name, n_params):
         {"attention": "retention"},
         {"attention": "retention", "retention_chunk": 4},
         {"aft_passes": 2},
+        {"d_head": -2},
+        {"n_key_value_heads": -1},
+        {"init_std": -0.1},
+        {"norm_eps": float("nan")},
+        {"rope_theta": 0.0},
         {"exclusive": "full", "causal": False},
     ],
 )
