@@ -26,7 +26,7 @@ import torch
 
 from data_attribution.errors import AttributionError
 from data_attribution.gradients import select_weights
-from interp import attribution_patching, circuits, heads, lenses, models, patching
+from interp import attribution_patching, circuits, heads, lenses, patching
 from interp.behaviours import Behaviour
 from interp.components import Component
 from interp.errors import InterpError
@@ -109,8 +109,7 @@ TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
         "OV circuits": lambda model, prompts: heads.ov_copying(model, [1, 2, 3, 4]),
         "logit lens": lambda model, prompts: lenses.logit(model, prompts),
         "gradient attribution": lambda model, prompts: select_weights(model.cfg),
-        "export to Hugging Face": lambda model, prompts: convert.to_huggingface(model),
-        "TransformerLens bridge": lambda model, prompts: models.transformer_lens(model),
+        "Hugging Face, TransformerLens": lambda model, prompts: convert.to_huggingface(model),
     }
 )
 

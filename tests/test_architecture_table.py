@@ -23,7 +23,7 @@ def test_the_table_is_what_the_tools_do(support):
 
 def test_every_refusal_names_the_part_that_is_in_the_way(support):
     words = {
-        "retro-nano": ("post-norm",),
+        "retro-nano": ("post-norm", "post-layernorm"),
         "strawberry-nano": ("retention", "qk_norm", "norm_gain"),
         "slowrun-nano": ("unet", "qk_norm"),
         "modern-nano": ("sinks",),
