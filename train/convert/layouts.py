@@ -16,7 +16,6 @@ from torch import Tensor
 
 from train.errors import RecipeError, TrainError, nearest
 from train.model import GPTConfig
-from train.model.architecture import LATER
 
 
 __all__ = ["LAYOUTS", "Layout", "from_theirs", "gpt2_places", "layout_of", "to_theirs"]
@@ -83,8 +82,7 @@ def layout_of(cfg: GPTConfig) -> str:
     Raises:
         RecipeError: There is none.
     """
-    own = [name for name in LATER if name not in ("causal", "attention")]
-    added = [name for name in own if getattr(cfg, name) != LATER[name]]
+    added = [name for name in cfg.added_parts if name not in ("causal", "attention")]
     if added or cfg.retention:
         raise RecipeError(
             f"no Hugging Face class of gpt2 or llama computes {', '.join(added) or cfg.attention}; "

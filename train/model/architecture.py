@@ -368,6 +368,11 @@ class GPTConfig:
         return ""
 
     @property
+    def added_parts(self) -> tuple[str, ...]:
+        """Fields of parts that neither GPT-2 nor Llama has and that are not at their default."""
+        return tuple(name for name, value in LATER.items() if getattr(self, name) != value)
+
+    @property
     def attention_parts(self) -> tuple[str, ...]:
         """Settings by which a head's output is not softmax(q k / sqrt(d_head)) v alone."""
         parts = [] if self.sinks == "none" else [f"sinks={self.sinks}"]
