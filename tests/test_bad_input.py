@@ -272,13 +272,12 @@ def test_an_error_that_nobody_foresaw_is_shown_whole(openbook, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
-    openbook, tiny_store, tiny_recipe, tmp_path, monkeypatch
+    openbook, tiny_store, tiny_recipe, tmp_path
 ):
-    # A recipe is no option of the command, so a bad one is put among the named ones.
-    wild = replace(tiny_recipe, name="wild", lr=1e25, min_lr=1e25, warmup_steps=3)
-    monkeypatch.setattr(recipes, "by_name", {"wild": wild}.__getitem__)
+    wild = tmp_path / "wild.toml"
+    wild.write_text(recipes.to_toml(replace(tiny_recipe, lr=1e25, min_lr=1e25, warmup_steps=3)))
     out, options = tmp_path / "run", ("--threads", 1, "--precision", "fp32")
-    ended = openbook("train", "wild", tiny_store.path, "--out", out, *options)
+    ended = openbook("train", wild, tiny_store.path, "--out", out, *options)
     refused(ended, 1, "is not a number; the first bad tensor is the ", "last good checkpoint")
     run = runs.open(out)
     stopped = len(run.ledger)

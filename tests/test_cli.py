@@ -44,6 +44,7 @@ COMMANDS = dict(leaves(typer.main.get_command(app)))
 def test_the_commands_are_those_of_the_design():
     assert set(COMMANDS) >= {
         "train", "patch", "paths", "behaviours", "recall", "detect", "counterfactual",
+        "recipes list", "recipes show",
         "corpus build", "corpus show", "run show", "run verify", "run resume", "run documents",
         "run steps", "run replay", "run import", "run export", "index build", "index plan",
         "index count", "index find", "index spans", "trace components", "trace documents",

@@ -68,10 +68,10 @@ def test_the_readme_is_short():
 
 
 def whole_commands(page: Path) -> list[list[str]]:
-    """Every command of a page that could be typed as it stands, in words."""
+    """Every command of a page that could be typed as it stands, in words, without `> FILE`."""
     lines = "\n".join(blocks(page, "sh", "text")).replace("\\\n", " ").splitlines()
-    typed = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if command(line)]
-    return [words[1:] for words in typed]
+    typed = [line.removeprefix("$ ").partition(" > ")[0] for line in lines if command(line)]
+    return [shlex.split(line, comments=True)[1:] for line in typed]
 
 
 def command(line: str) -> bool:

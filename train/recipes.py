@@ -1,30 +1,42 @@
-"""Named training recipes: everything that determines a run, except the data and the machine.
+"""Training recipes: everything that determines a run, except the data and the machine.
 
-A recipe is a frozen constant. `resolve` fits it to a token store and fills in every default; the
-resolved recipe is written into the manifest key by key (in Pythia#135 a missing key led to a
-different initialisation). With `PLANTED` textbook circuits form in about a minute of CPU time;
-`TEXT_SMALL` is a small model for any text; `GPT2_124M` is GPT-2 small on OpenWebText.
+A recipe is a frozen constant: one of the named recipes below, or read from a TOML file (`load`).
+`resolve` fits it to a token store and fills in every default; the resolved recipe is written into
+the manifest key by key (in Pythia#135 a missing key led to a different initialisation). With
+`PLANTED` textbook circuits form in about a minute of CPU time; `TEXT_SMALL` is a small model for
+any text; `GPT2_124M` is GPT-2 small on OpenWebText.
 """
 
+import json
+import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
+from math import inf
+from os.path import realpath
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from train.data import TokenStore
 from train.errors import DamagedError, RecipeError, StoreError, nearest
-from train.model import GPTConfig
+from train.model import GPTConfig, preset
 from train.short_repr import short_repr
 
 
 __all__ = [
     "GPT2_124M",
     "PLANTED",
+    "PURPOSES",
     "TEXT_SMALL",
     "Recipe",
     "by_name",
     "from_dict",
+    "load",
+    "read",
     "resolve",
     "to_dict",
+    "to_toml",
 ]
 
 
@@ -34,7 +46,8 @@ class Recipe:
 
     Attributes:
         batch_size: Windows per step.
-        micro_batch_size: Windows that pass through the model at once; None means all of a step.
+        micro_batch_size: Windows that pass through the model at once; None and 0 mean all of a
+            step.
         vocabulary: `store`: the model takes the vocabulary size of the store; `fixed`: the two
             must be equal.
         checkpoint_every: Steps between checkpoints. Further checkpoints are written at step 0, at
@@ -48,6 +61,8 @@ class Recipe:
         late_batch: Windows per batch that are drawn from the store's late documents, from step
             `late_begin` on. 0 reads late documents among all others from the first step.
         late_begin: First step that reads a late document.
+        allow_reading_ahead: Train a model whose positions depend on later ones, to reproduce a
+            published form that does.
     """
 
     name: str
@@ -74,6 +89,7 @@ class Recipe:
     sampler: Literal["tiles", "nanogpt"] = "tiles"
     late_batch: int = 0
     late_begin: int = 0
+    allow_reading_ahead: bool = False
 
     __repr__ = short_repr
 
@@ -94,11 +110,14 @@ class Recipe:
                 f"recipe {self.name!r} has late_batch={self.late_batch} and sampler "
                 f"{self.sampler!r}; only 'tiles' tells late documents from others"
             )
-        if not self.model.causal:
+        if self.model.reads_ahead and not self.allow_reading_ahead:
+            part = "attention=retention-published" if self.model.causal else "causal=False"
             raise RecipeError(
-                f"recipe {self.name!r} has causal=False: a position that attends to the next one "
-                "sees its own target; only compiled and imported models may"
+                f"recipe {self.name!r} has {part}: a position that depends on later ones sees its "
+                "own target, so the loss says nothing about predicting text; "
+                "allow_reading_ahead=true trains it all the same"
             )
+        self._check_ranges()
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
@@ -107,6 +126,28 @@ class Recipe:
             if getattr(self, key) not in allowed:
                 raise RecipeError(
                     f"recipe {self.name!r} has {key}={getattr(self, key)!r}; known are {allowed}"
+                )
+
+    def _check_ranges(self) -> None:
+        # A warm-up longer than the training is allowed: it is what a short trial of a recipe has.
+        for key, holds, bounds in (
+            ("lr", 0 < self.lr < inf, "above 0"),
+            ("min_lr", 0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}"),
+            ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
+            ("beta1", 0 <= self.beta1 < 1, "at least 0 and below 1"),
+            ("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1"),
+            ("eps", 0 < self.eps < inf, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < inf, "at least 0"),
+            ("grad_clip", self.grad_clip > 0, "above 0"),
+            ("micro_batch_size", (self.micro_batch_size or 0) >= 0, "at least 0 (0: all at once)"),
+            ("checkpoint_every", self.checkpoint_every > 0, "at least 1"),
+            ("optimizer_every", self.optimizer_every > 0, "at least 1"),
+            ("eval_every", self.eval_every >= 0, "at least 0 (0: never)"),
+            ("eval_windows", self.eval_windows > 0, "at least 1"),
+        ):
+            if not holds:
+                raise RecipeError(
+                    f"recipe {self.name!r} has {key}={getattr(self, key)!r}; it must be {bounds}"
                 )
 
     @property
@@ -160,6 +201,12 @@ PLANTED = Recipe(
     late_batch=1,
     late_begin=1450,
 )
+
+# The small architectures of the other designs, trained as the planted checkpoint is.
+RETRO_NANO = replace(PLANTED, name="retro-nano", model=preset("retro-nano"))
+STRAWBERRY_NANO = replace(PLANTED, name="strawberry-nano", model=preset("strawberry-nano"))
+SLOWRUN_NANO = replace(PLANTED, name="slowrun-nano", model=preset("slowrun-nano"))
+MODERN_NANO = replace(PLANTED, name="modern-nano", model=preset("modern-nano"))
 
 # A small model for any text of a few megabytes: 3.07 million tokens, a few minutes on two cores.
 # Positions are rotary: after 1.84 million tokens of the World Factbook, two layers had a held-out
@@ -215,9 +262,21 @@ GPT2_124M = Recipe(
 
 # Fields added after the first runs, with the value that older runs used. A field with that value is
 # not written, so that the digest of an older recipe stays the same.
-LATER = {"late_batch": 0, "late_begin": 0}
+LATER = {"late_batch": 0, "late_begin": 0, "allow_reading_ahead": False}
 
-_NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M)}
+PRESET = "model.preset"
+_NANO = (RETRO_NANO, STRAWBERRY_NANO, SLOWRUN_NANO, MODERN_NANO)
+_NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M, *_NANO)}
+# What `openbook recipes list` says of each named recipe.
+PURPOSES = {
+    "planted": "induction, IOI and recall of facts on the planted corpus",
+    "text-small": "a small model for any text of a few megabytes",
+    "gpt2-124m": "GPT-2 small on OpenWebText, on a GPU",
+    "retro-nano": "post-norm, sinusoidal positions and ReLU, on the planted corpus",
+    "strawberry-nano": "attention weights generated from the input, on the planted corpus",
+    "slowrun-nano": "U-Net skips, value residuals, gates and a loop, on the planted corpus",
+    "modern-nano": "rotary positions, RMSNorm, SwiGLU and sinks, on the planted corpus",
+}
 
 
 def by_name(name: str) -> Recipe:
@@ -312,3 +371,213 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     """
     content = {**asdict(recipe), "model": recipe.model.to_dict()}
     return {key: value for key, value in content.items() if key not in LATER or value != LATER[key]}
+
+
+# --- recipes as files ----------------------------------------------------------------------------
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+def read(path: str | Path) -> Recipe:
+    """Read a recipe from a TOML file.
+
+    The top level holds fields of `Recipe`, and the table `[model]` fields of `GPTConfig`. `base`
+    names another recipe, or another file relative to this one; its fields are the defaults. `name`
+    is by default the name of the file without its ending.
+
+    Raises:
+        RecipeError: The file is missing or not TOML, a field is unknown, missing, of another type
+            or impossible, or the bases lead back to the file.
+
+    Examples:
+        >>> path = folder / "wide.toml"
+        >>> _ = path.write_text('base = "planted"\\nlr = 1e-3\\n[model]\\nd_model = 256')
+        >>> recipe = recipes.read(path)
+        >>> recipe.name, recipe.steps, recipe.lr, recipe.model.d_mlp
+        ('wide', 2100, 0.001, 1024)
+    """
+    return _recipe(_fields_in(Path(path), ()))
+
+
+def load(name_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
+    """Return a named recipe or read one from a file, with other values for some fields.
+
+    Args:
+        name_or_path: A name, or a path that ends in `.toml` or begins with a folder.
+        settings: Values by field; those of the model are called `model.n_layers` and so on. Sizes
+            that follow from others (`d_head`, `d_mlp`) follow from the new ones.
+
+    Raises:
+        RecipeError: There is no such recipe or field, or a value is of another type or impossible.
+
+    Examples:
+        >>> recipe = recipes.load("planted", {"model.n_heads": 8, "lr": 1e-3})
+        >>> recipe.lr, recipe.model.n_heads, recipe.model.d_head
+        (0.001, 8, 16)
+    """
+    if _is_path(name_or_path):
+        content = _fields_in(Path(name_or_path), ())
+    else:
+        content = _fields_of(by_name(str(name_or_path)))
+    return _recipe(content | _checked(settings or {}, ""))
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Return the text of a file that `read` reads as an equal recipe.
+
+    It has every field that is not None. Sizes of the model that follow from others are comments, so
+    that they follow too when another size is edited.
+
+    Examples:
+        >>> path = folder / "copy.toml"
+        >>> _ = path.write_text(recipes.to_toml(run.recipe))
+        >>> recipes.read(path) == run.recipe
+        True
+    """
+    n_tokens = recipe.steps * recipe.tokens_per_step
+    lines = [f"# {recipe.model.n_params:,} parameters, {n_tokens:,} tokens of training"]
+    for field in fields(Recipe):
+        if field.name != "model" and getattr(recipe, field.name) is not None:
+            lines.append(f"{field.name} = {_toml(getattr(recipe, field.name))}")
+    lines += ["", "[model]"]
+    for key, value in _chosen(recipe.model).items():
+        line = f"{key} = {_toml(getattr(recipe.model, key))}"
+        follows = value != getattr(recipe.model, key)
+        lines.append(f"# {line}  # follows from other sizes" if follows else line)
+    return "\n".join(lines) + "\n"
+
+
+def _is_path(name_or_path: str | Path) -> bool:
+    return Path(name_or_path).suffix == ".toml" or len(Path(name_or_path).parts) > 1
+
+
+def _fields_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields that make the recipe; those of its model are called `model.NAME`."""
+    content = {key: getattr(recipe, key) for key in _types() if not key.startswith("model.")}
+    return content | {f"model.{key}": value for key, value in _chosen(recipe.model).items()}
+
+
+def _chosen(model: GPTConfig) -> dict[str, Any]:
+    """Return the fields that make the model; sizes that follow from others are at their default."""
+    content = {field.name: getattr(model, field.name) for field in fields(GPTConfig)}
+    for field in fields(GPTConfig):
+        simpler = {**content, field.name: field.default}
+        try:
+            if field.default is not MISSING and GPTConfig(**simpler) == model:
+                content = simpler
+        except RecipeError:
+            continue  # The default contradicts the other fields.
+    return content
+
+
+def _fields_in(path: Path, followed: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the fields in a file and in its bases; `followed` are the files that led to it."""
+    chain = (*followed, path)
+    if realpath(path) in map(realpath, followed):
+        names = " -> ".join(str(other) for other in chain)
+        raise RecipeError(f"{path}: its base leads back to it ({names}); remove one base")
+    content = _parsed(path)
+    base, model = content.pop("base", None), content.pop("model", {})
+    if not isinstance(model, dict):
+        raise RecipeError(f"{path}: model is {_toml(model)}; it must be a table, [model]")
+    content |= {f"model.{key}": value for key, value in model.items()}
+    inherited = {}
+    if base is not None:
+        base = _fitted("base", base, str, f"{path}: ")
+        if _is_path(base):
+            inherited = _fields_in(path.parent / base, chain)
+        else:
+            try:
+                inherited = _fields_of(by_name(base))
+            except RecipeError as error:
+                raise RecipeError(f"{path}: {error}") from None
+    return {**inherited, "name": path.stem, **_checked(content, f"{path}: ")}
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = {*_NAMED, *(other.name for other in path.parent.glob("*.toml"))}
+        raise RecipeError(f"{path}: there is no such file{nearest(path.name, known)}") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not readable as TOML ({error})") from None
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """Return the type of every field; those of the model are called `model.NAME`."""
+    types = {key: type_ for key, type_ in get_type_hints(Recipe).items() if key != "model"}
+    return types | {f"model.{key}": type_ for key, type_ in get_type_hints(GPTConfig).items()}
+
+
+def _checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields with values of their types.
+
+    `model.preset` names an architecture, whose fields the other ones replace.
+
+    Raises:
+        RecipeError: A field is unknown, or a value has another type. The message begins with
+            `where`.
+    """
+    if PRESET in content:
+        name = _fitted(PRESET, content[PRESET], str, where)
+        try:
+            whole = {f"model.{key}": value for key, value in _chosen(preset(name)).items()}
+        except RecipeError as error:
+            raise RecipeError(f"{where}{error}") from None
+        content = whole | {key: value for key, value in content.items() if key != PRESET}
+    for key in content:
+        if key not in _types():
+            name = key.rpartition(".")[2]
+            same = [other for other in _types() if other.rpartition(".")[2] == name]
+            near = nearest(name, same) if same else nearest(key, _types())
+            raise RecipeError(f"{where}a recipe has no field {key!r}{near}")
+    return {key: _fitted(key, value, _types()[key], where) for key, value in content.items()}
+
+
+def _fitted(key: str, value: Any, annotation: Any, where: str) -> Any:
+    """Return a value as a field of this type takes it: a whole number becomes a float for one."""
+    kinds = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+    for kind in kinds:
+        if get_origin(kind) is Literal and type(value) is str:
+            if value in get_args(kind):
+                return value
+            near = nearest(value, get_args(kind))
+            raise RecipeError(f"{where}no {key} is called {value!r}{near}")
+        if type(value) is kind or (kind is float and type(value) is int):
+            # TOML has integers of 64 bits, but Python's reader takes longer ones.
+            if type(value) is int and not -(2**63) <= value < 2**63:
+                raise RecipeError(f"{where}{key} is a number of more than 64 bits; lower it")
+            return float(value) if kind is float else value
+    expected = " or ".join(KINDS.get(kind, "a string") for kind in kinds if kind is not type(None))
+    raise RecipeError(f"{where}{key} is {_toml(value)}; it must be {expected}")
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, bool | str):
+        # JSON's escapes are TOML's, and TOML wants DEL escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)
+
+
+def _recipe(content: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with these fields.
+
+    Raises:
+        RecipeError: A field is missing or has an impossible value.
+    """
+    required = {field.name for field in fields(Recipe) if field.default is MISSING} - {"model"}
+    required |= {f"model.{field.name}" for field in fields(GPTConfig) if field.default is MISSING}
+    if lacking := [key for key in _types() if key in required - set(content)]:
+        raise RecipeError(
+            f"recipe {content['name']!r} lacks {', '.join(lacking)}; give them, or a base"
+        )
+    model = {key: value for key, value in content.items() if key.startswith("model.")}
+    others = {key: value for key, value in content.items() if key not in model}
+    try:
+        cfg = GPTConfig(**{key.removeprefix("model."): value for key, value in model.items()})
+    except RecipeError as error:
+        raise RecipeError(f"recipe {content['name']!r}: {error}") from None
+    return Recipe(**others, model=cfg)

@@ -40,6 +40,7 @@ from interp.cli.recall import recall_command
 from interp.errors import InterpError, InterpWarning
 from train.cli.corpus import corpus
 from train.cli.options import CommandGroup
+from train.cli.recipes import recipe_commands
 from train.cli.run import run
 from train.cli.train import train_command
 from train.errors import TrainError
@@ -113,6 +114,7 @@ app.command("demo")(demo_command)
 app.add_typer(corpus, name="corpus")
 # `train` must not import `interp`, which makes behaviours, so its command is given the function.
 app.command("train", context_settings={"obj": [watched_behaviours]})(train_command)
+app.add_typer(recipe_commands, name="recipes")
 app.add_typer(run, name="run")
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)

@@ -40,7 +40,7 @@ class Tape:
         self, cfg: GPTConfig, selection: Selection, made: Mapping[str, Projection], rank: int
     ) -> None:
         self.blocks: list[tuple[str, int, int]] = []
-        self._inputs: dict[str, Tensor] = {}
+        self._inputs: dict[tuple[str, int], Tensor] = {}
         self._found: dict[str, Tensor] = {}
         self._leaves: list[Tensor] = []
         self._tokens = torch.empty(0, dtype=torch.long)
@@ -51,10 +51,12 @@ class Tape:
             height, width = projection.shape(site, rank)
             start, stop = stop, stop + height * width
             self.blocks.append((site.name, start, stop))
-            probe = _Probe(site, made[site.name])
-            inside, outside = _wires(cfg, site)
-            self._reading.setdefault(inside, []).append(probe)
-            self._writing.setdefault(outside, []).append(probe)
+            # A looped layer uses its matrices in several blocks; their gradients add up.
+            for block in _blocks_using(cfg, site):
+                probe = _Probe(site, made[site.name], block)
+                inside, outside = _wires(cfg, site, block)
+                self._reading.setdefault(inside, []).append(probe)
+                self._writing.setdefault(outside, []).append(probe)
         self.dim = stop
 
     @contextmanager
@@ -106,7 +108,7 @@ class Tape:
     @torch.no_grad()
     def _read(self, name: str, value: Tensor) -> None:
         for probe in self._reading[name]:
-            self._inputs[probe.site.name] = probe.read(value, self._tokens)
+            self._inputs[probe.key] = probe.read(value, self._tokens)
 
     def _watched(self, name: str, value: Tensor) -> Tensor:
         if not value.requires_grad:
@@ -121,18 +123,25 @@ class Tape:
 
     def _coming_back(self, name: str, gradient: Tensor) -> None:
         for probe in self._writing[name]:
-            site = probe.site.name
-            self._found[site] = probe.summed(gradient, self._inputs.pop(site))
+            site, part = probe.site.name, probe.summed(gradient, self._inputs.pop(probe.key))
+            self._found[site] = self._found[site] + part if site in self._found else part
 
 
 @dataclass(frozen=True, eq=False)
 class _Probe:
-    """Projector of the input and the output gradient of a site."""
+    """Projector of the input and the output gradient of a site in one block."""
 
     site: Site
     projection: Projection
+    block: int
 
-    def read(self, value: Tensor, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos q"]:
+    @property
+    def key(self) -> tuple[str, int]:
+        """The site and the block that uses it."""
+        return self.site.name, self.block
+
+    def read(self, value: Tensor, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row at q"]:
+        """Return the projected inputs; learned sinks are further positions of `qkv`."""
         site, inside = self.site, self.projection.inside
         if site.matrix in ("embed", "pos_embed"):
             at = tokens
@@ -167,10 +176,18 @@ class _Probe:
 QKV = "attn.qkv"
 
 
-def _wires(cfg: GPTConfig, site: Site) -> tuple[str, str]:
-    """Return where the input of a matrix is observed, and where its output is."""
+def _blocks_using(cfg: GPTConfig, site: Site) -> list[int]:
+    """Return the blocks that use a site: one, but every pass of a looped layer."""
+    if not 0 <= site.layer < cfg.n_layers:
+        return [site.layer]
+    layer = cfg.layer_of(site.layer)
+    return [block for block in range(cfg.n_layers) if cfg.layer_of(block) == layer]
+
+
+def _wires(cfg: GPTConfig, site: Site, number: int) -> tuple[str, str]:
+    """Return where the input of a matrix is observed in a block, and where its output is."""
     pre = cfg.norm_placement == "pre"
-    block = f"blocks.{site.layer}."
+    block = f"blocks.{number}."
     up = "mlp.hook_pre_linear" if cfg.gated_mlp else "mlp.hook_pre"
     into_mlp = block + ("ln2.hook_out" if pre else "hook_resid_mid")
     final = "ln_final.hook_out" if pre else f"blocks.{cfg.n_layers - 1}.hook_resid_post"

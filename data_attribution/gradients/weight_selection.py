@@ -106,7 +106,8 @@ def select_weights(cfg: GPTConfig, within: Within = None) -> Selection:
 
     Args:
         within: Names, components, or a result of patching, of which the five strongest components
-            are used; None: every matrix and table.
+            are used; None: every matrix of attention and MLPs and every table (not sinks, gates
+            and value residuals).
 
     Raises:
         EvidenceError: Nothing was named, or something that has no weights in this architecture.
@@ -116,6 +117,12 @@ def select_weights(cfg: GPTConfig, within: Within = None) -> Selection:
         >>> [site.name for site in selection.sites]
         ['L0.mlp.up', 'L0.mlp.down', 'L1H0.q', 'L1H0.k', 'L1H0.v', 'L1H0.o']
     """
+    if cfg.retention:
+        raise EvidenceError(
+            "gradients are projected matrix by matrix, and a model with "
+            f"attention={cfg.attention} has matrices that are generated from the input; use "
+            "lexical evidence or replay"
+        )
     if isinstance(within, Effects):
         within = within.top(TOP_WEIGHTS)
     asked = (within,) if isinstance(within, str) else within
@@ -132,7 +139,8 @@ _ORDER = ("embed", "pos_embed", "qkv", "o", "gate", "up", "down", "unembed")
 
 
 def _all(cfg: GPTConfig) -> list[str]:
-    layers = [f"L{layer}.{part}" for layer in range(cfg.n_layers) for part in ("attn", "mlp")]
+    own = [block for block in range(cfg.n_layers) if cfg.pass_of(block) == 0]
+    layers = [f"L{layer}.{part}" for layer in own for part in ("attn", "mlp")]
     return ["embed", *["pos_embed"][: cfg.position == "learned"], *layers, "unembed"]
 
 
@@ -141,7 +149,7 @@ def _sites(cfg: GPTConfig, name: str) -> list[Site]:
         return [_table(cfg, name)]
     matrix = MATRIX.fullmatch(name)
     if matrix:
-        layer = _below(int(matrix["layer"]), cfg.n_layers, "layers", name)
+        layer = _own_layer(cfg, _below(int(matrix["layer"]), cfg.n_layers, "layers", name), name)
         if matrix["part"]:
             head = _below(int(matrix["head"]), cfg.n_heads, "heads", name)
             return [_head_out(cfg, layer, head)]
@@ -160,7 +168,7 @@ def _parsed(name: str) -> Component:
 
 
 def _of_place(cfg: GPTConfig, place: Component, name: str) -> list[Site]:
-    layer = _below(place.layer, cfg.n_layers, "layers", name)
+    layer = _own_layer(cfg, _below(place.layer, cfg.n_layers, "layers", name), name)
     if place.site == "attn":
         return _attn(cfg, layer)
     if place.site == "mlp":
@@ -238,6 +246,17 @@ def _head_in(cfg: GPTConfig, layer: int, head: int, part: str) -> Site:
 def _head_out(cfg: GPTConfig, layer: int, head: int) -> Site:
     columns = head * cfg.d_head, (head + 1) * cfg.d_head
     return Site(f"L{layer}H{head}.o", "o", layer, (0, cfg.d_model), columns)
+
+
+def _own_layer(cfg: GPTConfig, block: int, name: str) -> int:
+    """Return `block`, unless it is a later pass of a looped layer."""
+    first = min(one for one in range(cfg.n_layers) if cfg.layer_of(one) == cfg.layer_of(block))
+    if block != first:
+        raise EvidenceError(
+            f"{name!r} is a later pass of the looped layer {first} and has no weights of its own; "
+            f"name L{first}"
+        )
+    return block
 
 
 def _below(index: int, n: int, what: str, name: str) -> int:

@@ -302,6 +302,12 @@ class _Plan:
         block = f"blocks.{layer}."
         if not self.fixed:
             return {"place": block + SITES[self.site]}
+        parts = [getattr(model.cfg, name, "none") for name in ("sinks", "qk_norm")]
+        if set(parts) - {"none", False}:
+            raise ModelError(
+                "the QK fix recomputes softmax(q k) of plain queries and keys, and this model has "
+                "sinks or qk_norm; set qk_fix=False"
+            )
         turned = "rot_" if getattr(model.cfg, "position", "") == "rope" else ""
         return {
             "q": f"{block}attn.hook_{turned}q",

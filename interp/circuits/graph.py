@@ -155,7 +155,7 @@ def graph_of(model: GPT) -> Graph:
     """Return the graph of a model.
 
     Raises:
-        ModelError: The model is not a GPT with pre-norm layers, or has hooks.
+        ModelError: The model is not a GPT with pre-norm layers and plain attention, or has hooks.
 
     Examples:
         >>> graph = circuits.graph_of(model)
@@ -167,10 +167,15 @@ def graph_of(model: GPT) -> Graph:
             f"a {type(model).__name__} has no edges that can be cut; give the model from "
             "models.load"
         )
-    if model.cfg.norm_placement != "pre":
+    if model.cfg.no_residual_sum:
         raise ModelError(
-            "a post-norm decoder normalises the sum that is handed on, so no node reads a plain "
-            "sum of the others and edges are not defined; take a pre-norm model"
+            "no node reads a plain sum of the others, so edges are not defined: "
+            f"{model.cfg.no_residual_sum}; take a model without that"
+        )
+    if model.cfg.attention_parts:
+        raise ModelError(
+            "edges are cut in plain attention only, and this model has "
+            f"{', '.join(model.cfg.attention_parts)}; patch its components instead"
         )
     hooked = [name for name, point in model.hook_dict.items() if point.hooked]
     if hooked:

@@ -167,8 +167,8 @@ def decompose_logits(
     Raises:
         CapabilityError: The model does not do the behaviour.
         BehaviourError: `over` has an unknown value.
-        ModelError: The model is post-norm, so that its residual stream is not a sum; or the parts
-            do not add up to the logit difference.
+        ModelError: The residual stream of the model is not a sum of parts (post-norm, U-Net,
+            retention); or the parts do not add up to the logit difference.
 
     Examples:
         >>> parts = heads.decompose_logits(model, ioi)
@@ -179,10 +179,16 @@ def decompose_logits(
     """
     if over not in OVER:
         raise BehaviourError(f"nothing is split over {over!r}{nearest(over, OVER)}")
-    if model.cfg.norm_placement != "pre":
+    if model.cfg.no_residual_sum:
         raise ModelError(
-            "a post-norm model rescales its residual stream after every part, so what leaves it "
-            "is no sum of parts; patch it instead"
+            f"the logits of this model are no sum of what its parts write: "
+            f"{model.cfg.no_residual_sum}; patch it instead"
+        )
+    parts_of_heads = [part for part in model.cfg.attention_parts if part != "qk_norm"]
+    if over == "sources" and parts_of_heads:
+        raise ModelError(
+            "the output of a head is not the sum of the values that it attends to in a model with "
+            f"{', '.join(parts_of_heads)}; leave out over='sources'"
         )
     behaviours.check(model, behaviour)
     untrained = init_gpt(model.cfg, seed).to(device_of(model)).eval()
@@ -266,9 +272,9 @@ def readout(
     apart = model.W_U.T[answer].double() - model.W_U.T[foil].double()
     bias = None if norm.bias is None else apart @ norm.bias.double()
     resid = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"][:, -1]
-    if norm.weight is None:
+    if norm.kind == "none":
         return apart, bias
-    apart = apart * norm.weight.double()
+    apart = apart if norm.weight is None else apart * norm.weight.double()
     if norm.centred:
         # Centring is linear and symmetric: centre the direction once instead of every part.
         resid = resid - resid.mean(-1, keepdim=True)

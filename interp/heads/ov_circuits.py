@@ -176,6 +176,16 @@ def _checked(model: HookedModel, words: Sequence[int]) -> tuple[GPT, Int[Tensor,
             f"what a head writes is read off its weights, and a {type(model).__name__} does not "
             "show them by our names; load it with interp.models"
         )
+    cfg = model.cfg
+    names = ("unet", "embed_mix", "embed_norm", "value_residual", "retention")
+    parts = [name for name in names if getattr(cfg, name)]
+    if cfg.exclusive != "none":
+        parts.append(f"exclusive={cfg.exclusive}")
+    if parts:
+        raise ModelError(
+            "what a head writes is not a fixed map of the token that it attends to in a model with "
+            f"{', '.join(parts)}; patch the head instead"
+        )
     tokens = list(dict.fromkeys(int(word) for word in words))
     if len(tokens) < 3:
         raise BehaviourError(f"{len(tokens)} different tokens are too few to say what is copied")

@@ -287,6 +287,8 @@ def _noised(
 ) -> tuple[Effects, int]:
     """Restore clean states in noised runs; return the mean effects and the number of full draws."""
     behaviours.check(model, behaviour)
+    if model.cfg.retention:
+        raise ModelError("a trace with noise does not run models with retention; patch instead")
     if not engine.engine_runs(model):
         raise ModelError("the model has hooks of its own, which a trace does not run; remove them")
     noise, draws, seed = drawn

@@ -151,8 +151,18 @@ def _effects(
 ) -> Effects:
     paired_runs.one_of("treatment of MLPs", asked.mlps, MLPS)
     paths, mlps = [asked.paths[i] for i in asked.reach], asked.mlps == "recomputed"
-    if not isinstance(model, GPT) or model.cfg.norm_placement != "pre":
+    if not isinstance(model, GPT):
         raise ModelError("paths are followed through the residual stream of a pre-norm GPT only")
+    if model.cfg.no_residual_sum:
+        raise ModelError(
+            "paths are followed through a residual stream that is a sum, and in this model "
+            f"{model.cfg.no_residual_sum}; patch its components instead"
+        )
+    if model.cfg.value_residual:
+        raise ModelError(
+            "paths into values are not followed in a model with value_residual; patch its "
+            "components instead"
+        )
     if not engine.engine_runs(model):
         raise ModelError("the model has hooks of its own, which paths do not run; remove them")
     if not paths:

@@ -6,11 +6,11 @@ from train.model import GPT, GPTConfig, init_gpt
 
 
 def shaken(cfg: GPTConfig, scale: float = 0.2) -> GPT:
-    """A model with biases and gains that are not 0 and 1, so that none can be lost unseen."""
+    """A model whose biases, gains and gates are not 0 and 1, so that none can be lost unseen."""
     model, draw = init_gpt(cfg, seed=0), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim < 2 or not parameter.any():
                 parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
     return model.eval()
 

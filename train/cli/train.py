@@ -8,6 +8,7 @@ import typer
 
 from train.cli.options import Json, StoreFolder, option_groups
 from train.cli.output import emit, lines, run_summary
+from train.cli.recipes import RecipeName, Settings, parsed_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,11 @@ class RecipeOptions:
 @no_type_check
 def train_command(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Recipe: planted, text-small or gpt2-124m.")
-    ],
+    recipe: RecipeName,
     store: StoreFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
     changes: RecipeOptions,
+    settings: Settings = None,
     device: Annotated[
         str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
     ] = "auto",
@@ -96,8 +96,10 @@ def train_command(
     from train import numerics, progress, recipes, trainer
     from train.data import open_store
 
+    options = asdict(changes)
+    loaded = recipes.load(recipe, parsed_settings(settings, **options))
     tokens = open_store(store)
-    resolved = recipes.resolve(recipes.by_name(recipe), tokens, **asdict(changes))
+    resolved = recipes.resolve(loaded, tokens, **options)
     # `train` knows no behaviours: whoever registered this command passes functions that make them
     # in the context.
     known = [trainer.store_tasks, *(context.obj or [])] if watch else []

@@ -82,6 +82,12 @@ def layout_of(cfg: GPTConfig) -> str:
     Raises:
         RecipeError: There is none.
     """
+    added = [name for name in cfg.added_parts if name not in ("causal", "attention")]
+    if added or cfg.retention:
+        raise RecipeError(
+            f"no Hugging Face class of gpt2 or llama computes {', '.join(added) or cfg.attention}; "
+            "the model can be opened with openbook only"
+        )
     pre = cfg.norm_placement == "pre" and cfg.causal
     if pre and (cfg.position, cfg.norm, cfg.mlp) == ("rope", "rmsnorm", "swiglu"):
         return "llama"

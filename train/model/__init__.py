@@ -7,14 +7,16 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from train.model.architecture import GPTConfig
-    from train.model.attention import Attention
+    from train.model.attention import Attention, key_hook
     from train.model.gpt import GPT, Block, init_gpt
     from train.model.hooks import Hook, HookedModule, HookPoint
     from train.model.layers import Linear, Norm
     from train.model.positional import rotate
+    from train.model.presets import PRESETS, preset
 
 __all__ = [
     "GPT",
+    "PRESETS",
     "Attention",
     "Block",
     "GPTConfig",
@@ -24,6 +26,8 @@ __all__ = [
     "Linear",
     "Norm",
     "init_gpt",
+    "key_hook",
+    "preset",
     "rotate",
 ]
 

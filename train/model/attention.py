@@ -4,6 +4,11 @@ Grouped-query attention: Ainslie et al. 2023. torch's fused kernel runs if it is
 no hooks on the scores or the pattern; otherwise the same computation is done step by step. Queries,
 keys and values come from one matrix `qkv`, whose rows are all query heads, then all key heads, then
 all value heads.
+
+The parts that a `GPTConfig` can add are in modules of their own and apply in this order: value
+residual; normalised queries and keys; rotation; sinks; removal of the own value; head gates.
+`hook_v` is the value that attention mixes (after the value residual), `hook_q` and `hook_k` are
+queries and keys before normalisation and rotation, and `hook_z` is what the output matrix reads.
 """
 
 import torch
@@ -12,64 +17,85 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.model.architecture import HEAD_GATE_WIDTH, VALUE_GATE_WIDTH, GPTConfig
+from train.model.attention_sinks import Sinks
+from train.model.exclusive_attention import OwnValueRemoval
+from train.model.head_gate import HeadGate
 from train.model.hooks import HookPoint
-from train.model.layers import Linear
+from train.model.layers import Linear, Norm
 from train.model.positional import rotate
+from train.model.value_residual import ValueResidual
 
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "Heads", "key_hook"]
 
 
-class Attention(nn.Module):
-    """Attention layer; every key-value head serves `n_heads / n_key_value_heads` query heads."""
+def key_hook(cfg: GPTConfig) -> str:
+    """Return the hook point, in a layer's `attn`, of the keys as queries meet them."""
+    if cfg.position == "rope":
+        return "hook_rot_k"
+    return "k_norm.hook_out" if cfg.qk_norm else "hook_k"
 
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        *,
-        d_head: int,
-        n_key_value_heads: int,
-        bias: bool,
-        rotary: bool,
-        causal: bool = True,
-    ) -> None:
+
+class Heads(nn.Module):
+    """The heads of a layer: what is between the matrices that make q, k, v and the output matrix.
+
+    Every key-value head serves `n_heads / n_key_value_heads` query heads.
+    """
+
+    def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
-        self.causal = causal
-        self.n_heads, self.n_key_value_heads, self.d_head = n_heads, n_key_value_heads, d_head
-        self.widths = [n_heads * d_head, n_key_value_heads * d_head, n_key_value_heads * d_head]
-        self.qkv = Linear(d_model, sum(self.widths), bias=bias)
-        self.out = Linear(n_heads * d_head, d_model, bias=bias)
+        self.causal = cfg.causal
+        self.n_heads, self.n_key_value_heads = cfg.n_heads, cfg.n_key_value_heads
+        self.d_head = cfg.d_head
+        shared = cfg.n_key_value_heads * cfg.d_head
+        self.widths = [cfg.n_heads * cfg.d_head, shared, shared]
+        self.explicit = cfg.attention == "explicit"
         self.hook_q = HookPoint()  # q, k, v, z: [batch pos head d_head]
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
-        if rotary:
+        norm = {"eps": cfg.norm_eps, "bias": False, "gain": cfg.norm_gain}
+        self.q_norm = Norm("rmsnorm", cfg.d_head, **norm) if cfg.qk_norm else None
+        self.k_norm = Norm("rmsnorm", cfg.d_head, **norm) if cfg.qk_norm else None
+        if cfg.position == "rope":
             self.hook_rot_q = HookPoint()
             self.hook_rot_k = HookPoint()
+        self.sinks = None
+        if cfg.sinks != "none":
+            self.sinks = Sinks(cfg.sinks, cfg.n_sinks, cfg.d_model, cfg.n_heads)
+            self.hook_sink_pattern = HookPoint()  # [batch head query sink]
+        self.exclusive = None
+        if cfg.exclusive != "none":
+            self.exclusive = OwnValueRemoval(cfg.n_heads, learned=cfg.exclusive == "learned")
+        self.head_gate = None
+        if cfg.head_gate:
+            self.head_gate = HeadGate(min(HEAD_GATE_WIDTH, cfg.d_model), cfg.n_heads)
         self.hook_attn_scores = HookPoint()  # [batch head query key], the future at -3.4e38
         self.hook_pattern = HookPoint()
         self.hook_z = HookPoint()
-        self.hook_result = HookPoint()  # [batch pos head d_model], before the bias
 
-    def forward(
+    def turned(
         self,
-        x: Float[Tensor, "batch pos d_model"],
-        rotation: tuple[Tensor, Tensor] | None = None,
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """Mix values over the positions up to each position (causal), or over all positions."""
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q = self.hook_q(q.unflatten(-1, (self.n_heads, self.d_head)))
-        k = self.hook_k(k.unflatten(-1, (self.n_key_value_heads, self.d_head)))
-        v = self.hook_v(v.unflatten(-1, (self.n_key_value_heads, self.d_head)))
+        q: Float[Tensor, "batch query head d_head"],
+        k: Float[Tensor, "batch key kv_head d_head"],
+        rotation: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise and rotate queries and keys, each if the architecture says so."""
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q = self.hook_rot_q(rotate(q, *rotation))
             k = self.hook_rot_k(rotate(k, *rotation))
-        z = self.hook_z(self._mix(q, k, v))
-        if self.hook_result.hooked:
-            return self._sum_of_heads(z)
-        return self.out(z.flatten(-2))
+        return q, k
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sink_kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Return the values that each query attends to, weighted; q and k are `turned`."""
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.n_key_value_heads < self.n_heads:
             shared_by = self.n_heads // self.n_key_value_heads
@@ -78,13 +104,31 @@ class Attention(nn.Module):
         # 64 positions take 15.2 ms on one core, the explicit computation 2.5 ms (the fastest of 20
         # runs each; for whole training steps see benchmarks/attention_cpu.py).
         slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-        if slow or self.hook_attn_scores.hooked or self.hook_pattern.hooked:
-            return self.explicit_attention(q, k, v).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return mixed.transpose(1, 2)
+        hooked = self.hook_attn_scores.hooked or self.hook_pattern.hooked
+        hooked |= self.sinks is not None and self.hook_sink_pattern.hooked
+        if self.explicit or slow or hooked:
+            return self.explicit_attention(q, k, v, sink_kv).transpose(1, 2)
+        if self.sinks is None:
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            return mixed.transpose(1, 2)
+        assert sink_kv is not None
+        sink_k, sink_v, added = self._sinks_for(sink_kv, q)
+        n_pos, n_sinks = q.shape[2], sink_k.shape[2]
+        mask = q.new_zeros(self.n_heads, n_pos, n_sinks + n_pos)
+        mask[..., :n_sinks] = added[:, None]
+        if self.causal:
+            future = torch.full((n_pos, n_pos), -torch.inf, device=q.device, dtype=q.dtype).triu(1)
+            mask[..., n_sinks:] = future
+        k = torch.cat([sink_k.expand(len(q), -1, -1, -1), k], dim=2)
+        v = torch.cat([sink_v.expand(len(q), -1, -1, -1), v], dim=2)
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
     def explicit_attention(
-        self, q: Tensor, k: Tensor, v: Tensor
+        self,
+        q: Float[Tensor, "batch head pos d_head"],
+        k: Float[Tensor, "batch head pos d_head"],
+        v: Float[Tensor, "batch head pos d_head"],
+        sink_kv: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch head pos d_head"]:
         # pattern = softmax(q k^T / sqrt(d_head) + future), where `future` is 0 unless causal.
         n_pos, shape = q.shape[2], q.shape[:2]
@@ -92,11 +136,117 @@ class Attention(nn.Module):
         lowest = torch.finfo(q.dtype).min
         hidden = lowest if self.causal else 0.0
         future = torch.full((n_pos, n_pos), hidden, dtype=q.dtype, device=q.device).triu(1)
-        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=self.d_head**-0.5)
+        wide = [one.flatten(0, 1) for one in (q, k, v)]
+        scores = torch.baddbmm(future, wide[0], wide[1].transpose(1, 2), alpha=self.d_head**-0.5)
         scores = self.hook_attn_scores(scores.unflatten(0, shape))
-        pattern = self.hook_pattern(scores.softmax(dim=-1)).to(v.dtype)
-        return (pattern.flatten(0, 1) @ v).unflatten(0, shape)
+        if sink_kv is None:
+            pattern = self.hook_pattern(scores.softmax(dim=-1)).to(v.dtype)
+            return (pattern.flatten(0, 1) @ wide[2]).unflatten(0, shape)
+        sink_k, sink_v, added = self._sinks_for(sink_kv, q)
+        n_sinks = sink_k.shape[2]
+        of_sinks = q @ sink_k.transpose(-1, -2) * self.d_head**-0.5 + added[:, None]
+        both = torch.cat([of_sinks.to(scores.dtype), scores], dim=-1).softmax(dim=-1)
+        pattern = self.hook_pattern(both[..., n_sinks:]).to(v.dtype)
+        from_sinks = self.hook_sink_pattern(both[..., :n_sinks]).to(v.dtype)
+        return (pattern.flatten(0, 1) @ wide[2]).unflatten(0, shape) + from_sinks @ sink_v
+
+    def _sinks_for(
+        self, sink_kv: tuple[Tensor, Tensor], like: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return keys and values [batch head sink d_head] and added scores [head sink]."""
+        assert self.sinks is not None
+        shared_by = self.n_heads // self.n_key_value_heads
+        k, v = (
+            one.to(like.dtype).transpose(1, 2).repeat_interleave(shared_by, dim=1)
+            for one in sink_kv
+        )
+        return k, v, self.sinks.scores(self.n_heads).to(like.dtype)
+
+    def after_mixing(
+        self,
+        y: Float[Tensor, "batch pos head d_head"],
+        v: Float[Tensor, "batch pos kv_head d_head"],
+        x: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Remove each head's own value and apply its gate, each if the architecture says so.
+
+        `v` and the layer's normed input `x` are at the positions of `y`.
+        """
+        if self.exclusive is not None:
+            own = v.repeat_interleave(self.n_heads // self.n_key_value_heads, dim=2)
+            y = self.exclusive(y, own)
+        return y if self.head_gate is None else y * self.head_gate(x)[..., None]
+
+
+class Attention(Heads):
+    """Attention layer with weights of its own."""
+
+    def __init__(self, cfg: GPTConfig, *, embedding_values: bool = False) -> None:
+        super().__init__(cfg)
+        self.qkv = Linear(cfg.d_model, sum(self.widths), bias=cfg.bias)
+        self.out = Linear(cfg.n_heads * cfg.d_head, cfg.d_model, bias=cfg.bias)
+        self.value_residual = None
+        if embedding_values:
+            width = min(VALUE_GATE_WIDTH, cfg.d_model)
+            self.value_residual = ValueResidual(
+                cfg.d_model, cfg.n_key_value_heads, cfg.d_head, width
+            )
+        self.hook_result = HookPoint()  # [batch pos head d_model], before the bias
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        rotation: tuple[Tensor, Tensor] | None = None,
+        x0: Float[Tensor, "batch pos d_model"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Mix values over the positions up to each position (causal), or over all positions.
+
+        `x0` is the embedding that entered the first layer; value residuals read it.
+        """
+        whole = self.qkv(x if self.sinks is None else self.sinks.before(x))
+        q, k, v = whole.split(self.widths, dim=-1)
+        k, v = (one.unflatten(-1, (-1, self.d_head)) for one in (k, v))
+        n_sinks = whole.shape[1] - x.shape[1]
+        sink_kv = self._of_sinks(k[:, :n_sinks], v[:, :n_sinks])
+        q = self.hook_q(q[:, n_sinks:].unflatten(-1, (-1, self.d_head)))
+        k = self.hook_k(k[:, n_sinks:])
+        v = self.hook_v(self.with_residual(v[:, n_sinks:], x, x0))
+        q, k = self.turned(q, k, rotation)
+        z = self.hook_z(self.after_mixing(self.mix(q, k, v, sink_kv), v, x))
+        if self.hook_result.hooked:
+            return self._sum_of_heads(z)
+        return self.out(z.flatten(-2))
+
+    def with_residual(
+        self,
+        v: Float[Tensor, "batch pos kv_head d_head"],
+        x: Float[Tensor, "batch pos d_model"],
+        x0: Float[Tensor, "batch pos d_model"] | None,
+    ) -> Float[Tensor, "batch pos kv_head d_head"]:
+        """Return the values that are mixed: `v`, plus the value residual if the layer has one."""
+        if self.value_residual is None:
+            return v
+        assert x0 is not None
+        return v + self.value_residual(x, x0)
+
+    def sink_kv(self) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values of the sinks, [1 sink kv_head d_head]; None without sinks."""
+        if self.sinks is None:
+            return None
+        none = self.qkv.weight.new_zeros(1, 0, self.qkv.in_features)
+        _, k, v = self.qkv(self.sinks.before(none)).split(self.widths, dim=-1)
+        return self._of_sinks(*(one.unflatten(-1, (-1, self.d_head)) for one in (k, v)))
+
+    def _of_sinks(
+        self, k: Float[Tensor, "batch sink kv_head d_head"], v: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the sinks' keys, normalised if the architecture says so, and values."""
+        if self.sinks is None:
+            return None
+        if not self.sinks.learned:
+            zero = k.new_zeros(1, 1, *k.shape[2:])
+            return zero, zero
+        return k if self.k_norm is None else self.k_norm.normalised(k), v
 
     def _sum_of_heads(self, z: Tensor) -> Float[Tensor, "batch pos d_model"]:
         result = einsum(

@@ -11,7 +11,7 @@ multiplies the token embedding by sqrt(d_model) instead.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,32 +25,46 @@ from train.model.attention import Attention
 from train.model.hooks import HookedModule, HookPoint
 from train.model.layers import MLP, Linear, Norm, Table
 from train.model.positional import Rotary, sinusoids
-from train.model.transformer_lens_names import StackedWeights, lens_names
+from train.model.retention import AttentionFree, Retention, RetentionAttention, swapped
+from train.model.shared_weights import share_weights
+from train.model.skips import Entry
+from train.model.transformer_lens_names import StackedWeights, lens_names, loop_names
 
 
 __all__ = ["GPT", "Block", "GPTConfig", "init_gpt"]
 
+START_AT_ZERO = ("head_gate.weight", "value_gate.weight")
+
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each read from and added to the residual stream."""
+    """One layer: attention, then MLP, each read from and added to the residual stream.
 
-    def __init__(self, cfg: GPTConfig) -> None:
+    With retention, passes of attention-free attention come first, and `hook_resid_pre` is the
+    stream before them.
+
+    Args:
+        index: Number of the block in the forward pass; with loops, several blocks are passes of one
+            layer (`GPTConfig.layer_of`).
+    """
+
+    def __init__(self, cfg: GPTConfig, index: int) -> None:
         super().__init__()
         self.pre = cfg.norm_placement == "pre"
+        self.entry = None
+        if cfg.embed_mix or cfg.skip_source(index) is not None:
+            self.entry = Entry(skip=cfg.skip_source(index) is not None, mix=cfg.embed_mix)
         self.hook_resid_pre = HookPoint()
-        self.ln1 = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
-        self.attn = Attention(
-            cfg.d_model,
-            cfg.n_heads,
-            d_head=cfg.d_head,
-            n_key_value_heads=cfg.n_key_value_heads,
-            bias=cfg.bias,
-            rotary=cfg.position == "rope",
-            causal=cfg.causal,
-        )
+        self.ln1 = _norm(cfg)
+        if cfg.retention:
+            self.retention = Retention(cfg)
+            self.aft = nn.ModuleList(AttentionFree(cfg) for _ in range(cfg.aft_passes))
+            self.attn = cast("Attention", RetentionAttention(cfg))
+        else:
+            adds = cfg.adds_embedding_values(cfg.layer_of(index))
+            self.attn = Attention(cfg, embedding_values=adds)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint()
-        self.ln2 = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
+        self.ln2 = _norm(cfg)
         self.mlp = MLP(cfg.mlp, cfg.d_model, cfg.d_mlp, bias=cfg.bias)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
@@ -59,16 +73,33 @@ class Block(nn.Module):
         self,
         resid: Float[Tensor, "batch pos d_model"],
         rotation: tuple[Tensor, Tensor] | None = None,
+        x0: Float[Tensor, "batch pos d_model"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Return the residual stream after this layer."""
+        """Return the residual stream after this layer.
+
+        Args:
+            resid: The stream that the layer reads: what `GPT.enter` returns.
+            x0: The embedding that entered the first layer; value residuals read it.
+        """
         resid = self.hook_resid_pre(resid)
-        if self.pre:
-            attended = self.hook_attn_out(self.attn(self.ln1(resid), rotation))
-            resid = self.hook_resid_mid(resid + attended)
-            return self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
-        attended = self.hook_attn_out(self.attn(resid, rotation))
-        resid = self.hook_resid_mid(self.ln1(resid + attended))
-        return self.hook_resid_post(self.ln2(resid + self.hook_mlp_out(self.mlp(resid))))
+        if not self.pre:
+            attended = self.hook_attn_out(self.attn(resid, rotation))
+            resid = self.hook_resid_mid(self.ln1(resid + attended))
+            return self.hook_resid_post(self.ln2(resid + self.hook_mlp_out(self.mlp(resid))))
+        if isinstance(self.attn, RetentionAttention):
+            weights, other = self.retention(resid)
+            for one in self.aft:
+                resid = resid + one(resid, weights)
+                weights, other = swapped(weights, other)
+            attended = self.attn(self.ln1(resid), weights, rotation)
+        else:
+            attended = self.attn(self.ln1(resid), rotation, x0)
+        resid = self.hook_resid_mid(resid + self.hook_attn_out(attended))
+        return self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
+
+
+def _norm(cfg: GPTConfig) -> Norm:
+    return Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias, gain=cfg.norm_gain)
 
 
 class GPT(StackedWeights, HookedModule):
@@ -102,15 +133,20 @@ class GPT(StackedWeights, HookedModule):
             self.hook_pos_embed = HookPoint()
         if cfg.position == "rope":
             self.rotary = Rotary(cfg.n_ctx, cfg.d_head, theta=cfg.rope_theta)
+        if cfg.embed_norm:
+            self.ln_embed = _norm(cfg)
         # A ModuleList does not declare the type of its items.
-        layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        layers = nn.ModuleList(Block(cfg, index) for index in range(cfg.n_layers))
         self.blocks = cast("Sequence[Block]", layers)
+        share_weights(self, cfg)
         if cfg.norm_placement == "pre":
-            self.ln_final = Norm(cfg.norm, cfg.d_model, eps=cfg.norm_eps, bias=cfg.bias)
+            self.ln_final = _norm(cfg)
         if not cfg.tie:
             self.unembed = Linear(cfg.d_model, cfg.rows, bias=False)
         self.hook_unembed = HookPoint()  # the logits
         self.name_hook_points(lens_names(cfg))
+        if cfg.loop_layers:
+            self.name_hook_points({**lens_names(cfg), **loop_names(cfg, self.hook_dict)})
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits of the next token at every position.
@@ -118,13 +154,51 @@ class GPT(StackedWeights, HookedModule):
         Raises:
             TrainError: There are more positions than the context has.
         """
-        resid, rotation = self.embed_tokens(tokens), self.rotation(tokens.shape[1])
-        for block in self.blocks:
-            resid = block(resid, rotation)
-        return self.to_logits(resid)
+        return self.to_logits(self.run_blocks(self.embed_tokens(tokens)))
 
-    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """Return the residual stream that enters layer 0: embedding plus position.
+    def run_blocks(
+        self, x0: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Return the last residual stream, given the one that enters layer 0."""
+        rotation = self.rotation(x0.shape[1])
+        needed = {self.cfg.skip_source(index) for index in range(self.cfg.n_layers)}
+        outputs: dict[int, Tensor] = {}
+        resid = x0
+        for index, block in enumerate(self.blocks):
+            resid = block(self.enter(index, resid, x0, outputs), rotation, x0)
+            if index in needed:
+                outputs[index] = resid
+        return resid
+
+    def enter(
+        self,
+        index: int,
+        resid: Float[Tensor, "*batch pos d_model"],
+        x0: Float[Tensor, "*prompts pos d_model"],
+        outputs: Mapping[int, Tensor],
+    ) -> Float[Tensor, "*batch pos d_model"]:
+        """Return the stream that block `index` reads: `resid` with U-Net skip and embedding mix.
+
+        Args:
+            resid: Output of the block before.
+            x0: The stream that entered layer 0.
+            outputs: Outputs of the earlier blocks that a later one adds, by block.
+        """
+        entry = self.blocks[index].entry
+        if entry is None:
+            return resid
+        source = self.cfg.skip_source(index)
+        return entry(resid, x0, None if source is None else outputs[source])
+
+    def embed_tokens(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        added: Float[Tensor, "batch pos d_model"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Return the stream that enters layer 0: embedding plus position, maybe normalised.
+
+        `added` is added to the embedding, as noise.
 
         Raises:
             TrainError: There are more positions than the context has.
@@ -137,7 +211,8 @@ class GPT(StackedWeights, HookedModule):
         resid = self.hook_embed(self.embed(tokens))
         if self.cfg.position in ("learned", "sinusoidal"):
             resid = resid + self.hook_pos_embed(self.W_pos[:n_pos].expand_as(resid))
-        return resid
+        resid = resid if added is None else resid + added
+        return self.ln_embed(resid) if self.cfg.embed_norm else resid
 
     def rotation(self, n_pos: int) -> tuple[Tensor, Tensor] | None:
         """Return the cosines and sines with which blocks rotate queries and keys.
@@ -260,7 +335,7 @@ def init_gpt(cfg: GPTConfig, seed: int) -> GPT:
     Each parameter is drawn from its own generator, keyed by seed and name, so adding a layer or
     padding the vocabulary does not change the other draws. Matrices and tables are normal with
     standard deviation `init_std`; the output projections are smaller by sqrt(2 n_layers), as in
-    GPT-2.
+    GPT-2. The weights of gates are 0.
 
     Examples:
         >>> from train.model import GPTConfig, init_gpt
@@ -270,7 +345,7 @@ def init_gpt(cfg: GPTConfig, seed: int) -> GPT:
     """
     model = GPT(cfg)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
+        if parameter.ndim == 2 and not name.endswith(START_AT_ZERO):
             rows = cfg.d_vocab if name in ("embed.weight", "unembed.weight") else len(parameter)
             parameter[:rows] = _first(cfg, name, (rows, parameter.shape[1]), seed)
     return model
@@ -282,7 +357,7 @@ def _first(cfg: GPTConfig, name: str, shape: tuple[int, int], seed: int) -> Tens
         std = cfg.position_init_scale
         if cfg.position_init == "sinusoids":
             return std * sinusoids(cfg.n_ctx, cfg.d_model, base=float(cfg.n_ctx))
-    if name.endswith(("attn.out.weight", "mlp.down.weight")):
+    if name.endswith(("attn.out.weight", "retention.out.weight", "mlp.down.weight")):
         std = std / (2 * cfg.n_layers) ** 0.5
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
     generator = torch.Generator().manual_seed(key)

@@ -82,12 +82,13 @@ class MLP(nn.Module):
 class Norm(nn.Module):
     """Normalisation: `kind` is "layernorm", "rmsnorm" or "none"; only layernorm can have a bias."""
 
-    def __init__(self, kind: str, width: int, *, eps: float, bias: bool) -> None:
+    def __init__(self, kind: str, width: int, *, eps: float, bias: bool, gain: bool = True) -> None:
         super().__init__()
         self.kind = kind
         self.centred = kind == "layernorm"
         self.eps = eps
-        self.weight = None if kind == "none" else nn.Parameter(torch.ones(width))
+        self.width = width
+        self.weight = nn.Parameter(torch.ones(width)) if gain and kind != "none" else None
         self.bias = nn.Parameter(torch.zeros(width)) if bias and self.centred else None
         self.hook_in = HookPoint()
         if kind != "none":
@@ -98,21 +99,24 @@ class Norm(nn.Module):
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalise the last axis."""
         x = self.hook_in(x)
-        if self.weight is None:
-            return self.hook_out(x)
-        if self.hook_scale.hooked or self.hook_normalized.hooked:
-            return self.hook_out(self._explicit(x, self.weight))
-        if self.centred:
-            return self.hook_out(
-                functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-            )
-        return self.hook_out(functional.rms_norm(x, self.weight.shape, self.weight, self.eps))
+        if self.kind != "none" and (self.hook_scale.hooked or self.hook_normalized.hooked):
+            return self.hook_out(self._explicit(x))
+        return self.hook_out(self.normalised(x))
 
-    def _explicit(self, x: Tensor, gain: Tensor) -> Tensor:
+    def normalised(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Normalise the last axis without passing the hook points."""
+        if self.kind == "none":
+            return x
+        if self.centred:
+            return functional.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
+        return functional.rms_norm(x, (self.width,), self.weight, self.eps)
+
+    def _explicit(self, x: Tensor) -> Tensor:
         # At least fp32, as in the fused kernels: squares lose too much precision in bf16.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.centred:
             wide = wide - wide.mean(-1, keepdim=True)
         scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        out = self.hook_normalized(wide / scale) * gain
+        out = self.hook_normalized(wide / scale)
+        out = out if self.weight is None else out * self.weight
         return (out if self.bias is None else out + self.bias).to(x.dtype)

@@ -10,7 +10,7 @@ for which both reading *and replacing* mean the same are listed. `attn.q.hook_in
 would change the input of the queries alone, which one fused `qkv` matrix cannot do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from train.model.architecture import GPTConfig
 
 
-__all__ = ["StackedWeights", "lens_names"]
+__all__ = ["StackedWeights", "lens_names", "loop_names"]
 
 
 def lens_names(cfg: GPTConfig) -> dict[str, str]:
@@ -57,6 +57,20 @@ def lens_names(cfg: GPTConfig) -> dict[str, str]:
     for layer in range(cfg.n_layers):
         block = f"blocks.{layer}."
         names |= {block + theirs: block + ours for theirs, ours in in_block.items()}
+    return names
+
+
+def loop_names(cfg: GPTConfig, own: Iterable[str]) -> dict[str, str]:
+    """Return a mapping from names by layer and pass, as `layers.2.pass.1.hook_resid_pre`, to ours.
+
+    Block i of the forward pass is layer `layer_of(i)` in pass `pass_of(i)` of a loop.
+    """
+    names = {}
+    for name in own:
+        if name.startswith("blocks."):
+            _, block, rest = name.split(".", 2)
+            layer, number = cfg.layer_of(int(block)), cfg.pass_of(int(block))
+            names[f"layers.{layer}.pass.{number}.{rest}"] = name
     return names
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.components import SITES, Component
 from train import numerics
-from train.model import GPT, Block, HookPoint
+from train.model import GPT, Block, HookPoint, key_hook
 from train.short_repr import short_repr
 
 
@@ -35,6 +35,7 @@ __all__ = [
 # that after attention, or that after the layer.
 ATTENTION = ("head", "q", "k", "v", "pattern", "attn")
 MLP = ("neuron", "mlp")
+GATES = "attn.head_gate.hook_gate"
 # Numbers per block of `_Shelf`. In fp32 these are 64 MB, above the 32 MB from which on the C
 # library maps every allocation into pages of its own.
 BLOCK = 1 << 24
@@ -49,12 +50,15 @@ class BaseRun:
         cache: Activations by hook name.
         final: Residual stream after the last layer, at every position.
         shared: Number of leading positions at which source and base run are known to be equal.
+        embedding: The stream that entered layer 0, which later layers read again if the
+            architecture has value residuals or mixes, else None; no patch changes it.
     """
 
     model: GPT
     cache: Mapping[str, Tensor]
     final: Float[Tensor, "prompt pos d_model"]
     shared: int
+    embedding: Float[Tensor, "prompt pos d_model"] | None
 
     __repr__ = short_repr
 
@@ -87,6 +91,35 @@ class BaseRun:
         """Return the keys as attention uses them, that is, rotated if the model uses RoPE."""
         return self.cache[_keys(self.model, layer)]
 
+    def gates(self, layer: int) -> Float[Tensor, "prompt pos head"] | None:
+        """Return the gates of a layer's heads; None if it has none."""
+        return self.cache.get(f"blocks.{layer}.{GATES}")
+
+    def embedded(self, positions: Sequence[int]) -> Float[Tensor, "prompt at d_model"]:
+        """Return the stream that entered layer 0 at some positions."""
+        assert self.embedding is not None
+        return self.embedding[:, list(positions)]
+
+    def entered(
+        self,
+        layer: int,
+        resid: Float[Tensor, "*batch prompt at d_model"],
+        outputs: Mapping[int, Tensor],
+        positions: Sequence[int],
+    ) -> Float[Tensor, "*batch prompt at d_model"]:
+        """Return the stream that a layer reads, given the output of the layer before.
+
+        The two differ in architectures with U-Net skips or mixes. `outputs` are the outputs of
+        earlier layers in the same patched runs; missing ones are those of the base run.
+        """
+        if self.block(layer).entry is None:
+            return resid
+        source, at = self.model.cfg.skip_source(layer), list(positions)
+        if source is not None and source not in outputs:
+            outputs = {source: self.at(source, "resid_post")[:, at]}
+        x0 = resid if self.embedding is None else self.embedding[:, at]
+        return self.model.enter(layer, resid, x0, outputs)
+
 
 def make(
     model: GPT,
@@ -100,7 +133,7 @@ def make(
     """Run the model once, without unembedding, and keep the activations that `patches` need."""
     names = sorted({*hooks_needed(model, patches), *also_kept})
     found = activations(model, tokens, names, added=added)
-    return BaseRun(model, found, found.pop("final"), shared)
+    return BaseRun(model, found, found.pop("final"), shared, found.pop("embedding", None))
 
 
 def activations(
@@ -112,7 +145,8 @@ def activations(
 ) -> dict[str, Tensor]:
     """Return activations by hook name, and the last residual stream as `final`.
 
-    No logits are computed. `added` is added to the embeddings; causal tracing passes its noise.
+    If layers read the embedding again, it is in the result as `embedding`. No logits are computed.
+    `added` is added to the embeddings; causal tracing passes its noise.
 
     Examples:
         >>> found = engine.activations(model, ioi.clean, ["blocks.0.attn.hook_z"])
@@ -127,11 +161,11 @@ def activations(
 
     tokens = tokens.to(model.device)
     with model.hooks([(name, keep) for name in names]):
-        resid, rotation = model.embed_tokens(tokens), model.rotation(tokens.shape[1])
-        resid = resid if added is None else resid + added
-        for block in model.blocks:
-            resid = block(resid, rotation)
-    return {**found, "final": resid}
+        embedding = model.embed_tokens(tokens, added=added)
+        final = model.run_blocks(embedding)
+    if model.cfg.reads_embedding:
+        found["embedding"] = embedding
+    return {**found, "final": final}
 
 
 class _Shelf:
@@ -165,8 +199,13 @@ def hooks_needed(model: GPT, patches: Sequence[Sequence[Component]]) -> list[str
     names = {place.hook for place in places}
     for layer in range(lowest, model.cfg.n_layers):
         names |= {_keys(model, layer), f"blocks.{layer}.{SITES['v']}"}
+    # Outputs that a U-Net adds again: patched runs that start later take them from the base run.
+    sources = {model.cfg.skip_source(layer) for layer in range(lowest, model.cfg.n_layers)}
+    names |= {f"blocks.{layer}.hook_resid_post" for layer in sources if layer is not None}
     for place in places:
         names |= {f"blocks.{place.layer}.{SITES[site]}" for site in _beside(model, place.site)}
+        if place.site in ("q", "k", "v", "pattern") and model.cfg.head_gate:
+            names.add(f"blocks.{place.layer}.{GATES}")
     return sorted(names)
 
 
@@ -182,8 +221,7 @@ def _beside(model: GPT, site: str) -> tuple[str, ...]:
 
 
 def _keys(model: GPT, layer: int) -> str:
-    name = "hook_rot_k" if model.cfg.position == "rope" else "hook_k"
-    return f"blocks.{layer}.attn.{name}"
+    return f"blocks.{layer}.attn.{key_hook(model.cfg)}"
 
 
 @cache

@@ -12,6 +12,7 @@ exact residual stream at `positions`; at all positions before `first` the run eq
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -21,14 +22,19 @@ from torch.nn import functional
 from interp.components import Component
 from interp.patching.engine.base_run import BaseRun
 from interp.patching.engine.patched_attention import (
+    Sinks,
     attention_mask,
     attention_output,
+    final_output,
+    mixed,
     pattern,
     prepend_base,
+    sinks_of,
     to_query_heads,
+    turned,
 )
 from interp.patching.engine.patched_layer import MID, PRE, Start, replace, replace_pattern
-from train.model import Attention, Block, rotate
+from train.model import Attention, Block
 
 
 __all__ = ["finish"]
@@ -46,6 +52,7 @@ def finish(
     for layer in range(min(one.layer for one in starts), base.n_layers):
         last = layer == base.n_layers - 1
         for segment in every:
+            segment.enter(layer)
             segment.join(layer, PRE)
             segment.resid = segment.replace(segment.resid, layer, "resid_pre", segment.positions)
         _attend(base, [segment for segment in every if segment.rows], layer, last=last)
@@ -58,6 +65,7 @@ def finish(
         _run_mlp(base.block(layer), active, layer)
         for segment in every:
             segment.resid = segment.replace(segment.resid, layer, "resid_post", segment.positions)
+            segment.keep_output(layer)
     found = base.final[:, list(reads)].expand(len(starts), -1, -1, -1).clone()
     for segment in segments.values():
         segment.join(base.n_layers, PRE)
@@ -84,12 +92,16 @@ class _Segment:
         positions: Positions that `resid` holds.
         rows: Indices in `starts` of the runs that have joined, in the order of `resid`.
         resid: Residual streams of those runs, [patch prompt pos d_model].
+        outputs: Outputs of earlier layers that a U-Net adds again, by layer, as `resid`.
     """
 
     def __init__(
         self, base: BaseRun, starts: Sequence[Start], first: int, reads: list[int]
     ) -> None:
-        self.starts, self.first = starts, first
+        self.base, self.starts, self.first = base, starts, first
+        sources = {base.model.cfg.skip_source(layer) for layer in range(base.n_layers)}
+        self.sources = sorted(layer for layer in sources if layer is not None)
+        self.outputs: dict[int, Tensor] = {}
         self.waiting = [i for i, one in enumerate(starts) if one.first == first]
         self.reads = sorted({pos for pos in reads if pos >= first})
         self.positions = list(range(first, base.n_pos))
@@ -108,14 +120,38 @@ class _Segment:
         if not here:
             return
         at = [pos - self.first for pos in self.positions]
-        new = torch.stack([self.starts[i].resid for i in here])
-        new = new if len(at) == new.shape[2] else new[:, :, at]
-        self.resid = torch.cat([self.resid, new]) if self.rows else new
+        self.resid = self._with([self.starts[i].resid for i in here], self.resid, at)
+        for source in self.sources:
+            if source < layer:
+                kept = [self._output(i, source) for i in here]
+                self.outputs[source] = self._with(kept, self.outputs.get(source), at)
         self.rows += here
         self.waiting = [i for i in self.waiting if i not in here]
 
+    def _with(self, new: list[Tensor], before: Tensor | None, at: list[int]) -> Tensor:
+        """Append the values of runs that join, at the positions `at` of the segment."""
+        rows = torch.stack(new)
+        rows = rows if len(at) == rows.shape[2] else rows[:, :, at]
+        return torch.cat([before, rows]) if self.rows and before is not None else rows
+
+    def _output(self, i: int, layer: int) -> Float[Tensor, "prompt pos d_model"]:
+        """Return the output of an earlier layer in a run that joins now."""
+        changed = self.starts[i].outputs.get(layer)
+        return self.base.at(layer, "resid_post")[:, self.first :] if changed is None else changed
+
+    def enter(self, layer: int) -> None:
+        """Take the runs that have joined from the output of the layer before into this layer."""
+        if self.rows:
+            self.resid = self.base.entered(layer, self.resid, self.outputs, self.positions)
+
+    def keep_output(self, layer: int) -> None:
+        """Keep the output of a layer, if a U-Net adds it again."""
+        if layer in self.sources and self.rows:
+            self.outputs[layer] = self.resid
+
     def only_reads(self) -> None:
-        """Drop every position that no metric reads."""
+        """Drop every position that no metric reads, in the last layer."""
+        self.sources, self.outputs = [], {}  # no layer follows that would add them
         if self.positions != self.reads:
             kept = [self.positions.index(pos) for pos in self.reads]
             self.resid, self.positions = self.resid[:, :, kept], self.reads
@@ -142,16 +178,22 @@ def _attend(base: BaseRun, segments: list[_Segment], layer: int, *, last: bool) 
         return
     block = base.block(layer)
     attn, rotation = block.attn, base.model.rotation(base.n_pos)
+    sinks = sinks_of(attn)
     normed = [block.ln1(one.resid) if block.pre else one.resid for one in segments]
     queries = [
         _kept(one, x, one.reads) if last else x for one, x in zip(segments, normed, strict=True)
     ]
     q, k, v = _projected(attn, queries, normed, last)
-    mixed = [
-        _attention_of(base, one, layer, wired, one.reads if last else one.positions, rotation)
-        for one, *wired in zip(segments, q, k, v, strict=True)
+    if attn.value_residual is not None:
+        v = [
+            value + attn.value_residual(x, base.embedded(one.positions))
+            for one, value, x in zip(segments, v, normed, strict=True)
+        ]
+    outputs = [
+        _attention_of(base, one, layer, _Wired(*wired, sinks, rotation))
+        for one, wired in zip(segments, zip(queries, q, k, v, strict=True), strict=True)
     ]
-    written = _together(lambda z: attn.out(z), [z.flatten(-2) for z in mixed])
+    written = _together(lambda z: attn.out(z), [z.flatten(-2) for z in outputs])
     for segment, out in zip(segments, written, strict=True):
         if last:
             segment.only_reads()
@@ -186,46 +228,58 @@ def _projected(
     return q, k, v
 
 
+@dataclass(frozen=True, eq=False)
+class _Wired:
+    """What one segment's attention reads: its normed input at the queries, and q, k and v of it."""
+
+    x: Float[Tensor, "patch prompt query d_model"]
+    q: Float[Tensor, "patch prompt query head d_head"]
+    k: Float[Tensor, "patch prompt pos kv_head d_head"]
+    v: Float[Tensor, "patch prompt pos kv_head d_head"]
+    sinks: Sinks | None
+    rotation: tuple[Tensor, Tensor] | None
+
+    def angles(self, positions: list[int]) -> tuple[Tensor, Tensor] | None:
+        """Return cosines and sines of some positions."""
+        if self.rotation is None:
+            return None
+        cos, sin = (one[positions] for one in self.rotation)
+        return cos, sin
+
+
 def _attention_of(
-    base: BaseRun,
-    segment: _Segment,
-    layer: int,
-    wired: Sequence[Tensor],
-    queried: list[int],
-    rotation: tuple[Tensor, Tensor] | None,
+    base: BaseRun, segment: _Segment, layer: int, wired: _Wired
 ) -> Float[Tensor, "patch prompt query head d_head"]:
     """Return z of one segment, with the patches of its runs inside attention applied.
 
-    The order is that of the model: queries, keys and values before rotation, then patterns (z of
-    the head is recomputed as pattern @ v), then z itself.
+    The order is that of the model: queries, keys and values before rotation, then patterns (the
+    head's output is recomputed as pattern @ v), then z itself.
     """
-    attn = base.block(layer).attn
-    at = {"q": queried, "k": segment.positions, "v": segment.positions}
-    q, k, v = (segment.replace(x, layer, site, at[site]) for x, site in zip(wired, at, strict=True))
-    if rotation is not None:
-        q, k = _rotated(q, rotation, queried), _rotated(k, rotation, segment.positions)
+    attn, last = base.block(layer).attn, layer == base.n_layers - 1
+    queried, here = segment.reads if last else segment.positions, segment.positions
+    q = segment.replace(wired.q, layer, "q", queried)
+    k, v = (segment.replace(getattr(wired, site), layer, site, here) for site in "kv")
+    q = turned(attn, q, "q", wired.angles(queried))
+    k = turned(attn, k, "k", wired.angles(here))
     k = prepend_base(base.keys(layer)[:, : segment.first], k)
     v = prepend_base(base.at(layer, "v")[:, : segment.first], v)
     # k and v now cover positions 0 to n_pos - 1: before `first` the base run's, then the run's own.
     mask = attention_mask(queried, base.n_pos, causal=attn.causal, like=q)
-    z = attention_output(q, k, v, mask)
+    z = attention_output(q, k, v, mask, wired.sinks)
     for i, places in segment.asking(layer, "pattern"):
-        attended = pattern(q[i], k[i], mask)
+        attended, of_sinks = pattern(q[i], k[i], mask, wired.sinks)
         values = to_query_heads(v[i], attn.n_heads)
         for place in places:
             mine = attended[:, place.head]
             replace_pattern(mine, place, segment.starts[segment.rows[i]].source, queried)
-            z[i, :, :, place.head] = mine @ values[:, :, place.head]
+        again = mixed(attended, values, of_sinks, wired.sinks)
+        heads = sorted({place.head for place in places if place.head is not None})
+        z[i, :, :, heads] = again[:, :, heads]
+    if attn.exclusive is not None or attn.head_gate is not None:
+        own = to_query_heads(v[:, :, queried], attn.n_heads)
+        gates = None if attn.head_gate is None else attn.head_gate(wired.x)
+        z = final_output(attn, z, own, gates)
     return segment.replace(z, layer, "head", queried)
-
-
-def _rotated(
-    x: Float[Tensor, "patch prompt pos head d_head"],
-    rotation: tuple[Tensor, Tensor],
-    positions: list[int],
-) -> Float[Tensor, "patch prompt pos head d_head"]:
-    cos, sin = (one[positions] for one in rotation)
-    return rotate(x.flatten(0, 1), cos, sin).unflatten(0, x.shape[:2])
 
 
 def _run_mlp(block: Block, segments: list[_Segment], layer: int) -> None:

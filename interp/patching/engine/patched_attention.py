@@ -8,10 +8,14 @@ and the same for v. The query at position p attends to all keys at positions <= 
 In a bidirectional model `first` is 0 and every query attends to every key.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+from train.model import Attention, rotate
 
 
 # Up to this many keys, attention on a CPU is written out as matrix products. The fused kernel of
@@ -19,7 +23,69 @@ from torch.nn import functional
 # 58 ms fused and 9 ms written out; 48 x 12 x 64 take 33 ms and 15 ms.
 LONGEST_WRITTEN_OUT = 256
 
-__all__ = ["attention_mask", "attention_output", "pattern", "prepend_base", "to_query_heads"]
+__all__ = ["Sinks", "attention_mask", "attention_output", "final_output", "pattern"]
+__all__ += ["mixed", "prepend_base", "sinks_of", "to_query_heads", "turned"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sinks:
+    """What the heads of a layer can attend to beside the positions (`train.model`).
+
+    Attributes:
+        k: Their keys.
+        v: Their values.
+        added: What is added to the products of queries and these keys.
+    """
+
+    k: Float[Tensor, "head sink d_head"]
+    v: Float[Tensor, "head sink d_head"]
+    added: Float[Tensor, "head sink"]
+
+    def of(self, head: int) -> "Sinks":
+        """Return the sinks of one head."""
+        one = slice(head, head + 1)
+        return Sinks(self.k[one], self.v[one], self.added[one])
+
+
+def sinks_of(attn: Attention) -> Sinks | None:
+    """Return the sinks of a layer; None if it has none."""
+    made = attn.sink_kv()
+    if made is None or attn.sinks is None:
+        return None
+    k, v = (to_query_heads(one[0], attn.n_heads).transpose(0, 1) for one in made)
+    return Sinks(k, v, attn.sinks.scores(attn.n_heads))
+
+
+def turned(
+    attn: Attention,
+    x: Float[Tensor, "*row pos head d_head"],
+    site: str,
+    rotation: tuple[Tensor, Tensor] | None,
+) -> Float[Tensor, "*row pos head d_head"]:
+    """Return queries (site "q") or keys ("k") as attention uses them: normalised and rotated.
+
+    `rotation` holds the cosines and sines of the positions of `x`.
+    """
+    norm = attn.q_norm if site == "q" else attn.k_norm
+    x = x if norm is None else norm.normalised(x)
+    if rotation is None:
+        return x
+    return rotate(x.flatten(0, -4), *rotation).unflatten(0, x.shape[:-3])
+
+
+def final_output(
+    attn: Attention,
+    y: Float[Tensor, "*row pos head d_head"],
+    v: Float[Tensor, "*row pos head d_head"],
+    gates: Float[Tensor, "*row pos head"] | None,
+    heads: slice = slice(None),
+) -> Float[Tensor, "*row pos head d_head"]:
+    """Return z of some heads: y without the part along the own value `v`, times the gates."""
+    if attn.exclusive is not None:
+        weight = attn.exclusive.weight
+        share = y.new_ones(()) if weight is None else weight[heads].tanh()
+        y = attn.exclusive.removed(y, v, share.expand(y.shape[:-1]))
+    return y if gates is None else y * gates[..., None]
 
 
 def prepend_base(
@@ -50,8 +116,15 @@ def attention_output(
     k: Float[Tensor, "*row key shared d_head"],
     v: Float[Tensor, "*row key shared d_head"],
     mask: Float[Tensor, "query key"],
+    sinks: Sinks | None = None,
 ) -> Float[Tensor, "*row query head d_head"]:
-    """Return z: per head, the values weighted by softmax(q k / sqrt(d_head) + mask)."""
+    """Return y: per head, the values weighted by softmax(q k / sqrt(d_head) + mask).
+
+    With sinks, the softmax runs over them too.
+    """
+    if sinks is not None:
+        attended, of_sinks = pattern(q, k, mask, sinks)
+        return mixed(attended, to_query_heads(v, q.shape[-2]), of_sinks, sinks)
     k, v = to_query_heads(k, q.shape[-2]), to_query_heads(v, q.shape[-2])
     rows = q.shape[:-3]
     q, k, v = (one.flatten(0, -4).transpose(1, 2) for one in (q, k, v))
@@ -71,11 +144,33 @@ def pattern(
     q: Float[Tensor, "*row query head d_head"],
     k: Float[Tensor, "*row key shared d_head"],
     mask: Float[Tensor, "query key"],
-) -> Float[Tensor, "*row head query key"]:
-    """Return the attention pattern: softmax(q k / sqrt(d_head) + mask)."""
-    k = to_query_heads(k, q.shape[-2])
-    scores = q.transpose(-2, -3) @ k.transpose(-2, -3).transpose(-1, -2) * q.shape[-1] ** -0.5
-    return (scores + mask).softmax(dim=-1)
+    sinks: Sinks | None = None,
+) -> tuple[Float[Tensor, "*row head query key"], Float[Tensor, "*row head query sink"]]:
+    """Return the attention pattern softmax(q k / sqrt(d_head) + mask), and that of the sinks.
+
+    The softmax runs over both together; without sinks the second has no columns.
+    """
+    k, q = to_query_heads(k, q.shape[-2]), q.transpose(-2, -3)
+    scale = q.shape[-1] ** -0.5
+    scores = q @ k.transpose(-2, -3).transpose(-1, -2) * scale + mask
+    if sinks is None:
+        return scores.softmax(dim=-1), scores[..., :0]
+    of_sinks = q @ sinks.k.transpose(-1, -2) * scale + sinks.added[:, None]
+    both = torch.cat([of_sinks, scores], dim=-1).softmax(dim=-1)
+    n_sinks = of_sinks.shape[-1]
+    return both[..., n_sinks:], both[..., :n_sinks]
+
+
+def mixed(
+    attended: Float[Tensor, "*row head query key"],
+    v: Float[Tensor, "*row key head d_head"],
+    of_sinks: Float[Tensor, "*row head query sink"],
+    sinks: Sinks | None,
+) -> Float[Tensor, "*row query head d_head"]:
+    """Return y of given patterns: the weighted values of positions and of sinks."""
+    y = attended @ v.transpose(-2, -3)
+    y = y if sinks is None else y + of_sinks @ sinks.v
+    return y.transpose(-2, -3)
 
 
 def to_query_heads(

@@ -18,14 +18,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.components import Component
 from interp.patching.engine.base_run import ATTENTION, BaseRun
-from interp.patching.engine.patched_attention import attention_mask, attention_output, pattern
-from train.model import rotate
+from interp.patching.engine.patched_attention import (
+    attention_mask,
+    attention_output,
+    final_output,
+    mixed,
+    pattern,
+    sinks_of,
+    turned,
+)
 from train.short_repr import short_repr
 
 
@@ -45,6 +51,7 @@ class Start:
         resid: Residual stream from position `first` on.
         later: Components still to be replaced on the way, by (layer, site).
         source: Values to replace them with, by hook name.
+        outputs: Outputs of earlier layers that the patch changed and a U-Net adds again, by layer.
     """
 
     layer: int
@@ -53,6 +60,7 @@ class Start:
     resid: Float[Tensor, "prompt pos d_model"]
     later: Mapping[tuple[int, str], Sequence[Component]]
     source: Mapping[str, Tensor]
+    outputs: Mapping[int, Float[Tensor, "prompt pos d_model"]]
 
     __repr__ = short_repr
 
@@ -86,11 +94,16 @@ def start(base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor
     else:
         now, stage, layer = sites, PRE, layer + 1
         resid = _post(base, here, source, first)
+    positions = range(first, base.n_pos)
     for place in here:
         if place.site.startswith("resid") and place.site in now:
-            replace(resid, place, source, range(first, base.n_pos))
+            replace(resid, place, source, positions)
+    outputs = {}
+    if here[0].layer < layer < base.n_layers:
+        outputs = {layer - 1: resid}
+        resid = base.entered(layer, resid, outputs, positions)
     left = [place for place in patch if place not in here or place.site not in now]
-    return Start(layer, stage, first, resid, _by_stop(left), source)
+    return Start(layer, stage, first, resid, _by_stop(left), source, outputs)
 
 
 def replace(
@@ -202,7 +215,10 @@ def _remixed(
     layer = patch[0].layer
     attn = base.block(layer).attn
     shared = head // (attn.n_heads // attn.n_key_value_heads)
-    rotation = base.model.rotation(base.n_pos)
+    rotation, sinks = base.model.rotation(base.n_pos), sinks_of(attn)
+    sinks = None if sinks is None else sinks.of(head)
+    gates, only = base.gates(layer), slice(head, head + 1)
+    gates = None if gates is None else gates[:, first:, only]
     everywhere = range(base.n_pos)
 
     def wired(site: str, part: int) -> Tensor | None:
@@ -220,25 +236,27 @@ def _remixed(
             )
         return value[:, :, None]
 
-    def turned(x: Tensor) -> Tensor:
-        return x if rotation is None else rotate(x, *rotation)
+    def finished(y: Tensor, v: Tensor) -> Tensor:
+        return final_output(attn, y, v[:, first:], gates, only)[:, :, 0]
 
     q = base.at(layer, "q")[:, :, head, None]
     q_new, k_new, v_new = wired("q", head), wired("k", shared), wired("v", shared)
     k = base.keys(layer)[:, :, shared, None]
     v = base.at(layer, "v")[:, :, shared, None]
     mask = attention_mask(list(range(first, base.n_pos)), base.n_pos, causal=attn.causal, like=q)
-    old_q, new_q = (turned(one)[:, first:] for one in (q, q if q_new is None else q_new))
-    k_new, v_new = k if k_new is None else turned(k_new), v if v_new is None else v_new
-    old = attention_output(old_q, k, v, mask)[:, :, 0]
+    old_q, new_q = (
+        turned(attn, one, "q", rotation)[:, first:] for one in (q, q if q_new is None else q_new)
+    )
+    k_new = k if k_new is None else turned(attn, k_new, "k", rotation)
+    v_new = v if v_new is None else v_new
+    old = finished(attention_output(old_q, k, v, mask, sinks), v)
     patterns = [place for place in patch if place.site == "pattern"]
     if not patterns:
-        return old, attention_output(new_q, k_new, v_new, mask)[:, :, 0]
-    attended = pattern(new_q, k_new, mask)[:, 0]
+        return old, finished(attention_output(new_q, k_new, v_new, mask, sinks), v_new)
+    attended, of_sinks = pattern(new_q, k_new, mask, sinks)
     for place in patterns:
-        replace_pattern(attended, place, source, range(first, base.n_pos))
-    new = einsum(attended, v_new[:, :, 0], "prompt query key, prompt key d -> prompt query d")
-    return old, new
+        replace_pattern(attended[:, 0], place, source, range(first, base.n_pos))
+    return old, finished(mixed(attended, v_new, of_sinks, sinks), v_new)
 
 
 def replace_pattern(

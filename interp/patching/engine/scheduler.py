@@ -117,8 +117,9 @@ def scores(
     if not engine_runs(model):
         if derived is not None or added is not None:
             raise ModelError(
-                "paths and noise need a GPT without hooks of its own, and this is a "
-                f"{type(model).__name__}; remove its hooks, or load it with interp.models.load"
+                "paths and noise need a GPT without retention and without hooks of its own, and "
+                f"this is a {type(model).__name__}; remove its hooks, or load it with "
+                "interp.models.load"
             )
         return reference.reference_scores(
             model, tokens, patches, source, metrics, progress=progress
@@ -236,13 +237,16 @@ def unpatched(
 def engine_runs(model: HookedModel) -> bool:
     """Return True if the engine can replace the model: it is a GPT without hooks of its own.
 
-    The engine does not run hooks that were added to the model.
+    The engine does not run hooks that were added to the model, and no attention whose weights are
+    generated from the input (retention): there a patch changes the weights of later positions.
 
     Examples:
         >>> engine.engine_runs(model)
         True
     """
-    return isinstance(model, GPT) and not any(p.hooked for p in model.hook_dict.values())
+    if not isinstance(model, GPT) or model.cfg.retention:
+        return False
+    return not any(point.hooked for point in model.hook_dict.values())
 
 
 def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n_pos: int) -> None:

@@ -31,6 +31,15 @@ ARCHITECTURES = {
         "n_key_value_heads": 2, "vocab_multiple": 16,
     },
     "post-norm": {"position": "sinusoidal", "norm_placement": "post", "mlp": "relu"},
+    "modern": {
+        "position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "qk_norm": True,
+        "sinks": "learned", "n_sinks": 2,
+    },
+    "u-net": {
+        "exclusive": "learned", "head_gate": True, "value_residual": True, "embed_mix": True,
+        "unet": True, "embed_norm": True,
+    },
+    "loop": {"n_layers": 4, "loop_first": 1, "loop_layers": 1, "loop_passes": 2},
 }  # fmt: skip
 PLACES = {
     "qkv": "attn.qkv", "o": "attn.out", "up": "mlp.up", "gate": "mlp.gate", "down": "mlp.down",
@@ -88,6 +97,9 @@ EVERYTHING = {
     "gpt2": [None, ("L1H2", "L0H1.q", "L0H3.o", "L1N5"), ("L1.mlp", "unembed"), ("pos_embed",)],
     "llama": [None, ("L1H3", "L0H1.k", "L0H3.pattern", "L1N5"), ("L1.mlp.gate", "embed")],
     "post-norm": [None, ("L1.attn",), ("unembed",)],
+    "modern": [None, ("L0H1",)],
+    "u-net": [None, ("L0.mlp",)],
+    "loop": [None, ("L1.mlp", "L3H1")],
 }
 
 

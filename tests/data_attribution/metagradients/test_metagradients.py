@@ -20,7 +20,7 @@ from interp import behaviours
 from train import runs
 from train.data import Batch
 from train.errors import TrainError
-from train.model import GPTConfig, init_gpt
+from train.model import GPTConfig, init_gpt, preset
 from train.recipes import Recipe
 from train.runs import Run
 from train.trainer import lr_at
@@ -31,12 +31,18 @@ RECIPE = Recipe(
     name="weighted", batch_size=4, steps=7, lr=1e-2, min_lr=1e-3, warmup_steps=2, eps=1e-4,
     model=GPTConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=6, d_vocab=11, init_std=0.3),
 )  # fmt: skip
+SIZES = {
+    "d_model": 16, "d_head": 4, "d_mlp": 20, "n_ctx": 6, "d_vocab": 11, "init_std": 0.3,
+}  # fmt: skip
 ARCHITECTURES = {
     "gpt2": RECIPE.model,
     "llama": replace(
         RECIPE.model, norm="rmsnorm", mlp="swiglu", position="rope", tie=False, bias=False,
         n_heads=4, d_model=16, n_key_value_heads=2, d_mlp=20,
     ),
+    "modern": replace(preset("modern-nano"), **SIZES),
+    "slowrun": replace(preset("slowrun-nano"), **SIZES),
+    "strawberry": replace(preset("strawberry-nano"), **SIZES, retention_chunk=2),
 }  # fmt: skip
 
 
@@ -124,11 +130,13 @@ def test_a_targets_score_is_the_slope_of_the_answer_in_its_weight(architecture, 
             model, training.batches[step], adjoint, update, recipe, windows=3
         )
         scores[step] = found[0]
+    # Other architectures bend more, so the two ends lie closer together, which costs digits.
+    step, rounding = (1e-7, 1e-6) if architecture in ("gpt2", "llama") else (1e-8, 3e-5)
     draw = torch.Generator().manual_seed(0)
     for direction in torch.randn((4, *ones.shape), generator=draw, dtype=torch.float64):
-        up, down = (answer(training.run(ones + h * direction)[2], tokens) for h in (1e-7, -1e-7))
-        slope = ((up - down) / 2e-7).item()
-        assert (scores * direction).sum().item() == pytest.approx(slope, rel=1e-6)
+        up, down = (answer(training.run(ones + h * direction)[2], tokens) for h in (step, -step))
+        slope = ((up - down) / (2 * step)).item()
+        assert (scores * direction).sum().item() == pytest.approx(slope, rel=rounding)
 
 
 @pytest.fixture(scope="module")

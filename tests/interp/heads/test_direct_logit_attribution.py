@@ -123,7 +123,7 @@ def test_one_prompt_has_contributions_and_no_interval():
 
 def test_what_is_no_sum_is_refused():
     post = init_gpt(GPTConfig(**SHAPE, norm_placement="post"), 1)
-    with pytest.raises(ModelError, match="post-norm model rescales its residual stream"):
+    with pytest.raises(ModelError, match=r"after every part \(post-norm\)"):
         decompose_logits(post, does(post))
     model = trained_looking("gpt2")
     behaviour = does(model)

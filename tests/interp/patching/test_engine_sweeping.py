@@ -34,6 +34,11 @@ LLAMA = replace(
     GPT2, n_key_value_heads=1, d_head=6, position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
     tie=False,
 )  # fmt: skip
+MODERN = replace(LLAMA, qk_norm=True, sinks="learned", n_sinks=2)
+SLOWRUN = replace(
+    LLAMA, n_layers=5, qk_norm=True, exclusive="learned", head_gate=True, value_residual=True,
+    embed_mix=True, unet=True, embed_norm=True, loop_first=1, loop_layers=1, loop_passes=2,
+)  # fmt: skip
 LAYOUTS = {
     "gpt2": GPT2,
     "llama": LLAMA,
@@ -41,6 +46,9 @@ LAYOUTS = {
     "post-norm llama": replace(LLAMA, norm_placement="post"),
     "no norm, looks ahead": replace(GPT2, norm="none", causal=False, mlp="relu", tie=False),
     "rope, looks ahead": replace(LLAMA, causal=False),
+    "learned sinks": MODERN,
+    "u-net": replace(LLAMA, n_layers=4, unet=True),
+    "all parts of slowrun": SLOWRUN,
 }
 EVERYWHERE = (None, 4, N_POS - 1, (0, 2, 5))
 every_layout = pytest.mark.parametrize("cfg", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -266,8 +274,25 @@ def test_shared_keys_are_counted_as_they_are_stored():
 def configurations(draw: st.DrawFn) -> GPTConfig:
     shared = draw(st.sampled_from([1, 2]))
     heads = shared * draw(st.integers(1, 2))
+    n_layers, pre, causal = draw(st.integers(1, 4)), draw(st.booleans()), draw(st.booleans())
+    sinks = draw(st.sampled_from(["none", "none", "learned", "logit"]))
+    looped = n_layers > 2 and draw(st.booleans())
+    exclusive = draw(st.sampled_from(["none", "learned", "full"])) if causal else "none"
     return GPTConfig(
-        n_layers=draw(st.integers(1, 3)),
+        loop_first=n_layers - 3 if looped else 0,
+        loop_layers=int(looped),
+        loop_passes=1 + looped,
+        n_layers=n_layers,
+        sinks=sinks,
+        n_sinks=2 if sinks == "learned" else 0,
+        exclusive=exclusive,
+        qk_norm=draw(st.booleans()),
+        head_gate=draw(st.booleans()),
+        value_residual=pre and draw(st.booleans()),
+        embed_mix=pre and draw(st.booleans()),
+        embed_norm=pre and draw(st.booleans()),
+        unet=pre and n_layers - looped > 1 and draw(st.booleans()),
+        norm_gain=draw(st.booleans()),
         n_heads=heads,
         n_key_value_heads=heads // shared,
         d_head=draw(st.sampled_from([2, 4])),
@@ -277,17 +302,17 @@ def configurations(draw: st.DrawFn) -> GPTConfig:
         d_vocab=VOCAB,
         position=draw(st.sampled_from(["learned", "sinusoidal", "rope", "none"])),
         norm=draw(st.sampled_from(["layernorm", "rmsnorm", "none"])),
-        norm_placement=draw(st.sampled_from(["pre", "post"])),
+        norm_placement="pre" if pre else "post",
         mlp=draw(st.sampled_from(["gelu", "gelu-tanh", "relu", "swiglu"])),
         bias=draw(st.booleans()),
         tie=draw(st.booleans()),
-        causal=draw(st.booleans()),
+        causal=causal,
         init_std=0.4,
     )
 
 
 @settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(cfg=configurations(), shared=st.integers(0, N_POS - 1), seed=st.integers(0, 99))
 def test_whatever_the_decoder_the_engine_agrees(cfg, shared, seed):

@@ -15,7 +15,7 @@ from tests.worlds.models import shaken
 from train import convert
 from train.data import Tokenizer, train_words
 from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
-from train.model import GPT, GPTConfig, init_gpt
+from train.model import GPT, GPTConfig, init_gpt, preset
 
 
 GPT2 = GPTConfig(n_layers=2, n_heads=4, d_model=24, n_ctx=12, d_vocab=37, init_std=0.2)
@@ -481,3 +481,26 @@ def test_transformer_lens_sweeps_run_on_our_model_and_on_its_own_alike(tokens):
             ours = sweep(model, corrupt, clean, metric)
             close(ours, sweep(bridge, corrupt, their_clean, metric))
             assert ours.std() > 0
+
+
+def test_modern_without_sinks_is_llama():
+    model = shaken(replace(preset("modern-nano"), sinks="none", n_sinks=0, init_std=0.2), 0.3)
+    tokens = torch.randint(model.cfg.d_vocab, (2, 40), generator=torch.Generator().manual_seed(0))
+    twin = convert.to_huggingface(model).eval()
+    assert type(twin).__name__ == "LlamaForCausalLM"
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens), twin(tokens).logits, rtol=0, atol=1e-5)
+
+
+def test_sink_scores_are_those_of_gpt_oss():
+    from transformers.models.gpt_oss import modeling_gpt_oss
+
+    cfg = replace(preset("modern-nano"), sinks="logit", n_sinks=0, position="none", init_std=0.2)
+    attn = shaken(cfg, 0.3).blocks[0].attn
+    x = torch.randn(2, 9, cfg.d_model, generator=torch.Generator().manual_seed(0))
+    q, k, v = (one.unflatten(-1, (4, 32)).transpose(1, 2) for one in attn.qkv(x).split(128, dim=-1))
+    mask = torch.full((9, 9), torch.finfo(torch.float32).min).triu(1)[None, None]
+    module = nn.Module().eval()
+    module.sinks, module.num_key_value_groups = attn.sinks.weight, 1  # type: ignore[assignment]
+    z, _ = modeling_gpt_oss.eager_attention_forward(module, q, k, v, mask, scaling=32**-0.5)
+    torch.testing.assert_close(attn(x), attn.out(z.flatten(-2)), rtol=0, atol=1e-5)

@@ -1,0 +1,223 @@
+"""What each tool does on each architecture, and how fast exact patching is there.
+
+    python benchmarks/architectures.py                       # the table of docs/architectures.md
+    python benchmarks/architectures.py --runs runs/nano      # and the trained small models
+
+The first part needs no training. Every tool is called on every small preset with random weights: it
+gives numbers, or it refuses and says why. Patching is compared with whole forward passes in fp64,
+and a sweep over heads is timed side by side with the same sweep by whole passes (CPU time, one
+thread).
+
+The second part trains the small recipes on the planted corpus, unless they are there already, and
+judges them as `planted_acceptance.py` judges the planted run. Their criteria are those of the
+planted recipe, printed and not asked for: nobody chose the settings of these recipes for them.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import machine
+import torch
+
+from data_attribution.errors import AttributionError
+from data_attribution.gradients import select_weights
+from interp import attribution_patching, circuits, heads, lenses, patching
+from interp.behaviours import Behaviour
+from interp.components import Component
+from interp.errors import InterpError
+from interp.metrics import logit_difference
+from interp.patching import engine
+from interp.patching.engine import reference
+from train import convert, progress, recipes
+from train.errors import TrainError
+from train.model import GPT, PRESETS, GPTConfig, init_gpt, preset
+
+
+SMALL = tuple(name for name in PRESETS if name.endswith("-nano"))
+N_PROMPTS, N_POS = 8, 24
+TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a tool gives numbers on an architecture, and if not, what it says."""
+
+    works: bool
+    says: str = ""
+
+
+def random_weights(cfg: GPTConfig) -> GPT:
+    """Return a model with random weights, gates and scales, so that every part does something."""
+    model, draw = init_gpt(replace(cfg, init_std=0.1), seed=0).eval(), torch.Generator()
+    draw.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2 or not parameter.any():
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
+    return model
+
+
+def prompts_for(model: GPT) -> Behaviour:
+    """Return random prompts whose answer is the token that the model finds likeliest."""
+    draw = torch.Generator().manual_seed(1)
+    shape, vocabulary = (N_PROMPTS, N_POS), model.cfg.d_vocab
+    clean = torch.randint(vocabulary, shape, generator=draw)
+    corrupt = torch.randint(vocabulary, shape, generator=draw)
+    with torch.inference_mode():
+        last, other = model(clean)[:, -1], model(corrupt)[:, -1]
+    answer = (last - other).argmax(-1)
+    return Behaviour("random", clean, corrupt, answer, (other - last).argmax(-1))
+
+
+def said_twice(vocabulary: int) -> torch.Tensor:
+    """Return sequences of an end-of-text token and twelve random tokens, said twice."""
+    draw = torch.Generator().manual_seed(2)
+    words = torch.stack([torch.randperm(vocabulary - 1, generator=draw)[:12] + 1 for _ in range(8)])
+    return torch.cat([torch.zeros(8, 1, dtype=torch.long), words, words], dim=1)
+
+
+def _exact_patching(model: GPT, behaviour: Behaviour) -> None:
+    if not engine.engine_runs(model):
+        raise InterpError("by whole forward passes, exact and slower")
+
+
+TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
+    {
+        "activation patching": lambda model, prompts: patching.heads(model, prompts),
+        "the fast patch engine": _exact_patching,
+        "causal tracing with noise": lambda model, prompts: patching.causal_trace(
+            model, replace(prompts, subject=(1, 3)), damage="noised"
+        ),
+        "ablation": lambda model, prompts: patching.ablate(model, prompts),
+        "path patching": lambda model, prompts: patching.senders(model, prompts),
+        "attribution patching": lambda model, prompts: attribution_patching.attribution(
+            model, prompts
+        ),
+        "AtP* (QK fix)": lambda model, prompts: attribution_patching.atp_star(
+            model, prompts, over="queries", grad_drop=False
+        ),
+        "circuits (edges)": lambda model, prompts: circuits.graph_of(model),
+        "direct logit attribution": lambda model, prompts: heads.decompose_logits(model, prompts),
+        "head detectors": lambda model, prompts: heads.induction_heads(
+            model, said_twice(model.cfg.d_vocab)
+        ),
+        "OV circuits": lambda model, prompts: heads.ov_copying(model, [1, 2, 3, 4]),
+        "logit lens": lambda model, prompts: lenses.logit(model, prompts),
+        "gradient attribution": lambda model, prompts: select_weights(model.cfg),
+        "Hugging Face, TransformerLens": lambda model, prompts: convert.to_huggingface(model),
+    }
+)
+
+
+def supported(name: str) -> dict[str, Support]:
+    """Return what each tool does on a small preset with random weights."""
+    model = random_weights(preset(name))
+    prompts, found = prompts_for(model), {}
+    for tool, call in TOOLS.items():
+        try:
+            call(model, prompts)
+        except (InterpError, AttributionError, TrainError) as error:
+            found[tool] = Support(works=False, says=str(error))
+        else:
+            found[tool] = Support(works=True)
+    return found
+
+
+def as_table(support: Mapping[str, Mapping[str, Support]]) -> str:
+    """Return the Markdown table of docs/architectures.md."""
+    names = list(support)
+    lines = [f"| tool | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for tool in TOOLS:
+        cells = ["yes" if support[name][tool].works else "no" for name in names]
+        lines.append(f"| {tool} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@torch.inference_mode()
+def compared(name: str) -> tuple[float, float]:
+    """Return the largest difference from whole passes in fp64, and the ratio of their times."""
+    model = random_weights(preset(name))
+    prompts, cfg = prompts_for(model), model.cfg
+    patches = [[Component("head", i, head=h)] for i in range(cfg.n_layers) for h in (0, 3)]
+    for layer in range(cfg.n_layers):
+        sites = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp")
+        patches += [[Component(site, layer, pos=N_POS - 4)] for site in sites]
+        patches += [[Component(site, layer, head=1)] for site in ("q", "k", "v", "pattern")]
+    names = sorted({place.hook for patch in patches for place in patch})
+    worst = 0.0
+    seconds: dict[str, float] = {}
+    for precision in (torch.float64, torch.float32):
+        model = model.to(precision)
+        _, cache = model.run_with_cache(prompts.clean, names_filter=names)
+        source = {hook: cache[hook] for hook in names}
+        scored = {}
+        for way, call in (("engine", engine.scores), ("passes", reference.reference_scores)):
+            begin = time.process_time()
+            metrics = [logit_difference(prompts)]
+            scored[way] = call(model, prompts.corrupt, patches, source, metrics).scores
+            seconds[way] = time.process_time() - begin
+        if precision == torch.float64:
+            worst = float((scored["engine"] - scored["passes"]).abs().max())
+    return worst, seconds["passes"] / seconds["engine"]
+
+
+def main() -> int:
+    """Print the tables; 1 if patching differs from whole passes."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--runs", type=Path, help="folder of the trained small models")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{machine.described('torch')}, 1 thread\n")
+    support = {name: supported(name) for name in SMALL}
+    print(as_table(support))
+    for name in SMALL:
+        for tool, one in support[name].items():
+            if not one.works:
+                print(f"{name}, {tool}: {one.says}")
+    failed = 0
+    print("\npatching against whole passes: largest difference in fp64, ratio of CPU time in fp32")
+    for name in SMALL:
+        worst, ratio = compared(name)
+        failed += worst > TOLERANCE
+        print(f"  {name:<16} {worst:.1e}   {ratio:.1f} times as fast")
+    if arguments.runs:
+        trained(arguments.runs)
+    return min(failed, 1)
+
+
+def trained(folder: Path) -> None:
+    """Train every small recipe that is not there yet, and judge it as the planted run."""
+    from planted_acceptance import judged
+
+    from train import numerics, runs, trainer
+    from train.data import build_store, open_corpus, open_store
+
+    if not (folder / "store").exists():
+        with progress.bar("store") as advance:
+            build_store(open_corpus("planted"), out=folder / "store", progress=advance)
+    for name in SMALL:
+        recipe = recipes.by_name("planted" if name == "gpt2-nano" else name)
+        if not (folder / name).exists():
+            with progress.bar(name) as advance:
+                trainer.train(
+                    recipe,
+                    open_store(folder / "store"),
+                    out=folder / name,
+                    numerics=numerics.choose(threads=1),
+                    progress=advance,
+                )
+        run = runs.open(folder / name)
+        spent = sum(row.seconds for row in run.ledger)
+        print(f"\n{name}: {recipe.model.n_params:,} parameters, {spent:.0f} s, run {run.id}")
+        for one in judged(run):
+            print(f"  {'    ' if one.holds else 'not '}{one.name:<44} {one.value:7.3f}")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
