@@ -54,7 +54,7 @@ def corpus_build(
     held_out: Annotated[
         float | None,
         typer.Option(
-            help="Share of documents to hold out of training, for evaluation; default: 0.05 for "
+            help="Share of documents to hold out of training, for evaluation; default: 0.1 for "
             "stdlib, otherwise 0."
         ),
     ] = None,

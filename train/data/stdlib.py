@@ -38,7 +38,8 @@ LICENSE = "PSF-2.0"
 # A vocabulary so small that most identifiers are several tokens. Once an identifier has begun, its
 # earlier occurrence says how it goes on, which is what an induction head learns from.
 VOCABULARY = 512
-HELD_OUT = 0.05
+# With a tenth of the files held out, `interp.behaviours.code` finds 50 to 200 prompts of each kind.
+HELD_OUT = 0.1
 ADDRESS = "https://github.com/python/cpython/blob/v{version}/Lib/{file}"
 # Folders and modules at the top of the library that are left out, and folders at any depth.
 LEFT_OUT = {

@@ -121,7 +121,7 @@ def test_a_store_of_the_running_library_has_small_byte_pairs(tmp_path, chosen, k
     assert store.text(store.index_of(first.id)) == first.text
     about = store.manifest["corpus"]
     assert (about["name"], about["revision"]) == ("stdlib", corpus.revision)
-    assert store.manifest["held_out"] == 0.05
+    assert store.manifest["held_out"] == 0.1
 
 
 def test_the_command_builds_a_store_that_holds_files_out(library, tmp_path, monkeypatch, capsys):
@@ -131,6 +131,6 @@ def test_the_command_builds_a_store_that_holds_files_out(library, tmp_path, monk
     corpus_build("stdlib", tmp_path / "store", vocab_size=270, threads=1)
     assert "PSF-2.0" in capsys.readouterr().out
     store = open_store(tmp_path / "store")
-    assert 0 < store.n_documents - store.manifest["counts"]["train_documents"] < 20
+    assert 0 < store.n_documents - store.manifest["counts"]["train_documents"] < 25
     corpus_build("stdlib", tmp_path / "all", vocab_size=270, held_out=0.0, threads=1)
     assert open_store(tmp_path / "all").manifest["counts"]["train_documents"] == 104
