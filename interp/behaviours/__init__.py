@@ -6,6 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from interp.behaviours.baselines import Baselines, measure_baselines
     from interp.behaviours.behaviour import Behaviour, Check, check, measure, read
     from interp.behaviours.encoding import encoded_prompts, tokenizer_of
     from interp.behaviours.loading import PACKAGED, load, names
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PACKAGED",
+    "Baselines",
     "Behaviour",
     "Check",
     "check",
@@ -21,6 +23,7 @@ __all__ = [
     "fact_query",
     "load",
     "measure",
+    "measure_baselines",
     "names",
     "planted_truth",
     "read",

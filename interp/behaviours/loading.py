@@ -1,9 +1,9 @@
-"""Loading of behaviours by name: planted ones, packaged templates, or files."""
+"""Loading of behaviours by name: planted ones, those of Python code, templates, or files."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from interp.behaviours import planted, templates
+from interp.behaviours import code, planted, templates
 from interp.behaviours.behaviour import Behaviour, read, refuse_other_words, tokenizer_or_none
 from interp.errors import BehaviourError
 from train.errors import nearest
@@ -47,6 +47,8 @@ def load(name: str | Path, source: object, *, n_prompts: int = 64, seed: int = 0
         behaviour = templates.load(path, source, **drawn)
     elif planted.truth_of(source):
         behaviour = planted.load(name, source, **drawn)
+    elif name in code.CODE_BEHAVIOURS:
+        behaviour = code.load(name, source, **drawn)
     elif name in names(source):
         behaviour = templates.load(PACKAGED / f"{name}.toml", source, **drawn)
     else:
@@ -64,4 +66,4 @@ def names(source: object) -> list[str]:
     truth = planted.truth_of(source)
     if truth:
         return planted.names(truth)
-    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
+    return sorted([*code.names(source), *(path.stem for path in PACKAGED.glob("*.toml"))])

@@ -17,7 +17,7 @@ then hold the same tokens, so any difference is due to their order.
 """
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Integer
 
+from interp.behaviours.baselines import Followers, token_followers
 from interp.behaviours.behaviour import Behaviour
 from interp.behaviours.encoding import encoded_prompts, tokenizer_of
 from interp.behaviours.induction import repeats
@@ -36,9 +37,8 @@ from train.errors import TokenizerError
 
 __all__ = ["load"]
 
-# Number of passages tried before giving up, and number of training tokens counted: 4 million are
-# enough to estimate which token follows which, and take 0.4 s and 70 MB.
-TRIES, COUNTED = 1 << 17, 1 << 22
+# Number of passages tried before giving up.
+TRIES = 1 << 17
 KEYS = {"clean", "corrupt", "answer", "foil", "slots", "lists"}
 
 
@@ -167,10 +167,6 @@ class _Passages(TypedDict):
     exchange: bool
 
 
-# Maps a token to the ids of the tokens that follow it in the training text, and their counts.
-Followers = Callable[[int], tuple[Int64[np.ndarray, " follower"], Int64[np.ndarray, " follower"]]]
-
-
 def _from_text(
     path: Path,
     content: storage.JsonObject,
@@ -185,7 +181,7 @@ def _from_text(
     """
     asked: _Passages = content["text"]
     length, about = asked["length"], f"in text of {store.manifest['corpus']['name']}"
-    text, followers = _text_to_ask(store, length), _followers(store)
+    text, followers = _text_to_ask(store, length), token_followers(store)
     places = draw.integers(max(len(text) - length, 1), size=TRIES)
     found: list[tuple[np.ndarray, int]] = []
     for start in dict.fromkeys(places.tolist()):
@@ -217,18 +213,6 @@ def _text_to_ask(store: TokenStore, length: int) -> Integer[np.ndarray, " pos"]:
     """Return the held-out text, or the training text if too little was held out."""
     held_out = store.tokens[store.train_tokens :]
     return held_out if len(held_out) > length else store.tokens[: store.train_tokens]
-
-
-def _followers(store: TokenStore) -> Followers:
-    # `order` holds positions sorted by token: token t is at order[edges[t]:edges[t + 1]].
-    tokens = np.asarray(store.tokens[: min(store.train_tokens, COUNTED)], np.int64)
-    order = np.argsort(tokens[:-1], kind="stable")
-    edges = np.searchsorted(tokens[:-1][order], np.arange(store.vocab_size + 1))
-
-    def of(token: int) -> tuple[np.ndarray, np.ndarray]:
-        return np.unique(tokens[order[edges[token] : edges[token + 1]] + 1], return_counts=True)
-
-    return of
 
 
 def _foil(

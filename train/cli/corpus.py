@@ -39,8 +39,9 @@ class ReadingOptions:
     revision: Annotated[
         str | None,
         typer.Option(
-            help="Revision of the corpus: for openwebtext on the hub, the one to read; for local "
-            "files, a name to record instead of their sha256."
+            help="Revision of the corpus: for openwebtext on the hub, the one to read; for stdlib, "
+            "the Python version or recorded revision that is needed; for local files, a name to "
+            "record instead of their sha256."
         ),
     ] = None
 
@@ -53,12 +54,16 @@ class StoreOptions:
         str | None,
         typer.Option(
             help="Tokenizer: gpt2, bpe (trained on the corpus) or word (one token per word); "
-            "default: word for the planted corpus, otherwise gpt2."
+            "default: word for the planted corpus, bpe for stdlib, otherwise gpt2."
         ),
     ] = None
     vocab_size: Annotated[
         int | None,
-        typer.Option(min=1, help="With --tokenizer bpe: size of the vocabulary; default: 4096."),
+        typer.Option(
+            min=1,
+            help="With --tokenizer bpe: size of the vocabulary; default: 512 for stdlib, otherwise "
+            "4096.",
+        ),
     ] = None
     layout: Annotated[
         str | None,
@@ -71,8 +76,12 @@ class StoreOptions:
         int | None, typer.Option(min=2, help="With --layout packed: tokens per row; default: 64.")
     ] = None
     held_out: Annotated[
-        float, typer.Option(help="Share of documents to hold out of training, for evaluation.")
-    ] = 0.0
+        float | None,
+        typer.Option(
+            help="Share of documents to hold out of training, for evaluation; default: 0.1 for "
+            "stdlib, otherwise 0."
+        ),
+    ] = None
 
 
 @corpus.command("build")
@@ -82,8 +91,8 @@ def corpus_build(
         str,
         typer.Argument(
             metavar="CORPUS",
-            help="Corpus to read: planted, openwebtext, a file, a folder of text, or a saved "
-            "Hugging Face dataset.",
+            help="Corpus to read: planted, stdlib (the sources of Python's standard library), "
+            "openwebtext, a file, a folder of text, or a saved Hugging Face dataset.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to create for the token store.")],

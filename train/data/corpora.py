@@ -1,8 +1,9 @@
 """Corpora: documents with stable ids, read from files, from the hub, or generated.
 
 `open_corpus` takes a name or a path and returns a corpus that can be read any number of times: the
-generated `planted` corpus, `openwebtext`, or files on disk: `.jsonl[.gz|.zst|.xz]`, `.parquet`,
-text, a folder of these, or a folder saved by `datasets`.
+generated `planted` corpus, `stdlib` (the sources of Python's standard library), `openwebtext`, or
+files on disk: `.jsonl[.gz|.zst|.xz]`, `.parquet`, text, a folder of these, or a folder saved by
+`datasets`.
 
 OpenWebText's parquet files hold neither name nor address of a page, and its shuffled token files
 lose the row numbers. A document's id is therefore made of source, revision of the content, shard
@@ -19,13 +20,14 @@ from pathlib import Path
 from train import storage
 from train.data import readers
 from train.data.documents import Corpus, Document
+from train.data.stdlib import stdlib_corpus
 from train.errors import CorpusError, DamagedError, nearest
 
 
 __all__ = ["MAX_DOCUMENT_BYTES", "open_corpus"]
 
 MAX_DOCUMENT_BYTES = 64 << 20
-NAMES = ("openwebtext", "planted")
+NAMES = ("openwebtext", "planted", "stdlib")
 # The dataset on the hub. Its loading script no longer runs (nanoGPT#633), so the parquet files on
 # its main branch are named one by one.
 OPENWEBTEXT = "Skylion007/openwebtext"
@@ -51,19 +53,20 @@ def open_corpus(
     """Open a corpus by name or path.
 
     Args:
-        source: `planted`, `openwebtext`, or a path.
+        source: `planted`, `stdlib`, `openwebtext`, or a path.
         data_files: For `openwebtext` only: local parquet files of its layout, or a pattern such as
             `owt/train-*.parquet`, to read instead of the hub.
         limit: Number of documents to read from the beginning; None reads all.
-        revision: Version of the content, for document ids; for the hub, the commit to read. Without
-            it local files are hashed once.
+        revision: Version of the content, for document ids; for the hub, the commit to read; for
+            `stdlib`, the revision or version of Python that is needed. Without it local files are
+            hashed once.
         text_field: Field that holds the text of a document.
         seed: Content seed of the planted corpus; other corpora ignore it.
         max_document_bytes: Largest accepted document, in bytes of UTF-8.
 
     Raises:
-        CorpusError: There is no corpus of that name, it holds nothing readable, or the arguments
-            do not fit it.
+        CorpusError: There is no corpus of that name, it holds nothing readable, it has another
+            revision, or the arguments do not fit it.
         DamagedError: A file is cut off or changed.
 
     Examples:
@@ -78,6 +81,8 @@ def open_corpus(
         raise CorpusError(f"data_files belong to the source openwebtext, not to {str(source)!r}")
     if str(source) == "planted":
         corpus = _planted(seed, limit)
+    elif str(source) == "stdlib":
+        corpus = stdlib_corpus(revision)
     elif str(source) == "openwebtext":
         corpus = _openwebtext(data_files, revision, text_field, max_document_bytes)
     else:

@@ -45,7 +45,9 @@ class Corpus:
         read: Function that iterates over the documents from the beginning.
         n_documents: Number of documents, if it is known without reading them.
         tokenizer: Kind of tokenizer to use by default.
+        vocab_size: Size of the vocabulary of a `bpe` tokenizer to use by default; None is 4096.
         layout: Layout of the token store to use by default.
+        held_out: Share of documents to hold out by default.
         truth: Function that returns the truth table of a planted corpus.
 
     Examples:
@@ -62,7 +64,9 @@ class Corpus:
     n_documents: int | None = None
     n_bytes: int | None = None
     tokenizer: str = "gpt2"
+    vocab_size: int | None = None
     layout: str = "stream"
+    held_out: float = 0.0
     truth: Callable[[], dict] | None = None
 
     __repr__ = short_repr

@@ -133,7 +133,7 @@ def build_store(
     vocab_size: int | None = None,
     layout: str | None = None,
     row_length: int | None = None,
-    held_out: float = 0.0,
+    held_out: float | None = None,
     seed: int = 0,
     threads: int | None = None,
     batch_letters: int = 1 << 20,
@@ -148,11 +148,12 @@ def build_store(
 
     Args:
         tokenizer: `gpt2`, `bpe`, `word`, or a tokenizer; default: the corpus's.
-        vocab_size: Size of the vocabulary, for `bpe` only; default: 4096.
+        vocab_size: Size of the vocabulary, for `bpe` only; default: the corpus's, else 4096.
         layout: `stream` or `packed`; default: the corpus's.
         row_length: Tokens per row of the packed layout: the context of the model that will read
             it; default: 64.
-        held_out: Share of documents, chosen by the hash of their text, to keep out of training.
+        held_out: Share of documents, chosen by the hash of their text, to keep out of training;
+            default: the corpus's, 0 for most.
         seed: Random seed of the packing.
         threads: Threads that encode; default: all available cores.
         batch_letters: Letters of text that a thread encodes at a time; `threads + 2` such batches
@@ -177,7 +178,7 @@ def build_store(
         vocab_size=vocab_size,
         layout=layout or corpus.layout,
         row_length=row_length,
-        held_out=held_out,
+        held_out=corpus.held_out if held_out is None else held_out,
         seed=seed,
         threads=threads,
         batch_letters=batch_letters,
@@ -232,7 +233,8 @@ def _tokenizer(corpus: Corpus, choices: Choices) -> Tokenizer:
         return tokenizers.train_words(document.text for document in corpus.read())
     # Held-out documents must not influence the vocabulary with which they are evaluated.
     read = (one.text for one in corpus.read() if not _is_held_out(one.sha256, choices.held_out))
-    return tokenizers.train_bpe(read, choices.vocab_size or BPE_VOCABULARY)
+    vocab_size = choices.vocab_size or corpus.vocab_size or BPE_VOCABULARY
+    return tokenizers.train_bpe(read, vocab_size)
 
 
 def _is_held_out(sha256: str, share: float) -> bool:
