@@ -7,6 +7,7 @@ import typer
 
 from train.cli.options import CommandGroup, Json, Out, RunPath, StorePath
 from train.cli.output import emit, lines, run_summary
+from train.cli.ranks import ranks_joined, started_ranks
 
 
 run = typer.Typer(
@@ -86,12 +87,16 @@ def run_resume(
 ) -> None:
     """Continue a training that was stopped, from its last checkpoint to its last step.
 
-    Recipe, seeds, precision and measurements are those with which the training began. A finished
-    run is left as it is.
+    Recipe, seeds, precision, number of processes and measurements are those with which the training
+    began. A finished run is left as it is.
     """
-    from train import progress, trainer
+    from train import runs, trainer
 
-    with progress.bar("training") as advance:
+    opened = runs.open(path, store=store)
+    numerics = None if opened.finished else opened.numerics
+    if numerics:
+        started_ranks(numerics.world_size, path)
+    with ranks_joined(numerics, "training") as advance:
         trained = trainer.resume(path, store=store, data_workers=data_workers, progress=advance)
     result = run_summary(trained)
     emit(result, lines(result), as_json=as_json, out=out)
