@@ -8,7 +8,7 @@
   + RecipeError            2  the recipe does not exist or contradicts itself
   + HookError              2  a hook point does not exist, or a hook never fired
   + DivergedError          1  the loss or a weight is NaN or infinite
-  + LostRankError         75  another process of the same training has ended
+  + LostRankError         75  the processes of a training cannot reach each other
   + DamagedError           3  a file differs from its digest, or must not be trusted
   + DiskError              4  the disk is full
 
@@ -72,7 +72,7 @@ class DivergedError(TrainError):
 
 
 class LostRankError(TrainError):
-    """Another process of the same training has ended, or cannot be reached."""
+    """Another process of the same training has ended or cannot be reached."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 

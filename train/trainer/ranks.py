@@ -26,8 +26,8 @@ from train.numerics import Numerics
 
 __all__ = ["Ranks", "join_ranks", "ranks_of"]
 
-# How long a rank waits for the others. A lost rank is noticed at once, because its connections
-# close; rank 0 may take minutes to write a large checkpoint.
+# How long a rank waits for the others: rank 0 may take minutes to write a large checkpoint. A lost
+# rank is noticed earlier: with gloo its connections close, and whoever started the ranks ends them.
 PATIENCE = timedelta(minutes=30)
 
 
