@@ -29,7 +29,9 @@ takes `--json`.
 | 2 | The command line is wrong, or what it asks for does not exist. |
 | 3 | A file is damaged or not to be trusted. |
 | 4 | Memory or disk do not suffice. |
+| 75 | The processes of a training cannot reach each other. |
 | 130 | The command was interrupted. |
+| 128 + n | Signal n ended a process of a training (137: SIGKILL). |
 
 After an interruption, `openbook run resume` continues a training, and `openbook cache` continues
 with `--resume`. The commands

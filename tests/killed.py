@@ -23,8 +23,7 @@ def changes_of(work: Callable[[], object]) -> int:
     """How often a process changes files that does the work undisturbed."""
     reader, writer = os.pipe()
     if os.fork() == 0:
-        counted = _counted(work, 0)
-        os.write(writer, str(counted).encode())
+        os.write(writer, str(counted(work, 0)).encode())
         os._exit(0)
     _, status = os.wait()
     assert os.waitstatus_to_exitcode(status) == 0, status
@@ -34,7 +33,7 @@ def changes_of(work: Callable[[], object]) -> int:
 def killed_at(work: Callable[[], object], number: int) -> bool:
     """Whether SIGKILL came before that change (0: at none); False when the work was done before."""
     if os.fork() == 0:
-        _counted(work, number)
+        counted(work, number)
         os._exit(0)
     _, status = os.wait()
     code = os.waitstatus_to_exitcode(status)
@@ -42,23 +41,24 @@ def killed_at(work: Callable[[], object], number: int) -> bool:
     return code != 0
 
 
-def _counted(work: Callable[[], object], number: int) -> int:
-    counted = 0
+def counted(work: Callable[[], object], number: int, victim: int = 0) -> int:
+    """How often the work changes files; the process `victim` (0: this) is killed before one."""
+    n_changes = 0
 
     def count(_frame: object, event: str, called: object) -> None:
-        nonlocal counted
+        nonlocal n_changes
         if event != "c_call" or not _changes_a_file(called):
             return
-        counted += 1
-        if counted == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        n_changes += 1
+        if n_changes == number:
+            os.kill(victim or os.getpid(), signal.SIGKILL)
 
     sys.setprofile(count)
     try:
         work()
     finally:
         sys.setprofile(None)
-    return counted
+    return n_changes
 
 
 def _changes_a_file(called: object) -> bool:

@@ -16,9 +16,9 @@ from tests.worlds.scripts import FOLDER, benchmark
 
 BOUND = (
     "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
-    "corpus_build", "forgetting", "gradients", "index_growth", "installation", "interrupts",
-    "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "release",
-    "removal", "replay_attribution", "startup", "token_index", "watching",
+    "corpus_build", "distributed", "forgetting", "gradients", "index_growth", "installation",
+    "interrupts", "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance",
+    "release", "removal", "replay_attribution", "startup", "token_index", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
@@ -311,6 +311,13 @@ def test_an_installation_that_gains_nothing_fails(script, seconds, code):
 def test_interrupts_that_leave_too_much_behind_fail(script, leaks, code):
     ends = Counter({"interrupted": 3000, "in part": 1000, "leaked": leaks})
     assert script("interrupts").report(ends) == code
+
+
+@pytest.mark.parametrize(
+    ("equal", "difference", "code"), [(True, 1e-5, 0), (True, 0.1, 1), (False, 0.0, 1)]
+)
+def test_processes_that_read_or_compute_something_else_fail(script, equal, difference, code):
+    assert script("distributed").report(equal, difference) == code
 
 
 def test_every_script_is_known_here():

@@ -63,6 +63,9 @@ WITHOUT = {
         interp.patching.engine: arriving averaged fast_fp32 product_for spread
         train.convert: refuse_pickle
         """,
+    "connects with other processes": """
+        train.trainer: join_ranks
+        """,
     "draws a part of a figure, or a figure like those of the examples": """
         interp.plots: columns curves estimates figure framed grouped_bars interval
         """,

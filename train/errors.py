@@ -8,6 +8,7 @@
   + RecipeError            2  the recipe does not exist or contradicts itself
   + HookError              2  a hook point does not exist, or a hook never fired
   + DivergedError          1  the loss or a weight is NaN or infinite
+  + LostRankError         75  the processes of a training cannot reach each other
   + DamagedError           3  a file differs from its digest, or must not be trusted
   + DiskError              4  the disk is full
 
@@ -24,6 +25,7 @@ __all__ = [
     "DiskError",
     "DivergedError",
     "HookError",
+    "LostRankError",
     "OrderError",
     "RecipeError",
     "StoreError",
@@ -67,6 +69,12 @@ class DivergedError(TrainError):
     """The loss or a weight is NaN or infinite."""
 
     exit_code = 1
+
+
+class LostRankError(TrainError):
+    """Another process of the same training has ended or cannot be reached."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class DamagedError(TrainError):

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -40,7 +40,10 @@ class Numerics:
         precision: `bf16` is autocast over fp32 weights; `fp32` is fp32 throughout.
         matmul: torch's float32 matmul precision. `choose` takes `medium` only if it measured that
             this is true fp32.
+        threads: CPU threads of each process.
         compile: Whether the trainer runs the model through torch.compile.
+        world_size: Number of shares into which the windows of a step are divided; their gradients
+            are added in order. As many processes compute one share each, or one computes them all.
     """
 
     device: str
@@ -48,6 +51,25 @@ class Numerics:
     threads: int
     matmul: Literal["highest", "medium"] = "highest"
     compile: bool = False
+    world_size: int = 1
+
+    def __repr__(self) -> str:
+        # Retrainings are cached under a digest of this text, which must stay the same.
+        return f"Numerics({', '.join(f'{key}={one!r}' for key, one in self.to_dict().items())})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they are written into a manifest.
+
+        A world size of 1 is left out, so that the ids of older runs stay the same.
+
+        Examples:
+            >>> numerics.Numerics("cpu", "fp32", threads=1).to_dict()["threads"]
+            1
+        """
+        content = asdict(self)
+        if self.world_size == 1:
+            del content["world_size"]
+        return content
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context for the forward pass and the loss."""
@@ -57,13 +79,22 @@ class Numerics:
 
 
 def choose(
-    *, device: str = "auto", precision: str = "auto", threads: int | None = None
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    world_size: int = 1,
 ) -> Numerics:
     """Choose numerics for this machine; on a CPU this measures for a quarter of a second.
 
+    Args:
+        threads: CPU threads of each process; default: all cores divided among the processes, at
+            most 8.
+        world_size: Number of processes that train together.
+
     Raises:
-        RecipeError: This machine has no such device, the precision has no such name, or CUDA's
-            workspace is not set for determinism.
+        RecipeError: This machine has no such device or too few, the precision has no such name, or
+            CUDA's workspace is not set for determinism.
 
     Examples:
         >>> how = numerics.choose(device="cpu", precision="fp32", threads=1)
@@ -76,18 +107,21 @@ def choose(
         raise RecipeError(f"device is 'auto', 'cpu', 'cuda' or 'cuda:0', not {device!r}")
     refuse_missing(device)
     _refuse_loose_workspace(device)
+    if device != "cpu" and world_size > 1:
+        _refuse_too_few(device, world_size)
     if precision not in ("auto", "fp32", "bf16"):
         raise RecipeError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
-    threads = threads or min(len(os.sched_getaffinity(0)), 8)
+    threads = threads or max(min(len(os.sched_getaffinity(0)) // world_size, 8), 1)
     if device != "cpu":
-        return Numerics(device, "bf16" if precision == "auto" else precision, threads)
+        precision = "bf16" if precision == "auto" else precision
+        return Numerics(device, precision, threads, world_size=world_size)
     # Measured on one thread in CPU time, so that other load on the machine does not change the
     # choice.
     with _threads(1):
         matmul, bf16_pays = _calibrate(bf16=precision == "auto")
     if precision == "auto":
         precision = "bf16" if bf16_pays else "fp32"
-    return Numerics(device, precision, threads, matmul)
+    return Numerics(device, precision, threads, matmul, world_size=world_size)
 
 
 def refuse_missing(device: str) -> None:
@@ -101,6 +135,15 @@ def refuse_missing(device: str) -> None:
         raise RecipeError(
             f"device {device!r} was asked for and this machine has "
             f"{count or 'no'} CUDA device{'s' if count > 1 else ''}"
+        )
+
+
+def _refuse_too_few(device: str, world_size: int) -> None:
+    if device != "cuda" or world_size > torch.cuda.device_count():
+        raise RecipeError(
+            f"{world_size} processes were asked for on device {device!r}, and each needs a GPU of "
+            f"its own; this machine has {torch.cuda.device_count()}: choose device 'cuda' and at "
+            "most as many processes"
         )
 
 

@@ -7,7 +7,10 @@
     2    usage error
     3    damaged or untrusted input
     4    out of memory or disk
+    75   the processes of a training cannot reach each other
     130  interrupted; the same command continues
+
+A process of a training that signal n ended gives 128 + n (`train.cli.ranks`).
 """
 
 import errno

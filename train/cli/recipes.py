@@ -14,7 +14,10 @@ recipe_commands = typer.Typer(cls=CommandGroup, invoke_without_command=True)
 
 RecipeName = Annotated[
     str,
-    typer.Argument(help="Recipe: a name of `openbook recipes list`, or the path of a .toml file."),
+    typer.Argument(
+        metavar="RECIPE",
+        help="Recipe: a name of `openbook recipes list`, or the path of a .toml file.",
+    ),
 ]
 
 Settings = Annotated[

@@ -7,6 +7,7 @@ import typer
 
 from train.cli.options import CommandGroup, Json, RunOptions, option_groups
 from train.cli.output import Output, emit, lines, run_summary
+from train.cli.ranks import ranks_joined, started_ranks
 from train.progress import count
 
 
@@ -81,12 +82,16 @@ def run_resume(
 ) -> None:
     """Continue a training that was stopped, from its last checkpoint to its last step.
 
-    Recipe, seeds, precision and measurements are those with which the training began. A finished
-    run is left as it is.
+    Recipe, seeds, precision, number of processes and measurements are those with which the training
+    began. A finished run is left as it is.
     """
-    from train import progress, trainer
+    from train import trainer
 
-    with progress.bar("training") as advance:
+    opened = source.open()
+    numerics = None if opened.finished else opened.numerics
+    if numerics:
+        started_ranks(numerics.world_size, source.path)
+    with ranks_joined(numerics, "training") as advance:
         trained = trainer.resume(
             source.path, store=source.store, data_workers=data_workers, progress=advance
         )

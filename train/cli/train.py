@@ -8,6 +8,7 @@ import typer
 
 from train.cli.options import Json, StoreFolder, option_groups
 from train.cli.output import emit, lines, run_summary
+from train.cli.ranks import ranks_joined, started_ranks
 from train.cli.recipes import RecipeName, Settings, parsed_settings
 
 
@@ -75,7 +76,19 @@ def train_command(
     ] = "auto",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of CPU threads; default: all cores, at most 8."),
+        typer.Option(
+            min=1,
+            help="Number of CPU threads of each process; default: all cores divided by the number "
+            "of processes, at most 8.",
+        ),
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of processes that share the windows of each step, each on a GPU of its "
+            "own or on CPU threads of its own; default: 1.",
+        ),
     ] = None,
     data_workers: Annotated[
         int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
@@ -93,7 +106,8 @@ def train_command(
 
     A training that was stopped at any moment continues with `openbook run resume`.
     """
-    from train import numerics, progress, recipes, trainer
+    world_size = started_ranks(devices, out)
+    from train import numerics, recipes, trainer
     from train.data import open_store
 
     options = asdict(changes)
@@ -103,12 +117,15 @@ def train_command(
     # `train` knows no behaviours: whoever registered this command passes functions that make them
     # in the context.
     known = [trainer.store_tasks, *(context.obj or [])] if watch else []
-    with progress.bar("training") as advance:
+    how = numerics.choose(
+        device=device, precision=precision, threads=threads, world_size=world_size
+    )
+    with ranks_joined(how, "training") as advance:
         trained = trainer.train(
             resolved,
             tokens,
             out=out,
-            numerics=numerics.choose(device=device, precision=precision, threads=threads),
+            numerics=how,
             data_workers=data_workers,
             watch=[one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)],
             progress=advance,

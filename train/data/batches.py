@@ -9,7 +9,7 @@ carry no loss, while order, shapes, positions, steps and the divisor of the loss
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,14 @@ class Batch:
         """Yield inputs and targets of micro-batches of at most `size` windows, in order."""
         size = size or len(self.inputs)
         yield from zip(self.inputs.split(size), self.targets.split(size), strict=True)
+
+    def shares(self, count: int) -> list["Batch"]:
+        """Return `count` batches with neighbouring windows of this one; divisor and digest stay.
+
+        If the windows cannot be divided evenly, the first shares have one more.
+        """
+        pieces = zip(self.inputs.tensor_split(count), self.targets.tensor_split(count), strict=True)
+        return [replace(self, inputs=inputs, targets=targets) for inputs, targets in pieces]
 
 
 def read_batch(

@@ -57,7 +57,7 @@ def begin_manifest(
     """Write the manifest of a run that is about to start; `run_path` must exist."""
     asked = {
         "recipe": recipes.to_dict(recipe),
-        "numerics": asdict(numerics),
+        "numerics": numerics.to_dict(),
         "data": {
             "fingerprint": store.fingerprint,
             "store_sha256": storage.sha256_file(store.path / "store.json"),

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
         store_tasks,
     )
     from train.trainer.optimizer import adamw, lr_at, write_state
+    from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
 
 __all__ = [
     "COPY_LENGTH",
     "Monitor",
+    "Ranks",
     "TrainState",
     "Verification",
     "adamw",
@@ -43,11 +45,13 @@ __all__ = [
     "held_out_loss",
     "initial_state",
     "is_highest",
+    "join_ranks",
     "load_state",
     "lr_at",
     "measure_tasks",
     "monitor_words",
     "next_token_loss",
+    "ranks_of",
     "replay",
     "resume",
     "retrain_without",

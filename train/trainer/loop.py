@@ -7,13 +7,16 @@ that has its optimizer; `replay` repeats a span and returns its rows beside thos
 optimizer and step are the whole state and there is no random state, so a killed and resumed run
 equals an uninterrupted one to the last bit (on the same machine, with the same precision and thread
 count).
+
+If several processes train together (`train.trainer.ranks`), all of them call `train` or `resume`;
+rank 0 writes the files.
 """
 
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from train.runs import MonitorTask, Run
 from train.short_repr import short_repr
 from train.trainer import evaluation, monitoring, optimizer
 from train.trainer.loss import next_token_loss
+from train.trainer.ranks import Ranks, ranks_of
 from train.trainer.state import TrainState, initial_state, load_state, save
 
 
@@ -42,6 +46,7 @@ CUDA_BLOCK = 16
 LOCK = ".lock"
 BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{runs.MANIFEST}.partial"}
 BEFORE_MANIFEST |= {runs.MONITOR_LOG}
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def train(
         recipe: A recipe; `changes` replace its fields (`steps=200`, `init_seed=1`).
         store: The token store; packed rows must be as long as the recipe's context.
         out: Folder of the run; must not contain a run yet.
-        numerics: Precision, threads and device; default: chosen for this machine by
+        numerics: Precision, threads, device and world size; default: chosen for this machine by
             `train.numerics.choose`.
         data_workers: Threads that read batches in advance; they do not change the result.
         watch: Tasks to measure during training (`train.trainer.monitoring`); they do not change
@@ -102,25 +107,42 @@ def train(
         progress: Called with (text, steps done, number of steps) after every step.
 
     Raises:
-        RecipeError: The recipe does not exist or contradicts itself, or `out` exists already.
+        RecipeError: The recipe does not exist or contradicts itself, or `out` exists already, or
+            there are fewer windows per step than processes.
         StoreError: The store does not fit the recipe.
+        LostRankError: Another process of this training has ended.
         DivergedError: The loss is not finite; the last good checkpoint is kept.
     """
     recipe, out = resolve(recipe, store, **changes), Path(out)
-    # Files that a process leaves if it is killed before it writes the manifest are not a run yet.
-    if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
-        raise RecipeError(
-            f"{out} exists already; resume it with `openbook run resume` or choose another folder"
-        )
     numerics = numerics or choose()
-    out.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
-        if recipe.sampler == "nanogpt":
-            runs.record_schedule(out, recipe, store)
-        runs.begin_monitor_log(out, watch, recipe)
-        runs.begin_manifest(out, recipe, store, numerics)
-        state = initial_state(recipe, numerics)
-        return _train(runs.open(out, store=store.path), state, data_workers, progress)
+    if recipe.batch_size < numerics.world_size:
+        raise RecipeError(
+            f"recipe {recipe.name!r} has {recipe.batch_size} windows per step for "
+            f"{numerics.world_size} processes, and each needs one; choose a batch size of "
+            f"{numerics.world_size} or more, or fewer processes"
+        )
+    ranks = ranks_of(numerics)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            # What a process leaves if it is killed before it writes the manifest is no run yet.
+            if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
+                raise RecipeError(
+                    f"{out} exists already; resume it with `openbook run resume` or choose another "
+                    "folder"
+                )
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(out))
+            if recipe.sampler == "nanogpt":
+                runs.record_schedule(out, recipe, store)
+            runs.begin_monitor_log(out, watch, recipe)
+            runs.begin_manifest(out, recipe, store, numerics)
+
+        ranks.first(begin)
+        run = runs.open(out, store=store.path)
+        # Each rank has measured for itself which numerics to choose; those of rank 0 hold.
+        state = initial_state(recipe, run.numerics)
+        return _train(run, state, data_workers, progress, ranks=ranks)
 
 
 def resume(
@@ -148,22 +170,28 @@ def resume(
     ahead = [one for one in opened.recipe.checkpoint_steps() if one >= max(opened.steps, default=0)]
     if last is not None and last not in ahead:
         raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
-    with _lock(opened.path):
+    ranks = ranks_of(opened.numerics)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(_lock(opened.path))
+            if _index(opened).exists():
+                runs.drop_unlisted(opened.path)
+
+        ranks.first(begin)
         state = _where_it_stopped(opened)
-        runs.resumed_manifest(opened.path, opened.manifest, state.step)
+        ranks.first(lambda: runs.resumed_manifest(opened.path, opened.manifest, state.step))
         opened = runs.open(opened.path, store=store)
-        return _train(opened, state, data_workers, progress, last)
+        return _train(opened, state, data_workers, progress, last, ranks)
 
 
 def _where_it_stopped(run: Run) -> TrainState:
-    listing = run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX
-    if listing.exists():
-        runs.drop_unlisted(run.path)
+    if _index(run).exists():
         return load_state(run, len(run.ledger), run.numerics)
     if run.predicate["parent"]:
         raise DamagedError(
-            f"{listing}: the file is missing, and with it where the run left its parent; train it "
-            "again from there"
+            f"{_index(run)}: the file is missing, and with it where the run left its parent; train "
+            "it again from there"
         )
     # A run killed before its first checkpoint has no index yet and starts again from step 0.
     return initial_state(run.recipe, run.numerics)
@@ -287,10 +315,12 @@ def training_steps(
     stop: int,
     removal: DocumentRemoval | None = None,
     data_workers: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[runs.LedgerRow]:
     """Train `state` up to step `stop` and yield one ledger row per step.
 
-    Call it inside `train.numerics.applied`. On a CUDA device rows are yielded in blocks of 16.
+    Call it inside `train.numerics.applied`. On a CUDA device rows are yielded in blocks of 16. A
+    process that is not one of several `ranks` computes the shares of all of them in turn.
 
     Raises:
         DivergedError: A loss or gradient norm is not finite.
@@ -301,12 +331,17 @@ def training_steps(
     waiting: list[tuple[runs.LedgerRow, torch.Tensor, torch.Tensor]] = []
     for batch in batches_ahead(store, order, range(state.step, stop), removal, data_workers):
         begin, held_out = time.perf_counter(), None
-        if recipe.eval_every and batch.step % recipe.eval_every == 0:
+        if recipe.eval_every and batch.step % recipe.eval_every == 0 and ranks.rank == 0:
             held_out = evaluation.held_out_loss(state.model, store, recipe, numerics)
         lr = optimizer.lr_at(recipe, batch.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        loss = _backward(forward, batch, recipe, numerics)
+        loss = ranks.sum_gradients(
+            parameters,
+            batch,
+            numerics.world_size,
+            lambda share: _backward(forward, share, recipe, numerics),
+        )
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
         if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
             raise _diverged(state.model, batch, numerics, batch.step)
@@ -330,9 +365,12 @@ def _train(
     data_workers: int,
     progress: Progress | None,
     last: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Train from `state` to the checkpoint `last` and write ledger, checkpoints and monitor log."""
     last = run.recipe.steps if last is None else last
+    if ranks.rank > 0:
+        return _train_beside(run, state, data_workers, last, ranks)
     recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
     watcher = monitoring.Monitor(run.path, state.step, run.numerics.device)
     writer = runs.ledger_writer(run.path / runs.LEDGER, state.step)
@@ -341,13 +379,14 @@ def _train(
         with applied(run.numerics):
             watcher.look(state.model, state.step, state.tokens)
             # The index is written last, so without one the first checkpoint is missing or partial.
-            if not (run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX).exists():
+            if not _index(run).exists():
                 save(run, state)
             while state.step < last:
                 stop = min(step for step in saves | watcher.due if step > state.step)
                 for row in training_steps(
-                    state, recipe, run.store, order, run.numerics, stop, run.removal, data_workers
-                ):
+                    state, recipe, run.store, order, run.numerics, stop, run.removal,
+                    data_workers, ranks,
+                ):  # fmt: skip
                     writer.append(asdict(row), sync=False)
                     if progress:
                         speed = (row.tokens - seen) / (time.perf_counter() - begin)
@@ -362,6 +401,19 @@ def _train(
         watcher.close()
     if state.step == recipe.steps:
         runs.finish_manifest(run.path, run.manifest, _digests(run))
+    ranks.wait()
+    return runs.open(run.path, store=run.store_path)
+
+
+def _train_beside(run: Run, state: TrainState, data_workers: int, last: int, ranks: Ranks) -> Run:
+    """Train beside rank 0, which writes all files, and wait until it has written the last one."""
+    with applied(run.numerics):
+        for _ in training_steps(
+            state, run.recipe, run.store, run.order, run.numerics, last, run.removal,
+            data_workers, ranks,
+        ):  # fmt: skip
+            pass
+    ranks.wait()
     return runs.open(run.path, store=run.store_path)
 
 
@@ -371,7 +423,7 @@ def _backward(
     recipe: Recipe,
     numerics: Numerics,
 ) -> torch.Tensor:
-    """Accumulate the gradients of the batch, micro-batch by micro-batch, and return its loss."""
+    """Accumulate the gradients of a batch, micro-batch by micro-batch, and return its loss."""
     total = torch.zeros((), device=numerics.device)
     for inputs, targets in batch.parts(recipe.micro_batch_size):
         inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
@@ -415,6 +467,10 @@ def _digests(run: Run) -> dict[str, str]:
     names = [runs.LEDGER, f"{runs.CHECKPOINTS}/{runs.CHECKPOINT_INDEX}"]
     names += [one for one in (runs.SCHEDULE, runs.MONITOR_LOG) if (run.path / one).exists()]
     return listed | {name: storage.sha256_file(run.path / name) for name in names}
+
+
+def _index(run: Run) -> Path:
+    return run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX
 
 
 def _lock(path: Path) -> AbstractContextManager[object]:

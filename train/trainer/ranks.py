@@ -1,0 +1,177 @@
+"""The processes that train one run together ("ranks"), and the sum of their gradients.
+
+Every rank holds the whole model and the whole optimizer, and computes the gradient of its share of
+each batch (data parallel training). The shares' gradients are added in the order of the ranks, in
+one vector after the backward pass. One process that computes the shares in turn therefore gets the
+same bits: a run of several ranks is replayed, verified and retrained by one process.
+
+torch's DistributedDataParallel adds in the order of its backend's algorithm, which one process
+cannot repeat for three ranks or more. What it would save is waiting: it sends gradients during the
+backward pass. Rank 0 writes all files; the others wait for it at the next sum.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+
+from train.data import Batch
+from train.errors import LostRankError, RecipeError
+from train.numerics import Numerics
+
+
+__all__ = ["Ranks", "join_ranks", "ranks_of"]
+
+# How long a rank waits for the others: rank 0 may take minutes to write a large checkpoint. A lost
+# rank is noticed earlier: with gloo its connections close, and whoever started the ranks ends them.
+PATIENCE = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among those that train one run; by default it is alone.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def sum_gradients(
+        self, parameters: Sequence[nn.Parameter], batch: Batch, world_size: int,
+        backward: Callable[[Batch], Float[Tensor, ""]],
+    ) -> Float[Tensor, ""]:  # fmt: skip
+        """Compute the gradients of a batch in `world_size` shares, and return its loss.
+
+        Args:
+            parameters: Parameters of the model; their gradients are those of the whole batch
+                afterwards.
+            backward: Function that accumulates the gradients of a share and returns its loss.
+        """
+        if world_size == 1:
+            return backward(batch)
+        shares = batch.shares(world_size)
+        trained: dict[nn.Parameter, Tensor] = {}
+        total = None
+        for share in shares if self.size == 1 else [shares[self.rank]]:
+            loss = backward(share)
+            trained = {one: one.grad for one in parameters if one.grad is not None}
+            vector = torch.cat([*(grad.flatten() for grad in trained.values()), loss.view(1)])
+            for parameter in trained:
+                parameter.grad = None
+            total = vector if total is None else total.add_(vector)
+        assert total is not None
+        if self.size > 1:
+            total = self._sum(total)
+        *gradients, loss = total.split([*map(torch.numel, trained), 1])
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return loss[0]
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Let rank 0 do some work when all ranks have come here; the others wait for it.
+
+        An error of the work is raised on all ranks.
+        """
+        if self.size == 1:
+            work()
+            return
+        self.wait()
+        errors: list[Exception | None] = [None]
+        if self.rank == 0:
+            try:
+                work()
+            except Exception as error:
+                errors = [error]
+        with _others_present():
+            distributed.broadcast_object_list(errors)
+        if errors[0] is not None:
+            raise errors[0]
+
+    def wait(self) -> None:
+        """Wait until all ranks have come here."""
+        if self.size > 1:
+            with _others_present():
+                distributed.barrier()
+
+    def _sum(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return the sum of all ranks' vectors, added in the order of the ranks."""
+        with _others_present():
+            if self.size == 2:  # a + b and b + a are the same bits
+                distributed.all_reduce(vector)
+                return vector
+            # Every rank adds one piece of all vectors: as many bytes as an all-reduce sends.
+            padded = nn.functional.pad(vector, (0, -len(vector) % self.size))
+            received = torch.empty_like(padded)
+            distributed.all_to_all_single(received, padded)
+            piece, *others = received.view(self.size, -1)
+            for other in others:
+                piece += other
+            distributed.all_gather_single(padded, piece.clone())
+        return padded[: len(vector)]
+
+
+@contextmanager
+def join_ranks(
+    device: str, *, rank: int, size: int, local_rank: int, rendezvous: str = "env://"
+) -> Iterator[None]:
+    """Connect this process with the other ranks inside the block.
+
+    Args:
+        device: `cpu` (gloo) or `cuda` (NCCL).
+        local_rank: Number of the GPU that this process uses as `cuda`.
+        rendezvous: Where the ranks meet: `env://`, as torchrun sets it up, or `file://PATH`.
+    """
+    if device != "cpu":
+        torch.cuda.set_device(local_rank)
+    with _others_present():
+        distributed.init_process_group(
+            "gloo" if device == "cpu" else "nccl",
+            init_method=rendezvous, rank=rank, world_size=size, timeout=PATIENCE,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def ranks_of(numerics: Numerics) -> Ranks:
+    """Return the ranks that train with these numerics: those that were joined, or this one alone.
+
+    A process that is alone computes all shares of a batch, to the same bits.
+
+    Raises:
+        RecipeError: Another number of ranks was joined.
+
+    Examples:
+        >>> trainer.ranks_of(run.numerics)
+        Ranks(rank=0, size=1)
+    """
+    if numerics.world_size == 1 or not distributed.is_initialized():
+        return Ranks()
+    size = distributed.get_world_size()
+    if size != numerics.world_size:
+        raise RecipeError(
+            f"the run is for {numerics.world_size} processes and {size} have joined; start as many "
+            "as the run has, because sums of another number differ in their last bits"
+        )
+    return Ranks(distributed.get_rank(), size)
+
+
+@contextmanager
+def _others_present() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo's reason is followed by advice for developers of gloo.
+        reason = str(error).splitlines()[0].split(". This is typically", maxsplit=1)[0]
+        raise LostRankError(
+            f"the processes of this training cannot reach each other ({reason}); a run that has "
+            "begun is kept up to its last checkpoint: go on with `openbook run resume`"
+        ) from None
