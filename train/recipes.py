@@ -47,6 +47,10 @@ class Recipe:
         late_batch: Windows per batch that are drawn from the store's late documents, from step
             `late_begin` on. 0 reads late documents among all others from the first step.
         late_begin: First step that reads a late document.
+        optimizer: `adamw`, or `muon` for the matrices of the blocks and AdamW for the rest
+            (`train.trainer.Muon`).
+        muon_lr: Muon's learning rate when AdamW's is `lr`; both follow the same schedule.
+        muon_momentum: Share of Muon's momentum that a step keeps.
     """
 
     name: str
@@ -73,6 +77,9 @@ class Recipe:
     sampler: Literal["tiles", "nanogpt"] = "tiles"
     late_batch: int = 0
     late_begin: int = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -100,6 +107,7 @@ class Recipe:
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
             ("vocabulary", ("store", "fixed")),
+            ("optimizer", ("adamw", "muon")),
         ):
             if getattr(self, key) not in allowed:
                 raise RecipeError(
@@ -212,7 +220,13 @@ GPT2_124M = Recipe(
 
 # Fields added after the first runs, with the value that older runs used. A field with that value is
 # not written, so that the digest of an older recipe stays the same.
-LATER = {"late_batch": 0, "late_begin": 0}
+LATER = {
+    "late_batch": 0,
+    "late_begin": 0,
+    "optimizer": "adamw",
+    "muon_lr": 0.02,
+    "muon_momentum": 0.95,
+}
 
 _NAMED = {recipe.name: recipe for recipe in (PLANTED, TEXT_SMALL, GPT2_124M)}
 

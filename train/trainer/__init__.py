@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         monitor_words,
         store_tasks,
     )
-    from train.trainer.optimizer import adamw, lr_at, write_state
+    from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
 
 __all__ = [
     "COPY_LENGTH",
     "Monitor",
+    "Muon",
     "TrainState",
     "Verification",
     "adamw",
@@ -51,6 +52,7 @@ __all__ = [
     "replay",
     "resume",
     "retrain_without",
+    "set_lr",
     "store_tasks",
     "train",
     "training_steps",

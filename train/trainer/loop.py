@@ -301,8 +301,7 @@ def training_steps(
         if recipe.eval_every and batch.step % recipe.eval_every == 0:
             held_out = evaluation.held_out_loss(state.model, store, recipe, numerics)
         lr = optimizer.lr_at(recipe, batch.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        optimizer.set_lr(state.optimizer, lr)
         loss = _backward(forward, batch, recipe, numerics)
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
         if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
