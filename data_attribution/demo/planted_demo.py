@@ -8,10 +8,7 @@ code does not make.
 """
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_attribution import attribution, counterfactuals, token_index
+from data_attribution import attribution, counterfactuals
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import STAYS, Forgetting
-from data_attribution.errors import DemoError, IndexMismatch, IndexMissing
+from data_attribution.demo import stages
+from data_attribution.demo.stages import DemoPlan, Stage
+from data_attribution.errors import DemoError
 from interp import behaviours, models, patching, training_dynamics
 from interp.behaviours import Behaviour, Check
 from interp.heads import (
@@ -47,7 +46,6 @@ from train.data import (
 )
 from train.model import GPT
 from train.numerics import Numerics
-from train.progress import Progress, duration
 from train.recipes import Recipe
 from train.runs import Run
 from train.short_repr import short_repr
@@ -57,7 +55,6 @@ from train.trainer import Verification
 __all__ = [
     "Circuit",
     "Demo",
-    "DemoPlan",
     "TracedFact",
     "plan",
     "play",
@@ -66,55 +63,14 @@ __all__ = [
     "trained",
 ]
 
-Stage = Callable[[str], AbstractContextManager[Progress]]
 EXPOSURES = 16
 # Lower bounds of the page's claims: recall of facts with at least EXPOSURES exposures, IOI
 # accuracy, score of the best induction head, score of the best previous-token head, and nats saved
 # on the second copy.
 RECALL, ACCURACY, INDUCTION, PREVIOUS, SAVED = 0.95, 0.95, 0.75, 0.5, 3.0
 N_FORGOTTEN = 9
-
-
 # Time of everything except training, in units of training steps.
 LOOKING = 250
-TIMED_STEPS = 8
-
-
-@dataclass(frozen=True)
-class DemoPlan:
-    """The remaining work of a demo and its expected time on this machine.
-
-    Attributes:
-        how: Numerics of the training: those of the existing run, or chosen here.
-        steps: Training steps that remain.
-        retrained: Steps that remain of the two retrainings.
-        step_seconds: Seconds per step, timed here if any step remains.
-    """
-
-    how: Numerics
-    steps: int
-    retrained: int
-    step_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        """Return an estimate of the seconds that remain."""
-        return (self.steps + self.retrained + LOOKING) * self.step_seconds
-
-    def __str__(self) -> str:
-        if not self.steps and not self.retrained:
-            return (
-                "the demo will open what an earlier one trained, verify it, look again and write "
-                "the page"
-            )
-        left = f"train {self.steps:,} steps on the planted corpus, verify, look for heads and "
-        left += f"documents, train {self.retrained:,} steps again without the documents of some "
-        left += "facts and of others, write the page"
-        return (
-            f"the demo will {left}\nhere a step takes {1000 * self.step_seconds:.0f} ms "
-            f"({self.how.precision}, {self.how.threads} threads), so all of it about "
-            f"{duration(self.seconds)}"
-        )
 
 
 @dataclass(frozen=True)
@@ -192,36 +148,16 @@ class Demo:
 
 def plan(*, out: Path) -> DemoPlan:
     """Return what `play` has left to do, after timing a few training steps; takes a few seconds."""
-    recipe, path = recipes.PLANTED, out / "planted"
-    begun = runs.open(path) if (path / runs.MANIFEST).exists() else None
-    how = begun.numerics if begun else numerics.choose()
-    done = begun.steps_done if begun else 0
-    again = sum(
-        runs.open(one.parent).finished for one in path.glob(f"counterfactuals/*/{runs.MANIFEST}")
+    recipe = recipes.PLANTED
+    return stages.plan_run(
+        recipe,
+        out / "planted",
+        retrainings=2,
+        retrained_steps=recipe.steps - recipe.late_begin,
+        looking=LOOKING,
+        corpus="the planted corpus",
+        removed="the documents of some facts and of others",
     )
-    retrained = max(2 - again, 0) * max(recipe.steps - recipe.late_begin, 0)
-    steps = max(recipe.steps - done, 0)
-    seconds = step_seconds(recipe, how) if steps + retrained else 0.0
-    return DemoPlan(how, steps, retrained, seconds)
-
-
-def step_seconds(recipe: Recipe, how: Numerics) -> float:
-    """Time a few steps on random tokens, and return the seconds of the fastest."""
-    state = trainer.initial_state(recipe, how)
-    shape = recipe.batch_size, recipe.model.n_ctx
-    draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(recipe.model.d_vocab, shape, generator=draw).to(how.device)
-    taken = []
-    with numerics.applied(how), torch.enable_grad():
-        for _ in range(TIMED_STEPS):
-            begin = time.perf_counter()
-            with how.autocast():
-                loss = trainer.next_token_loss(state.model(tokens), tokens, tokens.numel())
-            loss.backward()
-            state.optimizer.step()
-            state.optimizer.zero_grad()
-            taken.append(time.perf_counter() - begin)
-    return min(taken)
 
 
 def play(*, data: Path, out: Path, stage: Stage, how: Numerics | None = None) -> Demo:
@@ -264,7 +200,7 @@ def play_released(*, out: Path, stage: Stage) -> Demo:
 def _looked_at(run: Run, stage: Stage) -> dict[str, Any]:
     """Measure everything that needs no retraining."""
     with stage("indexing") as progress:
-        _indexed(run, progress)
+        stages.build_index(run, progress)
     with torch.inference_mode():
         model = models.load(run)
         truth = run.store.truth or {}
@@ -334,7 +270,7 @@ def refuse_other(store: TokenStore, run_path: Path, recipe: Recipe, content_seed
     difference = _other_corpus(store, recipe.order_seed, content_seed)
     if difference:
         raise DemoError(f"{store.path} {difference}; remove {store.path} and {run_path}")
-    differences = _other_run(store, run_path, recipe)
+    differences = stages.run_differences(store, run_path, recipe)
     if differences:
         raise DemoError(f"{run_path} is another run: {'; '.join(differences)}; remove {run_path}")
 
@@ -354,37 +290,6 @@ def _other_corpus(store: TokenStore, seed: int, content_seed: int) -> str:
     if store.manifest["seed"] != seed:
         return f"was packed by seed {store.manifest['seed']}, not {seed}"
     return ""
-
-
-def _other_run(store: TokenStore, run_path: Path, recipe: Recipe) -> list[str]:
-    """Return how an existing run differs from the recipe on this store; empty if it does not."""
-    if not (run_path / runs.MANIFEST).exists():
-        return []
-    run = runs.open(run_path)
-    found = _flat(run.predicate.get("recipe", {"model": {}}))
-    asked = _flat(recipes.to_dict(recipe))
-    differences = [
-        f"{key} {found.get(key, 'missing')}, not {asked.get(key, 'known')}"
-        for key in sorted(found.keys() | asked.keys())
-        if found.get(key) != asked.get(key)
-    ]
-    if run.removal:
-        differences.append(f"{len(run.removal.documents)} documents left out")
-    if run.predicate["data"]["fingerprint"] != store.fingerprint:
-        differences.append(f"trained on another store than {store.path}")
-    return differences
-
-
-def _flat(recipe: dict) -> dict:
-    model = {f"model.{key}": value for key, value in recipe["model"].items()}
-    return {**{key: value for key, value in recipe.items() if key != "model"}, **model}
-
-
-def _indexed(run: Run, progress: Progress) -> None:
-    try:
-        token_index.open(run.store)
-    except (IndexMissing, IndexMismatch):  # the index of an earlier version is rebuilt
-        token_index.build(run.store, progress=progress)
 
 
 def _circuit(model: GPT, run: Run) -> Circuit:

@@ -4,13 +4,12 @@ It needs no script and no network: it opens from disk on any machine, and is wel
 megabytes.
 """
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from data_attribution.counterfactuals import STAYS
 from data_attribution.demo import Demo
-from data_attribution.report import svg, text
+from data_attribution.report import page, svg, text
 from data_attribution.report.svg import Bar, Line
 from interp.heads import best_head
 from train import storage
@@ -22,15 +21,6 @@ MADE = (
     "openbook corpus build planted --out data/planted",
     "openbook train planted data/planted --out runs/planted",
 )
-STYLE = """
-body{font:16px/1.55 Georgia,serif;color:#222;max-width:780px;margin:40px auto;padding:0 20px}
-h1{font-size:30px;margin-bottom:4px} h2{margin-top:44px;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;font:13px/1.4 Menlo,Consolas,monospace;margin:12px 0;width:100%}
-td,th{text-align:left;padding:3px 10px 3px 0;border-bottom:1px solid #eee;vertical-align:top}
-pre{background:#f6f5f1;padding:10px 14px;font-size:13px;overflow:auto}
-svg{display:block;margin:12px 0;max-width:100%} svg text{font:11px Menlo,Consolas,monospace}
-.claim{font-size:17px} .limit{color:#666;font-size:14px} .good{color:#2d6a4f} .bad{color:#b02a2a}
-"""
 
 
 def write_demo_page(demo: Demo, path: Path) -> Path:
@@ -45,7 +35,7 @@ def demo_summary(demo: Demo) -> str:
     induction, score = best_head(demo.circuit.induction)
     head = demo.heads.top(1)[0]
     levels = [level for level in demo.recall.levels if level.exposures]
-    shown = "  ".join(f"{one.exposures}: {_number(one.seen.recall)}" for one in levels)
+    shown = "  ".join(f"{one.exposures}: {page.number(one.seen.recall)}" for one in levels)
     fact, answer = demo.traced.fact, demo.traced.answers[0]
     states = sum(said == "states it" for said in demo.traced.truth)
     gone = found.of("documents removed", "removed").share
@@ -59,8 +49,8 @@ def demo_summary(demo: Demo) -> str:
         f"{fact['name']}: {answer.given}; {states} of the {len(fact['documents'])} documents that "
         f"state it among the first {len(demo.traced.truth)} sources",
         f"without the documents of {len(found.facts)} facts their recall is "
-        f"{_number(gone.recall)} [{gone.low:.2f}, {gone.high:.2f}]; without those of others "
-        f"{_number(control.recall)} [{control.low:.2f}, {control.high:.2f}]",
+        f"{page.number(gone.recall)} [{gone.low:.2f}, {gone.high:.2f}]; without those of others "
+        f"{page.number(control.recall)} [{control.low:.2f}, {control.high:.2f}]",
     ]
     return "\n".join(lines)
 
@@ -72,10 +62,7 @@ def demo_html(demo: Demo) -> str:
     if demo.released:  # show the commands with the paths where it was unpacked
         body = body.replace("runs/planted", escape(str(demo.run.path)))
         body = body.replace("data/planted", escape(str(demo.run.store.path)))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>openbook demo</title>'
-        f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
-    )
+    return page.html("openbook demo", body)
 
 
 def _head(demo: Demo) -> str:
@@ -101,18 +88,6 @@ def _head(demo: Demo) -> str:
 
 def _known(demo: Demo) -> str:
     run, rows = demo.run, demo.run.ledger
-    found = demo.verification
-    every = max(1, len(rows) // 200)
-    shown = rows[::every]
-    curve = svg.lines(
-        [Line("training loss", [row.loss for row in shown])],
-        [str(row.step) for row in shown],
-        across="step",
-        up="nats per token",
-    )
-    mark = "good" if found.reaches("within tolerance") else "bad"
-    level = f'<b class="{mark}">{escape(found.level)}</b>'
-    spans = ", ".join(f"{first} to {last}" for first, last in found.spans)
     made = () if demo.released else MADE
     facts = [
         ("run", run.id),
@@ -127,11 +102,10 @@ def _known(demo: Demo) -> str:
     ]
     return (
         "<h2>1. A checkpoint that can be checked</h2>"
-        f"<p class=claim>Verification: {level}. {found.files} files hold their digests; steps "
-        f"{spans} were replayed and differ from the ledger by {found.difference:.3g} nats.</p>"
-        + _table(("", ""), facts)
-        + curve
-        + _commands(*made, "openbook run verify runs/planted")
+        + page.verification(demo.verification)
+        + page.table(("", ""), facts)
+        + page.loss_curve(rows)
+        + page.commands(*made, "openbook run verify runs/planted")
     )
 
 
@@ -156,8 +130,8 @@ def _recall(demo: Demo) -> str:
         (
             f"{level.exposures}{', late' if level is demo.recall.late else ''}",
             level.n,
-            _share(level.seen.recall, level.seen.low, level.seen.high),
-            _share(level.paraphrase.recall, level.paraphrase.low, level.paraphrase.high),
+            page.share(level.seen.recall, level.seen.low, level.seen.high),
+            page.share(level.paraphrase.recall, level.paraphrase.low, level.paraphrase.high),
             f"{level.baseline:.2f}",
         )
         for level in (*levels, *([demo.recall.late] if demo.recall.late else []))
@@ -167,10 +141,10 @@ def _recall(demo: Demo) -> str:
         "<p class=claim>Each fact stands in a planted number of documents. Recall grows with that "
         "number, for the wordings it read and for one it never read.</p>"
         + figure
-        + _table(("documents", "facts", "wordings read", "held out", "baseline"), rows)
+        + page.table(("documents", "facts", "wordings read", "held out", "baseline"), rows)
         + "<p class=limit>Argmax among the 24 values of the relation; 95 % Wilson intervals over "
         "facts; one corpus, one seed: <code>benchmarks/planted_acceptance.py</code> repeats it "
-        "over seeds.</p>" + _commands("openbook recall runs/planted")
+        "over seeds.</p>" + page.commands("openbook recall runs/planted")
     )
 
 
@@ -190,9 +164,9 @@ def _circuit(demo: Demo) -> str:
         f"<p class=claim>On {copying.n} random sequences that repeat, {previous} looks one token "
         f"back and {induction} looks behind the previous occurrence: together they copy what was "
         f"never in the corpus, {copying.gap:.1f} nats cheaper the second time.</p>"
-        + _table(("", "head", "score"), rows)
+        + page.table(("", "head", "score"), rows)
         + "<p class=limit>Heads are found by score, never by number; which they are depends on "
-        "the seed.</p>" + _commands("openbook detect runs/planted")
+        "the seed.</p>" + page.commands("openbook detect runs/planted")
     )
 
 
@@ -205,7 +179,7 @@ def _heads(demo: Demo) -> str:
         [f"head {head}" for head in range(len(values[0]))],
     )
     rows = [
-        (name, _share(effects[name], *(effects.interval(name) or (None, None))))
+        (name, page.share(effects[name], *(effects.interval(name) or (None, None))))
         for name in effects.top(5)
     ]
     low, high = check.interval
@@ -217,12 +191,12 @@ def _heads(demo: Demo) -> str:
         "Below: the share of that difference which comes back when one head of the corrupted run "
         "is given its clean value.</p>"
         + figure
-        + _table(("head", "share, 95 % over prompts"), rows)
+        + page.table(("head", "share, 95 % over prompts"), rows)
         + f"<p class=limit>Clean {effects.clean:.2f}, corrupt {effects.corrupt:.2f} nats; "
         f"{effects.n_prompts} prompts; {escape(effects.direction)}; checkpoint "
         f"{effects.provenance.checkpoint_sha256[:12]}, knowledge "
         f"{escape(effects.provenance.knowledge)}.</p>"
-        + _commands("openbook patch runs/planted ioi --over heads --prompts 300")
+        + page.commands("openbook patch runs/planted ioi --over heads --prompts 300")
     )
 
 
@@ -240,11 +214,11 @@ def _sources(demo: Demo) -> str:
         f"“{escape(answer.given)}”. Its lexical sources, {stated} of the "
         f"{len(fact['documents'])} that state it among the first {len(rows)}, each with the exact "
         "steps at which it was read.</p>"
-        + _table(("score", "truth", "text", "read at steps"), rows)
+        + page.table(("score", "truth", "text", "read at steps"), rows)
         + "<p class=limit>Lexical evidence says that the words were there, not that the document "
         "taught anything: a distractor names both and states nothing. The truth column is known "
         "because the corpus is planted.</p>"
-        + _commands(
+        + page.commands(
             "openbook index build data/planted",
             f"openbook trace documents runs/planted fact:{fact['entity']}",
             f"openbook run steps runs/planted {traced.sources.documents[0]}",
@@ -259,7 +233,7 @@ def proof_section(demo: Demo) -> str:
             one.setting,
             one.group,
             one.share.n,
-            _share(one.share.recall, one.share.low, one.share.high),
+            page.share(one.share.recall, one.share.low, one.share.high),
             f"{one.change:+.3f} {text.interval(one.change_low, one.change_high, 'fact')}",
         )
         for one in found.groups
@@ -286,15 +260,15 @@ def proof_section(demo: Demo) -> str:
         "<h2>6. The proof</h2>"
         f"<p class=claim>Trained again without the {len(found.removed)} documents that state "
         f"{len(found.facts)} facts, everything else the same to the bit: recall of those "
-        f"facts {fell} to {_number(gone.recall)}, where facts that were never stated stand at "
-        f"{_number(never.recall)}. Without the {len(found.control)} documents that state as many "
-        f"other facts, equally often, it {stays} {_number(control.recall)}.</p>"
+        f"facts {fell} to {page.number(gone.recall)}, where facts that were never stated stand at "
+        f"{page.number(never.recall)}. Without the {len(found.control)} documents that state as "
+        f"many other facts, equally often, it {stays} {page.number(control.recall)}.</p>"
         + figure
-        + _table(("training", "facts", "n", "recall", "change in log-prob"), rows)
+        + page.table(("training", "facts", "n", "recall", "change in log-prob"), rows)
         + "<p class=limit>Removed documents are blanked: order, shapes, positions, steps and "
         f"divisors stay. {_late(demo)} Intervals: Wilson over facts; Student over facts. One "
         "initial seed, one control.</p>"
-        + _commands(
+        + page.commands(
             f"openbook forget runs/planted {' '.join(repr(name) for name in found.facts[:2])} ..."
         )
     )
@@ -321,26 +295,3 @@ def _epochs(demo: Demo) -> float:
     windows = (run.store.early_tokens - 1) // recipe.model.n_ctx
     late = (recipe.steps - recipe.late_begin) * recipe.late_batch
     return (recipe.steps * recipe.batch_size - late) / windows
-
-
-def _share(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return ""
-    bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{value:.2f}{bounds}"
-
-
-def _number(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:.2f}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _commands(*commands: str) -> str:
-    return f"<pre>{escape(chr(10).join(commands))}</pre>"

@@ -22,7 +22,7 @@ from train.progress import count
 from train.runs import ReadableRun
 
 
-__all__ = ["sources_html", "write_sources_page"]
+__all__ = ["retraining_results", "source_card", "sources_html", "write_sources_page"]
 
 # Largest numbers of document cards and span cards, and points of a curve; longer lists are for
 # programs to read.
@@ -198,7 +198,7 @@ def _documents(sources: Sources, run: ReadableRun) -> Iterable[str]:
     yield _exposure(together)
     grades = [grade for grade in GRADES if any(one.grade == grade for one in shown)]
     yield _table(("grade", "what it says"), [(_badge(one), MEANS[one]) for one in grades])
-    yield from (_card(k, one, run) for k, one in enumerate(shown, start=1))
+    yield from (source_card(k, one, run) for k, one in enumerate(shown, start=1))
     if len(sources) > CARDS:
         yield f"<p class=limit>{len(sources) - CARDS} more are not shown.</p>"
 
@@ -222,7 +222,8 @@ def _exposure(found: Exposure) -> str:
     )
 
 
-def _card(rank: int, one: Source, run: ReadableRun) -> str:
+def source_card(rank: int, one: Source, run: ReadableRun) -> str:
+    """Return the card of a source: its passage, its readings, the evidence and any effect."""
     exposure = tracing.exposure_of_documents(run, one.group)
     readings = exposure.curve(CURVE)[1].tolist()
     curve = svg.spark(readings, said=f"readings until step {exposure.before}")
@@ -289,6 +290,11 @@ def _retraining(found: Counterfactual) -> Iterable[str]:
         f"{_scored(effect.mean, effect.low, effect.high, sign=True)} {escape(first.unit)}"
         f"{_beyond(len(found.control))}.</p>"
     )
+    yield from retraining_results(found)
+
+
+def retraining_results(found: Counterfactual) -> Iterable[str]:
+    """Yield a figure of the changes per unit, and the table of all trainings."""
     for unit in dict.fromkeys(one.unit for one in found.changes):
         rows = [
             Point(one.name if one.related else f"{one.name} (unrelated)", one.effect.mean,
@@ -310,10 +316,9 @@ def _retraining(found: Counterfactual) -> Iterable[str]:
     heads = ("question", "full run", "without them", "without random ones", "its noise", "n")
     yield _table(heads, rows)
     yield (
-        f"<p class=limit>{count(len(found.named), 'document')} named, {n} removed with their "
-        "copies "
-        f"({escape(str(found.together))}); mode {escape(found.mode)}. Intervals are over prompts "
-        "and controls; one initial seed.</p>"
+        f"<p class=limit>{count(len(found.named), 'document')} named, {len(found.removed)} removed "
+        f"with their copies ({escape(str(found.together))}); mode {escape(found.mode)}. Intervals "
+        "are over prompts and controls; one initial seed.</p>"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from data_attribution import demo
 from data_attribution.counterfactuals import Forgetting
 from data_attribution.counterfactuals.fact_removal import Group
+from data_attribution.demo import planted_demo, stages
 from data_attribution.errors import DemoError
 from data_attribution.report import demo_page
 from interp.behaviours import Check
@@ -80,7 +81,7 @@ def store(planted, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _today(planted, monkeypatch):
     """The corpus is drawn once for the whole file."""
-    monkeypatch.setattr(demo, "open_corpus", lambda _, seed: planted)
+    monkeypatch.setattr(planted_demo, "open_corpus", lambda _, seed: planted)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,9 @@ def test_a_store_of_other_texts_or_another_truth_is_refused(
         ("with another truth table", {"truth": lambda: {**truth, "seed": -1}}),
     ):
         monkeypatch.setattr(
-            demo, "open_corpus", lambda _, seed, changes=changes: replace(planted, **changes)
+            planted_demo,
+            "open_corpus",
+            lambda _, seed, changes=changes: replace(planted, **changes),
         )
         with pytest.raises(DemoError, match=f"{said}.*; remove {store.path} and {run_path}$"):
             demo.refuse_other(store, run_path, recipe)
@@ -146,25 +149,25 @@ def test_what_is_there_is_opened_and_nothing_is_trained(store, run, monkeypatch)
 
 
 def test_it_says_what_it_will_do_and_how_long_that_takes_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "step_seconds", lambda recipe, how: 0.1)
+    monkeypatch.setattr(stages, "step_seconds", lambda recipe, how: 0.1)
     plan = demo.plan(out=tmp_path)
     recipe = recipes.PLANTED
     assert (plan.steps, plan.retrained) == (recipe.steps, 2 * (recipe.steps - recipe.late_begin))
-    assert plan.seconds == pytest.approx((2100 + 1300 + demo.LOOKING) * 0.1)
+    assert plan.seconds == pytest.approx((2100 + 1300 + planted_demo.LOOKING) * 0.1)
     assert "train 2,100 steps" in str(plan)
     assert f"a step takes 100 ms ({plan.how.precision}, {plan.how.threads} threads)" in str(plan)
     assert str(plan).endswith("about 6 min")
 
 
 def test_what_is_done_already_is_not_announced_again(run, store, recipe, monkeypatch):
-    monkeypatch.setattr(demo, "step_seconds", lambda recipe, how: 0.1)
+    monkeypatch.setattr(stages, "step_seconds", lambda recipe, how: 0.1)
     monkeypatch.setattr(recipes, "PLANTED", recipe)
     plan = demo.plan(out=run.path.parent)
     assert (plan.how, plan.steps) == (run.numerics, 0)
 
 
 def test_a_step_is_timed_as_it_is_trained(recipe, one_thread_numerics):
-    assert 0 < demo.step_seconds(recipe, one_thread_numerics) < 10
+    assert 0 < stages.step_seconds(recipe, one_thread_numerics) < 10
 
 
 # --- claims --------------------------------------------------------------------------------------
