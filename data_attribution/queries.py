@@ -33,6 +33,7 @@ __all__ = [
     "measure_query",
     "query_for",
     "query_of_behaviour",
+    "query_of_continuations",
     "query_of_text",
     "query_scores",
 ]
@@ -149,6 +150,53 @@ def query_of_text(
         return -share * losses.sum(dim=1)
 
     return Query(name, tokens, Metric(TEXT, "nats a token", score, positions=None), apart=True)
+
+
+def query_of_continuations(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    eot: int,
+    *,
+    name: str,
+) -> Query:
+    """Return the query for the mean log-probability of each continuation after its context.
+
+    Every prompt is an end-of-text token, the context and the continuation, and counts as one case,
+    however long its continuation is.
+
+    Args:
+        pairs: Token ids of a context and of its continuation, for each prompt.
+        eot: The end-of-text token.
+
+    Raises:
+        QueryError: There is no pair, or a continuation is empty.
+
+    Examples:
+        >>> ids = run.tokenizer.encode("the capital of runethi is koreskul").tolist()
+        >>> pairs = [(ids[:-1], ids[-1:])]
+        >>> query = queries.query_of_continuations(pairs, store.eot, name="capital")
+        >>> query.unit, round(queries.measure_query(model, query).item(), 1)
+        ('nats a token', -0.2)
+    """
+    if not pairs or not all(len(continuation) for _, continuation in pairs):
+        raise QueryError(f"{name!r} holds no continuation that could be probable; give one or more")
+    rows = [[eot, *map(int, context), *map(int, continuation)] for context, continuation in pairs]
+    width = max(map(len, rows)) - 1
+    tokens = torch.full((len(rows), width), eot)
+    targets = torch.full((len(rows), width), IGNORED)
+    for number, (row, (context, continuation)) in enumerate(zip(rows, pairs, strict=True)):
+        tokens[number, : len(row) - 1] = torch.tensor(row[:-1])
+        first = len(context)
+        targets[number, first : first + len(continuation)] = torch.tensor(row[first + 1 :])
+
+    def score(logits: Tensor, prompt: Tensor) -> Tensor:
+        wanted = targets.to(logits.device)[prompt]
+        losses = functional.cross_entropy(
+            logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+        )
+        return -losses.sum(dim=1) / (wanted != IGNORED).sum(dim=1)
+
+    metric = Metric("log-probability of the continuation", "nats a token", score, positions=None)
+    return Query(name, tokens, metric, apart=True)
 
 
 def query_for(

@@ -59,6 +59,26 @@ def test_a_context_is_read_and_not_asked_for(model):
     assert found != pytest.approx(queries.measure_query(model, alone)[0], rel=1e-3)
 
 
+def test_continuations_are_texts_after_their_context_one_case_each(model):
+    texts = [("w1 w2", "w3"), ("w4", "w5 w6 w7"), ("w1 w2 w3 w4 w5", "w2 w9")]
+    pairs = [tuple(WORDS.encode(part).tolist() for part in one) for one in texts]
+    query = queries.query_of_continuations(pairs, WORDS.eot, name="three")
+    alone = [
+        queries.measure_query(
+            model, queries.query_of_text(text, WORDS, n_ctx=32, context=context)
+        ).item()
+        for context, text in texts
+    ]
+    assert queries.measure_query(model, query).tolist() == pytest.approx(alone, abs=1e-5)
+    assert query.cases.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("pairs", [[], [([1, 2], [3]), ([1], [])]])
+def test_nothing_to_continue_with_is_refused(pairs):
+    with pytest.raises(QueryError, match="'none' holds no continuation"):
+        queries.query_of_continuations(pairs, WORDS.eot, name="none")
+
+
 @given(st.lists(st.integers(0, 29), min_size=1, max_size=40), st.integers(1, 32))
 @settings(max_examples=30, deadline=None)
 def test_however_a_text_is_cut_its_prompts_have_the_mean_over_all_its_tokens(text, n_ctx):
