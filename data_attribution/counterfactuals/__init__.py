@@ -16,10 +16,11 @@ if TYPE_CHECKING:
         forget_facts,
         removable_facts,
     )
-    from data_attribution.counterfactuals.retraining import Counterfactual, without
+    from data_attribution.counterfactuals.retraining import CONTROLS, Counterfactual, without
     from data_attribution.counterfactuals.validation import marked_sources, validate_sources
 
 __all__ = [
+    "CONTROLS",
     "STAYS",
     "Change",
     "Counterfactual",

@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline on the planted corpus."""
+"""Demos: the whole pipeline on the planted corpus, and on the sources of Python."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,14 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from data_attribution.demo.code_demo import (
+        CodeDemo,
+        Completion,
+        Formation,
+        KnownLine,
+        plan_code,
+        play_code,
+    )
     from data_attribution.demo.planted_demo import (
         Circuit,
         Demo,
@@ -20,11 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Circuit",
+    "CodeDemo",
+    "Completion",
     "Demo",
     "DemoPlan",
+    "Formation",
+    "KnownLine",
     "TracedFact",
     "plan",
+    "plan_code",
     "play",
+    "play_code",
     "play_released",
     "refuse_other",
     "trained",

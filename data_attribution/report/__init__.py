@@ -1,4 +1,4 @@
-"""HTML pages: the demo, and the sources of a behaviour or a text."""
+"""HTML pages: the demos, and the sources of a behaviour or a text."""
 
 from typing import TYPE_CHECKING
 
@@ -6,10 +6,19 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from data_attribution.report.code_page import code_summary, write_code_page
     from data_attribution.report.demo_page import demo_summary, write_demo_page
     from data_attribution.report.sources_page import write_sources_page
     from data_attribution.report.text import interval, steps_line
 
-__all__ = ["demo_summary", "interval", "steps_line", "write_demo_page", "write_sources_page"]
+__all__ = [
+    "code_summary",
+    "demo_summary",
+    "interval",
+    "steps_line",
+    "write_code_page",
+    "write_demo_page",
+    "write_sources_page",
+]
 
 __getattr__ = names_on_first_use(__name__, __file__)

@@ -1,0 +1,408 @@
+"""The page of the demo on Python's sources, in one HTML file.
+
+Every sentence that states a result is worded by its interval: an effect that chance explains is
+called one.
+"""
+
+from html import escape
+from pathlib import Path
+
+from data_attribution.counterfactuals import Change
+from data_attribution.demo import CodeDemo, Completion, Formation, KnownLine
+from data_attribution.report import page, sources_page, svg
+from data_attribution.report.svg import Line
+from interp.training_dynamics import TrajectoryPoint
+from train import storage
+from train.progress import count
+
+
+__all__ = ["code_html", "code_summary", "effect_sentence", "write_code_page"]
+
+FILES = 20  # files that are listed of those read in a window
+
+
+def write_code_page(demo: CodeDemo, path: Path) -> Path:
+    """Write the page; the file is written whole or not at all."""
+    storage.write_text(path, code_html(demo))
+    return path
+
+
+def code_summary(demo: CodeDemo) -> str:
+    """Return the page's results in five lines, for the terminal."""
+    formation, copying = demo.formation, demo.copying
+    score = formation.trajectory.curve(formation.induction)[-1]
+    between = (
+        f", formed between steps {formation.window[0]:,} and {formation.window[1]:,}"
+        if formation.window
+        else f", no induction head (less than {Formation.LEAST})"
+    )
+    low, high = copying.check.interval
+    best = (
+        f"; {(head := copying.effects.top(1)[0])} alone restores "
+        f"{_effect(copying.effects[head], copying.effects.interval(head))}"
+        if copying.effects
+        else ""
+    )
+    first = demo.completions[0]
+    source = demo.run.store.document(first.sources.documents[0]).shard
+    holds = "holds" if first.found else "does not hold"
+    return "\n".join(
+        (
+            f"run {demo.run.id}: {len(demo.run.ledger)} steps, {demo.verification.level}",
+            f"{formation.induction} {score.value:.2f}{between}",
+            f"{copying.behaviour.name} right in {copying.check.accuracy:.2f} [{low:.2f}, "
+            f"{high:.2f}] of {copying.check.n}{best}",
+            f"a line of {_file(demo, first.line.document)}: its first source is {source}, which "
+            f"{holds} it",
+            f"without {count(len(demo.proof.removed), 'file')}: "
+            + effect_sentence(demo.proof.changes[0]),
+        )
+    )
+
+
+def code_html(demo: CodeDemo) -> str:
+    """Return the page as text."""
+    parts = (_head, _run, _formation, _copying, _sources, _proof)
+    body = "\n".join(part(demo) for part in parts)
+    body = body.replace("runs/stdlib", escape(str(demo.run.path)))
+    body = body.replace("data/stdlib", escape(str(demo.run.store.path)))
+    return page.html("openbook on Python's sources", body, style=sources_page.STYLE)
+
+
+def _head(demo: CodeDemo) -> str:
+    store = demo.run.store
+    return (
+        "<h1>openbook on Python's own sources</h1>"
+        f"<p class=claim>A GPT of {demo.run.config.n_params:,} parameters, trained on "
+        f"{store.manifest['counts']['train_documents']:,} files of the "
+        f"{escape(store.manifest['corpus']['source'])}. Nothing here is planted: the text is real, "
+        "and every file and every step that read it is known. The page shows when an induction "
+        "head formed, which heads copy names, which files hold the lines that the model "
+        "completes, and what training without these files changes.</p>"
+    )
+
+
+def _run(demo: CodeDemo) -> str:
+    run, rows, store = demo.run, demo.run.ledger, demo.run.store
+    counts, recipe, model = store.manifest["counts"], demo.run.recipe, demo.run.config
+    tokens = rows[-1].tokens
+    optimizer = f"muon {recipe.muon_lr:g} and adamw" if recipe.optimizer == "muon" else "adamw"
+    facts = [
+        ("run", run.id),
+        ("knowledge", run.knowledge),
+        ("corpus", store.manifest["corpus"]["source"]),
+        ("revision", store.manifest["corpus"]["revision"]),
+        ("corpus fingerprint", store.fingerprint),
+        (
+            "files",
+            f"{counts['train_documents']:,} read, "
+            f"{store.n_documents - counts['train_documents']:,} held out",
+        ),
+        ("vocabulary", f"{store.vocab_size:,} byte pairs"),
+        (
+            "model",
+            f"{model.n_layers} layers of {model.n_heads} heads, width {model.d_model}, context "
+            f"{model.n_ctx}",
+        ),
+        ("recipe", f"{recipe.name}: {recipe.batch_size} windows a step, {optimizer} {recipe.lr:g}"),
+        ("weights (sha256)", run.saved_at(None).files["model.safetensors"]),
+        ("steps, tokens read", f"{len(rows):,}, {tokens:,}"),
+        ("epochs", f"{tokens / store.train_tokens:.2f}"),
+        ("training time", f"{sum(row.seconds for row in rows):.0f} s of steps"),
+        ("seeds", f"init {recipe.init_seed}, order {recipe.order_seed}"),
+        ("numerics", f"{run.numerics.precision}, {run.numerics.threads} threads"),
+    ]
+    return (
+        "<h2>1. The run</h2>"
+        + page.verification(demo.verification)
+        + page.table(("", ""), facts)
+        + page.loss_curve(rows)
+        + page.commands(
+            "openbook corpus build stdlib --out data/stdlib", "openbook run verify runs/stdlib"
+        )
+    )
+
+
+def _formation(demo: CodeDemo) -> str:
+    formation, trajectory = demo.formation, demo.formation.trajectory
+    names = (formation.induction, formation.previous)
+    curves = [trajectory.curve(name) for name in names]
+    figure = svg.lines(
+        [
+            Line(
+                name,
+                [one.value for one in curve],
+                [_low(one) for one in curve],
+                [_high(one) for one in curve],
+            )
+            for name, curve in zip(names, curves, strict=True)
+        ],
+        [str(one.step) for one in curves[0]],
+        across="checkpoint, not evenly spaced",
+        up="mean attention",
+    )
+    rows = [
+        (name, _point(curve[0]), _point(curve[-1]), curve[-1].n)
+        for name, curve in zip(
+            (*names, "copying gap"), (*curves, trajectory.curve("copying gap")), strict=True
+        )
+    ]
+    last = curves[0][-1]
+    return (
+        "<h2>2. When an induction head formed</h2>"
+        f"<p class=claim>{_formed(demo)}</p>"
+        + figure
+        + page.table(("", "untrained", "last checkpoint", "n"), rows)
+        + "<p class=limit>Scores are on random tokens of the whole vocabulary, "
+        f"{last.n} sequences of {trajectory.parameters['length']} tokens said twice: attention to "
+        "the token after the previous occurrence, and attention to the previous token. The copying "
+        "gap is in nats a token. Intervals: 95 % over sequences. Heads are chosen by their score "
+        "at the last checkpoint.</p>"
+        + _read(demo)
+        + page.commands("openbook emergence runs/stdlib detectors")
+    )
+
+
+def _formed(demo: CodeDemo) -> str:
+    formation = demo.formation
+    last = formation.trajectory.curve(formation.induction)[-1]
+    head = formation.induction.removeprefix("induction ")
+    if last.value < Formation.LEAST:
+        return (
+            f"No induction head formed in {demo.run.steps[-1]:,} steps: the best head, {head}, "
+            f"scores {_point(last)}, and {Formation.LEAST} is the least that is called one here."
+        )
+    if formation.window is None:
+        return (
+            f"{head} scores {_point(last)}, but no checkpoint scores less than a third of that, so "
+            "the time at which it formed is not known."
+        )
+    first, end = formation.window
+    return (
+        f"{head} is the induction head, with a score of {_point(last)}. It rose from below a third "
+        f"to above two thirds of that between steps {first:,} and {end:,}."
+    )
+
+
+def _read(demo: CodeDemo) -> str:
+    formation, store = demo.formation, demo.run.store
+    if formation.window is None:
+        return ""
+    rows = [
+        (_file(demo, document), readings, f"{store.lengths[document]:,}")
+        for document, readings in formation.read[:FILES]
+    ]
+    n_read, n_files = len(formation.read), store.manifest["counts"]["train_documents"]
+    return (
+        f"<p>In these steps {n_read:,} of the {n_files:,} files were read. The "
+        f"{min(FILES, n_read)} that most steps read:</p>"
+        + page.table(("file", "steps that read it", "tokens"), rows)
+        + "<p class=limit>Windows are drawn evenly, so long files are read in more steps. What was "
+        "read while the head formed is known exactly; that these files formed it is not shown."
+        "</p>"
+    )
+
+
+def _copying(demo: CodeDemo) -> str:
+    copying = demo.copying
+    check, guesses, behaviour = copying.check, copying.baselines, copying.behaviour
+    decode = demo.run.store.tokenizer.decode
+    low, high = check.interval
+    answer, foil = (decode(one[:1].tolist()) for one in (behaviour.answer, behaviour.foil))
+    return (
+        "<h2>3. Which heads copy a name</h2>"
+        f"<p class=claim>A name of held-out code goes on as it did earlier in the prompt: on "
+        f"{check.n} prompts the model prefers the right token to the wrong one in "
+        f"{check.accuracy:.2f} [{low:.2f}, {high:.2f}], and ranks it first of all tokens in "
+        f"{check.top1:.2f}. Without a model, the more frequent follower of the last token is "
+        f"right in {guesses.bigram:.2f}, the more frequent token in {guesses.frequent:.2f}, and "
+        f"what followed most recently in {guesses.recent:.2f}.</p>"
+        "<p>The end of the first prompt:</p>"
+        f"<div class=text>{escape(_end(decode(behaviour.clean[0].tolist())))}</div>"
+        f"<p class=small>right: {escape(repr(answer))}; wrong: {escape(repr(foil))}</p>"
+        + _heads(demo)
+        + page.commands("openbook patch runs/stdlib code-copy --over heads --prompts 128")
+    )
+
+
+def _heads(demo: CodeDemo) -> str:
+    effects = demo.copying.effects
+    if effects is None:
+        return (
+            "<p class=claim>Heads were not patched, because their shares would mean nothing: "
+            f"{escape(demo.copying.refusal)}.</p>"
+        )
+    values = effects.values.tolist()
+    assert effects.control is not None  # `play_code` measures one.
+    untrained = dict(zip(effects.names, effects.control.flatten().tolist(), strict=True))
+    rows = [
+        (name, _effect(effects[name], effects.interval(name)), f"{untrained[name]:.2f}")
+        for name in effects.top(len(effects.names))
+    ]
+    without = (
+        ""
+        if effects.low is not None
+        else " The model hardly tells clean prompts from corrupt ones, so shares have no interval."
+    )
+    return (
+        "<p>The share of the clean-corrupt difference that comes back when one head of the "
+        "corrupted run is given its clean value:</p>"
+        + svg.heat_map(
+            values,
+            [f"layer {layer}" for layer in range(len(values))],
+            [f"head {head}" for head in range(len(values[0]))],
+        )
+        + page.table(("head", "share, 95 % over prompts", "untrained model"), rows)
+        + f"<p class=limit>Exact patching of {effects.n_prompts} prompts: clean "
+        f"{effects.clean:.2f}, corrupt {effects.corrupt:.2f} nats of logit difference.{without}</p>"
+    )
+
+
+def _sources(demo: CodeDemo) -> str:
+    first, decode = demo.completions[0], demo.run.store.tokenizer.decode
+    rows = [
+        (
+            _file(demo, one.line.document),
+            len(one.lines),
+            decode(one.line.tokens[: one.line.half]),
+            decode(one.line.continuation),
+            decode(one.generated),
+            f"{one.right:.2f}",
+            ", ".join(_file(demo, document) for document in one.line.holders),
+            _line_readings(demo, one),
+        )
+        for one in demo.completions
+    ]
+    found = sum(one.found for one in demo.completions)
+    heads = (
+        *("held-out file", "lines", "the first: shown", "goes on", "model", "right"),
+        *("training files that hold it", "line read"),
+    )
+    cards = "".join(
+        sources_page.source_card(k, one, demo.run) for k, one in enumerate(first.sources, start=1)
+    )
+    least, most = KnownLine.LENGTHS
+    return (
+        "<h2>4. Which files hold what it completes</h2>"
+        "<p class=claim>Some lines of held-out files stand word for word in 1 to "
+        f"{KnownLine.MOST_HOLDERS} training files. Of each group of such lines the model completes "
+        f"the first, and training files are ranked by the words of that line: in {found} of "
+        f"{len(rows)} the first-ranked file holds the line.</p>"
+        + page.table(heads, rows)
+        + f"<p class=limit>Lines have {least} to {most} tokens, of which the first half is shown, "
+        f"after the {KnownLine.SHOWN} tokens of code before the line. In most places where "
+        "training files have the first half, they go on as the line does, and the second half does "
+        "not stand in the prompt: it cannot be copied from there. These are the largest groups of "
+        "lines that the same files hold; the rule counts tokens, and no answer of the model enters "
+        "it. “right” is the share of the second half's tokens that the model ranks first, given "
+        "those before; “line read” counts the steps that read the line in a training file.</p>"
+        f"<p>The prompt of the first line, in <code>{escape(_file(demo, first.line.document))}"
+        "</code>, and its sources:</p>"
+        f"<div class=text>{escape(decode(first.line.context))}"
+        f"<mark>{escape(decode(first.line.continuation))}</mark></div>"
+        + cards
+        + page.commands(
+            "openbook index build data/stdlib",
+            f"openbook trace documents runs/stdlib {decode(first.line.tokens).strip()!r}",
+        )
+    )
+
+
+def _line_readings(demo: CodeDemo, completion: Completion) -> int:
+    """Return the number of steps that read the line in a training file."""
+    line, run = completion.line, demo.run
+    return sum(
+        len(run.steps_reading_tokens(place, place + len(line.tokens))) for place in line.places
+    )
+
+
+def _proof(demo: CodeDemo) -> str:
+    proof = demo.proof
+    lines, copying = (
+        proof.changes[0],
+        next(one for one in proof.changes if one.name == demo.copying.behaviour.name),
+    )
+    others = [one for one in proof.changes if not one.related and one is not copying]
+    removed = ", ".join(_file(demo, document) for document in proof.removed)
+    rows = [
+        (name, documents)
+        for name, documents in [
+            ("removed", removed),
+            *(
+                (f"control {number}", ", ".join(_file(demo, one) for one in control))
+                for number, control in enumerate(proof.control, start=1)
+            ),
+        ]
+    ]
+    claims = [
+        f"The second halves of {len(lines.before)} known lines: {effect_sentence(lines)}",
+        *(
+            f"Those of {len(one.before)} lines that other files hold: {effect_sentence(one)}"
+            for one in others
+        ),
+        f"Copying a name from the prompt, which should depend on no single file: "
+        f"{effect_sentence(copying)}",
+    ]
+    return (
+        "<h2>5. The proof</h2>"
+        "<p class=claim>Trained again without the first-ranked files of part 4 "
+        f"({count(len(proof.removed), 'file')}, copies included), everything else the same to the "
+        "bit, from the last checkpoint before one of them was read. The numbers are changes of "
+        "log-probability, beyond those of trainings without as many random files of like length "
+        f"({count(len(proof.control), 'control')}).</p>"
+        + "".join(f"<p class=claim>{claim}</p>" for claim in claims)
+        + "\n".join(sources_page.retraining_results(proof))
+        + page.table(("", "files"), rows)
+        + "<p class=limit>Removed files are blanked: order, shapes, positions, steps and divisors "
+        f"stay. The first removed file was read at step {_first_read(demo):,} of "
+        f"{demo.run.steps[-1]:,}. One initial seed.</p>"
+    )
+
+
+def _first_read(demo: CodeDemo) -> int:
+    return min(int(demo.run.steps_learned(one)[0]) for one in demo.proof.removed)
+
+
+def effect_sentence(change: Change) -> str:
+    """Return an effect with n and interval, and what it shows in plain words."""
+    effect = change.effect
+    if effect.low is None or effect.high is None:
+        return f"{effect.mean:+.3f} {change.unit} on {count(effect.n, 'prompt')}, no interval."
+    number = (
+        f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}] {change.unit} on "
+        f"{count(effect.n, 'prompt')}"
+    )
+    if effect.seeds < 2:
+        over = "holds 0" if effect.low <= 0 <= effect.high else "does not hold 0"
+        return (
+            f"{number}. The interval is over prompts and {over}; how far chance alone moves the "
+            f"number is unknown with {count(effect.seeds, 'control')}."
+        )
+    if effect.within_noise:
+        return f"{number}. The interval holds 0: no effect was shown."
+    worse = "less" if effect.mean < 0 else "more"
+    return f"{number}. The interval does not hold 0: without these files it is {worse} probable."
+
+
+def _file(demo: CodeDemo, document: int) -> str:
+    return demo.run.store.document(document).shard
+
+
+def _end(text: str, letters: int = 400) -> str:
+    return text if len(text) <= letters else "…" + text[-letters:]
+
+
+def _low(one: TrajectoryPoint) -> float:
+    return one.value if one.low is None else one.low
+
+
+def _high(one: TrajectoryPoint) -> float:
+    return one.value if one.high is None else one.high
+
+
+def _point(one: TrajectoryPoint) -> str:
+    return page.share(one.value, one.low, one.high)
+
+
+def _effect(value: float, interval: tuple[float, float] | None) -> str:
+    return page.share(value, *(interval or (None, None)))

@@ -1,0 +1,196 @@
+"""The demo on code chooses what it shows by counts, and its page says what was found, null or not.
+
+The whole command runs on sixty modules of the running Python, half of them held out, with a model
+that learns nothing in twenty steps: its page must say so.
+"""
+
+import html
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data_attribution import token_index
+from data_attribution.counterfactuals import Change
+from data_attribution.demo import code_demo, stages
+from data_attribution.demo.code_demo import KnownLine, formation_window, known_lines, largest_groups
+from data_attribution.report import code_page
+from train import numerics, runs, trainer
+from train.data import open_corpus
+
+
+STEPS = 20
+RECIPE = replace(
+    code_demo.CODE,
+    name="code-tiny",
+    model=replace(code_demo.CODE.model, n_layers=2, d_model=32, d_head=16, d_mlp=128, n_ctx=160),
+    batch_size=8,
+    checkpoint_every=10,
+    optimizer_every=10,
+    eval_every=0,
+)
+
+
+def few_modules(name: str):
+    return replace(open_corpus(name, limit=60), held_out=0.5)
+
+
+# --- the rules -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "window"),
+    [
+        ([0.01, 0.05, 0.15, 0.25, 0.3], (1, 3)),
+        ([0.01, 0.05, 0.25, 0.05, 0.28, 0.3], (3, 4)),  # for good, not at the first rise
+        ([0.01, 0.3], (0, 1)),
+        ([0.01, 0.01, 0.09], None),  # below what is called a head
+        ([0.2, 0.25, 0.3], None),  # never below a third
+    ],
+)
+def test_a_head_forms_between_a_third_and_two_thirds_of_its_last_score(scores, window):
+    assert formation_window(range(len(scores)), scores) == window
+
+
+def line(*holders: int, number: int = 0) -> KnownLine:
+    return KnownLine(99, (1, 2), 1, (3, number), holders, (0,))
+
+
+def test_the_largest_groups_share_no_file_and_the_first_of_equal_ones_is_taken():
+    lines = [line(7), line(1), line(1, 2), line(1), line(3), line(1), line(2, 4), line(2, 4)]
+    groups = largest_groups(lines, 3)
+    assert [(one[0].holders, len(one)) for one in groups] == [((1,), 3), ((2, 4), 2), ((7,), 1)]
+    assert [one[0].holders for one in largest_groups(lines, 9)] == [(1,), (2, 4), (7,), (3,)]
+
+
+def change(shift: float, controls: int = 3, name: str = "known lines") -> Change:
+    """Thirty prompts that fall by `shift` without the documents, and hardly in the controls."""
+    before = np.linspace(-2.0, -1.0, 30)
+    drawn = np.array([before + 0.001 * (number - 1) for number in range(controls)])
+    return Change(name, "nats a token", True, before, before + shift, drawn)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (change(-0.5), "does not hold 0: without these files it is less probable"),
+        (change(0.5), "does not hold 0: without these files it is more probable"),
+        (change(0.0), "holds 0: no effect was shown"),
+        (change(-0.5, controls=1), "does not hold 0; how far chance alone moves the number is "),
+    ],
+)
+def test_an_effect_is_worded_by_its_interval(found, said):
+    text = code_page.effect_sentence(found)
+    assert said in text
+    assert re.match(
+        r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\] nats a token on 30 prompts", text
+    )
+
+
+# --- the whole command ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture
+def played(openbook, monkeypatch, one_thread_numerics, folder):
+    """Run the command with a small recipe, corpus and behaviour; the second run trains nothing."""
+    monkeypatch.setattr(code_demo, "open_corpus", few_modules)
+    monkeypatch.setattr(code_demo, "CODE", RECIPE)
+    monkeypatch.setattr(code_demo, "N_PROMPTS", 16)
+    monkeypatch.setattr(numerics, "choose", lambda: one_thread_numerics)
+
+    def play(*arguments):
+        return openbook(
+            "demo-code", "--out", folder / "page.html", "--data", folder / "data", "--runs",
+            folder / "runs", "--steps", STEPS, "--controls", 1, *arguments,
+        )  # fmt: skip
+
+    return play
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_the_command_goes_from_nothing_to_a_proof_and_opens_it_again(played, folder, monkeypatch):
+    ended = played()
+    assert ended.code == 0, ended.err
+    assert "train 20 steps on the standard library of this Python" in ended.err
+    assert "train 40 steps again without a few of its files" in ended.err
+    assert f"{STEPS} steps, bit-exact" in ended.out
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    _check(page, folder)
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a finished demo trained again")
+
+    monkeypatch.setattr(trainer, "train", refuse)
+    monkeypatch.setattr(trainer, "retrain_without", refuse)
+    monkeypatch.setattr(stages, "step_seconds", refuse)
+    again = played()
+    assert (again.code, again.out) == (0, ended.out)
+    assert "open what an earlier one trained" in again.err
+    assert (folder / "page.html").read_text(encoding="utf-8") == page
+
+    monkeypatch.setattr(
+        code_demo, "open_corpus", lambda name: replace(few_modules(name), revision="2.7 abc")
+    )
+    refused = played()
+    assert refused.code == 2
+    assert "and this is 2.7 (digest abc); remove" in refused.err
+
+
+def _check(page: str, folder) -> None:
+    """Compare the page with the run and its index."""
+    run = runs.open(folder / "runs" / f"stdlib-{STEPS}")
+    store = run.store
+    text = html.unescape(page)
+    assert page.endswith("</html>\n")
+    assert not re.findall(r"<(?:script|link|img|iframe)|url\(|https?://", page)
+    assert 'Verification: <b class="good">bit-exact</b>' in page
+    for shown in (run.id, store.fingerprint, store.manifest["corpus"]["revision"]):
+        assert shown in page
+    assert f"No induction head formed in {STEPS} steps" in text
+    assert f"openbook patch {run.path} code-copy" in text
+    assert page.count("<svg") >= 4
+
+    lines = known_lines(run, token_index.open(store))
+    groups = largest_groups(lines, code_demo.GROUPS)
+    for one in groups:
+        files = [store.document(document).shard for document in (one[0].document, *one[0].holders)]
+        assert f"<td>{files[0]}</td><td>{len(one)}</td>" in page
+        assert all(file in page for file in files)
+    n = sum(map(len, groups))
+    (numbers,) = re.findall(
+        rf"The second halves of {n} known lines: ([+-]\d\.\d+) \[([+-]\d\.\d+), ([+-]\d\.\d+)\] "
+        rf"nats a token on {n} prompts\.",
+        text,
+    )
+    mean, low, high = map(float, numbers)
+    assert low <= mean <= high
+    assert abs(mean) < 0.1
+    _check_lines(run, lines)
+
+
+def _check_lines(run, lines) -> None:
+    """Read the training text itself: the lines stand where the rule says, and nowhere else."""
+    store = run.store
+    whole = {
+        document: store.tokenizer.decode(
+            store.tokens[store.starts[document] : store.starts[document] + store.lengths[document]]
+        )
+        for document in range(store.n_documents)
+    }
+    read = [one for one in whole if store.starts[one] < store.train_tokens]
+    assert lines
+    for known in lines:
+        said = store.tokenizer.decode(known.tokens)
+        holders = {one for one in read if said in whole[one]}
+        assert set(known.holders) <= holders
+        assert known.document not in read
+        assert said in whole[known.document]
+        rest = store.tokenizer.decode(known.continuation)
+        assert rest not in store.tokenizer.decode(known.context)
