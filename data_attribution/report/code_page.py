@@ -16,7 +16,14 @@ from train import storage
 from train.progress import count
 
 
-__all__ = ["code_html", "code_summary", "effect_sentence", "write_code_page"]
+__all__ = [
+    "code_html",
+    "code_summary",
+    "copying_section",
+    "effect_sentence",
+    "formation_section",
+    "write_code_page",
+]
 
 FILES = 20  # files that are listed of those read in a window
 
@@ -62,7 +69,7 @@ def code_summary(demo: CodeDemo) -> str:
 
 def code_html(demo: CodeDemo) -> str:
     """Return the page as text."""
-    parts = (_head, _run, _formation, _copying, _sources, _proof)
+    parts = (_head, _run, formation_section, copying_section, _sources, _proof)
     body = "\n".join(part(demo) for part in parts)
     body = body.replace("runs/stdlib", escape(str(demo.run.path)))
     body = body.replace("data/stdlib", escape(str(demo.run.store.path)))
@@ -123,7 +130,8 @@ def _run(demo: CodeDemo) -> str:
     )
 
 
-def _formation(demo: CodeDemo) -> str:
+def formation_section(demo: CodeDemo) -> str:
+    """Return part 2: the scores of heads over training, and what was read as one formed."""
     formation, trajectory = demo.formation, demo.formation.trajectory
     names = (formation.induction, formation.previous)
     curves = [trajectory.curve(name) for name in names]
@@ -203,7 +211,8 @@ def _read(demo: CodeDemo) -> str:
     )
 
 
-def _copying(demo: CodeDemo) -> str:
+def copying_section(demo: CodeDemo) -> str:
+    """Return part 3: the behaviour, guesses without a model, and the effect of every head."""
     copying = demo.copying
     check, guesses, behaviour = copying.check, copying.baselines, copying.behaviour
     decode = demo.run.store.tokenizer.decode

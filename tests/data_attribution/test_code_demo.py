@@ -7,15 +7,25 @@ that learns nothing in twenty steps: its page must say so.
 import html
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from data_attribution import token_index
 from data_attribution.counterfactuals import Change
-from data_attribution.demo import code_demo, stages
-from data_attribution.demo.code_demo import KnownLine, formation_window, known_lines, largest_groups
+from data_attribution.demo import CodeDemo, Formation, KnownLine, code_demo, stages
+from data_attribution.demo.code_demo import (
+    HeadEffects,
+    formation_window,
+    known_lines,
+    largest_groups,
+)
 from data_attribution.report import code_page
+from interp.behaviours import Baselines, Behaviour, Check
+from interp.patching import Effects
+from interp.training_dynamics import Trajectory, TrajectoryPoint
 from train import numerics, runs, trainer
 from train.data import open_corpus
 
@@ -86,6 +96,79 @@ def test_an_effect_is_worded_by_its_interval(found, said):
     assert re.match(
         r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\] nats a token on 30 prompts", text
     )
+
+
+# --- the page of a model that learned ------------------------------------------------------------
+
+
+def fake(cls, **values):
+    """An instance with some of its attributes."""
+    made = object.__new__(cls)
+    vars(made).update(values)
+    return made
+
+
+def demo_of(scores: list[float], accuracy: float = 0.9) -> CodeDemo:
+    """A demo with the curve of one head every 100 steps, and effects of two heads."""
+    steps = [100 * number for number in range(len(scores))]
+    points = [
+        TrajectoryPoint(step, 0, name, value, value - 0.01, value + 0.01, 16)
+        for step, score in zip(steps, scores, strict=True)
+        for name, value in (
+            ("induction L2H0", score), ("previous token L1H1", 0.8), ("copying gap", 2 * score)
+        )
+    ]  # fmt: skip
+    trajectory = Trajectory("detectors", {"length": 50}, "run", "full", tuple(points))
+    window = formation_window(steps, scores)
+    formation = Formation(
+        trajectory, "induction L2H0", "previous token L1H1", window, ((1, 9), (0, 4))
+    )
+    effects = fake(
+        Effects, axes=("layer", "head"), places=(), site="head", n_prompts=128,
+        values=torch.tensor([[0.1, 0.7]]), low=torch.tensor([[0.0, 0.6]]),
+        high=torch.tensor([[0.2, 0.8]]), control=torch.tensor([[0.01, -0.02]]),
+        clean=3.0, corrupt=-2.0,
+    )  # fmt: skip
+    behaviour = fake(
+        Behaviour, name="code-copy", clean=torch.tensor([[0, 1]]),
+        answer=torch.tensor([2]), foil=torch.tensor([3]),
+    )  # fmt: skip
+    check = Check(accuracy, 0.6, 5.0, 128, (accuracy - 0.05, accuracy + 0.05))
+    copying = HeadEffects(behaviour, check, Baselines(0.5, 0.5, 0.49, 128), effects)
+    files = [SimpleNamespace(shard="abc.py"), SimpleNamespace(shard="json/decoder.py")]
+    store = SimpleNamespace(
+        lengths=np.array([500, 9000]),
+        manifest={"counts": {"train_documents": 3}},
+        document=files.__getitem__,
+        tokenizer=SimpleNamespace(decode=lambda ids: " ".join(map(str, ids))),
+    )
+    run = SimpleNamespace(store=store, steps=steps)
+    return fake(CodeDemo, run=run, formation=formation, copying=copying)
+
+
+def test_the_head_that_formed_is_named_with_its_window_and_what_was_read_in_it():
+    section = code_page.formation_section(demo_of([0.01, 0.05, 0.15, 0.25, 0.3]))
+    assert "L2H0 is the induction head, with a score of 0.30 [0.29, 0.31]" in section
+    assert "between steps 100 and 300" in section
+    assert "2 of the 3 files were read" in section
+    assert "<td>json/decoder.py</td><td>9</td><td>9,000</td>" in section
+    assert section.index("json/decoder.py") < section.index("abc.py")
+    assert "<td>copying gap</td><td>0.02 [0.01, 0.03]</td><td>0.60 [0.59, 0.61]</td>" in section
+
+
+def test_a_rise_that_no_checkpoint_encloses_has_no_window_and_no_files():
+    section = code_page.formation_section(demo_of([0.2, 0.25, 0.3]))
+    assert "the time at which it formed is not known" in section
+    assert "files were read" not in section
+
+
+def test_heads_are_shown_by_their_effect_beside_the_untrained_model():
+    section = code_page.copying_section(demo_of([0.3]))
+    first, second = (section.index(f"<td>{name}</td>") for name in ("L0H1", "L0H0"))
+    assert first < second
+    assert "<td>L0H1</td><td>0.70 [0.60, 0.80]</td><td>-0.02</td>" in section
+    assert "in 0.90 [0.85, 0.95], and ranks it first of all tokens in 0.60" in section
+    assert "right: &#x27;2&#x27;; wrong: &#x27;3&#x27;" in section
 
 
 # --- the whole command ---------------------------------------------------------------------------
