@@ -12,7 +12,7 @@ in the prompt: what is known of it was read there.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -284,7 +284,8 @@ def play_code(
     model = run.load(run.steps[-1])
     with stage("patching heads") as progress:
         copying = _head_effects(model, run, progress)
-    lines = known_lines(run, token_index.open(run.store))
+    read = {one for one in range(run.store.n_documents) if len(run.steps_learned(one))}
+    lines = known_lines(token_index.open(run.store), read)
     groups = largest_groups(lines, GROUPS)
     if not groups:
         raise DemoError(
@@ -416,22 +417,24 @@ def _head_effects(model: GPT, run: Run, progress: stages.Progress) -> HeadEffect
 # --- completions ---------------------------------------------------------------------------------
 
 
-def known_lines(run: Run, index: TokenIndex) -> list[KnownLine]:
-    """Find the lines of held-out files that one to three files read by the run hold word for word.
+def known_lines(index: TokenIndex, read: Collection[int]) -> list[KnownLine]:
+    """Find the lines of held-out files that one to three training files hold word for word.
 
     A line has 16 to 64 tokens besides its indentation. In most of the places where the training
     text has its first half, it goes on as the line does; and its second half does not stand in the
     96 tokens of code before the line, nor in its first half. Equal lines are taken once. The model
     is not asked.
+
+    Args:
+        read: Documents that were read; a line that another one holds too is left out.
     """
-    store, found = run.store, []
-    candidates = list(_candidates(store))
-    read = {one for one in range(store.n_documents) if len(run.steps_learned(one))}
+    store, found = index.store, []
+    candidates, documents = _candidates(store), frozenset(read)
     everywhere = index.occurrences([store.tokens[start:stop] for start, stop in candidates])
     kept = []
     for (start, stop), places in zip(candidates, everywhere, strict=True):
         holders = tuple(np.unique(store.document_at(places)).tolist()) if len(places) else ()
-        if 1 <= len(holders) <= KnownLine.MOST_HOLDERS and read.issuperset(holders):
+        if 1 <= len(holders) <= KnownLine.MOST_HOLDERS and documents.issuperset(holders):
             kept.append((start, stop, holders, tuple(places.tolist())))
     halves = index.occurrences([store.tokens[a : (a + b) // 2] for a, b, *_ in kept])
     for (start, stop, holders, places), half in zip(kept, halves, strict=True):
