@@ -69,7 +69,7 @@ N_PROMPTS = 128
 GROUPS, OTHERS, N_SOURCES = 4, 64, 5
 LINES, OTHER_LINES = "known lines", "other known lines"
 
-# TODO: give way to `recipes.CODE_SMALL`.
+# Until `train.recipes` has a recipe for code; its vocabulary is that of the corpus.
 CODE = Recipe(
     name="code-small",
     model=GPTConfig(
@@ -184,7 +184,8 @@ class Completion:
         generated: The most probable continuation, as long as the line's.
         right: Share of the continuation's tokens that are the most probable ones after the true
             tokens before them.
-        sources: Documents by lexical evidence for the text of the first line.
+        sources: Documents by lexical evidence for the text of the first line; the first of them has
+            the effect of its removal on the lines.
     """
 
     lines: tuple[KnownLine, ...]
@@ -304,8 +305,12 @@ def play_code(
             avoid=[one.sources for one in completions],
             progress=progress,
         )
+    marked = tuple(
+        replace(one, sources=counterfactuals.marked_sources(one.sources, proof, _name(run, one)))
+        for one in completions
+    )
     formation = _formation(run, trajectory)
-    return CodeDemo(run, verification, formation, copying, completions, proof)
+    return CodeDemo(run, verification, formation, copying, marked, proof)
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -515,11 +520,13 @@ def _completion(run: Run, model: GPT, lines: tuple[KnownLine, ...]) -> Completio
 def _questions(run: Run, completions: Sequence[Completion]) -> list[Query]:
     """Return the queries of the known lines: of all groups, and of each."""
     together = [line for one in completions for line in one.lines]
-    each = [
-        _query(run, one.lines, f"lines of {run.store.document(one.line.holders[0]).title}")
-        for one in completions
-    ]
+    each = [_query(run, one.lines, _name(run, one)) for one in completions]
     return [_query(run, together, LINES), *each]
+
+
+def _name(run: Run, completion: Completion) -> str:
+    """Return the name of the query of a group of lines."""
+    return f"lines of {run.store.document(completion.line.holders[0]).title}"
 
 
 def _unrelated(

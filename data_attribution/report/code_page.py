@@ -6,6 +6,7 @@ called one.
 
 from html import escape
 from pathlib import Path
+from shlex import quote
 
 from data_attribution.counterfactuals import Change
 from data_attribution.demo import CodeDemo, Completion, Formation, KnownLine
@@ -312,7 +313,7 @@ def _sources(demo: CodeDemo) -> str:
         + cards
         + page.commands(
             "openbook index build data/stdlib",
-            f"openbook trace documents runs/stdlib {decode(first.line.tokens).strip()!r}",
+            f"openbook trace documents runs/stdlib {quote(decode(first.line.tokens).strip())}",
         )
     )
 

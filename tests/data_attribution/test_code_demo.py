@@ -311,6 +311,7 @@ def _check(page: str, folder) -> None:
     assert f"No induction head formed in {STEPS} steps" in text
     assert f"openbook patch {run.path} code-copy" in text
     assert page.count("<svg") >= 4
+    assert "<b>Trained again without it" in page
 
     read = [one for one in range(store.n_documents) if len(run.steps_learned(one))]
     lines = known_lines(token_index.open(store), read)
