@@ -220,4 +220,4 @@ def trained(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

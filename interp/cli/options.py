@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 import typer
 
@@ -125,6 +125,7 @@ class BehaviourOptions(ModelOptions):
         return model, behaviour
 
 
+@runtime_checkable
 class Drawn(Protocol):
     """A result that can be drawn."""
 
