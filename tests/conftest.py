@@ -173,6 +173,16 @@ def tiny_run(tiny_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
     return trainer.train(tiny_recipe, tiny_store, out=out, numerics=one_thread_numerics)
 
 
+@pytest.fixture(scope="session")
+def muon_run(tiny_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
+    """The recipe with Muon, trained on the store."""
+    from train import trainer
+
+    recipe = replace(tiny_recipe, optimizer="muon")
+    out: Path = tmp_path_factory.mktemp("runs") / "muon"
+    return trainer.train(recipe, tiny_store, out=out, numerics=one_thread_numerics)
+
+
 PAIRS = 12
 
 

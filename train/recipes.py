@@ -63,6 +63,10 @@ class Recipe:
         late_begin: First step that reads a late document.
         allow_reading_ahead: Train a model whose positions depend on later ones, to reproduce a
             published form that does.
+        optimizer: `adamw`, or `muon` for the matrices of the blocks and AdamW for the rest
+            (`train.trainer.Muon`).
+        muon_lr: Muon's learning rate when AdamW's is `lr`; both follow the same schedule.
+        muon_momentum: Share of Muon's momentum that a step keeps.
     """
 
     name: str
@@ -90,6 +94,9 @@ class Recipe:
     late_batch: int = 0
     late_begin: int = 0
     allow_reading_ahead: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
 
     __repr__ = short_repr
 
@@ -122,6 +129,7 @@ class Recipe:
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
             ("vocabulary", ("store", "fixed")),
+            ("optimizer", ("adamw", "muon")),
         ):
             if getattr(self, key) not in allowed:
                 raise RecipeError(
@@ -262,7 +270,14 @@ GPT2_124M = Recipe(
 
 # Fields added after the first runs, with the value that older runs used. A field with that value is
 # not written, so that the digest of an older recipe stays the same.
-LATER = {"late_batch": 0, "late_begin": 0, "allow_reading_ahead": False}
+LATER = {
+    "late_batch": 0,
+    "late_begin": 0,
+    "allow_reading_ahead": False,
+    "optimizer": "adamw",
+    "muon_lr": 0.02,
+    "muon_momentum": 0.95,
+}
 
 PRESET = "model.preset"
 _NANO = (RETRO_NANO, STRAWBERRY_NANO, SLOWRUN_NANO, MODERN_NANO)

@@ -72,8 +72,7 @@ def _stepped(
     """Return the model after one step on a document (None: on nothing); `state` is not changed."""
     state = copy.deepcopy(state)
     parameters = list(state.model.parameters())
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    trainer.set_lr(state.optimizer, lr)
     with applied(numerics):
         for one in parameters:
             one.grad = torch.zeros_like(one)

@@ -37,7 +37,7 @@ from train.runs import Run
 from train.short_repr import short_repr
 
 
-__all__ = ["DAMPING", "Curvature", "adam", "curvature", "factored"]
+__all__ = ["DAMPING", "Curvature", "adam", "curvature", "factored", "refuse_muon"]
 
 DAMPING = 0.1
 
@@ -127,8 +127,10 @@ def adam(run: Run, selection: Selection, *, step: int | None = None) -> dict[str
         step: Step of a checkpoint that kept its optimizer; None: the last, which always did.
 
     Raises:
-        EvidenceError: The checkpoint kept no optimizer, or no step had been made yet.
+        EvidenceError: The checkpoint kept no optimizer, no step had been made yet, or the optimizer
+            is Muon.
     """
+    refuse_muon(run)
     saved = run.saved_at(step)
     if not saved.resumable or not saved.step:
         kept = [one.step for one in run.saved if one.resumable and one.step]
@@ -142,6 +144,21 @@ def adam(run: Run, selection: Selection, *, step: int | None = None) -> dict[str
         site.name: factored(_moments(state, site, tie) / (1 - decay**saved.step), eps)
         for site in selection.sites
     }
+
+
+def refuse_muon(run: Run) -> None:
+    """Raise an EvidenceError if the run was trained with Muon, which keeps no second moments.
+
+    Examples:
+        >>> from data_attribution.gradients import preconditioner
+        >>> preconditioner.refuse_muon(run)
+    """
+    if run.recipe.optimizer != "adamw":
+        raise EvidenceError(
+            f"the run {run.path} was trained with {run.recipe.optimizer}, which keeps no second "
+            "moments of gradients; compare by 'curvature', 'cosine' or 'dot' (--kind), and store "
+            "gradients of the metric 'plain'"
+        )
 
 
 def factored(moments: Float[Tensor, "out in"], eps: float) -> Sides:

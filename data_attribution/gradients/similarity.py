@@ -294,13 +294,16 @@ def collect(
             time are collected for each query.
 
     Raises:
-        EvidenceError: A component has no weights, or no documents are given and none are stored.
+        EvidenceError: A component has no weights, no documents are given and none are stored, or
+            the optimizer of `adam` is Muon.
 
     Examples:
         >>> collected = gradients.collect(run, np.array([2456, 28867]), within=("L0.mlp",))
         >>> collected.documents.tolist()
         [2456, 28867]
     """
+    if how.metric == "adam":
+        preconditioner.refuse_muon(run)
     chosen = None if documents is None else np.unique(np.asarray(documents, np.int64))
     moments = []
     selection = weight_selection.select_weights(run.config, within)

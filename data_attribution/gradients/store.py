@@ -162,7 +162,8 @@ def build_gradient_store(
         piece: Number of documents per piece; a kill loses at most one piece.
 
     Raises:
-        EvidenceError: `out` exists, is being built, or was begun with other choices.
+        EvidenceError: `out` exists, is being built, or was begun with other choices, or the metric
+            is that of Adam and the run's optimizer is Muon.
         DiskError: The disk has no room for it, or became full.
 
     Examples:
@@ -175,6 +176,8 @@ def build_gradient_store(
         raise EvidenceError(f"there is no metric {metric!r}{nearest(metric, METRICS)}")
     out = run.path / GRADIENT_FOLDER if out is None else Path(out)
     _refuse_existing(out)
+    if metric == "adam":
+        preconditioner.refuse_muon(run)
     model = run.load(step).to(device)
     selection = weight_selection.select_weights(model.cfg, within)
     wanted = (

@@ -248,8 +248,8 @@ def influence(
         progress: Callback for (what, steps done, steps in all).
 
     Raises:
-        EvidenceError: There are no such steps, no query is given, or not even the fewest states
-            fit.
+        EvidenceError: There are no such steps, no query is given, not even the fewest states fit,
+            or the run's optimizer is Muon.
         TrainError: No checkpoint at or before `first` kept its optimizer.
         DiskError: The disk is full.
     """
@@ -395,6 +395,11 @@ def _load(model: GPT, state: Vectors) -> None:
 
 
 def _check_span(run: Run, asked: Sequence[Query], first: int, last: int) -> None:
+    if run.recipe.optimizer != "adamw":
+        raise EvidenceError(
+            f"the run {run.path} was trained with {run.recipe.optimizer}; replay differentiates "
+            "the steps of AdamW only: rank by gradients of kind 'curvature' or by text"
+        )
     if not asked:
         raise EvidenceError("no question was asked; give one or more")
     if not 0 <= first <= last < run.steps_done:

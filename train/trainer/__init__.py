@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         monitor_words,
         store_tasks,
     )
-    from train.trainer.optimizer import adamw, lr_at, write_state
+    from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COPY_LENGTH",
     "Monitor",
+    "Muon",
     "Ranks",
     "TrainState",
     "Verification",
@@ -55,6 +56,7 @@ __all__ = [
     "replay",
     "resume",
     "retrain_without",
+    "set_lr",
     "store_tasks",
     "train",
     "training_steps",

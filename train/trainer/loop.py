@@ -334,8 +334,7 @@ def training_steps(
         if recipe.eval_every and batch.step % recipe.eval_every == 0 and ranks.rank == 0:
             held_out = evaluation.held_out_loss(state.model, store, recipe, numerics)
         lr = optimizer.lr_at(recipe, batch.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        optimizer.set_lr(state.optimizer, lr)
         loss = ranks.sum_gradients(
             parameters,
             batch,

@@ -17,7 +17,7 @@ from train.recipes import Recipe
 from train.runs import Run
 from train.short_repr import short_repr
 from train.trainer import evaluation
-from train.trainer.optimizer import adamw, read_state, write_state
+from train.trainer.optimizer import new_optimizer, read_state, write_state
 
 
 __all__ = ["TrainState", "initial_state", "load_state", "save"]
@@ -33,7 +33,7 @@ class TrainState:
     """
 
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int
     tokens: int
 
@@ -48,7 +48,7 @@ def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:
     """
     refuse_missing(numerics.device)
     model = init_gpt(recipe.model, recipe.init_seed).to(numerics.device)
-    return TrainState(model, adamw(model, recipe), step=0, tokens=0)
+    return TrainState(model, new_optimizer(model, recipe), step=0, tokens=0)
 
 
 def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
@@ -71,7 +71,7 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
     model = GPT(run.recipe.model)
     model.load_state_dict(runs.read_tensors(run.path, saved, "model.safetensors"))
     model = model.to(numerics.device)
-    optimizer = adamw(model, run.recipe)
+    optimizer = new_optimizer(model, run.recipe)
     read_state(model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors"))
     tokens = int(runs.read_counters(run.path, saved)["tokens"])
     return TrainState(model, optimizer, saved.step, tokens)

@@ -14,6 +14,7 @@ from data_attribution import gradients
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import preconditioner, projection, similarity
 from data_attribution.gradients.features import Features
+from data_attribution.queries import query_of_text
 from interp import models
 from train import runs
 
@@ -204,3 +205,25 @@ def test_a_checkpoint_without_moments_names_those_that_have_them(lookup_run):
     selection = gradients.select_weights(lookup_run.config)
     with pytest.raises(EvidenceError, match=r"step 0 holds no second moments.*40, 80, 120, 160 do"):
         preconditioner.adam(lookup_run, selection, step=0)
+
+
+def test_a_run_of_muon_is_refused_by_name_before_anything_is_read(muon_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(muon_run), "load", None)
+    some, out = np.array([1, 2]), tmp_path / "gradients"
+    for call in (
+        lambda: gradients.collect(muon_run, some),
+        lambda: gradients.collect(muon_run, some, how=gradients.GradientOptions("adam-cosine")),
+        lambda: gradients.build_gradient_store(muon_run, out=out, documents=some),
+        lambda: preconditioner.adam(muon_run, gradients.select_weights(muon_run.config)),
+    ):
+        with pytest.raises(EvidenceError, match=r"trained with muon, .* compare by 'curv") as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine", "curvature"])
+def test_kinds_without_moments_rank_the_documents_of_a_run_of_muon(muon_run, kind):
+    collected = gradients.collect(muon_run, np.array([1, 2]), how=gradients.GradientOptions(kind))
+    question = query_of_text("w1 w2 w3", muon_run.store.tokenizer, n_ctx=muon_run.config.n_ctx)
+    assert np.isfinite(collected.products(question)[0]).all()

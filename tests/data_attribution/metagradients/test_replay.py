@@ -241,3 +241,9 @@ def test_what_states_a_pair_speaks_most_for_it(lookup_run, tmp_path):
     assert default.details["steps"] == [160 - epoch, 159]
     sources = attribution.documents(run, "k3 is v3", methods="replay", limit=3, fold=False)
     assert {one.grade for one in sources.items} == {"replay"}
+
+
+def test_a_run_of_muon_is_refused_by_name(muon_run, asked):
+    with pytest.raises(EvidenceError, match="with muon; replay differentiates") as error:
+        metagradients.influence(muon_run, asked)
+    assert "\n" not in str(error.value)

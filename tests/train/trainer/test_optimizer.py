@@ -1,0 +1,224 @@
+"""Muon makes the published update, and a run with it stops, resumes and replays like any other."""
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from train import recipes, runs, trainer
+from train.errors import DamagedError
+from train.model import GPTConfig, init_gpt
+from train.recipes import PLANTED, Recipe
+from train.trainer import optimizer
+
+
+RECIPE = Recipe(
+    name="muon", batch_size=4, steps=24, lr=1e-2, min_lr=1e-3, warmup_steps=2, optimizer="muon",
+    weight_decay=0.3, muon_lr=0.05, muon_momentum=0.9,
+    model=GPTConfig(
+        n_layers=2, n_heads=4, d_model=16, n_ctx=16, d_vocab=60, n_key_value_heads=2, mlp="swiglu",
+        init_std=0.1,
+    ),
+)  # fmt: skip
+BLOCK = ("attn.qkv", "attn.out", "mlp.gate", "mlp.up", "mlp.down")
+QKV = [16, 8, 8]  # rows of the queries, and of two heads each of keys and values
+
+
+def a_model(dtype=torch.float32):
+    return init_gpt(RECIPE.model, seed=1).to(dtype)
+
+
+def gradients_of(step, model):
+    """Random gradients whose matrices have singular values from 1 to 1/1000."""
+    draw = torch.Generator().manual_seed(step)
+    found = {}
+    for name, parameter in model.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+        if drawn.ndim == 2:
+            drawn = drawn * torch.logspace(0, -3, drawn.shape[1], dtype=torch.float64)
+        found[name] = drawn.to(parameter.dtype)
+    return found
+
+
+def step_with(model, optimizer, step, lr):
+    for name, gradient in gradients_of(step, model).items():
+        model.get_parameter(name).grad = gradient
+    trainer.set_lr(optimizer, lr)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def polynomial(matrix):
+    """The five iterations in float64, on the singular values alone."""
+    u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return u @ torch.diag(values) @ v
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (96, 24), (24, 96)])
+def test_newton_schulz_brings_every_singular_value_near_one(shape):
+    drawn = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(drawn, full_matrices=False)
+    some = u * torch.linspace(1, 0.1, 24) @ v
+    found = optimizer.orthogonalised(some)
+    values = torch.linalg.svdvals(found)
+    assert 0.65 < values.min() < values.max() < 1.2
+    torch.testing.assert_close(
+        found.double(), torch.stack([*map(polynomial, some)]), rtol=0, atol=2e-5
+    )
+
+
+def test_a_matrix_of_zeros_stays_one():
+    assert not optimizer.orthogonalised(torch.zeros(1, 4, 4)).any()
+
+
+def reference(names, weights, lr):
+    """Three steps of Muon in float64, one matrix at a time."""
+    momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for step in range(3):
+        found = gradients_of(step, a_model())
+        for name in names:
+            gradient = found[name].double()
+            momenta[name] = 0.9 * momenta[name] + 0.1 * gradient
+            ahead = 0.9 * momenta[name] + 0.1 * gradient
+            rows = QKV if "qkv" in name else [len(ahead)]
+            update = [
+                polynomial(part) * max(1, part.shape[0] / part.shape[1]) ** 0.5
+                for part in ahead.split(rows)
+            ]
+            weights[name] = weights[name] * (1 - lr * 0.3) - lr * torch.cat(update)
+    return weights
+
+
+def matrices():
+    return [f"blocks.{layer}.{name}.weight" for layer in range(2) for name in BLOCK]
+
+
+def test_an_update_is_the_published_formula_and_queries_keys_and_values_are_three_matrices():
+    model = a_model()
+    before = {name: model.get_parameter(name).double() for name in matrices()}
+    expected = reference(matrices(), before, lr=0.05 * 0.5)
+    muon = optimizer.new_optimizer(model, RECIPE)
+    for step in range(3):
+        step_with(model, muon, step, RECIPE.lr * 0.5)
+    for name in matrices():
+        found = model.get_parameter(name).double()
+        torch.testing.assert_close(found, expected[name], rtol=0, atol=2e-5, msg=name)
+
+
+def test_an_update_is_that_of_torch_within_the_precision_of_its_bf16():
+    model, other = a_model(), a_model()
+    names = [name for name in matrices() if "qkv" not in name]
+    muon = optimizer.new_optimizer(model, RECIPE)
+    theirs = torch.optim.Muon(
+        [other.get_parameter(name) for name in names],
+        lr=0.05, momentum=0.9, weight_decay=0.3, adjust_lr_fn="original",
+    )  # fmt: skip
+    for step in range(3):
+        step_with(model, muon, step, RECIPE.lr)
+        for name, gradient in gradients_of(step, other).items():
+            other.get_parameter(name).grad = gradient
+        theirs.step()
+    for name in names:
+        before = a_model().get_parameter(name)
+        found, expected = model.get_parameter(name) - before, other.get_parameter(name) - before
+        assert (found - expected).norm() < 0.03 * expected.norm(), name
+
+
+def test_all_other_parameters_take_the_steps_of_adamw_to_the_bit():
+    model, other = a_model(), a_model()
+    muon = optimizer.new_optimizer(model, RECIPE)
+    adamw = optimizer.new_optimizer(other, replace(RECIPE, optimizer="adamw"))
+    for step in range(3):
+        step_with(model, muon, step, 1e-3)
+        step_with(other, adamw, step, 1e-3)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)) == (name not in matrices()), name
+
+
+def test_a_copy_of_the_state_takes_the_same_step_and_leaves_the_original():
+    """As `tail_patch_changes` copies a state for every document."""
+    model = a_model()
+    muon = optimizer.new_optimizer(model, RECIPE)
+    step_with(model, muon, 0, 1e-2)
+    before = {name: one.clone() for name, one in optimizer.write_state(model, muon).items()}
+    copied, its_muon = copy.deepcopy((model, muon))
+    step_with(copied, its_muon, 1, 1e-2)
+    after = optimizer.write_state(model, muon)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    step_with(model, muon, 1, 1e-2)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, copied.get_parameter(name)), name
+
+
+def test_a_state_goes_by_name_and_one_that_lacks_a_momentum_is_refused():
+    model = a_model()
+    muon = optimizer.new_optimizer(model, RECIPE)
+    assert not optimizer.write_state(model, muon)
+    step_with(model, muon, 0, 1e-2)
+    state = optimizer.write_state(model, muon)
+    momenta = {name for name in state if name.endswith(".momentum_buffer")}
+    assert momenta == {f"{name}.momentum_buffer" for name in matrices()}
+    others = {name.rpartition(".")[0] for name in state if name.endswith(".exp_avg_sq")}
+    assert others == {name for name, _ in model.named_parameters()} - {*matrices()}
+    del state["blocks.1.mlp.up.weight.momentum_buffer"]
+    with pytest.raises(DamagedError, match=r"lacks 'blocks\.1\.mlp\.up\.weight\.momentum_buffer'"):
+        optimizer.read_state(model, muon, state)
+
+
+def test_recipes_of_before_keep_their_text_and_others_say_what_they_use():
+    later = {"optimizer", "muon_lr", "muon_momentum"}
+    assert not later & set(recipes.to_dict(PLANTED))
+    assert later <= set(recipes.to_dict(RECIPE))
+    for one in (PLANTED, RECIPE):
+        assert recipes.from_dict(recipes.to_dict(one), "here") == one
+
+
+def weights(run):
+    return run.saved_at(None).files["model.safetensors"]
+
+
+@pytest.mark.integration
+def test_it_learns_and_is_another_run_than_with_adamw(muon_run, tiny_run):
+    losses = [row.loss for row in muon_run.ledger]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.3
+    assert muon_run.id != tiny_run.id
+    assert [row.lr for row in muon_run.ledger] == [row.lr for row in tiny_run.ledger]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stop", [1, 9, 17, 23])
+def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(muon_run, tmp_path, stop):
+    class Stop(BaseException):
+        pass
+
+    def progress(what, done, total):
+        if done > stop:
+            raise Stop
+
+    out = tmp_path / "r"
+    with pytest.raises(Stop):
+        trainer.train(
+            muon_run.recipe, muon_run.store, out=out, numerics=muon_run.numerics, progress=progress
+        )
+    resumed = trainer.resume(out)
+    assert weights(resumed) == weights(muon_run)
+    states = [one.saved_at(None).files["optimizer.safetensors"] for one in (resumed, muon_run)]
+    assert states[0] == states[1]
+    assert all(a.agrees(b) for a, b in zip(resumed.ledger, muon_run.ledger, strict=True))
+
+
+@pytest.mark.integration
+def test_spans_replay_to_the_bit(muon_run):
+    assert trainer.verify(muon_run).level == "bit-exact"
+    for first, last in [*pairwise([0, 7, 15]), (17, 23)]:
+        assert trainer.replay(muon_run, first, last).exact
+    end = trainer.replay(muon_run, 17, 23).state
+    saved = runs.read_tensors(muon_run.path, muon_run.saved[-1], "optimizer.safetensors")
+    found = optimizer.write_state(end.model, end.optimizer)
+    assert all(torch.equal(found[name], saved[name]) for name in {*saved, *found})
