@@ -31,7 +31,13 @@ __all__ = ["Attention", "Heads", "key_hook"]
 
 
 def key_hook(cfg: GPTConfig) -> str:
-    """Return the hook point, in a layer's `attn`, of the keys as queries meet them."""
+    """Return the hook point, in a layer's `attn`, of the keys as queries meet them.
+
+    Examples:
+        >>> from train.model import key_hook, preset
+        >>> key_hook(preset("gpt2")), key_hook(preset("modern"))
+        ('hook_k', 'hook_rot_k')
+    """
     if cfg.position == "rope":
         return "hook_rot_k"
     return "k_norm.hook_out" if cfg.qk_norm else "hook_k"

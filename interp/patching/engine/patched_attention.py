@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from train.model import Attention, rotate
+from train.short_repr import short_repr
 
 
 # Up to this many keys, attention on a CPU is written out as matrix products. The fused kernel of
@@ -40,6 +41,8 @@ class Sinks:
     k: Float[Tensor, "head sink d_head"]
     v: Float[Tensor, "head sink d_head"]
     added: Float[Tensor, "head sink"]
+
+    __repr__ = short_repr
 
     def of(self, head: int) -> "Sinks":
         """Return the sinks of one head."""
