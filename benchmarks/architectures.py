@@ -8,12 +8,16 @@ gives numbers, or it refuses and says why. Patching is compared with whole forwa
 and a sweep over heads is timed side by side with the same sweep by whole passes (CPU time, one
 thread).
 
-The second part trains the small recipes on the planted corpus, unless they are there already, and
-judges them as `planted_acceptance.py` judges the planted run. Their criteria are those of the
-planted recipe, printed and not asked for: nobody chose the settings of these recipes for them.
+The second part trains the small recipes on the planted corpus, unless they are there already:
+the first half of it is killed (SIGKILL) and resumed. Every run is judged as `planted_acceptance.py`
+judges the planted run; the criteria are those of the planted recipe, printed and not asked for,
+because nobody chose the settings of these recipes for them. Then the same commands run on each:
+verify, detect, patch a fact, trace it to documents, retrain without these documents.
 """
 
 import argparse
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +45,7 @@ from train.model import GPT, PRESETS, GPTConfig, init_gpt, preset
 SMALL = tuple(name for name in PRESETS if name.endswith("-nano"))
 N_PROMPTS, N_POS = 8, 24
 TOLERANCE = 1e-10
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -194,30 +199,63 @@ def trained(folder: Path) -> None:
     """Train every small recipe that is not there yet, and judge it as the planted run."""
     from planted_acceptance import judged
 
-    from train import numerics, runs, trainer
-    from train.data import build_store, open_corpus, open_store
+    from train import runs
+    from train.data import build_store, open_corpus
 
     if not (folder / "store").exists():
         with progress.bar("store") as advance:
             build_store(open_corpus("planted"), out=folder / "store", progress=advance)
+        openbook("index", "build", folder / "store")
     for name in SMALL:
         recipe = recipes.by_name("planted" if name == "gpt2-nano" else name)
         if not (folder / name).exists():
-            with progress.bar(name) as advance:
-                trainer.train(
-                    recipe,
-                    open_store(folder / "store"),
-                    out=folder / name,
-                    numerics=numerics.choose(threads=1),
-                    progress=advance,
-                )
+            killed_halfway(recipe.name, folder, name)
+            openbook("run", "resume", folder / name)
         run = runs.open(folder / name)
         spent = sum(row.seconds for row in run.ledger)
         print(f"\n{name}: {recipe.model.n_params:,} parameters, {spent:.0f} s, run {run.id}")
         for one in judged(run):
             print(f"  {'    ' if one.holds else 'not '}{one.name:<44} {one.value:7.3f}")
+        for command in COMMANDS:
+            arguments = [str(folder / one) if "/" in one else one for one in command]
+            place = [folder / name if one == "RUN" else one for one in arguments]
+            ended = openbook(*place)
+            said = (ended.stdout or ended.stderr).strip().splitlines()
+            print(f"  openbook {' '.join(command)}: exit {ended.returncode}, {said[0][:110]}")
         sys.stdout.flush()
 
 
+FACT = "fact:runethi"
+COMMANDS = (
+    ("run", "verify", "RUN", "--spans", "1"),
+    ("detect", "RUN"),
+    ("patch", "RUN", FACT, "--over", "heads"),
+    ("trace", "documents", "RUN", FACT, "--method", "lexical", "--out", "./sources.json"),
+    ("counterfactual", "RUN", FACT, "--without", "./sources.json", "--top", "16"),
+)
+
+
+def openbook(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, on one thread."""
+    call = [sys.executable, "-m", "train", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+
+
+def killed_halfway(recipe: str, folder: Path, name: str) -> None:
+    """Train a recipe, and kill the process when half of its steps are in the ledger."""
+    call = [sys.executable, "-m", "train", "train", recipe, folder / "store"]
+    call += ["--out", folder / name, "--threads", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(list(map(str, call)), env=environment, stdout=quiet, stderr=quiet)
+    ledger, half = folder / name / "ledger.jsonl", recipes.by_name(recipe).steps // 2
+    while process.poll() is None:
+        time.sleep(0.5)
+        if ledger.exists() and ledger.read_bytes().count(b"\n") >= half:
+            process.kill()
+            process.wait()
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -15,10 +15,11 @@ from tests.worlds.scripts import FOLDER, benchmark
 
 
 BOUND = (
-    "attention_cpu", "attribution_recall", "bm25_index", "calibration", "compiled_circuits",
-    "corpus_build", "distributed", "forgetting", "gradients", "index_growth", "installation",
-    "interrupts", "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance",
-    "release", "removal", "replay_attribution", "startup", "token_index", "watching",
+    "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
+    "compiled_circuits", "corpus_build", "distributed", "forgetting", "gpu_training",
+    "gradients", "index_growth", "installation", "interrupts", "localised", "order_lookups",
+    "patching", "patching_memory", "planted_acceptance", "release", "removal",
+    "replay_attribution", "startup", "token_index", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (

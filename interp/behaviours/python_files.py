@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from train.data import TokenStore
+from train.short_repr import short_repr
 
 
 __all__ = ["PythonFile", "Word", "held_out_files"]
@@ -59,6 +60,8 @@ class PythonFile:
     line_starts: Sequence[int]
     words: Sequence[Word]
     tree: ast.Module
+
+    __repr__ = short_repr
 
     def token_at(self, byte: int) -> int | None:
         """Return the index of the token that begins at a byte; None if none begins there."""

@@ -31,7 +31,13 @@ __all__ = ["Attention", "Heads", "key_hook"]
 
 
 def key_hook(cfg: GPTConfig) -> str:
-    """Return the hook point, in a layer's `attn`, of the keys as queries meet them."""
+    """Return the hook point, in a layer's `attn`, of the keys as queries meet them.
+
+    Examples:
+        >>> from train.model import key_hook, preset
+        >>> key_hook(preset("gpt2")), key_hook(preset("modern"))
+        ('hook_k', 'hook_rot_k')
+    """
     if cfg.position == "rope":
         return "hook_rot_k"
     return "k_norm.hook_out" if cfg.qk_norm else "hook_k"
@@ -74,7 +80,7 @@ class Heads(nn.Module):
         self.hook_pattern = HookPoint()
         self.hook_z = HookPoint()
 
-    def turned(
+    def normalise_and_rotate(
         self,
         q: Float[Tensor, "batch query head d_head"],
         k: Float[Tensor, "batch key kv_head d_head"],
@@ -95,7 +101,7 @@ class Heads(nn.Module):
         v: Tensor,
         sink_kv: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """Return the values that each query attends to, weighted; q and k are `turned`."""
+        """Return the weighted values of each query; q and k are normalised and rotated."""
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.n_key_value_heads < self.n_heads:
             shared_by = self.n_heads // self.n_key_value_heads
@@ -203,15 +209,15 @@ class Attention(Heads):
 
         `x0` is the embedding that entered the first layer; value residuals read it.
         """
-        whole = self.qkv(x if self.sinks is None else self.sinks.before(x))
+        whole = self.qkv(x if self.sinks is None else self.sinks.prepend(x))
         q, k, v = whole.split(self.widths, dim=-1)
         k, v = (one.unflatten(-1, (-1, self.d_head)) for one in (k, v))
         n_sinks = whole.shape[1] - x.shape[1]
-        sink_kv = self._of_sinks(k[:, :n_sinks], v[:, :n_sinks])
+        sink_kv = self._sink_keys_and_values(k[:, :n_sinks], v[:, :n_sinks])
         q = self.hook_q(q[:, n_sinks:].unflatten(-1, (-1, self.d_head)))
         k = self.hook_k(k[:, n_sinks:])
         v = self.hook_v(self.with_residual(v[:, n_sinks:], x, x0))
-        q, k = self.turned(q, k, rotation)
+        q, k = self.normalise_and_rotate(q, k, rotation)
         z = self.hook_z(self.after_mixing(self.mix(q, k, v, sink_kv), v, x))
         if self.hook_result.hooked:
             return self._sum_of_heads(z)
@@ -234,10 +240,10 @@ class Attention(Heads):
         if self.sinks is None:
             return None
         none = self.qkv.weight.new_zeros(1, 0, self.qkv.in_features)
-        _, k, v = self.qkv(self.sinks.before(none)).split(self.widths, dim=-1)
-        return self._of_sinks(*(one.unflatten(-1, (-1, self.d_head)) for one in (k, v)))
+        _, k, v = self.qkv(self.sinks.prepend(none)).split(self.widths, dim=-1)
+        return self._sink_keys_and_values(*(one.unflatten(-1, (-1, self.d_head)) for one in (k, v)))
 
-    def _of_sinks(
+    def _sink_keys_and_values(
         self, k: Float[Tensor, "batch sink kv_head d_head"], v: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         """Return the sinks' keys, normalised if the architecture says so, and values."""
@@ -246,7 +252,7 @@ class Attention(Heads):
         if not self.sinks.learned:
             zero = k.new_zeros(1, 1, *k.shape[2:])
             return zero, zero
-        return k if self.k_norm is None else self.k_norm.normalised(k), v
+        return k if self.k_norm is None else self.k_norm.normalise(k), v
 
     def _sum_of_heads(self, z: Tensor) -> Float[Tensor, "batch pos d_model"]:
         result = einsum(

@@ -35,7 +35,7 @@ class Sinks(nn.Module):
         size = (n_sinks, d_model) if self.learned else (n_heads,)
         self.weight = nn.Parameter(torch.zeros(size))
 
-    def before(
+    def prepend(
         self, x: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch longer d_model"]:
         """Put the vectors of learned sinks in front of a layer's input.

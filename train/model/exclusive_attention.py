@@ -38,10 +38,10 @@ class OwnValueRemoval(nn.Module):
             alpha = y.new_ones(y.shape[:3])
         else:
             alpha = self.weight.tanh().to(y.dtype).expand(y.shape[:3])
-        return self.removed(y, v, self.hook_coefficient(alpha))
+        return self.remove(y, v, self.hook_coefficient(alpha))
 
     @staticmethod
-    def removed(y: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
+    def remove(y: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
         """Return y - alpha (y . v^) v^ over the last axis; `alpha` lacks that axis."""
         unit = v / v.norm(dim=-1, keepdim=True).clamp(min=SHORTEST)
         return y - alpha[..., None] * (y * unit).sum(-1, keepdim=True) * unit

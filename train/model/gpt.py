@@ -25,7 +25,7 @@ from train.model.attention import Attention
 from train.model.hooks import HookedModule, HookPoint
 from train.model.layers import MLP, Linear, Norm, Table
 from train.model.positional import Rotary, sinusoids
-from train.model.retention import AttentionFree, Retention, RetentionAttention, swapped
+from train.model.retention import AttentionFree, Retention, RetentionAttention, swap_weights
 from train.model.shared_weights import share_weights
 from train.model.skips import Entry
 from train.model.transformer_lens_names import StackedWeights, lens_names, loop_names
@@ -90,7 +90,7 @@ class Block(nn.Module):
             weights, other = self.retention(resid)
             for one in self.aft:
                 resid = resid + one(resid, weights)
-                weights, other = swapped(weights, other)
+                weights, other = swap_weights(weights, other)
             attended = self.attn(self.ln1(resid), weights, rotation)
         else:
             attended = self.attn(self.ln1(resid), rotation, x0)

@@ -101,9 +101,9 @@ class Norm(nn.Module):
         x = self.hook_in(x)
         if self.kind != "none" and (self.hook_scale.hooked or self.hook_normalized.hooked):
             return self.hook_out(self._explicit(x))
-        return self.hook_out(self.normalised(x))
+        return self.hook_out(self.normalise(x))
 
-    def normalised(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    def normalise(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalise the last axis without passing the hook points."""
         if self.kind == "none":
             return x

@@ -73,7 +73,7 @@ class Retention(nn.Module):
         if self.published:
             products = (o.flatten(0, 1).T @ a.flatten(0, 1))[None, None]
         else:
-            o, a = in_chunks(o, self.chunk), in_chunks(a, self.chunk)
+            o, a = split_into_chunks(o, self.chunk), split_into_chunks(a, self.chunk)
             products = o.transpose(-1, -2) @ a  # of each chunk, [batch chunk d d]
             # The sum over *earlier* chunks. Subtracting a chunk from the sum up to it would leave
             # its rounding error behind, by which a logit would depend on later tokens.
@@ -92,7 +92,7 @@ class Retention(nn.Module):
         return (*static, self.out.weight[None, None]), (qkv, gate, out)
 
 
-def swapped(current: Weights, other: Weights) -> tuple[Weights, Weights]:
+def swap_weights(current: Weights, other: Weights) -> tuple[Weights, Weights]:
     """Return (wC, wT) after one swap update."""
     new = tuple(
         rms(old) * functional.silu(now) + rms(now) for now, old in zip(current, other, strict=True)
@@ -100,17 +100,17 @@ def swapped(current: Weights, other: Weights) -> tuple[Weights, Weights]:
     return new, current  # type: ignore[return-value]
 
 
-def in_chunks(x: Float[Tensor, "batch pos width"], chunk: int) -> Tensor:
+def split_into_chunks(x: Float[Tensor, "batch pos width"], chunk: int) -> Tensor:
     """Return [batch chunk pos width], with zeros behind the last position."""
     missing = -x.shape[1] % chunk
     return functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, chunk))
 
 
-def mapped(x: Float[Tensor, "batch pos width"], weight: Tensor, chunk: int) -> Tensor:
+def apply_by_chunk(x: Float[Tensor, "batch pos width"], weight: Tensor, chunk: int) -> Tensor:
     """Return x W^T with the weights of each position's chunk."""
     if weight.shape[:2] == (1, 1):
         return functional.linear(x, weight[0, 0])
-    pieces = in_chunks(x, chunk) @ weight.transpose(-1, -2).to(x.dtype)
+    pieces = split_into_chunks(x, chunk) @ weight.transpose(-1, -2).to(x.dtype)
     return pieces.flatten(1, 2)[:, : x.shape[1]]
 
 
@@ -130,19 +130,19 @@ class AttentionFree(nn.Module):
         self, x: Float[Tensor, "batch pos d_model"], weights: Weights
     ) -> Float[Tensor, "batch pos d_model"]:
         """Return what the pass adds to the residual stream."""
-        q, k, v = mapped(rms(x), weights[0], self.chunk).chunk(3, dim=-1)
+        q, k, v = apply_by_chunk(rms(x), weights[0], self.chunk).chunk(3, dim=-1)
         q, k, v = self.hook_q(rms(q)), self.hook_k(rms(k)), self.hook_v(v)
         # Summed in at least fp32: keys of norm sqrt(D) have weights up to e^sqrt(D).
         weight = k.to(torch.promote_types(k.dtype, torch.float32)).exp()
         total, values = weight.cumsum(1), (weight * v).cumsum(1)
         y = self.hook_y((q.sigmoid() * values / (total + 1e-6)).to(x.dtype))
-        return self.hook_out(written(y, weights, self.chunk))
+        return self.hook_out(gated_output(y, weights, self.chunk))
 
 
-def written(y: Tensor, weights: Weights, chunk: int) -> Float[Tensor, "batch pos d_model"]:
+def gated_output(y: Tensor, weights: Weights, chunk: int) -> Float[Tensor, "batch pos d_model"]:
     """Return W_out (u SiLU(w)), where [u, w] = W_gate y."""
-    u, w = mapped(y, weights[1], chunk).chunk(2, dim=-1)
-    return mapped(u * functional.silu(w), weights[2], chunk)
+    u, w = apply_by_chunk(y, weights[1], chunk).chunk(2, dim=-1)
+    return apply_by_chunk(u * functional.silu(w), weights[2], chunk)
 
 
 class RetentionAttention(Heads):
@@ -159,12 +159,12 @@ class RetentionAttention(Heads):
         rotation: tuple[Tensor, Tensor] | None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Return what attention adds to the residual stream; `x` is normalised."""
-        parts = mapped(x, weights[0], self.chunk).split(self.widths, dim=-1)
+        parts = apply_by_chunk(x, weights[0], self.chunk).split(self.widths, dim=-1)
         q, k, v = (one.unflatten(-1, (self.n_heads, self.d_head)) for one in parts)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        q, k = self.turned(q, k, rotation)
+        q, k = self.normalise_and_rotate(q, k, rotation)
         z = self.hook_z(self.mix(q, k, v))
-        return written(z.flatten(-2), weights, self.chunk)
+        return gated_output(z.flatten(-2), weights, self.chunk)
 
     def __getattr__(self, name: str):
         if name in ("W_Q", "W_K", "W_V", "W_O", "b_QKV", "qkv", "out"):

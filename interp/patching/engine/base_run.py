@@ -95,12 +95,12 @@ class BaseRun:
         """Return the gates of a layer's heads; None if it has none."""
         return self.cache.get(f"blocks.{layer}.{GATES}")
 
-    def embedded(self, positions: Sequence[int]) -> Float[Tensor, "prompt at d_model"]:
+    def embedding_at(self, positions: Sequence[int]) -> Float[Tensor, "prompt at d_model"]:
         """Return the stream that entered layer 0 at some positions."""
         assert self.embedding is not None
         return self.embedding[:, list(positions)]
 
-    def entered(
+    def enter(
         self,
         layer: int,
         resid: Float[Tensor, "*batch prompt at d_model"],

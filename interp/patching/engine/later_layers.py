@@ -26,12 +26,12 @@ from interp.patching.engine.patched_attention import (
     attention_mask,
     attention_output,
     final_output,
-    mixed,
+    normalise_and_rotate,
     pattern,
     prepend_base,
     sinks_of,
     to_query_heads,
-    turned,
+    weighted_values,
 )
 from interp.patching.engine.patched_layer import MID, PRE, Start, replace, replace_pattern
 from train.model import Attention, Block
@@ -142,7 +142,7 @@ class _Segment:
     def enter(self, layer: int) -> None:
         """Take the runs that have joined from the output of the layer before into this layer."""
         if self.rows:
-            self.resid = self.base.entered(layer, self.resid, self.outputs, self.positions)
+            self.resid = self.base.enter(layer, self.resid, self.outputs, self.positions)
 
     def keep_output(self, layer: int) -> None:
         """Keep the output of a layer, if a U-Net adds it again."""
@@ -186,7 +186,7 @@ def _attend(base: BaseRun, segments: list[_Segment], layer: int, *, last: bool) 
     q, k, v = _projected(attn, queries, normed, last)
     if attn.value_residual is not None:
         v = [
-            value + attn.value_residual(x, base.embedded(one.positions))
+            value + attn.value_residual(x, base.embedding_at(one.positions))
             for one, value, x in zip(segments, v, normed, strict=True)
         ]
     outputs = [
@@ -259,8 +259,8 @@ def _attention_of(
     queried, here = segment.reads if last else segment.positions, segment.positions
     q = segment.replace(wired.q, layer, "q", queried)
     k, v = (segment.replace(getattr(wired, site), layer, site, here) for site in "kv")
-    q = turned(attn, q, "q", wired.angles(queried))
-    k = turned(attn, k, "k", wired.angles(here))
+    q = normalise_and_rotate(attn, q, "q", wired.angles(queried))
+    k = normalise_and_rotate(attn, k, "k", wired.angles(here))
     k = prepend_base(base.keys(layer)[:, : segment.first], k)
     v = prepend_base(base.at(layer, "v")[:, : segment.first], v)
     # k and v now cover positions 0 to n_pos - 1: before `first` the base run's, then the run's own.
@@ -272,7 +272,7 @@ def _attention_of(
         for place in places:
             mine = attended[:, place.head]
             replace_pattern(mine, place, segment.starts[segment.rows[i]].source, queried)
-        again = mixed(attended, values, of_sinks, wired.sinks)
+        again = weighted_values(attended, values, of_sinks, wired.sinks)
         heads = sorted({place.head for place in places if place.head is not None})
         z[i, :, :, heads] = again[:, :, heads]
     if attn.exclusive is not None or attn.head_gate is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from train.model import Attention, rotate
+from train.short_repr import short_repr
 
 
 # Up to this many keys, attention on a CPU is written out as matrix products. The fused kernel of
@@ -24,7 +25,7 @@ from train.model import Attention, rotate
 LONGEST_WRITTEN_OUT = 256
 
 __all__ = ["Sinks", "attention_mask", "attention_output", "final_output", "pattern"]
-__all__ += ["mixed", "prepend_base", "sinks_of", "to_query_heads", "turned"]
+__all__ += ["normalise_and_rotate", "prepend_base", "sinks_of", "to_query_heads", "weighted_values"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Sinks:
     v: Float[Tensor, "head sink d_head"]
     added: Float[Tensor, "head sink"]
 
+    __repr__ = short_repr
+
     def of(self, head: int) -> "Sinks":
         """Return the sinks of one head."""
         one = slice(head, head + 1)
@@ -56,7 +59,7 @@ def sinks_of(attn: Attention) -> Sinks | None:
     return Sinks(k, v, attn.sinks.scores(attn.n_heads))
 
 
-def turned(
+def normalise_and_rotate(
     attn: Attention,
     x: Float[Tensor, "*row pos head d_head"],
     site: str,
@@ -67,7 +70,7 @@ def turned(
     `rotation` holds the cosines and sines of the positions of `x`.
     """
     norm = attn.q_norm if site == "q" else attn.k_norm
-    x = x if norm is None else norm.normalised(x)
+    x = x if norm is None else norm.normalise(x)
     if rotation is None:
         return x
     return rotate(x.flatten(0, -4), *rotation).unflatten(0, x.shape[:-3])
@@ -84,7 +87,7 @@ def final_output(
     if attn.exclusive is not None:
         weight = attn.exclusive.weight
         share = y.new_ones(()) if weight is None else weight[heads].tanh()
-        y = attn.exclusive.removed(y, v, share.expand(y.shape[:-1]))
+        y = attn.exclusive.remove(y, v, share.expand(y.shape[:-1]))
     return y if gates is None else y * gates[..., None]
 
 
@@ -124,7 +127,7 @@ def attention_output(
     """
     if sinks is not None:
         attended, of_sinks = pattern(q, k, mask, sinks)
-        return mixed(attended, to_query_heads(v, q.shape[-2]), of_sinks, sinks)
+        return weighted_values(attended, to_query_heads(v, q.shape[-2]), of_sinks, sinks)
     k, v = to_query_heads(k, q.shape[-2]), to_query_heads(v, q.shape[-2])
     rows = q.shape[:-3]
     q, k, v = (one.flatten(0, -4).transpose(1, 2) for one in (q, k, v))
@@ -161,7 +164,7 @@ def pattern(
     return both[..., n_sinks:], both[..., :n_sinks]
 
 
-def mixed(
+def weighted_values(
     attended: Float[Tensor, "*row head query key"],
     v: Float[Tensor, "*row key head d_head"],
     of_sinks: Float[Tensor, "*row head query sink"],

@@ -27,10 +27,10 @@ from interp.patching.engine.patched_attention import (
     attention_mask,
     attention_output,
     final_output,
-    mixed,
+    normalise_and_rotate,
     pattern,
     sinks_of,
-    turned,
+    weighted_values,
 )
 from train.short_repr import short_repr
 
@@ -101,7 +101,7 @@ def start(base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor
     outputs = {}
     if here[0].layer < layer < base.n_layers:
         outputs = {layer - 1: resid}
-        resid = base.entered(layer, resid, outputs, positions)
+        resid = base.enter(layer, resid, outputs, positions)
     left = [place for place in patch if place not in here or place.site not in now]
     return Start(layer, stage, first, resid, _by_stop(left), source, outputs)
 
@@ -245,9 +245,10 @@ def _remixed(
     v = base.at(layer, "v")[:, :, shared, None]
     mask = attention_mask(list(range(first, base.n_pos)), base.n_pos, causal=attn.causal, like=q)
     old_q, new_q = (
-        turned(attn, one, "q", rotation)[:, first:] for one in (q, q if q_new is None else q_new)
+        normalise_and_rotate(attn, one, "q", rotation)[:, first:]
+        for one in (q, q if q_new is None else q_new)
     )
-    k_new = k if k_new is None else turned(attn, k_new, "k", rotation)
+    k_new = k if k_new is None else normalise_and_rotate(attn, k_new, "k", rotation)
     v_new = v if v_new is None else v_new
     old = finished(attention_output(old_q, k, v, mask, sinks), v)
     patterns = [place for place in patch if place.site == "pattern"]
@@ -256,7 +257,7 @@ def _remixed(
     attended, of_sinks = pattern(new_q, k_new, mask, sinks)
     for place in patterns:
         replace_pattern(attended[:, 0], place, source, range(first, base.n_pos))
-    return old, finished(mixed(attended, v_new, of_sinks, sinks), v_new)
+    return old, finished(weighted_values(attended, v_new, of_sinks, sinks), v_new)
 
 
 def replace_pattern(

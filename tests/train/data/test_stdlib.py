@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from train.cli.corpus import corpus_build
 from train.data import build_store, open_corpus, open_store
 from train.data import stdlib as stdlib_module
 from train.data.stdlib import stdlib_corpus
@@ -124,13 +123,13 @@ def test_a_store_of_the_running_library_has_small_byte_pairs(tmp_path, chosen, k
     assert store.manifest["held_out"] == 0.1
 
 
-def test_the_command_builds_a_store_that_holds_files_out(library, tmp_path, monkeypatch, capsys):
+def test_the_command_builds_a_store_that_holds_files_out(library, tmp_path, monkeypatch, openbook):
     for number in range(100):
         (library / f"module_{number}.py").write_text(f"number_{number} = {number}\n" * 9)
     monkeypatch.setattr(stdlib_module.sysconfig, "get_path", {"stdlib": str(library)}.get)
-    corpus_build("stdlib", tmp_path / "store", vocab_size=270, threads=1)
-    assert "PSF-2.0" in capsys.readouterr().out
+    build = ("corpus", "build", "stdlib", "--vocab-size", 270, "--threads", 1, "--out")
+    assert "PSF-2.0" in openbook(*build, tmp_path / "store").out
     store = open_store(tmp_path / "store")
     assert 0 < store.n_documents - store.manifest["counts"]["train_documents"] < 25
-    corpus_build("stdlib", tmp_path / "all", vocab_size=270, held_out=0.0, threads=1)
+    assert openbook(*build, tmp_path / "all", "--held-out", 0).code == 0
     assert open_store(tmp_path / "all").manifest["counts"]["train_documents"] == 104

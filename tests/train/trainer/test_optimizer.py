@@ -11,7 +11,7 @@ import torch
 from train import recipes, runs, trainer
 from train.errors import DamagedError
 from train.model import GPTConfig, init_gpt
-from train.recipes import PLANTED, Recipe
+from train.recipes import CODE_MEDIUM, CODE_SMALL, PLANTED, Recipe
 from train.trainer import optimizer
 
 
@@ -175,7 +175,7 @@ def test_recipes_of_before_keep_their_text_and_others_say_what_they_use():
     later = {"optimizer", "muon_lr", "muon_momentum"}
     assert not later & set(recipes.to_dict(PLANTED))
     assert later <= set(recipes.to_dict(RECIPE))
-    for one in (PLANTED, RECIPE):
+    for one in (PLANTED, CODE_SMALL, CODE_MEDIUM, RECIPE):
         assert recipes.from_dict(recipes.to_dict(one), "here") == one
 
 

@@ -1,0 +1,86 @@
+"""Every small architecture trains, is stopped and resumed, verified, and retrained."""
+
+from dataclasses import replace
+
+import pytest
+
+from train import runs, trainer
+from train.data import DocumentRemoval
+from train.errors import RecipeError
+from train.model import PRESETS, preset
+
+
+pytestmark = pytest.mark.integration
+SMALL = [name for name in PRESETS if name.endswith("-nano")]
+every_preset = pytest.mark.parametrize("name", SMALL)
+
+
+class Stopped(Exception):
+    """What ends a training in the middle of a step."""
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
+    """`trained(name)`: a run of the architecture in the sizes of the tiny recipe, made once."""
+    made: dict[str, runs.Run] = {}
+
+    def of(name: str) -> runs.Run:
+        if name not in made:
+            out = tmp_path_factory.mktemp("presets") / name
+            recipe = recipe_of(name, tiny_recipe)
+            made[name] = trainer.train(recipe, tiny_store, out=out, numerics=one_thread_numerics)
+        return made[name]
+
+    return of
+
+
+def recipe_of(name: str, tiny_recipe):
+    cfg = preset(name)
+    cfg = replace(cfg, d_model=32, d_head=8, d_mlp=48, n_ctx=tiny_recipe.model.n_ctx)
+    cfg = replace(cfg, retention_chunk=4) if cfg.retention else cfg
+    return replace(tiny_recipe, name=name, model=cfg)
+
+
+@every_preset
+def test_a_stopped_run_goes_on_to_the_same_bits(trained, tmp_path, name):
+    whole = trained(name)
+
+    def stop(text: str, done: int, total: int | None) -> None:
+        if done == whole.recipe.steps * 2 // 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        trainer.train(
+            whole.recipe, whole.store, out=tmp_path / "run", numerics=whole.numerics, progress=stop
+        )
+    resumed = trainer.resume(tmp_path / "run", store=whole.store.path)
+    assert [one.files for one in resumed.saved] == [one.files for one in whole.saved]
+    assert [row.digest for row in resumed.ledger] == [row.digest for row in whole.ledger]
+
+
+@every_preset
+def test_a_run_verifies_bit_for_bit_and_is_read_back(trained, name):
+    run = trained(name)
+    found = trainer.verify(run, spans=2)
+    assert (found.level, found.problems) == ("bit-exact", ())
+    assert runs.open(run.path).recipe == run.recipe
+    # The weights of a looped layer are saved once.
+    weights = runs.read_tensors(run.path, run.saved[-1], "model.safetensors")
+    assert sum(one.numel() for one in weights.values()) == run.recipe.model.n_params
+
+
+@every_preset
+def test_documents_are_removed_and_replayed(trained, tmp_path, name):
+    run = trained(name)
+    document = int(run.documents_read(run.recipe.steps // 2)[0])
+    child = trainer.retrain_without(run, tmp_path / "without", DocumentRemoval((document,)))
+    assert child.steps[-1] == run.steps[-1]
+    weights = [one.saved[-1].files["model.safetensors"] for one in (child, run)]
+    assert weights[0] != weights[1]
+
+
+def test_a_recipe_whose_model_reads_ahead_says_why_it_is_refused(tiny_recipe):
+    cfg = replace(preset("strawberry-nano"), attention="retention-published")
+    with pytest.raises(RecipeError, match=r"retention-published: a position that depends on later"):
+        replace(tiny_recipe, model=cfg)
+    assert replace(tiny_recipe, model=cfg, allow_reading_ahead=True).model.reads_ahead
