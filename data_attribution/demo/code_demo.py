@@ -37,10 +37,11 @@ from interp.patching import Effects
 from interp.training_dynamics import Analysis, Trajectory
 from train import numerics, recipes, runs, trainer
 from train.data import STORE_MANIFEST, TokenStore, build_store, open_corpus, open_store
-from train.model import GPT, GPTConfig
+from train.model import GPT
 from train.numerics import Numerics
+from train.progress import Progress
 from train.recipes import Recipe
-from train.runs import Run
+from train.runs import MonitorTask, Run
 from train.short_repr import short_repr
 from train.trainer import Verification
 
@@ -69,43 +70,18 @@ N_PROMPTS = 128
 GROUPS, OTHERS, N_SOURCES = 4, 64, 5
 LINES, OTHER_LINES = "known lines", "other known lines"
 
-# Until `train.recipes` has a recipe for code; its vocabulary is that of the corpus.
-CODE = Recipe(
-    name="code-small",
-    model=GPTConfig(
-        n_layers=4,
-        n_heads=2,
-        d_model=128,
-        n_ctx=256,
-        d_vocab=512,
-        mlp="gelu-tanh",
-        init_std=0.05,
-        position="rope",
-        rope_theta=1000.0,
-        tie=False,
-    ),
-    batch_size=16,
-    steps=2400,
-    lr=3e-3,
-    min_lr=3e-4,
-    warmup_steps=100,
-    optimizer="muon",
-    checkpoint_every=100,
-    optimizer_every=100,
-    eval_every=400,
-)
-
 
 @dataclass(frozen=True)
 class Formation:
     """The scores of heads over training, and what was read while the induction head formed.
 
     Attributes:
-        trajectory: Induction and previous-token scores of every head at every checkpoint, and the
-            nats that the second copy saves.
-        induction, previous: Names of the heads with the highest scores at the last checkpoint.
-        window: Checkpoints between which the induction head formed (`formation_window`); None if
-            its last score is below `LEAST`, or no checkpoints enclose its rise.
+        trajectory: Induction and previous-token scores of every head during training, and the nats
+            that the second copy saves.
+        length: Number of random tokens of a sequence, which are said twice.
+        induction, previous: Names of the scores that are highest at the last step.
+        window: Steps between which the induction head formed (`formation_window`); None if its last
+            score is below `LEAST`, or no two measurements enclose its rise.
         read: Documents read in the window, with the number of steps that read them, most first.
         LEAST: Least score of a head that counts as an induction head: five times what even
             attention gives.
@@ -114,6 +90,7 @@ class Formation:
     LEAST: ClassVar[float] = 0.1
 
     trajectory: Trajectory
+    length: int
     induction: str
     previous: str
     window: tuple[int, int] | None
@@ -239,7 +216,7 @@ def plan_code(*, out: Path, steps: int | None = None, controls: int = CONTROLS) 
     The documents that are removed are first read soon after the start, so that a retraining takes
     nearly as many steps as the training.
     """
-    recipe = _shortened(CODE, steps)
+    recipe = _recipe(steps)
     return stages.plan_run(
         recipe,
         _run_path(out, steps),
@@ -281,7 +258,7 @@ def play_code(
     with stage("indexing") as progress:
         stages.build_index(run, progress)
     with stage("scoring heads over training") as progress:
-        trajectory = training_dynamics.over_training(run, _detectors(run), progress=progress)
+        formation = _formation(run, progress)
     model = run.load(run.steps[-1])
     with stage("patching heads") as progress:
         copying = _head_effects(model, run, progress)
@@ -309,14 +286,14 @@ def play_code(
         replace(one, sources=counterfactuals.marked_sources(one.sources, proof, _name(run, one)))
         for one in completions
     )
-    formation = _formation(run, trajectory)
     return CodeDemo(run, verification, formation, copying, marked, proof)
 
 
 # --- the run -------------------------------------------------------------------------------------
 
 
-def _shortened(recipe: Recipe, steps: int | None) -> Recipe:
+def _recipe(steps: int | None) -> Recipe:
+    recipe = recipes.CODE_SMALL
     return recipe if steps is None else replace(recipe, steps=steps)
 
 
@@ -344,14 +321,19 @@ def _trained(
             f"{_short(corpus.revision)}; remove {store_path} and {run_path}, or run openbook with "
             "that Python"
         )
-    recipe = recipes.resolve(_shortened(CODE, steps), store)
+    recipe = recipes.resolve(_recipe(steps), store)
     if differences := stages.run_differences(store, run_path, recipe):
         raise DemoError(f"{run_path} is another run: {'; '.join(differences)}; remove {run_path}")
     with stage("training") as progress:
         if (run_path / runs.MANIFEST).exists():
             return trainer.resume(run_path, store=store.path, progress=progress)
         return trainer.train(
-            recipe, store, out=run_path, numerics=how or numerics.choose(), progress=progress
+            recipe,
+            store,
+            out=run_path,
+            numerics=how or numerics.choose(),
+            watch=[_copying_task(store, recipe.model.n_ctx)],
+            progress=progress,
         )
 
 
@@ -363,25 +345,35 @@ def _short(revision: str | None) -> str:
 # --- heads ---------------------------------------------------------------------------------------
 
 
-def _detectors(run: Run) -> Analysis:
-    """Return the analysis of induction and previous-token scores on random tokens."""
-    words = trainer.monitor_words(run.store)
-    length = min(COPY_LENGTH, (run.config.n_ctx - 1) // 2, len(words))
-    task = trainer.copying_task(words, run.store.eot, n=SEQUENCES, length=length)
-    parameters = {"n": SEQUENCES, "length": length, "seed": 0}
-    return Analysis("detectors", lambda model, _: trainer.measure_tasks(model, [task]), parameters)
+def _copying_task(store: TokenStore, context: int) -> MonitorTask:
+    """Return the task of random tokens that are said twice."""
+    words = trainer.monitor_words(store)
+    length = min(COPY_LENGTH, (context - 1) // 2, len(words))
+    return trainer.copying_task(words, store.eot, n=SEQUENCES, length=length)
 
 
-def _formation(run: Run, trajectory: Trajectory) -> Formation:
+def _formation(run: Run, progress: Progress) -> Formation:
+    """Read the scores that were logged during training, or measure them at the checkpoints."""
+    if run.watched is not None:
+        task = next(one for one in run.watched.watches if one.reads == "copies")
+        trajectory = training_dynamics.logged(run)
+    else:
+        task = _copying_task(run.store, run.config.n_ctx)
+        parameters = {"n": SEQUENCES, "length": COPY_LENGTH, "seed": 0}
+        detectors = Analysis(
+            "detectors", lambda model, _: trainer.measure_tasks(model, [task]), parameters
+        )
+        trajectory = training_dynamics.over_training(run, detectors, progress=progress)
+    length = (task.tokens.shape[1] - 1) // 2
     induction, previous = (_best(trajectory, kind) for kind in ("induction", "previous token"))
     curve = trajectory.curve(induction)
     window = formation_window([one.step for one in curve], [one.value for one in curve])
     read = () if window is None else training_dynamics.read_between(run, *window).values.tolist()
-    return Formation(trajectory, induction, previous, window, tuple(map(tuple, read)))
+    return Formation(trajectory, length, induction, previous, window, tuple(map(tuple, read)))
 
 
 def _best(trajectory: Trajectory, kind: str) -> str:
-    """Return the name of the head's score of a kind that is highest at the last checkpoint."""
+    """Return the name of the head's score of a kind that is highest at the end."""
     names = [name for name in trajectory.names if name.startswith(f"{kind} L")]
     return max(names, key=lambda name: trajectory.curve(name)[-1].value)
 
@@ -389,11 +381,11 @@ def _best(trajectory: Trajectory, kind: str) -> str:
 def formation_window(
     steps: Sequence[int], scores: Sequence[float], *, least: float = Formation.LEAST
 ) -> tuple[int, int] | None:
-    """Return the checkpoints between which a score rose.
+    """Return the steps between which a score rose.
 
     They are the last one with a score below a third of the final score, and the first one after it
-    with a score above two thirds. None if the final score is below `least`, or no checkpoint is
-    below a third.
+    with a score above two thirds. None if the final score is below `least`, or no score is below a
+    third.
 
     Examples:
         >>> from data_attribution.demo.code_demo import formation_window
@@ -407,7 +399,7 @@ def formation_window(
     return steps[low[-1]], steps[high]
 
 
-def _head_effects(model: GPT, run: Run, progress: stages.Progress) -> HeadEffects:
+def _head_effects(model: GPT, run: Run, progress: Progress) -> HeadEffects:
     behaviour = behaviours.load(COPYING, run, n_prompts=N_PROMPTS)
     check = behaviours.measure(model, behaviour)
     baselines = behaviours.measure_baselines(behaviour, run.store)

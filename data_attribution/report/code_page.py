@@ -147,7 +147,7 @@ def formation_section(demo: CodeDemo) -> str:
             for name, curve in zip(names, curves, strict=True)
         ],
         [str(one.step) for one in curves[0]],
-        across="checkpoint, not evenly spaced",
+        across="step, not evenly spaced",
         up="mean attention",
     )
     rows = [
@@ -161,12 +161,12 @@ def formation_section(demo: CodeDemo) -> str:
         "<h2>2. When an induction head formed</h2>"
         f"<p class=claim>{_formed(demo)}</p>"
         + figure
-        + page.table(("", "untrained", "last checkpoint", "n"), rows)
+        + page.table(("", "untrained", "last step", "n"), rows)
         + "<p class=limit>Scores are on random tokens of the whole vocabulary, "
-        f"{last.n} sequences of {trajectory.parameters['length']} tokens said twice: attention to "
-        "the token after the previous occurrence, and attention to the previous token. The copying "
-        "gap is in nats a token. Intervals: 95 % over sequences. Heads are chosen by their score "
-        "at the last checkpoint.</p>"
+        f"{last.n} sequences of {formation.length} tokens said twice: attention to the token after "
+        "the previous occurrence, and attention to the previous token. The copying gap is in "
+        "nats a token. Intervals: 95 % over sequences. Heads are chosen by their score "
+        "at the last step.</p>"
         + _read(demo)
         + page.commands("openbook emergence runs/stdlib detectors")
     )
@@ -183,7 +183,7 @@ def _formed(demo: CodeDemo) -> str:
         )
     if formation.window is None:
         return (
-            f"{head} scores {_point(last)}, but no checkpoint scores less than a third of that, so "
+            f"{head} scores {_point(last)}, but was never measured below a third of that, so "
             "the time at which it formed is not known."
         )
     first, end = formation.window

@@ -27,15 +27,17 @@ from data_attribution.report import code_page
 from interp.behaviours import Baselines, Behaviour, Check
 from interp.patching import Effects
 from interp.training_dynamics import Trajectory, TrajectoryPoint
-from train import numerics, runs, trainer
+from train import numerics, recipes, runs, trainer
 from train.data import Corpus, Document, build_store, open_corpus
 
 
 STEPS = 20
 RECIPE = replace(
-    code_demo.CODE,
+    recipes.CODE_SMALL,
     name="code-tiny",
-    model=replace(code_demo.CODE.model, n_layers=2, d_model=32, d_head=16, d_mlp=128, n_ctx=160),
+    model=replace(
+        recipes.CODE_SMALL.model, n_layers=2, d_model=32, d_head=16, d_mlp=128, n_ctx=160
+    ),
     batch_size=8,
     checkpoint_every=10,
     optimizer_every=10,
@@ -190,10 +192,10 @@ def demo_of(scores: list[float], accuracy: float = 0.9) -> CodeDemo:
             ("induction L2H0", score), ("previous token L1H1", 0.8), ("copying gap", 2 * score)
         )
     ]  # fmt: skip
-    trajectory = Trajectory("detectors", {"length": 50}, "run", "full", tuple(points))
+    trajectory = Trajectory("watched", {}, "run", "full", tuple(points))
     window = formation_window(steps, scores)
     formation = Formation(
-        trajectory, "induction L2H0", "previous token L1H1", window, ((1, 9), (0, 4))
+        trajectory, 50, "induction L2H0", "previous token L1H1", window, ((1, 9), (0, 4))
     )
     effects = fake(
         Effects, axes=("layer", "head"), places=(), site="head", n_prompts=128,
@@ -223,12 +225,13 @@ def test_the_head_that_formed_is_named_with_its_window_and_what_was_read_in_it()
     assert "L2H0 is the induction head, with a score of 0.30 [0.29, 0.31]" in section
     assert "between steps 100 and 300" in section
     assert "2 of the 3 files were read" in section
+    assert "16 sequences of 50 tokens said twice" in section
     assert "<td>json/decoder.py</td><td>9</td><td>9,000</td>" in section
     assert section.index("json/decoder.py") < section.index("abc.py")
     assert "<td>copying gap</td><td>0.02 [0.01, 0.03]</td><td>0.60 [0.59, 0.61]</td>" in section
 
 
-def test_a_rise_that_no_checkpoint_encloses_has_no_window_and_no_files():
+def test_a_rise_that_was_not_measured_has_no_window_and_no_files():
     section = code_page.formation_section(demo_of([0.2, 0.25, 0.3]))
     assert "the time at which it formed is not known" in section
     assert "files were read" not in section
@@ -255,7 +258,7 @@ def folder(tmp_path_factory):
 def played(openbook, monkeypatch, one_thread_numerics, folder):
     """Run the command with a small recipe, corpus and behaviour; the second run trains nothing."""
     monkeypatch.setattr(code_demo, "open_corpus", few_modules)
-    monkeypatch.setattr(code_demo, "CODE", RECIPE)
+    monkeypatch.setattr(recipes, "CODE_SMALL", RECIPE)
     monkeypatch.setattr(code_demo, "N_PROMPTS", 16)
     monkeypatch.setattr(numerics, "choose", lambda: one_thread_numerics)
 
