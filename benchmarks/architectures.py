@@ -28,6 +28,7 @@ from types import MappingProxyType
 import machine
 import torch
 
+from data_attribution import component_queries
 from data_attribution.errors import AttributionError
 from data_attribution.gradients import select_weights
 from interp import attribution_patching, circuits, heads, lenses, patching
@@ -88,7 +89,7 @@ def said_twice(vocabulary: int) -> torch.Tensor:
 
 def _exact_patching(model: GPT, behaviour: Behaviour) -> None:
     if not engine.engine_runs(model):
-        raise InterpError("by whole forward passes, exact and slower")
+        raise InterpError("retention is run by whole forward passes, exact and slower")
 
 
 TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
@@ -108,6 +109,12 @@ TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
         ),
         "circuits (edges)": lambda model, prompts: circuits.graph_of(model),
         "direct logit attribution": lambda model, prompts: heads.decompose_logits(model, prompts),
+        "direct effect of a head": lambda model, prompts: component_queries.direct_effect(
+            model, prompts, "L0H0"
+        ),
+        "GradDrop": lambda model, prompts: attribution_patching.atp_star(
+            model, prompts, qk_fix=False
+        ),
         "head detectors": lambda model, prompts: heads.induction_heads(
             model, said_twice(model.cfg.d_vocab)
         ),

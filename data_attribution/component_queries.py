@@ -197,13 +197,19 @@ def direct_effect(model: GPT, behaviour: Behaviour, head: str) -> Query:
         model: Model whose weights define the direction; it must be pre-norm.
 
     Raises:
-        QueryError: The name is not the name of a head.
+        QueryError: The name is not the name of a head, or the last residual stream is not the sum
+            of what the heads write.
 
     Examples:
         >>> query = component_queries.direct_effect(model, ioi, "L1H0")
         >>> query.name, queries.measure_query(model, query).shape
         ('direct effect of L1H0 on ioi', (64,))
     """
+    if model.cfg.no_residual_sum:
+        raise QueryError(
+            f"no direct effect of {head}: {model.cfg.no_residual_sum}, so logits are no sum of "
+            "what heads write; ask for the score of the head instead"
+        )
     place, last = _head(head), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     _, cache = model.run_with_cache(behaviour.clean.to(device_of(model)), names_filter=[last])
     read, _ = readout(model, behaviour, {last: cache[last].double()})

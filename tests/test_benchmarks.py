@@ -19,12 +19,12 @@ BOUND = (
     "compiled_circuits", "corpus_build", "distributed", "forgetting", "gpu_training",
     "gradients", "index_growth", "installation", "interrupts", "localised", "order_lookups",
     "patching", "patching_memory", "planted_acceptance", "release", "removal",
-    "replay_attribution", "startup", "token_index", "watching",
+    "replay_attribution", "startup", "token_index", "training", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
-    "compiled_programs", "compiled_weights", "lexical_evidence", "machine", "real_text",
-    "token_index_queries",
+    "compiled_programs", "compiled_weights", "lexical_evidence", "machine",
+    "real_text", "token_index_queries",
 )  # fmt: skip
 
 
@@ -319,6 +319,29 @@ def test_interrupts_that_leave_too_much_behind_fail(script, leaks, code):
 )
 def test_processes_that_read_or_compute_something_else_fail(script, equal, difference, code):
     assert script("distributed").report(equal, difference) == code
+
+
+@pytest.mark.parametrize(
+    ("ours", "ledger", "loss", "precision", "holds"),
+    [
+        (1.0, 0.0, 2.0, "bf16", True),
+        (1.1, 0.0, 2.0, "bf16", False),
+        (1.1, 0.0, 2.0, "fp32", True),
+        (1.0, 0.03, 2.0, "bf16", False),
+        (1.0, 0.0, 2.01, "bf16", True),
+        (1.0, 0.0, 2.01, "fp32", False),
+        (1.0, 0.0, 2.1, "bf16", False),
+    ],
+)
+def test_training_that_is_slow_or_has_other_losses_fails(
+    script, ours, ledger, loss, precision, holds
+):
+    training = script("training")
+    seconds = {training.OPENBOOK: [ours], training.BARE: [ours], training.NANOGPT: [1.45]}
+    losses = {training.OPENBOOK: [2.0, 2.0], training.NANOGPT: [2.0, loss]}
+    times = training.Times(seconds, losses, products=0.5, ledger=ledger)
+    how = training.Numerics("cpu", precision, 1)
+    assert training.report("a", training.CASES["a"], times, how) is holds
 
 
 def test_every_script_is_known_here():

@@ -12,7 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from train.allocator import memory_reuse
 from train.errors import RecipeError
 
 
@@ -168,6 +169,8 @@ def on_this_machine(numerics: Numerics) -> Numerics:
 def applied(numerics: Numerics) -> Iterator[None]:
     """Compute with these numerics inside the block, and restore the previous ones after it.
 
+    On a CPU, memory that is freed inside the block is reused and not returned to the kernel.
+
     Raises:
         RecipeError: The device is CUDA, and the environment does not make cuBLAS deterministic.
 
@@ -191,7 +194,8 @@ def applied(numerics: Numerics) -> Iterator[None]:
     _DETERMINISTIC.fill_uninitialized_memory = False
     torch.set_float32_matmul_precision(numerics.matmul)
     try:
-        with _threads(numerics.threads):
+        reuse = memory_reuse() if numerics.device == "cpu" else nullcontext()
+        with _threads(numerics.threads), reuse:
             yield
     finally:
         _set_deterministic(before[0], warn_only=before[1], compiled=numerics.compile)

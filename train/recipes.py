@@ -43,6 +43,18 @@ __all__ = [
 ]
 
 
+# Fields added after the first runs, with the value that older runs used. A field with that value is
+# not written, so that the digest of an older recipe stays the same.
+LATER = {
+    "late_batch": 0,
+    "late_begin": 0,
+    "allow_reading_ahead": False,
+    "optimizer": "adamw",
+    "muon_lr": 0.02,
+    "muon_momentum": 0.95,
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The settings of a training run: model, batch size, number of steps, optimizer and seeds.
@@ -120,6 +132,12 @@ class Recipe:
                 f"recipe {self.name!r} has late_batch={self.late_batch} and sampler "
                 f"{self.sampler!r}; only 'tiles' tells late documents from others"
             )
+        parts = self.micro_batch_size not in (None, 0, self.batch_size)
+        if self.model.attention == "retention-published" and parts:
+            raise RecipeError(
+                f"recipe {self.name!r} has micro_batch_size={self.micro_batch_size}, and in its "
+                "model every row depends on the others of its batch; leave it out"
+            )
         if self.model.reads_ahead and not self.allow_reading_ahead:
             part = "attention=retention-published" if self.model.causal else "causal=False"
             raise RecipeError(
@@ -128,6 +146,7 @@ class Recipe:
                 "allow_reading_ahead=true trains it all the same"
             )
         self._check_ranges()
+        self._check_muon()
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
@@ -163,6 +182,20 @@ class Recipe:
                     f"recipe {self.name!r} has {key}={getattr(self, key)!r}; it must be {bounds}"
                 )
 
+    def _check_muon(self) -> None:
+        if self.optimizer == "muon" and self.model.retention:
+            raise RecipeError(
+                f"recipe {self.name!r} has optimizer='muon' and attention="
+                f"{self.model.attention!r}; Muon is made for matrices that are not generated: use "
+                "adamw"
+            )
+        for key in ("muon_lr", "muon_momentum"):
+            if self.optimizer != "muon" and getattr(self, key) != LATER[key]:
+                raise RecipeError(
+                    f"recipe {self.name!r} has {key}={getattr(self, key)} and optimizer "
+                    f"{self.optimizer!r}, which does not use it; set optimizer='muon' too"
+                )
+
     @property
     def tokens_per_step(self) -> int:
         """Targets per step, padding included."""
@@ -183,7 +216,7 @@ class Recipe:
         return step % self.optimizer_every == 0 or step == self.steps
 
 
-# For the circuits it forms see "What is known about the planted checkpoint" in the README.
+# docs/results.md says which circuits it forms.
 PLANTED = Recipe(
     name="planted",
     model=GPTConfig(
@@ -339,17 +372,6 @@ GPT2_124M = Recipe(
     eval_every=1000,
     eval_windows=512,
 )
-
-# Fields added after the first runs, with the value that older runs used. A field with that value is
-# not written, so that the digest of an older recipe stays the same.
-LATER = {
-    "late_batch": 0,
-    "late_begin": 0,
-    "allow_reading_ahead": False,
-    "optimizer": "adamw",
-    "muon_lr": 0.02,
-    "muon_momentum": 0.95,
-}
 
 PRESET = "model.preset"
 _ALL = (PLANTED, TEXT_SMALL, CODE_SMALL, CODE_MEDIUM, GPT2_124M)

@@ -69,9 +69,15 @@ def along(
         dropping: Use GradDrop: one backward pass per layer, in order, instead of a single one.
 
     Raises:
-        ModelError: The scores do not depend on any of the hook points.
+        ModelError: The scores do not depend on any of the hook points; or a layer writes more than
+            attention and MLP, as with retention, so that GradDrop would not drop it.
     """
     model = runs.model
+    if dropping and getattr(model.cfg, "retention", False):
+        raise ModelError(
+            "GradDrop drops attention and MLP of a layer, and a layer with retention writes more; "
+            "set grad_drop=False"
+        )
     n_prompts, n_pos = runs.receiver.shape
     step = max(TOKENS // n_pos, 1)
     for first in range(0, n_prompts, step):

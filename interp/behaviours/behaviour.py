@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.components import HookedModel, device_of
-from interp.errors import BehaviourError, CapabilityError
+from interp.errors import BehaviourError, CapabilityError, ModelError
 from interp.statistics import wilson
 from train import storage
 from train.progress import count
@@ -226,6 +226,7 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
 
     Raises:
         BehaviourError: The token ids belong to another tokenizer than the model's.
+        ModelError: The logits of a prompt depend on the prompts beside it (published retention).
 
     Examples:
         >>> behaviours.measure(model, ioi).accuracy
@@ -234,6 +235,11 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
         True
     """
     refuse_other_words(behaviour, model)
+    if getattr(model.cfg, "attention", "") == "retention-published":
+        raise ModelError(
+            "in its published form retention makes the weights of all rows together, so a prompt "
+            "has other logits beside other prompts, and no number about it can be given"
+        )
     device = device_of(model)
     # The pass computes logits at every position and only the last is read, so the prompts are
     # split to bound the memory.

@@ -172,6 +172,8 @@ def graph_of(model: GPT) -> Graph:
             "no node reads a plain sum of the others, so edges are not defined: "
             f"{model.cfg.no_residual_sum}; take a model without that"
         )
+    if not model.cfg.causal:
+        raise ModelError("edges are cut in causal attention only, and this model has causal=False")
     if model.cfg.attention_parts:
         raise ModelError(
             "edges are cut in plain attention only, and this model has "

@@ -86,14 +86,15 @@ def candidates(key: str) -> Iterator[object]:
 # Fields that only have another value together with others.
 RETENTION = {
     "model.attention": "retention", "model.norm": "rmsnorm", "model.mlp": "swiglu",
-    "model.bias": False, "model.retention_chunk": 4,
+    "model.bias": False, "model.retention_chunk": 4, "model.aft_passes": 1,
 }  # fmt: skip
+MUON = {"optimizer": "muon"}
 LOOP = {"model.n_layers": 4, "model.loop_layers": 1, "model.loop_passes": 2}
 
 
 def with_another(key: str) -> Recipe:
     """PLANTED with another value of the field, and of a second one if they belong together."""
-    seconds = [{}, RETENTION, LOOP]
+    seconds = [{}, RETENTION, LOOP, MUON]
     seconds += [{other: value} for other in TYPES for value in candidates(other)]
     for value in candidates(key):
         for second in seconds:
@@ -324,7 +325,7 @@ def test_the_named_recipes_are_listed(openbook):
     rows = [line.split(maxsplit=3) for line in listed.out.splitlines()]
     assert rows[0] == ["recipe", "parameters", "tokens", "purpose"]
     assert rows[1][:3] == ["planted", "529,920", "4,300,800"]
-    assert rows[3][:3] == ["gpt2-124m", "124,439,808", "27,500,478,464"]
+    assert rows[5][:3] == ["gpt2-124m", "124,439,808", "27,500,478,464"]
     (first, *_) = json.loads(openbook("recipes", "list", "--json").out)["recipes"]
     assert [str(one) for one in first.values()] == [rows[1][0], "529920", "4300800", rows[1][3]]
 

@@ -189,7 +189,8 @@ class GPTConfig:
             )
         self._check_loop()
         self._check_retention()
-        mixes = [name for name in ("unet", "embed_mix", "embed_norm") if getattr(self, name)]
+        names = ("unet", "embed_mix", "embed_norm", "value_residual")
+        mixes = [name for name in names if getattr(self, name)]
         if mixes and self.norm_placement != "pre":
             raise RecipeError(f"{mixes[0]} is defined for pre-norm layers; set norm_placement=pre")
         if self.unet and self.n_distinct_layers < 2:
@@ -225,10 +226,11 @@ class GPTConfig:
                     f"they belong to attention=retention, not to {self.attention!r}"
                 )
             return
-        if self.aft_passes < 0 or self.retention_chunk < 1:
+        if self.aft_passes < 1 or not 1 <= self.retention_chunk < self.n_ctx:
             raise RecipeError(
                 f"retention has aft_passes {self.aft_passes} and retention_chunk "
-                f"{self.retention_chunk}; they are at least 0 and 1"
+                f"{self.retention_chunk} in a context of {self.n_ctx}; with fewer than 1 pass, or "
+                "a chunk as long as the context, the generated weights are never used"
             )
         allowed = {"norm": "rmsnorm", "norm_placement": "pre", "mlp": "swiglu", "bias": False}
         allowed |= {"sinks": "none", "exclusive": "none", "head_gate": False, "causal": True}
@@ -252,8 +254,8 @@ class GPTConfig:
         It is 124,439,808 for GPT-2 small.
         """
         d = self.d_model
-        norm = {"none": 0, "layernorm": 2 * d if self.bias else d}.get(self.norm, d)
-        norm = norm if self.norm_gain else 0
+        gain = d if self.norm_gain and self.norm != "none" else 0
+        norm = gain + (d if self.norm == "layernorm" and self.bias else 0)
         final = norm if self.norm_placement == "pre" else 0
         tables = self.d_vocab * d * (1 if self.tie else 2)
         positions = self.n_ctx * d if self.position == "learned" else 0

@@ -27,7 +27,7 @@ from train.model.layers import MLP, Linear, Norm, Table
 from train.model.positional import Rotary, sinusoids
 from train.model.retention import AttentionFree, Retention, RetentionAttention, swap_weights
 from train.model.shared_weights import share_weights
-from train.model.skips import Entry
+from train.model.skips import StreamMix
 from train.model.transformer_lens_names import StackedWeights, lens_names, loop_names
 
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
         self.pre = cfg.norm_placement == "pre"
         self.entry = None
         if cfg.embed_mix or cfg.skip_source(index) is not None:
-            self.entry = Entry(skip=cfg.skip_source(index) is not None, mix=cfg.embed_mix)
+            self.entry = StreamMix(skip=cfg.skip_source(index) is not None, mix=cfg.embed_mix)
         self.hook_resid_pre = HookPoint()
         self.ln1 = _norm(cfg)
         if cfg.retention:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from train.model.hooks import HookPoint
 
 
-__all__ = ["Entry"]
+__all__ = ["StreamMix"]
 
 EMBEDDING_SHARE = 0.1
 
 
-class Entry(nn.Module):
+class StreamMix(nn.Module):
     """What happens to the residual stream before a layer reads it."""
 
     def __init__(self, *, skip: bool, mix: bool) -> None:

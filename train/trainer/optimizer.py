@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from train.errors import DamagedError
-from train.model import GPT
+from train.model import GPT, Linear
 from train.recipes import Recipe
 
 
@@ -107,11 +107,12 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, model: GPT, recipe: Recipe) -> None:
         """Divide the parameters of the model; the first group holds the matrices of the blocks."""
+        # Gates and the vectors of sinks are no maps between spaces of the model; AdamW trains them.
         widths = {
-            parameter: block.attn.widths if parameter is block.attn.qkv.weight else [len(parameter)]
+            one.weight: block.attn.widths if one is block.attn.qkv else [len(one.weight)]
             for block in model.blocks
-            for parameter in block.parameters()
-            if parameter.ndim == 2
+            for name, one in block.named_modules()
+            if type(one) is Linear and not name.endswith("value_gate")
         }
         matrices = {
             "params": list(widths),

@@ -168,6 +168,8 @@ def ranks_of(numerics: Numerics) -> Ranks:
 def _others_present() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         # gloo's reason is followed by advice for developers of gloo.
         reason = str(error).splitlines()[0].split(". This is typically", maxsplit=1)[0]

@@ -190,7 +190,7 @@ def _attend(base: BaseRun, segments: list[_Segment], layer: int, *, last: bool) 
             for one, value, x in zip(segments, v, normed, strict=True)
         ]
     outputs = [
-        _attention_of(base, one, layer, _Wired(*wired, sinks, rotation))
+        _attention_of(base, one, layer, _HeadInputs(*wired, sinks, rotation))
         for one, wired in zip(segments, zip(queries, q, k, v, strict=True), strict=True)
     ]
     written = _together(lambda z: attn.out(z), [z.flatten(-2) for z in outputs])
@@ -229,7 +229,7 @@ def _projected(
 
 
 @dataclass(frozen=True, eq=False)
-class _Wired:
+class _HeadInputs:
     """What one segment's attention reads: its normed input at the queries, and q, k and v of it."""
 
     x: Float[Tensor, "patch prompt query d_model"]
@@ -248,7 +248,7 @@ class _Wired:
 
 
 def _attention_of(
-    base: BaseRun, segment: _Segment, layer: int, wired: _Wired
+    base: BaseRun, segment: _Segment, layer: int, wired: _HeadInputs
 ) -> Float[Tensor, "patch prompt query head d_head"]:
     """Return z of one segment, with the patches of its runs inside attention applied.
 

@@ -62,8 +62,8 @@ def _width(cfg: GPTConfig, name: str, n_pos: int) -> int:
         return cfg.n_heads * n_pos
     if name.endswith("mlp.hook_post"):
         return cfg.d_mlp
-    if ".attn.hook_" in name:
-        few = name.endswith(("hook_k", "hook_rot_k", "hook_v"))
+    if ".attn.hook_" in name or name.endswith("attn.k_norm.hook_out"):
+        few = name.endswith(("hook_k", "hook_rot_k", "hook_v", "k_norm.hook_out"))
         return (cfg.n_key_value_heads if few else cfg.n_heads) * cfg.d_head
     return cfg.d_model
 
@@ -77,7 +77,10 @@ def bytes_per_position(model: GPT) -> int:
     # residual stream and its norm, and the hidden layer.
     attending = 3 * cfg.d_model + 3 * wired + 2 * cfg.n_heads * cfg.d_head
     thinking = 3 * cfg.d_model + (3 if cfg.gated_mlp else 2) * cfg.d_mlp
-    return int(IN_PRACTICE * model.W_E.element_size() * max(attending, thinking))
+    # Outputs of encoders that a U-Net adds again are kept until then.
+    sources = {cfg.skip_source(layer) for layer in range(cfg.n_layers)} - {None}
+    kept = len(sources) * cfg.d_model
+    return int(IN_PRACTICE * model.W_E.element_size() * (kept + max(attending, thinking)))
 
 
 def rows_in_flight(model: GPT) -> int:

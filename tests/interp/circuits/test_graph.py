@@ -230,6 +230,12 @@ def test_a_post_norm_decoder_has_no_edges():
         circuits.graph_of(model)
 
 
+def test_a_model_that_looks_ahead_has_no_edges():
+    model = init_gpt(replace(LAYOUTS["gpt2"], causal=False), seed=0)
+    with pytest.raises(ModelError, match="causal=False"):
+        circuits.graph_of(model)
+
+
 def test_a_model_that_carries_hooks_is_refused():
     model = model_of("gpt2")
     model.add_hook("blocks.1.hook_mlp_out", lambda value, point: None)

@@ -31,8 +31,10 @@ every_preset = pytest.mark.parametrize("name", SMALL)
 
 def small(name: str, **changes: object) -> GPTConfig:
     """A preset with a short context and a small vocabulary."""
-    cfg = replace(preset(name), n_ctx=N_CTX, d_vocab=VOCAB, init_std=0.2, **changes)
-    return replace(cfg, retention_chunk=4) if cfg.retention else cfg
+    cfg = preset(name)
+    sizes = {"n_ctx": N_CTX, "d_vocab": VOCAB, "init_std": 0.2}
+    sizes |= {"retention_chunk": 4} if cfg.retention else {}
+    return replace(cfg, **{**sizes, **changes})
 
 
 def some_tokens(rows: int = 3, n_pos: int = 13) -> torch.Tensor:
@@ -352,8 +354,9 @@ def test_retention_with_nothing_generated_has_static_weights():
     model, tokens = shaken(small("strawberry-nano", aft_passes=1), 0.3), some_tokens()
     hook = (lambda name: name.endswith("hook_generated"), lambda x, point: torch.zeros_like(x))
     static = model.run_with_hooks(tokens, fwd_hooks=[hook])
-    # Then the weights are the same at every position, so chunks of any length give the same.
-    long = GPT(replace(model.cfg, retention_chunk=N_CTX))
+    # Then the weights are the same at every position, so chunks of any length give the same. The
+    # tokens fit into one chunk of the longer one, which therefore generates nothing.
+    long = GPT(replace(model.cfg, retention_chunk=N_CTX - 1))
     long.load_state_dict(model.state_dict())
     torch.testing.assert_close(long.run_with_hooks(tokens, fwd_hooks=[hook]), static)
     torch.testing.assert_close(long(tokens), static)
@@ -395,6 +398,20 @@ def test_the_counted_parameters_are_those_of_the_model(name):
     assert name == "strawberry" or cfg.n_params <= 1_000_000
 
 
+@pytest.mark.parametrize("gain", [True, False])
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "none"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_norms_without_gain_are_counted_too(norm, bias, gain):
+    cfg = replace(PLAIN, norm=norm, bias=bias, norm_gain=gain, embed_norm=True, qk_norm=True)
+    assert sum(one.numel() for one in init_gpt(cfg, 0).parameters()) == cfg.n_params
+
+
+@pytest.mark.parametrize("changes", [{"aft_passes": 0}, {"retention_chunk": N_CTX}])
+def test_retention_whose_generated_weights_are_never_used_is_refused(changes):
+    with pytest.raises(RecipeError, match="generated weights are never used"):
+        small("strawberry-nano", **changes)
+
+
 @pytest.mark.parametrize(
     ("name", "n_params"),
     [
@@ -422,6 +439,7 @@ def test_the_full_sizes_are_those_of_the_descriptions(name, n_params):
         {"attention": "retention"},
         {"attention": "retention", "retention_chunk": 4},
         {"aft_passes": 2},
+        {"value_residual": True, "norm_placement": "post"},
         {"d_head": -2},
         {"n_key_value_heads": -1},
         {"init_std": -0.1},

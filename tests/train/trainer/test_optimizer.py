@@ -133,7 +133,8 @@ def test_an_update_is_that_of_torch_within_the_precision_of_its_bf16():
 def test_all_other_parameters_take_the_steps_of_adamw_to_the_bit():
     model, other = a_model(), a_model()
     muon = optimizer.new_optimizer(model, RECIPE)
-    adamw = optimizer.new_optimizer(other, replace(RECIPE, optimizer="adamw"))
+    others = {"muon_lr": PLANTED.muon_lr, "muon_momentum": PLANTED.muon_momentum}
+    adamw = optimizer.new_optimizer(other, replace(RECIPE, optimizer="adamw", **others))
     for step in range(3):
         step_with(model, muon, step, 1e-3)
         step_with(other, adamw, step, 1e-3)

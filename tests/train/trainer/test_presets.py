@@ -36,9 +36,9 @@ def trained(tiny_store, tiny_recipe, one_thread_numerics, tmp_path_factory):
 
 def recipe_of(name: str, tiny_recipe):
     cfg = preset(name)
-    cfg = replace(cfg, d_model=32, d_head=8, d_mlp=48, n_ctx=tiny_recipe.model.n_ctx)
-    cfg = replace(cfg, retention_chunk=4) if cfg.retention else cfg
-    return replace(tiny_recipe, name=name, model=cfg)
+    chunk = 4 if cfg.retention else 0
+    sizes = {"d_model": 32, "d_head": 8, "d_mlp": 48, "n_ctx": tiny_recipe.model.n_ctx}
+    return replace(tiny_recipe, name=name, model=replace(cfg, **sizes, retention_chunk=chunk))
 
 
 @every_preset
