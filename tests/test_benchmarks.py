@@ -16,9 +16,9 @@ from tests.worlds.scripts import FOLDER, benchmark
 
 BOUND = (
     "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
-    "compiled_circuits", "corpus_build", "distributed", "forgetting", "gpu_training",
-    "gradients", "index_growth", "installation", "interrupts", "localised", "order_lookups",
-    "patching", "patching_memory", "planted_acceptance", "release", "removal",
+    "code_small", "compiled_circuits", "corpus_build", "distributed", "forgetting",
+    "gpu_training", "gradients", "index_growth", "installation", "interrupts", "localised",
+    "order_lookups", "patching", "patching_memory", "planted_acceptance", "release", "removal",
     "replay_attribution", "startup", "token_index", "training", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
