@@ -146,6 +146,8 @@ class KnownLine:
     holders: tuple[int, ...]
     places: tuple[int, ...]
 
+    __repr__ = short_repr
+
     @property
     def tokens(self) -> tuple[int, ...]:
         """Return the tokens of the line."""
