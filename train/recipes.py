@@ -322,25 +322,20 @@ CODE_SMALL = Recipe(
 
 # The same kind, larger and longer: 123 million tokens. It has not been trained yet, so sizes and
 # steps are a guess.
-CODE_MEDIUM = Recipe(
+CODE_MEDIUM = replace(
+    CODE_SMALL,
     name="code-medium",
-    model=GPTConfig(
+    model=replace(
+        CODE_SMALL.model,
         n_layers=6,
         n_heads=4,
+        n_key_value_heads=4,
         d_model=256,
         n_ctx=512,
-        d_vocab=512,
-        mlp="gelu-tanh",
-        position="rope",
-        tie=False,
+        d_mlp=0,
     ),
-    batch_size=16,
     steps=15_000,
-    lr=3e-3,
-    min_lr=3e-3,
     warmup_steps=200,
-    weight_decay=0.0,
-    optimizer="muon",
     checkpoint_every=1000,
     optimizer_every=5000,
     eval_every=500,
@@ -350,15 +345,7 @@ CODE_MEDIUM = Recipe(
 # billion tokens of OpenWebText. Step count and learning rate follow nanoGPT's 124M recipe.
 GPT2_124M = Recipe(
     name="gpt2-124m",
-    model=GPTConfig(
-        n_layers=12,
-        n_heads=12,
-        d_model=768,
-        n_ctx=1024,
-        d_vocab=50257,
-        mlp="gelu-tanh",
-        vocab_multiple=64,
-    ),
+    model=preset("gpt2"),
     batch_size=512,
     micro_batch_size=16,
     steps=52_453,

@@ -181,7 +181,7 @@ class Completion:
 
     @property
     def found(self) -> bool:
-        """Whether the first source holds the line."""
+        """True if the first source holds the line."""
         return self.sources.documents[0] in self.line.holders
 
 

@@ -376,7 +376,7 @@ class _Line:
         first: First token of the line, with the space before it.
         last: First token after the line.
         indented: Number of spaces before it.
-        opens: Whether it opens a block.
+        opens: True if the line opens a block.
     """
 
     file: int

@@ -41,7 +41,7 @@ class Word(NamedTuple):
 
     @property
     def is_identifier(self) -> bool:
-        """Whether it is a name and no keyword."""
+        """True if the word is a name and no keyword."""
         return self.kind == tokenize.NAME and not keyword.iskeyword(self.text)
 
 

@@ -28,8 +28,8 @@ class ReadingOptions:
     data_files: Annotated[
         list[str] | None,
         typer.Option(
-            help="With CORPUS openwebtext: local parquet files in its layout, read instead of the "
-            "Hugging Face hub; may be repeated."
+            help="Local parquet files to read as CORPUS openwebtext instead of the Hugging Face "
+            "hub; may be repeated."
         ),
     ] = None
     text_field: Annotated[str, typer.Option(help="Field of each record that holds the text.")] = (
@@ -61,7 +61,7 @@ class StoreOptions:
         int | None,
         typer.Option(
             min=1,
-            help="With --tokenizer bpe: size of the vocabulary; default: 512 for stdlib, otherwise "
+            help="Size of the vocabulary of --tokenizer bpe; default: 512 for stdlib, otherwise "
             "4096.",
         ),
     ] = None

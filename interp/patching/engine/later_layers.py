@@ -230,7 +230,7 @@ def _projected(
 
 @dataclass(frozen=True, eq=False)
 class _HeadInputs:
-    """What one segment's attention reads: its normed input at the queries, and q, k and v of it."""
+    """Inputs of one segment's attention: its normed stream at the queries, and q, k and v of it."""
 
     x: Float[Tensor, "patch prompt query d_model"]
     q: Float[Tensor, "patch prompt query head d_head"]

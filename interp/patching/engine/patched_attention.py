@@ -30,7 +30,7 @@ __all__ += ["normalise_and_rotate", "prepend_base", "sinks_of", "to_query_heads"
 
 @dataclass(frozen=True, eq=False)
 class Sinks:
-    """What the heads of a layer can attend to beside the positions (`train.model`).
+    """Sinks of a layer: what its heads can attend to beside the positions (`train.model`).
 
     Attributes:
         k: Their keys.

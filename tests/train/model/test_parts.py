@@ -18,6 +18,7 @@ from train.model import GPT, PRESETS, GPTConfig, init_gpt, preset, rotate
 from train.model.attention import Attention
 from train.model.exclusive_attention import OwnValueRemoval
 from train.model.positional import Rotary
+from train.recipes import PLANTED
 
 
 N_CTX, VOCAB = 16, 31
@@ -451,6 +452,10 @@ def test_the_full_sizes_are_those_of_the_descriptions(name, n_params):
 def test_parts_that_contradict_each_other_are_refused(changes):
     with pytest.raises(RecipeError):
         replace(PLAIN, **changes)
+
+
+def test_the_planted_recipe_trains_the_small_gpt2():
+    assert PLANTED.model == preset("gpt2-nano")
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_name():
