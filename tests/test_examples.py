@@ -30,7 +30,8 @@ pytestmark = pytest.mark.integration
 # Public functions without an example, by reason.
 WITHOUT = {
     "trains a model, which takes minutes": """
-        train.trainer: initial_state load_state replay retrain_without train training_steps
+        train.trainer: initial_state load_state next_token replay retrain_without run_steps train
+            training_steps
         interp.causal_abstraction: align
         interp.lenses: evaluate_lens fit_tuned_lens held_out_tokens load_tuned_lens tuned
         interp.training_dynamics: replayed

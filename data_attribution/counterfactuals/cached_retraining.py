@@ -103,10 +103,7 @@ class Retrainings:
     ) -> None:
         run, numerics = self.run, self._numerics
         with applied(numerics):
-            rows = trainer.training_steps(
-                state, run.recipe, run.store, run.order, numerics, stop, removal
-            )
-            for row in rows:
+            for row in trainer.run_steps(run, state, stop, numerics=numerics, removal=removal):
                 if progress:
                     progress("retraining", row.step + 1, stop)
 

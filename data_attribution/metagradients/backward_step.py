@@ -148,13 +148,13 @@ def through_loss(
     """
     parameters = list(model.parameters())
     on_weights, on_targets = torch.zeros_like(pull), []
-    for inputs, targets in batch.parts(windows):
+    for part in batch.parts(windows):
         # loss(w, share) = sum over targets of share * loss of the target / divisor, at share = 1.
         # With r = d loss / dw, the derivatives of the number r . pull are
         #   with respect to w:         H pull, H the Hessian of the loss
         #   with respect to share[t]:  (gradient of the loss of target t) . pull / divisor
-        share = pull.new_ones(targets.shape).requires_grad_()
-        losses = _losses(model, inputs.to(pull.device), targets.to(pull.device))
+        share = pull.new_ones(part.targets.shape).requires_grad_()
+        losses = _losses(model, part.inputs.to(pull.device), part.targets.to(pull.device))
         loss = (losses * share).sum() / batch.divisor
         gradient = torch.autograd.grad(loss, parameters, create_graph=True)
         rows = []

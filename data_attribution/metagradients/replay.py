@@ -8,7 +8,7 @@ https://doi.org/10.1080/10556789208805505). One state is in memory at a time.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -63,10 +63,8 @@ class ReplayTrail:
 
     def advance(self, state: TrainState, stop: int) -> Iterator[LedgerRow]:
         """Train up to `stop` as the run did, and compare every step with the ledger."""
-        # Held-out losses do not affect training, and were measured in the original run.
-        run, recipe = self.run, replace(self.run.recipe, eval_every=0)
-        rows = trainer.training_steps(
-            state, recipe, run.store, run.order, self.numerics, stop, run.removal
+        rows = trainer.run_steps(
+            self.run, state, stop, numerics=self.numerics, removal=self.run.removal, eval_every=0
         )
         for row in rows:
             self.replayed += 1

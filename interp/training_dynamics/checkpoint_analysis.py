@@ -161,9 +161,7 @@ def replayed(
     points, refused, exact, row = [], [], how == run.numerics, {}
     with numerics.applied(how):
         for stop in sorted({*range(first, last, every), last}):
-            replay = trainer.training_steps(
-                state, run.recipe, run.store, run.order, how, stop, run.removal
-            )
+            replay = trainer.run_steps(run, state, stop, numerics=how, removal=run.removal)
             exact &= all([one.agrees(ledger[one.step]) for one in replay])
             state.model.tokenizer = run.tokenizer
             state.model.origin = Origin(run.id, stop, "", run.knowledge)

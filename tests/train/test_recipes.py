@@ -308,7 +308,7 @@ def test_a_file_can_undo_the_micro_batches_of_its_base(written, tiny_store, tiny
     recipe = recipes.read(written('base = "gpt2-124m"\nmicro_batch_size = 0'))
     batch = read_batch(tiny_store, runs.order_of(tiny_recipe, tiny_store), 0)
     parts = list(batch.parts(recipe.micro_batch_size))
-    assert [len(inputs) for inputs, _ in parts] == [tiny_recipe.batch_size]
+    assert [len(part.inputs) for part in parts] == [tiny_recipe.batch_size]
 
 
 def test_a_warm_up_may_be_longer_than_a_short_trial():

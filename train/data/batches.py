@@ -32,6 +32,7 @@ class Batch:
     """The windows of one step.
 
     Attributes:
+        starts: Offset in the store at which each window begins.
         divisor: Number of targets that carry loss when no document is removed.
         digest: First 16 hex digits of the sha256 over the windows' offsets and their tokens as
             stored, before any removal.
@@ -40,23 +41,37 @@ class Batch:
     step: int
     inputs: Int64[Tensor, "batch pos"]
     targets: Int64[Tensor, "batch pos"]
+    starts: Int64[Tensor, " batch"]
     divisor: int
     digest: str
 
     __repr__ = short_repr
 
-    def parts(self, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets of micro-batches of at most `size` windows, in order."""
+    def parts(self, size: int | None) -> Iterator["Batch"]:
+        """Yield micro-batches of at most `size` windows, in order; divisor and digest stay."""
         size = size or len(self.inputs)
-        yield from zip(self.inputs.split(size), self.targets.split(size), strict=True)
+        for first in range(0, len(self.inputs), size):
+            yield self._windows(slice(first, first + size))
 
     def shares(self, count: int) -> list["Batch"]:
         """Return `count` batches with neighbouring windows of this one; divisor and digest stay.
 
         If the windows cannot be divided evenly, the first shares have one more.
         """
-        pieces = zip(self.inputs.tensor_split(count), self.targets.tensor_split(count), strict=True)
-        return [replace(self, inputs=inputs, targets=targets) for inputs, targets in pieces]
+        shares = torch.arange(len(self.inputs)).tensor_split(count)
+        return [self._windows(slice(int(one[0]), int(one[-1]) + 1)) for one in shares]
+
+    def to(self, device: str | torch.device) -> "Batch":
+        """Return the batch with inputs and targets on `device`."""
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def _windows(self, which: slice) -> "Batch":
+        return replace(
+            self,
+            inputs=self.inputs[which],
+            targets=self.targets[which],
+            starts=self.starts[which],
+        )
 
 
 def read_batch(
@@ -89,6 +104,7 @@ def read_batch(
         step=step,
         inputs=torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])),
         targets=torch.from_numpy(targets),
+        starts=torch.from_numpy(starts.astype(np.int64)),
         divisor=max(divisor, 1),
         digest=digest.hexdigest()[:16],
     )

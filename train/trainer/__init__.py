@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         replay,
         resume,
         retrain_without,
+        run_steps,
         train,
         training_steps,
     )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         monitor_words,
         store_tasks,
     )
+    from train.trainer.objectives import Forward, Objective, next_token, objective_of
     from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COPY_LENGTH",
+    "Forward",
     "Monitor",
     "Muon",
+    "Objective",
     "Ranks",
     "TrainState",
     "Verification",
@@ -51,11 +55,14 @@ __all__ = [
     "lr_at",
     "measure_tasks",
     "monitor_words",
+    "next_token",
     "next_token_loss",
+    "objective_of",
     "ranks_of",
     "replay",
     "resume",
     "retrain_without",
+    "run_steps",
     "set_lr",
     "store_tasks",
     "train",

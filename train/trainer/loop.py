@@ -33,12 +33,20 @@ from train.recipes import Recipe, resolve
 from train.runs import MonitorTask, Run
 from train.short_repr import short_repr
 from train.trainer import evaluation, monitoring, optimizer
-from train.trainer.loss import next_token_loss
+from train.trainer.objectives import Objective, next_token, objective_of
 from train.trainer.ranks import Ranks, ranks_of
 from train.trainer.state import TrainState, initial_state, load_state, save
 
 
-__all__ = ["Replay", "replay", "resume", "retrain_without", "train", "training_steps"]
+__all__ = [
+    "Replay",
+    "replay",
+    "resume",
+    "retrain_without",
+    "run_steps",
+    "train",
+    "training_steps",
+]
 
 # On a CUDA device the losses of this many steps are read together, so that no step waits for the
 # previous one.
@@ -227,9 +235,7 @@ def replay(
     numerics = on_this_machine(run.numerics)
     state, done = load_state(run, first, numerics), []
     with applied(numerics):
-        for row in training_steps(
-            state, run.recipe, run.store, run.order, numerics, last + 1, removed
-        ):
+        for row in run_steps(run, state, last + 1, numerics=numerics, removal=removed):
             done.append(row)
             if progress:
                 progress("replaying", len(done), last + 1 - state.step + len(done))
@@ -316,6 +322,7 @@ def training_steps(
     removal: DocumentRemoval | None = None,
     data_workers: int = 0,
     ranks: Ranks = ALONE,
+    objective: Objective = next_token,
 ) -> Iterator[runs.LedgerRow]:
     """Train `state` up to step `stop` and yield one ledger row per step.
 
@@ -339,7 +346,7 @@ def training_steps(
             parameters,
             batch,
             numerics.world_size,
-            lambda share: _backward(forward, share, recipe, numerics),
+            lambda share: _backward(forward, share, recipe, numerics, objective),
         )
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
         if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
@@ -358,6 +365,37 @@ def training_steps(
             waiting.clear()
 
 
+def run_steps(
+    run: Run,
+    state: TrainState,
+    stop: int,
+    *,
+    numerics: Numerics | None = None,
+    removal: DocumentRemoval | None = None,
+    eval_every: int | None = None,
+    data_workers: int = 0,
+    ranks: Ranks = ALONE,
+) -> Iterator[runs.LedgerRow]:
+    """Train `state` up to step `stop` as the run did, and yield one ledger row per step.
+
+    Call it inside `train.numerics.applied`.
+
+    Args:
+        numerics: Default: those of the run.
+        removal: All documents to remove, those removed from the run included.
+        eval_every: Steps between measurements of the held-out loss, which do not change the
+            training; default: as in the recipe.
+
+    Raises:
+        DivergedError: A loss or gradient norm is not finite.
+    """
+    recipe = run.recipe if eval_every is None else replace(run.recipe, eval_every=eval_every)
+    return training_steps(
+        state, recipe, run.store, run.order, numerics or run.numerics, stop, removal,
+        data_workers, ranks, objective_of(run),
+    )  # fmt: skip
+
+
 def _train(
     run: Run,
     state: TrainState,
@@ -370,7 +408,7 @@ def _train(
     last = run.recipe.steps if last is None else last
     if ranks.rank > 0:
         return _train_beside(run, state, data_workers, last, ranks)
-    recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
+    recipe, saves = run.recipe, set(run.recipe.checkpoint_steps())
     watcher = monitoring.Monitor(run.path, state.step, run.numerics.device)
     writer = runs.ledger_writer(run.path / runs.LEDGER, state.step)
     begin, seen = time.perf_counter(), state.tokens
@@ -382,10 +420,9 @@ def _train(
                 save(run, state)
             while state.step < last:
                 stop = min(step for step in saves | watcher.due if step > state.step)
-                for row in training_steps(
-                    state, recipe, run.store, order, run.numerics, stop, run.removal,
-                    data_workers, ranks,
-                ):  # fmt: skip
+                for row in run_steps(
+                    run, state, stop, removal=run.removal, data_workers=data_workers, ranks=ranks
+                ):
                     writer.append(asdict(row), sync=False)
                     if progress:
                         speed = (row.tokens - seen) / (time.perf_counter() - begin)
@@ -407,10 +444,9 @@ def _train(
 def _train_beside(run: Run, state: TrainState, data_workers: int, last: int, ranks: Ranks) -> Run:
     """Train beside rank 0, which writes all files, and wait until it has written the last one."""
     with applied(run.numerics):
-        for _ in training_steps(
-            state, run.recipe, run.store, run.order, run.numerics, last, run.removal,
-            data_workers, ranks,
-        ):  # fmt: skip
+        for _ in run_steps(
+            run, state, last, removal=run.removal, data_workers=data_workers, ranks=ranks
+        ):
             pass
     ranks.wait()
     return runs.open(run.path, store=run.store_path)
@@ -421,13 +457,13 @@ def _backward(
     batch: Batch,
     recipe: Recipe,
     numerics: Numerics,
+    objective: Objective,
 ) -> torch.Tensor:
     """Accumulate the gradients of a batch, micro-batch by micro-batch, and return its loss."""
     total = torch.zeros((), device=numerics.device)
-    for inputs, targets in batch.parts(recipe.micro_batch_size):
-        inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
+    for part in batch.parts(recipe.micro_batch_size):
         with numerics.autocast():
-            loss = next_token_loss(forward(inputs), targets, batch.divisor)
+            loss = objective(forward, part.to(numerics.device))
         loss.backward()
         total += loss.detach()
     return total

@@ -88,7 +88,9 @@ def test_a_quickened_model_has_torchs_values_gradients_and_curvature(name):
     loss, parameters = (losses * share).sum() / 23, list(plain.parameters())
     gradient = torch.autograd.grad(loss, parameters, create_graph=True)
     pull = drawn(2, sum(one.numel() for one in parameters), seed=4).detach()
-    found = backward_step.through_loss(quick, Batch(0, inputs, targets, 23, ""), pull, windows=3)
+    found = backward_step.through_loss(
+        quick, Batch(0, inputs, targets, torch.arange(len(inputs)), 23, ""), pull, windows=3
+    )
     for direction, curved, weighed in zip(pull, *found, strict=True):
         *expected, on_targets = torch.autograd.grad(
             gradient, [*parameters, share], optimizer_vectors.split(direction, plain),

@@ -54,7 +54,9 @@ def drawn(recipe: Recipe) -> list[Batch]:
         tokens = torch.randint(recipe.model.d_vocab, (4, recipe.model.n_ctx + 1), generator=draw)
         targets = tokens[:, 1:].clone()
         targets[step % 4, 2] = -100
-        made.append(Batch(step, tokens[:, :-1], targets, divisor=23, digest=""))
+        made.append(
+            Batch(step, tokens[:, :-1], targets, torch.arange(len(tokens)), divisor=23, digest="")
+        )
     return made
 
 
