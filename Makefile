@@ -37,7 +37,7 @@ unit: .venv/ready-dev
 # Those that take a minute or more begin first; whoever is free takes the next. Some open the run of
 # `make demo`, which was trained on all cores: threads that wait for each other have to give their
 # core away soon, or 08 takes twice as long (GOMP_SPINCOUNT).
-LONG := $(sort $(wildcard notebooks/0[1678]_*.ipynb))
+LONG := $(sort $(wildcard notebooks/0[1678]_*.ipynb notebooks/10_*.ipynb))
 NOTEBOOKS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard notebooks/*.ipynb)))
 notebooks: .venv/ready-dev
 	printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 xargs -P $(WORKERS) -n 1 \

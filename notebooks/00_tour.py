@@ -43,8 +43,6 @@ if not (STORE / "store.json").exists():
     with progress.bar("building the planted corpus") as advance:
         build_store(open_corpus("planted"), out=STORE, progress=advance)
 store = open_store(STORE)
-
-# %%
 recipe = recipes.resolve(recipes.PLANTED, store)
 demo.refuse_other(store, RUN, recipe)  # Raises if older files differ from what this code makes.
 run_exists = (RUN / "manifest.json").exists()
@@ -130,7 +128,7 @@ residual.plot()
 
 # %%
 tokens = repeated_tokens(run)
-induction = induction_heads(model, tokens)
+induction, previous_token = induction_heads(model, tokens), previous_token_heads(model, tokens)
 plots.heads(induction, title="Induction score", unit="mean attention")
 
 # %% [markdown]
@@ -156,9 +154,13 @@ intact, without_all = copying_loss(model, tokens).second, copy_loss(1, slice(Non
 losses = torch.tensor([[copy_loss(layer, head) for head in range(4)] for layer in range(2)])
 plots.heads(losses, title="Loss on the second copy after ablating one head", unit="nats per word")
 
+# %% [markdown]
+# **Such a head also forms on real text**, where nothing is planted. `openbook demo-code` trains on the sources of Python's standard library. If it has done so, the figure shows the scores of its induction head and of the previous-token head below it during training; notebook `10_real_code` goes on from there.
+
 # %%
-previous_token = previous_token_heads(model, tokens)
-best_head(induction), layer_effects, best_head(previous_token), (intact, without_all)
+real_text = demo.finished_formation(RUN.parent)
+scores = [real_text.induction, real_text.previous] if real_text else []
+real_text.trajectory.plot(scores) if real_text else "`openbook demo-code` has not been run"
 
 # %% [markdown]
 # ## 5. Which documents taught it

@@ -277,7 +277,7 @@ def test_files_and_notebooks_that_are_named_exist():
             r"`((?:benchmarks|tests|docs|interp|train|data_attribution)/[\w/]+\.\w+)`", prose(page)
         )
         named += re.findall(r"`python (benchmarks/\w+\.py)", prose(page))
-        named += [f"notebooks/{name}.ipynb" for name in re.findall(r"`(0\d_\w+)`", prose(page))]
+        named += [f"notebooks/{name}.ipynb" for name in re.findall(r"`(\d\d_\w+)`", prose(page))]
         missing += [f"{page.name}: {name}" for name in named if not (ROOT / name).is_file()]
     assert missing == []
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
         Completion,
         Formation,
         KnownLine,
+        finished_formation,
+        formation_of,
         plan_code,
         play_code,
     )
@@ -35,6 +37,8 @@ __all__ = [
     "Formation",
     "KnownLine",
     "TracedFact",
+    "finished_formation",
+    "formation_of",
     "plan",
     "plan_code",
     "play",

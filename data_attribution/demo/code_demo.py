@@ -52,6 +52,8 @@ __all__ = [
     "Formation",
     "HeadEffects",
     "KnownLine",
+    "finished_formation",
+    "formation_of",
     "formation_window",
     "known_lines",
     "largest_groups",
@@ -260,7 +262,7 @@ def play_code(
     with stage("indexing") as progress:
         stages.build_index(run, progress)
     with stage("scoring heads over training") as progress:
-        formation = _formation(run, progress)
+        formation = formation_of(run, progress)
     model = run.load(run.steps[-1])
     with stage("patching heads") as progress:
         copying = _head_effects(model, run, progress)
@@ -354,7 +356,16 @@ def _copying_task(store: TokenStore, context: int) -> MonitorTask:
     return trainer.copying_task(words, store.eot, n=SEQUENCES, length=length)
 
 
-def _formation(run: Run, progress: Progress) -> Formation:
+def finished_formation(out: Path) -> Formation | None:
+    """Return the formation in the finished whole run under `out`; None if there is none."""
+    path = _run_path(out, None)
+    if not (path / runs.MANIFEST).exists():
+        return None
+    run = runs.open(path)
+    return formation_of(run) if run.finished and run.watched is not None else None
+
+
+def formation_of(run: Run, progress: Progress | None = None) -> Formation:
     """Read the scores that were logged during training, or measure them at the checkpoints."""
     if run.watched is not None:
         task = next(one for one in run.watched.watches if one.reads == "copies")

@@ -21,6 +21,7 @@ from data_attribution import attribution, counterfactuals
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import STAYS, Forgetting
 from data_attribution.demo import stages
+from data_attribution.demo.code_demo import Formation, finished_formation
 from data_attribution.demo.stages import DemoPlan, Stage
 from data_attribution.errors import DemoError
 from interp import behaviours, models, patching, training_dynamics
@@ -99,7 +100,12 @@ class TracedFact:
 
 @dataclass(frozen=True)
 class Demo:
-    """All results that the page shows."""
+    """All results that the page shows.
+
+    Attributes:
+        real_text: How an induction head formed on Python's sources, if `openbook demo-code` has
+            trained its run in the same folder.
+    """
 
     run: Run
     verification: Verification
@@ -110,6 +116,7 @@ class Demo:
     heads: Effects
     traced: TracedFact
     forgetting: Forgetting
+    real_text: Formation | None
 
     __repr__ = short_repr
 
@@ -176,7 +183,8 @@ def play(*, data: Path, out: Path, stage: Stage, how: Numerics | None = None) ->
     names = counterfactuals.removable_facts(run, exposures=EXPOSURES, n=N_FORGOTTEN)
     with stage("retraining without documents") as progress:
         forgot = counterfactuals.forget_facts(run, names, progress=progress)
-    return Demo(run, verification, forgetting=forgot, **looked)
+    real_text = finished_formation(out)
+    return Demo(run, verification, forgetting=forgot, real_text=real_text, **looked)
 
 
 def play_released(*, out: Path, stage: Stage) -> Demo:
@@ -194,7 +202,8 @@ def play_released(*, out: Path, stage: Stage) -> Demo:
         verification = trainer.verify(run, spans=1, progress=progress)
     looked = _looked_at(run, stage)
     forgot = Forgetting.from_dict(released.measured("planted", "forgetting"))
-    return Demo(run, verification, forgetting=forgot, **looked)
+    real_text = finished_formation(out)
+    return Demo(run, verification, forgetting=forgot, real_text=real_text, **looked)
 
 
 def _looked_at(run: Run, stage: Stage) -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "code_summary",
     "copying_section",
     "effect_sentence",
+    "formation_figure",
     "formation_section",
     "write_code_page",
 ]
@@ -133,7 +134,17 @@ def _run(demo: CodeDemo) -> str:
 
 def formation_section(demo: CodeDemo) -> str:
     """Return part 2: the scores of heads over training, and what was read as one formed."""
-    formation, trajectory = demo.formation, demo.formation.trajectory
+    return (
+        "<h2>2. When an induction head formed</h2>"
+        + formation_figure(demo.formation)
+        + _read(demo)
+        + page.commands("openbook emergence runs/stdlib detectors")
+    )
+
+
+def formation_figure(formation: Formation) -> str:
+    """Return what is said of an induction head's formation, with its figure and numbers."""
+    trajectory = formation.trajectory
     names = (formation.induction, formation.previous)
     curves = [trajectory.curve(name) for name in names]
     figure = svg.lines(
@@ -158,8 +169,7 @@ def formation_section(demo: CodeDemo) -> str:
     ]
     last = curves[0][-1]
     return (
-        "<h2>2. When an induction head formed</h2>"
-        f"<p class=claim>{_formed(demo)}</p>"
+        f"<p class=claim>{_formed(formation)}</p>"
         + figure
         + page.table(("", "untrained", "last step", "n"), rows)
         + "<p class=limit>Scores are on random tokens of the whole vocabulary, "
@@ -167,19 +177,16 @@ def formation_section(demo: CodeDemo) -> str:
         "the previous occurrence, and attention to the previous token. The copying gap is in "
         "nats a token. Intervals: 95 % over sequences. Heads are chosen by their score "
         "at the last step.</p>"
-        + _read(demo)
-        + page.commands("openbook emergence runs/stdlib detectors")
     )
 
 
-def _formed(demo: CodeDemo) -> str:
-    formation = demo.formation
+def _formed(formation: Formation) -> str:
     last = formation.trajectory.curve(formation.induction)[-1]
     head = formation.induction.removeprefix("induction ")
     if last.value < Formation.LEAST:
         return (
-            f"No induction head formed in {demo.run.steps[-1]:,} steps: the best head, {head}, "
-            f"scores {_point(last)}, and {Formation.LEAST} is the least that is called one here."
+            f"No induction head formed in {last.step:,} steps: the best head, {head}, scores "
+            f"{_point(last)}, and {Formation.LEAST} is the least that is called one here."
         )
     if formation.window is None:
         return (

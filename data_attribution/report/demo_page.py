@@ -10,12 +10,13 @@ from pathlib import Path
 from data_attribution.counterfactuals import STAYS
 from data_attribution.demo import Demo
 from data_attribution.report import page, svg, text
+from data_attribution.report.code_page import formation_figure
 from data_attribution.report.svg import Bar, Line
 from interp.heads import best_head
 from train import storage
 
 
-__all__ = ["demo_html", "demo_summary", "write_demo_page"]
+__all__ = ["demo_html", "demo_summary", "real_text_section", "write_demo_page"]
 
 MADE = (
     "openbook corpus build planted --out data/planted",
@@ -57,7 +58,7 @@ def demo_summary(demo: Demo) -> str:
 
 def demo_html(demo: Demo) -> str:
     """Return the page as text."""
-    parts = (_head, _known, _recall, _circuit, _heads, _sources, proof_section)
+    parts = (_head, _known, _recall, _circuit, _heads, _sources, proof_section, real_text_section)
     body = "\n".join(part(demo) for part in parts)
     if demo.released:  # show the commands with the paths where it was unpacked
         body = body.replace("runs/planted", escape(str(demo.run.path)))
@@ -271,6 +272,23 @@ def proof_section(demo: Demo) -> str:
         + page.commands(
             f"openbook forget runs/planted {' '.join(repr(name) for name in found.facts[:2])} ..."
         )
+    )
+
+
+def real_text_section(demo: Demo) -> str:
+    """Return part 7: the induction head on Python's own sources, or how to train that run."""
+    head = "<h2>7. On real text</h2>"
+    if demo.real_text is None:
+        return (
+            head + "<p>The corpus above is made up. <code>openbook demo-code</code> does the same "
+            "with the sources of this Python's standard library, and this page then shows when an "
+            "induction head formed there.</p>" + page.commands("openbook demo-code")
+        )
+    return (
+        head + "<p>The corpus above is made up. This is a run on the sources of Python's standard "
+        "library, in which nothing is planted.</p>"
+        + formation_figure(demo.real_text)
+        + page.commands("openbook demo-code")
     )
 
 

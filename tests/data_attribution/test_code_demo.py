@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from data_attribution import token_index
+from data_attribution import demo, token_index
 from data_attribution.counterfactuals import Change
-from data_attribution.demo import CodeDemo, Formation, KnownLine, code_demo, stages
+from data_attribution.demo import CodeDemo, Demo, Formation, KnownLine, code_demo, stages
 from data_attribution.demo.code_demo import (
     HeadEffects,
     formation_window,
     known_lines,
     largest_groups,
 )
-from data_attribution.report import code_page
+from data_attribution.report import code_page, demo_page
 from interp.behaviours import Baselines, Behaviour, Check
 from interp.patching import Effects
 from interp.training_dynamics import Trajectory, TrajectoryPoint
@@ -237,6 +237,16 @@ def test_a_rise_that_was_not_measured_has_no_window_and_no_files():
     assert "files were read" not in section
 
 
+def test_the_page_of_the_planted_run_shows_the_head_on_real_text_or_how_to_train_it():
+    formation = demo_of([0.01, 0.05, 0.15, 0.25, 0.3]).formation
+    section = demo_page.real_text_section(fake(Demo, real_text=formation))
+    assert "L2H0 is the induction head, with a score of 0.30 [0.29, 0.31]" in section
+    assert "<svg" in section
+    without = demo_page.real_text_section(fake(Demo, real_text=None))
+    assert "openbook demo-code" in without
+    assert "<svg" not in without
+
+
 def test_heads_are_shown_by_their_effect_beside_the_untrained_model():
     section = code_page.copying_section(demo_of([0.3]))
     first, second = (section.index(f"<td>{name}</td>") for name in ("L0H1", "L0H0"))
@@ -281,6 +291,13 @@ def test_the_command_goes_from_nothing_to_a_proof_and_opens_it_again(played, fol
     assert f"{STEPS} steps, bit-exact" in ended.out
     page = (folder / "page.html").read_text(encoding="utf-8")
     _check(page, folder)
+
+    run_path = folder / "runs" / f"stdlib-{STEPS}"
+    assert demo.finished_formation(folder / "runs") is None
+    (folder / "runs" / "stdlib").symlink_to(run_path)
+    formation = demo.finished_formation(folder / "runs")
+    (folder / "runs" / "stdlib").unlink()
+    assert formation == demo.formation_of(runs.open(run_path))
 
     def refuse(*arguments, **options):
         raise AssertionError("a finished demo trained again")
