@@ -55,7 +55,7 @@ def main() -> int:
 
 @torch.inference_mode()
 def measured(run: Run, seed: int) -> float:
-    """Print one row, and return the score of the best head."""
+    """Print one row and the curve over training, and return the score of the best head."""
     tokens, model = repeated_tokens(run, n=16, length=50, seed=1), run.load()
     induction, previous = induction_heads(model, tokens), previous_token_heads(model, tokens)
     (head, score), (before, attended) = heads.best_head(induction), heads.best_head(previous)
@@ -67,6 +67,14 @@ def measured(run: Run, seed: int) -> float:
         f"previous token {before} {attended:.3f}, second copy {gap:.2f} nats cheaper, n 16; "
         f"{run.ledger[-1].tokens:,} tokens in {spent:.0f} s"
     )
+    layer, number = (int(part) for part in head[1:].split("H"))
+    curve = [
+        f"{step * run.recipe.tokens_per_step / 1e6:.1f}: "
+        f"{float(induction_heads(run.load(step), tokens)[layer, number]):.3f}"
+        for step in run.steps
+        if step % run.recipe.checkpoint_every == 0
+    ]
+    print(f"    {head} after million tokens  {'  '.join(curve)}")
     return score
 
 

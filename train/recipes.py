@@ -282,9 +282,10 @@ TEXT_SMALL = Recipe(
 
 # An induction head on real code: the corpus `stdlib` with byte pairs of 512, so that most
 # identifiers are several tokens. On random tokens of the whole vocabulary (16 sequences of 50, said
-# twice) the best head of two seeds scores .59 and .61 at the end (fp32 on AVX2), after a
-# previous-token head of .99 and .97 in an earlier layer, and the second copy is 2.3 and 2.4 nats
-# cheaper than the first (benchmarks/code_small.py). It forms between 1.5 and 3 million tokens.
+# twice) the best head of three seeds scores .59, .61 and .52 at the end (fp32 on AVX2), after a
+# previous-token head of .99, .97 and .88 in an earlier layer, and the second copy is 2.3, 2.4 and
+# 1.8 nats cheaper than the first (benchmarks/code_small.py). It forms between .8 and 2.5 million
+# tokens.
 # The rate is constant: 4 heads with a vocabulary of 1,024 scored .30 after 4.25 million tokens and,
 # with a linear decay from 4.9 million on, .31 after 6.
 # Score of the best head after 2.25 million tokens, one seed each:
