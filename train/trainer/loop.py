@@ -122,27 +122,41 @@ def train(
             f"{numerics.world_size} or more, or fewer processes"
         )
     ranks = ranks_of(numerics)
+    # What can be refused is refused before the first file is written.
+    _refuse_existing(out)
+    with applied(numerics):
+        state = initial_state(recipe, numerics)
+    if recipe.sampler == "tiles":
+        runs.order_of(recipe, store)
     with ExitStack() as stack:
 
         def begin() -> None:
-            # What a process leaves if it is killed before it writes the manifest is no run yet.
-            if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
-                raise RecipeError(
-                    f"{out} exists already; resume it with `openbook run resume` or choose another "
-                    "folder"
-                )
+            is_new = not out.exists()
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock(out))
-            if recipe.sampler == "nanogpt":
-                runs.record_schedule(out, recipe, store)
-            runs.begin_monitor_log(out, watch, recipe)
-            runs.begin_manifest(out, recipe, store, numerics)
+            _refuse_existing(out)  # Another process may have trained it in the meantime.
+            try:
+                if recipe.sampler == "nanogpt":
+                    runs.record_schedule(out, recipe, store)
+                runs.begin_monitor_log(out, watch, recipe)
+                runs.begin_manifest(out, recipe, store, numerics)
+            except Exception:
+                if is_new:
+                    shutil.rmtree(out)
+                raise
 
         ranks.first(begin)
-        run = runs.open(out, store=store.path)
         # Each rank has measured for itself which numerics to choose; those of rank 0 hold.
-        state = initial_state(recipe, run.numerics)
+        run = runs.open(out, store=store.path)
         return _train(run, state, data_workers, progress, ranks=ranks)
+
+
+def _refuse_existing(out: Path) -> None:
+    # What a process leaves if it is killed before it writes the manifest is no run yet.
+    if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
+        raise RecipeError(
+            f"{out} exists already; resume it with `openbook run resume` or choose another folder"
+        )
 
 
 def resume(
