@@ -260,9 +260,10 @@ def retrain_without(
 ) -> Run:
     """Retrain a run without some documents; everything else is as in the parent, to the last bit.
 
-    The new run starts at the parent's last checkpoint before one of the documents was first read,
-    because earlier steps are the same in both, and ends at the parent's last checkpoint. Documents
-    already removed from the parent stay removed.
+    The new run starts at the last checkpoint that keeps the parent's optimizer before one of the
+    documents was first read, because earlier steps are the same in both; without such a checkpoint
+    in between that is step 0. It ends at the parent's last checkpoint. Documents already removed
+    from the parent stay removed.
 
     Raises:
         TrainError: There are no documents to remove, or the parent never read any of them.
