@@ -7,7 +7,7 @@ import typer
 
 from train.cli.options import CommandGroup, Json, RunOptions, option_groups
 from train.cli.output import Output, emit, lines, run_summary
-from train.cli.ranks import ranks_joined, started_ranks
+from train.cli.ranks import connect_ranks, start_ranks
 from train.progress import count
 
 
@@ -90,8 +90,8 @@ def run_resume(
     opened = source.open()
     numerics = None if opened.finished else opened.numerics
     if numerics:
-        started_ranks(numerics.world_size, source.path)
-    with ranks_joined(numerics, "training") as advance:
+        start_ranks(numerics.world_size, source.path)
+    with connect_ranks(numerics, "training") as advance:
         trained = trainer.resume(
             source.path, store=source.store, data_workers=data_workers, progress=advance
         )

@@ -8,7 +8,7 @@ import typer
 
 from train.cli.options import Json, StoreFolder, option_groups
 from train.cli.output import emit, lines, run_summary
-from train.cli.ranks import ranks_joined, started_ranks
+from train.cli.ranks import connect_ranks, start_ranks
 from train.cli.recipes import RecipeName, Settings, parsed_settings
 
 
@@ -106,7 +106,7 @@ def train_command(
 
     A training that was stopped at any moment continues with `openbook run resume`.
     """
-    world_size = started_ranks(devices, out)
+    world_size = start_ranks(devices, out)
     from train import numerics, recipes, trainer
     from train.data import open_store
 
@@ -120,7 +120,7 @@ def train_command(
     how = numerics.choose(
         device=device, precision=precision, threads=threads, world_size=world_size
     )
-    with ranks_joined(how, "training") as advance:
+    with connect_ranks(how, "training") as advance:
         trained = trainer.train(
             resolved,
             tokens,

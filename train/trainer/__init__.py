@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         monitor_words,
         store_tasks,
     )
-    from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
+    from train.trainer.optimizer import Muon, adamw, lr_at, optimizer_state, set_lr
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
@@ -52,6 +52,7 @@ __all__ = [
     "measure_tasks",
     "monitor_words",
     "next_token_loss",
+    "optimizer_state",
     "ranks_of",
     "replay",
     "resume",
@@ -61,7 +62,6 @@ __all__ = [
     "train",
     "training_steps",
     "verify",
-    "write_state",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

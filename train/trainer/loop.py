@@ -145,7 +145,7 @@ def train(
                     shutil.rmtree(out)
                 raise
 
-        ranks.first(begin)
+        ranks.run_on_rank_0(begin)
         # Each rank has measured for itself which numerics to choose; those of rank 0 hold.
         run = runs.open(out, store=store.path)
         return _train(run, state, data_workers, progress, ranks=ranks)
@@ -192,9 +192,9 @@ def resume(
             if _index(opened).exists():
                 runs.drop_unlisted(opened.path)
 
-        ranks.first(begin)
+        ranks.run_on_rank_0(begin)
         state = _where_it_stopped(opened)
-        ranks.first(lambda: runs.resumed_manifest(opened.path, opened.manifest, state.step))
+        ranks.run_on_rank_0(lambda: runs.resumed_manifest(opened.path, opened.manifest, state.step))
         opened = runs.open(opened.path, store=store)
         return _train(opened, state, data_workers, progress, last, ranks)
 
@@ -384,7 +384,7 @@ def _train(
     """Train from `state` to the checkpoint `last` and write ledger, checkpoints and monitor log."""
     last = run.recipe.steps if last is None else last
     if ranks.rank > 0:
-        return _train_beside(run, state, data_workers, last, ranks)
+        return _train_on_other_rank(run, state, data_workers, last, ranks)
     recipe, order, saves = run.recipe, run.order, set(run.recipe.checkpoint_steps())
     watcher = monitoring.Monitor(run.path, state.step, run.numerics.device)
     writer = runs.ledger_writer(run.path / runs.LEDGER, state.step)
@@ -419,8 +419,10 @@ def _train(
     return runs.open(run.path, store=run.store_path)
 
 
-def _train_beside(run: Run, state: TrainState, data_workers: int, last: int, ranks: Ranks) -> Run:
-    """Train beside rank 0, which writes all files, and wait until it has written the last one."""
+def _train_on_other_rank(
+    run: Run, state: TrainState, data_workers: int, last: int, ranks: Ranks
+) -> Run:
+    """Train on a rank above 0, and wait until rank 0 has written the last file."""
     with applied(run.numerics):
         for _ in training_steps(
             state, run.recipe, run.store, run.order, run.numerics, last, run.removal,

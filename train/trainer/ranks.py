@@ -27,13 +27,14 @@ from train.numerics import Numerics
 __all__ = ["Ranks", "join_ranks", "ranks_of"]
 
 # How long a rank waits for the others: rank 0 may take minutes to write a large checkpoint. A lost
-# rank is noticed earlier: with gloo its connections close, and whoever started the ranks ends them.
-PATIENCE = timedelta(minutes=30)
+# rank is noticed earlier: with gloo its connections close, and the process that started the ranks
+# ends them.
+RANK_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those that train one run; by default it is alone.
+    """The number of this process among those that train one run; by default it is the only one.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -57,12 +58,13 @@ class Ranks:
         if world_size == 1:
             return backward(batch)
         shares = batch.shares(world_size)
-        trained: dict[nn.Parameter, Tensor] = {}
+        trained: list[nn.Parameter] = []
         total = None
         for share in shares if self.size == 1 else [shares[self.rank]]:
             loss = backward(share)
-            trained = {one: one.grad for one in parameters if one.grad is not None}
-            vector = torch.cat([*(grad.flatten() for grad in trained.values()), loss.view(1)])
+            trained = [parameter for parameter in parameters if parameter.grad is not None]
+            gradients = (one.grad.flatten() for one in trained if one.grad is not None)
+            vector = torch.cat([*gradients, loss.view(1)])
             for parameter in trained:
                 parameter.grad = None
             total = vector if total is None else total.add_(vector)
@@ -74,10 +76,10 @@ class Ranks:
             parameter.grad = gradient.view_as(parameter)
         return loss[0]
 
-    def first(self, work: Callable[[], object]) -> None:
-        """Let rank 0 do some work when all ranks have come here; the others wait for it.
+    def run_on_rank_0(self, work: Callable[[], object]) -> None:
+        """Run a function on rank 0 once all ranks have called this; the others wait for its end.
 
-        An error of the work is raised on all ranks.
+        An error of the function is raised on all ranks.
         """
         if self.size == 1:
             work()
@@ -89,20 +91,20 @@ class Ranks:
                 work()
             except Exception as error:
                 errors = [error]
-        with _others_present():
+        with _lost_rank_errors():
             distributed.broadcast_object_list(errors)
         if errors[0] is not None:
             raise errors[0]
 
     def wait(self) -> None:
-        """Wait until all ranks have come here."""
+        """Wait until all ranks have called this."""
         if self.size > 1:
-            with _others_present():
+            with _lost_rank_errors():
                 distributed.barrier()
 
     def _sum(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the sum of all ranks' vectors, added in the order of the ranks."""
-        with _others_present():
+        with _lost_rank_errors():
             if self.size == 2:  # a + b and b + a are the same bits
                 distributed.all_reduce(vector)
                 return vector
@@ -126,14 +128,15 @@ def join_ranks(
     Args:
         device: `cpu` (gloo) or `cuda` (NCCL).
         local_rank: Number of the GPU that this process uses as `cuda`.
-        rendezvous: Where the ranks meet: `env://`, as torchrun sets it up, or `file://PATH`.
+        rendezvous: Address at which the ranks find each other: `env://`, as torchrun sets it up,
+            or `file://PATH`.
     """
     if device != "cpu":
         torch.cuda.set_device(local_rank)
-    with _others_present():
+    with _lost_rank_errors():
         distributed.init_process_group(
             "gloo" if device == "cpu" else "nccl",
-            init_method=rendezvous, rank=rank, world_size=size, timeout=PATIENCE,
+            init_method=rendezvous, rank=rank, world_size=size, timeout=RANK_TIMEOUT,
         )  # fmt: skip
     try:
         yield
@@ -165,7 +168,8 @@ def ranks_of(numerics: Numerics) -> Ranks:
 
 
 @contextmanager
-def _others_present() -> Iterator[None]:
+def _lost_rank_errors() -> Iterator[None]:
+    """Turn an error of the connection inside the block into a LostRankError."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -17,7 +17,7 @@ from train.recipes import Recipe
 from train.runs import Run
 from train.short_repr import short_repr
 from train.trainer import evaluation
-from train.trainer.optimizer import new_optimizer, read_state, write_state
+from train.trainer.optimizer import load_optimizer_state, new_optimizer, optimizer_state
 
 
 __all__ = ["TrainState", "initial_state", "load_state", "save"]
@@ -72,7 +72,9 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
     model.load_state_dict(runs.read_tensors(run.path, saved, "model.safetensors"))
     model = model.to(numerics.device)
     optimizer = new_optimizer(model, run.recipe)
-    read_state(model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors"))
+    load_optimizer_state(
+        model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors")
+    )
     tokens = int(runs.read_counters(run.path, saved)["tokens"])
     return TrainState(model, optimizer, saved.step, tokens)
 
@@ -101,7 +103,7 @@ def save(run: Run, state: TrainState) -> None:
         model={
             name: one.detach().cpu().contiguous() for name, one in state.model.state_dict().items()
         },
-        optimizer=write_state(state.model, state.optimizer),
+        optimizer=optimizer_state(state.model, state.optimizer),
         state={"tokens": state.tokens, "fixed_loss": fixed},
         keep_optimizer_of=keep,
     )

@@ -23,7 +23,7 @@ from train.numerics import Numerics
 
 
 pytestmark = pytest.mark.integration
-PATIENCE = 240  # seconds; a command takes ten on two busy cores
+TIMEOUT = 240  # seconds; a command takes ten on two busy cores
 
 # Behind `killed.py`. Ranks are forked, so that torch is imported once. They meet in a file, on the
 # loopback interface.
@@ -233,7 +233,7 @@ def test_ranks_killed_at_10_random_moments_leave_the_same_weights(tiny_run, tmp_
 
 def command(*arguments) -> subprocess.CompletedProcess[str]:
     """`python -m train`, which is `openbook`."""
-    return subprocess.run(started(*arguments), capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(started(*arguments), capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def started(*arguments) -> list[str]:
@@ -259,7 +259,7 @@ def test_the_command_and_torchrun_train_the_same_run(make_store, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     arguments = [*torchrun, 2, "-m", "train", *small_training(store, tmp_path / "b", 4), "--json"]
     ended = subprocess.run(
-        list(map(str, arguments)), capture_output=True, text=True, timeout=PATIENCE
+        list(map(str, arguments)), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert ended.returncode == 0, ended.stderr
     assert same(runs.open(tmp_path / "b"), run)
@@ -288,7 +288,7 @@ def test_when_a_rank_ends_all_end_with_one_line_that_names_it(make_store, tmp_pa
         os.kill(int(listed[int(victim[-1])]), signal.SIGKILL)
     else:
         process.send_signal(signal.SIGINT if victim == "Ctrl-C" else signal.SIGKILL)
-    stdout, err = process.communicate(timeout=PATIENCE)
+    stdout, err = process.communicate(timeout=TIMEOUT)
     assert stdout == ""
     lines = [line for line in err.splitlines() if not line.startswith("training: ")]
     if victim == "Ctrl-C":
@@ -305,7 +305,7 @@ def test_when_a_rank_ends_all_end_with_one_line_that_names_it(make_store, tmp_pa
 
 
 def wait_for(event) -> None:
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + TIMEOUT
     while not event():
         assert time.monotonic() < give_up
         time.sleep(0.02)
