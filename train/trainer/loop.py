@@ -35,7 +35,7 @@ from train.short_repr import short_repr
 from train.trainer import evaluation, monitoring, optimizer
 from train.trainer.loss import next_token_loss
 from train.trainer.ranks import Ranks, ranks_of
-from train.trainer.state import TrainState, initial_state, load_state, save
+from train.trainer.state import TrainState, check_ranks, initial_state, load_state, save
 
 
 __all__ = ["Replay", "replay", "resume", "retrain_without", "train", "training_steps"]
@@ -111,6 +111,8 @@ def train(
             there are fewer windows per step than processes.
         StoreError: The store does not fit the recipe.
         LostRankError: Another process of this training has ended.
+        UnequalRanksError: The processes hold different weights at a checkpoint, which is not
+            written.
         DivergedError: The loss is not finite; the last good checkpoint is kept.
     """
     recipe, out = resolve(recipe, store, **changes), Path(out)
@@ -391,6 +393,7 @@ def _train(
     begin, seen = time.perf_counter(), state.tokens
     try:
         with applied(run.numerics):
+            check_ranks(state, ranks)
             watcher.look(state.model, state.step, state.tokens)
             # The index is written last, so without one the first checkpoint is missing or partial.
             if not _index(run).exists():
@@ -408,6 +411,7 @@ def _train(
                         progress(what, row.step + 1, last)
                 watcher.look(state.model, state.step, state.tokens)
                 if state.step in saves:
+                    check_ranks(state, ranks)
                     writer.sync()
                     save(run, state)
     finally:
@@ -423,12 +427,16 @@ def _train_on_other_rank(
     run: Run, state: TrainState, data_workers: int, last: int, ranks: Ranks
 ) -> Run:
     """Train on a rank above 0, and wait until rank 0 has written the last file."""
+    saves = [step for step in run.recipe.checkpoint_steps() if state.step < step <= last]
     with applied(run.numerics):
-        for _ in training_steps(
-            state, run.recipe, run.store, run.order, run.numerics, last, run.removal,
-            data_workers, ranks,
-        ):  # fmt: skip
-            pass
+        check_ranks(state, ranks)
+        for stop in saves:
+            for _ in training_steps(
+                state, run.recipe, run.store, run.order, run.numerics, stop, run.removal,
+                data_workers, ranks,
+            ):  # fmt: skip
+                pass
+            check_ranks(state, ranks)
     ranks.wait()
     return runs.open(run.path, store=run.store_path)
 

@@ -96,6 +96,14 @@ class Ranks:
         if errors[0] is not None:
             raise errors[0]
 
+    def unequal(self, digest: str) -> list[int]:
+        """Return the ranks that hold another digest than rank 0; all ranks call this together."""
+        digests = [digest] * self.size
+        if self.size > 1:
+            with _lost_rank_errors():
+                distributed.all_gather_object(digests, digest)
+        return [rank for rank, other in enumerate(digests) if other != digests[0]]
+
     def wait(self) -> None:
         """Wait until all ranks have called this."""
         if self.size > 1:

@@ -5,12 +5,13 @@ There is no random state, so training continues from a loaded state exactly as f
 
 import math
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 
 from train import runs
 from train.data import read_batch
-from train.errors import DivergedError, TrainError
+from train.errors import DivergedError, TrainError, UnequalRanksError
 from train.model import GPT, init_gpt
 from train.numerics import Numerics, refuse_missing
 from train.recipes import Recipe
@@ -18,9 +19,10 @@ from train.runs import Run
 from train.short_repr import short_repr
 from train.trainer import evaluation
 from train.trainer.optimizer import load_optimizer_state, new_optimizer, optimizer_state
+from train.trainer.ranks import Ranks
 
 
-__all__ = ["TrainState", "initial_state", "load_state", "save"]
+__all__ = ["TrainState", "check_ranks", "initial_state", "load_state", "save"]
 
 
 @dataclass
@@ -77,6 +79,29 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
     )
     tokens = int(runs.read_counters(run.path, saved)["tokens"])
     return TrainState(model, optimizer, saved.step, tokens)
+
+
+def check_ranks(state: TrainState, ranks: Ranks) -> None:
+    """Compare weights and optimizer of all ranks by their digests; all ranks call this together.
+
+    Raises:
+        UnequalRanksError: A rank holds another state than rank 0.
+    """
+    if ranks.size == 1:
+        return
+    digest = sha256()
+    tensors = state.model.state_dict() | optimizer_state(state.model, state.optimizer)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    if unequal := ranks.unequal(digest.hexdigest()):
+        which = "rank" if len(unequal) == 1 else "ranks"
+        raise UnequalRanksError(
+            f"after {state.step} steps {which} {', '.join(map(str, unequal))} of {ranks.size} and "
+            "rank 0 hold different weights or optimizer states; this checkpoint was not written: "
+            "go on from the last one with `openbook run resume`, and if it happens again, test "
+            "memory and devices"
+        )
 
 
 def save(run: Run, state: TrainState) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ import torch
 import torch._dynamo  # by the first optimizer: once, instead of in every fork
 from train import runs, trainer
 from train.data import open_store
-from train.errors import DivergedError, LostRankError
+from train.errors import DivergedError, LostRankError, UnequalRanksError
 from train.numerics import Numerics
 
 torch.set_num_threads(1)
@@ -59,8 +60,8 @@ def together(size, work):
                     work(rank, children)
             except LostRankError:
                 code = 75
-            except DivergedError as error:
-                (folder / f"diverged-{rank}").write_text(str(error))
+            except (DivergedError, UnequalRanksError) as error:
+                (folder / f"{type(error).__name__}-{rank}").write_text(str(error))
                 code = 1
             except BaseException:
                 traceback.print_exc()
@@ -85,11 +86,32 @@ watch = trainer.store_tasks(store, source.recipe.model.n_ctx)
 progress = None
 """
 
+DRIFT = """
+def drift(step):
+    \"\"\"Change one number of the gradient of a step, in this rank alone.\"\"\"
+    steps, clip = iter(range(1000)), torch.nn.utils.clip_grad_norm_
+
+    def clip_and_change(parameters, most):
+        norm = clip(parameters, most)
+        if next(steps) == step:
+            parameters[0].grad[0, 0] += 1e-3
+        return norm
+
+    torch.nn.utils.clip_grad_norm_ = clip_and_change
+"""
+
 SEVERAL = """
 assert together(2, training("two", 2, eval_every=6)) == [0, 0]
 assert together(2, training("again", 2, eval_every=6)) == [0, 0]
 assert together(3, training("three", 3)) == [0, 0, 0]
 assert together(2, training("diverged", 2, lr=1e30, min_lr=1e30, weight_decay=0.0))[0] == 1
+
+def drifting(rank, children):
+    if rank == 1:
+        drift(9)
+    training("drifting", 3, eval_every=6)(rank, children)
+
+assert together(3, drifting) == [1, 1, 1]
 
 def progress(what, done, total):
     if done == 13:
@@ -148,7 +170,7 @@ def python(*arguments) -> subprocess.CompletedProcess[str]:
 def folder(tiny_run, killed, tmp_path_factory) -> Path:
     """Runs of two and three ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    ended = python(killed + RANKS + SEVERAL, tiny_run.store.path, tiny_run.path, folder)
+    ended = python(killed + RANKS + DRIFT + SEVERAL, tiny_run.store.path, tiny_run.path, folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 
@@ -199,8 +221,20 @@ def test_the_world_size_is_in_the_manifest_only_if_there_are_several(two, tiny_r
 
 
 def test_a_loss_that_is_not_a_number_ends_all_ranks_and_is_named(folder):
-    assert "is not a number" in (folder / "diverged-0").read_text()
+    assert "is not a number" in (folder / "DivergedError-0").read_text()
     assert not runs.open(folder / "diverged").finished
+
+
+def test_a_rank_whose_weights_drift_away_is_named_before_a_checkpoint_is_written(folder, two):
+    said = {(folder / f"UnequalRanksError-{rank}").read_text() for rank in range(3)}
+    (line,) = said
+    assert line.startswith("after 16 steps rank 1 of 3 and rank 0 hold different weights")
+    stopped = runs.open(folder / "drifting", store=two.store.path)
+    assert stopped.steps == [0, 1, 2, 4, 8]
+    alone = trainer.train(
+        stopped.recipe, two.store, out=folder / "not-drifting", numerics=stopped.numerics
+    )
+    assert same(trainer.resume(stopped.path, store=two.store.path), alone)
 
 
 def test_the_command_resumes_with_as_many_processes_as_the_run_began_with(folder, two):
@@ -309,6 +343,26 @@ def wait_for(event) -> None:
     while not event():
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_the_command_ends_in_one_line_that_names_the_rank_whose_weights_differ(
+    make_store, tmp_path, monkeypatch
+):
+    start = "import os\nif os.environ.get('RANK') == '1':\n    import torch\n"
+    drift = textwrap.indent(f"{DRIFT}\ndrift(2)\n", "    ")
+    (tmp_path / "sitecustomize.py").write_text(start + drift)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    out = tmp_path / "r"
+    ended = command(*small_training(long_store(make_store), out, 8), "--devices", 2)
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("training: ")]
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert lines == [
+        "error: after 4 steps rank 1 of 2 and rank 0 hold different weights or optimizer states; "
+        "this checkpoint was not written: go on from the last one with `openbook run resume`, and "
+        "if it happens again, test memory and devices"
+    ]
+    assert runs.open(out).steps == [0, 1, 2]
 
 
 @pytest.mark.slow
