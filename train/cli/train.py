@@ -6,7 +6,7 @@ from typing import Annotated, no_type_check
 
 import typer
 
-from train.cli.options import Json, StoreFolder, option_groups
+from train.cli.options import Json, ShardOptimizer, StoreFolder, option_groups
 from train.cli.output import emit, lines, run_summary
 from train.cli.ranks import connect_ranks, start_ranks
 from train.cli.recipes import RecipeName, Settings, parsed_settings
@@ -93,6 +93,7 @@ def train_command(
     data_workers: Annotated[
         int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
     ] = 0,
+    shard_optimizer: ShardOptimizer = False,
     watch: Annotated[
         bool,
         typer.Option(
@@ -128,6 +129,7 @@ def train_command(
             numerics=how,
             data_workers=data_workers,
             watch=[one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)],
+            shard_optimizer=shard_optimizer,
             progress=advance,
         )
     result = run_summary(trained)

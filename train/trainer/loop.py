@@ -35,7 +35,15 @@ from train.short_repr import short_repr
 from train.trainer import evaluation, monitoring, optimizer
 from train.trainer.loss import next_token_loss
 from train.trainer.ranks import Ranks, ranks_of
-from train.trainer.state import TrainState, check_ranks, initial_state, load_state, save
+from train.trainer.state import (
+    TrainState,
+    check_ranks,
+    gathered_optimizer,
+    initial_state,
+    keep_own_shard,
+    load_state,
+    save,
+)
 
 
 __all__ = ["Replay", "replay", "resume", "retrain_without", "train", "training_steps"]
@@ -90,6 +98,7 @@ def train(
     numerics: Numerics | None = None,
     data_workers: int = 0,
     watch: Sequence[MonitorTask] = (),
+    shard_optimizer: bool = False,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Run:
@@ -104,11 +113,13 @@ def train(
         data_workers: Threads that read batches in advance; they do not change the result.
         watch: Tasks to measure during training (`train.trainer.monitoring`); they do not change
             the result.
+        shard_optimizer: Whether each of several processes keeps only its share of AdamW's state;
+            this saves memory and does not change the result.
         progress: Called with (text, steps done, number of steps) after every step.
 
     Raises:
         RecipeError: The recipe does not exist or contradicts itself, or `out` exists already, or
-            there are fewer windows per step than processes.
+            there are fewer windows per step than processes, or the state of Muon was to be divided.
         StoreError: The store does not fit the recipe.
         LostRankError: Another process of this training has ended.
         UnequalRanksError: The processes hold different weights at a checkpoint, which is not
@@ -123,7 +134,7 @@ def train(
             f"{numerics.world_size} processes, and each needs one; choose a batch size of "
             f"{numerics.world_size} or more, or fewer processes"
         )
-    ranks = ranks_of(numerics)
+    ranks = _joined_ranks(recipe, numerics, shard_optimizer)
     # What can be refused is refused before the first file is written.
     _refuse_existing(out)
     with applied(numerics):
@@ -167,14 +178,19 @@ def resume(
     store: str | Path | None = None,
     last: int | None = None,
     data_workers: int = 0,
+    shard_optimizer: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Continue a run from its newest checkpoint to the checkpoint `last`, by default the end.
 
     Measurements continue as at the start of the run. A finished run is returned unchanged.
 
+    Args:
+        shard_optimizer: As in `train`; a run may be continued without it.
+
     Raises:
         TrainError: `last` is not the step of a checkpoint still to come.
+        RecipeError: The state of Muon was to be divided.
 
     Examples:
         >>> trainer.resume(run.path).id == run.id
@@ -186,7 +202,7 @@ def resume(
     ahead = [one for one in opened.recipe.checkpoint_steps() if one >= max(opened.steps, default=0)]
     if last is not None and last not in ahead:
         raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
-    ranks = ranks_of(opened.numerics)
+    ranks = _joined_ranks(opened.recipe, opened.numerics, shard_optimizer)
     with ExitStack() as stack:
 
         def begin() -> None:
@@ -196,9 +212,19 @@ def resume(
 
         ranks.run_on_rank_0(begin)
         state = _where_it_stopped(opened)
+        keep_own_shard(state, ranks)
         ranks.run_on_rank_0(lambda: runs.resumed_manifest(opened.path, opened.manifest, state.step))
         opened = runs.open(opened.path, store=store)
         return _train(opened, state, data_workers, progress, last, ranks)
+
+
+def _joined_ranks(recipe: Recipe, numerics: Numerics, shard_optimizer: bool) -> Ranks:
+    if shard_optimizer and recipe.optimizer != "adamw":
+        raise RecipeError(
+            f"recipe {recipe.name!r} has optimizer={recipe.optimizer!r}, which updates matrices of "
+            "all layers together; only the state of 'adamw' can be divided among processes"
+        )
+    return replace(ranks_of(numerics), shards_optimizer=shard_optimizer)
 
 
 def _where_it_stopped(run: Run) -> TrainState:
@@ -361,8 +387,7 @@ def training_steps(
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
         if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
             raise _diverged(state.model, batch, numerics, batch.step)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        ranks.update(state.optimizer, parameters)
         state.step += 1
         state.tokens += batch.divisor
         row = runs.LedgerRow(
@@ -413,7 +438,7 @@ def _train(
                 if state.step in saves:
                     check_ranks(state, ranks)
                     writer.sync()
-                    save(run, state)
+                    save(run, state, gathered_optimizer(state, ranks))
     finally:
         writer.close()
         watcher.close()
@@ -437,6 +462,7 @@ def _train_on_other_rank(
             ):  # fmt: skip
                 pass
             check_ranks(state, ranks)
+            gathered_optimizer(state, ranks)
     ranks.wait()
     return runs.open(run.path, store=run.store_path)
 

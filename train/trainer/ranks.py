@@ -1,9 +1,15 @@
 """The processes that train one run together ("ranks"), and the sum of their gradients.
 
-Every rank holds the whole model and the whole optimizer, and computes the gradient of its share of
-each batch (data parallel training). The shares' gradients are added in the order of the ranks, in
-one vector after the backward pass. One process that computes the shares in turn therefore gets the
-same bits: a run of several ranks is replayed, verified and retrained by one process.
+Every rank holds the whole model and computes the gradient of its share of each batch (data parallel
+training). The shares' gradients are added in the order of the ranks, in one vector after the
+backward pass. One process that computes the shares in turn therefore gets the same bits: a run of
+several ranks is replayed, verified and retrained by one process.
+
+Every rank also holds the whole optimizer, or (`shards_optimizer`) the state of its share of the
+parameters: it updates these and sends them to the others, as in stage 1 of ZeRO (Rajbhandari et al.
+2020, https://arxiv.org/abs/1910.02054). AdamW updates every number by itself, so the bits are the
+same. torch's ZeroRedundancyOptimizer collects the state for a checkpoint by pickles that pass
+through the memory of every device.
 
 torch's DistributedDataParallel adds in the order of its backend's algorithm, which one process
 cannot repeat for three ranks or more. What it would save is waiting: it sends gradients during the
@@ -39,10 +45,12 @@ class Ranks:
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
+        shards_optimizer: Whether each rank keeps only its share of AdamW's state.
     """
 
     rank: int = 0
     size: int = 1
+    shards_optimizer: bool = False
 
     def sum_gradients(
         self, parameters: Sequence[nn.Parameter], batch: Batch, world_size: int,
@@ -75,6 +83,41 @@ class Ranks:
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return loss[0]
+
+    def owners(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        """Return the rank that updates each parameter and keeps its optimizer state.
+
+        The largest parameters are given away first, each to the rank with the fewest numbers.
+        Without `shards_optimizer` every rank owns all parameters.
+        """
+        owners, loads = [self.rank] * len(parameters), [0] * self.size
+        if self.shards_optimizer:
+            for index in sorted(range(len(owners)), key=lambda k: -parameters[k].numel()):
+                owners[index] = loads.index(min(loads))
+                loads[owners[index]] += parameters[index].numel()
+        return owners
+
+    def update(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        """Update all parameters by their gradients, which become None."""
+        owners = self.owners(parameters)
+        for parameter, owner in zip(parameters, owners, strict=True):
+            if owner != self.rank:
+                parameter.grad = None  # AdamW passes over it and makes no state for it.
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.shards_optimizer and self.size > 1:
+            with _lost_rank_errors():
+                for parameter, owner in zip(parameters, owners, strict=True):
+                    distributed.broadcast(parameter.detach(), owner)
+
+    def send_to_rank_0(self, tensor: Tensor, owner: int) -> None:
+        """Overwrite a tensor of rank 0 by that of its owner; both call this together."""
+        if owner != 0 and self.rank in (0, owner):
+            with _lost_rank_errors():
+                if self.rank == owner:
+                    distributed.send(tensor, 0)
+                else:
+                    distributed.recv(tensor, owner)
 
     def run_on_rank_0(self, work: Callable[[], object]) -> None:
         """Run a function on rank 0 once all ranks have called this; the others wait for its end.
@@ -162,7 +205,7 @@ def ranks_of(numerics: Numerics) -> Ranks:
 
     Examples:
         >>> trainer.ranks_of(run.numerics)
-        Ranks(rank=0, size=1)
+        Ranks(rank=0, size=1, shards_optimizer=False)
     """
     if numerics.world_size == 1 or not distributed.is_initialized():
         return Ranks()

@@ -71,15 +71,18 @@ def together(size, work):
     ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return ended[::-1]
 
-def training(name, size, **changes):
+def training(name, size, shard=False, **changes):
     def work(rank, children):
         out = folder / name
         if (out / "manifest.json").exists():
-            trainer.resume(out, store=store.path)
+            trainer.resume(out, store=store.path, shard_optimizer=shard)
         else:
             how = Numerics("cpu", "fp32", 1, world_size=size)
             recipe = replace(source.recipe, **changes)
-            trainer.train(recipe, store, out=out, numerics=how, watch=watch, progress=progress)
+            trainer.train(
+                recipe, store, out=out, numerics=how, watch=watch, shard_optimizer=shard,
+                progress=progress,
+            )
     return work
 
 watch = trainer.store_tasks(store, source.recipe.model.n_ctx)
@@ -118,6 +121,34 @@ def progress(what, done, total):
         os._exit(9)
 
 assert together(2, training("stopped", 2, eval_every=6)) == [9, 75]
+"""
+
+SHARDED = """
+assert together(2, training("sharded-two", 2, shard=True, eval_every=6)) == [0, 0]
+assert together(3, training("sharded-three", 3, shard=True)) == [0, 0, 0]
+
+def progress(what, done, total):
+    if done == 13:
+        os._exit(9)
+
+assert together(2, training("sharded-stopped", 2, shard=True, eval_every=6)) == [9, 75]
+progress = None
+assert together(2, training("sharded-stopped", 2, shard=True)) == [0, 0]
+
+def measuring(rank, children):
+    ranks = trainer.Ranks(rank, 2, shards_optimizer=True)
+    run = runs.open(folder / "sharded-two")
+    state = trainer.load_state(run, 16, run.numerics)
+    keep_own_shard(state, ranks)
+    held = [sum(one["exp_avg"].numel() for one in state.optimizer.state.values())]
+    for _ in trainer.training_steps(
+        state, run.recipe, run.store, run.order, run.numerics, 20, ranks=ranks
+    ):
+        held.append(sum(one["exp_avg"].numel() for one in state.optimizer.state.values()))
+    (folder / f"held-{rank}").write_text(json.dumps(held))
+
+from train.trainer.state import keep_own_shard
+assert together(2, measuring) == [0, 0]
 """
 
 KILLED = """
@@ -225,6 +256,46 @@ def test_a_loss_that_is_not_a_number_ends_all_ranks_and_is_named(folder):
     assert not runs.open(folder / "diverged").finished
 
 
+@pytest.fixture(scope="module")
+def sharded(folder, tiny_run, killed) -> Path:
+    """Runs of ranks that each keep a part of the optimizer's state."""
+    ended = python(killed + RANKS + SHARDED, tiny_run.store.path, tiny_run.path, folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_a_divided_optimizer_leaves_the_files_of_a_whole_one(sharded, name):
+    divided, whole = (runs.open(sharded / one) for one in (f"sharded-{name}", name))
+    assert same(divided, whole)
+    assert "optimizer.safetensors" in divided.saved_at(16).files
+    assert trainer.verify(divided).level == "bit-exact"
+
+
+def test_a_stopped_run_goes_on_with_a_divided_optimizer_to_the_same_bits(sharded):
+    resumed = runs.open(sharded / "sharded-stopped")
+    assert [one["first_step"] for one in resumed.predicate["segments"]] == [0, 8]
+    assert same(resumed, runs.open(sharded / "two"))
+
+
+def test_each_rank_keeps_about_half_of_a_divided_optimizer(sharded, two):
+    first, second = (json.loads((sharded / f"held-{rank}").read_text()) for rank in range(2))
+    assert {len(first), len(second)} == {5}
+    n_params = sum(one.numel() for one in two.load().parameters())
+    assert {a + b for a, b in zip(first, second, strict=True)} == {n_params}
+    assert len({*first}) == 1
+    assert abs(first[0] - second[0]) < 0.05 * n_params
+
+
+def test_the_state_of_muon_is_not_divided(muon_run, tmp_path):
+    with pytest.raises(RecipeError, match="only the state of 'adamw' can be divided"):
+        trainer.train(
+            muon_run.recipe, muon_run.store, out=tmp_path / "r", numerics=muon_run.numerics,
+            shard_optimizer=True,
+        )  # fmt: skip
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_rank_whose_weights_drift_away_is_named_before_a_checkpoint_is_written(folder, two):
     said = {(folder / f"UnequalRanksError-{rank}").read_text() for rank in range(3)}
     (line,) = said
@@ -291,7 +362,8 @@ def test_the_command_and_torchrun_train_the_same_run(make_store, tmp_path):
     assert run.numerics == Numerics("cpu", "fp32", 1, run.numerics.matmul, world_size=2)
     assert trainer.verify(run).level == "bit-exact"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    arguments = [*torchrun, 2, "-m", "train", *small_training(store, tmp_path / "b", 4), "--json"]
+    arguments = [*torchrun, 2, "-m", "train", *small_training(store, tmp_path / "b", 4)]
+    arguments += ["--shard-optimizer", "--json"]
     ended = subprocess.run(
         list(map(str, arguments)), capture_output=True, text=True, timeout=TIMEOUT
     )
