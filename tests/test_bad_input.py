@@ -19,7 +19,7 @@ from interp.behaviours import Behaviour
 from tests.worlds import disks
 from tests.worlds.commands import left, refused
 from train import recipes, runs, storage
-from train.data import token_store
+from train.data import Corpus, Document, build_store, token_store
 
 
 pytestmark = pytest.mark.integration
@@ -116,6 +116,40 @@ def test_a_store_of_another_tokenizer_than_the_runs(
     fixed = openbook("train", "gpt2-124m", lookup_store.path, "--out", tmp_path / "run")
     refused(fixed, 2, "needs a vocabulary of 50257", "(word tokenizer)")
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "code", "words"),
+    [
+        ("text-small", "--set model.n_heads=3", 2, "d_model 128 is no multiple of 3 heads"),
+        ("text-small", "--set model.preset=no", 2, "no architecture is called 'no'"),
+        ("text-small", "--set model.causal=false", 2, "allow_reading_ahead=true"),
+        ("text-small", "--set optimizer=muon --set muon_momentum=1.0", 2, "muon_momentum=1.0"),
+        ("text-small", "--set late_batch=1", 2, "an order of 0 windows of 256 tokens"),
+        ("text-small", "--set model.d_mlp=4611686018427387", 4, "out of memory: "),
+        ("text-small", "--device cuda", 2, "this machine has no CUDA device"),
+        ("gpt2-124m", "", 2, "needs a vocabulary of 50257"),
+    ],
+)
+def test_a_training_that_is_refused_leaves_no_folder(
+    openbook, tmp_path, store_with_late_words, recipe, options, code, words
+):
+    path, how = store_with_late_words.path, "--precision fp32 --threads 1"
+    if "--device" not in options:
+        how += " --device cpu"
+    ended = openbook("train", recipe, path, "--out", tmp_path / "r", *how.split(), *options.split())
+    refused(ended, code, words)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture(scope="module")
+def store_with_late_words(tmp_path_factory):
+    """1,000 words and nine late ones: enough for a window of 256 tokens, but not for a late one."""
+    lines = ["w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"] * 100
+    documents = [Document(f"l@0/{row}", text, "l", "0", row) for row, text in enumerate(lines)]
+    documents.append(Document("l@0/100", "w0 w1 w2 w3 w4 w5 w6 w7 w8", "l", "0", 100, late=True))
+    corpus = Corpus("late", "late", "0", lambda: iter(documents), tokenizer="word")
+    return build_store(corpus, out=tmp_path_factory.mktemp("late") / "store")
 
 
 def test_a_context_longer_than_the_store(openbook, tmp_path):

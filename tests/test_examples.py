@@ -59,7 +59,7 @@ WITHOUT = {
             finish_manifest imported_manifest parse_log record_schedule released_manifest
             resumed_manifest write_checkpoint
         train.storage: artifact_manifest disk_guard lock_artifact sync_folder verify_artifact
-        train.trainer: adamw write_state
+        train.trainer: adamw optimizer_state
         """,
     "is a step inside the engine, a sweep or an importer": """
         interp.patching.engine: arriving averaged fast_fp32 product_for spread

@@ -90,8 +90,8 @@ REFUSALS = {
     "interp/cli/probe.py _numbers": "a text that is no list of numbers",
     "train/cli/options.py choice": "a word that is no choice",
     "train/cli/options.py readable": "a file that is missing",
-    "train/cli/ranks.py _raise_what_failed": "a process that ended",
-    "train/cli/ranks.py started_ranks": "more processes than were started by torchrun",
+    "train/cli/ranks.py _raise_failure": "a process that ended",
+    "train/cli/ranks.py start_ranks": "more processes than were started by torchrun",
     "train/cli/recipes.py parsed_settings": "a setting without a value, or given twice",
     "train/cli/recipes.py recipes_show": "a file of another kind",
 }

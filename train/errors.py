@@ -8,6 +8,7 @@
   + RecipeError            2  the recipe does not exist or contradicts itself
   + HookError              2  a hook point does not exist, or a hook never fired
   + DivergedError          1  the loss or a weight is NaN or infinite
+  + UnequalRanksError      1  the processes of a training hold different weights
   + LostRankError         75  the processes of a training cannot reach each other
   + DamagedError           3  a file differs from its digest, or must not be trusted
   + DiskError              4  the disk is full
@@ -31,6 +32,7 @@ __all__ = [
     "StoreError",
     "TokenizerError",
     "TrainError",
+    "UnequalRanksError",
     "nearest",
 ]
 
@@ -67,6 +69,12 @@ class HookError(TrainError):
 
 class DivergedError(TrainError):
     """The loss or a weight is NaN or infinite."""
+
+    exit_code = 1
+
+
+class UnequalRanksError(TrainError):
+    """The processes of a training hold different weights or optimizer states."""
 
     exit_code = 1
 

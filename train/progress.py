@@ -103,11 +103,12 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
 
 
 def count(n: int | float, noun: str, plural: str = "") -> str:
-    """Format a number of things: "1 span", "1,200 spans", "0.5 readings".
+    """Format a number of things: "1 span", "1,200 spans", "0.5 readings", "0.008 readings".
 
-    `plural` is for nouns such as "copy"; a number that is not whole has one decimal.
+    `plural` is for nouns such as "copy". A number that is not whole has one decimal, and one that
+    would be shown as 0 has its first digit.
     """
-    number = f"{n:,.1f}".removesuffix(".0")
+    number = f"{n:.1g}" if 0 < n < 0.05 else f"{n:,.1f}".removesuffix(".0")
     return f"{number} {noun if number == '1' else plural or noun + 's'}"
 
 

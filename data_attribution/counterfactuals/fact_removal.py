@@ -230,7 +230,8 @@ def forget_facts(
 ) -> Forgetting:
     """Retrain without the documents of the named facts, and without those of as many others.
 
-    Costs two trainings, each from the last checkpoint before its first removed document was read.
+    Costs two trainings, each from the last checkpoint that keeps its optimizer before the first
+    removed document was read.
 
     Args:
         seed: Random seed for drawing the facts of the control: as many of each relation as are

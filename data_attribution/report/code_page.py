@@ -364,8 +364,9 @@ def _proof(demo: CodeDemo) -> str:
         "<h2>5. The proof</h2>"
         "<p class=claim>Trained again without the first-ranked files of part 4 "
         f"({count(len(proof.removed), 'file')}, copies included), everything else the same to the "
-        "bit, from the last checkpoint before one of them was read. The numbers are changes of "
-        "log-probability, beyond those of trainings without as many random files of like length "
+        "bit, from the last checkpoint that kept its optimizer before one of them was read (step 0 "
+        "if none did). The numbers are changes of log-probability, beyond those of trainings "
+        "without as many random files of like length "
         f"({count(len(proof.control), 'control')}).</p>"
         + "".join(f"<p class=claim>{claim}</p>" for claim in claims)
         + "\n".join(sources_page.retraining_results(proof))

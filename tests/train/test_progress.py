@@ -90,6 +90,7 @@ def test_work_of_unknown_length_has_no_time_left(log):
     [
         (0, "0 spans"), (1, "1 span"), (1.0, "1 span"), (2, "2 spans"), (1200, "1,200 spans"),
         (0.5, "0.5 spans"), (2244.25, "2,244.2 spans"),
+        (0.05, "0.1 spans"), (0.0078, "0.008 spans"),
     ],
 )  # fmt: skip
 def test_one_thing_is_singular_and_large_numbers_are_written_out(n, text):

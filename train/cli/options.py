@@ -54,6 +54,15 @@ Out = Annotated[
 ]
 
 
+ShardOptimizer = Annotated[
+    bool,
+    typer.Option(
+        "--shard-optimizer",
+        help="Keep in each process only its share of AdamW's state: less memory, the same result.",
+    ),
+]
+
+
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
 
 

@@ -28,22 +28,24 @@ if TYPE_CHECKING:
     from train.numerics import Numerics
     from train.progress import Progress
 
-# The file in which the ranks meet, if they were started here and not by torchrun.
+# Environment variable with the file through which the ranks find each other, if they were started
+# here and not by torchrun.
 RENDEZVOUS = "OPENBOOK_RENDEZVOUS"
-PLACE = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
-LOST = LostRankError.exit_code
-INTERRUPTED = 130
+# Environment variables from which a rank learns its number, as torchrun sets them.
+RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+LOST_RANK_CODE = LostRankError.exit_code
+INTERRUPTED_CODE = 130
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-SECONDS_BETWEEN_LOOKS = 0.05
+POLL_SECONDS = 0.05
 # Time for the other ranks to end by themselves after the first has failed.
-SECONDS_TO_END = 20.0
+GRACE_SECONDS = 20.0
 
 
-def started_ranks(count: int | None, run: Path) -> int:
-    """Return how many processes train the run together, after starting them if necessary.
+def start_ranks(count: int | None, run: Path) -> int:
+    """Start the ranks if that is necessary, and return how many train the run together.
 
-    It returns in the ranks, and in a process that trains alone. A process that starts ranks waits
-    for them and exits as they did.
+    This returns in each rank, and in a process that trains alone. The process that starts the ranks
+    waits for them and exits with their exit code.
 
     Args:
         count: Number of processes; None: those that torchrun has started, or 1.
@@ -53,7 +55,7 @@ def started_ranks(count: int | None, run: Path) -> int:
         RecipeError: torchrun has started another number of processes.
         LostRankError: A rank was killed or failed.
     """
-    size = int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= PLACE else 1
+    size = int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= RANK_VARIABLES else 1
     if size == 1:
         if count is None or count == 1:
             return 1
@@ -64,7 +66,7 @@ def started_ranks(count: int | None, run: Path) -> int:
             "because sums of another number differ in their last bits"
         )
     if RENDEZVOUS in os.environ:
-        # Until it trains, a rank ends without a word by Ctrl-C: the process that started it speaks.
+        # Until it trains, a rank that Ctrl-C ends prints nothing: the process that started it does.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         threading.Thread(target=_end_with_parent, daemon=True).start()
     if int(os.environ["RANK"]) > 0:
@@ -73,7 +75,7 @@ def started_ranks(count: int | None, run: Path) -> int:
 
 
 @contextmanager
-def ranks_joined(numerics: "Numerics | None", title: str) -> "Iterator[Progress | None]":
+def connect_ranks(numerics: "Numerics | None", title: str) -> "Iterator[Progress | None]":
     """Connect the ranks inside the block, and yield the progress bar of rank 0.
 
     Args:
@@ -88,7 +90,7 @@ def ranks_joined(numerics: "Numerics | None", title: str) -> "Iterator[Progress 
     from train import trainer
 
     rank = int(os.environ["RANK"])
-    joined = trainer.join_ranks(
+    connection = trainer.join_ranks(
         numerics.device,
         rank=rank,
         size=numerics.world_size,
@@ -99,15 +101,15 @@ def ranks_joined(numerics: "Numerics | None", title: str) -> "Iterator[Progress 
     try:
         if RENDEZVOUS in os.environ:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        with joined, bar as advance:
+        with connection, bar as advance:
             yield advance
     except (KeyboardInterrupt, LostRankError) as error:
         if RENDEZVOUS not in os.environ:
             raise
         if rank > 0:  # read by the process that started it, if no rank has another reason
             typer.echo(f"error: {error}", err=True)
-        # At once, because threads of a broken connection would abort the usual end.
-        os._exit(LOST)
+        # This ends the process at once: at the usual end, threads of a broken connection abort it.
+        os._exit(LOST_RANK_CODE)
 
 
 @dataclass(frozen=True)
@@ -117,30 +119,30 @@ class _Rank:
 
 
 def _run_ranks(count: int, run: Path) -> NoReturn:
-    """Run this command in `count` processes, and exit as they did."""
+    """Run this command in `count` processes, and exit with their exit code."""
     with TemporaryDirectory(prefix="openbook-") as folder:
-        ranks = [_start(rank, count, Path(folder)) for rank in range(count)]
+        ranks = [_start_rank(rank, count, Path(folder)) for rank in range(count)]
         try:
-            codes, interrupted = _wait([one.process for one in ranks])
+            codes, interrupted = _wait([rank.process for rank in ranks])
             if interrupted and any(codes):
-                raise typer.Exit(INTERRUPTED)
-            _raise_what_failed(ranks, codes, run)
+                raise typer.Exit(INTERRUPTED_CODE)
+            _raise_failure(ranks, codes, run)
         finally:
-            for one in ranks:
-                one.process.kill()
-                one.process.communicate()
+            for rank in ranks:
+                rank.process.kill()
+                rank.process.communicate()
     raise typer.Exit(0)
 
 
-def _start(rank: int, count: int, folder: Path) -> _Rank:
-    # The package of this process, wherever the other one is started; -P: not that of its folder.
+def _start_rank(rank: int, count: int, folder: Path) -> _Rank:
+    # The rank imports the package of this process; -P: not one in the current folder.
     paths = [str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
     environment = {
         "GLOO_SOCKET_IFNAME": LOOPBACK,
         "NCCL_SOCKET_IFNAME": LOOPBACK,
         **os.environ,
-        **{name: str(number) for name, number in place.items()},
+        **{name: str(number) for name, number in variables.items()},
         RENDEZVOUS: f"file://{folder / 'rendezvous'}",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
@@ -166,37 +168,37 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[list[int | None
     end, interrupted = float("inf"), False
     while time.monotonic() < end:
         try:
-            codes = [one.poll() for one in processes]
+            codes = [process.poll() for process in processes]
             if None not in codes:
                 break
             if end == float("inf") and any(codes):
-                end = time.monotonic() + SECONDS_TO_END
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+                end = time.monotonic() + GRACE_SECONDS
+            time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             interrupted = True
             processes[0].send_signal(signal.SIGINT)  # the others lose their connection with it
-    return [one.poll() for one in processes], interrupted
+    return [process.poll() for process in processes], interrupted
 
 
-def _raise_what_failed(ranks: Sequence[_Rank], codes: Sequence[int | None], run: Path) -> None:
-    """Raise an error that names a rank that failed, if any did.
+def _raise_failure(ranks: Sequence[_Rank], codes: Sequence[int | None], run: Path) -> None:
+    """Raise an error that names a rank that failed, if one did.
 
-    A rank that only lost the others is named if no rank has another reason.
+    A rank that only lost its connection to the others is named if no rank failed otherwise.
     """
-    failed = [rank for rank, code in enumerate(codes) if code not in (0, None, LOST)]
-    failed += [rank for rank, code in reversed([*enumerate(codes)]) if code == LOST]
+    failed = [rank for rank, code in enumerate(codes) if code not in (0, None, LOST_RANK_CODE)]
+    failed += [rank for rank, code in reversed([*enumerate(codes)]) if code == LOST_RANK_CODE]
     if not failed:
         return
     rank, code = failed[0], codes[failed[0]] or 0
-    if rank == 0 and code > 0 and code != LOST:
-        raise typer.Exit(code)  # rank 0 has said why
-    said = ranks[rank].errors.read_text(encoding="utf-8", errors="replace").strip()
-    last = said.splitlines()[-1] if said else ""
+    if rank == 0 and code > 0 and code != LOST_RANK_CODE:
+        raise typer.Exit(code)  # rank 0 has printed the reason
+    output = ranks[rank].errors.read_text(encoding="utf-8", errors="replace").strip()
+    last = output.splitlines()[-1] if output else ""
     name = f"rank {rank} of {len(ranks)}"
     if last.startswith("error: "):
         refusal = LostRankError(f"{name}: {last.removeprefix('error: ')}")
     else:
-        typer.echo(said, err=True, nl=bool(said))
+        typer.echo(output, err=True, nl=bool(output))
         end = (
             f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
@@ -211,4 +213,4 @@ def _raise_what_failed(ranks: Sequence[_Rank], codes: Sequence[int | None], run:
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
-    os._exit(LOST)
+    os._exit(LOST_RANK_CODE)

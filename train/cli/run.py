@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from train.cli.options import CommandGroup, Json, RunOptions, option_groups
+from train.cli.options import CommandGroup, Json, RunOptions, ShardOptimizer, option_groups
 from train.cli.output import Output, emit, lines, run_summary
-from train.cli.ranks import ranks_joined, started_ranks
+from train.cli.ranks import connect_ranks, start_ranks
 from train.progress import count
 
 
@@ -79,6 +79,7 @@ def run_resume(
     data_workers: Annotated[
         int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
     ] = 0,
+    shard_optimizer: ShardOptimizer = False,
 ) -> None:
     """Continue a training that was stopped, from its last checkpoint to its last step.
 
@@ -90,10 +91,14 @@ def run_resume(
     opened = source.open()
     numerics = None if opened.finished else opened.numerics
     if numerics:
-        started_ranks(numerics.world_size, source.path)
-    with ranks_joined(numerics, "training") as advance:
+        start_ranks(numerics.world_size, source.path)
+    with connect_ranks(numerics, "training") as advance:
         trained = trainer.resume(
-            source.path, store=source.store, data_workers=data_workers, progress=advance
+            source.path,
+            store=source.store,
+            data_workers=data_workers,
+            shard_optimizer=shard_optimizer,
+            progress=advance,
         )
     result = run_summary(trained)
     output.emit(result, lines(result))

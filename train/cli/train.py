@@ -6,9 +6,9 @@ from typing import Annotated, no_type_check
 
 import typer
 
-from train.cli.options import Json, StoreFolder, option_groups
+from train.cli.options import Json, ShardOptimizer, StoreFolder, option_groups
 from train.cli.output import emit, lines, run_summary
-from train.cli.ranks import ranks_joined, started_ranks
+from train.cli.ranks import connect_ranks, start_ranks
 from train.cli.recipes import RecipeName, Settings, parsed_settings
 
 
@@ -93,6 +93,7 @@ def train_command(
     data_workers: Annotated[
         int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
     ] = 0,
+    shard_optimizer: ShardOptimizer = False,
     watch: Annotated[
         bool,
         typer.Option(
@@ -106,7 +107,7 @@ def train_command(
 
     A training that was stopped at any moment continues with `openbook run resume`.
     """
-    world_size = started_ranks(devices, out)
+    world_size = start_ranks(devices, out)
     from train import numerics, recipes, trainer
     from train.data import open_store
 
@@ -120,7 +121,7 @@ def train_command(
     how = numerics.choose(
         device=device, precision=precision, threads=threads, world_size=world_size
     )
-    with ranks_joined(how, "training") as advance:
+    with connect_ranks(how, "training") as advance:
         trained = trainer.train(
             resolved,
             tokens,
@@ -128,6 +129,7 @@ def train_command(
             numerics=how,
             data_workers=data_workers,
             watch=[one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)],
+            shard_optimizer=shard_optimizer,
             progress=advance,
         )
     result = run_summary(trained)

@@ -206,7 +206,7 @@ def _compact(run: Run, out: Path, halves: Sequence[int]) -> None:
             out,
             step,
             model=loaded.state_dict(),
-            optimizer=trainer.write_state(first.model, first.optimizer) if first else None,
+            optimizer=trainer.optimizer_state(first.model, first.optimizer) if first else None,
             state={
                 "tokens": runs.read_counters(run.path, run.saved_at(step))["tokens"],
                 "fixed_loss": trainer.fixed_loss(loaded, run.store, run.order, run.numerics),

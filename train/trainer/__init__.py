@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         store_tasks,
     )
     from train.trainer.objectives import Forward, Objective, next_token, objective_of
-    from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
+    from train.trainer.optimizer import Muon, adamw, lr_at, optimizer_state, set_lr
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
@@ -58,6 +58,7 @@ __all__ = [
     "next_token",
     "next_token_loss",
     "objective_of",
+    "optimizer_state",
     "ranks_of",
     "replay",
     "resume",
@@ -68,7 +69,6 @@ __all__ = [
     "train",
     "training_steps",
     "verify",
-    "write_state",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

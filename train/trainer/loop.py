@@ -35,7 +35,15 @@ from train.short_repr import short_repr
 from train.trainer import evaluation, monitoring, optimizer
 from train.trainer.objectives import Objective, next_token, objective_of
 from train.trainer.ranks import Ranks, ranks_of
-from train.trainer.state import TrainState, initial_state, load_state, save
+from train.trainer.state import (
+    TrainState,
+    check_ranks,
+    gathered_optimizer,
+    initial_state,
+    keep_own_shard,
+    load_state,
+    save,
+)
 
 
 __all__ = [
@@ -98,6 +106,7 @@ def train(
     numerics: Numerics | None = None,
     data_workers: int = 0,
     watch: Sequence[MonitorTask] = (),
+    shard_optimizer: bool = False,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Run:
@@ -112,13 +121,17 @@ def train(
         data_workers: Threads that read batches in advance; they do not change the result.
         watch: Tasks to measure during training (`train.trainer.monitoring`); they do not change
             the result.
+        shard_optimizer: Whether each of several processes keeps only its share of AdamW's state;
+            this saves memory and does not change the result.
         progress: Called with (text, steps done, number of steps) after every step.
 
     Raises:
         RecipeError: The recipe does not exist or contradicts itself, or `out` exists already, or
-            there are fewer windows per step than processes.
+            there are fewer windows per step than processes, or the state of Muon was to be divided.
         StoreError: The store does not fit the recipe.
         LostRankError: Another process of this training has ended.
+        UnequalRanksError: The processes hold different weights at a checkpoint, which is not
+            written.
         DivergedError: The loss is not finite; the last good checkpoint is kept.
     """
     recipe, out = resolve(recipe, store, **changes), Path(out)
@@ -129,28 +142,42 @@ def train(
             f"{numerics.world_size} processes, and each needs one; choose a batch size of "
             f"{numerics.world_size} or more, or fewer processes"
         )
-    ranks = ranks_of(numerics)
+    ranks = _joined_ranks(recipe, numerics, shard_optimizer)
+    # What can be refused is refused before the first file is written.
+    _refuse_existing(out)
+    with applied(numerics):
+        state = initial_state(recipe, numerics)
+    if recipe.sampler == "tiles":
+        runs.order_of(recipe, store)
     with ExitStack() as stack:
 
         def begin() -> None:
-            # What a process leaves if it is killed before it writes the manifest is no run yet.
-            if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
-                raise RecipeError(
-                    f"{out} exists already; resume it with `openbook run resume` or choose another "
-                    "folder"
-                )
+            is_new = not out.exists()
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock(out))
-            if recipe.sampler == "nanogpt":
-                runs.record_schedule(out, recipe, store)
-            runs.begin_monitor_log(out, watch, recipe)
-            runs.begin_manifest(out, recipe, store, numerics)
+            _refuse_existing(out)  # Another process may have trained it in the meantime.
+            try:
+                if recipe.sampler == "nanogpt":
+                    runs.record_schedule(out, recipe, store)
+                runs.begin_monitor_log(out, watch, recipe)
+                runs.begin_manifest(out, recipe, store, numerics)
+            except Exception:
+                if is_new:
+                    shutil.rmtree(out)
+                raise
 
-        ranks.first(begin)
-        run = runs.open(out, store=store.path)
+        ranks.run_on_rank_0(begin)
         # Each rank has measured for itself which numerics to choose; those of rank 0 hold.
-        state = initial_state(recipe, run.numerics)
+        run = runs.open(out, store=store.path)
         return _train(run, state, data_workers, progress, ranks=ranks)
+
+
+def _refuse_existing(out: Path) -> None:
+    # What a process leaves if it is killed before it writes the manifest is no run yet.
+    if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
+        raise RecipeError(
+            f"{out} exists already; resume it with `openbook run resume` or choose another folder"
+        )
 
 
 def resume(
@@ -159,14 +186,19 @@ def resume(
     store: str | Path | None = None,
     last: int | None = None,
     data_workers: int = 0,
+    shard_optimizer: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Continue a run from its newest checkpoint to the checkpoint `last`, by default the end.
 
     Measurements continue as at the start of the run. A finished run is returned unchanged.
 
+    Args:
+        shard_optimizer: As in `train`; a run may be continued without it.
+
     Raises:
         TrainError: `last` is not the step of a checkpoint still to come.
+        RecipeError: The state of Muon was to be divided.
 
     Examples:
         >>> trainer.resume(run.path).id == run.id
@@ -178,7 +210,7 @@ def resume(
     ahead = [one for one in opened.recipe.checkpoint_steps() if one >= max(opened.steps, default=0)]
     if last is not None and last not in ahead:
         raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
-    ranks = ranks_of(opened.numerics)
+    ranks = _joined_ranks(opened.recipe, opened.numerics, shard_optimizer)
     with ExitStack() as stack:
 
         def begin() -> None:
@@ -186,11 +218,21 @@ def resume(
             if _index(opened).exists():
                 runs.drop_unlisted(opened.path)
 
-        ranks.first(begin)
+        ranks.run_on_rank_0(begin)
         state = _where_it_stopped(opened)
-        ranks.first(lambda: runs.resumed_manifest(opened.path, opened.manifest, state.step))
+        keep_own_shard(state, ranks)
+        ranks.run_on_rank_0(lambda: runs.resumed_manifest(opened.path, opened.manifest, state.step))
         opened = runs.open(opened.path, store=store)
         return _train(opened, state, data_workers, progress, last, ranks)
+
+
+def _joined_ranks(recipe: Recipe, numerics: Numerics, shard_optimizer: bool) -> Ranks:
+    if shard_optimizer and recipe.optimizer != "adamw":
+        raise RecipeError(
+            f"recipe {recipe.name!r} has optimizer={recipe.optimizer!r}, which updates matrices of "
+            "all layers together; only the state of 'adamw' can be divided among processes"
+        )
+    return replace(ranks_of(numerics), shards_optimizer=shard_optimizer)
 
 
 def _where_it_stopped(run: Run) -> TrainState:
@@ -252,9 +294,10 @@ def retrain_without(
 ) -> Run:
     """Retrain a run without some documents; everything else is as in the parent, to the last bit.
 
-    The new run starts at the parent's last checkpoint before one of the documents was first read,
-    because earlier steps are the same in both, and ends at the parent's last checkpoint. Documents
-    already removed from the parent stay removed.
+    The new run starts at the last checkpoint that keeps the parent's optimizer before one of the
+    documents was first read, because earlier steps are the same in both; without such a checkpoint
+    in between that is step 0. It ends at the parent's last checkpoint. Documents already removed
+    from the parent stay removed.
 
     Raises:
         TrainError: There are no documents to remove, or the parent never read any of them.
@@ -351,8 +394,7 @@ def training_steps(
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
         if numerics.device == "cpu" and not math.isfinite(loss.item() + norm.item()):
             raise _diverged(state.model, batch, numerics, batch.step)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        ranks.update(state.optimizer, parameters)
         state.step += 1
         state.tokens += batch.divisor
         row = runs.LedgerRow(
@@ -407,13 +449,14 @@ def _train(
     """Train from `state` to the checkpoint `last` and write ledger, checkpoints and monitor log."""
     last = run.recipe.steps if last is None else last
     if ranks.rank > 0:
-        return _train_beside(run, state, data_workers, last, ranks)
+        return _train_on_other_rank(run, state, data_workers, last, ranks)
     recipe, saves = run.recipe, set(run.recipe.checkpoint_steps())
     watcher = monitoring.Monitor(run.path, state.step, run.numerics.device)
     writer = runs.ledger_writer(run.path / runs.LEDGER, state.step)
     begin, seen = time.perf_counter(), state.tokens
     try:
         with applied(run.numerics):
+            check_ranks(state, ranks)
             watcher.look(state.model, state.step, state.tokens)
             # The index is written last, so without one the first checkpoint is missing or partial.
             if not _index(run).exists():
@@ -430,8 +473,9 @@ def _train(
                         progress(what, row.step + 1, last)
                 watcher.look(state.model, state.step, state.tokens)
                 if state.step in saves:
+                    check_ranks(state, ranks)
                     writer.sync()
-                    save(run, state)
+                    save(run, state, gathered_optimizer(state, ranks))
     finally:
         writer.close()
         watcher.close()
@@ -441,13 +485,20 @@ def _train(
     return runs.open(run.path, store=run.store_path)
 
 
-def _train_beside(run: Run, state: TrainState, data_workers: int, last: int, ranks: Ranks) -> Run:
-    """Train beside rank 0, which writes all files, and wait until it has written the last one."""
+def _train_on_other_rank(
+    run: Run, state: TrainState, data_workers: int, last: int, ranks: Ranks
+) -> Run:
+    """Train on a rank above 0, and wait until rank 0 has written the last file."""
+    saves = [step for step in run.recipe.checkpoint_steps() if state.step < step <= last]
     with applied(run.numerics):
-        for _ in run_steps(
-            run, state, last, removal=run.removal, data_workers=data_workers, ranks=ranks
-        ):
-            pass
+        check_ranks(state, ranks)
+        for stop in saves:
+            for _ in run_steps(
+                run, state, stop, removal=run.removal, data_workers=data_workers, ranks=ranks
+            ):
+                pass
+            check_ranks(state, ranks)
+            gathered_optimizer(state, ranks)
     ranks.wait()
     return runs.open(run.path, store=run.store_path)
 

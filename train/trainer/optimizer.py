@@ -24,7 +24,15 @@ from train.model import GPT, Linear
 from train.recipes import Recipe
 
 
-__all__ = ["Muon", "adamw", "lr_at", "new_optimizer", "read_state", "set_lr", "write_state"]
+__all__ = [
+    "Muon",
+    "adamw",
+    "load_optimizer_state",
+    "lr_at",
+    "new_optimizer",
+    "optimizer_state",
+    "set_lr",
+]
 
 # The quintic of Jordan et al.: five steps bring every singular value near 1 (.7 to 1.2) instead of
 # exactly to 1, because what counts is how fast the small ones grow.
@@ -178,11 +186,11 @@ def orthogonalised(matrices: Float[Tensor, "batch out in"]) -> Float[Tensor, "ba
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def write_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state by name.
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors, on the CPU, under the names with which they are saved.
 
     AdamW has `<parameter>.exp_avg`, `.exp_avg_sq` and `.step`; Muon's matrices have
-    `<parameter>.momentum_buffer`.
+    `<parameter>.momentum_buffer`. Before the first update there are none.
     """
     return {
         f"{name}.{key}": value.detach().cpu().contiguous().reshape(value.shape)
@@ -191,10 +199,10 @@ def write_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     }
 
 
-def read_state(
+def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]
 ) -> None:
-    """Restore a saved optimizer state; the exact inverse of `write_state`.
+    """Give the optimizer the tensors that `optimizer_state` returned.
 
     Raises:
         DamagedError: A parameter of the model lacks its numbers in a state that is not empty.

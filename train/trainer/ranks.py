@@ -1,9 +1,15 @@
 """The processes that train one run together ("ranks"), and the sum of their gradients.
 
-Every rank holds the whole model and the whole optimizer, and computes the gradient of its share of
-each batch (data parallel training). The shares' gradients are added in the order of the ranks, in
-one vector after the backward pass. One process that computes the shares in turn therefore gets the
-same bits: a run of several ranks is replayed, verified and retrained by one process.
+Every rank holds the whole model and computes the gradient of its share of each batch (data parallel
+training). The shares' gradients are added in the order of the ranks, in one vector after the
+backward pass. One process that computes the shares in turn therefore gets the same bits: a run of
+several ranks is replayed, verified and retrained by one process.
+
+Every rank also holds the whole optimizer, or (`shards_optimizer`) the state of its share of the
+parameters: it updates these and sends them to the others, as in stage 1 of ZeRO (Rajbhandari et al.
+2020, https://arxiv.org/abs/1910.02054). AdamW updates every number by itself, so the bits are the
+same. torch's ZeroRedundancyOptimizer collects the state for a checkpoint by pickles that pass
+through the memory of every device.
 
 torch's DistributedDataParallel adds in the order of its backend's algorithm, which one process
 cannot repeat for three ranks or more. What it would save is waiting: it sends gradients during the
@@ -27,21 +33,24 @@ from train.numerics import Numerics
 __all__ = ["Ranks", "join_ranks", "ranks_of"]
 
 # How long a rank waits for the others: rank 0 may take minutes to write a large checkpoint. A lost
-# rank is noticed earlier: with gloo its connections close, and whoever started the ranks ends them.
-PATIENCE = timedelta(minutes=30)
+# rank is noticed earlier: with gloo its connections close, and the process that started the ranks
+# ends them.
+RANK_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those that train one run; by default it is alone.
+    """The number of this process among those that train one run; by default it is the only one.
 
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
+        shards_optimizer: Whether each rank keeps only its share of AdamW's state.
     """
 
     rank: int = 0
     size: int = 1
+    shards_optimizer: bool = False
 
     def sum_gradients(
         self, parameters: Sequence[nn.Parameter], batch: Batch, world_size: int,
@@ -57,12 +66,13 @@ class Ranks:
         if world_size == 1:
             return backward(batch)
         shares = batch.shares(world_size)
-        trained: dict[nn.Parameter, Tensor] = {}
+        trained: list[nn.Parameter] = []
         total = None
         for share in shares if self.size == 1 else [shares[self.rank]]:
             loss = backward(share)
-            trained = {one: one.grad for one in parameters if one.grad is not None}
-            vector = torch.cat([*(grad.flatten() for grad in trained.values()), loss.view(1)])
+            trained = [parameter for parameter in parameters if parameter.grad is not None]
+            gradients = (one.grad.flatten() for one in trained if one.grad is not None)
+            vector = torch.cat([*gradients, loss.view(1)])
             for parameter in trained:
                 parameter.grad = None
             total = vector if total is None else total.add_(vector)
@@ -74,10 +84,45 @@ class Ranks:
             parameter.grad = gradient.view_as(parameter)
         return loss[0]
 
-    def first(self, work: Callable[[], object]) -> None:
-        """Let rank 0 do some work when all ranks have come here; the others wait for it.
+    def owners(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        """Return the rank that updates each parameter and keeps its optimizer state.
 
-        An error of the work is raised on all ranks.
+        The largest parameters are given away first, each to the rank with the fewest numbers.
+        Without `shards_optimizer` every rank owns all parameters.
+        """
+        owners, loads = [self.rank] * len(parameters), [0] * self.size
+        if self.shards_optimizer:
+            for index in sorted(range(len(owners)), key=lambda k: -parameters[k].numel()):
+                owners[index] = loads.index(min(loads))
+                loads[owners[index]] += parameters[index].numel()
+        return owners
+
+    def update(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        """Update all parameters by their gradients, which become None."""
+        owners = self.owners(parameters)
+        for parameter, owner in zip(parameters, owners, strict=True):
+            if owner != self.rank:
+                parameter.grad = None  # AdamW passes over it and makes no state for it.
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.shards_optimizer and self.size > 1:
+            with _lost_rank_errors():
+                for parameter, owner in zip(parameters, owners, strict=True):
+                    distributed.broadcast(parameter.detach(), owner)
+
+    def send_to_rank_0(self, tensor: Tensor, owner: int) -> None:
+        """Overwrite a tensor of rank 0 by that of its owner; both call this together."""
+        if owner != 0 and self.rank in (0, owner):
+            with _lost_rank_errors():
+                if self.rank == owner:
+                    distributed.send(tensor, 0)
+                else:
+                    distributed.recv(tensor, owner)
+
+    def run_on_rank_0(self, work: Callable[[], object]) -> None:
+        """Run a function on rank 0 once all ranks have called this; the others wait for its end.
+
+        An error of the function is raised on all ranks.
         """
         if self.size == 1:
             work()
@@ -89,20 +134,28 @@ class Ranks:
                 work()
             except Exception as error:
                 errors = [error]
-        with _others_present():
+        with _lost_rank_errors():
             distributed.broadcast_object_list(errors)
         if errors[0] is not None:
             raise errors[0]
 
-    def wait(self) -> None:
-        """Wait until all ranks have come here."""
+    def unequal(self, digest: str) -> list[int]:
+        """Return the ranks that hold another digest than rank 0; all ranks call this together."""
+        digests = [digest] * self.size
         if self.size > 1:
-            with _others_present():
+            with _lost_rank_errors():
+                distributed.all_gather_object(digests, digest)
+        return [rank for rank, other in enumerate(digests) if other != digests[0]]
+
+    def wait(self) -> None:
+        """Wait until all ranks have called this."""
+        if self.size > 1:
+            with _lost_rank_errors():
                 distributed.barrier()
 
     def _sum(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the sum of all ranks' vectors, added in the order of the ranks."""
-        with _others_present():
+        with _lost_rank_errors():
             if self.size == 2:  # a + b and b + a are the same bits
                 distributed.all_reduce(vector)
                 return vector
@@ -126,14 +179,15 @@ def join_ranks(
     Args:
         device: `cpu` (gloo) or `cuda` (NCCL).
         local_rank: Number of the GPU that this process uses as `cuda`.
-        rendezvous: Where the ranks meet: `env://`, as torchrun sets it up, or `file://PATH`.
+        rendezvous: Address at which the ranks find each other: `env://`, as torchrun sets it up,
+            or `file://PATH`.
     """
     if device != "cpu":
         torch.cuda.set_device(local_rank)
-    with _others_present():
+    with _lost_rank_errors():
         distributed.init_process_group(
             "gloo" if device == "cpu" else "nccl",
-            init_method=rendezvous, rank=rank, world_size=size, timeout=PATIENCE,
+            init_method=rendezvous, rank=rank, world_size=size, timeout=RANK_TIMEOUT,
         )  # fmt: skip
     try:
         yield
@@ -151,7 +205,7 @@ def ranks_of(numerics: Numerics) -> Ranks:
 
     Examples:
         >>> trainer.ranks_of(run.numerics)
-        Ranks(rank=0, size=1)
+        Ranks(rank=0, size=1, shards_optimizer=False)
     """
     if numerics.world_size == 1 or not distributed.is_initialized():
         return Ranks()
@@ -165,7 +219,8 @@ def ranks_of(numerics: Numerics) -> Ranks:
 
 
 @contextmanager
-def _others_present() -> Iterator[None]:
+def _lost_rank_errors() -> Iterator[None]:
+    """Turn an error of the connection inside the block into a LostRankError."""
     try:
         yield
     except torch.OutOfMemoryError:

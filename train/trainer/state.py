@@ -5,22 +5,33 @@ There is no random state, so training continues from a loaded state exactly as f
 
 import math
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
+from torch import Tensor
 
 from train import runs
 from train.data import read_batch
-from train.errors import DivergedError, TrainError
+from train.errors import DivergedError, TrainError, UnequalRanksError
 from train.model import GPT, init_gpt
 from train.numerics import Numerics, refuse_missing
 from train.recipes import Recipe
 from train.runs import Run
 from train.short_repr import short_repr
 from train.trainer import evaluation
-from train.trainer.optimizer import new_optimizer, read_state, write_state
+from train.trainer.optimizer import load_optimizer_state, new_optimizer, optimizer_state
+from train.trainer.ranks import Ranks
 
 
-__all__ = ["TrainState", "initial_state", "load_state", "save"]
+__all__ = [
+    "TrainState",
+    "check_ranks",
+    "gathered_optimizer",
+    "initial_state",
+    "keep_own_shard",
+    "load_state",
+    "save",
+]
 
 
 @dataclass
@@ -72,13 +83,71 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
     model.load_state_dict(runs.read_tensors(run.path, saved, "model.safetensors"))
     model = model.to(numerics.device)
     optimizer = new_optimizer(model, run.recipe)
-    read_state(model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors"))
+    load_optimizer_state(
+        model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors")
+    )
     tokens = int(runs.read_counters(run.path, saved)["tokens"])
     return TrainState(model, optimizer, saved.step, tokens)
 
 
-def save(run: Run, state: TrainState) -> None:
+def check_ranks(state: TrainState, ranks: Ranks) -> None:
+    """Compare weights and optimizer of all ranks by their digests; all ranks call this together.
+
+    An optimizer that is divided among the ranks is not compared: no two hold the same part.
+
+    Raises:
+        UnequalRanksError: A rank holds another state than rank 0.
+    """
+    if ranks.size == 1:
+        return
+    digest, tensors = sha256(), state.model.state_dict()
+    if not ranks.shards_optimizer:
+        tensors |= optimizer_state(state.model, state.optimizer)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    if unequal := ranks.unequal(digest.hexdigest()):
+        which = "rank" if len(unequal) == 1 else "ranks"
+        raise UnequalRanksError(
+            f"after {state.step} steps {which} {', '.join(map(str, unequal))} of {ranks.size} and "
+            "rank 0 hold different weights or optimizer states; this checkpoint was not written: "
+            "go on from the last one with `openbook run resume`, and if it happens again, test "
+            "memory and devices"
+        )
+
+
+def keep_own_shard(state: TrainState, ranks: Ranks) -> None:
+    """Drop the optimizer state of the parameters that other ranks update."""
+    parameters = list(state.model.parameters())
+    for parameter, owner in zip(parameters, ranks.owners(parameters), strict=True):
+        if owner != ranks.rank:
+            state.optimizer.state.pop(parameter, None)
+
+
+def gathered_optimizer(state: TrainState, ranks: Ranks) -> dict[str, Tensor]:
+    """Return the optimizer's tensors by name, on rank 0 with those that the other ranks keep.
+
+    All ranks call this together. Besides the result, rank 0 needs memory for one parameter.
+    """
+    gathered = optimizer_state(state.model, state.optimizer)
+    if not ranks.shards_optimizer or state.step == 0:
+        return gathered
+    names, parameters = zip(*state.model.named_parameters(), strict=True)
+    for name, parameter, owner in zip(names, parameters, ranks.owners(parameters), strict=True):
+        own, size = state.optimizer.state.get(parameter, {}), parameter.shape
+        for key, shape in (("step", ()), ("exp_avg", size), ("exp_avg_sq", size)):
+            tensor = own[key] if own else torch.empty(shape, device=parameter.device)
+            ranks.send_to_rank_0(tensor, owner)
+            if ranks.rank == 0:
+                gathered[f"{name}.{key}"] = tensor.cpu()
+    return gathered
+
+
+def save(run: Run, state: TrainState, optimizer: dict[str, Tensor] | None = None) -> None:
     """Write a checkpoint of the state; the newest checkpoint always has its optimizer.
+
+    Args:
+        optimizer: The optimizer's tensors by name, if `state` holds only some of them.
 
     Raises:
         DivergedError: A weight or the loss on the fixed batch is not finite; nothing was written.
@@ -101,7 +170,7 @@ def save(run: Run, state: TrainState) -> None:
         model={
             name: one.detach().cpu().contiguous() for name, one in state.model.state_dict().items()
         },
-        optimizer=write_state(state.model, state.optimizer),
+        optimizer=optimizer or optimizer_state(state.model, state.optimizer),
         state={"tokens": state.tokens, "fixed_loss": fixed},
         keep_optimizer_of=keep,
     )

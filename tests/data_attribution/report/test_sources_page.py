@@ -191,6 +191,16 @@ def test_the_figures_count_every_reading_of_the_documents_and_their_copies(run):
     assert f"{said} readings in all" in found.text
 
 
+def test_a_part_of_a_long_document_that_was_read_is_more_than_0_readings(make_store, make_run):
+    """The only step reads two windows of 4 of its 2,000 tokens."""
+    store = make_store([" ".join(f"w{k % 20}" for k in range(2000))])
+    run = make_run(store, steps_done=1)
+    steps = tuple(run.steps_learned(0).tolist())
+    found = Page(sources_page.source_card(1, replace(source(0), document=0, steps=steps), run))
+    assert "read at steps 0" in found.text
+    assert "0.004 readings in all" in found.text
+
+
 def test_the_marked_letters_are_those_of_the_spans(run):
     found = generation(run)
     places = [known(place) for place in highlighting.places(found, run.store.tokenizer)]

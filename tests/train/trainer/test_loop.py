@@ -443,6 +443,24 @@ def test_a_run_is_not_written_over(tiny_run, tiny_store):
         trainer.train(tiny_run.recipe, tiny_store, out=tiny_run.path)
 
 
+def test_what_is_refused_while_training_begins_leaves_no_folder(
+    tiny_store, tiny_recipe, one_thread_numerics, tmp_path, monkeypatch
+):
+    tasks = trainer.store_tasks(tiny_store, tiny_recipe.model.n_ctx)
+    with pytest.raises(TrainError, match="2 watches write the scores of 'copies'"):
+        trainer.train(
+            tiny_recipe, tiny_store, out=tmp_path / "r", numerics=one_thread_numerics,
+            watch=[tasks[0], *tasks],
+        )  # fmt: skip
+    on_a_gpu = replace(one_thread_numerics, device="cuda")
+    with pytest.raises(RecipeError, match="no CUDA device"):
+        trainer.train(tiny_recipe, tiny_store, out=tmp_path / "r", numerics=on_a_gpu)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(RecipeError, match="CUBLAS_WORKSPACE_CONFIG"):
+        trainer.train(tiny_recipe, tiny_store, out=tmp_path / "r", numerics=on_a_gpu)
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_context_longer_than_the_store_is_refused_with_the_numbers(tiny_store, tiny_recipe):
     long = replace(tiny_recipe.model, n_ctx=100_000)
     with pytest.raises(StoreError, match=r"window of 100000 tokens .* \d+ training tokens"):

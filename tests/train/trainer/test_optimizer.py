@@ -147,10 +147,10 @@ def test_a_copy_of_the_state_takes_the_same_step_and_leaves_the_original():
     model = a_model()
     muon = optimizer.new_optimizer(model, RECIPE)
     step_with(model, muon, 0, 1e-2)
-    before = {name: one.clone() for name, one in optimizer.write_state(model, muon).items()}
+    before = {name: one.clone() for name, one in optimizer.optimizer_state(model, muon).items()}
     copied, its_muon = copy.deepcopy((model, muon))
     step_with(copied, its_muon, 1, 1e-2)
-    after = optimizer.write_state(model, muon)
+    after = optimizer.optimizer_state(model, muon)
     assert all(torch.equal(before[name], after[name]) for name in before)
     step_with(model, muon, 1, 1e-2)
     for name, parameter in model.named_parameters():
@@ -160,16 +160,16 @@ def test_a_copy_of_the_state_takes_the_same_step_and_leaves_the_original():
 def test_a_state_goes_by_name_and_one_that_lacks_a_momentum_is_refused():
     model = a_model()
     muon = optimizer.new_optimizer(model, RECIPE)
-    assert not optimizer.write_state(model, muon)
+    assert not optimizer.optimizer_state(model, muon)
     step_with(model, muon, 0, 1e-2)
-    state = optimizer.write_state(model, muon)
+    state = optimizer.optimizer_state(model, muon)
     momenta = {name for name in state if name.endswith(".momentum_buffer")}
     assert momenta == {f"{name}.momentum_buffer" for name in matrices()}
     others = {name.rpartition(".")[0] for name in state if name.endswith(".exp_avg_sq")}
     assert others == {name for name, _ in model.named_parameters()} - {*matrices()}
     del state["blocks.1.mlp.up.weight.momentum_buffer"]
     with pytest.raises(DamagedError, match=r"lacks 'blocks\.1\.mlp\.up\.weight\.momentum_buffer'"):
-        optimizer.read_state(model, muon, state)
+        optimizer.load_optimizer_state(model, muon, state)
 
 
 def test_recipes_of_before_keep_their_text_and_others_say_what_they_use():
@@ -221,5 +221,5 @@ def test_spans_replay_to_the_bit(muon_run):
         assert trainer.replay(muon_run, first, last).exact
     end = trainer.replay(muon_run, 17, 23).state
     saved = runs.read_tensors(muon_run.path, muon_run.saved[-1], "optimizer.safetensors")
-    found = optimizer.write_state(end.model, end.optimizer)
+    found = optimizer.optimizer_state(end.model, end.optimizer)
     assert all(torch.equal(found[name], saved[name]) for name in {*saved, *found})

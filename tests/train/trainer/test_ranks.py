@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from train.numerics import Numerics
 
 
 pytestmark = pytest.mark.integration
-PATIENCE = 240  # seconds; a command takes ten on two busy cores
+TIMEOUT = 240  # seconds; a command takes ten on two busy cores
 
 # Behind `killed.py`. Ranks are forked, so that torch is imported once. They meet in a file, on the
 # loopback interface.
@@ -37,7 +38,7 @@ import torch
 import torch._dynamo  # by the first optimizer: once, instead of in every fork
 from train import runs, trainer
 from train.data import open_store
-from train.errors import DivergedError, LostRankError
+from train.errors import DivergedError, LostRankError, UnequalRanksError
 from train.numerics import Numerics
 
 torch.set_num_threads(1)
@@ -59,8 +60,8 @@ def together(size, work):
                     work(rank, children)
             except LostRankError:
                 code = 75
-            except DivergedError as error:
-                (folder / f"diverged-{rank}").write_text(str(error))
+            except (DivergedError, UnequalRanksError) as error:
+                (folder / f"{type(error).__name__}-{rank}").write_text(str(error))
                 code = 1
             except BaseException:
                 traceback.print_exc()
@@ -70,19 +71,36 @@ def together(size, work):
     ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return ended[::-1]
 
-def training(name, size, **changes):
+def training(name, size, shard=False, **changes):
     def work(rank, children):
         out = folder / name
         if (out / "manifest.json").exists():
-            trainer.resume(out, store=store.path)
+            trainer.resume(out, store=store.path, shard_optimizer=shard)
         else:
             how = Numerics("cpu", "fp32", 1, world_size=size)
             recipe = replace(source.recipe, **changes)
-            trainer.train(recipe, store, out=out, numerics=how, watch=watch, progress=progress)
+            trainer.train(
+                recipe, store, out=out, numerics=how, watch=watch, shard_optimizer=shard,
+                progress=progress,
+            )
     return work
 
 watch = trainer.store_tasks(store, source.recipe.model.n_ctx)
 progress = None
+"""
+
+DRIFT = """
+def drift(step):
+    \"\"\"Change one number of the gradient of a step, in this rank alone.\"\"\"
+    steps, clip = iter(range(1000)), torch.nn.utils.clip_grad_norm_
+
+    def clip_and_change(parameters, most):
+        norm = clip(parameters, most)
+        if next(steps) == step:
+            parameters[0].grad[0, 0] += 1e-3
+        return norm
+
+    torch.nn.utils.clip_grad_norm_ = clip_and_change
 """
 
 SEVERAL = """
@@ -91,11 +109,46 @@ assert together(2, training("again", 2, eval_every=6)) == [0, 0]
 assert together(3, training("three", 3)) == [0, 0, 0]
 assert together(2, training("diverged", 2, lr=1e30, min_lr=1e30, weight_decay=0.0))[0] == 1
 
+def drifting(rank, children):
+    if rank == 1:
+        drift(9)
+    training("drifting", 3, eval_every=6)(rank, children)
+
+assert together(3, drifting) == [1, 1, 1]
+
 def progress(what, done, total):
     if done == 13:
         os._exit(9)
 
 assert together(2, training("stopped", 2, eval_every=6)) == [9, 75]
+"""
+
+SHARDED = """
+assert together(2, training("sharded-two", 2, shard=True, eval_every=6)) == [0, 0]
+assert together(3, training("sharded-three", 3, shard=True)) == [0, 0, 0]
+
+def progress(what, done, total):
+    if done == 13:
+        os._exit(9)
+
+assert together(2, training("sharded-stopped", 2, shard=True, eval_every=6)) == [9, 75]
+progress = None
+assert together(2, training("sharded-stopped", 2, shard=True)) == [0, 0]
+
+def measuring(rank, children):
+    ranks = trainer.Ranks(rank, 2, shards_optimizer=True)
+    run = runs.open(folder / "sharded-two")
+    state = trainer.load_state(run, 16, run.numerics)
+    keep_own_shard(state, ranks)
+    held = [sum(one["exp_avg"].numel() for one in state.optimizer.state.values())]
+    for _ in trainer.training_steps(
+        state, run.recipe, run.store, run.order, run.numerics, 20, ranks=ranks
+    ):
+        held.append(sum(one["exp_avg"].numel() for one in state.optimizer.state.values()))
+    (folder / f"held-{rank}").write_text(json.dumps(held))
+
+from train.trainer.state import keep_own_shard
+assert together(2, measuring) == [0, 0]
 """
 
 KILLED = """
@@ -148,7 +201,7 @@ def python(*arguments) -> subprocess.CompletedProcess[str]:
 def folder(tiny_run, killed, tmp_path_factory) -> Path:
     """Runs of two and three ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    ended = python(killed + RANKS + SEVERAL, tiny_run.store.path, tiny_run.path, folder)
+    ended = python(killed + RANKS + DRIFT + SEVERAL, tiny_run.store.path, tiny_run.path, folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 
@@ -199,8 +252,60 @@ def test_the_world_size_is_in_the_manifest_only_if_there_are_several(two, tiny_r
 
 
 def test_a_loss_that_is_not_a_number_ends_all_ranks_and_is_named(folder):
-    assert "is not a number" in (folder / "diverged-0").read_text()
+    assert "is not a number" in (folder / "DivergedError-0").read_text()
     assert not runs.open(folder / "diverged").finished
+
+
+@pytest.fixture(scope="module")
+def sharded(folder, tiny_run, killed) -> Path:
+    """Runs of ranks that each keep a part of the optimizer's state."""
+    ended = python(killed + RANKS + SHARDED, tiny_run.store.path, tiny_run.path, folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_a_divided_optimizer_leaves_the_files_of_a_whole_one(sharded, name):
+    divided, whole = (runs.open(sharded / one) for one in (f"sharded-{name}", name))
+    assert same(divided, whole)
+    assert "optimizer.safetensors" in divided.saved_at(16).files
+    assert trainer.verify(divided).level == "bit-exact"
+
+
+def test_a_stopped_run_goes_on_with_a_divided_optimizer_to_the_same_bits(sharded):
+    resumed = runs.open(sharded / "sharded-stopped")
+    assert [one["first_step"] for one in resumed.predicate["segments"]] == [0, 8]
+    assert same(resumed, runs.open(sharded / "two"))
+
+
+def test_each_rank_keeps_about_half_of_a_divided_optimizer(sharded, two):
+    first, second = (json.loads((sharded / f"held-{rank}").read_text()) for rank in range(2))
+    assert {len(first), len(second)} == {5}
+    n_params = sum(one.numel() for one in two.load().parameters())
+    assert {a + b for a, b in zip(first, second, strict=True)} == {n_params}
+    assert len({*first}) == 1
+    assert abs(first[0] - second[0]) < 0.05 * n_params
+
+
+def test_the_state_of_muon_is_not_divided(muon_run, tmp_path):
+    with pytest.raises(RecipeError, match="only the state of 'adamw' can be divided"):
+        trainer.train(
+            muon_run.recipe, muon_run.store, out=tmp_path / "r", numerics=muon_run.numerics,
+            shard_optimizer=True,
+        )  # fmt: skip
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_rank_whose_weights_drift_away_is_named_before_a_checkpoint_is_written(folder, two):
+    said = {(folder / f"UnequalRanksError-{rank}").read_text() for rank in range(3)}
+    (line,) = said
+    assert line.startswith("after 16 steps rank 1 of 3 and rank 0 hold different weights")
+    stopped = runs.open(folder / "drifting", store=two.store.path)
+    assert stopped.steps == [0, 1, 2, 4, 8]
+    alone = trainer.train(
+        stopped.recipe, two.store, out=folder / "not-drifting", numerics=stopped.numerics
+    )
+    assert same(trainer.resume(stopped.path, store=two.store.path), alone)
 
 
 def test_the_command_resumes_with_as_many_processes_as_the_run_began_with(folder, two):
@@ -233,7 +338,7 @@ def test_ranks_killed_at_10_random_moments_leave_the_same_weights(tiny_run, tmp_
 
 def command(*arguments) -> subprocess.CompletedProcess[str]:
     """`python -m train`, which is `openbook`."""
-    return subprocess.run(started(*arguments), capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(started(*arguments), capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def started(*arguments) -> list[str]:
@@ -257,9 +362,10 @@ def test_the_command_and_torchrun_train_the_same_run(make_store, tmp_path):
     assert run.numerics == Numerics("cpu", "fp32", 1, run.numerics.matmul, world_size=2)
     assert trainer.verify(run).level == "bit-exact"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    arguments = [*torchrun, 2, "-m", "train", *small_training(store, tmp_path / "b", 4), "--json"]
+    arguments = [*torchrun, 2, "-m", "train", *small_training(store, tmp_path / "b", 4)]
+    arguments += ["--shard-optimizer", "--json"]
     ended = subprocess.run(
-        list(map(str, arguments)), capture_output=True, text=True, timeout=PATIENCE
+        list(map(str, arguments)), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert ended.returncode == 0, ended.stderr
     assert same(runs.open(tmp_path / "b"), run)
@@ -288,7 +394,7 @@ def test_when_a_rank_ends_all_end_with_one_line_that_names_it(make_store, tmp_pa
         os.kill(int(listed[int(victim[-1])]), signal.SIGKILL)
     else:
         process.send_signal(signal.SIGINT if victim == "Ctrl-C" else signal.SIGKILL)
-    stdout, err = process.communicate(timeout=PATIENCE)
+    stdout, err = process.communicate(timeout=TIMEOUT)
     assert stdout == ""
     lines = [line for line in err.splitlines() if not line.startswith("training: ")]
     if victim == "Ctrl-C":
@@ -305,10 +411,30 @@ def test_when_a_rank_ends_all_end_with_one_line_that_names_it(make_store, tmp_pa
 
 
 def wait_for(event) -> None:
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + TIMEOUT
     while not event():
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_the_command_ends_in_one_line_that_names_the_rank_whose_weights_differ(
+    make_store, tmp_path, monkeypatch
+):
+    start = "import os\nif os.environ.get('RANK') == '1':\n    import torch\n"
+    drift = textwrap.indent(f"{DRIFT}\ndrift(2)\n", "    ")
+    (tmp_path / "sitecustomize.py").write_text(start + drift)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    out = tmp_path / "r"
+    ended = command(*small_training(long_store(make_store), out, 8), "--devices", 2)
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("training: ")]
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert lines == [
+        "error: after 4 steps rank 1 of 2 and rank 0 hold different weights or optimizer states; "
+        "this checkpoint was not written: go on from the last one with `openbook run resume`, and "
+        "if it happens again, test memory and devices"
+    ]
+    assert runs.open(out).steps == [0, 1, 2]
 
 
 @pytest.mark.slow
