@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas
 
-from data_attribution.demo import code_demo
+from data_attribution import demo
 from train import progress
 
 
@@ -30,7 +30,7 @@ WHOLE = (RUNS / "stdlib" / "manifest.json").exists()
 # One call builds the token store from the Python that runs this notebook, trains the recipe `code-small`, replays parts of it, and computes what follows. Earlier results are opened. The prompts are chosen by rules that count tokens and never ask the model.
 
 # %%
-found = code_demo.play_code(
+found = demo.play_code(
     data=DATA,
     out=RUNS,
     stage=progress.bar,
