@@ -11,8 +11,10 @@ thread).
 The second part trains the small recipes on the planted corpus, unless they are there already:
 the first half of it is killed (SIGKILL) and resumed. Every run is judged as `planted_acceptance.py`
 judges the planted run; the criteria are those of the planted recipe, printed and not asked for,
-because nobody chose the settings of these recipes for them. Then the same commands run on each:
-verify, detect, patch a fact, trace it to documents, retrain without these documents.
+because nobody chose the settings of these recipes for them. The steps around the kill are replayed
+from a checkpoint before it. Then the same commands run on each: verify, detect, patch a fact, trace
+it to documents, and train again without the documents that state it. That fact is read late, so the
+two trainings without documents take a third of the steps.
 """
 
 import argparse
@@ -206,7 +208,7 @@ def trained(folder: Path) -> None:
     """Train every small recipe that is not there yet, and judge it as the planted run."""
     from planted_acceptance import judged
 
-    from train import runs
+    from train import runs, trainer
     from train.data import build_store, open_corpus
 
     if not (folder / "store").exists():
@@ -217,28 +219,32 @@ def trained(folder: Path) -> None:
         recipe = recipes.by_name("planted" if name == "gpt2-nano" else name)
         if not (folder / name).exists():
             killed_halfway(recipe.name, folder, name)
-            openbook("run", "resume", folder / name)
+        openbook("run", "resume", folder / name)
         run = runs.open(folder / name)
         spent = sum(row.seconds for row in run.ledger)
         print(f"\n{name}: {recipe.model.n_params:,} parameters, {spent:.0f} s, run {run.id}")
         for one in judged(run):
             print(f"  {'    ' if one.holds else 'not '}{one.name:<44} {one.value:7.3f}")
+        for segment in run.predicate["segments"][1:]:
+            killed = segment["first_step"]
+            replayed = trainer.replay(run, killed - 2, killed + 2)
+            print(f"  killed and resumed at step {killed}; replayed across it: {replayed.exact=}")
         for command in COMMANDS:
-            arguments = [str(folder / one) if "/" in one else one for one in command]
-            place = [folder / name if one == "RUN" else one for one in arguments]
-            ended = openbook(*place)
+            ended = openbook(*(folder / name if one == "RUN" else one for one in command))
             said = (ended.stdout or ended.stderr).strip().splitlines()
-            print(f"  openbook {' '.join(command)}: exit {ended.returncode}, {said[0][:110]}")
+            print(f"  openbook {' '.join(command)}: exit {ended.returncode}")
+            print("\n".join(f"    {line[:110]}" for line in said[:SHOWN]))
         sys.stdout.flush()
 
 
 FACT = "fact:runethi"
+SHOWN = 8  # lines of a command's output
 COMMANDS = (
     ("run", "verify", "RUN", "--spans", "1"),
     ("detect", "RUN"),
     ("patch", "RUN", FACT, "--over", "heads"),
-    ("trace", "documents", "RUN", FACT, "--method", "lexical", "--out", "./sources.json"),
-    ("counterfactual", "RUN", FACT, "--without", "./sources.json", "--top", "16"),
+    ("trace", "documents", "RUN", FACT, "--method", "lexical", "--limit", "3"),
+    ("forget", "RUN", "capital of runethi"),
 )
 
 
