@@ -26,7 +26,7 @@ import torch
 from train import runs, storage
 from train.data import Batch, DocumentRemoval, Order, TokenStore, batches_ahead
 from train.errors import DamagedError, DivergedError, RecipeError, TrainError
-from train.model import GPT
+from train.model import GPT, kernels
 from train.numerics import Numerics, applied, choose, on_this_machine
 from train.progress import Progress
 from train.recipes import Recipe, resolve
@@ -426,7 +426,7 @@ def _backward(
     total = torch.zeros((), device=numerics.device)
     for inputs, targets in batch.parts(recipe.micro_batch_size):
         inputs, targets = inputs.to(numerics.device), targets.to(numerics.device)
-        with numerics.autocast():
+        with numerics.autocast(), kernels.used(numerics.kernels):
             loss = next_token_loss(forward(inputs), targets, batch.divisor)
         loss.backward()
         total += loss.detach()
