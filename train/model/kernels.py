@@ -58,7 +58,13 @@ def used(number: int) -> Iterator[None]:
 
 
 def in_use(x: Tensor) -> bool:
-    """Return whether the kernels of this module compute with `x`: on a CPU, inside `used(2)`."""
+    """Return whether the kernels of this module compute with `x`: on a CPU, inside `used(2)`.
+
+    Examples:
+        >>> from train.model import kernels
+        >>> kernels.in_use(torch.zeros(1))
+        False
+    """
     return _number.get() >= 2 and x.device.type == "cpu" and x.dtype in BLOCK
 
 
