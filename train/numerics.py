@@ -30,6 +30,9 @@ __all__ = ["Numerics", "applied", "choose", "environment", "on_this_machine", "r
 _DETERMINISTIC: Any = torch.utils.deterministic
 BF16_ERROR = 0.02
 FP32_ERROR = 2e-6
+# Fields added after the first runs. A field at this value is not written.
+LATER = {"world_size": 1, "kernels": 1}
+NEWEST_KERNELS = 2
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -45,6 +48,10 @@ class Numerics:
         compile: Whether the trainer runs the model through torch.compile.
         world_size: Number of shares into which the windows of a step are divided; their gradients
             are added in order. As many processes compute one share each, or one computes them all.
+        kernels: Which kernels a step uses (`train.model.kernels`). `choose` takes the newest.
+
+    Raises:
+        RecipeError: This version has no kernels of that number.
     """
 
     device: str
@@ -53,6 +60,14 @@ class Numerics:
     matmul: Literal["highest", "medium"] = "highest"
     compile: bool = False
     world_size: int = 1
+    kernels: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kernels not in range(1, NEWEST_KERNELS + 1):
+            raise RecipeError(
+                f"kernels are {self.kernels}, and this version of openbook has 1 to "
+                f"{NEWEST_KERNELS}; take the version that trained the run"
+            )
 
     def __repr__(self) -> str:
         # Retrainings are cached under a digest of this text, which must stay the same.
@@ -61,16 +76,14 @@ class Numerics:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they are written into a manifest.
 
-        A world size of 1 is left out, so that the ids of older runs stay the same.
+        A world size and kernels of 1 are left out, so that the ids of older runs stay the same.
 
         Examples:
             >>> numerics.Numerics("cpu", "fp32", threads=1).to_dict()["threads"]
             1
         """
         content = asdict(self)
-        if self.world_size == 1:
-            del content["world_size"]
-        return content
+        return {key: content[key] for key in content if content[key] != LATER.get(key)}
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context for the forward pass and the loss."""
@@ -122,7 +135,9 @@ def choose(
         matmul, bf16_pays = _calibrate(bf16=precision == "auto")
     if precision == "auto":
         precision = "bf16" if bf16_pays else "fp32"
-    return Numerics(device, precision, threads, matmul, world_size=world_size)
+    return Numerics(
+        device, precision, threads, matmul, world_size=world_size, kernels=NEWEST_KERNELS
+    )
 
 
 def refuse_missing(device: str) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.model import kernels
 from train.model.architecture import HEAD_GATE_WIDTH, VALUE_GATE_WIDTH, GPTConfig
 from train.model.attention_sinks import Sinks
 from train.model.exclusive_attention import OwnValueRemoval
@@ -112,6 +113,9 @@ class Heads(nn.Module):
         slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
         hooked = self.hook_attn_scores.hooked or self.hook_pattern.hooked
         hooked |= self.sinks is not None and self.hook_sink_pattern.hooked
+        plain = self.causal and self.sinks is None and not (self.explicit or hooked)
+        if plain and kernels.in_use(q) and q.shape[2] > kernels.block_length(q):
+            return kernels.causal_attention(q, k, v).transpose(1, 2)
         if self.explicit or slow or hooked:
             return self.explicit_attention(q, k, v, sink_kv).transpose(1, 2)
         if self.sinks is None:

@@ -15,13 +15,12 @@ value passes unchanged through the input and output hooks. The fused kernel runs
 the normalised value has a hook.
 """
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.model import kernels
 from train.model.hooks import HookPoint
 
 
@@ -45,9 +44,16 @@ class Table(nn.Embedding):
         nn.init.zeros_(self.weight)
 
 
+def _gelu_tanh(x: Tensor) -> Tensor:
+    # In bf16 the conversions take what the sigmoid saves.
+    if kernels.in_use(x) and x.dtype == torch.float32:
+        return kernels.gelu_tanh(x)
+    return functional.gelu(x, approximate="tanh")
+
+
 ACTIVATIONS = {
     "gelu": functional.gelu,
-    "gelu-tanh": partial(functional.gelu, approximate="tanh"),
+    "gelu-tanh": _gelu_tanh,
     "relu": functional.relu,
     "swiglu": functional.silu,
 }

@@ -515,4 +515,4 @@ def test_numerics_of_one_process_are_written_as_before():
     )
     assert repr(replace(how, world_size=2)).endswith("compile=False, world_size=2)")
     assert Numerics(**replace(how, world_size=2).to_dict()) == replace(how, world_size=2)
-    assert asdict(how).keys() - how.to_dict().keys() == {"world_size"}
+    assert asdict(how).keys() - how.to_dict().keys() == {"world_size", "kernels"}
