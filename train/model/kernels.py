@@ -145,7 +145,9 @@ class _CausalAttention(Function):
         for block, pattern, row in reversed([*zip(queries, patterns, rows, strict=True)]):
             end = pattern.shape[2]
             of_pattern = row @ values[:, :end].mT
-            of_scores = torch._softmax_backward_data(of_pattern, pattern, -1, pattern.dtype)
+            of_scores = torch.ops.aten._softmax_backward_data(
+                of_pattern, pattern, -1, pattern.dtype
+            )
             of_queries.append(torch.baddbmm(empty, of_scores, keys[:, :end], beta=0, alpha=scale))
             to_keys = torch.baddbmm(empty, of_scores.mT, block, beta=0, alpha=scale)
             to_values = pattern.mT @ row

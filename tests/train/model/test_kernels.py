@@ -1,6 +1,7 @@
 """The kernels of training compute what torch's own compute, and only where a run says so."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from train.trainer import next_token_loss
 
 
 NEW = Numerics("cpu", "fp32", 1, kernels=2)
-SMALL = {"n_layers": 2, "n_heads": 2, "d_model": 16, "n_ctx": 100, "d_vocab": 50, "init_std": 0.2}
+SMALL: dict[str, Any] = {
+    "n_layers": 2, "n_heads": 2, "d_model": 16, "n_ctx": 100, "d_vocab": 50, "init_std": 0.2
+}  # fmt: skip
 CONFIGS = {
     "gpt2": GPTConfig(**SMALL),
     "post-norm": GPTConfig(**SMALL, norm_placement="post", mlp="gelu"),
@@ -63,10 +66,11 @@ def test_loss_and_gradients_are_those_of_torch(name):
 def test_bf16_differs_by_its_rounding_alone():
     # 200 positions, because a block has 128.
     x = torch.randn(3, 2, 2, 200, 8, generator=torch.Generator().manual_seed(0))
-    exact = torch.nn.functional.scaled_dot_product_attention(*x, is_causal=True)
+    q, k, v = x
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     found = kernels.causal_attention(*x.bfloat16())
     assert (found - exact).norm() < 0.01 * exact.norm()
-    model = init_gpt(GPTConfig(**SMALL | {"n_ctx": 200}), 0)
+    model = init_gpt(GPTConfig(**(SMALL | {"n_ctx": 200})), 0)
     (_, exact), (_, old), (_, new) = (
         gradients(model, number, precision)
         for number, precision in ((1, "fp32"), (1, "bf16"), (2, "bf16"))
