@@ -70,7 +70,7 @@ def test_bf16_differs_by_its_rounding_alone():
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     found = kernels.causal_attention(*x.bfloat16())
     assert (found - exact).norm() < 0.01 * exact.norm()
-    model = init_gpt(GPTConfig(**(SMALL | {"n_ctx": 200})), 0)
+    model = init_gpt(replace(CONFIGS["gpt2"], n_ctx=200), 0)
     (_, exact), (_, old), (_, new) = (
         gradients(model, number, precision)
         for number, precision in ((1, "fp32"), (1, "bf16"), (2, "bf16"))
