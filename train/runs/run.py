@@ -9,7 +9,7 @@
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -147,6 +147,27 @@ class Run:
                 "right one with --store"
             )
         return store
+
+    @property
+    def teacher(self) -> "Run | None":
+        """The run whose probabilities were distilled into this one; None for other runs.
+
+        Raises:
+            TrainError: The teacher is not where it was.
+        """
+        if not self.predicate.get("teacher"):
+            return None
+        path = (self.path / self.predicate["teacher_path"]).resolve()
+        if not (path / manifest.MANIFEST).is_file():
+            raise TrainError(
+                f"the run {self.path} was taught by run {self.predicate['teacher']['run_id']}, "
+                f"which is no longer at {path}; put it back there"
+            )
+        found = open(path)
+        data = found.predicate.get("data", {})
+        same_store = data.get("fingerprint") == self.predicate["data"]["fingerprint"]
+        # The store may have moved since the teacher was trained; this run knows where it is now.
+        return replace(found, store_path=self.store.path) if same_store else found
 
     @property
     def order(self) -> Order:

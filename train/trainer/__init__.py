@@ -6,6 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from train.trainer.distillation import distillation_loss
     from train.trainer.evaluation import fixed_loss, held_out_loss, is_highest
     from train.trainer.loop import (
         first_step_reading,
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
         monitor_words,
         store_tasks,
     )
-    from train.trainer.objectives import Forward, Objective, next_token, objective_of
+    from train.trainer.objectives import (
+        Forward,
+        Objective,
+        TrainingMethods,
+        next_token,
+        objective_of,
+    )
     from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
@@ -40,11 +47,13 @@ __all__ = [
     "Objective",
     "Ranks",
     "TrainState",
+    "TrainingMethods",
     "Verification",
     "adamw",
     "check_files",
     "context_task",
     "copying_task",
+    "distillation_loss",
     "first_step_reading",
     "fixed_loss",
     "held_out_loss",

@@ -25,7 +25,7 @@ from train.model import init_gpt
 from train.progress import Progress
 from train.runs import Checkpoint, Run
 from train.short_repr import short_repr
-from train.trainer import evaluation, loop
+from train.trainer import distillation, evaluation, loop
 
 
 __all__ = ["LEVELS", "Verification", "check_files", "verify"]
@@ -123,7 +123,7 @@ def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], 
     problems, count = _run_problems(run, progress)
     if run.knowledge == "weights-only":
         return problems, count
-    problems += _store_problems(run)
+    problems += _store_problems(run) + _teacher_problems(run)
     return problems or _retrained_problems(run), count
 
 
@@ -171,6 +171,15 @@ def _store_problems(run: Run) -> list[str]:
         return [problem]
     try:
         verify_store(run.store, texts=False)
+    except TrainError as error:
+        return [str(error)]
+    return []
+
+
+def _teacher_problems(run: Run) -> list[str]:
+    """Check that the run that was distilled into this one is there with the same weights."""
+    try:
+        distillation.teacher_model(run)
     except TrainError as error:
         return [str(error)]
     return []
