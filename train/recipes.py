@@ -54,6 +54,7 @@ LATER = {
     "muon_momentum": 0.95,
     "distill_weight": 0.0,
     "distill_temperature": 1.0,
+    "ema_decay": 0.0,
 }
 # Fields that one other field must switch on, with that field and the value at which it is off.
 DEPENDENT = {
@@ -93,6 +94,8 @@ class Recipe:
         distill_weight: Share of the loss that is the divergence from a teacher's probabilities
             (`train.trainer.distillation`); 0: none.
         distill_temperature: Temperature of both models' probabilities in that divergence.
+        ema_decay: Share of the moving average of the weights (`train.trainer.weight_average`) that
+            a step keeps; 0: no average is kept.
     """
 
     name: str
@@ -125,6 +128,7 @@ class Recipe:
     muon_momentum: float = 0.95
     distill_weight: float = 0.0
     distill_temperature: float = 1.0
+    ema_decay: float = 0.0
 
     __repr__ = short_repr
 
@@ -192,6 +196,7 @@ class Recipe:
             ("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1"),
             ("distill_weight", 0 <= self.distill_weight <= 1, "from 0 to 1"),
             ("distill_temperature", 0 < self.distill_temperature < inf, "above 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 (0: no average) and below 1"),
         ):
             if not holds:
                 raise RecipeError(

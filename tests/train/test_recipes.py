@@ -297,7 +297,7 @@ def test_a_missing_file_offers_its_neighbours_and_the_named_recipes(written, tmp
         ("beta2", 1.5), ("eps", 0.0), ("weight_decay", -0.1), ("grad_clip", 0.0),
         ("micro_batch_size", -1), ("checkpoint_every", 0), ("optimizer_every", 0),
         ("eval_every", -1), ("eval_windows", 0),
-        ("distill_weight", 1.5), ("distill_temperature", 0.0),
+        ("distill_weight", 1.5), ("distill_temperature", 0.0), ("ema_decay", 1.0),
     ],
 )  # fmt: skip
 def test_a_value_with_which_no_training_works_is_refused(key, value):

@@ -12,6 +12,7 @@ import io
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -228,18 +229,29 @@ class Run:
         near = min(self.steps, key=lambda known: abs(known - step))
         raise TrainError(f"the run {self.path} has no checkpoint at step {step}; nearest is {near}")
 
-    def load(self, step: int | None = None) -> GPT:
+    def load(
+        self, step: int | None = None, *, weights: Literal["trained", "ema"] = "trained"
+    ) -> GPT:
         """Load the model of a checkpoint (None: the last one), and check the weights' digest.
 
+        Args:
+            weights: `trained`, or `ema` for the moving average of the weights over training.
+
         Raises:
-            TrainError: The run has no checkpoint at that step.
+            TrainError: The run has no checkpoint at that step, or keeps no average.
             DamagedError: The weights are missing or differ from their digest.
         """
         saved = self.saved_at(step)
         model = GPT(self.config)
-        model.load_state_dict(checkpoints.read_tensors(self.path, saved, "model.safetensors"))
+        name = "model.safetensors" if weights == "trained" else checkpoints.EMA
+        if name not in saved.files:
+            raise TrainError(
+                f"the run {self.path} keeps no moving average of its weights at step {saved.step}; "
+                "train it with ema_decay above 0"
+            )
+        model.load_state_dict(checkpoints.read_tensors(self.path, saved, name))
         model.tokenizer = self.tokenizer
-        model.origin = Origin(self.id, saved.step, saved.files["model.safetensors"], self.knowledge)
+        model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
         return model.eval()
 
     @property

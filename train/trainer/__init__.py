@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
+    from train.trainer.weight_average import begin_average, update_average
 
 __all__ = [
     "COPY_LENGTH",
@@ -50,6 +51,7 @@ __all__ = [
     "TrainingMethods",
     "Verification",
     "adamw",
+    "begin_average",
     "check_files",
     "context_task",
     "copying_task",
@@ -76,6 +78,7 @@ __all__ = [
     "store_tasks",
     "train",
     "training_steps",
+    "update_average",
     "verify",
     "write_state",
 ]

@@ -4,9 +4,9 @@
 step to the last and writes a ledger and checkpoints; `resume` continues from the newest checkpoint
 that has its optimizer; `replay` repeats a span and returns its rows beside those of the ledger;
 `retrain_without` continues from a checkpoint of another run with some documents removed. Weights,
-optimizer and step are the whole state and there is no random state, so a killed and resumed run
-equals an uninterrupted one to the last bit (on the same machine, with the same precision and thread
-count).
+their average, optimizer and step are the whole state and there is no random state, so a killed and
+resumed run equals an uninterrupted one to the last bit (on the same machine, with the same
+precision and thread count).
 
 If several processes train together (`train.trainer.ranks`), all of them call `train` or `resume`;
 rank 0 writes the files.
@@ -36,6 +36,7 @@ from train.trainer import distillation, evaluation, monitoring, optimizer
 from train.trainer.objectives import Objective, next_token, objective_of
 from train.trainer.ranks import Ranks, ranks_of
 from train.trainer.state import TrainState, initial_state, load_state, save
+from train.trainer.weight_average import update_average
 
 
 __all__ = [
@@ -363,6 +364,8 @@ def training_steps(
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
+        if state.average is not None:
+            update_average(state.average, state.model, recipe.ema_decay, state.step)
         state.tokens += batch.divisor
         row = runs.LedgerRow(
             step=batch.step, lr=lr, loss=0.0, grad_norm=0.0, tokens=state.tokens,

@@ -246,22 +246,25 @@ def _wrong_init(run: Run) -> list[str]:
 def _unlike_their_loss(run: Run) -> tuple[list[str], float]:
     """Check that each checkpoint gives its recorded loss; also return the largest difference."""
     problems, largest = [], 0.0
-    for saved in run.saved:
-        found, written = _fixed_loss(run, saved), runs.read_counters(run.path, saved)
-        difference = evaluation.distance(found, float(written["fixed_loss"]))
+    checks = [(saved, "model.safetensors", "fixed_loss") for saved in run.saved]
+    checks += [(saved, runs.EMA, "ema_loss") for saved in run.saved if runs.EMA in saved.files]
+    for saved, name, key in checks:
+        found, written = _fixed_loss(run, saved, name), runs.read_counters(run.path, saved)[key]
+        difference = evaluation.distance(found, float(written))
         # An infinite difference is only reported as a problem, because JSON has no infinity.
         largest = max(largest, difference if math.isfinite(difference) else 0.0)
         if difference > TOLERANCE[run.numerics.precision]:
             problems.append(
-                f"{run.path / saved.folder / 'model.safetensors'}: its loss on the fixed batch is "
-                f"{found:.6g}, state.json beside it says {written['fixed_loss']:.6g}"
+                f"{run.path / saved.folder / name}: its loss on the fixed batch is {found:.6g}, "
+                f"state.json beside it says {written:.6g}"
             )
     return problems, largest
 
 
-def _fixed_loss(run: Run, saved: Checkpoint) -> float:
+def _fixed_loss(run: Run, saved: Checkpoint, name: str) -> float:
     how = numerics.on_this_machine(run.numerics)
-    model = run.load(saved.step).to(how.device)
+    weights = "ema" if name == runs.EMA else "trained"
+    model = run.load(saved.step, weights=weights).to(how.device)
     return evaluation.fixed_loss(model, run.store, run.order, how)
 
 
