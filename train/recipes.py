@@ -55,12 +55,15 @@ LATER = {
     "distill_weight": 0.0,
     "distill_temperature": 1.0,
     "ema_decay": 0.0,
+    "weight_decay_end": 1.0,
+    "weight_decay_hold": 0.4,
 }
 # Fields that one other field must switch on, with that field and the value at which it is off.
 DEPENDENT = {
     "muon_lr": ("optimizer", "adamw"),
     "muon_momentum": ("optimizer", "adamw"),
     "distill_temperature": ("distill_weight", 0.0),
+    "weight_decay_hold": ("weight_decay_end", 1.0),
 }
 
 
@@ -96,6 +99,8 @@ class Recipe:
         distill_temperature: Temperature of both models' probabilities in that divergence.
         ema_decay: Share of the moving average of the weights (`train.trainer.weight_average`) that
             a step keeps; 0: no average is kept.
+        weight_decay_end: Share of `weight_decay` at the last step (1: the same at every step). It
+            is reached linearly, after the share `weight_decay_hold` of the steps.
     """
 
     name: str
@@ -129,6 +134,8 @@ class Recipe:
     distill_weight: float = 0.0
     distill_temperature: float = 1.0
     ema_decay: float = 0.0
+    weight_decay_end: float = 1.0
+    weight_decay_hold: float = 0.4
 
     __repr__ = short_repr
 
@@ -196,6 +203,8 @@ class Recipe:
             ("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1"),
             ("distill_weight", 0 <= self.distill_weight <= 1, "from 0 to 1"),
             ("distill_temperature", 0 < self.distill_temperature < inf, "above 0"),
+            ("weight_decay_end", 0 <= self.weight_decay_end < inf, "at least 0"),
+            ("weight_decay_hold", 0 <= self.weight_decay_hold < 1, "at least 0 and below 1"),
             ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 (0: no average) and below 1"),
         ):
             if not holds:

@@ -73,6 +73,8 @@ def _stepped(
     state = copy.deepcopy(state)
     parameters = list(state.model.parameters())
     trainer.set_lr(state.optimizer, lr)
+    last = max(state.step - 1, 0)
+    trainer.set_weight_decay(state.optimizer, trainer.weight_decay_at(run.recipe, last))
     with applied(numerics):
         for one in parameters:
             one.grad = torch.zeros_like(one)

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
         next_token,
         objective_of,
     )
-    from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
+    from train.trainer.optimizer import (
+        Muon,
+        adamw,
+        lr_at,
+        set_lr,
+        set_weight_decay,
+        weight_decay_at,
+        write_state,
+    )
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
@@ -75,11 +83,13 @@ __all__ = [
     "retrain_without",
     "run_steps",
     "set_lr",
+    "set_weight_decay",
     "store_tasks",
     "train",
     "training_steps",
     "update_average",
     "verify",
+    "weight_decay_at",
     "write_state",
 ]
 

@@ -352,6 +352,7 @@ def training_steps(
             held_out = evaluation.held_out_loss(state.model, store, recipe, numerics)
         lr = optimizer.lr_at(recipe, batch.step)
         optimizer.set_lr(state.optimizer, lr)
+        optimizer.set_weight_decay(state.optimizer, optimizer.weight_decay_at(recipe, batch.step))
         loss = ranks.sum_gradients(
             parameters,
             batch,
