@@ -207,10 +207,10 @@ class Run:
 
     @property
     def config(self) -> GPTConfig:
-        """The architecture of the model."""
+        """The architecture of the model, without the extra block that only training uses."""
         if self.knowledge == "weights-only":
             return GPTConfig(**self.predicate["model"])
-        return self.recipe.model
+        return replace(self.recipe.model, mtp=False)
 
     def saved_at(self, step: int | None) -> Checkpoint:
         """Return the checkpoint of a step (None: the last one).
@@ -249,7 +249,10 @@ class Run:
                 f"the run {self.path} keeps no moving average of its weights at step {saved.step}; "
                 "train it with ema_decay above 0"
             )
-        model.load_state_dict(checkpoints.read_tensors(self.path, saved, name))
+        tensors = checkpoints.read_tensors(self.path, saved, name)
+        model.load_state_dict(
+            {key: one for key, one in tensors.items() if not key.startswith("mtp.")}
+        )
         model.tokenizer = self.tokenizer
         model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
         return model.eval()
@@ -387,7 +390,7 @@ def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
     def order(n_windows: int, batch: int) -> DataOrder:
         return DataOrder(recipe.order_seed, n_windows, recipe.model.n_ctx, batch)
 
-    n_windows = (store.train_tokens - 1) // recipe.model.n_ctx
+    n_windows = ((recipe.data_budget or store.train_tokens) - 1) // recipe.model.n_ctx
     if not recipe.late_batch:
         return order(n_windows, recipe.batch_size)
     # The window that contains the first late token is a late window as a whole.
@@ -403,7 +406,7 @@ def record_schedule(run_path: Path, recipe: Recipe, store: TokenStore) -> None:
     """Draw nanoGPT's order and save it with the run, as it cannot be computed step by step."""
     drawn = record_nanogpt_order(
         seed=recipe.order_seed,
-        n_tokens=store.train_tokens,
+        n_tokens=recipe.data_budget or store.train_tokens,
         context=recipe.model.n_ctx,
         batch=recipe.batch_size,
         steps=recipe.steps,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
+    from train.trainer.stochastic_depth import layer_scales
     from train.trainer.verification import Verification, check_files, verify
     from train.trainer.weight_average import begin_average, update_average
 
@@ -70,6 +71,7 @@ __all__ = [
     "initial_state",
     "is_highest",
     "join_ranks",
+    "layer_scales",
     "load_state",
     "lr_at",
     "measure_tasks",

@@ -17,7 +17,7 @@ from train.model import GPT
 from train.recipes import Recipe
 from train.runs import Run
 from train.short_repr import short_repr
-from train.trainer import distillation
+from train.trainer import distillation, stochastic_depth
 from train.trainer.loss import next_token_loss
 
 
@@ -37,6 +37,13 @@ def next_token(forward: Forward, part: Batch) -> Float[Tensor, ""]:
 class TrainingMethods:
     """The cross-entropy of the next token with the methods that a recipe adds to it.
 
+    With weights a = `distill_weight` and w = `mtp_weight`, temperature T, and the layers that
+    stochastic depth leaves out at this step, the loss is
+
+        (1 - a) (cross-entropy of token t + 1 + w cross-entropy of token t + 2) + a T^2 KL
+
+    where every term is summed over its targets and divided by the divisor of the batch.
+
     Attributes:
         teacher: Model whose probabilities are distilled; None: no distillation.
     """
@@ -48,8 +55,18 @@ class TrainingMethods:
 
     def __call__(self, forward: Forward, part: Batch) -> Float[Tensor, ""]:
         """Return the loss of a part of the batch."""
-        recipe, logits = self.recipe, forward(part.inputs)
+        recipe, model = self.recipe, getattr(forward, "_orig_mod", forward)
+        with stochastic_depth.layers_left_out(model, recipe, part.step):
+            if recipe.mtp_weight:
+                # These parts of the model run by themselves, so torch.compile has no say in them.
+                resid = model.run_blocks(model.embed_tokens(part.inputs))
+                logits, ahead = model.to_logits(resid), model.predict_ahead(resid, part.inputs)
+            else:
+                logits, ahead = forward(part.inputs), None
         loss = next_token_loss(logits, part.targets, part.divisor)
+        if ahead is not None:
+            second = next_token_loss(ahead, part.targets[:, 1:], part.divisor)
+            loss = loss + recipe.mtp_weight * second
         if self.teacher is None:
             return loss
         with torch.no_grad():
@@ -72,4 +89,6 @@ def objective_of(run: Run) -> Objective:
         'next_token'
     """
     teacher = distillation.teacher_model(run)
-    return next_token if teacher is None else TrainingMethods(run.recipe, teacher)
+    if teacher is None and not run.recipe.methods:
+        return next_token
+    return TrainingMethods(run.recipe, teacher)

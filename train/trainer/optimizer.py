@@ -117,12 +117,18 @@ def new_optimizer(model: GPT, recipe: Recipe) -> torch.optim.AdamW:
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """Return a fused AdamW with weight decay on every parameter with two or more axes."""
-    groups = _decay_groups(list(model.parameters()), recipe)
+    groups = _decay_groups(_trained(model, recipe), recipe)
     # Fused means one kernel for all parameters. Its results differ from `foreach` in the last bits,
     # so a resumed run must use it too.
     return torch.optim.AdamW(
         groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
     )
+
+
+def _trained(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """Return the parameters that training changes: without an extra block of weight 0."""
+    skipped = () if recipe.mtp_weight or not recipe.model.mtp else ("mtp.",)
+    return [one for name, one in model.named_parameters() if not name.startswith(skipped)]
 
 
 def _decay_groups(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
@@ -158,7 +164,7 @@ class Muon(torch.optim.AdamW):
         # Gates and the vectors of sinks are no maps between spaces of the model; AdamW trains them.
         widths = {
             one.weight: block.attn.widths if one is block.attn.qkv else [len(one.weight)]
-            for block in model.blocks
+            for block in (*model.blocks, *([model.mtp.block] if recipe.mtp_weight else []))
             for name, one in block.named_modules()
             if type(one) is Linear and not name.endswith("value_gate")
         }
@@ -170,7 +176,7 @@ class Muon(torch.optim.AdamW):
             "momentum": recipe.muon_momentum,
             "widths": list(widths.values()),
         }
-        others = [parameter for parameter in model.parameters() if parameter not in widths]
+        others = [one for one in _trained(model, recipe) if one not in widths]
         super().__init__(
             [matrices, *_decay_groups(others, recipe)],
             lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True,
