@@ -52,6 +52,21 @@ LATER = {
     "optimizer": "adamw",
     "muon_lr": 0.02,
     "muon_momentum": 0.95,
+    "distill_weight": 0.0,
+    "distill_temperature": 1.0,
+    "ema_decay": 0.0,
+    "weight_decay_end": 1.0,
+    "weight_decay_hold": 0.4,
+    "stochastic_depth": 0.0,
+    "data_budget": 0,
+    "mtp_weight": 0.0,
+}
+# Fields that one other field must switch on, with that field and the value at which it is off.
+DEPENDENT = {
+    "muon_lr": ("optimizer", "adamw"),
+    "muon_momentum": ("optimizer", "adamw"),
+    "distill_temperature": ("distill_weight", 0.0),
+    "weight_decay_hold": ("weight_decay_end", 1.0),
 }
 
 
@@ -82,6 +97,19 @@ class Recipe:
             (`train.trainer.Muon`).
         muon_lr: Muon's learning rate when AdamW's is `lr`; both follow the same schedule.
         muon_momentum: Share of Muon's momentum that a step keeps.
+        distill_weight: Share of the loss that is the divergence from a teacher's probabilities
+            (`train.trainer.distillation`); 0: none.
+        distill_temperature: Temperature of both models' probabilities in that divergence.
+        ema_decay: Share of the moving average of the weights (`train.trainer.weight_average`) that
+            a step keeps; 0: no average is kept.
+        weight_decay_end: Share of `weight_decay` at the last step (1: the same at every step). It
+            is reached linearly, after the share `weight_decay_hold` of the steps.
+        stochastic_depth: Probability that a step leaves out the last layer; that of earlier layers
+            rises to it linearly from 0 (`train.trainer.stochastic_depth`).
+        data_budget: Number of training tokens that may be read, from the begin of the store (0:
+            all). More steps than they last for read them again, in a new order in every epoch.
+        mtp_weight: Weight of the loss of the extra block (`model.mtp`) that predicts the token
+            after the next; 0: it is not trained.
     """
 
     name: str
@@ -112,6 +140,14 @@ class Recipe:
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
+    ema_decay: float = 0.0
+    weight_decay_end: float = 1.0
+    weight_decay_hold: float = 0.4
+    stochastic_depth: float = 0.0
+    data_budget: int = 0
+    mtp_weight: float = 0.0
 
     __repr__ = short_repr
 
@@ -147,6 +183,8 @@ class Recipe:
             )
         self._check_ranges()
         self._check_muon()
+        self._check_dependent()
+        self._check_methods()
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
@@ -176,6 +214,14 @@ class Recipe:
             ("eval_windows", self.eval_windows > 0, "at least 1"),
             ("muon_lr", 0 < self.muon_lr < inf, "above 0"),
             ("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1"),
+            ("distill_weight", 0 <= self.distill_weight <= 1, "from 0 to 1"),
+            ("distill_temperature", 0 < self.distill_temperature < inf, "above 0"),
+            ("weight_decay_end", 0 <= self.weight_decay_end < inf, "at least 0"),
+            ("weight_decay_hold", 0 <= self.weight_decay_hold < 1, "at least 0 and below 1"),
+            ("stochastic_depth", 0 <= self.stochastic_depth < 1, "at least 0 and below 1"),
+            ("data_budget", self.data_budget >= 0, "at least 0 (0: the whole store)"),
+            ("mtp_weight", 0 <= self.mtp_weight < inf, "at least 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 (0: no average) and below 1"),
         ):
             if not holds:
                 raise RecipeError(
@@ -189,12 +235,38 @@ class Recipe:
                 f"{self.model.attention!r}; Muon is made for matrices that are not generated: use "
                 "adamw"
             )
-        for key in ("muon_lr", "muon_momentum"):
-            if self.optimizer != "muon" and getattr(self, key) != LATER[key]:
+
+    def _check_methods(self) -> None:
+        if self.stochastic_depth and self.model.retention:
+            raise RecipeError(
+                f"recipe {self.name!r} has stochastic_depth={self.stochastic_depth} and attention="
+                f"{self.model.attention!r}, whose passes before attention are not left out; set it "
+                "to 0"
+            )
+        if self.stochastic_depth and self.model.n_layers < 2:
+            raise RecipeError(
+                f"recipe {self.name!r} has stochastic_depth={self.stochastic_depth} and 1 layer, "
+                "and the first layer is never left out; give it 2 layers or set it to 0"
+            )
+        if self.mtp_weight and not self.model.mtp:
+            raise RecipeError(
+                f"recipe {self.name!r} has mtp_weight={self.mtp_weight} and a model without the "
+                "extra block that it trains; set model.mtp=true too"
+            )
+
+    def _check_dependent(self) -> None:
+        for key, (switch, off) in DEPENDENT.items():
+            if getattr(self, switch) == off and getattr(self, key) != LATER[key]:
                 raise RecipeError(
-                    f"recipe {self.name!r} has {key}={getattr(self, key)} and optimizer "
-                    f"{self.optimizer!r}, which does not use it; set optimizer='muon' too"
+                    f"recipe {self.name!r} has {key}={getattr(self, key)} and {switch}={off!r}, "
+                    f"which does not use it; set {switch} too"
                 )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Fields by which a step minimises something else than the loss of the next token."""
+        names = ("distill_weight", "stochastic_depth", "mtp_weight")
+        return tuple(name for name in names if getattr(self, name))
 
     @property
     def tokens_per_step(self) -> int:
@@ -434,7 +506,24 @@ def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
         )
     if recipe.late_batch and store.early_tokens == store.train_tokens:
         recipe = replace(recipe, late_batch=0, late_begin=0)
+    if recipe.data_budget:
+        _check_budget(recipe, store)
     return recipe
+
+
+def _check_budget(recipe: Recipe, store: TokenStore) -> None:
+    context = recipe.model.n_ctx
+    if not context < recipe.data_budget <= store.train_tokens:
+        raise StoreError(
+            f"recipe {recipe.name!r} has data_budget={recipe.data_budget}, windows of {context} "
+            f"tokens and one target, and {store.train_tokens} training tokens in {store.path}; "
+            f"choose a budget from {context + 1} to {store.train_tokens}, or 0 for all"
+        )
+    if recipe.late_batch:
+        raise RecipeError(
+            f"recipe {recipe.name!r} has late_batch={recipe.late_batch} and data_budget="
+            f"{recipe.data_budget}, which ends before the late documents; set one of them to 0"
+        )
 
 
 def from_dict(content: Mapping[str, Any], path: object) -> Recipe:

@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from data_attribution import queries
+from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from train import trainer
 from train.data import TokenStore
@@ -45,7 +46,13 @@ def tail_patch_changes(
 
     Raises:
         TrainError: The run kept no optimizer.
+        EvidenceError: The run was trained with more than the loss of the next token.
     """
+    if run.recipe.methods:
+        raise EvidenceError(
+            f"the run {run.path} was trained with {', '.join(run.recipe.methods)}; a tail patch "
+            "takes a step of the loss of the next token only: leave the tail patch out"
+        )
     # One thread suffices: results need not match the trainer to the bit, and a step is a few
     # tokens.
     numerics = replace(on_this_machine(run.numerics), threads=1)
@@ -73,6 +80,8 @@ def _stepped(
     state = copy.deepcopy(state)
     parameters = list(state.model.parameters())
     trainer.set_lr(state.optimizer, lr)
+    last = max(state.step - 1, 0)
+    trainer.set_weight_decay(state.optimizer, trainer.weight_decay_at(run.recipe, last))
     with applied(numerics):
         for one in parameters:
             one.grad = torch.zeros_like(one)

@@ -32,7 +32,7 @@ from train.data import Batch
 from train.model import HookedModule
 from train.recipes import Recipe
 from train.short_repr import short_repr
-from train.trainer import lr_at
+from train.trainer import lr_at, weight_decay_at
 
 
 __all__ = ["Update", "backwards", "through_loss", "through_update"]
@@ -109,7 +109,7 @@ def through_update(
     clipped = (update.after.first - beta1 * update.before.first) / (1 - beta1)
     # dF/dg, through m' and through v' = beta2 v + (1 - beta2) g g.
     pull = (1 - beta1) * on_first + 2 * (1 - beta2) * on_second * clipped
-    kept = 1 - lr * recipe.weight_decay * update.decayed
+    kept = 1 - lr * weight_decay_at(recipe, update.step) * update.decayed
     earlier = Vectors(adjoint.weights * kept, beta1 * on_first, beta2 * on_second)
     return earlier, _before_clipping(pull, clipped, update.norm, recipe.grad_clip)
 

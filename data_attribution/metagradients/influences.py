@@ -400,6 +400,11 @@ def _check_span(run: Run, asked: Sequence[Query], first: int, last: int) -> None
             f"the run {run.path} was trained with {run.recipe.optimizer}; replay differentiates "
             "the steps of AdamW only: rank by gradients of kind 'curvature' or by text"
         )
+    if run.recipe.methods or run.recipe.model.mtp:
+        raise EvidenceError(
+            f"the run {run.path} was trained with {', '.join(run.recipe.methods) or 'mtp'}; replay "
+            "differentiates the loss of the next token only: rank by gradients or by text"
+        )
     if not asked:
         raise EvidenceError("no question was asked; give one or more")
     if not 0 <= first <= last < run.steps_done:

@@ -262,8 +262,16 @@ def _read(
         stretches=stretches[by_step],
         shares=shares[by_step],
         before=last,
-        epoch=(run.store.train_tokens - 1) / (run.order.batch * run.order.context),
+        epoch=_targets_per_epoch(run) / (run.order.batch * run.order.context),
     )
+
+
+def _targets_per_epoch(run: ReadableRun) -> int:
+    """Return the number of targets of an epoch: fewer than the store's if the run has a budget."""
+    order, targets = run.order, run.store.train_tokens - 1
+    covered = order.n_windows * order.context if isinstance(order, InvertibleOrder) else targets
+    # Less than one window at the end of the store is never read; that is no budget.
+    return targets if targets - covered < order.context else covered
 
 
 def _targets(

@@ -45,6 +45,7 @@ LATER = {
     "loop_passes": 1,
     "aft_passes": 0,
     "retention_chunk": 0,
+    "mtp": False,
 }
 # Channels of the input that a head's gate and the gate of a value residual read.
 HEAD_GATE_WIDTH, VALUE_GATE_WIDTH = 12, 32
@@ -85,6 +86,8 @@ class GPTConfig:
             those of the first.
         aft_passes: Passes of attention-free attention before attention; with retention only.
         retention_chunk: Positions that share generated weights; with retention only.
+        mtp: Whether the model is trained with an extra block that predicts the token after the next
+            (`GPT.predict_ahead`). It is no part of the forward pass, and `Run.load` leaves it out.
 
     Raises:
         RecipeError: A size or a choice is not possible.
@@ -133,6 +136,7 @@ class GPTConfig:
     loop_passes: int = 1
     aft_passes: int = 0
     retention_chunk: int = 0
+    mtp: bool = False
 
     __repr__ = short_repr
 
@@ -189,6 +193,12 @@ class GPTConfig:
             )
         self._check_loop()
         self._check_retention()
+        if self.mtp and (self.n_ctx < 2 or self.retention or not self.causal):
+            raise RecipeError(
+                f"mtp predicts the token after the next, from attention={self.attention!r}, "
+                f"causal={self.causal} and n_ctx {self.n_ctx}; it needs causal attention with "
+                "weights of its own and 2 positions or more"
+            )
         names = ("unet", "embed_mix", "embed_norm", "value_residual")
         mixes = [name for name in names if getattr(self, name)]
         if mixes and self.norm_placement != "pre":
@@ -251,7 +261,8 @@ class GPTConfig:
     def n_params(self) -> int:
         """Number of parameters, tied and looped ones once and without padding.
 
-        It is 124,439,808 for GPT-2 small.
+        Those of the extra block (`mtp`), which no forward pass uses, do not count. The number is
+        124,439,808 for GPT-2 small.
         """
         d = self.d_model
         gain = d if self.norm_gain and self.norm != "none" else 0

@@ -12,6 +12,7 @@ multiplies the token embedding by sqrt(d_model) instead.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,8 @@ class Block(nn.Module):
         self.mlp = MLP(cfg.mlp, cfg.d_model, cfg.d_mlp, bias=cfg.bias)
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
+        # Factor of what the layer adds; only training with stochastic depth sets it.
+        self.scale: Tensor | None = None
 
     def forward(
         self,
@@ -83,9 +86,10 @@ class Block(nn.Module):
         """
         resid = self.hook_resid_pre(resid)
         if not self.pre:
-            attended = self.hook_attn_out(self.attn(resid, rotation))
+            attended = self._scaled(self.hook_attn_out(self.attn(resid, rotation)))
             resid = self.hook_resid_mid(self.ln1(resid + attended))
-            return self.hook_resid_post(self.ln2(resid + self.hook_mlp_out(self.mlp(resid))))
+            added = self._scaled(self.hook_mlp_out(self.mlp(resid)))
+            return self.hook_resid_post(self.ln2(resid + added))
         if isinstance(self.attn, RetentionAttention):
             weights, other = self.retention(resid)
             for one in self.aft:
@@ -94,8 +98,43 @@ class Block(nn.Module):
             attended = self.attn(self.ln1(resid), weights, rotation)
         else:
             attended = self.attn(self.ln1(resid), rotation, x0)
-        resid = self.hook_resid_mid(resid + self.hook_attn_out(attended))
-        return self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
+        resid = self.hook_resid_mid(resid + self._scaled(self.hook_attn_out(attended)))
+        added = self._scaled(self.hook_mlp_out(self.mlp(self.ln2(resid))))
+        return self.hook_resid_post(resid + added)
+
+    def _scaled(
+        self, added: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        return added if self.scale is None else added * self.scale
+
+
+class ExtraBlock(nn.Module):
+    """The block of multi-token prediction, which predicts the token after the next.
+
+    At position t it reads the last residual stream h_t and the embedding e_(t+1) of the next token,
+    both normalised to a root mean square of 1, and its output goes through the model's own final
+    norm and unembedding (DeepSeek-AI 2024, https://arxiv.org/abs/2412.19437):
+
+        block(W [rms(h_t); rms(e_(t+1))])
+    """
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        # Skips, value residuals and loops belong to the stack of layers.
+        alone = dict.fromkeys(("unet", "embed_mix", "value_residual", "mtp"), False)
+        loop = {"loop_first": 0, "loop_layers": 0, "loop_passes": 1}
+        self.join = Linear(2 * cfg.d_model, cfg.d_model, bias=False)
+        self.block = Block(replace(cfg, n_layers=1, **alone, **loop), 0)
+
+    def forward(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        following: Float[Tensor, "batch pos d_model"],
+        rotation: tuple[Tensor, Tensor] | None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Return the stream to unembed, given the last stream and the next tokens' embedding."""
+        sides = [functional.rms_norm(one, one.shape[-1:]) for one in (resid, following)]
+        return self.block(self.join(torch.cat(sides, dim=-1)), rotation)
 
 
 def _norm(cfg: GPTConfig) -> Norm:
@@ -147,6 +186,9 @@ class GPT(StackedWeights, HookedModule):
         self.name_hook_points(lens_names(cfg))
         if cfg.loop_layers:
             self.name_hook_points({**lens_names(cfg), **loop_names(cfg, self.hook_dict)})
+        if cfg.mtp:
+            # After the hook points have their names: no forward pass reaches those of this block.
+            self.mtp = ExtraBlock(cfg)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits of the next token at every position.
@@ -231,6 +273,18 @@ class GPT(StackedWeights, HookedModule):
         if self.cfg.rows > self.cfg.d_vocab:
             logits = logits[..., : self.cfg.d_vocab]
         return self.hook_unembed(logits)
+
+    def predict_ahead(
+        self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch earlier d_vocab"]:
+        """Return the logits of the token after the next, at every position but the last.
+
+        Args:
+            resid: The last residual stream (`run_blocks`).
+            tokens: The tokens that the model has read.
+        """
+        rotation = self.rotation(tokens.shape[1] - 1)
+        return self.to_logits(self.mtp(resid[:, :-1], self.embed(tokens[:, 1:]), rotation))
 
     @property
     def device(self) -> torch.device:

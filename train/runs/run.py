@@ -9,9 +9,10 @@
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -149,6 +150,27 @@ class Run:
         return store
 
     @property
+    def teacher(self) -> "Run | None":
+        """The run whose probabilities were distilled into this one; None for other runs.
+
+        Raises:
+            TrainError: The teacher is not where it was.
+        """
+        if not self.predicate.get("teacher"):
+            return None
+        path = (self.path / self.predicate["teacher_path"]).resolve()
+        if not (path / manifest.MANIFEST).is_file():
+            raise TrainError(
+                f"the run {self.path} was taught by run {self.predicate['teacher']['run_id']}, "
+                f"which is no longer at {path}; put it back there"
+            )
+        found = open(path)
+        data = found.predicate.get("data", {})
+        same_store = data.get("fingerprint") == self.predicate["data"]["fingerprint"]
+        # The store may have moved since the teacher was trained; this run knows where it is now.
+        return replace(found, store_path=self.store.path) if same_store else found
+
+    @property
     def order(self) -> Order:
         """The data order: which windows are read at which step."""
         return self._order
@@ -185,10 +207,10 @@ class Run:
 
     @property
     def config(self) -> GPTConfig:
-        """The architecture of the model."""
+        """The architecture of the model, without the extra block that only training uses."""
         if self.knowledge == "weights-only":
             return GPTConfig(**self.predicate["model"])
-        return self.recipe.model
+        return replace(self.recipe.model, mtp=False)
 
     def saved_at(self, step: int | None) -> Checkpoint:
         """Return the checkpoint of a step (None: the last one).
@@ -207,18 +229,32 @@ class Run:
         near = min(self.steps, key=lambda known: abs(known - step))
         raise TrainError(f"the run {self.path} has no checkpoint at step {step}; nearest is {near}")
 
-    def load(self, step: int | None = None) -> GPT:
+    def load(
+        self, step: int | None = None, *, weights: Literal["trained", "ema"] = "trained"
+    ) -> GPT:
         """Load the model of a checkpoint (None: the last one), and check the weights' digest.
 
+        Args:
+            weights: `trained`, or `ema` for the moving average of the weights over training.
+
         Raises:
-            TrainError: The run has no checkpoint at that step.
+            TrainError: The run has no checkpoint at that step, or keeps no average.
             DamagedError: The weights are missing or differ from their digest.
         """
         saved = self.saved_at(step)
         model = GPT(self.config)
-        model.load_state_dict(checkpoints.read_tensors(self.path, saved, "model.safetensors"))
+        name = "model.safetensors" if weights == "trained" else checkpoints.EMA
+        if name not in saved.files:
+            raise TrainError(
+                f"the run {self.path} keeps no moving average of its weights at step {saved.step}; "
+                "train it with ema_decay above 0"
+            )
+        tensors = checkpoints.read_tensors(self.path, saved, name)
+        model.load_state_dict(
+            {key: one for key, one in tensors.items() if not key.startswith("mtp.")}
+        )
         model.tokenizer = self.tokenizer
-        model.origin = Origin(self.id, saved.step, saved.files["model.safetensors"], self.knowledge)
+        model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
         return model.eval()
 
     @property
@@ -354,7 +390,7 @@ def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
     def order(n_windows: int, batch: int) -> DataOrder:
         return DataOrder(recipe.order_seed, n_windows, recipe.model.n_ctx, batch)
 
-    n_windows = (store.train_tokens - 1) // recipe.model.n_ctx
+    n_windows = ((recipe.data_budget or store.train_tokens) - 1) // recipe.model.n_ctx
     if not recipe.late_batch:
         return order(n_windows, recipe.batch_size)
     # The window that contains the first late token is a late window as a whole.
@@ -370,7 +406,7 @@ def record_schedule(run_path: Path, recipe: Recipe, store: TokenStore) -> None:
     """Draw nanoGPT's order and save it with the run, as it cannot be computed step by step."""
     drawn = record_nanogpt_order(
         seed=recipe.order_seed,
-        n_tokens=store.train_tokens,
+        n_tokens=recipe.data_budget or store.train_tokens,
         context=recipe.model.n_ctx,
         batch=recipe.batch_size,
         steps=recipe.steps,

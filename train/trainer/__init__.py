@@ -6,6 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from train.trainer.distillation import distillation_loss
     from train.trainer.evaluation import fixed_loss, held_out_loss, is_highest
     from train.trainer.loop import (
         first_step_reading,
@@ -26,11 +27,27 @@ if TYPE_CHECKING:
         monitor_words,
         store_tasks,
     )
-    from train.trainer.objectives import Forward, Objective, next_token, objective_of
-    from train.trainer.optimizer import Muon, adamw, lr_at, optimizer_state, set_lr
+    from train.trainer.objectives import (
+        Forward,
+        Objective,
+        TrainingMethods,
+        next_token,
+        objective_of,
+    )
+    from train.trainer.optimizer import (
+        Muon,
+        adamw,
+        lr_at,
+        optimizer_state,
+        set_lr,
+        set_weight_decay,
+        weight_decay_at,
+    )
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
+    from train.trainer.stochastic_depth import layer_scales
     from train.trainer.verification import Verification, check_files, verify
+    from train.trainer.weight_average import begin_average, update_average
 
 __all__ = [
     "COPY_LENGTH",
@@ -40,17 +57,21 @@ __all__ = [
     "Objective",
     "Ranks",
     "TrainState",
+    "TrainingMethods",
     "Verification",
     "adamw",
+    "begin_average",
     "check_files",
     "context_task",
     "copying_task",
+    "distillation_loss",
     "first_step_reading",
     "fixed_loss",
     "held_out_loss",
     "initial_state",
     "is_highest",
     "join_ranks",
+    "layer_scales",
     "load_state",
     "lr_at",
     "measure_tasks",
@@ -65,10 +86,13 @@ __all__ = [
     "retrain_without",
     "run_steps",
     "set_lr",
+    "set_weight_decay",
     "store_tasks",
     "train",
     "training_steps",
+    "update_average",
     "verify",
+    "weight_decay_at",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

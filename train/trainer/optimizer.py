@@ -1,4 +1,4 @@
-"""The optimizers, AdamW and Muon, and the learning rate, determined by the recipe.
+"""The optimizers, AdamW and Muon, with learning rate and weight decay determined by the recipe.
 
 Weight decay applies to matrices and embedding tables, not to biases and norms (as in GPT-2 and
 nanoGPT). The optimizer's state is saved under parameter names, so a checkpoint can be read without
@@ -32,6 +32,8 @@ __all__ = [
     "new_optimizer",
     "optimizer_state",
     "set_lr",
+    "set_weight_decay",
+    "weight_decay_at",
 ]
 
 # The quintic of Jordan et al.: five steps bring every singular value near 1 (.7 to 1.2) instead of
@@ -75,6 +77,39 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_ratio", 1.0)
 
 
+def weight_decay_at(recipe: Recipe, step: int) -> float:
+    """Return the weight decay of the update at `step`, counted from 0.
+
+    It is `weight_decay` for the share `weight_decay_hold` of the steps, and then goes linearly to
+    `weight_decay_end` times that at the last step.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> recipe = replace(run.recipe, steps=11, weight_decay=1.0, weight_decay_end=0.4)
+        >>> [round(trainer.weight_decay_at(recipe, step), 2) for step in (0, 4, 7, 10)]
+        [1.0, 1.0, 0.7, 0.4]
+    """
+    if recipe.weight_decay_end == 1.0:
+        return recipe.weight_decay
+    share, hold = step / max(recipe.steps - 1, 1), recipe.weight_decay_hold
+    progress = max(share - hold, 0.0) / (1 - hold)
+    return recipe.weight_decay * (1 + progress * (recipe.weight_decay_end - 1))
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Set the weight decay of the next step, for the parameters that decay.
+
+    Examples:
+        >>> state = trainer.initial_state(run.recipe, run.numerics)
+        >>> trainer.set_weight_decay(state.optimizer, 0.5)
+        >>> [group["weight_decay"] for group in state.optimizer.param_groups]
+        [0.5, 0.0]
+    """
+    for group in optimizer.param_groups:
+        if group.get("decays"):
+            group["weight_decay"] = weight_decay
+
+
 def new_optimizer(model: GPT, recipe: Recipe) -> torch.optim.AdamW:
     """Return the recipe's optimizer for the model, without any state."""
     return adamw(model, recipe) if recipe.optimizer == "adamw" else Muon(model, recipe)
@@ -82,7 +117,7 @@ def new_optimizer(model: GPT, recipe: Recipe) -> torch.optim.AdamW:
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """Return a fused AdamW with weight decay on every parameter with two or more axes."""
-    groups = _decay_groups(list(model.parameters()), recipe)
+    groups = _decay_groups(_trained(model, recipe), recipe)
     # Fused means one kernel for all parameters. Its results differ from `foreach` in the last bits,
     # so a resumed run must use it too.
     return torch.optim.AdamW(
@@ -90,11 +125,17 @@ def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     )
 
 
+def _trained(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """Return the parameters that training changes: without an extra block of weight 0."""
+    skipped = () if recipe.mtp_weight or not recipe.model.mtp else ("mtp.",)
+    return [one for name, one in model.named_parameters() if not name.startswith(skipped)]
+
+
 def _decay_groups(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     return [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": matrices, "weight_decay": recipe.weight_decay, "decays": True},
         {"params": vectors, "weight_decay": 0.0},
     ]
 
@@ -111,25 +152,31 @@ class Muon(torch.optim.AdamW):
     would share the singular values of one update: the values, whose gradient is the largest at
     first, would leave less for queries and keys, and each of the three would move by less than the
     output projection does.
+
+    Args:
+        model: Model to train; the first group of parameters holds the matrices of its blocks.
+        precision: Type in which matrices are orthogonalised; None: bf16 on a GPU, as
+            torch.optim.Muon does everywhere, and that of the weights on a CPU.
     """
 
-    def __init__(self, model: GPT, recipe: Recipe) -> None:
-        """Divide the parameters of the model; the first group holds the matrices of the blocks."""
+    def __init__(self, model: GPT, recipe: Recipe, precision: torch.dtype | None = None) -> None:
+        self.precision = precision
         # Gates and the vectors of sinks are no maps between spaces of the model; AdamW trains them.
         widths = {
             one.weight: block.attn.widths if one is block.attn.qkv else [len(one.weight)]
-            for block in model.blocks
+            for block in (*model.blocks, *([model.mtp.block] if recipe.mtp_weight else []))
             for name, one in block.named_modules()
             if type(one) is Linear and not name.endswith("value_gate")
         }
         matrices = {
             "params": list(widths),
             "weight_decay": recipe.weight_decay,
+            "decays": True,
             "lr_ratio": recipe.muon_lr / recipe.lr,
             "momentum": recipe.muon_momentum,
             "widths": list(widths.values()),
         }
-        others = [parameter for parameter in model.parameters() if parameter not in widths]
+        others = [one for one in _trained(model, recipe) if one not in widths]
         super().__init__(
             [matrices, *_decay_groups(others, recipe)],
             lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True,
@@ -164,16 +211,23 @@ class Muon(torch.optim.AdamW):
                 parts[update.shape].append((weight, update))
         for (n_out, n_in), pairs in parts.items():
             lr = group["lr"] * max(1.0, n_out / n_in) ** 0.5
-            updates = orthogonalised(torch.stack([update for _, update in pairs]))
+            stacked = torch.stack([update for _, update in pairs])
+            updates = orthogonalised(stacked, self.precision)
             for (weight, _), update in zip(pairs, updates, strict=True):
                 weight.add_(update, alpha=-lr)
 
 
-def orthogonalised(matrices: Float[Tensor, "batch out in"]) -> Float[Tensor, "batch out in"]:
-    """Return the matrices with all singular values near 1, by five Newton-Schulz steps."""
+def orthogonalised(
+    matrices: Float[Tensor, "batch out in"], precision: torch.dtype | None = None
+) -> Float[Tensor, "batch out in"]:
+    """Return the matrices with all singular values near 1, by five Newton-Schulz steps.
+
+    Args:
+        precision: Type of the computation; None: bf16 on a GPU, that of the matrices on a CPU.
+    """
     # torch.optim.Muon computes this in bf16, which a processor without bf16 emulates: a step took
     # 0.7 to 1.2 s instead of 0.22 s (2 layers of 128, 4,096 tokens).
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = matrices.to(precision or (torch.bfloat16 if matrices.is_cuda else matrices.dtype))
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)

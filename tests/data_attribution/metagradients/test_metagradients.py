@@ -23,7 +23,7 @@ from train.errors import TrainError
 from train.model import GPTConfig, init_gpt, preset
 from train.recipes import Recipe
 from train.runs import Run
-from train.trainer import lr_at
+from train.trainer import lr_at, weight_decay_at
 
 
 pytestmark = pytest.mark.integration
@@ -90,6 +90,7 @@ class Weighted:
             )
             for group in adamw.param_groups:
                 group["lr"] = lr_at(recipe, step)
+            adamw.param_groups[0]["weight_decay"] = weight_decay_at(recipe, step)
             adamw.step()
             adamw.zero_grad()
             kept.append(taken(model, adamw))
@@ -110,7 +111,10 @@ def taken(model, adamw) -> Vectors:
 @pytest.mark.parametrize("clip", [0.4, 100.0])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_targets_score_is_the_slope_of_the_answer_in_its_weight(architecture, clip):
-    recipe = replace(RECIPE, model=ARCHITECTURES[architecture], grad_clip=clip)
+    recipe = replace(
+        RECIPE, model=ARCHITECTURES[architecture], grad_clip=clip, weight_decay_end=0.0,
+        weight_decay_hold=0.1,
+    )  # fmt: skip
     training = Weighted(recipe)
     ones = torch.ones(recipe.steps, 4, recipe.model.n_ctx, dtype=torch.float64)
     kept, norms, model = training.run(ones)
