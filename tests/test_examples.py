@@ -60,6 +60,9 @@ WITHOUT = {
         train.storage: artifact_manifest disk_guard lock_artifact sync_folder verify_artifact
         train.trainer: adamw write_state
         """,
+    "reads held-out documents, and the released run has none": """
+        train.ensembles: evaluate held_out_scores scores_of
+        """,
     "is a step inside the engine, a sweep or an importer": """
         interp.patching.engine: arriving averaged fast_fp32 product_for spread
         train.convert: refuse_pickle
