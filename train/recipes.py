@@ -52,6 +52,15 @@ LATER = {
     "optimizer": "adamw",
     "muon_lr": 0.02,
     "muon_momentum": 0.95,
+    "distill_weight": 0.0,
+    "distill_temperature": 1.0,
+    "ema_decay": 0.0,
+}
+# Fields that one other field must switch on, with that field and the value at which it is off.
+DEPENDENT = {
+    "muon_lr": ("optimizer", "adamw"),
+    "muon_momentum": ("optimizer", "adamw"),
+    "distill_temperature": ("distill_weight", 0.0),
 }
 
 
@@ -82,6 +91,11 @@ class Recipe:
             (`train.trainer.Muon`).
         muon_lr: Muon's learning rate when AdamW's is `lr`; both follow the same schedule.
         muon_momentum: Share of Muon's momentum that a step keeps.
+        distill_weight: Share of the loss that is the divergence from a teacher's probabilities
+            (`train.trainer.distillation`); 0: none.
+        distill_temperature: Temperature of both models' probabilities in that divergence.
+        ema_decay: Share of the moving average of the weights (`train.trainer.weight_average`) that
+            a step keeps; 0: no average is kept.
     """
 
     name: str
@@ -112,6 +126,9 @@ class Recipe:
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
+    ema_decay: float = 0.0
 
     __repr__ = short_repr
 
@@ -147,6 +164,7 @@ class Recipe:
             )
         self._check_ranges()
         self._check_muon()
+        self._check_dependent()
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
@@ -176,6 +194,9 @@ class Recipe:
             ("eval_windows", self.eval_windows > 0, "at least 1"),
             ("muon_lr", 0 < self.muon_lr < inf, "above 0"),
             ("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1"),
+            ("distill_weight", 0 <= self.distill_weight <= 1, "from 0 to 1"),
+            ("distill_temperature", 0 < self.distill_temperature < inf, "above 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 (0: no average) and below 1"),
         ):
             if not holds:
                 raise RecipeError(
@@ -189,11 +210,13 @@ class Recipe:
                 f"{self.model.attention!r}; Muon is made for matrices that are not generated: use "
                 "adamw"
             )
-        for key in ("muon_lr", "muon_momentum"):
-            if self.optimizer != "muon" and getattr(self, key) != LATER[key]:
+
+    def _check_dependent(self) -> None:
+        for key, (switch, off) in DEPENDENT.items():
+            if getattr(self, switch) == off and getattr(self, key) != LATER[key]:
                 raise RecipeError(
-                    f"recipe {self.name!r} has {key}={getattr(self, key)} and optimizer "
-                    f"{self.optimizer!r}, which does not use it; set optimizer='muon' too"
+                    f"recipe {self.name!r} has {key}={getattr(self, key)} and {switch}={off!r}, "
+                    f"which does not use it; set {switch} too"
                 )
 
     @property

@@ -77,7 +77,7 @@ def candidates(key: str) -> Iterator[object]:
     elif isinstance(value, bool):
         values = (not value,)
     elif isinstance(value, float):
-        values = (value / 2,)
+        values = (value / 2, 0.5)
     else:
         values = (2,) if value is None else (value * 2, value // 2, value + 1)
     yield from (other for other in values if other != value)
@@ -89,12 +89,13 @@ RETENTION = {
     "model.bias": False, "model.retention_chunk": 4, "model.aft_passes": 1,
 }  # fmt: skip
 MUON = {"optimizer": "muon"}
+DISTILLED = {"distill_weight": 0.5}
 LOOP = {"model.n_layers": 4, "model.loop_layers": 1, "model.loop_passes": 2}
 
 
 def with_another(key: str) -> Recipe:
     """PLANTED with another value of the field, and of a second one if they belong together."""
-    seconds = [{}, RETENTION, LOOP, MUON]
+    seconds = [{}, RETENTION, LOOP, MUON, DISTILLED]
     seconds += [{other: value} for other in TYPES for value in candidates(other)]
     for value in candidates(key):
         for second in seconds:
@@ -296,6 +297,7 @@ def test_a_missing_file_offers_its_neighbours_and_the_named_recipes(written, tmp
         ("beta2", 1.5), ("eps", 0.0), ("weight_decay", -0.1), ("grad_clip", 0.0),
         ("micro_batch_size", -1), ("checkpoint_every", 0), ("optimizer_every", 0),
         ("eval_every", -1), ("eval_windows", 0),
+        ("distill_weight", 1.5), ("distill_temperature", 0.0), ("ema_decay", 1.0),
     ],
 )  # fmt: skip
 def test_a_value_with_which_no_training_works_is_refused(key, value):

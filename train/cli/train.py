@@ -64,6 +64,14 @@ def train_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
     changes: RecipeOptions,
     settings: Settings = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Folder of a run whose last checkpoint teaches this one, with the recipe's "
+            "distill_weight.",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
     ] = "auto",
@@ -107,7 +115,7 @@ def train_command(
     A training that was stopped at any moment continues with `openbook run resume`.
     """
     world_size = started_ranks(devices, out)
-    from train import numerics, recipes, trainer
+    from train import numerics, recipes, runs, trainer
     from train.data import open_store
 
     options = asdict(changes)
@@ -125,6 +133,7 @@ def train_command(
             resolved,
             tokens,
             out=out,
+            teacher=runs.open(teacher) if teacher else None,
             numerics=how,
             data_workers=data_workers,
             watch=[one for of_store in known for one in of_store(tokens, resolved.model.n_ctx)],

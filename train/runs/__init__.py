@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from train.runs.checkpoints import (
         CHECKPOINT_INDEX,
         CHECKPOINTS,
+        EMA,
         Checkpoint,
         check_checkpoints,
         drop_unlisted,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKPOINTS",
     "CHECKPOINT_INDEX",
+    "EMA",
     "LEDGER",
     "MANIFEST",
     "MONITOR_LOG",

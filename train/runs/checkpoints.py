@@ -3,6 +3,7 @@
     checkpoints/index.json                            sealed list of checkpoints; written last
     checkpoints/step-00000400/model.safetensors
     checkpoints/step-00000400/optimizer.safetensors   only some steps, and the newest
+    checkpoints/step-00000400/ema.safetensors         moving average of the weights, if kept
     checkpoints/step-00000400/state.json              step, tokens, loss on a fixed batch
 
 A checkpoint is complete or absent, and the bytes that are hashed are the bytes that are loaded.
@@ -30,6 +31,7 @@ from train.short_repr import short_repr
 __all__ = [
     "CHECKPOINTS",
     "CHECKPOINT_INDEX",
+    "EMA",
     "Checkpoint",
     "check_checkpoints",
     "drop_unlisted",
@@ -41,6 +43,7 @@ __all__ = [
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_INDEX = "index.json"
+EMA = "ema.safetensors"
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -87,8 +90,9 @@ def write_checkpoint(
     optimizer: dict[str, Tensor] | None,
     state: dict[str, float | int],
     keep_optimizer_of: set[int],
+    average: dict[str, Tensor] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint, then the index.
+    """Write a checkpoint, then the index; `average` is the moving average of the weights.
 
     Optimizers of other checkpoints are deleted unless their step is in `keep_optimizer_of`.
     """
@@ -98,6 +102,8 @@ def write_checkpoint(
     }
     if optimizer is not None:
         content["optimizer.safetensors"] = serialize(optimizer)
+    if average is not None:
+        content[EMA] = serialize(average)
     saved = Checkpoint(step, {name: sha256(data).hexdigest() for name, data in content.items()})
     place = run_path / saved.folder
     shutil.rmtree(place, ignore_errors=True)

@@ -53,8 +53,15 @@ def begin_manifest(
     *,
     parent: storage.JsonObject | None = None,
     removal: DocumentRemoval | None = None,
+    teacher: storage.JsonObject | None = None,
+    teacher_path: Path | None = None,
 ) -> storage.JsonObject:
-    """Write the manifest of a run that is about to start; `run_path` must exist."""
+    """Write the manifest of a run that is about to start; `run_path` must exist.
+
+    Args:
+        teacher: Run id, step and weights digest of the run that teaches this one by distillation.
+        teacher_path: Folder of that run.
+    """
     asked = {
         "recipe": recipes.to_dict(recipe),
         "numerics": numerics.to_dict(),
@@ -73,13 +80,18 @@ def begin_manifest(
         "parent": parent,
         "removed": asdict(removal) if removal else None,
     }
+    paths = {"store_path": os.path.relpath(store.path.absolute(), run_path.absolute())}
+    if teacher and teacher_path:
+        # Without a teacher nothing is added, so the ids of older runs stay what they were.
+        asked["teacher"] = teacher
+        paths["teacher_path"] = os.path.relpath(teacher_path.absolute(), run_path.absolute())
     predicate = {
         **asked,
         "schema": 1,
         "knowledge": "full",
         "run_id": sha256(storage.canonical_json(asked).encode()).hexdigest()[:12],
         "seeds": {"init": recipe.init_seed, "order": recipe.order_seed},
-        "store_path": os.path.relpath(store.path.absolute(), run_path.absolute()),
+        **paths,
         "code": code(),
         "environment": environment(),
         "segments": [_segment(parent["step"] if parent else 0)],

@@ -9,9 +9,10 @@
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -149,6 +150,27 @@ class Run:
         return store
 
     @property
+    def teacher(self) -> "Run | None":
+        """The run whose probabilities were distilled into this one; None for other runs.
+
+        Raises:
+            TrainError: The teacher is not where it was.
+        """
+        if not self.predicate.get("teacher"):
+            return None
+        path = (self.path / self.predicate["teacher_path"]).resolve()
+        if not (path / manifest.MANIFEST).is_file():
+            raise TrainError(
+                f"the run {self.path} was taught by run {self.predicate['teacher']['run_id']}, "
+                f"which is no longer at {path}; put it back there"
+            )
+        found = open(path)
+        data = found.predicate.get("data", {})
+        same_store = data.get("fingerprint") == self.predicate["data"]["fingerprint"]
+        # The store may have moved since the teacher was trained; this run knows where it is now.
+        return replace(found, store_path=self.store.path) if same_store else found
+
+    @property
     def order(self) -> Order:
         """The data order: which windows are read at which step."""
         return self._order
@@ -207,18 +229,29 @@ class Run:
         near = min(self.steps, key=lambda known: abs(known - step))
         raise TrainError(f"the run {self.path} has no checkpoint at step {step}; nearest is {near}")
 
-    def load(self, step: int | None = None) -> GPT:
+    def load(
+        self, step: int | None = None, *, weights: Literal["trained", "ema"] = "trained"
+    ) -> GPT:
         """Load the model of a checkpoint (None: the last one), and check the weights' digest.
 
+        Args:
+            weights: `trained`, or `ema` for the moving average of the weights over training.
+
         Raises:
-            TrainError: The run has no checkpoint at that step.
+            TrainError: The run has no checkpoint at that step, or keeps no average.
             DamagedError: The weights are missing or differ from their digest.
         """
         saved = self.saved_at(step)
         model = GPT(self.config)
-        model.load_state_dict(checkpoints.read_tensors(self.path, saved, "model.safetensors"))
+        name = "model.safetensors" if weights == "trained" else checkpoints.EMA
+        if name not in saved.files:
+            raise TrainError(
+                f"the run {self.path} keeps no moving average of its weights at step {saved.step}; "
+                "train it with ema_decay above 0"
+            )
+        model.load_state_dict(checkpoints.read_tensors(self.path, saved, name))
         model.tokenizer = self.tokenizer
-        model.origin = Origin(self.id, saved.step, saved.files["model.safetensors"], self.knowledge)
+        model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
         return model.eval()
 
     @property

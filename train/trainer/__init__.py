@@ -6,6 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from train.trainer.distillation import distillation_loss
     from train.trainer.evaluation import fixed_loss, held_out_loss, is_highest
     from train.trainer.loop import (
         first_step_reading,
@@ -26,11 +27,18 @@ if TYPE_CHECKING:
         monitor_words,
         store_tasks,
     )
-    from train.trainer.objectives import Forward, Objective, next_token, objective_of
+    from train.trainer.objectives import (
+        Forward,
+        Objective,
+        TrainingMethods,
+        next_token,
+        objective_of,
+    )
     from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
     from train.trainer.state import TrainState, initial_state, load_state
     from train.trainer.verification import Verification, check_files, verify
+    from train.trainer.weight_average import begin_average, update_average
 
 __all__ = [
     "COPY_LENGTH",
@@ -40,11 +48,14 @@ __all__ = [
     "Objective",
     "Ranks",
     "TrainState",
+    "TrainingMethods",
     "Verification",
     "adamw",
+    "begin_average",
     "check_files",
     "context_task",
     "copying_task",
+    "distillation_loss",
     "first_step_reading",
     "fixed_loss",
     "held_out_loss",
@@ -67,6 +78,7 @@ __all__ = [
     "store_tasks",
     "train",
     "training_steps",
+    "update_average",
     "verify",
     "write_state",
 ]

@@ -4,9 +4,9 @@
 step to the last and writes a ledger and checkpoints; `resume` continues from the newest checkpoint
 that has its optimizer; `replay` repeats a span and returns its rows beside those of the ledger;
 `retrain_without` continues from a checkpoint of another run with some documents removed. Weights,
-optimizer and step are the whole state and there is no random state, so a killed and resumed run
-equals an uninterrupted one to the last bit (on the same machine, with the same precision and thread
-count).
+their average, optimizer and step are the whole state and there is no random state, so a killed and
+resumed run equals an uninterrupted one to the last bit (on the same machine, with the same
+precision and thread count).
 
 If several processes train together (`train.trainer.ranks`), all of them call `train` or `resume`;
 rank 0 writes the files.
@@ -32,10 +32,11 @@ from train.progress import Progress
 from train.recipes import Recipe, resolve
 from train.runs import MonitorTask, Run
 from train.short_repr import short_repr
-from train.trainer import evaluation, monitoring, optimizer
+from train.trainer import distillation, evaluation, monitoring, optimizer
 from train.trainer.objectives import Objective, next_token, objective_of
 from train.trainer.ranks import Ranks, ranks_of
 from train.trainer.state import TrainState, initial_state, load_state, save
+from train.trainer.weight_average import update_average
 
 
 __all__ = [
@@ -95,6 +96,7 @@ def train(
     store: TokenStore,
     *,
     out: str | Path,
+    teacher: Run | None = None,
     numerics: Numerics | None = None,
     data_workers: int = 0,
     watch: Sequence[MonitorTask] = (),
@@ -107,6 +109,8 @@ def train(
         recipe: A recipe; `changes` replace its fields (`steps=200`, `init_seed=1`).
         store: The token store; packed rows must be as long as the recipe's context.
         out: Folder of the run; must not contain a run yet.
+        teacher: Run whose last checkpoint is distilled into this one (`train.trainer.distillation`)
+            with the recipe's `distill_weight`.
         numerics: Precision, threads, device and world size; default: chosen for this machine by
             `train.numerics.choose`.
         data_workers: Threads that read batches in advance; they do not change the result.
@@ -116,8 +120,8 @@ def train(
 
     Raises:
         RecipeError: The recipe does not exist or contradicts itself, or `out` exists already, or
-            there are fewer windows per step than processes.
-        StoreError: The store does not fit the recipe.
+            there are fewer windows per step than processes, or the teacher cannot teach it.
+        StoreError: The store does not fit the recipe, or the teacher has another tokenizer.
         LostRankError: Another process of this training has ended.
         DivergedError: The loss is not finite; the last good checkpoint is kept.
     """
@@ -130,6 +134,7 @@ def train(
             f"{numerics.world_size} or more, or fewer processes"
         )
     ranks = ranks_of(numerics)
+    taught = distillation.teacher_entry(recipe, store, teacher)
     with ExitStack() as stack:
 
         def begin() -> None:
@@ -144,7 +149,10 @@ def train(
             if recipe.sampler == "nanogpt":
                 runs.record_schedule(out, recipe, store)
             runs.begin_monitor_log(out, watch, recipe)
-            runs.begin_manifest(out, recipe, store, numerics)
+            runs.begin_manifest(
+                out, recipe, store, numerics,
+                teacher=taught, teacher_path=teacher.path if teacher else None,
+            )  # fmt: skip
 
         ranks.first(begin)
         run = runs.open(out, store=store.path)
@@ -273,8 +281,10 @@ def retrain_without(
     with _lock(out):
         _start_from(parent, begin, out)
         runs.begin_manifest(
-            out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
-        )
+            out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed,
+            teacher=parent.predicate.get("teacher"),
+            teacher_path=parent.teacher.path if parent.teacher else None,
+        )  # fmt: skip
         child = runs.open(out, store=parent.store.path)
         return _train(child, begin, data_workers, progress, parent.steps[-1])
 
@@ -354,6 +364,8 @@ def training_steps(
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
+        if state.average is not None:
+            update_average(state.average, state.model, recipe.ema_decay, state.step)
         state.tokens += batch.divisor
         row = runs.LedgerRow(
             step=batch.step, lr=lr, loss=0.0, grad_norm=0.0, tokens=state.tokens,

@@ -2,20 +2,26 @@
 
 Training, replay and retraining all ask `objective_of` for the objective of a run, so a run is
 repeated with the loss that it was trained on. An objective depends on the weights, the part and the
-step alone; if it draws at random, its generator is keyed by `Batch.step`.
+step alone; if it draws at random, its draws are keyed by `Batch.step`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from train.data import Batch
+from train.model import GPT
+from train.recipes import Recipe
 from train.runs import Run
+from train.short_repr import short_repr
+from train.trainer import distillation
 from train.trainer.loss import next_token_loss
 
 
-__all__ = ["Forward", "Objective", "next_token", "objective_of"]
+__all__ = ["Forward", "Objective", "TrainingMethods", "next_token", "objective_of"]
 
 Forward = Callable[[Int64[Tensor, "batch pos"]], Float[Tensor, "batch pos vocab"]]
 # Model and part of a batch (both on one device) -> the part's share of the loss of the whole batch.
@@ -27,11 +33,43 @@ def next_token(forward: Forward, part: Batch) -> Float[Tensor, ""]:
     return next_token_loss(forward(part.inputs), part.targets, part.divisor)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainingMethods:
+    """The cross-entropy of the next token with the methods that a recipe adds to it.
+
+    Attributes:
+        teacher: Model whose probabilities are distilled; None: no distillation.
+    """
+
+    recipe: Recipe
+    teacher: GPT | None = None
+
+    __repr__ = short_repr
+
+    def __call__(self, forward: Forward, part: Batch) -> Float[Tensor, ""]:
+        """Return the loss of a part of the batch."""
+        recipe, logits = self.recipe, forward(part.inputs)
+        loss = next_token_loss(logits, part.targets, part.divisor)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self.teacher.to(part.inputs.device)(part.inputs)
+        distilled = distillation.distillation_loss(
+            logits, taught, part.targets, part.divisor, recipe.distill_temperature
+        )
+        return (1 - recipe.distill_weight) * loss + recipe.distill_weight * distilled
+
+
 def objective_of(run: Run) -> Objective:
     """Return what the steps of a run minimise.
+
+    Raises:
+        TrainError: The run's teacher is not where it was, or another run is there.
+        DamagedError: The weights of the teacher are not those that taught the run.
 
     Examples:
         >>> trainer.objective_of(run).__name__
         'next_token'
     """
-    return next_token
+    teacher = distillation.teacher_model(run)
+    return next_token if teacher is None else TrainingMethods(run.recipe, teacher)

@@ -1,12 +1,15 @@
-"""The state of training: weights, optimizer and step, and how it is saved and loaded.
+"""The state of training: weights, optimizer, step and average, and how it is saved and loaded.
 
 There is no random state, so training continues from a loaded state exactly as from the original.
 """
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from train import runs
 from train.data import read_batch
@@ -18,6 +21,7 @@ from train.runs import Run
 from train.short_repr import short_repr
 from train.trainer import evaluation
 from train.trainer.optimizer import new_optimizer, read_state, write_state
+from train.trainer.weight_average import begin_average
 
 
 __all__ = ["TrainState", "initial_state", "load_state", "save"]
@@ -30,12 +34,14 @@ class TrainState:
     Attributes:
         step: Number of the next step, which is also the number of steps done.
         tokens: Number of targets that have carried loss so far.
+        average: Moving average of the weights by name, if the recipe has an `ema_decay`.
     """
 
     model: GPT
     optimizer: torch.optim.Optimizer
     step: int
     tokens: int
+    average: dict[str, Tensor] | None = None
 
     __repr__ = short_repr
 
@@ -48,7 +54,8 @@ def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:
     """
     refuse_missing(numerics.device)
     model = init_gpt(recipe.model, recipe.init_seed).to(numerics.device)
-    return TrainState(model, new_optimizer(model, recipe), step=0, tokens=0)
+    average = begin_average(model) if recipe.ema_decay else None
+    return TrainState(model, new_optimizer(model, recipe), step=0, tokens=0, average=average)
 
 
 def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
@@ -74,7 +81,11 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
     optimizer = new_optimizer(model, run.recipe)
     read_state(model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors"))
     tokens = int(runs.read_counters(run.path, saved)["tokens"])
-    return TrainState(model, optimizer, saved.step, tokens)
+    average = None
+    if run.recipe.ema_decay:
+        kept = runs.read_tensors(run.path, saved, runs.EMA)
+        average = {name: one.to(numerics.device) for name, one in kept.items()}
+    return TrainState(model, optimizer, saved.step, tokens, average)
 
 
 def save(run: Run, state: TrainState) -> None:
@@ -95,13 +106,21 @@ def save(run: Run, state: TrainState) -> None:
             f"the model after {state.step} steps is not a number; the first bad tensor is {bad}; "
             "the last good checkpoint was kept: lower the learning rate"
         )
+    counters = {"tokens": state.tokens, "fixed_loss": fixed}
+    if state.average is not None:
+        averaged = copy.deepcopy(state.model)
+        averaged.load_state_dict(state.average)
+        counters["ema_loss"] = evaluation.fixed_loss(averaged, run.store, run.order, run.numerics)
     runs.write_checkpoint(
         run.path,
         state.step,
-        model={
-            name: one.detach().cpu().contiguous() for name, one in state.model.state_dict().items()
-        },
+        model=_on_cpu(state.model.state_dict()),
         optimizer=write_state(state.model, state.optimizer),
-        state={"tokens": state.tokens, "fixed_loss": fixed},
+        average=None if state.average is None else _on_cpu(state.average),
+        state=counters,
         keep_optimizer_of=keep,
     )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.detach().cpu().contiguous() for name, one in tensors.items()}

@@ -25,7 +25,7 @@ from train.model import init_gpt
 from train.progress import Progress
 from train.runs import Checkpoint, Run
 from train.short_repr import short_repr
-from train.trainer import evaluation, loop
+from train.trainer import distillation, evaluation, loop
 
 
 __all__ = ["LEVELS", "Verification", "check_files", "verify"]
@@ -123,7 +123,7 @@ def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], 
     problems, count = _run_problems(run, progress)
     if run.knowledge == "weights-only":
         return problems, count
-    problems += _store_problems(run)
+    problems += _store_problems(run) + _teacher_problems(run)
     return problems or _retrained_problems(run), count
 
 
@@ -171,6 +171,15 @@ def _store_problems(run: Run) -> list[str]:
         return [problem]
     try:
         verify_store(run.store, texts=False)
+    except TrainError as error:
+        return [str(error)]
+    return []
+
+
+def _teacher_problems(run: Run) -> list[str]:
+    """Check that the run that was distilled into this one is there with the same weights."""
+    try:
+        distillation.teacher_model(run)
     except TrainError as error:
         return [str(error)]
     return []
@@ -237,22 +246,25 @@ def _wrong_init(run: Run) -> list[str]:
 def _unlike_their_loss(run: Run) -> tuple[list[str], float]:
     """Check that each checkpoint gives its recorded loss; also return the largest difference."""
     problems, largest = [], 0.0
-    for saved in run.saved:
-        found, written = _fixed_loss(run, saved), runs.read_counters(run.path, saved)
-        difference = evaluation.distance(found, float(written["fixed_loss"]))
+    checks = [(saved, "model.safetensors", "fixed_loss") for saved in run.saved]
+    checks += [(saved, runs.EMA, "ema_loss") for saved in run.saved if runs.EMA in saved.files]
+    for saved, name, key in checks:
+        found, written = _fixed_loss(run, saved, name), runs.read_counters(run.path, saved)[key]
+        difference = evaluation.distance(found, float(written))
         # An infinite difference is only reported as a problem, because JSON has no infinity.
         largest = max(largest, difference if math.isfinite(difference) else 0.0)
         if difference > TOLERANCE[run.numerics.precision]:
             problems.append(
-                f"{run.path / saved.folder / 'model.safetensors'}: its loss on the fixed batch is "
-                f"{found:.6g}, state.json beside it says {written['fixed_loss']:.6g}"
+                f"{run.path / saved.folder / name}: its loss on the fixed batch is {found:.6g}, "
+                f"state.json beside it says {written:.6g}"
             )
     return problems, largest
 
 
-def _fixed_loss(run: Run, saved: Checkpoint) -> float:
+def _fixed_loss(run: Run, saved: Checkpoint, name: str) -> float:
     how = numerics.on_this_machine(run.numerics)
-    model = run.load(saved.step).to(how.device)
+    weights = "ema" if name == runs.EMA else "trained"
+    model = run.load(saved.step, weights=weights).to(how.device)
     return evaluation.fixed_loss(model, run.store, run.order, how)
 
 
