@@ -41,6 +41,7 @@ from interp.cli.patch import patch_command, paths_command
 from interp.cli.probe import erase_command, probe_command
 from interp.cli.recall import recall_command
 from interp.errors import InterpError, InterpWarning
+from train.cli.chain import chain_command
 from train.cli.corpus import corpus
 from train.cli.ensemble import ensemble_command
 from train.cli.options import CommandGroup
@@ -170,6 +171,7 @@ app.add_typer(corpus, name="corpus")
 app.command("train", context_settings={"obj": [watched_behaviours]})(train_command)
 app.add_typer(recipe_commands, name="recipes")
 app.add_typer(run, name="run")
+app.command("chain")(chain_command)
 app.command("ensemble")(ensemble_command)
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)

@@ -6,6 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from train.ensembles.chain import train_chain
     from train.ensembles.data_efficiency import BaselineCurve, distinct_tokens
     from train.ensembles.ensemble import Ensemble, Member, average_weights, ensemble_of
     from train.ensembles.evaluation import EnsembleEvaluation, EnsembleRow, evaluate, verdict
@@ -26,6 +27,7 @@ __all__ = [
     "held_out_scores",
     "learn_weights",
     "scores_of",
+    "train_chain",
     "verdict",
 ]
 
