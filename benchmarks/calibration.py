@@ -20,7 +20,7 @@ import machine
 import numpy as np
 
 from interp import attribution_patching
-from interp.statistics import mean_interval, ratio_interval, resampled_means, wilson
+from train.statistics import mean_interval, ratio_interval, resampled_means, wilson
 
 
 SIZES = (10, 30, 64, 200)

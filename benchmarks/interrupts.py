@@ -24,7 +24,7 @@ from typing import Any
 import machine
 
 from interp.patching import engine
-from interp.statistics import wilson
+from train.statistics import wilson
 
 
 TESTS = Path(__file__).parents[1] / "tests" / "interp" / "test_interrupts.py"

@@ -20,9 +20,9 @@ from interp import metrics
 from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
 from interp.metrics import Metric, MetricLike
-from interp.statistics import n_prompts
 from train.data import IGNORED, Tokenizer
 from train.short_repr import short_repr
+from train.statistics import n_prompts
 
 
 __all__ = [

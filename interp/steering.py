@@ -28,10 +28,10 @@ from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, ContrastError, UninformativeWarning
 from interp.patching import engine
 from interp.results import Provenance, Result, provenance
-from interp.statistics import Average, n_prompts, over_prompts
 from train import storage
 from train.model import Hook, HookedModule
 from train.progress import count
+from train.statistics import Average, n_prompts, over_prompts
 
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ BOUND = (
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
-    "compiled_programs", "compiled_weights", "lexical_evidence", "machine",
+    "compiled_programs", "compiled_weights", "data_efficiency", "lexical_evidence", "machine",
     "real_text", "token_index_queries",
 )  # fmt: skip
 
@@ -342,6 +342,48 @@ def test_training_that_is_slow_or_has_other_losses_fails(
     times = training.Times(seconds, losses, products=0.5, ledger=ledger)
     how = training.Numerics("cpu", precision, 1)
     assert training.report("a", training.CASES["a"], times, how) is holds
+
+
+def test_methods_that_are_compared_spend_as_many_operations(script):
+    """A step of a taught member costs 4 thirds of a plain one, and a looped layer every pass."""
+    efficiency = script("data_efficiency")
+    store = SimpleNamespace(train_tokens=400_000, vocab_size=512)
+    plan = efficiency.plan(store, seed=2, share=1.0)
+    per_token = efficiency.operations(plan.single.model)
+    single = plan.single.steps * per_token
+    spent = {
+        "ensemble": 4 * plan.member.steps * per_token,
+        "chain": (4 + 3 / 3) * plan.taught.steps * per_token,
+        "decay": plan.decay.steps * per_token,
+        "loop": plan.loop.steps * efficiency.operations(plan.loop.model),
+    }
+    assert {name: pytest.approx(single, rel=0.005) for name in spent} == spent
+    # Two matrices of a layer's attention and two of its MLP, by hand: 12 d^2 of 4 and 6 layers.
+    assert efficiency.operations(plan.loop.model) / per_token == pytest.approx(1.46, abs=0.02)
+    assert plan.loop.model.n_params == plan.single.model.n_params
+    seeds = {(one.init_seed, one.order_seed) for one in (plan.single, plan.taught, plan.loop)}
+    assert seeds == {(200, 200)}
+    assert plan.taught.distill_weight > 0 == plan.member.distill_weight
+
+
+def test_a_method_is_called_better_only_beyond_its_interval(script):
+    efficiency = script("data_efficiency")
+    curve = efficiency.BaselineCurve((100, 400), (3.0, 2.0))
+    losses = [
+        {"single model": 2.6, "single model, stopped early": 2.4, "sure": 2.5, "unsure": 2.3},
+        {"single model": 2.7, "single model, stopped early": 2.5, "sure": 2.6, "unsure": 2.69},
+        {"single model": 2.8, "single model, stopped early": 2.6, "sure": 2.7, "unsure": 1.0},
+    ]
+    rows = {
+        cells[1].strip(): cells[3:6]
+        for cells in (line.split("|") for line in efficiency.table(losses, curve, 100).splitlines())
+    }
+    assert rows["sure"][0].strip().endswith(": better beyond its interval")
+    assert rows["sure"][1].strip() == "0.100 [0.100, 0.100]: not"
+    assert rows["unsure"][0].strip().endswith(": not")
+    assert rows["sure"][2].strip() == "1.7 x"  # 4 ** (3.0 - 2.6)
+    assert rows["unsure"][2].strip() == "over 4.0 x"
+    assert "(one seed): not" in efficiency.table(losses[:1], None, 100)
 
 
 def test_every_script_is_known_here():

@@ -32,6 +32,7 @@ WITHOUT = {
     "trains a model, which takes minutes": """
         train.trainer: initial_state load_state next_token replay retrain_without run_steps train
             training_steps
+        train.ensembles: train_chain
         interp.causal_abstraction: align
         interp.lenses: evaluate_lens fit_tuned_lens held_out_tokens load_tuned_lens tuned
         interp.training_dynamics: replayed
@@ -60,6 +61,9 @@ WITHOUT = {
             resumed_manifest write_checkpoint
         train.storage: artifact_manifest disk_guard lock_artifact sync_folder verify_artifact
         train.trainer: adamw optimizer_state
+        """,
+    "reads held-out documents, and the released run has none": """
+        train.ensembles: evaluate held_out_scores scores_of
         """,
     "is a step inside the engine, a sweep or an importer": """
         interp.patching.engine: arriving averaged fast_fp32 product_for spread

@@ -41,7 +41,9 @@ from interp.cli.patch import patch_command, paths_command
 from interp.cli.probe import erase_command, probe_command
 from interp.cli.recall import recall_command
 from interp.errors import InterpError, InterpWarning
+from train.cli.chain import chain_command
 from train.cli.corpus import corpus
+from train.cli.ensemble import ensemble_command
 from train.cli.options import CommandGroup
 from train.cli.recipes import recipe_commands
 from train.cli.run import run
@@ -169,6 +171,8 @@ app.add_typer(corpus, name="corpus")
 app.command("train", context_settings={"obj": [watched_behaviours]})(train_command)
 app.add_typer(recipe_commands, name="recipes")
 app.add_typer(run, name="run")
+app.command("chain")(chain_command)
+app.command("ensemble")(ensemble_command)
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
 app.command("paths")(paths_command)

@@ -2,7 +2,7 @@
 
 Any removal moves every number a little. So the effect of documents is their change *minus the
 change of the controls*. Its interval has two parts: the uncertainty of the mean over prompts
-(`interp.statistics.intervals`), and how far one more removal of random documents would move the
+(`train.statistics.intervals`), and how far one more removal of random documents would move the
 same prompts (Student's prediction interval over the controls, which needs two of them). The two are
 taken as independent and combined as the root of the sum of their squares: by simulation of normal
 effects of size zero, between 93 and 98.5 % are covered (tests). An effect is a difference and not a
@@ -19,8 +19,8 @@ from math import sqrt
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from interp.statistics import mean_interval
 from train.short_repr import short_repr
+from train.statistics import mean_interval
 
 
 __all__ = ["Change", "EffectSize", "by_prompt"]
@@ -31,7 +31,7 @@ def by_prompt(
 ) -> Float[np.ndarray, " prompt"]:
     """Return the mean over the rows of each prompt.
 
-    Prompts are numbered from 0 (`interp.statistics.n_prompts`, `Query.cases`). One prompt with many
+    Prompts are numbered from 0 (`train.statistics.n_prompts`, `Query.cases`). One prompt with many
     foils, or with several answers, is one case of the behaviour.
     """
     return np.bincount(prompts, weights=values.astype(np.float64)) / np.bincount(prompts)

@@ -21,12 +21,12 @@ import pandas as pd
 from data_attribution.counterfactuals import retraining
 from data_attribution.errors import CounterfactualError
 from interp import plots, training_dynamics
-from interp.statistics import mean_interval
 from interp.training_dynamics import Answer, Share
 from train import storage, trainer
 from train.progress import Progress, count
 from train.runs import Run
 from train.short_repr import short_repr
+from train.statistics import mean_interval
 
 
 __all__ = ["Forgetting", "Group", "documents_of", "forget_facts", "removable_facts"]

@@ -30,7 +30,6 @@ from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from interp import plots
 from interp.behaviours import Behaviour
-from interp.statistics import mean_interval, n_prompts, wilson
 from train import runs, trainer
 from train.data import DocumentRemoval, Together
 from train.errors import nearest
@@ -38,6 +37,7 @@ from train.model import GPT
 from train.progress import Progress, count
 from train.runs import Run
 from train.short_repr import short_repr
+from train.statistics import mean_interval, n_prompts, wilson
 
 
 __all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "retrain", "without"]

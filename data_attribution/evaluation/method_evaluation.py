@@ -39,10 +39,10 @@ from data_attribution.evaluation.result import Evaluation, Row
 from data_attribution.evaluation.scope import CaseRankings, Scope
 from data_attribution.request import Candidates
 from interp import behaviours, patching
-from interp.statistics import wilson
 from train.progress import Progress
 from train.runs import Run
 from train.short_repr import short_repr
+from train.statistics import wilson
 
 
 __all__ = ["EvaluationOptions", "evaluate", "localised", "rankings_by_method"]

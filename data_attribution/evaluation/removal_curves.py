@@ -10,7 +10,7 @@ the first k of other rankings.
 The ratio divides what a case loses without its documents by what it *moves* without random ones
 (its absolute change, mean over seeds): chance moves it up as often as down, so a mean of signed
 changes would make the ratio look too good. The interval is Fieller's over cases
-(`interp.statistics.intervals`). Cases are treated as independent although all of them share one
+(`train.statistics.intervals`). Cases are treated as independent although all of them share one
 retraining and its controls; the variation over other draws of random documents is not included. If
 the movement by random documents cannot be distinguished from zero, the lower end is the lower end
 of the loss divided by the upper end of the movement, and there is no upper end; if the loss cannot
@@ -32,10 +32,10 @@ from data_attribution import counterfactuals, queries
 from data_attribution.counterfactuals import Change, Retrainings
 from data_attribution.evaluation.facts import FactCase
 from data_attribution.queries import Query
-from interp.statistics import mean_interval, ratio_interval
 from train.data import Together
 from train.progress import Progress
 from train.short_repr import short_repr
+from train.statistics import mean_interval, ratio_interval
 
 
 __all__ = ["CurvePoint", "Ratio", "RemovalCurves", "apart", "removal_curves_of"]

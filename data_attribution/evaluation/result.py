@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from interp.statistics import mean_interval
 from train import storage
 from train.short_repr import short_repr
+from train.statistics import mean_interval
 
 
 __all__ = ["Evaluation", "Row", "mean_row", "row"]

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from data_attribution.evaluation.facts import FactCase
-from interp.statistics import wilson
 from train.short_repr import short_repr
+from train.statistics import wilson
 
 
 __all__ = ["Found", "Mean", "recall", "reciprocal_rank", "retrieval_measures"]

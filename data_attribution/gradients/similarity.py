@@ -65,12 +65,12 @@ from data_attribution.gradients.weight_selection import Selection
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking, ranked
 from data_attribution.request import Request, run_and_seed
-from interp.statistics import Average, n_prompts, over_prompts
 from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
 from train.runs import Run
 from train.short_repr import short_repr
+from train.statistics import Average, n_prompts, over_prompts
 
 
 __all__ = [

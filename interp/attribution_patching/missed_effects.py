@@ -16,7 +16,7 @@ components in the same set pass on the same information. So sets of two densitie
     effect of i  =  1.5 d_i(p) - 0.5 d_i(3 p).
 
 This is exact if components interact at most in pairs. Each mean has an interval
-(`interp.statistics.reach`: Student's t, corrected for skewness; since i may be in few sets, the
+(`train.statistics.reach`: Student's t, corrected for skewness; since i may be in few sets, the
 spread of its own sets or of all sets is used, whichever is wider). The interval of a difference of
 means is that of Zou & Donner 2008 (Statist. Med. 27, 1693), which for symmetric intervals is close
 to Welch's, used in the paper. Let u_i be the absolute value of the end of i's interval that is
@@ -51,11 +51,11 @@ from interp.metrics import MetricLike
 from interp.patching import Effects, PairedRuns
 from interp.patching.engine import MEMORY
 from interp.results import Provenance, Result, provenance
-from interp.statistics import reach
 from train import progress as bars
 from train import storage
 from train.progress import Progress
 from train.short_repr import short_repr
+from train.statistics import reach
 
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from torch import Tensor
 from interp import plots
 from interp.patching import Effects
 from interp.results import Provenance, Result
-from interp.statistics import Z
 from train import storage
 from train.progress import count
 from train.short_repr import short_repr
+from train.statistics import Z
 
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError, ModelError
-from interp.statistics import wilson
 from train import storage
 from train.progress import count
+from train.statistics import wilson
 from train.trainer import is_highest
 
 

@@ -31,9 +31,9 @@ from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, UninformativeWarning
 from interp.patching import engine
 from interp.results import Provenance, Result, provenance
-from interp.statistics import Average, n_prompts, shares
 from train import storage
 from train.progress import Progress
+from train.statistics import Average, n_prompts, shares
 
 
 if TYPE_CHECKING:

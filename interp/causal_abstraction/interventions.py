@@ -28,10 +28,10 @@ from interp.errors import BehaviourError, CapabilityError, EffectsError, Uninfor
 from interp.metrics import Metric
 from interp.patching import engine
 from interp.results import Provenance, Result, provenance
-from interp.statistics import Average, n_prompts, shares
 from train import storage
 from train.errors import nearest
 from train.progress import Progress, count
+from train.statistics import Average, n_prompts, shares
 
 
 if TYPE_CHECKING:

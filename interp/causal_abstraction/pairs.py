@@ -15,8 +15,8 @@ from torch import Tensor
 
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError
-from interp.statistics import n_prompts
 from train.short_repr import short_repr
+from train.statistics import n_prompts
 
 
 __all__ = ["Pairs", "crossed", "halves", "swaps"]

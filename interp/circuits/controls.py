@@ -21,9 +21,9 @@ from interp.circuits import edge_ablation
 from interp.circuits.edge_selection import at_least, select
 from interp.circuits.faithfulness import Judge, Measured, membership
 from interp.circuits.graph import Graph
-from interp.statistics import resampled_means
 from train.model import init_gpt
 from train.progress import Progress
+from train.statistics import resampled_means
 
 
 __all__ = ["agreement", "random_circuits", "random_init", "stability"]

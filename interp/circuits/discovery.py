@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from interp import behaviours, metrics, statistics
+from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from interp.circuits import controls, edge_ablation, edge_attribution_patching, faithfulness
 from interp.circuits.edge_ablation import MEMORY
@@ -25,9 +25,10 @@ from interp.circuits.result import Checks, Circuit
 from interp.errors import CircuitError
 from interp.metrics import MetricOf
 from interp.results import provenance
-from interp.statistics import over_prompts
+from train import statistics
 from train.model import GPT
 from train.progress import Progress
+from train.statistics import over_prompts
 
 
 __all__ = ["Circuit", "check", "find"]

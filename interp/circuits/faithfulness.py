@@ -31,10 +31,10 @@ from interp.circuits.edge_selection import select
 from interp.circuits.graph import Graph, graph_of
 from interp.errors import ContrastError
 from interp.metrics import MetricOf
-from interp.statistics import n_prompts, ratio_interval, resampled_means
 from train.model import GPT
 from train.progress import Progress, count
 from train.short_repr import short_repr
+from train.statistics import n_prompts, ratio_interval, resampled_means
 
 
 __all__ = ["SHARES", "Curve", "Judge", "Measured"]

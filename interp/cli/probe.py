@@ -12,7 +12,7 @@ from train.progress import count
 
 if TYPE_CHECKING:
     from interp.probing import Erasure, Probe
-    from interp.statistics import Estimate
+    from train.statistics import Estimate
 
 CASES = 1000
 

@@ -29,8 +29,8 @@ from interp.errors import BehaviourError
 from interp.heads import result
 from interp.heads.result import HeadScores
 from interp.results import provenance
-from interp.statistics import n_prompts, over_prompts
 from train.errors import nearest
+from train.statistics import n_prompts, over_prompts
 
 
 __all__ = [

@@ -26,11 +26,11 @@ from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.results import Provenance, Result, provenance
-from interp.statistics import Average, n_prompts, over_prompts
 from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 from train.progress import count
+from train.statistics import Average, n_prompts, over_prompts
 
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from interp.errors import BehaviourError, ModelError
 from interp.heads import result
 from interp.heads.result import HeadScores
 from interp.results import provenance
-from interp.statistics import shares
 from train.model import GPT
+from train.statistics import shares
 
 
 __all__ = ["effective_embedding", "name_moving", "ov_copying"]

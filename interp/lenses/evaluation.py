@@ -30,10 +30,10 @@ from interp.lenses.logit_lens import LOGITS_AT_ONCE, Translate
 from interp.lenses.tokens import LensTokens
 from interp.lenses.tuned_lens import TunedLens
 from interp.results import Provenance, Result, provenance
-from interp.statistics import Average, ratio_of_averages
 from train import storage
 from train.model import GPT
 from train.progress import Progress, count
+from train.statistics import Average, ratio_of_averages
 
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import BehaviourError, EffectsError
 from interp.results import Provenance, Result, provenance
-from interp.statistics import Average, n_prompts, over_prompts, shares
 from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
 from train.progress import Progress, count
+from train.statistics import Average, n_prompts, over_prompts, shares
 
 
 if TYPE_CHECKING:

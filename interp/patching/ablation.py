@@ -30,11 +30,11 @@ from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine, paired_runs
 from interp.patching.engine import MEMORY, Patched
 from interp.results import Provenance, Result, provenance
-from interp.statistics import mean_interval
 from train import storage
 from train.errors import nearest
 from train.progress import Progress, count, shown
 from train.short_repr import short_repr
+from train.statistics import mean_interval
 
 
 if TYPE_CHECKING:

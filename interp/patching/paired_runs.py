@@ -25,11 +25,11 @@ from interp.patching import contrast_check, engine
 from interp.patching.effects import UNIT, Effects
 from interp.patching.engine import MEMORY, Patched
 from interp.results import provenance
-from interp.statistics import mean_interval, ratio_interval
 from train import progress as bars
 from train.errors import nearest
 from train.progress import Progress
 from train.short_repr import short_repr
+from train.statistics import mean_interval, ratio_interval
 
 
 __all__ = [

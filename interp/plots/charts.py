@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import pandas
 
-    from interp.statistics import Average, Estimate
+    from train.statistics import Average, Estimate
 
 __all__ = [
     "COLOURS",

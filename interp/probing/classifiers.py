@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from interp.statistics import Estimate, ratio_interval, wilson
+from train.statistics import Estimate, ratio_interval, wilson
 
 
 if TYPE_CHECKING:

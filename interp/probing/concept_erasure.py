@@ -32,10 +32,10 @@ from interp.errors import InterpError, ProbeError, UninformativeWarning
 from interp.probing import classifiers, probes
 from interp.probing.tasks import ProbeTask
 from interp.results import Provenance, Result, provenance
-from interp.statistics import Estimate, mean_interval, wilson
 from train import storage
 from train.progress import Progress
 from train.short_repr import short_repr
+from train.statistics import Estimate, mean_interval, wilson
 
 
 if TYPE_CHECKING:

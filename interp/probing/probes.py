@@ -29,10 +29,10 @@ from interp.probing.classifiers import Fit, Split
 from interp.probing.result import Cell, Probe
 from interp.probing.tasks import ProbeTask
 from interp.results import provenance
-from interp.statistics import Estimate
 from train.errors import nearest
 from train.model import GPTConfig, init_gpt
 from train.progress import Progress
+from train.statistics import Estimate
 
 
 __all__ = ["FOLDS", "READABLE", "activations", "folds_of_cases", "linear", "place"]

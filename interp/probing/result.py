@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from interp import plots
 from interp.errors import InterpError, ProbeError
 from interp.results import Provenance, Result
-from interp.statistics import Estimate
 from train import storage
 from train.errors import nearest
 from train.progress import count
 from train.short_repr import short_repr
+from train.statistics import Estimate
 
 
 if TYPE_CHECKING:

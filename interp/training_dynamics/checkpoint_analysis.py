@@ -29,7 +29,6 @@ import numpy as np
 
 from interp.errors import CapabilityError, ContrastError, EffectsError, InterruptedWarning
 from interp.results import provenance
-from interp.statistics import wilson
 from interp.training_dynamics.trajectory import Trajectory, TrajectoryPoint
 from train import numerics, runs, storage, trainer
 from train.errors import TrainError
@@ -37,6 +36,7 @@ from train.model import GPT
 from train.progress import Progress
 from train.runs import Checkpoint, MonitorScore, Origin, Run
 from train.short_repr import short_repr
+from train.statistics import wilson
 
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from interp import plots
 from interp.behaviours import encoded_prompts, fact_query
 from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError
-from interp.statistics import wilson
 from train.data import Tokenizer
 from train.errors import nearest
 from train.short_repr import short_repr
+from train.statistics import wilson
 
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from data_attribution.errors import DemoError
 from data_attribution.report import demo_page
 from interp.behaviours import Check
 from interp.heads import Copying
-from interp.statistics import wilson
 from interp.training_dynamics import Level, Recall, Share
 from train import recipes, trainer
 from train.data import build_store
+from train.statistics import wilson
 from train.trainer import Verification
 
 

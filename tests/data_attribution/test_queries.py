@@ -12,9 +12,9 @@ from data_attribution.errors import QueryError
 from interp import behaviours, metrics, models
 from interp.errors import BehaviourError, ModelError
 from interp.heads import attention_scores, decompose_logits, detector_scores, repeated_tokens
-from interp.statistics import n_prompts
 from train.data import train_words
 from train.model import GPT, GPTConfig, init_gpt
+from train.statistics import n_prompts
 
 
 WORDS = train_words([" ".join(f"w{number}" for number in range(30))])

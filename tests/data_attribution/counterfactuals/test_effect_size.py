@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_attribution.counterfactuals import Change, effect_size
-from interp.statistics import n_prompts
+from train.statistics import n_prompts
 
 
 def change(after, controls, before=0.0):

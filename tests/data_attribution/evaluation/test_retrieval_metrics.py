@@ -25,8 +25,8 @@ from data_attribution.queries import Query
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from interp.metrics import Metric
-from interp.statistics import wilson
 from train import trainer
+from train.statistics import wilson
 
 
 pytestmark = pytest.mark.integration

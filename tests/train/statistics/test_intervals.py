@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from interp.statistics import mean_interval, ratio_interval, resampled_means, wilson
 from tests.worlds.known import known
+from train.statistics import mean_interval, ratio_interval, resampled_means, wilson
 
 
 def test_wilson_gives_the_published_values():

@@ -6,14 +6,14 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from interp.statistics.averages import (
+    from train.statistics.averages import (
         Average,
         n_prompts,
         over_prompts,
         ratio_of_averages,
         shares,
     )
-    from interp.statistics.intervals import (
+    from train.statistics.intervals import (
         Estimate,
         Z,
         mean_interval,

@@ -1,7 +1,7 @@
 """Means and shares over prompts, with 95 % intervals.
 
 A prompt with several foils is one case: rows that share a prompt are summed before the interval is
-computed (`interp.statistics.intervals`). With fewer than two prompts there is no interval. Shares
+computed (`train.statistics.intervals`). With fewer than two prompts there is no interval. Shares
 of prompts get Wilson's interval, which is also valid at 0 and at 1.
 """
 
@@ -14,9 +14,9 @@ from jaxtyping import Float, Int, Int64
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from interp.statistics.intervals import ratio_interval, wilson
 from train import storage
 from train.short_repr import short_repr
+from train.statistics.intervals import ratio_interval, wilson
 
 
 __all__ = ["Average", "n_prompts", "over_prompts", "ratio_of_averages", "shares"]
