@@ -68,8 +68,10 @@ class Measurement:
     __repr__ = short_repr
 
 
-def climb(ladder: Ladder, *, progress: Progress | None = None) -> None:
+def climb(ladder: Ladder, *, progress: Progress | None = None) -> int:
     """Train and measure all members, and wait for those that other processes train.
+
+    Returns the number of trainings that this process finished.
 
     A stopped ladder continues when it is called again. A training that diverges is recorded as
     such.
@@ -80,14 +82,17 @@ def climb(ladder: Ladder, *, progress: Progress | None = None) -> None:
     Raises:
         RecipeError: The folder of a training holds the run of another recipe.
     """
+    n_finished = 0
     while missing := ladder.missing:
-        worked = [_train_if_free(ladder, trial, progress) for trial in missing]
-        if not any(worked):
+        worked = sum(_train_if_free(ladder, trial, progress) for trial in missing)
+        n_finished += worked
+        if not worked:
             if progress:
                 n_trials, steps = len(ladder.trials), ladder.start.steps
                 what = f"waiting for {count(len(missing), 'training')} of other processes"
                 progress(what, (n_trials - len(missing)) * steps, n_trials * steps)
             time.sleep(SECONDS_BETWEEN_LOOKS)
+    return n_finished
 
 
 def measurements(ladder: Ladder) -> dict[Trial, Measurement]:
