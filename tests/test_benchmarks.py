@@ -23,7 +23,7 @@ BOUND = (
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
-    "compiled_programs", "compiled_weights", "lexical_evidence", "machine",
+    "compiled_programs", "compiled_weights", "ladder", "lexical_evidence", "machine",
     "real_text", "token_index_queries",
 )  # fmt: skip
 

@@ -32,6 +32,7 @@ WITHOUT = {
     "trains a model, which takes minutes": """
         train.trainer: initial_state load_state next_token replay retrain_without run_steps train
             training_steps
+        train.ladder: begin climb cost measurements save_table tabulate
         interp.causal_abstraction: align
         interp.lenses: evaluate_lens fit_tuned_lens held_out_tokens load_tuned_lens tuned
         interp.training_dynamics: replayed

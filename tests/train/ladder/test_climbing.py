@@ -135,7 +135,9 @@ print(kills)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "code"), [("two", TWO), ("killed", KILLED)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("two", TWO), ("killed", KILLED)], ids=["two", "killed"]
+)
 def test_two_processes_and_killed_ones_give_the_same_table(
     name, code, ends, table, tiny_store, tmp_path, killed
 ):
