@@ -23,7 +23,8 @@ BOUND = (
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
-    "compiled_programs", "compiled_weights", "data_efficiency", "lexical_evidence", "machine",
+    "compiled_programs", "compiled_weights", "data_efficiency", "ladder", "lexical_evidence",
+    "machine",
     "real_text", "token_index_queries",
 )  # fmt: skip
 

@@ -33,6 +33,7 @@ WITHOUT = {
         train.trainer: initial_state load_state next_token replay retrain_without run_steps train
             training_steps
         train.ensembles: train_chain
+        train.ladder: begin climb cost measurements save_table tabulate
         interp.causal_abstraction: align
         interp.lenses: evaluate_lens fit_tuned_lens held_out_tokens load_tuned_lens tuned
         interp.training_dynamics: replayed

@@ -36,6 +36,7 @@ from interp.cli.circuit import circuit_command, faithfulness_command
 from interp.cli.emergence import emergence_command
 from interp.cli.estimate import estimate_command
 from interp.cli.heads import detect_command
+from interp.cli.ladder import ladder_command
 from interp.cli.lens import decompose_command, lens
 from interp.cli.patch import patch_command, paths_command
 from interp.cli.probe import erase_command, probe_command
@@ -170,6 +171,7 @@ app.add_typer(corpus, name="corpus")
 # `train` must not import `interp`, which makes behaviours, so its command is given the function.
 app.command("train", context_settings={"obj": [watched_behaviours]})(train_command)
 app.add_typer(recipe_commands, name="recipes")
+app.command("ladder")(ladder_command)
 app.add_typer(run, name="run")
 app.command("chain")(chain_command)
 app.command("ensemble")(ensemble_command)
@@ -198,8 +200,8 @@ app.command("forget")(forget_command)
 
 
 INTERRUPTED = (
-    "interrupted; a training continues with `openbook run resume`, cache with --resume, builds and "
-    "retrainings when run again"
+    "interrupted; a training continues with `openbook run resume`, cache with --resume, builds, "
+    "ladders and retrainings when run again"
 )
 
 

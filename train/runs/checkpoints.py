@@ -197,7 +197,9 @@ def _trusted(path: Path, expected: str) -> bytes:
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing")
     data = path.read_bytes()
-    if data.startswith(PICKLES):
+    # A safetensors file begins with the length of its header, in eight bytes, which can be those of
+    # a pickle (640 is 0x0280). The header follows, and begins with a brace.
+    if data.startswith(PICKLES) and data[8:9] != b"{":
         raise DamagedError(
             f"{path}: this is a pickle, which can run code when it is opened; only safetensors "
             "is loaded"

@@ -258,6 +258,18 @@ def test_a_pickle_is_never_opened(copied):
         runs.open(copied, store=copied.parent / "store").load()
 
 
+def test_a_header_whose_length_begins_like_a_pickle_is_none(tmp_path):
+    import torch
+
+    tensors = {"w" * 580: torch.ones(1)}  # makes a header of 0x0280 bytes
+    saved = runs.write_checkpoint(
+        tmp_path, 0, model=tensors, optimizer=None, state={}, keep_optimizer_of=set()
+    )
+    content = (tmp_path / saved.folder / "model.safetensors").read_bytes()
+    assert content.startswith(b"\x80\x02")
+    assert runs.read_tensors(tmp_path, saved, "model.safetensors").keys() == tensors.keys()
+
+
 def test_the_store_of_another_run_is_refused_with_both_fingerprints(copied, tmp_path):
     from train.data import Corpus, Document, build_store
 
