@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from data_attribution import token_index
 from data_attribution.contamination.ngrams import N_TOKENS, overlap
 from data_attribution.errors import IndexMissing
-from interp import evaluation, models
+from interp import model_evaluation, models
 from interp.errors import EvaluationError, InterruptedWarning
-from interp.evaluation import Difference, EvaluationSet, Overlap, Score
+from interp.model_evaluation import Difference, EvaluationSet, Overlap, Score
 from train import storage
 from train.errors import TokenizerError
 from train.model import GPT
@@ -163,15 +163,15 @@ def evaluate_models(
 
     Args:
         sources: Runs, folders of runs or Hugging Face folders. `RUN@STEP` is a checkpoint.
-        sets: `heldout`, or NAME=FILES with a name of `evaluation.PROTOCOLS` and its files.
+        sets: `heldout`, or NAME=FILES with a name of `model_evaluation.PROTOCOLS` and its files.
         limit: Largest number of items of each set, the first ones; default: all.
         n: Length of the overlap with the training text from which on an item counts as overlapping.
         store: Folder of the token store of the runs, if it was moved after training.
         results: Folder that keeps each finished score.
 
     Raises:
-        EvaluationError: A set or a model is not fit for the request, as in `evaluation.load` and
-            `evaluation.evaluate`.
+        EvaluationError: A set or a model is not fit for the request, as in `load` and `evaluate` of
+            `interp.model_evaluation`.
         TrainError: There is no model at a source.
 
     Examples:
@@ -232,7 +232,7 @@ def _opened(
 def _items(wanted: str, run: Run | None, limit: int | None) -> EvaluationSet:
     name, _, files = wanted.partition("=")
     own = run.store if run is not None and name == "heldout" and not files else None
-    return evaluation.load(name, files, store=own, limit=limit)
+    return model_evaluation.load(name, files, store=own, limit=limit)
 
 
 def _score(
@@ -248,7 +248,7 @@ def _score(
     if file is not None and file.is_file():
         return replace(Score.load(file), model=name)
     held = _overlap(run, items, n, progress)
-    score = evaluation.evaluate(model, items, name=name, overlap=held, progress=progress)
+    score = model_evaluation.evaluate(model, items, name=name, overlap=held, progress=progress)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         score.save(file)
@@ -305,7 +305,7 @@ def _compared(scores: Sequence[Score]) -> Evaluations:
             continue
         for measure in score.measures:
             try:
-                differences.append(evaluation.compare(score, baseline, measure.name))
+                differences.append(model_evaluation.compare(score, baseline, measure.name))
             except EvaluationError as error:
                 reasons[score.model, score.protocol, measure.name] = str(error)
     by_set = sorted(scores, key=lambda score: order.index(score.protocol))

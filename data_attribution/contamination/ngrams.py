@@ -15,7 +15,7 @@ import numpy as np
 
 from data_attribution.errors import QueryError
 from data_attribution.token_index import TokenIndex
-from interp.evaluation import Overlap
+from interp.model_evaluation import Overlap
 from train.progress import Progress
 
 

@@ -13,7 +13,7 @@ from train.model import GPT, GPTConfig, init_gpt
 LAMBADA = [
     {"text": "She looked at the old clock and then, without a word, left the house"},
     {"text": "woman door man back old came house in Gaul"},
-    {"text": "\"I don't know,\" he said. \"Ask Harlin about the door.\"\n\nSo they asked Harlin"},
+    {"text": '"I don\'t know," he said. "Ask Harlin about the door."\n\nSo they asked Harlin'},
     {"text": "had in of was opened a had the metabol"},
     {"text": "It was late.  He waited and waited  until dawn"},
     {"text": " ".join(f"word{k}" for k in range(60)) + " and the end"},

@@ -28,16 +28,16 @@ import numpy as np
 from jaxtyping import Float64
 
 from interp.errors import EvaluationError
-from interp.evaluation import held_out
-from interp.evaluation.items import EvaluationSet, identified, json_lines, text_of
-from interp.evaluation.likelihood import (
+from interp.model_evaluation import held_out
+from interp.model_evaluation.items import EvaluationSet, identified, json_lines, text_of
+from interp.model_evaluation.likelihood import (
     TokenRow,
     continuation_row,
     greedy_texts,
     rolling_rows,
     score_rows,
 )
-from interp.evaluation.score import Measure, Unit
+from interp.model_evaluation.score import Measure, Unit
 from train.data import Tokenizer, TokenStore
 from train.errors import nearest
 from train.model import GPT
@@ -82,10 +82,10 @@ def load(
     Examples:
         >>> path = folder / "lambada.jsonl"
         >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}')
-        >>> items = evaluation.load("lambada", str(path))
+        >>> items = model_evaluation.load("lambada", str(path))
         >>> items.n, items.version
         (1, '1.0')
-        >>> [one.name for one in evaluation.evaluate(model, items).measures]
+        >>> [one.name for one in model_evaluation.evaluate(model, items).measures]
         ['accuracy', 'perplexity per word']
     """
     if name not in FILES:
@@ -103,7 +103,7 @@ def detokenised(page: str) -> str:
     """Return a page of wikitext as running text, by the rules of lm-evaluation-harness.
 
     Examples:
-        >>> evaluation.detokenised('He said , " 1 @,@ 000 men " .')
+        >>> model_evaluation.detokenised('He said , " 1 @,@ 000 men " .')
         'He said, "1,000 men" .'
     """
     for old, new in WIKITEXT_RULES:

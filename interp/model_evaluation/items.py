@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interp.errors import EvaluationError
-from interp.evaluation.score import Measure, Overlap, Score
+from interp.model_evaluation.score import Measure, Overlap, Score
 from interp.results import provenance
 from train.data import TokenStore
 from train.model import GPT
@@ -87,7 +87,7 @@ def evaluate(
     Examples:
         >>> path = folder / "lambada.jsonl"
         >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}')
-        >>> score = evaluation.evaluate(model, evaluation.load("lambada", str(path)))
+        >>> score = model_evaluation.evaluate(model, model_evaluation.load("lambada", str(path)))
         >>> score.measure("accuracy").estimate.value, score.n
         (1.0, 1)
     """
@@ -119,7 +119,7 @@ def identified(contents: Sequence[object]) -> tuple[tuple[str, ...], str]:
     The second of two equal items gets another key than the first.
 
     Examples:
-        >>> keys, digest = evaluation.identified(["a", "b", "a"])
+        >>> keys, digest = model_evaluation.identified(["a", "b", "a"])
         >>> len(set(keys)), len(digest)
         (3, 64)
     """
@@ -163,7 +163,7 @@ def json_lines(
         EvaluationError: A line is no object with these fields as texts, or there is no line.
 
     Examples:
-        >>> evaluation.json_lines('{"text": "a b", "id": 1}', "made.jsonl", ["text"])
+        >>> model_evaluation.json_lines('{"text": "a b", "id": 1}', "made.jsonl", ["text"])
         [{'text': 'a b'}]
     """
     return list(_json_lines(text, name, fields, limit))

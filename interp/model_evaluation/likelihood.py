@@ -73,9 +73,9 @@ def continuation_row(tokenizer: Tokenizer, context: str, continuation: str, n_ct
         TokenizerError: A word is not in the vocabulary.
 
     Examples:
-        >>> row = evaluation.continuation_row(store.tokenizer, "the capital of", " runethi", 64)
+        >>> row = model_evaluation.continuation_row(store.tokenizer, "the capital of", " is", 64)
         >>> row.tokens, row.n_scored
-        ((794, 112, 562, 696), 1)
+        ((794, 112, 562, 349), 1)
     """
     stripped = context.rstrip()
     continuation, context = context[len(stripped) :] + continuation, stripped
@@ -97,7 +97,7 @@ def rolling_rows(tokenizer: Tokenizer, text: str, n_ctx: int) -> list[TokenRow]:
 
     Examples:
         >>> text = "the capital of runethi is koreskul ."
-        >>> [row.n_scored for row in evaluation.rolling_rows(store.tokenizer, text, 3)]
+        >>> [row.n_scored for row in model_evaluation.rolling_rows(store.tokenizer, text, 3)]
         [3, 3, 1]
     """
     tokens = [tokenizer.eot, *(int(one) for one in tokenizer.encode(text))]
@@ -123,10 +123,10 @@ def score_rows(
         EvaluationError: The model reads ahead, so its losses are not those of the next token.
 
     Examples:
-        >>> row = evaluation.continuation_row(
+        >>> row = model_evaluation.continuation_row(
         ...     model.tokenizer, "the capital of runethi is", " koreskul", model.cfg.n_ctx
         ... )
-        >>> scored = evaluation.score_rows(model, [row])[0]
+        >>> scored = model_evaluation.score_rows(model, [row])[0]
         >>> scored.highest.tolist(), bool(scored.log_probabilities.sum() > -1)
         ([True], True)
     """
@@ -165,7 +165,7 @@ def greedy_texts(
 
     Examples:
         >>> prompts = ["the capital of runethi is"]
-        >>> evaluation.greedy_texts(model, prompts, until=["."], n_new=8)
+        >>> model_evaluation.greedy_texts(model, prompts, until=["."], n_new=8)
         ['koreskul ']
     """
     n_ctx, tokenizer = model.cfg.n_ctx, model.tokenizer

@@ -6,9 +6,15 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from interp.evaluation.comparison import Difference, compare
-    from interp.evaluation.items import EvaluationSet, evaluate, identified, json_lines, text_of
-    from interp.evaluation.likelihood import (
+    from interp.model_evaluation.comparison import Difference, compare
+    from interp.model_evaluation.items import (
+        EvaluationSet,
+        evaluate,
+        identified,
+        json_lines,
+        text_of,
+    )
+    from interp.model_evaluation.likelihood import (
         ScoredRow,
         TokenRow,
         continuation_row,
@@ -16,8 +22,8 @@ if TYPE_CHECKING:
         rolling_rows,
         score_rows,
     )
-    from interp.evaluation.protocols import FILES, PROTOCOLS, detokenised, load
-    from interp.evaluation.score import Measure, Overlap, Score
+    from interp.model_evaluation.protocols import FILES, PROTOCOLS, detokenised, load
+    from interp.model_evaluation.score import Measure, Overlap, Score
 
 __all__ = [
     "FILES",

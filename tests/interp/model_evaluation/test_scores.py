@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from interp import evaluation
+from interp import model_evaluation
 from interp.errors import EvaluationError
-from interp.evaluation import Measure, Overlap, Score
+from interp.model_evaluation import Measure, Overlap, Score
 from interp.results import Provenance
 from interp.statistics import paired_shares_interval, ratio_interval, wilson
 from train.errors import DamagedError
@@ -41,7 +41,7 @@ def test_two_hundred_items_do_not_tell_apart_what_a_table_once_called_progress()
         for name, right in zip("abcd", answers(200, 0.56, 0.495, 0.535, 0.495), strict=True)
     )
     for other in others:
-        difference = evaluation.compare(other, base, "accuracy")
+        difference = model_evaluation.compare(other, base, "accuracy")
         assert difference.estimate.low < 0 < difference.estimate.high
         assert difference.verdict == "not told apart"
         with pytest.raises(EvaluationError, match="200 items do not tell them apart"):
@@ -53,9 +53,9 @@ def test_the_same_shares_on_many_items_are_a_difference():
         score(name, accuracy(right))
         for name, right in zip("ab", answers(20_000, 0.56, 0.495), strict=True)
     )
-    difference = evaluation.compare(other, base, "accuracy")
+    difference = model_evaluation.compare(other, base, "accuracy")
     assert (difference.verdict, difference.called()) == ("lower", "lower")
-    assert evaluation.compare(base, other, "accuracy").verdict == "higher"
+    assert model_evaluation.compare(base, other, "accuracy").verdict == "higher"
     assert difference.estimate.value == pytest.approx(-0.065)
 
 
@@ -66,12 +66,12 @@ def test_pairing_shows_what_two_separate_intervals_hide():
     base, other = score("a", accuracy(right)), score("b", accuracy(better))
     ours, theirs = other.measure("accuracy").estimate, base.measure("accuracy").estimate
     assert ours.low < theirs.high  # the intervals overlap
-    assert evaluation.compare(other, base, "accuracy").verdict == "higher"
+    assert model_evaluation.compare(other, base, "accuracy").verdict == "higher"
 
 
 def test_no_item_right_by_either_model_is_no_proof_that_they_are_equal():
     nothing = np.zeros(200, bool)
-    difference = evaluation.compare(
+    difference = model_evaluation.compare(
         score("a", accuracy(nothing)), score("b", accuracy(nothing)), "accuracy"
     )
     assert difference.verdict == "not told apart"
@@ -120,27 +120,31 @@ def test_losses_are_compared_document_by_document_and_perplexities_by_their_rati
         score(name, Measure("word", "perplexity", values, tokens))
         for name, values in (("a", nats), ("b", worse))
     )
-    difference = evaluation.compare(other, one, "word")
+    difference = model_evaluation.compare(other, one, "word")
     assert difference.verdict == "higher"
     expected = np.exp((worse - nats).sum() / tokens.sum())
     assert difference.estimate.value == pytest.approx(expected)
     assert difference.neutral == 1
-    same = evaluation.compare(one, one, "word")
+    same = model_evaluation.compare(one, one, "word")
     assert (same.estimate.value, same.verdict) == (1.0, "not told apart")
 
 
 def test_scores_that_cannot_be_compared_are_refused():
     base = score("a", accuracy(np.ones(5, bool)))
     with pytest.raises(EvaluationError, match="on 4 items of sst2 and a on 5, of which 4 are"):
-        evaluation.compare(score("b", accuracy(np.ones(4, bool))), base, "accuracy")
-    with pytest.raises(EvaluationError, match="sst2 2.0 cannot be compared with one of sst2 1.0"):
-        evaluation.compare(score("b", accuracy(np.ones(5, bool)), version="2.0"), base, "accuracy")
+        model_evaluation.compare(score("b", accuracy(np.ones(4, bool))), base, "accuracy")
+    with pytest.raises(
+        EvaluationError, match=r"sst2 2\.0 cannot be compared with one of sst2 1\.0"
+    ):
+        model_evaluation.compare(
+            score("b", accuracy(np.ones(5, bool)), version="2.0"), base, "accuracy"
+        )
     with pytest.raises(EvaluationError, match="sst2 measures accuracy, and 'loss' was asked for"):
-        evaluation.compare(base, base, "loss")
+        model_evaluation.compare(base, base, "loss")
     losses = (Measure("loss", "nats", np.ones(3), np.full(3, tokens)) for tokens in (4.0, 5.0))
     one, other = (score("c", loss) for loss in losses)
     with pytest.raises(EvaluationError, match="divide by other numbers: 12 and 15 in all"):
-        evaluation.compare(one, other, "loss")
+        model_evaluation.compare(one, other, "loss")
 
 
 def test_items_in_another_order_are_paired_by_what_they_are():
@@ -149,7 +153,7 @@ def test_items_in_another_order_are_paired_by_what_they_are():
     second = score("b", accuracy(right[::-1]))
     second = Score(**{**vars(second), "keys": first.keys[::-1]})
     low, high = paired_shares_interval(right, right)
-    estimate = evaluation.compare(second, first, "accuracy").estimate
+    estimate = model_evaluation.compare(second, first, "accuracy").estimate
     assert (estimate.value, estimate.low, estimate.high) == (0, low, high)
 
 

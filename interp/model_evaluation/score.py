@@ -66,9 +66,9 @@ class Measure:
         """The number with its 95 % interval; without one if there are fewer than two items.
 
         Examples:
-            >>> ones = np.ones(50)
-            >>> right = np.arange(50) < 45
-            >>> str(evaluation.Measure("accuracy", "share", right.astype(float), ones).estimate)
+            >>> right = np.repeat([1.0, 0.0], [45, 5])
+            >>> measure = model_evaluation.Measure("accuracy", "share", right, np.ones(50))
+            >>> str(measure.estimate)
             '0.900 [0.786, 0.957]'
         """
         total = self.whole.sum()

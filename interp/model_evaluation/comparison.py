@@ -12,7 +12,7 @@ from math import exp
 import numpy as np
 
 from interp.errors import EvaluationError
-from interp.evaluation.score import SCALES, Measure, Score
+from interp.model_evaluation.score import SCALES, Measure, Score
 from interp.statistics import Estimate, paired_shares_interval, ratio_interval
 from train.short_repr import short_repr
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from interp.errors import EvaluationError
-from interp.evaluation.items import EvaluationSet, identified
-from interp.evaluation.likelihood import TokenRow, score_rows
-from interp.evaluation.score import Measure
+from interp.model_evaluation.items import EvaluationSet, identified
+from interp.model_evaluation.likelihood import TokenRow, score_rows
+from interp.model_evaluation.score import Measure
 from train.data import TokenStore, open_store
 from train.model import GPT
 from train.progress import Progress
