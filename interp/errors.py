@@ -8,6 +8,7 @@
   + ContrastError       1  the model scores the clean and the corrupt prompts alike
   + ProbeError          2  no probe can be fitted to the labels
   + CircuitError        2  the circuit belongs to another model, or cannot be cut out
+  + EvaluationError     2  an evaluation file is of another kind, or two scores are not comparable
   + BudgetError         4  not even one patch fits into the allowed memory
 
 The number is the exit code of the `openbook` command. A warning means that a result is returned all
@@ -25,6 +26,7 @@ __all__ = [
     "CircuitError",
     "ContrastError",
     "EffectsError",
+    "EvaluationError",
     "InterpError",
     "InterpWarning",
     "InterruptedWarning",
@@ -70,6 +72,10 @@ class ProbeError(InterpError):
 
 class CircuitError(InterpError):
     """The circuit belongs to another model, or cannot be cut out."""
+
+
+class EvaluationError(InterpError):
+    """An evaluation file is of another kind, or two scores cannot be compared."""
 
 
 class BudgetError(InterpError):

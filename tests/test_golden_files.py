@@ -30,6 +30,7 @@ from interp.causal_abstraction.interventions import Interchanges
 from interp.circuits import Circuit
 from interp.heads import Contributions, HeadScores
 from interp.lenses import LensEvaluation, Readings
+from interp.model_evaluation import Score
 from interp.patching import Ablation, ContrastCheck, Effects, Trace
 from interp.probing import Erasure, Probe
 from interp.steering import SteeringEffects, SteeringVector
@@ -64,6 +65,7 @@ RESULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "probe": (Probe.load, ("cells", "classes", "baseline", "n", *OF_ORIGIN)),
     "probe_task": (probing.read_task, ("tokens", "labels", "types", "sha256")),
     "readings": (Readings.load, ("places", "measures", "control", *OF_ORIGIN)),
+    "score": (Score.load, ("protocol", "keys", "measures", "overlap.longest", "provenance.run_id")),
     "sources": (Sources.load, ("query", "items", "provenance")),
     "steering_effects": (SteeringEffects.load, ("coefficients", "effect", "control", *OF_ORIGIN)),
     "steering_vector": (SteeringVector.load, ("place", "values", "prompts", "n_toward")),

@@ -24,6 +24,7 @@ import typer
 
 from data_attribution.cli.attribution import attribution
 from data_attribution.cli.counterfactual import CONTROLS, counterfactual_command, forget_command
+from data_attribution.cli.evaluate import evaluate_command
 from data_attribution.cli.exposure import exposure
 from data_attribution.cli.gradients import gradient_commands
 from data_attribution.cli.index import index
@@ -189,6 +190,7 @@ app.command("faithfulness")(faithfulness_command)
 app.command("emergence")(emergence_command)
 app.add_typer(cache, name="cache")
 app.command("recall")(recall_command)
+app.command("evaluate")(evaluate_command)
 app.command("detect")(detect_command)
 app.add_typer(index, name="index")
 app.add_typer(trace, name="trace")

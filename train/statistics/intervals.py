@@ -1,6 +1,8 @@
 """95 % intervals of shares, means and ratios measured on few prompts, all in closed form.
 
 * A share of prompts: Wilson 1927, which stays inside [0, 1] and is also valid at 0 and at 1.
+* A difference of two shares of the same cases: Newcombe 1998 (Statist. Med. 17, 2635, method 10),
+  which joins the two Wilson intervals by the correlation of the answers.
 * A mean: each end is the more cautious of two. Student's t is exact for normal scores and cautious
   for symmetric heavy tails, but covers the mean of skewed scores too rarely (89 % for 10
   exponential scores). Hall's cubic transformation of t (1992, J. R. Statist. Soc. B 54, 221, eq.
@@ -24,10 +26,17 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
-__all__ = ["mean_interval", "ratio_interval", "reach", "resampled_means", "wilson"]
+__all__ = [
+    "mean_interval",
+    "paired_shares_interval",
+    "ratio_interval",
+    "reach",
+    "resampled_means",
+    "wilson",
+]
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 
@@ -59,6 +68,41 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     half = Z * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     scale = 1 + Z**2 / n
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def paired_shares_interval(
+    first: Bool[np.ndarray, " case"], second: Bool[np.ndarray, " case"]
+) -> tuple[float, float]:
+    """Return the interval of share(second) - share(first) on the same cases (Newcombe 1998).
+
+    It has a width even if both are right on all cases, or on none; (-1, 1) without cases.
+
+    Examples:
+        >>> right = np.arange(50) < 25
+        >>> [round(end, 2) for end in statistics.paired_shares_interval(right, ~right)]
+        [-0.26, 0.26]
+    """
+    n = len(first)
+    if n == 0:
+        return -1.0, 1.0
+    before, after = float(first.mean()), float(second.mean())
+    (low_1, high_1), (low_2, high_2) = wilson(before, n), wilson(after, n)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    only_1, only_2 = int((first & ~second).sum()), int((~first & second).sum())
+    # Correlation of the answers, corrected for continuity if it is positive.
+    product = both * neither - only_1 * only_2
+    if product > 0:
+        product = max(product - n / 2, 0)
+    scale = (both + only_1) * (only_2 + neither) * (both + only_2) * (only_1 + neither)
+    phi = product / sqrt(scale) if scale else 0.0
+
+    def apart(one: float, other: float) -> float:
+        return sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
+
+    difference = after - before
+    below = apart(after - low_2, high_1 - before)
+    above = apart(high_2 - after, before - low_1)
+    return difference - below, difference + above
 
 
 def mean_interval(scores: Float[np.ndarray, " prompt"]) -> tuple[float, float] | None:

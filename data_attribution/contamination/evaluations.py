@@ -1,0 +1,326 @@
+"""Several models on several evaluation sets, in one table.
+
+Every row has n, an interval, the overlap of the items with the model's training text and the score
+without the overlapping items. Every model but the first is compared with the first one, on the same
+items; a difference inside its interval is not called one.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_attribution import token_index
+from data_attribution.contamination.ngrams import N_TOKENS, overlap
+from data_attribution.errors import IndexMissing
+from interp import model_evaluation, models
+from interp.errors import EvaluationError, InterruptedWarning
+from interp.model_evaluation import Difference, EvaluationSet, Overlap, Score
+from train import storage
+from train.errors import TokenizerError
+from train.model import GPT
+from train.progress import Progress
+from train.runs import Run
+from train.short_repr import short_repr
+
+
+if TYPE_CHECKING:
+    import pandas
+
+    from train.statistics import Estimate
+
+__all__ = ["Evaluations", "evaluate_models"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Scores of models, and their differences from the first model.
+
+    Attributes:
+        scores: One score per model and evaluation set, set by set.
+        differences: One per score of another model and measure.
+        not_compared: Reason why two scores could not be compared, by model, protocol and measure.
+    """
+
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+    not_compared: dict[tuple[str, str, str], str]
+
+    __repr__ = short_repr
+
+    def difference(self, model: str, protocol: str, measure: str) -> Difference | None:
+        """Return how far a model is from the first one; None for the first one."""
+        for one in self.differences:
+            if (one.model, one.protocol, one.measure) == (model, protocol, measure):
+                return one
+        return None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values for JSON, without the numbers of single items."""
+        return {
+            "kind": "evaluations",
+            "schema": SCHEMA,
+            "rows": [
+                {
+                    **row,
+                    "settings": score.settings,
+                    "items_sha256": score.items_sha256,
+                    "checkpoint_sha256": score.provenance.checkpoint_sha256,
+                    "step": score.provenance.step,
+                    "knowledge": score.provenance.knowledge,
+                }
+                for score in self.scores
+                for row in score.rows()
+            ],
+            "groups": [
+                {
+                    "model": score.model,
+                    "protocol": score.protocol,
+                    "group": group,
+                    "value": measure.estimate.value,
+                    "low": measure.estimate.low,
+                    "high": measure.estimate.high,
+                    "n": measure.n,
+                }
+                for score in self.scores
+                if score.groups
+                for group, measure in score.by_group(score.measures[0].name).items()
+            ],
+            "differences": [one.to_dict() for one in self.differences],
+            "not_compared": [
+                {"model": model, "protocol": protocol, "measure": measure, "reason": reason}
+                for (model, protocol, measure), reason in self.not_compared.items()
+            ],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write sealed JSON; the file is written whole or not at all."""
+        storage.write_json(Path(path), storage.seal(self.to_dict()))
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Return a pandas frame with one row per model, protocol and measure."""
+        import pandas
+
+        return pandas.DataFrame([row for score in self.scores for row in score.rows()])
+
+    def lines(self) -> str:
+        """Return the table as text: a block per protocol and measure, a line per model."""
+        blocks = []
+        head = ("", "score [95 %]", "n", "overlap", "without overlap", "difference [95 %]")
+        for protocol in dict.fromkeys(score.protocol for score in self.scores):
+            scores = [score for score in self.scores if score.protocol == protocol]
+            for measure in scores[0].measures:
+                title = f"{protocol} {scores[0].version}: {measure.name}"
+                rows = [(title, *head[1:])]
+                rows += [self._cells(score, measure.name) for score in scores]
+                blocks.append(_aligned(rows))
+            for settings in dict.fromkeys(score.settings for score in scores):
+                blocks[-1] += f"\n  {settings}"
+        if self.differences or self.not_compared:
+            first = self.scores[0].model
+            blocks.append(
+                f"Differences are from {first}, item by item; of a perplexity the ratio. Intervals "
+                "are about items, not about seeds of training."
+            )
+        return "\n\n".join(blocks)
+
+    def _cells(self, score: Score, name: str) -> tuple[str, ...]:
+        estimate, clean = score.measure(name).estimate, score.without_overlap(name)
+        held, without = "unknown", ""
+        if isinstance(score.overlap, Overlap) and clean is not None:
+            share = score.overlap.share.value
+            held = f"{int(score.overlap.flagged.sum())} ({share:.1%} >= {score.overlap.n} tokens)"
+            without = f"{_shown(clean.estimate)} ({clean.n:,})" if clean.n else "no item"
+        compared = ""
+        if difference := self.difference(score.model, score.protocol, name):
+            compared = f"{_shown(difference.estimate)} {difference.verdict}"
+        elif (score.model, score.protocol, name) in self.not_compared:
+            compared = "not comparable"
+        n = f"{score.n:,}"
+        return (f"  {score.model}", _shown(estimate), n, held, without, compared)
+
+
+def evaluate_models(
+    sources: Sequence[Run | str | Path],
+    sets: Sequence[str],
+    *,
+    limit: int | None = None,
+    n: int = N_TOKENS,
+    device: str = "cpu",
+    store: str | Path | None = None,
+    results: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluations:
+    """Score models on evaluation sets, and compare each with the first one.
+
+    Scores with the same model, items and overlap are read from `results` if it holds them. After
+    Ctrl-C the scores that are finished are returned with an `InterruptedWarning`; if there are
+    none, KeyboardInterrupt is raised.
+
+    Args:
+        sources: Runs, folders of runs or Hugging Face folders. `RUN@STEP` is a checkpoint.
+        sets: `heldout`, or NAME=FILES with a name of `model_evaluation.PROTOCOLS` and its files.
+        limit: Largest number of items of each set, the first ones; default: all.
+        n: Length of the overlap with the training text from which on an item counts as overlapping.
+        store: Folder of the token store of the runs, if it was moved after training.
+        results: Folder that keeps each finished score.
+
+    Raises:
+        EvaluationError: A set or a model is not fit for the request, as in `load` and `evaluate` of
+            `interp.model_evaluation`.
+        TrainError: There is no model at a source.
+
+    Examples:
+        >>> path = folder / "lambada.jsonl"
+        >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}\\n' * 20)
+        >>> table = contamination.evaluate_models([run], [f"lambada={path}"], n=3)
+        >>> [row["value"] for row in table.scores[0].rows()][:1], table.scores[0].overlap.n
+        ([1.0], 3)
+    """
+    if not sources or not sets:
+        raise EvaluationError(
+            f"{len(sources)} models and {len(sets)} evaluation sets were given; give one of each"
+        )
+    names = _names(sources)
+    scores: list[Score] = []
+    try:
+        for name, source in zip(names, sources, strict=True):
+            model, run = _opened(source, device, store)
+            for wanted in sets:
+                items = _items(wanted, run, limit)
+                note = _titled(progress, f"{name} on {items.protocol}")
+                scores.append(_score(model, run, items, name, n, results, note))
+    except KeyboardInterrupt:
+        if not scores:
+            raise
+        total = len(names) * len(sets)
+        warnings.warn(
+            f"interrupted: {len(scores)} of {total} scores are finished, and only they are shown",
+            InterruptedWarning,
+            stacklevel=2,
+        )
+    return _compared(scores)
+
+
+def _names(sources: Sequence[Run | str | Path]) -> list[str]:
+    """Return the last part of each path, or the whole path if two models share the last part."""
+    paths = [str(one.path) if isinstance(one, Run) else str(one).rstrip("/") for one in sources]
+    if len(set(paths)) < len(paths):
+        twice = next(one for one in paths if paths.count(one) > 1)
+        raise EvaluationError(f"{twice} was given twice; name each model once")
+    short = [path.rpartition("/")[2] for path in paths]
+    return short if len(set(short)) == len(short) else paths
+
+
+def _opened(
+    source: Run | str | Path, device: str, store: str | Path | None
+) -> tuple[GPT, Run | None]:
+    """Return a model, and its run if its training text is known."""
+    step = None
+    if not isinstance(source, Run):
+        path, at, number = str(source).rpartition("@")
+        if at and number.isdecimal() and not Path(source).exists():
+            source, step = path, int(number)
+    model, known = models.open(source, step=step, device=device, store=store)
+    return model, known if isinstance(known, Run) else None
+
+
+def _items(wanted: str, run: Run | None, limit: int | None) -> EvaluationSet:
+    name, _, files = wanted.partition("=")
+    own = run.store if run is not None and name == "heldout" and not files else None
+    return model_evaluation.load(name, files, store=own, limit=limit)
+
+
+def _score(
+    model: GPT,
+    run: Run | None,
+    items: EvaluationSet,
+    name: str,
+    n: int,
+    results: str | Path | None,
+    progress: Progress | None,
+) -> Score:
+    file = None if results is None else _result_file(Path(results), model, items, run, n)
+    if file is not None and file.is_file():
+        return replace(Score.load(file), model=name)
+    held = _overlap(run, items, n, progress)
+    score = model_evaluation.evaluate(model, items, name=name, overlap=held, progress=progress)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        score.save(file)
+    return score
+
+
+def _result_file(
+    folder: Path, model: GPT, items: EvaluationSet, run: Run | None, n: int
+) -> Path | None:
+    """Return the file of a score, named by all that it depends on; None for unknown weights."""
+    weights = getattr(model.origin, "checkpoint_sha256", "")
+    if not weights:
+        return None
+    index = "" if run is None else (run.store.fingerprint, token_index_exists(run))
+    parts = (weights, items.protocol, items.version, items.settings, items.sha256, index, n)
+    digest = hashlib.sha256(repr((*parts, str(model.device))).encode()).hexdigest()[:16]
+    return folder / f"{items.protocol}-{digest}.json"
+
+
+def token_index_exists(run: Run) -> bool:
+    """Return whether the token store of a run has an index."""
+    return (run.store.path / token_index.INDEX_FOLDER).is_dir()
+
+
+def _overlap(
+    run: Run | None, items: EvaluationSet, n: int, progress: Progress | None
+) -> Overlap | str:
+    if run is None:
+        return "the training text of this model is not known"
+    try:
+        return overlap(items.texts, token_index.open(run.store), n=n, progress=progress)
+    except IndexMissing:
+        return f"no token index; build one with `openbook index build {run.store.path}`"
+    except TokenizerError as error:
+        return f"the items cannot be encoded: {error}"
+
+
+def _titled(progress: Progress | None, title: str) -> Progress | None:
+    if progress is None:
+        return None
+    told: Callable[[str, int, int | None], None] = progress
+    return lambda what, done, total: told(f"{title}, {what}", done, total)
+
+
+def _compared(scores: Sequence[Score]) -> Evaluations:
+    """Compare each score with that of the first model on the same set."""
+    first: dict[str, Score] = {}
+    differences: list[Difference] = []
+    reasons: dict[tuple[str, str, str], str] = {}
+    order = list(dict.fromkeys(score.protocol for score in scores))
+    for score in scores:
+        baseline = first.setdefault(score.protocol, score)
+        if baseline is score:
+            continue
+        for measure in score.measures:
+            try:
+                differences.append(model_evaluation.compare(score, baseline, measure.name))
+            except EvaluationError as error:
+                reasons[score.model, score.protocol, measure.name] = str(error)
+    by_set = sorted(scores, key=lambda score: order.index(score.protocol))
+    return Evaluations(tuple(by_set), tuple(differences), reasons)
+
+
+def _shown(estimate: "Estimate") -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.4g} [too few]"
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

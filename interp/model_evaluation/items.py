@@ -1,0 +1,195 @@
+"""Evaluation sets: items of a protocol, read from local files, on which a model is scored.
+
+Nothing is downloaded. A file may be compressed with gzip. A file of another kind is refused with
+its first line that does not fit.
+"""
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from interp.errors import EvaluationError
+from interp.model_evaluation.score import Measure, Overlap, Score
+from interp.results import provenance
+from train.data import TokenStore
+from train.model import GPT
+from train.progress import Progress
+from train.short_repr import short_repr
+
+
+__all__ = ["EvaluationSet", "evaluate", "identified", "json_lines", "text_of"]
+
+MOST = 1 << 30  # bytes of an unpacked file
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """The items of a protocol, and how a model is measured on them.
+
+    Attributes:
+        protocol: Name of the protocol.
+        version: Version of the protocol, as in lm-evaluation-harness if it is from there.
+        settings: The protocol in one line.
+        keys: First 16 hex digits of the sha256 of each item.
+        sha256: sha256 over the keys.
+        texts: Text of each item that training may have seen.
+        groups: Group of each item; empty if there are none.
+        measure: Measures a model on all items.
+        store: The token store that the items come from.
+    """
+
+    protocol: str
+    version: str
+    settings: str
+    keys: tuple[str, ...]
+    sha256: str
+    texts: tuple[str, ...]
+    groups: tuple[str, ...]
+    measure: Callable[[GPT, Progress | None], tuple[Measure, ...]]
+    store: TokenStore | None = None
+
+    __repr__ = short_repr
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return len(self.keys)
+
+
+def evaluate(
+    model: GPT,
+    items: EvaluationSet,
+    *,
+    name: str = "",
+    overlap: Overlap | str = "not searched",
+    progress: Progress | None = None,
+) -> Score:
+    """Score a model on an evaluation set; the same model and items give the same numbers.
+
+    Args:
+        model: From `interp.models.load`, on the device that it is to be evaluated on.
+        items: From `load`.
+        name: How the model is called in tables; default: the id of its run.
+        overlap: What of the items the training text holds
+            (`data_attribution.contamination.overlap`), or why that is not known.
+        progress: Called with the number of rows done.
+
+    Raises:
+        EvaluationError: The model reads ahead, came without a tokenizer, or its context is too
+            short for an item.
+        TokenizerError: A word of the items is not in the model's vocabulary.
+
+    Examples:
+        >>> path = folder / "lambada.jsonl"
+        >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}')
+        >>> score = model_evaluation.evaluate(model, model_evaluation.load("lambada", str(path)))
+        >>> score.measure("accuracy").estimate.value, score.n
+        (1.0, 1)
+    """
+    if not name:
+        name = getattr(model.origin, "run_id", "") or "model"
+    measures = items.measure(model, progress)
+    if isinstance(overlap, Overlap) and len(overlap.longest) != items.n:
+        raise EvaluationError(
+            f"the overlap is of {len(overlap.longest)} items, and {items.n} are evaluated; search "
+            "these"
+        )
+    return Score(
+        model=name,
+        protocol=items.protocol,
+        version=items.version,
+        settings=items.settings,
+        items_sha256=items.sha256,
+        keys=items.keys,
+        groups=items.groups,
+        measures=measures,
+        overlap=overlap,
+        provenance=provenance(model),
+    )
+
+
+def identified(contents: Sequence[object]) -> tuple[tuple[str, ...], str]:
+    """Return a key for each item, from its content, and the sha256 over all keys.
+
+    The second of two equal items gets another key than the first.
+
+    Examples:
+        >>> keys, digest = model_evaluation.identified(["a", "b", "a"])
+        >>> len(set(keys)), len(digest)
+        (3, 64)
+    """
+    seen: Counter[str] = Counter()
+    keys = []
+    for content in contents:
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+        keys.append(hashlib.sha256(f"{seen[text]} {text}".encode()).hexdigest()[:16])
+        seen[text] += 1
+    return tuple(keys), hashlib.sha256("".join(keys).encode()).hexdigest()
+
+
+def text_of(path: Path) -> str:
+    """Read a UTF-8 text file, which may be compressed with gzip.
+
+    Raises:
+        EvaluationError: There is no such file, it is not UTF-8, or it is larger than 1 GB.
+    """
+    if not path.is_file():
+        raise EvaluationError(f"there is no file {path}; give the path of an evaluation file")
+    try:
+        with path.open("rb") as file:
+            unpacked = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            content = unpacked.read(MOST + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise EvaluationError(f"{path} is no complete gzip file: {error}") from None
+    if len(content) > MOST:
+        raise EvaluationError(f"{path} has more than {MOST >> 20} MB unpacked; give its parts")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8 text (at byte {error.start})") from None
+
+
+def json_lines(
+    text: str, name: str, fields: Sequence[str], *, limit: int | None = None
+) -> list[dict[str, str]]:
+    """Read objects with the given text fields, one per line, at most `limit`.
+
+    Raises:
+        EvaluationError: A line is no object with these fields as texts, or there is no line.
+
+    Examples:
+        >>> model_evaluation.json_lines('{"text": "a b", "id": 1}', "made.jsonl", ["text"])
+        [{'text': 'a b'}]
+    """
+    return list(_json_lines(text, name, fields, limit))
+
+
+def _json_lines(
+    text: str, name: str, fields: Sequence[str], limit: int | None
+) -> Iterator[dict[str, str]]:
+    wanted, n = " and ".join(map(repr, fields)), 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        if limit is not None and n >= limit:
+            return
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise EvaluationError(
+                f"{name}: line {number} is no JSON object; one with {wanted} is expected per line"
+            ) from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(one), str) for one in fields):
+            holds = ", ".join(map(repr, list(row)[:6])) if isinstance(row, dict) else "no object"
+            raise EvaluationError(
+                f"{name}: line {number} has {holds or 'nothing'}; the texts {wanted} are expected"
+            )
+        n += 1
+        yield {one: row[one] for one in fields}
+    if not n:
+        raise EvaluationError(f"{name} has no item; lines with {wanted} are expected")

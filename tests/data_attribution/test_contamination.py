@@ -1,0 +1,158 @@
+"""The overlap of items with training text, and tables of several models."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from data_attribution import contamination, token_index
+from data_attribution.errors import QueryError
+from interp import model_evaluation
+from interp.errors import EvaluationError, InterruptedWarning
+from tests.worlds.stores import store_of
+
+
+pytestmark = pytest.mark.integration
+READ = ["a b c d e f g h", "b c d x y z", "h g f e d c b a"]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    store = store_of(tmp_path_factory.mktemp("store") / "made", READ)
+    return token_index.build(store)
+
+
+def longest_by_hand(text: str) -> int:
+    """Longest run of words of a text that stands in one document, by trying all of them."""
+    words = text.split()
+    inside = [f" {document} " for document in READ]
+    runs = [
+        stop - start
+        for start in range(len(words))
+        for stop in range(start + 1, len(words) + 1)
+        if any(f" {' '.join(words[start:stop])} " in document for document in inside)
+    ]
+    return max(runs, default=0)
+
+
+def test_the_longest_shared_run_is_that_of_trying_all_of_them(index):
+    draw = np.random.default_rng(0)
+    words = ["a", "b", "c", "d", "e", "f", "g", "h", "x", "y", "z"]
+    texts = [" ".join(draw.choice(words, size=draw.integers(1, 14))) for _ in range(60)]
+    texts += ["c d e f g", "a b c d x y z", "h a"]
+    found = contamination.overlap(texts, index, n=4)
+    assert found.longest.tolist() == [longest_by_hand(text) for text in texts]
+    assert found.lengths.tolist() == [len(text.split()) for text in texts]
+    assert found.flagged.tolist()[-3:] == [True, True, False]
+    # A match does not cross the end of a document: "h" ends one and "b" begins the next.
+    assert contamination.overlap(["g h b c"], index, n=4).longest.tolist() == [2]
+
+
+def test_an_item_shorter_than_the_ngram_overlaps_if_all_of_it_occurs(index):
+    found = contamination.overlap(["c d e", "c d a", ""], index, n=13)
+    assert found.flagged.tolist() == [True, False, False]
+    with pytest.raises(QueryError, match="an overlap of 0 tokens was asked for"):
+        contamination.overlap(["a"], index, n=0)
+
+
+def test_held_out_documents_are_not_training_text(make_store):
+    texts = [f"only{k} here{k} and{k} there{k}" for k in range(40)]
+    store = make_store(texts, held_out=0.5)
+    index = token_index.build(store)
+    items = model_evaluation.load("heldout", store=store)
+    assert not contamination.overlap(items.texts, index, n=3).flagged.any()
+    read = [store.text(k) for k in range(store.n_documents) if store.starts[k] < store.train_tokens]
+    assert contamination.overlap(read, index, n=3).flagged.all()
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory, lookup_run):
+    """Twelve learned pairs and twelve wrong ones as texts of lambada, and the run's index."""
+    token_index.build(lookup_run.store)
+    path = tmp_path_factory.mktemp("items") / "facts.jsonl"
+    pairs = [(k, k) for k in range(12)] + [(k, (k + 1) % 12) for k in range(12)]
+    rows = [json.dumps({"text": f"k{key} is v{value}"}) for key, value in pairs]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+def test_a_table_tells_models_apart_item_by_item_and_says_what_was_read(lookup_run, facts):
+    first = f"{lookup_run.path}@0"
+    table = contamination.evaluate_models([first, lookup_run], [f"lambada={facts}"])
+    untrained, trained = table.scores
+    assert [score.model for score in table.scores] == [f"{lookup_run.path.name}@0", "lookup"]
+    assert (untrained.provenance.step, trained.provenance.step) == (0, 160)
+    # Each learned pair is a whole training document, and no wrong one is.
+    assert trained.overlap.flagged.tolist() == [True] * 12 + [False] * 12
+    row = trained.rows()[0]
+    assert (row["n"], row["n_without_overlap"]) == (24, 12)
+    assert row["value"] >= 0.4 > row["value_without_overlap"]["value"]
+    difference = table.difference("lookup", "lambada", "accuracy")
+    assert difference.verdict == "higher"
+    assert table.difference(untrained.model, "lambada", "accuracy") is None
+    text = table.lines()
+    assert "12 (50.0% >= 13 tokens)" in text
+    assert " higher" in text
+    content = table.to_dict()
+    assert [one["measure"] for one in content["differences"]] == ["accuracy", "perplexity per word"]
+    assert content["differences"][0]["verdict"] == "higher"
+    assert [one["overlap"]["value"] for one in content["rows"]] == [0.5] * 4
+
+
+def test_finished_scores_are_kept_and_read_again(lookup_run, facts, tmp_path, monkeypatch):
+    models, sets = [lookup_run, f"{lookup_run.path}@40"], [f"lambada={facts}"]
+    whole = contamination.evaluate_models(models, sets, results=tmp_path / "scores")
+    assert len(list((tmp_path / "scores").iterdir())) == 2
+
+    def never(*_, **__):
+        raise AssertionError("a finished score was computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_evaluation, "evaluate", never)
+        again = contamination.evaluate_models(models, sets, results=tmp_path / "scores")
+    assert again.to_dict() == whole.to_dict()
+    # Fewer items, or another length of the overlap, are another score.
+    contamination.evaluate_models(models, sets, n=2, results=tmp_path / "scores")
+    contamination.evaluate_models(models, sets, limit=3, results=tmp_path / "scores")
+    assert len(list((tmp_path / "scores").iterdir())) == 6
+
+
+def test_ctrl_c_shows_what_is_finished_and_the_rest_continues(
+    lookup_run, facts, tmp_path, monkeypatch
+):
+    models, sets = [lookup_run, f"{lookup_run.path}@40"], [f"lambada={facts}"]
+    real, calls = model_evaluation.evaluate, []
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_evaluation, "evaluate", interrupted)
+        with pytest.warns(InterruptedWarning, match="1 of 2 scores are finished"):
+            part = contamination.evaluate_models(models, sets, results=tmp_path)
+        assert [score.model for score in part.scores] == ["lookup"]
+        calls.append(())
+        calls[:] = calls[:1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(KeyboardInterrupt):  # nothing was finished
+                contamination.evaluate_models(models[1:], sets)
+    assert len(contamination.evaluate_models(models, sets, results=tmp_path).scores) == 2
+
+
+def test_what_cannot_be_compared_or_searched_is_said_in_the_row(lookup_run, tiny_run):
+    table = contamination.evaluate_models(
+        [tiny_run, f"{tiny_run.path}@8"], [f"heldout={tiny_run.store.path}"]
+    )
+    assert table.scores[0].overlap.startswith("no token index; build one with `openbook index")
+    assert "unknown" in table.lines()
+    with pytest.raises(EvaluationError, match="holds out none of its 240 documents"):
+        contamination.evaluate_models([lookup_run], ["heldout"])
+    with pytest.raises(EvaluationError, match="was given twice"):
+        contamination.evaluate_models([tiny_run, tiny_run], ["heldout"])
+    with pytest.raises(EvaluationError, match="0 models and 1 evaluation sets were given"):
+        contamination.evaluate_models([], ["heldout"])
