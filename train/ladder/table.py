@@ -211,14 +211,14 @@ def _cells(row: TableRow) -> list[str]:
 
 def tabulate(ladder: Ladder) -> LadderTable:
     """Return the table of a ladder, of those members that are measured so far."""
-    found = measurements(ladder)
+    by_trial = measurements(ladder)
     rows = []
     for rung in ladder.rungs:
         member = ladder.members[rung.factors]
-        seeds = _of_member(found, rung.factors, ladder)
+        seeds = _of_member(by_trial, rung.factors, ladder)
         ended = [one for one in seeds.values() if one.loss is not None]
-        start = _of_member(found, (), ladder)
-        base = _of_member(found, rung.base, ladder)
+        start = _of_member(by_trial, (), ladder)
+        base = _of_member(by_trial, rung.base, ladder)
         step = _change(seeds, base) if rung.kind == "cumulative" else None
         against = base if rung.kind == "alone" else start
         changed = [factor for factor in ladder.factors if factor.name in rung.changed]
@@ -248,9 +248,9 @@ def tabulate(ladder: Ladder) -> LadderTable:
         seeds=ladder.seeds,
         steps=ladder.start.steps,
         tokens=ladder.start.steps * ladder.start.tokens_per_step,
-        targets=max((one.targets for one in found.values()), default=0),
-        missing=len(ladder.trials) - len(found),
-        processors=tuple(sorted({one.processor for one in found.values()} - {""})),
+        targets=max((one.targets for one in by_trial.values()), default=0),
+        missing=len(ladder.trials) - len(by_trial),
+        processors=tuple(sorted({one.processor for one in by_trial.values()} - {""})),
         store=ladder.store.fingerprint,
         rows=tuple(rows),
     )
@@ -265,11 +265,11 @@ def save_table(ladder: Ladder) -> LadderTable:
 
 
 def _of_member(
-    found: dict[Trial, Measurement], factors: tuple[str, ...], ladder: Ladder
+    by_trial: dict[Trial, Measurement], factors: tuple[str, ...], ladder: Ladder
 ) -> dict[int, Measurement]:
     """Return what was measured on a member, by seed."""
     name = ladder.members[factors].name
-    return {trial.seed: one for trial, one in found.items() if trial.member == name}
+    return {trial.seed: one for trial, one in by_trial.items() if trial.member == name}
 
 
 def _change(after: dict[int, Measurement], before: dict[int, Measurement]) -> Change | None:

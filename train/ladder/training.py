@@ -97,14 +97,14 @@ def climb(ladder: Ladder, *, progress: Progress | None = None) -> int:
 
 def measurements(ladder: Ladder) -> dict[Trial, Measurement]:
     """Read what was measured so far."""
-    found = {}
+    by_trial = {}
     for trial in ladder.trials:
         path = ladder.measured_path(trial)
         if path.exists():
             content = storage.read_sealed(path)
             del content["digest"]
-            found[trial] = Measurement(**content)
-    return found
+            by_trial[trial] = Measurement(**content)
+    return by_trial
 
 
 def _train_if_free(ladder: Ladder, trial: Trial, progress: Progress | None) -> bool:

@@ -32,7 +32,7 @@ def ends(tiny_recipe) -> tuple[Recipe, Recipe]:
 def climbed(ends, tiny_store, tmp_path_factory) -> Ladder:
     """A ladder with two seeds, trained by this process."""
     out: Path = tmp_path_factory.mktemp("ladders") / "one"
-    begun = ladder.begin(*ends, tiny_store, out=out, seeds=2, numerics=HOW)
+    begun = ladder.begin(ends[0], ends[1], tiny_store, out=out, seeds=2, numerics=HOW)
     assert ladder.climb(begun) == len(begun.trials) == 8
     return begun
 
@@ -151,13 +151,13 @@ def test_two_processes_and_killed_ones_give_the_same_table(
         assert min(counts) >= 1
     else:
         assert counts[0] >= 3
-    joined = ladder.begin(*ends, tiny_store, out=tmp_path / name, seeds=2)
+    joined = ladder.begin(ends[0], ends[1], tiny_store, out=tmp_path / name, seeds=2)
     assert ladder.cost(joined).done == 8
     assert ladder.tabulate(joined).same_everywhere() == table.same_everywhere()
 
 
 def test_the_cost_counts_what_is_left(climbed, ends, tiny_store, tmp_path):
-    new = ladder.begin(*ends, tiny_store, out=tmp_path / "new", seeds=3, numerics=HOW)
+    new = ladder.begin(ends[0], ends[1], tiny_store, out=tmp_path / "new", seeds=3, numerics=HOW)
     cost = ladder.cost(new)
     assert (cost.members, cost.trials, cost.done) == (4, 12, 0)
     assert cost.tokens == 12 * 6 * 4 * 16
@@ -183,7 +183,7 @@ def test_a_training_that_diverges_has_a_row_that_says_so(ends, tiny_store, tmp_p
         return run
 
     monkeypatch.setattr(training, "train", train)
-    begun = ladder.begin(*ends, tiny_store, out=tmp_path / "one", seeds=2, numerics=HOW)
+    begun = ladder.begin(ends[0], ends[1], tiny_store, out=tmp_path / "one", seeds=2, numerics=HOW)
     ladder.climb(begun)
     row = ladder.tabulate(begun).rows[2]
     assert (row.factor, row.diverged) == ("MLP", 1)
@@ -226,11 +226,11 @@ def test_a_ladder_that_is_another_one_or_none_is_refused(climbed, ends, tiny_sto
 def test_a_store_that_holds_nothing_out_is_refused(ends, make_store, tmp_path):
     store = make_store(["w1 w2 w3 w4 " * 40])
     with pytest.raises(StoreError, match="holds out 0 tokens, less than one window of 16"):
-        ladder.begin(*ends, store, out=tmp_path / "new")
+        ladder.begin(ends[0], ends[1], store, out=tmp_path / "new")
 
 
 def test_a_run_of_another_recipe_in_the_folder_is_refused(ends, tiny_store, tmp_path):
-    begun = ladder.begin(*ends, tiny_store, out=tmp_path / "one", seeds=1, numerics=HOW)
+    begun = ladder.begin(ends[0], ends[1], tiny_store, out=tmp_path / "one", seeds=1, numerics=HOW)
     trainer.train(ends[0], tiny_store, out=begun.run_path(begun.trials[0]), numerics=HOW, lr=0.5)
     with pytest.raises(RecipeError, match="start-seed-0 holds a run of another recipe"):
         ladder.climb(begun)
