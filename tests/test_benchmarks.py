@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from tests.worlds.scripts import FOLDER, benchmark
+from train.data import Corpus, Document, open_store
+from train.model import GPTConfig
 
 
 BOUND = (
@@ -385,6 +388,47 @@ def test_a_method_is_called_better_only_beyond_its_interval(script):
     assert rows["sure"][2].strip() == "1.7 x"  # 4 ** (3.0 - 2.6)
     assert rows["unsure"][2].strip() == "over 4.0 x"
     assert "(one seed): not" in efficiency.table(losses[:1], None, 100)
+
+
+@pytest.mark.slow
+def test_methods_are_compared_on_a_small_text_from_end_to_end(
+    script, monkeypatch, capsys, tmp_path
+):
+    """A second call trains nothing and prints the same table."""
+    efficiency = script("data_efficiency")
+    draw = np.random.default_rng(0)
+    lines = [" ".join(f"w{draw.integers(30)}" for _ in range(40)) for _ in range(60)]
+    rows = [Document(f"d/{row}", text, "d", "d", row) for row, text in enumerate(lines)]
+    corpus = Corpus("stdlib", "generated", "0", lambda: iter(rows), tokenizer="word")
+    monkeypatch.setattr(efficiency, "open_corpus", lambda _: corpus)
+    model = GPTConfig(n_layers=4, n_heads=2, d_model=8, n_ctx=16, d_vocab=1, position="rope")
+    small = replace(efficiency.CODE_SMALL, model=model, batch_size=4)
+    sizes = {"CODE_SMALL": small, "TOKENS": 300, "BASELINES": (1, 4), "EPOCHS": 4}
+    for name, value in sizes.items():
+        monkeypatch.setattr(efficiency, name, value)
+    options = ["--seeds", "0", "1", "--threads", "1", "--precision", "fp32"]
+    monkeypatch.setattr("sys.argv", ["data_efficiency", "--out", str(tmp_path), *options])
+    assert efficiency.main() == 0
+    first = capsys.readouterr().out
+    rows = [line for line in first.splitlines() if line.startswith("| ")]
+    names = [row.split("|")[1].strip() for row in rows]
+    assert names[1:] == [
+        "single model", "single model, stopped early", "ensemble of 4", "chain of 4",
+        "chain, last member alone", "weight decay 1.6", "looping",
+    ]  # fmt: skip
+    assert all(row.count(": not") + row.count("better beyond") == 2 for row in rows[3:])
+    stores = {path.name: open_store(path) for path in (tmp_path / "stores").iterdir()}
+    held_out = {
+        name: [store.text(one) for one in range(store.n_documents)
+               if store.starts[one] >= store.train_tokens]
+        for name, store in stores.items()
+    }  # fmt: skip
+    assert len(held_out["all"]) > 2
+    assert held_out == dict.fromkeys(stores, held_out["all"])
+    assert stores["times-1"].train_tokens <= 301 < stores["times-4"].train_tokens <= 1201
+    monkeypatch.setattr(efficiency.trainer, "train", None)
+    assert efficiency.main() == 0
+    assert capsys.readouterr().out == first
 
 
 def test_every_script_is_known_here():
