@@ -51,7 +51,7 @@ def tail_patch_changes(
     if run.recipe.methods:
         raise EvidenceError(
             f"the run {run.path} was trained with {', '.join(run.recipe.methods)}; a tail patch "
-            "takes a step of the loss of the next token only: leave the tail patch out"
+            "takes a step of the loss of the next token only: skip it with --tail-patch 0"
         )
     # One thread suffices: results need not match the trainer to the bit, and a step is a few
     # tokens.

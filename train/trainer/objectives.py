@@ -7,6 +7,7 @@ step alone; if it draws at random, its draws are keyed by `Batch.step`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -55,7 +56,7 @@ class TrainingMethods:
 
     def __call__(self, forward: Forward, part: Batch) -> Float[Tensor, ""]:
         """Return the loss of a part of the batch."""
-        recipe, model = self.recipe, getattr(forward, "_orig_mod", forward)
+        recipe, model = self.recipe, cast("GPT", getattr(forward, "_orig_mod", forward))
         with stochastic_depth.layers_left_out(model, recipe, part.step):
             if recipe.mtp_weight:
                 # These parts of the model run by themselves, so torch.compile has no say in them.

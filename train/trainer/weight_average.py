@@ -21,7 +21,12 @@ __all__ = ["begin_average", "update_average"]
 
 
 def begin_average(model: nn.Module) -> dict[str, Tensor]:
-    """Return the average before the first update: a copy of the weights, by parameter name."""
+    """Return the average before the first update: a copy of the weights, by parameter name.
+
+    Examples:
+        >>> list(trainer.begin_average(torch.nn.Linear(1, 1)))
+        ['weight', 'bias']
+    """
     return {name: one.detach().clone() for name, one in model.named_parameters()}
 
 
@@ -35,7 +40,7 @@ def update_average(
         >>> linear = torch.nn.Linear(1, 1)
         >>> average = trainer.begin_average(linear)
         >>> for update, value in enumerate([1.0, 4.0], start=1):
-        ...     torch.nn.init.constant_(linear.weight, value)
+        ...     _ = torch.nn.init.constant_(linear.weight, value)
         ...     trainer.update_average(average, linear, 0.5, update)
         >>> round(average["weight"].item(), 4)  # (0.5 * 1 + 1 * 4) / 1.5
         3.0
