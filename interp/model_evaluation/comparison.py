@@ -83,9 +83,8 @@ def compare(score: Score, baseline: Score, name: str) -> Difference:
         >>> path = folder / "lambada.jsonl"
         >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}')
         >>> items = model_evaluation.load("lambada", str(path))
-        >>> early, late = (
-        ...     model_evaluation.evaluate(models.load(run, step=step), items) for step in (600, 2100)
-        ... )
+        >>> early = model_evaluation.evaluate(models.load(run, step=600), items)
+        >>> late = model_evaluation.evaluate(model, items)
         >>> model_evaluation.compare(late, early, "accuracy").verdict
         'not told apart'
     """
