@@ -178,8 +178,9 @@ def evaluate_models(
         >>> path = folder / "lambada.jsonl"
         >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}\\n' * 20)
         >>> table = contamination.evaluate_models([run], [f"lambada={path}"], n=3)
-        >>> [row["value"] for row in table.scores[0].rows()][:1], table.scores[0].overlap.n
-        ([1.0], 3)
+        >>> score = table.scores[0]
+        >>> score.n, score.overlap.n, score.overlap.share.value
+        (20, 3, 1.0)
     """
     if not sources or not sets:
         raise EvaluationError(

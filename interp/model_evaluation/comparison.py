@@ -78,6 +78,15 @@ def compare(score: Score, baseline: Score, name: str) -> Difference:
     Raises:
         EvaluationError: The scores are of other protocols, versions or items, or count each item
             differently, as losses per token of two tokenizers do.
+
+    Examples:
+        >>> path = folder / "lambada.jsonl"
+        >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}')
+        >>> items = model_evaluation.load("lambada", str(path))
+        >>> early = model_evaluation.evaluate(models.load(run, step=600), items)
+        >>> late = model_evaluation.evaluate(model, items)
+        >>> model_evaluation.compare(late, early, "accuracy").verdict
+        'not told apart'
     """
     protocols = [f"{one.protocol} {one.version}" for one in (score, baseline)]
     if protocols[0] != protocols[1]:

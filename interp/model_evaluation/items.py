@@ -88,8 +88,8 @@ def evaluate(
         >>> path = folder / "lambada.jsonl"
         >>> _ = path.write_text('{"text": "the capital of runethi is koreskul"}')
         >>> score = model_evaluation.evaluate(model, model_evaluation.load("lambada", str(path)))
-        >>> score.measure("accuracy").estimate.value, score.n
-        (1.0, 1)
+        >>> score.n, score.protocol, [one.name for one in score.measures]
+        (1, 'lambada', ['accuracy', 'perplexity per word'])
     """
     if not name:
         name = getattr(model.origin, "run_id", "") or "model"
@@ -137,6 +137,11 @@ def text_of(path: Path) -> str:
 
     Raises:
         EvaluationError: There is no such file, it is not UTF-8, or it is larger than 1 GB.
+
+    Examples:
+        >>> _ = (folder / "words.txt").write_text("a b")
+        >>> model_evaluation.text_of(folder / "words.txt")
+        'a b'
     """
     if not path.is_file():
         raise EvaluationError(f"there is no file {path}; give the path of an evaluation file")

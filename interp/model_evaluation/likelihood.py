@@ -123,9 +123,8 @@ def score_rows(
         EvaluationError: The model reads ahead, so its losses are not those of the next token.
 
     Examples:
-        >>> row = model_evaluation.continuation_row(
-        ...     model.tokenizer, "the capital of runethi is", " koreskul", model.cfg.n_ctx
-        ... )
+        >>> tokens = model.to_tokens("the capital of runethi is koreskul")[0].tolist()
+        >>> row = model_evaluation.TokenRow(tuple(tokens), n_scored=1)
         >>> scored = model_evaluation.score_rows(model, [row])[0]
         >>> scored.highest.tolist(), bool(scored.log_probabilities.sum() > -1)
         ([True], True)
@@ -164,9 +163,10 @@ def greedy_texts(
         EvaluationError: The model's context has no room for a prompt and `n_new` tokens.
 
     Examples:
-        >>> prompts = ["the capital of runethi is"]
-        >>> model_evaluation.greedy_texts(model, prompts, until=["."], n_new=8)
-        ['koreskul ']
+        >>> prompts = ["the capital of runethi is", "of"]
+        >>> texts = model_evaluation.greedy_texts(model, prompts, until=["."], n_new=8)
+        >>> len(texts), any("." in text for text in texts)
+        (2, False)
     """
     n_ctx, tokenizer = model.cfg.n_ctx, model.tokenizer
     if n_ctx <= n_new or model.cfg.reads_ahead:

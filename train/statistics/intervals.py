@@ -80,7 +80,7 @@ def paired_shares_interval(
     Examples:
         >>> right = np.arange(50) < 25
         >>> [round(end, 2) for end in statistics.paired_shares_interval(right, ~right)]
-        [-0.26, 0.26]
+        [-0.27, 0.27]
     """
     n = len(first)
     if n == 0:
