@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,8 +85,9 @@ def test_a_table_tells_models_apart_item_by_item_and_says_what_was_read(lookup_r
     assert [score.model for score in table.scores] == [f"{lookup_run.path.name}@0", "lookup"]
     assert (untrained.provenance.step, trained.provenance.step) == (0, 160)
     # Each learned pair is a whole training document, and no wrong one is.
+    assert isinstance(trained.overlap, Overlap)
     assert trained.overlap.flagged.tolist() == [True] * 12 + [False] * 12
-    row = trained.rows()[0]
+    row: Any = trained.rows()[0]
     assert (row["n"], row["n_without_overlap"]) == (24, 12)
     assert row["value"] >= 0.4 > row["value_without_overlap"]["value"]
     difference = table.difference("lookup", "lambada", "accuracy")
@@ -94,7 +96,7 @@ def test_a_table_tells_models_apart_item_by_item_and_says_what_was_read(lookup_r
     text = table.lines()
     assert "12 (50.0% >= 13 tokens)" in text
     assert " higher" in text
-    content = table.to_dict()
+    content: Any = table.to_dict()
     assert [one["measure"] for one in content["differences"]] == ["accuracy", "perplexity per word"]
     assert content["differences"][0]["verdict"] == "higher"
     assert [one["overlap"]["value"] for one in content["rows"]] == [0.5] * 4
@@ -148,6 +150,7 @@ def test_what_cannot_be_compared_or_searched_is_said_in_the_row(lookup_run, tiny
     table = contamination.evaluate_models(
         [tiny_run, f"{tiny_run.path}@8"], [f"heldout={tiny_run.store.path}"]
     )
+    assert isinstance(table.scores[0].overlap, str)
     assert table.scores[0].overlap.startswith("no token index; build one with `openbook index")
     assert "unknown" in table.lines()
     with pytest.raises(EvaluationError, match="holds out none of its 240 documents"):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from train.model.attention import Attention, key_hook
     from train.model.gpt import GPT, Block, init_gpt
     from train.model.hooks import Hook, HookedModule, HookPoint
+    from train.model.kernels import use_kernels
     from train.model.layers import Linear, Norm
     from train.model.positional import rotate
     from train.model.presets import PRESETS, preset
@@ -29,6 +30,7 @@ __all__ = [
     "key_hook",
     "preset",
     "rotate",
+    "use_kernels",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

@@ -9,7 +9,7 @@
     gelu-tanh in fp32 as x sigmoid(2u), with u = sqrt(2/pi) (x + .044715 x^3). It equals
     x (1 + tanh u) / 2, and torch's sigmoid takes a quarter of the time of its tanh.
 
-Both agree with torch's own within rounding, not to the bit. So they are used inside `used(2)` only,
+Both agree with torch's own within rounding, not to the bit. So they are used inside `use_kernels(2)` only,
 which the trainer enters: analysis, hooks and patches compute with torch's own.
 """
 
@@ -26,7 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-__all__ = ["block_length", "causal_attention", "gelu_tanh", "in_use", "used"]
+__all__ = ["block_length", "causal_attention", "gelu_tanh", "in_use", "use_kernels"]
 
 # Queries of a block: the fastest of 64, 128 and 256 with 256 positions, as with 1,024. A short
 # block hides less and multiplies smaller matrices.
@@ -38,12 +38,12 @@ _number: ContextVar[int] = ContextVar("kernels", default=1)
 
 
 @contextmanager
-def used(number: int) -> Iterator[None]:
+def use_kernels(number: int) -> Iterator[None]:
     """Compute with the kernels of this number inside the block.
 
     Examples:
-        >>> from train.model import kernels
-        >>> with kernels.used(2):
+        >>> from train.model import kernels, use_kernels
+        >>> with use_kernels(2):
         ...     kernels.in_use(torch.zeros(1))
         ...
         True
@@ -58,7 +58,7 @@ def used(number: int) -> Iterator[None]:
 
 
 def in_use(x: Tensor) -> bool:
-    """Return whether the kernels of this module compute with `x`: on a CPU, inside `used(2)`.
+    """Return whether the kernels of this module compute with `x`: on a CPU, inside `use_kernels(2)`.
 
     Examples:
         >>> from train.model import kernels

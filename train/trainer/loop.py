@@ -26,7 +26,7 @@ import torch
 from train import runs, storage
 from train.data import Batch, DocumentRemoval, Order, TokenStore, batches_ahead
 from train.errors import DamagedError, DivergedError, RecipeError, TrainError
-from train.model import GPT, kernels
+from train.model import GPT, use_kernels
 from train.numerics import Numerics, applied, choose, on_this_machine
 from train.progress import Progress
 from train.recipes import Recipe, resolve
@@ -527,7 +527,7 @@ def _backward(
     """Accumulate the gradients of a batch, micro-batch by micro-batch, and return its loss."""
     total = torch.zeros((), device=numerics.device)
     for part in batch.parts(recipe.micro_batch_size):
-        with numerics.autocast(), kernels.used(numerics.kernels):
+        with numerics.autocast(), use_kernels(numerics.kernels):
             loss = objective(forward, part.to(numerics.device))
         loss.backward()
         total += loss.detach()

@@ -103,11 +103,14 @@ def test_a_loss_divides_sums_and_its_interval_takes_documents_as_cases():
     nats, tokens = np.array([30.0, 10.0, 60.0, 22.0]), np.array([10.0, 5.0, 20.0, 8.0])
     loss = Measure("loss per token", "nats", nats, tokens)
     assert loss.estimate.value == pytest.approx(122 / 43)  # not the mean of 3, 2, 3 and 2.75
-    low, high = ratio_interval(nats[None], tokens)
+    interval = ratio_interval(nats[None], tokens)
+    assert interval is not None
+    low, high = interval
     assert (loss.estimate.low, loss.estimate.high) == (float(low[0]), float(high[0]))
     bits = Measure("bits per byte", "bits", nats, tokens).estimate
     assert bits.value == pytest.approx(122 / 43 / np.log(2))
     perplexity = Measure("perplexity", "perplexity", nats, tokens).estimate
+    assert loss.estimate.high is not None
     assert perplexity.high == pytest.approx(np.exp(loss.estimate.high))
 
 

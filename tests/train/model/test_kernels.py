@@ -39,7 +39,7 @@ def gradients(model, number, precision="fp32"):
     length = model.cfg.n_ctx + 1
     tokens = torch.randint(50, (3, length), generator=torch.Generator().manual_seed(1))
     how = replace(NEW, precision=precision)
-    with numerics.applied(how), how.autocast(), kernels.used(number):
+    with numerics.applied(how), how.autocast(), kernels.use_kernels(number):
         loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:], 300)
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -89,7 +89,7 @@ def test_the_kernels_are_used_where_they_save_and_nowhere_else(monkeypatch):
     tokens = torch.zeros(1, 100, dtype=torch.long)
     model(tokens)
     assert not calls
-    with kernels.used(2):
+    with kernels.use_kernels(2):
         model(tokens)
         assert calls == ["causal_attention", "gelu_tanh"] * 2
         calls.clear()
@@ -101,7 +101,7 @@ def test_the_kernels_are_used_where_they_save_and_nowhere_else(monkeypatch):
 def test_hooks_read_and_replace_the_same_values():
     model, tokens = init_gpt(CONFIGS["gpt2"], 0), torch.arange(50).repeat(2)[None]
     _, plain = model.run_with_cache(tokens)
-    with kernels.used(2):
+    with kernels.use_kernels(2):
         _, cache = model.run_with_cache(
             tokens, names_filter=lambda name: not name.endswith(("hook_pattern", "hook_result"))
         )
