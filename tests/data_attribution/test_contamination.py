@@ -85,7 +85,7 @@ def test_a_table_tells_models_apart_item_by_item_and_says_what_was_read(lookup_r
     assert [score.model for score in table.scores] == [f"{lookup_run.path.name}@0", "lookup"]
     assert (untrained.provenance.step, trained.provenance.step) == (0, 160)
     # Each learned pair is a whole training document, and no wrong one is.
-    assert isinstance(trained.overlap, Overlap)
+    assert isinstance(trained.overlap, model_evaluation.Overlap)
     assert trained.overlap.flagged.tolist() == [True] * 12 + [False] * 12
     row: Any = trained.rows()[0]
     assert (row["n"], row["n_without_overlap"]) == (24, 12)

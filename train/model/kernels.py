@@ -9,8 +9,9 @@
     gelu-tanh in fp32 as x sigmoid(2u), with u = sqrt(2/pi) (x + .044715 x^3). It equals
     x (1 + tanh u) / 2, and torch's sigmoid takes a quarter of the time of its tanh.
 
-Both agree with torch's own within rounding, not to the bit. So they are used inside `use_kernels(2)` only,
-which the trainer enters: analysis, hooks and patches compute with torch's own.
+Both agree with torch's own within rounding, not to the bit. So they are used inside
+`use_kernels(2)` only, which the trainer enters: analysis, hooks and patches compute with torch's
+own.
 """
 
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def use_kernels(number: int) -> Iterator[None]:
 
 
 def in_use(x: Tensor) -> bool:
-    """Return whether the kernels of this module compute with `x`: on a CPU, inside `use_kernels(2)`.
+    """Return whether these kernels compute with `x`: on a CPU, inside `use_kernels(2)`.
 
     Examples:
         >>> from train.model import kernels
