@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -21,6 +22,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("openbook", deadline=None)
+hypothesis.settings.load_profile("openbook")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 # A test that asks for one of these trains a model or reads what lies beside the checkout.
 NO_UNIT = {"tiny_run", "lookup_run", "lookup_behaviour", "shared_data"}

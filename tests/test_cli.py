@@ -18,7 +18,7 @@ from data_attribution.cli.app import INTERRUPTED, app
 from interp import behaviours, models, patching
 from interp.patching import Effects
 from tests.worlds.stores import indexed_copy
-from train import convert, runs, storage
+from train import convert, runs, storage, trainer
 
 
 pytestmark = pytest.mark.integration
@@ -101,6 +101,21 @@ def test_a_run_is_trained_shown_and_verified(openbook, tiny_store, tmp_path):
     assert verified.out.endswith(
         " files hold their digests, 1 span replayed, largest difference in loss 0 nats\n"
     )
+
+
+def test_a_run_that_was_stopped_is_verified_as_unfinished(
+    openbook, tiny_store, tiny_recipe, one_thread_numerics, tmp_path
+):
+    def stop(what: str, done: int, total: int | None) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(tiny_recipe, tiny_store, out=out, numerics=one_thread_numerics, progress=stop)
+    verified = openbook("run", "verify", out, "--spans", 0)
+    steps = tiny_recipe.steps
+    assert verified.out.rstrip().endswith(f"; unfinished: 9 of {steps} steps are done")
 
 
 @pytest.mark.parametrize(

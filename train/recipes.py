@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from train.data import TokenStore
 from train.errors import DamagedError, RecipeError, StoreError, nearest
-from train.model import GPTConfig, preset
+from train.model import PRESETS, GPTConfig, preset
 from train.short_repr import short_repr
 
 
@@ -43,6 +43,29 @@ __all__ = [
 ]
 
 
+# Names that nanoGPT and Hugging Face give to fields, and ours.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "min_learning_rate": "min_lr",
+    "max_iters": "steps",
+    "max_steps": "steps",
+    "warmup_iters": "warmup_steps",
+    "eval_interval": "eval_every",
+    "save_steps": "checkpoint_every",
+    "max_grad_norm": "grad_clip",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "seed": "init_seed",
+    "n_layer": "model.n_layers",
+    "num_hidden_layers": "model.n_layers",
+    "n_head": "model.n_heads",
+    "num_attention_heads": "model.n_heads",
+    "n_embd": "model.d_model",
+    "hidden_size": "model.d_model",
+    "block_size": "model.n_ctx",
+    "max_position_embeddings": "model.n_ctx",
+    "vocab_size": "model.d_vocab",
+}
 # Fields added after the first runs, with the value that older runs used. A field with that value is
 # not written, so that the digest of an older recipe stays the same.
 LATER = {
@@ -160,8 +183,8 @@ class Recipe:
         if not 0 <= self.late_batch < self.batch_size or self.late_begin < 0:
             raise RecipeError(
                 f"recipe {self.name!r} has late_batch={self.late_batch} from step "
-                f"{self.late_begin} on in batches of {self.batch_size}; it must be at least 0 and "
-                "below the batch, from step 0 or later"
+                f"{self.late_begin} on in batches of {self.batch_size}; late_batch must be from 0 "
+                "to batch_size - 1, late_begin at least 0"
             )
         if self.late_batch and self.sampler != "tiles":
             raise RecipeError(
@@ -458,10 +481,14 @@ def by_name(name: str) -> Recipe:
         >>> recipe.steps, recipe.batch_size, recipe.model.n_layers
         (2100, 32, 2)
     """
-    try:
+    if name in _NAMED:
         return _NAMED[name]
-    except KeyError:
-        raise RecipeError(f"no recipe is called {name!r}{nearest(name, _NAMED)}") from None
+    if name in PRESETS:
+        raise RecipeError(
+            f"no recipe is called {name!r}, which is an architecture; write a recipe file with "
+            f'preset = "{name}" under [model]'
+        )
+    raise RecipeError(f"no recipe is called {name!r}{nearest(name, _NAMED)}")
 
 
 def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
@@ -673,6 +700,7 @@ def _fields_in(path: Path, followed: tuple[Path, ...]) -> dict[str, Any]:
     if base is not None:
         base = _fitted("base", base, str, f"{path}: ")
         if _is_path(base):
+            _refuse_missing(path.parent / base, f"{path}: its base ")
             inherited = _fields_in(path.parent / base, chain)
         else:
             try:
@@ -682,12 +710,16 @@ def _fields_in(path: Path, followed: tuple[Path, ...]) -> dict[str, Any]:
     return {**inherited, "name": path.stem, **_checked(content, f"{path}: ")}
 
 
+def _refuse_missing(path: Path, where: str) -> None:
+    if not path.exists():
+        known = {*_NAMED, *(other.name for other in path.parent.glob("*.toml"))}
+        raise RecipeError(f"{where}{path}: there is no such file{nearest(path.name, known)}")
+
+
 def _parsed(path: Path) -> dict[str, Any]:
+    _refuse_missing(path, "")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = {*_NAMED, *(other.name for other in path.parent.glob("*.toml"))}
-        raise RecipeError(f"{path}: there is no such file{nearest(path.name, known)}") from None
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not readable as TOML ({error})") from None
 
@@ -719,7 +751,12 @@ def _checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in _types():
             name = key.rpartition(".")[2]
             same = [other for other in _types() if other.rpartition(".")[2] == name]
-            near = nearest(name, same) if same else nearest(key, _types())
+            if isinstance(content[key], dict):
+                raise RecipeError(f"{where}a recipe has no table [{key}]; the only one is [model]")
+            if name in ELSEWHERE:
+                near = f", did you mean {ELSEWHERE[name]!r}?"
+            else:
+                near = nearest(name, same) if same else nearest(key, _types())
             raise RecipeError(f"{where}a recipe has no field {key!r}{near}")
     return {key: _fitted(key, value, _types()[key], where) for key, value in content.items()}
 

@@ -80,7 +80,7 @@ def test_nothing_to_continue_with_is_refused(pairs):
 
 
 @given(st.lists(st.integers(0, 29), min_size=1, max_size=40), st.integers(1, 32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_however_a_text_is_cut_its_prompts_have_the_mean_over_all_its_tokens(text, n_ctx):
     model = init_gpt(GPTConfig(n_layers=1, n_heads=1, d_model=4, n_ctx=32, d_vocab=40), 0)
     ids = [WORDS.eot, *text]

@@ -51,14 +51,17 @@ def run_verify(
 
     from train import progress, trainer
 
+    opened = source.open()
     with progress.bar("verifying") as advance:
-        found = trainer.verify(source.open(), spans=spans, seed=seed, progress=advance)
+        found = trainer.verify(opened, spans=spans, seed=seed, progress=advance)
     result = {**asdict(found), "ok": found.ok}
+    digests = "file holds its digest" if found.files == 1 else "files hold their digests"
     summary = (
-        f"{found.level}: {count(found.files, 'file')} hold their digests, "
-        f"{count(len(found.spans), 'span')} "
+        f"{found.level}: {found.files:,} {digests}, {count(len(found.spans), 'span')} "
         f"replayed, largest difference in loss {found.difference:.3g} nats"
     )
+    if not opened.finished:
+        summary += f"; unfinished: {len(opened.ledger):,} of {opened.recipe.steps:,} steps are done"
     output.emit(result, summary if found.ok else found.level)
     if not found.ok:
         for problem in found.problems:

@@ -223,9 +223,9 @@ class GPTConfig:
         end = self.loop_first + self.loop_layers * self.loop_passes
         if self.loop_layers and end > self.n_layers:
             raise RecipeError(
-                f"{self.loop_passes} passes of {self.loop_layers} layers from layer "
-                f"{self.loop_first} on end at layer {end} of {self.n_layers}; n_layers counts "
-                "every pass"
+                f"loop_passes={self.loop_passes} of loop_layers={self.loop_layers} from "
+                f"loop_first={self.loop_first} on need n_layers of {end} or more, not "
+                f"{self.n_layers}; n_layers counts every pass"
             )
 
     def _check_retention(self) -> None:

@@ -141,7 +141,7 @@ def test_what_is_drawn_does_not_hang_on_what_shares_a_batch(lookup_run, batch_to
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_moments_that_are_an_outer_product_are_taken_to_the_power_exactly(rows, columns, seed):
     draw = np.random.default_rng(seed)
     left, right = draw.uniform(1e-6, 1e-2, rows), draw.uniform(1e-6, 1e-2, columns)

@@ -31,7 +31,7 @@ def test_a_number_of_shards_and_their_size_are_not_both_given(store):
     shard_tokens=st.none() | st.integers(60, 4000),
     workers=st.integers(1, 4),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_shards_tile_the_store_and_end_where_documents_do(store, shards, shard_tokens, workers):
     if shards and shard_tokens:
         shard_tokens = None

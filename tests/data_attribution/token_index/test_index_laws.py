@@ -121,7 +121,7 @@ def check_spans(index: TokenIndex, text) -> None:
 
 
 @given(shardings(), st.lists(queries, min_size=1, max_size=3), st.booleans())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_places_and_what_follows_are_those_of_reading_every_document(made, asked, keys):
     documents, cuts, read = made
     index = index_of(documents, cuts=cuts, read=read, vocab_size=VOCABULARY, keys=keys)
@@ -132,7 +132,7 @@ def test_places_and_what_follows_are_those_of_reading_every_document(made, asked
 
 
 @given(shardings(), st.lists(token, min_size=1, max_size=12), st.sampled_from([2, 3, 16]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_maximal_spans_are_those_of_trying_every_stretch(made, text, first):
     documents, cuts, read = made
     with mock.patch.object(suffix_search, "FIRST", first):

@@ -40,7 +40,7 @@ def test_awkward_arrays_are_sorted_by_token_id(sorter, name):
 
 
 @given(corpora)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_both_sorters_agree_with_sorting_by_hand(tokens):
     expected = sorted_by_hand(tokens)
     assert suffix_array.build(tokens).tolist() == expected
@@ -83,7 +83,7 @@ def test_two_threads_sort_as_one_does():
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=400), st.integers(1, 200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_bytes_compare_as_the_tokens_do(ids, spread):
     tokens = np.array([one * spread % 65536 for one in ids], np.uint16)
     coded, width = byte_encoding.encoded(tokens, np.bincount(tokens))

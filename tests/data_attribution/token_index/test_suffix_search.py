@@ -66,7 +66,7 @@ def asked_of(tokens: np.ndarray, asked: list[list[int]]) -> list[list[int]]:
 @given(
     corpora, st.lists(patterns, max_size=6), st.sampled_from(["", "table", "keys", "table keys"])
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_search_finds_every_occurrence_and_nothing_else(tokens, asked, which):
     asked, suffixes = asked_of(tokens, asked), suffix_array.build(tokens)
     tables = tables_of(tokens, suffixes, which)
@@ -78,7 +78,7 @@ def test_a_search_finds_every_occurrence_and_nothing_else(tokens, asked, which):
 
 
 @given(few | many, st.lists(patterns, max_size=6), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_search_for_one_pattern_finds_what_a_search_for_many_does(tokens, asked, with_keys):
     asked, suffixes = asked_of(tokens, asked), suffix_array.build(tokens)
     tables = tables_of(tokens, suffixes, "table keys" if with_keys else "table")
@@ -89,7 +89,7 @@ def test_a_search_for_one_pattern_finds_what_a_search_for_many_does(tokens, aske
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_both_searches_agree_where_hundreds_of_suffixes_share_a_key(seed):
     random = np.random.default_rng(seed)
     tokens = repetitive(random)
@@ -147,7 +147,7 @@ def test_the_empty_pattern_is_everywhere():
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_longest_match_from_each_position_is_found(tokens, text, with_keys, short):
     suffixes = suffix_array.build(tokens)
     tables = tables_of(tokens, suffixes, "table keys" if with_keys else "table")
@@ -189,7 +189,7 @@ def test_a_long_match_is_followed_to_its_end():
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_place_of_the_longest_match_is_known_where_hundreds_share_it(seed):
     random = np.random.default_rng(seed)
     tokens = repetitive(random)

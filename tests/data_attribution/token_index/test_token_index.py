@@ -49,7 +49,7 @@ def spans_by_hand(texts: list[str], asked: list[str]) -> list[tuple[int, int]]:
 
 
 @given(texts, st.lists(words, min_size=1, max_size=4).map(" ".join))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_counts_and_places_are_those_of_reading_every_document(texts, query):
     texts = [*texts, "a b c"]  # every word is in the vocabulary
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def test_counts_and_places_are_those_of_reading_every_document(texts, query):
 
 
 @given(texts, st.lists(words, min_size=1, max_size=15))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_maximal_spans_are_those_of_trying_every_stretch(texts, asked):
     texts = [*texts, "a b c"]
     with tempfile.TemporaryDirectory() as folder:

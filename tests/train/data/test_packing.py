@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from train.data import pack
@@ -28,7 +28,6 @@ def _laid(lengths: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return tokens, starts, padding
 
 
-@settings(deadline=None)
 @given(lengths_of_documents, st.integers(0, 5))
 def test_every_document_lies_once_and_whole_in_one_row(lengths: np.ndarray, seed: int):
     tokens, starts, _ = _laid(lengths, seed)
@@ -37,7 +36,6 @@ def test_every_document_lies_once_and_whole_in_one_row(lengths: np.ndarray, seed
     assert (tokens[starts + lengths] == EOT).all()
 
 
-@settings(deadline=None)
 @given(lengths_of_documents, st.integers(0, 5))
 def test_rows_end_in_end_of_text_and_none_is_empty(lengths: np.ndarray, seed: int):
     rows = _laid(lengths, seed)[0].reshape(-1, ROW)
@@ -45,7 +43,6 @@ def test_rows_end_in_end_of_text_and_none_is_empty(lengths: np.ndarray, seed: in
     assert (rows[:, 0] != EOT).all()
 
 
-@settings(deadline=None)
 @given(lengths_of_documents, st.integers(0, 5))
 def test_end_of_text_after_end_of_text_is_exactly_the_padding(lengths: np.ndarray, seed: int):
     tokens, _, padding = _laid(lengths, seed)

@@ -82,7 +82,7 @@ def test_a_stream_is_documents_each_between_two_separators(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["gpt2", "bpe", "word"])
 @pytest.mark.parametrize("layout", ["stream", "packed"])
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(texts=texts_of_documents, held_out=st.sampled_from([0.0, 0.4]))
 def test_every_token_belongs_to_exactly_the_document_the_table_says(
     kind: str, layout: str, texts: list[str], held_out: float, tmp_path_factory

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -113,19 +113,16 @@ def test_gpt2_equals_tiktoken_and_hugging_face_on_a_sample_of_real_documents(sha
     assert _differences(texts[::5]) == 0
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_gpt2_equals_tiktoken_and_hugging_face_on_any_text(text: str):
     assert _differences([text]) == 0
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_survives_byte_pairs(text: str):
     assert BPE.decode(BPE.encode(text)) == text
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_words_survive_but_for_their_spacing(text: str):
     words = tokenization.train_words([text.replace("<eot>", "")])

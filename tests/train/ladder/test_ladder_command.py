@@ -43,7 +43,7 @@ def test_a_ladder_says_its_cost_trains_and_goes_on(openbook, tiny_store, tmp_pat
         (("retro-nan", "modern-nano"), "no architecture is called 'retro-nan', did you mean"),
         (("retro-nano", "retro-nano"), "have the same parts; choose two that differ"),
         (("retro", "modern-nano"), "windows of 1024 tokens and modern-nano of 64"),
-        (("gpt2-nano", "slowrun-nano", *SMALL), "passes of 1 layers from layer 2 on end at"),
+        (("gpt2-nano", "slowrun-nano", *SMALL), "loop_layers=1 from loop_first=2 on need n_layers"),
         (("gpt2-nano", "modern-nano", "--set", "model.mlp=rel"), "no mlp is called 'rel'"),
         (("retro-nano", "modern-nano", "--recipe", "tex"), "no recipe is called 'tex'"),
         (("retro-nano", "modern-nano", "--steps", 3, "--set", "steps=4"), "both set steps"),
