@@ -52,7 +52,11 @@ LATER = {
     "optimizer": "adamw",
     "muon_lr": 0.02,
     "muon_momentum": 0.95,
+    "objective": "next-token",
+    "dpo_beta": 0.1,
 }
+# Kind of examples that the store of each objective holds.
+EXAMPLES = {"next-token": None, "sft": "instructions", "dpo": "preferences"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ class Recipe:
             (`train.trainer.Muon`).
         muon_lr: Muon's learning rate when AdamW's is `lr`; both follow the same schedule.
         muon_momentum: Share of Muon's momentum that a step keeps.
+        objective: What a step minimises: the loss of the `next-token`; of the responses of
+            instructions (`sft`); or of preferences against a reference (`dpo`, Rafailov et al.
+            2023). The last two tune a trained run (`train.trainer.tune`).
+        dpo_beta: Strength with which DPO holds the model at its reference.
     """
 
     name: str
@@ -112,6 +120,8 @@ class Recipe:
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
+    objective: Literal["next-token", "sft", "dpo"] = "next-token"
+    dpo_beta: float = 0.1
 
     __repr__ = short_repr
 
@@ -147,11 +157,13 @@ class Recipe:
             )
         self._check_ranges()
         self._check_muon()
+        self._check_objective()
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
             ("vocabulary", ("store", "fixed")),
             ("optimizer", ("adamw", "muon")),
+            ("objective", tuple(EXAMPLES)),
         ):
             if getattr(self, key) not in allowed:
                 raise RecipeError(
@@ -176,6 +188,7 @@ class Recipe:
             ("eval_windows", self.eval_windows > 0, "at least 1"),
             ("muon_lr", 0 < self.muon_lr < inf, "above 0"),
             ("muon_momentum", 0 <= self.muon_momentum < 1, "at least 0 and below 1"),
+            ("dpo_beta", 0 < self.dpo_beta < inf, "above 0"),
         ):
             if not holds:
                 raise RecipeError(
@@ -195,6 +208,18 @@ class Recipe:
                     f"recipe {self.name!r} has {key}={getattr(self, key)} and optimizer "
                     f"{self.optimizer!r}, which does not use it; set optimizer='muon' too"
                 )
+
+    def _check_objective(self) -> None:
+        if self.objective != "next-token" and self.sampler != "tiles":
+            raise RecipeError(
+                f"recipe {self.name!r} has objective={self.objective!r} and sampler="
+                f"{self.sampler!r}; examples are read whole by sampler='tiles' alone"
+            )
+        if self.objective != "dpo" and self.dpo_beta != LATER["dpo_beta"]:
+            raise RecipeError(
+                f"recipe {self.name!r} has dpo_beta={self.dpo_beta} and objective="
+                f"{self.objective!r}, which does not use it; set objective='dpo' too"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -420,7 +445,19 @@ def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
             f"{store.path} was built with {store.vocab_size} ({store.tokenizer.kind} tokenizer); "
             "rebuild it with the recipe's tokenizer"
         )
-    context = recipe.model.n_ctx
+    wanted = EXAMPLES[recipe.objective]
+    if store.tuning != wanted:
+        raise StoreError(
+            f"the store {store.path} holds {store.tuning or 'documents'}, and recipe "
+            f"{recipe.name!r} with objective={recipe.objective!r} reads {wanted or 'documents'}; "
+            "choose another store or objective"
+        )
+    if store.example_length and store.example_length > recipe.model.n_ctx:
+        raise StoreError(
+            f"the examples of {store.path} have {store.example_length} tokens, and the context of "
+            f"the model has {recipe.model.n_ctx}; build it again for this model"
+        )
+    context = store.window(recipe.model.n_ctx)
     if store.layout == "packed" and store.row_length != context:
         raise StoreError(
             f"the store {store.path} is packed in rows of {store.row_length} tokens, recipe "

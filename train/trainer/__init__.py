@@ -1,4 +1,4 @@
-"""Training: train, resume, replay, retrain without documents, monitor, and verify runs."""
+"""Training: train, resume, tune, replay, retrain without documents, monitor, and verify runs."""
 
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     )
     from train.trainer.objectives import Forward, Objective, next_token, objective_of
     from train.trainer.optimizer import Muon, adamw, lr_at, set_lr, write_state
+    from train.trainer.preferences import (
+        pair_log_probs,
+        preference_loss,
+        reference_log_probs,
+        response_log_probs,
+    )
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
-    from train.trainer.state import TrainState, initial_state, load_state
+    from train.trainer.state import TrainState, first_state, initial_state, load_state
+    from train.trainer.tuning import tune, tuning_recipe
     from train.trainer.verification import Verification, check_files, verify
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "check_files",
     "context_task",
     "copying_task",
+    "first_state",
     "first_step_reading",
     "fixed_loss",
     "held_out_loss",
@@ -58,8 +66,12 @@ __all__ = [
     "next_token",
     "next_token_loss",
     "objective_of",
+    "pair_log_probs",
+    "preference_loss",
     "ranks_of",
+    "reference_log_probs",
     "replay",
+    "response_log_probs",
     "resume",
     "retrain_without",
     "run_steps",
@@ -67,6 +79,8 @@ __all__ = [
     "store_tasks",
     "train",
     "training_steps",
+    "tune",
+    "tuning_recipe",
     "verify",
     "write_state",
 ]

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from train.model import GPT
 from train.numerics import Numerics, applied, choose, on_this_machine
 from train.progress import Progress
 from train.recipes import Recipe, resolve
-from train.runs import MonitorTask, Run
+from train.runs import Base, MonitorTask, Run
 from train.short_repr import short_repr
 from train.trainer import evaluation, monitoring, optimizer
 from train.trainer.objectives import Objective, next_token, objective_of
+from train.trainer.preferences import reference_log_probs
 from train.trainer.ranks import Ranks, ranks_of
-from train.trainer.state import TrainState, initial_state, load_state, save
+from train.trainer.state import TrainState, first_state, load_state, save
 
 
 __all__ = [
@@ -53,7 +55,7 @@ __all__ = [
 CUDA_BLOCK = 16
 LOCK = ".lock"
 BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{runs.MANIFEST}.partial"}
-BEFORE_MANIFEST |= {runs.MONITOR_LOG}
+BEFORE_MANIFEST |= {runs.MONITOR_LOG, runs.REFERENCE, f".{runs.REFERENCE}.partial"}
 ALONE = Ranks()
 
 
@@ -99,6 +101,7 @@ def train(
     data_workers: int = 0,
     watch: Sequence[MonitorTask] = (),
     progress: Progress | None = None,
+    base: Base | None = None,
     **changes: Any,
 ) -> Run:
     """Train from the first step to the last.
@@ -113,6 +116,7 @@ def train(
         watch: Tasks to measure during training (`train.trainer.monitoring`); they do not change
             the result.
         progress: Called with (text, steps done, number of steps) after every step.
+        base: Checkpoint to begin with instead of random weights; `train.trainer.tune` makes it.
 
     Raises:
         RecipeError: The recipe does not exist or contradicts itself, or `out` exists already, or
@@ -129,6 +133,11 @@ def train(
             f"{numerics.world_size} processes, and each needs one; choose a batch size of "
             f"{numerics.world_size} or more, or fewer processes"
         )
+    if base is None and recipe.objective != "next-token":
+        raise RecipeError(
+            f"recipe {recipe.name!r} has objective={recipe.objective!r}, which tunes a trained "
+            "run; use `openbook tune`"
+        )
     ranks = ranks_of(numerics)
     with ExitStack() as stack:
 
@@ -144,13 +153,25 @@ def train(
             if recipe.sampler == "nanogpt":
                 runs.record_schedule(out, recipe, store)
             runs.begin_monitor_log(out, watch, recipe)
-            runs.begin_manifest(out, recipe, store, numerics)
+            begun = base
+            if base and recipe.objective == "dpo":
+                begun = _with_reference(base, recipe, store, numerics, out)
+            runs.begin_manifest(out, recipe, store, numerics, base=begun)
 
         ranks.first(begin)
         run = runs.open(out, store=store.path)
         # Each rank has measured for itself which numerics to choose; those of rank 0 hold.
-        state = initial_state(recipe, run.numerics)
-        return _train(run, state, data_workers, progress, ranks=ranks)
+        return _train(run, first_state(run), data_workers, progress, ranks=ranks)
+
+
+def _with_reference(
+    base: Base, recipe: Recipe, store: TokenStore, numerics: Numerics, out: Path
+) -> Base:
+    """Write the reference log-probabilities of a DPO run, and return the base with their digest."""
+    reference = runs.open(base.path, store=base.store_path).load(base.step)
+    content = runs.reference_bytes(reference_log_probs(reference, store, recipe, numerics))
+    storage.write_bytes(out / runs.REFERENCE, content)
+    return replace(base, reference_sha256=sha256(content).hexdigest())
 
 
 def resume(
@@ -202,7 +223,7 @@ def _where_it_stopped(run: Run) -> TrainState:
             "it again from there"
         )
     # A run killed before its first checkpoint has no index yet and starts again from step 0.
-    return initial_state(run.recipe, run.numerics)
+    return first_state(run)
 
 
 def replay(
@@ -273,7 +294,13 @@ def retrain_without(
     with _lock(out):
         _start_from(parent, begin, out)
         runs.begin_manifest(
-            out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed
+            out,
+            parent.recipe,
+            parent.store,
+            parent.numerics,
+            parent=lineage,
+            removal=removed,
+            base=parent.base,
         )
         child = runs.open(out, store=parent.store.path)
         return _train(child, begin, data_workers, progress, parent.steps[-1])
@@ -288,6 +315,8 @@ def _start_from(parent: Run, begin: TrainState, out: Path) -> None:
     shutil.rmtree(out / runs.CHECKPOINTS, ignore_errors=True)
     if parent.recipe.sampler == "nanogpt":
         storage.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
+    if parent.base and parent.base.reference_sha256:
+        storage.write_bytes(out / runs.REFERENCE, (parent.path / runs.REFERENCE).read_bytes())
     runs.write_ledger(out / runs.LEDGER, parent.ledger[: begin.step])
     with applied(parent.numerics):
         save(replace(parent, path=out, store_path=parent.store.path), begin)
@@ -500,7 +529,8 @@ def _digests(run: Run) -> dict[str, str]:
     """Return the sha256 of every file of a finished run except its manifest."""
     listed = {f"{one.folder}/{name}": sha for one in run.saved for name, sha in one.files.items()}
     names = [runs.LEDGER, f"{runs.CHECKPOINTS}/{runs.CHECKPOINT_INDEX}"]
-    names += [one for one in (runs.SCHEDULE, runs.MONITOR_LOG) if (run.path / one).exists()]
+    others = (runs.SCHEDULE, runs.MONITOR_LOG, runs.REFERENCE)
+    names += [one for one in others if (run.path / one).exists()]
     return listed | {name: storage.sha256_file(run.path / name) for name in names}
 
 

@@ -20,7 +20,7 @@ from train.trainer import evaluation
 from train.trainer.optimizer import new_optimizer, read_state, write_state
 
 
-__all__ = ["TrainState", "initial_state", "load_state", "save"]
+__all__ = ["TrainState", "first_state", "initial_state", "load_state", "save"]
 
 
 @dataclass
@@ -49,6 +49,20 @@ def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:
     refuse_missing(numerics.device)
     model = init_gpt(recipe.model, recipe.init_seed).to(numerics.device)
     return TrainState(model, new_optimizer(model, recipe), step=0, tokens=0)
+
+
+def first_state(run: Run) -> TrainState:
+    """Return the state before the first step of a run: a tuned run begins with its base's weights.
+
+    Raises:
+        TrainError: The base of a tuned run is missing.
+        DamagedError: The base is another run, or its weights differ from their digest.
+        RecipeError: This machine lacks the device.
+    """
+    state = initial_state(run.recipe, run.numerics)
+    if run.base:
+        state.model.load_state_dict(run.open_base().load(run.base.step).state_dict())
+    return state
 
 
 def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
