@@ -46,6 +46,7 @@ from train.cli.options import CommandGroup
 from train.cli.recipes import recipe_commands
 from train.cli.run import run
 from train.cli.train import train_command
+from train.cli.tune import tune
 from train.errors import TrainError
 
 
@@ -169,6 +170,7 @@ app.add_typer(corpus, name="corpus")
 app.command("train", context_settings={"obj": [watched_behaviours]})(train_command)
 app.add_typer(recipe_commands, name="recipes")
 app.add_typer(run, name="run")
+app.add_typer(tune, name="tune")
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
 app.command("paths")(paths_command)

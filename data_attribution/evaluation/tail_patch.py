@@ -18,9 +18,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from data_attribution import queries
+from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from train import trainer
-from train.data import TokenStore
+from train.data import IGNORED, TokenStore
 from train.model import GPT
 from train.numerics import Numerics, applied, on_this_machine
 from train.progress import Progress
@@ -45,7 +46,13 @@ def tail_patch_changes(
 
     Raises:
         TrainError: The run kept no optimizer.
+        EvidenceError: The run was tuned by DPO, whose loss is not that of next tokens.
     """
+    if run.recipe.objective == "dpo":
+        raise EvidenceError(
+            f"the run {run.path} was tuned by dpo, and a tail patch makes a step on the loss of "
+            "next tokens; compare by gradients"
+        )
     # One thread suffices: results need not match the trainer to the bit, and a step is a few
     # tokens.
     numerics = replace(on_this_machine(run.numerics), threads=1)
@@ -94,6 +101,9 @@ def document_windows(
     start, n = int(store.starts[document]), int(store.lengths[document])
     tokens = np.full(n + 2, store.eot, np.int64)
     tokens[1:-1] = store.tokens[start : start + n]
+    learned = store.carries_loss(start + np.arange(n + 1))
+    targets = np.where(learned, tokens[1:], IGNORED)
     for first in range(0, n + 1, n_ctx):
-        piece = torch.from_numpy(tokens[first : first + n_ctx + 1])
-        yield piece[None, :-1], piece[None, 1:], n + 1
+        piece = slice(first, first + n_ctx)
+        inputs, wanted = torch.from_numpy(tokens[:-1][piece]), torch.from_numpy(targets[piece])
+        yield inputs[None], wanted[None], int(learned.sum())
