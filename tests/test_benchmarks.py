@@ -22,7 +22,7 @@ BOUND = (
     "code_small", "compiled_circuits", "corpus_build", "distributed", "forgetting",
     "gpu_training", "gradients", "index_growth", "installation", "interrupts", "localised",
     "order_lookups", "patching", "patching_memory", "planted_acceptance", "release", "removal",
-    "replay_attribution", "startup", "token_index", "training", "watching",
+    "replay_attribution", "startup", "token_index", "training", "tuning_stages", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (

@@ -37,6 +37,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 CLI_PAGE = DOCS / "reference" / "cli.md"
 GLOSSARY = [
     "corpus", "document", "token store", "data order", "step", "run", "checkpoint", "ledger",
+    "example", "base", "lineage / stage", "reference",
     "behaviour", "clean / corrupt", "metric", "site", "component", "patch", "effect", "circuit",
     "edge", "query", "method", "evidence", "ranking", "source", "passage", "remove", "retrain",
     "control",

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.integration
 # Public functions without an example, by reason.
 WITHOUT = {
     "trains a model, which takes minutes": """
-        train.trainer: initial_state load_state next_token replay retrain_without run_steps train
-            training_steps
+        train.trainer: first_state initial_state load_state next_token replay retrain_without
+            run_steps train training_steps tune
         train.ensembles: train_chain
         train.ladder: begin climb cost measurements save_table tabulate
         interp.causal_abstraction: align
@@ -49,6 +49,11 @@ WITHOUT = {
         interp.attribution_patching: missed
         interp.probing: erasure_effect linear
         train.data.planted: planted_corpus planted_truth
+        train.data.tuning: planted_instructions planted_preferences
+        """,
+    "is measured on preferences, which the released run has not read": """
+        train.trainer: pair_log_probs reference_log_probs
+        train.runs: read_reference reference_bytes
         """,
     "needs a network, a file from elsewhere, or a package that takes seconds to import": """
         train.convert: fetch_pretrained gguf_to_huggingface import_nanogpt to_huggingface

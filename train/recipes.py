@@ -83,6 +83,8 @@ LATER = {
     "stochastic_depth": 0.0,
     "data_budget": 0,
     "mtp_weight": 0.0,
+    "objective": "next-token",
+    "dpo_beta": 0.1,
 }
 # Fields that one other field must switch on, with that field and the value at which it is off.
 DEPENDENT = {
@@ -91,6 +93,8 @@ DEPENDENT = {
     "distill_temperature": ("distill_weight", 0.0),
     "weight_decay_hold": ("weight_decay_end", 1.0),
 }
+# Kind of examples that the store of each objective holds.
+EXAMPLES = {"next-token": None, "sft": "instructions", "dpo": "preferences"}
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,10 @@ class Recipe:
             all). More steps than they last for read them again, in a new order in every epoch.
         mtp_weight: Weight of the loss of the extra block (`model.mtp`) that predicts the token
             after the next; 0: it is not trained.
+        objective: What a step minimises: the loss of the `next-token`; of the responses of
+            instructions (`sft`); or of preferences against a reference (`dpo`, Rafailov et al.
+            2023). The last two tune a trained run (`train.trainer.tune`).
+        dpo_beta: Strength with which DPO holds the model at its reference.
     """
 
     name: str
@@ -171,6 +179,8 @@ class Recipe:
     stochastic_depth: float = 0.0
     data_budget: int = 0
     mtp_weight: float = 0.0
+    objective: Literal["next-token", "sft", "dpo"] = "next-token"
+    dpo_beta: float = 0.1
 
     __repr__ = short_repr
 
@@ -208,11 +218,13 @@ class Recipe:
         self._check_muon()
         self._check_dependent()
         self._check_methods()
+        self._check_objective()
         for key, allowed in (
             ("sampler", ("tiles", "nanogpt")),
             ("lr_schedule", ("cosine", "cosine-throughout")),
             ("vocabulary", ("store", "fixed")),
             ("optimizer", ("adamw", "muon")),
+            ("objective", tuple(EXAMPLES)),
         ):
             if getattr(self, key) not in allowed:
                 raise RecipeError(
@@ -245,6 +257,7 @@ class Recipe:
             ("data_budget", self.data_budget >= 0, "at least 0 (0: the whole store)"),
             ("mtp_weight", 0 <= self.mtp_weight < inf, "at least 0"),
             ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 (0: no average) and below 1"),
+            ("dpo_beta", 0 < self.dpo_beta < inf, "above 0"),
         ):
             if not holds:
                 raise RecipeError(
@@ -284,6 +297,23 @@ class Recipe:
                     f"recipe {self.name!r} has {key}={getattr(self, key)} and {switch}={off!r}, "
                     f"which does not use it; set {switch} too"
                 )
+
+    def _check_objective(self) -> None:
+        if self.objective != "next-token" and self.sampler != "tiles":
+            raise RecipeError(
+                f"recipe {self.name!r} has objective={self.objective!r} and sampler="
+                f"{self.sampler!r}; examples are read whole by sampler='tiles' alone"
+            )
+        if self.objective == "dpo" and self.methods:
+            raise RecipeError(
+                f"recipe {self.name!r} has objective='dpo' and {', '.join(self.methods)}, which "
+                "change the loss of the next token; set them to 0"
+            )
+        if self.objective != "dpo" and self.dpo_beta != LATER["dpo_beta"]:
+            raise RecipeError(
+                f"recipe {self.name!r} has dpo_beta={self.dpo_beta} and objective="
+                f"{self.objective!r}, which does not use it; set objective='dpo' too"
+            )
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -520,7 +550,19 @@ def resolve(recipe: Recipe, store: TokenStore, **changes: Any) -> Recipe:
             f"{store.path} was built with {store.vocab_size} ({store.tokenizer.kind} tokenizer); "
             "rebuild it with the recipe's tokenizer"
         )
-    context = recipe.model.n_ctx
+    wanted = EXAMPLES[recipe.objective]
+    if store.tuning != wanted:
+        raise StoreError(
+            f"the store {store.path} holds {store.tuning or 'documents'}, and recipe "
+            f"{recipe.name!r} with objective={recipe.objective!r} reads {wanted or 'documents'}; "
+            "choose another store or objective"
+        )
+    if store.example_length and store.example_length > recipe.model.n_ctx:
+        raise StoreError(
+            f"the examples of {store.path} have {store.example_length} tokens, and the context of "
+            f"the model has {recipe.model.n_ctx}; build it again for this model"
+        )
+    context = store.window(recipe.model.n_ctx)
     if store.layout == "packed" and store.row_length != context:
         raise StoreError(
             f"the store {store.path} is packed in rows of {store.row_length} tokens, recipe "

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
         rank_many,
     )
     from data_attribution.attribution.fusion import fuse
+    from data_attribution.attribution.lineage import (
+        LineageSource,
+        LineageSources,
+        StageChange,
+        across_stages,
+    )
     from data_attribution.attribution.methods import (
         BM25,
         DEFAULT,
@@ -36,10 +42,14 @@ __all__ = [
     "Effect",
     "Gradient",
     "Lexical",
+    "LineageSource",
+    "LineageSources",
     "Method",
     "Replay",
     "Source",
     "Sources",
+    "StageChange",
+    "across_stages",
     "choose_methods",
     "documents",
     "excerpt",

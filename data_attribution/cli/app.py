@@ -50,6 +50,7 @@ from train.cli.options import CommandGroup
 from train.cli.recipes import recipe_commands
 from train.cli.run import run
 from train.cli.train import train_command
+from train.cli.tune import tune
 from train.errors import TrainError
 
 
@@ -176,6 +177,7 @@ app.command("ladder")(ladder_command)
 app.add_typer(run, name="run")
 app.command("chain")(chain_command)
 app.command("ensemble")(ensemble_command)
+app.add_typer(tune, name="tune")
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
 app.command("paths")(paths_command)

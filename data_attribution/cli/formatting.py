@@ -7,7 +7,7 @@ from train.progress import count
 
 
 if TYPE_CHECKING:
-    from data_attribution.attribution import Source, Sources
+    from data_attribution.attribution import LineageSources, Source, Sources
     from data_attribution.token_index import Hit, Span, TokenIndex
     from data_attribution.tracing import Exposure, Generation
     from train import storage
@@ -22,6 +22,7 @@ __all__ = [
     "hit_row",
     "sources_lines",
     "span_row",
+    "stages_lines",
 ]
 
 
@@ -253,3 +254,18 @@ def _noise(within: bool | None, controls: int) -> str:
     if within is None:
         return f"noise unknown: {'one control' if controls == 1 else 'no control'}"
     return "within its noise" if within else "beyond its noise"
+
+
+def stages_lines(found: "LineageSources") -> str:
+    """Return the change of a query by each stage, and the documents of all stages by cosine."""
+    rows = [f"{found.query}, {found.unit}"]
+    for stage in found.stages:
+        change = "unknown" if stage.change is None else f"{stage.change:+.2f}"
+        interval = "" if stage.low is None else f" [{stage.low:+.2f}, {stage.high:+.2f}]"
+        mark = "  taught it" if stage is found.taught_by else ""
+        documents = count(stage.documents, "document")
+        rows.append(f"stage {stage.number}  {stage.recipe}  {change}{interval}  {documents}{mark}")
+    for item in found.items:
+        text = " ".join(item.text.split())
+        rows.append(f"{item.score:+.3f}  stage {item.stage} document {item.document}\t{text}")
+    return "\n".join(rows)

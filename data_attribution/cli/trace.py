@@ -107,6 +107,49 @@ def trace_documents(
     _emit(sources, options.page, page_parts, output)
 
 
+@trace.command("stages")
+@option_groups
+def trace_stages(
+    source: RunOptions,
+    output: Output,
+    behaviour: Named,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Largest number of documents compared for each stage, drawn at random."
+        ),
+    ] = 10_000,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the random projections.")] = 32,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of documents to list.")] = 20,
+    prompts: Prompts = PROMPTS,
+    seed: Seed = 0,
+) -> None:
+    """Say which stage of a tuned RUN taught it BEHAVIOUR, and rank the documents of all stages.
+
+    Stages are the runs that RUN was tuned from, one after another, and RUN. BEHAVIOUR is one of RUN
+    or, if it has none of that name, of the first stage.
+    """
+    from data_attribution import attribution, gradients, queries
+    from interp import behaviours
+    from train import progress
+
+    opened = source.open()
+    known = opened if behaviour in behaviours.names(opened) else opened.lineage()[0]
+    target = behaviours.load(behaviour, known, n_prompts=prompts, seed=seed)
+    how = gradients.GradientOptions(
+        kind="cosine", log_odds=None, rank=rank, seed=seed, candidates=candidates
+    )
+    with progress.bar("comparing") as advance:
+        (found,) = attribution.across_stages(
+            opened,
+            [queries.query_of_behaviour(target)],
+            how=how,
+            limit=limit,
+            progress=advance,
+        )
+    output.emit(found.to_dict(), formatting.stages_lines(found))
+
+
 @trace.command("sentence")
 @option_groups
 def trace_sentence(

@@ -21,7 +21,7 @@ from data_attribution import queries
 from data_attribution.errors import EvidenceError
 from data_attribution.queries import Query
 from train import trainer
-from train.data import TokenStore
+from train.data import IGNORED, TokenStore
 from train.model import GPT
 from train.numerics import Numerics, applied, on_this_machine
 from train.progress import Progress
@@ -48,6 +48,11 @@ def tail_patch_changes(
         TrainError: The run kept no optimizer.
         EvidenceError: The run was trained with more than the loss of the next token.
     """
+    if run.recipe.objective == "dpo":
+        raise EvidenceError(
+            f"the run {run.path} was tuned by dpo, and a tail patch makes a step on the loss of "
+            "next tokens; compare by gradients"
+        )
     if run.recipe.methods:
         raise EvidenceError(
             f"the run {run.path} was trained with {', '.join(run.recipe.methods)}; a tail patch "
@@ -103,6 +108,9 @@ def document_windows(
     start, n = int(store.starts[document]), int(store.lengths[document])
     tokens = np.full(n + 2, store.eot, np.int64)
     tokens[1:-1] = store.tokens[start : start + n]
+    learned = store.carries_loss(start + np.arange(n + 1))
+    targets = np.where(learned, tokens[1:], IGNORED)
     for first in range(0, n + 1, n_ctx):
-        piece = torch.from_numpy(tokens[first : first + n_ctx + 1])
-        yield piece[None, :-1], piece[None, 1:], n + 1
+        piece = slice(first, first + n_ctx)
+        inputs, wanted = torch.from_numpy(tokens[:-1][piece]), torch.from_numpy(targets[piece])
+        yield inputs[None], wanted[None], int(learned.sum())

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Collected,
         GradientOptions,
         collect,
+        products,
         rank_by_gradients,
     )
     from data_attribution.gradients.store import (
@@ -38,6 +39,7 @@ __all__ = [
     "document_features",
     "open_gradient_store",
     "plan_gradient_store",
+    "products",
     "query_features",
     "rank_by_gradients",
     "select_weights",

@@ -10,6 +10,9 @@ selected site nothing is recorded, and the backward pass stops there.
   is presented as end-of-text and its tokens, and its targets are its tokens and the end-of-text
   behind it: exactly what `train.data.DocumentRemoval` removes. A document longer than the context
   is cut into windows of `n_ctx` targets, whose gradients add up.
+  The prompt of an example for tuning carries no loss. For a preference it is the gradient of minus
+  the margin, log p(chosen) - log p(rejected), which is the log-odds with which DPO prefers the
+  chosen response, up to a constant and its factor beta.
 * `query_features`: gradients of each prompt's score.
 
 Removing a document with gradient d from the last step changes a query with gradient q by +lr <d,
@@ -132,12 +135,17 @@ def document_features(
     """
     documents = np.asarray(documents, dtype=np.int64)
     _refuse(model, store, documents)
+    preferences = store.tuning == "preferences"
+    if preferences and drawn is not None:
+        raise EvidenceError(
+            f"the curvature of preferences is not estimated ({store.path}); compare by 'cosine'"
+        )
     tape = _tape(model, selection, rank, seed, sides)
     values = torch.zeros(len(documents), tape.dim)
     done = 0
     with _taping(model, tape, product):
         for rows, start, length in document_batches(
-            store, documents, model.cfg.n_ctx, batch_tokens
+            store, documents, store.example_length or model.cfg.n_ctx, batch_tokens
         ):
             tokens, targets = (
                 one.to(model.device) for one in inputs_and_targets(store, start, length)
@@ -146,8 +154,12 @@ def document_features(
             logits = model(tokens)
             if drawn is not None:
                 targets = losses.drawn(logits, targets, _chances(drawn, start, targets))
-            loss = losses.summed(logits, targets, log_odds)
-            values.index_add_(0, torch.from_numpy(rows), tape.features(loss).cpu())
+            loss = losses.summed(logits, targets, None if preferences else log_odds)
+            found = tape.features(loss).cpu()
+            if preferences:
+                rejected = torch.from_numpy(start >= store.starts[documents][rows])
+                found[rejected] *= -1
+            values.index_add_(0, torch.from_numpy(rows), found)
             done += len(np.unique(rows))
             if progress:
                 progress("gradients", min(done, len(documents)), len(documents))
@@ -275,9 +287,9 @@ def inputs_and_targets(
     tokens = torch.from_numpy(np.asarray(store.tokens[offsets]).astype(np.int64))
     inside = torch.from_numpy(column[:-1] < length[:, None])
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    counted = inside & ~(
-        (inputs == store.eot) & (targets == store.eot)
-    )  # as in `train.data.batches`
+    learned = torch.from_numpy(store.carries_loss(offsets[:, 1:]))
+    padding = (inputs == store.eot) & (targets == store.eot)  # as in `train.data.batches`
+    counted = inside & learned & ~padding
     return torch.where(inside, inputs, store.eot), torch.where(counted, targets, IGNORED)
 
 

@@ -441,6 +441,14 @@ def products(
 
     Raises:
         EvidenceError: The two were projected differently.
+
+    Examples:
+        >>> selection = gradients.select_weights(model.cfg, ["L0.mlp"])
+        >>> query = queries.query_of_behaviour(fact)
+        >>> asked = gradients.query_features(model, query, selection, rank=16)
+        >>> given = gradients.document_features(model, store, [28867, 5], selection, rank=16)
+        >>> gradients.products(asked, given, unit=True).shape
+        (2, 50)
     """
     ours, theirs = ((one.blocks, one.rank, one.seed) for one in (asked, given))
     if ours != theirs:

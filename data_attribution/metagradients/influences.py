@@ -295,7 +295,7 @@ def rank_by_replay(requests: Sequence[Request], *, window: ReplayOptions = WHOLE
         EvidenceError: The requests cannot be answered together.
     """
     run, _ = run_and_seed(requests)
-    epoch = -(-run.store.train_tokens // run.recipe.tokens_per_step)
+    epoch = -(-run.store.train_tokens // (run.order.batch * run.order.context))
     wanted = window.steps or min(epoch, SPAN)
     first, last = span(run, wanted)
     influences = influence(
@@ -399,6 +399,11 @@ def _check_span(run: Run, asked: Sequence[Query], first: int, last: int) -> None
         raise EvidenceError(
             f"the run {run.path} was trained with {run.recipe.optimizer}; replay differentiates "
             "the steps of AdamW only: rank by gradients of kind 'curvature' or by text"
+        )
+    if run.recipe.objective == "dpo":
+        raise EvidenceError(
+            f"the run {run.path} was tuned by dpo; replay differentiates the loss of next tokens "
+            "only: rank by gradients or by text"
         )
     if run.recipe.methods or run.recipe.model.mtp:
         raise EvidenceError(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from interp.behaviours.encoding import encoded_prompts, tokenizer_of
     from interp.behaviours.loading import PACKAGED, load, names
     from interp.behaviours.planted import planted_truth, truth_of
-    from interp.behaviours.planted_facts import fact_query
+    from interp.behaviours.planted_facts import fact_query, tuned_fact
 
 __all__ = [
     "PACKAGED",
@@ -29,6 +29,7 @@ __all__ = [
     "read",
     "tokenizer_of",
     "truth_of",
+    "tuned_fact",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

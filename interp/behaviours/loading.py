@@ -5,6 +5,8 @@ from pathlib import Path
 
 from interp.behaviours import code, planted, templates
 from interp.behaviours.behaviour import Behaviour, read, refuse_other_words, tokenizer_or_none
+from interp.behaviours.encoding import store_of, tokenizer_of
+from interp.behaviours.planted_facts import tuned_fact
 from interp.errors import BehaviourError
 from train.errors import nearest
 
@@ -47,6 +49,8 @@ def load(name: str | Path, source: object, *, n_prompts: int = 64, seed: int = 0
         behaviour = templates.load(path, source, **drawn)
     elif planted.truth_of(source):
         behaviour = planted.load(name, source, **drawn)
+    elif (tuned := _tuning_truth(source)) and name in _fact_names(tuned):
+        behaviour = tuned_fact(name, tuned, tokenizer_of(source))
     elif name in code.CODE_BEHAVIOURS:
         behaviour = code.load(name, source, **drawn)
     elif name in names(source):
@@ -66,4 +70,16 @@ def names(source: object) -> list[str]:
     truth = planted.truth_of(source)
     if truth:
         return planted.names(truth)
+    tuned = _tuning_truth(source)
+    if tuned:
+        return _fact_names(tuned)
     return sorted([*code.names(source), *(path.stem for path in PACKAGED.glob("*.toml"))])
+
+
+def _tuning_truth(source: object) -> dict | None:
+    """Return the truth table of the planted tuning set of a run or store, or None."""
+    return getattr(store_of(source), "tuning_truth", None)
+
+
+def _fact_names(truth: dict) -> list[str]:
+    return [fact["name"] for fact in truth["facts"]]

@@ -5,10 +5,12 @@ import torch
 
 from interp.behaviours.behaviour import Behaviour
 from interp.behaviours.encoding import before, encoded_prompts, token_ids
+from interp.errors import BehaviourError
 from train.data import Tokenizer
+from train.errors import nearest
 
 
-__all__ = ["WELL_KNOWN", "fact_prompts", "fact_query"]
+__all__ = ["WELL_KNOWN", "fact_prompts", "fact_query", "tuned_fact"]
 
 # Number of documents that must state a fact; every measured run recalls facts stated so often.
 WELL_KNOWN = 16
@@ -51,6 +53,48 @@ def fact_prompts(
         subject=(place, place + 1),
         candidates=tuple(token_ids(truth["relations"][relation]["values"], tokenizer)),
         description=f"recalls the {asked[0]['name'] if asked else relation} from training",
+    )
+
+
+def tuned_fact(name: str, truth: dict, tokenizer: Tokenizer) -> Behaviour:
+    """Build the behaviour that planted tuning sets teach of a fact: one prompt for each question.
+
+    Args:
+        name: Name of the fact, such as "capital of zemora".
+        truth: Truth table of a planted tuning set (`TokenStore.tuning_truth`).
+
+    Raises:
+        BehaviourError: The table has no fact of that name.
+
+    Examples:
+        >>> truth = tuning.planted_instructions().truth
+        >>> learned = behaviours.tuned_fact(truth["facts"][0]["name"], truth, run.tokenizer)
+        >>> model.to_string(learned.clean[0])
+        '<eot> someone asked about the capital of febodra . the word is'
+    """
+    facts = {fact["name"]: fact for fact in truth["facts"]}
+    if name not in facts:
+        raise BehaviourError(f"no planted fact is called {name!r}{nearest(name, facts)}")
+    fact = facts[name]
+    alike = [one for one in facts.values() if one["relation"] == fact["relation"]]
+    other = next(one for one in alike if one["value"] != fact["value"])
+    answer = before(truth["answer"], "{value}")
+    texts = [
+        [f"{form.format(**one)} {answer}" for form in truth["questions"]] for one in (fact, other)
+    ]
+    value, foil = token_ids([fact["value"], fact["foil"]], tokenizer)
+    n = len(truth["questions"])
+    return Behaviour(
+        name=f"tuned fact: {name}",
+        clean=encoded_prompts(texts[0], tokenizer),
+        corrupt=encoded_prompts(texts[1], tokenizer),
+        answer=torch.full((n,), value),
+        foil=torch.full((n,), foil),
+        candidates=tuple(
+            sorted({value, foil, *token_ids((one["value"] for one in alike), tokenizer)})
+        ),
+        description=f"answers a question about the {name} as tuning taught it",
+        tokenizer=tokenizer.sha256,
     )
 
 

@@ -95,6 +95,7 @@ def run_summary(opened: "Run") -> dict[str, object]:
         "numerics": opened.predicate["numerics"],
         "seeds": opened.predicate["seeds"],
         "parent": opened.predicate.get("parent"),
+        **({"base": opened.base.identity} if opened.base else {}),
     }
 
 

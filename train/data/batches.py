@@ -3,7 +3,8 @@
 A batch is one gather from the memory-mapped tokens. A target that is an end-of-text directly after
 an end-of-text is padding and carries no loss; the tokens show this, so no mask is stored. The same
 rule removes documents exactly: the tokens of a removed document become end-of-text, so its targets
-carry no loss, while order, shapes, positions, steps and the divisor of the loss do not change.
+carry no loss, while order, shapes, positions, steps and the divisor of the loss do not change. In a
+tuning store the prompts carry no loss either (`TokenStore.carries_loss`).
 """
 
 import hashlib
@@ -91,12 +92,13 @@ def read_batch(
     tokens = np.asarray(store.tokens[offsets])
     digest = hashlib.sha256(starts.astype("<i8").tobytes() + tokens.tobytes())
     tokens = tokens.astype(np.int64)
-    divisor = int(counted_targets(tokens, store.eot).sum())
+    learned = store.carries_loss(offsets[:, 1:])
+    divisor = int((counted_targets(tokens, store.eot) & learned).sum())
     removed = None
     if removal is not None and removal.documents:
         removed = removal.covers(store, offsets)
         tokens = removal.blanked(tokens, removed, store.eot)
-    counted = counted_targets(tokens, store.eot)
+    counted = counted_targets(tokens, store.eot) & learned
     if removed is not None:
         counted &= ~removed[:, 1:]
     targets = np.where(counted, tokens[:, 1:], IGNORED)

@@ -23,7 +23,7 @@ from train.data.packing import pack
 from train.short_repr import short_repr
 
 
-__all__ = ["Lot", "Region", "fingerprint", "lay_rows"]
+__all__ = ["ROWS_PER_GROUP", "SCHEMA", "Lot", "Region", "fingerprint", "lay_rows"]
 
 SCHEMA = pa.schema(
     [
@@ -174,12 +174,15 @@ def lay_rows(target: Region, source: Region, *, row_length: int, eot: int, seed:
 
 
 def fingerprint(table_path: Path) -> str:
-    """Return the sha256 over the lines `id sha256 start length` of a document table."""
+    """Return the sha256 over the lines `id sha256 start length` of a document table.
+
+    In a tuning store the number of prompt tokens follows.
+    """
     digest = hashlib.sha256()
-    columns = ["id", "sha256", "start", "length"]
     with pq.ParquetFile(table_path) as file:
+        columns = ["id", "sha256", "start", "length"]
+        columns += [one for one in file.schema_arrow.names if one == "prompt_tokens"]
         for batch in file.iter_batches(ROWS_PER_GROUP, columns=columns):
             rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-            lines = [f"{id} {sha} {start} {length}\n" for id, sha, start, length in rows]
-            digest.update("".join(lines).encode())
+            digest.update("".join(" ".join(map(str, row)) + "\n" for row in rows).encode())
     return digest.hexdigest()

@@ -2,9 +2,10 @@
 
 `tokens.bin` begins with an end-of-text, and one follows every document. In the *stream* layout
 documents lie end to end, as for GPT-2. In the *packed* layout whole documents lie in rows of one
-length (`train.data.packing`), and the rest of a row is filled with end-of-text. One rule holds for
-both, so no mask is stored: **a target that is an end-of-text directly after an end-of-text is
-padding and carries no loss.**
+length (`train.data.packing`), and the rest of a row is filled with end-of-text. In the *padded*
+layout each row holds one example for tuning (`train.data.tuning`). One rule holds for all, so no
+mask is stored: **a target that is an end-of-text directly after an end-of-text is padding and
+carries no loss.** In a tuning store the prompt of each example carries none either.
 
 Held-out documents are chosen by the hash of their text, so stores that hold out the same share hold
 out the same texts, copies included. They begin at token `train_tokens`. Documents that the corpus
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from train import storage
 from train.data import tokenizers
@@ -51,7 +52,10 @@ PROGRESS_EVERY = 1000
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A row of the document table: `length` tokens from token `start`, without the end-of-text."""
+    """A row of the document table: `length` tokens from token `start`, without the end-of-text.
+
+    In a tuning store the first `prompt_tokens` of them are the prompt.
+    """
 
     index: int
     id: str
@@ -63,6 +67,7 @@ class StoredDocument:
     row: int
     title: str
     url: str
+    prompt_tokens: int = 0
 
     __repr__ = short_repr
 
@@ -92,13 +97,18 @@ class TokenStore:
 
     @property
     def layout(self) -> str:
-        """`stream` or `packed`."""
+        """`stream`, `packed` or `padded`."""
         return self.manifest["layout"]
 
     @property
     def row_length(self) -> int | None:
-        """Tokens per row of the packed layout; None for a stream."""
+        """Tokens per row of the packed and the padded layout; None for a stream."""
         return self.manifest["row_length"]
+
+    @property
+    def tuning(self) -> str | None:
+        """Kind of the examples of a tuning store, `instructions` or `preferences`; else None."""
+        return self.manifest.get("tuning")
 
     @property
     def fingerprint(self) -> str:
@@ -140,6 +150,15 @@ class TokenStore:
         """Number of documents in the table, held-out ones included."""
         return self.manifest["counts"]["documents"]
 
+    @property
+    def example_length(self) -> int | None:
+        """Tokens for each response of an example with its prompt; None but in a tuning store."""
+        return self.manifest.get("example_length")
+
+    def window(self, n_ctx: int) -> int:
+        """Return the targets of a window for a model with `n_ctx`: a row of a tuning store."""
+        return self.manifest["row_length"] if self.tuning else n_ctx
+
     @cached_property
     def tokens(self) -> np.memmap:
         """All tokens, memory-mapped and read-only."""
@@ -166,6 +185,23 @@ class TokenStore:
         return self._column("row")
 
     @cached_property
+    def prompt_tokens(self) -> Int64[np.ndarray, " document"]:
+        """Number of prompt tokens of each example of a tuning store."""
+        return self._column("prompt_tokens")
+
+    def carries_loss(self, offsets: Int64[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
+        """Return which tokens carry loss as targets, apart from the rule for padding.
+
+        In a tuning store these are the tokens behind a prompt, in both halves of a preference.
+        """
+        if self.tuning is None:
+            return np.ones(np.shape(offsets), dtype=bool)
+        rows, places = np.divmod(np.asarray(offsets) - 1, self.manifest["row_length"])
+        inside = (rows >= 0) & (rows < self.n_documents)
+        prompts = self.prompt_tokens[np.where(inside, rows, 0)]
+        return inside & (places % self.manifest["example_length"] >= prompts)
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the store was built with."""
         found = tokenizers.load_tokenizer(self.path / TOKENIZER)
@@ -178,6 +214,15 @@ class TokenStore:
     @cached_property
     def truth(self) -> dict | None:
         """The truth table of a planted corpus; None for other corpora."""
+        return None if self.tuning else self._truth
+
+    @cached_property
+    def tuning_truth(self) -> dict | None:
+        """The truth table of a planted tuning set; None for other stores."""
+        return self._truth if self.tuning else None
+
+    @property
+    def _truth(self) -> dict | None:
         if TRUTH not in self.manifest["files"]:
             return None
         _check_digest(self, TRUTH)
@@ -197,14 +242,14 @@ class TokenStore:
         return StoredDocument(index=index, **row)
 
     def text(self, index: int) -> str:
-        """Return the text of a document, decoded from its tokens.
+        """Return the text of a document, decoded from its tokens without padding.
 
         Raises:
             StoreError: There is no such document.
         """
         self._check_index(index)
         start, length = int(self.starts[index]), int(self.lengths[index])
-        return self.tokenizer.decode(self.tokens[start : start + length])
+        return decoded(self.tokens[start : start + length], self.tokenizer)
 
     def document_at(
         self, offsets: Integer[np.ndarray, "*shape"] | int | list[int]
@@ -343,6 +388,12 @@ def verify_store(
         for name, entry in storage.read_sealed(manifest)["files"].items():
             path = manifest.with_name(name)
             storage.check_digest(path, entry["sha256"], manifest.name, "build it again")
+
+
+def decoded(tokens: Integer[np.ndarray, " token"], tokenizer: Tokenizer) -> str:
+    """Return the text of a document; of several end-of-texts in a row, one is decoded."""
+    padding = (tokens == tokenizer.eot) & (np.append(-1, tokens[:-1]) == tokenizer.eot)
+    return tokenizer.decode(tokens[~padding] if padding.any() else tokens)
 
 
 @contextmanager

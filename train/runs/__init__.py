@@ -6,6 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from train.runs.base import REFERENCE, Base, read_reference, reference_bytes
     from train.runs.checkpoints import (
         CHECKPOINT_INDEX,
         CHECKPOINTS,
@@ -52,7 +53,9 @@ __all__ = [
     "LEDGER",
     "MANIFEST",
     "MONITOR_LOG",
+    "REFERENCE",
     "SCHEDULE",
+    "Base",
     "Checkpoint",
     "LedgerRow",
     "MonitorLog",
@@ -74,8 +77,10 @@ __all__ = [
     "read_counters",
     "read_ledger",
     "read_monitor_log",
+    "read_reference",
     "read_tensors",
     "record_schedule",
+    "reference_bytes",
     "released_manifest",
     "resumed_manifest",
     "six_digits",

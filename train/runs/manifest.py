@@ -8,6 +8,9 @@ with a further *segment* (first step, code and environment), and at the end with
 Knowledge levels are `full` (documents and order are known), `data-known` (the corpus is known, but
 not the order; no code creates such runs yet) and `weights-only` (an import). Every result computed
 from a run records its level.
+
+A tuned run names its base: the id of the run that it began with, the step, and the sha256 of those
+weights (`train.runs.base`).
 """
 
 import json
@@ -23,6 +26,7 @@ from train.data import DocumentRemoval, TokenStore
 from train.errors import DamagedError
 from train.numerics import Numerics, environment
 from train.recipes import Recipe
+from train.runs.base import Base
 
 
 __all__ = [
@@ -55,6 +59,7 @@ def begin_manifest(
     removal: DocumentRemoval | None = None,
     teacher: storage.JsonObject | None = None,
     teacher_path: Path | None = None,
+    base: Base | None = None,
 ) -> storage.JsonObject:
     """Write the manifest of a run that is about to start; `run_path` must exist.
 
@@ -73,14 +78,16 @@ def begin_manifest(
         "order": {
             "algorithm": "feistel-v1" if recipe.sampler == "tiles" else "nanogpt-recorded",
             "seed": recipe.order_seed,
-            "context": recipe.model.n_ctx,
-            "stride": recipe.model.n_ctx,
+            "context": store.window(recipe.model.n_ctx),
+            "stride": store.window(recipe.model.n_ctx),
             "batch": recipe.batch_size,
         },
         "parent": parent,
         "removed": asdict(removal) if removal else None,
     }
     paths = {"store_path": os.path.relpath(store.path.absolute(), run_path.absolute())}
+    if base:
+        asked["base"] = base.identity
     if teacher and teacher_path:
         # Without a teacher nothing is added, so the ids of older runs stay what they were.
         asked["teacher"] = teacher
@@ -97,6 +104,13 @@ def begin_manifest(
         "segments": [_segment(parent["step"] if parent else 0)],
         "finished": False,
     }
+    if base:
+        places = {"run": base.path, "store": base.store_path}
+        predicate["base_places"] = {
+            name: os.path.relpath(path.absolute(), run_path.absolute())
+            for name, path in places.items()
+            if path
+        }
     return _write(run_path, predicate, {})
 
 

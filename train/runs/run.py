@@ -36,6 +36,7 @@ from train.model import GPT, GPTConfig
 from train.numerics import Numerics
 from train.recipes import Recipe
 from train.runs import checkpoints, ledger, manifest, monitor_log
+from train.runs.base import Base
 from train.runs.checkpoints import Checkpoint
 
 
@@ -125,6 +126,54 @@ class Run:
         """The documents removed from training, for a counterfactual run; else None."""
         removed = self.predicate.get("removed")
         return DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
+
+    @cached_property
+    def base(self) -> Base | None:
+        """The checkpoint that a tuned run began with; None for a run that began at random."""
+        identity = self.predicate.get("base")
+        if identity is None:
+            return None
+        places = {
+            name: (self.path / path).resolve()
+            for name, path in self.predicate["base_places"].items()
+        }
+        return Base(path=places["run"], store_path=places.get("store"), **identity)
+
+    def open_base(self) -> "Run":
+        """Open the run that a tuned run began with.
+
+        Raises:
+            TrainError: The run was not tuned, or no run is at the place of its base.
+            DamagedError: The run there is another one, or has other weights at that step.
+        """
+        if self.base is None:
+            raise TrainError(f"the run {self.path} began with random weights; it has no base")
+        found = open(self.base.path, store=self.base.store_path)
+        if found.id != self.base.run_id:
+            raise DamagedError(
+                f"{found.path} holds run {found.id}, and {self.path} began with run "
+                f"{self.base.run_id}; put that one there"
+            )
+        sha256 = found.saved_at(self.base.step).files["model.safetensors"]
+        if sha256 != self.base.weights_sha256:
+            raise DamagedError(
+                f"{found.path} has weights {sha256[:12]}... at step {self.base.step}, and "
+                f"{self.path} began with {self.base.weights_sha256[:12]}...; they were changed"
+            )
+        return found
+
+    def lineage(self) -> "list[Run]":
+        """Return the runs from the first one to this one, each the base of the next.
+
+        Raises:
+            TrainError: A base is missing.
+            DamagedError: A base is another run, or its weights were changed.
+
+        Examples:
+            >>> [stage.id for stage in run.lineage()] == [run.id]
+            True
+        """
+        return [self] if self.base is None else [*self.open_base().lineage(), self]
 
     @property
     def store(self) -> TokenStore:
@@ -265,6 +314,23 @@ class Run:
         path = self.path / "tokenizer.json"
         return load_tokenizer(path) if path.is_file() else None
 
+    def known_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer.
+
+        Raises:
+            TrainError: The weights were imported without one.
+
+        Examples:
+            >>> run.known_tokenizer().kind
+            'word'
+        """
+        if self.tokenizer is None:
+            raise TrainError(
+                f"the run {self.path} was imported without a tokenizer, so no text can be encoded "
+                "for it; import a folder with tokenizer.json"
+            )
+        return self.tokenizer
+
     @property
     def steps_done(self) -> int:
         """Number of steps in the ledger, read once; a stopped run has fewer than its recipe."""
@@ -388,9 +454,10 @@ def order_of(recipe: Recipe, store: TokenStore) -> DataOrder | LateOrder:
     """
 
     def order(n_windows: int, batch: int) -> DataOrder:
-        return DataOrder(recipe.order_seed, n_windows, recipe.model.n_ctx, batch)
+        return DataOrder(recipe.order_seed, n_windows, window, batch)
 
-    n_windows = ((recipe.data_budget or store.train_tokens) - 1) // recipe.model.n_ctx
+    window = store.window(recipe.model.n_ctx)
+    n_windows = ((recipe.data_budget or store.train_tokens) - 1) // window
     if not recipe.late_batch:
         return order(n_windows, recipe.batch_size)
     # The window that contains the first late token is a late window as a whole.

@@ -1,4 +1,4 @@
-"""Training: train, resume, replay, retrain without documents, monitor, and verify runs."""
+"""Training: train, resume, tune, replay, retrain without documents, monitor, and verify runs."""
 
 from typing import TYPE_CHECKING
 
@@ -43,9 +43,16 @@ if TYPE_CHECKING:
         set_weight_decay,
         weight_decay_at,
     )
+    from train.trainer.preferences import (
+        pair_log_probs,
+        preference_loss,
+        reference_log_probs,
+        response_log_probs,
+    )
     from train.trainer.ranks import Ranks, join_ranks, ranks_of
-    from train.trainer.state import TrainState, initial_state, load_state
+    from train.trainer.state import TrainState, first_state, initial_state, load_state
     from train.trainer.stochastic_depth import layer_scales
+    from train.trainer.tuning import tune, tuning_recipe
     from train.trainer.verification import Verification, check_files, verify
     from train.trainer.weight_average import begin_average, update_average
 
@@ -65,6 +72,7 @@ __all__ = [
     "context_task",
     "copying_task",
     "distillation_loss",
+    "first_state",
     "first_step_reading",
     "fixed_loss",
     "held_out_loss",
@@ -80,8 +88,12 @@ __all__ = [
     "next_token_loss",
     "objective_of",
     "optimizer_state",
+    "pair_log_probs",
+    "preference_loss",
     "ranks_of",
+    "reference_log_probs",
     "replay",
+    "response_log_probs",
     "resume",
     "retrain_without",
     "run_steps",
@@ -90,6 +102,8 @@ __all__ = [
     "store_tasks",
     "train",
     "training_steps",
+    "tune",
+    "tuning_recipe",
     "update_average",
     "verify",
     "weight_decay_at",

@@ -67,7 +67,8 @@ def fixed_loss(model: GPT, store: TokenStore, order: Order, how: Numerics) -> fl
         (7.0, 1.6)
     """
     batch = read_batch(store, order, 0)
-    inputs, targets = batch.inputs[:FIXED_WINDOWS], batch.targets[:FIXED_WINDOWS]
+    inputs, targets = _rows(batch, store)
+    inputs, targets = inputs[:FIXED_WINDOWS], targets[:FIXED_WINDOWS]
     counted = int((targets != IGNORED).sum())
     return _loss(model, inputs, targets, max(counted, 1), how)
 
@@ -83,7 +84,7 @@ def held_out_loss(model: GPT, store: TokenStore, recipe: Recipe, how: Numerics) 
         >>> loss is None  # the released run holds nothing out
         True
     """
-    context = recipe.model.n_ctx
+    context = store.window(recipe.model.n_ctx)
     n_windows = min((store.n_tokens - store.train_tokens) // context, recipe.eval_windows)
     if n_windows < 1:
         return None
@@ -92,7 +93,7 @@ def held_out_loss(model: GPT, store: TokenStore, recipe: Recipe, how: Numerics) 
     size = recipe.micro_batch_size or recipe.batch_size
     for chunk in np.split(starts, range(size, n_windows, size)):
         batch = read_batch(store, RecordedOrder(chunk[None], context), 0)
-        total += _loss(model, batch.inputs, batch.targets, 1, how)
+        total += _loss(model, *_rows(batch, store), 1, how)
         counted += batch.divisor
     return total / counted
 
@@ -117,7 +118,7 @@ def first_bad_tensor(model: GPT, batch: Batch, how: Numerics) -> str:
         for name in model.hook_dict:
             model.add_hook(name, look)
         with numerics.applied(how), how.autocast():
-            model(batch.inputs.to(how.device))
+            model(batch.inputs[:, : model.cfg.n_ctx].to(how.device))
     finally:
         model.reset_hooks()
     if bad:
@@ -128,6 +129,12 @@ def first_bad_tensor(model: GPT, batch: Batch, how: Numerics) -> str:
     return "the loss itself (every weight and activation is finite)"
 
 
+def _rows(batch: Batch, store: TokenStore) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and targets as the model reads them: a preference is two rows."""
+    width = store.example_length or batch.inputs.shape[1]
+    return batch.inputs.reshape(-1, width), batch.targets.reshape(-1, width)
+
+
 def _loss(
     model: GPT, inputs: torch.Tensor, targets: torch.Tensor, divisor: int, how: Numerics
 ) -> float:
@@ -135,7 +142,7 @@ def _loss(
     model.eval()
     try:
         with numerics.applied(how), how.autocast():
-            logits = model(inputs.to(how.device))
-            return loss.next_token_loss(logits, targets.to(how.device), divisor).item()
+            logits, targets = model(inputs.to(how.device)), targets.to(how.device)
+            return loss.next_token_loss(logits, targets, divisor).item()
     finally:
         model.train(training)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ from train.model import GPT, use_kernels
 from train.numerics import Numerics, applied, choose, on_this_machine
 from train.progress import Progress
 from train.recipes import Recipe, resolve
-from train.runs import MonitorTask, Run
+from train.runs import Base, MonitorTask, Run
 from train.short_repr import short_repr
 from train.trainer import distillation, evaluation, monitoring, optimizer
 from train.trainer.objectives import Objective, next_token, objective_of
+from train.trainer.preferences import reference_log_probs
 from train.trainer.ranks import Ranks, ranks_of
 from train.trainer.state import (
     TrainState,
     check_ranks,
+    first_state,
     gathered_optimizer,
     initial_state,
     keep_own_shard,
@@ -62,7 +65,7 @@ __all__ = [
 CUDA_BLOCK = 16
 LOCK = ".lock"
 BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{runs.MANIFEST}.partial"}
-BEFORE_MANIFEST |= {runs.MONITOR_LOG}
+BEFORE_MANIFEST |= {runs.MONITOR_LOG, runs.REFERENCE, f".{runs.REFERENCE}.partial"}
 ALONE = Ranks()
 
 
@@ -110,6 +113,7 @@ def train(
     watch: Sequence[MonitorTask] = (),
     shard_optimizer: bool = False,
     progress: Progress | None = None,
+    base: Base | None = None,
     **changes: Any,
 ) -> Run:
     """Train from the first step to the last.
@@ -128,6 +132,7 @@ def train(
         shard_optimizer: Whether each of several processes keeps only its share of AdamW's state;
             this saves memory and does not change the result.
         progress: Called with (text, steps done, number of steps) after every step.
+        base: Checkpoint to begin with instead of random weights; `train.trainer.tune` makes it.
 
     Raises:
         RecipeError: The recipe does not exist or contradicts itself, or `out` exists already, or
@@ -146,6 +151,11 @@ def train(
             f"recipe {recipe.name!r} has {recipe.batch_size} windows per step for "
             f"{numerics.world_size} processes, and each needs one; choose a batch size of "
             f"{numerics.world_size} or more, or fewer processes"
+        )
+    if base is None and recipe.objective != "next-token":
+        raise RecipeError(
+            f"recipe {recipe.name!r} has objective={recipe.objective!r}, which tunes a trained "
+            "run; use `openbook tune`"
         )
     ranks = _joined_ranks(recipe, numerics, shard_optimizer)
     # What can be refused is refused before the first file is written.
@@ -166,8 +176,11 @@ def train(
                 if recipe.sampler == "nanogpt":
                     runs.record_schedule(out, recipe, store)
                 runs.begin_monitor_log(out, watch, recipe)
+                begun = base
+                if base and recipe.objective == "dpo":
+                    begun = _with_reference(base, recipe, store, numerics, out)
                 runs.begin_manifest(
-                    out, recipe, store, numerics,
+                    out, recipe, store, numerics, base=begun,
                     teacher=taught, teacher_path=teacher.path if teacher else None,
                 )  # fmt: skip
             except Exception:
@@ -178,7 +191,18 @@ def train(
         ranks.run_on_rank_0(begin)
         # Each rank has measured for itself which numerics to choose; those of rank 0 hold.
         run = runs.open(out, store=store.path)
+        state = first_state(run) if base else state
         return _train(run, state, data_workers, progress, ranks=ranks)
+
+
+def _with_reference(
+    base: Base, recipe: Recipe, store: TokenStore, numerics: Numerics, out: Path
+) -> Base:
+    """Write the reference log-probabilities of a DPO run, and return the base with their digest."""
+    reference = runs.open(base.path, store=base.store_path).load(base.step)
+    content = runs.reference_bytes(reference_log_probs(reference, store, recipe, numerics))
+    storage.write_bytes(out / runs.REFERENCE, content)
+    return replace(base, reference_sha256=sha256(content).hexdigest())
 
 
 def _refuse_existing(out: Path) -> None:
@@ -253,7 +277,7 @@ def _where_it_stopped(run: Run) -> TrainState:
             "it again from there"
         )
     # A run killed before its first checkpoint has no index yet and starts again from step 0.
-    return initial_state(run.recipe, run.numerics)
+    return first_state(run)
 
 
 def replay(
@@ -326,7 +350,7 @@ def retrain_without(
         _start_from(parent, begin, out)
         runs.begin_manifest(
             out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed,
-            teacher=parent.predicate.get("teacher"),
+            base=parent.base, teacher=parent.predicate.get("teacher"),
             teacher_path=parent.teacher.path if parent.teacher else None,
         )  # fmt: skip
         child = runs.open(out, store=parent.store.path)
@@ -342,6 +366,8 @@ def _start_from(parent: Run, begin: TrainState, out: Path) -> None:
     shutil.rmtree(out / runs.CHECKPOINTS, ignore_errors=True)
     if parent.recipe.sampler == "nanogpt":
         storage.write_bytes(out / runs.SCHEDULE, (parent.path / runs.SCHEDULE).read_bytes())
+    if parent.base and parent.base.reference_sha256:
+        storage.write_bytes(out / runs.REFERENCE, (parent.path / runs.REFERENCE).read_bytes())
     runs.write_ledger(out / runs.LEDGER, parent.ledger[: begin.step])
     with applied(parent.numerics):
         save(replace(parent, path=out, store_path=parent.store.path), begin)
@@ -565,7 +591,8 @@ def _digests(run: Run) -> dict[str, str]:
     """Return the sha256 of every file of a finished run except its manifest."""
     listed = {f"{one.folder}/{name}": sha for one in run.saved for name, sha in one.files.items()}
     names = [runs.LEDGER, f"{runs.CHECKPOINTS}/{runs.CHECKPOINT_INDEX}"]
-    names += [one for one in (runs.SCHEDULE, runs.MONITOR_LOG) if (run.path / one).exists()]
+    others = (runs.SCHEDULE, runs.MONITOR_LOG, runs.REFERENCE)
+    names += [one for one in others if (run.path / one).exists()]
     return listed | {name: storage.sha256_file(run.path / name) for name in names}
 
 

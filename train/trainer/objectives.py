@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from train import runs
 from train.data import Batch
 from train.model import GPT
 from train.recipes import Recipe
@@ -20,6 +21,7 @@ from train.runs import Run
 from train.short_repr import short_repr
 from train.trainer import distillation, stochastic_depth
 from train.trainer.loss import next_token_loss
+from train.trainer.preferences import pair_log_probs, preference_loss
 
 
 __all__ = ["Forward", "Objective", "TrainingMethods", "next_token", "objective_of"]
@@ -81,15 +83,38 @@ class TrainingMethods:
 def objective_of(run: Run) -> Objective:
     """Return what the steps of a run minimise.
 
+    For instructions it is the loss of the next token, because their prompts carry none.
+
     Raises:
         TrainError: The run's teacher is not where it was, or another run is there.
-        DamagedError: The weights of the teacher are not those that taught the run.
+        DamagedError: The weights of the teacher are not those that taught the run, or the reference
+            of a DPO run is missing or differs from its digest.
 
     Examples:
         >>> trainer.objective_of(run).__name__
         'next_token'
     """
+    if run.recipe.objective == "dpo":
+        return _preferences(run)
     teacher = distillation.teacher_model(run)
     if teacher is None and not run.recipe.methods:
         return next_token
     return TrainingMethods(run.recipe, teacher)
+
+
+def _preferences(run: Run) -> Objective:
+    """Return the mean DPO loss over the pairs of a batch.
+
+    A removed pair has the loss 0, and the divisor stays the same.
+    """
+    recipe, base = run.recipe, run.base
+    assert base is not None
+    reference = torch.from_numpy(runs.read_reference(run.path, base))
+
+    def preferences(forward: Forward, part: Batch) -> Float[Tensor, ""]:
+        found, there = pair_log_probs(forward, part)
+        expected = reference[part.starts // part.inputs.shape[1]].to(found.device)
+        losses = preference_loss(found, expected, recipe.dpo_beta)
+        return torch.where(there, losses, 0.0).sum() / recipe.batch_size
+
+    return preferences

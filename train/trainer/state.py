@@ -29,6 +29,7 @@ from train.trainer.weight_average import begin_average
 __all__ = [
     "TrainState",
     "check_ranks",
+    "first_state",
     "gathered_optimizer",
     "initial_state",
     "keep_own_shard",
@@ -66,6 +67,22 @@ def initial_state(recipe: Recipe, numerics: Numerics) -> TrainState:
     model = init_gpt(recipe.model, recipe.init_seed).to(numerics.device)
     average = begin_average(model) if recipe.ema_decay else None
     return TrainState(model, new_optimizer(model, recipe), step=0, tokens=0, average=average)
+
+
+def first_state(run: Run) -> TrainState:
+    """Return the state before the first step of a run: a tuned run begins with its base's weights.
+
+    Raises:
+        TrainError: The base of a tuned run is missing.
+        DamagedError: The base is another run, or its weights differ from their digest.
+        RecipeError: This machine lacks the device.
+    """
+    state = initial_state(run.recipe, run.numerics)
+    if run.base:
+        state.model.load_state_dict(run.open_base().load(run.base.step).state_dict())
+        if state.average is not None:
+            state.average = begin_average(state.model)
+    return state
 
 
 def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:

@@ -4,7 +4,8 @@ The files are checked first, without loading weights: seal and keys of the manif
 ledger and monitor log, every checkpoint, and every file of the token store. Weights are loaded only
 if all files are intact: the checkpoint of step 0 must equal init(seed), every checkpoint must give
 the loss recorded with it, and no two steps may have the same weights. If all of this holds, random
-spans are replayed and compared with the ledger.
+spans are replayed and compared with the ledger. For a tuned run the files of every run of its
+lineage are checked too, and the step 0 must have the weights of its base.
 
 The result is one of three levels: `bit-exact` (same machine, precision and threads), `within
 tolerance` (another machine), or `order only` (the same windows were read, but the losses differ by
@@ -25,7 +26,7 @@ from train.model import init_gpt
 from train.progress import Progress
 from train.runs import Checkpoint, Run
 from train.short_repr import short_repr
-from train.trainer import distillation, evaluation, loop
+from train.trainer import distillation, evaluation, loop, preferences
 
 
 __all__ = ["LEVELS", "Verification", "check_files", "verify"]
@@ -34,6 +35,8 @@ __all__ = ["LEVELS", "Verification", "check_files", "verify"]
 # bf16 rounds in addition.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 SPAN_STEPS = 10
+# Pairs of a DPO run whose reference is computed again.
+REFERENCE_PAIRS = 32
 # Levels of an undamaged run, weakest first. An imported run is always `weights only`.
 LEVELS = ("weights only", "order only", "within tolerance", "bit-exact")
 
@@ -81,6 +84,8 @@ def verify(
         (True, ())
     """
     problems, count = check_files(run, progress)
+    if not problems and run.base:
+        problems += _lineage_problems(run)
     if problems or run.knowledge == "weights-only":
         level = "damaged" if problems else "weights only"
         return Verification(run.id, level, tuple(problems), (), 0.0, count)
@@ -125,6 +130,36 @@ def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], 
         return problems, count
     problems += _store_problems(run) + _teacher_problems(run)
     return problems or _retrained_problems(run), count
+
+
+def _lineage_problems(run: Run) -> list[str]:
+    """Check the files of every run of a lineage below `run`, and its reference."""
+    try:
+        base = run.open_base()
+        problems = check_files(base)[0]
+        if not problems and base.base:
+            problems = _lineage_problems(base)
+        return problems or _wrong_reference(run, base)
+    except TrainError as error:
+        return [str(error)]
+
+
+def _wrong_reference(run: Run, base: Run) -> list[str]:
+    """Check that the base gives some of the reference log-probabilities of a DPO run again."""
+    if run.recipe.objective != "dpo" or run.base is None:
+        return []
+    stored = runs.read_reference(run.path, run.base)
+    how = numerics.on_this_machine(run.numerics)
+    found = preferences.reference_log_probs(
+        base.load(run.base.step), run.store, run.recipe, how, limit=REFERENCE_PAIRS
+    )
+    # A log-probability sums over the tokens of a response.
+    largest = float(np.abs(found - stored[: len(found)]).max())
+    if largest <= TOLERANCE[how.precision] * run.recipe.model.n_ctx:
+        return []
+    return [
+        f"{run.path / runs.REFERENCE}: differs by {largest:.3g} nats from what {base.path} gives"
+    ]
 
 
 def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
@@ -230,10 +265,16 @@ def _duplicates(run: Run) -> list[str]:
 
 
 def _wrong_init(run: Run) -> list[str]:
-    """Check that the weights of step 0 equal init(seed).
+    """Check that the weights of step 0 equal init(seed), or those of the base.
 
     This is skipped if torch has another version, which may draw other numbers.
     """
+    if run.base:
+        first = run.saved_at(0) if 0 in run.steps else None
+        if first is None or first.files["model.safetensors"] == run.base.weights_sha256:
+            return []
+        place = run.path / first.folder / "model.safetensors"
+        return [f"{place}: not the weights of run {run.base.run_id} at step {run.base.step}"]
     if 0 not in run.steps or run.predicate["environment"]["torch"] != torch.__version__:
         return []
     expected = init_gpt(run.recipe.model, run.recipe.init_seed).state_dict()
