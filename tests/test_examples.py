@@ -74,6 +74,7 @@ WITHOUT = {
     "is a step inside the engine, a sweep or an importer": """
         interp.patching.engine: arriving averaged fast_fp32 product_for spread
         train.convert: refuse_pickle
+        data_attribution.gradients: products
         """,
     "connects with other processes": """
         train.trainer: join_ranks
