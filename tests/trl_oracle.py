@@ -13,9 +13,9 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+from trl.trainer.dpo_trainer import DataCollatorForPreference  # pyright: ignore[reportMissingImports]
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # pyright: ignore[reportMissingImports]
 
 
 def words() -> PreTrainedTokenizerFast:

@@ -4,6 +4,7 @@
 """
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_the_changes_of_the_stages_add_up(tuned, asked, found):
 def test_the_gradient_of_a_preference_is_that_of_its_margin(tuned):
     model, store = tuned.load(), tuned.store
     selection = gradients.select_weights(model.cfg, ["L1.mlp"])
-    options = {"rank": 8, "seed": 0}
+    options: dict[str, Any] = {"rank": 8, "seed": 0}
     features = gradients.document_features(model, store, [0, 5], selection, **options)
     for row, document in enumerate((0, 5)):
         tokens = store.tokens[store.starts[document] - 1 :][: store.row_length]

@@ -80,6 +80,7 @@ def test_losses_and_gradients_equal_those_of_trl(tuned, tiny_run, tmp_path):
         ours = GPT(tiny_run.config)
         with torch.no_grad():
             for one, other in zip(ours.parameters(), model.parameters(), strict=True):
+                assert other.grad is not None
                 one.copy_(other.grad)
         expected = dict(convert.to_huggingface(ours).named_parameters())
         compared = {
