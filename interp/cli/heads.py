@@ -35,7 +35,12 @@ def detect_command(
     ] = 0,
     kind: Annotated[Kind, typer.Option(help="With --plot: score to draw.")] = "induction",
 ) -> None:
-    """Score every head of RUN by what it attends to, and by what it writes about those tokens."""
+    """Score every head of RUN by what it attends to, and by what it writes about those tokens.
+
+    In some architectures what a head writes is no fixed map of a token; the output says why, and
+    shows what it attends to.
+    """
+    from interp.errors import ModelError
     from interp.heads import (
         KINDS,
         best_head,
@@ -51,8 +56,14 @@ def detect_command(
     found = {one: detector_scores(model, tokens, one, seed=seed) for one in KINDS}
     drawn = tokens[:, 1:].flatten().tolist()
     some = list(dict.fromkeys(drawn))[:COPIED]
-    found["copying"] = ov_copying(model, some, seed=seed)
-    found["name moving"] = name_moving(model, some, seed=seed)
+    refusal = ""
+    try:
+        found["copying"] = ov_copying(model, some, seed=seed)
+        found["name moving"] = name_moving(model, some, seed=seed)
+    except ModelError as error:
+        if kind not in found:
+            raise
+        refusal = f"no scores of copying and name moving: {error}"
     scores = {one: found[one].values for one in ("induction", "previous token")}
     copying = copying_loss(model, tokens)
     result = {
@@ -62,10 +73,11 @@ def detect_command(
         "copying": {"first": copying.first, "second": copying.second, "top1": copying.top1},
         "n": copying.n,
         "scores": {one: score.to_dict() for one, score in found.items()},
+        "refused": refusal or None,
     }
     output.draw(found[kind])
     best = {name: best_head(score) for name, score in scores.items()}
-    parts = [_heads(scores), _copying(best, copying), _found(found)]
+    parts = [_heads(scores), _copying(best, copying), _found(found), *filter(None, [refusal])]
     text = "\n".join([*parts, provenance_line(model.origin)])
     output.emit(result, text)
 

@@ -79,6 +79,17 @@ def test_documents_are_removed_and_replayed(trained, tmp_path, name):
     assert weights[0] != weights[1]
 
 
+@every_preset
+def test_heads_are_detected_and_what_does_not_hold_is_said(trained, openbook, name):
+    cfg = trained(name).config
+    detected = openbook("detect", trained(name).path, "--sequences", 4, "--length", 3)
+    assert (detected.code, detected.err) == (0, "")
+    assert detected.out.startswith("head     induction  previous token\nL0H0 ")
+    fixed = not (cfg.retention or cfg.embed_mix or cfg.value_residual)
+    assert ("\nname moving " in detected.out) == fixed
+    assert ("no scores of copying and name moving: what a head writes" in detected.out) != fixed
+
+
 def test_a_recipe_whose_model_reads_ahead_says_why_it_is_refused(tiny_recipe):
     cfg = replace(preset("strawberry-nano"), attention="retention-published")
     with pytest.raises(RecipeError, match=r"retention-published: a position that depends on later"):
