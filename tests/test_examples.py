@@ -31,7 +31,7 @@ pytestmark = pytest.mark.integration
 WITHOUT = {
     "trains a model, which takes minutes": """
         train.trainer: first_state initial_state load_state next_token replay retrain_without
-            run_steps train training_steps tune
+            run_steps teacher_entry train training_steps tune
         train.ensembles: train_chain
         train.ladder: begin climb cost measurements save_table tabulate
         interp.causal_abstraction: align

@@ -10,6 +10,7 @@ from train.cli.options import Json, ShardOptimizer, StoreFolder, option_groups
 from train.cli.output import emit, lines, run_summary
 from train.cli.ranks import connect_ranks, start_ranks
 from train.cli.recipes import RecipeName, Settings, parsed_settings
+from train.errors import RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,11 @@ def train_command(
     how = numerics.choose(
         device=device, precision=precision, threads=threads, world_size=world_size
     )
+    if teacher and not resolved.distill_weight:
+        raise RecipeError(
+            f"recipe {resolved.name!r} has distill_weight=0, so {teacher} would teach nothing; "
+            "add --set distill_weight=0.5"
+        )
     with connect_ranks(how, "training") as advance:
         trained = trainer.train(
             resolved,

@@ -100,11 +100,14 @@ def _named(progress: Progress | None, name: str) -> Progress | None:
 
 def _refuse_another(run: Run, recipe: Recipe, store: TokenStore, teacher: Run | None) -> None:
     """Raise a RecipeError if a member that is there is not the one that would be trained."""
-    named = (run.predicate.get("teacher") or {}).get("run_id")
     for what, found, expected in (
         ("recipe", run.recipe, recipe),
         ("store", run.predicate["data"]["fingerprint"], store.fingerprint),
-        ("teacher", named, teacher.id if teacher else None),
+        (
+            "teacher",
+            run.predicate.get("teacher"),
+            trainer.teacher_entry(recipe, store, teacher) if teacher else None,
+        ),
     ):
         if found != expected:
             raise RecipeError(

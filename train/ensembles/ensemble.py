@@ -198,6 +198,11 @@ def _check_members(members: tuple[Member, ...]) -> None:
             )
         seen.add(key)
         check_same_store(members[0], member)
+        if member.run.store.tuning:
+            raise StoreError(
+                f"{member} was tuned on {member.run.store.tuning}, whose examples an ensemble does "
+                "not tell apart; average runs that were trained on text"
+            )
 
 
 def _check_weights(weights: tuple[float, ...], n_members: int) -> None:

@@ -6,7 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from train.trainer.distillation import distillation_loss
+    from train.trainer.distillation import distillation_loss, teacher_entry
     from train.trainer.evaluation import fixed_loss, held_out_loss, is_highest
     from train.trainer.loop import (
         first_step_reading,
@@ -100,6 +100,7 @@ __all__ = [
     "set_lr",
     "set_weight_decay",
     "store_tasks",
+    "teacher_entry",
     "train",
     "training_steps",
     "tune",

@@ -157,6 +157,8 @@ def train(
             f"recipe {recipe.name!r} has objective={recipe.objective!r}, which tunes a trained "
             "run; use `openbook tune`"
         )
+    if base:
+        _refuse_other_model(recipe, runs.open(base.path, store=base.store_path))
     ranks = _joined_ranks(recipe, numerics, shard_optimizer)
     # What can be refused is refused before the first file is written.
     _refuse_existing(out)
@@ -203,6 +205,14 @@ def _with_reference(
     content = runs.reference_bytes(reference_log_probs(reference, store, recipe, numerics))
     storage.write_bytes(out / runs.REFERENCE, content)
     return replace(base, reference_sha256=sha256(content).hexdigest())
+
+
+def _refuse_other_model(recipe: Recipe, base: Run) -> None:
+    if recipe.model != base.config:
+        raise RecipeError(
+            f"recipe {recipe.name!r} has another model than {base.path}, whose weights it begins "
+            "with; leave the model as it is"
+        )
 
 
 def _refuse_existing(out: Path) -> None:
@@ -305,6 +315,8 @@ def replay(
         raise TrainError(
             f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
         )
+    if removal:
+        _refuse_taught(run, removal)
     removed = removal.joined(run.removal) if removal else run.removal
     # Without the GPU it was trained on, a span agrees only within a tolerance, not bit by bit.
     numerics = on_this_machine(run.numerics)
@@ -340,6 +352,7 @@ def retrain_without(
     out = Path(out)
     if not removal.documents:
         raise TrainError("no documents to leave out were given; the retrained run would be the run")
+    _refuse_taught(parent, removal)
     removed = removal.joined(parent.removal)
     if (out / runs.MANIFEST).exists():
         raise RecipeError(f"{out} is a run already; resume it or choose another folder")
@@ -355,6 +368,22 @@ def retrain_without(
         )  # fmt: skip
         child = runs.open(out, store=parent.store.path)
         return _train(child, begin, data_workers, progress, parent.steps[-1])
+
+
+def _refuse_taught(run: Run, removal: DocumentRemoval) -> None:
+    """Raise a TrainError if the run's teacher has read a document that is to be removed."""
+    teacher = run.teacher
+    if teacher is None or teacher.knowledge == "weights-only":
+        return
+    if teacher.predicate["data"]["fingerprint"] != run.predicate["data"]["fingerprint"]:
+        return
+    taught = [one for one in removal.documents if len(teacher.steps_learned(one))]
+    if taught:
+        raise TrainError(
+            f"the run {run.path} was taught by {teacher.path}, which has read {len(taught)} of the "
+            f"{len(removal.documents)} documents to remove and would still teach them; retrain "
+            "the teacher without them first"
+        )
 
 
 def _start_from(parent: Run, begin: TrainState, out: Path) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from train import numerics
 from train.data import IGNORED, Batch, RecordedOrder, TokenStore, read_batch
-from train.model import GPT
+from train.model import GPT, use_kernels
 from train.numerics import Numerics
 from train.recipes import Recipe
 
@@ -101,7 +101,7 @@ def reference_log_probs(
     found = np.empty((n_pairs, 2), dtype=np.float32)
     wanted = min(limit or n_pairs, n_pairs)
     model = model.to(how.device).eval()
-    with numerics.applied(how), how.autocast():
+    with numerics.applied(how), how.autocast(), use_kernels(how.kernels):
         for first in range(0, wanted, size):
             # The last part is filled up with pairs from the beginning.
             pairs = np.arange(first, first + size) % n_pairs

@@ -162,7 +162,10 @@ def gathered_optimizer(state: TrainState, ranks: Ranks) -> dict[str, Tensor]:
     if not ranks.shards_optimizer or state.step == 0:
         return gathered
     names, parameters = zip(*state.model.named_parameters(), strict=True)
+    trained = {one for group in state.optimizer.param_groups for one in group["params"]}
     for name, parameter, owner in zip(names, parameters, ranks.owners(parameters), strict=True):
+        if parameter not in trained:
+            continue
         own, size = state.optimizer.state.get(parameter, {}), parameter.shape
         for key, shape in (("step", ()), ("exp_avg", size), ("exp_avg_sq", size)):
             tensor = own[key] if own else torch.empty(shape, device=parameter.device)

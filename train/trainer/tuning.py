@@ -32,8 +32,19 @@ IMPORTED_LR = 3e-4
 BATCH_SIZE = 16
 
 
-def tuning_recipe(base: Run, store: TokenStore, objective: str) -> Recipe:
+def tuning_recipe(
+    base: Run,
+    store: TokenStore,
+    objective: str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    steps: int | None = None,
+) -> Recipe:
     """Return the default recipe with which a run is tuned on a store.
+
+    Args:
+        batch_size: Examples per step.
+        steps: Default: as many as three passes over instructions take, or one over preferences.
 
     Raises:
         RecipeError: There is no such objective.
@@ -48,11 +59,11 @@ def tuning_recipe(base: Run, store: TokenStore, objective: str) -> Recipe:
     imported = base.knowledge == "weights-only"
     name, lr = ("imported", IMPORTED_LR) if imported else (base.recipe.name, _first_lr(base))
     n_examples = int(store.manifest["counts"]["train_documents"])
-    steps = max(EPOCHS[objective] * n_examples // BATCH_SIZE, 1)
+    steps = steps or max(EPOCHS[objective] * n_examples // max(batch_size, 1), 1)
     return Recipe(
         name=f"{name}-{objective}",
         model=base.config,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         steps=steps,
         lr=lr * LR_SHARE[objective],
         min_lr=lr * LR_SHARE[objective] / 10,
@@ -105,7 +116,8 @@ def tune(
         DamagedError: The base, or a run of its lineage, fails verification.
         DivergedError: The loss is not finite; the last good checkpoint is kept.
     """
-    recipe = tuning_recipe(base, store, objective)
+    sizes = {key: changes[key] for key in ("batch_size", "steps") if changes.get(key) is not None}
+    recipe = tuning_recipe(base, store, objective, **sizes)
     if base.tokenizer is None or base.tokenizer.sha256 != store.tokenizer.sha256:
         kind = base.tokenizer.kind if base.tokenizer else "no"
         raise StoreError(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.worlds.tuning import tiny_tuning_store
 from train import ensembles, trainer
 from train.ensembles import EnsembleEvaluation, HeldOutScores, learned_weights
 from train.errors import StoreError, TrainError
@@ -288,6 +289,13 @@ def test_a_token_counts_once_however_often_it_was_read(tiny_run):
 
 
 # --- refusals ------------------------------------------------------------------------------------
+
+
+def test_runs_that_were_tuned_are_refused(tiny_run, tmp_path):
+    store = tiny_tuning_store("instructions", tiny_run.tokenizer, tmp_path / "store")
+    tuned = trainer.tune(tiny_run, store, "sft", out=tmp_path / "run", steps=2, batch_size=4)
+    with pytest.raises(StoreError, match="was tuned on instructions"):
+        ensembles.ensemble_of([tuned])
 
 
 def test_members_that_do_not_fit_are_refused(tiny_run, lookup_run, muon_run, tmp_path):

@@ -116,11 +116,20 @@ def test_micro_batches_and_shares_ask_the_teacher_about_their_own_windows(studen
     torch.testing.assert_close(parts, whole)
 
 
-def test_a_retrained_run_keeps_the_teacher(student, teacher, tmp_path):
-    document = int(student.documents_read(9)[0])
-    child = trainer.retrain_without(student, tmp_path / "c", DocumentRemoval((document,), "blank"))
-    assert child.predicate["teacher"] == student.predicate["teacher"]
-    assert child.teacher.id == teacher.id
+def test_documents_are_removed_from_a_run_only_after_its_teacher(student, teacher, tmp_path):
+    removal = DocumentRemoval((int(student.documents_read(9)[0]),), "blank")
+    with pytest.raises(TrainError, match="has read 1 of the 1 documents to remove"):
+        trainer.retrain_without(student, tmp_path / "c", removal)
+    with pytest.raises(TrainError, match="retrain the teacher without them first"):
+        trainer.replay(student, 9, 9, removal=removal)
+    unread = trainer.retrain_without(teacher, tmp_path / "t", removal)
+    taught = trainer.train(
+        student.recipe, student.store, out=tmp_path / "s", teacher=unread,
+        numerics=student.numerics,
+    )  # fmt: skip
+    child = trainer.retrain_without(taught, tmp_path / "c", removal)
+    assert child.predicate["teacher"] == taught.predicate["teacher"]
+    assert child.teacher.id == unread.id
     assert trainer.replay(child, 20, 23).exact
 
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 from tests.worlds.commands import left, refused
 from tests.worlds.models import shaken
 from tests.worlds.tuning import tiny_examples, tiny_tuning_store
-from train import convert, runs, storage, trainer
+from train import convert, numerics, runs, storage, trainer
 from train.data import IGNORED, DocumentRemoval, TokenStore, read_batch, tuning
 from train.errors import DamagedError, RecipeError, StoreError
-from train.model import GPT, GPTConfig
+from train.model import GPT, GPTConfig, use_kernels
 from train.recipes import Recipe
 
 
@@ -362,3 +362,48 @@ def test_a_changed_reference_is_not_trained_on(copied):
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     with pytest.raises(DamagedError, match=r"reference\.npy: its sha256"):
         trainer.replay(runs.open(copied / "run2"), 0, 1)
+
+
+# --- runs that were trained with other methods ---------------------------------------------------
+
+
+def test_a_base_with_a_block_for_the_next_token_but_one_is_tuned_and_verifies(
+    tiny_recipe, tiny_store, stores, one_thread_numerics, tmp_path
+):
+    model = replace(tiny_recipe.model, mtp=True)
+    base = trainer.train(
+        replace(tiny_recipe, model=model, mtp_weight=0.3), tiny_store, out=tmp_path / "base",
+        numerics=one_thread_numerics,
+    )  # fmt: skip
+    tuned = trainer.tune(base, stores["instructions"], "sft", out=tmp_path / "tuned", **SHORT)
+    assert trainer.verify(tuned, spans=1).problems == ()
+
+
+def test_another_architecture_than_that_of_the_base_is_refused(tiny_run, stores, tmp_path):
+    other = replace(tiny_run.config, mlp="relu")  # of the same shapes
+    with pytest.raises(RecipeError, match="has another model than"):
+        trainer.tune(
+            tiny_run, stores["instructions"], "sft", out=tmp_path / "run", model=other, **SHORT
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_steps_follow_the_size_of_a_batch(tiny_run, stores):
+    store = stores["instructions"]
+    n = int(store.manifest["counts"]["train_documents"])
+    recipe = trainer.tuning_recipe(tiny_run, store, "sft", batch_size=2)
+    assert (recipe.batch_size, recipe.steps) == (2, 3 * n // 2)
+    short = trainer.tuning_recipe(tiny_run, store, "sft", steps=10)
+    assert (short.steps, short.warmup_steps, short.checkpoint_every) == (10, 1, 2)
+
+
+def test_the_reference_is_computed_with_the_kernels_of_the_training(sft_run, stores, tmp_path):
+    how = replace(sft_run.numerics, kernels=2)
+    run = trainer.tune(
+        sft_run, stores["preferences"], "dpo", out=tmp_path / "run", numerics=how, **SHORT
+    )
+    reference = torch.from_numpy(runs.read_reference(run.path, run.base))
+    batch = read_batch(run.store, run.order, 0)
+    with numerics.applied(how), use_kernels(2), torch.no_grad():
+        found, _ = trainer.pair_log_probs(run.open_base().load(), batch)
+    assert torch.equal(found, reference[batch.starts // batch.inputs.shape[1]])
