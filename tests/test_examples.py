@@ -48,7 +48,7 @@ WITHOUT = {
     "takes over two seconds on the released run": """
         interp.attribution_patching: missed
         interp.probing: erasure_effect linear
-        train.data.planted: planted_corpus planted_truth
+        train.data.planted: Draws planted_corpus planted_truth
         train.data.tuning: planted_instructions planted_preferences
         """,
     "is measured on preferences, which the released run has not read": """

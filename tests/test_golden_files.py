@@ -74,7 +74,10 @@ RESULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "tuned_lens": (lenses.load_tuned_lens, ("translators.weight", "control.bias", "fit")),
 }
 # Strings of the code that no golden file holds, and why.
-NOT_COVERED: dict[str, str] = {}
+NOT_COVERED = dict.fromkeys(
+    ("openbook.ensemble/1", "openbook.ladder/1", "openbook.lineage/1"),
+    "was new in the version that the code has now, so no file is older than the code",
+)
 SCHEMA = re.compile(r'"(openbook[./][\w.-]+/v?\d+)"')
 
 
@@ -194,7 +197,9 @@ def test_a_token_store_of_before_the_move_opens(golden, expected, kind):
     assert [store.n_documents, store.n_tokens, store.train_tokens] == said["counts"][:3]
     assert [store.early_tokens, store.vocab_size, store.eot] == said["counts"][3:]
     assert (store.layout, store.row_length, store.truth) == tuple(said["about"])
-    assert [plain(store.document(one)) for one in said["at"]] == said["documents"]
+    # The number of its prompt's tokens came later, and is 0 outside tuning stores.
+    known = [document | {"prompt_tokens": 0} for document in said["documents"]]
+    assert [plain(store.document(one)) for one in said["at"]] == known
     assert [store.text(one) for one in said["at"]] == said["texts"]
 
 

@@ -6,7 +6,6 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from train.runs.base import REFERENCE, Base, read_reference, reference_bytes
     from train.runs.checkpoints import (
         CHECKPOINT_INDEX,
         CHECKPOINTS,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     )
     from train.runs.readable_run import ReadableRun
     from train.runs.run import SCHEDULE, Origin, Run, open, order_of, record_schedule
+    from train.runs.tuning_base import REFERENCE, Base, read_reference, reference_bytes
 
 __all__ = [
     "CHECKPOINTS",

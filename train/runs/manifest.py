@@ -10,7 +10,7 @@ not the order; no code creates such runs yet) and `weights-only` (an import). Ev
 from a run records its level.
 
 A tuned run names its base: the id of the run that it began with, the step, and the sha256 of those
-weights (`train.runs.base`).
+weights (`train.runs.tuning_base`).
 """
 
 import json
@@ -26,7 +26,7 @@ from train.data import DocumentRemoval, TokenStore
 from train.errors import DamagedError
 from train.numerics import Numerics, environment
 from train.recipes import Recipe
-from train.runs.base import Base
+from train.runs.tuning_base import Base
 
 
 __all__ = [

@@ -36,8 +36,8 @@ from train.model import GPT, GPTConfig
 from train.numerics import Numerics
 from train.recipes import Recipe
 from train.runs import checkpoints, ledger, manifest, monitor_log
-from train.runs.base import Base
 from train.runs.checkpoints import Checkpoint
+from train.runs.tuning_base import Base
 
 
 __all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]

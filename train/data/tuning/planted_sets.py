@@ -17,8 +17,7 @@ relation, the *foil*. The truth table says for every fact which set asks for it,
 Every word occurs in the corpus, so the word-level tokenizer of its store encodes both sets.
 """
 
-from train.data.planted import planted_truth
-from train.data.planted.documents import Draws
+from train.data.planted import Draws, planted_truth
 from train.data.tuning.examples import Example, TuningSet
 
 
