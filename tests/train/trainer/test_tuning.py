@@ -402,6 +402,7 @@ def test_the_reference_is_computed_with_the_kernels_of_the_training(sft_run, sto
     run = trainer.tune(
         sft_run, stores["preferences"], "dpo", out=tmp_path / "run", numerics=how, **SHORT
     )
+    assert run.base is not None
     reference = torch.from_numpy(runs.read_reference(run.path, run.base))
     batch = read_batch(run.store, run.order, 0)
     with numerics.applied(how), use_kernels(2), torch.no_grad():
