@@ -48,7 +48,7 @@ WITHOUT = {
     "takes over two seconds on the released run": """
         interp.attribution_patching: missed
         interp.probing: erasure_effect linear
-        train.data.planted: Draws planted_corpus planted_truth
+        train.data.planted: planted_corpus planted_truth
         train.data.tuning: planted_instructions planted_preferences
         """,
     "is measured on preferences, which the released run has not read": """
@@ -74,7 +74,6 @@ WITHOUT = {
     "is a step inside the engine, a sweep or an importer": """
         interp.patching.engine: arriving averaged fast_fp32 product_for spread
         train.convert: refuse_pickle
-        data_attribution.gradients: products
         """,
     "connects with other processes": """
         train.trainer: join_ranks

@@ -160,7 +160,6 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(self, model: GPT, recipe: Recipe, precision: torch.dtype | None = None) -> None:
-        self.precision = precision
         # Gates and the vectors of sinks are no maps between spaces of the model; AdamW trains them.
         widths = {
             one.weight: block.attn.widths if one is block.attn.qkv else [len(one.weight)]
@@ -174,6 +173,7 @@ class Muon(torch.optim.AdamW):
             "decays": True,
             "lr_ratio": recipe.muon_lr / recipe.lr,
             "momentum": recipe.muon_momentum,
+            "precision": precision,
             "widths": list(widths.values()),
         }
         others = [one for one in _trained(model, recipe) if one not in widths]
@@ -212,7 +212,7 @@ class Muon(torch.optim.AdamW):
         for (n_out, n_in), pairs in parts.items():
             lr = group["lr"] * max(1.0, n_out / n_in) ** 0.5
             stacked = torch.stack([update for _, update in pairs])
-            updates = orthogonalised(stacked, self.precision)
+            updates = orthogonalised(stacked, group["precision"])
             for (weight, _), update in zip(pairs, updates, strict=True):
                 weight.add_(update, alpha=-lr)
 

@@ -359,7 +359,7 @@ def test_the_command_and_torchrun_train_the_same_run(make_store, tmp_path):
     assert ended.returncode == 0, ended.stderr
     run = runs.open(tmp_path / "a")
     assert json.loads(ended.stdout)["weights"] == weights(run)
-    assert run.numerics == Numerics("cpu", "fp32", 1, run.numerics.matmul, world_size=2)
+    assert run.numerics == Numerics("cpu", "fp32", 1, run.numerics.matmul, world_size=2, kernels=2)
     assert trainer.verify(run).level == "bit-exact"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     arguments = [*torchrun, 2, "-m", "train", *small_training(store, tmp_path / "b", 4)]
