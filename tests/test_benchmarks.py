@@ -27,7 +27,7 @@ BOUND = (
 # Print only, or are imported by others.
 UNBOUND = (
     "compiled_programs", "compiled_weights", "data_efficiency", "ladder", "lexical_evidence",
-    "machine",
+    "machine", "muon",
     "real_text", "token_index_queries",
 )  # fmt: skip
 

@@ -1,9 +1,6 @@
 """Muon makes the published update, and a run with it stops, resumes and replays like any other."""
 
 import copy
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -150,42 +147,8 @@ def test_an_update_in_bf16_is_that_of_torch_to_the_bit():
         assert torch.equal(model.get_parameter(name), other.get_parameter(name)), name
 
 
-TIMED = """
-import time, torch
-from torch.optim import _muon
-from train.trainer import optimizer
-
-torch.set_num_threads(1)
-drawn = torch.randn(8, 128, 128)
-
-def seconds(work):
-    times = []
-    for _ in range(4):
-        begin = time.process_time()
-        work()
-        times.append(time.process_time() - begin)
-    return min(times)
-
-def theirs():
-    for one in drawn:
-        _muon._zeropower_via_newtonschulz(one, optimizer.NEWTON_SCHULZ, 5, 1e-7)
-
-print(seconds(theirs) / seconds(lambda: optimizer.orthogonalised(drawn)))
-"""
-
-
-@pytest.mark.integration
-def test_where_the_processor_has_no_bf16_it_takes_a_fraction_of_the_time_of_torch():
-    """oneDNN is told to use AVX2 only; torch's took 18 times as long on one core of a Zen 5."""
-    ended = subprocess.run(
-        [sys.executable, "-c", TIMED], capture_output=True, text=True, check=True,
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    )  # fmt: skip
-    assert float(ended.stdout) > 3
-
-
 def test_on_a_cpu_nothing_is_computed_in_bf16(monkeypatch):
-    """A processor without bf16 emulates it."""
+    """A processor without bf16 emulates it; `benchmarks/muon.py` has the times."""
     seen = set()
     product = torch.baddbmm
 
