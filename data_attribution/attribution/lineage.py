@@ -47,7 +47,7 @@ Documents = Int64[np.ndarray, "_"]  # of one stage; stages have any number
 
 @dataclass(frozen=True)
 class StageChange:
-    """How much one stage of a lineage changed a query.
+    """The change that one stage of a lineage made in a query.
 
     Attributes:
         number: Number of the stage, from 0.

@@ -38,8 +38,8 @@ def ladder_command(
     equal: Annotated[
         Literal["parameters", "compute"],
         typer.Option(
-            help="What all members have in common with START, by the width of their MLP: the "
-            "number of parameters, or the FLOPs of training."
+            help="Quantity in which every member equals START, by a changed width of its MLP: "
+            "parameters, or FLOPs of training."
         ),
     ] = "parameters",
     steps: Annotated[

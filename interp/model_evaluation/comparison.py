@@ -22,7 +22,7 @@ __all__ = ["Difference", "compare"]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a model is above another one, on the same items.
+    """The difference between the scores of two models on the same items.
 
     Attributes:
         model: The model.

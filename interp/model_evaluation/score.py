@@ -90,7 +90,7 @@ class Measure:
 
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """How much of each item occurs verbatim in the text that a model was trained on.
+    """The part of each item that occurs verbatim in the text that a model was trained on.
 
     An item overlaps if it shares `n` tokens in a row with the training text, or all of its tokens
     if it has fewer.
@@ -111,7 +111,7 @@ class Overlap:
 
     @property
     def flagged(self) -> Bool[np.ndarray, " item"]:
-        """Which items overlap."""
+        """A flag for each item: whether it overlaps."""
         return self.longest >= np.minimum(self.n, np.maximum(self.lengths, 1))
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from train.cli.options import Json, StoreFolder, option_groups
+from train.cli.options import Device, Json, Precision, StoreFolder, option_groups
 from train.cli.output import emit
 from train.cli.recipes import RecipeName, Settings, parsed_settings
 from train.cli.train import RecipeOptions
@@ -32,16 +32,8 @@ def chain_command(
             "instead of the recipe's; 0: nobody is taught, as in a plain ensemble.",
         ),
     ] = 0.5,
-    device: Annotated[
-        str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
-    ] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="Precision: fp32, bf16, or auto (bf16 on a GPU; on a CPU whichever is measured "
-            "to be faster)."
-        ),
-    ] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Number of CPU threads; default: all cores, at most 8."),

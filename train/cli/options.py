@@ -54,6 +54,18 @@ Out = Annotated[
 ]
 
 
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")]
+
+
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Precision: fp32, bf16, or auto (bf16 on a GPU; on a CPU whichever is measured to be "
+        "faster)."
+    ),
+]
+
+
 ShardOptimizer = Annotated[
     bool,
     typer.Option(

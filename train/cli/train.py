@@ -6,7 +6,14 @@ from typing import Annotated, no_type_check
 
 import typer
 
-from train.cli.options import Json, ShardOptimizer, StoreFolder, option_groups
+from train.cli.options import (
+    Device,
+    Json,
+    Precision,
+    ShardOptimizer,
+    StoreFolder,
+    option_groups,
+)
 from train.cli.output import emit, lines, run_summary
 from train.cli.ranks import connect_ranks, start_ranks
 from train.cli.recipes import RecipeName, Settings, parsed_settings
@@ -73,16 +80,8 @@ def train_command(
             "distill_weight.",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Device: auto, cpu, cuda, or one GPU such as cuda:0.")
-    ] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="Precision: fp32, bf16, or auto (bf16 on a GPU; on a CPU whichever is measured "
-            "to be faster)."
-        ),
-    ] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
     threads: Annotated[
         int | None,
         typer.Option(

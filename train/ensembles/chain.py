@@ -49,7 +49,7 @@ def train_chain(
         out: Folder of the chain, which gets one folder for each member.
         members: Number of members.
         untaught: How many of the first members have no teacher, at least 1.
-        numerics: Of the members that begin now; default: chosen for this machine.
+        numerics: Numerics of the members that begin now; default: chosen for this machine.
         progress: Called with (text, steps done, number of steps) after every step of a member.
 
     Raises:

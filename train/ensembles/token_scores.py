@@ -32,7 +32,7 @@ BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True, eq=False)
 class HeldOutScores:
-    """What each member gives to each held-out token.
+    """The probability that each member gives to each held-out token.
 
     Attributes:
         values: Log-probabilities in nats.

@@ -161,7 +161,7 @@ class Ladder:
 
     @property
     def adaptation(self) -> str:
-        """How the members are made equal, in words."""
+        """A sentence that says how the members are made equal."""
         size = "as many parameters" if self.equal == "parameters" else "as many FLOPs a token"
         return (
             f"the width of the MLP is adapted so that every member has {size} as {self.names[0]}; "
