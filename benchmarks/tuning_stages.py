@@ -1,9 +1,13 @@
 """What do SFT and DPO change in the planted run, and is the right stage found behind each fact?
 
     python benchmarks/tuning_stages.py --out runs/tuning --facts 15
+    python benchmarks/tuning_stages.py --out runs/formation/gpt2-nano-1-tuned \
+        --base runs/formation/gpt2-nano-1
 
-The run that comes with openbook is tuned on the planted instructions (SFT) and then on the planted
-preferences (DPO), in fp32 on one thread. Prints
+The run that comes with openbook, or another run of the planted corpus, is tuned on the planted
+instructions (SFT) and then on the planted preferences (DPO), in fp32 on one thread. The settings
+were chosen on the run that comes with openbook; the second command asks whether they hold for a run
+of `circuit_formation.py`, whose seeds chose nothing. Prints
 
 1. for each stage: the share of facts that the model answers in the planted form (highest logit of
    the whole vocabulary), by the part of the facts, and the accuracy of behaviours that tuning never
@@ -178,11 +182,13 @@ def main() -> int:
     """Tune, verify, measure, print; 1 when a claim fails."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for stores and runs")
+    parser.add_argument("--base", type=Path, help="run of the planted corpus to tune")
     parser.add_argument("--facts", type=int, default=15, help="facts of each stage")
     parser.add_argument("--candidates", type=int, default=2000, help="documents of the corpus")
     arguments = parser.parse_args()
     print(machine.described("torch"))
-    last = lineage(arguments.out, released.open("planted"))
+    base = runs.open(arguments.base) if arguments.base else released.open("planted")
+    last = lineage(arguments.out, base)
     failures = []
     for stage in last.lineage()[1:]:
         level = trainer.verify(stage).level
