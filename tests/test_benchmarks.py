@@ -19,7 +19,8 @@ from train.model import GPTConfig
 
 BOUND = (
     "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
-    "code_small", "compiled_circuits", "corpus_build", "distributed", "forgetting",
+    "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
+    "forgetting",
     "gpu_training", "gradients", "index_growth", "installation", "interrupts", "localised",
     "order_lookups", "patching", "patching_memory", "planted_acceptance", "release", "removal",
     "replay_attribution", "startup", "token_index", "training", "tuning_stages", "watching",
