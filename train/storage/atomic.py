@@ -18,6 +18,7 @@ from typing import Any
 
 from train.errors import DamagedError, DiskError, TrainError
 from train.progress import readable_size
+from train.storage.foreign_files import parse_json, read_foreign_bytes
 
 
 __all__ = [
@@ -97,12 +98,10 @@ def read_sealed(path: Path) -> JsonObject:
         1
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedError(f"{path}: not readable as JSON ({error}); it was damaged") from None
+        text = read_foreign_bytes(path).decode("utf-8")  # a byte order mark is a change, too
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path}: not UTF-8 ({error.reason}); it was changed") from None
+    content = parse_json(text, path)
     if not isinstance(content, dict) or canonical_json(seal(content)) != text:
         raise DamagedError(f"{path}: the content does not match its own digest; it was changed")
     return content
