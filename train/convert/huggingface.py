@@ -22,7 +22,7 @@ from train.convert import layouts, safe_loading
 from train.convert.foreign_config import ForeignConfig, Keys
 from train.convert.layouts import LAYOUTS, Layout, Place
 from train.convert.safe_loading import NOT_READ, WEIGHTS
-from train.data import Tokenizer, gpt2_tokenizer, load_tokenizer
+from train.data import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
 from train.model import GPT, GPTConfig
 from train.short_repr import short_repr
@@ -51,7 +51,8 @@ class Imported:
     """An imported model.
 
     Attributes:
-        tokenizer: Its tokenizer, or None if there is no readable one; `description` says why.
+        tokenizer: Its tokenizer, or None if there is no readable one; `model.no_tokenizer` says
+            why.
         description: One line with the model's kind, its size and its knowledge level.
         sha256: Digest of the weights file, or of the files' digests if there are several.
     """
@@ -71,7 +72,6 @@ def import_huggingface(folder: str | Path) -> Imported:
         TrainError: There is no such folder.
         DamagedError: A file is missing, damaged, or a pickle.
         RecipeError: The decoder does not have the architecture of the configuration.
-        TokenizerError: The tokenizer has more tokens than the model.
 
     Examples:
         >>> path = convert.export_run(run, out=folder / "gpt2")
@@ -92,6 +92,8 @@ def import_huggingface(folder: str | Path) -> Imported:
     theirs = _with_zeros(layout.without(checked, cfg), theirs, paths[0])
     model = _fill(cfg, layout.places(cfg), theirs, paths[0])
     model.tokenizer, said = _read_tokenizer(folder, cfg)
+    if model.tokenizer is None:
+        model.no_tokenizer, said = said, f"without a tokenizer ({said})"
     precision = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
     description = (
         f"Hugging Face {config['model_type']} folder {folder.name}, {cfg.n_layers} layers, "
@@ -294,21 +296,20 @@ def _with_zeros(names: list[str], theirs: dict[str, Tensor], path: Path) -> dict
 
 
 def _read_tokenizer(folder: Path, cfg: GPTConfig) -> tuple[Tokenizer | None, str]:
-    """Return the tokenizer of a folder, or None, and a phrase that describes it."""
+    """Return the tokenizer of a folder and a phrase that describes it; or None and the reason.
+
+    A tokenizer that cannot be read never keeps the weights from being opened.
+    """
+    if (folder / NOT_READ).is_file():
+        return None, storage.read_foreign_text(folder / NOT_READ).strip()
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None, f"there is no {' and no '.join(TOKENIZER_FILES)}"
     try:
-        if (folder / "tokenizer.json").is_file():
-            found = load_tokenizer(folder / "tokenizer.json")
-        elif (folder / "merges.txt").is_file():
-            found = gpt2_tokenizer(folder)
-        elif (folder / NOT_READ).is_file():
-            why = storage.read_foreign_text(folder / NOT_READ).strip()
-            return None, f"its tokenizer unread ({why})"
-        else:
-            return None, "without a tokenizer"
-    except TokenizerError as error:
-        return None, f"its tokenizer unread ({error})"
+        found = load_tokenizer(folder)
+    except (TokenizerError, DamagedError) as error:
+        return None, str(error)
     if found.vocab_size > cfg.d_vocab:
-        raise TokenizerError(
+        return None, (
             f"the tokenizer in {folder.name} has {found.vocab_size} tokens, the model "
             f"{cfg.d_vocab}: they do not belong together"
         )

@@ -303,6 +303,8 @@ class Run:
             {key: one for key, one in tensors.items() if not key.startswith("mtp.")}
         )
         model.tokenizer = self.tokenizer
+        if model.tokenizer is None:
+            model.no_tokenizer = str(self.predicate["origin"]["description"])
         model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
         return model.eval()
 

@@ -231,7 +231,7 @@ def test_without_a_known_tokenizer_the_weights_open_and_the_reason_is_kept(tmp_p
     )
     found = convert.import_huggingface(gguf_files.gguf_to_huggingface(path, tmp_path / "out"))
     assert found.tokenizer is None
-    assert "splits like 'qwen2'" in found.description
+    assert "splits like 'qwen2'" in found.model.no_tokenizer
 
 
 @pytest.mark.parametrize("kept", [0, 3, 40, 4000])
