@@ -107,7 +107,7 @@ def write_checkpoint(
     saved = Checkpoint(step, {name: sha256(data).hexdigest() for name, data in content.items()})
     place = run_path / saved.folder
     shutil.rmtree(place, ignore_errors=True)
-    with storage.new_folder(place) as temporary:
+    with storage.new_folder(place, locked=True) as temporary:
         for name, data in content.items():
             (temporary / name).write_bytes(data)
     listed = index(run_path) if (run_path / CHECKPOINTS / CHECKPOINT_INDEX).exists() else []
