@@ -19,7 +19,6 @@ from jaxtyping import Int64
 
 from train import recipes, storage
 from train.data import (
-    STORE_MANIFEST,
     DataOrder,
     DocumentRemoval,
     LateOrder,
@@ -194,7 +193,7 @@ class Run:
     def _store(self) -> TokenStore:
         self._must_be_trained_here("a token store")
         path = self.store_place
-        if not (path / STORE_MANIFEST).is_file():
+        if not path.exists():
             raise StoreError(
                 f"the token store of the run {self.path} is not at {path}; say where it is with "
                 "--store (store= in Python), or put it there"
