@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import ModelError
 from train import convert, runs
-from train.data import Tokenizer
+from train.data import Tokenizer, load_tokenizer
 from train.errors import TrainError
 from train.model import GPT
 from train.runs import Origin, Run
@@ -30,6 +30,7 @@ def load(
     step: int | None = None,
     device: str = "cpu",
     store: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> GPT:
     """Load the model of a run at a step, or of a local Hugging Face folder.
 
@@ -37,6 +38,8 @@ def load(
         source: A run, the folder of a run, or a folder with `config.json` and `model.safetensors`.
         step: Step of the run's checkpoint to load; None for the last.
         store: Folder of the run's token store, if it was moved after training.
+        tokenizer: File or folder of a tokenizer for a model whose own is missing or not known
+            (`train.data.load_tokenizer`); a trained run has its own.
 
     Returns:
         The model in evaluation mode, in fp32, with `tokenizer` and `origin` set. Results computed
@@ -45,6 +48,7 @@ def load(
     Raises:
         TrainError: There is neither a run nor a Hugging Face model at `source`, or no such step.
         DamagedError: The weights do not match their digest, or are a pickle.
+        ModelError: A tokenizer was given for a trained run, or it has more tokens than the model.
 
     Examples:
         >>> model = models.load(run)
@@ -53,7 +57,7 @@ def load(
         >>> models.load(run, step=600).origin.step
         600
     """
-    return open(source, step=step, device=device, store=store)[0]
+    return open(source, step=step, device=device, store=store, tokenizer=tokenizer)[0]
 
 
 def open(
@@ -62,6 +66,7 @@ def open(
     step: int | None = None,
     device: str = "cpu",
     store: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> tuple[GPT, Run | GPT]:
     """Load a model as `load` does, and also return the object from which to build its behaviours.
 
@@ -74,9 +79,13 @@ def open(
         True
     """
     run = source if isinstance(source, Run) else _run_at(Path(source), store)
+    if run is not None and run.knowledge != "weights-only":
+        if tokenizer is not None:
+            raise ModelError(f"{run.path} has the tokenizer of its token store; give no other one")
+        return run.load(step).to(device), run
     if run is not None:
-        model = run.load(step).to(device)
-        return model, model if run.knowledge == "weights-only" else run
+        model = _with_tokenizer(run.load(step), tokenizer).to(device)
+        return model, model
     path = Path(str(source))
     if step is not None:
         raise TrainError(f"{path} is a Hugging Face folder: it has no steps, and {step} was asked")
@@ -84,8 +93,21 @@ def open(
     model = imported.model
     model.tokenizer = imported.tokenizer
     model.origin = Origin(path.resolve().name, 0, imported.sha256, "weights-only")
-    model = model.eval().to(device)
+    model = _with_tokenizer(model, tokenizer).eval().to(device)
     return model, model
+
+
+def _with_tokenizer(model: GPT, path: str | Path | None) -> GPT:
+    """Give a model the tokenizer of a file or folder, if one is named."""
+    if path is not None:
+        found = load_tokenizer(path)
+        if found.vocab_size > model.cfg.d_vocab:
+            raise ModelError(
+                f"{path}: the tokenizer has {found.vocab_size} tokens, the model "
+                f"{model.cfg.d_vocab}: they do not belong together"
+            )
+        model.tokenizer = found
+    return model
 
 
 def _run_at(path: Path, store: str | Path | None) -> Run | None:

@@ -442,3 +442,11 @@ def test_the_executable_ends_like_the_function(tmp_path):
         f"error: no run at {tmp_path / 'nothing'}: no manifest.json there; `openbook train` makes "
         "one\n"
     )
+
+
+def test_control_characters_never_reach_the_terminal(openbook, tmp_path):
+    ended = openbook(
+        "corpus", "build", tmp_path / "no\x1b[31m\x07\u202esuch", "--out", tmp_path / "s"
+    )
+    refused(ended, 2, r"no\x1b[31m\x07U+202Esuch")
+    assert not set("\x1b\x07\u202e") & set(ended.err + ended.out)

@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "bar", "count", "duration", "readable_size", "shown"]
+__all__ = ["Progress", "bar", "count", "duration", "readable_size", "shown", "visible"]
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_WITHOUT = 1.0
 SECONDS_BETWEEN_DRAWINGS = 0.1
 Progress = Callable[[str, int, int | None], None]
+# Control characters but line ends and tabs, and those that turn the direction of a text.
+_SHOWN = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+_SHOWN |= {
+    code: f"U+{code:04X}"
+    for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 @contextmanager
@@ -117,6 +123,20 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters are shown and have no effect on a terminal or page.
+
+    A document may hold characters that move the cursor, ring a bell, or turn the direction of the
+    text after them. Line ends and tabs stay.
+
+    Examples:
+        >>> from train.progress import visible
+        >>> visible("red \x1b[31m and turned \u202e")
+        'red \\\\x1b[31m and turned U+202E'
+    """
+    return text.translate(_SHOWN)
 
 
 def readable_size(n_bytes: int) -> str:

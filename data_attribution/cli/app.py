@@ -52,6 +52,7 @@ from train.cli.run import run
 from train.cli.train import train_command
 from train.cli.tune import tune
 from train.errors import TrainError
+from train.progress import visible
 
 
 if TYPE_CHECKING:
@@ -248,11 +249,11 @@ def main() -> None:
 def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
     """Print a warning of `interp` as one line, and drop warnings of other libraries."""
     if issubclass(category, InterpWarning):
-        typer.echo(f"warning: {message}", err=True)
+        typer.echo(f"warning: {visible(str(message))}", err=True)
 
 
 def _refuse(reason: object, code: int) -> None:
-    typer.echo(f"error: {' '.join(str(reason).split())}", err=True)
+    typer.echo(f"error: {visible(' '.join(str(reason).split()))}", err=True)
     sys.exit(code)
 
 

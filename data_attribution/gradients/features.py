@@ -39,7 +39,7 @@ from data_attribution.gradients.weight_selection import Selection
 from data_attribution.queries import Query
 from interp.patching.engine import fast_fp32
 from train.data import IGNORED, TokenStore
-from train.model import GPT
+from train.model import GPT, attachments, with_gradients
 from train.progress import Progress
 from train.short_repr import short_repr
 
@@ -211,6 +211,8 @@ def query_features(
 def _tape(
     model: GPT, selection: Selection, rank: int, seed: int, sides: Mapping[str, Sides] | None
 ) -> Tape:
+    if found := attachments(model):
+        raise EvidenceError(f"{found[0]}, which gradients do not see; take the model without it")
     made = projection.projections(selection, rank=rank, seed=seed, sides=sides, device=model.device)
     return Tape(model.cfg, selection, made, rank)
 
@@ -218,7 +220,7 @@ def _tape(
 @contextmanager
 def _taping(model: GPT, tape: Tape, product: str | None = None) -> Iterator[None]:
     multiplied = fast_fp32(model.device, product)
-    with frozen(model), torch.enable_grad(), multiplied, tape.laid(model):
+    with with_gradients(model), frozen(model), multiplied, tape.laid(model):
         yield
 
 

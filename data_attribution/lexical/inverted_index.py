@@ -155,7 +155,7 @@ def build_inverted_index(
     artifact = artifact_of(store)
     with storage.lock_artifact(artifact):
         store.check_tokens()
-        with storage.new_folder(artifact.path, replace=True) as folder:
+        with storage.new_folder(artifact.path, replace=True, locked=True) as folder:
             segments = _write(store, folder, max(memory // BYTES_A_TOKEN, 1), progress)
             files = {name: storage.file_entry(folder / name) for name in FILES}
             manifest = {"schema": SCHEMA, **artifact.source, "segments": segments, "files": files}

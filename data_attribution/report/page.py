@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from html import escape
 
 from data_attribution.report import svg
+from train.progress import visible
 from train.runs import LedgerRow
 from train.trainer import Verification
 
 
 __all__ = ["commands", "html", "loss_curve", "number", "share", "table", "verification"]
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 STYLE = """
 body{font:16px/1.55 Georgia,serif;color:#222;max-width:780px;margin:40px auto;padding:0 20px}
 h1{font-size:30px;margin-bottom:4px} h2{margin-top:44px;border-bottom:1px solid #ddd}
@@ -24,11 +26,19 @@ svg{display:block;margin:12px 0;max-width:100%} svg text{font:11px Menlo,Consola
 """
 
 
-def html(title: str, body: str, *, style: str = "") -> str:
-    """Return a whole page; `style` is added to the style of every page."""
-    return (
+def html(title: str, body: str, *, style: str = "", base: str = STYLE) -> str:
+    """Return a whole page, in which texts of documents have no effect.
+
+    `style` is added to the style of the page, `base`.
+
+    The policy in its head lets a browser run no script and load nothing. Control characters, and
+    those that turn the direction of a text, are shown as their codes.
+    """
+    return visible(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{base}{style}</style></head>"
         f"<body>{body}</body></html>\n"
     )
 

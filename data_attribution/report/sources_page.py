@@ -14,7 +14,7 @@ from pathlib import Path
 from data_attribution import tracing
 from data_attribution.attribution import GRADES, Effect, Source, Sources
 from data_attribution.counterfactuals import Counterfactual
-from data_attribution.report import highlighting, svg, text
+from data_attribution.report import highlighting, page, svg, text
 from data_attribution.report.svg import Line, Point
 from data_attribution.tracing import Exposure, Generation, Holder, TracedSpan
 from train import storage
@@ -105,12 +105,8 @@ def sources_html(
         parts += _retraining(counterfactual)
     parts += _provenance(found)
     body = "\n".join(parts)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>Documents behind {escape(_shortened(title, 60))}</title>"
-        f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
-    )
+    title = f"Documents behind {_shortened(title, 60)}"
+    return page.html(title, body, base=STYLE)
 
 
 def _head(found: Sources | Generation) -> str:

@@ -16,7 +16,6 @@ up to 65,504; larger values are an error. So are NaN and infinite values, for ev
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -119,6 +118,10 @@ def write_planned_store(
     out.mkdir(parents=True, exist_ok=True)
     refusal = StoreError(f"{out} is being written by another process; wait for it")
     with storage.hold_lock(out, refusal):
+        # Looked at again under the lock: another process may have written it meanwhile.
+        begun = _begun(out, planned, resume or begun is not None)
+        if begun is not None and begun["finished"]:
+            return store.open_store(out)
         if begun is None:
             storage.write_json(out / MANIFEST, storage.seal(_manifest(planned, None)))
         shards, done = [], 0
@@ -155,7 +158,9 @@ def _begun(out: Path, planned: Plan, resume: bool) -> storage.JsonObject | None:
     """
     if not (out / MANIFEST).is_file():
         # A process killed while it wrote the first manifest leaves the manifest's temporary file.
-        if out.exists() and (not out.is_dir() or set(os.listdir(out)) - {f".{MANIFEST}.partial"}):
+        if out.exists() and (
+            not out.is_dir() or not all(storage.is_partial(one) for one in out.iterdir())
+        ):
             raise StoreError(f"{out} exists already and is no activation store; choose another")
         return None
     found = storage.read_sealed(out / MANIFEST)
@@ -206,7 +211,7 @@ def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> storage
         "places": [list(map(int, owned[end])) for end in (0, -1)] if len(owned) else None,
         "files": {name: _digest(values) for name, values in columns.items()},
     }
-    with storage.new_folder(folder) as temporary:
+    with storage.new_folder(folder, locked=True) as temporary:
         for name, values in columns.items():
             # Not numpy's tofile: on a full disk its error does not name the cause.
             with (temporary / name).open("wb") as file:

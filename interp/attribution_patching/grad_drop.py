@@ -21,6 +21,7 @@ from interp.components import HookedModel
 from interp.errors import ModelError
 from interp.metrics import Metric
 from interp.patching import PairedRuns
+from train.model import with_gradients
 from train.short_repr import short_repr
 
 
@@ -86,8 +87,10 @@ def along(
             _, cache = model.run_with_cache(runs.donor[prompts], names_filter=list(names))
         donor = {name: cache[name].detach() for name in names}
         tape = _Tape(model.cfg.n_layers, names, dropping)
-        with torch.enable_grad():
-            score = _score(model, runs.receiver[prompts], metric, prompts, tape).sum()
+        with with_gradients(model):
+            # A copy, because a tensor made in inference mode cannot be saved for the way back.
+            tokens = runs.receiver[prompts].clone()
+            score = _score(model, tokens, metric, prompts, tape).sum()
             if not score.requires_grad:
                 raise ModelError(
                     f"metric {metric.name!r} has no gradient at {names[0]} and {len(names) - 1} "

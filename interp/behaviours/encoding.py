@@ -25,9 +25,11 @@ def tokenizer_of(source: object) -> Tokenizer:
     """
     tokenizer = getattr(store_of(source), "tokenizer", None)
     if tokenizer is None:
+        why = getattr(source, "no_tokenizer", "")
         raise ModelError(
-            f"a {type(source).__name__} without a tokenizer cannot state a behaviour; give the "
-            "run, or a model from models.load"
+            f"a {type(source).__name__} without a tokenizer cannot state a behaviour"
+            + (f" ({why})" if why else "")
+            + "; give the run, a model from models.load, or models.load(tokenizer=FILE)"
         )
     return tokenizer
 

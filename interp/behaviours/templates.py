@@ -17,8 +17,10 @@ then hold the same tokens, so any difference is due to their order.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import TypedDict
 
 import numpy as np
@@ -32,13 +34,14 @@ from interp.behaviours.induction import repeats
 from interp.errors import BehaviourError
 from train import storage
 from train.data import Tokenizer, TokenStore
-from train.errors import TokenizerError
+from train.errors import TokenizerError, nearest
 
 
 __all__ = ["load"]
 
 # Number of passages tried before giving up.
 TRIES = 1 << 17
+MOST_BYTES, LONGEST = 1 << 24, 100_000  # of a file; of a passage in tokens
 KEYS = {"clean", "corrupt", "answer", "foil", "slots", "lists"}
 
 
@@ -71,22 +74,116 @@ def load(path: Path, source: object, *, n_prompts: int, seed: int) -> Behaviour:
 
 
 def _content(path: Path) -> storage.JsonObject:
+    """Read a file, and check the keys and the types of its values."""
+    if not path.is_file():
+        raise BehaviourError(f"{path}: there is no such file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BehaviourError(f"{path}: there is no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(storage.read_foreign_text(path, most_bytes=MOST_BYTES))
+    except (ValueError, RecursionError) as error:
         raise BehaviourError(f"{path}: not readable as TOML ({error})") from None
+    _check_keys(path, content, {*TYPES, *SECTIONS})
+    for key, kind in TYPES.items():
+        if key in content and not kind.holds(content[key]):
+            raise BehaviourError(f"{path}: {key} must be {kind.said}, and is {content[key]!r:.80}")
+    for section, keys in SECTIONS.items():
+        _check_section(path, section, content.get(section), keys)
+    return content
 
 
-def _worded(path: Path, template: str, filled: dict[str, str]) -> str:
-    try:
-        return template.format(**filled)
-    except (KeyError, IndexError, ValueError) as error:
-        known = ", ".join("{" + name + "}" for name in filled)
+def _check_keys(path: Path, content: Mapping[str, object], known: Collection[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise BehaviourError(f"{path}: no key is called {key!r}{nearest(key, known)}")
+
+
+def _check_section(path: Path, name: str, content: object, keys: "Mapping[str, _Kind]") -> None:
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise BehaviourError(f"{path}: {name} must be a section, and is {content!r:.80}")
+    _check_keys(path, content, keys)
+    for key, kind in keys.items():
+        if key in content or name == "text":
+            value = content.get(key)
+            if not kind.holds(value):
+                raise BehaviourError(
+                    f"{path}: {name}.{key} must be {kind.said}, and is {value!r:.80}"
+                )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a value must be."""
+
+    said: str
+    holds: Callable[[object], bool]
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and 0 < value <= LONGEST
+
+
+TEXT = _Kind("a text", lambda value: isinstance(value, str))
+TEXTS = _Kind("a list of texts with at least one", _texts)
+WHOLE = _Kind(f"a whole number from 1 to {LONGEST}", _whole)
+TYPES = {
+    "description": TEXT,
+    "clean": TEXTS,
+    "corrupt": TEXTS,
+    "answer": TEXT,
+    "foil": TEXT,
+    "slots": _Kind(
+        "a section of texts",
+        lambda value: isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
+    ),
+    "lists": _Kind(
+        "a section of lists of texts",
+        lambda value: isinstance(value, dict) and all(_texts(one) for one in value.values()),
+    ),
+}
+SECTIONS = {
+    "repeat": {"length": WHOLE, "answer_at": WHOLE},
+    "text": {
+        "length": WHOLE,
+        "likely": _Kind(
+            "a share from 0 to 1",
+            lambda value: type(value) in (int, float) and 0 <= float(str(value)) <= 1,
+        ),
+        "same_end": WHOLE,
+        "exchange": _Kind("true or false", lambda value: isinstance(value, bool)),
+    },
+}
+
+
+def _check_templates(path: Path, content: storage.JsonObject) -> None:
+    """Raise unless every template names slots, and every slot a list."""
+    if len(content["clean"]) != len(content["corrupt"]):
         raise BehaviourError(
-            f"{path}: {template!r} cannot be filled in ({error}); its slots are {known}"
-        ) from None
+            f"{path}: {len(content['clean'])} clean and {len(content['corrupt'])} corrupt "
+            "templates; they are pairs, so give as many of each"
+        )
+    for slot, name in content["slots"].items():
+        if name not in content["lists"]:
+            raise BehaviourError(
+                f"{path}: the slot {slot} is filled from {name!r}, and no list is called that"
+                f"{nearest(name, content['lists'])}"
+            )
+    known = ", ".join("{" + name + "}" for name in content["slots"])
+    for template in (*content["clean"], *content["corrupt"], content["answer"], content["foil"]):
+        try:
+            fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+        except ValueError as error:
+            raise BehaviourError(f"{path}: {template!r}: {error}") from None
+        for name, width, conversion in fields:
+            # A width or an attribute would be computed by Python, at any cost.
+            if name not in content["slots"] or width or conversion:
+                raise BehaviourError(
+                    f"{path}: {template!r} cannot be filled in ({name!r}); its slots are {known}"
+                )
 
 
 def _from_templates(
@@ -96,16 +193,17 @@ def _from_templates(
     n_prompts: int,
     draw: np.random.Generator,
 ) -> Behaviour:
+    _check_templates(path, content)
     words = {name: _single_tokens(entries, tokenizer) for name, entries in content["lists"].items()}
     _check_lists(path, content, words)
     clean, corrupt, answer, foil = [], [], [], []
     for turn in range(n_prompts):
         filled = _fill(content["slots"], words, draw)
         template = turn % len(content["clean"])
-        clean.append(_worded(path, content["clean"][template], filled))
-        corrupt.append(_worded(path, content["corrupt"][template], filled))
-        answer.append(_token(_worded(path, content["answer"], filled), tokenizer))
-        foil.append(_token(_worded(path, content["foil"], filled), tokenizer))
+        clean.append(content["clean"][template].format(**filled))
+        corrupt.append(content["corrupt"][template].format(**filled))
+        answer.append(_token(content["answer"].format(**filled), tokenizer))
+        foil.append(_token(content["foil"].format(**filled), tokenizer))
     return Behaviour(
         name=path.stem,
         clean=encoded_prompts(clean, tokenizer),

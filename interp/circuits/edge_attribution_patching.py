@@ -34,7 +34,7 @@ from interp.circuits.graph import Graph, graph_of
 from interp.errors import BehaviourError, BudgetError
 from interp.metrics import Metric, MetricOf
 from train.errors import nearest
-from train.model import GPT
+from train.model import GPT, with_gradients
 from train.progress import Progress
 
 
@@ -177,7 +177,7 @@ def reader_gradients(
     `start` are the embeddings. Every reader reads the residual stream plus a zero tensor of its
     own, and the gradient is taken with respect to those tensors.
     """
-    with torch.enable_grad():
+    with with_gradients(model):
         resid, leaves = start.clone(), []
 
         def read(n_readers: int) -> Tensor:

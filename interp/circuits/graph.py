@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.errors import CircuitError, ModelError
 from train.errors import nearest
-from train.model import GPT
+from train.model import GPT, attachments
 
 
 __all__ = ["Graph", "graph_of"]
@@ -155,7 +155,8 @@ def graph_of(model: GPT) -> Graph:
     """Return the graph of a model.
 
     Raises:
-        ModelError: The model is not a GPT with pre-norm layers and plain attention, or has hooks.
+        ModelError: The model is not a GPT with pre-norm layers and plain attention, or something
+            hangs on it.
 
     Examples:
         >>> graph = circuits.graph_of(model)
@@ -179,10 +180,9 @@ def graph_of(model: GPT) -> Graph:
             "edges are cut in plain attention only, and this model has "
             f"{', '.join(model.cfg.attention_parts)}; patch its components instead"
         )
-    hooked = [name for name, point in model.hook_dict.items() if point.hooked]
-    if hooked:
+    if found := attachments(model):
         raise ModelError(
-            f"the model carries {len(hooked)} hooks, the first at {hooked[0]}, and edges are cut "
-            "without them; call model.reset_hooks() first"
+            f"{found[0]}, and edges are cut without it; take the model without it "
+            "(model.reset_hooks() removes hooks)"
         )
     return Graph(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model)

@@ -100,12 +100,21 @@ class ModelOptions:
     ]
     step: Step = None
     store: StorePath = None
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="PATH",
+            help="Tokenizer for a Hugging Face folder whose own is missing or not known: a "
+            "tokenizer.json, or a folder with one or with vocab.json and merges.txt.",
+        ),
+    ] = None
 
     def open(self) -> "tuple[GPT, Run | GPT]":
         """Return the model, and the object from which to build its behaviours."""
         from interp import models
 
-        return models.open(self.path, step=self.step, store=self.store)
+        return models.open(self.path, step=self.step, store=self.store, tokenizer=self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.results import Provenance, Result, provenance
 from train import storage
 from train.errors import nearest
-from train.model import GPT, init_gpt
+from train.model import GPT, attachments, init_gpt
 from train.progress import count
 from train.statistics import Average, n_prompts, over_prompts
 
@@ -179,6 +179,8 @@ def decompose_logits(
     """
     if over not in OVER:
         raise BehaviourError(f"nothing is split over {over!r}{nearest(over, OVER)}")
+    if found := attachments(model):
+        raise ModelError(f"{found[0]}, which the weights do not show; take the model without it")
     if model.cfg.no_residual_sum:
         raise ModelError(
             f"the logits of this model are no sum of what its parts write: "

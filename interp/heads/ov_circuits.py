@@ -33,7 +33,7 @@ from interp.errors import BehaviourError, ModelError
 from interp.heads import result
 from interp.heads.result import HeadScores
 from interp.results import provenance
-from train.model import GPT
+from train.model import GPT, attachments
 from train.statistics import shares
 
 
@@ -176,6 +176,8 @@ def _checked(model: HookedModel, words: Sequence[int]) -> tuple[GPT, Int[Tensor,
             f"what a head writes is read off its weights, and a {type(model).__name__} does not "
             "show them by our names; load it with interp.models"
         )
+    if found := attachments(model):
+        raise ModelError(f"{found[0]}, which the weights do not show; take the model without it")
     cfg = model.cfg
     names = ("unet", "embed_mix", "embed_norm", "value_residual", "retention")
     parts = [name for name in names if getattr(cfg, name)]

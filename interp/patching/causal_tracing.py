@@ -37,7 +37,7 @@ from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from interp.results import Result
 from train import progress as bars
 from train import storage
-from train.model import GPT
+from train.model import GPT, attachments
 from train.progress import Progress
 from train.short_repr import short_repr
 
@@ -290,7 +290,9 @@ def _noised(
     if model.cfg.retention:
         raise ModelError("a trace with noise does not run models with retention; patch instead")
     if not engine.engine_runs(model):
-        raise ModelError("the model has hooks of its own, which a trace does not run; remove them")
+        raise ModelError(
+            f"{attachments(model)[0]}, which a trace does not run; take the model without it"
+        )
     noise, draws, seed = drawn
     memory, progress = options.get("memory", MEMORY), options.get("progress")
     if draws < 1 or noise <= 0:

@@ -23,7 +23,7 @@ from interp.patching.effects import Effects
 from interp.patching.engine import BaseRun, Path
 from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from train import progress as bars
-from train.model import GPT
+from train.model import GPT, attachments
 
 
 __all__ = ["receivers", "senders"]
@@ -164,7 +164,9 @@ def _effects(
             "components instead"
         )
     if not engine.engine_runs(model):
-        raise ModelError("the model has hooks of its own, which paths do not run; remove them")
+        raise ModelError(
+            f"{attachments(model)[0]}, which paths do not run; take the model without it"
+        )
     if not paths:
         raise ModelError("no path leads there: a receiver lies in a later layer than its sender")
     patches = [engine.patch_of(path, model.cfg.n_layers) for path in paths]

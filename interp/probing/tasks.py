@@ -21,13 +21,13 @@ A .json file can hold labels of your own. A .jsonl file of tagged sentences (`wo
 
 import gzip
 import hashlib
-import json
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from torch import Tensor
 from interp.errors import ProbeError
 from train import storage
 from train.data import Tokenizer
-from train.errors import TokenizerError
+from train.errors import DamagedError, TokenizerError
 from train.short_repr import short_repr
 
 
@@ -199,6 +199,7 @@ def read_task(path: str | Path, tokenizer: Tokenizer | None = None) -> ProbeTask
     if missing or not {"tokens", "texts"} & content.keys():
         lacking = ", ".join(sorted(missing)) or "tokens or texts"
         raise ProbeError(f"{path}: a probe task without {lacking}")
+    _check_lists(path, content)
     positions, tokens = content["positions"], content.get("tokens")
     if tokens is None:
         if tokenizer is None:
@@ -221,11 +222,40 @@ def read_task(path: str | Path, tokenizer: Tokenizer | None = None) -> ProbeTask
     )
 
 
+def _check_lists(path: Path, content: storage.JsonObject) -> None:
+    """Raise unless the parts of a task are lists of one length and of the right values."""
+
+    def whole(value: object) -> bool:
+        return type(value) is int and abs(value) < 1 << 31
+
+    def whole_rows(value: object) -> bool:
+        return isinstance(value, list) and all(map(whole, value))
+
+    kinds: dict[str, tuple[str, Callable[[object], bool]]] = {
+        "positions": ("whole numbers", whole),
+        "labels": ("texts or numbers", lambda one: isinstance(one, str | int | float)),
+        "types": ("texts or numbers", lambda one: isinstance(one, str | int | float)),
+        "rows": ("whole numbers", whole),
+        "texts": ("texts", lambda one: isinstance(one, str)),
+        "tokens": ("lists of whole numbers", whole_rows),
+    }
+    for key, (said, holds) in kinds.items():
+        value = content.get(key)
+        if value is not None and not (isinstance(value, list) and all(map(holds, value))):
+            raise ProbeError(f"{path}: {key} must be a list of {said}")
+    if len({len(row) for row in content.get("tokens") or ()}) > 1:
+        raise ProbeError(f"{path}: the rows of tokens have different lengths; pad them")
+    n = len(content["labels"])
+    for key in ("positions", "types"):
+        if len(content[key]) != n:
+            raise ProbeError(f"{path}: {len(content[key])} {key} for {n} labels")
+
+
 def _read_json(path: Path) -> storage.JsonObject:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ProbeError(f"{path}: not readable as JSON ({error})") from None
+        content = storage.read_foreign_json(path)
+    except DamagedError as error:
+        raise ProbeError(str(error)) from None
     if not isinstance(content, dict):
         raise ProbeError(f"{path}: a probe task is a JSON object, not a {type(content).__name__}")
     return storage.read_sealed(path) if "digest" in content else content
@@ -319,8 +349,16 @@ def part_of_speech(
     path = Path(path)
     draw = np.random.Generator(np.random.Philox(key=seed))
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        sentences = [json.loads(line) for line in file]
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            sentences = [
+                _sentence(storage.parse_json(line, f"{path}: line {number}"), path, number)
+                for number, line in enumerate(file, 1)
+                if line.strip()
+            ]
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, DamagedError) as error:
+        said = str(error) if isinstance(error, DamagedError) else f"{path}: not readable ({error})"
+        raise ProbeError(said) from None
     cases: list[Case] = []
     for i in draw.permutation(len(sentences)):
         if len(cases) >= n_cases:
@@ -340,6 +378,26 @@ class _Sentence(TypedDict):
     text: str
     words: list[str]
     upos: list[str]
+
+
+def _sentence(content: Any, path: Path, number: int) -> _Sentence:
+    """Return a tagged sentence whose parts have the right types.
+
+    Raises:
+        ProbeError: One has not, or there are not as many tags as words.
+    """
+
+    def texts(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+    fits = isinstance(content, dict) and isinstance(content.get("text"), str)
+    fits = fits and texts(content.get("words")) and texts(content.get("upos"))
+    if not fits or len(content["words"]) != len(content["upos"]):
+        raise ProbeError(
+            f"{path}: line {number} is no tagged sentence; it needs a text, and as many words as "
+            "upos tags"
+        )
+    return {"text": content["text"], "words": content["words"], "upos": content["upos"]}
 
 
 def _tagged(sentence: _Sentence, tokenizer: Tokenizer) -> list[Case]:

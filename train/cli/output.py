@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import typer
 
 from train.cli.options import Json, Out
+from train.progress import visible
 
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def emit(
         result.save(out)
     if as_json:
         plain = result if isinstance(result, Mapping) else result.to_dict()
-        text = json.dumps(shown or plain, indent=1, ensure_ascii=False)
-    typer.echo(text)
+        typer.echo(json.dumps(shown or plain, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(visible(text))
 
 
 @dataclass(frozen=True, kw_only=True)

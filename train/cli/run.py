@@ -8,7 +8,7 @@ import typer
 from train.cli.options import CommandGroup, Json, RunOptions, ShardOptimizer, option_groups
 from train.cli.output import Output, emit, lines, run_summary
 from train.cli.ranks import connect_ranks, start_ranks
-from train.progress import count
+from train.progress import count, visible
 
 
 run = typer.Typer(
@@ -65,7 +65,7 @@ def run_verify(
     output.emit(result, summary if found.ok else found.level)
     if not found.ok:
         for problem in found.problems:
-            typer.echo(f"error: {problem}", err=True)
+            typer.echo(f"error: {visible(problem)}", err=True)
         raise typer.Exit(3)
     # An imported run has no steps to replay: it fails only if a level was required.
     least = require or ("within-tolerance" if found.spans else None)

@@ -28,7 +28,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from train import storage
-from train.convert.safe_loading import WEIGHTS
+from train.convert.foreign_config import ForeignConfig, Keys
+from train.convert.safe_loading import NOT_READ, WEIGHTS
 from train.errors import DamagedError, RecipeError, TokenizerError, TrainError, nearest
 
 
@@ -51,14 +52,39 @@ TABLES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-SIZES = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "attention.head_count",
-    "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-}
+# Namespaces of keys that do not say what the model computes. `split` is one of several files.
+ABOUT = ("general.", "tokenizer.", "quantize.")
+KEYS = Keys(
+    read=frozenset(
+        ("llama.block_count", "llama.embedding_length", "llama.feed_forward_length",
+         "llama.attention.head_count", "llama.attention.head_count_kv",
+         "llama.attention.key_length", "llama.attention.value_length", "llama.context_length",
+         "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base",
+         "llama.rope.dimension_count")
+    ),
+    only={
+        "llama.attention.causal": True,
+        "llama.attention.clamp_kqv": 0.0,
+        "llama.attention.max_alibi_bias": 0.0,
+        "llama.attention.scale": 0.0,
+        "llama.attention.sliding_window": 0,
+        "llama.embedding_scale": 1.0,
+        "llama.expert_count": 0,
+        "llama.expert_used_count": 0,
+        "llama.logit_scale": 1.0,
+        "llama.residual_scale": 1.0,
+        "llama.rope.scale_linear": 1.0,
+        "llama.rope.scaling.attn_factor": 1.0,
+        "llama.rope.scaling.factor": 1.0,
+        "llama.rope.scaling.type": "none",
+        "llama.use_parallel_residual": False,
+        "split.count": (0, 1),
+    },
+    harmless=frozenset(
+        ("llama.vocab_size", "llama.tensor_data_layout", "llama.rope.scaling.finetuned",
+         "llama.rope.scaling.original_context_length", "split.no", "split.tensors.count")
+    ),
+)  # fmt: skip
 # How a text is split before bytes are merged, by llama.cpp's name of the pre-tokenizer.
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
@@ -73,32 +99,33 @@ def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
     """Convert a GGUF file into a folder with config.json, model.safetensors and tokenizer.json.
 
     Takes 4 bytes of disk and of memory per parameter, because weights are written in fp32. The
-    folder appears completely or not at all.
+    folder appears completely or not at all. Of a tokenizer that is not known, the folder holds the
+    reason alone, and the model is opened without it.
 
     Raises:
         TrainError: `out` exists, or the `gguf` package is missing.
         DamagedError: The file is missing, or is not a complete GGUF file.
         RecipeError: The decoder does not have this architecture, or the quantization is unknown.
-        TokenizerError: The kind of tokenizer is not supported.
     """
     path, out = Path(path), Path(out)
     if out.exists():
         raise TrainError(f"{out} exists; choose a folder that does not")
     said, tensors = _read(path)
+    config = _config(said, path)
     try:
-        config, weights = _config(said), _weights(said, tensors)
-        tokenizer = _tokenizer(said)
-    except KeyError as error:
-        raise DamagedError(f"{path}: {error.args[0]} is missing") from None
-    except (RecipeError, TokenizerError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        weights = _weights(config, tensors)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    if "model.embed_tokens.weight" not in weights:
+        raise DamagedError(f"{path}: token_embd.weight is missing")
     config["tie_word_embeddings"] = "lm_head.weight" not in weights
     config["vocab_size"] = len(weights["model.embed_tokens.weight"])
+    tokenizer = _tokenizer_files(said, path)
     with storage.new_folder(out) as folder:
         storage.write_json(folder / "config.json", config)
         storage.write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
-        storage.write_text(folder / "tokenizer.json", json.dumps(tokenizer, ensure_ascii=False))
-        storage.write_json(folder / "tokenizer_config.json", _tokenizer_config(said))
+        for name, text in tokenizer.items():
+            storage.write_text(folder / name, text)
     return out
 
 
@@ -132,40 +159,56 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return said, tensors
 
 
-def _config(said: Mapping[str, Any]) -> dict[str, Any]:
-    kind = said["general.architecture"]
+def _config(said: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the content of config.json.
+
+    Raises:
+        RecipeError: A key is not computed here, or is unknown.
+        DamagedError: A value is missing, or has another type.
+    """
+    kind = said.get("general.architecture")
     if kind != "llama":
-        raise RecipeError(f"a {kind!r} model; only 'llama' is taken")
-    scaling = said.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise RecipeError(f"its rope is scaled ({scaling!r}), which is not computed here")
-    head_count = said["llama.attention.head_count"]
+        raise RecipeError(f"{path}: a {kind!r} model; only 'llama' is taken")
+    content = {
+        key: value
+        for key, value in said.items()
+        if not key.startswith((*ABOUT, "GGUF."))  # the reader adds the header as `GGUF.`
+    }
+    config = ForeignConfig(content, KEYS, path)
+    heads, d_model = (
+        config.integer("llama.attention.head_count"),
+        config.integer("llama.embedding_length"),
+    )
+    d_head = config.integer("llama.attention.key_length", d_model // heads)
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if (found := config.integer(key, d_head)) != d_head:
+            raise RecipeError(f"{path}: {key} is {found}, and only {d_head}, a head, is computed")
+    theta = config.number("llama.rope.freq_base", 10_000.0)
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        **{ours: said[f"llama.{theirs}"] for ours, theirs in SIZES.items()},
-        "num_key_value_heads": said.get("llama.attention.head_count_kv", head_count),
-        "head_dim": said.get(
-            "llama.attention.key_length", said["llama.embedding_length"] // head_count
-        ),
+        "num_hidden_layers": config.integer("llama.block_count"),
+        "hidden_size": d_model,
+        "intermediate_size": config.integer("llama.feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.integer("llama.attention.head_count_kv", heads),
+        "head_dim": d_head,
+        "max_position_embeddings": config.integer("llama.context_length"),
+        "rms_norm_eps": config.number("llama.attention.layer_norm_rms_epsilon"),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         # transformers 5 reads `rope_parameters`, transformers 4 `rope_theta`.
-        "rope_parameters": {
-            "rope_theta": said.get("llama.rope.freq_base", 10_000.0),
-            "rope_type": "default",
-        },
-        "rope_theta": said.get("llama.rope.freq_base", 10_000.0),
+        "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
+        "rope_theta": theta,
         "bos_token_id": said.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": said.get("tokenizer.ggml.eos_token_id"),
         "dtype": "float32",
     }
 
 
-def _weights(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    heads = said["llama.attention.head_count"]
-    few = said.get("llama.attention.head_count_kv", heads)
+def _weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    heads, few = config["num_attention_heads"], config["num_key_value_heads"]
     weights = {}
     for name, value in tensors.items():
         ours = TABLES.get(name) or _in_block(name)
@@ -196,8 +239,28 @@ def _halves(rows: Float[Tensor, "row d_model"], heads: int) -> Float[Tensor, "ro
 # --- the tokenizer -------------------------------------------------------------------------------
 
 
+def _tokenizer_files(said: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Return the files of the tokenizer by name; without a known one, none and the reason.
+
+    Raises:
+        DamagedError: A part of the tokenizer is missing, or has another type.
+    """
+    try:
+        content, about = _tokenizer(said), _tokenizer_config(said)
+    except TokenizerError as error:
+        return {NOT_READ: f"{path.name}: {error}\n"}
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DamagedError(f"{path}: its tokenizer is incomplete ({error!r})") from None
+    return {
+        "tokenizer.json": json.dumps(content, ensure_ascii=False),
+        "tokenizer_config.json": storage.canonical_json(about),
+    }
+
+
 def _tokenizer(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of tokenizer.json."""
+    if "tokenizer.ggml.model" not in said:
+        raise TokenizerError("the file has no tokenizer")
     kind, split = said["tokenizer.ggml.model"], said.get("tokenizer.ggml.pre", "gpt-2")
     if kind != "gpt2" or split not in SPLITS:
         raise TokenizerError(

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from train import storage
 from train.convert import layouts, safe_loading
+from train.convert.foreign_config import ForeignConfig, Keys
 from train.convert.layouts import LAYOUTS, Layout, Place
-from train.convert.safe_loading import WEIGHTS
-from train.data import Tokenizer, gpt2_tokenizer, load_tokenizer
-from train.errors import DamagedError, RecipeError, TokenizerError, TrainError, nearest
+from train.convert.safe_loading import NOT_READ, WEIGHTS
+from train.data import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
 from train.model import GPT, GPTConfig
 from train.short_repr import short_repr
 
@@ -35,8 +36,14 @@ __all__ += ["to_huggingface"]
 
 # Masks and angles that older versions saved with the weights; the model recomputes them.
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+# Prefixes of torch.compile and of torch's wrappers for several devices.
+WRAPPERS = ("_orig_mod.", "module.")
 # nanoGPT's default: GPT-2's 50,257 rounded up to a multiple of 64; 47 rows are never a target.
 NANOGPT_PADDED, GPT2_VOCABULARY = 50_304, 50_257
+NANOGPT_KEYS = Keys(
+    read=frozenset(("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")),
+    harmless=frozenset(("dropout",)),  # off in evaluation
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Imported:
     """An imported model.
 
     Attributes:
-        tokenizer: Its tokenizer, or None if there is no readable one; `description` says why.
+        tokenizer: Its tokenizer, or None if there is no readable one; `model.no_tokenizer` says
+            why.
         description: One line with the model's kind, its size and its knowledge level.
         sha256: Digest of the weights file, or of the files' digests if there are several.
     """
@@ -64,7 +72,6 @@ def import_huggingface(folder: str | Path) -> Imported:
         TrainError: There is no such folder.
         DamagedError: A file is missing, damaged, or a pickle.
         RecipeError: The decoder does not have the architecture of the configuration.
-        TokenizerError: The tokenizer has more tokens than the model.
 
     Examples:
         >>> path = convert.export_run(run, out=folder / "gpt2")
@@ -79,18 +86,14 @@ def import_huggingface(folder: str | Path) -> Imported:
     config = safe_loading.read_json(folder / "config.json")
     layout = _layout(config, folder)
     paths = safe_loading.weight_paths(folder)
-    cfg = _architecture(layout, config, folder)
-    theirs = _tidy(
-        {
-            name: value
-            for path in paths
-            for name, value in safe_loading.read_safetensors(path).items()
-        }
-    )
-    if "wte.weight" in theirs:  # the base model, saved without its head
-        theirs = {f"transformer.{name}": value for name, value in theirs.items()}
+    checked = ForeignConfig(config, layout.keys, folder / "config.json")
+    cfg = _architecture(layout, checked)
+    theirs = _whole(layout, cfg, _tidy(safe_loading.read_all_safetensors(paths), paths[0]))
+    theirs = _with_zeros(layout.without(checked, cfg), theirs, paths[0])
     model = _fill(cfg, layout.places(cfg), theirs, paths[0])
     model.tokenizer, said = _read_tokenizer(folder, cfg)
+    if model.tokenizer is None:
+        model.no_tokenizer, said = said, f"without a tokenizer ({said})"
     precision = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
     description = (
         f"Hugging Face {config['model_type']} folder {folder.name}, {cfg.n_layers} layers, "
@@ -119,25 +122,28 @@ def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "
             f"{path}: a pickle that is no nanoGPT checkpoint (no `model` and `model_args`); "
             "safetensors is accepted, as a Hugging Face folder"
         )
-    args = saved["model_args"]
-    known = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size"}
-    if missing := known - args.keys():
+    args, weights = saved["model_args"], saved["model"]
+    if not isinstance(args, dict) or not isinstance(weights, dict):
+        raise DamagedError(f"{path}: `model` and `model_args` are no dictionaries")
+    if odd := [name for name, one in weights.items() if not isinstance(one, Tensor)]:
+        raise DamagedError(f"{path}: {odd[0]!r} in `model` is no tensor")
+    if missing := NANOGPT_KEYS.read - args.keys():
         raise DamagedError(f"{path}: model_args does not say {', '.join(sorted(missing))}")
-    rows = args["vocab_size"]
+    said = ForeignConfig(args, NANOGPT_KEYS, path)
+    rows = said.integer("vocab_size")
     d_vocab = d_vocab or (GPT2_VOCABULARY if rows == NANOGPT_PADDED else rows)
     cfg = GPTConfig(
-        n_layers=args["n_layer"],
-        n_heads=args["n_head"],
-        d_model=args["n_embd"],
-        n_ctx=args["block_size"],
+        n_layers=said.integer("n_layer"),
+        n_heads=said.integer("n_head"),
+        d_model=said.integer("n_embd"),
+        n_ctx=said.integer("block_size"),
         d_vocab=d_vocab,
         # The smallest multiple that pads to these rows; any other such one gives the same model.
         vocab_multiple=1 if rows == d_vocab else _multiple(d_vocab, rows),
-        bias=args["bias"],
+        bias=said.flag("bias", default=True),
         mlp=mlp,
     )
-    theirs = {name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()}
-    model = _fill(cfg, layouts.gpt2_places(cfg, turned=False), _tidy(theirs), path)
+    model = _fill(cfg, layouts.gpt2_places(cfg, turned=False), _tidy(weights, path), path)
     description = (
         f"nanoGPT checkpoint {path.name} at step {saved.get('iter_num', 'unknown')}, "
         f"{cfg.n_layers} layers, {cfg.n_params:,} parameters, no tokenizer in it; weights only"
@@ -203,19 +209,18 @@ def _layout(config: storage.JsonObject, folder: Path) -> Layout:
     kind = config.get("model_type")
     if kind not in LAYOUTS:
         raise RecipeError(
-            f"{folder.name} is a {kind!r} model{nearest(str(kind), LAYOUTS)}; export it to one of "
-            "these layouts"
+            f"{folder.name} is a {kind!r} model, which is not computed here; "
+            f"{' and '.join(LAYOUTS)} are"
         )
     return LAYOUTS[kind]
 
 
-def _architecture(layout: Layout, config: storage.JsonObject, folder: Path) -> GPTConfig:
+def _architecture(layout: Layout, config: ForeignConfig) -> GPTConfig:
     try:
         return layout.architecture(config)
-    except KeyError as error:
-        raise DamagedError(f"{folder / 'config.json'}: {error.args[0]} is missing") from None
-    except RecipeError as error:
-        raise RecipeError(f"{folder / 'config.json'}: {error}") from None
+    except RecipeError as error:  # also those of GPTConfig, which know no file
+        said = str(error).removeprefix(f"{config.path}: ")
+        raise RecipeError(f"{config.path}: {said}") from None
 
 
 def _fill(cfg: GPTConfig, places: Iterator[Place], theirs: dict[str, Tensor], path: Path) -> GPT:
@@ -233,34 +238,78 @@ def _fill(cfg: GPTConfig, places: Iterator[Place], theirs: dict[str, Tensor], pa
         raise DamagedError(
             f"{path}: {len(unused)} tensors have no place in this architecture: {min(unused)}"
         )
-    model = GPT(cfg)
-    for name, expected in model.state_dict().items():
-        if ours[name].shape != expected.shape:
+    with torch.device("meta"):  # without memory for sizes that the tensors do not have
+        expected = {name: value.shape for name, value in GPT(cfg).state_dict().items()}
+    for name, shape in expected.items():
+        if ours[name].shape != shape:
             raise DamagedError(
                 f"{path}: {name} has shape {tuple(ours[name].shape)}, the configuration says "
-                f"{tuple(expected.shape)}"
+                f"{tuple(shape)}"
             )
+    model = GPT(cfg)
     model.load_state_dict(ours)
     return model.eval()
 
 
-def _tidy(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in theirs.items() if not name.endswith(NOT_WEIGHTS)}
+def _tidy(theirs: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the weights among the tensors, without the prefix of a wrapper.
+
+    Raises:
+        DamagedError: A weight is no floating-point tensor, or has a number that is not finite.
+    """
+    kept = {name: value for name, value in theirs.items() if not name.endswith(NOT_WEIGHTS)}
+    for prefix in WRAPPERS:
+        if kept and all(name.startswith(prefix) for name in kept):
+            kept = {name.removeprefix(prefix): value for name, value in kept.items()}
+    for name, value in kept.items():
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise DamagedError(f"{path}: {name} holds {kind}, and weights are floating-point")
+        if not bool(value.isfinite().all()):
+            raise DamagedError(f"{path}: {name} holds NaN or infinite numbers")
+    return kept
+
+
+def _whole(layout: Layout, cfg: GPTConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the names of the model with its head.
+
+    A base model, saved without its head, lacks a prefix. Of two tied tensors one may be missing.
+    """
+    table = f"{layout.base}{layout.table}"
+    if table not in theirs and layout.table in theirs:
+        theirs = {
+            name if name.startswith("lm_head.") else f"{layout.base}{name}": value
+            for name, value in theirs.items()
+        }
+    if cfg.tie and table not in theirs and "lm_head.weight" in theirs:
+        theirs = {**theirs, table: theirs["lm_head.weight"]}
+    return theirs
+
+
+def _with_zeros(names: list[str], theirs: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the weights with zeros for biases that the configuration says there are not."""
+    if odd := theirs.keys() & set(names):
+        raise DamagedError(f"{path}: holds {min(odd)}, and config.json says that it has no bias")
+    weights = {name: name.removesuffix("bias") + "weight" for name in names}
+    found = {name: theirs[one] for name, one in weights.items() if one in theirs}
+    return {**theirs, **{name: torch.zeros(len(one)) for name, one in found.items()}}
 
 
 def _read_tokenizer(folder: Path, cfg: GPTConfig) -> tuple[Tokenizer | None, str]:
-    """Return the tokenizer of a folder, or None, and a phrase that describes it."""
+    """Return the tokenizer of a folder and a phrase that describes it; or None and the reason.
+
+    A tokenizer that cannot be read never keeps the weights from being opened.
+    """
+    if (folder / NOT_READ).is_file():
+        return None, storage.read_foreign_text(folder / NOT_READ).strip()
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None, f"there is no {' and no '.join(TOKENIZER_FILES)}"
     try:
-        if (folder / "tokenizer.json").is_file():
-            found = load_tokenizer(folder / "tokenizer.json")
-        elif (folder / "merges.txt").is_file():
-            found = gpt2_tokenizer(folder)
-        else:
-            return None, "without a tokenizer"
-    except TokenizerError as error:
-        return None, f"its tokenizer unread ({error})"
+        found = load_tokenizer(folder)
+    except (TokenizerError, DamagedError) as error:
+        return None, str(error)
     if found.vocab_size > cfg.d_vocab:
-        raise TokenizerError(
+        return None, (
             f"the tokenizer in {folder.name} has {found.vocab_size} tokens, the model "
             f"{cfg.d_vocab}: they do not belong together"
         )

@@ -7,26 +7,65 @@ correspondences that is used in both directions, so import and export cannot dis
 Sources: `modeling_gpt2.py` and `modeling_llama.py` of transformers 5.23, nanoGPT's `model.py`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from train import storage
+from train.convert.foreign_config import HARMLESS, ONLY, ForeignConfig, Keys
 from train.errors import RecipeError, TrainError, nearest
 from train.model import GPTConfig
 
 
 __all__ = ["LAYOUTS", "Layout", "from_theirs", "gpt2_places", "layout_of", "to_theirs"]
 
-# gelu_new and gelu_pytorch_tanh are the same formula; quick_gelu, gelu_fast and others differ.
+# Names of equal formulas (transformers' `activations.py`). quick_gelu and others differ.
 ACTIVATION_NAMES = {
     "gelu_new": "gelu-tanh",
     "gelu_pytorch_tanh": "gelu-tanh",
+    "gelu_python_tanh": "gelu-tanh",
+    "gelu_accurate": "gelu-tanh",
+    "gelu_fast": "gelu-tanh",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "relu": "relu",
 }
+GATES = {"silu": "swiglu", "swish": "swiglu"}
+GPT2_KEYS = Keys(
+    read=frozenset(
+        ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner",
+         "activation_function", "layer_norm_epsilon", "tie_word_embeddings")
+    ),
+    only=ONLY
+    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    # Dropout is off in evaluation, and the summary belongs to another head.
+    harmless=HARMLESS
+    | {"attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "summary_activation",
+       "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"},
+    other_names={"n_ctx": "n_positions", "max_position_embeddings": "n_positions",
+                 "hidden_size": "n_embd", "num_attention_heads": "n_head",
+                 "num_hidden_layers": "n_layer"},
+)  # fmt: skip
+LLAMA_KEYS = Keys(
+    read=frozenset(
+        ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings",
+         "vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act",
+         "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias",
+         "mlp_bias", "tie_word_embeddings")
+    ),
+    only=ONLY
+    | {"is_llama_config": True, "partial_rotary_factor": 1.0, "rope_interleaved": False,
+       "sliding_window": None, "use_sliding_window": False},
+    # With `pretraining_tp` the products are cut into parts, which changes no number.
+    harmless=HARMLESS | {"attention_dropout", "pretraining_tp"},
+)  # fmt: skip
+# transformers 5 has base and scaling in `rope_parameters`; transformers 4 has the base outside of
+# it, and the scaling in `rope_scaling`, at first with the key `type`.
+ROPE_KEYS = Keys(
+    read=frozenset(("rope_theta",)),
+    only={"rope_type": "default", "type": "default", "factor": 1.0, "partial_rotary_factor": 1.0},
+)
 GPT2_PARTS = {
     "ln1": "ln_1",
     "attn.qkv": "attn.c_attn",
@@ -63,17 +102,26 @@ class Layout:
 
     Attributes:
         class_name: Its class in `transformers`.
-        architecture: Function from its configuration to ours.
+        keys: What the keys of its configuration mean.
+        architecture: Function from its checked configuration to ours.
         config: Function from our configuration to its.
         places: Function from our configuration to the correspondences of the tensors.
         always_biased: Whether the class has biases in any case.
+        base: Prefix that the base model, saved without its head, lacks.
+        table: Name of its embedding in the base model.
+        without: Function from its checked configuration and ours to the biases that it does not
+            have and that are zero here.
     """
 
     class_name: str
-    architecture: Callable[[storage.JsonObject], GPTConfig]
+    keys: Keys
+    architecture: Callable[[ForeignConfig], GPTConfig]
     config: Callable[[GPTConfig], dict[str, object]]
     places: Callable[[GPTConfig], Iterator[Place]]
     always_biased: bool
+    base: str
+    table: str
+    without: Callable[[ForeignConfig, GPTConfig], list[str]]
 
 
 def layout_of(cfg: GPTConfig) -> str:
@@ -168,26 +216,18 @@ def gpt2_places(cfg: GPTConfig, *, turned: bool = True) -> Iterator[Place]:
         yield Place("unembed.weight", ("lm_head.weight",))
 
 
-def _gpt2_architecture(config: storage.JsonObject) -> GPTConfig:
-    _must_be(config, "scale_attn_weights", True)
-    _must_be(config, "scale_attn_by_inverse_layer_idx", False)
-    _must_be(config, "add_cross_attention", False)
-    activation = config.get("activation_function")
-    if activation not in ACTIVATION_NAMES:
-        raise RecipeError(
-            f"activation_function is {activation!r}; gelu_new (tanh) and gelu (exact) differ, so "
-            f"it must be one of {', '.join(ACTIVATION_NAMES)}"
-        )
+def _gpt2_architecture(config: ForeignConfig) -> GPTConfig:
+    d_model = config.integer("n_embd")
     return GPTConfig(
-        n_layers=config["n_layer"],
-        n_heads=config["n_head"],
-        d_model=config["n_embd"],
-        n_ctx=config["n_positions"],
-        d_vocab=config["vocab_size"],
-        d_mlp=config.get("n_inner") or 0,
-        mlp=ACTIVATION_NAMES[activation],
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        tie=config.get("tie_word_embeddings", True),
+        n_layers=config.integer("n_layer"),
+        n_heads=config.integer("n_head"),
+        d_model=d_model,
+        n_ctx=config.integer("n_positions"),
+        d_vocab=config.integer("vocab_size"),
+        d_mlp=config.integer("n_inner", 4 * d_model),
+        mlp=config.name("activation_function", ACTIVATION_NAMES, "gelu_new"),
+        norm_eps=config.number("layer_norm_epsilon", 1e-5),
+        tie=config.flag("tie_word_embeddings", default=True),
     )
 
 
@@ -223,30 +263,31 @@ def _llama_places(cfg: GPTConfig) -> Iterator[Place]:
         yield Place("unembed.weight", ("lm_head.weight",))
 
 
-def _llama_architecture(config: storage.JsonObject) -> GPTConfig:
-    _must_be(config, "hidden_act", "silu")
-    bias = config.get("attention_bias", False)
-    _must_be({"mlp_bias": False, **config}, "mlp_bias", bias)  # ours has all biases or none
-    # transformers 5 has theta and scaling in rope_parameters; transformers 4 has rope_theta and
-    # rope_scaling.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    _must_be(rope, "rope_type", "default")
+def _llama_architecture(config: ForeignConfig) -> GPTConfig:
+    config.name("hidden_act", GATES, "silu")
+    ropes = [config.part(key, ROPE_KEYS) for key in ("rope_parameters", "rope_scaling")]
+    # `rope_parameters` holds the base of transformers 5, and `rope_theta` outside it that of 4.
+    theta = config.number("rope_theta", 10_000.0)
+    for rope in reversed(ropes):
+        theta = rope.number("rope_theta", theta)
+    n_heads, d_model = config.integer("num_attention_heads"), config.integer("hidden_size")
     return GPTConfig(
-        n_layers=config["num_hidden_layers"],
-        n_heads=config["num_attention_heads"],
-        d_model=config["hidden_size"],
-        n_ctx=config["max_position_embeddings"],
-        d_vocab=config["vocab_size"],
-        n_key_value_heads=config.get("num_key_value_heads") or 0,
-        d_head=config.get("head_dim") or 0,
-        d_mlp=config["intermediate_size"],
+        n_layers=config.integer("num_hidden_layers"),
+        n_heads=n_heads,
+        d_model=d_model,
+        n_ctx=config.integer("max_position_embeddings"),
+        d_vocab=config.integer("vocab_size"),
+        n_key_value_heads=config.integer("num_key_value_heads", n_heads),
+        d_head=config.integer("head_dim", d_model // n_heads),
+        d_mlp=config.integer("intermediate_size"),
         position="rope",
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
+        rope_theta=theta,
         norm="rmsnorm",
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm_eps=config.number("rms_norm_eps", 1e-6),
         mlp="swiglu",
-        bias=bias,
-        tie=config.get("tie_word_embeddings", False),
+        # Biases of one of them alone: those of the other are zero (`_llama_without`).
+        bias=config.flag("attention_bias", default=False) or config.flag("mlp_bias", default=False),
+        tie=config.flag("tie_word_embeddings", default=False),
     )
 
 
@@ -268,13 +309,43 @@ def _llama_config(cfg: GPTConfig) -> dict[str, object]:
     }
 
 
-def _must_be(config: Mapping[str, object], key: str, value: object) -> None:
-    found = config.get(key, value)
-    if found != value:
-        raise RecipeError(f"{key} is {found!r}, and only {value!r} is supported")
+def _llama_without(config: ForeignConfig, cfg: GPTConfig) -> list[str]:
+    """Return the biases that a Llama lacks if only its attention, or only its MLPs, have some."""
+    missing = {"attn.": "attention_bias", "mlp.": "mlp_bias"}
+    parts = tuple(part for part, key in missing.items() if not config.flag(key, default=False))
+    return [
+        name
+        for place in _llama_places(cfg)
+        for name in place.theirs
+        if name.endswith(".bias") and place.ours.split(".", 2)[2].startswith(parts)
+    ]
+
+
+def _lacks_nothing(_config: ForeignConfig, _cfg: GPTConfig) -> list[str]:
+    return []
 
 
 LAYOUTS = {
-    "gpt2": Layout("GPT2LMHeadModel", _gpt2_architecture, _gpt2_config, gpt2_places, True),
-    "llama": Layout("LlamaForCausalLM", _llama_architecture, _llama_config, _llama_places, False),
+    "gpt2": Layout(
+        class_name="GPT2LMHeadModel",
+        keys=GPT2_KEYS,
+        architecture=_gpt2_architecture,
+        config=_gpt2_config,
+        places=gpt2_places,
+        always_biased=True,
+        base="transformer.",
+        table="wte.weight",
+        without=_lacks_nothing,
+    ),
+    "llama": Layout(
+        class_name="LlamaForCausalLM",
+        keys=LLAMA_KEYS,
+        architecture=_llama_architecture,
+        config=_llama_config,
+        places=_llama_places,
+        always_biased=False,
+        base="model.",
+        table="embed_tokens.weight",
+        without=_llama_without,
+    ),
 }

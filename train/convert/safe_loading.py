@@ -6,9 +6,9 @@ without being read.
 """
 
 import hashlib
-import json
 import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,10 +20,11 @@ from train import storage
 from train.errors import DamagedError
 
 
-__all__ = ["WEIGHTS", "digest", "read_json", "read_restricted", "read_safetensors"]
-__all__ += ["refuse_pickle", "weight_paths"]
+__all__ = ["NOT_READ", "WEIGHTS", "digest", "read_all_safetensors", "read_json", "read_restricted"]
+__all__ += ["read_safetensors", "refuse_pickle", "weight_paths"]
 
 WEIGHTS = "model.safetensors"
+NOT_READ = "tokenizer-not-read.txt"  # why a folder that we wrote has no tokenizer
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -37,10 +38,24 @@ def weight_paths(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     listing = folder / f"{WEIGHTS}.index.json"
     if listing.is_file():
-        return [folder / name for name in sorted(set(read_json(listing)["weight_map"].values()))]
+        return [folder / name for name in _shards(listing)]
     for path in sorted(folder.iterdir()):
         refuse_pickle(path)
     raise DamagedError(f"{folder / WEIGHTS}: the file is missing")
+
+
+def _shards(listing: Path) -> list[str]:
+    """Return the names of the shards that an index lists, each of which is inside its folder."""
+    places = read_json(listing).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise DamagedError(f"{listing}: weight_map is missing, empty or no object")
+    names = list(places.values())
+    odd = [one for one in names if not isinstance(one, str) or Path(one).name != one]
+    if odd:
+        raise DamagedError(
+            f"{listing}: weight_map names {odd[0]!r}, which is no file of its folder"
+        )
+    return sorted(set(names))
 
 
 def refuse_pickle(path: Path) -> None:
@@ -60,12 +75,34 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file by name.
 
     Raises:
-        DamagedError: The file cannot be read as safetensors.
+        DamagedError: The file is missing, or cannot be read as safetensors.
     """
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            said = storage.stand_in(file.read(64))
+        if said:
+            raise DamagedError(f"{path}: {said}")
+        found = load_file(path)
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: the file is missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
         raise DamagedError(f"{path}: not readable as safetensors ({error})") from None
+    return found
+
+
+def read_all_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Read the tensors of several files. A tensor may be in two files if it is the same in both.
+
+    Raises:
+        DamagedError: As for `read_safetensors`, or two files have one tensor with two values.
+    """
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        for name, value in read_safetensors(path).items():
+            if name in found and not torch.equal(found[name], value):
+                raise DamagedError(f"{path}: {name} has another value here than in another shard")
+            found[name] = value
+    return found
 
 
 def read_json(path: Path) -> storage.JsonObject:
@@ -74,12 +111,7 @@ def read_json(path: Path) -> storage.JsonObject:
     Raises:
         DamagedError: The file is missing, is not JSON, or does not hold an object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedError(f"{path}: not readable as JSON ({error})") from None
+    content = storage.read_foreign_json(path)
     if not isinstance(content, dict):
         raise DamagedError(f"{path}: not a JSON object")
     return content

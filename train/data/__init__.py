@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from train.data.store_builder import build_store
     from train.data.token_store import STORE_MANIFEST, TokenStore, open_store, verify_store
     from train.data.tokenizers import (
+        TOKENIZER_FILES,
         Tokenizer,
         gpt2_tokenizer,
         load_tokenizer,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IGNORED",
     "STORE_MANIFEST",
+    "TOKENIZER_FILES",
     "Batch",
     "Corpus",
     "DataOrder",

@@ -12,6 +12,7 @@ field if that is not `text` (`sha#body`). The same id thus means the same text o
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -117,7 +118,8 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
         raise CorpusError(
             f"there is nothing at {path}; a corpus is a file, a folder, or a name{near}"
         )
-    path = path.resolve()
+    # The name that was given decides, also if it is a link to a file of another name.
+    path = Path(os.path.abspath(path))
     shards = _shards(path)
     revision = revision or _revision(path, shards)
     counted = [_n_rows(shard) for shard in shards]

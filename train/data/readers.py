@@ -6,6 +6,7 @@ early (the reader of `zstandard` just stops there), bytes that are not UTF-8, an
 JSON.
 """
 
+import codecs
 import gzip
 import io
 import json
@@ -159,7 +160,9 @@ def _json_lines(path: Path, max_document_bytes: int) -> Iterator[Row]:
                     f"{place(path, 'jsonl', row)} is longer than {longest / 2**20:.0f} MiB, so its "
                     "document may be larger than allowed; raise --max-document-mb or cut it"
                 )
-            if line.isspace():
+            if row == 0:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line or line.isspace():
                 continue
             yield row, _json_object(path, row, line)
 
@@ -169,8 +172,10 @@ def _json_object(path: Path, row: int, line: bytes) -> dict[str, object]:
         content = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DamagedError(_not_utf8(place(path, "jsonl", row), error)) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or "nested too deeply"
+        if not isinstance(error, RecursionError | json.JSONDecodeError):
+            reason = "a number has too many digits"
         raise CorpusError(
             f"{place(path, 'jsonl', row)} is not JSON ({reason}); expected one object a line"
         ) from None
@@ -192,7 +197,7 @@ def _text(path: Path, text_field: str, max_document_bytes: int) -> Iterator[Row]
             "--max-document-mb or cut it into several"
         )
     try:
-        yield 0, {text_field: content.decode("utf-8")}
+        yield 0, {text_field: content.decode("utf-8-sig")}
     except UnicodeDecodeError as error:
         raise DamagedError(_not_utf8(str(path), error)) from None
 
@@ -273,54 +278,77 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _decompressed(path: Path) -> io.BufferedReader:
-    if path.suffix == ".gz":
+    ending = path.suffix.lower()
+    if ending == ".gz":
         return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
-    if path.suffix == ".xz":
+    if ending == ".xz":
         return io.BufferedReader(lzma.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
-    if path.suffix == ".zst":
+    if ending == ".zst":
         return io.BufferedReader(_Zstandard(path), 1 << 20)
     return io.BufferedReader(path.open("rb", buffering=0), 1 << 20)
 
 
 class _Zstandard(io.RawIOBase):
-    """A zstd file of one or more frames; it raises EOFError if the last one is incomplete."""
+    """A zstd file of one or more frames; it raises EOFError if the last one is incomplete.
+
+    It is decompressed into the caller's buffer, so that a small file of many zeros takes no more
+    memory than another one.
+    """
 
     def __init__(self, path: Path) -> None:
         import zstandard
 
         self._file = path.open("rb")
-        self._frame = zstandard.ZstdDecompressor().decompressobj
-        self._current = self._frame()
         self._failure = zstandard.ZstdError
-        self._fed = False
-        self._compressed = self._plain = b""
+        # `stream_reader` stops silently in an incomplete frame, so frames are counted here.
+        self._reader = zstandard.ZstdDecompressor().stream_reader(
+            self._file, read_size=1 << 16, read_across_frames=True, closefd=False
+        )
+        self._whole = _ends_with_a_frame(path)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        while not self._plain:
-            if self._current.eof:
-                self._compressed = self._current.unused_data
-                self._current, self._fed = self._frame(), False
-            self._compressed = self._compressed or self._file.read(1 << 16)
-            if not self._compressed:
-                if self._fed:
-                    raise EOFError("the last frame is not whole")
-                return 0
-            try:
-                self._plain = self._current.decompress(self._compressed)
-            except self._failure as error:
-                raise EOFError(str(error)) from None
-            self._compressed, self._fed = b"", True
-        size = min(len(buffer), len(self._plain))
-        buffer[:size] = self._plain[:size]
-        self._plain = self._plain[size:]
+        try:
+            size = self._reader.readinto(buffer)
+        except self._failure as error:
+            raise EOFError(str(error)) from None
+        if not size and not self._whole:
+            raise EOFError("the last frame is not whole")
         return size
 
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _ends_with_a_frame(path: Path) -> bool:
+    """Return whether a zstd file holds whole frames (RFC 8878, section 3.1), by their sizes."""
+    import zstandard
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while (begin := file.tell()) < size:
+            head = file.read(18)  # the longest header of a frame
+            if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # skippable
+                file.seek(begin + 8 + int.from_bytes(head[4:8], "little"))
+                continue
+            try:
+                file.seek(begin + zstandard.frame_header_size(head))
+                checksum = 4 * zstandard.get_frame_parameters(head).has_checksum
+            except zstandard.ZstdError:
+                return False
+            last = False
+            while not last:
+                block = file.read(3)
+                if len(block) < 3:
+                    return False
+                number = int.from_bytes(block, "little")
+                last, kind = bool(number & 1), number >> 1 & 3
+                file.seek(1 if kind == 1 else number >> 3, 1)  # kind 1: one byte, repeated
+            file.seek(checksum, 1)
+        return file.tell() == size
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError) -> str:

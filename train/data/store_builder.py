@@ -200,7 +200,7 @@ def _build(corpus: Corpus, choices: Choices, *, out: Path, progress: Progress | 
     refusal = StoreError(f"{out} is being built by another process; wait for it")
     with storage.hold_build_lock(out, refusal):
         _refuse_existing(out)
-        with storage.new_folder(out) as folder:
+        with storage.new_folder(out, locked=True) as folder:
             plan = _plan(corpus, choices)
             counts = _write(folder, corpus, plan, progress)
             plan.tokenizer.save(folder / token_store.TOKENIZER)

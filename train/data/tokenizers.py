@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -28,9 +29,12 @@ from train import storage
 from train.errors import DamagedError, TokenizerError
 
 
-__all__ = ["KINDS", "Tokenizer", "gpt2_tokenizer", "load_tokenizer", "train_bpe", "train_words"]
+__all__ = ["KINDS", "TOKENIZER_FILES", "Tokenizer", "gpt2_tokenizer", "load_tokenizer"]
+__all__ += ["train_bpe", "train_words"]
 
 KINDS = ("gpt2", "bpe", "word")
+# Files of a tokenizer in a folder, in the order in which they are looked for.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 EOT_TEXT = "<|endoftext|>"
 WORD_EOT_TEXT = "<eot>"
@@ -67,9 +71,10 @@ class Tokenizer:
         """Return the ids of a text, without a separator.
 
         Raises:
-            TokenizerError: A word is not in the word-level vocabulary, or is the separator.
+            TokenizerError: A word is not in the word-level vocabulary, or is the separator; or the
+                text has half of a surrogate pair, which UTF-8 does not have.
         """
-        return self._encode([text])[0]
+        return self._encoded([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[np.ndarray]:
         """Return the ids of several texts, in order.
@@ -80,11 +85,19 @@ class Tokenizer:
             TokenizerError: A word is not in the word-level vocabulary, or is the separator.
         """
         if threads <= 1 or len(texts) < 2:
-            return self._encode(texts)
+            return self._encoded(texts)
         size = -(-len(texts) // (threads * 4))
         parts = [texts[first : first + size] for first in range(0, len(texts), size)]
         with ThreadPoolExecutor(threads) as pool:
-            return [ids for part in pool.map(self._encode, parts) for ids in part]
+            return [ids for part in pool.map(self._encoded, parts) for ids in part]
+
+    def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            return self._encode(texts)
+        except (UnicodeEncodeError, TypeError):
+            for text in texts:
+                _refuse_half_pairs(text)
+            raise
 
     def decode(self, ids: Integer[np.ndarray, " pos"] | Sequence[int]) -> str:
         """Return the text of ids. Bytes that are not UTF-8 (part of a character): `\\ufffd`.
@@ -116,6 +129,17 @@ class Tokenizer:
     @cached_property
     def _strings(self) -> list[str]:
         return [piece.decode("utf-8", errors="replace") for piece in self.pieces]
+
+
+def _refuse_half_pairs(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"the text has half of a surrogate pair ({text[error.start]!a}) at character "
+            f"{error.start}, which UTF-8 does not have; remove it or read the text with another "
+            "encoding"
+        ) from None
 
 
 def gpt2_tokenizer(vocabulary_folder: str | Path | None = None) -> Tokenizer:
@@ -195,6 +219,10 @@ def train_words(texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Open a `tokenizer.json`: one of ours, or any byte-level byte pairs with `<|endoftext|>`.
 
+    Older files do not name the kind of their model, and GPT-2's own is one of them: a vocabulary
+    with merges is then one of byte pairs. In place of the file, a folder may hold `tokenizer.json`,
+    or `vocab.json` and `merges.txt`.
+
     Raises:
         DamagedError: The file is missing, or cannot be read as a tokenizer.
         TokenizerError: The file holds another kind of tokenizer.
@@ -205,29 +233,82 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         True
     """
     path = Path(path)
+    if path.is_dir():
+        path = next(
+            (path / n for n in TOKENIZER_FILES if (path / n).is_file()), path / TOKENIZER_FILES[0]
+        )
+    if path.name in TOKENIZER_FILES[1:]:
+        return _from_pairs(path.with_name("vocab.json"), path.with_name("merges.txt"))
+    text = storage.read_foreign_text(path)
+    with _named(path):
+        return _loaded(text)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the path before an error, and say of any other error that the file is no tokenizer."""
     try:
-        return _loaded(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}: not readable as a tokenizer ({error!r})") from None
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from None
+        yield
+    except (DamagedError, TokenizerError) as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise type(error)(f"{path}: {said}") from None
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        said = str(error).strip().partition("\n")[0][:200]
+        raise DamagedError(
+            f"{path}: not readable as a tokenizer ({type(error).__name__}: {said})"
+        ) from None
+
+
+def _from_pairs(vocabulary: Path, pairs: Path) -> Tokenizer:
+    """Open byte pairs from a vocabulary and a list of merges, split as GPT-2's."""
+    if not vocabulary.is_file():
+        return gpt2_tokenizer(pairs.parent)
+    vocab = storage.read_foreign_json(vocabulary)
+    lines = storage.read_foreign_text(pairs).splitlines()
+    with _named(vocabulary):
+        merges = [tuple(line.split(" ")) for line in lines if line and line[:9] != "#version:"]
+        return _byte_pairs(_vocabulary(vocab), _merges(merges))
+
+
+def _vocabulary(vocab: object) -> dict[str, int]:
+    if not isinstance(vocab, dict) or any(type(one) is not int for one in vocab.values()):
+        raise TokenizerError("its vocabulary is no mapping of texts to whole numbers")
+    if EOT_TEXT not in vocab:
+        raise TokenizerError(f"its vocabulary has no {EOT_TEXT!r}, which separates documents")
+    return vocab
+
+
+def _merges(merges: object) -> list[tuple[str, ...]]:
+    if not isinstance(merges, list):
+        raise TokenizerError(f"its merges are a {type(merges).__name__}, not a list")
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else m for m in merges]
+    odd = [one for one in pairs if not isinstance(one, list | tuple) or len(one) != 2]
+    if odd:
+        raise TokenizerError(f"a merge joins two texts, and {str(odd[0])[:40]!r} does not")
+    return [(str(first), str(second)) for first, second in pairs]
 
 
 @lru_cache(maxsize=4)  # GPT-2's file takes half a second to read, and every store has a copy
 def _loaded(text: str) -> Tokenizer:
-    content = json.loads(text)
-    model, before = content["model"], content["pre_tokenizer"] or {}
-    kind, vocab = model["type"], model["vocab"]
-    if kind == "WordLevel" and before.get("type") == "WhitespaceSplit" and WORD_EOT_TEXT in vocab:
+    content = storage.parse_json(text, "not readable as a tokenizer")
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise DamagedError("not readable as a tokenizer (it has no model)")
+    model, before = content["model"], content.get("pre_tokenizer")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    kind = model.get("type") or ("BPE" if merges is not None else "nameless")
+    splits = (before or {}).get("type")
+    if kind == "WordLevel" and splits == "WhitespaceSplit" and WORD_EOT_TEXT in vocab:
         return _whole_words(sorted(vocab, key=vocab.__getitem__))
-    if kind == "BPE" and _to_bytes(before) and not content.get("normalizer") and EOT_TEXT in vocab:
-        merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-        asked = None if before.get("use_regex", before["type"] == "ByteLevel") else before
-        return _byte_pairs(vocab, merges, asked, whole=bool(model.get("ignore_merges")))
+    if kind == "BPE" and merges is not None and not content.get("normalizer"):
+        vocab, merges = _vocabulary(vocab), _merges(merges)
+        # Without a pre-tokenizer the file does not say how texts are split; GPT-2's is known.
+        if before is None and _is_gpt2(vocab, merges):
+            return _byte_pairs(vocab, merges)
+        if before and _to_bytes(before):
+            asked = None if before.get("use_regex", splits == "ByteLevel") else before
+            return _byte_pairs(vocab, merges, asked, whole=bool(model.get("ignore_merges")))
     raise TokenizerError(
-        f"a {kind} tokenizer with {before.get('type')} splitting; known are byte-level byte pairs "
+        f"a {kind} tokenizer with {splits} splitting; known are byte-level byte pairs "
         f"with {EOT_TEXT!r} and words at white space with {WORD_EOT_TEXT!r}"
     )
 

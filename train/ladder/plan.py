@@ -247,7 +247,9 @@ def _joined(draft: Ladder, numerics: Numerics | None) -> Ladder:
     """Write the file of a new ladder, or join the one that is there if it is the same."""
     path, file = draft.path, draft.path / LADDER
     if path.exists() and not file.exists():
-        others = {one.name for one in path.iterdir()} - {LOCKS, storage.partial_path(file).name}
+        others = [
+            one for one in path.iterdir() if one.name != LOCKS and not storage.is_partial(one)
+        ]
         if others and not file.exists():
             raise RecipeError(f"{path} exists already and holds no ladder; choose another folder")
     (path / LOCKS).mkdir(parents=True, exist_ok=True)

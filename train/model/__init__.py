@@ -7,8 +7,10 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from train.model.architecture import GPTConfig
+    from train.model.attached_code import attachments
     from train.model.attention import Attention, key_hook
     from train.model.gpt import GPT, Block, init_gpt
+    from train.model.gradient_mode import with_gradients
     from train.model.hooks import Hook, HookedModule, HookPoint
     from train.model.kernels import use_kernels
     from train.model.layers import Linear, Norm
@@ -26,11 +28,13 @@ __all__ = [
     "HookedModule",
     "Linear",
     "Norm",
+    "attachments",
     "init_gpt",
     "key_hook",
     "preset",
     "rotate",
     "use_kernels",
+    "with_gradients",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

@@ -160,6 +160,7 @@ class GPT(StackedWeights, HookedModule):
         super().__init__()
         self.cfg = cfg
         self.tokenizer: Any = None
+        self.no_tokenizer = "it came without one"  # why `tokenizer` is None
         self.origin: Any = None
         self.embed = Table(cfg.rows, cfg.d_model)
         self.hook_embed = HookPoint()
@@ -353,7 +354,10 @@ class GPT(StackedWeights, HookedModule):
 
     def _need_tokenizer(self, asked_by: str) -> Any:
         if self.tokenizer is None:
-            raise TokenizerError(f"{asked_by} needs a tokenizer, and this model came without one")
+            raise TokenizerError(
+                f"{asked_by} needs a tokenizer, and this model has none ({self.no_tokenizer}); "
+                "models.load(tokenizer=FILE), or --tokenizer FILE, gives it one"
+            )
         return self.tokenizer
 
     @torch.no_grad()

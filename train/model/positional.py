@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 __all__ = ["Rotary", "rotate", "sinusoids"]
 
+FIRST_POSITIONS = 4096
+
 
 def sinusoids(n_ctx: int, d_model: int, *, base: float) -> Float[Tensor, "pos d_model"]:
     """Return concat(sin(t f), cos(t f)) for t = pos and f_k = base^(-k / (d_model / 2))."""
@@ -27,24 +29,38 @@ def sinusoids(n_ctx: int, d_model: int, *, base: float) -> Float[Tensor, "pos d_
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of every position; shared by all layers and not saved with the weights."""
+    """Cosines and sines of every position; shared by all layers and not saved with the weights.
+
+    Those of the first 4,096 positions are computed at once and those of others when they are asked
+    for, because the context of some models has a million positions.
+    """
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, n_ctx: int, d_head: int, *, theta: float) -> None:
         super().__init__()
-        # fp32 throughout: Hugging Face rounds the angle in the same way, by 1e-4 at position 2,000.
-        # More exact angles would differ from those that published checkpoints were trained with.
-        exponent = torch.arange(0, d_head, 2, dtype=torch.float32) / d_head
-        angle = torch.outer(torch.arange(n_ctx, dtype=torch.float32), 1.0 / theta**exponent)
-        angle = torch.cat([angle, angle], dim=-1)[:, None, :]
+        self.n_ctx, self.d_head, self.theta = n_ctx, d_head, theta
+        angle = self._angles(min(n_ctx, FIRST_POSITIONS))
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, n_pos: int) -> tuple[Tensor, Tensor]:
         """Return the cosines and sines [pos 1 d_head] of the first `n_pos` positions."""
+        if n_pos > len(self.cos):
+            # Tensors of inference mode could not be used in training afterwards.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                angle = self._angles(min(max(n_pos, 2 * len(self.cos)), self.n_ctx))
+                # In the type and on the device that the model was moved to.
+                self.cos, self.sin = angle.cos().to(self.cos), angle.sin().to(self.sin)
         return self.cos[:n_pos], self.sin[:n_pos]
+
+    def _angles(self, n_pos: int) -> Float[Tensor, "pos 1 d_head"]:
+        # fp32 throughout: Hugging Face rounds the angle in the same way, by 1e-4 at position 2,000.
+        # More exact angles would differ from those that published checkpoints were trained with.
+        exponent = torch.arange(0, self.d_head, 2, dtype=torch.float32) / self.d_head
+        angle = torch.outer(torch.arange(n_pos, dtype=torch.float32), 1.0 / self.theta**exponent)
+        return torch.cat([angle, angle], dim=-1)[:, None, :]
 
 
 def rotate(

@@ -36,6 +36,7 @@ __all__ = [
     "check_checkpoints",
     "drop_unlisted",
     "index",
+    "outside",
     "read_counters",
     "read_tensors",
     "write_checkpoint",
@@ -107,7 +108,7 @@ def write_checkpoint(
     saved = Checkpoint(step, {name: sha256(data).hexdigest() for name, data in content.items()})
     place = run_path / saved.folder
     shutil.rmtree(place, ignore_errors=True)
-    with storage.new_folder(place) as temporary:
+    with storage.new_folder(place, locked=True) as temporary:
         for name, data in content.items():
             (temporary / name).write_bytes(data)
     listed = index(run_path) if (run_path / CHECKPOINTS / CHECKPOINT_INDEX).exists() else []
@@ -172,6 +173,9 @@ def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
     for one in listed:
         for name, expected in one.files.items():
             path = run_path / one.folder / name
+            if problem := outside(run_path, f"{one.folder}/{name}"):
+                problems.append(problem)
+                continue
             if not path.is_file():
                 problems.append(f"{path}: the file is missing")
                 continue
@@ -182,15 +186,45 @@ def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
                 problems.append(
                     f"{path}: sha256 {found[:12]}..., the index says {expected[:12]}...{whose}"
                 )
+        if (run_path / one.folder).is_dir():
+            problems += [
+                f"{path}: the index does not list this file"
+                for path in sorted((run_path / one.folder).iterdir())
+                if path.name not in one.files and not storage.is_partial(path)
+            ]
     return problems
 
 
+def outside(run_path: Path, name: str) -> str:
+    """Return what is wrong with the name of a run's file if it leads out of the run, or "".
+
+    Examples:
+        >>> runs.outside(run.path, "ledger.jsonl")
+        ''
+        >>> runs.outside(run.path, "../other/ledger.jsonl").endswith("leads out of the run")
+        True
+    """
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts:
+        return f"{run_path}: the name {name!r} leads out of the run"
+    place = run_path
+    for part in parts:
+        place = place / part
+        if place.is_symlink():
+            return f"{place}: a symbolic link, which may lead out of the run; copy what it names"
+    return ""
+
+
 def drop_unlisted(run_path: Path) -> None:
-    """Remove checkpoint folders that a killed process wrote but did not add to the index."""
-    listed = {(run_path / one.folder).name for one in index(run_path)}
+    """Remove checkpoints and files that a killed process wrote but did not add to the index."""
+    listed = {(run_path / one.folder).name: one for one in index(run_path)}
     for place in (run_path / CHECKPOINTS).iterdir():
         if place.is_dir() and place.name not in listed:
             shutil.rmtree(place)
+        elif place.is_dir():
+            for file in place.iterdir():
+                if file.name not in listed[place.name].files:
+                    file.unlink()
 
 
 def _trusted(path: Path, expected: str) -> bytes:

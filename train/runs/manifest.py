@@ -85,13 +85,13 @@ def begin_manifest(
         "parent": parent,
         "removed": asdict(removal) if removal else None,
     }
-    paths = {"store_path": os.path.relpath(store.path.absolute(), run_path.absolute())}
+    paths = {"store_path": _relative(store.path, run_path)}
     if base:
         asked["base"] = base.identity
     if teacher and teacher_path:
         # Without a teacher nothing is added, so the ids of older runs stay what they were.
         asked["teacher"] = teacher
-        paths["teacher_path"] = os.path.relpath(teacher_path.absolute(), run_path.absolute())
+        paths["teacher_path"] = _relative(teacher_path, run_path)
     predicate = {
         **asked,
         "schema": 1,
@@ -107,9 +107,7 @@ def begin_manifest(
     if base:
         places = {"run": base.path, "store": base.store_path}
         predicate["base_places"] = {
-            name: os.path.relpath(path.absolute(), run_path.absolute())
-            for name, path in places.items()
-            if path
+            name: _relative(path, run_path) for name, path in places.items() if path
         }
     return _write(run_path, predicate, {})
 
@@ -181,6 +179,21 @@ def code() -> dict[str, str]:
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return {"version": version("openbook"), "train_sha256": digest.hexdigest()}
+
+
+def located(run_path: Path, relative: str) -> Path:
+    """Return the folder that a manifest names relative to its run.
+
+    The path is followed from where the run really is and, if nothing is there, from the name under
+    which it was opened: one of the two holds if a folder above it is a symbolic link.
+    """
+    physical = (run_path.resolve() / relative).resolve()
+    logical = Path(os.path.normpath(run_path.absolute() / relative))
+    return physical if physical.exists() or not logical.exists() else logical
+
+
+def _relative(path: Path, run_path: Path) -> str:
+    return os.path.relpath(path.resolve(), run_path.resolve())
 
 
 def _segment(first_step: int) -> storage.JsonObject:

@@ -134,7 +134,7 @@ class Run:
         if identity is None:
             return None
         places = {
-            name: (self.path / path).resolve()
+            name: manifest.located(self.path, path)
             for name, path in self.predicate["base_places"].items()
         }
         return Base(path=places["run"], store_path=places.get("store"), **identity)
@@ -180,14 +180,24 @@ class Run:
         """The token store that the run was trained on.
 
         Raises:
-            StoreError: The store at that path is another one.
+            StoreError: There is no store at that path, or it is another one.
         """
         return self._store
+
+    @property
+    def store_place(self) -> Path:
+        """The folder in which the token store is expected, whether it is there or not."""
+        return self.store_path or manifest.located(self.path, self.predicate["store_path"])
 
     @cached_property
     def _store(self) -> TokenStore:
         self._must_be_trained_here("a token store")
-        path = self.store_path or (self.path / self.predicate["store_path"]).resolve()
+        path = self.store_place
+        if not path.exists():
+            raise StoreError(
+                f"the token store of the run {self.path} is not at {path}; say where it is with "
+                "--store (store= in Python), or put it there"
+            )
         store = open_store(path)
         expected = self.predicate["data"]["fingerprint"]
         if store.fingerprint != expected:
@@ -207,7 +217,7 @@ class Run:
         """
         if not self.predicate.get("teacher"):
             return None
-        path = (self.path / self.predicate["teacher_path"]).resolve()
+        path = manifest.located(self.path, self.predicate["teacher_path"])
         if not (path / manifest.MANIFEST).is_file():
             raise TrainError(
                 f"the run {self.path} was taught by run {self.predicate['teacher']['run_id']}, "
@@ -303,6 +313,8 @@ class Run:
             {key: one for key, one in tensors.items() if not key.startswith("mtp.")}
         )
         model.tokenizer = self.tokenizer
+        if model.tokenizer is None:
+            model.no_tokenizer = str(self.predicate["origin"]["description"])
         model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
         return model.eval()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         canonical_json,
         check_room,
         disk_guard,
+        is_partial,
         new_folder,
         partial_path,
         read_sealed,
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
         write_text,
     )
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
+    from train.storage.foreign_files import (
+        damaged_json,
+        parse_json,
+        read_foreign_bytes,
+        read_foreign_json,
+        read_foreign_text,
+        stand_in,
+    )
     from train.storage.lock import hold_build_lock, hold_lock
 
 __all__ = [
@@ -49,18 +58,25 @@ __all__ = [
     "check_digest",
     "check_room",
     "check_size",
+    "damaged_json",
     "disk_guard",
     "file_entry",
     "hold_build_lock",
     "hold_lock",
+    "is_partial",
     "lock_artifact",
     "new_folder",
+    "parse_json",
     "partial_path",
     "read_chain",
+    "read_foreign_bytes",
+    "read_foreign_json",
+    "read_foreign_text",
     "read_sealed",
     "replace_folder",
     "seal",
     "sha256_file",
+    "stand_in",
     "sync_folder",
     "verify_artifact",
     "writable",

@@ -6,18 +6,26 @@ JSON file contains the sha256 of its own canonical text without the seal, so tha
 a change of any bit, even in white space.
 """
 
+import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from train.errors import DamagedError, DiskError, TrainError
 from train.progress import readable_size
+from train.storage.foreign_files import parse_json, read_foreign_bytes
+from train.storage.lock import hold_build_lock
 
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "canonical_json",
     "check_room",
     "disk_guard",
+    "is_partial",
     "new_folder",
     "partial_path",
     "read_sealed",
@@ -39,6 +48,8 @@ __all__ = [
     "write_text",
 ]
 
+PARTIAL = ".partial"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 # A JSON object as it was read. The reader of each format knows the types of its values: they are
 # those that were written, because a seal or a chain is checked.
 JsonObject = dict[str, Any]
@@ -97,12 +108,10 @@ def read_sealed(path: Path) -> JsonObject:
         1
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedError(f"{path}: not readable as JSON ({error}); it was damaged") from None
+        text = read_foreign_bytes(path).decode("utf-8")  # a byte order mark is a change, too
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path}: not UTF-8 ({error.reason}); it was changed") from None
+    content = parse_json(text, path)
     if not isinstance(content, dict) or canonical_json(seal(content)) != text:
         raise DamagedError(f"{path}: the content does not match its own digest; it was changed")
     return content
@@ -123,23 +132,74 @@ def sha256_file(path: Path) -> str:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file completely or not at all.
 
+    Several processes may write one file: the last one wins, and readers see one of them whole. The
+    permissions of an older file are kept, a symbolic link is followed, and what is no regular file
+    (a device, a pipe) is written through.
+
     Examples:
         >>> storage.write_bytes(folder / "a.bin", bytes([1, 2]))
         >>> (folder / "a.bin").stat().st_size
         2
     """
-    temporary = partial_path(path)
+    path = path.resolve() if path.is_symlink() else path
+    older = path.stat().st_mode if path.exists() else None
+    if older is not None and not stat.S_ISREG(older):
+        with path.open("wb") as file:
+            file.write(content)
+        return
     with disk_guard(path):
+        temporary, descriptor = _own_partial(path)
         try:
-            with temporary.open("wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
+                if older is not None:
+                    os.fchmod(file.fileno(), stat.S_IMODE(older))
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _own_partial(path: Path) -> tuple[Path, int]:
+    """Create a temporary file for this process alone; return its path and its open descriptor.
+
+    It is locked until it is closed. Files of killed processes, which nobody locks, are removed.
+    """
+    _remove_left_partials(path)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        with suppress(OSError):  # a file system without locks never removes what was left
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # another process took it for the rest of a killed one
+
+
+def _remove_left_partials(path: Path) -> None:
+    begin = f".{path.name}."
+    with os.scandir(path.parent) as entries:
+        names = [
+            entry.name
+            for entry in entries
+            if entry.name.startswith(begin) and entry.name.endswith(PARTIAL)
+        ]
+    for name in names:
+        left = path.with_name(name)
+        with suppress(OSError):  # it is being written, or was removed meanwhile
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -168,17 +228,27 @@ def write_json(path: Path, content: object) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the temporary name under which a file or folder is written.
+    """Return the temporary name under which a folder is built, by one process at a time.
 
     Examples:
-        >>> storage.partial_path(folder / "a.txt").name
-        '.a.txt.partial'
+        >>> storage.partial_path(folder / "index").name
+        '.index.partial'
     """
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+def is_partial(path: Path) -> bool:
+    """Return whether this is the name of an unfinished file or folder.
+
+    Examples:
+        >>> storage.is_partial(folder / ".a.json.0123abcd.partial")
+        True
+    """
+    return path.name.startswith(".") and path.name.endswith(PARTIAL)
 
 
 @contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, locked: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block ends.
 
     If the block raises, the folder is removed. Remains of an earlier attempt by a killed process
@@ -187,6 +257,10 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         path: The folder.
         replace: True replaces an older folder of that name (`replace_folder`).
+        locked: True if the caller has a lock that excludes other writers of `path`.
+
+    Raises:
+        TrainError: Another process is writing the folder, or has written it meanwhile.
 
     Examples:
         >>> with storage.new_folder(folder / "out") as unfinished:
@@ -195,9 +269,16 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         >>> [path.name for path in (folder / "out").iterdir()]
         ['a.txt']
     """
-    temporary = partial_path(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    with disk_guard(path):
+    refusal = TrainError(f"{path} is being written by another process; wait for it")
+    with ExitStack() as stack:
+        if not locked:
+            stack.enter_context(hold_build_lock(path, refusal))
+        # Looked at again under the lock: another process may have finished meanwhile.
+        if not replace and path.exists() and not (path.is_dir() and not os.listdir(path)):
+            raise TrainError(f"{path} exists already; choose another place or remove it")
+        temporary = partial_path(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        stack.enter_context(disk_guard(path))
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -214,10 +295,11 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def replace_folder(ready: Path, path: Path) -> None:
-    """Rename a finished folder to `path`, and delete the older one of that name afterwards.
+    """Give a finished folder the name `path`, and delete the older one of that name afterwards.
 
-    A process that is killed meanwhile leaves one of the two, or the older one under another name;
-    `restore_folder` undoes that.
+    Where the system can exchange two names at once (Linux), every reader finds one of the two.
+    Elsewhere there is a moment in which neither is there; a process that is killed in it leaves the
+    older one under another name, and `restore_folder` undoes that.
 
     Examples:
         >>> (folder / "ready").mkdir()
@@ -228,13 +310,18 @@ def replace_folder(ready: Path, path: Path) -> None:
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)
     sync_folder(ready)
-    with suppress(FileNotFoundError):
-        os.replace(path, aside)
-    try:
+    if not path.exists():
         os.replace(ready, path)
-    except BaseException:  # also Ctrl-C between the two renames
-        restore_folder(path)
-        raise
+    elif _can_exchange():
+        os.replace(ready, aside)
+        _exchange(aside, path)
+    else:
+        os.replace(path, aside)
+        try:
+            os.replace(ready, path)
+        except BaseException:  # also Ctrl-C between the two renames
+            restore_folder(path)
+            raise
     sync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -248,6 +335,28 @@ def restore_folder(path: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
+
+
+@cache
+def _can_exchange() -> bool:
+    """Return whether names can be exchanged, by trying it in a temporary folder."""
+    with tempfile.TemporaryDirectory() as place:
+        one, other = Path(place, "one"), Path(place, "other")
+        one.mkdir()
+        other.mkdir()
+        try:
+            _exchange(one, other)
+        except (OSError, AttributeError):
+            return False
+        return True
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange the names of two files or folders at once (renameat2 of Linux)."""
+    call = ctypes.CDLL(None, use_errno=True).renameat2
+    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def check_room(path: Path, needed: int, *, remedy: str) -> None:
@@ -271,10 +380,15 @@ def check_room(path: Path, needed: int, *, remedy: str) -> None:
 
 @contextmanager
 def disk_guard(path: Path) -> Iterator[None]:
-    """Turn the error of a full disk into a DiskError that says where and how much space is left."""
+    """Turn the error of a full or failing disk into a DiskError that says where it happened."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EIO, errno.EROFS):
+            raise DiskError(
+                f"the disk failed while writing {path} ({error.strerror}); nothing half-written "
+                "was kept, look at the disk and run the same command again"
+            ) from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskError(

@@ -64,8 +64,7 @@ __all__ = [
 # previous one.
 CUDA_BLOCK = 16
 LOCK = ".lock"
-BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, f".{runs.SCHEDULE}.partial", f".{runs.MANIFEST}.partial"}
-BEFORE_MANIFEST |= {runs.MONITOR_LOG, runs.REFERENCE, f".{runs.REFERENCE}.partial"}
+BEFORE_MANIFEST = {LOCK, runs.SCHEDULE, runs.MONITOR_LOG, runs.REFERENCE}
 ALONE = Ranks()
 
 
@@ -217,7 +216,8 @@ def _refuse_other_model(recipe: Recipe, base: Run) -> None:
 
 def _refuse_existing(out: Path) -> None:
     # What a process leaves if it is killed before it writes the manifest is no run yet.
-    if out.exists() and {path.name for path in out.iterdir()} - BEFORE_MANIFEST:
+    found = [path for path in out.iterdir() if not storage.is_partial(path)] if out.exists() else []
+    if {path.name for path in found} - BEFORE_MANIFEST:
         raise RecipeError(
             f"{out} exists already; resume it with `openbook run resume` or choose another folder"
         )
@@ -262,6 +262,10 @@ def resume(
                 runs.drop_unlisted(opened.path)
 
         ranks.run_on_rank_0(begin)
+        # Read again under the lock: another process may have continued the run meanwhile.
+        opened = runs.open(path, store=store)
+        if opened.finished:
+            return opened
         state = _where_it_stopped(opened)
         keep_own_shard(state, ranks)
         ranks.run_on_rank_0(lambda: runs.resumed_manifest(opened.path, opened.manifest, state.step))
@@ -360,6 +364,8 @@ def retrain_without(
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)
     with _lock(out):
+        if (out / runs.MANIFEST).exists():  # written by another process meanwhile
+            raise RecipeError(f"{out} is a run already; resume it or choose another folder")
         _start_from(parent, begin, out)
         runs.begin_manifest(
             out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from train import numerics, runs, storage
-from train.data import verify_store
+from train.data import STORE_MANIFEST, verify_store
 from train.errors import DamagedError, TrainError
 from train.model import init_gpt
 from train.progress import Progress
@@ -35,6 +35,8 @@ __all__ = ["LEVELS", "Verification", "check_files", "verify"]
 # bf16 rounds in addition.
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 SPAN_STEPS = 10
+# Folder of a run in which runs retrained from it are kept.
+RETRAINED = "counterfactuals"
 # Pairs of a DPO run whose reference is computed again.
 REFERENCE_PAIRS = 32
 # Levels of an undamaged run, weakest first. An imported run is always `weights only`.
@@ -178,7 +180,7 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
     for number, (name, expected) in enumerate(sorted(subjects.items())):
         if progress:
             progress("hashing the run", number + 1, len(subjects))
-        problem = _changed(run.path / name, expected)
+        problem = runs.outside(run.path, name) or _changed(run.path / name, expected)
         if problem and str(run.path / name) not in named:
             problems.append(problem)
     if run.knowledge == "weights-only":
@@ -200,8 +202,9 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
 
 
 def _store_problems(run: Run) -> list[str]:
-    path = run.store_path or (run.path / run.predicate["store_path"]).resolve()
-    problem = _changed(path / "store.json", run.predicate["data"]["store_sha256"])
+    if not run.store_place.exists():
+        _ = run.store  # says that it is not there, which is no damage
+    problem = _changed(run.store_place / STORE_MANIFEST, run.predicate["data"]["store_sha256"])
     if problem:
         return [problem]
     try:
@@ -223,9 +226,13 @@ def _teacher_problems(run: Run) -> list[str]:
 def _retrained_problems(run: Run) -> list[str]:
     """Check the files of runs that were retrained from this one and are kept in its folder."""
     problems = []
-    for manifest in sorted(run.path.glob("*/*/manifest.json")):
+    folders = {path.parent for path in run.path.glob(f"*/*/{runs.MANIFEST}")}
+    # A retrained run without its manifest is damaged, not absent.
+    kept = (run.path / RETRAINED).glob("*")
+    folders |= {path for path in kept if (path / runs.CHECKPOINTS).is_dir()}
+    for folder in sorted(folders):
         try:
-            child = runs.open(manifest.parent, store=run.store.path)
+            child = runs.open(folder, store=run.store.path)
             problems += _run_problems(child, None)[0]
         except TrainError as error:
             problems.append(str(error))

@@ -25,7 +25,7 @@ from interp.patching.engine.memory import MEMORY, bytes_per_position, rows_in_fl
 from interp.patching.engine.patched_layer import first_position, start
 from interp.patching.engine.patched_scores import Found, Patched, averaged, spread
 from train.errors import nearest
-from train.model import GPT
+from train.model import GPT, attachments
 from train.progress import Progress
 from train.short_repr import short_repr
 
@@ -235,10 +235,11 @@ def unpatched(
 
 
 def engine_runs(model: HookedModel) -> bool:
-    """Return True if the engine can replace the model: it is a GPT without hooks of its own.
+    """Return True if the engine can replace the model: it is a GPT on which nothing hangs.
 
-    The engine does not run hooks that were added to the model, and no attention whose weights are
-    generated from the input (retention): there a patch changes the weights of later positions.
+    The engine runs nothing that was added to a model (`train.model.attachments`: hooks, adapters,
+    replaced modules), and no attention whose weights are generated from the input (retention):
+    there a patch changes the weights of later positions.
 
     Examples:
         >>> engine.engine_runs(model)
@@ -246,7 +247,7 @@ def engine_runs(model: HookedModel) -> bool:
     """
     if not isinstance(model, GPT) or model.cfg.retention:
         return False
-    return not any(point.hooked for point in model.hook_dict.values())
+    return not attachments(model)
 
 
 def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n_pos: int) -> None:

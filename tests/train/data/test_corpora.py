@@ -120,6 +120,50 @@ def test_a_text_file_is_one_document(tmp_path: Path):
     assert document.text == "Enter\r\nHamlet.\n"
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_text(name: str, tmp_path: Path):
+    content = b'{"text": "once"}\n' if name.endswith("l") else b"once"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+    assert [one.text for one in _read(tmp_path / name)] == ["once"]
+
+
+@pytest.mark.parametrize("ending", [".JSONL.GZ", ".jsonl.Gz", ".Jsonl.GZ"])
+def test_endings_are_read_without_case(ending: str, tmp_path: Path):
+    (tmp_path / f"a{ending}").write_bytes(gzip.compress(b'{"text": "once"}\n'))
+    assert [one.text for one in _read(tmp_path / f"a{ending}")] == ["once"]
+
+
+def test_the_name_that_was_given_decides_and_not_that_of_a_links_target(tmp_path: Path):
+    (tmp_path / "blob").write_text('{"text": "once"}\n')
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "blob")
+    (document,) = _read(tmp_path / "a.jsonl")
+    assert (document.text, document.source) == ("once", "a.jsonl")
+
+
+def test_a_zstd_file_of_zeros_takes_no_more_memory_than_a_line_may(tmp_path: Path):
+    import tracemalloc
+
+    zeros = zstandard.ZstdCompressor().compress(bytes(200_000_000))
+    (tmp_path / "a.txt.zst").write_bytes(zeros)
+    tracemalloc.start()
+    with pytest.raises(CorpusError, match="larger than"):
+        _read(tmp_path / "a.txt.zst", max_document_bytes=1 << 20)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kept", [1, 5, 9, 40, -1, -4, -5])
+def test_a_zstd_file_that_was_cut_anywhere_is_refused(kept: int, tmp_path: Path):
+    lines = b"".join(b'{"text": "%d"}\n' % number for number in range(5000))
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(lines)
+    skippable = b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc"
+    (tmp_path / "whole.jsonl.zst").write_bytes(packed + skippable + packed)
+    assert len(_read(tmp_path / "whole.jsonl.zst")) == 10_000
+    (tmp_path / "cut.jsonl.zst").write_bytes(packed + skippable + packed[:kept])
+    with pytest.raises(DamagedError, match="cut off or changed"):
+        _read(tmp_path / "cut.jsonl.zst")
+
+
 def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path: Path):
     folder = tmp_path / "books"
     (folder / "b").mkdir(parents=True)
@@ -231,6 +275,12 @@ BAD = [
      "line 2 has a NoneType as field 'text'"),
     ("a gzip file that ends early", _cut("gz"), DamagedError, "cut.jsonl.gz: .*cut off or changed"),
     ("an xz file that ends early", _cut("xz"), DamagedError, "cut.jsonl.xz: .*cut off or changed"),
+    (
+        "a number of too many digits",
+        _line(b'{"text": "a", "n": ' + b"9" * 5000 + b"}"),
+        CorpusError,
+        "line 2 is not JSON .*too many digits",
+    ),
     ("a zstd file that ends early", _cut("zst"), DamagedError, "cut.jsonl.zst: .*cut off or cha"),
     ("a parquet file that ends early", _cut("parquet"), DamagedError, "cut.parquet: not readable"),
     ("a gzip file that is none", _file("bad.jsonl.gz", b"plain"), DamagedError, "cut off or chang"),

@@ -308,6 +308,18 @@ def test_a_file_that_is_no_tokenizer_is_refused(content: str, error: type, tmp_p
         tokenization.load_tokenizer(tmp_path / "tokenizer.json")
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["gpt2", "bpe"])
+def test_half_of_a_surrogate_pair_is_refused(kind: str, threads: int):
+    tokenizer = (
+        tokenization.gpt2_tokenizer() if kind == "gpt2" else tokenization.train_bpe(["a b"], 258)
+    )
+    with pytest.raises(
+        TokenizerError, match=r"half of a surrogate pair \('\\ud83d'\) at character 1"
+    ):
+        tokenizer.encode_batch(["whole"] * 20 + ["a\ud83d"], threads=threads)
+
+
 def test_another_kind_of_tokenizer_is_refused(tmp_path: Path):
     import tokenizers
 

@@ -80,7 +80,7 @@ def test_a_row_of_another_schema_is_named(tmp_path, kind, row, message):
 
 def test_files_that_hold_no_examples_are_refused(tmp_path):
     for name, text, error, message in (
-        ("a.json", "{", CorpusError, "is not JSON"),
+        ("a.json", "{", CorpusError, "not readable as JSON"),
         ("a.json", '{"prompt": "x"}', CorpusError, "holds a dict; expected a list"),
         ("a.json", "[3]", CorpusError, "example 0 is a int"),
         ("a.jsonl", '{"prompt"', CorpusError, "line 1 is not JSON"),

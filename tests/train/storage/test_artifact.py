@@ -43,7 +43,7 @@ def artifact(tmp_path):
 def write(artifact, content: bytes) -> None:
     with (
         storage.lock_artifact(artifact),
-        storage.new_folder(artifact.path, replace=True) as folder,
+        storage.new_folder(artifact.path, replace=True, locked=True) as folder,
     ):
         (folder / "data").write_bytes(content)
         files = {"data": storage.file_entry(folder / "data")}
@@ -108,7 +108,7 @@ def test_a_folder_that_a_killed_process_moved_aside_comes_back(artifact, tmp_pat
 
 def test_a_failed_build_keeps_the_older_folder(artifact, tmp_path):
     def fail() -> None:
-        with storage.new_folder(artifact.path, replace=True) as folder:
+        with storage.new_folder(artifact.path, replace=True, locked=True) as folder:
             (folder / "half").write_text("half")
             raise RuntimeError
 

@@ -90,6 +90,31 @@ def test_truncated_and_missing_files_are_named(copied):
         path.write_bytes(whole)
 
 
+def test_a_file_that_nothing_lists_is_named_and_goes_when_a_run_is_resumed(copied):
+    left = copied / "checkpoints/step-00000008/optimizer.old"
+    left.write_bytes(b"left")
+    assert problems(copied) == [f"{left}: the index does not list this file"]
+    runs.drop_unlisted(copied)
+    assert problems(copied) == []
+
+
+def test_names_and_links_that_lead_out_of_a_run_are_refused(copied, tmp_path):
+    folder = copied / "checkpoints/step-00000008"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert "a symbolic link, which may lead out of the run" in "\n".join(problems(copied))
+    for name in ("../elsewhere/a", "/etc/passwd"):
+        assert "leads out of the run" in runs.outside(copied, name)
+
+
+def test_a_retrained_run_that_lost_its_manifest_is_damaged_and_not_absent(copied, tmp_path):
+    shutil.copytree(copied, tmp_path / "child")
+    (copied / "counterfactuals").mkdir()
+    (tmp_path / "child").rename(copied / "counterfactuals" / "0123")
+    (copied / "counterfactuals" / "0123" / "manifest.json").unlink()
+    assert "counterfactuals/0123" in "\n".join(problems(copied))
+
+
 def test_two_swapped_checkpoints_are_named_with_whose_they_are(copied):
     early, late = (copied / f"checkpoints/step-{step:08d}" for step in (8, 16))
     os.rename(early, copied / "away")

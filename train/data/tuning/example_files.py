@@ -20,7 +20,7 @@ from train import storage
 from train.data import readers
 from train.data.tuning.examples import KINDS, Example, TuningSet
 from train.data.tuning.planted_sets import planted_instructions, planted_preferences
-from train.errors import CorpusError, DamagedError, nearest
+from train.errors import CorpusError, nearest
 
 
 __all__ = ["open_tuning_set"]
@@ -98,13 +98,12 @@ def _json_lines(path: Path) -> Iterator[readers.Row]:
 
 
 def _json_list(path: Path) -> Iterator[readers.Row]:
+    text = storage.read_foreign_text(path, most_bytes=MAX_FILE_BYTES)
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DamagedError(f"{path} is not UTF-8 (at byte {error.start}); convert it") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or "nested too deeply"
-        raise CorpusError(f"{path} is not JSON ({reason}); expected a list of objects") from None
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = storage.damaged_json(text, error)
+        raise CorpusError(f"{path}: {reason}; expected a list of objects") from None
     if not isinstance(rows, list):
         raise CorpusError(f"{path} holds a {type(rows).__name__}; expected a list of objects")
     for row, fields in enumerate(rows):

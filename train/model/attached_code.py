@@ -1,0 +1,83 @@
+"""What hangs on a model: replaced modules, torch hooks, parametrizations, overridden methods.
+
+Code that computes with the weights of a model, and not by calling it, does not see these. It asks
+`attachments` first, and then calls the model or refuses.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from train.model.architecture import GPTConfig
+from train.model.gpt import GPT
+from train.model.hooks import HookPoint
+
+
+__all__ = ["attachments"]
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+# A module may carry these from elsewhere; they change no value.
+PLAIN_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+
+
+def attachments(model: GPT) -> list[str]:
+    """Return what makes a forward pass of `model` differ from that of its weights, one line each.
+
+    Hooks at hook points (`model.hooks`) count as well.
+
+    Examples:
+        >>> from train.model import attachments
+        >>> attachments(model)
+        []
+        >>> with model.hooks([("blocks.0.hook_attn_out", lambda value, point: 0 * value)]):
+        ...     attachments(model)
+        ...
+        ['a hook at blocks.0.hook_attn_out']
+    """
+    expected = _types(model.cfg)
+    there = dict(model.named_modules(remove_duplicate=False))
+    found = [f"{name} is missing" for name in expected if name not in there]
+    for name, module in there.items():
+        said = f"{name or 'the model'}"
+        if name not in expected:
+            found.append(f"{said} was added")
+        elif type(module) is not expected[name]:
+            found.append(f"{said} is a {type(module).__name__}")
+        if any(getattr(module, hooks, None) for hooks in HOOKS):
+            found.append(f"a torch hook on {said}")
+        found += [
+            f"{said}.{key} was replaced"
+            for key in vars(module)
+            if callable(getattr(type(module), key, None)) and not isinstance(module, HookPoint)
+        ]
+        found += [
+            f"{said}.{key} is a {type(value).__name__}"
+            for key, value in (*module._parameters.items(), *module._buffers.items())
+            if value is not None and type(value) not in PLAIN_TENSORS
+        ]
+    for kind in ("forward", "forward_pre"):
+        if getattr(torch_module, f"_global_{kind}_hooks", None):
+            found.append("a torch hook on all modules")
+    found += [f"a hook at {name}" for name, point in model.hook_dict.items() if point.hooked]
+    found += [
+        f"the factor of blocks.{number}"
+        for number, block in enumerate(model.blocks)
+        if getattr(block, "scale", None) is not None
+    ]
+    return found
+
+
+@lru_cache(maxsize=32)
+def _types(cfg: GPTConfig) -> dict[str, type[nn.Module]]:
+    """Return the class of every module of a new model."""
+    with torch.device("meta"):
+        return {
+            name: type(module) for name, module in GPT(cfg).named_modules(remove_duplicate=False)
+        }

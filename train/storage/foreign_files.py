@@ -1,0 +1,127 @@
+"""Reading of files that others wrote: bounded, and with one error that says what the file is.
+
+Whatever a file holds, reading it ends in its text, in a JSON value or in a `DamagedError` of one
+line that begins with its path. A file that stands in for another one (a git-lfs pointer, the HTML
+page of a login) is named as such.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from train.errors import DamagedError
+from train.progress import readable_size
+
+
+__all__ = ["damaged_json", "parse_json", "read_foreign_bytes", "read_foreign_json"]
+__all__ += ["read_foreign_text", "stand_in"]
+
+MOST_BYTES = 1 << 28  # of a text that is read whole; the largest tokenizer.json known has 34 MB
+# Beginnings of files that a download leaves in place of what was asked for.
+STAND_INS = {
+    b"version https://git-lfs": "a git-lfs pointer, not the file itself; run `git lfs pull`",
+    b"<!doctype html": "an HTML page, not the file itself; download it again",
+    b"<html": "an HTML page, not the file itself; download it again",
+}
+LONGEST_BEGINNING = 64
+
+
+def read_foreign_bytes(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        DamagedError: The file is missing, is no file, is larger than `most_bytes`, or stands in for
+            another file.
+
+    Examples:
+        >>> storage.write_text(folder / "a.txt", "abc")
+        >>> storage.read_foreign_bytes(folder / "a.txt")
+        b'abc'
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = b"" if size > most_bytes else file.read(most_bytes + 1)
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: the file is missing") from None
+    except IsADirectoryError:
+        raise DamagedError(f"{path}: a folder, and a file is expected") from None
+    if max(size, len(content)) > most_bytes:
+        raise DamagedError(
+            f"{path}: {readable_size(max(size, len(content)))}, and at most "
+            f"{readable_size(most_bytes)} are read"
+        )
+    if said := stand_in(content):
+        raise DamagedError(f"{path}: {said}")
+    return content
+
+
+def read_foreign_text(path: Path, *, most_bytes: int = MOST_BYTES) -> str:
+    """Read a text file as UTF-8, without the byte order mark that it may begin with.
+
+    Raises:
+        DamagedError: As for `read_foreign_bytes`, or the file is not UTF-8.
+
+    Examples:
+        >>> storage.write_bytes(folder / "a.txt", b"\xef\xbb\xbfabc")
+        >>> storage.read_foreign_text(folder / "a.txt")
+        'abc'
+    """
+    try:
+        return read_foreign_bytes(path, most_bytes=most_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def stand_in(content: bytes) -> str:
+    """Return what a file is that stands in for another one, or an empty text."""
+    begin = content[:LONGEST_BEGINNING].lstrip().lower()
+    return next((said for mark, said in STAND_INS.items() if begin.startswith(mark)), "")
+
+
+def read_foreign_json(path: Path, *, most_bytes: int = MOST_BYTES) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DamagedError: As for `read_foreign_text`, or the file is empty or not JSON.
+
+    Examples:
+        >>> storage.write_text(folder / "a.json", '{"a": 1}')
+        >>> storage.read_foreign_json(folder / "a.json")
+        {'a': 1}
+    """
+    return parse_json(read_foreign_text(path, most_bytes=most_bytes), path)
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        DamagedError: The text is empty, is not JSON, is nested too deeply, has a number of too many
+            digits, or a character that UTF-8 does not have. The message begins with `where`.
+
+    Examples:
+        >>> storage.parse_json("[1, 2]", "numbers")
+        [1, 2]
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in str(text).lower():  # half of a pair, which no file can be written with
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where}: {damaged_json(text, error)}") from None
+    return value
+
+
+def damaged_json(text: str | bytes, error: Exception) -> str:
+    """Say in a few words why a text is not read as JSON."""
+    if not text.strip():
+        return "empty, and JSON is expected"
+    if isinstance(error, RecursionError):
+        return "not readable as JSON (nested too deeply)"
+    if isinstance(error, UnicodeError):
+        return "not readable as JSON (it has half of a surrogate pair, which UTF-8 lacks)"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not readable as JSON ({error})"
+    return "not readable as JSON (a number has too many digits)"
