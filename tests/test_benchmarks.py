@@ -12,23 +12,26 @@ import numpy as np
 import pytest
 import torch
 
+from interp.model_evaluation import Measure
 from tests.worlds.scripts import FOLDER, benchmark
 from train.data import Corpus, Document, open_store
 from train.model import GPTConfig
+from train.statistics import Estimate
 
 
 BOUND = (
     "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
-    "forgetting",
-    "gpu_training", "gradients", "index_growth", "installation", "interrupts", "localised",
-    "order_lookups", "patching", "patching_memory", "planted_acceptance", "release", "removal",
-    "replay_attribution", "startup", "token_index", "training", "tuning_stages", "watching",
+    "evaluation_harness",
+    "forgetting", "gpu_training", "gradients", "index_growth", "installation", "interrupts",
+    "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "release",
+    "removal", "replay_attribution", "startup", "token_index", "training", "tuning_stages",
+    "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
-    "compiled_programs", "compiled_weights", "data_efficiency", "ladder", "lexical_evidence",
-    "machine", "muon",
+    "compiled_programs", "compiled_weights", "data_efficiency", "harness_scores", "ladder",
+    "lexical_evidence", "machine", "muon",
     "real_text", "token_index_queries",
 )  # fmt: skip
 
@@ -347,6 +350,45 @@ def test_training_that_is_slow_or_has_other_losses_fails(
     times = training.Times(seconds, losses, products=0.5, ledger=ledger)
     how = training.Numerics("cpu", precision, 1)
     assert training.report("a", training.CASES["a"], times, how) is holds
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({}, 0),
+        ({"harness": 0.5002}, 1),
+        ({"answers": 2e-5}, 1),
+        ({"answers": np.nan}, 1),
+        ({"unequal": 1}, 1),
+    ],
+)
+def test_scores_that_are_not_those_of_the_harness_fail(script, change, code):
+    harness = script("evaluation_harness")
+    row = harness.Row("sst2", "accuracy", 10, Estimate(0.5, 0.2, 0.8), "unknown", 0.5, 0, 1e-6)
+    assert harness.report([row, replace(row, **change)]) == code
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "answers", "unequal", "largest"),
+    [
+        ([1, 0], [-1.0, -2.0, -40.0, -4.0], 0, 0.0),
+        ([1, 1], [-1.0, -2.0, -40.0, -4.0], 1, 0.0),
+        ([1, 0], [-1.0, -2.0, -50.0, -4.0], 0, 0.2),
+        ([1], [-1.0, -2.0], 1, np.inf),
+    ],
+)
+def test_answers_and_verdicts_are_compared_item_by_item(
+    script, verdicts, answers, unequal, largest
+):
+    harness = script("evaluation_harness")
+    measure = Measure("accuracy", "share", np.array([1.0, 0.0]), np.ones(2))
+    score = SimpleNamespace(protocol="sst2", measure=lambda _: measure)
+    ours = harness.Answers(score, [-1.0, -2.0, -40.0, -4.0], [], 0.0)
+    samples = [
+        {"acc": verdict, "resps": [[[one, False]] for one in answers[2 * k : 2 * k + 2]]}
+        for k, verdict in enumerate(verdicts)
+    ]
+    assert harness.differences(ours, "accuracy", samples) == (unequal, pytest.approx(largest))
 
 
 def test_methods_that_are_compared_spend_as_many_operations(script):

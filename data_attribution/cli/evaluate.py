@@ -15,7 +15,7 @@ def evaluate_command(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Folders of runs or local Hugging Face folders; RUN@STEP is a checkpoint. Each is "
             "compared with the first.",
         ),
@@ -28,6 +28,14 @@ def evaluate_command(
             "gsm8k=TEST,TRAIN or blimp=ZIP; may be repeated. Files may be compressed (.gz).",
         ),
     ],
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            help="Score every run of the lineage of a tuned run, such as pretraining, SFT and DPO; "
+            "each is compared with the first.",
+        ),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -67,6 +75,7 @@ def evaluate_command(
         table = contamination.evaluate_models(
             models,
             on,
+            stages=stages,
             limit=limit,
             n=overlap,
             device=device,

@@ -2,15 +2,19 @@
 
 Every row has n, an interval, the overlap of the items with the model's training text and the score
 without the overlapping items. Every model but the first is compared with the first one, on the same
-items; a difference inside its interval is not called one.
+items; a difference inside its interval is not called one. The training text of a tuned run is that
+of its whole lineage.
 """
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data_attribution import token_index
 from data_attribution.contamination.ngrams import N_TOKENS, overlap
@@ -18,8 +22,9 @@ from data_attribution.errors import IndexMissing
 from interp import model_evaluation, models
 from interp.errors import EvaluationError, InterruptedWarning
 from interp.model_evaluation import Difference, EvaluationSet, Overlap, Score
-from train import storage
-from train.errors import TokenizerError
+from train import runs, storage
+from train.data import TokenStore
+from train.errors import TokenizerError, TrainError
 from train.model import GPT
 from train.progress import Progress
 from train.runs import Run
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Evaluations", "evaluate_models"]
 
 SCHEMA = 1
+Source = Run | str | Path
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,10 @@ class Evaluations:
 
 
 def evaluate_models(
-    sources: Sequence[Run | str | Path],
+    sources: Sequence[Source],
     sets: Sequence[str],
     *,
+    stages: bool = False,
     limit: int | None = None,
     n: int = N_TOKENS,
     device: str = "cpu",
@@ -164,6 +171,8 @@ def evaluate_models(
     Args:
         sources: Runs, folders of runs or Hugging Face folders. `RUN@STEP` is a checkpoint.
         sets: `heldout`, or NAME=FILES with a name of `model_evaluation.PROTOCOLS` and its files.
+        stages: Score every run of the lineage of a tuned run, the first one first, each at the step
+            that the next one began with. Runs that several sources have in common are scored once.
         limit: Largest number of items of each set, the first ones; default: all.
         n: Length of the overlap with the training text from which on an item counts as overlapping.
         store: Folder of the token store of the runs, if it was moved after training.
@@ -186,11 +195,15 @@ def evaluate_models(
         raise EvaluationError(
             f"{len(sources)} models and {len(sets)} evaluation sets were given; give one of each"
         )
-    names = _names(sources)
+    places = [_place(source) for source in sources]
+    if stages:
+        places = _lineages(places, store)
+    names = _names(places)
     scores: list[Score] = []
     try:
-        for name, source in zip(names, sources, strict=True):
-            model, run = _opened(source, device, store)
+        for name, (source, step) in zip(names, places, strict=True):
+            model, known = models.open(source, step=step, device=device, store=store)
+            run = known if isinstance(known, Run) else None
             for wanted in sets:
                 items = _items(wanted, run, limit)
                 note = _titled(progress, f"{name} on {items.protocol}")
@@ -207,27 +220,51 @@ def evaluate_models(
     return _compared(scores)
 
 
-def _names(sources: Sequence[Run | str | Path]) -> list[str]:
+def _place(source: Source) -> tuple[Source, int | None]:
+    """Return the run or folder of a source, and the step that it names."""
+    if not isinstance(source, Run):
+        path, at, number = str(source).rpartition("@")
+        if at and number.isdecimal() and not Path(source).exists():
+            return path, int(number)
+    return source, None
+
+
+def _lineages(
+    places: Sequence[tuple[Source, int | None]], store: str | Path | None
+) -> list[tuple[Source, int | None]]:
+    """Put the bases of every tuned run before it, each run and step once."""
+    found: dict[tuple[Path, int | None], tuple[Source, int | None]] = {}
+    for source, step in places:
+        path = source.path if isinstance(source, Run) else Path(source)
+        stages = [(source, step)]
+        if isinstance(source, Run) or (path / runs.MANIFEST).is_file():
+            run = source if isinstance(source, Run) else runs.open(path, store=store)
+            stages = [*_bases(run), (run, step)]
+        for stage, at in stages:
+            place = stage.path if isinstance(stage, Run) else Path(stage)
+            last = isinstance(stage, Run) and at == stage.steps[-1]
+            found.setdefault((place.resolve(), None if last else at), (stage, at))
+    return list(found.values())
+
+
+def _bases(run: Run) -> Iterator[tuple[Run, int | None]]:
+    """Yield the runs that a run was tuned from, at the steps that were handed on."""
+    for stage, following in pairwise(run.lineage() if run.knowledge != "weights-only" else []):
+        step = following.base.step if following.base else None
+        yield stage, None if step == stage.steps[-1] else step
+
+
+def _names(places: Sequence[tuple[Source, int | None]]) -> list[str]:
     """Return the last part of each path, or the whole path if two models share the last part."""
-    paths = [str(one.path) if isinstance(one, Run) else str(one).rstrip("/") for one in sources]
+    paths = []
+    for source, step in places:
+        path = str(source.path) if isinstance(source, Run) else str(source).rstrip("/")
+        paths.append(path if step is None else f"{path}@{step}")
     if len(set(paths)) < len(paths):
         twice = next(one for one in paths if paths.count(one) > 1)
         raise EvaluationError(f"{twice} was given twice; name each model once")
     short = [path.rpartition("/")[2] for path in paths]
     return short if len(set(short)) == len(short) else paths
-
-
-def _opened(
-    source: Run | str | Path, device: str, store: str | Path | None
-) -> tuple[GPT, Run | None]:
-    """Return a model, and its run if its training text is known."""
-    step = None
-    if not isinstance(source, Run):
-        path, at, number = str(source).rpartition("@")
-        if at and number.isdecimal() and not Path(source).exists():
-            source, step = path, int(number)
-    model, known = models.open(source, step=step, device=device, store=store)
-    return model, known if isinstance(known, Run) else None
 
 
 def _items(wanted: str, run: Run | None, limit: int | None) -> EvaluationSet:
@@ -263,28 +300,52 @@ def _result_file(
     weights = getattr(model.origin, "checkpoint_sha256", "")
     if not weights:
         return None
-    index = "" if run is None else (run.store.fingerprint, token_index_exists(run))
+    index: object = ""
+    if run is not None:
+        stores = _stores(run)
+        searched = ["unknown" if isinstance(one, str) else _searched(one) for one in stores]
+        index = searched[0] if len(searched) == 1 else tuple(searched)
     parts = (weights, items.protocol, items.version, items.settings, items.sha256, index, n)
     digest = hashlib.sha256(repr((*parts, str(model.device))).encode()).hexdigest()[:16]
     return folder / f"{items.protocol}-{digest}.json"
 
 
-def token_index_exists(run: Run) -> bool:
-    """Return whether the token store of a run has an index."""
-    return (run.store.path / token_index.INDEX_FOLDER).is_dir()
+def _searched(store: TokenStore) -> tuple[str, bool]:
+    """Return the fingerprint of a token store, and whether it has an index."""
+    return store.fingerprint, (store.path / token_index.INDEX_FOLDER).is_dir()
+
+
+def _stores(run: Run) -> list[TokenStore | str]:
+    """Return the token stores of a run's lineage, the own one last; for bases why one is missing.
+
+    Raises:
+        StoreError: The run's own store is missing or another one.
+    """
+    own = run.store
+    try:
+        return [*(stage.store for stage in run.lineage()[:-1]), own]
+    except TrainError as error:
+        return [f"the training text of the run that it was tuned from is not known: {error}", own]
 
 
 def _overlap(
     run: Run | None, items: EvaluationSet, n: int, progress: Progress | None
 ) -> Overlap | str:
+    """Return the longest overlap of each item with the texts of any stage, or why it is unknown."""
     if run is None:
         return "the training text of this model is not known"
-    try:
-        return overlap(items.texts, token_index.open(run.store), n=n, progress=progress)
-    except IndexMissing:
-        return f"no token index; build one with `openbook index build {run.store.path}`"
-    except TokenizerError as error:
-        return f"the items cannot be encoded: {error}"
+    held: list[Overlap] = []
+    for store in _stores(run):
+        if isinstance(store, str):
+            return store
+        try:
+            held.append(overlap(items.texts, token_index.open(store), n=n, progress=progress))
+        except IndexMissing:
+            return f"no token index; build one with `openbook index build {store.path}`"
+        except TokenizerError as error:
+            return f"the items cannot be encoded: {error}"
+    longest = np.max([one.longest for one in held], axis=0)
+    return Overlap(n, longest, held[0].lengths, "+".join(one.store for one in held))
 
 
 def _titled(progress: Progress | None, title: str) -> Progress | None:

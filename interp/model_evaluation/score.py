@@ -99,7 +99,8 @@ class Overlap:
         n: Length of the shared n-gram, in tokens.
         longest: Longest run of tokens of each item that occurs in the training text.
         lengths: Number of tokens of each item.
-        store: Fingerprint of the token store that was searched.
+        store: Fingerprint of the token store that was searched; for a tuned run those of all
+            stages, joined by "+".
     """
 
     n: int

@@ -12,6 +12,11 @@ from data_attribution.errors import QueryError
 from interp import model_evaluation
 from interp.errors import EvaluationError, InterruptedWarning
 from tests.worlds.stores import store_of
+from train import trainer
+from train.data import tuning
+from train.data.tuning import Example, TuningSet
+from train.errors import DamagedError
+from train.runs import Run
 
 
 pytestmark = pytest.mark.integration
@@ -159,3 +164,66 @@ def test_what_cannot_be_compared_or_searched_is_said_in_the_row(lookup_run, tiny
         contamination.evaluate_models([tiny_run, tiny_run], ["heldout"])
     with pytest.raises(EvaluationError, match="0 models and 1 evaluation sets were given"):
         contamination.evaluate_models([], ["heldout"])
+
+
+# --- lineages ------------------------------------------------------------------------------------
+
+SHORT: dict[str, Any] = {"steps": 2, "batch_size": 2, "checkpoint_every": 2, "optimizer_every": 2}
+
+
+@pytest.fixture(scope="module")
+def tuned(lookup_run, tmp_path_factory):
+    """Step 40 of the run tuned on instructions, and that on preferences; all stores indexed."""
+    folder, run, step = tmp_path_factory.mktemp("tuned"), lookup_run, 40
+    token_index.build(lookup_run.store)
+    for objective, kind, shift in (("sft", "instructions", 1), ("dpo", "preferences", 2)):
+        rejected = {} if kind == "instructions" else {"rejected": "v11"}
+        rows = [Example(k, f"k{k} is", f"v{k + shift}", **rejected) for k in range(8)]
+        examples = TuningSet("made", kind, "0", lambda rows=rows: iter(rows))
+        store = tuning.build_tuning_store(
+            examples, out=folder / kind, tokenizer=run.tokenizer, context=16
+        )
+        token_index.build(store)
+        run = trainer.tune(run, store, objective, out=folder / objective, step=step, **SHORT)
+        step = None
+    return run
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """Four texts: one of pretraining, one of each tuning set, and one of nothing."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"k0 is v{k}"}) for k in range(4)))
+    return f"lambada={path}"
+
+
+def test_every_stage_of_a_lineage_is_a_row_with_the_text_read_so_far(tuned, lookup_run, answers):
+    table = contamination.evaluate_models([tuned], [answers], stages=True)
+    assert [score.model for score in table.scores] == ["lookup@40", "sft", "dpo"]
+    assert [score.provenance.step for score in table.scores] == [40, 2, 2]
+    overlaps = [score.overlap for score in table.scores]
+    assert [one.flagged.tolist() for one in overlaps if not isinstance(one, str)] == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, True, True, False],
+    ]
+    assert {one.baseline for one in table.differences} == {"lookup@40"}
+    # A run that several models have in common is one row, whatever its path is written as.
+    sources = [f"{lookup_run.path}@40", tuned.open_base(), tuned.path, lookup_run]
+    table = contamination.evaluate_models(sources, [answers], stages=True)
+    assert [score.model for score in table.scores] == ["lookup@40", "sft", "dpo", "lookup"]
+
+
+def test_a_tuned_run_alone_has_read_the_text_of_all_stages(tuned, answers, monkeypatch, tmp_path):
+    (score,) = contamination.evaluate_models([tuned], [answers], results=tmp_path).scores
+    assert isinstance(score.overlap, model_evaluation.Overlap)
+    assert score.overlap.flagged.tolist() == [True, True, True, False]
+
+    def gone(run):
+        raise DamagedError("no run is there")
+
+    monkeypatch.setattr(Run, "lineage", gone)
+    (score,) = contamination.evaluate_models([tuned], [answers], results=tmp_path).scores
+    assert score.overlap == (
+        "the training text of the run that it was tuned from is not known: no run is there"
+    )

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from tests.worlds.evaluation_files import drawn_model, evaluation_files
+from tests.worlds.tuning import tiny_tuning_store
+from train import trainer
 
 
 pytestmark = pytest.mark.integration
@@ -52,6 +54,17 @@ def test_a_hugging_face_folder_is_scored_and_its_overlap_is_unknown(openbook, fo
     assert [(one["group"], one["n"]) for one in content["groups"]] == [
         ("anaphor_number_agreement", 3), ("wh_island", 3),
     ]  # fmt: skip
+
+
+def test_stages_of_a_tuned_run_are_rows_of_their_own(openbook, tiny_run, tmp_path):
+    examples = tiny_tuning_store("instructions", tiny_run.tokenizer, tmp_path / "instructions")
+    tuned = trainer.tune(tiny_run, examples, "sft", out=tmp_path / "sft", steps=2, batch_size=2)
+    on = f"heldout={tiny_run.store.path}"
+    ended = openbook("evaluate", tuned.path, "--stages", "--on", on, "--json")
+    assert ended.code == 0
+    content = json.loads(ended.out)
+    assert [one["model"] for one in content["rows"]] == ["tiny", "tiny", "sft", "sft"]
+    assert [one["baseline"] for one in content["differences"]] == ["tiny", "tiny"]
 
 
 @pytest.mark.parametrize(
