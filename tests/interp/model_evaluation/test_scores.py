@@ -1,5 +1,8 @@
 """Intervals and differences of scores, and what the tool refuses to call a difference."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,7 @@ from interp.errors import EvaluationError
 from interp.model_evaluation import Measure, Overlap, Score
 from interp.results import Provenance
 from train.errors import DamagedError
-from train.statistics import paired_shares_interval, ratio_interval, wilson
+from train.statistics import Estimate, paired_shares_interval, ratio_interval, wilson
 
 
 ORIGIN = Provenance("made", "0" * 64, 0, "", "", "full", {}, 0, "float32", "cpu")
@@ -130,6 +133,21 @@ def test_losses_are_compared_document_by_document_and_perplexities_by_their_rati
     assert difference.neutral == 1
     same = model_evaluation.compare(one, one, "word")
     assert (same.estimate.value, same.verdict) == (1.0, "not told apart")
+
+
+def test_the_interval_of_a_perplexity_of_few_items_may_be_wider_than_the_largest_number():
+    two = Measure("word", "perplexity", np.array([5.0, 150.0]), np.ones(2)).estimate
+    assert two.value == pytest.approx(np.exp(77.5))
+    assert two.high > 1e307
+    json.dumps(asdict(two), allow_nan=False)
+
+
+def test_a_number_that_is_no_number_is_no_difference():
+    """No comparison with NaN holds, so neither "higher" nor "lower" may be what remains."""
+    nothing = Estimate(float("nan"), float("nan"), float("nan"))
+    for estimate in (nothing, Estimate(1.0, None, None), Estimate(0.0, 0.0, 0.0)):
+        difference = model_evaluation.Difference("a", "b", "made", "loss", estimate, 0.0, 9)
+        assert difference.verdict == "not told apart"
 
 
 def test_scores_that_cannot_be_compared_are_refused():
