@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from data_attribution import token_index
 from data_attribution.contamination.ngrams import N_TOKENS, overlap
-from data_attribution.errors import IndexMissing
+from data_attribution.errors import IndexMissing, QueryError
 from interp import model_evaluation, models
 from interp.errors import EvaluationError, InterruptedWarning
 from interp.model_evaluation import Difference, EvaluationSet, Overlap, Score
-from train import storage
+from train import runs, storage
 from train.errors import TokenizerError
 from train.model import GPT
 from train.progress import Progress
-from train.runs import Run
+from train.runs import MANIFEST, Run
 from train.short_repr import short_repr
 
 
@@ -163,7 +163,8 @@ def evaluate_models(
 
     Args:
         sources: Runs, folders of runs or Hugging Face folders. `RUN@STEP` is a checkpoint.
-        sets: `heldout`, or NAME=FILES with a name of `model_evaluation.PROTOCOLS` and its files.
+        sets: `heldout`, or NAME=FILES with a name of `model_evaluation.PROTOCOLS` and its files;
+            each name once.
         limit: Largest number of items of each set, the first ones; default: all.
         n: Length of the overlap with the training text from which on an item counts as overlapping.
         store: Folder of the token store of the runs, if it was moved after training.
@@ -187,12 +188,21 @@ def evaluate_models(
             f"{len(sources)} models and {len(sets)} evaluation sets were given; give one of each"
         )
     names = _names(sources)
+    read = _read(sets, limit)
+    places = [_place(source, store) for source in sources]
+    if None in read.values():  # refused here and not after hours
+        for source, _ in places:
+            own = source.store if isinstance(source, Run) else None
+            model_evaluation.load("heldout", store=own, limit=1)
     scores: list[Score] = []
     try:
-        for name, source in zip(names, sources, strict=True):
-            model, run = _opened(source, device, store)
-            for wanted in sets:
-                items = _items(wanted, run, limit)
+        for name, (source, step) in zip(names, places, strict=True):
+            model, found = models.open(source, step=step, device=device, store=store)
+            run = found if isinstance(found, Run) else None  # None: unknown training text
+            for items in read.values():
+                if items is None:  # the held-out documents of each run's own store
+                    own = None if run is None else run.store
+                    items = model_evaluation.load("heldout", store=own, limit=limit)
                 note = _titled(progress, f"{name} on {items.protocol}")
                 scores.append(_score(model, run, items, name, n, results, note))
     except KeyboardInterrupt:
@@ -209,7 +219,8 @@ def evaluate_models(
 
 def _names(sources: Sequence[Run | str | Path]) -> list[str]:
     """Return the last part of each path, or the whole path if two models share the last part."""
-    paths = [str(one.path) if isinstance(one, Run) else str(one).rstrip("/") for one in sources]
+    texts = [str(one.path) if isinstance(one, Run) else str(one) for one in sources]
+    paths = [text.rstrip("/").replace("/@", "@") for text in texts]
     if len(set(paths)) < len(paths):
         twice = next(one for one in paths if paths.count(one) > 1)
         raise EvaluationError(f"{twice} was given twice; name each model once")
@@ -217,23 +228,37 @@ def _names(sources: Sequence[Run | str | Path]) -> list[str]:
     return short if len(set(short)) == len(short) else paths
 
 
-def _opened(
-    source: Run | str | Path, device: str, store: str | Path | None
-) -> tuple[GPT, Run | None]:
-    """Return a model, and its run if its training text is known."""
+def _read(sets: Sequence[str], limit: int | None) -> dict[str, EvaluationSet | None]:
+    """Return the sets by protocol, before a model is evaluated; None: each run's held-out part."""
+    read: dict[str, EvaluationSet | None] = {}
+    for wanted in sets:
+        name, _, files = wanted.partition("=")
+        if name in read:
+            raise EvaluationError(
+                f"{name} was given twice, and a table has each protocol once; evaluate {wanted} by "
+                "a command of its own"
+            )
+        own = name == "heldout" and not files
+        read[name] = None if own else model_evaluation.load(name, files, limit=limit)
+    return read
+
+
+def _place(
+    source: Run | str | Path, store: str | Path | None
+) -> tuple[Run | str | Path, int | None]:
+    """Return a model's place and step, before any model is evaluated; refuse a missing run."""
     step = None
     if not isinstance(source, Run):
         path, at, number = str(source).rpartition("@")
         if at and number.isdecimal() and not Path(source).exists():
             source, step = path, int(number)
-    model, known = models.open(source, step=step, device=device, store=store)
-    return model, known if isinstance(known, Run) else None
-
-
-def _items(wanted: str, run: Run | None, limit: int | None) -> EvaluationSet:
-    name, _, files = wanted.partition("=")
-    own = run.store if run is not None and name == "heldout" and not files else None
-    return model_evaluation.load(name, files, store=own, limit=limit)
+        if (Path(source) / MANIFEST).is_file():
+            source = runs.open(source, store=store)
+    if isinstance(source, Run):
+        source.saved_at(step)
+    elif step is not None or not (Path(source) / "config.json").is_file():
+        models.open(source, step=step)  # says what is missing
+    return source, step
 
 
 def _score(
@@ -260,18 +285,18 @@ def _result_file(
     folder: Path, model: GPT, items: EvaluationSet, run: Run | None, n: int
 ) -> Path | None:
     """Return the file of a score, named by all that it depends on; None for unknown weights."""
-    weights = getattr(model.origin, "checkpoint_sha256", "")
-    if not weights:
+    if not getattr(model.origin, "checkpoint_sha256", ""):
         return None
-    index = "" if run is None else (run.store.fingerprint, token_index_exists(run))
-    parts = (weights, items.protocol, items.version, items.settings, items.sha256, index, n)
-    digest = hashlib.sha256(repr((*parts, str(model.device))).encode()).hexdigest()[:16]
+    tokenizer = None if model.tokenizer is None else model.tokenizer.sha256
+    indexed = run is not None and (run.store.path / token_index.INDEX_FOLDER).is_dir()
+    parts = (
+        # Equal weights may be of two runs, such as those of step 0, or read other tokens.
+        *(vars(model.origin), model.cfg.to_dict(), tokenizer, str(model.device)),
+        *(items.protocol, items.version, items.settings, items.sha256),
+        *("" if run is None else run.store.fingerprint, indexed, n),
+    )
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     return folder / f"{items.protocol}-{digest}.json"
-
-
-def token_index_exists(run: Run) -> bool:
-    """Return whether the token store of a run has an index."""
-    return (run.store.path / token_index.INDEX_FOLDER).is_dir()
 
 
 def _overlap(
@@ -285,6 +310,8 @@ def _overlap(
         return f"no token index; build one with `openbook index build {run.store.path}`"
     except TokenizerError as error:
         return f"the items cannot be encoded: {error}"
+    except QueryError as error:
+        return f"the items cannot be searched: {error}"
 
 
 def _titled(progress: Progress | None, title: str) -> Progress | None:
