@@ -102,6 +102,20 @@ def test_the_interval_of_paired_shares_is_that_of_a_published_table():
     assert (round(low, 4), round(high, 4)) == (0.0569, 0.3404)
 
 
+def test_a_positive_correlation_of_answers_is_corrected_for_continuity():
+    """20 both, 12 only one, 2 only the other, 16 neither; Newcombe's method 10 written out."""
+    kind = np.repeat(np.arange(4), (20, 12, 2, 16))
+    low, high = paired_shares_interval((kind == 0) | (kind == 2), kind < 2)
+    correlation = (20 * 16 - 12 * 2 - 50 / 2) / np.sqrt(32 * 18 * 22 * 28)
+    (low_1, high_1), (low_2, high_2) = wilson(22 / 50, 50), wilson(32 / 50, 50)
+    below, above = (
+        np.sqrt(one**2 - 2 * correlation * one * other + other**2)
+        for one, other in ((32 / 50 - low_2, high_1 - 22 / 50), (high_2 - 32 / 50, 22 / 50 - low_1))
+    )
+    assert (low, high) == pytest.approx((0.2 - below, 0.2 + above))
+    assert (round(low, 4), round(high, 4)) == (0.0562, 0.3292)
+
+
 def test_a_loss_divides_sums_and_its_interval_takes_documents_as_cases():
     nats, tokens = np.array([30.0, 10.0, 60.0, 22.0]), np.array([10.0, 5.0, 20.0, 8.0])
     loss = Measure("loss per token", "nats", nats, tokens)
