@@ -51,8 +51,7 @@ copying.unstack()
 
 # %%
 leaders = [
-    max((values[-1], head) for head, values in attention.items())
-    for attention in runs["attention"]
+    max((values[-1], head) for head, values in attention.items()) for attention in runs["attention"]
 ]
 runs.assign(
     head=[head for _, head in leaders], attention=[value for value, _ in leaders], gap=last_gap
@@ -92,7 +91,9 @@ def tuned(run, kind, objective, **settings):
     words, context = run.known_tokenizer(), run.config.n_ctx
     store = tuning.build_tuning_store(examples, out=out, tokenizer=words, context=context)
     with progress.bar(objective) as advance:
-        return trainer.tune(run, store, objective, out=folder / objective, progress=advance, **settings, **how)
+        return trainer.tune(
+            run, store, objective, out=folder / objective, progress=advance, **settings, **how
+        )
 
 
 sft = tuned(base, "instructions", "sft", steps=90, lr=3e-4)
@@ -104,12 +105,19 @@ stages = {"pretraining": base, "SFT": sft, "DPO": dpo}
 # **TO FILL.**
 
 # %%
-names, copies = behaviours.load("ioi", base, n_prompts=300), training_dynamics.analysis("detectors", base)
+names, copies = (
+    behaviours.load("ioi", base, n_prompts=300),
+    training_dynamics.analysis("detectors", base),
+)
 rows, effects = [], {}
 for stage, run in stages.items():
     model, step = run.load(), run.steps[-1]
     scores, found = copies.measure(model, step), behaviours.measure(model, names)
     effects[stage] = patching.heads(model, behaviours.load("ioi", base))
-    rows.append((stage, scores["copying gap"].value, scores["induction"].value, found.accuracy, found.score))
-changed = pandas.DataFrame(rows, columns=["stage", "copying gap", "induction head", "IOI accuracy", "IOI difference"])
+    rows.append(
+        (stage, scores["copying gap"].value, scores["induction"].value, found.accuracy, found.score)
+    )
+changed = pandas.DataFrame(
+    rows, columns=["stage", "copying gap", "induction head", "IOI accuracy", "IOI difference"]
+)
 changed.round(2)

@@ -11,14 +11,22 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from test_golden_files import GOLDEN, RESULTS, facts, plain, run_facts
+from test_golden_files import (
+    GOLDEN,
+    RESULTS,
+    facts,
+    ladder_ends,
+    lineage_query,
+    plain,
+    run_facts,
+)
 
 from data_attribution import attribution, lexical, token_index, tracing
 from data_attribution.counterfactuals import Retrainings, retraining
@@ -41,7 +49,7 @@ from interp.circuits import mib_format
 from interp.components import parse
 from interp.heads import decompose_logits, detector_scores, repeated_tokens
 from interp.probing import ProbeTask
-from train import convert, runs, storage, trainer
+from train import convert, ensembles, ladder, runs, storage, trainer
 from train.data import Corpus, Document, TokenStore, build_store, open_store
 from train.model import GPTConfig
 from train.numerics import Numerics
@@ -85,6 +93,7 @@ def main() -> None:
         (golden / "results").mkdir(parents=True)
         aside.mkdir()
         said = stores(golden) | run_of_random_words(golden) | learned_by_heart(golden, aside)
+        said |= of_several_runs(golden)
         for lock in golden.rglob(".*lock"):
             lock.unlink()
         said["files"] = {
@@ -278,6 +287,23 @@ def kept_of(run: Run, golden: Path, documents: list[int]) -> Said:
         },
     }
     return said | saved(golden, {"trajectory": trajectory.reading(run, documents)})
+
+
+def of_several_runs(golden: Path) -> Said:
+    """An ensemble of two checkpoints, a lineage of one stage, and a ladder before its trainings."""
+    with chdir(golden.parent):  # the rows of an ensemble name the folders of its runs
+        run = runs.open(Path("golden") / "run")
+        evaluation = ensembles.evaluate(ensembles.ensemble_of([(run, 8), run]))
+        (stages,) = attribution.across_stages(run, [lineage_query(run)], limit=3)
+    stages.save(golden / "results" / "lineage.json")
+    start, end = ladder_ends()
+    begun = ladder.begin(
+        start, end, open_store(golden / "store"), out=golden / "ladder", seeds=2, numerics=HOW
+    )
+    shutil.copy(begun.path / "ladder.json", golden / "results" / "ladder.json")
+    shutil.rmtree(begun.path)
+    said = {"lineage": plain(stages.to_dict()), "ladder": [one.name for one in begun.trials]}
+    return said | saved(golden, {"ensemble": evaluation})
 
 
 # --- results -------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ REFUSALS = {
     "train/cli/ranks.py start_ranks": "more processes than were started by torchrun",
     "train/cli/recipes.py parsed_settings": "a setting without a value, or given twice",
     "train/cli/recipes.py recipes_show": "a file of another kind",
+    "train/cli/run.py run_resume": "a setting of another recipe",
     "train/cli/train.py train_command": "a teacher of which the recipe would learn nothing",
 }
 

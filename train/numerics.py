@@ -25,6 +25,7 @@ from train.errors import RecipeError
 
 
 __all__ = ["Numerics", "applied", "choose", "environment", "on_this_machine", "refuse_missing"]
+__all__ += ["refuse_too_few"]
 
 # torch's type stubs lack the attributes of this module that we assign.
 _DETERMINISTIC: Any = torch.utils.deterministic
@@ -122,7 +123,7 @@ def choose(
     refuse_missing(device)
     _refuse_loose_workspace(device)
     if device != "cpu" and world_size > 1:
-        _refuse_too_few(device, world_size)
+        refuse_too_few(device, world_size)
     if precision not in ("auto", "fp32", "bf16"):
         raise RecipeError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
     threads = threads or max(min(len(os.sched_getaffinity(0)) // world_size, 8), 1)
@@ -154,12 +155,23 @@ def refuse_missing(device: str) -> None:
         )
 
 
-def _refuse_too_few(device: str, world_size: int) -> None:
-    if device != "cuda" or world_size > torch.cuda.device_count():
+def refuse_too_few(device: str, world_size: int) -> None:
+    """Raise a RecipeError if this machine has not a GPU, or on the CPU a core, for each process.
+
+    Examples:
+        >>> numerics.refuse_too_few("cpu", 1)
+    """
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        if world_size > cores:
+            raise RecipeError(
+                f"{world_size} processes were asked for on the CPU, and this machine has {cores} "
+                "cores, one for each: choose at most as many processes"
+            )
+    elif device not in ("auto", "cuda") or world_size > gpus:
         raise RecipeError(
             f"{world_size} processes were asked for on device {device!r}, and each needs a GPU of "
-            f"its own; this machine has {torch.cuda.device_count()}: choose device 'cuda' and at "
-            "most as many processes"
+            f"its own; this machine has {gpus}: choose device 'cuda' and at most as many processes"
         )
 
 

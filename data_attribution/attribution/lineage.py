@@ -104,7 +104,7 @@ class LineageSources:
 
     @property
     def taught_by(self) -> StageChange:
-        """The stage that raised the query most."""
+        """The stage that raised the query most, by however little: see its interval."""
         known = [stage for stage in self.stages if stage.change is not None]
         return max(known, key=lambda stage: stage.change or 0.0)
 
@@ -157,8 +157,8 @@ def across_stages(
     Raises:
         TrainError: A run of the lineage is missing.
         DamagedError: A run of the lineage is another one, or has other weights.
-        EvidenceError: The kind is not `cosine`, nothing was asked, or a query depends on none of
-            the components.
+        EvidenceError: The kind is not `cosine`, nothing was asked, a query depends on none of the
+            components, no stage was trained here, or documents of an imported stage were given.
 
     Examples:
         >>> query = queries.query_of_behaviour(fact)
@@ -175,6 +175,11 @@ def across_stages(
     if not asked:
         raise EvidenceError("no query was asked; give one or more")
     lineage = run.lineage()
+    if all(stage.knowledge == "weights-only" for stage in lineage):
+        raise EvidenceError(
+            f"the run {run.path} was imported and tuned by no stage here, so no stage can have "
+            "taught it something; trace a run that was trained or tuned here"
+        )
     chosen = _chosen(lineage, documents, how)
     changes = _changes(lineage, asked, [len(some) for some in chosen])
     scores = _scores(run, lineage, chosen, asked, within, how, progress)
@@ -201,6 +206,11 @@ def _chosen(
     for number, stage in enumerate(lineage):
         some = documents[number] if documents is not None else None
         if stage.knowledge == "weights-only":
+            if some is not None and len(some):
+                raise EvidenceError(
+                    f"{len(some)} documents of stage {number} were given, which was imported "
+                    "without its documents; give None for it"
+                )
             some = np.empty(0, dtype=np.int64)
         elif some is None:
             some = gradients.trained_documents(stage)
@@ -220,7 +230,7 @@ def _changes(
         # The next stage may have begun before the last checkpoint of this one.
         following = lineage[number + 1].base if number + 1 < len(lineage) else None
         last = stage.load(following.step if following else None)
-        first = None if imported else stage.load(stage.steps[0])
+        first = None if imported else stage.load(0)
         for query, stages in zip(asked, changes, strict=True):
             average = None
             if first is not None:

@@ -25,7 +25,8 @@ def evaluate_command(
         typer.Option(
             metavar="NAME=FILES",
             help="Evaluation set: heldout, heldout=STORE, lambada=FILE, wikitext=FILE, sst2=FILE, "
-            "gsm8k=TEST,TRAIN or blimp=ZIP; may be repeated. Files may be compressed (.gz).",
+            "gsm8k=TEST,TRAIN or blimp=ZIP; may be repeated, each name once. Files may be "
+            "compressed (.gz).",
         ),
     ],
     stages: Annotated[

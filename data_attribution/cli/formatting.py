@@ -262,7 +262,8 @@ def stages_lines(found: "LineageSources") -> str:
     for stage in found.stages:
         change = "unknown" if stage.change is None else f"{stage.change:+.2f}"
         interval = "" if stage.low is None else f" [{stage.low:+.2f}, {stage.high:+.2f}]"
-        mark = "  taught it" if stage is found.taught_by else ""
+        least = stage.change if stage.low is None else stage.low
+        mark = "  taught it" if stage is found.taught_by and least and least > 0 else ""
         documents = count(stage.documents, "document")
         rows.append(f"stage {stage.number}  {stage.recipe}  {change}{interval}  {documents}{mark}")
     for item in found.items:

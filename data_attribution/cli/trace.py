@@ -126,15 +126,18 @@ def trace_stages(
 ) -> None:
     """Say which stage of a tuned RUN taught it BEHAVIOUR, and rank the documents of all stages.
 
-    Stages are the runs that RUN was tuned from, one after another, and RUN. BEHAVIOUR is one of RUN
-    or, if it has none of that name, of the first stage.
+    Stages are the runs that RUN was tuned from, one after another, and RUN. BEHAVIOUR is one of the
+    last stage that has one of that name. A stage is marked as having taught it if its change is the
+    largest and the interval of its change lies above 0.
     """
     from data_attribution import attribution, gradients, queries
     from interp import behaviours
     from train import progress
 
     opened = source.open()
-    known = opened if behaviour in behaviours.names(opened) else opened.lineage()[0]
+    trained = [stage for stage in opened.lineage() if stage.knowledge != "weights-only"]
+    named = [stage for stage in trained if behaviour in behaviours.names(stage)]
+    known = [opened, *trained[:1], *named][-1]  # the first stage has facts without a listed name
     target = behaviours.load(behaviour, known, n_prompts=prompts, seed=seed)
     how = gradients.GradientOptions(
         kind="cosine", log_odds=None, rank=rank, seed=seed, candidates=candidates

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_attribution import token_index
 from data_attribution.contamination.ngrams import N_TOKENS, overlap
-from data_attribution.errors import IndexMissing
+from data_attribution.errors import IndexMissing, QueryError
 from interp import model_evaluation, models
 from interp.errors import EvaluationError, InterruptedWarning
 from interp.model_evaluation import Difference, EvaluationSet, Overlap, Score
@@ -27,7 +27,7 @@ from train.data import TokenStore
 from train.errors import TokenizerError, TrainError
 from train.model import GPT
 from train.progress import Progress
-from train.runs import Run
+from train.runs import MANIFEST, Run
 from train.short_repr import short_repr
 
 
@@ -170,7 +170,8 @@ def evaluate_models(
 
     Args:
         sources: Runs, folders of runs or Hugging Face folders. `RUN@STEP` is a checkpoint.
-        sets: `heldout`, or NAME=FILES with a name of `model_evaluation.PROTOCOLS` and its files.
+        sets: `heldout`, or NAME=FILES with a name of `model_evaluation.PROTOCOLS` and its files;
+            each name once.
         stages: Score every run of the lineage of a tuned run, the first one first, each at the step
             that the next one began with. Runs that several sources have in common are scored once.
         limit: Largest number of items of each set, the first ones; default: all.
@@ -195,17 +196,24 @@ def evaluate_models(
         raise EvaluationError(
             f"{len(sources)} models and {len(sets)} evaluation sets were given; give one of each"
         )
-    places = [_place(source) for source in sources]
+    read = _read(sets, limit)
+    places = [_place(source, store) for source in sources]
     if stages:
-        places = _lineages(places, store)
+        places = _lineages(places)
     names = _names(places)
+    if None in read.values():  # refused here and not after hours
+        for source, _ in places:
+            own = source.store if isinstance(source, Run) else None
+            model_evaluation.load("heldout", store=own, limit=1)
     scores: list[Score] = []
     try:
         for name, (source, step) in zip(names, places, strict=True):
             model, known = models.open(source, step=step, device=device, store=store)
-            run = known if isinstance(known, Run) else None
-            for wanted in sets:
-                items = _items(wanted, run, limit)
+            run = known if isinstance(known, Run) else None  # None: unknown training text
+            for items in read.values():
+                if items is None:  # the held-out documents of each run's own store
+                    own = None if run is None else run.store
+                    items = model_evaluation.load("heldout", store=own, limit=limit)
                 note = _titled(progress, f"{name} on {items.protocol}")
                 scores.append(_score(model, run, items, name, n, results, note))
     except KeyboardInterrupt:
@@ -220,27 +228,14 @@ def evaluate_models(
     return _compared(scores)
 
 
-def _place(source: Source) -> tuple[Source, int | None]:
-    """Return the run or folder of a source, and the step that it names."""
-    if not isinstance(source, Run):
-        path, at, number = str(source).rpartition("@")
-        if at and number.isdecimal() and not Path(source).exists():
-            return path, int(number)
-    return source, None
-
-
 def _lineages(
-    places: Sequence[tuple[Source, int | None]], store: str | Path | None
+    places: Sequence[tuple[Source, int | None]],
 ) -> list[tuple[Source, int | None]]:
     """Put the bases of every tuned run before it, each run and step once."""
     found: dict[tuple[Path, int | None], tuple[Source, int | None]] = {}
     for source, step in places:
-        path = source.path if isinstance(source, Run) else Path(source)
-        stages = [(source, step)]
-        if isinstance(source, Run) or (path / runs.MANIFEST).is_file():
-            run = source if isinstance(source, Run) else runs.open(path, store=store)
-            stages = [*_bases(run), (run, step)]
-        for stage, at in stages:
+        bases = _bases(source) if isinstance(source, Run) else ()
+        for stage, at in (*bases, (source, step)):
             place = stage.path if isinstance(stage, Run) else Path(stage)
             last = isinstance(stage, Run) and at == stage.steps[-1]
             found.setdefault((place.resolve(), None if last else at), (stage, at))
@@ -267,10 +262,35 @@ def _names(places: Sequence[tuple[Source, int | None]]) -> list[str]:
     return short if len(set(short)) == len(short) else paths
 
 
-def _items(wanted: str, run: Run | None, limit: int | None) -> EvaluationSet:
-    name, _, files = wanted.partition("=")
-    own = run.store if run is not None and name == "heldout" and not files else None
-    return model_evaluation.load(name, files, store=own, limit=limit)
+def _read(sets: Sequence[str], limit: int | None) -> dict[str, EvaluationSet | None]:
+    """Return the sets by protocol, before a model is evaluated; None: each run's held-out part."""
+    read: dict[str, EvaluationSet | None] = {}
+    for wanted in sets:
+        name, _, files = wanted.partition("=")
+        if name in read:
+            raise EvaluationError(
+                f"{name} was given twice, and a table has each protocol once; evaluate {wanted} by "
+                "a command of its own"
+            )
+        own = name == "heldout" and not files
+        read[name] = None if own else model_evaluation.load(name, files, limit=limit)
+    return read
+
+
+def _place(source: Source, store: str | Path | None) -> tuple[Source, int | None]:
+    """Return a model's place and step, before any model is evaluated; refuse a missing run."""
+    step = None
+    if not isinstance(source, Run):
+        path, at, number = str(source).rpartition("@")
+        if at and number.isdecimal() and not Path(source).exists():
+            source, step = path, int(number)
+        if (Path(source) / MANIFEST).is_file():
+            source = runs.open(source, store=store)
+    if isinstance(source, Run):
+        source.saved_at(step)
+    elif step is not None or not (Path(source) / "config.json").is_file():
+        models.open(source, step=step)  # says what is missing
+    return source, step
 
 
 def _score(
@@ -297,16 +317,21 @@ def _result_file(
     folder: Path, model: GPT, items: EvaluationSet, run: Run | None, n: int
 ) -> Path | None:
     """Return the file of a score, named by all that it depends on; None for unknown weights."""
-    weights = getattr(model.origin, "checkpoint_sha256", "")
-    if not weights:
+    if not getattr(model.origin, "checkpoint_sha256", ""):
         return None
     index: object = ""
     if run is not None:
         stores = _stores(run)
         searched = ["unknown" if isinstance(one, str) else _searched(one) for one in stores]
         index = searched[0] if len(searched) == 1 else tuple(searched)
-    parts = (weights, items.protocol, items.version, items.settings, items.sha256, index, n)
-    digest = hashlib.sha256(repr((*parts, str(model.device))).encode()).hexdigest()[:16]
+    tokenizer = None if model.tokenizer is None else model.tokenizer.sha256
+    parts = (
+        # Equal weights may be of two runs, such as those of step 0, or read other tokens.
+        *(vars(model.origin), model.cfg.to_dict(), tokenizer, str(model.device)),
+        *(items.protocol, items.version, items.settings, items.sha256),
+        *(index, n),
+    )
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     return folder / f"{items.protocol}-{digest}.json"
 
 
@@ -344,6 +369,8 @@ def _overlap(
             return f"no token index; build one with `openbook index build {store.path}`"
         except TokenizerError as error:
             return f"the items cannot be encoded: {error}"
+        except QueryError as error:
+            return f"the items cannot be searched: {error}"
     longest = np.max([one.longest for one in held], axis=0)
     return Overlap(n, longest, held[0].lengths, "+".join(one.store for one in held))
 

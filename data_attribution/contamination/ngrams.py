@@ -54,6 +54,9 @@ def overlap(
         if lengths[number]:
             spans = index.maximal_spans(text)
             longest[number] = max((span.stop - span.start for span in spans), default=0)
+            # Inside a sentence the first word stands behind a space, often as fewer tokens.
+            if len(spans) == 1 and spans[0].text.strip() == text.strip():
+                lengths[number] = longest[number]
         if progress and (number + 1) % AT_ONCE == 0:
             progress("overlap", number + 1, len(texts))
     return Overlap(n, longest, lengths, index.store.fingerprint)

@@ -357,12 +357,13 @@ def _copying_task(store: TokenStore, context: int) -> MonitorTask:
 
 
 def finished_formation(out: Path) -> Formation | None:
-    """Return the formation in the finished whole run under `out`; None if there is none."""
+    """Return the formation that the finished run under `out` logged; None if there is none."""
     path = _run_path(out, None)
     if not (path / runs.MANIFEST).exists():
         return None
     run = runs.open(path)
-    return formation_of(run) if run.finished and run.watched is not None else None
+    logged = run.watched.watches if run.finished and run.watched is not None else ()
+    return formation_of(run) if any(one.reads == "copies" for one in logged) else None
 
 
 def formation_of(run: Run, progress: Progress | None = None) -> Formation:

@@ -94,11 +94,8 @@ def _head(demo: CodeDemo) -> str:
 def _run(demo: CodeDemo) -> str:
     run, rows, store = demo.run, demo.run.ledger, demo.run.store
     counts, recipe, model = store.manifest["counts"], demo.run.recipe, demo.run.config
-    tokens = rows[-1].tokens
     optimizer = f"muon {recipe.muon_lr:g} and adamw" if recipe.optimizer == "muon" else "adamw"
-    facts = [
-        ("run", run.id),
-        ("knowledge", run.knowledge),
+    data = [
         ("corpus", store.manifest["corpus"]["source"]),
         ("revision", store.manifest["corpus"]["revision"]),
         ("corpus fingerprint", store.fingerprint),
@@ -114,17 +111,12 @@ def _run(demo: CodeDemo) -> str:
             f"{model.n_ctx}",
         ),
         ("recipe", f"{recipe.name}: {recipe.batch_size} windows a step, {optimizer} {recipe.lr:g}"),
-        ("weights (sha256)", run.saved_at(None).files["model.safetensors"]),
-        ("steps, tokens read", f"{len(rows):,}, {tokens:,}"),
-        ("epochs", f"{tokens / store.train_tokens:.2f}"),
-        ("training time", f"{sum(row.seconds for row in rows):.0f} s of steps"),
-        ("seeds", f"init {recipe.init_seed}, order {recipe.order_seed}"),
-        ("numerics", f"{run.numerics.precision}, {run.numerics.threads} threads"),
     ]
+    epochs = rows[-1].tokens / store.train_tokens
     return (
         "<h2>1. The run</h2>"
         + page.verification(demo.verification)
-        + page.table(("", ""), facts)
+        + page.table(("", ""), page.run_facts(run, data, epochs))
         + page.loss_curve(rows)
         + page.commands(
             "openbook corpus build stdlib --out data/stdlib", "openbook run verify runs/stdlib"

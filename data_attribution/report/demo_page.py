@@ -88,24 +88,13 @@ def _head(demo: Demo) -> str:
 
 
 def _known(demo: Demo) -> str:
-    run, rows = demo.run, demo.run.ledger
-    made = () if demo.released else MADE
-    facts = [
-        ("run", run.id),
-        ("knowledge", run.knowledge),
-        ("corpus fingerprint", run.store.fingerprint),
-        ("weights (sha256)", run.saved_at(None).files["model.safetensors"]),
-        ("steps, tokens read", f"{len(rows):,}, {rows[-1].tokens:,}"),
-        ("epochs", f"{_epochs(demo):.2f}"),
-        ("training time", f"{sum(row.seconds for row in rows):.0f} s of steps"),
-        ("seeds", f"init {run.recipe.init_seed}, order {run.recipe.order_seed}"),
-        ("numerics", f"{run.numerics.precision}, {run.numerics.threads} threads"),
-    ]
+    run, made = demo.run, () if demo.released else MADE
+    data = [("corpus fingerprint", run.store.fingerprint)]
     return (
         "<h2>1. A checkpoint that can be checked</h2>"
         + page.verification(demo.verification)
-        + page.table(("", ""), facts)
-        + page.loss_curve(rows)
+        + page.table(("", ""), page.run_facts(run, data, _epochs(demo)))
+        + page.loss_curve(run.ledger)
         + page.commands(*made, "openbook run verify runs/planted")
     )
 

@@ -8,11 +8,12 @@ from html import escape
 
 from data_attribution.report import svg
 from train.progress import visible
-from train.runs import LedgerRow
+from train.runs import LedgerRow, Run
 from train.trainer import Verification
 
 
-__all__ = ["commands", "html", "loss_curve", "number", "share", "table", "verification"]
+__all__ = ["commands", "html", "loss_curve", "number", "run_facts", "share", "table"]
+__all__ += ["verification"]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 STYLE = """
@@ -52,6 +53,22 @@ def verification(found: Verification) -> str:
         f"files hold their digests; steps {spans} were replayed and differ from the ledger by "
         f"{found.difference:.3g} nats.</p>"
     )
+
+
+def run_facts(run: Run, data: Sequence[tuple[str, str]], epochs: float) -> list[tuple[str, str]]:
+    """Return the rows that say which run it is, what it read (`data`) and how it was trained."""
+    rows = run.ledger
+    return [
+        ("run", run.id),
+        ("knowledge", run.knowledge),
+        *data,
+        ("weights (sha256)", run.saved_at(None).files["model.safetensors"]),
+        ("steps, tokens read", f"{len(rows):,}, {rows[-1].tokens:,}"),
+        ("epochs", f"{epochs:.2f}"),
+        ("training time", f"{sum(row.seconds for row in rows):.0f} s of steps"),
+        ("seeds", f"init {run.recipe.init_seed}, order {run.recipe.order_seed}"),
+        ("numerics", f"{run.numerics.precision}, {run.numerics.threads} threads"),
+    ]
 
 
 def loss_curve(ledger: Sequence[LedgerRow]) -> str:

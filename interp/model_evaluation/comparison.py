@@ -7,7 +7,6 @@ comparisons of equal models one is called a difference by chance.
 """
 
 from dataclasses import asdict, dataclass
-from math import exp
 
 import numpy as np
 
@@ -48,9 +47,9 @@ class Difference:
     def verdict(self) -> str:
         """`higher`, `lower`, or `not told apart` if the interval holds no difference."""
         low, high = self.estimate.low, self.estimate.high
-        if low is None or high is None or low <= self.neutral <= high:
-            return "not told apart"
-        return "higher" if low > self.neutral else "lower"
+        if low is not None and low > self.neutral:
+            return "higher"
+        return "lower" if high is not None and high < self.neutral else "not told apart"
 
     def called(self) -> str:
         """Return `higher` or `lower`.
@@ -119,7 +118,7 @@ def _difference(ours: Measure, theirs: Measure) -> tuple[Estimate, float]:
     if ours.unit == "share":
         bounds = paired_shares_interval(theirs.part > 0, ours.part > 0)
         return Estimate(ratio, *(bounds if ours.n > 1 else (None, None))), 0.0
-    scale = exp if ours.unit == "perplexity" else SCALES[ours.unit]
+    scale = SCALES[ours.unit]
     ends = ratio_interval((ours.part - theirs.part)[None], ours.whole)
     low, high = (None, None) if ends is None else (scale(float(end[0])) for end in ends)
     return Estimate(scale(ratio), low, high), scale(0.0)

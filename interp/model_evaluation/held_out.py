@@ -27,13 +27,18 @@ def read(path: str, store: TokenStore | None, limit: int | None) -> EvaluationSe
     """Return the held-out documents of the store at `path`, or of `store` if that is empty.
 
     Raises:
-        EvaluationError: There is no store, or it holds nothing out.
+        EvaluationError: There is no store, it holds nothing out, or it is a tuning store.
         StoreError: There is no token store at `path`.
     """
     source = open_store(path) if path else store
     if source is None:
         raise EvaluationError(
             "heldout needs a token store, and this model came without one; give heldout=STORE"
+        )
+    if source.tuning:
+        raise EvaluationError(
+            f"{source.path} holds {source.tuning} for tuning, of which prompts carry no loss, and "
+            "heldout scores all tokens; give heldout=STORE with the token store of a corpus"
         )
     documents = np.flatnonzero(source.starts >= source.train_tokens)[:limit]
     if not len(documents):
@@ -53,7 +58,9 @@ def read(path: str, store: TokenStore | None, limit: int | None) -> EvaluationSe
             Measure("loss per token", "nats", nats, counts),
         )
 
-    settings = f"all held-out tokens of store {source.fingerprint[:12]}, in disjoint windows"
+    settings = (
+        f"all tokens of held-out documents of store {source.fingerprint[:12]}, in disjoint windows"
+    )
     return EvaluationSet("heldout", "1", settings, keys, sha256, texts, (), measure, source)
 
 

@@ -133,7 +133,9 @@ def identified(contents: Sequence[object]) -> tuple[tuple[str, ...], str]:
 
 
 def text_of(path: Path) -> str:
-    """Read a UTF-8 text file, which may be compressed with gzip.
+    """Read a UTF-8 text file, which may be compressed with gzip; lines end with "\\n".
+
+    A byte order mark is left out, and "\\r\\n" is read as "\\n".
 
     Raises:
         EvaluationError: There is no such file, it is not UTF-8, or it is larger than 1 GB.
@@ -154,7 +156,7 @@ def text_of(path: Path) -> str:
     if len(content) > MOST:
         raise EvaluationError(f"{path} has more than {MOST >> 20} MB unpacked; give its parts")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path} is not UTF-8 text (at byte {error.start})") from None
 
@@ -165,7 +167,8 @@ def json_lines(
     """Read objects with the given text fields, one per line, at most `limit`.
 
     Raises:
-        EvaluationError: A line is no object with these fields as texts, or there is no line.
+        EvaluationError: A line is no object with these fields as texts, or there is no line; or a
+            text holds half of a surrogate pair.
 
     Examples:
         >>> model_evaluation.json_lines('{"text": "a b", "id": 1}', "made.jsonl", ["text"])
@@ -194,6 +197,14 @@ def _json_lines(
             raise EvaluationError(
                 f"{name}: line {number} has {holds or 'nothing'}; the texts {wanted} are expected"
             )
+        for one in fields:
+            try:
+                row[one].encode()
+            except UnicodeEncodeError as error:
+                raise EvaluationError(
+                    f"{name}: line {number} holds half of a surrogate pair in {one!r} (at letter "
+                    f"{error.start}), which is no text; write the whole letter"
+                ) from None
         n += 1
         yield {one: row[one] for one in fields}
     if not n:

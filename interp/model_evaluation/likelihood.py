@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from interp.errors import EvaluationError
@@ -47,12 +47,23 @@ ON_DEVICE = 1 << 26  # on any other device: 256 MB
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Tokens that a model reads, of which the last `n_scored` are predicted and scored."""
+    """Tokens that a model reads, of which the last `n_scored` are predicted and scored.
+
+    Raises:
+        EvaluationError: No token is scored, or the first one, which nothing stands before.
+    """
 
     tokens: tuple[int, ...]
     n_scored: int
 
     __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_scored < len(self.tokens):
+            raise EvaluationError(
+                f"{self.n_scored} of {len(self.tokens)} tokens are to be scored; at least 1 can "
+                "be, and at most all but the first one"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,15 @@ def continuation_row(tokenizer: Tokenizer, context: str, continuation: str, n_ct
     if not context:
         whole, n_context = [tokenizer.eot, *whole], 1
     n_scored = len(whole) - n_context
-    if not 0 < n_scored <= n_ctx:
+    if n_scored < 1:
+        raise EvaluationError(
+            f"{continuation[:40]!r} adds no token to its context {context[-40:]!r}, so there is "
+            "nothing to score; give a longer continuation"
+        )
+    if n_scored > n_ctx:
         raise EvaluationError(
             f"{continuation[:40]!r} has {n_scored} tokens behind its context, and a context of "
-            f"{n_ctx} holds 1 to {n_ctx}; evaluate a model with a longer context"
+            f"{n_ctx} holds at most {n_ctx}; evaluate a model with a longer context"
         )
     return TokenRow(tuple(whole[-(n_ctx + 1) :]), n_scored)
 
@@ -120,7 +136,8 @@ def score_rows(
     Costs one forward pass over all rows, on the device of the model.
 
     Raises:
-        EvaluationError: The model reads ahead, so its losses are not those of the next token.
+        EvaluationError: The model reads ahead, so its losses are not those of the next token; or
+            its logits are not finite.
 
     Examples:
         >>> tokens = model.to_tokens("the capital of runethi is koreskul")[0].tolist()
@@ -156,11 +173,13 @@ def greedy_texts(
 ) -> list[str]:
     """Continue each prompt by its most probable tokens, up to one of the texts in `until`.
 
-    Generation also ends at end-of-text, and after `n_new` tokens. The first tokens of a prompt that
+    Generation also ends at end-of-text, and after `n_new` tokens. An empty prompt is one
+    end-of-text, as an empty context is. The first tokens of a prompt that
     leaves no room for them are dropped. Costs a forward pass per token, because nothing is cached.
 
     Raises:
-        EvaluationError: The model's context has no room for a prompt and `n_new` tokens.
+        EvaluationError: The model's context has no room for a prompt and `n_new` tokens, or its
+            logits are not finite.
 
     Examples:
         >>> prompts = ["the capital of runethi is", "of"]
@@ -175,7 +194,8 @@ def greedy_texts(
             "evaluate a causal model with a longer context"
         )
     starts = [
-        [int(one) for one in ids][-(n_ctx - n_new) :] for ids in map(tokenizer.encode, prompts)
+        [int(one) for one in ids][-(n_ctx - n_new) :] or [tokenizer.eot]
+        for ids in map(tokenizer.encode, prompts)
     ]
     texts, done = [""] * len(prompts), 0
     for batch in _batches([len(start) + n_new for start in starts]):
@@ -238,6 +258,7 @@ def _scores(model: GPT, rows: Sequence[TokenRow]) -> Iterator[ScoredRow]:
     for stream, target in zip(chosen.split(size), targets.split(size), strict=True):
         logits = model.to_logits(stream[None])[0].float()
         own, top = logits.gather(1, target[:, None])[:, 0], logits.amax(1)
+        _refuse_diverged(top)
         # The first of equal logits counts as the highest, as argmax has it.
         ties = (own == top).nonzero()[:, 0]
         first = torch.zeros_like(target, dtype=torch.bool)
@@ -258,4 +279,15 @@ def _next_tokens(model: GPT, rows: Sequence[Sequence[int]]) -> list[int]:
     streams = model.run_blocks(model.embed_tokens(_padded(model, rows)))
     last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
     chosen = streams[torch.arange(len(rows), device=model.device), last]
-    return model.to_logits(chosen[None])[0].argmax(1).tolist()
+    logits = model.to_logits(chosen[None])[0]
+    _refuse_diverged(logits.amax(1))
+    return logits.argmax(1).tolist()
+
+
+def _refuse_diverged(highest: Float[Tensor, " row"]) -> None:
+    """Refuse a model whose highest logit is not finite; the argmax would look like an answer."""
+    if not highest.isfinite().all():
+        raise EvaluationError(
+            "the model's logits are not finite, so it has diverged and predicts nothing; evaluate "
+            "an earlier checkpoint"
+        )

@@ -19,6 +19,7 @@ in brackets are its tasks:
 import io
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -316,7 +317,8 @@ def _blimp_files(path: Path) -> list[tuple[str, str]]:
                         f"the limit of {MOST_UNPACKED >> 20}"
                     )
             texts = [(one.filename, archive.read(one).decode("utf-8")) for one in members]
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, RuntimeError,
+            EOFError) as error:  # fmt: skip
         raise EvaluationError(f"{path} is no zip file of BLiMP: {error}") from None
     if not texts:
         raise EvaluationError(f"{path} holds no .jsonl file; the zip file of BLiMP is expected")

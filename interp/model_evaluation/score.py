@@ -32,7 +32,8 @@ SCALES: dict[str, Callable[[float], float]] = {
     "share": float,
     "nats": float,
     "bits": lambda nats: nats / log(2),
-    "perplexity": exp,
+    # exp(710) is no number of 64 bits; the interval of few items may reach there.
+    "perplexity": lambda nats: exp(min(nats, 709.0)),
 }
 
 

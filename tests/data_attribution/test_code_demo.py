@@ -247,6 +247,16 @@ def test_the_page_of_the_planted_run_shows_the_head_on_real_text_or_how_to_train
     assert "<svg" not in without
 
 
+def test_a_run_of_another_training_in_its_folder_is_no_formation(monkeypatch, tmp_path):
+    (tmp_path / "stdlib").mkdir()
+    (tmp_path / "stdlib" / runs.MANIFEST).touch()
+    for finished, watches in ((True, ()), (False, ("copies",))):
+        log = SimpleNamespace(watches=[SimpleNamespace(reads=one) for one in watches])
+        run = SimpleNamespace(finished=finished, watched=log)
+        monkeypatch.setattr(runs, "open", lambda path, run=run: run)
+        assert demo.finished_formation(tmp_path) is None
+
+
 def test_heads_are_shown_by_their_effect_beside_the_untrained_model():
     section = code_page.copying_section(demo_of([0.3]))
     first, second = (section.index(f"<td>{name}</td>") for name in ("L0H1", "L0H0"))

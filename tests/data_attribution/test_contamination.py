@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 
 from data_attribution import contamination, token_index
 from data_attribution.errors import QueryError
+from data_attribution.token_index import query_tokens
 from interp import model_evaluation
 from interp.errors import EvaluationError, InterruptedWarning
 from tests.worlds.stores import store_of
 from train import trainer
-from train.data import tuning
+from train.data import gpt2_tokenizer, tuning
 from train.data.tuning import Example, TuningSet
-from train.errors import DamagedError
+from train.errors import DamagedError, TrainError
 from train.runs import Run
 
 
@@ -62,6 +64,15 @@ def test_an_item_shorter_than_the_ngram_overlaps_if_all_of_it_occurs(index):
         contamination.overlap(["a"], index, n=0)
 
 
+def test_an_item_copied_into_the_middle_of_a_sentence_overlaps_whole(tmp_path):
+    """Behind a space its first word has fewer tokens: " quotas" has one, and "quotas" two."""
+    store = store_of(tmp_path / "bpe", ["they met quotas for folders"], tokenizer=gpt2_tokenizer())
+    index = token_index.build(store)
+    found = contamination.overlap(["quotas for folders", "folders", "folders met"], index)
+    assert [len(store.tokenizer.encode(text)) for text in ("folders", " folders")] == [2, 1]
+    assert found.flagged.tolist() == [True, True, False]
+
+
 def test_held_out_documents_are_not_training_text(make_store):
     texts = [f"only{k} here{k} and{k} there{k}" for k in range(40)]
     store = make_store(texts, held_out=0.5)
@@ -105,6 +116,49 @@ def test_a_table_tells_models_apart_item_by_item_and_says_what_was_read(lookup_r
     assert [one["measure"] for one in content["differences"]] == ["accuracy", "perplexity per word"]
     assert content["differences"][0]["verdict"] == "higher"
     assert [one["overlap"]["value"] for one in content["rows"]] == [0.5] * 4
+
+
+def test_nothing_is_evaluated_before_every_model_and_set_is_there(lookup_run, facts, tmp_path):
+    def worked(*_):
+        raise AssertionError("a model was evaluated")
+
+    (tmp_path / "empty").mkdir()
+    run, good = lookup_run.path, f"lambada={facts}"
+    for models, sets, error, match in (
+        ([run, f"{run}@41"], [good], TrainError, "no checkpoint at step 41; nearest is 40"),
+        ([run, f"{run}x"], [good], TrainError, "neither a run .* nor a Hugging Face model"),
+        ([run, tmp_path / "empty"], [good], TrainError, "neither a run .* nor a Hugging Face"),
+        ([run], [good, "sst2=nowhere"], EvaluationError, "there is no file nowhere"),
+        ([run], [good, "heldout"], EvaluationError, "holds out none of its 240 documents"),
+        ([run], [good, good], EvaluationError, "lambada was given twice.*a command of its own"),
+    ):
+        with pytest.raises(error, match=match):
+            contamination.evaluate_models(models, sets, progress=worked)
+
+
+def test_models_are_called_by_the_last_part_of_their_path(lookup_run, facts):
+    models = [f"{lookup_run.path}/", f"{lookup_run.path}/@40"]
+    table = contamination.evaluate_models(models, [f"lambada={facts}"], limit=2)
+    assert [score.model for score in table.scores] == ["lookup", "lookup@40"]
+
+
+def test_a_kept_score_is_not_that_of_another_run_with_equal_weights(
+    tiny_run, tiny_recipe, tiny_store, one_thread_numerics, tmp_path
+):
+    """Two runs of one seed begin with the same weights, and each row names its own run."""
+    longer = replace(tiny_recipe, steps=25)
+    other = trainer.train(longer, tiny_store, out=tmp_path / "b", numerics=one_thread_numerics)
+    assert other.saved_at(0).files == tiny_run.saved_at(0).files
+    table = contamination.evaluate_models(
+        [f"{tiny_run.path}@0", f"{other.path}@0"], ["heldout"], results=tmp_path / "scores"
+    )
+    assert [score.provenance.run_id for score in table.scores] == [tiny_run.id, other.id]
+
+
+def test_items_that_cannot_be_searched_are_evaluated_all_the_same(lookup_run, facts, monkeypatch):
+    monkeypatch.setattr(query_tokens, "LONGEST", 2)
+    (score,) = contamination.evaluate_models([lookup_run], [f"lambada={facts}"]).scores
+    assert str(score.overlap).startswith("the items cannot be searched: the query has 3 tokens")
 
 
 def test_finished_scores_are_kept_and_read_again(lookup_run, facts, tmp_path, monkeypatch):

@@ -433,6 +433,8 @@ def test_a_stopped_run_resumes_without_its_file(
             recipes.read(path), tiny_store, out=out, numerics=one_thread_numerics, progress=stop
         )
     path.unlink()
+    ended = openbook("run", "resume", out, "--set", "lr=1")
+    refused(ended, 2, "a resumed run keeps the recipe", "train another run", "--set lr=1")
     assert openbook("run", "resume", out).code == 0
     assert runs.open(out).finished
 

@@ -41,7 +41,7 @@ POLL_SECONDS = 0.05
 GRACE_SECONDS = 20.0
 
 
-def start_ranks(count: int | None, run: Path) -> int:
+def start_ranks(count: int | None, run: Path, *, device: str | None = None) -> int:
     """Start the ranks if that is necessary, and return how many train the run together.
 
     This returns in each rank, and in a process that trains alone. The process that starts the ranks
@@ -50,15 +50,21 @@ def start_ranks(count: int | None, run: Path) -> int:
     Args:
         count: Number of processes; None: those that torchrun has started, or 1.
         run: Folder of the run.
+        device: Device of a new training, which is refused if this machine has not a GPU, or on
+            the CPU a core, for each process; None: a run that began with so many goes on.
 
     Raises:
-        RecipeError: torchrun has started another number of processes.
+        RecipeError: torchrun has started another number of processes, or the machine is too small.
         LostRankError: A rank was killed or failed.
     """
     size = int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= RANK_VARIABLES else 1
     if size == 1:
         if count is None or count == 1:
             return 1
+        if device:
+            from train import numerics
+
+            numerics.refuse_too_few(device, count)
         _run_ranks(count, run)
     if count not in (None, size):
         raise RecipeError(

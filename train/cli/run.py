@@ -8,6 +8,7 @@ import typer
 from train.cli.options import CommandGroup, Json, RunOptions, ShardOptimizer, option_groups
 from train.cli.output import Output, emit, lines, run_summary
 from train.cli.ranks import connect_ranks, start_ranks
+from train.errors import RecipeError
 from train.progress import count, visible
 
 
@@ -83,6 +84,10 @@ def run_resume(
         int, typer.Option(min=0, help="Threads that read batches ahead; 0: none.")
     ] = 0,
     shard_optimizer: ShardOptimizer = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", hidden=True, metavar="KEY=VALUE", help="Refused: the recipe stays."),
+    ] = None,
 ) -> None:
     """Continue a training that was stopped, from its last checkpoint to its last step.
 
@@ -91,6 +96,12 @@ def run_resume(
     """
     from train import trainer
 
+    if settings:
+        raise RecipeError(
+            f"a resumed run keeps the recipe that it began with, so --set {settings[0]} cannot "
+            "hold for its later steps alone; train another run with `openbook train RECIPE STORE "
+            f"--out RUN --set {settings[0]}`"
+        )
     opened = source.open()
     numerics = None if opened.finished else opened.numerics
     if numerics:

@@ -106,7 +106,7 @@ def train_command(
         bool,
         typer.Option(
             help="Measure induction, copying and behaviours during training (costs about 1 % of "
-            "the time)."
+            "the time; much more of a run of few steps, of which the first and last are measured)."
         ),
     ] = True,
     as_json: Json = False,
@@ -115,7 +115,7 @@ def train_command(
 
     A training that was stopped at any moment continues with `openbook run resume`.
     """
-    world_size = start_ranks(devices, out)
+    world_size = start_ranks(devices, out, device=device)
     from train import numerics, recipes, runs, trainer
     from train.data import open_store
 

@@ -100,18 +100,24 @@ def distinct_tokens(members: Sequence[Member]) -> int:
     """Return how many different tokens of their store were targets of at least one member.
 
     Padding within the windows read is counted, and a token counts once however often it was read.
+    Documents that were removed from a run are no targets of it, nor is the end-of-text behind each.
 
     Examples:
         >>> members = ensembles.ensemble_of([(run, 600), run]).members
         >>> ensembles.distinct_tokens(members[:1]) <= ensembles.distinct_tokens(members)
         True
     """
-    read = np.zeros(members[0].run.store.n_tokens, dtype=bool)
+    store = members[0].run.store
+    read = np.zeros(store.n_tokens, dtype=bool)
     for member in members:
-        order = member.run.order
+        order, own = member.run.order, np.zeros_like(read)
         for first in range(0, member.step, STEPS_AT_ONCE):
             steps = range(first, min(first + STEPS_AT_ONCE, member.step))
             starts = np.unique(np.concatenate([order.starts(step) for step in steps]))
             for target in range(1, order.context + 1):
-                read[starts + target] = True
+                own[starts + target] = True
+        for document in member.run.removal.documents if member.run.removal else ():
+            first = int(store.starts[document])
+            own[first : first + int(store.lengths[document]) + 1] = False
+        read |= own
     return int(read.sum())

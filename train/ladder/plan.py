@@ -28,7 +28,7 @@ from train.progress import count, duration, readable_size
 from train.recipes import Recipe, resolve, to_dict
 from train.runs import order_of
 from train.short_repr import short_repr
-from train.trainer import initial_state, training_steps
+from train.trainer import TrainingMethods, initial_state, next_token, training_steps
 
 
 __all__ = ["Cost", "Ladder", "Member", "Trial", "begin", "cost"]
@@ -343,13 +343,20 @@ def cost(ladder: Ladder) -> Cost:
 
 
 def seconds_per_step(recipe: Recipe, ladder: Ladder) -> float:
-    """Measure the time of a training step, over a few steps after the first, which warms up."""
+    """Measure the time of a training step, over a few steps after the first, which warms up.
+
+    The steps are those of the training, with its training methods. If the numerics compile the
+    model, the first step does, and is not in the result.
+    """
+    objective = TrainingMethods(recipe) if recipe.methods else next_token
     state = initial_state(recipe, ladder.numerics)
     order = order_of(replace(recipe, sampler="tiles"), ladder.store)
     short = replace(recipe, eval_every=0)
     with applied(ladder.numerics):
         for stop in (1, 1 + PROBE_STEPS):
             begin = time.perf_counter()
-            for _ in training_steps(state, short, ladder.store, order, ladder.numerics, stop):
+            for _ in training_steps(
+                state, short, ladder.store, order, ladder.numerics, stop, objective=objective
+            ):
                 pass
     return (time.perf_counter() - begin) / PROBE_STEPS

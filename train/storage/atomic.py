@@ -148,7 +148,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
         return
     with disk_guard(path):
-        temporary, descriptor = _own_partial(path)
+        temporary, descriptor = create_partial(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 if older is not None:
@@ -163,7 +163,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
 
 
-def _own_partial(path: Path) -> tuple[Path, int]:
+def create_partial(path: Path) -> tuple[Path, int]:
     """Create a temporary file for this process alone; return its path and its open descriptor.
 
     It is locked until it is closed. Files of killed processes, which nobody locks, are removed.
@@ -312,7 +312,7 @@ def replace_folder(ready: Path, path: Path) -> None:
     sync_folder(ready)
     if not path.exists():
         os.replace(ready, path)
-    elif _can_exchange():
+    elif can_exchange():
         os.replace(ready, aside)
         _exchange(aside, path)
     else:
@@ -338,7 +338,7 @@ def _aside(path: Path) -> Path:
 
 
 @cache
-def _can_exchange() -> bool:
+def can_exchange() -> bool:
     """Return whether names can be exchanged, by trying it in a temporary folder."""
     with tempfile.TemporaryDirectory() as place:
         one, other = Path(place, "one"), Path(place, "other")

@@ -75,7 +75,12 @@ def read_foreign_text(path: Path, *, most_bytes: int = MOST_BYTES) -> str:
 
 
 def stand_in(content: bytes) -> str:
-    """Return what a file is that stands in for another one, or an empty text."""
+    """Return what a file is that stands in for another one, or an empty text.
+
+    Examples:
+        >>> storage.stand_in(b"version https://git-lfs.github.com/spec/v1")
+        'a git-lfs pointer, not the file itself; run `git lfs pull`'
+    """
     begin = content[:LONGEST_BEGINNING].lstrip().lower()
     return next((said for mark, said in STAND_INS.items() if begin.startswith(mark)), "")
 
@@ -115,7 +120,12 @@ def parse_json(text: str | bytes, where: object) -> Any:
 
 
 def damaged_json(text: str | bytes, error: Exception) -> str:
-    """Say in a few words why a text is not read as JSON."""
+    """Say in a few words why a text is not read as JSON.
+
+    Examples:
+        >>> storage.damaged_json(" ", ValueError())
+        'empty, and JSON is expected'
+    """
     if not text.strip():
         return "empty, and JSON is expected"
     if isinstance(error, RecursionError):

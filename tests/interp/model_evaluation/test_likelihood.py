@@ -78,10 +78,33 @@ def test_a_context_that_does_not_fit_loses_its_first_tokens_and_the_answer_none(
     assert (len(row.tokens), row.n_scored) == (25, 2)
 
 
-@pytest.mark.parametrize("continuation", ["", " too long" * 30])
-def test_a_continuation_that_cannot_be_scored_is_refused(model, continuation):
-    with pytest.raises(EvaluationError, match="a context of 24 holds 1 to 24"):
+@pytest.mark.parametrize(
+    ("continuation", "match"),
+    [
+        ("", "adds no token to its context 'He said'.*give a longer continuation"),
+        (" too long" * 30, "a context of 24 holds at most 24; evaluate a model with a longer"),
+    ],
+)
+def test_a_continuation_that_cannot_be_scored_is_refused(model, continuation, match):
+    with pytest.raises(EvaluationError, match=match):
         model_evaluation.continuation_row(model.tokenizer, "He said", continuation, 24)
+
+
+@pytest.mark.parametrize("n_scored", [-1, 0, 3, 4])
+def test_a_row_that_scores_no_token_or_its_first_one_is_refused(n_scored):
+    with pytest.raises(EvaluationError, match=f"{n_scored} of 3 tokens are to be scored"):
+        model_evaluation.TokenRow((1, 2, 3), n_scored)
+
+
+def test_a_diverged_model_is_refused_and_has_no_score():
+    """The argmax of NaN is the first token, and NaN is below no accuracy of 0."""
+    model = drawn_model(n_ctx=24)
+    with torch.no_grad():
+        model.embed.weight[7] = float("nan")  # of one token: its logit is NaN everywhere
+    with pytest.raises(EvaluationError, match="not finite, so it has diverged"):
+        model_evaluation.score_rows(model, [model_evaluation.TokenRow((3, 4), 1)])
+    with pytest.raises(EvaluationError, match="not finite, so it has diverged"):
+        model_evaluation.greedy_texts(model, ["The old man"], until=[], n_new=2)
 
 
 @pytest.mark.parametrize("n_words", [0, 1, 4, 5, 6, 10, 11, 23])
@@ -120,6 +143,11 @@ def test_greedy_texts_equal_generation_one_by_one_and_end_where_they_must(model)
         ids = model.to_tokens(prompt, prepend_bos=False)[:, -18:]
         new = model.generate(ids, 6)[0, ids.shape[1] :].tolist()
         assert text == model.tokenizer.decode(new)
+    # An empty prompt is one end-of-text, alone and beside longer ones.
+    new = model.generate(torch.tensor([[model.tokenizer.eot]]), 6)[0, 1:].tolist()
+    for beside in ([], prompts):
+        empty = model_evaluation.greedy_texts(model, ["", *beside], until=[], n_new=6)[0]
+        assert empty == model.tokenizer.decode(new)
     stop = texts[0][3:6]
     stopped = model_evaluation.greedy_texts(model, prompts, until=[stop], n_new=6)
     assert stopped == [text.split(stop)[0] for text in texts]

@@ -8,6 +8,7 @@ import gzip
 import json
 import math
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from interp import model_evaluation
 from interp.errors import EvaluationError
 from interp.model_evaluation import protocols
 from tests.worlds.evaluation_files import GSM8K, LAMBADA, drawn_model, evaluation_files
+from tests.worlds.tuning import tiny_examples
 from train import trainer
+from train.data import tuning
 from train.errors import StoreError, TokenizerError
 
 
@@ -63,6 +66,17 @@ def test_every_protocol_says_its_version_n_and_settings(files):
     limited = model_evaluation.load("blimp", files["blimp"], limit=2)
     assert limited.groups == ("anaphor_number_agreement",) * 2 + ("wh_island",) * 2
     assert limited.keys == (*said["blimp"].keys[:2], *said["blimp"].keys[3:5])
+
+
+@pytest.mark.parametrize("protocol", ["lambada", "wikitext", "sst2"])
+def test_a_file_of_windows_has_the_items_of_one_of_linux(protocol, files, tmp_path):
+    """With a byte order mark and lines that end with a carriage return."""
+    content = model_evaluation.text_of(Path(files[protocol])).encode()
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    one, other = (
+        model_evaluation.load(protocol, str(path)) for path in (files[protocol], tmp_path / "file")
+    )
+    assert (one.keys, one.texts) == (other.keys, other.texts)
 
 
 def test_examples_of_gsm8k_are_those_that_the_harness_draws(files, monkeypatch):
@@ -209,6 +223,19 @@ def refused(name: str, path: object, match: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def damaged_zips(folder):
+    """A zip file whose compressed bytes, and one whose table of contents, are damaged."""
+    path = folder / "whole.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("one.jsonl", "\n".join(json.dumps({"sentence_good": f"{k * k}"})
+                                                for k in range(300)))  # fmt: skip
+    content = path.read_bytes()
+    packed, table = bytearray(content), bytearray(content)
+    packed[60:64] = b"\xff" * 4
+    table[-6:-2] = b"\xff\xff\xff\x7f"  # where the table of contents begins
+    return [("decompressing", bytes(packed)), ("negative seek", bytes(table))]
+
+
 def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, files):
     other = tmp_path / "other"
     refused("lambada", other, "there is no file")
@@ -219,6 +246,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, files):
         ('{"text": 3}', "line 1 has 'text'"),
         ('{"text": "a b"}\n{"text', "line 2 is no JSON object"),
         ('{"text": "word"}', "item 1 is 'word'; two words or more are expected"),
+        (r'{"text": "a \ud83d b"}', "line 1 holds half of a surrogate pair in 'text' .at letter 2"),
     ):
         other.write_text(text)
         refused("lambada", other, match)
@@ -237,6 +265,9 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, files):
     other.write_text(json.dumps(GSM8K[0]))
     refused("gsm8k", f"{other},{other}", "has 1 items; 5 examples are needed")
     refused("blimp", files["lambada"], "is no zip file of BLiMP")
+    for name, content in damaged_zips(tmp_path):
+        other.write_bytes(content)
+        refused("blimp", other, f"is no zip file of BLiMP: .*{name}")
     with zipfile.ZipFile(tmp_path / "uneven.zip", "w") as archive:
         pair = json.dumps({"sentence_good": "a", "sentence_bad": "b"})
         archive.writestr("one.jsonl", pair)
@@ -253,6 +284,17 @@ def test_a_store_that_holds_nothing_out_has_no_held_out_loss(make_store, tmp_pat
         model_evaluation.load("heldout")
     with pytest.raises(StoreError, match="there is no token store at"):
         model_evaluation.load("heldout", str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["instructions", "preferences"])
+def test_a_tuning_store_has_no_held_out_text(kind, tiny_run, tmp_path):
+    """Its prompts carry no loss, and both responses of a preference are in one row."""
+    store = tuning.build_tuning_store(
+        tiny_examples(kind), out=tmp_path / kind, tokenizer=tiny_run.tokenizer, context=16,
+        held_out=0.4,
+    )  # fmt: skip
+    with pytest.raises(EvaluationError, match=f"holds {kind} for tuning.*give heldout=STORE"):
+        model_evaluation.load("heldout", store=store)
 
 
 def test_a_vocabulary_of_words_cannot_read_other_texts(tiny_run, files):

@@ -1,5 +1,8 @@
 """Intervals and differences of scores, and what the tool refuses to call a difference."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,7 @@ from interp.errors import EvaluationError
 from interp.model_evaluation import Measure, Overlap, Score
 from interp.results import Provenance
 from train.errors import DamagedError
-from train.statistics import paired_shares_interval, ratio_interval, wilson
+from train.statistics import Estimate, paired_shares_interval, ratio_interval, wilson
 
 
 ORIGIN = Provenance("made", "0" * 64, 0, "", "", "full", {}, 0, "float32", "cpu")
@@ -99,6 +102,20 @@ def test_the_interval_of_paired_shares_is_that_of_a_published_table():
     assert (round(low, 4), round(high, 4)) == (0.0569, 0.3404)
 
 
+def test_a_positive_correlation_of_answers_is_corrected_for_continuity():
+    """20 both, 12 only one, 2 only the other, 16 neither; Newcombe's method 10 written out."""
+    kind = np.repeat(np.arange(4), (20, 12, 2, 16))
+    low, high = paired_shares_interval((kind == 0) | (kind == 2), kind < 2)
+    correlation = (20 * 16 - 12 * 2 - 50 / 2) / np.sqrt(32 * 18 * 22 * 28)
+    (low_1, high_1), (low_2, high_2) = wilson(22 / 50, 50), wilson(32 / 50, 50)
+    below, above = (
+        np.sqrt(one**2 - 2 * correlation * one * other + other**2)
+        for one, other in ((32 / 50 - low_2, high_1 - 22 / 50), (high_2 - 32 / 50, 22 / 50 - low_1))
+    )
+    assert (low, high) == pytest.approx((0.2 - below, 0.2 + above))
+    assert (round(low, 4), round(high, 4)) == (0.0562, 0.3292)
+
+
 def test_a_loss_divides_sums_and_its_interval_takes_documents_as_cases():
     nats, tokens = np.array([30.0, 10.0, 60.0, 22.0]), np.array([10.0, 5.0, 20.0, 8.0])
     loss = Measure("loss per token", "nats", nats, tokens)
@@ -130,6 +147,21 @@ def test_losses_are_compared_document_by_document_and_perplexities_by_their_rati
     assert difference.neutral == 1
     same = model_evaluation.compare(one, one, "word")
     assert (same.estimate.value, same.verdict) == (1.0, "not told apart")
+
+
+def test_the_interval_of_a_perplexity_of_few_items_may_be_wider_than_the_largest_number():
+    two = Measure("word", "perplexity", np.array([5.0, 150.0]), np.ones(2)).estimate
+    assert two.value == pytest.approx(np.exp(77.5))
+    assert two.high > 1e307
+    json.dumps(asdict(two), allow_nan=False)
+
+
+def test_a_number_that_is_no_number_is_no_difference():
+    """No comparison with NaN holds, so neither "higher" nor "lower" may be what remains."""
+    nothing = Estimate(float("nan"), float("nan"), float("nan"))
+    for estimate in (nothing, Estimate(1.0, None, None), Estimate(0.0, 0.0, 0.0)):
+        difference = model_evaluation.Difference("a", "b", "made", "loss", estimate, 0.0, 9)
+        assert difference.verdict == "not told apart"
 
 
 def test_scores_that_cannot_be_compared_are_refused():

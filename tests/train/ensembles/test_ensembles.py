@@ -10,6 +10,7 @@ import torch
 
 from tests.worlds.tuning import tiny_tuning_store
 from train import ensembles, trainer
+from train.data import DocumentRemoval
 from train.ensembles import EnsembleEvaluation, HeldOutScores, learned_weights
 from train.errors import StoreError, TrainError
 from train.statistics import Estimate
@@ -286,6 +287,25 @@ def test_a_token_counts_once_however_often_it_was_read(tiny_run):
             read |= set(range(start + 1, start + 17))
     assert ensembles.distinct_tokens(members) == len(read)
     assert ensembles.distinct_tokens(members[:1]) == 8 * 4 * 16  # less than an epoch
+
+
+@pytest.mark.parametrize("mode", ["blank", "loss"])
+def test_tokens_of_removed_documents_are_not_among_those_that_a_run_was_trained_on(
+    tiny_run, tmp_path, mode
+):
+    store, documents = tiny_run.store, (3, 50)
+    starts = np.concatenate([tiny_run.order.starts(step) for step in range(24)])
+    read = {int(start) + place for start in starts for place in range(1, 17)}
+    spans = [(int(store.starts[one]), int(store.lengths[one])) for one in documents]
+    gone = {start + place for start, length in spans for place in range(length + 1)} & read
+    assert gone
+    child = trainer.retrain_without(tiny_run, tmp_path / "r", DocumentRemoval(documents, mode))
+    alone, with_parent, parent = (
+        ensembles.distinct_tokens(ensembles.ensemble_of(runs).members)
+        for runs in ([child], [child, tiny_run], [tiny_run])
+    )
+    assert (parent, alone) == (len(read), len(read - gone))
+    assert with_parent == parent
 
 
 # --- refusals ------------------------------------------------------------------------------------

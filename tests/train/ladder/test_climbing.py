@@ -14,6 +14,7 @@ from train.errors import DivergedError, RecipeError, StoreError
 from train.ladder import Ladder, LadderTable
 from train.numerics import Numerics
 from train.recipes import Recipe
+from train.trainer import stochastic_depth
 
 
 pytestmark = pytest.mark.integration
@@ -154,6 +155,26 @@ def test_two_processes_and_killed_ones_give_the_same_table(
     joined = ladder.begin(ends[0], ends[1], tiny_store, out=tmp_path / name, seeds=2)
     assert ladder.cost(joined).done == 8
     assert ladder.tabulate(joined).same_everywhere() == table.same_everywhere()
+
+
+def test_the_estimate_times_the_step_of_the_training_with_its_methods(
+    ends, tiny_store, tmp_path, monkeypatch
+):
+    """Steps without them take another time: layers are left out, or an extra block is trained."""
+    left_out = []
+    real = stochastic_depth.layers_left_out
+
+    def noted(model, recipe, step):
+        left_out.append((recipe.stochastic_depth, step))
+        return real(model, recipe, step)
+
+    monkeypatch.setattr(stochastic_depth, "layers_left_out", noted)
+    deep = [
+        replace(end, model=replace(end.model, n_layers=2), stochastic_depth=0.5) for end in ends
+    ]
+    begun = ladder.begin(*deep, tiny_store, out=tmp_path / "ladder", seeds=1, numerics=HOW)
+    ladder.cost(begun)
+    assert left_out == [(0.5, step) for step in range(5)] * 2
 
 
 def test_the_cost_counts_what_is_left(climbed, ends, tiny_store, tmp_path):

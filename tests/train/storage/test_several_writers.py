@@ -48,7 +48,7 @@ def test_what_a_killed_writer_left_is_removed_and_that_of_a_living_one_is_not(tm
     path = tmp_path / "a.bin"
     left = tmp_path / ".a.bin.0123abcd.partial"
     left.write_bytes(b"half")
-    living, descriptor = atomic._own_partial(path)  # pyright: ignore[reportPrivateUsage]
+    living, descriptor = atomic.create_partial(path)
     assert not left.exists()
     storage.write_bytes(path, b"whole")
     assert living.exists()
@@ -121,7 +121,7 @@ def test_a_replaced_folder_is_there_at_every_moment(tmp_path):
 
 
 def test_without_the_exchange_a_folder_is_still_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "_can_exchange", lambda: False)
+    monkeypatch.setattr(atomic, "can_exchange", lambda: False)
     for number in range(2):
         with storage.new_folder(tmp_path / "index", replace=True) as folder:
             (folder / "a").write_text(str(number))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.worlds.stops import check_resumed
 from train import recipes, runs, storage, trainer
 from train.data import Corpus, Document, DocumentRemoval, build_store
 from train.errors import DivergedError, RecipeError, StoreError, TrainError
@@ -62,23 +63,8 @@ def test_evaluation_micro_batches_and_length_change_not_one_bit_of_the_order(
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 8, 13, 23])
-def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tiny_run, tiny_store, tmp_path, stop):
-    class Stop(Exception):
-        pass
-
-    def progress(what, done, total):
-        if done > stop:
-            raise Stop
-
-    out = tmp_path / "r"
-    with pytest.raises(Stop):
-        trainer.train(
-            tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics, progress=progress
-        )
-    resumed = trainer.resume(out)
-    assert weights(resumed) == weights(tiny_run)
-    assert all(a.agrees(b) for a, b in zip(resumed.ledger, tiny_run.ledger, strict=True))
-    assert trainer.verify(resumed).level == "bit-exact"
+def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(tiny_run, tmp_path, stop):
+    check_resumed(tiny_run, tmp_path / "r", stop)
 
 
 def test_the_manifest_says_from_which_step_on_which_code_ran_where(

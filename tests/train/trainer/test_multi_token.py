@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.worlds.stops import check_resumed
 from train import recipes, runs, trainer
 from train.data import IGNORED, Batch, DocumentRemoval, read_batch
 from train.errors import RecipeError
@@ -129,17 +130,7 @@ def test_a_loaded_run_has_no_extra_block(run, tiny_run):
 @pytest.mark.integration
 @pytest.mark.parametrize("stop", [9, 23])
 def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(run, tmp_path, stop):
-    class Stop(Exception):
-        pass
-
-    def progress(what, done, total):
-        if done > stop:
-            raise Stop
-
-    out = tmp_path / "r"
-    with pytest.raises(Stop):
-        trainer.train(run.recipe, run.store, out=out, numerics=run.numerics, progress=progress)
-    assert trainer.resume(out).saved_at(None).files == run.saved_at(None).files
+    check_resumed(run, tmp_path / "r", stop)
 
 
 @pytest.mark.integration

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.worlds.stops import check_resumed
 from train import recipes, runs, trainer
 from train.errors import DamagedError, RecipeError
 from train.model import GPTConfig, init_gpt
@@ -244,23 +245,7 @@ def test_it_learns_and_is_another_run_than_with_adamw(muon_run, tiny_run):
 @pytest.mark.integration
 @pytest.mark.parametrize("stop", [1, 9, 17, 23])
 def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(muon_run, tmp_path, stop):
-    class Stop(BaseException):
-        pass
-
-    def progress(what, done, total):
-        if done > stop:
-            raise Stop
-
-    out = tmp_path / "r"
-    with pytest.raises(Stop):
-        trainer.train(
-            muon_run.recipe, muon_run.store, out=out, numerics=muon_run.numerics, progress=progress
-        )
-    resumed = trainer.resume(out)
-    assert weights(resumed) == weights(muon_run)
-    states = [one.saved_at(None).files["optimizer.safetensors"] for one in (resumed, muon_run)]
-    assert states[0] == states[1]
-    assert all(a.agrees(b) for a, b in zip(resumed.ledger, muon_run.ledger, strict=True))
+    check_resumed(muon_run, tmp_path / "r", stop)
 
 
 @pytest.mark.integration

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.worlds.stops import check_resumed
 from train import runs, trainer
 from train.data import DocumentRemoval
 from train.errors import RecipeError
@@ -13,10 +14,6 @@ from train.model import PRESETS, preset
 pytestmark = pytest.mark.integration
 SMALL = [name for name in PRESETS if name.endswith("-nano")]
 every_preset = pytest.mark.parametrize("name", SMALL)
-
-
-class Stopped(Exception):
-    """What ends a training in the middle of a step."""
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +41,7 @@ def recipe_of(name: str, tiny_recipe):
 @every_preset
 def test_a_stopped_run_goes_on_to_the_same_bits(trained, tmp_path, name):
     whole = trained(name)
-
-    def stop(text: str, done: int, total: int | None) -> None:
-        if done == whole.recipe.steps * 2 // 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        trainer.train(
-            whole.recipe, whole.store, out=tmp_path / "run", numerics=whole.numerics, progress=stop
-        )
-    resumed = trainer.resume(tmp_path / "run", store=whole.store.path)
-    assert [one.files for one in resumed.saved] == [one.files for one in whole.saved]
-    assert [row.digest for row in resumed.ledger] == [row.digest for row in whole.ledger]
+    check_resumed(whole, tmp_path / "run", whole.recipe.steps * 2 // 3 - 1)
 
 
 @every_preset

@@ -18,6 +18,7 @@ import torch
 from data_attribution.cli.app import INTERRUPTED
 from tests.worlds.commands import refused
 from train import numerics, runs, trainer
+from train.cli import ranks as ranks_of_commands
 from train.data import DocumentRemoval, read_batch
 from train.errors import RecipeError
 from train.numerics import Numerics
@@ -439,13 +440,34 @@ def test_the_command_ends_in_one_line_that_names_the_rank_whose_weights_differ(
 
 @pytest.mark.slow
 def test_a_request_that_all_ranks_refuse_is_refused_in_one_line(make_store, tmp_path):
-    ended = command(*small_training(long_store(make_store), tmp_path / "r", 4), "--devices", 3)
+    small = small_training(long_store(make_store), tmp_path / "r", 4)
+    ended = command(*small, "--batch-size", 1, "--devices", 2)
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [
-        "error: recipe 'text-small' has 2 windows per step for 3 processes, and each needs one; "
-        "choose a batch size of 3 or more, or fewer processes"
+        "error: recipe 'text-small' has 1 windows per step for 2 processes, and each needs one; "
+        "choose a batch size of 2 or more, or fewer processes"
     ]
     assert not (tmp_path / "r").exists()
+
+
+def test_more_processes_than_cores_or_gpus_are_refused_before_one_is_started(
+    openbook, tiny_store, monkeypatch
+):
+    def started(*_):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(ranks_of_commands.subprocess, "Popen", started)
+    monkeypatch.setattr(ranks_of_commands.os, "sched_getaffinity", lambda _: {0, 1})
+    train = ("train", "text-small", tiny_store.path, "--out", "r", "--devices")
+    refused(
+        openbook(*train, 64, "--device", "cpu"), 2,
+        "64 processes were asked for on the CPU, and this machine has 2 cores, one for each: "
+        "choose at most as many processes",
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    refused(openbook(*train, 8), 2, "8 processes were asked for on device 'auto', and each needs a")
+    refused(openbook(*train, 2, "--device", "cuda:0"), 2, "on device 'cuda:0', and each needs a")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.worlds.stops import check_resumed
 from train import trainer
 from train.data import DocumentRemoval, read_batch
 from train.errors import RecipeError
@@ -91,17 +92,7 @@ def test_the_bits_do_not_depend_on_micro_batches_and_processes_draw_alike(run):
 @pytest.mark.integration
 @pytest.mark.parametrize("stop", [9, 23])
 def test_a_run_that_stops_anywhere_resumes_to_the_same_bits(run, tmp_path, stop):
-    class Stop(Exception):
-        pass
-
-    def progress(what, done, total):
-        if done > stop:
-            raise Stop
-
-    out = tmp_path / "r"
-    with pytest.raises(Stop):
-        trainer.train(run.recipe, run.store, out=out, numerics=run.numerics, progress=progress)
-    assert trainer.resume(out).saved_at(None).files == run.saved_at(None).files
+    check_resumed(run, tmp_path / "r", stop)
 
 
 @pytest.mark.integration

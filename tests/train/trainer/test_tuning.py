@@ -273,6 +273,15 @@ def test_verify_walks_the_lineage_and_names_the_file(copied):
     assert "began with run" in problem
 
 
+def test_a_base_that_was_trained_again_to_other_weights_is_named(sft_run):
+    """Its own files hold their digests, and its run id is the same: only the lineage tells."""
+    predicate = {**sft_run.predicate, "base": {**sft_run.predicate["base"]}}
+    predicate["base"]["weights_sha256"] = "0" * 64
+    changed = replace(sft_run, manifest={**sft_run.manifest, "predicate": predicate})
+    with pytest.raises(DamagedError, match=r"began with 000000000000\.\.\.; they were changed"):
+        changed.lineage()
+
+
 def test_verify_finds_a_reference_that_the_base_does_not_give(dpo_run, monkeypatch):
     monkeypatch.setattr(runs, "read_reference", lambda path, base: torch.zeros(24, 2).numpy())
     (problem,) = trainer.verify(dpo_run, spans=0).problems

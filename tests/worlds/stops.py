@@ -1,0 +1,29 @@
+"""Trainings that are stopped in the middle."""
+
+from pathlib import Path
+
+import pytest
+
+from train import trainer
+from train.runs import Run
+
+
+class Stop(Exception):
+    """What ends a training."""
+
+
+def check_resumed(run: Run, out: Path, stop: int) -> None:
+    """Train a run again, stop it after step `stop`, resume it, and compare all that is saved."""
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        if done > stop:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trainer.train(
+            run.recipe, run.store, out=out, teacher=run.teacher, numerics=run.numerics,
+            progress=progress,
+        )  # fmt: skip
+    resumed = trainer.resume(out)
+    assert [one.files for one in resumed.saved] == [one.files for one in run.saved]
+    assert all(a.agrees(b) for a, b in zip(resumed.ledger, run.ledger, strict=True))
