@@ -192,7 +192,7 @@ def test_a_traced_text_of_before_the_move_has_its_seal_and_its_spans(golden, exp
 
 def lineage_query(run: runs.Run) -> queries.Query:
     """What is asked of the golden run: the log-probability of three words."""
-    return queries.query_of_text("w1 w2 w3", run.tokenizer, n_ctx=16)
+    return queries.query_of_text("w1 w2 w3", run.known_tokenizer(), n_ctx=16)
 
 
 def ladder_ends() -> tuple[Recipe, Recipe]:

@@ -1,6 +1,7 @@
 """Which stages a lineage has, and which of them may be said to have taught something."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from train import convert, trainer
 
 pytestmark = pytest.mark.integration
 
-SHORT = {"steps": 3, "batch_size": 4, "checkpoint_every": 3, "optimizer_every": 3}
+SHORT: dict[str, Any] = {"steps": 3, "batch_size": 4, "checkpoint_every": 3, "optimizer_every": 3}
 
 
 @pytest.fixture(scope="module")

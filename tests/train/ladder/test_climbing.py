@@ -172,7 +172,8 @@ def test_the_estimate_times_the_step_of_the_training_with_its_methods(
     deep = [
         replace(end, model=replace(end.model, n_layers=2), stochastic_depth=0.5) for end in ends
     ]
-    begun = ladder.begin(*deep, tiny_store, out=tmp_path / "ladder", seeds=1, numerics=HOW)
+    start, end = deep
+    begun = ladder.begin(start, end, tiny_store, out=tmp_path / "ladder", seeds=1, numerics=HOW)
     ladder.cost(begun)
     assert left_out == [(0.5, step) for step in range(5)] * 2
 
