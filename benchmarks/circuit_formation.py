@@ -274,7 +274,7 @@ def formation_table(found: Mapping[str, Sequence[Formation]]) -> str:
     lines = [f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for row, every in rows.items():
         cells = iter(every)
-        joined = [", ".join(next(cells) for _ in formed) for formed in found.values()]
+        joined = ["; ".join(next(cells) for _ in formed) for formed in found.values()]
         lines.append(f"| {row} | {' | '.join(joined)} |")
     return "\n".join(lines)
 
