@@ -15,7 +15,8 @@ number of floating-point operations as a single model that reads them 12 times:
 Losses are those of one half of the held-out files. The other half chooses the checkpoint at which
 the single model would best have been stopped, which is the second thing every method is compared
 with: a single model that is trained for too long is no fair rival. Differences are paired by seed,
-and their 95 % intervals are over seeds (Student's t). The last column looks the mean loss up on the
+and their 95 % intervals are over seeds (`train.statistics.mean_interval`: Student's t, and wider on
+the side to which the seeds are skewed). The last column looks the mean loss up on the
 curve of single models that read 1, 2, 4 and 8 times as many tokens once: how many times as many
 tokens such a model needs.
 

@@ -9,7 +9,7 @@
 # # When do induction and IOI form in four architectures, and what does tuning change?
 #
 # **Question.** Four small architectures read the same planted corpus, with three seeds each. When does each begin to copy and to tell two names apart, which heads do it, and do these heads survive instruction tuning (SFT) and preference tuning (DPO)?
-# **Answer.** Every run copies, the earliest from step 800 on and the latest from step 1,400 on; the head that leads when copying forms still leads at the end. Two of the four do IOI with every seed, in layers that depend on the architecture and on the seed. SFT and DPO teach their facts and leave the deciding heads where they were.
+# **Answer.** Every run copies, the earliest from step 800 on and the latest from step 1,400 on; the head that leads when copying forms still leads at the end. Two of the four do IOI with every seed, in heads that depend on the architecture and on the seed. SFT and DPO teach their facts and leave the deciding heads where they were.
 # **Needs.** No GPU and no download. Half a minute. Sections 1 and 2 show the stored numbers of the study (`python benchmarks/circuit_formation.py` measures them again in about an hour of two cores). Section 3 is computed here, on the trained run that comes with openbook.
 
 # %%
@@ -71,7 +71,7 @@ heads.round(2)
 # %% [markdown]
 # ## 2. Indirect object identification
 #
-# **`gpt2-nano` and `slowrun-nano` do IOI with every seed, the other two with some seeds and late.** The accuracy is that of 300 prompts whose pairs of names were held out; .5 is chance. *Limits.* All have the optimizer settings that were chosen for `gpt2-nano`, so this ranks no architecture.
+# **`gpt2-nano` and `slowrun-nano` do IOI with every seed, the other two with one seed of three, at the last checkpoint.** The accuracy is that of 300 prompts whose pairs of names were held out; .5 is chance. *Limits.* All have the optimizer settings that were chosen for `gpt2-nano`, so this ranks no architecture.
 
 # %%
 ioi = {name: part["ioi"].tolist() for name, part in curves.groupby("run", sort=False)}
@@ -160,7 +160,7 @@ assert all(at_600[run] < 0.2 * end and end > 3 for run, end in ends.items())
 assert (heads["when_formed"] == heads["at_the_end"]).all()
 # 3. Two of four do IOI with every seed.
 lowest = runs.assign(accuracy=runs["ioi"].str[-1]).groupby("name")["accuracy"].min()
-assert set(lowest[lowest > 0.85].index) == {"gpt2-nano", "slowrun-nano"}
+assert set(lowest[lowest > 0.75].index) == {"gpt2-nano", "slowrun-nano"}
 # 4. Tuning is repeated exactly here, teaches its facts, and leaves the circuits.
 assert set(levels.values()) == {"bit-exact"}
 assert known["SFT"] > 0.8 > 0.1 > known["pretraining"]
