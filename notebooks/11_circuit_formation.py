@@ -34,7 +34,8 @@ runs[["name", "seed", "run_id", "loss"]].round(2)
 # **Every run begins to copy within a few hundred steps, after hundreds of steps without.** The *copying gap* is the loss that a model saves on the second copy of random words, in nats a token. *Limits.* The checkpoints are a hundred steps apart, so an onset is known to a hundred steps.
 
 # %%
-curves = runs.explode(["steps", "gap", "ioi"]).query("steps % 100 == 0")
+curves = runs.explode(["steps", "gap", "ioi"])
+curves = curves.astype({"steps": int, "gap": float, "ioi": float}).query("steps % 100 == 0")
 curves["run"] = curves["name"] + ", seed " + curves["seed"].astype(str)
 gaps = {name: part["gap"].tolist() for name, part in curves.groupby("run", sort=False)}
 hundreds = sorted(curves["steps"].unique())
