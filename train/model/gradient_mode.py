@@ -13,7 +13,7 @@ __all__ = ["with_gradients"]
 
 
 @contextmanager
-def with_gradients(model: nn.Module) -> Iterator[None]:
+def with_gradients(model: object) -> Iterator[None]:
     """Compute gradients inside the block, also within `torch.inference_mode()`.
 
     Raises:
@@ -26,7 +26,8 @@ def with_gradients(model: nn.Module) -> Iterator[None]:
         ...
         True
     """
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    if any(weight.is_inference() for weight in weights):
         raise TrainError(
             "the model was loaded in torch.inference_mode(), where weights can have no gradients; "
             "load it outside of that"
