@@ -211,7 +211,8 @@ def query_features(
 def _tape(
     model: GPT, selection: Selection, rank: int, seed: int, sides: Mapping[str, Sides] | None
 ) -> Tape:
-    if found := attachments(model):
+    # Hooks at hook points are passed on the way there and back, as the tape's own are.
+    if found := attachments(model, hook_points=False):
         raise EvidenceError(f"{found[0]}, which gradients do not see; take the model without it")
     made = projection.projections(selection, rank=rank, seed=seed, sides=sides, device=model.device)
     return Tape(model.cfg, selection, made, rank)

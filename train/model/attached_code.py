@@ -27,10 +27,11 @@ HOOKS = (
 PLAIN_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
 
 
-def attachments(model: GPT) -> list[str]:
+def attachments(model: GPT, *, hook_points: bool = True) -> list[str]:
     """Return what makes a forward pass of `model` differ from that of its weights, one line each.
 
-    Hooks at hook points (`model.hooks`) count as well.
+    Args:
+        hook_points: Count hooks at hook points (`model.hooks`) as well.
 
     Examples:
         >>> from train.model import attachments
@@ -65,7 +66,8 @@ def attachments(model: GPT) -> list[str]:
     for kind in ("forward", "forward_pre"):
         if getattr(torch_module, f"_global_{kind}_hooks", None):
             found.append("a torch hook on all modules")
-    found += [f"a hook at {name}" for name, point in model.hook_dict.items() if point.hooked]
+    points = model.hook_dict.items() if hook_points else ()
+    found += [f"a hook at {name}" for name, point in points if point.hooked]
     found += [
         f"the factor of blocks.{number}"
         for number, block in enumerate(model.blocks)
