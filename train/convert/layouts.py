@@ -38,11 +38,13 @@ GPT2_KEYS = Keys(
          "activation_function", "layer_norm_epsilon", "tie_word_embeddings")
     ),
     only=ONLY
-    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "n_special": 0},
     # Dropout is off in evaluation, and the summary belongs to another head.
     harmless=HARMLESS
-    | {"attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "summary_activation",
-       "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"},
+    | {"attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn",
+       # Of the files of gpt2-medium and larger ones; nothing reads them.
+       "output_past", "predict_special_tokens", "summary_activation", "summary_first_dropout",
+       "summary_proj_to_labels", "summary_type", "summary_use_proj"},
     other_names={"n_ctx": "n_positions", "max_position_embeddings": "n_positions",
                  "hidden_size": "n_embd", "num_attention_heads": "n_head",
                  "num_hidden_layers": "n_layer"},
@@ -58,7 +60,7 @@ LLAMA_KEYS = Keys(
     | {"is_llama_config": True, "partial_rotary_factor": 1.0, "rope_interleaved": False,
        "sliding_window": None, "use_sliding_window": False},
     # With `pretraining_tp` the products are cut into parts, which changes no number.
-    harmless=HARMLESS | {"attention_dropout", "pretraining_tp"},
+    harmless=HARMLESS | {"attention_dropout", "max_sequence_length", "pretraining_tp"},
 )  # fmt: skip
 # transformers 5 has base and scaling in `rope_parameters`; transformers 4 has the base outside of
 # it, and the scaling in `rope_scaling`, at first with the key `type`.

@@ -92,6 +92,14 @@ def test_every_llama_that_is_opened_computes_the_same(choice, tmp_path):
 HARMLESS = {
     "keys of training": {"attn_pdrop": 0.3, "use_cache": False, "gradient_checkpointing": True},
     "keys of a trainer's own": {"_name_or_path": "gpt2", "unsloth_version": "2025.1"},
+    "keys of gpt2-medium to gpt2-xl": {
+        "n_special": 0,
+        "predict_special_tokens": True,
+        "output_past": True,
+        "n_ctx": 12,
+        "summary_type": "cls_index",
+        "task_specific_params": {"text-generation": {}},
+    },
     "no activation": {"activation_function": ...},
     "unknown and null": {"sliding_window_pattern": None},
     "the names of other families": {"num_hidden_layers": 2, "hidden_size": 24, "n_ctx": 12},
