@@ -93,9 +93,11 @@ class Formation:
     facts: dict[str, list[float]]
 
     @property
-    def copying(self) -> tuple[int, int]:
+    def copying(self) -> tuple[int, int] | None:
         """Checkpoints between which the copying gap passed half of its last value for good."""
         below = [i for i, one in enumerate(self.gap) if one < self.gap[-1] / 2]
+        if self.gap[-1] <= 0 or not below:
+            return None  # it does not copy at the end
         return self.steps[below[-1]], self.steps[below[-1] + 1]
 
     @property
@@ -282,13 +284,13 @@ def formation_table(found: Mapping[str, Sequence[Formation]]) -> str:
 def formation_row(one: Formation) -> dict[str, str]:
     """Return the numbers of one run, by the name of the table's row."""
     last = one.steps[-1]
-    before, after = one.copying
+    formed = one.copying
     return {
         "loss, last 100 steps, nats a token": f"{one.loss:.2f}",
         "copying gap at the end, nats": f"{one.gap[-1]:.2f}",
-        "copying forms between steps": f"{before}-{after}",
+        "copying forms between steps": "{}-{}".format(*formed) if formed else "never",
         "induction head at the end, attention": headed(one.leader(last)),
-        "induction head when copying forms": headed(one.leader(after)),
+        "induction head when copying forms": headed(one.leader(formed[1])) if formed else "none",
         "IOI accuracy at the end": share(one.ioi[-1]),
         f"IOI at {share(ABLE)} or more from step": str(one.able or "never"),
         "heads that decide IOI at the end": listed(one.deciders(last)),
@@ -430,11 +432,11 @@ def main() -> int:
             print(f"{one.name}, seed {one.seed}: run {one.run_id}", flush=True)
             done.append(one)
     found = by_name(done)
-    print(f"\n{report(found)}")
     if arguments.save:
         rows = [asdict(one) for formed in found.values() for one in formed]
         content = {"measured_on": measured_on, "runs": rows}
         arguments.save.write_text(f"{json.dumps(content)}\n", encoding="utf-8")
+    print(f"\n{report(found)}")
     if arguments.figure:
         arguments.figure.write_text(figure(found), encoding="utf-8")
     return verified(arguments.out, asked, how) if arguments.verify else 0

@@ -25,19 +25,20 @@ LARGEST = 1 << 40  # of a size; a larger one is a mistake, and memory for it an 
 HARMLESS = frozenset(
     (
         "architectures", "attn_implementation", "bad_words_ids", "begin_suppress_tokens",
-        "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty",
-        "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
-        "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-        "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_range",
-        "keys_to_ignore_at_inference", "label2id", "length_penalty", "license", "max_length",
-        "max_new_tokens", "min_length", "model_type", "name_or_path", "no_repeat_ngram_size",
-        "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
+        "bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "decoder_start_token_id",
+        "diversity_penalty", "do_sample", "dtype", "early_stopping",
+        "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+        "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing",
+        "id2label", "initializer_range", "keys_to_ignore_at_inference", "label2id",
+        "length_penalty", "license", "max_length", "max_new_tokens", "min_length", "model_type",
+        "name_or_path", "neftune_noise_alpha", "no_repeat_ngram_size", "num_beam_groups",
+        "num_beams", "num_labels", "num_return_sequences", "output_attentions",
         "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
         "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate",
-        "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
-        "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
-        "transformers.js_config", "typical_p", "unsloth_fixed", "unsloth_version", "use_bfloat16",
-        "use_cache",
+        "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+        "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+        "transformers_version", "transformers.js_config", "typical_p", "unsloth_fixed",
+        "unsloth_version", "use_bfloat16", "use_cache",
     )
 )  # fmt: skip
 # Values that every Hugging Face configuration may give, and what else is another computation.
@@ -86,7 +87,7 @@ class ForeignConfig:
         self.path, self.content = path, {}
         for key, value in content.items():
             name = keys.other_names.get(key, key)
-            if key.startswith("_") or key in keys.harmless:
+            if key.startswith("_") or key in keys.harmless or value is None:
                 continue
             if name in keys.read:
                 if self.content.setdefault(name, value) != value:
@@ -97,7 +98,7 @@ class ForeignConfig:
                     )
             elif key in keys.only:
                 self._must_be(key, value, keys.only[key])
-            elif value is not None:
+            else:
                 raise RecipeError(
                     f"{path}: the key {key!r} ({_shortened(value)}) is not known here and may "
                     "change what the model computes; if it does not, remove it from the file"

@@ -42,10 +42,10 @@ GPT2_KEYS = Keys(
     # Dropout is off in evaluation, and the summary belongs to another head.
     harmless=HARMLESS
     | {"attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn",
-       # Of the files of gpt2-medium and larger ones; nothing reads them.
-       "output_past", "predict_special_tokens", "summary_activation", "summary_first_dropout",
-       "summary_proj_to_labels", "summary_type", "summary_use_proj"},
-    other_names={"n_ctx": "n_positions", "max_position_embeddings": "n_positions",
+       # Of older files, and of those of gpt2-medium and larger ones; nothing reads them.
+       "n_ctx", "output_past", "predict_special_tokens", "summary_activation",
+       "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"},
+    other_names={"max_position_embeddings": "n_positions",
                  "hidden_size": "n_embd", "num_attention_heads": "n_head",
                  "num_hidden_layers": "n_layer"},
 )  # fmt: skip

@@ -45,6 +45,7 @@ __all__ = [
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_INDEX = "index.json"
 EMA = "ema.safetensors"
+OPTIMIZER = "optimizer.safetensors"  # one that nothing lists is left by a killed process
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -190,7 +191,8 @@ def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
             problems += [
                 f"{path}: the index does not list this file"
                 for path in sorted((run_path / one.folder).iterdir())
-                if path.name not in one.files and not storage.is_partial(path)
+                if path.suffix == ".safetensors" and path.name not in (*one.files, OPTIMIZER)
+                if not path.name.startswith(".")
             ]
     return problems
 
@@ -204,14 +206,8 @@ def outside(run_path: Path, name: str) -> str:
         >>> runs.outside(run.path, "../other/ledger.jsonl").endswith("leads out of the run")
         True
     """
-    parts = Path(name).parts
-    if Path(name).is_absolute() or ".." in parts:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         return f"{run_path}: the name {name!r} leads out of the run"
-    place = run_path
-    for part in parts:
-        place = place / part
-        if place.is_symlink():
-            return f"{place}: a symbolic link, which may lead out of the run; copy what it names"
     return ""
 
 
@@ -223,7 +219,8 @@ def drop_unlisted(run_path: Path) -> None:
             shutil.rmtree(place)
         elif place.is_dir():
             for file in place.iterdir():
-                if file.name not in listed[place.name].files:
+                # Only what this module writes: a user may have put other files there.
+                if file.name == OPTIMIZER and file.name not in listed[place.name].files:
                     file.unlink()
 
 

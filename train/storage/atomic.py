@@ -15,10 +15,8 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +139,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         >>> (folder / "a.bin").stat().st_size
         2
     """
-    path = path.resolve() if path.is_symlink() else path
     older = path.stat().st_mode if path.exists() else None
     if older is not None and not stat.S_ISREG(older):
         with path.open("wb") as file:
             file.write(content)
         return
+    path = path.resolve() if path.is_symlink() else path
     with disk_guard(path):
         temporary, descriptor = create_partial(path)
         try:
@@ -175,8 +173,9 @@ def create_partial(path: Path) -> tuple[Path, int]:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             continue
+        # Another process may hold it for a moment, to see whether it was left by a killed one.
         with suppress(OSError):  # a file system without locks never removes what was left
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return temporary, descriptor
         os.close(descriptor)  # another process took it for the rest of a killed one
@@ -312,9 +311,8 @@ def replace_folder(ready: Path, path: Path) -> None:
     sync_folder(ready)
     if not path.exists():
         os.replace(ready, path)
-    elif can_exchange():
-        os.replace(ready, aside)
-        _exchange(aside, path)
+    elif exchange(ready, path):
+        os.replace(ready, aside)  # it is the older one now
     else:
         os.replace(path, aside)
         try:
@@ -337,26 +335,14 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
 
 
-@cache
-def can_exchange() -> bool:
-    """Return whether names can be exchanged, by trying it in a temporary folder."""
-    with tempfile.TemporaryDirectory() as place:
-        one, other = Path(place, "one"), Path(place, "other")
-        one.mkdir()
-        other.mkdir()
-        try:
-            _exchange(one, other)
-        except (OSError, AttributeError):
-            return False
-        return True
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Exchange the names of two files or folders at once (renameat2 of Linux)."""
-    call = ctypes.CDLL(None, use_errno=True).renameat2
-    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(one), None, str(other))
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once; return False if the system cannot."""
+    try:
+        call = ctypes.CDLL(None).renameat2  # of Linux
+    except (OSError, AttributeError):
+        return False
+    # It also fails on file systems that cannot exchange names, such as NFS, and changes nothing.
+    return not call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
 
 
 def check_room(path: Path, needed: int, *, remedy: str) -> None:

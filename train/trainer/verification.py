@@ -227,9 +227,10 @@ def _retrained_problems(run: Run) -> list[str]:
     """Check the files of runs that were retrained from this one and are kept in its folder."""
     problems = []
     folders = {path.parent for path in run.path.glob(f"*/*/{runs.MANIFEST}")}
-    # A retrained run without its manifest is damaged, not absent.
+    # A retrained run that lost its manifest is damaged, not absent. One that was stopped while it
+    # began has a single checkpoint and no manifest yet.
     kept = (run.path / RETRAINED).glob("*")
-    folders |= {path for path in kept if (path / runs.CHECKPOINTS).is_dir()}
+    folders |= {path for path in kept if len([*(path / runs.CHECKPOINTS).glob("step-*")]) > 1}
     for folder in sorted(folders):
         try:
             child = runs.open(folder, store=run.store.path)

@@ -101,7 +101,8 @@ HARMLESS = {
         "task_specific_params": {"text-generation": {}},
     },
     "no activation": {"activation_function": ...},
-    "unknown and null": {"sliding_window_pattern": None},
+    "unknown and null": {"sliding_window_pattern": None, "max_position_embeddings": None},
+    "an older n_ctx, which nothing reads": {"n_ctx": 1024},
     "the names of other families": {"num_hidden_layers": 2, "hidden_size": 24, "n_ctx": 12},
 }
 
@@ -155,7 +156,7 @@ OTHERS = {
         {"add_cross_attention": True},
         {"activation_function": "quick_gelu"},
         {"activation_function": "gelu_10"},
-        {"n_ctx": 6},
+        {"max_position_embeddings": 6},
         {"hidden_size": 48},
         {"position_embedding_type": "alibi"},
         {"pruned_heads": {"0": [1]}},

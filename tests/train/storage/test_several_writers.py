@@ -121,7 +121,7 @@ def test_a_replaced_folder_is_there_at_every_moment(tmp_path):
 
 
 def test_without_the_exchange_a_folder_is_still_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "can_exchange", lambda: False)
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     for number in range(2):
         with storage.new_folder(tmp_path / "index", replace=True) as folder:
             (folder / "a").write_text(str(number))

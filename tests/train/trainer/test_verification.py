@@ -90,21 +90,27 @@ def test_truncated_and_missing_files_are_named(copied):
         path.write_bytes(whole)
 
 
-def test_a_file_that_nothing_lists_is_named_and_goes_when_a_run_is_resumed(copied):
-    left = copied / "checkpoints/step-00000008/optimizer.old"
-    left.write_bytes(b"left")
-    assert problems(copied) == [f"{left}: the index does not list this file"]
-    runs.drop_unlisted(copied)
-    assert problems(copied) == []
-
-
-def test_names_and_links_that_lead_out_of_a_run_are_refused(copied, tmp_path):
+def test_weights_that_nothing_lists_are_named_and_other_files_are_left_alone(copied):
     folder = copied / "checkpoints/step-00000008"
-    folder.rename(tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere")
-    assert "a symbolic link, which may lead out of the run" in "\n".join(problems(copied))
-    for name in ("../elsewhere/a", "/etc/passwd"):
+    (folder / "other.safetensors").write_bytes(b"weights")
+    (folder / ".DS_Store").write_bytes(b"of the system")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "mine").mkdir()
+    found = f"{folder / 'other.safetensors'}: the index does not list this file"
+    assert problems(copied) == [found]
+    (folder / "other.safetensors").unlink()
+    # What a process leaves that is killed while it writes the next checkpoint.
+    (folder / "optimizer.safetensors").write_bytes(b"left")
+    assert problems(copied) == []
+    runs.drop_unlisted(copied)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.safetensors", "state.json", ".DS_Store", "notes.txt", "mine"}
+
+
+def test_names_that_lead_out_of_a_run_are_refused(copied):
+    for name in ("../elsewhere/a", "/etc/passwd", "checkpoints/../../a"):
         assert "leads out of the run" in runs.outside(copied, name)
+    assert runs.outside(copied, "checkpoints/index.json") == ""
 
 
 def test_a_retrained_run_that_lost_its_manifest_is_damaged_and_not_absent(copied, tmp_path):
