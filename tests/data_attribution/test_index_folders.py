@@ -68,14 +68,16 @@ def killed_after(monkeypatch, steps: int, build) -> bool:
     return False
 
 
-@pytest.mark.parametrize("steps", range(9))
+@pytest.mark.parametrize("steps", range(12))
 def test_an_index_that_is_killed_while_it_is_installed_is_not_sorted_again(
     make_store, monkeypatch, steps
 ):
     store = make_store(TEXTS)
     builder.build(store)
     killed = killed_after(monkeypatch, steps, lambda: builder.build(store, shards=3))
-    assert killed == (steps < 8)
+    # Fewer steps where the system can exchange two names at once.
+    assert killed or steps > 6
+    assert not killed or steps < 11
     there = (store.path / "index").is_dir()
     if there:
         assert len(builder.open(store).parts) in (1, 3)
@@ -94,7 +96,7 @@ def test_an_index_that_is_killed_while_it_is_installed_is_not_sorted_again(
     assert not (store.path / "index/plan.json").exists()
 
 
-@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("steps", range(12))
 def test_a_bm25_index_that_is_killed_while_it_is_installed_leaves_one_that_answers(
     make_store, monkeypatch, steps
 ):
@@ -103,7 +105,8 @@ def test_a_bm25_index_that_is_killed_while_it_is_installed_leaves_one_that_answe
     killed = killed_after(
         monkeypatch, steps, lambda: inverted_index.build_inverted_index(store, memory=1)
     )
-    assert killed == (steps < 7)
+    assert killed or steps > 5
+    assert not killed or steps < 11
     with storage.lock_artifact(inverted_index.artifact_of(store)):  # as the next build does
         assert len(inverted_index.open_inverted_index(store).segments) in (1, 12)
     inverted_index.verify_inverted_index(store)

@@ -37,10 +37,6 @@ def attachments(model: GPT, *, hook_points: bool = True) -> list[str]:
         >>> from train.model import attachments
         >>> attachments(model)
         []
-        >>> with model.hooks([("blocks.0.hook_attn_out", lambda value, point: 0 * value)]):
-        ...     attachments(model)
-        ...
-        ['a hook at blocks.0.hook_attn_out']
     """
     expected = _types(model.cfg)
     there = dict(model.named_modules(remove_duplicate=False))

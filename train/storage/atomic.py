@@ -298,7 +298,7 @@ def replace_folder(ready: Path, path: Path) -> None:
 
     Where the system can exchange two names at once (Linux), every reader finds one of the two.
     Elsewhere there is a moment in which neither is there; a process that is killed in it leaves the
-    older one under another name, and `restore_folder` undoes that.
+    new one under another name, and `restore_folder` undoes that.
 
     Examples:
         >>> (folder / "ready").mkdir()
@@ -306,26 +306,29 @@ def replace_folder(ready: Path, path: Path) -> None:
         >>> [path.name for path in folder.iterdir()]
         ['out']
     """
-    aside = _aside(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, older = _aside(path), path.with_name(f".{path.name}.older")
+    for left in (aside, older):
+        shutil.rmtree(left, ignore_errors=True)
     sync_folder(ready)
     if not path.exists():
         os.replace(ready, path)
-    elif exchange(ready, path):
-        os.replace(ready, aside)  # it is the older one now
     else:
-        os.replace(path, aside)
-        try:
-            os.replace(ready, path)
-        except BaseException:  # also Ctrl-C between the two renames
-            restore_folder(path)
-            raise
+        # First under a name from which no build is continued.
+        os.replace(ready, aside)
+        if not exchange(aside, path):
+            os.replace(path, older)
+            try:
+                os.replace(aside, path)
+            except BaseException:  # also Ctrl-C between the two renames
+                restore_folder(path)
+                raise
     sync_folder(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in (aside, older):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def restore_folder(path: Path) -> None:
-    """Restore the older folder that a process killed in `replace_folder` had moved aside."""
+    """Restore the folder that a process killed in `replace_folder` had under another name."""
     if not path.exists():
         with suppress(FileNotFoundError):
             os.replace(_aside(path), path)

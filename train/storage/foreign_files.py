@@ -64,7 +64,7 @@ def read_foreign_text(path: Path, *, most_bytes: int = MOST_BYTES) -> str:
         DamagedError: As for `read_foreign_bytes`, or the file is not UTF-8.
 
     Examples:
-        >>> storage.write_bytes(folder / "a.txt", b"\xef\xbb\xbfabc")
+        >>> storage.write_bytes(folder / "a.txt", b"\\xef\\xbb\\xbfabc")
         >>> storage.read_foreign_text(folder / "a.txt")
         'abc'
     """

@@ -91,7 +91,7 @@ def test_files_that_hold_no_examples_are_refused(tmp_path):
         with pytest.raises(error, match=message):
             list(tuning.open_tuning_set(path, "instructions").read())
     (tmp_path / "b.json").write_bytes(b'["\xff"]')
-    with pytest.raises(DamagedError, match="is not UTF-8"):
+    with pytest.raises(DamagedError, match="not UTF-8"):
         list(tuning.open_tuning_set(tmp_path / "b.json", "instructions").read())
     with pytest.raises(CorpusError, match="there is a folder at"):
         tuning.open_tuning_set(tmp_path, "instructions")
