@@ -113,7 +113,7 @@ def _check_section(path: Path, name: str, content: object, keys: "Mapping[str, _
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a value must be."""
+    """The kind of a value in a behaviour file: its name for errors, and a test of a value."""
 
     said: str
     holds: Callable[[object], bool]

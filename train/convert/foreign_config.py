@@ -54,7 +54,7 @@ ONLY = {
 
 @dataclass(frozen=True)
 class Keys:
-    """What the keys of one family's configuration mean.
+    """The keys of one family's configuration, by what is done with them.
 
     Attributes:
         read: Keys that the importer reads.

@@ -1,4 +1,4 @@
-"""What hangs on a model: replaced modules, torch hooks, parametrizations, overridden methods.
+"""Finding code that was attached to a model: modules, torch hooks, parametrizations, methods.
 
 Code that computes with the weights of a model, and not by calling it, does not see these. It asks
 `attachments` first, and then calls the model or refuses.
