@@ -15,7 +15,7 @@ from train import storage
 from train.short_repr import short_repr
 
 
-__all__ = ["Provenance", "Result", "provenance"]
+__all__ = ["Provenance", "Result", "numbers", "plain", "provenance"]
 
 R = TypeVar("R", bound="Result")
 
@@ -117,3 +117,27 @@ class Result:
             raise cls.refusal(f"{path}: is no {cls.schema!r}; write it with {cls.__name__}.save")
         del content["digest"]
         return cls.from_dict(content)
+
+
+def plain(values: object) -> object:
+    """Replace nan by None in nested lists, because JSON has no nan.
+
+    Examples:
+        >>> interp.results.plain([[0.5, float("nan")]])
+        [[0.5, None]]
+    """
+    if isinstance(values, list):
+        return [plain(one) for one in values]
+    return None if values != values else values
+
+
+def numbers(values: object) -> object:
+    """Replace None by nan in nested lists: the inverse of `plain`.
+
+    Examples:
+        >>> interp.results.numbers([0.5, None])
+        [0.5, nan]
+    """
+    if isinstance(values, list):
+        return [numbers(one) for one in values]
+    return float("nan") if values is None else values

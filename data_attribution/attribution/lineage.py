@@ -252,7 +252,9 @@ def _changes(
 def _interval(average: Average | None) -> tuple[float | None, float | None, float | None]:
     if average is None:
         return None, None, None
-    low, high = (None if end is None else end.item() for end in (average.low, average.high))
+    low, high = (
+        None if end is None or end.isnan() else end.item() for end in (average.low, average.high)
+    )
     return average.values.item(), low, high
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
+from jaxtyping import Float
 
 from data_attribution.attribution.sources import GRADES, Evidence, Source
 from data_attribution.ranking import Ranking
@@ -80,8 +81,8 @@ def sources(
                 steps=tuple(steps.tolist()),
                 duplicates=same,
                 near=alike,
-                low=None if ranking.low is None else float(ranking.low[rank]),
-                high=None if ranking.high is None else float(ranking.high[rank]),
+                low=_end(ranking.low, rank),
+                high=_end(ranking.high, rank),
                 evidence={
                     name: _evidence(part, ranks[document])
                     for name, (ranks, part) in parts.items()
@@ -90,6 +91,11 @@ def sources(
             )
         )
     return Cited(tuple(items), unread, folded)
+
+
+def _end(ends: Float[np.ndarray, " document"] | None, rank: int) -> float | None:
+    """Return one end of an interval; None without intervals, or where all prompts score alike."""
+    return None if ends is None or np.isnan(ends[rank]) else float(ends[rank])
 
 
 def _ranks(ranking: Ranking) -> dict[int, int]:

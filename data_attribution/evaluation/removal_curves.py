@@ -35,7 +35,7 @@ from data_attribution.queries import Query
 from train.data import Together
 from train.progress import Progress
 from train.short_repr import short_repr
-from train.statistics import mean_interval, ratio_interval
+from train.statistics import mean_interval, ratio_estimate
 
 
 __all__ = ["CurvePoint", "Ratio", "RemovalCurves", "apart", "removal_curves_of"]
@@ -95,10 +95,9 @@ class CurvePoint:
         loss, moved = -self.change, np.abs(self.random).mean(axis=0) if len(self.random) else None
         if moved is None or len(loss) < 2 or not moved.mean() > 0:
             return None
-        value = float(loss.mean() / moved.mean())
-        found = ratio_interval(loss[None], moved)
-        if found is not None:
-            return Ratio(value, float(found[0][0]), float(found[1][0]))
+        value, found = float(loss.mean() / moved.mean()), ratio_estimate(loss, moved)
+        if found.low is not None:
+            return Ratio(value, found.low, found.high)
         least, most = mean_interval(loss), mean_interval(moved)
         # If the loss may be below 0, dividing by almost nothing leaves no lower end either.
         return Ratio(value, least[0] / most[1], None) if least and most and least[0] >= 0 else None

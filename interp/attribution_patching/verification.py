@@ -66,8 +66,8 @@ class Agreement(Result):
     places: tuple[str, ...]
     estimated: tuple[float, ...]
     exact: tuple[float, ...]
-    low: tuple[float, ...] | None
-    high: tuple[float, ...] | None
+    low: tuple[float | None, ...] | None
+    high: tuple[float | None, ...] | None
     spearman: float | None
     interval: tuple[float, float] | None
     pearson: float | None
@@ -153,8 +153,10 @@ def compared(
     others = size[n_top:]
     worst = int(others.argmax()) if len(others) else None
     spearman, pearson = _correlations(guess, same)
-    ends = (exact.low, exact.high)
-    low, high = (None if one is None else tuple(one[:n_top].tolist()) for one in ends)
+    low = high = None
+    if exact.low is not None:
+        pairs = [exact.interval(name) or (None, None) for name in exact.names[:n_top]]
+        low, high = (tuple(pair[i] for pair in pairs) for i in (0, 1))
     return Agreement(
         places=tuple(exact.names[:n_top]),
         estimated=tuple(guess.tolist()),

@@ -151,7 +151,7 @@ def check(
     Examples:
         >>> kept = torch.ones(circuits.graph_of(model).n_edges, dtype=torch.bool)
         >>> circuits.check(model, ioi, kept)
-        Measured(value=1.0, low=1.0, high=1.0, n=64, of='prompts')
+        Measured(value=1.0, low=None, high=None, n=64, of='prompts')
     """
     graph = graph_of(model)
     if len(kept) != graph.n_edges:
@@ -253,5 +253,7 @@ def _checked(
 def _mean(scores: Float[np.ndarray, " row"], prompts: Int64[np.ndarray, " row"]) -> Measured:
     """Return the mean over rows in the metric's unit, with its interval over prompts."""
     average = over_prompts(scores[None], prompts).at(0)
-    low, high = (None if end is None else end.item() for end in (average.low, average.high))
+    low, high = (
+        None if end is None or end.isnan() else end.item() for end in (average.low, average.high)
+    )
     return Measured(average.values.item(), low, high, average.n, "prompts")

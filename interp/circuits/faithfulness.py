@@ -34,7 +34,7 @@ from interp.metrics import MetricOf
 from train.model import GPT
 from train.progress import Progress, count
 from train.short_repr import short_repr
-from train.statistics import n_prompts, ratio_interval, resampled_means
+from train.statistics import n_prompts, ratio_estimate, resampled_means
 
 
 __all__ = ["SHARES", "Curve", "Judge", "Measured"]
@@ -153,9 +153,9 @@ class Judge:
     def measured(self, moved: Float[np.ndarray, " row"]) -> Measured:
         """Return the faithfulness of one circuit with its interval over distinct prompts."""
         whole = (self.full - self.empty) @ self.member
-        bounds = ratio_interval((moved @ self.member)[None], whole)
-        low, high = (None, None) if bounds is None else (float(one[0]) for one in bounds)
-        return Measured(float(self.f(moved)), low, high, self.member.shape[1], "prompts")
+        found = ratio_estimate(moved @ self.member, whole)
+        n = self.member.shape[1]
+        return Measured(float(self.f(moved)), found.low, found.high, n, "prompts")
 
     @property
     def member(self) -> Float[np.ndarray, "row prompt"]:

@@ -1,5 +1,6 @@
 """The command `openbook ablate`: what a model loses without some components."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from interp.patching import Ablation
 
 LARGEST, DRAWS = 5, 10
+REUSED = (
+    "these prompts also chose the components in {}: the intervals do not account for the choice; "
+    "draw others with --seed"
+)
 
 
 def _effects(path: Path | None) -> Path | None:
@@ -84,8 +89,11 @@ def ablate_command(
 
     model, prompted = source.load()
     named = list(component or [])
+    reused = False
     if components:
-        named += patching.Effects.load(components).top(take or LARGEST)
+        effects = patching.Effects.load(components)
+        named += effects.top(take or LARGEST)
+        reused = effects.provenance.behaviour_sha256 == prompted.sha256
     named = (named or patching.every_component(model))[:take]
     with progress.bar("ablating") as advance:
         found = patching.ablate(
@@ -99,6 +107,8 @@ def ablate_command(
             seed=source.seed,
             progress=advance,
         )
+    if reused:
+        found = replace(found, notes=(*found.notes, REUSED.format(components)))
     output.draw(found)
     output.emit(found, _text(found, top))
     if found.unfinished:

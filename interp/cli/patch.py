@@ -166,7 +166,22 @@ def _bounds(interval: tuple[float, float] | None) -> str:
 
 
 def _no_interval(effects: "Effects") -> str:
-    return "one prompt, no interval" if effects.n_prompts < 2 else "too few prompts for an interval"
+    if effects.n_prompts < 2:
+        return "one prompt, no interval"
+    if effects.low is not None:
+        return f"the same on all {effects.n_prompts} prompts"
+    return "too few prompts for an interval"
+
+
+def _chosen(effects: "Effects") -> list[str]:
+    """Return the largest effect as measured on prompts that did not choose it."""
+    if effects.part is None or effects.n_prompts < 4 or len(effects.names) < 2:
+        return []
+    half = effects.n_prompts - effects.n_prompts // 2
+    return [
+        f"chosen on one half of the prompts, measured on the other {half}: {name} {estimate}"
+        for name, estimate in effects.held_out(1, seed=effects.provenance.seed).items()
+    ]
 
 
 def effects_text(effects: "Effects", top: int) -> str:
@@ -189,6 +204,7 @@ def effects_text(effects: "Effects", top: int) -> str:
         lines.append(
             f"control: no patch of an untrained model moves over {largest:.3f} of this difference"
         )
+    lines += _chosen(effects)
     left = len(effects.names) - top - effects.unfinished
     lines += [f"and {count(left, 'place')} with smaller effects"] if left > 0 else []
     return "\n".join([*lines, *effects.notes, provenance_line(about)])

@@ -91,7 +91,7 @@ class Contributions(Result):
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return the 95 % interval of one part; None with one prompt."""
         one = self.average.at(self._index(name))
-        if one.low is None or one.high is None:
+        if one.low is None or one.high is None or one.low.isnan():
             return None
         return one.low.item(), one.high.item()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from interp import plots
 from interp.components import Component, HookedModel, device_of
 from interp.errors import EffectsError
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, numbers, plain
 from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
@@ -86,7 +86,9 @@ class HeadScores(Result):
         if self.low is None or self.control is None:
             return []
         usual = self.control.mean() + DEVIATIONS * self.control.std(correction=0)
-        return [name for name in self.top() if self.low[self._index(name)] > usual]
+        # A score that is the same on every prompt has no interval (nan); the score itself counts.
+        low = torch.where(self.low.isnan(), self.values, self.low)
+        return [name for name in self.top() if low[self._index(name)] > usual]
 
     @property
     def highest_control(self) -> float | None:
@@ -102,7 +104,7 @@ class HeadScores(Result):
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return the 95 % interval of one head; None if there is none (see `low`)."""
         index = self._index(name)
-        if self.low is None or self.high is None:
+        if self.low is None or self.high is None or self.low[index].isnan():
             return None
         return self.low[index].item(), self.high[index].item()
 
@@ -135,7 +137,7 @@ class HeadScores(Result):
             "schema": SCHEMA,
             "kind": self.kind,
             "unit": self.unit,
-            **{name: None if t is None else t.tolist() for name, t in tensors.items()},
+            **{name: None if t is None else plain(t.tolist()) for name, t in tensors.items()},
             "n": self.n,
             "drawn": self.drawn,
             "provenance": asdict(self.provenance),
@@ -148,7 +150,7 @@ class HeadScores(Result):
         del content["above_control"]
         for name in ("values", "low", "high", "control"):
             value = content[name]
-            content[name] = None if value is None else torch.tensor(value)
+            content[name] = None if value is None else torch.tensor(numbers(value))
         content["provenance"] = Provenance(**content["provenance"])
         return cls(**content)
 

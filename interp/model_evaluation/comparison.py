@@ -13,7 +13,7 @@ import numpy as np
 from interp.errors import EvaluationError
 from interp.model_evaluation.score import SCALES, Measure, Score
 from train.short_repr import short_repr
-from train.statistics import Estimate, paired_shares_interval, ratio_interval
+from train.statistics import Estimate, paired_shares_interval, ratio_estimate
 
 
 __all__ = ["Difference", "compare"]
@@ -119,6 +119,6 @@ def _difference(ours: Measure, theirs: Measure) -> tuple[Estimate, float]:
         bounds = paired_shares_interval(theirs.part > 0, ours.part > 0)
         return Estimate(ratio, *(bounds if ours.n > 1 else (None, None))), 0.0
     scale = SCALES[ours.unit]
-    ends = ratio_interval((ours.part - theirs.part)[None], ours.whole)
-    low, high = (None, None) if ends is None else (scale(float(end[0])) for end in ends)
+    found = ratio_estimate(ours.part - theirs.part, ours.whole)
+    low, high = (None if end is None else scale(end) for end in (found.low, found.high))
     return Estimate(scale(ratio), low, high), scale(0.0)

@@ -18,7 +18,7 @@ from interp.errors import EvaluationError, InterpError
 from interp.results import Provenance, Result
 from train import storage
 from train.short_repr import short_repr
-from train.statistics import Estimate, ratio_interval, wilson
+from train.statistics import Estimate, ratio_estimate, wilson
 
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ class Measure:
             return Estimate(scale(ratio), None, None)
         if self.unit == "share":
             return Estimate(ratio, *wilson(ratio, self.n))
-        bounds = ratio_interval(self.part[None], self.whole)
-        if bounds is None:
+        found = ratio_estimate(self.part, self.whole)
+        if found.low is None or found.high is None:
             return Estimate(scale(ratio), None, None)
-        return Estimate(scale(ratio), *(scale(float(end[0])) for end in bounds))
+        return Estimate(scale(ratio), scale(found.low), scale(found.high))
 
     def only(self, items: Bool[np.ndarray, " item"]) -> "Measure":
         """Return the measure over some of the items."""

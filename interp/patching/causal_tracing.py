@@ -263,6 +263,8 @@ def _missing(like: Effects, layout: SweepLayout) -> Effects:
         values=torch.full(layout.shape, float("nan")),
         low=None,
         high=None,
+        part=None,
+        whole=None,
         places=layout.places,
         window=layout.window,
         notes=("interrupted: nothing was measured",),

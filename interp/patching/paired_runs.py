@@ -343,13 +343,20 @@ def _of_metric(
     layout: SweepLayout,
 ) -> dict[str, Any]:
     """Return the effects mean(scores - start) / mean(goal - start), and their intervals."""
-    part, whole = scores - start, goal - start
-    bounds = ratio_interval(_by_prompt(part, prompts), _by_prompt(whole, prompts))
+    part, whole = _by_prompt(scores - start, prompts), _by_prompt(goal - start, prompts)
+    bounds = ratio_interval(part, whole)
     values, low, high = (
         None if one is None else _tensor(one.reshape(layout.shape))
-        for one in (part.mean(axis=-1) / whole.mean(), *(bounds or (None, None)))
+        for one in (part.sum(axis=-1) / whole.sum(), *(bounds or (None, None)))
     )
-    return {"values": values, "low": low, "high": high, "n_prompts": int(prompts.max()) + 1}
+    return {
+        "values": values,
+        "low": low,
+        "high": high,
+        "n_prompts": len(whole),
+        "part": _tensor(part.reshape(*layout.shape, len(whole))),
+        "whole": _tensor(whole),
+    }
 
 
 def _baselines(

@@ -152,12 +152,13 @@ def interval(
     values: list[float], low: Sequence[float | None], high: Sequence[float | None]
 ) -> dict[str, object]:
     """Return Plotly error bars for intervals: distances from the value, None for no bar."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [None if t is None else t - v for v, t in zip(values, high, strict=True)],
-        "arrayminus": [None if b is None else v - b for v, b in zip(values, low, strict=True)],
-    }
+    ends = zip(values, low, high, strict=True)
+    # nan, which is not equal to itself, marks values without an interval.
+    bars = [
+        (None, None) if b is None or t is None or b != b else (v - b, t - v) for v, b, t in ends
+    ]
+    below, above = ([bar[i] for bar in bars] for i in (0, 1))
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
 def framed(figure: Figure, title: str) -> Figure:

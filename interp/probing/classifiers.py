@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from train.statistics import Estimate, ratio_interval, wilson
+from train.statistics import Estimate, ratio_estimate, wilson
 
 
 if TYPE_CHECKING:
@@ -279,5 +279,5 @@ def type_sums(
 def _ratio_ends(
     part: Float[np.ndarray, " type"], whole: Float[np.ndarray, " type"]
 ) -> tuple[float | None, float | None]:
-    bounds = ratio_interval(part[None], whole)
-    return (None, None) if bounds is None else (float(bounds[0][0]), float(bounds[1][0]))
+    estimate = ratio_estimate(part, whole)
+    return estimate.low, estimate.high

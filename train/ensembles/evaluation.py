@@ -27,7 +27,7 @@ from train.errors import TrainError
 from train.progress import Progress
 from train.runs import Run
 from train.short_repr import short_repr
-from train.statistics import Estimate, ratio_interval
+from train.statistics import Estimate, ratio_estimate
 
 
 __all__ = ["EnsembleEvaluation", "EnsembleRow", "evaluate", "verdict"]
@@ -262,6 +262,4 @@ def _per_token(
     sums: Float64[np.ndarray, " document"], tokens: Float64[np.ndarray, " document"]
 ) -> Estimate:
     """Return a sum over documents per token, with its interval over documents."""
-    bounds = ratio_interval(sums[None], tokens)
-    low, high = (float(end[0]) for end in bounds) if bounds else (None, None)
-    return Estimate(float(sums.sum() / tokens.sum()), low, high)
+    return ratio_estimate(sums, tokens)

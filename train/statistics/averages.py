@@ -28,8 +28,9 @@ class Average:
 
     Attributes:
         values: Means.
-        low: Lower ends of the intervals; None with fewer than two prompts.
-        high: Upper ends of the intervals; None with fewer than two prompts.
+        low: Lower ends of the intervals; None with fewer than two prompts; nan for means of scores
+            that are the same on every prompt.
+        high: Upper ends of the intervals; None and nan as the lower ends.
         n: Number of distinct prompts.
     """
 
@@ -57,18 +58,20 @@ class Average:
         value = f"{self.values.item():.{digits}f}"
         if self.low is None or self.high is None:
             return f"{value} [one prompt, no interval]"
+        if self.low.isnan().item():
+            return f"{value} [the same on all {self.n} prompts]"
         return f"{value} [{self.low.item():.{digits}f}, {self.high.item():.{digits}f}]"
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
         parts = {name: getattr(self, name) for name in ("values", "low", "high")}
-        return {**{key: None if t is None else t.tolist() for key, t in parts.items()}, "n": self.n}
+        return {**{key: None if t is None else _plain(t) for key, t in parts.items()}, "n": self.n}
 
     @classmethod
     def from_dict(cls, content: storage.JsonObject) -> "Average":
         """Build the average from what `to_dict` returned."""
         parts = {
-            name: None if content[name] is None else torch.tensor(content[name])
+            name: None if content[name] is None else _tensor(np.array(content[name], dtype=float))
             for name in ("low", "high")
         }
         return cls(torch.tensor(content["values"]), **parts, n=content["n"])
@@ -135,6 +138,13 @@ def n_prompts(tokens: Int[Tensor, "row pos"]) -> Int64[np.ndarray, " row"]:
         [0, 1, 0]
     """
     return tokens.cpu().unique(dim=0, return_inverse=True)[1].numpy()
+
+
+def _plain(values: Float[Tensor, "*axes"]) -> object:
+    """Convert a tensor to nested lists with None for nan, because JSON has no nan."""
+    plain = values.numpy().astype(object)
+    plain[values.isnan().numpy()] = None
+    return plain.tolist()
 
 
 def _tensor(values: ArrayLike) -> Float[Tensor, "*axes"]:

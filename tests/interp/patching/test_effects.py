@@ -65,6 +65,42 @@ def test_one_prompt_leaves_no_interval_in_file_table_or_figure(effects, tmp_path
     assert alone.plot().data[0].error_y.array is None
 
 
+def test_the_largest_effect_is_measured_on_prompts_that_did_not_choose_it(effects, tmp_path):
+    """Of equal places, one half of the prompts chooses one; the other shows no effect there."""
+    draw = torch.Generator().manual_seed(3)
+    part = torch.randn(12, 12, 40, generator=draw)
+    noise = replace(
+        effects, values=part.mean(dim=2), low=None, high=None, part=part, whole=torch.ones(40)
+    )
+    names = noise.names
+    for seed in range(5):
+        ((name, found),) = noise.held_out(1, seed=seed).items()
+        rows = part.flatten(0, 1)[names.index(name)]
+        # The other half's mean: what is left when the choosing half, at least as high, is removed.
+        assert found.value < 2 * rows.mean().item() - 0.3
+        assert found.low < 0 < found.high
+    noise.save(tmp_path / "noise.json")
+    assert Effects.load(tmp_path / "noise.json").held_out(1) == noise.held_out(1)
+
+
+def test_effects_without_scores_of_single_prompts_choose_nothing(effects):
+    with pytest.raises(EffectsError, match="hold no scores of single prompts"):
+        effects.held_out()
+    few = replace(effects, part=torch.ones(2, 2, 3), whole=torch.ones(3))
+    with pytest.raises(EffectsError, match="3 prompts cannot be halved"):
+        few.held_out()
+
+
+def test_a_place_that_is_the_same_on_every_prompt_has_no_interval(effects, tmp_path):
+    low = effects.low.clone()
+    low[1, 0] = float("nan")
+    same = replace(effects, low=low, high=effects.high + low - low)
+    same.save(tmp_path / "same.json")
+    again = Effects.load(tmp_path / "same.json")
+    assert again.interval("L1H0") is None
+    assert again.interval("L0H0") == pytest.approx((0.0, 0.3))
+
+
 def test_one_changed_digit_is_found(effects, tmp_path):
     path = tmp_path / "heads.json"
     effects.save(path)

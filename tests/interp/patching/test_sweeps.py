@@ -94,7 +94,12 @@ def test_the_head_that_carries_the_answer_is_the_only_one_found():
     ])  # fmt: skip
     torch.testing.assert_close(effects.values, expected)
     assert effects.top(1) == ["L0H1"]
-    assert effects.interval("L0H1") == (1.0, 1.0)
+    # Its effect is the same on every prompt, which leaves no interval.
+    assert effects.interval("L0H1") is None
+    assert (
+        f"L0H1                1.000  the same on all {effects.n_prompts} prompts"
+        in effects_text(effects, top=1)
+    )
 
 
 def test_one_prompt_has_an_effect_and_no_interval():
