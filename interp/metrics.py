@@ -36,6 +36,7 @@ __all__ = [
     "named",
     "probability",
     "resolve",
+    "top1",
 ]
 
 # `score(logits, row)`, or `score(logits, row, values)` if the metric has hooks: logits
@@ -170,6 +171,24 @@ def probability(behaviour: Behaviour) -> Metric:
     """
     log = log_probability(behaviour)
     return Metric("probability", "probability", lambda logits, row: log.score(logits, row).exp())
+
+
+def top1(behaviour: Behaviour) -> Metric:
+    """Return the metric "1 if the answer has the highest logit at the last position, else 0".
+
+    It reads the whole vocabulary, and has no gradient: gradient methods cannot use it.
+
+    Examples:
+        >>> metric = metrics.top1(ioi)
+        >>> metric.of_logits(model(ioi.clean)).mean().item() > 0.9
+        True
+    """
+
+    def score(logits: Tensor, prompt: Tensor) -> Tensor:
+        answer = behaviour.answer.to(logits.device)[prompt]
+        return (logits[:, -1].argmax(dim=-1) == answer).float()
+
+    return Metric("top-1", "share of prompts", score)
 
 
 METRICS: dict[str, Callable[[Behaviour], Metric]] = {

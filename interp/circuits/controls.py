@@ -1,15 +1,19 @@
 """Controls for a circuit: untrained models, random circuits, resampled prompts, exact ablation.
 
     random init      score that the same edges move in an untrained model, as a share of the trained
-                     model's full-empty difference: near 0 if the edges matter only with the trained
-                     weights
-    random circuits  f of circuits of the same size, selected in the same way from shuffled worths
+                     model's full-empty difference: how little an untrained model does at all
+    own scale        f of the same edges in untrained models, each as a share of its own full-empty
+                     difference; refused where that difference cannot be told from 0
+    random circuits  f of circuits of the same size, selected in the same way from shuffled worths.
+                     Worths of edges from the input are shuffled among themselves, and so are the
+                     others, so that random circuits read the input about as often. This control can
+                     fail: where any path from the input does, random circuits do as well
     stability        Jaccard overlap with circuits found on prompts resampled with replacement
                      (EAP-IG varies a lot, https://arxiv.org/abs/2510.00845)
     agreement        Spearman's rank correlation of estimated and exact worth
 
-f is faithfulness (`interp.circuits.faithfulness`). The interval of random init is over prompts. The
-intervals of the others contain 95 % of the random draws.
+f is faithfulness (`interp.circuits.faithfulness`). The interval of random init is over prompts, and
+that of own scale holds all models. The intervals of the others contain 95 % of the random draws.
 """
 
 import numpy as np
@@ -23,10 +27,10 @@ from interp.circuits.faithfulness import Judge, Measured, membership
 from interp.circuits.graph import Graph
 from train.model import init_gpt
 from train.progress import Progress
-from train.statistics import resampled_means
+from train.statistics import ratio_interval, resampled_means
 
 
-__all__ = ["agreement", "random_circuits", "random_init", "stability"]
+__all__ = ["agreement", "own_scale", "random_circuits", "random_init", "stability"]
 
 
 def random_init(
@@ -47,6 +51,29 @@ def random_init(
     return judge.measured(moved)
 
 
+def own_scale(
+    judge: Judge, kept: Bool[Tensor, " edge"], *, seed: int = 0, inits: int = 3
+) -> Measured | None:
+    """Measure f of the edges in untrained models, each on its own scale; mean over the models.
+
+    Models whose full-empty difference cannot be told from 0 (Student's t at 95 %) are left out;
+    None if that leaves none, because f is then a ratio of noise.
+    """
+    found, member = [], judge.member
+    for number in range(inits):
+        twin = init_gpt(judge.model.cfg, seed=seed + number).to(judge.model.device).eval()
+        three = torch.stack([kept, torch.ones_like(kept), torch.zeros_like(kept)])
+        scores = edge_ablation.scores(
+            twin, judge.behaviour, three, metric=judge.metric, memory=judge.memory
+        )
+        part, full, empty = scores.double().numpy() @ member
+        if ratio_interval((part - empty)[None], full - empty) is not None:
+            found.append(float((part - empty).sum() / (full - empty).sum()))
+    if not found:
+        return None
+    return Measured(float(np.mean(found)), min(found), max(found), len(found), "untrained models")
+
+
 def random_circuits(
     judge: Judge,
     graph: Graph,
@@ -61,13 +88,15 @@ def random_circuits(
 ) -> Measured:
     """Return the mean f of random circuits of at least `size` edges.
 
-    Each is selected in the same way, from the same worths assigned to the edges at random.
+    Each is selected in the same way, from the same worths assigned to the edges at random: those of
+    edges from the input to other edges from the input, and the others to others.
     """
     draw = np.random.Generator(np.random.Philox(key=seed))
+    from_input = (graph.ends[:, 0] == 0).numpy()
     kept = torch.stack([
         at_least(
             graph,
-            worth[torch.from_numpy(draw.permutation(graph.n_edges))],
+            worth[torch.from_numpy(_shuffled(from_input, draw))],
             size,
             selection=selection,
             signed=signed,
@@ -77,6 +106,14 @@ def random_circuits(
     f = judge.f(judge.moved(kept, progress))
     low, high = np.quantile(f, [0.025, 0.975]).tolist()
     return Measured(float(f.mean()), low, high, circuits, "circuits")
+
+
+def _shuffled(group: Bool[np.ndarray, " edge"], draw: np.random.Generator) -> np.ndarray:
+    """Return a permutation of edges that keeps every edge within its group."""
+    order = np.arange(len(group))
+    for one in (group, ~group):
+        order[one] = draw.permutation(order[one])
+    return order
 
 
 def stability(

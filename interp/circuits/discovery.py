@@ -16,7 +16,14 @@ from torch import Tensor
 
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
-from interp.circuits import controls, edge_ablation, edge_attribution_patching, faithfulness
+from interp.circuits import (
+    ablations,
+    controls,
+    edge_ablation,
+    edge_attribution_patching,
+    faithfulness,
+)
+from interp.circuits.ablations import AblationTest
 from interp.circuits.edge_ablation import MEMORY
 from interp.circuits.edge_selection import select
 from interp.circuits.faithfulness import Judge, Measured
@@ -36,6 +43,7 @@ __all__ = ["Circuit", "check", "find"]
 ENOUGH = 0.9  # faithfulness that the search for a number of edges aims at
 SAME_PROMPTS = "the prompts that chose the edges also judge them"
 STRONGEST = 30  # edges whose worth is measured exactly
+SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)  # sizes of other circuits that are tested, as shares of this one
 
 
 def find(
@@ -126,7 +134,8 @@ def find(
         metric=made.name,
         unit=made.unit,
         provenance=provenance(model, behaviour, seed=seed),
-        notes=() if judging is not choosing else (SAME_PROMPTS,),
+        notes=(*(() if judging is not choosing else (SAME_PROMPTS,)), *_shared_positions(judging)),
+        ablations=_tested(judge, kept[None], seed)[0],
     )
     if not checked:
         return found
@@ -139,9 +148,13 @@ def check(
     kept: Bool[Tensor, " edge"],
     *,
     metric: MetricOf = "logit-difference",
+    seed: int = 0,
     memory: int = MEMORY,
-) -> Measured:
-    """Measure the faithfulness of any set of edges, e.g. of a circuit read from a file.
+) -> tuple[AblationTest, ...]:
+    """Measure what any set of edges keeps under several ablations, e.g. a circuit from a file.
+
+    Returns the tests with corrupt, mean and resampled values on the ablated edges; with a single
+    prompt, only the first. `seed` draws the prompts of the last.
 
     Raises:
         CircuitError: The edges belong to a model of another size.
@@ -150,8 +163,11 @@ def check(
 
     Examples:
         >>> kept = torch.ones(circuits.graph_of(model).n_edges, dtype=torch.bool)
-        >>> circuits.check(model, ioi, kept)
-        Measured(value=1.0, low=None, high=None, n=64, of='prompts')
+        >>> for test in circuits.check(model, ioi, kept):
+        ...     print(test.standin, test.faithfulness.value, test.above_foil)
+        corrupt 1.0 1.000 [0.943, 1.000] (64 prompts)
+        mean 1.0 1.000 [0.943, 1.000] (64 prompts)
+        resample 1.0 1.000 [0.943, 1.000] (64 prompts)
     """
     graph = graph_of(model)
     if len(kept) != graph.n_edges:
@@ -160,7 +176,33 @@ def check(
             f"{graph.n_layers} layers of {graph.n_heads} heads"
         )
     judge = Judge.of(model, behaviour, metric=metric, memory=memory)
-    return judge.measured(judge.moved(kept[None])[0])
+    return _tested(judge, kept[None], seed)[0]
+
+
+def _tested(
+    judge: Judge, kept: Bool[Tensor, "circuit edge"], seed: int, progress: Progress | None = None
+) -> list[tuple[AblationTest, ...]]:
+    return ablations.ablation_tests(
+        judge.model,
+        judge.behaviour,
+        kept,
+        metric=judge.metric,
+        seed=seed,
+        memory=judge.memory,
+        progress=progress,
+    )
+
+
+def _shared_positions(behaviour: Behaviour) -> tuple[str, ...]:
+    """Note at how many positions clean and corrupt prompts hold the same tokens, if at any."""
+    same = int((behaviour.clean == behaviour.corrupt).all(dim=0).sum())
+    if not same:
+        return ()
+    return (
+        f"clean and corrupt prompts hold the same tokens at {same} of {behaviour.n_pos} positions, "
+        "so ablated edges carry what stands there too: this is a circuit of the contrast. The "
+        "ablations by mean and resample show what it does without that",
+    )
 
 
 def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour, Behaviour]:
@@ -243,11 +285,23 @@ def _checked(
             worth[:, strongest], torch.from_numpy(fell.T).float(), prompts, seed=seed
         ),
         again=again,
+        own_scale=controls.own_scale(judge, kept, seed=seed),
+        sizes=tuple(_tested(judge, _other_sizes(found), seed, progress)),
         exact={
             graph.edges[edge]: _mean(one, prompts)
             for edge, one in zip(strongest.tolist(), fell, strict=True)
         },
     )
+
+
+def _other_sizes(found: Circuit) -> Bool[Tensor, "circuit edge"]:
+    """Select circuits of other sizes, `SIZES` times that of the circuit before pruning."""
+    most = found.graph.n_edges
+    sizes = sorted({min(max(1, round(size * found.n_asked)), most) for size in SIZES})
+    return torch.stack([
+        select(found.graph, found.worth, n, selection=found.selection, signed=found.signed)
+        for n in sizes
+    ])  # fmt: skip
 
 
 def _mean(scores: Float[np.ndarray, " row"], prompts: Int64[np.ndarray, " row"]) -> Measured:

@@ -1,17 +1,20 @@
 """Exact edge ablation: forward passes in which only some edges are kept, many circuits at a time.
 
 A kept edge carries the output that its source computes in this pass, from the kept edges into that
-source. Every other edge carries the source's output on the corrupt prompt. A reader r thus reads
+source. Every other edge carries a stand-in: the source's output on the corrupt prompt, its mean
+over the clean prompts at the same position, or its output on another clean prompt. A reader r reads
 
-    sum over its sources s of corrupt_s  +  sum over its kept edges s -> r of (now_s - corrupt_s).
+    sum over its sources s of standin_s  +  sum over its kept edges s -> r of (now_s - standin_s).
 
-With all edges kept this is the clean run, with none the corrupt run
+With all edges kept this is the clean run; with none, and corrupt stand-ins, the corrupt run
 (tests/interp/circuits/test_graph.py checks both). Nothing is approximated, and no hooks are added
 to the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
@@ -23,13 +26,15 @@ from interp.behaviours import Behaviour
 from interp.circuits.graph import Graph, graph_of
 from interp.errors import BudgetError
 from interp.metrics import Metric, MetricOf
+from train import statistics
 from train.model import GPT, Block, rotate
 from train.progress import Progress
 
 
-__all__ = ["MEMORY", "part_of", "read_heads"]
+__all__ = ["MEMORY", "STANDINS", "part_of", "read_heads"]
 __all__ += ["score", "scores", "with_bias", "written"]
 
+STANDINS = ("corrupt", "mean", "resample")  # what ablated edges carry
 MEMORY = 2 << 30  # bytes above the weights
 CACHED = 16 << 20  # bytes of a portion on a CPU, so that it stays in the caches
 
@@ -47,10 +52,15 @@ def scores(
     kept: Bool[Tensor, "circuit edge"],
     *,
     metric: MetricOf = "logit-difference",
+    standin: str = "corrupt",
+    seed: int = 0,
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Float[Tensor, "circuit prompt"]:
     """Score every prompt with only the `kept` edges carrying the clean run, per circuit.
+
+    All other edges carry the `standin`, one of `STANDINS`; `seed` draws the other prompts of
+    "resample".
 
     The scores are exact. A circuit costs as much as a few forward passes, because every reader has
     its own sum, norm and projection. As many circuits and prompts are run together as fit into
@@ -65,8 +75,15 @@ def scores(
     n_prompts, n_circuits = _portions(graph, behaviour, memory, on_cpu=model.device.type == "cpu")
     found = torch.empty(len(kept), behaviour.n_prompts)
     done, total = 0, found.numel()
-    for rows in torch.arange(behaviour.n_prompts).split(n_prompts):
+    if standin == "resample":
+        behaviour = replace(behaviour, corrupt=behaviour.clean[_others(behaviour, seed)])
+    portions = torch.arange(behaviour.n_prompts).split(n_prompts)
+    mean = _mean_written(model, behaviour, portions) if standin == "mean" else None
+    for rows in portions:
         clean_and_corrupt = written(model, part_of(behaviour, rows))
+        if mean is not None:
+            clean = clean_and_corrupt[0]
+            clean_and_corrupt = clean, mean.expand_as(clean)
         measure = metrics.made_for(metric, part_of(behaviour, rows))
         for circuits in torch.arange(len(kept)).split(n_circuits * n_prompts // len(rows)):
             if progress:
@@ -110,6 +127,27 @@ def written(
             parts.append(cache["mlp_out", layer][None])
         both.append(torch.cat(parts))
     return both[0], both[1]
+
+
+def _mean_written(
+    model: GPT, behaviour: Behaviour, portions: Sequence[Int[Tensor, " row"]]
+) -> Float[Tensor, "source 1 pos d_model"]:
+    """Return the mean output of each source over the clean prompts, by position."""
+    total = 0
+    for rows in portions:
+        total = total + written(model, part_of(behaviour, rows))[0].double().sum(dim=1)
+    assert isinstance(total, Tensor)
+    return (total / behaviour.n_prompts).float()[:, None]
+
+
+def _others(behaviour: Behaviour, seed: int) -> Int[Tensor, " row"]:
+    """Return for each row a row of another prompt, drawn so that every prompt is used once."""
+    prompts = statistics.n_prompts(behaviour.clean)
+    first = np.unique(prompts, return_index=True)[1]
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(first))
+    another = np.empty_like(order)
+    another[order] = np.roll(order, 1)
+    return torch.from_numpy(first[another[prompts]])
 
 
 def _portions(graph: Graph, behaviour: Behaviour, memory: int, *, on_cpu: bool) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Circuit as a result: its edges, their worth, and the checks and controls that can refute it."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp import plots
+from interp.circuits.ablations import AblationTest
 from interp.circuits.faithfulness import Curve, Measured
 from interp.circuits.graph import Graph
 from interp.errors import CircuitError, InterpError
@@ -35,12 +37,14 @@ class Checks:
         cpr: f over the share of edges kept, largest signed worth first; its area is the CPR.
         cmd: f over the share of edges kept, largest absolute worth first; its area is the CMD, that
             of abs(1 - f).
-        random_init: Control with untrained models.
+        random_init: Control with untrained models, as a share of the trained model's difference.
+        own_scale: The same on their own scale; None if no untrained model tells clean from corrupt.
         random_circuits: Control with random circuits of the same size.
         stability: Overlap with circuits found on resampled prompts; None with a single prompt.
         agreement: Rank correlation of estimated and exact worth; None for fewer than three edges.
         again: Share of resamplings of the prompts in which each edge was selected.
         exact: Exact worth of the circuit's strongest edges, each ablated alone, by name.
+        sizes: Tests under each ablation of circuits of other sizes, selected in the same way.
     """
 
     complement: Measured
@@ -54,6 +58,8 @@ class Checks:
     agreement: Measured | None
     again: Float[Tensor, " edge"]
     exact: dict[str, Measured]
+    own_scale: Measured | None = None
+    sizes: tuple[tuple[AblationTest, ...], ...] = ()
 
     __repr__ = short_repr
 
@@ -81,6 +87,7 @@ class Circuit(Result):
         metric: Name of the metric.
         unit: Unit of `worth`, `full` and `empty`.
         provenance: Model, behaviour and software that the circuit was computed from.
+        ablations: Tests of the circuit on the judging prompts under several ablations.
         checks: Checks and controls; None if they were not run.
         notes: Remarks for the reader.
     """
@@ -106,6 +113,7 @@ class Circuit(Result):
     provenance: Provenance
     checks: Checks | None = None
     notes: tuple[str, ...] = ()
+    ablations: tuple[AblationTest, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -165,7 +173,9 @@ class Circuit(Result):
                 },
                 "again": self.checks.again.tolist(),
                 "exact": {edge: asdict(one) for edge, one in self.checks.exact.items()},
+                "sizes": [[asdict(test) for test in tests] for tests in self.checks.sizes],
             }
+        content["ablations"] = [asdict(test) for test in self.ablations]
         return {"schema": SCHEMA, **content, "notes": list(self.notes), "edges": self.edges}
 
     @classmethod
@@ -178,7 +188,15 @@ class Circuit(Result):
         content["worth"], content["kept"] = (torch.tensor(content[k]) for k in ("worth", "kept"))
         content["notes"] = tuple(content["notes"])
         content["checks"] = content["checks"] and _checks(content["checks"])
+        content["ablations"] = _tests(content.get("ablations", ()))
         return cls(**content)
+
+
+def _tests(content: Iterable[storage.JsonObject]) -> tuple[AblationTest, ...]:
+    return tuple(
+        AblationTest(**{k: Measured(**v) if isinstance(v, dict) else v for k, v in one.items()})
+        for one in content
+    )
 
 
 def _checks(content: storage.JsonObject) -> Checks:
@@ -191,6 +209,8 @@ def _checks(content: storage.JsonObject) -> Checks:
             made[name] = torch.tensor(one)
         elif name == "exact":
             made[name] = {edge: Measured(**value) for edge, value in one.items()}
+        elif name == "sizes":
+            made[name] = tuple(map(_tests, one))
         else:
             made[name] = one and Measured(**one)
     return Checks(**made)

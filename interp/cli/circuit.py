@@ -1,5 +1,6 @@
 """The commands `openbook circuit` and `openbook faithfulness`: find a circuit, or judge one."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +15,7 @@ from train.storage import writable
 
 
 if TYPE_CHECKING:
-    from interp.circuits import Circuit
+    from interp.circuits import AblationTest, Circuit
 
 
 INTEGRATION_STEPS = 5
@@ -115,19 +116,43 @@ def faithfulness_command(
 ) -> None:
     """Measure how much of BEHAVIOUR the edges of CIRCUIT keep in RUN when all others are ablated.
 
-    All prompts are used, including any that chose the edges.
+    Ablated edges carry their values on the corrupt prompts, the mean over prompts, and their values
+    on other prompts, in turn. All prompts are used, including any that chose the edges.
     """
     from interp import circuits
 
     model, prompted = source.load()
     kept = circuits.open_circuit(circuit).kept
-    share = circuits.check(model, prompted, kept, metric=metric)
-    result = {"circuit": str(circuit), "edges": int(kept.sum()), "faithfulness": asdict(share)}
-    text = (
-        f"{prompted.name}: {int(kept.sum())} of {count(len(kept), 'edge')}; faithfulness {share}\n"
-        "measured on all prompts, which may include those that chose the edges"
+    tests = circuits.check(model, prompted, kept, metric=metric, seed=source.seed)
+    result = {
+        "circuit": str(circuit),
+        "edges": int(kept.sum()),
+        "faithfulness": tests[0].faithfulness and asdict(tests[0].faithfulness),
+        "ablations": [asdict(test) for test in tests],
+    }
+    lines = [
+        f"{prompted.name}: {int(kept.sum())} of {count(len(kept), 'edge')}; faithfulness "
+        f"{tests[0].faithfulness}",
+        *_tests([tests]),
+        "measured on all prompts, which may include those that chose the edges",
+    ]
+    output.emit(result, "\n".join(lines))
+
+
+def _tests(circuits: "Iterable[tuple[AblationTest, ...]]") -> list[str]:
+    """Return a table of circuits under each ablation; nothing without tests."""
+    rows = [test for tests in circuits for test in tests]
+    if not rows:
+        return []
+    head = (
+        f"{'edges':>6}  {'ablated by':<10}  {'faithfulness':<38}  {'answer above foil':>17}  "
+        f"{'first choice':>12}  full model"
     )
-    output.emit(result, text)
+    return [head] + [
+        f"{one.n_edges:>6}  {one.standin:<10}  {one.faithfulness or 'full and empty alike'!s:<38}  "
+        f"{one.above_foil.value:>17.2f}  {one.top1.value:>12.2f}  {one.model_top1.value:>10.2f}"
+        for one in rows
+    ]
 
 
 def _circuit(found: "Circuit", top: int) -> str:
@@ -140,6 +165,8 @@ def _circuit(found: "Circuit", top: int) -> str:
         f"{found.metric} ({found.unit}): full model {found.full:.3f}, empty circuit "
         f"{found.empty:.3f}; chosen on {count(found.n_chose, 'prompt')}, judged on {judges}",
         *_checks(found),
+        "",
+        *_tests(found.checks.sizes if found.checks else [found.ablations]),
         "",
         f"{'edge':<22}  {'worth':>9}  {'exact worth, 95 %':<40}  chosen again",
     ]
@@ -162,11 +189,20 @@ def _checks(found: "Circuit") -> list[str]:
     ]
     if checks:
         rows += [
-            ("random init", checks.random_init, "the same edges in an untrained model (ideal: 0)"),
+            (
+                "random init",
+                checks.random_init,
+                "the same edges in untrained models, as a share of the trained difference",
+            ),
+            (
+                "own scale",
+                checks.own_scale or "refused: they tell not clean from corrupt",
+                "the same, as a share of the untrained models' own difference",
+            ),
             (
                 "random circuits",
                 checks.random_circuits,
-                "as large, chosen by shuffled scores (ideal: 0)",
+                "as large, as many edges from the input, shuffled scores (ideal: 0)",
             ),
             ("complement", checks.complement, "all other edges (ideal: 0)"),
             ("completeness", checks.completeness, "gap when a node is removed (ideal: 0)"),

@@ -91,6 +91,33 @@ def test_the_complete_circuit_is_the_clean_run_and_the_empty_one_the_corrupt_run
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("standin", ["mean", "resample"])
+def test_cutting_all_edges_out_of_a_head_equals_a_hook_that_puts_the_stand_in(layout, standin):
+    model, behaviour = model_of(layout), behaviour_of()
+    graph = circuits.graph_of(model)
+    kept = torch.tensor([not edge.startswith("a1.h1->") for edge in graph.edges])
+    cut = edge_ablation.scores(model, behaviour, kept[None], standin=standin, seed=3)[0]
+    hook = "blocks.1.attn.hook_z"
+    with torch.no_grad():
+        z = model.run_with_cache(behaviour.clean, names_filter=[hook])[1][hook]
+        candidates = []
+        for values in [z.mean(dim=0, keepdim=True), *(z.roll(i, 0) for i in range(1, len(z)))]:
+
+            def put(now: torch.Tensor, hook: object, values: torch.Tensor = values) -> torch.Tensor:
+                return torch.cat([now[:, :, :1], values[:, :, 1:2].expand_as(now[:, :, 1:2]),
+                                  now[:, :, 2:]], dim=2)  # fmt: skip
+
+            run = model.run_with_hooks(behaviour.clean, fwd_hooks=[(hook, put)])
+            candidates.append(behaviour.score(run))
+    if standin == "mean":
+        torch.testing.assert_close(cut, candidates[0], atol=1e-5, rtol=0)
+    else:
+        # Every prompt carries the value of some other prompt.
+        gaps = (torch.stack(candidates[1:]) - cut).abs().min(dim=0).values
+        assert gaps.max() < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_cutting_all_edges_out_of_a_node_equals_a_hook_that_puts_its_corrupt_value(layout: str):
     model, behaviour = model_of(layout), behaviour_of()
     graph = circuits.graph_of(model)
