@@ -30,7 +30,8 @@ BOUND = (
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
-    "circuit_sizes", "compiled_programs", "compiled_weights", "data_efficiency", "harness_scores", "ladder",
+    "circuit_sizes", "compiled_programs", "compiled_weights", "data_efficiency", "harness_scores",
+    "ladder",
     "lexical_evidence", "machine", "muon",
     "real_text", "token_index_queries",
 )  # fmt: skip

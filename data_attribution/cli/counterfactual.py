@@ -13,6 +13,7 @@ from train.cli.output import Output
 
 TOP = 50
 EXPOSURES = "16"
+FORGET_CONTROLS = 3
 CONTROLS = 2  # as in `counterfactuals.without`, which takes a second to import
 
 Folder = Annotated[
@@ -140,12 +141,15 @@ def forget_command(
             "default: 16.",
         ),
     ] = None,
+    controls: Annotated[
+        int, typer.Option(min=1, help="Number of controls, each of which is another training.")
+    ] = FORGET_CONTROLS,
     seed: Seed = 0,
     runs_folder: Folder = None,
 ) -> None:
     """Retrain a planted RUN without any document of some facts, and measure their recall.
 
-    As a control, RUN is also retrained without the documents of as many other facts that are
+    As controls, RUN is also retrained without the documents of as many other facts that are
     stated equally often.
     """
     from dataclasses import asdict
@@ -165,6 +169,11 @@ def forget_command(
     ]
     with progress.bar("retraining") as advance:
         found = counterfactuals.forget_facts(
-            opened, names, out=runs_folder, seed=seed, progress=advance
+            opened, names, out=runs_folder, controls=controls, seed=seed, progress=advance
         )
-    output.emit(asdict(found), found.to_frame().to_string(index=False))
+    lines = [found.to_frame().to_string(index=False)]
+    if found.beyond_controls:
+        lines.append(
+            f"log-probability of the removed facts: {formatting.effect_text(found.beyond_controls)}"
+        )
+    output.emit(asdict(found), "\n".join(lines))

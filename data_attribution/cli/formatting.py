@@ -8,6 +8,7 @@ from train.progress import count
 
 if TYPE_CHECKING:
     from data_attribution.attribution import LineageSources, Source, Sources
+    from data_attribution.counterfactuals import EffectSize
     from data_attribution.token_index import Hit, Span, TokenIndex
     from data_attribution.tracing import Exposure, Generation
     from train import storage
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "counterfactual_lines",
+    "effect_text",
     "exposure_lines",
     "exposure_row",
     "generation_lines",
@@ -175,6 +177,12 @@ def _scored(one: "Source") -> str:
 def _others(one: "Source") -> str:
     copies = f"\tduplicates: {len(one.duplicates)}" if one.duplicates else ""
     return copies + (f"\tnear duplicates: {len(one.near)}" if one.near else "")
+
+
+def effect_text(found: "EffectSize") -> str:
+    """Return an effect in nats with its interval and the number of its controls."""
+    bounds = "" if found.low is None else f" {report.interval(found.low, found.high)}"
+    return f"{found.mean:+.3f}{bounds} nats beyond {count(found.seeds, 'control')}, n={found.n}"
 
 
 def _effect(one: "Source") -> str:

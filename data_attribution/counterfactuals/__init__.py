@@ -8,7 +8,7 @@ from train.front_door import names_on_first_use
 if TYPE_CHECKING:
     from data_attribution.counterfactuals.cached_retraining import Retrainings
     from data_attribution.counterfactuals.document_sets import kept_out, matched_random, with_copies
-    from data_attribution.counterfactuals.effect_size import Change
+    from data_attribution.counterfactuals.effect_size import Change, EffectSize
     from data_attribution.counterfactuals.fact_removal import (
         STAYS,
         Forgetting,
@@ -24,6 +24,7 @@ __all__ = [
     "STAYS",
     "Change",
     "Counterfactual",
+    "EffectSize",
     "Forgetting",
     "Retrainings",
     "documents_of",

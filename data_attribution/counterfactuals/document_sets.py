@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from data_attribution.errors import CounterfactualError
-from train.data import Together, with_duplicates
+from train.data import Together, document_sha256s, with_duplicates
 from train.runs import Run
 
 
@@ -59,6 +59,28 @@ def _near_length(
     )
 
 
+def _read_copies(run: Run) -> list[list[int]]:
+    """Return the documents that the run read, grouped by text; texts with one copy are left out."""
+    groups: dict[str, list[int]] = {}
+    for document, sha256 in enumerate(document_sha256s(run.store)):
+        groups.setdefault(sha256, []).append(document)
+    read = ([one for one in some if len(run.steps_learned(one))] for some in groups.values()
+            if len(some) > 1)  # fmt: skip
+    return [some for some in read if len(some) > 1]
+
+
+def _matched_text(
+    run: Run, removed: list[int], others: list[list[int]], draw: np.random.Generator
+) -> list[int] | None:
+    """Return one of `others` with as many copies; None if there is none."""
+    lengths, length = run.store.lengths, int(run.store.lengths[removed[0]])
+    alike = [some for some in others if len(some) == len(removed)]
+    shuffled = [alike[i] for i in draw.permutation(len(alike))]
+    near = sorted(shuffled, key=lambda some: abs(int(lengths[some[0]]) - length))[:16]
+    first = min(int(run.steps_learned(one)[0]) for one in removed)
+    return min(near, key=lambda some: abs(int(run.steps_learned(some[0])[0]) - first), default=None)
+
+
 def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[int, ...]:
     """Return the documents and those of their copies that the run read, ascending.
 
@@ -85,12 +107,16 @@ def kept_out(run: Run, removed: Collection[int], avoid: Collection[int]) -> froz
 def matched_random(
     run: Run, documents: Sequence[int], *, seed: int, avoid: Collection[int] = ()
 ) -> tuple[int, ...]:
-    """Return as many other documents, matched one by one by length and by first reading step.
+    """Return as many other documents, matched by redundancy, length and first reading step.
 
-    None of them is in `avoid`: pass `kept_out`, or copies of `documents` may be drawn. They are
-    drawn one by one, and their own copies stay in the training. Each is drawn among the documents
-    that were read and have the nearest length; of 16 drawn, the one first read at the nearest step
-    is taken.
+    None of them is in `avoid`: pass `kept_out`, or copies of `documents` may be drawn.
+
+    A text of which `documents` hold all of several read copies is gone from the training, so the
+    control takes all read copies of another text that has as many: of the 16 with the nearest
+    length, the one first read at the nearest step. If there is no such text, and for all other
+    documents, the control is drawn one by one, and the copies of what is drawn stay in the
+    training: each among the documents that were read and have the nearest length; of 16 drawn, the
+    one first read at the nearest step is taken.
 
     Raises:
         CounterfactualError: The run read too few other documents, or not all of `documents`.
@@ -105,7 +131,16 @@ def matched_random(
     removed, lengths = checked_documents(run, documents), run.store.lengths
     taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
     chosen: list[int] = []
-    for document in removed:
+    repeated = _read_copies(run)
+    others = [some for some in repeated if taken.isdisjoint(some)]
+    matched: set[int] = set()
+    for some in (one for one in repeated if {*removed}.issuperset(one)):
+        if text := _matched_text(run, some, others, draw):
+            others.remove(text)
+            chosen += text
+            taken |= {*text}
+            matched |= {*some}
+    for document in sorted({*removed} - matched):
         own = int(run.steps_learned(document)[0])
         firsts = _near_length(run, lengths, int(lengths[document]), taken, draw)
         nearest = min(firsts, key=lambda one: abs(firsts[one] - own))

@@ -5,9 +5,9 @@ control removes all documents of as many other facts, stated equally often and i
 training. Four groups are queried in every form of their relation: the facts whose documents were
 removed, those of the control, the other facts stated equally often, and the facts that were never
 stated. The claim holds if the first group falls to the level of the last and the third stays, and
-if the control leaves the first where it was. There is one control: how far another one would move
-the facts is not known, and is in no interval (`counterfactuals.without` draws several, of matched
-random documents).
+if no control moves the first. With one control it is not known how far another one would move the
+facts; with several, `Forgetting.beyond_controls` is the change beyond theirs, and its interval
+includes how much they differ.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from data_attribution.counterfactuals import retraining
+from data_attribution.counterfactuals.effect_size import Change, EffectSize
 from data_attribution.errors import CounterfactualError
 from interp import plots, training_dynamics
 from interp.training_dynamics import Answer, Share
@@ -31,6 +32,7 @@ from train.statistics import mean_interval
 
 __all__ = ["Forgetting", "Group", "documents_of", "forget_facts", "removable_facts"]
 
+TRIES = 50  # draws for every control, of which some may be equal
 STAYS = 0.9  # least recall of facts that count as not forgotten
 
 
@@ -62,10 +64,13 @@ class Forgetting:
     Attributes:
         facts: Names of the facts whose documents were removed.
         removed: Those documents.
-        control_facts, control: The facts and documents removed in the control run instead.
+        control_facts, control: The facts and documents removed in the first control run instead.
         first_read: First step that read one of the removed documents.
-        runs: Paths of the retrained run and of the control run.
-        groups: One entry per setting and group; a group without any fact has none.
+        runs: Paths of the retrained run and of the control runs.
+        groups: One entry per setting and group; a group without any fact has none. The settings of
+            further controls are `control 2 removed` and so on, with the removed facts alone.
+        beyond_controls: Change in log-probability of the removed facts beyond that under the
+            controls, in nats; None in files of earlier versions.
 
     Examples:
         >>> measured = released.measured("planted", "forgetting")
@@ -82,8 +87,9 @@ class Forgetting:
     control_facts: tuple[str, ...]
     control: tuple[int, ...]
     first_read: int
-    runs: tuple[str, str]
+    runs: tuple[str, ...]
     groups: tuple[Group, ...]
+    beyond_controls: EffectSize | None = None
 
     __repr__ = short_repr
 
@@ -103,7 +109,9 @@ class Forgetting:
             Group(**{**one, "share": Share(**one["share"])}) for one in content["groups"]
         )
         lists = {key: tuple(one) for key, one in content.items() if isinstance(one, list)}
-        return Forgetting(**{**content, **lists, "groups": groups})
+        beyond = content.get("beyond_controls")
+        effect = None if beyond is None else EffectSize(**beyond)
+        return Forgetting(**{**content, **lists, "groups": groups, "beyond_controls": effect})
 
     def of(self, setting: str, group: str) -> Group:
         """Return the group of facts in one setting.
@@ -122,27 +130,37 @@ class Forgetting:
 
         This requires that Wilson's intervals of the two recalls overlap (both are measured: 1 of 27
         answers against 0 of 90 is no difference), and that the interval of their change in
-        log-probability lies below the interval under the control. A single fact shows neither.
+        log-probability lies below the intervals under all controls. A single fact shows neither.
         """
         gone = self.of("documents removed", "removed")
         never = self.of("documents removed", "never stated")
-        control = self.of("control removed", "removed")
-        if gone.change_high is None or control.change_low is None:
+        lows = [one.change_low for one in self._controls]
+        known = [low for low in lows if low is not None]
+        if gone.change_high is None or len(known) < len(lows):
             return False
-        return gone.share.low <= never.share.high and gone.change_high < control.change_low
+        return gone.share.low <= never.share.high and gone.change_high < min(known)
 
     @property
     def stayed(self) -> bool:
         """Return whether nothing else was forgotten.
 
         This requires a recall of at least 0.9 for the facts of the control and the kept facts in
-        the run without the chosen facts' documents, and for the chosen facts in the control run.
+        the run without the chosen facts' documents, and for the chosen facts in every control run.
         """
-        there = [("documents removed", "control"), ("control removed", "removed")]
-        there += (
-            [("documents removed", "kept")] if any(g.group == "kept" for g in self.groups) else []
-        )
-        return min(self.of(*one).share.recall or 0.0 for one in there) >= STAYS
+        there = [self.of("documents removed", "control"), *self._controls]
+        there += [
+            one for one in self.groups if (one.setting, one.group) == ("documents removed", "kept")
+        ]
+        return min(one.share.recall or 0.0 for one in there) >= STAYS
+
+    @property
+    def _controls(self) -> list[Group]:
+        """Return the removed facts as each control run knows them."""
+        return [
+            one
+            for one in self.groups
+            if one.group == "removed" and one.setting.startswith("control")
+        ]
 
     @property
     def holds(self) -> bool:
@@ -225,15 +243,18 @@ def forget_facts(
     names: Sequence[str],
     *,
     out: str | Path | None = None,
+    controls: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forgetting:
     """Retrain without the documents of the named facts, and without those of as many others.
 
-    Costs two trainings, each from the last checkpoint that keeps its optimizer before the first
-    removed document was read.
+    Costs one training and another for each control, each from the last checkpoint that keeps its
+    optimizer before the first removed document was read.
 
     Args:
+        controls: Number of controls. With three, the interval of `beyond_controls` includes how
+            much they differ.
         seed: Random seed for drawing the facts of the control: as many of each relation as are
             named, among those that are stated equally often and in the same part of training.
 
@@ -258,29 +279,44 @@ def forget_facts(
             "facts that are stated equally often, at least once and in the same part of training, "
             "so that the kept ones are their like"
         )
+    if controls < 1:
+        raise CounterfactualError(f"{controls} controls show no effect of chance; take at least 1")
     others = [fact for fact in _like(truth, chosen[0]) if fact not in chosen]
-    control = draw_control(others, chosen, seed)
+    drawn = _draw_controls(others, chosen, controls, seed)
+    control = drawn[0]
     asked = {
         "removed": chosen,
         "control": control,
         "kept": [fact for fact in others if fact not in control],
         "never stated": [fact for fact in truth["facts"] if fact["exposures"] == 0],
     }
-    gone, gone_instead = documents_of(run, chosen), documents_of(run, control)
+    gone, *gone_instead = (documents_of(run, facts) for facts in (chosen, *drawn))
     place = Path(out) if out else run.path / "counterfactuals"
-    retrained, instead = retraining.retrain_each(
-        run, [gone, gone_instead], out=place, progress=progress
+    retrained, *instead = retraining.retrain_each(
+        run, [gone, *gone_instead], out=place, progress=progress
     )
-    settings = {"full run": run, "documents removed": retrained, "control removed": instead}
+    settings = {"full run": run, "documents removed": retrained, "control removed": instead[0]}
+    further = {f"control {n} removed": one for n, one in enumerate(instead[1:], start=2)}
+    groups, by_fact = _groups(settings, {name: some for name, some in asked.items() if some}, truth)
+    more, more_by_fact = _groups({"full run": run, **further}, {"removed": chosen}, truth)
+    by_fact |= more_by_fact
     return Forgetting(
         parent=run.id,
         facts=tuple(fact["name"] for fact in chosen),
         removed=gone,
         control_facts=tuple(fact["name"] for fact in control),
-        control=gone_instead,
+        control=gone_instead[0],
         first_read=trainer.first_step_reading(run, gone),
-        runs=(str(retrained.path), str(instead.path)),
-        groups=_groups(settings, {name: some for name, some in asked.items() if some}, truth),
+        runs=tuple(str(one.path) for one in (retrained, *instead)),
+        groups=(*groups, *(one for one in more if one.setting in further)),
+        beyond_controls=Change(
+            "removed facts",
+            "nats",
+            True,
+            by_fact["full run", "removed"],
+            by_fact["documents removed", "removed"],
+            np.stack([by_fact[one, "removed"] for one in ("control removed", *further)]),
+        ).effect,
     )
 
 
@@ -329,10 +365,25 @@ def draw_control(others: list[dict], chosen: list[dict], seed: int) -> list[dict
     return drawn
 
 
+def _draw_controls(others: list[dict], chosen: list[dict], n: int, seed: int) -> list[list[dict]]:
+    """Draw n different controls, from `seed` on."""
+    drawn: dict[tuple[str, ...], list[dict]] = {}
+    for number in range(TRIES * n):
+        facts = draw_control(others, chosen, seed + number)
+        drawn.setdefault(tuple(fact["name"] for fact in facts), facts)
+        if len(drawn) == n:
+            return list(drawn.values())
+    raise CounterfactualError(
+        f"{n} different controls were asked for, and {len(others)} other facts stated equally "
+        f"often give {len(drawn)}; ask for fewer, or name fewer facts"
+    )
+
+
 def _groups(
     settings: dict[str, Run], asked: dict[str, list[dict]], truth: dict
-) -> tuple[Group, ...]:
-    groups, base = [], {}
+) -> tuple[tuple[Group, ...], dict[tuple[str, str], np.ndarray]]:
+    """Return the groups, and each fact's mean log-probability by setting and group."""
+    groups, base, by_fact = [], {}, {}
     last = settings["full run"].steps[-1]
     for setting, run in settings.items():
         model, tokenizer = run.load(last), run.store.tokenizer
@@ -340,6 +391,7 @@ def _groups(
             answers = training_dynamics.recall_of_facts(model, facts, truth, tokenizer)
             log_probs = _by_fact(answers)
             base.setdefault(group, log_probs)
+            by_fact[setting, group] = log_probs
             change = log_probs - base[group]
             low, high = mean_interval(change) or (None, None)
             groups.append(
@@ -352,7 +404,7 @@ def _groups(
                     high,
                 )
             )
-    return tuple(groups)
+    return tuple(groups), by_fact
 
 
 def _by_fact(answers: Sequence[Answer]) -> np.ndarray:

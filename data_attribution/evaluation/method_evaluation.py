@@ -1,15 +1,19 @@
 """Evaluation of every attribution method on the same facts with the same tests.
 
-    recall, reciprocal rank, first n     ranking against planted truth (`retrieval_metrics`)
+    first n, distinct texts, recall,     ranking against planted truth (`retrieval_metrics`)
+    reciprocal rank
     tail patch                           effect of a step on its first documents (`tail_patch`)
     removal                              effect of retraining without them (`removal_curves`)
     LDS                                  prediction of removing random subsets (`lds`)
 
 Retraining is expensive, so removal and LDS run only on request; everything else takes minutes. Each
 number has its n and its 95 % interval, and the row `random` shows the effect of documents without
-evidence. Facts on which components are chosen are not evaluated. Replay is evaluated on fewer facts
-and on the last steps alone; rows `replayed` restrict every method to these facts and to the
-documents that these steps read (`scope`).
+evidence. Two rows show what a ranking is worth that knows nothing of facts: `random order` of all
+documents that were read, and `distractors first`, which puts the documents that name the words and
+state nothing before the others: recall@10 hardly sees them, the first n does. Facts on which
+components are chosen are not evaluated. Replay is evaluated on fewer facts and on the last steps
+alone; rows `replayed` restrict every method to these facts and to the documents that these steps
+read (`scope`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,8 +54,14 @@ __all__ = ["EvaluationOptions", "evaluate", "localised", "rankings_by_method"]
 # Largest number of documents used of a ranking; facts are stated 128 times at most.
 DEPTH = 200
 PLACES = 5  # number of components that localised gradients are restricted to
-COLUMNS = ("recall", "reciprocal_rank", "first_n")
-TITLES = {"recall": "recall@{k}", "reciprocal_rank": "MRR", "first_n": "in first n"}
+COLUMNS = ("first_n", "distinct_texts", "recall", "reciprocal_rank")
+TITLES = {
+    "first_n": "in first n",
+    "distinct_texts": "distinct texts",
+    "recall": "recall@{k}",
+    "reciprocal_rank": "MRR",
+}
+NULLS = ("random order", "distractors first")
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def evaluate(
         progress=progress,
     )
     scopes = scope.of(cases, rankings)
-    rows = [row for part in scopes for row in _recalls(run, part, rankings, options.k)]
+    rows = [row for part in scopes for row in _recalls(run, part, rankings, options)]
     if options.patched:
         rows += [row for part in scopes for row in _patched(run, part, rankings, options, progress)]
     if options.removal:
@@ -140,6 +150,7 @@ def evaluate(
         "facts": [case.name for case in cases],
         # Gradients rank all candidates, and the same ones for every fact.
         "candidates": len(rankings["gradient"].by_case[cases[0].name].documents),
+        "documents": run.store.n_documents,
         "within": list(names),
         "seconds": {name: round(one.seconds, 2) for name, one in rankings.items()},
         "asked": vars(options),
@@ -248,15 +259,40 @@ def localised(
     return tuple(sorted(effects, key=lambda name: -np.mean(effects[name]))[:k])
 
 
-def _recalls(run: Run, part: Scope, rankings: Mapping[str, CaseRankings], k: int) -> Iterator[Row]:
-    for method, top in part.tops(run, rankings, part.cases, first=DEPTH).items():
+def _recalls(
+    run: Run, part: Scope, rankings: Mapping[str, CaseRankings], options: EvaluationOptions
+) -> Iterator[Row]:
+    tops = part.tops(run, rankings, part.cases, first=DEPTH)
+    tops |= null_rankings(run, part, seed=options.seed)
+    relevant = sorted(set().union(*(case.relevant for case in part.cases)))
+    texts = {one: run.store.document(one).sha256 for one in relevant}
+    for method, top in tops.items():
         for kind in KINDS:
-            measured = retrieval_metrics.retrieval_measures(top, part.of_kind(kind), k=k)
+            measured = retrieval_metrics.retrieval_measures(
+                top, part.of_kind(kind), k=options.k, texts=texts
+            )
             for what in COLUMNS if len(measured.cases) else ():
                 mean = measured.mean(what)
-                title = TITLES[what].format(k=k)
+                title = TITLES[what].format(k=options.k)
                 bounds = mean.low, mean.high
                 yield result.row(method, kind + part.label, title, mean.value, bounds, mean.n)
+
+
+def null_rankings(run: Run, part: Scope, *, seed: int = 0) -> dict[str, dict[str, list[int]]]:
+    """Return the first documents of two rankings that know nothing of facts, by method and case.
+
+    `random order` is one order of all documents for all facts. `distractors first` puts each fact's
+    distractors before its statements, and those before everything else: the worst of all rankings
+    that find every document that names a fact.
+    """
+    anything = part.random(run, first=DEPTH, seed=seed)
+    order, distracted = NULLS
+    return {
+        order: {case.name: anything for case in part.cases},
+        distracted: {
+            case.name: [*sorted(case.distractors), *sorted(case.relevant)] for case in part.cases
+        },
+    }
 
 
 def _patched(

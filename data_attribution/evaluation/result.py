@@ -61,18 +61,20 @@ class Evaluation:
         """Return the table as text: one line per method and kind, one column per measure."""
         measures = list(dict.fromkeys(one["measure"] for one in self.rows))
         wide = max(len("facts"), *(len(one["kind"]) for one in self.rows)) + 2
-        head = f"{'method':<12}{'facts':<{wide}}" + "".join(f"{one:<29}" for one in measures)
+        head = f"{'method':<19}{'facts':<{wide}}" + "".join(f"{one:<29}" for one in measures)
         lines = [head.rstrip()]
         by_line: dict[tuple[str, str], dict[str, Row]] = {}
         for one in self.rows:
             by_line.setdefault((one["method"], one["kind"]), {})[one["measure"]] = one
         for (method, kind), row in by_line.items():
             cells = "".join(f"{_cell(row.get(one)):<29}" for one in measures)
-            lines.append(f"{method:<12}{kind:<{wide}}{cells}".rstrip())
+            lines.append(f"{method:<19}{kind:<{wide}}{cells}".rstrip())
         about = self.provenance
         lines.append(
-            f"run {about['run']}; {about['candidates']} candidates; localised to "
-            f"{', '.join(about['within']) or 'nothing'}; value [95 %] (n)"
+            f"run {about['run']}; gradients rank {about['candidates']} documents that words "
+            f"preselected{' of ' + str(about['documents']) if 'documents' in about else ''}, the "
+            f"other methods all; localised to {', '.join(about['within']) or 'nothing'}; value "
+            "[95 %] (n)"
         )
         if replayed := about.get("replayed"):
             lines.append(

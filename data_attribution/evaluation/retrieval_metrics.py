@@ -4,6 +4,9 @@
 * reciprocal rank: one over the rank of the first relevant document, 0 if none is ranked.
 * in the first n: relevant documents among the first n, over all n relevant documents. Unlike
   recall@k it falls with every distractor that comes before one of them.
+* distinct texts: different texts of relevant documents among the first n, over all their different
+  texts. Copies of one text count once: of the planted corpus, a fact has two texts, however many
+  documents state it.
 
 Intervals are over cases, by Wilson's formula: numbers between 0 and 1 vary at most as much as
 shares do, and finding every document in all cases does not prove that the next case succeeds.
@@ -21,7 +24,7 @@ from train.short_repr import short_repr
 from train.statistics import wilson
 
 
-__all__ = ["Found", "Mean", "recall", "reciprocal_rank", "retrieval_measures"]
+__all__ = ["Found", "Mean", "distinct_texts", "recall", "reciprocal_rank", "retrieval_measures"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class Found:
     recall: Float64[np.ndarray, " case"]
     reciprocal_rank: Float64[np.ndarray, " case"]
     first_n: Float64[np.ndarray, " case"]
+    distinct_texts: Float64[np.ndarray, " case"]
 
     __repr__ = short_repr
 
     def mean(self, what: str) -> Mean:
-        """Return the mean of `recall`, `reciprocal_rank` or `first_n`."""
+        """Return the mean of `recall`, `reciprocal_rank`, `first_n` or `distinct_texts`."""
         values: Float64[np.ndarray, " case"] = getattr(self, what)
         value = float(values.mean()) if len(values) else 0.0
         return Mean(value, *wilson(value, len(values)), len(values))
@@ -67,13 +71,30 @@ def reciprocal_rank(ranked: Iterable[int], relevant: Collection[int]) -> float:
     return 0.0
 
 
+def distinct_texts(
+    ranked: Iterable[int], relevant: Collection[int], texts: Mapping[int, str]
+) -> float:
+    """Return the share of the different texts of relevant documents that the first n hold.
+
+    `texts` has an identifier of the text of each relevant document; n is their number.
+    """
+    top = {*islice(ranked, len(relevant))} & {*relevant}
+    return len({texts[one] for one in top}) / len({texts[one] for one in relevant})
+
+
 def retrieval_measures(
-    ranked: Mapping[str, Sequence[int]], cases: Iterable[FactCase], *, k: int = 10
+    ranked: Mapping[str, Sequence[int]],
+    cases: Iterable[FactCase],
+    *,
+    k: int = 10,
+    texts: Mapping[int, str] | None = None,
 ) -> Found:
-    """Return the three metrics of every case that is ranked and has a relevant document.
+    """Return the metrics of every case that is ranked and has a relevant document.
 
     Args:
         ranked: Documents, best first, by name of the case.
+        texts: Identifier of the text of each relevant document, such as its sha256; None: every
+            document is a text of its own.
     """
     asked = [case for case in cases if case.name in ranked and case.relevant]
     rows = [
@@ -81,8 +102,11 @@ def retrieval_measures(
             recall(ranked[case.name], case.relevant, k),
             reciprocal_rank(ranked[case.name], case.relevant),
             recall(ranked[case.name], case.relevant, len(case.relevant)),
+            distinct_texts(
+                ranked[case.name], case.relevant, texts or {one: str(one) for one in case.relevant}
+            ),
         )
         for case in asked
     ]
-    columns = np.array(rows, float).reshape(len(rows), 3).T
+    columns = np.array(rows, float).reshape(len(rows), 4).T
     return Found(k, tuple(case.name for case in asked), *columns)

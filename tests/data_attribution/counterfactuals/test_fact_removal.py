@@ -5,7 +5,8 @@ two never, among ninety texts that state none. Two of the first six lose their d
 others of them in the control.
 """
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -140,8 +141,11 @@ def test_every_cell_has_its_facts_and_lies_in_its_interval(found):
     assert frame["n"].tolist() == [2] * 12
     assert (frame["low"] <= frame["recall"]).all()
     assert (frame["recall"] <= frame["high"]).all()
-    assert (frame["change low"] <= frame["change"]).all()
-    assert (frame["change"] <= frame["change high"]).all()
+    moved = frame[frame["setting"] != "full run"]
+    assert (moved["change low"] <= moved["change"]).all()
+    assert (moved["change"] <= moved["change high"]).all()
+    # The full run differs from itself by 0 on every fact, which needs no interval.
+    assert frame["change low"][frame["setting"] == "full run"].isna().all()
     assert frame["change"][frame["setting"] == "full run"].tolist() == [0.0] * 4
 
 
@@ -152,6 +156,39 @@ def test_a_single_fact_gives_the_change_no_interval(run):
     assert gone.change < -1
     assert found.of("documents removed", "kept").change_low is not None
     assert len(traces(found.plot())) == 3
+
+
+def test_several_controls_give_the_effect_an_interval_that_holds_their_spread(found, run):
+    several = counterfactuals.forget_facts(run, NAMES, controls=3)
+    assert found.beyond_controls.noise is None
+    beyond = several.beyond_controls
+    assert (beyond.seeds, beyond.n) == (3, 2)
+    assert beyond.noise > 0
+    assert beyond.low < beyond.mean < beyond.high
+    settings = ["control removed", "control 2 removed", "control 3 removed"]
+    assert [several.of(one, "removed").share.recall for one in settings] == [1.0] * 3
+    changes = [several.of(one, "removed").change for one in settings]
+    gone = several.of("documents removed", "removed").change
+    assert beyond.mean == pytest.approx(gone - np.mean(changes))
+    assert len(several.runs) == 4
+    assert several.stayed
+    assert counterfactuals.Forgetting.from_dict(json.loads(json.dumps(asdict(several)))) == several
+
+
+def test_more_controls_than_there_are_other_facts_are_refused(run):
+    refused = "5 different controls were asked for, and 4 other facts"
+    with pytest.raises(CounterfactualError, match=refused):
+        counterfactuals.forget_facts(run, NAMES, controls=5)
+
+
+def test_a_control_that_forgets_the_facts_too_refutes_the_claim(found):
+    """The control can fail: here one of two takes the removed facts along."""
+    gone = found.of("documents removed", "removed")
+    bad = replace(gone, setting="control 2 removed")
+    refuted = replace(found, groups=(*found.groups, bad))
+    assert found.stayed
+    assert not refuted.stayed
+    assert not refuted.fell
 
 
 def test_the_second_time_nothing_is_trained_and_nothing_changes(found, run):

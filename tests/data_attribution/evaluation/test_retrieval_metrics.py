@@ -75,6 +75,14 @@ def test_the_reciprocal_rank_is_of_the_first_relevant_document():
     assert retrieval_metrics.reciprocal_rank([7, 3, 9], {8}) == 0
 
 
+def test_copies_of_one_text_are_found_once():
+    texts = {1: "a", 2: "a", 3: "a", 4: "b"}
+    share = retrieval_metrics.distinct_texts
+    assert share([1, 2, 3, 9], {1, 2, 3, 4}, texts) == 0.5
+    assert share([1, 4, 9, 8], {1, 2, 3, 4}, texts) == 1.0
+    assert share([9, 8, 7, 6, 1], {1, 2, 3, 4}, texts) == 0.0
+
+
 def test_the_first_n_notice_a_distractor_that_recall_at_k_does_not():
     cases = [stub("a", {1, 2}), stub("b", {5}), stub("c", set())]
     ranked = {"a": [1, 9, 2], "b": [8, 7], "c": [1], "d": [1]}
@@ -307,6 +315,6 @@ def test_the_table_shows_every_number_with_its_n_and_leaves_out_what_was_not_ask
     assert bm25.split()[:6] == ["bm25", "verbatim", "0.5", "[0.25,", "0.75]", "(4)"]
     assert "2 [-0.484, 4.48] (3)" in bm25
     assert random.split() == ["random", "verbatim", "-0.1", "[,", "]", "(1)"]
-    assert "3 candidates" in end
+    assert "gradients rank 3 documents that words preselected, the other methods all" in end
     assert found.value("bm25", "verbatim", "tail patch")["n"] == 3
     assert list(found.to_frame()["measure"]) == ["recall@10", "tail patch", "tail patch"]
