@@ -193,10 +193,14 @@ class Circuit(Result):
 
 
 def _tests(content: Iterable[storage.JsonObject]) -> tuple[AblationTest, ...]:
-    return tuple(
-        AblationTest(**{k: Measured(**v) if isinstance(v, dict) else v for k, v in one.items()})
-        for one in content
-    )
+    found = []
+    for one in content:
+        numbers: dict[str, Any] = {
+            key: Measured(**value) if isinstance(value, dict) else value
+            for key, value in one.items()
+        }
+        found.append(AblationTest(**numbers))
+    return tuple(found)
 
 
 def _checks(content: storage.JsonObject) -> Checks:
