@@ -28,7 +28,7 @@ __all__ += ["zeros"]
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 # Prefixes of torch.compile and of torch's wrappers for several devices.
 WRAPPERS = ("_orig_mod.", "module.")
-MAPPED = 1 << 26  # bytes that are read of a mapped file before it is mapped anew
+MAPPED = 1 << 25  # bytes that are read of a mapped file before it is mapped anew
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def safetensors_weights(paths: Sequence[Path]) -> Iterator[Weights]:
 def mapped_weights(path: Path, read: Callable[[], Mapping[str, Tensor]]) -> Weights:
     """Return the weights of a pickle that `read` opens and maps into memory.
 
-    It is called again after every 64 MB, because pages stay in memory while they are mapped.
+    It is called again after every 32 MB, because pages stay in memory while they are mapped.
 
     Raises:
         DamagedError: A weight is no floating-point tensor, or is not stored as such.

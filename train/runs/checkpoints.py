@@ -144,7 +144,7 @@ def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tens
 
 @torch.no_grad()
 def load_weights(model: nn.Module, run_path: Path, saved: Checkpoint, name: str) -> None:
-    """Load weights of a checkpoint into a model, piece by piece and with no copy beside it.
+    """Load weights of a checkpoint into a model, with no copy of them in memory.
 
     Weights of multi-token prediction are left out if the model has none. If the file is refused,
     the weights of the model are undefined.
@@ -294,11 +294,14 @@ def _read_trusted(file: storage.TensorFile, expected: str, into: Mapping[str, Te
     """
     digest = sha256(file.header)
     for name, entry in file.entries.items():
-        ours = into[name].view(entry.shape or (1,)) if name in into else None
-        for first, piece in file.pieces(name):
-            digest.update(storage.bytes_of(piece))
-            if ours is not None:
-                ours[first : first + len(piece)].copy_(piece)
+        ours = into.get(name)
+        place = ours
+        if ours is None or ours.dtype != entry.dtype or not ours.is_contiguous() or not ours.is_cpu:
+            place = torch.empty(entry.shape, dtype=entry.dtype)
+        for piece in file.bytes_into(place, name):
+            digest.update(piece)
+        if ours is not None and ours is not place:
+            ours.copy_(place)
     _check_digest(file.path, file.header[:LONGEST_MARK], digest.hexdigest(), expected)
 
 

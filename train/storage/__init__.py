@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
-    from train.storage.tensor_file import TensorEntry, TensorFile, bytes_of, write_tensors
+    from train.storage.tensor_file import TensorEntry, TensorFile, write_tensors
 
 __all__ = [
     "ARTIFACT_MANIFEST",
@@ -57,7 +57,6 @@ __all__ = [
     "TensorEntry",
     "TensorFile",
     "artifact_manifest",
-    "bytes_of",
     "canonical_json",
     "check_digest",
     "check_room",

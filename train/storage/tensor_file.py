@@ -21,7 +21,7 @@ from train.short_repr import short_repr
 from train.storage.foreign_files import parse_json, stand_in
 
 
-__all__ = ["TensorEntry", "TensorFile", "bytes_of", "write_tensors"]
+__all__ = ["TensorEntry", "TensorFile", "write_tensors"]
 
 PIECE = 1 << 22  # bytes that are read at a time; small enough for the processor's cache
 LONGEST_MARK = 64  # bytes by which a file that stands in for another one is known
@@ -118,17 +118,31 @@ class TensorFile:
         """
         entry = self.entries[name]
         rows, *width = entry.shape or (1,)
-        most = max(1, PIECE // max(1, prod(width) * entry.dtype.itemsize))
+        row = prod(width) * entry.dtype.itemsize
+        most = max(1, PIECE // max(1, row))
         memory = torch.empty((min(rows, most), *width), dtype=entry.dtype)
-        place = entry.begin
+        content = bytes_of(memory)
         for first in range(0, rows, most):
-            piece = memory[: min(most, rows - first)]
-            content = bytes_of(piece)
-            self._file.seek(place)
-            place += len(content)
-            if self._file.readinto(content) != len(content):  # it reads on until the file ends
-                raise DamagedError(f"{self.path}: it ends within {name}; it was changed meanwhile")
-            yield first, piece
+            n_rows = min(most, rows - first)
+            self._read(entry.begin + first * row, content[: n_rows * row], name)
+            yield first, memory[:n_rows]
+
+    def bytes_into(self, tensor: Tensor, name: str) -> Iterator[memoryview]:
+        """Read a tensor into a contiguous one of its type and shape; yield the bytes as they come.
+
+        Raises:
+            DamagedError: The file ends before the tensor does.
+        """
+        content = bytes_of(tensor)
+        for first in range(0, len(content), PIECE):
+            piece = content[first : first + PIECE]
+            self._read(self.entries[name].begin + first, piece, name)
+            yield piece
+
+    def _read(self, begin: int, content: memoryview, name: str) -> None:
+        self._file.seek(begin)
+        if self._file.readinto(content) != len(content):  # it reads on until the file ends
+            raise DamagedError(f"{self.path}: it ends within {name}; it was changed meanwhile")
 
     def _read_header(self) -> bytes:
         begin = self._file.read(LONGEST_MARK)
@@ -201,10 +215,5 @@ def write_tensors(
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor, which can be written into.
-
-    Examples:
-        >>> storage.bytes_of(torch.tensor([1, 2], dtype=torch.uint8)).tolist()
-        [1, 2]
-    """
+    """Return the bytes of a contiguous tensor, which can be written into."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
