@@ -287,7 +287,13 @@ def _llama_places(cfg: GPTConfig) -> Iterator[Place]:
 
 def _llama_architecture(config: ForeignConfig) -> GPTConfig:
     config.name("hidden_act", GATES, "silu")
-    ropes = [config.part(key, ROPE_KEYS) for key in ("rope_parameters", "rope_scaling")]
+    places = ("rope_parameters", "rope_scaling")
+    given = [config.content[key] for key in places if config.content.get(key)]
+    if len(given) == 2 and given[0] != given[1]:  # transformers 5 then reads `rope_scaling` alone
+        raise RecipeError(
+            f"{config.path}: rope_scaling and rope_parameters differ, and only one of them can hold"
+        )
+    ropes = [config.part(key, ROPE_KEYS) for key in places]
     # `rope_parameters` holds the base of transformers 5, and `rope_theta` outside it that of 4.
     theta = config.number("rope_theta", 10_000.0)
     for rope in reversed(ropes):
