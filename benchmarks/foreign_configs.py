@@ -115,8 +115,8 @@ def compared(case: Case, folder: Path) -> tuple[str, str]:
             ours = convert.import_huggingface(folder).model(tokens)
         except TrainError as error:
             name = case.names or next(iter(case.keys), "")
-            named = name in str(error) and "\n" not in str(error) and not case.equal
-            said = str(error).replace(f"{folder}/", "")
+            said = str(error).replace(f"{folder}/", "").replace(folder.name, "")
+            named = name in said and "\n" not in said and not case.equal
             return ("refused" if named else "wrong"), said
         off = float((ours - theirs(folder, tokens)).abs().max())
     return ("equal" if off < CLOSE else "wrong"), f"largest difference {off:.1e}"

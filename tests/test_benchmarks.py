@@ -506,6 +506,33 @@ def test_opening_that_takes_more_memory_than_is_asked_fails(script, monkeypatch,
     assert "over 1.3 times: folder, run" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("equal", "refused", "wrong", "code"), [(40, 40, 0, 0), (40, 39, 0, 1), (80, 80, 1, 1)]
+)
+def test_a_configuration_that_becomes_another_model_fails(
+    script, capsys, equal, refused, wrong, code
+):
+    matrix = script("foreign_configs")
+    found = Counter(equal=equal, refused=refused, wrong=wrong)
+    assert matrix.report({"group": found}) == code
+    assert f"{equal} equal within 1e-05, {refused} refused by name" in capsys.readouterr().out
+
+
+def test_the_matrix_sees_another_model_and_a_refusal_without_a_name(script, monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    matrix = script("foreign_configs")
+    cases = {
+        "equal": matrix.Case("group", "gpt2"),
+        "refused": matrix.Case("group", "gpt2", keys={"mup_width_scale": 2.0}),
+        "wrong": matrix.Case("group", "gpt2", keys={"mup_width_scale": 2.0}, names="no such name"),
+    }
+    for outcome, case in cases.items():
+        assert matrix.compared(case, tmp_path / outcome)[0] == outcome
+    monkeypatch.setattr(matrix, "theirs", lambda *_: torch.zeros(()))
+    assert matrix.compared(cases["equal"], tmp_path / "other")[0] == "wrong"
+    assert len(list(matrix.cases())) >= matrix.AT_LEAST
+
+
 def test_every_script_is_known_here():
     assert {path.stem for path in FOLDER.glob("*.py")} == {*BOUND, *UNBOUND}
 

@@ -295,9 +295,8 @@ def _read_trusted(file: storage.TensorFile, expected: str, into: Mapping[str, Te
     digest = sha256(file.header)
     for name, entry in file.entries.items():
         ours = into.get(name)
-        place = ours
-        if ours is None or ours.dtype != entry.dtype or not ours.is_contiguous() or not ours.is_cpu:
-            place = torch.empty(entry.shape, dtype=entry.dtype)
+        fits = ours is not None and ours.dtype == entry.dtype and ours.is_contiguous()
+        place = ours if ours is not None and fits else torch.empty(entry.shape, dtype=entry.dtype)
         for piece in file.bytes_into(place, name):
             digest.update(piece)
         if ours is not None and ours is not place:
