@@ -29,6 +29,12 @@ import machine
 
 
 AT_LEAST, CLOSE = 80, 1e-5
+WEIGHTS = "model.safetensors"
+STAND_INS = {
+    "a git-lfs pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+    "an HTML page": "<!DOCTYPE html><html><body>log in</body></html>",
+    "nothing": "",
+}
 SIZES = {
     "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 24, "n_positions": 12, "vocab_size": 37},
     "llama": {
@@ -54,6 +60,7 @@ class Case:
         keys: Keys of config.json that are changed afterwards; None stands for null, and `...`
             removes one.
         weights: Change of the saved tensors.
+        files: Change of the whole folder, after all others.
         equal: True if it must be equal.
         names: What the refusal must name; by default the first of `keys`.
     """
@@ -63,6 +70,7 @@ class Case:
     choice: dict[str, Any] = field(default_factory=dict)
     keys: dict[str, Any] = field(default_factory=dict)
     weights: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    files: Callable[[Path], object] | None = None
     equal: bool = False
     names: str = ""
 
@@ -140,10 +148,12 @@ def write(case: Case, folder: Path) -> None:
     content = json.loads(path.read_text()) | case.keys
     path.write_text(json.dumps({key: one for key, one in content.items() if one is not ...}))
     if case.weights is not None:
-        file = folder / "model.safetensors"
+        file = folder / WEIGHTS
         changed = case.weights(load_file(file))
         tensors = {name: one.contiguous().clone() for name, one in changed.items()}
         save_file(tensors, file, metadata={"format": "pt"})
+    if case.files is not None:
+        case.files(folder)
 
 
 def theirs(folder: Path, tokens: Any) -> Any:
@@ -154,7 +164,7 @@ def theirs(folder: Path, tokens: Any) -> Any:
     # Prefixes of wrappers are no matter of transformers.
     from safetensors.torch import load_file, save_file
 
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     plain = {
         name.removeprefix("_orig_mod.").removeprefix("module."): one
         for name, one in load_file(path).items()
@@ -290,9 +300,33 @@ def fault_cases() -> Iterator[Case]:
                    weights=lambda w, name=name: w | {name: w[name].char()})  # fmt: skip
         yield Case("+ weights in half precision", family, equal=True,
                    weights=lambda w: {name: one.half() for name, one in w.items()})  # fmt: skip
+    for place, (name, text) in product(("config.json", WEIGHTS), STAND_INS.items()):
+        yield Case(f"B10 {name} in place of a file", "gpt2", names=place,
+                   files=lambda f, at=place, text=text: (f / at).write_text(text))  # fmt: skip
+    for content in ({}, [], 3, {"weight_map": []}, {"weight_map": {"a": "../b.safetensors"}}):
+        yield Case("B11 an index of another form", "llama", names="index.json",
+                   files=lambda f, content=content: in_shards(f, listing=content))  # fmt: skip
+    yield Case("B17 a copy with other values in a shard", "llama", names="another value",
+               files=lambda f: in_shards(f, added=1.0))  # fmt: skip
     for name in ("gelu_python", "gelu_accurate", "gelu_python_tanh"):
         choice = {"activation_function": name}
         yield Case("+ B22 other names of activations", "gpt2", choice, equal=True)
+
+
+def in_shards(folder: Path, *, listing: object = None, added: float = 0.0) -> None:
+    """Divide the weights among two files, of which the second repeats a tensor of the first."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = sorted(weights)
+    places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(names)}
+    for number in range(2):
+        part = {name: weights[name] for name in names[number::2]}
+        part |= {names[0]: weights[names[0]] + added * number}
+        save_file(part, folder / f"part-{number}.safetensors", metadata={"format": "pt"})
+    content = {"weight_map": places} if listing is None else listing
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(content))
 
 
 def without(weights: dict[str, Any], name: str) -> dict[str, Any]:
