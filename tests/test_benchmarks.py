@@ -22,10 +22,11 @@ from train.statistics import Estimate
 BOUND = (
     "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
-    "evaluation_harness",
-    "forgetting", "gpu_training", "gradients", "index_growth", "installation", "interrupts",
-    "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "release",
-    "removal", "replay_attribution", "startup", "token_index", "training", "tuning_stages",
+    "evaluation_harness", "foreign_configs",
+    "forgetting", "gpu_training", "gradients", "hardening", "index_growth", "installation",
+    "interrupts", "loading_memory", "localised", "order_lookups", "patching", "patching_memory",
+    "planted_acceptance", "release", "removal", "replay_attribution", "startup", "token_index",
+    "training", "tuning_stages",
     "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
@@ -473,6 +474,64 @@ def test_methods_are_compared_on_a_small_text_from_end_to_end(
     monkeypatch.setattr(efficiency.trainer, "train", None)
     assert efficiency.main() == 0
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("now", "missed"), [(1.0, []), (1.019, []), (1.05, ["open (CPU s)", "open (MB)"])]
+)
+def test_what_takes_two_percent_more_than_before_fails(script, now, missed, capsys):
+    hardening = script("hardening")
+    sides = {"before": 2.0, "now": 2.0 * now}
+    rounds = [
+        {tree: {"seconds": side + noise, "megabytes": side} for tree, side in sides.items()}
+        for noise in (0, 0.001, -0.001)
+    ]
+    assert hardening.report("open", rounds) == missed
+    assert f"ratio {now:5.3f}" in capsys.readouterr().out
+
+
+def test_a_ratio_whose_spread_reaches_the_bound_is_not_missed(script):
+    hardening = script("hardening")
+    ratio, low, high = hardening.ratio_of([(1, 1.0), (1, 1.1), (1, 1.2)])
+    assert (ratio, low, high) == (1.1, 1.0, 1.2)
+
+
+def test_opening_that_takes_more_memory_than_is_asked_fails(script, monkeypatch, capsys):
+    memory = script("loading_memory")
+    monkeypatch.setattr("sys.argv", ["loading_memory"])
+    monkeypatch.setattr(memory, "written", lambda *_: [("folder", Path("x")), ("run", Path("y"))])
+    for peak, code in ((250, 0), (270, 1)):
+        found = {"weights": 200, "peak": peak, "seconds": 1.0}
+        monkeypatch.setattr(memory, "in_a_process", lambda *_, found=found: found)
+        assert memory.main() == code
+    assert "over 1.3 times: folder, run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("equal", "refused", "wrong", "code"), [(40, 40, 0, 0), (40, 39, 0, 1), (80, 80, 1, 1)]
+)
+def test_a_configuration_that_becomes_another_model_fails(
+    script, capsys, equal, refused, wrong, code
+):
+    matrix = script("foreign_configs")
+    found = Counter(equal=equal, refused=refused, wrong=wrong)
+    assert matrix.report({"group": found}) == code
+    assert f"{equal} equal within 1e-05, {refused} refused by name" in capsys.readouterr().out
+
+
+def test_the_matrix_sees_another_model_and_a_refusal_without_a_name(script, monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    matrix = script("foreign_configs")
+    cases = {
+        "equal": matrix.Case("group", "gpt2"),
+        "refused": matrix.Case("group", "gpt2", keys={"mup_width_scale": 2.0}),
+        "wrong": matrix.Case("group", "gpt2", keys={"mup_width_scale": 2.0}, names="no such name"),
+    }
+    for outcome, case in cases.items():
+        assert matrix.compared(case, tmp_path / outcome)[0] == outcome
+    monkeypatch.setattr(matrix, "theirs", lambda *_: torch.zeros(()))
+    assert matrix.compared(cases["equal"], tmp_path / "other")[0] == "wrong"
+    assert len(list(matrix.cases())) >= matrix.AT_LEAST
 
 
 def test_every_script_is_known_here():

@@ -19,19 +19,22 @@ query and key rows, `llama-vocab.cpp` for how a named tokenizer splits text.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from safetensors.torch import save
 from torch import Tensor
 
 from train import storage
+from train.convert import foreign_weights
 from train.convert.foreign_config import ForeignConfig, Keys
 from train.convert.safe_loading import NOT_READ, WEIGHTS
 from train.errors import DamagedError, RecipeError, TokenizerError, TrainError, nearest
 
+
+if TYPE_CHECKING:
+    from gguf.gguf_reader import ReaderTensor
 
 __all__ = ["gguf_to_huggingface"]
 
@@ -98,13 +101,14 @@ CONTROL = 3  # token type of special tokens such as separators
 def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
     """Convert a GGUF file into a folder with config.json, model.safetensors and tokenizer.json.
 
-    Takes 4 bytes of disk and of memory per parameter, because weights are written in fp32. The
-    folder appears completely or not at all. Of a tokenizer that is not known, the folder holds the
-    reason alone, and the model is opened without it.
+    Takes 4 bytes of disk per parameter, because weights are written in fp32, and as much memory as
+    the file and its largest tensor. The folder appears completely or not at all. Of a tokenizer
+    that is not known, the folder holds the reason alone, and the model is opened without it.
 
     Raises:
         TrainError: `out` exists, or the `gguf` package is missing.
-        DamagedError: The file is missing, or is not a complete GGUF file.
+        DamagedError: The file is missing, or is not a complete GGUF file, or a weight is not
+            finite.
         RecipeError: The decoder does not have this architecture, or the quantization is unknown.
     """
     path, out = Path(path), Path(out)
@@ -113,24 +117,31 @@ def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
     said, tensors = _read(path)
     config = _config(said, path)
     try:
-        weights = _weights(config, tensors)
+        names = {TABLES.get(name) or _in_block(name): name for name in tensors}
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
-    if "model.embed_tokens.weight" not in weights:
+    if "model.embed_tokens.weight" not in names:
         raise DamagedError(f"{path}: token_embd.weight is missing")
-    config["tie_word_embeddings"] = "lm_head.weight" not in weights
-    config["vocab_size"] = len(weights["model.embed_tokens.weight"])
+    # llama.cpp gives the axes from the last one to the first.
+    shapes = {ours: tuple(map(int, tensors[name].shape[::-1])) for ours, name in names.items()}
+    config["tie_word_embeddings"] = "lm_head.weight" not in names
+    config["vocab_size"] = shapes["model.embed_tokens.weight"][0]
     tokenizer = _tokenizer_files(said, path)
     with storage.new_folder(out) as folder:
         storage.write_json(folder / "config.json", config)
-        storage.write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+        storage.write_tensors(
+            folder / WEIGHTS,
+            shapes,
+            numbers=lambda ours: _numbers(tensors[names[ours]], config, path),
+            metadata={"format": "pt"},
+        )
         for name, text in tokenizer.items():
             storage.write_text(folder / name, text)
     return out
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the metadata of the file by key, and its tensors in fp32 by llama.cpp's names."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, "ReaderTensor"]]:
+    """Return the metadata of the file by key, and its tensors, not yet read, by their names."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
@@ -139,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if magic != MAGIC:
         raise DamagedError(f"{path}: begins with {magic!r}, a GGUF with {MAGIC!r}")
     try:
-        from gguf import GGUFReader, quants
+        from gguf import GGUFReader
     except ImportError:
         raise TrainError(
             f"{path} is a GGUF, and the package that reads it is missing; install openbook[gguf]"
@@ -147,16 +158,41 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         reader = GGUFReader(path)
         said = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {
-            # Copied, because tensors that need no dequantizing are views of the mapped file.
-            one.name: torch.tensor(quants.dequantize(one.data, one.tensor_type)).float()
-            for one in reader.tensors
-        }
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
         raise DamagedError(f"{path}: not readable as a GGUF ({error})") from None
+    return said, {one.name: one for one in reader.tensors}
+
+
+def _numbers(tensor: "ReaderTensor", config: Mapping[str, Any], path: Path) -> Tensor:
+    """Return the weights of a tensor in fp32, with Llama's order of query and key rows.
+
+    Raises:
+        RecipeError: The numbers are quantized in a way that cannot be undone, or are integers.
+        DamagedError: They are incomplete, not finite, or of another shape.
+    """
+    from gguf import quants
+
+    name = tensor.name
+    try:
+        # Copied, because tensors that need no dequantizing are views of the mapped file.
+        value = torch.tensor(quants.dequantize(tensor.data, tensor.tensor_type)).float()
+    except (ValueError, IndexError, OverflowError, OSError) as error:
+        raise DamagedError(f"{path}: {name} is not readable ({error})") from None
     except NotImplementedError as error:
-        raise RecipeError(f"{path}: its quantization cannot be undone ({error})") from None
-    return said, tensors
+        raise RecipeError(
+            f"{path}: {name} holds {tensor.tensor_type.name}, which is not turned into "
+            f"floating-point weights ({error})"
+        ) from None
+    foreign_weights.check_finite(value, name, path)
+    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+    key = heads.get(name.split(".")[-2])
+    if key is None:
+        return value.contiguous()
+    if value.ndim != 2 or len(value) % (2 * config[key]):
+        raise DamagedError(
+            f"{path}: {name} has shape {tuple(value.shape)}, not that of {config[key]} heads"
+        )
+    return _halves(value, config[key]).contiguous()
 
 
 def _config(said: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -205,19 +241,6 @@ def _config(said: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "eos_token_id": said.get("tokenizer.ggml.eos_token_id"),
         "dtype": "float32",
     }
-
-
-def _weights(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    heads, few = config["num_attention_heads"], config["num_key_value_heads"]
-    weights = {}
-    for name, value in tensors.items():
-        ours = TABLES.get(name) or _in_block(name)
-        if ".attn_q." in name:
-            value = _halves(value, heads)
-        if ".attn_k." in name:
-            value = _halves(value, few)
-        weights[ours] = value.contiguous()
-    return weights
 
 
 def _in_block(name: str) -> str:

@@ -18,8 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from train import storage
-from train.convert import layouts, safe_loading
+from train.convert import foreign_weights, layouts, safe_loading
 from train.convert.foreign_config import ForeignConfig, Keys
+from train.convert.foreign_weights import Weights
 from train.convert.layouts import LAYOUTS, Layout, Place
 from train.convert.safe_loading import NOT_READ, WEIGHTS
 from train.data import TOKENIZER_FILES, Tokenizer, load_tokenizer
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Imported", "export_huggingface", "import_huggingface", "import_nanogpt"]
 __all__ += ["to_huggingface"]
 
-# Masks and angles that older versions saved with the weights; the model recomputes them.
-NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-# Prefixes of torch.compile and of torch's wrappers for several devices.
-WRAPPERS = ("_orig_mod.", "module.")
 # nanoGPT's default: GPT-2's 50,257 rounded up to a multiple of 64; 47 rows are never a target.
 NANOGPT_PADDED, GPT2_VOCABULARY = 50_304, 50_257
 NANOGPT_KEYS = Keys(
@@ -88,9 +85,10 @@ def import_huggingface(folder: str | Path) -> Imported:
     paths = safe_loading.weight_paths(folder)
     checked = ForeignConfig(config, layout.keys, folder / "config.json")
     cfg = _architecture(layout, checked)
-    theirs = _whole(layout, cfg, _tidy(safe_loading.read_all_safetensors(paths), paths[0]))
-    theirs = _with_zeros(layout.without(checked, cfg), theirs, paths[0])
-    model = _fill(cfg, layout.places(cfg), theirs, paths[0])
+    with foreign_weights.safetensors_weights(paths) as weights:
+        theirs = _whole(layout, cfg, weights)
+        theirs = _with_zeros(layout.without(checked, cfg), theirs, paths[0])
+        model = _filled_model(cfg, layout.places(cfg), theirs, paths[0])
     model.tokenizer, said = _read_tokenizer(folder, cfg)
     if model.tokenizer is None:
         model.no_tokenizer, said = said, f"without a tokenizer ({said})"
@@ -143,9 +141,18 @@ def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "
         bias=said.flag("bias", default=True),
         mlp=mlp,
     )
-    model = _fill(cfg, layouts.gpt2_places(cfg, turned=False), _tidy(weights, path), path)
+    step = saved.get("iter_num", "unknown")
+    del saved, weights  # the file is mapped anew from time to time
+
+    def weights_again() -> dict[str, Tensor]:
+        content = safe_loading.read_restricted(path)
+        assert isinstance(content, dict)
+        return content["model"]
+
+    theirs = foreign_weights.mapped_weights(path, weights_again)
+    model = _filled_model(cfg, layouts.gpt2_places(cfg, turned=False), theirs, path)
     description = (
-        f"nanoGPT checkpoint {path.name} at step {saved.get('iter_num', 'unknown')}, "
+        f"nanoGPT checkpoint {path.name} at step {step}, "
         f"{cfg.n_layers} layers, {cfg.n_params:,} parameters, no tokenizer in it; weights only"
     )
     return Imported(model, None, description, storage.sha256_file(path))
@@ -223,54 +230,31 @@ def _architecture(layout: Layout, config: ForeignConfig) -> GPTConfig:
         raise RecipeError(f"{config.path}: {said}") from None
 
 
-def _fill(cfg: GPTConfig, places: Iterator[Place], theirs: dict[str, Tensor], path: Path) -> GPT:
+def _filled_model(cfg: GPTConfig, places: Iterator[Place], theirs: Weights, path: Path) -> GPT:
+    """Return a model with the weights; they are read only if all are there with right shapes."""
+    listed = list(places)
+    with torch.device("meta"):  # without memory for sizes that the tensors do not have
+        expected = {name: value.shape for name, value in GPT(cfg).state_dict().items()}
     try:
-        ours, used = layouts.from_theirs(places, theirs)
+        layouts.check_shapes(listed, theirs, expected)
     except TrainError as error:
         raise DamagedError(f"{path}: {error}") from None
-    unused = theirs.keys() - used
+    assert expected.keys() == {place.ours for place in listed}, "a weight has no place"
+    unused = theirs.keys() - {name for place in listed for name in place.theirs}
+    model = GPT(cfg)
+    ours = model.state_dict()
     # A tied unembedding may also be saved separately, but then it must equal the embedding.
-    if "lm_head.weight" in unused and torch.equal(
-        theirs["lm_head.weight"].float(), ours["embed.weight"]
-    ):
-        unused -= {"lm_head.weight"}
+    if not unused - {"lm_head.weight"}:
+        layouts.copy_theirs(listed, theirs, ours)
+        unused = {name for name in unused if not theirs[name].equals(ours["embed.weight"])}
     if unused:
         raise DamagedError(
             f"{path}: {len(unused)} tensors have no place in this architecture: {min(unused)}"
         )
-    with torch.device("meta"):  # without memory for sizes that the tensors do not have
-        expected = {name: value.shape for name, value in GPT(cfg).state_dict().items()}
-    for name, shape in expected.items():
-        if ours[name].shape != shape:
-            raise DamagedError(
-                f"{path}: {name} has shape {tuple(ours[name].shape)}, the configuration says "
-                f"{tuple(shape)}"
-            )
-    model = GPT(cfg)
-    model.load_state_dict(ours)
     return model.eval()
 
 
-def _tidy(theirs: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return the weights among the tensors, without the prefix of a wrapper.
-
-    Raises:
-        DamagedError: A weight is no floating-point tensor, or has a number that is not finite.
-    """
-    kept = {name: value for name, value in theirs.items() if not name.endswith(NOT_WEIGHTS)}
-    for prefix in WRAPPERS:
-        if kept and all(name.startswith(prefix) for name in kept):
-            kept = {name.removeprefix(prefix): value for name, value in kept.items()}
-    for name, value in kept.items():
-        if not value.is_floating_point():
-            kind = str(value.dtype).removeprefix("torch.")
-            raise DamagedError(f"{path}: {name} holds {kind}, and weights are floating-point")
-        if not bool(value.isfinite().all()):
-            raise DamagedError(f"{path}: {name} holds NaN or infinite numbers")
-    return kept
-
-
-def _whole(layout: Layout, cfg: GPTConfig, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _whole(layout: Layout, cfg: GPTConfig, theirs: Weights) -> Weights:
     """Return the weights under the names of the model with its head.
 
     A base model, saved without its head, lacks a prefix. Of two tied tensors one may be missing.
@@ -286,13 +270,16 @@ def _whole(layout: Layout, cfg: GPTConfig, theirs: dict[str, Tensor]) -> dict[st
     return theirs
 
 
-def _with_zeros(names: list[str], theirs: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _with_zeros(names: list[str], theirs: Weights, path: Path) -> Weights:
     """Return the weights with zeros for biases that the configuration says there are not."""
     if odd := theirs.keys() & set(names):
         raise DamagedError(f"{path}: holds {min(odd)}, and config.json says that it has no bias")
     weights = {name: name.removesuffix("bias") + "weight" for name in names}
-    found = {name: theirs[one] for name, one in weights.items() if one in theirs}
-    return {**theirs, **{name: torch.zeros(len(one)) for name, one in found.items()}}
+    found = {name: theirs[one].shape for name, one in weights.items() if one in theirs}
+    return theirs | {
+        name: foreign_weights.zeros(path, name, shape[0] if shape else 1)
+        for name, shape in found.items()
+    }
 
 
 def _read_tokenizer(folder: Path, cfg: GPTConfig) -> tuple[Tokenizer | None, str]:

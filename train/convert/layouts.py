@@ -7,18 +7,20 @@ correspondences that is used in both directions, so import and export cannot dis
 Sources: `modeling_gpt2.py` and `modeling_llama.py` of transformers 5.23, nanoGPT's `model.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from train.convert.foreign_config import HARMLESS, ONLY, ForeignConfig, Keys
+from train.convert.foreign_weights import Weights
 from train.errors import RecipeError, TrainError, nearest
 from train.model import GPTConfig
 
 
-__all__ = ["LAYOUTS", "Layout", "from_theirs", "gpt2_places", "layout_of", "to_theirs"]
+__all__ = ["LAYOUTS", "Layout", "check_shapes", "copy_theirs", "gpt2_places", "layout_of"]
+__all__ += ["to_theirs"]
 
 # Names of equal formulas (transformers' `activations.py`). quick_gelu and others differ.
 ACTIVATION_NAMES = {
@@ -152,23 +154,41 @@ def layout_of(cfg: GPTConfig) -> str:
     )
 
 
-def from_theirs(
-    places: Iterator[Place], theirs: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Return our state dictionary in fp32, and the names of the foreign tensors used for it.
+def check_shapes(
+    places: Sequence[Place], theirs: Weights, expected: Mapping[str, Sequence[int]]
+) -> None:
+    """Check that the foreign tensors are there, and that they give ours with the expected shapes.
 
     Raises:
-        TrainError: A tensor is missing.
+        TrainError: One is missing, or has another shape.
     """
-    ours, used = {}, set()
     for place in places:
         for name in place.theirs:
             if name not in theirs:
                 raise TrainError(f"the tensor {name} is missing{nearest(name, theirs)}")
-        parts = [theirs[name].T if place.turned else theirs[name] for name in place.theirs]
-        ours[place.ours] = torch.cat([part.float() for part in parts]).contiguous()
-        used |= set(place.theirs)
-    return ours, used
+    for place in places:
+        shapes = [theirs[name].shape for name in place.theirs]
+        if place.turned:
+            shapes = [shape[::-1] for shape in shapes]
+        rows = sum(shape[0] if shape else 1 for shape in shapes)
+        found = {(rows, *shape[1:]) for shape in shapes}
+        if found != {tuple(expected[place.ours])}:
+            raise TrainError(
+                f"{place.ours} has shape {' or '.join(map(str, sorted(found)))}, the configuration "
+                f"says {tuple(expected[place.ours])}"
+            )
+
+
+def copy_theirs(places: Sequence[Place], theirs: Weights, ours: Mapping[str, Tensor]) -> None:
+    """Copy the foreign tensors, one after the other, into ours, whose shapes were checked.
+
+    Raises:
+        DamagedError: A number is not finite.
+    """
+    for place in places:
+        sizes = [theirs[name].shape[-1 if place.turned else 0] for name in place.theirs]
+        for name, part in zip(place.theirs, ours[place.ours].split(sizes), strict=True):
+            theirs[name].copy_to(part.T if place.turned else part)
 
 
 def to_theirs(
@@ -267,7 +287,13 @@ def _llama_places(cfg: GPTConfig) -> Iterator[Place]:
 
 def _llama_architecture(config: ForeignConfig) -> GPTConfig:
     config.name("hidden_act", GATES, "silu")
-    ropes = [config.part(key, ROPE_KEYS) for key in ("rope_parameters", "rope_scaling")]
+    places = ("rope_parameters", "rope_scaling")
+    given = [config.content[key] for key in places if config.content.get(key)]
+    if len(given) == 2 and given[0] != given[1]:  # transformers 5 then reads `rope_scaling` alone
+        raise RecipeError(
+            f"{config.path}: rope_scaling and rope_parameters differ, and only one of them can hold"
+        )
+    ropes = [config.part(key, ROPE_KEYS) for key in places]
     # `rope_parameters` holds the base of transformers 5, and `rope_theta` outside it that of 4.
     theta = config.number("rope_theta", 10_000.0)
     for rope in reversed(ropes):

@@ -8,20 +8,17 @@ without being read.
 import hashlib
 import pickle
 import warnings
-from collections.abc import Sequence
+import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from train import storage
 from train.errors import DamagedError
 
 
-__all__ = ["NOT_READ", "WEIGHTS", "digest", "read_all_safetensors", "read_json", "read_restricted"]
-__all__ += ["read_safetensors", "refuse_pickle", "weight_paths"]
+__all__ = ["NOT_READ", "WEIGHTS", "digest", "read_json", "read_restricted", "refuse_pickle"]
+__all__ += ["weight_paths"]
 
 WEIGHTS = "model.safetensors"
 NOT_READ = "tokenizer-not-read.txt"  # why a folder that we wrote has no tokenizer
@@ -71,40 +68,6 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file by name.
-
-    Raises:
-        DamagedError: The file is missing, or cannot be read as safetensors.
-    """
-    try:
-        with path.open("rb") as file:
-            said = storage.stand_in(file.read(64))
-        if said:
-            raise DamagedError(f"{path}: {said}")
-        found = load_file(path)
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{path}: not readable as safetensors ({error})") from None
-    return found
-
-
-def read_all_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Read the tensors of several files. A tensor may be in two files if it is the same in both.
-
-    Raises:
-        DamagedError: As for `read_safetensors`, or two files have one tensor with two values.
-    """
-    found: dict[str, Tensor] = {}
-    for path in paths:
-        for name, value in read_safetensors(path).items():
-            if name in found and not torch.equal(found[name], value):
-                raise DamagedError(f"{path}: {name} has another value here than in another shard")
-            found[name] = value
-    return found
-
-
 def read_json(path: Path) -> storage.JsonObject:
     """Read a JSON object.
 
@@ -120,13 +83,17 @@ def read_json(path: Path) -> storage.JsonObject:
 def read_restricted(path: Path) -> object:
     """Read a pickle with torch's restricted reader, which accepts tensors and plain containers.
 
+    The numbers of tensors are mapped from the file where its form allows that, and read when they
+    are used.
+
     Raises:
         DamagedError: The file is missing, or holds anything else.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle versions, which are then refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = zipfile.is_zipfile(path)  # torch's older form is another one
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise DamagedError(f"{path}: the file is missing") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:

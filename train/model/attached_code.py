@@ -42,18 +42,16 @@ def attachments(model: GPT, *, hook_points: bool = True) -> list[str]:
     there = dict(model.named_modules(remove_duplicate=False))
     found = [f"{name} is missing" for name in expected if name not in there]
     for name, module in there.items():
-        said = f"{name or 'the model'}"
+        said = name or "the model"
         if name not in expected:
             found.append(f"{said} was added")
         elif type(module) is not expected[name]:
             found.append(f"{said} is a {type(module).__name__}")
         if any(getattr(module, hooks, None) for hooks in HOOKS):
             found.append(f"a torch hook on {said}")
-        found += [
-            f"{said}.{key} was replaced"
-            for key in vars(module)
-            if callable(getattr(type(module), key, None)) and not isinstance(module, HookPoint)
-        ]
+        methods = _methods(type(module))
+        if not methods.isdisjoint(vars(module)) and not isinstance(module, HookPoint):
+            found += [f"{said}.{key} was replaced" for key in vars(module) if key in methods]
         found += [
             f"{said}.{key} is a {type(value).__name__}"
             for key, value in (*module._parameters.items(), *module._buffers.items())
@@ -70,6 +68,12 @@ def attachments(model: GPT, *, hook_points: bool = True) -> list[str]:
         if getattr(block, "scale", None) is not None
     ]
     return found
+
+
+@lru_cache(maxsize=64)
+def _methods(kind: type[nn.Module]) -> frozenset[str]:
+    """Return the names of what can be called in a class of modules."""
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
 @lru_cache(maxsize=32)

@@ -14,14 +14,14 @@ branches held the final weights). Pickles are never read, because they can run c
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load as parse
+import torch
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
 from train import storage
 from train.errors import DamagedError
@@ -36,6 +36,7 @@ __all__ = [
     "check_checkpoints",
     "drop_unlisted",
     "index",
+    "load_weights",
     "outside",
     "read_counters",
     "read_tensors",
@@ -46,6 +47,7 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT_INDEX = "index.json"
 EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.safetensors"  # one that nothing lists is left by a killed process
+LONGEST_MARK = 16  # bytes by which a pickle is known
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -123,7 +125,7 @@ def write_checkpoint(
 
 
 def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tensor]:
-    """Load one safetensors file of a checkpoint, after checking the digest of the same bytes.
+    """Load one safetensors file of a checkpoint; the bytes that are loaded have its digest.
 
     Raises:
         DamagedError: The file is missing, is a pickle, differs from its digest, or is not
@@ -134,12 +136,41 @@ def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tens
         >>> tuple(tensors["blocks.0.attn.qkv.weight"].shape)
         (384, 128)
     """
-    path = run_path / saved.folder / name
-    data = _trusted(path, saved.files[name])
-    try:
-        return parse(data)
-    except SafetensorError as error:
-        raise DamagedError(f"{path}: not a safetensors file ({error})") from None
+    with _tensor_file(run_path, saved, name) as file:
+        found = {key: torch.empty(one.shape, dtype=one.dtype) for key, one in file.entries.items()}
+        _read_trusted(file, saved.files[name], found)
+    return found
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, run_path: Path, saved: Checkpoint, name: str) -> None:
+    """Load weights of a checkpoint into a model, with no copy of them in memory.
+
+    Weights of multi-token prediction are left out if the model has none. If the file is refused,
+    the weights of the model are undefined.
+
+    Raises:
+        DamagedError: As for `read_tensors`, or the model has other weights than the file.
+
+    Examples:
+        >>> other = init_gpt(run.config, seed=1)
+        >>> runs.load_weights(other, run.path, run.saved_at(2100), "model.safetensors")
+        >>> torch.equal(other.embed.weight, model.embed.weight)
+        True
+    """
+    weights = model.state_dict()
+    with _tensor_file(run_path, saved, name) as file:
+        for key in sorted(file.entries.keys() ^ weights.keys()):
+            if not (key.startswith("mtp.") and key in file.entries):
+                owner = "file" if key in file.entries else "model"
+                raise DamagedError(f"{file.path}: only the {owner} has {key}, not both")
+        for key, value in weights.items():
+            if value.shape != file.entries[key].shape:
+                raise DamagedError(
+                    f"{file.path}: {key} has shape {file.entries[key].shape}, the model's "
+                    f"{tuple(value.shape)}"
+                )
+        _read_trusted(file, saved.files[name], weights)
 
 
 def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
@@ -225,22 +256,52 @@ def drop_unlisted(run_path: Path) -> None:
 
 
 def _trusted(path: Path, expected: str) -> bytes:
+    data = path.read_bytes() if path.is_file() else b""
+    _check_digest(path, data[:LONGEST_MARK], sha256(data).hexdigest(), expected)
+    return data
+
+
+def _check_digest(path: Path, begin: bytes, found: str, expected: str) -> None:
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing")
-    data = path.read_bytes()
     # A safetensors file begins with the length of its header, in eight bytes, which can be those of
     # a pickle (640 is 0x0280). The header follows, and begins with a brace.
-    if data.startswith(PICKLES) and data[8:9] != b"{":
+    if begin.startswith(PICKLES) and begin[8:9] != b"{":
         raise DamagedError(
             f"{path}: this is a pickle, which can run code when it is opened; only safetensors "
             "is loaded"
         )
-    found = sha256(data).hexdigest()
     if found != expected:
         raise DamagedError(
             f"{path}: sha256 {found[:12]}..., the index says {expected[:12]}...; nothing was loaded"
         )
-    return data
+
+
+def _tensor_file(run_path: Path, saved: Checkpoint, name: str) -> storage.TensorFile:
+    """Open a file of tensors; of one that is none, the digest is checked first."""
+    path = run_path / saved.folder / name
+    try:
+        return storage.TensorFile(path)
+    except DamagedError as error:
+        _trusted(path, saved.files[name])
+        raise error from None
+
+
+def _read_trusted(file: storage.TensorFile, expected: str, into: Mapping[str, Tensor]) -> None:
+    """Read the tensors of a file into others, and check the digest of the bytes that were read.
+
+    Tensors that are not in `into` are hashed only.
+    """
+    digest = sha256(file.header)
+    for name, entry in file.entries.items():
+        ours = into.get(name)
+        fits = ours is not None and ours.dtype == entry.dtype and ours.is_contiguous()
+        place = ours if ours is not None and fits else torch.empty(entry.shape, dtype=entry.dtype)
+        for piece in file.bytes_into(place, name):
+            digest.update(piece)
+        if ours is not None and ours is not place:
+            ours.copy_(place)
+    _check_digest(file.path, file.header[:LONGEST_MARK], digest.hexdigest(), expected)
 
 
 def _without_optimizer(saved: Checkpoint) -> Checkpoint:

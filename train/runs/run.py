@@ -308,10 +308,7 @@ class Run:
                 f"the run {self.path} keeps no moving average of its weights at step {saved.step}; "
                 "train it with ema_decay above 0"
             )
-        tensors = checkpoints.read_tensors(self.path, saved, name)
-        model.load_state_dict(
-            {key: one for key, one in tensors.items() if not key.startswith("mtp.")}
-        )
+        checkpoints.load_weights(model, self.path, saved, name)
         model.tokenizer = self.tokenizer
         if model.tokenizer is None:
             model.no_tokenizer = str(self.predicate["origin"]["description"])

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
+    from train.storage.tensor_file import TensorEntry, TensorFile, write_tensors
 
 __all__ = [
     "ARTIFACT_MANIFEST",
@@ -53,6 +54,8 @@ __all__ = [
     "ChainWriter",
     "FileEntry",
     "JsonObject",
+    "TensorEntry",
+    "TensorFile",
     "artifact_manifest",
     "canonical_json",
     "check_digest",
@@ -83,6 +86,7 @@ __all__ = [
     "write_bytes",
     "write_chain",
     "write_json",
+    "write_tensors",
     "write_text",
 ]
 

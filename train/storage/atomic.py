@@ -6,13 +6,11 @@ JSON file contains the sha256 of its own canonical text without the seal, so tha
 a change of any bit, even in white space.
 """
 
-import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -168,7 +166,7 @@ def create_partial(path: Path) -> tuple[Path, int]:
     """
     _remove_left_partials(path)
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PARTIAL}")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -340,6 +338,8 @@ def _aside(path: Path) -> Path:
 
 def exchange(one: Path, other: Path) -> bool:
     """Exchange the names of two folders at once; return False if the system cannot."""
+    import ctypes  # every command imports this module, and few exchange folders
+
     try:
         call = ctypes.CDLL(None).renameat2  # of Linux
     except (OSError, AttributeError):

@@ -103,7 +103,7 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
         raise TrainError(f"the run {run.path} keeps no optimizer at or before step {step}{left}")
     saved = usable[-1]
     model = GPT(run.recipe.model)
-    model.load_state_dict(runs.read_tensors(run.path, saved, "model.safetensors"))
+    runs.load_weights(model, run.path, saved, "model.safetensors")
     model = model.to(numerics.device)
     optimizer = new_optimizer(model, run.recipe)
     load_optimizer_state(

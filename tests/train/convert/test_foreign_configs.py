@@ -100,6 +100,8 @@ HARMLESS = {
         "summary_type": "cls_index",
         "task_specific_params": {"text-generation": {}},
     },
+    "tokens of other tokenizers": {"mask_token_id": 3, "cls_token_id": 2, "unk_token_id": 1},
+    "the loss of a trainer": {"loss_type": "ForCausalLM"},
     "no activation": {"activation_function": ...},
     "unknown and null": {"sliding_window_pattern": None, "max_position_embeddings": None},
     "an older n_ctx, which nothing reads": {"n_ctx": 1024},
@@ -120,6 +122,13 @@ def test_transformers_4_and_5_write_the_base_of_the_rotation_in_two_places(tmp_p
     equal(tmp_path, logits)
     change(tmp_path, rope_scaling={"type": "default"})
     equal(tmp_path, logits)
+
+
+def test_two_places_with_different_rotations_are_refused(tmp_path):
+    saved(tmp_path, "llama", rope_parameters={"rope_type": "default", "rope_theta": 300.0})
+    change(tmp_path, rope_scaling={"type": "default"})
+    with pytest.raises(RecipeError, match="rope_scaling and rope_parameters differ"):
+        convert.import_huggingface(tmp_path)
 
 
 # --- refused -------------------------------------------------------------------------------------
