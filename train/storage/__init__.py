@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         write_text,
     )
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
+    from train.storage.compressed_files import COMPRESSIONS, open_uncompressed
     from train.storage.foreign_files import (
         damaged_json,
         parse_json,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARTIFACT_MANIFEST",
+    "COMPRESSIONS",
     "Artifact",
     "ChainRow",
     "ChainWriter",
@@ -66,6 +68,7 @@ __all__ = [
     "is_partial",
     "lock_artifact",
     "new_folder",
+    "open_uncompressed",
     "parse_json",
     "partial_path",
     "read_chain",

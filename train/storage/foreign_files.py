@@ -133,5 +133,6 @@ def damaged_json(text: str | bytes, error: Exception) -> str:
     if isinstance(error, UnicodeError):
         return "not readable as JSON (it has half of a surrogate pair, which UTF-8 lacks)"
     if isinstance(error, json.JSONDecodeError):
-        return f"not readable as JSON ({error})"
+        line = f"line {error.lineno}, " if error.doc.strip().count("\n") else ""
+        return f"not readable as JSON ({error.msg}, at {line}letter {error.colno})"
     return "not readable as JSON (a number has too many digits)"
