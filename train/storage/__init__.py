@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         read_foreign_bytes,
         read_foreign_json,
         read_foreign_text,
+        read_foreign_toml,
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
@@ -75,6 +76,7 @@ __all__ = [
     "read_foreign_bytes",
     "read_foreign_json",
     "read_foreign_text",
+    "read_foreign_toml",
     "read_sealed",
     "replace_folder",
     "seal",
