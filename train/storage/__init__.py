@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
+    from train.storage.project_folder import project_root
 
 __all__ = [
     "ARTIFACT_MANIFEST",
@@ -72,6 +73,7 @@ __all__ = [
     "open_uncompressed",
     "parse_json",
     "partial_path",
+    "project_root",
     "read_chain",
     "read_foreign_bytes",
     "read_foreign_json",
