@@ -148,7 +148,7 @@ class HeadScores(Result):
         del content["above_control"]
         for name in ("values", "low", "high", "control"):
             value = content[name]
-            content[name] = None if value is None else torch.tensor(value)
+            content[name] = None if value is None else torch.tensor(value, dtype=torch.float32)
         content["provenance"] = Provenance(**content["provenance"])
         return cls(**content)
 

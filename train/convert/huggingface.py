@@ -292,7 +292,10 @@ def _with_zeros(names: list[str], theirs: dict[str, Tensor], path: Path) -> dict
         raise DamagedError(f"{path}: holds {min(odd)}, and config.json says that it has no bias")
     weights = {name: name.removesuffix("bias") + "weight" for name in names}
     found = {name: theirs[one] for name, one in weights.items() if one in theirs}
-    return {**theirs, **{name: torch.zeros(len(one)) for name, one in found.items()}}
+    return {
+        **theirs,
+        **{name: torch.zeros(len(one), dtype=torch.float32) for name, one in found.items()},
+    }
 
 
 def _read_tokenizer(folder: Path, cfg: GPTConfig) -> tuple[Tokenizer | None, str]:

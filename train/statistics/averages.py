@@ -68,10 +68,12 @@ class Average:
     def from_dict(cls, content: storage.JsonObject) -> "Average":
         """Build the average from what `to_dict` returned."""
         parts = {
-            name: None if content[name] is None else torch.tensor(content[name])
+            name: None
+            if content[name] is None
+            else torch.tensor(content[name], dtype=torch.float32)
             for name in ("low", "high")
         }
-        return cls(torch.tensor(content["values"]), **parts, n=content["n"])
+        return cls(torch.tensor(content["values"], dtype=torch.float32), **parts, n=content["n"])
 
 
 def over_prompts(
