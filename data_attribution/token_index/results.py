@@ -5,7 +5,7 @@ region.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -50,7 +50,8 @@ class Spelling:
         return self.decode(self.tokens)
 
 
-class OtherForm(NamedTuple):
+@dataclass(frozen=True)
+class OtherForm:
     """Another form of a query that occurs: its Unicode normal form, its ends of lines, or both."""
 
     name: str
@@ -114,7 +115,7 @@ class Count:
             "count": self.count,
             "held_out": self.held_out,
             **(
-                {"other_forms": [one._asdict() for one in self.other_forms]}
+                {"other_forms": [asdict(one) for one in self.other_forms]}
                 if self.other_forms
                 else {}
             ),

@@ -72,8 +72,10 @@ def data_files(folder: Path) -> FolderFiles:
         >>> print(data_files(folder / "mine"))
         1 file taken (1 jsonl); 1 left, a data card: README.md; 1 left, of an unknown type: b.png
     """
-    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    reasons = {name: _reason(name) for name in names}
+    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir())
+    reasons = {
+        name: _reason(name) if (folder / name).is_file() else "no regular file" for name in names
+    }
     splits = {name: split_of(name) for name, reason in reasons.items() if not reason}
     if "train" in splits.values():
         reasons |= {

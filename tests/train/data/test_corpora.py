@@ -560,6 +560,15 @@ def test_a_folder_follows_the_convention_of_the_hub(tmp_path: Path):
     assert [one.shard for one in corpus.read()] == ["a.txt", "data/b.jsonl"]
 
 
+def test_a_link_to_nothing_and_a_pipe_are_left(tmp_path: Path):
+    _folder(tmp_path, "a.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "c.txt")
+    corpus = open_corpus(tmp_path)
+    assert corpus.files is not None
+    assert corpus.files.left == {"no regular file": ("b.txt", "c.txt")}
+
+
 def test_a_card_that_is_named_is_a_document(tmp_path: Path):
     assert len(_read(_folder(tmp_path, "README.md") / "README.md")) == 1
     with pytest.raises(CorpusError, match=r"no files of a known type .*1 left, a data card"):
