@@ -90,7 +90,7 @@ class SteeringVector(Result):
         """Return the result that `to_dict` turned into plain values."""
         return cls(
             place=components.parse(content["place"]),
-            values=torch.tensor(content["values"]),
+            values=torch.tensor(content["values"], dtype=torch.float32),
             n_toward=content["n_toward"],
             n_away=content["n_away"],
             prompts=frozenset(content["prompts"]),
@@ -183,7 +183,7 @@ class SteeringEffects(Result):
             coefficients=tuple(content["coefficients"]),
             effect=Average.from_dict(content["effect"]),
             control=Average.from_dict(content["control"]),
-            control_largest=torch.tensor(content["control_largest"]),
+            control_largest=torch.tensor(content["control_largest"], dtype=torch.float32),
             unrelated=None if other is None else Average.from_dict(other),
             start=Average.from_dict(content["start"]),
             unrelated_name=content["unrelated_name"],
@@ -315,7 +315,7 @@ def curve(
         )
     _warn_of_shared(vector, behaviour)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(n_random, len(vector.values), generator=generator)
+    drawn = torch.randn(n_random, len(vector.values), generator=generator, dtype=torch.float32)
     drawn *= vector.values.norm() / drawn.norm(dim=1, keepdim=True)
     others = [replace(vector, values=direction) for direction in drawn]
     prompts = n_prompts(behaviour.clean)

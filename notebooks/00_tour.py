@@ -14,7 +14,6 @@
 
 # %%
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -27,11 +26,12 @@ from interp.heads import (
     previous_token_heads,
     repeated_tokens,
 )
-from train import progress, recipes, trainer
+from train import progress, recipes, storage, trainer
 from train.data import build_store, open_corpus, open_store
 
 
-STORE, RUN = Path("../data/planted"), Path("../runs/planted")
+ROOT = storage.project_root()
+STORE, RUN = ROOT / "data/planted", ROOT / "runs/planted"
 
 # %% [markdown]
 # ## 1. A run with a known training history

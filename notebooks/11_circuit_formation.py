@@ -13,18 +13,17 @@
 # **Needs.** No GPU and no download. Half a minute. Sections 1 and 2 show the stored numbers of the study (`python benchmarks/circuit_formation.py` measures them again in about an hour of two cores). Section 3 is computed here, on the trained run that comes with openbook.
 
 # %%
-import json
 import tempfile
 from pathlib import Path
 
 import pandas
 
 from interp import behaviours, patching, plots, training_dynamics
-from train import released, trainer
+from train import released, storage, trainer
 from train.data import tuning
 
 
-study = json.loads(Path("../docs/circuit-formation.json").read_text(encoding="utf-8"))
+study = storage.read_foreign_json(storage.project_root() / "docs/circuit-formation.json")
 runs = pandas.DataFrame(study["runs"])
 runs[["name", "seed", "run_id", "loss"]].round(2)
 

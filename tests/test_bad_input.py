@@ -74,7 +74,7 @@ def test_a_single_document_of_100_mb(build):
 def test_an_empty_folder_and_no_folder(openbook, tmp_path):
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "store")
-    refused(openbook("corpus", "build", tmp_path / "empty", *out), 2, "holds no files")
+    refused(openbook("corpus", "build", tmp_path / "empty", *out), 2, "no files of a known type")
     refused(openbook("corpus", "build", "openwebtxt", *out), 2, "did you mean 'openwebtext'?")
     assert left(tmp_path) == ["empty"]
 

@@ -87,6 +87,20 @@ def test_a_corpus_is_built_and_shown(openbook, tmp_path):
     assert storage.read_sealed(kept)["text"] == "a b"
 
 
+def test_bad_rows_are_left_out_with_a_count_and_files_with_a_reason(openbook, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("# The card\n")
+    (tmp_path / "mine" / "a.jsonl").write_text('{"meta": {"text": "a b"}}\n{"meta": null}\n')
+    built = openbook(
+        "corpus", "build", tmp_path / "mine", "--out", tmp_path / "store", "--tokenizer", "word",
+        "--text-field", "meta.text", "--skip-bad",
+    )  # fmt: skip
+    assert built.code == 0
+    assert "1 file taken (1 jsonl); 1 left, a data card: README.md" in built.err
+    assert f"1 bad row left out, listed in {tmp_path / 'store' / 'skipped.jsonl'}" in built.err
+    assert "skipped_rows" in built.out
+
+
 def test_a_run_is_trained_shown_and_verified(openbook, tiny_store, tmp_path):
     out = tmp_path / "run"
     options = ("--steps", 3, "--batch-size", 2, "--threads", 1, "--precision", "fp32")

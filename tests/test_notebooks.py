@@ -1,11 +1,14 @@
 """Notebooks are kept as text beside a stripped copy, say what they claim, and hold no logic."""
 
 import ast
+import re
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+
+from train import storage
 
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
@@ -74,3 +77,21 @@ def test_there_are_at_most_35_cells(path):
 @each_notebook
 def test_no_figure_carries_the_whole_of_plotly(path):
     assert "include_plotlyjs" not in path.read_text()
+
+
+@each_notebook
+def test_no_path_depends_on_the_folder_a_notebook_is_started_from(path):
+    code = "\n".join(source for kind, source in cells(jupytext.read(path)) if kind == "code")
+    assert re.findall(r"""Path\(["'][^"']*|["']\.\.?/[^"']*""", code) == []
+
+
+@pytest.mark.parametrize("start", ["", "notebooks", "tests/worlds"])
+def test_the_project_is_found_from_every_folder_of_it(start, monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root / start)
+    assert storage.project_root() == root
+
+
+def test_a_notebook_elsewhere_finds_the_checkout_it_imports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.project_root() == Path(storage.__file__).parents[2]

@@ -277,8 +277,8 @@ def _calibrate(*, bf16: bool) -> tuple[Literal["highest", "medium"], bool]:
     products take a hundred times as long, so one product decides; with `bf16=False` none is run.
     """
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(768, 512, generator=generator)
-    right = torch.randn(512, 512, generator=generator)
+    left = torch.randn(768, 512, generator=generator, dtype=torch.float32)
+    right = torch.randn(512, 512, generator=generator, dtype=torch.float32)
     exact = left.double() @ right.double()
 
     def multiply() -> Tensor:

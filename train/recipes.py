@@ -9,7 +9,6 @@ on OpenWebText.
 """
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError, RecipeError, StoreError, nearest
 from train.model import PRESETS, GPTConfig, preset
@@ -66,6 +66,7 @@ ELSEWHERE = {
     "max_position_embeddings": "model.n_ctx",
     "vocab_size": "model.d_vocab",
 }
+MOST_RECIPE_BYTES = 1 << 24
 # Fields added after the first runs, with the value that older runs used. A field with that value is
 # not written, so that the digest of an older recipe stays the same.
 LATER = {
@@ -761,9 +762,9 @@ def _refuse_missing(path: Path, where: str) -> None:
 def _parsed(path: Path) -> dict[str, Any]:
     _refuse_missing(path, "")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not readable as TOML ({error})") from None
+        return storage.read_foreign_toml(path, most_bytes=MOST_RECIPE_BYTES)
+    except DamagedError as error:
+        raise RecipeError(str(error)) from None
 
 
 @cache

@@ -201,7 +201,7 @@ def index_count(path: StoreFolder, query: Query, output: Output) -> None:
 
     found = token_index.open(open_store(path)).count(query)
     rows = [f"{one.count}\t{one.held_out} held out\t{one.text!r}" for one in found.spellings]
-    output.emit(found.to_dict(), "\n".join(rows))
+    output.emit(found.to_dict(), "\n".join([*rows, *filter(None, [found.hint])]))
 
 
 @index.command("find")
@@ -226,6 +226,7 @@ def index_find(
     lines = [
         f"{count(hits.found.count, 'occurrence')}{apart}, {count(len(rows), 'document')} shown"
     ]
+    lines += filter(None, [hits.found.hint])
     lines += map(formatting.hit_line, rows)
     output.emit({**hits.found.to_dict(), "hits": rows}, "\n".join(lines))
 
@@ -262,7 +263,19 @@ def index_spans(
         )
     ]
     none = f"no span of {count(minimum, 'token')} or more occurs in {path}"
+    if not rows:
+        none += _spans_of_other_forms(opened, query, minimum)
     output.emit({"spans": rows}, "\n".join(lines) or none)
+
+
+def _spans_of_other_forms(opened: "TokenIndex", query: str, minimum: int) -> str:
+    """Say which other form of a query has spans; empty if none has."""
+    from data_attribution import token_index
+
+    for name, text in token_index.other_forms(query).items():
+        if spans := opened.maximal_spans(text, minimum=minimum):
+            return f"; another form of the query has some: {name} has {count(len(spans), 'span')}"
+    return ""
 
 
 def _opened(path: Path, reader: Path | None) -> "tuple[TokenIndex, Run | None]":

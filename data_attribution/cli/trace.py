@@ -296,7 +296,7 @@ def _read(given: str) -> str:
             "MB; trace its parts"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise EvidenceError(f"{path} is not UTF-8 text (at byte {error.start})") from None
 

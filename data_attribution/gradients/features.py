@@ -141,7 +141,7 @@ def document_features(
             f"the curvature of preferences is not estimated ({store.path}); compare by 'cosine'"
         )
     tape = _tape(model, selection, rank, seed, sides)
-    values = torch.zeros(len(documents), tape.dim)
+    values = torch.zeros(len(documents), tape.dim, dtype=torch.float32)
     done = 0
     with _taping(model, tape, product):
         for rows, start, length in document_batches(

@@ -107,5 +107,5 @@ def _side(
             f"be {width} or {width} x {width}"
         )
     before = before.to(torch.float32)
-    kept = torch.eye(width) if kept is None else kept
+    kept = torch.eye(width, dtype=torch.float32) if kept is None else kept
     return (kept * before if before.ndim == 1 else kept @ before).contiguous().to(device)

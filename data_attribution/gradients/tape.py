@@ -87,7 +87,7 @@ class Tape:
         blocks = [
             found.flatten(1)
             if (found := self._found.get(name)) is not None
-            else torch.zeros(rows, stop - start, device=self._tokens.device)
+            else torch.zeros(rows, stop - start, device=self._tokens.device, dtype=torch.float32)
             for name, start, stop in self.blocks
         ]
         return torch.cat(blocks, dim=1)

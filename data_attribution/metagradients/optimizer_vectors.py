@@ -68,7 +68,7 @@ def of_state(state: TrainState) -> Vectors:
 @torch.no_grad()
 def put_back(state: TrainState, vectors: Vectors, step: int) -> None:
     """Set `state` to what it was when `vectors` were taken from it, before `step`."""
-    device, count = state.model.device, torch.tensor(float(step))
+    device, count = state.model.device, torch.tensor(float(step), dtype=torch.float32)
     parts = (split(one.to(device), state.model) for one in (vectors.first, vectors.second))
     weights = split(vectors.weights, state.model)
     for parameter, weight, *moments in zip(state.model.parameters(), weights, *parts, strict=True):

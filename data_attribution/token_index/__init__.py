@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         memory_of,
     )
     from data_attribution.token_index.index import TokenIndex
-    from data_attribution.token_index.query_tokens import TokenQuery
+    from data_attribution.token_index.query_tokens import TokenQuery, other_forms
     from data_attribution.token_index.results import Hit, Span
     from data_attribution.token_index.sharding import (
         estimate_shards,
@@ -38,6 +38,7 @@ __all__ = [
     "measure_rate",
     "memory_of",
     "open",
+    "other_forms",
     "plan_shards",
     "sorting_seconds",
     "verify",

@@ -15,7 +15,8 @@ microseconds (`benchmarks/token_index.py`). Many queries are better answered tog
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,18 +26,20 @@ from data_attribution.errors import QueryError
 from data_attribution.token_index import hit_sampling, maximal_spans
 from data_attribution.token_index.hit_sampling import Range
 from data_attribution.token_index.index_part import Part
-from data_attribution.token_index.query_tokens import TokenQuery, spelled
+from data_attribution.token_index.query_tokens import TokenQuery, other_forms, spelled
 from data_attribution.token_index.results import (
     Count,
     Hit,
     Hits,
     NextToken,
     NextTokens,
+    OtherForm,
     Span,
     Spelling,
     Suffix,
 )
 from train.data import TokenStore
+from train.errors import TokenizerError
 from train.short_repr import short_repr
 
 
@@ -68,6 +71,8 @@ class TokenIndex:
     def count(self, query: TokenQuery) -> Count:
         """Count the occurrences of a text or a row of token ids; exact at any frequency.
 
+        If a text does not occur, the result names its other forms that do (`other_forms`).
+
         Raises:
             QueryError: The query is empty, holds end-of-text or ids outside the vocabulary, or is
                 longer than a million tokens.
@@ -82,7 +87,7 @@ class TokenIndex:
         """
         rows = [spelled(self.store, query) for query in queries]
         return tuple(
-            Count(found, query if isinstance(query, str) else None)
+            self._with_other_forms(Count(found, query if isinstance(query, str) else None))
             for query, found in zip(queries, self._spellings(rows), strict=True)
         )
 
@@ -275,7 +280,27 @@ class TokenIndex:
 
     def _found(self, query: TokenQuery) -> tuple[Count, list[Range]]:
         """Return how often a query occurs, and at which ranks of which parts."""
-        return self._joined(query, [(row, self._ranges(row)) for row in spelled(self.store, query)])
+        try:
+            rows = spelled(self.store, query)
+        except TokenizerError as error:
+            # A word-level store cannot encode a word in another form than its own.
+            forms = self._with_other_forms(Count((), query if isinstance(query, str) else None))
+            raise TokenizerError("; ".join(filter(None, [str(error), forms.hint]))) from None
+        return self._joined(query, [(row, self._ranges(row)) for row in rows])
+
+    def _with_other_forms(self, found: Count) -> Count:
+        """Return a count with the other forms of its query that occur, if the query does not."""
+        if found.asked is None or not (forms := other_forms(found.asked)):
+            return found
+        if found.count or found.held_out:
+            return found
+        occurring = []
+        for name, text in forms.items():
+            with suppress(TokenizerError, QueryError):
+                ranges = [one for row in spelled(self.store, text) for one in self._ranges(row)]
+                if ranges:
+                    occurring.append(OtherForm(name, *self._regions(ranges)))
+        return replace(found, other_forms=tuple(occurring))
 
     def _joined(
         self, query: TokenQuery, found: Sequence[tuple[Sequence[int], list[Range]]]
@@ -285,7 +310,8 @@ class TokenIndex:
         for row, ranges in found:
             spellings.append(Spelling(tuple(row), *self._regions(ranges), self._text))
             everywhere += ranges
-        return Count(tuple(spellings), query if isinstance(query, str) else None), everywhere
+        count = Count(tuple(spellings), query if isinstance(query, str) else None)
+        return self._with_other_forms(count), everywhere
 
     def _hits(
         self, found: Count, ranges: list[Range], limit: int | None, seed: int, every: bool

@@ -5,6 +5,7 @@ without a leading space (users of other indexes trip over this: liujc1998/infini
 token ids is searched as it is.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from operator import index
 
@@ -15,10 +16,12 @@ from data_attribution.errors import QueryError
 from train.data import TokenStore
 
 
-__all__ = ["LONGEST", "TokenQuery", "spelled"]
+__all__ = ["LONGEST", "TokenQuery", "other_forms", "spelled"]
 
 # Largest number of tokens in a query; a longer text is better searched in pieces.
 LONGEST = 1_000_000
+
+NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 TokenQuery = str | Sequence[int] | Integer[np.ndarray, " pos"]
 
@@ -42,6 +45,29 @@ def spelled(store: TokenStore, query: TokenQuery, *, every: bool = False) -> lis
     if every:
         return rows
     return [row for row in rows if not any(_ends_with(row, one) for one in rows if one is not row)]
+
+
+def other_forms(text: str) -> dict[str, str]:
+    """Return the other forms of a text by name: Unicode normal forms, and other ends of lines.
+
+    A text of ASCII in one line has none.
+
+    Examples:
+        >>> token_index.other_forms("a\\u0301")
+        {'NFC': 'á'}
+        >>> token_index.other_forms("one\\ntwo")
+        {'CRLF': 'one\\r\\ntwo', 'CR': 'one\\rtwo'}
+    """
+    if text.isascii() and "\n" not in text and "\r" not in text:
+        return {}
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    ends = {"LF": lines, "CRLF": lines.replace("\n", "\r\n"), "CR": lines.replace("\n", "\r")}
+    names = {text: ""}
+    for form in ("", *NORMAL_FORMS):
+        for end, ended in {"": text, **ends}.items():
+            other = unicodedata.normalize(form, ended) if form else ended
+            names.setdefault(other, " with ".join(filter(None, [form, end])))
+    return {name: other for other, name in names.items() if name}
 
 
 def _checked(store: TokenStore, row: list[int]) -> list[int]:

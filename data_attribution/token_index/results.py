@@ -5,7 +5,7 @@ region.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ __all__ = [
     "Hits",
     "NextToken",
     "NextTokens",
+    "OtherForm",
     "Span",
     "Spelling",
     "Suffix",
@@ -50,14 +51,30 @@ class Spelling:
 
 
 @dataclass(frozen=True)
+class OtherForm:
+    """Another form of a query that occurs: its Unicode normal form, its ends of lines, or both."""
+
+    name: str
+    count: int
+    held_out: int
+
+    def __str__(self) -> str:
+        times = count(self.count, "occurrence")
+        return f"{self.name} has {times} and {self.held_out:,} held out"
+
+
+@dataclass(frozen=True)
 class Count:
     """How often a query occurs in the train region and in the held-out region.
 
-    `asked` is the query if it was a text.
+    Attributes:
+        asked: The query if it was a text.
+        other_forms: The forms of a text that occur, if the text itself does not.
     """
 
     spellings: tuple[Spelling, ...]
     asked: str | None = None
+    other_forms: tuple[OtherForm, ...] = ()
 
     __repr__ = short_repr
 
@@ -66,7 +83,15 @@ class Count:
             return "no spelling"
         occurrences = count(self.count, "occurrence")
         spellings = count(len(self.spellings), "spelling")
-        return f"{self.query!r}, {occurrences} in {spellings}, {self.held_out:,} held out"
+        said = f"{self.query!r}, {occurrences} in {spellings}, {self.held_out:,} held out"
+        return "; ".join([said, *filter(None, [self.hint])])
+
+    @property
+    def hint(self) -> str:
+        """Say that other forms of the query occur; empty if none does, or the query itself does."""
+        if not self.other_forms:
+            return ""
+        return f"another form of the query occurs: {', '.join(map(str, self.other_forms))}"
 
     @property
     def query(self) -> str:
@@ -89,6 +114,11 @@ class Count:
             "query": self.query,
             "count": self.count,
             "held_out": self.held_out,
+            **(
+                {"other_forms": [asdict(one) for one in self.other_forms]}
+                if self.other_forms
+                else {}
+            ),
             "spellings": [
                 {
                     "text": one.text,

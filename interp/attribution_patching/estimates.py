@@ -331,7 +331,7 @@ def _estimate(
     (metric,) = runs.metrics
     hooks = [plan.hooks(model, layer) for layer in range(plan.n_layers)]
     names = list(dict.fromkeys(name for one in hooks for name in one.values()))
-    pieces, moved = [], torch.zeros(len(plan.layout.places))
+    pieces, moved = [], torch.zeros(len(plan.layout.places), dtype=torch.float32)
     for found in grad_drop.along(runs, names, metric, dropping=plan.grad_drop):
         passes = [
             torch.stack([_changes(plan, found, slope, one) for one in hooks])

@@ -16,7 +16,6 @@ the foil occurs in the clean prompt as often as the answer and the two change pl
 then hold the same tokens, so any difference is due to their order.
 """
 
-import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from interp.behaviours.induction import repeats
 from interp.errors import BehaviourError
 from train import storage
 from train.data import Tokenizer, TokenStore
-from train.errors import TokenizerError, nearest
+from train.errors import DamagedError, TokenizerError, nearest
 
 
 __all__ = ["load"]
@@ -78,9 +77,9 @@ def _content(path: Path) -> storage.JsonObject:
     if not path.is_file():
         raise BehaviourError(f"{path}: there is no such file")
     try:
-        content = tomllib.loads(storage.read_foreign_text(path, most_bytes=MOST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise BehaviourError(f"{path}: not readable as TOML ({error})") from None
+        content = storage.read_foreign_toml(path, most_bytes=MOST_BYTES)
+    except DamagedError as error:
+        raise BehaviourError(str(error)) from None
     _check_keys(path, content, {*TYPES, *SECTIONS})
     for key, kind in TYPES.items():
         if key in content and not kind.holds(content[key]):

@@ -133,7 +133,7 @@ class Alignment(Result):
             **{name: content[name] for name in names},
             # Sealed JSON sorts its keys; this restores the order of the arms.
             accuracy={arm: Average.from_dict(found[arm]) for arm in ARMS},
-            basis=torch.tensor(content["basis"]),
+            basis=torch.tensor(content["basis"], dtype=torch.float32),
             provenance=Provenance(**content["provenance"]),
         )
 
@@ -271,7 +271,7 @@ class _Search:
         """Learn a basis with Adam; return it and the last loss."""
         raw = _draw(self.generator, site.width, self.rank).to(site.device).requires_grad_()
         optimizer = torch.optim.Adam([raw], lr=self.lr)
-        loss = torch.zeros(())
+        loss = torch.zeros((), dtype=torch.float32)
         for step in range(self.steps):
             rows = torch.randperm(len(expected), generator=self.generator)[:PAIRS_A_STEP]
             loss = site.loss(_orthonormal(raw), expected, rows)
@@ -286,7 +286,7 @@ class _Search:
 
 def _draw(generator: torch.Generator, width: int, rank: int) -> Float[Tensor, "d_model rank"]:
     # Columns have a length near 1, so that a learning rate means the same at every width.
-    return torch.randn(width, rank, generator=generator) / width**0.5
+    return torch.randn(width, rank, generator=generator, dtype=torch.float32) / width**0.5
 
 
 def _orthonormal(raw: Float[Tensor, "d_model rank"]) -> Float[Tensor, "d_model rank"]:

@@ -142,7 +142,8 @@ def stability(
         select(graph, torch.from_numpy(one).float(), n_edges, selection=selection, signed=signed)
         for one in resampled_means(sums, draws=draws, seed=seed).T
     ])  # fmt: skip
-    overlap = ((again & kept).sum(dim=1) / (again | kept).sum(dim=1).clamp(min=1)).double().numpy()
+    both, either = (again & kept).sum(dim=1), (again | kept).sum(dim=1)
+    overlap = (both.float() / either.clamp(min=1)).double().numpy()
     low, high = np.quantile(overlap, [0.025, 0.975]).tolist()
     found = Measured(float(overlap.mean()), low, high, draws, "draws of the prompts")
     return found, again.float().mean(dim=0)

@@ -73,7 +73,7 @@ def scores(
     """
     graph = graph_of(model)
     n_prompts, n_circuits = _portions(graph, behaviour, memory, on_cpu=model.device.type == "cpu")
-    found = torch.empty(len(kept), behaviour.n_prompts)
+    found = torch.empty(len(kept), behaviour.n_prompts, dtype=torch.float32)
     done, total = 0, found.numel()
     if standin == "resample":
         behaviour = replace(behaviour, corrupt=behaviour.clean[_others(behaviour, seed)])

@@ -83,7 +83,7 @@ def exact_edge_effects(
     n_edges = graph_of(model).n_edges
     scores = partial(edge_ablation.scores, model, behaviour, metric=metric, memory=memory)
     full = scores(torch.ones(1, n_edges, dtype=torch.bool))
-    found = torch.empty(behaviour.n_prompts, n_edges)
+    found = torch.empty(behaviour.n_prompts, n_edges, dtype=torch.float32)
     # In portions, because all masks at once would have edges x edges entries.
     for cut in torch.arange(n_edges).split(PORTION):
         if progress:
@@ -149,12 +149,12 @@ def gradient_worth(
     """
     graph = graph_of(model)
     source, reader = graph.ends.T
-    found, done = torch.empty(behaviour.n_prompts, graph.n_edges), 0
+    found, done = torch.empty(behaviour.n_prompts, graph.n_edges, dtype=torch.float32), 0
     for rows in torch.arange(behaviour.n_prompts).split(_portion(graph, behaviour, memory)):
         part = edge_ablation.part_of(behaviour, rows)
         clean, corrupt = edge_ablation.written(model, part)
         difference = (clean - corrupt).movedim(1, 0).flatten(2)  # [prompt, source, pos d_model]
-        total = torch.zeros(len(rows), len(graph.sources), len(graph.readers))
+        total = torch.zeros(len(rows), len(graph.sources), len(graph.readers), dtype=torch.float32)
         for point in points:
             if progress:
                 progress("gradients", done, behaviour.n_prompts * len(points))

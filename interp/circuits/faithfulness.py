@@ -121,7 +121,7 @@ class Judge:
             ContrastError: The metric is the same on clean and corrupt prompts.
         """
         graph = graph_of(model)
-        kept = torch.stack([torch.ones(graph.n_edges), torch.zeros(graph.n_edges)]).bool()
+        kept = torch.tensor([[True], [False]]).expand(-1, graph.n_edges)
         scores = edge_ablation.scores(model, behaviour, kept, metric=metric, memory=memory)
         full, empty = scores.double().numpy()
         if not abs(full.mean() - empty.mean()) > 1e-6:

@@ -22,6 +22,7 @@ from interp.circuits.graph import Graph
 from interp.circuits.result import Circuit
 from interp.errors import CircuitError
 from train import storage
+from train.errors import DamagedError
 from train.short_repr import short_repr
 
 
@@ -152,11 +153,15 @@ def open_circuit(path: str | Path) -> EdgeFile:
 
 def _json(path: Path) -> object:
     try:
-        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+        with storage.open_uncompressed(path) as file:
             data = file.read(MOST_BYTES + 1)
-        return json.loads(data) if len(data) <= MOST_BYTES else None
-    except (ValueError, RecursionError, lzma.LZMAError, EOFError) as error:
-        raise CircuitError(f"{path}: is no JSON: {error}") from error
+        if len(data) > MOST_BYTES:
+            raise CircuitError(f"{path}: more than {MOST_BYTES >> 20} MiB unpacked")
+        return storage.parse_json(data.decode("utf-8-sig"), path)
+    except UnicodeDecodeError as error:
+        raise CircuitError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except DamagedError as error:
+        raise CircuitError(str(error)) from None
 
 
 def _parsed(path: Path) -> dict[str, dict]:

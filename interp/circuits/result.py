@@ -185,7 +185,8 @@ class Circuit(Result):
         content["graph"] = Graph(**content["graph"])
         content["provenance"] = Provenance(**content["provenance"])
         content["faithfulness"] = Measured(**content["faithfulness"])
-        content["worth"], content["kept"] = (torch.tensor(content[k]) for k in ("worth", "kept"))
+        content["worth"] = torch.tensor(content["worth"], dtype=torch.float32)
+        content["kept"] = torch.tensor(content["kept"])
         content["notes"] = tuple(content["notes"])
         content["checks"] = content["checks"] and _checks(content["checks"])
         content["ablations"] = _tests(content.get("ablations", ()))
@@ -210,7 +211,7 @@ def _checks(content: storage.JsonObject) -> Checks:
             lists = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
             made[name] = Curve(**{**lists, "area": Measured(**one["area"])})
         elif name == "again":
-            made[name] = torch.tensor(one)
+            made[name] = torch.tensor(one, dtype=torch.float32)
         elif name == "exact":
             made[name] = {edge: Measured(**value) for edge, value in one.items()}
         elif name == "sizes":

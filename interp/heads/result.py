@@ -150,7 +150,9 @@ class HeadScores(Result):
         del content["above_control"]
         for name in ("values", "low", "high", "control"):
             value = content[name]
-            content[name] = None if value is None else torch.tensor(numbers(value))
+            content[name] = (
+                None if value is None else torch.tensor(numbers(value), dtype=torch.float32)
+            )
         content["provenance"] = Provenance(**content["provenance"])
         return cls(**content)
 

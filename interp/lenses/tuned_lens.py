@@ -305,7 +305,7 @@ def zero_weights(model: GPT, n_depths: int) -> dict[str, Tensor]:
     d_model = model.cfg.d_model
     shapes = {"weight": (n_depths, d_model, d_model), "bias": (n_depths, d_model)}
     return {
-        name: torch.zeros(shape, device=like.device, requires_grad=True)
+        name: torch.zeros(shape, device=like.device, requires_grad=True, dtype=torch.float32)
         for name, shape in shapes.items()
     }
 

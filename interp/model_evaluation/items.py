@@ -1,13 +1,11 @@
 """Evaluation sets: items of a protocol, read from local files, on which a model is scored.
 
-Nothing is downloaded. A file may be compressed with gzip. A file of another kind is refused with
-its first line that does not fit.
+Nothing is downloaded. A file may be compressed (.gz, .zst, .xz, .bz2). A file of another kind is
+refused with its first line that does not fit.
 """
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,9 @@ from pathlib import Path
 from interp.errors import EvaluationError
 from interp.model_evaluation.score import Measure, Overlap, Score
 from interp.results import provenance
+from train import storage
 from train.data import TokenStore
+from train.errors import DamagedError
 from train.model import GPT
 from train.progress import Progress
 from train.short_repr import short_repr
@@ -133,7 +133,7 @@ def identified(contents: Sequence[object]) -> tuple[tuple[str, ...], str]:
 
 
 def text_of(path: Path) -> str:
-    """Read a UTF-8 text file, which may be compressed with gzip; lines end with "\\n".
+    """Read a UTF-8 text file, which may be compressed; lines end with "\\n".
 
     A byte order mark is left out, and "\\r\\n" is read as "\\n".
 
@@ -148,11 +148,10 @@ def text_of(path: Path) -> str:
     if not path.is_file():
         raise EvaluationError(f"there is no file {path}; give the path of an evaluation file")
     try:
-        with path.open("rb") as file:
-            unpacked = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-            content = unpacked.read(MOST + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise EvaluationError(f"{path} is no complete gzip file: {error}") from None
+        with storage.open_uncompressed(path) as file:
+            content = file.read(MOST + 1)
+    except DamagedError as error:
+        raise EvaluationError(str(error)) from None
     if len(content) > MOST:
         raise EvaluationError(f"{path} has more than {MOST >> 20} MB unpacked; give its parts")
     try:
@@ -188,9 +187,10 @@ def _json_lines(
             return
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
             raise EvaluationError(
-                f"{name}: line {number} is no JSON object; one with {wanted} is expected per line"
+                f"{name}: line {number} is {storage.damaged_json(line, error)}; an object with "
+                f"{wanted} is expected per line"
             ) from None
         if not isinstance(row, dict) or not all(isinstance(row.get(one), str) for one in fields):
             holds = ", ".join(map(repr, list(row)[:6])) if isinstance(row, dict) else "no object"

@@ -316,7 +316,7 @@ def _blimp_files(path: Path) -> list[tuple[str, str]]:
                         f"{path}:{one.filename} has {one.file_size >> 20} MB unpacked, more than "
                         f"the limit of {MOST_UNPACKED >> 20}"
                     )
-            texts = [(one.filename, archive.read(one).decode("utf-8")) for one in members]
+            texts = [(one.filename, archive.read(one).decode("utf-8-sig")) for one in members]
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, RuntimeError,
             EOFError) as error:  # fmt: skip
         raise EvaluationError(f"{path} is no zip file of BLiMP: {error}") from None

@@ -250,8 +250,10 @@ def subject_noise(
     width = noise * model.W_E[tokens].float().std()
     draw = torch.Generator().manual_seed(seed)
     shape = (*tokens.shape, model.cfg.d_model)
-    found = torch.zeros(behaviour.n_prompts, behaviour.n_pos, model.cfg.d_model)
-    found[:, first:last] = torch.randn(shape, generator=draw)
+    found = torch.zeros(
+        behaviour.n_prompts, behaviour.n_pos, model.cfg.d_model, dtype=torch.float32
+    )
+    found[:, first:last] = torch.randn(shape, generator=draw, dtype=torch.float32)
     return (found.to(model.device) * width).to(model.W_E.dtype)
 
 
@@ -260,7 +262,7 @@ def _missing(like: Effects, layout: SweepLayout) -> Effects:
     return replace(
         like,
         site=layout.site,
-        values=torch.full(layout.shape, float("nan")),
+        values=torch.full(layout.shape, float("nan"), dtype=torch.float32),
         low=None,
         high=None,
         part=None,

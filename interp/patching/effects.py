@@ -276,7 +276,9 @@ class Effects(Result):
         content = {key: value for key, value in content.items() if key != "schema"}
         for name in TENSORS:
             found = content.get(name)
-            content[name] = None if found is None else torch.tensor(numbers(found))
+            content[name] = (
+                None if found is None else torch.tensor(numbers(found), dtype=torch.float32)
+            )
         for name in ("axes", "pos_labels", "places", "notes"):
             content[name] = tuple(content.get(name, ()))
         for name in ENDS:

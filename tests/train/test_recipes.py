@@ -204,6 +204,25 @@ def test_a_base_in_another_folder_is_found_from_its_file(written, tmp_path, monk
     assert (recipe.name, recipe.steps, recipe.batch_size) == ("mine", 9, 4)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(written):
+    path = written(TINY)
+    plain = recipes.read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert recipes.read(path) == plain
+
+
+def test_a_recipe_that_is_no_text_is_refused_by_name(written):
+    path = written("")
+    for content, words in (
+        (b"\xff\xfe", "not UTF-8 (invalid start byte at byte 0)"),
+        (b"version https://git-lfs.github.com/spec/v1", "a git-lfs pointer, not the file itself"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(RecipeError) as error:
+            recipes.read(path)
+        assert str(error.value).startswith(f"{path}: {words}")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -230,7 +249,7 @@ def test_a_base_in_another_folder_is_found_from_its_file(written, tmp_path, monk
         ("lr = 2026-11-29", "lr is 2026-11-29; it must be a number"),
         ("lr = 1" + "0" * 400, "lr is a number of more than 64 bits"),
         ("lr = 1" + "0" * 5000, "not readable as TOML (Exceeds the limit"),
-        ("lr = " + "[" * 100_000, "not readable as TOML (maximum recursion"),
+        ("lr = " + "[" * 100_000, "not readable as TOML (nested too deeply"),
         ("name = 3", "name is 3; it must be a string"),
         ("micro_batch_size = false", "micro_batch_size is false; it must be a whole number"),
         ('sampler = "tile"', "no sampler is called 'tile', did you mean 'tiles'?"),

@@ -1,6 +1,5 @@
 """The commands `openbook corpus build` and `openbook corpus show`."""
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from train.cli.options import CommandGroup, Json, StoreFolder, option_groups
 from train.cli.output import Output, emit, lines
+from train.progress import count, visible
 
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ class ReadingOptions:
             "hub; may be repeated."
         ),
     ] = None
-    text_field: Annotated[str, typer.Option(help="Field of each record that holds the text.")] = (
-        "text"
-    )
+    text_field: Annotated[
+        str,
+        typer.Option(
+            help="Field of each record that holds the text; meta.text is text inside meta."
+        ),
+    ] = "text"
     limit: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None
     revision: Annotated[
         str | None,
@@ -44,6 +47,15 @@ class ReadingOptions:
             "record instead of their sha256."
         ),
     ] = None
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave out rows without text, or that are not JSON, not UTF-8 or too large, count "
+            "them, and list them with their reasons in skipped.jsonl of the store; without it the "
+            "first one is an error.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +104,8 @@ def corpus_build(
         typer.Argument(
             metavar="CORPUS",
             help="Corpus to read: planted, stdlib (the sources of Python's standard library), "
-            "openwebtext, a file, a folder of text, or a saved Hugging Face dataset.",
+            "openwebtext, a file, a folder of text, a saved Hugging Face dataset, or - for "
+            "standard input (lines of JSON if it begins with {, otherwise one text).",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to create for the token store.")],
@@ -123,6 +136,8 @@ def corpus_build(
         max_document_bytes=max_document_mb << 20,
         **asdict(reading),
     )
+    if documents.files is not None:
+        typer.echo(visible(str(documents.files)), err=True)
     with progress.bar("building") as advance:
         store = build_store(
             documents,
@@ -133,6 +148,9 @@ def corpus_build(
             **asdict(store_options),
         )
     result = _describe(store)
+    if skipped := store.manifest["counts"].get("skipped_rows"):
+        listed = store.path / "skipped.jsonl"
+        typer.echo(f"{count(skipped, 'bad row')} left out, listed in {listed}", err=True)
     emit(result, lines(result), as_json=as_json)
 
 
@@ -159,6 +177,5 @@ def corpus_show(
 
 def _describe(store: "TokenStore") -> dict[str, object]:
     """Return what a token store contains, in the order of printing."""
-    content = json.loads((store.path / "store.json").read_text(encoding="utf-8"))
     keys = ("corpus", "counts", "layout", "row_length", "tokenizer", "fingerprint")
-    return {"store": str(store.path), **{key: content[key] for key in keys}}
+    return {"store": str(store.path), **{key: store.manifest[key] for key in keys}}

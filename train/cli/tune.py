@@ -75,6 +75,15 @@ def tune_data(
             "them; without it the first one is an error.",
         ),
     ] = False,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave out rows that are no examples (other fields, no JSON, no UTF-8), count "
+            "them, and list them with their reasons in skipped.jsonl of the store; without it the "
+            "first one is an error.",
+        ),
+    ] = False,
     seed: Annotated[
         int, typer.Option(min=0, help="Content seed of the planted corpus; files ignore it.")
     ] = 0,
@@ -84,7 +93,7 @@ def tune_data(
 
     opened = source.open()
     built = tuning.build_tuning_store(
-        tuning.open_tuning_set(examples, kind, seed=seed),
+        tuning.open_tuning_set(examples, kind, seed=seed, skip_bad=skip_bad),
         out=folder,
         tokenizer=opened.known_tokenizer(),
         context=opened.config.n_ctx,

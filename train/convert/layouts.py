@@ -203,7 +203,9 @@ def to_theirs(
     for place in places:
         value = ours.get(place.ours)
         if value is None:
-            value = torch.zeros(len(ours[place.ours.removesuffix("bias") + "weight"]))
+            value = torch.zeros(
+                len(ours[place.ours.removesuffix("bias") + "weight"]), dtype=torch.float32
+            )
         if place.ours in ("embed.weight", "unembed.weight"):
             value = value[: cfg.d_vocab]
         sizes = [len(value)]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from train.data.documents import Corpus, Document
     from train.data.duplicates import Together, document_sha256s, near_duplicates, with_duplicates
     from train.data.packing import pack
+    from train.data.readers import SkippedRow
     from train.data.store_builder import build_store
     from train.data.token_store import STORE_MANIFEST, TokenStore, open_store, verify_store
     from train.data.tokenizers import (
@@ -45,6 +46,7 @@ __all__ = [
     "LateOrder",
     "Order",
     "RecordedOrder",
+    "SkippedRow",
     "Together",
     "TokenStore",
     "Tokenizer",

@@ -2,8 +2,9 @@
 
 `open_corpus` takes a name or a path and returns a corpus that can be read any number of times: the
 generated `planted` corpus, `stdlib` (the sources of Python's standard library), `openwebtext`, or
-files on disk: `.jsonl[.gz|.zst|.xz]`, `.parquet`, text, a folder of these, or a folder saved by
-`datasets`.
+files on disk: `.jsonl[.gz|.zst|.xz|.bz2]`, `.parquet`, text, a folder of these (`data_folder` says
+which of its files are read), or a folder saved by `datasets`. `-` is standard input: lines of JSON
+if its first character that is no white space is "{", otherwise one document of plain text.
 
 OpenWebText's parquet files hold neither name nor address of a page, and its shuffled token files
 lose the row numbers. A document's id is therefore made of source, revision of the content, shard
@@ -11,16 +12,25 @@ and row. The revision of local files is the sha256 of their bytes, followed by t
 field if that is not `text` (`sha#body`). The same id thus means the same text on every machine.
 """
 
+import atexit
+import codecs
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from train import storage
 from train.data import readers
+from train.data.data_folder import FolderFiles
+from train.data.data_folder import data_files as files_of
 from train.data.documents import Corpus, Document
+from train.data.readers import BadRow, Shard, SkippedRow
 from train.data.stdlib import stdlib_corpus
 from train.errors import CorpusError, DamagedError, nearest
 
@@ -34,11 +44,23 @@ NAMES = ("openwebtext", "planted", "stdlib")
 OPENWEBTEXT = "Skylion007/openwebtext"
 
 
+STANDARD_INPUT = "-"
+_Item = TypeVar("_Item", bound=Document | SkippedRow)
+
+
 @dataclass(frozen=True)
-class _Shard:
-    name: str
-    path: Path
-    kind: str
+class _Reading:
+    """How the rows of a corpus become documents: the arguments of `open_corpus`, and its names."""
+
+    source: str
+    revision: str
+    text_field: str
+    max_document_bytes: int
+
+    def id(self, shard: Shard, row: int) -> str:
+        """Return the id of a document."""
+        mark = _field_mark(self.text_field)
+        return f"{self.source}@{self.revision[:12]}{mark}/{shard.name}/{row}"
 
 
 def open_corpus(
@@ -50,20 +72,24 @@ def open_corpus(
     text_field: str = "text",
     seed: int = 0,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    skip_bad: bool = False,
 ) -> Corpus:
     """Open a corpus by name or path.
 
     Args:
-        source: `planted`, `stdlib`, `openwebtext`, or a path.
+        source: `planted`, `stdlib`, `openwebtext`, a path, or `-` for standard input.
         data_files: For `openwebtext` only: local parquet files of its layout, or a pattern such as
             `owt/train-*.parquet`, to read instead of the hub.
         limit: Number of documents to read from the beginning; None reads all.
         revision: Version of the content, for document ids; for the hub, the commit to read; for
             `stdlib`, the revision or version of Python that is needed. Without it local files are
             hashed once.
-        text_field: Field that holds the text of a document.
+        text_field: Field that holds the text of a document; `meta.text` is `text` inside `meta`.
         seed: Content seed of the planted corpus; other corpora ignore it.
         max_document_bytes: Largest accepted document, in bytes of UTF-8.
+        skip_bad: Leave out rows that are no documents (no text, no JSON, no UTF-8, or too large);
+            `Corpus.rows` yields them, and `build_store` writes them down. By default the first one
+            is an error.
 
     Raises:
         CorpusError: There is no corpus of that name, it holds nothing readable, it has another
@@ -80,25 +106,47 @@ def open_corpus(
         raise CorpusError(f"a limit of {limit} documents was asked for; it must be at least 1")
     if data_files is not None and str(source) != "openwebtext":
         raise CorpusError(f"data_files belong to the source openwebtext, not to {str(source)!r}")
+    if skip_bad and str(source) in ("planted", "stdlib"):
+        raise CorpusError(f"skip_bad was given for {source}, which has no bad rows")
     if str(source) == "planted":
         corpus = _planted(seed, limit)
     elif str(source) == "stdlib":
         corpus = stdlib_corpus(revision)
     elif str(source) == "openwebtext":
         corpus = _openwebtext(data_files, revision, text_field, max_document_bytes)
+    elif str(source) == STANDARD_INPUT:
+        corpus = _standard_input(revision, text_field, max_document_bytes)
     else:
         corpus = _local(Path(source), revision, text_field, max_document_bytes)
+    if not skip_bad:
+        corpus = replace(corpus, rows=None)
+    elif corpus.rows is not None:
+        corpus = replace(corpus, read=partial(_documents_of, corpus.rows), n_documents=None)
     return corpus if limit is None else _first(corpus, limit)
 
 
 def _first(corpus: Corpus, limit: int) -> Corpus:
-    known = corpus.n_documents
+    known, rows = corpus.n_documents, corpus.rows
     return replace(
         corpus,
-        read=lambda: islice(corpus.read(), limit),
+        read=lambda: _until(corpus.read(), limit),
+        rows=None if rows is None else lambda: _until(rows(), limit),
         n_documents=None if known is None else min(limit, known),
         n_bytes=None,
     )
+
+
+def _until(items: Iterable[_Item], limit: int) -> Iterator[_Item]:
+    """Yield items up to the last of `limit` documents."""
+    for item in items:
+        yield item
+        limit -= isinstance(item, Document)
+        if not limit:
+            return
+
+
+def _documents_of(rows: Callable[[], Iterator[Document | SkippedRow]]) -> Iterator[Document]:
+    return (one for one in rows() if isinstance(one, Document))
 
 
 def _planted(seed: int, limit: int | None) -> Corpus:
@@ -120,49 +168,86 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
         )
     # The name that was given decides, also if it is a link to a file of another name.
     path = Path(os.path.abspath(path))
-    shards = _shards(path)
-    revision = revision or _revision(path, shards)
+    shards, folder_files = _shards(path)
     counted = [_n_rows(shard) for shard in shards]
-    files = [file for shard in shards for file in _files(shard)]
-
-    def read() -> Iterator[Document]:
-        for shard in shards:
-            rows = readers.read(shard.path, shard.kind, text_field, max_document_bytes)
-            yield from _documents(rows, shard, path.name, revision, text_field, max_document_bytes)
-
+    reading = _Reading(
+        path.name, revision or _revision(path, shards), text_field, max_document_bytes
+    )
     return Corpus(
         name=path.name.split(".")[0] or path.name,
         source=path.name,
-        revision=revision + _field_mark(text_field),
-        read=read,
+        revision=reading.revision + _field_mark(text_field),
+        read=partial(_read, shards, reading),
+        rows=partial(_rows, shards, reading),
         n_documents=None if None in counted else sum(n for n in counted if n is not None),
-        n_bytes=sum(file.stat().st_size for file in files),
+        n_bytes=sum(file.stat().st_size for shard in shards for file in _files(shard)),
+        files=folder_files,
     )
 
 
-def _shards(path: Path) -> list[_Shard]:
+def _shards(path: Path) -> tuple[list[Shard], FolderFiles | None]:
+    """Return the shards of a file or folder, and for a folder of files which of them they are."""
     if path.is_file():
-        return [_Shard("0", path, readers.kind_of(path))]
-    if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+        return [Shard("0", path, readers.kind_of(path))], None
+    if (path / "dataset_dict.json").exists() or _is_saved(path):
         readers.open_dataset(path)
-        return [_Shard("0", path, "saved")]
-    found = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
+        return [Shard("0", path, "saved")], None
+    files = files_of(path)
+    return [Shard(name, path / name, readers.kind_of(path / name)) for name in files.taken], files
+
+
+def _is_saved(path: Path) -> bool:
+    """Return whether `datasets` saved a folder; folders of other files may have the first file."""
+    return (path / "dataset_info.json").exists() and (
+        (path / "state.json").exists() or any(path.glob("*.arrow"))
     )
-    if not found:
-        raise CorpusError(f"the folder {path} holds no files, so there are no documents in it")
-    return [_Shard(one.relative_to(path).as_posix(), one, readers.kind_of(one)) for one in found]
 
 
-def _files(shard: _Shard) -> list[Path]:
+def _standard_input(revision: str | None, text_field: str, max_document_bytes: int) -> Corpus:
+    """Open what standard input holds; it is copied to a temporary file, which is read repeatedly.
+
+    Raises:
+        CorpusError: It is empty.
+    """
+    # Standard input can be read once, so the copy is kept until the process ends.
+    folder = tempfile.mkdtemp(prefix="openbook-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "standard-input"
+    with storage.disk_guard(path), path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+    if not path.stat().st_size:
+        raise CorpusError("standard input is empty; pipe lines of JSON or a text into it")
+    shard = Shard("0", path, _kind_of_content(path), "standard input")
+    revision = revision or storage.sha256_file(path)
+    reading = _Reading("stdin", revision, text_field, max_document_bytes)
+
+    return Corpus(
+        name="stdin",
+        source="stdin",
+        revision=revision + _field_mark(text_field),
+        read=partial(_read, [shard], reading),
+        rows=partial(_rows, [shard], reading),
+        n_documents=1 if shard.kind == "text" else None,
+        n_bytes=path.stat().st_size,
+    )
+
+
+def _kind_of_content(path: Path) -> str:
+    with path.open("rb") as file:
+        begin = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
+        while begin.isspace() or not begin:
+            if not (begin := file.read(1 << 16)):
+                return "text"
+    return "jsonl" if begin.lstrip().startswith(b"{") else "text"
+
+
+def _files(shard: Shard) -> list[Path]:
     if shard.kind != "saved":
         return [shard.path]
     return sorted(file for file in shard.path.rglob("*") if file.is_file())
 
 
-def _revision(path: Path, shards: Sequence[_Shard]) -> str:
+def _revision(path: Path, shards: Sequence[Shard]) -> str:
     """Return the sha256 of a file, or of the names and sha256s of all files of a folder."""
     if path.is_file():
         return storage.sha256_file(path)
@@ -174,7 +259,7 @@ def _digest(folder: Path, files: Iterable[Path]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _n_rows(shard: _Shard) -> int | None:
+def _n_rows(shard: Shard) -> int | None:
     """Return the number of documents of a shard, or None if that needs reading all of it."""
     if shard.kind == "saved":
         return len(readers.open_dataset(shard.path))
@@ -202,18 +287,17 @@ def _openwebtext(
             lines = [f"{path.name} {storage.sha256_file(path)}" for path in paths]
             revision = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         addresses = [str(path) for path in paths]
-    content = revision
-
-    def read() -> Iterator[Document]:
-        for address in addresses:
-            shard = _Shard(address.rsplit("/", 1)[-1], Path(address), "parquet")
-            rows = readers.stream_parquet(address, text_field)
-            yield from _documents(
-                rows, shard, "openwebtext", content, text_field, max_document_bytes
-            )
-
-    marked = revision + _field_mark(text_field)
-    return Corpus("openwebtext", "openwebtext", marked, read, n_documents)
+    shards = [Shard(one.rsplit("/", 1)[-1], Path(one), "parquet", one) for one in addresses]
+    reading = _Reading("openwebtext", revision, text_field, max_document_bytes)
+    read_rows = _rows_on_the_hub if data_files is None else _rows_of
+    return Corpus(
+        "openwebtext",
+        "openwebtext",
+        revision + _field_mark(text_field),
+        partial(_read, shards, reading, read_rows),
+        n_documents,
+        rows=partial(_rows, shards, reading, read_rows),
+    )
 
 
 def _matching(given: Sequence[str | Path]) -> list[Path]:
@@ -256,50 +340,80 @@ def _hub_files(revision: str | None) -> tuple[list[str], str]:
 # --- rows to documents ---------------------------------------------------------------------------
 
 
-def _documents(
-    rows: Iterable[readers.Row],
-    shard: _Shard,
-    source: str,
-    revision: str,
-    text_field: str,
-    max_document_bytes: int,
+def _rows_of(shard: Shard, reading: _Reading) -> Iterator[readers.Row]:
+    return readers.read(shard, reading.text_field, reading.max_document_bytes)
+
+
+def _rows_on_the_hub(shard: Shard, reading: _Reading) -> Iterator[readers.Row]:
+    return readers.stream_parquet(shard.shown, reading.text_field)
+
+
+_RowReader = Callable[[Shard, _Reading], Iterator[readers.Row]]
+
+
+def _read(
+    shards: Sequence[Shard], reading: _Reading, read_rows: _RowReader = _rows_of
 ) -> Iterator[Document]:
-    prefix = f"{source}@{revision[:12]}{_field_mark(text_field)}/{shard.name}/"
-    for row, fields in rows:
-        text = _text(fields, shard, row, text_field, max_document_bytes)
-        title, url = (_string(fields.get(name)) for name in readers.OPTIONAL_FIELDS)
-        yield Document(f"{prefix}{row}", text, source, shard.name, row, title, url)
+    """Yield the documents of shards.
+
+    Raises:
+        CorpusError: A row is no document.
+        DamagedError: A row is not UTF-8, or a file is cut off.
+    """
+    for shard in shards:
+        for row, fields in read_rows(shard, reading):
+            document = _document(fields, shard, row, reading)
+            if isinstance(document, BadRow):
+                raise document.at(shard.place(row))
+            yield document
+
+
+def _rows(
+    shards: Sequence[Shard], reading: _Reading, read_rows: _RowReader = _rows_of
+) -> Iterator[Document | SkippedRow]:
+    """Yield the documents of shards, and in their places the rows that are none."""
+    for shard in shards:
+        file = reading.source if shard.name == "0" else shard.name
+        for row, fields in read_rows(shard, reading):
+            document = _document(fields, shard, row, reading)
+            if isinstance(document, BadRow):
+                yield SkippedRow.of(file, shard.kind, row, document.reason)
+            else:
+                yield document
+
+
+def _document(
+    fields: dict[str, object] | BadRow, shard: Shard, row: int, reading: _Reading
+) -> Document | BadRow:
+    if isinstance(fields, BadRow):
+        return fields
+    present, text = readers.field_of(fields, reading.text_field)
+    if not isinstance(text, str):
+        kind = f"a {type(text).__name__} as" if present else "no"
+        return BadRow(
+            f"has {kind} field {reading.text_field!r}; its fields are "
+            f"{readers.fields_shown(fields)}: choose one that holds text with --text-field"
+        )
+    title, url = (_string(fields.get(name)) for name in readers.OPTIONAL_FIELDS)
+    try:
+        size = len(text.encode())
+        (title + url).encode()
+    except UnicodeEncodeError as error:
+        where = "" if error.object == text else " in its title or url"
+        return BadRow(
+            f"is not UTF-8: half a surrogate pair at letter {error.start}{where}", DamagedError
+        )
+    if size > reading.max_document_bytes:
+        return BadRow(
+            f"has {size / 2**20:.1f} MiB of text, more than "
+            f"{reading.max_document_bytes / 2**20:g}; raise --max-document-mb or cut it"
+        )
+    id_ = reading.id(shard, row)
+    return Document(id_, text, reading.source, shard.name, row, title, url)
 
 
 def _field_mark(text_field: str) -> str:
     return "" if text_field == "text" else f"#{text_field}"
-
-
-def _text(
-    fields: dict[str, object], shard: _Shard, row: int, text_field: str, max_document_bytes: int
-) -> str:
-    text = fields.get(text_field)
-    if not isinstance(text, str):
-        where = readers.place(shard.path, shard.kind, row)
-        found = ", ".join(sorted(fields)) or "none"
-        kind = "no" if text_field not in fields else f"a {type(text).__name__} as"
-        raise CorpusError(
-            f"{where} has {kind} field {text_field!r}; its fields are {found}: choose one that "
-            "holds text with --text-field"
-        )
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        where = readers.place(shard.path, shard.kind, row)
-        raise DamagedError(
-            f"{where} is not UTF-8: half a surrogate pair at letter {error.start}"
-        ) from None
-    if size > max_document_bytes:
-        raise CorpusError(
-            f"{readers.place(shard.path, shard.kind, row)}: the document has {size / 2**20:.1f} "
-            f"MiB, more than {max_document_bytes / 2**20:g}; raise --max-document-mb or cut it"
-        )
-    return text
 
 
 def _string(value: object) -> str:

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from train.data.data_folder import FolderFiles
+from train.data.readers import SkippedRow
 from train.short_repr import short_repr
 
 
@@ -43,6 +45,9 @@ class Corpus:
     Attributes:
         revision: Version of the content: a digest, a commit, or the seed of a generated corpus.
         read: Function that iterates over the documents from the beginning.
+        rows: Function that iterates over the documents and the bad rows between them, for a corpus
+            whose bad rows are left out; None for another one.
+        files: The files of a folder that are read, and those that are not.
         n_documents: Number of documents, if it is known without reading them.
         tokenizer: Kind of tokenizer to use by default.
         vocab_size: Size of the vocabulary of a `bpe` tokenizer to use by default; None is 4096.
@@ -68,5 +73,7 @@ class Corpus:
     layout: str = "stream"
     held_out: float = 0.0
     truth: Callable[[], dict] | None = None
+    rows: Callable[[], Iterator[Document | SkippedRow]] | None = None
+    files: FolderFiles | None = None
 
     __repr__ = short_repr

@@ -1,33 +1,32 @@
 """Readers of corpus files: lines of JSON, parquet, plain text, and saved `datasets` folders.
 
-Each reader yields `(row, fields)` and keeps at most a few hundred rows in memory, whatever the size
-of the file. Damage that other readers skip silently is an error here: a compressed file that ends
-early (the reader of `zstandard` just stops there), bytes that are not UTF-8, and lines that are not
-JSON.
+Each reader yields `(row, fields)`, or `(row, BadRow)` for a row that cannot be read, and keeps at
+most a few hundred rows in memory, whatever the size of the file. Damage that other readers skip
+silently is an error here: a compressed file that ends early, bytes that are not UTF-8, and lines
+that are not JSON.
 """
 
 import codecs
-import gzip
-import io
 import json
-import lzma
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.errors import CorpusError, DamagedError
+from train import storage
+from train.errors import CorpusError, DamagedError, TrainError
+from train.progress import readable_size
+from train.short_repr import short_repr
 
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
-__all__ = ["Row", "kind_of", "n_rows", "open_dataset", "place", "read", "stream_parquet"]
+__all__ = ["KINDS", "OPTIONAL_FIELDS", "BadRow", "Row", "Shard", "SkippedRow", "field_of"]
+__all__ += ["fields_shown", "kind_of", "known_kind", "n_rows", "open_dataset", "read"]
+__all__ += ["stream_parquet"]
 
-Row = tuple[int, dict[str, object]]
-
-COMPRESSIONS = (".gz", ".zst", ".xz")
 KINDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -37,13 +36,100 @@ KINDS = {
     ".md": "text",
     ".rst": "text",
 }
-# Rows decoded at once from columnar files: 256 rows of OpenWebText are about 1.3 MB.
+# Rows decoded at once from a saved dataset: 256 rows of OpenWebText are about 1.3 MB.
 ROWS_AT_ONCE = 256
+# Rows decoded at once from parquet. A dictionary or a shared prefix can make many rows of a long
+# text from a few bytes, so the memory is that of one row; a row takes 17 microseconds this way,
+# in batches of 256 rows it takes 3, and to encode 5 kB of text about 1,000.
+PARQUET_ROWS_AT_ONCE = 1
+# What the text of one row group of a parquet file may unpack to. Text shrinks to a fourth; the
+# second number is for small files.
+MOST_UNPACKED_PER_BYTE = 1000
+LEAST_UNPACKED = 1 << 28
+MOST_SHOWN, LONGEST_SHOWN = 20, 60  # names of fields in a message, and letters of each
 OPTIONAL_FIELDS = ("title", "url")
 # A JSON escape takes at most six bytes for one byte of text (`\\u0000`); the spare bytes are for
 # other fields.
 LINE_BYTES_PER_TEXT_BYTE = 6
 LINE_SPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file, or a saved dataset, that holds rows.
+
+    Attributes:
+        name: Part of the ids of its documents.
+        kind: `jsonl`, `parquet`, `text` or `saved`.
+        shown: What messages call it; default: its path.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    shown: str = ""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.shown or str(self.path)
+
+    def place(self, row: int) -> str:
+        """Describe the place of a row for an error message; lines of JSON are counted from 1."""
+        if self.kind == "jsonl":
+            return f"{self.title}: line {row + 1}"
+        return self.title if self.kind == "text" else f"{self.title}: row {row}"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that holds no document: the reason, which goes on from a row's place, and the error."""
+
+    reason: str
+    error: type[TrainError] = CorpusError
+
+    def at(self, place: str) -> TrainError:
+        """Return the error of a row at a place."""
+        return self.error(f"{place} {self.reason}")
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that was left out of a corpus; `line` is None but in lines of JSON, and counts from 1.
+
+    `row` is None in a text file, which is left out as a whole.
+    """
+
+    file: str
+    row: int | None
+    line: int | None
+    reason: str
+
+    __repr__ = short_repr
+
+    def json_line(self) -> str:
+        """Return the row as a line of JSON, in ASCII and without what is None."""
+        named = {"file": self.file, "row": self.row, "line": self.line, "reason": self.reason}
+        return json.dumps({key: value for key, value in named.items() if value is not None}) + "\n"
+
+    @classmethod
+    def of(cls, file: str, kind: str, row: int, reason: str) -> "SkippedRow":
+        """Make one of a row of a file of a kind."""
+        return cls(
+            file, None if kind == "text" else row, row + 1 if kind == "jsonl" else None, reason
+        )
+
+
+Row = tuple[int, dict[str, object] | BadRow]
+
+
+def known_kind(name: str) -> str | None:
+    """Return `jsonl`, `parquet` or `text`, according to a file's name; None if it says nothing."""
+    path = Path(name)
+    ending = path.suffix.lower()
+    packed = ending in storage.COMPRESSIONS
+    kind = KINDS.get(Path(path.stem).suffix.lower() if packed else ending)
+    return None if packed and kind == "parquet" else kind
 
 
 def kind_of(path: Path) -> str:
@@ -52,41 +138,64 @@ def kind_of(path: Path) -> str:
     Raises:
         CorpusError: The name has no known ending.
     """
-    ending = path.suffix.lower()
-    inner = Path(path.stem).suffix.lower() if ending in COMPRESSIONS else ending
-    kind = KINDS.get(inner)
-    if kind is None or (kind == "parquet" and ending in COMPRESSIONS):
+    kind = known_kind(path.name)
+    if kind is None:
         known = ", ".join(KINDS)
         raise CorpusError(
             f"{path}: unknown file type {''.join(path.suffixes[-2:]) or '(no ending)'!r}; known "
-            f"are {known}, all but parquet also with {', '.join(COMPRESSIONS)}, folders of these, "
-            "and folders saved by `datasets`"
+            f"are {known}, all but parquet also with {', '.join(storage.COMPRESSIONS)}, folders of "
+            "these, and folders saved by `datasets`"
         )
     return kind
 
 
-def place(path: Path, kind: str, row: int) -> str:
-    """Describe the place of a row for an error message; lines of JSON are counted from 1."""
-    if kind == "jsonl":
-        return f"{path}: line {row + 1}"
-    return f"{path}" if kind == "text" else f"{path}: row {row}"
-
-
-def read(path: Path, kind: str, text_field: str, max_document_bytes: int) -> Iterator[Row]:
+def read(shard: Shard, text_field: str, max_document_bytes: int) -> Iterator[Row]:
     """Read the rows of a file in order, with at least the text field.
 
+    A line that is not a JSON object, bytes of a row that are not UTF-8, and a document that is
+    larger than `max_document_bytes`, or so long that it may be, are a `BadRow`.
+
     Raises:
-        CorpusError: A line is not a JSON object, a columnar file lacks the text field, a text file
-            is larger than `max_document_bytes`, or a line is so long that its document may be.
-        DamagedError: The file ends early, or holds bytes that are not UTF-8.
+        CorpusError: A columnar file lacks the text field, or unpacks to too much.
+        DamagedError: The file ends early.
     """
-    if kind == "jsonl":
-        return _json_lines(path, max_document_bytes)
-    if kind == "parquet":
-        return _parquet(path, text_field)
-    if kind == "saved":
-        return _saved(path, text_field)
-    return _text(path, text_field, max_document_bytes)
+    if shard.kind == "jsonl":
+        return _json_lines(shard, max_document_bytes)
+    if shard.kind == "parquet":
+        return _parquet(shard.path, text_field)
+    if shard.kind == "saved":
+        return _saved(shard.path, text_field)
+    return _text(shard, text_field, max_document_bytes)
+
+
+def field_of(fields: Mapping[str, object], name: str) -> tuple[bool, object]:
+    """Return whether a row has a field, and its value; `meta.text` is `text` inside `meta`.
+
+    A field of exactly that name goes before.
+
+    Examples:
+        >>> from train.data.readers import field_of
+        >>> field_of({"meta": {"text": "a"}}, "meta.text")
+        (True, 'a')
+    """
+    if name in fields:
+        return True, fields[name]
+    first, dot, rest = name.partition(".")
+    inner = fields.get(first)
+    if dot and isinstance(inner, Mapping):
+        return field_of(inner, rest)
+    return False, None
+
+
+def fields_shown(fields: Mapping[str, object]) -> str:
+    """Return the names of a row's fields for a message, as `--text-field` takes them."""
+    names = []
+    for name, value in fields.items():
+        nested = value if isinstance(value, Mapping) else {}
+        names += [f"{name}.{one}" for one in nested] or [name]
+    names.sort()
+    more = [f"and {len(names) - MOST_SHOWN} more"] if len(names) > MOST_SHOWN else []
+    return ", ".join([one[:LONGEST_SHOWN] for one in names[:MOST_SHOWN]] + more) or "none"
 
 
 def n_rows(path: Path) -> int:
@@ -123,7 +232,7 @@ def stream_parquet(address: str, text_field: str) -> Iterator[Row]:
         )
         stream = stream.select_columns(_columns(path, stream.column_names or (), text_field))
         for table in stream.with_format("arrow").iter(ROWS_AT_ONCE):
-            yield from _rows(path, table, row)
+            yield from _rows(table, row)
             row += table.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _cut_off(path, row, error) from None
@@ -149,57 +258,54 @@ def open_dataset(path: Path) -> Any:
         ) from None
 
 
-def _json_lines(path: Path, max_document_bytes: int) -> Iterator[Row]:
+def _json_lines(shard: Shard, max_document_bytes: int) -> Iterator[Row]:
     longest = LINE_BYTES_PER_TEXT_BYTE * max_document_bytes + LINE_SPARE_BYTES
-    with _opened(path) as file:
+    with storage.open_uncompressed(shard.path) as file:
         row = -1
         while line := file.readline(longest):
             row += 1
             if len(line) == longest and not line.endswith(b"\n"):
-                raise CorpusError(
-                    f"{place(path, 'jsonl', row)} is longer than {longest / 2**20:.0f} MiB, so its "
-                    "document may be larger than allowed; raise --max-document-mb or cut it"
+                yield (
+                    row,
+                    BadRow(
+                        f"is longer than {longest / 2**20:.0f} MiB, and its document may be larger "
+                        "than allowed; raise --max-document-mb or cut it"
+                    ),
                 )
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(longest)
+                continue
             if row == 0:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line or line.isspace():
                 continue
-            yield row, _json_object(path, row, line)
+            yield row, _json_object(line)
 
 
-def _json_object(path: Path, row: int, line: bytes) -> dict[str, object]:
+def _json_object(line: bytes) -> dict[str, object] | BadRow:
     try:
-        content = json.loads(line.decode("utf-8"))
+        content = json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
-        raise DamagedError(_not_utf8(place(path, "jsonl", row), error)) from None
+        return BadRow(_not_utf8(error), DamagedError)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or "nested too deeply"
-        if not isinstance(error, RecursionError | json.JSONDecodeError):
-            reason = "a number has too many digits"
-        raise CorpusError(
-            f"{place(path, 'jsonl', row)} is not JSON ({reason}); expected one object a line"
-        ) from None
+        return BadRow(f"is {storage.damaged_json(line, error)}; expected one object a line")
     if not isinstance(content, dict):
-        raise CorpusError(
-            f"{place(path, 'jsonl', row)} holds a {type(content).__name__}; expected one object a "
-            "line"
-        )
+        return BadRow(f"holds a {type(content).__name__}; expected one object a line")
     return content
 
 
-def _text(path: Path, text_field: str, max_document_bytes: int) -> Iterator[Row]:
-    with _opened(path) as file:
+def _text(shard: Shard, text_field: str, max_document_bytes: int) -> Iterator[Row]:
+    with storage.open_uncompressed(shard.path) as file:
         # One byte more than allowed is enough to see that the document is too large.
         content = file.read(max_document_bytes + 1)
     if len(content) > max_document_bytes:
-        raise CorpusError(
-            f"{path}: the document is larger than {max_document_bytes / 2**20:g} MiB; raise "
-            "--max-document-mb or cut it into several"
-        )
+        long = f"is larger than {max_document_bytes / 2**20:g} MiB"
+        yield 0, BadRow(f"{long}; raise --max-document-mb or cut it into several")
+        return
     try:
         yield 0, {text_field: content.decode("utf-8-sig")}
     except UnicodeDecodeError as error:
-        raise DamagedError(_not_utf8(str(path), error)) from None
+        yield 0, BadRow(_not_utf8(error), DamagedError)
 
 
 def _parquet(path: Path, text_field: str) -> Iterator[Row]:
@@ -209,15 +315,18 @@ def _parquet(path: Path, text_field: str) -> Iterator[Row]:
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = _columns(path, file.schema_arrow.names, text_field)
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
-                yield from _rows(path, batch, row)
+            columns = _columns(path, _field_names(file.schema_arrow), text_field)
+            _check_unpacked(path, file.metadata, columns)
+            for batch in file.iter_batches(PARQUET_ROWS_AT_ONCE, columns=columns):
+                yield from _rows(batch, row)
                 row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise _cut_off(path, row, error) from None
 
 
-def _cut_off(path: Path, row: int, error: BaseException) -> DamagedError:
+def _cut_off(path: Path, row: int, error: BaseException) -> TrainError:
+    if isinstance(error, MemoryError):
+        return CorpusError(f"{path}: row {row} needs more memory than there is; write it as .jsonl")
     return DamagedError(
         f"{path}: not readable as parquet from row {row} ({_one_line(error)}); it was cut off or "
         "changed"
@@ -226,134 +335,78 @@ def _cut_off(path: Path, row: int, error: BaseException) -> DamagedError:
 
 def _saved(path: Path, text_field: str) -> Iterator[Row]:
     dataset = open_dataset(path)
-    columns = _columns(path, dataset.column_names, text_field)
-    arrow = dataset.select_columns(columns).with_format("arrow")
+    columns = _columns(path, _field_names(dataset.data.schema), text_field)
+    outer = [one if one in dataset.column_names else one.partition(".")[0] for one in columns]
+    arrow = dataset.select_columns(list(dict.fromkeys(outer))).with_format("arrow")
     row = 0
     for table in arrow.iter(ROWS_AT_ONCE):
-        yield from _rows(path, table, row)
+        yield from _rows(table, row)
         row += table.num_rows
 
 
-def _columns(path: Path, found: Sequence[str], text_field: str) -> list[str]:
-    if text_field not in found:
+def _field_names(fields: "Iterable[pyarrow.Field]", outer: str = "") -> list[str]:
+    """Return the names of columns, and behind each one those of the fields inside it."""
+    import pyarrow
+
+    names = []
+    for field in fields:
+        names.append(outer + field.name)
+        if pyarrow.types.is_struct(field.type):
+            names += _field_names(field.type, f"{outer}{field.name}.")
+    return names
+
+
+def _columns(path: Path, names: Sequence[str], text_field: str) -> list[str]:
+    if text_field not in names:
         raise CorpusError(
-            f"{path} has no field {text_field!r}; its fields are {', '.join(sorted(found))}: "
+            f"{path} has no field {text_field!r}; its fields are {', '.join(sorted(names))}: "
             "choose one with --text-field"
         )
-    return [text_field, *(one for one in OPTIONAL_FIELDS if one in found and one != text_field)]
+    return [text_field, *(one for one in OPTIONAL_FIELDS if one in names and one != text_field)]
 
 
-def _rows(path: Path, batch: "pyarrow.Table | pyarrow.RecordBatch", first: int) -> Iterator[Row]:
+def _check_unpacked(
+    path: Path, metadata: "pyarrow.parquet.FileMetaData", columns: Sequence[str]
+) -> None:
+    """Refuse a file that says it unpacks to far more than its size.
+
+    Raises:
+        CorpusError: A column of a row group unpacks to more than the limit.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            packed, size = column.total_compressed_size, column.total_uncompressed_size
+            most = max(MOST_UNPACKED_PER_BYTE * packed, LEAST_UNPACKED)
+            if column.path_in_schema in columns and size > most:
+                raise CorpusError(
+                    f"{path}: {readable_size(packed)} of field {column.path_in_schema!r} unpack to "
+                    f"{readable_size(size)}, and at most {readable_size(most)} are read from a row "
+                    "group; write smaller row groups, or .jsonl.zst"
+                )
+
+
+def _rows(batch: "pyarrow.Table | pyarrow.RecordBatch", first: int) -> Iterator[Row]:
     for offset in range(batch.num_rows):
-        fields = {}
+        fields: dict[str, object] | BadRow = {}
         for name in batch.schema.names:
             try:
-                value = batch.column(name)[offset].as_py()
-                fields[name] = value.decode("utf-8") if isinstance(value, bytes) else value
+                fields[name] = _decoded(batch.column(name)[offset].as_py())
             except UnicodeDecodeError as error:
-                where = f"{path}: row {first + offset}, field {name!r}"
-                raise DamagedError(_not_utf8(where, error)) from None
+                fields = BadRow(f"{_not_utf8(error, name)}", DamagedError)
+                break
         yield first + offset, fields
 
 
-# --- bytes ---------------------------------------------------------------------------------------
+def _decoded(value: object) -> object:
+    """Return a value with the bytes in it as text."""
+    if isinstance(value, dict):
+        return {name: _decoded(one) for name, one in value.items()}
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a file for reading its uncompressed bytes.
-
-    Raises:
-        DamagedError: The compressed data ends early or is damaged.
-    """
-    file = _decompressed(path)
-    try:
-        yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise DamagedError(
-            f"{path}: the compressed file is cut off or changed ({_one_line(error)})"
-        ) from None
-    finally:
-        file.close()
-
-
-def _decompressed(path: Path) -> io.BufferedReader:
-    ending = path.suffix.lower()
-    if ending == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
-    if ending == ".xz":
-        return io.BufferedReader(lzma.open(path, "rb"), 1 << 20)  # type: ignore[arg-type]
-    if ending == ".zst":
-        return io.BufferedReader(_Zstandard(path), 1 << 20)
-    return io.BufferedReader(path.open("rb", buffering=0), 1 << 20)
-
-
-class _Zstandard(io.RawIOBase):
-    """A zstd file of one or more frames; it raises EOFError if the last one is incomplete.
-
-    It is decompressed into the caller's buffer, so that a small file of many zeros takes no more
-    memory than another one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        self._file = path.open("rb")
-        self._failure = zstandard.ZstdError
-        # `stream_reader` stops silently in an incomplete frame, so frames are counted here.
-        self._reader = zstandard.ZstdDecompressor().stream_reader(
-            self._file, read_size=1 << 16, read_across_frames=True, closefd=False
-        )
-        self._whole = _ends_with_a_frame(path)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        try:
-            size = self._reader.readinto(buffer)
-        except self._failure as error:
-            raise EOFError(str(error)) from None
-        if not size and not self._whole:
-            raise EOFError("the last frame is not whole")
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _ends_with_a_frame(path: Path) -> bool:
-    """Return whether a zstd file holds whole frames (RFC 8878, section 3.1), by their sizes."""
-    import zstandard
-
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        while (begin := file.tell()) < size:
-            head = file.read(18)  # the longest header of a frame
-            if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # skippable
-                file.seek(begin + 8 + int.from_bytes(head[4:8], "little"))
-                continue
-            try:
-                file.seek(begin + zstandard.frame_header_size(head))
-                checksum = 4 * zstandard.get_frame_parameters(head).has_checksum
-            except zstandard.ZstdError:
-                return False
-            last = False
-            while not last:
-                block = file.read(3)
-                if len(block) < 3:
-                    return False
-                number = int.from_bytes(block, "little")
-                last, kind = bool(number & 1), number >> 1 & 3
-                file.seek(1 if kind == 1 else number >> 3, 1)  # kind 1: one byte, repeated
-            file.seek(checksum, 1)
-        return file.tell() == size
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> str:
-    byte = error.object[error.start]
-    return f"{where} is not UTF-8 (byte 0x{byte:02x} at offset {error.start}); convert it to UTF-8"
+def _not_utf8(error: UnicodeDecodeError, field: str = "") -> str:
+    byte, inside = error.object[error.start], f" in field {field!r}" if field else ""
+    return f"is not UTF-8{inside} (byte 0x{byte:02x} at offset {error.start}); convert it to UTF-8"
 
 
 def _one_line(error: BaseException) -> str:

@@ -102,6 +102,8 @@ class Counts:
         empty_dropped: Documents without tokens, which are left out.
         literal_eot_documents: Documents whose text contains the text of end-of-text.
         respaced_documents: Documents of a word-level store whose white space is lost.
+        skipped_rows: Bad rows that were left out and are listed in skipped.jsonl; None, and not in
+            store.json, if the first one would have ended the build.
     """
 
     documents: int = 0
@@ -113,6 +115,11 @@ class Counts:
     empty_dropped: int = 0
     literal_eot_documents: int = 0
     respaced_documents: int = 0
+    skipped_rows: int | None = None
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the counts that are in store.json."""
+        return {name: number for name, number in asdict(self).items() if number is not None}
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,8 @@ def build_store(
     With the stream layout memory does not grow with the corpus; with the packed layout the document
     table is in memory during the build. A byte-level vocabulary (`tokenizer="bpe"`) is first
     learned from up to 100 MB of the documents that are not held out. A word-level vocabulary takes
-    the words of all documents, held-out ones included, because other words cannot be encoded.
+    the words of all documents, held-out ones included, because other words cannot be encoded. If
+    the corpus leaves bad rows out, the store lists them with their reasons in skipped.jsonl.
 
     Args:
         tokenizer: `gpt2`, `bpe`, `word`, or a tokenizer; default: the corpus's.
@@ -263,7 +271,7 @@ def _manifest(
         "corpus": {name: getattr(corpus, name) for name in ("name", "source", "revision")},
         "seed": plan.seed,
         "held_out": plan.held_out,
-        "counts": asdict(counts),
+        "counts": counts.to_dict(),
         "files": {file.name: storage.sha256_file(file) for file in files},
         "sizes": {file.name: file.stat().st_size for file in files},
         "fingerprint": fingerprint(folder / token_store.TABLE),
@@ -286,7 +294,8 @@ def _write(folder: Path, corpus: Corpus, plan: _Plan, progress: Progress | None)
         Region(folder / "late.bin", folder / "late.parquet", plan.dtype) as late,
         Region(folder / "held_out.bin", folder / "held_out.parquet", plan.dtype) as held_out,
     ):
-        batches = _batches(corpus.read(), plan.batch_letters)
+        documents = _kept(folder, corpus, counts) if corpus.rows else corpus.read()
+        batches = _batches(documents, plan.batch_letters)
         for encoded in _in_order(batches, partial(_encode, plan), plan.threads):
             early.append(encoded.early)
             late.append(encoded.late)
@@ -312,6 +321,19 @@ def _write(folder: Path, corpus: Corpus, plan: _Plan, progress: Progress | None)
     late.remove()
     held_out.remove()
     return counts
+
+
+def _kept(folder: Path, corpus: Corpus, counts: Counts) -> Iterator[Document]:
+    """Yield the documents of a corpus, and write and count the bad rows between them."""
+    assert corpus.rows is not None
+    counts.skipped_rows = 0
+    with (folder / token_store.SKIPPED).open("w", encoding="ascii") as file:
+        for one in corpus.rows():
+            if isinstance(one, Document):
+                yield one
+            else:
+                counts.skipped_rows += 1
+                file.write(one.json_line())
 
 
 def _refuse_existing(out: Path) -> None:
@@ -428,9 +450,9 @@ def _count(counts: Counts, encoded: _Encoded) -> None:
 
 def _check(corpus: Corpus, counts: Counts, held_out: float) -> None:
     if not counts.documents:
-        found = (
-            f"all {counts.empty_dropped} are empty" if counts.empty_dropped else "there are none"
-        )
+        numbers = {"are empty": counts.empty_dropped, "are bad rows": counts.skipped_rows}
+        found = " and ".join(f"{n} {what}" for what, n in numbers.items() if n)
+        found = "there are none" if not found else f"all {found}" if " and " not in found else found
         raise CorpusError(f"{corpus.source} holds no document with text in it: {found}")
     if not counts.train_documents:
         raise StoreError(

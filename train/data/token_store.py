@@ -47,6 +47,7 @@ TABLE = "documents.parquet"
 TOKENIZER = "tokenizer.json"
 STORE_MANIFEST = "store.json"
 TRUTH = "truth.json"
+SKIPPED = "skipped.jsonl"
 PROGRESS_EVERY = 1000
 
 
@@ -371,7 +372,7 @@ def verify_store(
     from train.data import store_writer
 
     fresh = open_store(store.path)
-    for name in (TOKENIZER, TABLE, TRUTH):
+    for name in (TOKENIZER, TABLE, TRUTH, SKIPPED):
         if name in fresh.manifest["files"]:
             _check_digest(fresh, name)
     if store_writer.fingerprint(store.path / TABLE) != fresh.fingerprint:

@@ -33,7 +33,7 @@ class Sinks(nn.Module):
         super().__init__()
         self.learned = kind == "learned"
         size = (n_sinks, d_model) if self.learned else (n_heads,)
-        self.weight = nn.Parameter(torch.zeros(size))
+        self.weight = nn.Parameter(torch.zeros(size, dtype=torch.float32))
 
     def prepend(
         self, x: Float[Tensor, "batch pos d_model"]

@@ -27,7 +27,7 @@ class OwnValueRemoval(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         # tanh(0) = 0: training starts at plain attention.
-        self.weight = nn.Parameter(torch.zeros(n_heads)) if learned else None
+        self.weight = nn.Parameter(torch.zeros(n_heads, dtype=torch.float32)) if learned else None
         self.hook_coefficient = HookPoint()  # alpha, [batch pos head]
 
     def forward(

@@ -28,7 +28,10 @@ __all__ = ["ACTIVATIONS", "MLP", "Linear", "Norm", "Table"]
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with weight [out, in], initialised to zero."""
+    """`nn.Linear` in fp32 with weight [out, in], initialised to zero."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias, dtype=torch.float32)
 
     def reset_parameters(self) -> None:
         """Set the weights to zero; torch calls this on construction."""
@@ -37,7 +40,10 @@ class Linear(nn.Linear):
 
 
 class Table(nn.Embedding):
-    """`nn.Embedding` with weight [row, d_model], initialised to zero."""
+    """`nn.Embedding` in fp32 with weight [row, d_model], initialised to zero."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__(num_embeddings, embedding_dim, dtype=torch.float32)
 
     def reset_parameters(self) -> None:
         """Set the weights to zero; torch calls this on construction."""
@@ -94,8 +100,14 @@ class Norm(nn.Module):
         self.centred = kind == "layernorm"
         self.eps = eps
         self.width = width
-        self.weight = nn.Parameter(torch.ones(width)) if gain and kind != "none" else None
-        self.bias = nn.Parameter(torch.zeros(width)) if bias and self.centred else None
+        self.weight = (
+            nn.Parameter(torch.ones(width, dtype=torch.float32))
+            if gain and kind != "none"
+            else None
+        )
+        self.bias = (
+            nn.Parameter(torch.zeros(width, dtype=torch.float32)) if bias and self.centred else None
+        )
         self.hook_in = HookPoint()
         if kind != "none":
             self.hook_scale = HookPoint()  # the divisor, [batch pos 1]

@@ -26,9 +26,11 @@ class StreamMix(nn.Module):
 
     def __init__(self, *, skip: bool, mix: bool) -> None:
         super().__init__()
-        self.skip_scale = nn.Parameter(torch.ones(())) if skip else None
-        self.stream_scale = nn.Parameter(torch.ones(())) if mix else None
-        self.embed_scale = nn.Parameter(torch.full((), EMBEDDING_SHARE)) if mix else None
+        self.skip_scale = nn.Parameter(torch.ones((), dtype=torch.float32)) if skip else None
+        self.stream_scale = nn.Parameter(torch.ones((), dtype=torch.float32)) if mix else None
+        self.embed_scale = (
+            nn.Parameter(torch.full((), EMBEDDING_SHARE, dtype=torch.float32)) if mix else None
+        )
         if skip:
             self.hook_skip = HookPoint()  # what the U-Net adds
         if mix:

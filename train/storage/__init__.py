@@ -36,19 +36,23 @@ if TYPE_CHECKING:
         write_text,
     )
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
+    from train.storage.compressed_files import COMPRESSIONS, open_uncompressed
     from train.storage.foreign_files import (
         damaged_json,
         parse_json,
         read_foreign_bytes,
         read_foreign_json,
         read_foreign_text,
+        read_foreign_toml,
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
     from train.storage.tensor_file import TensorEntry, TensorFile, write_tensors
+    from train.storage.project_folder import project_root
 
 __all__ = [
     "ARTIFACT_MANIFEST",
+    "COMPRESSIONS",
     "Artifact",
     "ChainRow",
     "ChainWriter",
@@ -69,12 +73,15 @@ __all__ = [
     "is_partial",
     "lock_artifact",
     "new_folder",
+    "open_uncompressed",
     "parse_json",
     "partial_path",
+    "project_root",
     "read_chain",
     "read_foreign_bytes",
     "read_foreign_json",
     "read_foreign_text",
+    "read_foreign_toml",
     "read_sealed",
     "replace_folder",
     "seal",

@@ -7,6 +7,7 @@ page of a login) is named as such.
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from train.progress import readable_size
 
 
 __all__ = ["damaged_json", "parse_json", "read_foreign_bytes", "read_foreign_json"]
-__all__ += ["read_foreign_text", "stand_in"]
+__all__ += ["read_foreign_text", "read_foreign_toml", "stand_in"]
 
 MOST_BYTES = 1 << 28  # of a text that is read whole; the largest tokenizer.json known has 34 MB
 # Beginnings of files that a download leaves in place of what was asked for.
@@ -99,6 +100,26 @@ def read_foreign_json(path: Path, *, most_bytes: int = MOST_BYTES) -> Any:
     return parse_json(read_foreign_text(path, most_bytes=most_bytes), path)
 
 
+def read_foreign_toml(path: Path, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        DamagedError: As for `read_foreign_text`, or the file is not TOML.
+
+    Examples:
+        >>> storage.write_text(folder / "a.toml", "a = 1")
+        >>> storage.read_foreign_toml(folder / "a.toml")
+        {'a': 1}
+    """
+    text = read_foreign_text(path, most_bytes=most_bytes)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise DamagedError(f"{path}: not readable as TOML (nested too deeply)") from None
+    except ValueError as error:
+        raise DamagedError(f"{path}: not readable as TOML ({error})") from None
+
+
 def parse_json(text: str | bytes, where: object) -> Any:
     """Return the value of a JSON text.
 
@@ -133,5 +154,6 @@ def damaged_json(text: str | bytes, error: Exception) -> str:
     if isinstance(error, UnicodeError):
         return "not readable as JSON (it has half of a surrogate pair, which UTF-8 lacks)"
     if isinstance(error, json.JSONDecodeError):
-        return f"not readable as JSON ({error})"
+        line = f"line {error.lineno}, " if error.doc.strip().count("\n") else ""
+        return f"not readable as JSON ({error.msg}, at {line}letter {error.colno})"
     return "not readable as JSON (a number has too many digits)"

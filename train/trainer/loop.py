@@ -586,7 +586,7 @@ def _backward(
     objective: Objective,
 ) -> torch.Tensor:
     """Accumulate the gradients of a batch, micro-batch by micro-batch, and return its loss."""
-    total = torch.zeros((), device=numerics.device)
+    total = torch.zeros((), device=numerics.device, dtype=torch.float32)
     for part in batch.parts(recipe.micro_batch_size):
         with numerics.autocast(), use_kernels(numerics.kernels):
             loss = objective(forward, part.to(numerics.device))

@@ -246,11 +246,13 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     AdamW has `<parameter>.exp_avg`, `.exp_avg_sq` and `.step`; Muon's matrices have
     `<parameter>.momentum_buffer`. Before the first update there are none.
     """
+    # torch gives "step" the default type of the process, which may be another one than fp32.
     return {
-        f"{name}.{key}": value.detach().cpu().contiguous().reshape(value.shape)
+        f"{name}.{key}": (value.float() if key == "step" else value)
+        .detach().cpu().contiguous().reshape(value.shape)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    }  # fmt: skip
 
 
 def load_optimizer_state(

@@ -168,7 +168,9 @@ def gathered_optimizer(state: TrainState, ranks: Ranks) -> dict[str, Tensor]:
             continue
         own, size = state.optimizer.state.get(parameter, {}), parameter.shape
         for key, shape in (("step", ()), ("exp_avg", size), ("exp_avg_sq", size)):
-            tensor = own[key] if own else torch.empty(shape, device=parameter.device)
+            # torch gives "step" the default type of the process.
+            empty = torch.empty(shape, device=parameter.device, dtype=torch.float32)
+            tensor = own[key].float() if own else empty
             ranks.send_to_rank_0(tensor, owner)
             if ranks.rank == 0:
                 gathered[f"{name}.{key}"] = tensor.cpu()

@@ -59,7 +59,10 @@ def spread(found: Patched, indices: Sequence[int], n_patches: int) -> Patched:
     scores = found.start[:, None].expand(-1, n_patches, -1).clone()
     # Infinite: nothing was compared there, so an effect of 0 does not come from equal values.
     scores[:, list(indices)] = found.scores
-    done, moved = torch.ones(n_patches, dtype=torch.bool), torch.full((n_patches,), float("inf"))
+    done, moved = (
+        torch.ones(n_patches, dtype=torch.bool),
+        torch.full((n_patches,), float("inf"), dtype=torch.float32),
+    )
     done[list(indices)], moved[list(indices)] = found.done, found.moved
     return Patched(scores, found.start, done, moved, found.peak_bytes)
 
@@ -73,7 +76,7 @@ class Found:
         )
         self.start = torch.full((n_metrics, n_prompts), float("nan"), dtype=torch.float64)
         self.here = torch.zeros(n_patches, dtype=torch.bool)
-        self.moved = torch.zeros(n_patches)
+        self.moved = torch.zeros(n_patches, dtype=torch.float32)
         self.peak_bytes = 0
 
     @property

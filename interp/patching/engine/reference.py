@@ -35,8 +35,13 @@ def reference_scores(
     hooks = sorted({place.hook for patch in patches for place in patch})
     logits, base = model.run_with_cache(tokens, names_filter=hooks)
     start = torch.stack([metric.of_logits(logits) for metric in metrics])
-    found = torch.full((len(metrics), len(patches), len(tokens)), float("nan")).double()
-    moved, done = torch.zeros(len(patches)), torch.zeros(len(patches), dtype=torch.bool)
+    found = torch.full(
+        (len(metrics), len(patches), len(tokens)), float("nan"), dtype=torch.float32
+    ).double()
+    moved, done = (
+        torch.zeros(len(patches), dtype=torch.float32),
+        torch.zeros(len(patches), dtype=torch.bool),
+    )
     for i, patch in enumerate(patches):
         try:
             logits = model.run_with_hooks(tokens, fwd_hooks=_hooks(patch, given))

@@ -89,4 +89,4 @@ def test_a_file_of_another_protocol_is_one_line(openbook, tiny_run, files):
     ended = openbook("evaluate", tiny_run.path, "--on", f"lambada={files['sst2']}")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.count("\n") == 1
-    assert "line 1 is no JSON object; one with 'text' is expected per line" in ended.err
+    assert "line 1 is not readable as JSON (Expecting value, at letter 1); an obj" in ended.err

@@ -1,5 +1,7 @@
 """MIB's format is read and written without loss, and what is no such file is refused."""
 
+import bz2
+import gzip
 import json
 import lzma
 import math
@@ -95,6 +97,15 @@ def test_what_is_no_circuit_of_such_a_model_is_refused(tmp_path, change, message
     path.write_text(json.dumps(content))
     with pytest.raises(CircuitError, match=message):
         circuits.read_mib(path)
+
+
+@pytest.mark.parametrize("pack", [bytes, lzma.compress, bz2.compress, gzip.compress])
+def test_a_byte_order_mark_and_every_compression_are_read(tmp_path, pack):
+    circuits.write_mib(tmp_path / "a.json", example())
+    ending = {bytes: "", lzma.compress: ".xz", bz2.compress: ".bz2", gzip.compress: ".gz"}[pack]
+    path = tmp_path / f"b.json{ending}"
+    path.write_bytes(pack(b"\xef\xbb\xbf" + (tmp_path / "a.json").read_bytes()))
+    assert circuits.read_mib(path).worth.equal(example().worth)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff\xfe", b"{" * 100_000, b'{"cfg": '])

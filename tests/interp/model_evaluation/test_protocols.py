@@ -4,6 +4,7 @@
 drawn weights as a Hugging Face model, with its own task definitions and no network.
 """
 
+import bz2
 import gzip
 import json
 import math
@@ -66,6 +67,18 @@ def test_every_protocol_says_its_version_n_and_settings(files):
     limited = model_evaluation.load("blimp", files["blimp"], limit=2)
     assert limited.groups == ("anaphor_number_agreement",) * 2 + ("wh_island",) * 2
     assert limited.keys == (*said["blimp"].keys[:2], *said["blimp"].keys[3:5])
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress)])
+def test_a_compressed_file_has_the_items_of_a_plain_one(ending, pack, files, tmp_path):
+    (tmp_path / f"file.{ending}").write_bytes(
+        pack(model_evaluation.text_of(Path(files["lambada"])).encode())
+    )
+    one, other = (
+        model_evaluation.load("lambada", str(path))
+        for path in (files["lambada"], tmp_path / f"file.{ending}")
+    )
+    assert one.keys == other.keys
 
 
 @pytest.mark.parametrize("protocol", ["lambada", "wikitext", "sst2"])
@@ -244,7 +257,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, files):
         ("[1, 2]", "line 1 has no object; the texts 'text' are expected"),
         ('{"prompt": "a b"}', "line 1 has 'prompt'; the texts 'text' are expected"),
         ('{"text": 3}', "line 1 has 'text'"),
-        ('{"text": "a b"}\n{"text', "line 2 is no JSON object"),
+        ('{"text": "a b"}\n{"text', "line 2 is not readable as JSON"),
         ('{"text": "word"}', "item 1 is 'word'; two words or more are expected"),
         (r'{"text": "a \ud83d b"}', "line 1 holds half of a surrogate pair in 'text' .at letter 2"),
     ):
@@ -253,9 +266,9 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, files):
     other.write_bytes(b"\xff\xfe")
     refused("lambada", other, "is not UTF-8 text")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"x" * 999)[:20])
-    refused("lambada", tmp_path / "cut.gz", "is no complete gzip file")
+    refused("lambada", tmp_path / "cut.gz", "the compressed file is cut off or changed")
     (tmp_path / "plain.gz").write_text("text")
-    refused("wikitext", tmp_path / "plain.gz", "is no complete gzip file")
+    refused("wikitext", tmp_path / "plain.gz", "the compressed file is cut off or changed")
     refused("wikitext", files["lambada"], "has no heading such as")
     refused("sst2", files["lambada"], "line 1 is .*; a sentence, a tab and 0 or 1 are expected")
     refused("gsm8k", files["lambada"], "give gsm8k=.*,TRAIN")

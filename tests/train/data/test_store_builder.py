@@ -1,5 +1,6 @@
 """A build ends in a whole store or in nothing at all, however it ends."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from tests.worlds import disks
 from train.data import (
     Corpus,
     Document,
+    TokenStore,
     build_store,
     open_corpus,
     open_store,
@@ -234,3 +236,78 @@ def test_a_disk_too_small_for_the_tokenizer_leaves_nothing(small_disk: Path):
     with pytest.raises(DiskError, match=re.escape("the disk is full")):
         build_store(_corpus(["the cat"]), out=small_disk / "store", tokenizer="gpt2")
     assert list(small_disk.iterdir()) == []
+
+
+# --- rows that are left out ----------------------------------------------------------------------
+
+MIXED = '{"text": "a b"}\n{"text": null}\n{"text"\n{"text": "c"}\n'
+
+
+def _skipping(folder: Path, out: str, **options: Any) -> TokenStore:
+    (folder / "mine.jsonl").write_text(MIXED)
+    corpus = open_corpus(folder / "mine.jsonl", skip_bad=True)
+    return build_store(corpus, out=folder / out, tokenizer="word", **options)
+
+
+def test_rows_that_are_left_out_are_counted_and_listed_in_the_store(tmp_path: Path):
+    store = _skipping(tmp_path, "store")
+    assert [store.text(0), store.text(1)] == ["a b", "c"]
+    assert store.manifest["counts"]["skipped_rows"] == 2
+    listed = [json.loads(line) for line in (store.path / "skipped.jsonl").read_text().splitlines()]
+    assert listed == [
+        {
+            "file": "mine.jsonl",
+            "row": 1,
+            "line": 2,
+            "reason": "has a NoneType as field 'text'; its fields are text: choose one that holds "
+            "text with --text-field",
+        },
+        {
+            "file": "mine.jsonl",
+            "row": 2,
+            "line": 3,
+            "reason": "is not readable as JSON (Expecting ':' delimiter, at letter 8); expected "
+            "one object a line",
+        },
+    ]
+
+
+def test_a_build_that_leaves_rows_out_writes_the_same_bytes_each_time(tmp_path: Path):
+    one, other = (_skipping(tmp_path, name, threads=n) for name, n in (("a", 1), ("b", 3)))
+    names = sorted(file.name for file in one.path.iterdir())
+    assert "skipped.jsonl" in names
+    for name in names:
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes()
+
+
+def test_the_list_of_rows_that_were_left_out_is_verified(tmp_path: Path):
+    store = _skipping(tmp_path, "store")
+    verify_store(store)
+    listed = store.path / "skipped.jsonl"
+    listed.write_bytes(listed.read_bytes().replace(b"NoneType", b"noneType"))
+    with pytest.raises(DamagedError, match=r"skipped\.jsonl"):
+        verify_store(store)
+
+
+def test_a_store_without_bad_rows_is_the_same_but_for_its_list(tmp_path: Path):
+    (tmp_path / "mine.jsonl").write_text('{"text": "a b"}\n')
+    plain, skipping = (
+        build_store(
+            open_corpus(tmp_path / "mine.jsonl", skip_bad=skip_bad),
+            out=tmp_path / str(skip_bad),
+            tokenizer="word",
+        )
+        for skip_bad in (False, True)
+    )
+    assert plain.fingerprint == skipping.fingerprint
+    assert "skipped_rows" not in plain.manifest["counts"]
+    assert skipping.manifest["counts"]["skipped_rows"] == 0
+    assert (skipping.path / "skipped.jsonl").read_bytes() == b""
+
+
+def test_a_corpus_of_bad_rows_alone_is_refused_and_leaves_nothing(tmp_path: Path):
+    (tmp_path / "mine.jsonl").write_text('{"text": null}\n{"text": ""}\n')
+    corpus = open_corpus(tmp_path / "mine.jsonl", skip_bad=True)
+    with pytest.raises(CorpusError, match="1 are empty and 1 are bad rows"):
+        build_store(corpus, out=tmp_path / "store", tokenizer=train_words(["a"]))
+    assert not (tmp_path / "store").exists()

@@ -83,7 +83,7 @@ def test_files_that_hold_no_examples_are_refused(tmp_path):
         ("a.json", "{", CorpusError, "not readable as JSON"),
         ("a.json", '{"prompt": "x"}', CorpusError, "holds a dict; expected a list"),
         ("a.json", "[3]", CorpusError, "example 0 is a int"),
-        ("a.jsonl", '{"prompt"', CorpusError, "line 1 is not JSON"),
+        ("a.jsonl", '{"prompt"', CorpusError, "line 1 is not readable as JSON"),
         ("a.txt", "text", CorpusError, r"read from \.json and \.jsonl"),
     ):
         path = tmp_path / name
@@ -97,6 +97,30 @@ def test_files_that_hold_no_examples_are_refused(tmp_path):
         tuning.open_tuning_set(tmp_path, "instructions")
     with pytest.raises(CorpusError, match="no examples of kind 'preference', did you mean"):
         tuning.open_tuning_set("planted", "preference")
+
+
+def test_rows_that_are_no_examples_are_left_out_counted_and_listed(tmp_path, tiny_store):
+    path = written(tmp_path / "a.jsonl", {"prompt": "w1", "response": "w2"}, {"text": "x"}, [])
+    path.write_text(path.read_text() + '\n{"prompt": "\\ud800", "response": "w2"}\n{"pro\n')
+    store = tuning.build_tuning_store(
+        tuning.open_tuning_set(path, "instructions", skip_bad=True),
+        out=tmp_path / "store",
+        tokenizer=tiny_store.tokenizer,
+        context=16,
+    )
+    assert (store.n_documents, store.manifest["counts"]["skipped_rows"]) == (1, 4)
+    listed = [json.loads(line) for line in (store.path / "skipped.jsonl").read_text().splitlines()]
+    assert [one["line"] for one in listed] == [2, 3, 4, 5]
+    assert listed[0]["reason"].startswith("has the fields text; instructions have one of")
+    assert listed[2]["reason"] == "is not UTF-8: half a surrogate pair at letter 0 of 'prompt'"
+    verify_store(store)
+
+
+def test_an_example_with_half_a_surrogate_pair_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "response": "\\ud800"}\n')
+    with pytest.raises(DamagedError, match="line 1 is not UTF-8: half a surrogate pair at letter"):
+        list(tuning.open_tuning_set(path, "instructions").read())
 
 
 # --- stores --------------------------------------------------------------------------------------

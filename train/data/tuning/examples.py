@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from train.data.readers import SkippedRow
 from train.short_repr import short_repr
 
 
@@ -41,6 +42,8 @@ class TuningSet:
         read: Function that iterates over the examples from the beginning.
         place: Function that describes the place of a row, for error messages.
         truth: Truth table of a planted set.
+        rows: Function that iterates over the examples and the bad rows between them, for a set
+            whose bad rows are left out; None for another one.
 
     Examples:
         >>> one = tuning.Example(0, "the capital of runethi is", "koreskul .")
@@ -55,6 +58,7 @@ class TuningSet:
     read: Callable[[], Iterator[Example]]
     place: Callable[[int], str] = "example {}".format
     truth: dict | None = None
+    rows: Callable[[], Iterator[Example | SkippedRow]] | None = None
 
     __repr__ = short_repr
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from train import storage
 from train.data import token_store
+from train.data.readers import SkippedRow
 from train.data.store_writer import ROWS_PER_GROUP, SCHEMA, fingerprint
 from train.data.token_store import TokenStore, open_store
 from train.data.tokenizers import Tokenizer
@@ -73,7 +74,8 @@ def build_tuning_store(
             example needs.
         held_out: Share of examples, chosen by the hash of their prompt, to keep out of training.
         drop: Leave out examples that cannot be used (too long, empty, equal answers) and count
-            them in store.json; by default the first one is an error.
+            them in store.json; by default the first one is an error. (Rows that are no examples
+            are left out by `open_tuning_set(..., skip_bad=True)`.)
 
     Raises:
         CorpusError: An example teaches nothing, or none is left.
@@ -95,7 +97,8 @@ def build_tuning_store(
         raise StoreError(f"{out} exists already; choose another place or remove it")
     if not 0 <= held_out < 1:
         raise StoreError(f"held_out={held_out} is no share of examples within [0, 1)")
-    kept, dropped = _encoded(examples, tokenizer, context, drop)
+    skipped: list[SkippedRow] = []
+    kept, dropped = _encoded(examples, tokenizer, context, drop, skipped)
     learned = [one for one in kept if not _is_held_out(one.example, held_out)]
     if not learned:
         raise StoreError(
@@ -124,6 +127,9 @@ def build_tuning_store(
         tokenizer.save(folder / token_store.TOKENIZER)
         if examples.truth is not None:
             storage.write_json(folder / token_store.TRUTH, examples.truth)
+        if examples.rows is not None:
+            listed = "".join(one.json_line() for one in skipped)
+            storage.write_text(folder / token_store.SKIPPED, listed)
         content = _manifest(folder, examples, tokenizer, width, row_length, held_out)
         n_learned = 1 + len(learned) * row_length
         content["counts"] = {
@@ -134,17 +140,24 @@ def build_tuning_store(
             "early_tokens": n_learned,
             "respaced_documents": 0,
             "dropped": dict(sorted(dropped.items())),
+            **({} if examples.rows is None else {"skipped_rows": len(skipped)}),
         }
         storage.write_json(folder / token_store.STORE_MANIFEST, storage.seal(content))
     return open_store(out)
 
 
 def _encoded(
-    examples: TuningSet, tokenizer: Tokenizer, context: int, drop: bool
+    examples: TuningSet, tokenizer: Tokenizer, context: int, drop: bool, skipped: list[SkippedRow]
 ) -> tuple[list[_Encoded], Counter[str]]:
-    """Return the usable examples as tokens, and how many were dropped for which reason."""
+    """Return the usable examples as tokens, and how many were dropped for which reason.
+
+    Rows that the set leaves out are appended to `skipped`.
+    """
     kept, dropped = [], Counter[str]()
-    for example in examples.read():
+    for example in (examples.rows or examples.read)():
+        if isinstance(example, SkippedRow):
+            skipped.append(example)
+            continue
         problem = example_problem(example)
         if problem and not drop:
             place = examples.place(example.row)
@@ -164,7 +177,9 @@ def _encoded(
             )
     if not kept:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        raise CorpusError(f"{examples.name} holds no usable example: {why or 'it is empty'}")
+        bad = f"{len(skipped)} bad rows" if skipped else ""
+        why = ", ".join(filter(None, [why, bad])) or "it is empty"
+        raise CorpusError(f"{examples.name} holds no usable example: {why}")
     return kept, dropped
 
 
