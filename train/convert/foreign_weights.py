@@ -133,7 +133,11 @@ def mapped_weights(path: Path, read: Callable[[], Mapping[str, Tensor]]) -> Weig
 def zeros(path: Path, name: str, n_rows: int) -> ForeignTensor:
     """Return a vector of zeros that stands for a bias that a file does not have."""
     return ForeignTensor(
-        path, name, torch.float32, (n_rows,), lambda: iter([(0, torch.zeros(n_rows))])
+        path,
+        name,
+        torch.float32,
+        (n_rows,),
+        lambda: iter([(0, torch.zeros(n_rows, dtype=torch.float32))]),
     )
 
 

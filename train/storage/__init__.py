@@ -47,8 +47,8 @@ if TYPE_CHECKING:
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
-    from train.storage.tensor_file import TensorEntry, TensorFile, write_tensors
     from train.storage.project_folder import project_root
+    from train.storage.tensor_file import TensorEntry, TensorFile, write_tensors
 
 __all__ = [
     "ARTIFACT_MANIFEST",
