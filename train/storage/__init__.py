@@ -1,4 +1,4 @@
-"""Storage: files and folders written whole or not at all, sealed artifacts, locks, chained logs."""
+"""Storage: files and folders written whole or not at all, sealed, digested, locked or chained."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
         Artifact,
         FileEntry,
         artifact_manifest,
-        check_digest,
         check_size,
         file_entry,
         lock_artifact,
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from train.storage.atomic import (
         JsonObject,
         canonical_json,
+        check_entries,
         check_room,
         disk_guard,
         is_partial,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         write_text,
     )
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
+    from train.storage.digest_memory import check_digest, check_once
     from train.storage.foreign_files import (
         damaged_json,
         parse_json,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
+    from train.storage.user_cache import cache_folder
 
 __all__ = [
     "ARTIFACT_MANIFEST",
@@ -54,8 +56,11 @@ __all__ = [
     "FileEntry",
     "JsonObject",
     "artifact_manifest",
+    "cache_folder",
     "canonical_json",
     "check_digest",
+    "check_entries",
+    "check_once",
     "check_room",
     "check_size",
     "damaged_json",
