@@ -256,8 +256,12 @@ class Run:
 
     @property
     def ledger(self) -> list[ledger.LedgerRow]:
-        """The ledger: one row per step."""
-        return ledger.read_ledger(self.path / ledger.LEDGER, whole=self.finished)
+        """The ledger: one row per step; [] if the run was stopped before it had one."""
+        path = self.path / ledger.LEDGER
+        # A run that continues another one has its rows from the beginning.
+        if not self.finished and not self.predicate["parent"] and not path.exists():
+            return []
+        return ledger.read_ledger(path, whole=self.finished)
 
     @property
     def watched(self) -> monitor_log.MonitorLog | None:
