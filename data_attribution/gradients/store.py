@@ -243,6 +243,7 @@ def open_gradient_store(path: str | Path, *, run: Run | None = None) -> Gradient
             f"{path} holds gradients of version {manifest.get('schema')}, this reads {SCHEMA}; "
             "collect them again"
         )
+    storage.check_entries(path / MANIFEST, manifest, ["files", "blocks"], "collect them again")
     for name, entry in manifest["files"].items():
         storage.check_size(path / name, entry["bytes"], "collect them again")
     if run is not None:

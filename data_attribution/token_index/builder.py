@@ -39,7 +39,7 @@ from train.progress import Progress
 __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
 
 SCHEMA = 2
-TOKENS, PLAN = "tokens.bin", "plan.json"
+TOKENS, PLAN = "tokens.bin", storage.ARTIFACT_PLAN
 INDEX_FOLDER = "index"
 
 

@@ -405,9 +405,21 @@ def verify_store(
             "still reads the same; it changed between documents"
         )
     for manifest in sorted(store.path.glob(f"*/{storage.ARTIFACT_MANIFEST}")):
-        for name, entry in storage.read_sealed(manifest)["files"].items():
-            path = manifest.with_name(name)
-            storage.check_digest(path, entry["sha256"], manifest.name, "build it again")
+        _verify_artifact(manifest)
+
+
+def _verify_artifact(manifest: Path) -> None:
+    """Check the files of a folder that was computed from a store, whatever its kind."""
+    content, remedy = storage.read_sealed(manifest), "build it again"
+    storage.check_entries(manifest, content, ["files"], remedy)
+    for name, entry in content["files"].items():
+        storage.check_entries(manifest, entry, ["sha256"], remedy)
+        storage.check_digest(manifest.with_name(name), entry["sha256"], manifest.name, remedy)
+    known = {*content["files"], manifest.name, storage.ARTIFACT_PLAN}
+    # A part of an index lists its own files; put in place of the whole list, it omits itself.
+    for path in sorted(manifest.parent.glob("*.json")):
+        if path.name not in known and not path.name.startswith("."):
+            raise DamagedError(f"{path}: {manifest.name} does not list this file; {remedy}")
 
 
 def decoded(tokens: Integer[np.ndarray, " token"], tokenizer: Tokenizer) -> str:

@@ -8,6 +8,7 @@ from train.front_door import names_on_first_use
 if TYPE_CHECKING:
     from train.storage.artifact import (
         ARTIFACT_MANIFEST,
+        ARTIFACT_PLAN,
         Artifact,
         FileEntry,
         artifact_manifest,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARTIFACT_MANIFEST",
+    "ARTIFACT_PLAN",
     "Artifact",
     "ChainRow",
     "ChainWriter",

@@ -21,6 +21,7 @@ from train.storage.digest_memory import check_digest, check_once
 
 __all__ = [
     "ARTIFACT_MANIFEST",
+    "ARTIFACT_PLAN",
     "Artifact",
     "FileEntry",
     "artifact_manifest",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 ARTIFACT_MANIFEST = "index.json"
+ARTIFACT_PLAN = "plan.json"  # how a folder is being built; it may outlive a killed build
 
 
 class FileEntry(TypedDict):

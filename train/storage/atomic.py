@@ -117,14 +117,14 @@ def read_sealed(path: Path) -> JsonObject:
     return content
 
 
-def check_entries(path: Path, content: JsonObject, entries: Iterable[str], remedy: str) -> None:
+def check_entries(path: Path, content: object, entries: Iterable[str], remedy: str) -> None:
     """Raise a DamagedError if a sealed file lacks an entry, as a sealed file of another kind does.
 
     Examples:
         >>> storage.check_entries(folder / "a.json", {"a": 1}, ["a"], remedy="write it again")
     """
     for name in entries:
-        if name not in content:
+        if not isinstance(content, dict) or name not in content:
             raise DamagedError(
                 f"{path}: lacks the entry {name!r}, so another file was put in its place; {remedy}"
             )

@@ -139,6 +139,25 @@ def test_a_run_whose_files_change_whenever_they_are_verified_is_not_called_damag
         trainer.verify(stopped)
 
 
+def test_a_sealed_file_of_another_kind_is_taken_for_none_of_a_run_or_its_store(copied):
+    """Its own seal is right, so the seal alone does not show that it was put there."""
+    from data_attribution import token_index
+
+    store, listing = copied.parent / "store", copied / "checkpoints/index.json"
+    token_index.build(runs.open(copied, store=store).store)
+    assert problems(copied) == []
+    sealed = [store / "store.json", store / "index/index.json", store / "index/shard-000.json"]
+    sealed += [listing, copied / "manifest.json"]
+    contents = {path: path.read_bytes() for path in sealed}
+    for path in sealed:
+        for other in sealed:
+            path.write_bytes(contents[other])
+            found = problems(copied)
+            assert (found == []) == (path == other), (path, other)
+            assert all(len(one.splitlines()) == 1 for one in found)
+        path.write_bytes(contents[path])
+
+
 def test_truncated_and_missing_files_are_named(copied):
     for path in every_file(copied):
         whole = path.read_bytes()
