@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         write_json,
         write_text,
     )
+    from train.storage.block_digests import BlockCheck, block_entry
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
     from train.storage.digest_memory import check_digest, check_once
     from train.storage.foreign_files import (
@@ -53,11 +54,13 @@ __all__ = [
     "ARTIFACT_MANIFEST",
     "ARTIFACT_PLAN",
     "Artifact",
+    "BlockCheck",
     "ChainRow",
     "ChainWriter",
     "FileEntry",
     "JsonObject",
     "artifact_manifest",
+    "block_entry",
     "cache_folder",
     "canonical_json",
     "check_digest",

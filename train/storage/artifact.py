@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from train.errors import DamagedError
 from train.progress import Progress
@@ -41,10 +41,14 @@ class FileEntry(TypedDict):
     Attributes:
         bytes: Size of the file.
         sha256: Digest of its content.
+        block_bytes: Size of the blocks of `xxh3`, which only files that are read in parts have.
+        xxh3: Digests of the blocks, 16 hex digits each (`train.storage.block_digests`).
     """
 
     bytes: int
     sha256: str
+    block_bytes: NotRequired[int]
+    xxh3: NotRequired[str]
 
 
 @dataclass(frozen=True)
