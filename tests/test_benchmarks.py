@@ -20,7 +20,8 @@ from train.statistics import Estimate
 
 
 BOUND = (
-    "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
+    "architectures", "attention_cpu", "attribution_recall", "bit_flips", "bm25_index",
+    "calibration", "checksums",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
     "evaluation_harness",
     "forgetting", "gpu_training", "gradients", "index_growth", "installation", "interrupts",

@@ -42,7 +42,7 @@ from train.runs.tuning_base import Base
 
 __all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
 
-SCHEDULE = "schedule.npy"
+SCHEDULE = manifest.SCHEDULE
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Run:
     @cached_property
     def _order(self) -> Order:
         if self.recipe.sampler == "nanogpt":
-            schedule = np.load(self.path / SCHEDULE, mmap_mode="r")
+            schedule = np.load(self._intact(SCHEDULE), mmap_mode="r")
             return RecordedOrder(schedule, self.recipe.model.n_ctx)
         return order_of(self.recipe, self.store)
 
@@ -328,7 +328,7 @@ class Run:
         if self.knowledge != "weights-only":
             return self.store.tokenizer
         path = self.path / "tokenizer.json"
-        return load_tokenizer(path) if path.is_file() else None
+        return load_tokenizer(self._intact(path.name)) if path.is_file() else None
 
     def known_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.
@@ -422,6 +422,20 @@ class Run:
         documents = np.array(self.removal.documents if self.removal else (), dtype=np.int64)
         starts = self.store.starts[documents]
         return starts, starts + self.store.lengths[documents] + 1
+
+    def _intact(self, name: str) -> Path:
+        """Return the path of a file of the run, after its digest was checked.
+
+        The manifest lists the digest if the run has finished, and that of the schedule always.
+        """
+        listed = {one["name"]: one["digest"]["sha256"] for one in self.manifest["subject"]}
+        if name == SCHEDULE and self.predicate.get("schedule_sha256"):
+            listed[name] = self.predicate["schedule_sha256"]
+        if name in listed:
+            storage.check_once(
+                self.path / name, listed[name], manifest.MANIFEST, "put the file of this run back"
+            )
+        return self.path / name
 
     def _must_be_trained_here(self, what: str) -> None:
         if self.knowledge == "weights-only":

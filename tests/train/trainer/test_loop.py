@@ -503,6 +503,23 @@ def test_nanogpts_sampler_is_recorded_and_replayed(tiny_store, tiny_recipe, tmp_
     assert trainer.verify(run).level == "bit-exact"
 
 
+def test_a_stopped_run_does_not_go_on_with_another_schedule(tiny_store, tiny_run, tmp_path):
+    def stop(what, done, total):
+        if done == 9:
+            raise Killed
+
+    out, how = tmp_path / "r", tiny_run.numerics
+    with pytest.raises(Killed):
+        trainer.train(
+            tiny_run.recipe, tiny_store, out=out, numerics=how, sampler="nanogpt", progress=stop
+        )
+    content = bytearray((out / runs.SCHEDULE).read_bytes())
+    content[-1 - 8 * 40] ^= 1  # a window of the second half of the steps
+    (out / runs.SCHEDULE).write_bytes(content)
+    with pytest.raises(DamagedError, match=r"schedule\.npy: its sha256 is not the one in manifest"):
+        trainer.resume(out)
+
+
 def test_a_run_that_another_process_trains_is_refused(tiny_run, tiny_store, tmp_path):
     out = tmp_path / "r"
     out.mkdir()
