@@ -303,7 +303,7 @@ def _outcome(ask: Callable[[], str], sound: str) -> tuple[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Flip bits and print how the questions end; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--flips", type=int, default=2400, help="number of flips")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     options = parser.parse_args(arguments)

@@ -80,8 +80,8 @@ def build(
     artifact = artifact_of(store)
     partial = storage.partial_path(artifact.path)
     with storage.lock_artifact(artifact):
-        plan = _plan(store, shards, shard_tokens, workers, memory)
         store.check_files(anew=True)
+        plan = _plan(store, shards, shard_tokens, workers, memory)
         with _folder(partial):
             files = _sort(store, plan, partial, progress)
             manifest = _manifest(store, plan, partial, files)

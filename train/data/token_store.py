@@ -165,7 +165,7 @@ class TokenStore:
     @cached_property
     def tokens(self) -> np.memmap:
         """All tokens, memory-mapped and read-only; their digest is checked first."""
-        _check_once(self, TOKENS)
+        self._check_before_use(TOKENS)
         return _mapped_tokens(self)
 
     @cached_property
@@ -276,7 +276,7 @@ class TokenStore:
     @cached_property
     def table_path(self) -> Path:
         """Path of the document table, whose digest is checked first."""
-        _check_once(self, TABLE)
+        self._check_before_use(TABLE)
         return self.path / TABLE
 
     def check_files(self, *, anew: bool = False) -> None:
@@ -292,7 +292,22 @@ class TokenStore:
             DamagedError: A digest differs from the one in store.json.
         """
         for name in (TABLE, TOKENS):
-            (_check_digest if anew else _check_once)(self, name)
+            if anew:
+                _check_digest(self, name)
+                self._checked.add(name)
+            else:
+                self._check_before_use(name)
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        """Names of the files whose digest was checked since the store was opened."""
+        return set()
+
+    def _check_before_use(self, name: str) -> None:
+        if name not in self._checked:
+            sha256 = self.manifest["files"][name]
+            storage.check_once(self.path / name, sha256, STORE_MANIFEST, CHANGED)
+            self._checked.add(name)
 
     def index_of(self, document_id: str) -> int:
         """Return the index of the document with an id, in time linear in the number of documents.
@@ -443,11 +458,6 @@ def _table_guard(path: Path) -> Iterator[Path]:
 def _check_digest(store: TokenStore, name: str) -> None:
     sha256 = store.manifest["files"][name]
     storage.check_digest(store.path / name, sha256, STORE_MANIFEST, CHANGED)
-
-
-def _check_once(store: TokenStore, name: str) -> None:
-    sha256 = store.manifest["files"][name]
-    storage.check_once(store.path / name, sha256, STORE_MANIFEST, CHANGED)
 
 
 def _mapped_tokens(store: TokenStore) -> np.memmap:
