@@ -314,11 +314,11 @@ def main(arguments: list[str] | None = None) -> int:
         found = flip_bits(world, options.flips, options.seed)
         seconds = time.perf_counter() - begin
     print(machine.described("torch", "numpy", "xxhash"))
-    print(f"{'file':<36}{'flips':>7}" + "".join(f"{name:>11}" for name in OUTCOMES))
+    print(f"{'file':<44}{'flips':>7}" + "".join(f"{name:>11}" for name in OUTCOMES))
     total: Counter[str] = sum(found.values(), Counter())
     for kind, counts in [*found.items(), ("all", total)]:
         row = "".join(f"{counts[name]:>11}" for name in OUTCOMES)
-        print(f"{kind:<36}{counts.total():>7}{row}")
+        print(f"{kind:<44}{counts.total():>7}{row}")
     print(f"{seconds / max(total.total(), 1):.3f} s a flip")
     return 1 if total["silent"] or total["traceback"] else 0
 
