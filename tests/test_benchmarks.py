@@ -20,7 +20,8 @@ from train.statistics import Estimate
 
 
 BOUND = (
-    "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
+    "architectures", "attention_cpu", "attribution_recall", "bit_flips", "bm25_index",
+    "calibration", "checksums",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
     "evaluation_harness", "foreign_configs",
     "forgetting", "gpu_training", "gradients", "hardening", "index_growth", "installation",

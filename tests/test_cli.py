@@ -129,7 +129,33 @@ def test_a_run_that_was_stopped_is_verified_as_unfinished(
         trainer.train(tiny_recipe, tiny_store, out=out, numerics=one_thread_numerics, progress=stop)
     verified = openbook("run", "verify", out, "--spans", 0)
     steps = tiny_recipe.steps
-    assert verified.out.rstrip().endswith(f"; unfinished: 9 of {steps} steps are done")
+    assert (verified.code, verified.err) == (0, "")
+    assert verified.out.endswith(
+        f"; not finished: 9 of {steps} steps are done. Unless it is being trained now, go on with "
+        f"`openbook run resume {out}`\n"
+    )
+
+
+def test_a_run_that_was_killed_before_its_first_row_is_not_damaged(
+    openbook, tiny_run, tiny_store, monkeypatch, tmp_path
+):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(runs, "ledger_writer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics)
+    monkeypatch.undo()
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "manifest.json"]
+    verified = openbook("run", "verify", out)
+    assert (verified.code, verified.err) == (0, "")
+    assert verified.out.startswith("not begun: ")
+    assert "; not finished: 0 of 24 steps are done. Unless it is being trained now" in verified.out
+    assert openbook("run", "verify", out, "--require", "order-only").code == 1
+    assert "steps        0 of 24\n" in openbook("run", "show", out).out
+    assert openbook("run", "resume", out).code == 0
+    assert runs.open(out).saved == tiny_run.saved
 
 
 @pytest.mark.parametrize(

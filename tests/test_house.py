@@ -46,7 +46,7 @@ def test_the_readme_is_filled_in():
 # What a file outside the cli folders may ask the environment for, and why.
 ASKS = {
     "train/numerics.py": "cuBLAS takes its workspace from there; it is read and never set",
-    "train/released/released_run.py": "it names the folder for what can be made again",
+    "train/storage/user_cache.py": "it names the folder for what can be made again",
 }
 
 

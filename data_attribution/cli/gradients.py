@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from train.cli.options import CommandGroup, RunOptions, option_groups
-from train.cli.output import Output
+from train.cli.output import Output, without_blocks
 
 
 if TYPE_CHECKING:
@@ -129,8 +129,14 @@ def gradients_verify(
         folder or opened.path / gradients.GRADIENT_FOLDER, run=opened
     )
     gradients.verify_gradient_store(stored)
-    result = {"path": str(stored.path), "documents": len(stored.documents), "verified": True}
-    output.emit(result, f"all files match their digests: {stored.path}")
+    result = {
+        "path": str(stored.path),
+        "documents": len(stored.documents),
+        "verified": True,
+        "by_block": stored.by_block,
+    }
+    text = f"all files match their digests: {stored.path}{without_blocks(stored.by_block)}"
+    output.emit(result, text)
 
 
 def _plan(opened: "Run", step: int | None, within: list[str] | None, rank: int) -> "StoreSize":

@@ -52,6 +52,7 @@ __all__ = [
 GRADIENT_FOLDER, MANIFEST, SCHEMA = "gradients", "gradients.json", 1
 FEATURES, EXPONENTS, DOCUMENTS = "features.f16", "exponents.i8", "documents.i64"
 PLAN, DONE = "plan.json", "done.json"
+REMEDY = "collect them again"
 PIECE = 4096
 METRICS = ("plain", "adam")
 # Defaults; `similarity` says how they were chosen.
@@ -73,7 +74,17 @@ class GradientStore:
     @cached_property
     def documents(self) -> Int64[np.ndarray, " document"]:
         """Return the stored documents, ascending."""
+        entry = self.manifest["files"][DOCUMENTS]
+        storage.check_once(self.path / DOCUMENTS, entry["sha256"], MANIFEST, REMEDY)
         return np.fromfile(self.path / DOCUMENTS, dtype="<i8")
+
+    @property
+    def by_block(self) -> bool:
+        """False for a store of an earlier version, which has no digests by block.
+
+        Each of its files is checked as a whole before it is first read.
+        """
+        return all("xxh3" in self.manifest["files"][name] for name in (FEATURES, EXPONENTS))
 
     def features(self, documents: Sequence[int] | Int64[np.ndarray, " document"]) -> Features:
         """Return the gradients of some documents, in the given order, as fp32.
@@ -105,6 +116,9 @@ class GradientStore:
         return all(self.manifest[name] == value for name, value in asked.items())
 
     def _read(self, rows: np.ndarray) -> Features:
+        features, exponents = self._digests
+        features.check_rows(self._features, rows)
+        exponents.check_rows(self._exponents, rows)
         values = self._features[rows].astype(np.float32)
         exponents = self._exponents[rows].astype(np.int32)
         for number, (_, start, stop) in enumerate(self.blocks):
@@ -112,6 +126,15 @@ class GradientStore:
             np.ldexp(block, exponents[:, number, None], out=block)
         rank, seed = self.manifest["rank"], self.manifest["seed"]
         return Features(self.documents[rows], values, self.blocks, rank, seed)
+
+    @cached_property
+    def _digests(self) -> tuple[storage.BlockCheck, storage.BlockCheck]:
+        files = self.manifest["files"]
+        features, exponents = (
+            storage.BlockCheck(self.path / name, files[name], MANIFEST, REMEDY)
+            for name in (FEATURES, EXPONENTS)
+        )
+        return features, exponents
 
     @cached_property
     def _features(self) -> Float[np.ndarray, "document dim"]:
@@ -216,7 +239,8 @@ def build_gradient_store(
 def open_gradient_store(path: str | Path, *, run: Run | None = None) -> GradientStore:
     """Open gradients by their folder.
 
-    Seal and file sizes are checked; contents are checked by `verify_gradient_store`.
+    Seal and file sizes are checked; contents are checked block by block when they are first read,
+    and all of them by `verify_gradient_store`.
 
     Args:
         run: Run to which they must belong, at one of its checkpoints.
@@ -243,8 +267,9 @@ def open_gradient_store(path: str | Path, *, run: Run | None = None) -> Gradient
             f"{path} holds gradients of version {manifest.get('schema')}, this reads {SCHEMA}; "
             "collect them again"
         )
+    storage.check_entries(path / MANIFEST, manifest, ["files", "blocks"], REMEDY)
     for name, entry in manifest["files"].items():
-        storage.check_size(path / name, entry["bytes"], "collect them again")
+        storage.check_size(path / name, entry["bytes"], REMEDY)
     if run is not None:
         _check_run(path, manifest, run)
     return GradientStore(path, manifest)
@@ -262,7 +287,7 @@ def verify_gradient_store(stored: GradientStore) -> None:
         >>> gradients.verify_gradient_store(stored)
     """
     for name, entry in stored.manifest["files"].items():
-        storage.check_digest(stored.path / name, entry["sha256"], MANIFEST, "collect it again")
+        storage.check_digest(stored.path / name, entry["sha256"], MANIFEST, REMEDY)
 
 
 def _check_run(path: Path, manifest: storage.JsonObject, run: Run) -> None:
@@ -365,7 +390,8 @@ def append_features(folder: Path, found: Features) -> None:
 
 
 def _finish(folder: Path, out: Path, about: dict[str, object]) -> None:
-    files = {name: storage.file_entry(folder / name) for name in (FEATURES, EXPONENTS, DOCUMENTS)}
+    files = {name: storage.block_entry(folder / name) for name in (FEATURES, EXPONENTS)}
+    files[DOCUMENTS] = storage.file_entry(folder / DOCUMENTS)
     storage.write_json(folder / MANIFEST, storage.seal({**about, "files": files}))
     os.replace(folder, out)
     for name in (PLAN, DONE):

@@ -143,7 +143,7 @@ def build_inverted_index(
         memory: Approximate number of bytes that may be used; a single document is never cut.
 
     Raises:
-        DamagedError: tokens.bin does not match the store's manifest.
+        DamagedError: tokens.bin or documents.parquet does not match the store's manifest.
         DiskError: The disk is full.
         AttributionError: Another process is building it.
 
@@ -154,7 +154,7 @@ def build_inverted_index(
     """
     artifact = artifact_of(store)
     with storage.lock_artifact(artifact):
-        store.check_tokens()
+        store.check_files(anew=True)
         with storage.new_folder(artifact.path, replace=True, locked=True) as folder:
             segments = _write(store, folder, max(memory // BYTES_A_TOKEN, 1), progress)
             files = {name: storage.file_entry(folder / name) for name in FILES}
@@ -181,8 +181,8 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
         IndexMissing: It has not been built yet.
         IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
             version.
-        DamagedError: A file is truncated, a small one was changed, or the manifest does not match
-            its seal (`storage.artifact_manifest`).
+        DamagedError: A file is truncated or changed, or the manifest does not match its seal, or is
+            not that of a BM25 index (`storage.artifact_manifest`).
 
     Examples:
         >>> _ = lexical.build_inverted_index(store)
@@ -231,6 +231,7 @@ def artifact_of(store: TokenStore) -> storage.Artifact:
         missing=IndexMissing,
         mismatch=IndexMismatch,
         busy=AttributionError,
+        entries=("segments",),
     )
 
 

@@ -39,7 +39,7 @@ from train.progress import Progress
 __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
 
 SCHEMA = 2
-TOKENS, PLAN = "tokens.bin", "plan.json"
+TOKENS, PLAN = "tokens.bin", storage.ARTIFACT_PLAN
 INDEX_FOLDER = "index"
 
 
@@ -66,7 +66,7 @@ def build(
         memory: Bytes that sorting may take; default: three quarters of what is available.
 
     Raises:
-        DamagedError: tokens.bin does not match the store's manifest.
+        DamagedError: tokens.bin or documents.parquet does not match the store's manifest.
         DiskError: The disk is too small for the index.
         AttributionError: Another process is building this index.
         IndexSpaceError: A shard does not fit into memory.
@@ -80,8 +80,8 @@ def build(
     artifact = artifact_of(store)
     partial = storage.partial_path(artifact.path)
     with storage.lock_artifact(artifact):
+        store.check_files(anew=True)
         plan = _plan(store, shards, shard_tokens, workers, memory)
-        store.check_tokens()
         with _folder(partial):
             files = _sort(store, plan, partial, progress)
             manifest = _manifest(store, plan, partial, files)
@@ -99,8 +99,8 @@ def open(store: TokenStore) -> TokenIndex:
         IndexMissing: It has not been built yet.
         IndexMismatch: It belongs to another store, to an earlier store at this path, or has another
             version.
-        DamagedError: A file is truncated, a small one was changed, or the manifest does not match
-            its seal (`storage.artifact_manifest`).
+        DamagedError: A file is truncated or changed, or the manifest does not match its seal, or is
+            not that of an index (`storage.artifact_manifest`).
 
     Examples:
         >>> index = token_index.open(store)
@@ -128,7 +128,7 @@ def open(store: TokenStore) -> TokenIndex:
 
 
 def verify(store: TokenStore, progress: Progress | None = None) -> None:
-    """Check every byte of a store's index against its manifest.
+    """Check every byte of a store's index, and of the tokens and the table that it is about.
 
     Raises:
         DamagedError: A file was changed; the message names it.
@@ -136,6 +136,7 @@ def verify(store: TokenStore, progress: Progress | None = None) -> None:
     Examples:
         >>> token_index.verify(store)
     """
+    store.check_files(anew=True)
     storage.verify_artifact(artifact_of(store), progress)
 
 
@@ -150,6 +151,7 @@ def artifact_of(store: TokenStore) -> storage.Artifact:
         missing=IndexMissing,
         mismatch=IndexMismatch,
         busy=AttributionError,
+        entries=("backend", "counts", "parts"),
     )
 
 

@@ -6,9 +6,10 @@
              <site>.bin          [row, ...] raw little endian; bf16 as the two bytes of a uint16
              shard.json          sealed: sha256 and size of each file
 
-All files are memory-mapped. Reading a range of rows or a set of (document, offset) touches only
-these values and, for a search by document, the row records of the shards that contain them. Hits of
-the token index hold the same document and offset. Stores are written by
+All files are memory-mapped, and each block of 256 KiB is compared with its digest when it is first
+read (`train.storage.block_digests`). Reading a range of rows or a set of (document, offset) touches
+only the blocks of these values and, for a search by document, the row records of the shards that
+contain them. Hits of the token index hold the same document and offset. Stores are written by
 `interp.activations.writer`; an incomplete store cannot be opened.
 """
 
@@ -30,6 +31,7 @@ from interp.errors import ModelError
 from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError, StoreError, nearest
+from train.progress import Progress
 
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ __all__ = [
 
 SCHEMA = "openbook.activations/1"
 MANIFEST, SHARD, ROWS = "manifest.json", "shard.json", "rows.bin"
+REMEDY = "write the store again"
 # numpy has no bf16, so its two bytes are stored as uint16 and reinterpreted by torch when read.
 DTYPES = {
     "bf16": (torch.bfloat16, np.dtype("<u2")),
@@ -83,6 +86,14 @@ class ActivationStore:
         """Size of values and rows on disk, in bytes."""
         return self.manifest["bytes"]
 
+    @property
+    def by_block(self) -> bool:
+        """False for a store of an earlier version, which has no digests by block.
+
+        Each of its files is checked as a whole before it is first read.
+        """
+        return all("xxh3" in one for shard in self._shards for one in shard["files"].values())
+
     def __len__(self) -> int:
         return self.manifest["rows"]
 
@@ -98,7 +109,7 @@ class ActivationStore:
         Raises:
             StoreError: There are no such rows.
         """
-        parts = [self._rows(shard)[low:high] for shard, low, high in self._pieces(start, stop)]
+        parts = [self._rows(*piece) for piece in self._pieces(start, stop)]
         return np.concatenate(parts)
 
     def read(self, site: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -109,7 +120,11 @@ class ActivationStore:
         """
         name = self._site(site)
         pieces = self._pieces(start, stop)
-        parts = [np.array(self._values(name, shard)[low:high]) for shard, low, high in pieces]
+        parts = []
+        for shard, low, high in pieces:
+            held = self._values(name, shard)
+            self._digests(shard, f"{name}.bin").check(held, low, high)
+            parts.append(np.array(held[low:high]))
         return self._tensor(np.concatenate(parts))
 
     def at(
@@ -150,7 +165,9 @@ class ActivationStore:
         shards = np.searchsorted(self._first_rows, rows, side="right") - 1
         for shard in np.unique(shards).tolist():
             here = shards == shard
-            values[here] = self._values(name, shard)[rows[here] - self._first_rows[shard]]
+            held, wanted = self._values(name, shard), rows[here] - self._first_rows[shard]
+            self._digests(shard, f"{name}.bin").check_rows(held, wanted)
+            values[here] = held[wanted]
         return self._tensor(values)
 
     def find(
@@ -227,8 +244,20 @@ class ActivationStore:
             yield shard, start - begin, end - begin
             start, shard = end, shard + 1
 
-    def _rows(self, shard: int) -> np.ndarray:
-        return np.memmap(self._file(shard, ROWS), dtype=ROW, mode="r")
+    def _rows(self, shard: int, low: int = 0, high: int | None = None) -> np.ndarray:
+        rows = np.memmap(self._file(shard, ROWS), dtype=ROW, mode="r")
+        self._digests(shard, ROWS).check(rows, low, len(rows) if high is None else high)
+        return rows[low:high]
+
+    @cached_property
+    def _checked(self) -> dict[tuple[int, str], storage.BlockCheck]:
+        return {}
+
+    def _digests(self, shard: int, name: str) -> storage.BlockCheck:
+        if (shard, name) not in self._checked:
+            path, entry = self._file(shard, name), self._shards[shard]["files"][name]
+            self._checked[shard, name] = storage.BlockCheck(path, entry, MANIFEST, REMEDY)
+        return self._checked[shard, name]
 
     def _values(self, name: str, shard: int) -> np.ndarray:
         shape = (self._shards[shard]["rows"], *self.shape(name))
@@ -287,7 +316,8 @@ def open_store(
     """Open a complete activation store.
 
     If a model or token store is given, check that the activation store was made with it. Values are
-    not read, so their digests are not checked; `verify_store` does that.
+    not read, so their digests are not checked: reading does that block by block, and `verify_store`
+    for all of them.
 
     Raises:
         StoreError: There is no store, it is incomplete, or it was made with another model or token
@@ -314,11 +344,11 @@ def open_store(
     for number, shard in enumerate(manifest["shards"]):
         for name, listed in shard["files"].items():
             place = path / shard_name(number) / name
-            storage.check_size(place, listed["bytes"], "write the store again")
+            storage.check_size(place, listed["bytes"], REMEDY)
     return ActivationStore(path, manifest)
 
 
-def verify_store(store: ActivationStore) -> None:
+def verify_store(store: ActivationStore, progress: Progress | None = None) -> None:
     """Read every file of a store and compare it with the manifest.
 
     Raises:
@@ -335,8 +365,9 @@ def verify_store(store: ActivationStore) -> None:
         if storage.read_sealed(folder / SHARD) != storage.seal(shard):
             raise DamagedError(f"{folder / SHARD}: is not what {MANIFEST} lists; it was changed")
         for name, listed in shard["files"].items():
-            remedy = "write the store again"
-            storage.check_digest(folder / name, listed["sha256"], MANIFEST, remedy)
+            if progress:
+                progress(f"verifying shard {number}", number, len(fresh.manifest["shards"]))
+            storage.check_digest(folder / name, listed["sha256"], MANIFEST, REMEDY)
 
 
 def shard_name(number: int) -> str:

@@ -209,7 +209,7 @@ def _shard(model: HookedModel, planned: Plan, number: int, out: Path) -> storage
         "windows": [start, stop],
         "rows": len(rows),
         "places": [list(map(int, owned[end])) for end in (0, -1)] if len(owned) else None,
-        "files": {name: _digest(values) for name, values in columns.items()},
+        "files": {name: storage.block_entry(values) for name, values in columns.items()},
     }
     with storage.new_folder(folder, locked=True) as temporary:
         for name, values in columns.items():
@@ -228,11 +228,6 @@ def _kept(folder: Path, number: int, plan_sha256: str) -> storage.JsonObject:
     for name, listed in listing["files"].items():
         storage.check_digest(folder / name, listed["sha256"], SHARD, f"remove {folder} and go on")
     return listing
-
-
-def _digest(values: np.ndarray) -> storage.FileEntry:
-    content = values.view(np.uint8).data
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": values.nbytes}
 
 
 def _values(model: HookedModel, planned: Plan, start: int, stop: int) -> dict[str, np.ndarray]:

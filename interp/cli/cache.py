@@ -9,7 +9,7 @@ import typer
 from interp.cli.options import BehaviourOptions, ModelOptions
 from interp.errors import InterpError
 from train.cli.options import CommandGroup, Json, option_groups
-from train.cli.output import emit
+from train.cli.output import Output, emit, without_blocks
 from train.progress import count
 
 
@@ -127,6 +127,31 @@ def cache_prompts(source: BehaviourOptions, options: CacheOptions) -> None:
     """Write the activations of RUN on the clean prompts of BEHAVIOUR."""
     model, prompted = source.load()
     options.write(model, prompted.clean)
+
+
+@cache.command("verify")
+@option_groups
+def cache_verify(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of the activation store.")
+    ],
+    output: Output,
+) -> None:
+    """Check every byte of an activation store against the digests of when it was written."""
+    from interp import activations
+    from train import progress
+
+    stored = activations.open_store(folder)
+    with progress.bar("verifying") as advance:
+        activations.verify_store(stored, advance)
+    result = {
+        "path": str(folder),
+        "rows": len(stored),
+        "verified": True,
+        "by_block": stored.by_block,
+    }
+    text = f"all files match their digests: {folder}{without_blocks(stored.by_block)}"
+    output.emit(result, text)
 
 
 def _token_store(words: object, store: Path | None) -> "TokenStore":

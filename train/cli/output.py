@@ -101,6 +101,12 @@ def run_summary(opened: "Run") -> dict[str, object]:
     }
 
 
+def without_blocks(by_block: bool) -> str:
+    """Return what to add about a store of an earlier version, which has no digests by block."""
+    said = "; it has no digests by block, so each file is checked as a whole when it is first read"
+    return "" if by_block else said
+
+
 def lines(result: Mapping[str, object]) -> str:
     width = max(len(key) for key in result)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in result.items())

@@ -46,7 +46,8 @@ def run_verify(
 ) -> None:
     """Check every file of a run and of its token store, then replay random spans of its steps.
 
-    Exit code 3: files are damaged. Exit code 1: the run is below the level of --require.
+    A run that is being trained, or that was stopped, is checked as far as it has come. Exit code 3:
+    files are damaged. Exit code 1: the run is below the level of --require.
     """
     from dataclasses import asdict
 
@@ -62,7 +63,10 @@ def run_verify(
         f"replayed, largest difference in loss {found.difference:.3g} nats"
     )
     if not opened.finished:
-        summary += f"; unfinished: {len(opened.ledger):,} of {opened.recipe.steps:,} steps are done"
+        summary += (
+            f"; not finished: {len(opened.ledger):,} of {opened.recipe.steps:,} steps are done. "
+            f"Unless it is being trained now, go on with `openbook run resume {source.path}`"
+        )
     output.emit(result, summary if found.ok else found.level)
     if not found.ok:
         for problem in found.problems:

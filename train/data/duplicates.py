@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Int64
 
-from train.data import token_store
 from train.data.token_store import TokenStore
 
 
@@ -68,7 +67,7 @@ def document_sha256s(store: TokenStore) -> Iterator[str]:
     """
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(store.path / token_store.TABLE)
+    file = pq.ParquetFile(store.table_path)
     for batch in file.iter_batches(columns=["sha256"]):
         yield from batch.column(0).to_pylist()
 

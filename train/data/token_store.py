@@ -12,7 +12,8 @@ out the same texts, copies included. They begin at token `train_tokens`. Documen
 marks as late lie between `early_tokens` and `train_tokens`.
 
 A store is written once, completely or not at all, and never changed. `store.json` is sealed and
-holds the sha256 of every other file; `verify_store` names the file, and the document, that differs.
+holds the sha256 of every other file, and the first use of the tokens or of the table checks it
+(`TokenStore.check_files`); `verify_store` names the file, and the document, that differs.
 """
 
 import hashlib
@@ -49,6 +50,8 @@ STORE_MANIFEST = "store.json"
 TRUTH = "truth.json"
 SKIPPED = "skipped.jsonl"
 PROGRESS_EVERY = 1000
+CHANGED = "it was changed"
+ENTRIES = ("layout", "dtype", "counts", "tokenizer", "files", "sizes", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,9 @@ class TokenStore:
 
     @cached_property
     def tokens(self) -> np.memmap:
-        """All tokens, memory-mapped and read-only."""
-        return np.memmap(self.path / TOKENS, dtype=self.manifest["dtype"], mode="r")
+        """All tokens, memory-mapped and read-only; their digest is checked first."""
+        self._check_before_use(TOKENS)
+        return _mapped_tokens(self)
 
     @cached_property
     def starts(self) -> Int64[np.ndarray, " document"]:
@@ -238,7 +242,7 @@ class TokenStore:
         self._check_index(index)
         firsts, group = self._groups
         number = int(np.searchsorted(firsts, index, side="right")) - 1
-        with _table_guard(self.path / TABLE):
+        with _table_guard(self.table_path):
             (row,) = group(number).slice(index - int(firsts[number]), 1).to_pylist()
         return StoredDocument(index=index, **row)
 
@@ -270,13 +274,41 @@ class TokenStore:
         inside = (owner >= 0) & (offsets < self.starts[owner] + self.lengths[owner])
         return np.where(inside, owner, -1)
 
-    def check_tokens(self) -> None:
-        """Check the digest of tokens.bin before something is computed from it.
+    @cached_property
+    def table_path(self) -> Path:
+        """Path of the document table, whose digest is checked first."""
+        self._check_before_use(TABLE)
+        return self.path / TABLE
+
+    def check_files(self, *, anew: bool = False) -> None:
+        """Check the digests of tokens and document table before something is computed from them.
+
+        Properties and methods that read these files do so on first use. The digest of a file above
+        8 MiB is taken once and remembered (`train.storage.digest_memory`).
+
+        Args:
+            anew: Hash every byte, whatever is remembered or was checked before.
 
         Raises:
-            DamagedError: The digest differs from the one in store.json.
+            DamagedError: A digest differs from the one in store.json.
         """
-        _check_digest(self, TOKENS)
+        for name in (TABLE, TOKENS):
+            if anew:
+                _check_digest(self, name)
+                self._checked.add(name)
+            else:
+                self._check_before_use(name)
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        """Names of the files whose digest was checked since the store was opened."""
+        return set()
+
+    def _check_before_use(self, name: str) -> None:
+        if name not in self._checked:
+            sha256 = self.manifest["files"][name]
+            storage.check_once(self.path / name, sha256, STORE_MANIFEST, CHANGED)
+            self._checked.add(name)
 
     def index_of(self, document_id: str) -> int:
         """Return the index of the document with an id, in time linear in the number of documents.
@@ -303,30 +335,32 @@ class TokenStore:
     def _column(self, name: str) -> Int64[np.ndarray, " document"]:
         import pyarrow.parquet as pq
 
-        with _table_guard(self.path / TABLE):
-            table = pq.read_table(self.path / TABLE, columns=[name])
+        with _table_guard(self.table_path) as path:
+            table = pq.read_table(path, columns=[name])
         return table.column(name).to_numpy().astype(np.int64)
 
     @cached_property
     def _ids(self) -> "pyarrow.ChunkedArray":
         import pyarrow.parquet as pq
 
-        with _table_guard(self.path / TABLE):
-            return pq.read_table(self.path / TABLE, columns=["id"]).column("id")
+        with _table_guard(self.table_path) as path:
+            return pq.read_table(path, columns=["id"]).column("id")
 
     @cached_property
     def _groups(self) -> tuple[np.ndarray, Callable[[int], "pyarrow.Table"]]:
         """First document of each row group, and a function that reads a group (4 are cached)."""
         import pyarrow.parquet as pq
 
-        with _table_guard(self.path / TABLE):
-            file = pq.ParquetFile(self.path / TABLE)
+        with _table_guard(self.table_path) as path:
+            file = pq.ParquetFile(path)
         sizes = [file.metadata.row_group(one).num_rows for one in range(file.num_row_groups)]
         return np.cumsum(sizes) - sizes, lru_cache(maxsize=4)(file.read_row_group)
 
 
 def open_store(path: str | Path) -> TokenStore:
-    """Open a store and check its seal and its files' sizes; `verify_store` checks their content.
+    """Open a store and check its seal and its files' sizes.
+
+    The content of a file is checked before it is first used, and that of all by `verify_store`.
 
     Raises:
         StoreError: There is no store at `path`, or it has another schema version.
@@ -348,6 +382,7 @@ def open_store(path: str | Path) -> TokenStore:
             f"{path} is a token store of version {manifest.get('schema')}, this reads "
             f"{SCHEMA_VERSION}; build it again"
         )
+    storage.check_entries(path / STORE_MANIFEST, manifest, ENTRIES, "build the store again")
     for name, size in manifest["sizes"].items():
         storage.check_size(path / name, size, "build the store again")
     return TokenStore(path, manifest)
@@ -386,9 +421,21 @@ def verify_store(
             "still reads the same; it changed between documents"
         )
     for manifest in sorted(store.path.glob(f"*/{storage.ARTIFACT_MANIFEST}")):
-        for name, entry in storage.read_sealed(manifest)["files"].items():
-            path = manifest.with_name(name)
-            storage.check_digest(path, entry["sha256"], manifest.name, "build it again")
+        _verify_artifact(manifest)
+
+
+def _verify_artifact(manifest: Path) -> None:
+    """Check the files of a folder that was computed from a store, whatever its kind."""
+    content, remedy = storage.read_sealed(manifest), "build it again"
+    storage.check_entries(manifest, content, ["files"], remedy)
+    for name, entry in content["files"].items():
+        storage.check_entries(manifest, entry, ["sha256"], remedy)
+        storage.check_digest(manifest.with_name(name), entry["sha256"], manifest.name, remedy)
+    known = {*content["files"], manifest.name, storage.ARTIFACT_PLAN}
+    # A part of an index lists its own files; put in place of the whole list, it omits itself.
+    for path in sorted(manifest.parent.glob("*.json")):
+        if path.name not in known and not path.name.startswith("."):
+            raise DamagedError(f"{path}: {manifest.name} does not list this file; {remedy}")
 
 
 def decoded(tokens: Integer[np.ndarray, " token"], tokenizer: Tokenizer) -> str:
@@ -398,12 +445,12 @@ def decoded(tokens: Integer[np.ndarray, " token"], tokenizer: Tokenizer) -> str:
 
 
 @contextmanager
-def _table_guard(path: Path) -> Iterator[None]:
-    """Turn errors of pyarrow while reading the table into a DamagedError."""
+def _table_guard(path: Path) -> Iterator[Path]:
+    """Turn errors of pyarrow while reading the table at `path` into a DamagedError."""
     import pyarrow
 
     try:
-        yield
+        yield path
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DamagedError(f"{path}: not readable as parquet ({reason}); it changed") from None
@@ -411,14 +458,19 @@ def _table_guard(path: Path) -> Iterator[None]:
 
 def _check_digest(store: TokenStore, name: str) -> None:
     sha256 = store.manifest["files"][name]
-    storage.check_digest(store.path / name, sha256, STORE_MANIFEST, "it was changed")
+    storage.check_digest(store.path / name, sha256, STORE_MANIFEST, CHANGED)
+
+
+def _mapped_tokens(store: TokenStore) -> np.memmap:
+    return np.memmap(store.path / TOKENS, dtype=store.manifest["dtype"], mode="r")
 
 
 def _check_texts(store: TokenStore, progress: Progress | None) -> None:
     if store.manifest["counts"]["respaced_documents"]:
         return
+    tokens = _mapped_tokens(store)  # Not `store.tokens`, which would refuse without a document.
     for index, (document_id, sha256) in enumerate(_ids_and_hashes(store)):
-        if _text_sha256(store, index) != sha256:
+        if _text_sha256(store, tokens, index) != sha256:
             raise DamagedError(
                 f"{store.path / TOKENS}: document {index} ({document_id}) is not the text that was "
                 "built in; its tokens changed"
@@ -427,9 +479,11 @@ def _check_texts(store: TokenStore, progress: Progress | None) -> None:
             progress("verifying documents", index, store.n_documents)
 
 
-def _text_sha256(store: TokenStore, index: int) -> str:
+def _text_sha256(store: TokenStore, tokens: np.memmap, index: int) -> str:
+    start, length = int(store.starts[index]), int(store.lengths[index])
     try:
-        return hashlib.sha256(store.text(index).encode()).hexdigest()
+        text = decoded(tokens[start : start + length], store.tokenizer)
+        return hashlib.sha256(text.encode()).hexdigest()
     except TokenizerError:
         return "tokens outside the vocabulary"
 
@@ -437,6 +491,6 @@ def _text_sha256(store: TokenStore, index: int) -> str:
 def _ids_and_hashes(store: TokenStore) -> Iterator[tuple[str, str]]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(store.path / TABLE) as file:
+    with pq.ParquetFile(store.table_path) as file:
         for batch in file.iter_batches(columns=["id", "sha256"]):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

@@ -19,7 +19,6 @@ run, within tolerance on others.
 
 import gzip
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from train.errors import DamagedError, TrainError, nearest
 from train.model import init_gpt
 from train.progress import Progress
 from train.runs import Run
+from train.storage import cache_folder
 
 
 __all__ = ["RELEASED_RUNS", "cache_folder", "measured", "open", "write"]
@@ -91,29 +91,6 @@ def open(
     if problems:
         raise DamagedError(f"{problems[0]}; remove {place}, and it is unpacked and built again")
     return run
-
-
-def cache_folder() -> Path:
-    """Return the folder for files that can be made again.
-
-    It is $OPENBOOK_CACHE, else `openbook` in $XDG_CACHE_HOME or ~/.cache, else (if that cannot be
-    written) a folder among the temporary files of the system.
-
-    Examples:
-        >>> (released.cache_folder() / f"planted-{run.id}").is_dir()
-        True
-    """
-    named = os.environ.get("OPENBOOK_CACHE")
-    if named:
-        return Path(named)
-    try:
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openbook"
-        place.mkdir(parents=True, exist_ok=True)
-        if os.access(place, os.W_OK):
-            return place
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.gettempdir()) / f"openbook-{os.getuid()}"
 
 
 def measured(name: str, what: str) -> dict[str, Any]:

@@ -75,10 +75,13 @@ def index(run_path: Path) -> list[Checkpoint]:
     """Return the checkpoints that a run's index lists, by ascending step.
 
     Raises:
-        DamagedError: The index is missing or differs from its seal, or its steps do not ascend.
+        DamagedError: The index is missing, differs from its seal, or is another file, or its steps
+            do not ascend.
     """
     path = run_path / CHECKPOINTS / CHECKPOINT_INDEX
-    listed = storage.read_sealed(path).get("checkpoints", [])
+    content = storage.read_sealed(path)
+    storage.check_entries(path, content, ["checkpoints"], "put the index of this run back")
+    listed = content["checkpoints"]
     saved = [Checkpoint(one["step"], one["files"]) for one in listed]
     steps = [one.step for one in saved]
     if steps != sorted(set(steps)):

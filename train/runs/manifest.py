@@ -40,7 +40,7 @@ __all__ = [
     "resumed_manifest",
 ]
 
-MANIFEST = "manifest.json"
+MANIFEST, SCHEDULE = "manifest.json", "schedule.npy"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "openbook/run/v1"
 KEYS = {
@@ -85,20 +85,22 @@ def begin_manifest(
         "parent": parent,
         "removed": asdict(removal) if removal else None,
     }
-    paths = {"store_path": _relative(store.path, run_path)}
+    files = {"store_path": _relative(store.path, run_path)}
+    if (run_path / SCHEDULE).exists():
+        files["schedule_sha256"] = storage.sha256_file(run_path / SCHEDULE)
     if base:
         asked["base"] = base.identity
     if teacher and teacher_path:
         # Without a teacher nothing is added, so the ids of older runs stay what they were.
         asked["teacher"] = teacher
-        paths["teacher_path"] = _relative(teacher_path, run_path)
+        files["teacher_path"] = _relative(teacher_path, run_path)
     predicate = {
         **asked,
         "schema": 1,
         "knowledge": "full",
         "run_id": sha256(storage.canonical_json(asked).encode()).hexdigest()[:12],
         "seeds": {"init": recipe.init_seed, "order": recipe.order_seed},
-        **paths,
+        **files,
         "code": code(),
         "environment": environment(),
         "segments": [_segment(parent["step"] if parent else 0)],

@@ -42,7 +42,7 @@ from train.runs.tuning_base import Base
 
 __all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
 
-SCHEDULE = "schedule.npy"
+SCHEDULE = manifest.SCHEDULE
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Run:
     @cached_property
     def _order(self) -> Order:
         if self.recipe.sampler == "nanogpt":
-            schedule = np.load(self.path / SCHEDULE, mmap_mode="r")
+            schedule = np.load(self._intact(SCHEDULE), mmap_mode="r")
             return RecordedOrder(schedule, self.recipe.model.n_ctx)
         return order_of(self.recipe, self.store)
 
@@ -256,8 +256,12 @@ class Run:
 
     @property
     def ledger(self) -> list[ledger.LedgerRow]:
-        """The ledger: one row per step."""
-        return ledger.read_ledger(self.path / ledger.LEDGER, whole=self.finished)
+        """The ledger: one row per step; [] if the run was stopped before it had one."""
+        path = self.path / ledger.LEDGER
+        # A run that continues another one has its rows from the beginning.
+        if not self.finished and not self.predicate["parent"] and not path.exists():
+            return []
+        return ledger.read_ledger(path, whole=self.finished)
 
     @property
     def watched(self) -> monitor_log.MonitorLog | None:
@@ -321,7 +325,7 @@ class Run:
         if self.knowledge != "weights-only":
             return self.store.tokenizer
         path = self.path / "tokenizer.json"
-        return load_tokenizer(path) if path.is_file() else None
+        return load_tokenizer(self._intact(path.name)) if path.is_file() else None
 
     def known_tokenizer(self) -> Tokenizer:
         """Return the tokenizer.
@@ -415,6 +419,20 @@ class Run:
         documents = np.array(self.removal.documents if self.removal else (), dtype=np.int64)
         starts = self.store.starts[documents]
         return starts, starts + self.store.lengths[documents] + 1
+
+    def _intact(self, name: str) -> Path:
+        """Return the path of a file of the run, after its digest was checked.
+
+        The manifest lists the digest if the run has finished, and that of the schedule always.
+        """
+        listed = {one["name"]: one["digest"]["sha256"] for one in self.manifest["subject"]}
+        if name == SCHEDULE and self.predicate.get("schedule_sha256"):
+            listed[name] = self.predicate["schedule_sha256"]
+        if name in listed:
+            storage.check_once(
+                self.path / name, listed[name], manifest.MANIFEST, "put the file of this run back"
+            )
+        return self.path / name
 
     def _must_be_trained_here(self, what: str) -> None:
         if self.knowledge == "weights-only":

@@ -1,4 +1,4 @@
-"""Storage: files and folders written whole or not at all, sealed artifacts, locks, chained logs."""
+"""Storage: files and folders written whole or not at all, sealed, digested, locked or chained."""
 
 from typing import TYPE_CHECKING
 
@@ -8,10 +8,10 @@ from train.front_door import names_on_first_use
 if TYPE_CHECKING:
     from train.storage.artifact import (
         ARTIFACT_MANIFEST,
+        ARTIFACT_PLAN,
         Artifact,
         FileEntry,
         artifact_manifest,
-        check_digest,
         check_size,
         file_entry,
         lock_artifact,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from train.storage.atomic import (
         JsonObject,
         canonical_json,
+        check_entries,
         check_room,
         disk_guard,
         is_partial,
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
         write_json,
         write_text,
     )
+    from train.storage.block_digests import BlockCheck, block_entry
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
     from train.storage.compressed_files import COMPRESSIONS, open_uncompressed
+    from train.storage.digest_memory import check_digest, check_once
     from train.storage.foreign_files import (
         damaged_json,
         parse_json,
@@ -49,11 +52,14 @@ if TYPE_CHECKING:
     from train.storage.lock import hold_build_lock, hold_lock
     from train.storage.project_folder import project_root
     from train.storage.tensor_file import TensorEntry, TensorFile, write_tensors
+    from train.storage.user_cache import cache_folder
 
 __all__ = [
     "ARTIFACT_MANIFEST",
+    "ARTIFACT_PLAN",
     "COMPRESSIONS",
     "Artifact",
+    "BlockCheck",
     "ChainRow",
     "ChainWriter",
     "FileEntry",
@@ -61,8 +67,12 @@ __all__ = [
     "TensorEntry",
     "TensorFile",
     "artifact_manifest",
+    "block_entry",
+    "cache_folder",
     "canonical_json",
     "check_digest",
+    "check_entries",
+    "check_once",
     "check_room",
     "check_size",
     "damaged_json",

@@ -10,20 +10,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from train.errors import DamagedError
 from train.progress import Progress
 from train.short_repr import short_repr
 from train.storage import atomic, lock
+from train.storage.digest_memory import check_digest, check_once
 
 
 __all__ = [
     "ARTIFACT_MANIFEST",
+    "ARTIFACT_PLAN",
     "Artifact",
     "FileEntry",
     "artifact_manifest",
-    "check_digest",
     "check_size",
     "file_entry",
     "lock_artifact",
@@ -31,8 +32,7 @@ __all__ = [
 ]
 
 ARTIFACT_MANIFEST = "index.json"
-# Files up to this size are hashed whenever a folder is opened, at about 1 GB per second.
-HASHED = 1 << 23
+ARTIFACT_PLAN = "plan.json"  # how a folder is being built; it may outlive a killed build
 
 
 class FileEntry(TypedDict):
@@ -41,10 +41,14 @@ class FileEntry(TypedDict):
     Attributes:
         bytes: Size of the file.
         sha256: Digest of its content.
+        block_bytes: Size of the blocks of `xxh3`, which only files that are read in parts have.
+        xxh3: Digests of the blocks, 16 hex digits each (`train.storage.block_digests`).
     """
 
     bytes: int
     sha256: str
+    block_bytes: NotRequired[int]
+    xxh3: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Artifact:
         missing: Error if it has not been built.
         mismatch: Error if it belongs to another store or has another version.
         busy: Error if another process is building it.
+        entries: Names of further entries that its manifest must have.
     """
 
     path: Path
@@ -70,43 +75,27 @@ class Artifact:
     missing: type[Exception]
     mismatch: type[Exception]
     busy: type[Exception]
+    entries: tuple[str, ...] = ()
 
     __repr__ = short_repr
 
 
 def artifact_manifest(artifact: Artifact) -> atomic.JsonObject:
-    """Return the manifest of a folder after checking that it fits the store.
+    """Return the manifest of a folder after checking that it fits the store, and every file.
 
-    Sizes are checked for all files, and the sha256 for files of up to 8 MiB. `verify_artifact` also
-    hashes the larger ones.
+    Files above 8 MiB are hashed once and the result is remembered (`train.storage.digest_memory`);
+    `verify_artifact` hashes every byte anew.
 
     Raises:
         artifact.missing: The folder has not been built yet.
         artifact.mismatch: It belongs to another store, to an earlier store at this path, or has
             another version.
-        DamagedError: A file is truncated or changed, or the manifest does not match its seal.
+        DamagedError: A file is truncated or changed, or the manifest does not match its seal, or is
+            that of something else.
     """
-    path, again = artifact.path, f"`{artifact.command}`"
-    remedy = f"rebuild it with {again}"
-    if not path.is_dir():
-        raise artifact.missing(
-            f"the store {path.parent} has no {artifact.name} yet; build it with {again}"
-        )
-    manifest = atomic.read_sealed(path / ARTIFACT_MANIFEST)
-    if manifest.get("schema") != artifact.schema:
-        raise artifact.mismatch(
-            f"the {artifact.name} {path} is of version {manifest.get('schema')}, this reads "
-            f"{artifact.schema}; build it again with {again}"
-        )
-    if {key: manifest[key] for key in artifact.source} != artifact.source:
-        raise artifact.mismatch(
-            f"the {artifact.name} {path} is of token store {manifest['store'][:12]}..., the store "
-            f"is {artifact.source['store'][:12]}...; {remedy}"
-        )
+    manifest = _fitting_manifest(artifact)
     for name, entry in manifest["files"].items():
-        check_size(path / name, entry["bytes"], remedy)
-        if entry["bytes"] <= HASHED:
-            check_digest(path / name, entry["sha256"], ARTIFACT_MANIFEST, remedy)
+        check_once(artifact.path / name, entry["sha256"], ARTIFACT_MANIFEST, _remedy(artifact))
     return manifest
 
 
@@ -117,12 +106,40 @@ def verify_artifact(artifact: Artifact, progress: Progress | None = None) -> Non
         DamagedError: A file was changed; the message names it. Other errors as in
             `artifact_manifest`.
     """
-    files, remedy = artifact_manifest(artifact)["files"], f"rebuild it with `{artifact.command}`"
+    files = _fitting_manifest(artifact)["files"]
     for done, (name, entry) in enumerate(files.items()):
         if progress:
             progress(f"verifying the {artifact.name}", done, len(files))
-        if entry["bytes"] > HASHED:
-            check_digest(artifact.path / name, entry["sha256"], ARTIFACT_MANIFEST, remedy)
+        check_digest(artifact.path / name, entry["sha256"], ARTIFACT_MANIFEST, _remedy(artifact))
+
+
+def _fitting_manifest(artifact: Artifact) -> atomic.JsonObject:
+    """Return the manifest of a folder after checking the store, the version and all sizes."""
+    path, again = artifact.path, f"`{artifact.command}`"
+    if not path.is_dir():
+        raise artifact.missing(
+            f"the store {path.parent} has no {artifact.name} yet; build it with {again}"
+        )
+    manifest = atomic.read_sealed(path / ARTIFACT_MANIFEST)
+    if manifest.get("schema") != artifact.schema:
+        raise artifact.mismatch(
+            f"the {artifact.name} {path} is of version {manifest.get('schema')}, this reads "
+            f"{artifact.schema}; build it again with {again}"
+        )
+    entries = (*artifact.source, *artifact.entries, "files")
+    atomic.check_entries(path / ARTIFACT_MANIFEST, manifest, entries, _remedy(artifact))
+    if {key: manifest[key] for key in artifact.source} != artifact.source:
+        raise artifact.mismatch(
+            f"the {artifact.name} {path} is of token store {manifest['store'][:12]}..., the store "
+            f"is {artifact.source['store'][:12]}...; {_remedy(artifact)}"
+        )
+    for name, entry in manifest["files"].items():
+        check_size(path / name, entry["bytes"], _remedy(artifact))
+    return manifest
+
+
+def _remedy(artifact: Artifact) -> str:
+    return f"rebuild it with `{artifact.command}`"
 
 
 @contextmanager
@@ -165,17 +182,3 @@ def check_size(path: Path, size: int, remedy: str) -> None:
     if found != size:
         state = "is missing" if found is None else f"has {found} bytes"
         raise DamagedError(f"{path}: the file {state}, {size} bytes were written; {remedy}")
-
-
-def check_digest(path: Path, sha256: str, manifest: str, remedy: str) -> None:
-    """Raise a DamagedError if a file is missing or has another sha256 than its manifest records.
-
-    Examples:
-        >>> storage.write_text(folder / "a.txt", "abc")
-        >>> sha256 = storage.sha256_file(folder / "a.txt")
-        >>> storage.check_digest(folder / "a.txt", sha256, "index.json", remedy="write it again")
-    """
-    if not path.is_file():
-        raise DamagedError(f"{path}: the file is missing; {remedy}")
-    if atomic.sha256_file(path) != sha256:
-        raise DamagedError(f"{path}: its sha256 is not the one in {manifest}; {remedy}")

@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from train.errors import DamagedError, DiskError, TrainError
-from train.progress import readable_size
+from train.progress import Progress, readable_size
 from train.storage.foreign_files import parse_json, read_foreign_bytes
 from train.storage.lock import hold_build_lock
 
@@ -27,6 +27,7 @@ from train.storage.lock import hold_build_lock
 __all__ = [
     "JsonObject",
     "canonical_json",
+    "check_entries",
     "check_room",
     "disk_guard",
     "is_partial",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 PARTIAL = ".partial"
+PIECE = 1 << 24  # bytes of a file that are hashed at a time if progress is told
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 # A JSON object as it was read. The reader of each format knows the types of its values: they are
 # those that were written, because a seal or a chain is checked.
@@ -113,8 +115,24 @@ def read_sealed(path: Path) -> JsonObject:
     return content
 
 
-def sha256_file(path: Path) -> str:
+def check_entries(path: Path, content: object, entries: Iterable[str], remedy: str) -> None:
+    """Raise a DamagedError if a sealed file lacks an entry, as a sealed file of another kind does.
+
+    Examples:
+        >>> storage.check_entries(folder / "a.json", {"a": 1}, ["a"], remedy="write it again")
+    """
+    for name in entries:
+        if not isinstance(content, dict) or name not in content:
+            raise DamagedError(
+                f"{path}: lacks the entry {name!r}, so another file was put in its place; {remedy}"
+            )
+
+
+def sha256_file(path: Path, progress: Progress | None = None) -> str:
     """Return the hex sha256 of a file, which is read piece by piece.
+
+    Args:
+        progress: Called with the MB read so far; default: nothing is told.
 
     Examples:
         >>> storage.write_text(folder / "a.txt", "abc")
@@ -122,7 +140,15 @@ def sha256_file(path: Path) -> str:
         'ba7816bf8f01'
     """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if progress is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, done, total = hashlib.sha256(), 0, os.fstat(file.fileno()).st_size
+        piece = bytearray(min(PIECE, total) or 1)
+        while n := file.readinto(piece):
+            digest.update(memoryview(piece)[:n])
+            done += n
+            progress("MB", done // 1_000_000, total // 1_000_000)
+        return digest.hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -138,6 +138,7 @@ def train(
             there are fewer windows per step than processes, or the state of Muon was to be divided,
             or the teacher cannot teach it.
         StoreError: The store does not fit the recipe, or the teacher has another tokenizer.
+        DamagedError: The store's tokens or its document table were changed.
         LostRankError: Another process of this training has ended.
         UnequalRanksError: The processes hold different weights at a checkpoint, which is not
             written.
@@ -161,6 +162,7 @@ def train(
     ranks = _joined_ranks(recipe, numerics, shard_optimizer)
     # What can be refused is refused before the first file is written.
     _refuse_existing(out)
+    store.check_files()
     taught = distillation.teacher_entry(recipe, store, teacher)
     with applied(numerics):
         state = initial_state(recipe, numerics)
@@ -242,6 +244,7 @@ def resume(
     Raises:
         TrainError: `last` is not the step of a checkpoint still to come.
         RecipeError: The state of Muon was to be divided.
+        DamagedError: A file of the run or of its store was changed.
 
     Examples:
         >>> trainer.resume(run.path).id == run.id
@@ -254,6 +257,7 @@ def resume(
     if last is not None and last not in ahead:
         raise TrainError(f"{opened.path} cannot go on to step {last}; its checkpoints are {ahead}")
     ranks = _joined_ranks(opened.recipe, opened.numerics, shard_optimizer)
+    opened.store.check_files()
     with ExitStack() as stack:
 
         def begin() -> None:
@@ -313,12 +317,14 @@ def replay(
     Raises:
         TrainError: The ledger does not have these steps, or no earlier checkpoint has its
             optimizer.
+        DamagedError: A file of the run or of its store was changed.
     """
     rows = run.ledger
     if not 0 <= first <= last < len(rows):
         raise TrainError(
             f"steps {first} to {last} cannot be replayed: the ledger holds 0 to {len(rows) - 1}"
         )
+    run.store.check_files()
     if removal:
         _refuse_taught(run, removal)
     removed = removal.joined(run.removal) if removal else run.removal
@@ -352,6 +358,7 @@ def retrain_without(
         TrainError: There are no documents to remove, or the parent never read any of them.
         RecipeError: `out` is a run already.
         StoreError: The parent has a removal with another mode.
+        DamagedError: A file of the parent or of its store was changed.
     """
     out = Path(out)
     if not removal.documents:
@@ -360,6 +367,7 @@ def retrain_without(
     removed = removal.joined(parent.removal)
     if (out / runs.MANIFEST).exists():
         raise RecipeError(f"{out} is a run already; resume it or choose another folder")
+    parent.store.check_files()
     begin = load_state(parent, first_step_reading(parent, removal.documents), parent.numerics)
     lineage = {"run_id": parent.id, "step": begin.step}
     out.mkdir(parents=True, exist_ok=True)

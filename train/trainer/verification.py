@@ -10,11 +10,17 @@ lineage are checked too, and the step 0 must have the weights of its base.
 The result is one of three levels: `bit-exact` (same machine, precision and threads), `within
 tolerance` (another machine), or `order only` (the same windows were read, but the losses differ by
 more). An imported run has no steps to replay; its level is `weights only`.
+
+A run that is being trained, or that was stopped at any moment, is not damaged: what it has is
+checked, and its level is that of the steps done, or `not begun`. If its checkpoints change while it
+is verified, it is verified again.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +46,10 @@ RETRAINED = "counterfactuals"
 # Pairs of a DPO run whose reference is computed again.
 REFERENCE_PAIRS = 32
 # Levels of an undamaged run, weakest first. An imported run is always `weights only`.
-LEVELS = ("weights only", "order only", "within tolerance", "bit-exact")
+LEVELS = ("not begun", "weights only", "order only", "within tolerance", "bit-exact")
+# Times that a run is verified again because its training went on meanwhile.
+TRIES = 5
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ class Verification:
     """The result of verifying a run.
 
     Attributes:
-        level: `bit-exact`, `within tolerance`, `order only`, `weights only`, or `damaged`.
+        level: `bit-exact`, `within tolerance`, `order only`, `weights only`, `not begun` for a run
+            that was stopped before its first step, or `damaged`.
         problems: One line per problem, which names the file; empty unless damaged.
         spans: First and last step of each replayed span.
         difference: Largest difference in loss over replayed steps and checkpoints, in nats.
@@ -85,6 +95,47 @@ def verify(
         >>> verification.ok, verification.problems
         (True, ())
     """
+    return _settled(
+        run,
+        lambda now: _verified(now, spans, seed, progress),
+        lambda found: not found.problems,
+    )
+
+
+def _settled(run: Run, check: Callable[[Run], T], is_sound: Callable[[T], bool]) -> T:
+    """Return what `check` finds of a run, checked again if training changed the run meanwhile.
+
+    Training deletes the optimizer of an earlier checkpoint and writes checkpoints anew, so a file
+    may be gone that was listed a moment before.
+
+    Raises:
+        TrainError: It changed every time.
+    """
+    for _ in range(TRIES):
+        before = _written(run)
+        try:
+            found = check(run)
+        except DamagedError:
+            if _written(run) == before:
+                raise
+        else:
+            if is_sound(found) or _written(run) == before:
+                return found
+        run = runs.open(run.path, store=run.store_path)
+    raise TrainError(
+        f"the run {run.path} is being trained and changed {TRIES} times while it was verified; "
+        "verify it when it has finished"
+    )
+
+
+def _written(run: Run) -> list[bytes]:
+    """Return what says which files a run has; [] for a finished run, which does not change."""
+    listing = run.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX
+    both = [] if run.finished else [run.path / runs.MANIFEST, listing]
+    return [path.read_bytes() for path in both if path.exists()]
+
+
+def _verified(run: Run, spans: int, seed: int, progress: Progress | None) -> Verification:
     problems, count = check_files(run, progress)
     if not problems and run.base:
         problems += _lineage_problems(run)
@@ -110,6 +161,7 @@ def verify(
     exact = not moved and difference == 0.0 and all(one.exact for one in replays)
     within = difference <= TOLERANCE[run.numerics.precision]
     level = "bit-exact" if exact else "within tolerance" if within else "order only"
+    level = level if run.steps_done else "not begun"
     level = "damaged" if problems else level
     return Verification(run.id, level, tuple(problems), tuple(drawn), difference, count)
 
@@ -127,7 +179,7 @@ def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], 
         >>> problems
         []
     """
-    problems, count = _run_problems(run, progress)
+    problems, count = _settled_problems(run, progress)
     if run.knowledge == "weights-only":
         return problems, count
     problems += _store_problems(run) + _teacher_problems(run)
@@ -162,6 +214,10 @@ def _wrong_reference(run: Run, base: Run) -> list[str]:
     return [
         f"{run.path / runs.REFERENCE}: differs by {largest:.3g} nats from what {base.path} gives"
     ]
+
+
+def _settled_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
+    return _settled(run, lambda now: _run_problems(now, progress), lambda found: not found[0])
 
 
 def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
@@ -234,7 +290,7 @@ def _retrained_problems(run: Run) -> list[str]:
     for folder in sorted(folders):
         try:
             child = runs.open(folder, store=run.store.path)
-            problems += _run_problems(child, None)[0]
+            problems += _settled_problems(child, None)[0]
         except TrainError as error:
             problems.append(str(error))
     return problems

@@ -9,7 +9,7 @@ import pytest
 from data_attribution import token_index
 from tests.worlds.commands import refused
 from train.data import open_store
-from train.storage import artifact
+from train.storage import digest_memory
 
 
 @pytest.fixture
@@ -108,9 +108,9 @@ def test_a_truncated_or_flipped_shard_is_named(openbook, path, kind, monkeypatch
     flipped[len(whole) // 2] ^= 1
     file.write_bytes(flipped)
     refused(openbook("index", "count", path, "k3"), 3, f"shard-001.{kind}", "its sha256 is not")
-    # Of a large file this is found by `verify` alone.
-    monkeypatch.setattr(artifact, "HASHED", 0)
-    refused(openbook("index", "verify", path), 3, f"shard-001.{kind}", "its sha256 is not")
+    monkeypatch.setattr(digest_memory, "HASHED", 0)  # as if every file were a large one
+    for command in (("count", path, "k3"), ("verify", path)):
+        refused(openbook("index", *command), 3, f"shard-001.{kind}", "its sha256 is not")
 
 
 @pytest.mark.parametrize("name", ["documents.u16", "offsets.u32"])
@@ -121,7 +121,7 @@ def test_a_flipped_bm25_index_is_named_by_verify(openbook, path, name, monkeypat
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    monkeypatch.setattr(artifact, "HASHED", 0)
+    monkeypatch.setattr(digest_memory, "HASHED", 0)
     refused(openbook("index", "verify", path), 3, name, "rebuild it with `openbook index bm25")
 
 
@@ -131,6 +131,25 @@ def test_changed_tokens_are_refused(openbook, path):
     (path / "tokens.bin").write_bytes(content)
     refused(openbook("index", "build", path), 3, "tokens.bin: its sha256 is not the one")
     assert not list(path.glob("*index*"))
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.parquet"])
+def test_an_index_over_changed_tokens_or_another_table_answers_nothing(openbook, path, name):
+    openbook("index", "build", path)
+    content = bytearray((path / name).read_bytes())
+    content[100] ^= 1
+    (path / name).write_bytes(content)
+    for command in (("count", path, "k3"), ("find", path, "k3"), ("verify", path)):
+        if (command[0], name) != ("count", "documents.parquet"):  # counting reads no table
+            refused(openbook("index", *command), 3, f"{name}: its sha256 is not the one")
+
+
+def test_the_listing_of_a_shard_is_not_taken_for_that_of_the_index(openbook, path):
+    openbook("index", "build", path)
+    shutil.copy(path / "index/shard-000.json", path / "index/index.json")
+    for command in (("verify", path), ("count", path, "k3")):
+        said = "index.json: lacks the entry 'backend', so another file was put in its place"
+        refused(openbook("index", *command), 3, said, "rebuild it with `openbook index build")
 
 
 def test_a_folder_that_may_not_be_written_is_refused(openbook, path):

@@ -1,6 +1,7 @@
 """Gradients on disk are those that were collected, whole or absent, and of one run."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,9 @@ def test_numbers_of_any_size_survive(tmp_path):
     values = np.array([[1e-30, -3e-31, 1e20, 2e20], [0, 0, 1e-3, -1]], dtype=np.float32)
     features = Features(np.arange(2), values, (("a", 0, 2), ("b", 2, 4)), 4, 0)
     store.append_features(tmp_path, features)
-    about = {"blocks": [["a", 0, 2], ["b", 2, 4]], "rank": 4, "seed": 0}
     np.arange(2).astype("<i8").tofile(tmp_path / store.DOCUMENTS)
+    files = {name: storage.block_entry(tmp_path / name) for name in FILES}
+    about = {"blocks": [["a", 0, 2], ["b", 2, 4]], "rank": 4, "seed": 0, "files": files}
     found = gradients.GradientStore(tmp_path, about).features(np.arange(2))
     np.testing.assert_allclose(found.values, values, rtol=1e-3)
 
@@ -184,6 +186,38 @@ def test_what_was_changed_is_refused(tiny_run, tmp_path):
     text = (path / store.MANIFEST).read_text()
     (path / store.MANIFEST).write_text(text.replace('"rank": 2', '"rank": 3'))
     with pytest.raises(DamagedError, match="digest"):
+        gradients.open_gradient_store(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("by_block", [True, False])
+def test_a_flipped_bit_is_refused_by_whoever_reads_it(stored, tmp_path, name, by_block):
+    path = shutil.copytree(stored.path, tmp_path / "g")
+    manifest = storage.read_sealed(path / store.MANIFEST)
+    if not by_block:  # as an earlier version wrote it
+        manifest["files"] = {
+            one: {key: entry[key] for key in ("bytes", "sha256")}
+            for one, entry in manifest["files"].items()
+        }
+        storage.write_json(path / store.MANIFEST, storage.seal(manifest))
+    opened = gradients.open_gradient_store(path)
+    assert opened.by_block == by_block
+    assert np.array_equal(opened.features([3]).values, stored.features([3]).values)
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(DamagedError, match=name):
+        for _ in gradients.open_gradient_store(path).pieces(13):
+            pass
+    with pytest.raises(DamagedError, match=name):
+        gradients.verify_gradient_store(gradients.open_gradient_store(path))
+
+
+def test_another_sealed_file_in_place_of_the_manifest_is_refused(stored, tmp_path):
+    path = shutil.copytree(stored.path, tmp_path / "g")
+    plan = {"schema": 1, "run": "r"}
+    storage.write_json(path / store.MANIFEST, storage.seal(plan))
+    with pytest.raises(DamagedError, match=r"gradients\.json: lacks the entry 'files'"):
         gradients.open_gradient_store(path)
 
 

@@ -97,7 +97,7 @@ def test_token_ids_of_32_bits_and_65535_are_counted(make_store, monkeypatch):
     vars(store)["tokens"] = tokens
     store.manifest["vocab_size"] = 70_000
     # The file on disk is that of the smaller vocabulary, so it does not match the manifest.
-    monkeypatch.setattr(TokenStore, "check_tokens", lambda store: None)
+    monkeypatch.setattr(TokenStore, "check_files", lambda store, anew: None)
     index = lexical.build_inverted_index(store)
     assert index.n_entries == sum(map(len, counted(store).values()))
     assert read(index) == counted(store)

@@ -24,7 +24,7 @@ from interp import activations
 from interp.activations import store, writer
 from interp.cli.cache import cache as cache_commands
 from interp.errors import BehaviourError, ModelError
-from train import convert
+from train import convert, storage
 from train.data import open_store
 from train.errors import DamagedError, DiskError, HookError, StoreError
 from train.model import GPT, GPTConfig, init_gpt
@@ -390,6 +390,42 @@ def test_every_damaged_file_is_named(written, name):
             activations.open_store(written.path)
 
 
+READERS = {
+    "rows.bin": [
+        lambda store: store.rows(),
+        lambda store: store.find([0], [0]),
+        lambda store: store.window(0),
+    ],
+    f"{SITES[0]}.bin": [
+        lambda store: store.read(SITES[0]),
+        lambda store: store.take(SITES[0], np.arange(len(store))),
+    ],
+}
+
+
+@pytest.mark.parametrize("by_block", [True, False])
+@pytest.mark.parametrize("name", READERS)
+def test_a_flipped_bit_is_refused_by_whoever_reads_it(written, name, by_block):
+    manifest = storage.read_sealed(written.path / "manifest.json")
+    if not by_block:  # as an earlier version wrote it
+        for shard in manifest["shards"]:
+            for entry in shard["files"].values():
+                del entry["xxh3"], entry["block_bytes"]
+        storage.write_json(written.path / "manifest.json", storage.seal(manifest))
+    path = written.path / "shard-00000" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    for read in READERS[name]:
+        opened = activations.open_store(written.path)
+        assert opened.by_block == by_block
+        read(opened)
+    path.write_bytes(content)
+    for read in READERS[name]:
+        with pytest.raises(DamagedError, match=rf"shard-00000/{name}: its (bytes|sha256) .* not"):
+            read(activations.open_store(written.path))
+    assert len(activations.open_store(written.path).read(SITES[1])) == len(written)  # undamaged
+
+
 def test_swapped_shards_are_found(written):
     one, other = written.path / "shard-00001", written.path / "shard-00002"
     one.rename(written.path / "aside")
@@ -616,6 +652,29 @@ def test_the_command_says_what_it_takes_writes_it_and_says_what_it_wrote(cache, 
     refused = cache(*common, "--out", out)
     assert isinstance(refused.exception, StoreError)
     assert activations.open_store(out).find([9], [0]) > 0
+
+
+def test_the_command_verifies_every_byte_and_names_the_file(cache, written):
+    sound = cache("verify", written.path)
+    assert (sound.exit_code, sound.stdout) == (
+        0,
+        f"all files match their digests: {written.path}\n",
+    )
+    manifest = storage.read_sealed(written.path / "manifest.json")
+    for number, shard in enumerate(manifest["shards"]):  # as an earlier version wrote them
+        for entry in shard["files"].values():
+            del entry["xxh3"], entry["block_bytes"]
+        path = written.path / store.shard_name(number) / "shard.json"
+        storage.write_json(path, storage.seal(shard))
+    storage.write_json(written.path / "manifest.json", storage.seal(manifest))
+    older = cache("verify", written.path, "--json")
+    assert json.loads(older.stdout)["by_block"] is False
+    assert "it has no digests by block, so each file is" in cache("verify", written.path).stdout
+    path = written.path / "shard-00002" / "rows.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"~")
+    damaged = cache("verify", written.path)
+    assert isinstance(damaged.exception, DamagedError)
+    assert "shard-00002/rows.bin: its sha256 is not" in str(damaged.exception)
 
 
 def test_the_command_keeps_windows_as_trained_and_the_prompts_of_a_behaviour(

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from train.data import (
     Document,
     TokenStore,
     build_store,
+    document_sha256s,
     gpt2_tokenizer,
     open_store,
     train_bpe,
@@ -307,6 +308,49 @@ def test_one_flipped_bit_anywhere_is_found_and_its_file_named(
         _verified(copy)
     assert found.value.exit_code == 3
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("tokens.bin", lambda store: store.tokens),
+        ("tokens.bin", lambda store: store.text(3)),
+        ("documents.parquet", lambda store: store.starts),
+        ("documents.parquet", lambda store: store.document(3)),
+        ("documents.parquet", lambda store: store.index_of("test@0/0/3")),
+        ("documents.parquet", lambda store: next(document_sha256s(store))),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_is_refused_before_its_file_is_used(
+    name: str, use: Callable, seed: int, sound: TokenStore, tmp_path: Path
+):
+    copy = Path(shutil.copytree(sound.path, tmp_path / "copy"))
+    use(open_store(copy))
+    content = bytearray((copy / name).read_bytes())
+    bit = int(np.random.default_rng(seed).integers(len(content) * 8))
+    content[bit // 8] ^= 1 << bit % 8
+    (copy / name).write_bytes(content)
+    opened = open_store(copy)
+    with pytest.raises(DamagedError, match=f"{name}: its sha256 is not the one in store.json"):
+        use(opened)
+    with pytest.raises(DamagedError, match=name):
+        opened.check_files()
+
+
+def test_check_files_hashes_anew_what_is_open_already(sound: TokenStore, tmp_path: Path):
+    copy = open_store(shutil.copytree(sound.path, tmp_path / "copy"))
+    assert len(copy.tokens) == copy.n_tokens
+    _edit(copy.path, at=int(sound.starts[7]) + 1)
+    with pytest.raises(DamagedError, match=r"tokens\.bin"):
+        copy.check_files(anew=True)
+
+
+def test_another_sealed_file_in_place_of_the_manifest_is_refused(sound: TokenStore, tmp_path: Path):
+    copy = Path(shutil.copytree(sound.path, tmp_path / "copy"))
+    storage.write_json(copy / "store.json", storage.seal({"schema": 1, "files": {}}))
+    with pytest.raises(DamagedError, match=r"store\.json: lacks the entry 'layout'"):
+        open_store(copy)
 
 
 def test_an_edited_document_is_named(sound: TokenStore, tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from train import storage
 from train.errors import DamagedError
-from train.storage import artifact as artifact_module
+from train.storage import digest_memory
 from train.storage.atomic import restore_folder
 
 
@@ -72,15 +72,28 @@ def test_what_is_missing_or_of_another_store_or_version_is_refused(artifact, tmp
             storage.artifact_manifest(replace(artifact, source=source))
 
 
+def test_a_sealed_file_of_another_kind_in_place_of_the_manifest_is_refused(artifact):
+    """The .json of an index's shard has the same version and store as the index's own."""
+    manifest = storage.read_sealed(artifact.path / storage.ARTIFACT_MANIFEST)
+    described = replace(artifact, entries=("parts",))
+    for check in (storage.artifact_manifest, storage.verify_artifact):
+        with pytest.raises(DamagedError, match=r"index\.json: lacks the entry 'parts', so another"):
+            check(described)
+    del manifest["tokens"]
+    storage.write_json(artifact.path / storage.ARTIFACT_MANIFEST, storage.seal(manifest))
+    with pytest.raises(DamagedError, match=r"index\.json: lacks the entry 'tokens'"):
+        storage.artifact_manifest(artifact)
+
+
 def test_damage_is_named(artifact, monkeypatch):
     path = artifact.path / "data"
     path.write_bytes(b"conten!")
     with pytest.raises(DamagedError, match=r"data: its sha256 is not the one in index\.json"):
         storage.artifact_manifest(artifact)
-    monkeypatch.setattr(artifact_module, "HASHED", 6)
-    storage.artifact_manifest(artifact)  # too large to be hashed whenever it is opened
-    with pytest.raises(DamagedError, match=r"data: its sha256 is not the one in index\.json"):
-        storage.verify_artifact(artifact)
+    monkeypatch.setattr(digest_memory, "HASHED", 6)  # as if it were too large for every opening
+    for check in (storage.artifact_manifest, storage.verify_artifact):
+        with pytest.raises(DamagedError, match=r"data: its sha256 is not the one in index\.json"):
+            check(artifact)
     path.write_bytes(b"short")
     with pytest.raises(DamagedError, match="data: the file has 5 bytes, 7 bytes were written"):
         storage.artifact_manifest(artifact)

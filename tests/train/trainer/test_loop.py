@@ -1,5 +1,6 @@
 """Training can be stopped, resumed and replayed without changing one bit."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from tests.worlds.stops import check_resumed
 from train import recipes, runs, storage, trainer
 from train.data import Corpus, Document, DocumentRemoval, build_store
-from train.errors import DivergedError, RecipeError, StoreError, TrainError
+from train.errors import DamagedError, DivergedError, RecipeError, StoreError, TrainError
 from train.runs import checkpoints, manifest
 
 
@@ -385,6 +386,30 @@ def test_a_model_that_is_not_a_number_is_named_and_never_becomes_a_checkpoint(
     assert np.isfinite(checkpoints.read_counters(out, newest)["fixed_loss"])
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.parquet"])
+def test_nothing_is_computed_from_a_store_with_a_flipped_bit(tiny_run, tmp_path, name):
+    computed = shutil.ignore_patterns("index", "bm25", ".*")
+    place = shutil.copytree(tiny_run.store.path, tmp_path / "store", ignore=computed)
+    stopped = shutil.copytree(tiny_run.path, tmp_path / "stopped")
+    manifest.resumed_manifest(stopped, {**tiny_run.manifest, "predicate": {
+        **tiny_run.predicate, "finished": False}}, 24)  # fmt: skip
+    content = bytearray((place / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (place / name).write_bytes(content)
+    recipe, numerics, out = tiny_run.recipe, tiny_run.numerics, tmp_path / "r"
+    for compute in (
+        lambda run: trainer.train(recipe, run.store, out=out, numerics=numerics),
+        lambda run: trainer.retrain_without(run, out, DocumentRemoval((0,))),
+        lambda run: trainer.resume(stopped, store=place),
+        lambda run: trainer.replay(run, 0, 1),
+        lambda run: run.documents_read(0) if name == "documents.parquet" else run.store.text(0),
+    ):
+        opened = runs.open(tiny_run.path, store=place)
+        with pytest.raises(DamagedError, match=r"its sha256 is not the one in store\.json"):
+            compute(opened)
+        assert not out.exists()
+
+
 @pytest.mark.slow
 def test_gpt2_124m_starts_runs_and_resumes_on_a_cpu(tmp_path):
     """The real recipe's architecture, optimizer and schedule with a small context and batch."""
@@ -476,6 +501,23 @@ def test_nanogpts_sampler_is_recorded_and_replayed(tiny_store, tiny_recipe, tmp_
     document = int(run.documents_read(5)[0])
     assert 5 in run.steps_reading(document)
     assert trainer.verify(run).level == "bit-exact"
+
+
+def test_a_stopped_run_does_not_go_on_with_another_schedule(tiny_store, tiny_run, tmp_path):
+    def stop(what, done, total):
+        if done == 9:
+            raise Killed
+
+    out, how = tmp_path / "r", tiny_run.numerics
+    with pytest.raises(Killed):
+        trainer.train(
+            tiny_run.recipe, tiny_store, out=out, numerics=how, sampler="nanogpt", progress=stop
+        )
+    content = bytearray((out / runs.SCHEDULE).read_bytes())
+    content[-1 - 8 * 40] ^= 1  # a window of the second half of the steps
+    (out / runs.SCHEDULE).write_bytes(content)
+    with pytest.raises(DamagedError, match=r"schedule\.npy: its sha256 is not the one in manifest"):
+        trainer.resume(out)
 
 
 def test_a_run_that_another_process_trains_is_refused(tiny_run, tiny_store, tmp_path):

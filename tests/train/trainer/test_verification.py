@@ -80,6 +80,84 @@ def test_a_flipped_bit_in_what_was_computed_from_the_store_or_the_run_is_named(c
         path.write_bytes(whole)
 
 
+@pytest.fixture
+def stopped(tiny_run, tmp_path):
+    """A run that was interrupted after its checkpoint of step 8."""
+
+    def stop(what: str, done: int, total: int | None) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    how = tiny_run.numerics
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(
+            tiny_run.recipe, tiny_run.store, out=tmp_path / "r", numerics=how, progress=stop
+        )
+    return runs.open(tmp_path / "r", store=tiny_run.store.path)
+
+
+def test_a_run_that_is_trained_while_it_is_verified_is_not_damaged(stopped, monkeypatch):
+    """The optimizer of step 8 is deleted between the reading of the list and of the file."""
+    whole, looked = runs.check_checkpoints, []
+    assert stopped.saved_at(8).resumable
+
+    def train_on(path, listed):
+        if not looked:
+            trainer.resume(stopped.path, store=stopped.store.path)
+        looked.append(whole(path, listed))
+        return looked[-1]
+
+    monkeypatch.setattr(runs, "check_checkpoints", train_on)
+    found = trainer.verify(stopped, spans=2)
+    assert "step-00000008/optimizer.safetensors: the file is missing" in looked[0][0]
+    assert (found.problems, found.level, found.spans) == ((), "bit-exact", ((0, 9), (16, 23)))
+
+
+def test_damage_of_a_stopped_run_is_named_as_that_of_a_finished_one(stopped):
+    place = stopped.path / stopped.saved_at(8).folder / "model.safetensors"
+    content = bytearray(place.read_bytes())
+    content[-1] ^= 1
+    place.write_bytes(content)
+    found = trainer.verify(stopped)
+    assert found.level == "damaged"
+    assert any("step-00000008/model.safetensors" in problem for problem in found.problems)
+
+
+def test_a_run_whose_files_change_whenever_they_are_verified_is_not_called_damaged(
+    stopped, monkeypatch
+):
+    listing = stopped.path / runs.CHECKPOINTS / runs.CHECKPOINT_INDEX
+    content = storage.read_sealed(listing)
+
+    def changing(run_path, saved):
+        content["again"] = content.get("again", 0) + 1
+        storage.write_json(listing, storage.seal(content))
+        return ["optimizer.safetensors: the file is missing"]
+
+    monkeypatch.setattr(runs, "check_checkpoints", changing)
+    with pytest.raises(TrainError, match="is being trained and changed 5 times while it was"):
+        trainer.verify(stopped)
+
+
+def test_a_sealed_file_of_another_kind_is_taken_for_none_of_a_run_or_its_store(copied):
+    """Its own seal is right, so the seal alone does not show that it was put there."""
+    from data_attribution import token_index
+
+    store, listing = copied.parent / "store", copied / "checkpoints/index.json"
+    token_index.build(runs.open(copied, store=store).store)
+    assert problems(copied) == []
+    sealed = [store / "store.json", store / "index/index.json", store / "index/shard-000.json"]
+    sealed += [listing, copied / "manifest.json"]
+    contents = {path: path.read_bytes() for path in sealed}
+    for path in sealed:
+        for other in sealed:
+            path.write_bytes(contents[other])
+            found = problems(copied)
+            assert (found == []) == (path == other), (path, other)
+            assert all(len(one.splitlines()) == 1 for one in found)
+        path.write_bytes(contents[path])
+
+
 def test_truncated_and_missing_files_are_named(copied):
     for path in every_file(copied):
         whole = path.read_bytes()
