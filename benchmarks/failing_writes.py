@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,21 +70,19 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10, help="most kills of each case")
     parser.add_argument("--starters", type=float, default=1.0, help="share of the double starts")
     parser.add_argument("--reads", type=int, default=1000, help="reads of one file of four writers")
-    parser.add_argument("--cheap", action="store_true", help="leave out what takes seconds")
-    parser.add_argument("--sealed", type=int, help="most commands that only replace a result")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="failing-writes-") as folder:
         if failing_operations.LIBRARY in os.environ:
-            return report(Trials(Path(folder), options))
+            return made(Trials(Path(folder), options))
         print(machine.described("torch"), flush=True)
         again = [sys.executable, __file__, *sys.argv[1:]]
         variables = failing_operations.environment(Path(folder))
         return subprocess.run(again, env=variables, check=False).returncode
 
 
-def report(trials: "Trials") -> int:
-    """Make the trials and print them; 1 if something did not hold."""
+def made(trials: "Trials") -> int:
+    """Make the trials and print their numbers, case by case; 1 if something did not hold."""
     options = trials.options
     failing_operations.adopt_orphans()
     trials.build_world()
@@ -95,14 +93,20 @@ def report(trials: "Trials") -> int:
         total += counts
         numbers = "".join(f"{counts[key]:>9}" for key in ("changes", "failures", "kills", "pairs"))
         print(f"{case.name:26}{numbers}", flush=True)
-    torn = torn_reads(trials.root, options.reads)
+    total["torn"] = torn_reads(trials.root, options.reads)
+    total["reads"], total["problems"] = options.reads, len(trials.problems)
+    return report(total)
+
+
+def report(total: Mapping[str, int]) -> int:
+    """Print the numbers of all trials; 1 if something did not hold."""
     print(
         f"{total['failures']:,} failures, {total['kills']:,} kills and {total['pairs']:,} double "
-        f"starts of {total['cases']} commands: {len(trials.problems)} do not hold; {torn} of "
-        f"{options.reads:,} reads torn; {total['left']} times something hidden was left behind a "
+        f"starts of {total['cases']} commands: {total['problems']} do not hold; {total['torn']} of "
+        f"{total['reads']:,} reads torn; {total['left']} times something hidden was left behind a "
         "success"
     )
-    return int(bool(trials.problems or torn))
+    return int(bool(total["problems"] or total["torn"]))
 
 
 @dataclass
@@ -129,15 +133,8 @@ class Trials:
 
     def cases(self) -> list[Case]:
         """Return the chosen cases."""
-        options = self.options
-        chosen = [case for case in CASES if not options.only or case.name in options.only]
-        if options.cheap:
-            chosen = [case for case in chosen if case.cheap]
-        if options.sealed is not None:
-            results = [case for case in chosen if case.is_result]
-            drawn = random.Random(options.seed).sample(results, min(options.sealed, len(results)))
-            chosen = [case for case in chosen if not case.is_result or case in drawn]
-        return chosen
+        only = self.options.only
+        return [case for case in CASES if not only or case.name in only]
 
     def all_of(self, case: Case) -> Counter[str]:
         """Make all trials of a case and return their numbers."""
@@ -194,11 +191,7 @@ class Trials:
         problems = [] if result.code in wanted else [f"exit code {result.code}: {result.err}"]
         if how.mode != "kill":
             problems += wrong_words(result)
-        for name in case.results:
-            states = {"old": begin, "new": end} if result.code else {"new": end}
-            now = content_of(self.trial / name)
-            if now not in [content_of(state / name) for state in states.values()]:
-                problems.append(f"{name} is not {' or '.join(states)} (exit code {result.code})")
+        problems += self._torn(case, begin, end)
         if case.check and (self.trial / case.check[0]).exists():
             checked = self._run(command(*case.check[1]), case)
             if checked.code:
@@ -212,6 +205,16 @@ class Trials:
         failing_operations.reap()
         self._note(f"{said}: {problem}" for problem in problems)
         return True
+
+    def _torn(self, case: Case, begin: Path, end: Path) -> list[str]:
+        """Return what is neither as before the command nor as after it."""
+        states = {name: [content_of(state / name) for state in (begin, end)]
+                  for name in case.results}  # fmt: skip
+        return [
+            f"{name} is neither the old nor the new one"
+            for name, known in states.items()
+            if content_of(self.trial / name) not in known
+        ]
 
     def _note(self, problems: Iterable[str]) -> None:
         for problem in problems:
@@ -245,6 +248,7 @@ class Trials:
             first = Process(case.work, self.trial, Disturbance("pause", number), case.variables)
             paused = first.waits()
             if paused:
+                between = self._torn(case, begin, end)
                 second = Process(case.work, self.trial, Disturbance(), case.variables)
                 if second.waits():  # for a lock that the first holds
                     first.go_on()
@@ -254,7 +258,7 @@ class Trials:
                     first.go_on()
                     ends = [first.wait(), later]
                 said = f"{case.name}, started twice at change {number} ({ends[0].place})"
-                self._note(f"{said}: {one}" for one in self._pair(case, ends, end))
+                self._note(f"{said}: {one}" for one in (*between, *self._pair(case, ends, end)))
                 trials += 1
             else:
                 first.wait()

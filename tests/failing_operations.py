@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def _end(work: Work, library: ctypes.CDLL, err: int) -> None:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
-            sys.excepthook(*sys.exc_info())
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

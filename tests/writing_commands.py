@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -74,7 +74,6 @@ class Case:
             arguments.
         check: As `retry`, for a command that finds nothing wrong with what a failure has left.
         variables: Variables of the environment.
-        cheap: False leaves the case to the long form.
         most: Largest number of trials of each kind, for a command that takes seconds.
         same_again: Whether a second one at the same time may succeed too, by the same result.
         call: A function to call instead of a command.
@@ -89,7 +88,6 @@ class Case:
     retry: tuple[str, tuple[str, ...]] | None = None
     check: tuple[str, tuple[str, ...]] | None = None
     variables: Mapping[str, str] | None = None
-    cheap: bool = True
     most: int = 1000
     same_again: bool = False
     call: Callable[[], object] | None = None
@@ -100,17 +98,12 @@ class Case:
         return self.name.partition(",")[0]
 
     @property
-    def is_result(self) -> bool:
-        """Whether the command only replaces results, as most analyses do."""
-        return self.results[:1] == ("out.json",) and not self.inputs
-
-    @property
     def planted(self) -> bool:
         """Whether the case needs the released run."""
         return PLANTED in self.arguments or FACTS in self.arguments
 
     @property
-    def work(self) -> Callable[[], None]:
+    def work(self) -> Callable[[], object]:
         """The command, as the executable runs it."""
         return self.call or command(*self.command.split(), *self.arguments)
 
@@ -131,7 +124,7 @@ def command(*arguments: str) -> Callable[[], None]:
     return run
 
 
-def sealed(name: str, *arguments: str, **options: object) -> Case:
+def sealed(name: str, *arguments: str, **options: Any) -> Case:
     """A command that only reads, but for the result that `--out` replaces."""
     files = ("out.json",)
     if "--plot" in arguments:
@@ -144,7 +137,7 @@ def sealed(name: str, *arguments: str, **options: object) -> Case:
     return Case(name, arguments, older=files, results=files, same_again=True, **options)
 
 
-def trained(name: str, *arguments: str, out: str = "out", **options: object) -> Case:
+def trained(name: str, *arguments: str, out: str = "out", **options: Any) -> Case:
     """A command that trains a run, which `run resume` continues."""
     manifest = f"{out}/manifest.json"
     return Case(
@@ -214,17 +207,17 @@ CASES = (
     trained("tune dpo", RUN, f"{W}/dpo", "--out", "out", "--steps", "4", "--batch-size", "4"),
     Case("chain", (f"{W}/recipe.toml", STORE, "--out", "chain", "--members", "2", "--steps", "4",
                    *TRAINED)),
-    Case("ladder", LADDER, cheap=False, same_again=True),
+    Case("ladder", LADDER, same_again=True),
     Case("counterfactual", ("run", BEHAVIOUR, "--without", "3", "--seeds", "1", *FEW,
                             "--out", "out.json"),
          inputs=("run", "store"), older=("out.json",), results=("out.json",)),
     Case("forget", (FACTS, "32", "--runs", "runs", "--out", "out.json"), older=("out.json",),
-         results=("out.json",), cheap=False, most=20),
+         results=("out.json",), most=20),
     Case("attribution evaluate",
          (FACTS, "--facts", "2", "--candidates", "20", "--tail-patch", "0", "--replay", "0",
           "--within", "L0.mlp", "--lds", "4", "--steps", "4", "--runs", "kept", "--out",
           "out.json"),
-         older=("out.json",), results=("out.json",), cheap=False, most=10),
+         older=("out.json",), results=("out.json",), most=10),
     # --- converted
     Case("run export", (RUN, "--out", "made"), results=("made",)),
     Case("run import", (f"{W}/exported", "--out", "made"), results=("made",)),
@@ -249,8 +242,8 @@ CASES = (
          check=("lens.json", ("lens", "tuned", RUN, BEHAVIOUR, "lens.json", *FEW)),
          same_again=True),
     Case("demo", ("--quick", "--out", "page.html"), results=("page.html",),
-         variables={"OPENBOOK_CACHE": "cache"}, cheap=False, most=20),
-    Case("demo-code", ("--steps", "3", "--controls", "1"), cheap=False, most=2),
+         variables={"OPENBOOK_CACHE": "cache"}, most=20),
+    Case("demo-code", ("--steps", "3", "--controls", "1"), most=2),
     # --- saved by Python
     saved("Behaviour", lambda: _behaviour(Path(W)).save("saved.json")),
     saved("ProbeTask", lambda: _task(Path(W)).save("saved.json")),
@@ -266,7 +259,7 @@ CASES = (
     sealed("erase", RUN, f"{W}/task.json", BEHAVIOUR, "--layer", "0", *PLOT),
     sealed("circuit", RUN, BEHAVIOUR, *FEW, *PLOT, "--mib", "mib.json"),
     sealed("faithfulness", RUN, BEHAVIOUR, f"{W}/circuit.json", *FEW),
-    sealed("recall", PLANTED, cheap=False),
+    sealed("recall", PLANTED),
     sealed("detect", RUN, "--sequences", "2", "--length", "4", *PLOT),
     sealed("corpus show", STORE),
     sealed("recipes list"),
