@@ -48,9 +48,9 @@ FAILURES = {
     "EIO for ever": Disturbance("fail", error=errno.EIO, stays=True),
     "EDQUOT": Disturbance("fail", error=errno.EDQUOT),
 }
-# Times, and digests of files that hold some.
+# Times, digests of files that hold some, and the commit of the code.
 VOLATILE = {
-    "seconds", "milliseconds", "tokens_per_second", "share", "chain", "digest", "segments",
+    "seconds", "milliseconds", "tokens_per_second", "share", "chain", "digest", "segments", "code",
 }  # fmt: skip
 # Commands of which a second one at the same time could do harm, and how often they are tried.
 STARTED_TWICE = {

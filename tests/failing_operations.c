@@ -120,7 +120,7 @@ static int fails(const char *what, int kind, int folder, const char *name) {
 ssize_t write(int fd, const void *data, size_t n) {
     if (fails("write", CHANGE, fd, NULL)) {
         /* What still fits on a full disk is written. */
-        if (errno == EIO || n < 2 || !shared->stays) return -1;
+        if (errno == EIO || n < 2 || shared->count != shared->number) return -1;
         ssize_t half = REAL(write)(fd, data, n / 2);
         return errno = shared->error, half == 0 ? -1 : half;
     }
