@@ -234,7 +234,7 @@ CASES = (
     Case("gradients build", (RUN, "--folder", "gradients", "--rank", "2"), results=("gradients",)),
     Case("emergence", ("run", f"score:{BEHAVIOUR}", *FEW, *PLOT, "--out", "out.json"),
          inputs=("run", "store"), older=("out.json", "plot.html"),
-         results=("out.json", "plot.html")),
+         results=("out.json", "plot.html"), same_again=True),
     Case("evaluate", (RUN, "--on", "heldout", "--results", "kept", "--out", "out.json"),
          older=("out.json",), results=("out.json",), same_again=True),
     Case("lens fit", (RUN, "--out", "lens.json", "--fit-steps", "2", "--train-tokens"),
