@@ -288,6 +288,8 @@ def test_misuse_exits_2(openbook, arguments):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
          4, "you tried to allocate 9 bytes"),
         (OSError(28, "No space left on device", "/disk/file"), 4, "/disk/file: no space left"),
+        (OSError(5, "Input/output error", "/disk/file"), 4, "/disk/file: input/output error"),
+        (OSError(30, "Read-only file system", "/disk/file"), 4, "/disk/file: read-only file"),
     ],
 )  # fmt: skip
 def test_memory_and_disk_that_end_are_exit_4(openbook, monkeypatch, raised, code, words):

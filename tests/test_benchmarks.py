@@ -23,7 +23,7 @@ BOUND = (
     "architectures", "attention_cpu", "attribution_recall", "bit_flips", "bm25_index",
     "calibration", "checksums",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
-    "evaluation_harness", "foreign_configs",
+    "evaluation_harness", "failing_writes", "foreign_configs",
     "forgetting", "gpu_training", "gradients", "hardening", "index_growth", "installation",
     "interrupts", "loading_memory", "localised", "order_lookups", "patching", "patching_memory",
     "planted_acceptance", "release", "removal", "replay_attribution", "startup", "token_index",
@@ -317,6 +317,12 @@ def test_questions_that_take_long_or_are_answered_otherwise_fail(
 def test_an_installation_that_gains_nothing_fails(script, seconds, code):
     found = {"pip": [(95.0, 5.0)], "pip, nothing compiled": [(seconds - 10.0, 10.0)]}
     assert script("installation").report(found) == code
+
+
+@pytest.mark.parametrize(("problems", "torn", "code"), [(0, 0, 0), (1, 0, 1), (0, 1, 1)])
+def test_a_write_that_loses_something_fails(script, problems, torn, code):
+    total = Counter(failures=9, problems=problems, reads=1000, torn=torn)
+    assert script("failing_writes").report(total) == code
 
 
 @pytest.mark.parametrize(("leaks", "code"), [(0, 0), (1, 0), (20, 1)])

@@ -60,7 +60,8 @@ if TYPE_CHECKING:
     from train.runs import MonitorTask
     from train.trainer import Verification
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+# Errors of the system that are those of the machine: exit code 4.
+ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -239,7 +240,7 @@ def main() -> None:
         # A file that is missing, unreadable or a folder: print the system's reason in one line.
         place = f"{error.filename}: " if error.filename else ""
         reason = (error.strerror or str(error)).lower()
-        _refuse(f"{place}{reason}", 4 if error.errno in (*FULL, errno.ENOMEM) else 2)
+        _refuse(f"{place}{reason}", 4 if error.errno in ENVIRONMENT else 2)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise

@@ -231,7 +231,7 @@ def build_gradient_store(
             found = document_features(model, run.store, some, selection, **asked, progress=told)
             append_features(folder, found)
             storage.write_json(folder / DONE, storage.seal({"rows": first + len(some)}))
-        (folder / DOCUMENTS).write_bytes(wanted.astype("<i8").tobytes())
+        storage.write_bytes(folder / DOCUMENTS, wanted.astype("<i8").tobytes())
         _finish(folder, out, {**about, "blocks": _blocks(selection, rank)})
     return open_gradient_store(out)
 
@@ -393,7 +393,10 @@ def _finish(folder: Path, out: Path, about: dict[str, object]) -> None:
     files = {name: storage.block_entry(folder / name) for name in (FEATURES, EXPONENTS)}
     files[DOCUMENTS] = storage.file_entry(folder / DOCUMENTS)
     storage.write_json(folder / MANIFEST, storage.seal({**about, "files": files}))
+    # Before the folder has its name: what a killed process leaves there stays. Without the plan the
+    # number of rows would say nothing, so the plan is removed after it.
+    for name in (DONE, PLAN):
+        (folder / name).unlink(missing_ok=True)
+    storage.sync_folder(folder)
     os.replace(folder, out)
-    for name in (PLAN, DONE):
-        (out / name).unlink(missing_ok=True)
     storage.sync_folder(out.parent)

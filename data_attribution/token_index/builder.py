@@ -86,9 +86,10 @@ def build(
             files = _sort(store, plan, partial, progress)
             manifest = _manifest(store, plan, partial, files)
             storage.write_json(partial / storage.ARTIFACT_MANIFEST, storage.seal(manifest))
-        # The plan is removed last: without it the next build would not know how this one was cut.
+            # From here on the manifest says how the index was cut. The plan is removed before the
+            # folder has its name, because what a killed process leaves there stays.
+            (partial / PLAN).unlink()
         storage.replace_folder(partial, artifact.path)
-        (artifact.path / PLAN).unlink(missing_ok=True)
     return open(store)
 
 
@@ -177,10 +178,11 @@ def _plan(
     if n_shards or shard_tokens or not list(partial.glob("shard-*.json")):
         return fresh
     try:
-        begun = storage.read_sealed(partial / PLAN)
+        planned = (partial / PLAN).exists()
+        begun = storage.read_sealed(partial / (PLAN if planned else storage.ARTIFACT_MANIFEST))
         if (begun["schema"], begun["store"]) != (SCHEMA, store.fingerprint):
             return fresh
-        cut = tuple(Shard(**one) for one in begun["shards"])
+        cut = tuple(Shard(**one) for one in begun["shards" if planned else "parts"])
         return sharding.fitting(store, cut, workers=workers, memory=memory)
     except (DamagedError, IndexSpaceError):
         return fresh

@@ -10,10 +10,12 @@ control measures how much: translators of the same size, fitted to the same outp
 of a model that was never trained.
 """
 
+import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,10 +118,13 @@ class TunedLens:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write sealed JSON to `path`, and the weights beside it with the suffix .safetensors.
+        """Write sealed JSON to `path`, and the weights beside it.
+
+        The name of the weights contains their digest. So an older lens stays whole until the JSON
+        is replaced; then its weights are removed.
 
         Raises:
-            EffectsError: The name does not end in .json.
+            EffectsError: The name does not end in .json, or another process writes this lens.
         """
         path = Path(path)
         if path.suffix != ".json":
@@ -130,9 +135,15 @@ class TunedLens:
             for name in ("weight", "bias")
         }
         weights = save_tensors(tensors)
-        storage.write_bytes(path.with_suffix(".safetensors"), weights)
         content = {"schema": SCHEMA, "fit": asdict(self.fit), "weights": _digest(weights)}
-        storage.write_json(path, storage.seal(content))
+        file = _weights_path(path, content)
+        refusal = EffectsError(f"{path} is being written by another process; wait for it")
+        with storage.hold_build_lock(path, refusal):
+            storage.write_bytes(file, weights)
+            storage.write_json(path, storage.seal(content))
+            pattern = f"{glob.escape(path.stem)}.{'[0-9a-f]' * 16}.safetensors"
+            for other in set(path.parent.glob(pattern)) - {file}:
+                other.unlink()
 
 
 def load_tuned_lens(path: str | Path) -> TunedLens:
@@ -146,7 +157,9 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
     content = storage.read_sealed(path)
     if content.get("schema") != SCHEMA:
         raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with tuned_lens.save")
-    weights_path = path.with_suffix(".safetensors")
+    weights_path = _weights_path(path, content)
+    if not weights_path.is_file():
+        weights_path = path.with_suffix(".safetensors")  # of lenses written by older versions
     weights = weights_path.read_bytes() if weights_path.is_file() else b""
     if _digest(weights) != content["weights"]:
         raise EffectsError(
@@ -160,6 +173,10 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
     )
     about = {**content["fit"], "loss": tuple(content["fit"]["loss"])}
     return TunedLens(*sides, fit=Fit(**about))
+
+
+def _weights_path(path: Path, content: Mapping[str, Any]) -> Path:
+    return path.with_suffix(f".{content['weights'][:16]}.safetensors")
 
 
 def fit_tuned_lens(

@@ -64,7 +64,9 @@ def write(figure: Any, path: str | Path) -> Path:
     else:
         drawable(path)
         camera = {"toImageButtonOptions": {"format": "svg", "filename": path.stem}}
-        content = figure.to_html(include_plotlyjs=True, config=camera).encode()
+        # Not plotly's random name of the drawing: equal figures make equal files.
+        page = figure.to_html(include_plotlyjs=True, config=camera, div_id="figure")
+        content = page.encode()
     storage.write_bytes(path, content)
     return path
 

@@ -106,6 +106,23 @@ def done(partial: Path) -> int:
         return 0
 
 
+def test_nothing_of_the_plan_is_left_in_a_folder_that_has_its_name(
+    tiny_run, stored, tmp_path, monkeypatch
+):
+    """A process that is killed behind the last renaming leaves what it leaves for ever."""
+    rename, names = store.os.replace, []
+
+    def look(source, target):
+        if target == tmp_path / "g":
+            names.extend(file.name for file in Path(source).iterdir())
+        rename(source, target)
+
+    monkeypatch.setattr(store.os, "replace", look)
+    gradients.build_gradient_store(tiny_run, out=tmp_path / "g", **ASKED)
+    assert sorted(names) == sorted((*FILES, store.MANIFEST))
+    assert contents(tmp_path / "g") == contents(stored.path)
+
+
 def test_bytes_behind_the_last_whole_piece_are_written_again(tiny_run, stored, tmp_path):
     """What a kill in the middle of a piece leaves: rows that nobody vouched for."""
     out = tmp_path / "g"

@@ -1,5 +1,6 @@
 """A tuned lens learns the translation that was planted, on tokens it is not tested on."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from interp.errors import EffectsError, ModelError
 from interp.lenses import LensEvaluation, evaluation, tuned_lens
 from interp.lenses.tokens import LensTokens
 from tests.worlds.behaviours import said_by
+from train import storage
 from train.errors import DamagedError
 from train.model import GPT, GPTConfig, init_gpt
 
@@ -141,7 +143,7 @@ def test_a_lens_comes_back_as_it_was_written_and_a_changed_one_is_refused(tmp_pa
         read.measures["kl"].values,
         tuned_lens.tuned(model, behaviour, lens).measures["kl"].values,
     )
-    weights = path.with_suffix(".safetensors")
+    (weights,) = tmp_path.glob("lens.*.safetensors")
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
     weights.write_bytes(bytes(content))
@@ -155,6 +157,27 @@ def test_a_lens_comes_back_as_it_was_written_and_a_changed_one_is_refused(tmp_pa
     path.write_text(json.dumps(changed))
     with pytest.raises(DamagedError):
         tuned_lens.load_tuned_lens(path)
+
+
+def test_an_older_lens_is_read_until_the_new_one_is_whole(tmp_path, fitted, monkeypatch):
+    model, lens = fitted
+    path = tmp_path / "lens.json"
+    lens.save(path)
+    other = tuned_lens.fit_tuned_lens(model, words(), steps=5, seed=2)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            other.save(path)
+    read = tuned_lens.load_tuned_lens(path)
+    assert torch.equal(read.translators.weight, lens.translators.weight)
+    other.save(path)
+    read = tuned_lens.load_tuned_lens(path)
+    assert torch.equal(read.translators.weight, other.translators.weight)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def last_token(model: GPT) -> Behaviour:

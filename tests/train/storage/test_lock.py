@@ -82,6 +82,20 @@ def test_the_lock_of_a_build_is_a_file_beside_it_that_goes_with_the_build(tmp_pa
     assert os.listdir(path.parent) == []
 
 
+def test_a_lock_file_that_a_failing_disk_keeps_fails_nothing_and_excludes_nobody(
+    tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, storage.hold_build_lock(tmp_path / "built", BUSY):
+        patch.setattr(os, "unlink", fail)
+    assert os.listdir(tmp_path) == [".built.lock"]
+    with storage.hold_build_lock(tmp_path / "built", BUSY):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
     """Else two processes would hold one each: this one the removed file, the next another."""
     path, lock, taken = tmp_path / "built", fcntl.flock, []

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import stat
 import threading
 
@@ -113,6 +114,32 @@ def test_a_replaced_folder_is_there_at_every_moment(tmp_path):
     reader.join()
     assert missing == []
     assert os.listdir(tmp_path) == ["index"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="names are exchanged at once on Linux")
+def test_a_replaced_folder_is_there_between_any_two_of_its_changes(tmp_path, monkeypatch):
+    path, ready, seen = tmp_path / "index", tmp_path / "ready", []
+
+    def looking(call):
+        def look(*arguments, **options):
+            seen.append((path / "a").read_text())
+            made = call(*arguments, **options)
+            seen.append((path / "a").read_text())
+            return made
+
+        return look
+
+    for folder, text in ((path, "old"), (ready, "new")):
+        folder.mkdir()
+        (folder / "a").write_text(text)
+    for place, name in (
+        (os, "replace"), (shutil, "rmtree"), (atomic, "exchange"), (atomic, "sync_folder"),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, looking(getattr(place, name)))
+    storage.replace_folder(ready, path)
+    change = seen.index("new")
+    assert seen == ["old"] * change + ["new"] * (len(seen) - change)
+    assert 5 < change < len(seen) - 3
 
 
 def test_without_the_exchange_a_folder_is_still_replaced(tmp_path, monkeypatch):

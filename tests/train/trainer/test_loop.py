@@ -1,9 +1,11 @@
 """Training can be stopped, resumed and replayed without changing one bit."""
 
+import errno
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -529,6 +531,31 @@ def test_a_run_that_another_process_trains_is_refused(tiny_run, tiny_store, tmp_
     ):
         trainer.train(tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics)
     assert not (out / runs.MANIFEST).exists()
+
+
+def test_an_optimizer_that_a_failing_disk_kept_goes_when_the_run_is_resumed(
+    tiny_run, tiny_store, tmp_path, monkeypatch
+):
+    unlink, out = Path.unlink, tmp_path / "r"
+
+    def fail(path, **options):
+        if path.name == "optimizer.safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            trainer.train(tiny_run.recipe, tiny_store, out=out, numerics=tiny_run.numerics)
+    files = {path.relative_to(out) for path in out.rglob("*.safetensors")}
+    listed = {Path(one.folder, name) for one in runs.open(out).saved for name in one.files}
+    assert len(files - listed) == 1
+    resumed = trainer.resume(out)
+    files = {path.relative_to(out) for path in out.rglob("*.safetensors")}
+    assert files == {
+        path.relative_to(tiny_run.path) for path in tiny_run.path.rglob("*.safetensors")
+    }
+    assert weights(resumed) == weights(tiny_run)
 
 
 def test_a_run_killed_before_its_manifest_is_begun_again(tiny_run, tiny_store, tmp_path):
