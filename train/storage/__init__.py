@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         check_digest,
         check_size,
         file_entry,
+        listed_file,
         lock_artifact,
         verify_artifact,
     )
@@ -38,13 +39,16 @@ if TYPE_CHECKING:
     from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
     from train.storage.foreign_files import (
         damaged_json,
+        open_foreign,
         parse_json,
         read_foreign_bytes,
         read_foreign_json,
         read_foreign_text,
+        reading,
         stand_in,
     )
     from train.storage.lock import hold_build_lock, hold_lock
+    from train.storage.shapes import check_shape
 
 __all__ = [
     "ARTIFACT_MANIFEST",
@@ -57,6 +61,7 @@ __all__ = [
     "canonical_json",
     "check_digest",
     "check_room",
+    "check_shape",
     "check_size",
     "damaged_json",
     "disk_guard",
@@ -64,8 +69,10 @@ __all__ = [
     "hold_build_lock",
     "hold_lock",
     "is_partial",
+    "listed_file",
     "lock_artifact",
     "new_folder",
+    "open_foreign",
     "parse_json",
     "partial_path",
     "read_chain",
@@ -73,6 +80,7 @@ __all__ = [
     "read_foreign_json",
     "read_foreign_text",
     "read_sealed",
+    "reading",
     "replace_folder",
     "seal",
     "sha256_file",

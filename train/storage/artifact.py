@@ -16,6 +16,7 @@ from train.errors import DamagedError
 from train.progress import Progress
 from train.short_repr import short_repr
 from train.storage import atomic, lock
+from train.storage.shapes import check_shape
 
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_digest",
     "check_size",
     "file_entry",
+    "listed_file",
     "lock_artifact",
     "verify_artifact",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 ARTIFACT_MANIFEST = "index.json"
 # Files up to this size are hashed whenever a folder is opened, at about 1 GB per second.
 HASHED = 1 << 23
+SHAPE = {"store": str, "files": {str: {"bytes": int, "sha256": str}}}
 
 
 class FileEntry(TypedDict):
@@ -95,18 +98,20 @@ def artifact_manifest(artifact: Artifact) -> atomic.JsonObject:
     manifest = atomic.read_sealed(path / ARTIFACT_MANIFEST)
     if manifest.get("schema") != artifact.schema:
         raise artifact.mismatch(
-            f"the {artifact.name} {path} is of version {manifest.get('schema')}, this reads "
+            f"the {artifact.name} {path} is of version {manifest.get('schema')!r:.40}, this reads "
             f"{artifact.schema}; build it again with {again}"
         )
-    if {key: manifest[key] for key in artifact.source} != artifact.source:
+    check_shape(manifest, SHAPE, path / ARTIFACT_MANIFEST)
+    if {key: manifest.get(key) for key in artifact.source} != artifact.source:
         raise artifact.mismatch(
             f"the {artifact.name} {path} is of token store {manifest['store'][:12]}..., the store "
             f"is {artifact.source['store'][:12]}...; {remedy}"
         )
     for name, entry in manifest["files"].items():
-        check_size(path / name, entry["bytes"], remedy)
+        file = listed_file(path / ARTIFACT_MANIFEST, name)
+        check_size(file, entry["bytes"], remedy)
         if entry["bytes"] <= HASHED:
-            check_digest(path / name, entry["sha256"], ARTIFACT_MANIFEST, remedy)
+            check_digest(file, entry["sha256"], ARTIFACT_MANIFEST, remedy)
     return manifest
 
 
@@ -152,6 +157,21 @@ def file_entry(path: Path) -> FileEntry:
         3
     """
     return {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)}
+
+
+def listed_file(listing: Path, name: str) -> Path:
+    """Return the path of a file that a listing names, which lies beside the listing.
+
+    Raises:
+        DamagedError: The name leads to another folder.
+
+    Examples:
+        >>> storage.listed_file(folder / "index.json", "a.bin").name
+        'a.bin'
+    """
+    if not name or Path(name).name != name:
+        raise DamagedError(f"{listing}: names {name!r}, which is no file of its folder")
+    return listing.with_name(name)
 
 
 def check_size(path: Path, size: int, remedy: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from train.errors import DamagedError, DiskError, TrainError
 from train.progress import readable_size
-from train.storage.foreign_files import parse_json, read_foreign_bytes
+from train.storage.foreign_files import open_foreign, parse_json, read_foreign_bytes, reading
 from train.storage.lock import hold_build_lock
 
 
@@ -110,7 +110,9 @@ def read_sealed(path: Path) -> JsonObject:
     except UnicodeDecodeError as error:
         raise DamagedError(f"{path}: not UTF-8 ({error.reason}); it was changed") from None
     content = parse_json(text, path)
-    if not isinstance(content, dict) or canonical_json(seal(content)) != text:
+    with reading(path):  # a value can be nested too deeply to be written again
+        whole = isinstance(content, dict) and canonical_json(seal(content)) == text
+    if not whole:
         raise DamagedError(f"{path}: the content does not match its own digest; it was changed")
     return content
 
@@ -118,12 +120,15 @@ def read_sealed(path: Path) -> JsonObject:
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file, which is read piece by piece.
 
+    Raises:
+        DamagedError: There is no regular file.
+
     Examples:
         >>> storage.write_text(folder / "a.txt", "abc")
         >>> storage.sha256_file(folder / "a.txt")[:12]
         'ba7816bf8f01'
     """
-    with path.open("rb") as file:
+    with open_foreign(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
