@@ -19,6 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from train import storage
 from train.data import TokenStore
 from train.errors import DamagedError, RecipeError, StoreError, nearest
 from train.model import PRESETS, GPTConfig, preset
@@ -616,7 +617,37 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
             raise DamagedError(f"{path}: the recipe lacks the key {key!r}; it was changed")
         for key in sorted(unknown):
             raise DamagedError(f"{path}: the recipe has an unknown key {key!r}; it was changed")
-    return Recipe(**{**content, "model": GPTConfig(**content["model"])})
+    others = {key: value for key, value in content.items() if key != "model"}
+    try:
+        for key, value in others.items():
+            _fitted(key, value, _types()[key], "")
+        return Recipe(**others, model=model_from_dict(model, path))
+    except RecipeError as error:
+        raise DamagedError(f"{path}: {error}; it was changed") from None
+
+
+def model_from_dict(content: object, path: object) -> GPTConfig:
+    """Read an architecture from a mapping, as manifests hold it.
+
+    Raises:
+        DamagedError: A key is missing or unknown, or a value has another type or is impossible; the
+            message begins with `path`.
+
+    Examples:
+        >>> recipes.model_from_dict(run.config.to_dict(), "here") == run.config
+        True
+    """
+    try:
+        if not isinstance(content, Mapping):
+            raise RecipeError(f"model is {content!r:.60}; it must be a table")
+        lacking, unknown = GPTConfig.keys(content)
+        if odd := sorted({*lacking, *unknown}):
+            raise RecipeError(f"the model lacks or has an unknown key {odd[0]!r}")
+        for key, value in content.items():
+            _fitted(key, value, _types()[f"model.{key}"], "")
+        return GPTConfig(**content)
+    except RecipeError as error:
+        raise DamagedError(f"{path}: {error}; it was changed") from None
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -632,6 +663,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 # --- recipes as files ----------------------------------------------------------------------------
 
+MOST_BYTES = 1 << 20  # of a recipe file
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -761,9 +793,13 @@ def _refuse_missing(path: Path, where: str) -> None:
 def _parsed(path: Path) -> dict[str, Any]:
     _refuse_missing(path, "")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = storage.read_foreign_text(path, most_bytes=MOST_BYTES)
+        return tomllib.loads(text)
+    except DamagedError as error:
+        raise RecipeError(str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not readable as TOML ({error})") from None
+        said = " ".join(str(error).split())
+        raise RecipeError(f"{path}: not readable as TOML ({said:.200})") from None
 
 
 @cache

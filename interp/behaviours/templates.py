@@ -34,7 +34,7 @@ from interp.behaviours.induction import repeats
 from interp.errors import BehaviourError
 from train import storage
 from train.data import Tokenizer, TokenStore
-from train.errors import TokenizerError, nearest
+from train.errors import DamagedError, TokenizerError, nearest
 
 
 __all__ = ["load"]
@@ -79,8 +79,11 @@ def _content(path: Path) -> storage.JsonObject:
         raise BehaviourError(f"{path}: there is no such file")
     try:
         content = tomllib.loads(storage.read_foreign_text(path, most_bytes=MOST_BYTES))
+    except DamagedError as error:
+        raise BehaviourError(str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise BehaviourError(f"{path}: not readable as TOML ({error})") from None
+        said = " ".join(str(error).split())
+        raise BehaviourError(f"{path}: not readable as TOML ({said:.200})") from None
     _check_keys(path, content, {*TYPES, *SECTIONS})
     for key, kind in TYPES.items():
         if key in content and not kind.holds(content[key]):

@@ -22,12 +22,12 @@ from interp.circuits.graph import Graph
 from interp.circuits.result import Circuit
 from interp.errors import CircuitError
 from train import storage
+from train.errors import DamagedError
 from train.short_repr import short_repr
 
 
 __all__ = ["EdgeFile", "open_circuit", "read_mib", "write_mib"]
 
-MOST_BYTES = 1 << 30
 SIZES = ("n_layers", "n_heads", "d_model")
 
 
@@ -102,6 +102,11 @@ def read_mib(path: str | Path) -> EdgeFile:
     """
     path = Path(path)
     content = _parsed(path)
+    with storage.reading(path, CircuitError):
+        return _edges(path, content)
+
+
+def _edges(path: Path, content: dict[str, dict]) -> EdgeFile:
     cfg = content["cfg"]
     wrong = [key for key in SIZES if type(cfg.get(key)) is not int or not 0 < cfg[key] < 100_000]
     if wrong:
@@ -152,11 +157,9 @@ def open_circuit(path: str | Path) -> EdgeFile:
 
 def _json(path: Path) -> object:
     try:
-        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        return json.loads(data) if len(data) <= MOST_BYTES else None
-    except (ValueError, RecursionError, lzma.LZMAError, EOFError) as error:
-        raise CircuitError(f"{path}: is no JSON: {error}") from error
+        return storage.read_foreign_json(path)
+    except DamagedError as error:
+        raise CircuitError(str(error)) from None
 
 
 def _parsed(path: Path) -> dict[str, dict]:

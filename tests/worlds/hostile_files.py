@@ -406,7 +406,7 @@ NPY = BYTES | {
 
 # --- compressed files ----------------------------------------------------------------------------
 
-BOMB_BYTES = 3 << 30  # more than the limit of memory
+BOMB_BYTES, PIECE = 3 << 30, 1 << 24  # more than the limit of memory
 
 
 def _zip(members: dict[str, bytes]) -> bytes:
@@ -418,22 +418,18 @@ def _zip(members: dict[str, bytes]) -> bytes:
 
 
 def _pieces() -> Iterator[bytes]:
-    piece = b" " * (1 << 22)
+    piece = b" " * PIECE
     for _ in range(BOMB_BYTES // len(piece)):
         yield piece
 
 
 def gzip_bomb() -> bytes:
-    held = io.BytesIO()
-    with gzip.GzipFile(fileobj=held, mode="wb", compresslevel=1, mtime=0) as file:
-        for piece in _pieces():
-            file.write(piece)
-    return held.getvalue()
+    """Many members one behind the other, as `cat` makes them: one is quick to write."""
+    return gzip.compress(b" " * PIECE, 1, mtime=0) * (BOMB_BYTES // PIECE)
 
 
 def xz_bomb() -> bytes:
-    packer = lzma.LZMACompressor(preset=0)
-    return b"".join([*(packer.compress(piece) for piece in _pieces()), packer.flush()])
+    return lzma.compress(b" " * PIECE, preset=0) * (BOMB_BYTES // PIECE)
 
 
 def zstd_bomb() -> bytes:

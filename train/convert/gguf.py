@@ -17,7 +17,8 @@ query and key rows, `llama-vocab.cpp` for how a named tokenizer splits text.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,8 @@ def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the metadata of the file by key, and its tensors in fp32 by llama.cpp's names."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
-    except OSError:
-        raise DamagedError(f"{path}: the file is missing") from None
+    with storage.open_foreign(path) as file:
+        magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise DamagedError(f"{path}: begins with {magic!r}, a GGUF with {MAGIC!r}")
     try:
@@ -144,7 +142,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise TrainError(
             f"{path} is a GGUF, and the package that reads it is missing; install openbook[gguf]"
         ) from None
-    try:
+    with storage.reading(path, kind="as a GGUF"), _known_quantization(path):
         reader = GGUFReader(path)
         said = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {
@@ -152,11 +150,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             one.name: torch.tensor(quants.dequantize(one.data, one.tensor_type)).float()
             for one in reader.tensors
         }
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-        raise DamagedError(f"{path}: not readable as a GGUF ({error})") from None
+    return said, tensors
+
+
+@contextmanager
+def _known_quantization(path: Path) -> Iterator[None]:
+    try:
+        yield
     except NotImplementedError as error:
         raise RecipeError(f"{path}: its quantization cannot be undone ({error})") from None
-    return said, tensors
 
 
 def _config(said: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -6,22 +6,20 @@ without being read.
 """
 
 import hashlib
-import pickle
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from train import storage
-from train.errors import DamagedError
+from train.errors import DamagedError, is_out_of_memory
 
 
 __all__ = ["NOT_READ", "WEIGHTS", "digest", "read_all_safetensors", "read_json", "read_restricted"]
-__all__ += ["read_safetensors", "refuse_pickle", "weight_paths"]
+__all__ += ["read_safetensors", "refuse_hollow", "refuse_pickle", "weight_paths"]
 
 WEIGHTS = "model.safetensors"
 NOT_READ = "tokenizer-not-read.txt"  # why a folder that we wrote has no tokenizer
@@ -77,17 +75,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         DamagedError: The file is missing, or cannot be read as safetensors.
     """
-    try:
-        with path.open("rb") as file:
-            said = storage.stand_in(file.read(64))
-        if said:
-            raise DamagedError(f"{path}: {said}")
-        found = load_file(path)
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{path}: not readable as safetensors ({error})") from None
-    return found
+    with storage.open_foreign(path) as file:
+        said = storage.stand_in(file.read(64))
+    if said:
+        raise DamagedError(f"{path}: {said}")
+    with storage.reading(path, kind="as safetensors"):
+        return load_file(path)
 
 
 def read_all_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
@@ -123,18 +116,33 @@ def read_restricted(path: Path) -> object:
     Raises:
         DamagedError: The file is missing, or holds anything else.
     """
+    storage.open_foreign(path).close()  # refuses what is no regular file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle versions, which are then refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
+    except Exception as error:  # damage makes it raise errors of nearly every class
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise DamagedError(
             f"{path}: torch's restricted reader refuses it ({reason}); safetensors is accepted, as "
             "a Hugging Face folder"
         ) from None
+
+
+def refuse_hollow(value: Tensor, place: str) -> None:
+    """Refuse a tensor without a number in memory for each of its places.
+
+    A file of a few bytes can hold one that says it has 10^12 numbers.
+
+    Raises:
+        DamagedError: It is sparse, quantized or expanded, or has no data; the message begins with
+            `place`.
+    """
+    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+    if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise DamagedError(f"{place} is a tensor without all of its numbers")
 
 
 def digest(paths: list[Path]) -> str:

@@ -121,6 +121,9 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
     # The name that was given decides, also if it is a link to a file of another name.
     path = Path(os.path.abspath(path))
     shards = _shards(path)
+    for shard in shards:
+        if shard.kind == "text":  # before the whole file is hashed
+            readers.refuse_large(shard.path, max_document_bytes)
     revision = revision or _revision(path, shards)
     counted = [_n_rows(shard) for shard in shards]
     files = [file for shard in shards for file in _files(shard)]

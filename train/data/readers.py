@@ -17,13 +17,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train import storage
 from train.errors import CorpusError, DamagedError
 
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Row", "kind_of", "n_rows", "open_dataset", "place", "read", "stream_parquet"]
+__all__ = [
+    "Row",
+    "kind_of",
+    "n_rows",
+    "open_dataset",
+    "place",
+    "read",
+    "refuse_large",
+    "stream_parquet",
+]
 
 Row = tuple[int, dict[str, object]]
 
@@ -141,12 +151,17 @@ def open_dataset(path: Path) -> Any:
     if (path / "dataset_dict.json").exists():
         splits = sorted(one.name for one in path.iterdir() if one.is_dir())
         raise CorpusError(f"{path} holds the splits {', '.join(splits)}: open one of these folders")
-    try:
-        return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{path}: not readable as a saved dataset ({_one_line(error)})"
-        ) from None
+    for entry in sorted(path.iterdir()):
+        if not entry.is_dir():
+            storage.open_foreign(entry).close()  # refuses pipes, at which `datasets` would wait
+    for name in ("state.json", "dataset_info.json"):
+        if not isinstance(storage.read_foreign_json(path / name), dict):
+            raise DamagedError(f"{path / name}: not a JSON object")
+    with storage.reading(path, kind="as a saved dataset"):
+        try:
+            return datasets.load_from_disk(str(path))
+        except OSError as error:  # pyarrow's, without a number
+            raise ValueError(error) from None
 
 
 def _json_lines(path: Path, max_document_bytes: int) -> Iterator[Row]:
@@ -187,15 +202,25 @@ def _json_object(path: Path, row: int, line: bytes) -> dict[str, object]:
     return content
 
 
+def refuse_large(path: Path, max_document_bytes: int) -> None:
+    """Raise a CorpusError if a text file, packed or not, is larger than a document may be."""
+    if path.stat().st_size > max_document_bytes:
+        raise _too_large(path, max_document_bytes)
+
+
+def _too_large(path: Path, max_document_bytes: int) -> CorpusError:
+    return CorpusError(
+        f"{path}: the document is larger than {max_document_bytes / 2**20:g} MiB; raise "
+        "--max-document-mb or cut it into several"
+    )
+
+
 def _text(path: Path, text_field: str, max_document_bytes: int) -> Iterator[Row]:
     with _opened(path) as file:
         # One byte more than allowed is enough to see that the document is too large.
         content = file.read(max_document_bytes + 1)
     if len(content) > max_document_bytes:
-        raise CorpusError(
-            f"{path}: the document is larger than {max_document_bytes / 2**20:g} MiB; raise "
-            "--max-document-mb or cut it into several"
-        )
+        raise _too_large(path, max_document_bytes)
     try:
         yield 0, {text_field: content.decode("utf-8-sig")}
     except UnicodeDecodeError as error:

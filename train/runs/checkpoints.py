@@ -12,13 +12,11 @@ checkpoint's folder, its `state.json` and the index must agree on the step (Pyth
 branches held the final weights). Pickles are never read, because they can run code.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -44,6 +42,8 @@ __all__ = [
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_INDEX = "index.json"
+SHAPE = {"checkpoints?": [{"step": int, "files": {str: str}}]}
+MOST_BYTES = 1 << 37  # of a file, which is read whole
 EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.safetensors"  # one that nothing lists is left by a killed process
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -76,11 +76,18 @@ def index(run_path: Path) -> list[Checkpoint]:
         DamagedError: The index is missing or differs from its seal, or its steps do not ascend.
     """
     path = run_path / CHECKPOINTS / CHECKPOINT_INDEX
-    listed = storage.read_sealed(path).get("checkpoints", [])
+    content = storage.read_sealed(path)
+    storage.check_shape(content, SHAPE, path)
+    listed = content.get("checkpoints", [])
     saved = [Checkpoint(one["step"], one["files"]) for one in listed]
     steps = [one.step for one in saved]
-    if steps != sorted(set(steps)):
+    if steps != sorted(set(steps)) or any(step < 0 for step in steps):
         raise DamagedError(f"{path}: the steps {steps} are not ascending")
+    for name in {name for one in saved for name in one.files}:
+        storage.listed_file(path, name)  # refuses names of other folders
+    for one in saved:
+        if lacking := {"model.safetensors", "state.json"} - one.files.keys():
+            raise DamagedError(f"{path}: step {one.step} lacks {min(lacking)}")
     return saved
 
 
@@ -136,10 +143,8 @@ def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tens
     """
     path = run_path / saved.folder / name
     data = _trusted(path, saved.files[name])
-    try:
+    with storage.reading(path):
         return parse(data)
-    except SafetensorError as error:
-        raise DamagedError(f"{path}: not a safetensors file ({error})") from None
 
 
 def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
@@ -154,7 +159,8 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
         600
     """
     path = run_path / saved.folder / "state.json"
-    state = json.loads(_trusted(path, saved.files["state.json"]))
+    state = storage.parse_json(_trusted(path, saved.files["state.json"]), path)
+    storage.check_shape(state, {"step": int, "tokens?": int, "fixed_loss?": float}, path)
     if state["step"] != saved.step:
         raise DamagedError(
             f"{path}: says step {state['step']} and lies in the folder of step {saved.step}"
@@ -227,7 +233,7 @@ def drop_unlisted(run_path: Path) -> None:
 def _trusted(path: Path, expected: str) -> bytes:
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing")
-    data = path.read_bytes()
+    data = storage.read_foreign_bytes(path, most_bytes=MOST_BYTES)
     # A safetensors file begins with the length of its header, in eight bytes, which can be those of
     # a pickle (640 is 0x0280). The header follows, and begins with a brace.
     if data.startswith(PICKLES) and data[8:9] != b"{":

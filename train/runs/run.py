@@ -32,7 +32,7 @@ from train.data import (
     record_nanogpt_order,
 )
 from train.errors import DamagedError, StoreError, TrainError
-from train.model import GPT, GPTConfig
+from train.model import GPT, GPTConfig, gpt_with_weights
 from train.numerics import Numerics
 from train.recipes import Recipe
 from train.runs import checkpoints, ledger, manifest, monitor_log
@@ -83,6 +83,10 @@ class Run:
     manifest: storage.JsonObject
     store_path: Path | None = None
 
+    @property
+    def _manifest_path(self) -> Path:
+        return self.path / manifest.MANIFEST
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, id={self.id}, knowledge={self.knowledge!r})"
 
@@ -113,19 +117,23 @@ class Run:
     def recipe(self) -> Recipe:
         """The resolved recipe."""
         self._must_be_trained_here("a recipe")
-        return recipes.from_dict(self.predicate["recipe"], self.path / manifest.MANIFEST)
+        return recipes.from_dict(self.predicate["recipe"], self._manifest_path)
 
     @cached_property
     def numerics(self) -> Numerics:
         """Device, precision, threads and kernels with which the run was trained."""
         self._must_be_trained_here("numerics")
-        return Numerics(**self.predicate["numerics"])
+        with storage.reading(self._manifest_path):
+            return Numerics(**self.predicate["numerics"])
 
     @cached_property
     def removal(self) -> DocumentRemoval | None:
         """The documents removed from training, for a counterfactual run; else None."""
         removed = self.predicate.get("removed")
-        return DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
+        with storage.reading(self._manifest_path):
+            return (
+                DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
+            )
 
     @cached_property
     def base(self) -> Base | None:
@@ -133,6 +141,10 @@ class Run:
         identity = self.predicate.get("base")
         if identity is None:
             return None
+        with storage.reading(self._manifest_path):
+            return self._base_of(identity)
+
+    def _base_of(self, identity: storage.JsonObject) -> Base:
         places = {
             name: manifest.located(self.path, path)
             for name, path in self.predicate["base_places"].items()
@@ -237,8 +249,11 @@ class Run:
     @cached_property
     def _order(self) -> Order:
         if self.recipe.sampler == "nanogpt":
-            schedule = np.load(self.path / SCHEDULE, mmap_mode="r")
-            return RecordedOrder(schedule, self.recipe.model.n_ctx)
+            path = self.path / SCHEDULE
+            storage.open_foreign(path).close()  # refuses what is no regular file
+            with storage.reading(path):
+                schedule = np.load(path, mmap_mode="r", allow_pickle=False)
+                return RecordedOrder(schedule, self.recipe.model.n_ctx)
         return order_of(self.recipe, self.store)
 
     @property
@@ -268,7 +283,7 @@ class Run:
     def config(self) -> GPTConfig:
         """The architecture of the model, without the extra block that only training uses."""
         if self.knowledge == "weights-only":
-            return GPTConfig(**self.predicate["model"])
+            return recipes.model_from_dict(self.predicate["model"], self._manifest_path)
         return replace(self.recipe.model, mtp=False)
 
     def saved_at(self, step: int | None) -> Checkpoint:
@@ -301,7 +316,6 @@ class Run:
             DamagedError: The weights are missing or differ from their digest.
         """
         saved = self.saved_at(step)
-        model = GPT(self.config)
         name = "model.safetensors" if weights == "trained" else checkpoints.EMA
         if name not in saved.files:
             raise TrainError(
@@ -309,14 +323,14 @@ class Run:
                 "train it with ema_decay above 0"
             )
         tensors = checkpoints.read_tensors(self.path, saved, name)
-        model.load_state_dict(
-            {key: one for key, one in tensors.items() if not key.startswith("mtp.")}
-        )
+        path = self.path / saved.folder / name
+        kept = {key: one for key, one in tensors.items() if not key.startswith("mtp.")}
+        model = gpt_with_weights(self.config, kept, path)
         model.tokenizer = self.tokenizer
         if model.tokenizer is None:
             model.no_tokenizer = str(self.predicate["origin"]["description"])
         model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
-        return model.eval()
+        return model
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -12,7 +12,6 @@ those of Anthropic's helpful-harmless data (Bai et al. 2022), which have the tur
 `Assistant:`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from train import storage
 from train.data import readers
 from train.data.tuning.examples import KINDS, Example, TuningSet
 from train.data.tuning.planted_sets import planted_instructions, planted_preferences
-from train.errors import CorpusError, nearest
+from train.errors import CorpusError, DamagedError, nearest
 
 
 __all__ = ["open_tuning_set"]
@@ -78,6 +77,11 @@ def open_tuning_set(source: str | Path, kind: str, *, seed: int = 0) -> TuningSe
             f"examples are a file of JSON or the name 'planted'; there is {found} at {path}"
         )
     listed = path.suffix.lower() == ".json"
+    if listed and path.stat().st_size > MAX_FILE_BYTES:
+        raise CorpusError(
+            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; write it as .jsonl, which is read "
+            "line by line"
+        )
 
     def place(row: int) -> str:
         return f"{path}: example {row}" if listed else readers.place(path, "jsonl", row)
@@ -100,10 +104,9 @@ def _json_lines(path: Path) -> Iterator[readers.Row]:
 def _json_list(path: Path) -> Iterator[readers.Row]:
     text = storage.read_foreign_text(path, most_bytes=MAX_FILE_BYTES)
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = storage.damaged_json(text, error)
-        raise CorpusError(f"{path}: {reason}; expected a list of objects") from None
+        rows = storage.parse_json(text, path)
+    except DamagedError as error:
+        raise CorpusError(f"{error}; expected a list of objects") from None
     if not isinstance(rows, list):
         raise CorpusError(f"{path} holds a {type(rows).__name__}; expected a list of objects")
     for row, fields in enumerate(rows):
