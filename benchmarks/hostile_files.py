@@ -1,6 +1,6 @@
 """Opens bad files with every reader, in processes with limits, and counts how it ends.
 
-    python benchmarks/hostile_files.py [--per-reader 12] [--seed 0] [--only NAME]
+    python benchmarks/hostile_files.py [--per-reader 12] [--seed 0] [--only NAME] [--library]
 
 Each file is a good one of which something was changed by a seeded draw (tests/worlds/
 hostile_files.py): cut off, flipped, a value of another type, 10^12 elements, 100,000 brackets,
@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import machine
 
-from tests.worlds.hostile_readers import READERS, cases, prepare, run_case
-from tests.worlds.limited_process import BAD
+from tests.worlds.hostile_readers import GOOD, READERS, Case, cases, prepare, run_case
+from tests.worlds.limited_process import BAD, Outcome
 
 
 COLUMNS = ("opens", "refused", *BAD)
@@ -35,19 +35,28 @@ def main() -> int:
     parser.add_argument("--per-reader", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="Part of the names of readers.")
+    parser.add_argument("--library", action="store_true", help="Leave out the commands.")
     parser.add_argument("--kind", default="", help="Part of the names of kinds.")
+    parser.add_argument("--good", action="store_true", help="Also open every good file.")
     given = parser.parse_args()
     print(machine.described("torch", "numpy"))
     begin = time.perf_counter()
-    readers = [one for one in READERS if given.only in one.name]
+    readers = [
+        one
+        for one in READERS
+        if given.only in one.name and not (given.library and one.name.startswith("openbook "))
+    ]
     counts: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="hostile-") as place:
         good = prepare(Path(place) / "good")
         (Path(place) / "bombs").mkdir()
-        for case in cases(given.seed, given.per_reader, readers):
+        good_ones = [Case(one, GOOD, 0) for one in readers if given.good]
+        for case in [*good_ones, *cases(given.seed, given.per_reader, readers)]:
             if given.kind not in case.kind:
                 continue
             outcome = run_case(case, good, Path(place) / "bombs")
+            if case.kind == GOOD and outcome.kind != "opens":
+                outcome = Outcome("traceback", f"a good file is refused: {outcome.said}")
             counts.setdefault(case.reader.name, Counter())[outcome.kind] += 1
             if outcome.kind in BAD:
                 print(f"{case}: {outcome.kind}: {outcome.said}", flush=True)
