@@ -293,6 +293,7 @@ def test_misuse_exits_2(openbook, arguments):
         (OSError(28, "No space left on device", "/disk/file"), 4, "/disk/file: no space left"),
         (OSError(5, "Input/output error", "/disk/file"), 4, "/disk/file: input/output error"),
         (MemoryError(), 4, "out of memory: no size is known"),
+        (OverflowError("cannot fit 'int'"), 2, "too large to compute with (cannot fit 'int')"),
     ],
 )  # fmt: skip
 def test_memory_and_disk_that_end_are_exit_4(openbook, monkeypatch, raised, code, words):

@@ -253,6 +253,8 @@ def _run() -> None:
         place = f"{error.filename}: " if error.filename else ""
         reason = (error.strerror or str(error)).lower()
         _refuse(f"{place}{reason}", 4 if error.errno in FAILED else 2)
+    except OverflowError as error:
+        _refuse(f"a number is too large to compute with ({error}); choose a smaller one", 2)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
