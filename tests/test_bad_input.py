@@ -132,6 +132,8 @@ def test_a_store_of_another_tokenizer_than_the_runs(
         ("text-small", "--set model.d_mlp=4611686018427387", 2, "d_mlp is 4.61e+15; it is at most"),
         ("text-small", "--set model.n_layers=1000000000000", 2, "it is at most 10,000"),
         ("text-small", "--set model.d_model=268435456", 2, "larger than any memory"),
+        ("text-small", "--seed 1" + "0" * 30, 2, "init_seed is a number of more than 64 bits"),
+        ("text-small", "--steps 1" + "0" * 30, 2, "steps is a number of more than 64 bits"),
         ("text-small", "--threads 1000000", 2, "1000000 threads are asked for; choose from 1"),
         ("text-small", "--device cuda", 2, "this machine has no CUDA device"),
         ("gpt2-124m", "", 2, "needs a vocabulary of 50257"),

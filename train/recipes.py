@@ -233,6 +233,12 @@ class Recipe:
                 )
 
     def _check_ranges(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and not -(2**63) <= value < 2**63:
+                raise RecipeError(
+                    f"recipe {self.name!r}: {field.name} is a number of more than 64 bits; lower it"
+                )
         # A warm-up longer than the training is allowed: it is what a short trial of a recipe has.
         for key, holds, bounds in (
             ("lr", 0 < self.lr < inf, "above 0"),

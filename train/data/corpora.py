@@ -13,6 +13,7 @@ field if that is not `text` (`sha#body`). The same id thus means the same text o
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -95,7 +96,7 @@ def _first(corpus: Corpus, limit: int) -> Corpus:
     known = corpus.n_documents
     return replace(
         corpus,
-        read=lambda: islice(corpus.read(), limit),
+        read=lambda: islice(corpus.read(), min(limit, sys.maxsize)),
         n_documents=None if known is None else min(limit, known),
         n_bytes=None,
     )
