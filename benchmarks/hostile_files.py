@@ -5,9 +5,9 @@
 Each file is a good one of which something was changed by a seeded draw (tests/worlds/
 hostile_files.py): cut off, flipped, a value of another type, 10^12 elements, 100,000 brackets,
 pipes, links to themselves, bombs, pickles that would run code. Sealed files are sealed again, so
-that the seal refuses nothing. A case may take 2 GB of memory and 25 seconds. It must open, or end
-in an error of openbook whose message is one line. Exit code 1: a case ended in a traceback, hang,
-abort or lack of memory, or code was run.
+that the seal refuses nothing. A case may take 2 GB of memory and compute for 25 seconds. It must
+open, or end in an error of openbook whose message is one line. Exit code 1: a case ended in a
+traceback, hang, abort or lack of memory, or code was run.
 """
 
 import argparse

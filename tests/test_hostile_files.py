@@ -77,7 +77,7 @@ def test_a_limited_process_says_how_a_call_ended(function, kind):
 
 
 def test_a_call_without_an_end_is_a_hang():
-    assert limited_process.call(lambda: time.sleep(60), seconds=1).kind == "hang"
+    assert limited_process.call(lambda: time.sleep(60), patience=1).kind == "hang"
 
 
 def test_a_benchmark_with_a_bad_end_fails(capsys):

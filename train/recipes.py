@@ -614,6 +614,8 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
         >>> recipes.from_dict(recipes.to_dict(run.recipe), "here") == run.recipe
         True
     """
+    if not isinstance(content, Mapping):
+        raise DamagedError(f"{path}: the recipe is {content!r:.40}, and an object is expected")
     content = {**LATER, **content}
     model = content.get("model")
     expected = {one.name for one in fields(Recipe)}

@@ -603,7 +603,7 @@ def _write_models(root: Path, files: Path) -> None:
 def _nanogpt(cfg: GPTConfig, sizes: dict[str, int]) -> dict[str, object]:
     from train.convert import layouts
 
-    places = list(layouts.gpt2_places(cfg, turned=False))
+    places = layouts.gpt2_places(cfg, turned=False)
     weights = layouts.to_theirs(cfg, places, init_gpt(cfg, 0).state_dict())
     return {"model": weights, "model_args": {**sizes, "bias": True, "dropout": 0.0}, "iter_num": 3}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 __all__ = ["BAD", "MEMORY", "SECONDS", "Outcome", "call"]
 
 MEMORY, SECONDS = 2 << 30, 25
+PATIENCE = 150  # seconds of the clock: a busy machine may give a process a sixth of a processor
 BAD = ("traceback", "hang", "abort", "memory", "code run", "long message")
 LONGEST = 1500  # characters of an error message
 
@@ -31,9 +32,16 @@ class Outcome:
 
 
 def call(
-    function: Callable[[], object], *, memory: int = MEMORY, seconds: int = SECONDS
+    function: Callable[[], object],
+    *,
+    memory: int = MEMORY,
+    seconds: int = SECONDS,
+    patience: int = PATIENCE,
 ) -> Outcome:
     """Call a function in a copy of this process that may take `memory` bytes more than this one.
+
+    It may compute for `seconds`, and has `patience` seconds of the clock, because what waits for
+    ever computes nothing.
 
     An error with an exit code (those of the three packages) and a message of one line is a refusal,
     every other one a traceback.
@@ -43,29 +51,32 @@ def call(
     child = os.fork()
     if not child:
         os.close(reading)
-        _child(function, memory, seconds, writing)
+        _child(function, (memory, seconds, patience), writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
         said = file.read().decode("utf-8", "replace")
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        kind = {signal.SIGALRM: "hang", signal.SIGKILL: "memory"}.get(number, "abort")
+        kinds = {signal.SIGALRM: "hang", signal.SIGXCPU: "hang", signal.SIGKILL: "memory"}
+        kind = next((kind for one, kind in kinds.items() if one == number), "abort")
         return Outcome(kind, signal.Signals(number).name)
     kind, _, rest = said.partition("\n")
     return Outcome(kind or "abort", rest if kind else f"exit {os.WEXITSTATUS(status)}")
 
 
-def _child(function: Callable[[], object], memory: int, seconds: int, writing: int) -> None:
+def _child(function: Callable[[], object], limits: tuple[int, int, int], writing: int) -> None:
     """Call the function, write how it ended, and end this process without cleaning up."""
     silent = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silent, descriptor)
+    memory, seconds, patience = limits
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     limit = _mapped() + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds)
+    signal.alarm(patience)
     try:
         function()
         said = "opens\n"

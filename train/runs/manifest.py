@@ -240,9 +240,11 @@ def _segment(first_step: int) -> storage.JsonObject:
 
 def _refuse_missing_keys(path: Path) -> None:
     # Before the seal is checked, because "lacks the key 'beta2'" says more than "was changed".
-    predicate = storage.read_foreign_json(path)
-    predicate = predicate.get("predicate") if isinstance(predicate, dict) else None
-    knowledge = predicate.get("knowledge") if isinstance(predicate, dict) else None
+    content = storage.read_foreign_json(path)
+    predicate = content.get("predicate") if isinstance(content, dict) else None
+    if not isinstance(predicate, dict):
+        return
+    knowledge = predicate.get("knowledge")
     if not isinstance(knowledge, str) or knowledge not in KEYS:
         return
     wanted = KEYS[knowledge]

@@ -18,8 +18,9 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from train.errors import DamagedError, is_out_of_memory
 from train.progress import readable_size
@@ -98,7 +99,7 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {said if len(said) <= 160 else f'{said[:157]}...'}"
 
 
-def open_foreign(path: Path) -> BinaryIO:
+def open_foreign(path: Path) -> BufferedReader:
     """Open a regular file for reading its bytes; nothing else is opened.
 
     Raises:
