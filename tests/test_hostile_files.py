@@ -34,6 +34,7 @@ def counted(*options: str) -> tuple[int, int]:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(900)
 def test_two_hundred_bad_files_open_or_end_in_one_line():
     n, bad = counted("--per-reader", "2", "--library")
     assert n >= 200
@@ -41,6 +42,7 @@ def test_two_hundred_bad_files_open_or_end_in_one_line():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(5400)
 def test_every_good_file_opens_and_a_thousand_bad_ones_end_well():
     n, bad = counted("--per-reader", "9", "--seed", "1", "--good")
     assert n >= 1000

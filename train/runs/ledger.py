@@ -94,7 +94,7 @@ def read_ledger(path: Path, *, whole: bool = True) -> list[LedgerRow]:
     """
     rows = storage.read_chain(path, whole=whole, counter="step")
     for number, row in enumerate(rows, 1):
-        storage.check_shape(row, SHAPE, f"{path}: line {number}")
+        storage.check_shape(row, SHAPE, f"{path}: line {number} is no row of a ledger")
     try:
         return [LedgerRow(**row) for row in rows]
     except TypeError as error:

@@ -59,8 +59,10 @@ class ChainWriter:
         try:
             refusal = TrainError(f"another process is writing {path}; wait for it or end it")
             lock.lock_descriptor(self._file.fileno(), refusal)
-            data = read_foreign_bytes(path, most_bytes=MOST_BYTES)
-            found = _parsed(path, data, whole=False, counter=counter)
+            if (size := os.fstat(self._file.fileno()).st_size) > MOST_BYTES:
+                raise DamagedError(f"{path}: {size} bytes, and at most {MOST_BYTES} are read")
+            self._file.seek(0)
+            found = _parsed(path, self._file.read(), whole=False, counter=counter)
             kept = next((n for n, (row, _) in enumerate(found) if not keep(row)), len(found))
             self.rows: list[ChainRow] = [row for row, _ in found[:kept]]
             os.ftruncate(self._file.fileno(), found[kept - 1][1] if kept else 0)
