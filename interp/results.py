@@ -109,14 +109,16 @@ class Result:
         """Read what `save` wrote.
 
         Raises:
-            DamagedError: The file does not match its seal.
+            DamagedError: The file does not match its seal, or lacks a value or has one of another
+                type.
             InterpError: The file holds something else; the error is the class's `refusal`.
         """
         content = storage.read_sealed(Path(path))
         if content.pop("schema", None) != cls.schema:
             raise cls.refusal(f"{path}: is no {cls.schema!r}; write it with {cls.__name__}.save")
         del content["digest"]
-        return cls.from_dict(content)
+        with storage.reading(path):
+            return cls.from_dict(content)
 
 
 def plain(values: object) -> object:

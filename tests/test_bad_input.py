@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_attribution.cli import app
 from interp.behaviours import Behaviour
 from tests.worlds import disks
 from tests.worlds.commands import left, refused
@@ -126,7 +128,13 @@ def test_a_store_of_another_tokenizer_than_the_runs(
         ("text-small", "--set model.causal=false", 2, "allow_reading_ahead=true"),
         ("text-small", "--set optimizer=muon --set muon_momentum=1.0", 2, "muon_momentum=1.0"),
         ("text-small", "--set late_batch=1", 2, "an order of 0 windows of 256 tokens"),
-        ("text-small", "--set model.d_mlp=4611686018427387", 4, "out of memory: "),
+        ("text-small", "--set model.d_mlp=2000000000", 4, "out of memory: "),
+        ("text-small", "--set model.d_mlp=4611686018427387", 2, "d_mlp is 4.61e+15; it is at most"),
+        ("text-small", "--set model.n_layers=1000000000000", 2, "it is at most 10,000"),
+        ("text-small", "--set model.d_model=268435456", 2, "larger than any memory"),
+        ("text-small", "--seed 1" + "0" * 30, 2, "init_seed is a number of more than 64 bits"),
+        ("text-small", "--steps 1" + "0" * 30, 2, "steps is a number of more than 64 bits"),
+        ("text-small", "--threads 1000000", 2, "1000000 threads are asked for; choose from 1"),
         ("text-small", "--device cuda", 2, "this machine has no CUDA device"),
         ("gpt2-124m", "", 2, "needs a vocabulary of 50257"),
     ],
@@ -137,6 +145,8 @@ def test_a_training_that_is_refused_leaves_no_folder(
     path, how = store_with_late_words.path, "--precision fp32 --threads 1"
     if "--device" not in options:
         how += " --device cpu"
+    if "--threads" in options:
+        how = how.replace("--threads 1", "")
     ended = openbook("train", recipe, path, "--out", tmp_path / "r", *how.split(), *options.split())
     refused(ended, code, words)
     assert not (tmp_path / "r").exists()
@@ -290,6 +300,8 @@ def test_misuse_exits_2(openbook, arguments):
         (OSError(28, "No space left on device", "/disk/file"), 4, "/disk/file: no space left"),
         (OSError(5, "Input/output error", "/disk/file"), 4, "/disk/file: input/output error"),
         (OSError(30, "Read-only file system", "/disk/file"), 4, "/disk/file: read-only file"),
+        (MemoryError(), 4, "out of memory: no size is known"),
+        (OverflowError("cannot fit 'int'"), 2, "too large to compute with (cannot fit 'int')"),
     ],
 )  # fmt: skip
 def test_memory_and_disk_that_end_are_exit_4(openbook, monkeypatch, raised, code, words):
@@ -298,6 +310,24 @@ def test_memory_and_disk_that_end_are_exit_4(openbook, monkeypatch, raised, code
 
     monkeypatch.setattr(token_store, "open_store", fail)
     refused(openbook("corpus", "show", "anything"), code, words)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_control_c_ends_without_a_traceback_and_a_second_one_too(openbook, monkeypatch, again):
+    set_to = []
+    monkeypatch.setattr(signal, "signal", lambda *given: set_to.append(given))
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(token_store, "open_store", interrupted)
+    if again:  # while the line that says so is written
+        monkeypatch.setattr(app.typer, "echo", interrupted)
+    ended = openbook("corpus", "show", "anything")
+    assert (ended.code, ended.out) == (130, "")
+    assert "Traceback" not in ended.err
+    assert (app.INTERRUPTED in ended.err) is not again
+    assert (signal.SIGINT, signal.SIG_DFL) in set_to
 
 
 def test_an_error_that_nobody_foresaw_is_shown_whole(openbook, monkeypatch):

@@ -24,10 +24,10 @@ BOUND = (
     "calibration", "checksums",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
     "evaluation_harness", "failing_writes", "foreign_configs",
-    "forgetting", "gpu_training", "gradients", "hardening", "index_growth", "installation",
-    "interrupts", "loading_memory", "localised", "order_lookups", "patching", "patching_memory",
-    "planted_acceptance", "release", "removal", "replay_attribution", "startup", "token_index",
-    "training", "tuning_stages",
+    "forgetting", "gpu_training", "gradients", "hardening", "hostile_files", "index_growth",
+    "installation", "interrupts", "loading_memory", "localised", "order_lookups", "patching",
+    "patching_memory", "planted_acceptance", "release", "removal", "replay_attribution",
+    "startup", "token_index", "training", "tuning_stages",
     "watching",
 )  # fmt: skip
 # Print only, or are imported by others.

@@ -33,6 +33,7 @@ __all__ = [
     "TokenizerError",
     "TrainError",
     "UnequalRanksError",
+    "is_out_of_memory",
     "nearest",
 ]
 
@@ -95,6 +96,14 @@ class DiskError(TrainError):
     """The disk is full."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python, numpy or torch says that the memory does not suffice."""
+    # torch raises a RuntimeError on a CPU and its own class on a GPU. That class is compared by
+    # name, because importing torch here would slow down `--help`.
+    named = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or named or "can't allocate memory" in str(error)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -66,7 +66,6 @@ ELSEWHERE = {
     "max_position_embeddings": "model.n_ctx",
     "vocab_size": "model.d_vocab",
 }
-MOST_RECIPE_BYTES = 1 << 24
 # Fields added after the first runs, with the value that older runs used. A field with that value is
 # not written, so that the digest of an older recipe stays the same.
 LATER = {
@@ -233,6 +232,12 @@ class Recipe:
                 )
 
     def _check_ranges(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and not -(2**63) <= value < 2**63:
+                raise RecipeError(
+                    f"recipe {self.name!r}: {field.name} is a number of more than 64 bits; lower it"
+                )
         # A warm-up longer than the training is allowed: it is what a short trial of a recipe has.
         for key, holds, bounds in (
             ("lr", 0 < self.lr < inf, "above 0"),
@@ -608,6 +613,8 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
         >>> recipes.from_dict(recipes.to_dict(run.recipe), "here") == run.recipe
         True
     """
+    if not isinstance(content, Mapping):
+        raise DamagedError(f"{path}: the recipe is {content!r:.40}, and an object is expected")
     content = {**LATER, **content}
     model = content.get("model")
     expected = {one.name for one in fields(Recipe)}
@@ -617,7 +624,37 @@ def from_dict(content: Mapping[str, Any], path: object) -> Recipe:
             raise DamagedError(f"{path}: the recipe lacks the key {key!r}; it was changed")
         for key in sorted(unknown):
             raise DamagedError(f"{path}: the recipe has an unknown key {key!r}; it was changed")
-    return Recipe(**{**content, "model": GPTConfig(**content["model"])})
+    others = {key: value for key, value in content.items() if key != "model"}
+    try:
+        for key, value in others.items():
+            _fitted(key, value, _types()[key], "")
+        return Recipe(**others, model=model_from_dict(model, path))
+    except RecipeError as error:
+        raise DamagedError(f"{path}: {error}; it was changed") from None
+
+
+def model_from_dict(content: object, path: object) -> GPTConfig:
+    """Read an architecture from a mapping, as manifests hold it.
+
+    Raises:
+        DamagedError: A key is missing or unknown, or a value has another type or is impossible; the
+            message begins with `path`.
+
+    Examples:
+        >>> recipes.model_from_dict(run.config.to_dict(), "here") == run.config
+        True
+    """
+    try:
+        if not isinstance(content, Mapping):
+            raise RecipeError(f"model is {content!r:.60}; it must be a table")
+        lacking, unknown = GPTConfig.keys(content)
+        if odd := sorted({*lacking, *unknown}):
+            raise RecipeError(f"the model lacks or has an unknown key {odd[0]!r}")
+        for key, value in content.items():
+            _fitted(key, value, _types()[f"model.{key}"], "")
+        return GPTConfig(**content)
+    except RecipeError as error:
+        raise DamagedError(f"{path}: {error}; it was changed") from None
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -633,6 +670,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 # --- recipes as files ----------------------------------------------------------------------------
 
+MOST_BYTES = 1 << 20  # of a recipe file
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -762,7 +800,7 @@ def _refuse_missing(path: Path, where: str) -> None:
 def _parsed(path: Path) -> dict[str, Any]:
     _refuse_missing(path, "")
     try:
-        return storage.read_foreign_toml(path, most_bytes=MOST_RECIPE_BYTES)
+        return storage.read_foreign_toml(path, most_bytes=MOST_BYTES)
     except DamagedError as error:
         raise RecipeError(str(error)) from None
 

@@ -194,13 +194,14 @@ class Sources:
         """
         content = storage.read_sealed(Path(path))
         if content.get("kind") != KIND or content.get("schema") not in READS:
-            held = content.get("kind", "no kind"), content.get("schema", "no schema")
             raise EvidenceError(
-                f"{path} holds {held[0]}, schema {held[1]}; {KIND}, schema {SCHEMA} was expected, "
-                "as `openbook trace documents --out` writes it"
+                f"{path} holds {content.get('kind')!r:.40}, schema {content.get('schema')!r:.40}; "
+                f"{KIND!r}, schema {SCHEMA} was expected, as `openbook trace documents --out` "
+                "writes it"
             )
-        items = tuple(_source(one) for one in content["items"])
-        return cls(content["query"], content["method"], items, content["provenance"])
+        with storage.reading(path):
+            items = tuple(_source(one) for one in content["items"])
+            return cls(content["query"], content["method"], items, content["provenance"])
 
 
 def _source(saved: storage.JsonObject) -> Source:

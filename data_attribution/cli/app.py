@@ -15,6 +15,7 @@ A process of a training that signal n ended gives 128 + n (`train.cli.ranks`).
 
 import errno
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -51,7 +52,7 @@ from train.cli.recipes import recipe_commands
 from train.cli.run import run
 from train.cli.train import train_command
 from train.cli.tune import tune
-from train.errors import TrainError
+from train.errors import TrainError, is_out_of_memory
 from train.progress import visible
 
 
@@ -229,11 +230,22 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.showwarning = _warn
     try:
+        _run()
+    except KeyboardInterrupt:  # another one, while the first ended the command
+        sys.exit(130)
+
+
+def _run() -> None:
+    """Run the command, and turn errors that are raised on purpose into a line and an exit code."""
+    try:
         app()
-    except SystemExit as end:
-        if end.code == 130:
-            typer.echo(INTERRUPTED, err=True)
-        raise
+    except (SystemExit, KeyboardInterrupt) as end:
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
+        # From here on a further Ctrl-C ends the process at once, and not by a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        typer.echo(INTERRUPTED, err=True)
+        sys.exit(130)
     except (TrainError, InterpError, AttributionError) as error:
         _refuse(error, error.exit_code)
     except OSError as error:
@@ -241,10 +253,12 @@ def main() -> None:
         place = f"{error.filename}: " if error.filename else ""
         reason = (error.strerror or str(error)).lower()
         _refuse(f"{place}{reason}", 4 if error.errno in ENVIRONMENT else 2)
+    except OverflowError as error:
+        _refuse(f"a number is too large to compute with ({error}); choose a smaller one", 2)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        _refuse(f"out of memory: {error or 'no size is known'}", 4)
+        _refuse(f"out of memory: {str(error) or 'no size is known'}", 4)
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
@@ -256,10 +270,3 @@ def _warn(message: Warning | str, category: type[Warning], *where: object) -> No
 def _refuse(reason: object, code: int) -> None:
     typer.echo(f"error: {visible(' '.join(str(reason).split()))}", err=True)
     sys.exit(code)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # torch raises a RuntimeError on a CPU and its own class on a GPU. That class is compared by
-    # name, because importing torch here would slow down `--help`.
-    named = type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, MemoryError) or named or "can't allocate memory" in str(error)

@@ -23,7 +23,7 @@ from data_attribution.counterfactuals import document_sets
 from train import storage, trainer
 from train.data import DocumentRemoval
 from train.errors import DamagedError
-from train.model import GPT
+from train.model import GPT, gpt_with_weights
 from train.numerics import Numerics, applied, on_this_machine
 from train.progress import Progress
 from train.runs import Run
@@ -31,6 +31,9 @@ from train.trainer import TrainState
 
 
 __all__ = ["Retrainings"]
+
+
+MOST_BYTES = 1 << 37  # of weights, which are read whole
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,15 @@ class Retrainings:
         storage.write_bytes(self.out / name, content)
 
     def _read(self, path: Path) -> GPT:
-        content = path.read_bytes()
+        content = storage.read_foreign_bytes(path, most_bytes=MOST_BYTES)
         if path.stem.rpartition("-")[2] != sha256(content).hexdigest()[:16]:
             raise DamagedError(
                 f"{path}: the weights are not what the file's name says; remove it, and it is "
                 "trained again"
             )
-        model = GPT(self.run.recipe.model)
-        model.load_state_dict(safetensors.torch.load(content))
-        return self._named(model)
+        with storage.reading(path):
+            weights = safetensors.torch.load(content)
+        return self._named(gpt_with_weights(self.run.recipe.model, weights, path))
 
     def _named(self, model: GPT) -> GPT:
         """Return the model as `Run.load` does; its origin is not a checkpoint."""

@@ -31,7 +31,7 @@ from data_attribution.gradients.features import Block, Features, document_featur
 from data_attribution.gradients.weight_selection import Selection, Within
 from interp.patching import engine
 from train import storage
-from train.errors import nearest
+from train.errors import DamagedError, nearest
 from train.progress import Progress
 from train.runs import Run
 
@@ -51,6 +51,17 @@ __all__ = [
 
 GRADIENT_FOLDER, MANIFEST, SCHEMA = "gradients", "gradients.json", 1
 FEATURES, EXPONENTS, DOCUMENTS = "features.f16", "exponents.i8", "documents.i64"
+SHAPE = {
+    "documents": int,
+    "blocks": [[(str, int)]],
+    "files": {str: {"bytes": int, "sha256": str}},
+    "store": str,
+    "run": str,
+    "step": int,
+    "checkpoint_sha256": str,
+    "rank": int,
+    "seed": int,
+}
 PLAN, DONE = "plan.json", "done.json"
 REMEDY = "collect them again"
 PIECE = 4096
@@ -264,15 +275,33 @@ def open_gradient_store(path: str | Path, *, run: Run | None = None) -> Gradient
     manifest = storage.read_sealed(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise EvidenceError(
-            f"{path} holds gradients of version {manifest.get('schema')}, this reads {SCHEMA}; "
-            "collect them again"
+            f"{path} holds gradients of version {manifest.get('schema')!r:.40}, this reads "
+            f"{SCHEMA}; collect them again"
         )
-    storage.check_entries(path / MANIFEST, manifest, ["files", "blocks"], REMEDY)
-    for name, entry in manifest["files"].items():
-        storage.check_size(path / name, entry["bytes"], REMEDY)
+    storage.check_shape(manifest, SHAPE, path / MANIFEST)
+    _check_sizes(path, manifest)
     if run is not None:
         _check_run(path, manifest, run)
     return GradientStore(path, manifest)
+
+
+def _check_sizes(path: Path, manifest: storage.JsonObject) -> None:
+    """Raise unless the files have the sizes that the listed blocks and documents need."""
+    stops = [0]
+    for block in manifest["blocks"]:
+        name, *ends = block or [None]
+        if not isinstance(name, str) or len(ends) != 2 or not stops[-1] == ends[0] < ends[1]:
+            raise DamagedError(f"{path / MANIFEST}: {block!r:.60} is no block of columns")
+        stops.append(block[2])
+    n = manifest["documents"]
+    needed = {DOCUMENTS: 8 * n, FEATURES: 2 * n * stops[-1], EXPONENTS: n * (len(stops) - 1)}
+    for name, size in needed.items():
+        if manifest["files"].get(name, {}).get("bytes") != size or n < 1:
+            raise DamagedError(
+                f"{path / MANIFEST}: {name} of {n} documents has {size} bytes, and another size is "
+                "listed; collect them again"
+            )
+        storage.check_size(path / name, size, "collect them again")
 
 
 def verify_gradient_store(stored: GradientStore) -> None:

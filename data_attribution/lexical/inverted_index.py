@@ -26,6 +26,7 @@ from jaxtyping import Int64, Integer, UInt, UInt8, UInt16, UInt32
 from data_attribution.errors import AttributionError, IndexMismatch, IndexMissing
 from train import storage
 from train.data import TokenStore
+from train.errors import DamagedError
 from train.progress import Progress
 from train.short_repr import short_repr
 
@@ -191,8 +192,20 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
     """
     artifact = artifact_of(store)
     manifest, path = storage.artifact_manifest(artifact), artifact.path
+    with storage.reading(path):
+        return _opened(store, path, manifest["segments"])
+
+
+def _opened(store: TokenStore, path: Path, bounds: list[list[int]]) -> InvertedIndex:
     arrays = {name: _mapped(path / name, dtype) for name, dtype in FILES.items()}
     rows = arrays[OFFSETS].reshape(-1, store.vocab_size + 1)
+    n, ends = len(arrays[DOCUMENTS]), [0]
+    for (_, _, start), row in zip(bounds, rows, strict=True):
+        if start != ends[-1] or row[0] != 0 or (np.diff(row.astype(np.int64)) < 0).any():
+            raise DamagedError(f"{path / OFFSETS}: the entries of a token begin before the last")
+        ends.append(start + int(row[-1]))
+    if ends[-1] != n or n != len(arrays[COUNTS]):
+        raise DamagedError(f"{path / OFFSETS}: {ends[-1]} entries, and {n} are there")
     segments = tuple(
         Segment(
             first,
@@ -202,7 +215,7 @@ def open_inverted_index(store: TokenStore) -> InvertedIndex:
             arrays[DOCUMENTS][start : start + int(row[-1])],
             arrays[COUNTS][start : start + int(row[-1])],
         )
-        for (first, stop, start), row in zip(manifest["segments"], rows, strict=True)
+        for (first, stop, start), row in zip(bounds, rows, strict=True)
     )
     return InvertedIndex(store, segments, arrays[PLACES], arrays[TIMES])
 

@@ -41,6 +41,10 @@ __all__ = ["INDEX_FOLDER", "build", "open", "verify"]
 SCHEMA = 2
 TOKENS, PLAN = "tokens.bin", storage.ARTIFACT_PLAN
 INDEX_FOLDER = "index"
+SHAPE = {
+    "backend": str,
+    "parts": [{"name": str, "start": int, "stop": int, "held_out": bool}],
+}
 
 
 def build(
@@ -110,11 +114,19 @@ def open(store: TokenStore) -> TokenIndex:
     """
     artifact = artifact_of(store)
     manifest, path = storage.artifact_manifest(artifact), artifact.path
+    place = path / storage.ARTIFACT_MANIFEST
+    storage.check_shape(manifest, SHAPE, place)
     tokens = store.tokens.view(np.ndarray)
-    parts = []
+    parts, end = [], 0
     for one in manifest["parts"]:
-        held = shard_files.read(path, one["name"])
         start, stop = one["start"], one["stop"]
+        if start != end or not start < stop <= len(tokens):
+            raise DamagedError(
+                f"{place}: a part of tokens {start} to {stop}, behind one that ends at {end}, in "
+                f"a text of {len(tokens)}; rebuild it with `{artifact.command}`"
+            )
+        storage.listed_file(place, one["name"])  # refuses names of other folders
+        held, end = shard_files.read(path, one["name"], stop - start, store.vocab_size), stop
         parts.append(
             Part(
                 start=start,

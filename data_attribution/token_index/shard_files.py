@@ -122,13 +122,29 @@ def listed(task: Task) -> dict[str, storage.FileEntry] | None:
     return {**about["files"], path.name: storage.file_entry(path)}
 
 
-def read(folder: Path, name: str) -> Arrays:
-    """Return the arrays of a shard; suffixes and keys stay on disk until they are read."""
-    return Arrays(
-        np.memmap(folder / (name + SUFFIXES), "<u4", "r").view(np.ndarray),
-        np.fromfile(folder / (name + BUCKETS), "<i8"),
-        np.memmap(folder / (name + KEYS), "<u8", "r").view(np.ndarray),
-    )
+def read(folder: Path, name: str, n_tokens: int, vocab_size: int) -> Arrays:
+    """Return the arrays of a shard; suffixes and keys stay on disk until they are read.
+
+    Raises:
+        DamagedError: They have not the lengths that so many tokens of such a vocabulary need.
+    """
+    place = folder / (name + SUFFIXES)
+    with storage.reading(place):
+        found = Arrays(
+            np.memmap(place, "<u4", "r").view(np.ndarray),
+            np.fromfile(folder / (name + BUCKETS), "<i8"),
+            np.memmap(folder / (name + KEYS), "<u8", "r").view(np.ndarray),
+        )
+    buckets = found.buckets
+    fits = len(found.suffixes) == n_tokens and len(buckets) == vocab_size + 1
+    fits = fits and len(found.keys) == -(-n_tokens // prefix_table.STRIDE)
+    fits = fits and buckets[0] == 0 and buckets[-1] == n_tokens and (np.diff(buckets) >= 0).all()
+    if not fits:
+        raise DamagedError(
+            f"{place}: {len(found.suffixes)} suffixes in {len(buckets) - 1} groups, and "
+            f"{n_tokens} tokens of {vocab_size} kinds are indexed"
+        )
+    return found
 
 
 def sorter_of(folder: Path, name: str) -> str:

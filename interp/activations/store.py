@@ -13,6 +13,7 @@ contain them. Hits of the token index hold the same document and offset. Stores 
 `interp.activations.writer`; an incomplete store cannot be opened.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,6 +51,22 @@ DTYPES = {
     "bf16": (torch.bfloat16, np.dtype("<u2")),
     "fp16": (torch.float16, np.dtype("<f2")),
     "fp32": (torch.float32, np.dtype("<f4")),
+}
+SHAPE = {
+    "finished": bool,
+    "rows": int,
+    "bytes": int,
+    "dtype": str,
+    "model": {"weights_sha256": str},
+    "source": object,
+    "sites": [{"name": str, "hook": str, "shape": [int]}],
+    "shards": [
+        {
+            "rows": int,
+            "places": (None, [[int]]),
+            "files": {str: {"bytes": int, "sha256": str}},
+        }
+    ],
 }
 
 
@@ -335,6 +352,7 @@ def open_store(
     manifest = storage.read_sealed(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise StoreError(f"{path}: is no {SCHEMA!r}, but {manifest.get('schema')!r}")
+    storage.check_shape(manifest, SHAPE, path / MANIFEST)
     if not manifest["finished"]:
         raise StoreError(
             f"{path} is not complete ({manifest['rows']} rows were to be written); the same "
@@ -342,10 +360,32 @@ def open_store(
         )
     _refuse_others(path, manifest, model, store)
     for number, shard in enumerate(manifest["shards"]):
-        for name, listed in shard["files"].items():
-            place = path / shard_name(number) / name
-            storage.check_size(place, listed["bytes"], REMEDY)
+        _check_shard(path, manifest, number, shard)
+    if (n_rows := sum(shard["rows"] for shard in manifest["shards"])) != manifest["rows"]:
+        raise DamagedError(
+            f"{path / MANIFEST}: {manifest['rows']} rows, and its shards have {n_rows}"
+        )
     return ActivationStore(path, manifest)
+
+
+def _check_shard(
+    path: Path, manifest: storage.JsonObject, number: int, shard: storage.JsonObject
+) -> None:
+    """Raise unless the files of a shard have the sizes that its rows and the sites' shapes need."""
+    bytes_a_row = {ROWS: ROW.itemsize}
+    for site in manifest["sites"]:
+        width = DTYPES[manifest["dtype"]][1].itemsize
+        bytes_a_row[f"{site['name']}.bin"] = math.prod(site["shape"]) * width
+    for name, needed in bytes_a_row.items():
+        size = shard["files"].get(name, {}).get("bytes")
+        if size != shard["rows"] * needed:
+            raise DamagedError(
+                f"{path / MANIFEST}: {name} of shard {number} has {size} bytes, and "
+                f"{shard['rows']} rows of {needed} are listed"
+            )
+    for name, listed in shard["files"].items():
+        storage.listed_file(path / MANIFEST, name)  # refuses names of other folders
+        storage.check_size(path / shard_name(number) / name, listed["bytes"], REMEDY)
 
 
 def verify_store(store: ActivationStore, progress: Progress | None = None) -> None:

@@ -37,6 +37,17 @@ __all__ = [
     "tokenizer_or_none",
 ]
 
+SHAPE = {
+    "name": str,
+    "clean": [[int]],
+    "corrupt": [[int]],
+    "answer": [int],
+    "foil": [int],
+    "subject": (None, [int]),
+    "candidates": (None, [int]),
+    "description": str,
+    "tokenizer?": str,
+}
 SCHEMA = "openbook.behaviour/1"
 # Largest size of the logits of one forward pass. With GPT-2's vocabulary, the logits of 32 prompts
 # of 64 tokens would take 412 MB.
@@ -328,6 +339,7 @@ def read(path: str | Path) -> Behaviour:
             f"{path}: holds {content.get('schema')!r}, a behaviour is {SCHEMA!r}; "
             "write it with behaviour.save"
         )
+    storage.check_shape(content, SHAPE, path)
     for key in ("clean", "corrupt"):
         lengths = sorted({len(row) for row in content[key]})
         if len(lengths) > 1:
@@ -335,11 +347,12 @@ def read(path: str | Path) -> Behaviour:
                 f"{path}: its {key} prompts have lengths {lengths}; make them equally long"
             )
     tensors = {key: torch.tensor(content[key]) for key in ("clean", "corrupt", "answer", "foil")}
-    return Behaviour(
-        name=content["name"],
-        **tensors,
-        subject=tuple(content["subject"]) if content["subject"] else None,
-        candidates=tuple(content["candidates"]) if content["candidates"] else None,
-        description=content["description"],
-        tokenizer=content.get("tokenizer", ""),
-    )
+    with storage.reading(path):
+        return Behaviour(
+            name=content["name"],
+            **tensors,
+            subject=tuple(content["subject"]) if content["subject"] else None,
+            candidates=tuple(content["candidates"]) if content["candidates"] else None,
+            description=content["description"],
+            tokenizer=content.get("tokenizer", ""),
+        )

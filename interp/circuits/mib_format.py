@@ -28,7 +28,6 @@ from train.short_repr import short_repr
 
 __all__ = ["EdgeFile", "open_circuit", "read_mib", "write_mib"]
 
-MOST_BYTES = 1 << 30
 SIZES = ("n_layers", "n_heads", "d_model")
 
 
@@ -103,6 +102,11 @@ def read_mib(path: str | Path) -> EdgeFile:
     """
     path = Path(path)
     content = _parsed(path)
+    with storage.reading(path, CircuitError):
+        return _edges(path, content)
+
+
+def _edges(path: Path, content: dict[str, dict]) -> EdgeFile:
     cfg = content["cfg"]
     wrong = [key for key in SIZES if type(cfg.get(key)) is not int or not 0 < cfg[key] < 100_000]
     if wrong:
@@ -153,13 +157,7 @@ def open_circuit(path: str | Path) -> EdgeFile:
 
 def _json(path: Path) -> object:
     try:
-        with storage.open_uncompressed(path) as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise CircuitError(f"{path}: more than {MOST_BYTES >> 20} MiB unpacked")
-        return storage.parse_json(data.decode("utf-8-sig"), path)
-    except UnicodeDecodeError as error:
-        raise CircuitError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        return storage.read_foreign_json(path)
     except DamagedError as error:
         raise CircuitError(str(error)) from None
 

@@ -50,6 +50,7 @@ __all__ = [
 __all__ += ["of_this"]
 
 SCHEMA = "openbook.tuned_lens/1"
+MOST_BYTES = 1 << 34  # of the weights
 # Targets in one fitting step, and largest number of logits in memory: 2^24 fp32 values are 67 MB.
 TARGETS_A_STEP, LOGITS_AT_ONCE = 512, 1 << 24
 
@@ -157,22 +158,27 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
     content = storage.read_sealed(path)
     if content.get("schema") != SCHEMA:
         raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with tuned_lens.save")
+    storage.check_shape(content, {"weights": str, "fit": {"loss": [float]}}, path)
     weights_path = _weights_path(path, content)
     if not weights_path.is_file():
         weights_path = path.with_suffix(".safetensors")  # of lenses written by older versions
-    weights = weights_path.read_bytes() if weights_path.is_file() else b""
+    weights = b""
+    if weights_path.is_file():
+        weights = storage.read_foreign_bytes(weights_path, most_bytes=MOST_BYTES)
     if _digest(weights) != content["weights"]:
         raise EffectsError(
             f"{weights_path}: {len(weights)} bytes whose sha256 is not the one in {path.name}; "
             "fit the lens again"
         )
-    found = load_tensors(weights)
-    sides = (
-        Translators(found[f"{side}.weight"], found[f"{side}.bias"])
-        for side in ("translators", "control")
-    )
-    about = {**content["fit"], "loss": tuple(content["fit"]["loss"])}
-    return TunedLens(*sides, fit=Fit(**about))
+    with storage.reading(weights_path):
+        found = load_tensors(weights)
+        sides = [
+            Translators(found[f"{side}.weight"], found[f"{side}.bias"])
+            for side in ("translators", "control")
+        ]
+    with storage.reading(path):
+        about = {**content["fit"], "loss": tuple(content["fit"]["loss"])}
+        return TunedLens(*sides, fit=Fit(**about))
 
 
 def _weights_path(path: Path, content: Mapping[str, Any]) -> Path:

@@ -24,7 +24,8 @@ from train.short_repr import short_repr
 
 __all__ = ["EvaluationSet", "evaluate", "identified", "json_lines", "text_of"]
 
-MOST = 1 << 30  # bytes of an unpacked file
+
+MOST_BYTES = 1 << 29  # of an unpacked file
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ def text_of(path: Path) -> str:
     A byte order mark is left out, and "\\r\\n" is read as "\\n".
 
     Raises:
-        EvaluationError: There is no such file, it is not UTF-8, or it is larger than 1 GB.
+        EvaluationError: There is no such file, it is not UTF-8, or it is larger than 512 MiB.
 
     Examples:
         >>> _ = (folder / "words.txt").write_text("a b")
@@ -148,16 +149,9 @@ def text_of(path: Path) -> str:
     if not path.is_file():
         raise EvaluationError(f"there is no file {path}; give the path of an evaluation file")
     try:
-        with storage.open_uncompressed(path) as file:
-            content = file.read(MOST + 1)
+        return storage.read_foreign_text(path, most_bytes=MOST_BYTES).replace("\r\n", "\n")
     except DamagedError as error:
         raise EvaluationError(str(error)) from None
-    if len(content) > MOST:
-        raise EvaluationError(f"{path} has more than {MOST >> 20} MB unpacked; give its parts")
-    try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is not UTF-8 text (at byte {error.start})") from None
 
 
 def json_lines(

@@ -39,6 +39,7 @@ from interp.model_evaluation.likelihood import (
     score_rows,
 )
 from interp.model_evaluation.score import Measure, Unit
+from train import storage
 from train.data import Tokenizer, TokenStore
 from train.errors import nearest
 from train.model import GPT
@@ -304,7 +305,7 @@ def _blimp_files(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise EvaluationError(f"there is no file {path}; give the zip file of BLiMP")
     try:
-        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        with zipfile.ZipFile(io.BytesIO(storage.read_foreign_bytes(path))) as archive:
             members = sorted(
                 (one for one in archive.infolist() if one.filename.endswith(".jsonl")
                  and not one.filename.startswith("__MACOSX")),

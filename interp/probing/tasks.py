@@ -19,9 +19,7 @@ A .json file can hold labels of your own. A .jsonl file of tagged sentences (`wo
 `text`) gives a part-of-speech task for a model of real text.
 """
 
-import gzip
 import hashlib
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -348,17 +346,14 @@ def part_of_speech(
     """
     path = Path(path)
     draw = np.random.Generator(np.random.Philox(key=seed))
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            sentences = [
-                _sentence(storage.parse_json(line, f"{path}: line {number}"), path, number)
-                for number, line in enumerate(file, 1)
-                if line.strip()
-            ]
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, DamagedError) as error:
-        said = str(error) if isinstance(error, DamagedError) else f"{path}: not readable ({error})"
-        raise ProbeError(said) from None
+        sentences = [
+            _sentence(storage.parse_json(line, f"{path}: line {number}"), path, number)
+            for number, line in enumerate(storage.read_foreign_text(path).split("\n"), 1)
+            if line.strip()
+        ]
+    except DamagedError as error:
+        raise ProbeError(str(error)) from None
     cases: list[Case] = []
     for i in draw.permutation(len(sentences)):
         if len(cases) >= n_cases:

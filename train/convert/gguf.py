@@ -142,11 +142,8 @@ def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, "ReaderTensor"]]:
     """Return the metadata of the file by key, and its tensors, not yet read, by their names."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
-    except OSError:
-        raise DamagedError(f"{path}: the file is missing") from None
+    with storage.open_foreign(path) as file:
+        magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise DamagedError(f"{path}: begins with {magic!r}, a GGUF with {MAGIC!r}")
     try:
@@ -155,12 +152,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, "ReaderTensor"]]:
         raise TrainError(
             f"{path} is a GGUF, and the package that reads it is missing; install openbook[gguf]"
         ) from None
-    try:
+    with storage.reading(path, kind="as a GGUF"):
         reader = GGUFReader(path)
         said = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-        raise DamagedError(f"{path}: not readable as a GGUF ({error})") from None
-    return said, {one.name: one for one in reader.tensors}
+        tensors = {one.name: one for one in reader.tensors}
+    return said, tensors
 
 
 def _numbers(tensor: "ReaderTensor", config: Mapping[str, Any], path: Path) -> Tensor:

@@ -123,8 +123,11 @@ def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "
     args, weights = saved["model_args"], saved["model"]
     if not isinstance(args, dict) or not isinstance(weights, dict):
         raise DamagedError(f"{path}: `model` and `model_args` are no dictionaries")
-    if odd := [name for name, one in weights.items() if not isinstance(one, Tensor)]:
+    pairs = weights.items()
+    if odd := [key for key, one in pairs if not isinstance(one, Tensor) or type(key) is not str]:
         raise DamagedError(f"{path}: {odd[0]!r} in `model` is no tensor")
+    for name, one in weights.items():
+        safe_loading.refuse_hollow(one, f"{path}: {name}")
     if missing := NANOGPT_KEYS.read - args.keys():
         raise DamagedError(f"{path}: model_args does not say {', '.join(sorted(missing))}")
     said = ForeignConfig(args, NANOGPT_KEYS, path)

@@ -6,19 +6,19 @@ without being read.
 """
 
 import hashlib
-import pickle
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from train import storage
-from train.errors import DamagedError
+from train.errors import DamagedError, is_out_of_memory
 
 
-__all__ = ["NOT_READ", "WEIGHTS", "digest", "read_json", "read_restricted", "refuse_pickle"]
-__all__ += ["weight_paths"]
+__all__ = ["NOT_READ", "WEIGHTS", "digest", "read_json", "read_restricted", "refuse_hollow"]
+__all__ += ["refuse_pickle", "weight_paths"]
 
 WEIGHTS = "model.safetensors"
 NOT_READ = "tokenizer-not-read.txt"  # why a folder that we wrote has no tokenizer
@@ -89,19 +89,34 @@ def read_restricted(path: Path) -> object:
     Raises:
         DamagedError: The file is missing, or holds anything else.
     """
+    storage.open_foreign(path).close()  # refuses what is no regular file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle versions, which are then refused anyway
             mapped = zipfile.is_zipfile(path)  # torch's older form is another one
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except FileNotFoundError:
-        raise DamagedError(f"{path}: the file is missing") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
+    except Exception as error:  # damage makes it raise errors of nearly every class
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise DamagedError(
             f"{path}: torch's restricted reader refuses it ({reason}); safetensors is accepted, as "
             "a Hugging Face folder"
         ) from None
+
+
+def refuse_hollow(value: Tensor, place: str) -> None:
+    """Refuse a tensor without a number in memory for each of its places.
+
+    A file of a few bytes can hold one that says it has 10^12 numbers.
+
+    Raises:
+        DamagedError: It is sparse, quantized or expanded, or has no data; the message begins with
+            `place`.
+    """
+    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+    if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise DamagedError(f"{place} is a tensor without all of its numbers")
 
 
 def digest(paths: list[Path]) -> str:

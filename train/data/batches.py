@@ -20,11 +20,13 @@ from torch import Tensor
 from train.data.data_order import Order
 from train.data.document_removal import DocumentRemoval
 from train.data.token_store import TokenStore
+from train.errors import OrderError
 from train.short_repr import short_repr
 
 
 __all__ = ["IGNORED", "Batch", "batches_ahead", "read_batch"]
 
+MOST_WORKERS = 256
 IGNORED = -100  # marks a target without loss; torch's cross entropy skips it
 
 
@@ -123,11 +125,16 @@ def batches_ahead(
 
     A batch is a pure function of its step, so the number of workers does not change it.
 
+    Raises:
+        OrderError: More threads are asked for than a machine can use.
+
     Examples:
         >>> batches = data.batches_ahead(store, run.order, range(2))
         >>> [batch.digest == row.digest for batch, row in zip(batches, run.ledger)]
         [True, True]
     """
+    if not 0 <= workers <= MOST_WORKERS:
+        raise OrderError(f"{workers} data workers are asked for; choose from 0 to {MOST_WORKERS}")
     if workers == 0:
         for step in steps:
             yield read_batch(store, order, step, removal)

@@ -169,6 +169,9 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
     # The name that was given decides, also if it is a link to a file of another name.
     path = Path(os.path.abspath(path))
     shards, folder_files = _shards(path)
+    for shard in shards:
+        if shard.kind == "text":  # before the whole file is hashed
+            readers.refuse_large(shard.path, max_document_bytes)
     counted = [_n_rows(shard) for shard in shards]
     reading = _Reading(
         path.name, revision or _revision(path, shards), text_field, max_document_bytes

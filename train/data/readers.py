@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "OPTIONAL_FIELDS", "BadRow", "Row", "Shard", "SkippedRow", "field_of"]
 __all__ += ["fields_shown", "kind_of", "known_kind", "n_rows", "open_dataset", "read"]
-__all__ += ["stream_parquet"]
+__all__ += ["refuse_large", "stream_parquet"]
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -250,12 +250,17 @@ def open_dataset(path: Path) -> Any:
     if (path / "dataset_dict.json").exists():
         splits = sorted(one.name for one in path.iterdir() if one.is_dir())
         raise CorpusError(f"{path} holds the splits {', '.join(splits)}: open one of these folders")
-    try:
-        return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{path}: not readable as a saved dataset ({_one_line(error)})"
-        ) from None
+    for entry in sorted(path.iterdir()):
+        if not entry.is_dir():
+            storage.open_foreign(entry).close()  # refuses pipes, at which `datasets` would wait
+    for name in ("state.json", "dataset_info.json"):
+        if not isinstance(storage.read_foreign_json(path / name), dict):
+            raise DamagedError(f"{path / name}: not a JSON object")
+    with storage.reading(path, kind="as a saved dataset"):
+        try:
+            return datasets.load_from_disk(str(path))
+        except OSError as error:  # pyarrow's, without a number
+            raise ValueError(error) from None
 
 
 def _json_lines(shard: Shard, max_document_bytes: int) -> Iterator[Row]:
@@ -294,13 +299,23 @@ def _json_object(line: bytes) -> dict[str, object] | BadRow:
     return content
 
 
+def refuse_large(path: Path, max_document_bytes: int) -> None:
+    """Raise a CorpusError if a text file, packed or not, is larger than a document may be."""
+    if path.stat().st_size > max_document_bytes:
+        raise CorpusError(f"{path}: the document {_too_large(max_document_bytes)}")
+
+
+def _too_large(max_document_bytes: int) -> str:
+    size = f"{max_document_bytes / 2**20:g} MiB"
+    return f"is larger than {size}; raise --max-document-mb or cut it into several"
+
+
 def _text(shard: Shard, text_field: str, max_document_bytes: int) -> Iterator[Row]:
     with storage.open_uncompressed(shard.path) as file:
         # One byte more than allowed is enough to see that the document is too large.
         content = file.read(max_document_bytes + 1)
     if len(content) > max_document_bytes:
-        long = f"is larger than {max_document_bytes / 2**20:g} MiB"
-        yield 0, BadRow(f"{long}; raise --max-document-mb or cut it into several")
+        yield 0, BadRow(_too_large(max_document_bytes))
         return
     try:
         yield 0, {text_field: content.decode("utf-8-sig")}

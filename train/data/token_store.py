@@ -17,7 +17,6 @@ holds the sha256 of every other file, and the first use of the tokens or of the 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,7 +50,29 @@ TRUTH = "truth.json"
 SKIPPED = "skipped.jsonl"
 PROGRESS_EVERY = 1000
 CHANGED = "it was changed"
-ENTRIES = ("layout", "dtype", "counts", "tokenizer", "files", "sizes", "fingerprint")
+DTYPES = ("<u2", "<u4")
+SHAPE = {
+    "layout": str,
+    "row_length": (None, int),
+    "tuning?": str,
+    "example_length?": int,
+    "fingerprint": str,
+    "dtype": str,
+    "eot": int,
+    "vocab_size": int,
+    "counts": {
+        "tokens": int,
+        "train_tokens": int,
+        "early_tokens?": int,
+        "documents": int,
+        "train_documents": int,
+        "respaced_documents": int,
+    },
+    "corpus": {"name": str},
+    "files": {str: str},
+    "sizes": {str: int},
+    "tokenizer": {"sha256": str},
+}
 
 
 @dataclass(frozen=True)
@@ -231,7 +252,7 @@ class TokenStore:
         if TRUTH not in self.manifest["files"]:
             return None
         _check_digest(self, TRUTH)
-        return json.loads((self.path / TRUTH).read_text(encoding="utf-8"))
+        return storage.read_foreign_json(self.path / TRUTH)
 
     def document(self, index: int) -> StoredDocument:
         """Return a row of the document table by its index in token order.
@@ -379,13 +400,31 @@ def open_store(path: str | Path) -> TokenStore:
     manifest = storage.read_sealed(path / STORE_MANIFEST)
     if manifest.get("schema") != SCHEMA_VERSION:
         raise StoreError(
-            f"{path} is a token store of version {manifest.get('schema')}, this reads "
+            f"{path} is a token store of version {manifest.get('schema')!r:.40}, this reads "
             f"{SCHEMA_VERSION}; build it again"
         )
-    storage.check_entries(path / STORE_MANIFEST, manifest, ENTRIES, "build the store again")
+    storage.check_shape(manifest, SHAPE, path / STORE_MANIFEST)
     for name, size in manifest["sizes"].items():
-        storage.check_size(path / name, size, "build the store again")
+        file = storage.listed_file(path / STORE_MANIFEST, name)
+        storage.check_size(file, size, "build the store again")
+    _check_counts(path / STORE_MANIFEST, manifest)
     return TokenStore(path, manifest)
+
+
+def _check_counts(path: Path, manifest: storage.JsonObject) -> None:
+    """Raise unless the counts of a store fit each other and the size of its tokens."""
+    counts, width = manifest["counts"], manifest["row_length"]
+    ordered = [0, manifest["counts"].get("early_tokens", 0), counts["train_tokens"]]
+    ordered.append(counts["tokens"])
+    size = manifest["sizes"].get(TOKENS, -1)
+    fits = manifest["dtype"] in DTYPES and size == counts["tokens"] * int(manifest["dtype"][2:])
+    fits &= ordered == sorted(ordered) and counts["documents"] >= 0
+    fits &= 0 <= manifest["eot"] < manifest["vocab_size"] and (width is None or width > 0)
+    if not fits or TOKENS not in manifest["files"]:
+        raise DamagedError(
+            f"{path}: its counts, sizes and types contradict each other ({counts['tokens']} tokens "
+            f"of type {manifest['dtype']!r:.20} in {size} bytes); build the store again"
+        )
 
 
 def verify_store(
@@ -427,10 +466,10 @@ def verify_store(
 def _verify_artifact(manifest: Path) -> None:
     """Check the files of a folder that was computed from a store, whatever its kind."""
     content, remedy = storage.read_sealed(manifest), "build it again"
-    storage.check_entries(manifest, content, ["files"], remedy)
+    storage.check_shape(content, {"files": {str: {"sha256": str}}}, manifest)
     for name, entry in content["files"].items():
-        storage.check_entries(manifest, entry, ["sha256"], remedy)
-        storage.check_digest(manifest.with_name(name), entry["sha256"], manifest.name, remedy)
+        path = storage.listed_file(manifest, name)
+        storage.check_digest(path, entry["sha256"], manifest.name, remedy)
     known = {*content["files"], manifest.name, storage.ARTIFACT_PLAN}
     # A part of an index lists its own files; put in place of the whole list, it omits itself.
     for path in sorted(manifest.parent.glob("*.json")):
@@ -451,7 +490,7 @@ def _table_guard(path: Path) -> Iterator[Path]:
 
     try:
         yield path
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DamagedError(f"{path}: not readable as parquet ({reason}); it changed") from None
 

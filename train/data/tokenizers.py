@@ -39,6 +39,7 @@ VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726
 EOT_TEXT = "<|endoftext|>"
 WORD_EOT_TEXT = "<eot>"
 SMALLEST_BPE = 257  # the separator and the 256 bytes
+LARGEST_BPE = 1 << 21  # memory for the whole vocabulary is taken at once
 # More text than this takes time and changes only the rarest merges.
 BPE_TRAINING_BYTES = 100_000_000
 GOLDEN = ("Hello world", [15496, 995])
@@ -176,10 +177,10 @@ def train_bpe(
     from tokenizers import Tokenizer as Engine
     from tokenizers import models, pre_tokenizers, trainers
 
-    if vocab_size < SMALLEST_BPE:
+    if not SMALLEST_BPE <= vocab_size <= LARGEST_BPE:
         raise TokenizerError(
             f"a byte-level vocabulary of {vocab_size} was asked for; the bytes and the separator "
-            f"alone are {SMALLEST_BPE}"
+            f"alone are {SMALLEST_BPE}, and at most {LARGEST_BPE:,} are learned"
         )
     engine = Engine(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -344,7 +345,7 @@ def vocabulary_path(folder: str | Path | None) -> Path:
 
 @lru_cache(maxsize=2)
 def _gpt2(path: Path) -> Tokenizer:
-    content = path.read_bytes()
+    content = storage.read_foreign_bytes(path)
     found = hashlib.sha256(content).hexdigest()
     if found != VOCAB_BPE_SHA256:
         raise DamagedError(

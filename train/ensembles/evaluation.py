@@ -111,19 +111,20 @@ class EnsembleEvaluation:
         if content.pop("schema", None) != SCHEMA:
             raise TrainError(f"{path}: is no {SCHEMA!r}; write it with `openbook ensemble --out`")
         del content["digest"]
-        rows = tuple(
-            EnsembleRow(
-                row["name"],
-                row["weight"],
-                Estimate(**row["loss"]),
-                Estimate(**row["difference"]),
+        with storage.reading(path):
+            rows = tuple(
+                EnsembleRow(
+                    row["name"],
+                    row["weight"],
+                    Estimate(**row["loss"]),
+                    Estimate(**row["difference"]),
+                )
+                for row in content.pop("rows")
             )
-            for row in content.pop("rows")
-        )
-        if curve := content.pop("baseline"):
-            content["baseline"] = BaselineCurve(tuple(curve["tokens"]), tuple(curve["losses"]))
-            content["efficiency"] = Estimate(**content["efficiency"])
-        return cls(rows, **content)
+            if curve := content.pop("baseline"):
+                content["baseline"] = BaselineCurve(tuple(curve["tokens"]), tuple(curve["losses"]))
+                content["efficiency"] = Estimate(**content["efficiency"])
+            return cls(rows, **content)
 
     def lines(self) -> str:
         """Return the table as text."""

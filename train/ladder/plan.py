@@ -260,7 +260,8 @@ def _joined(draft: Ladder, numerics: Numerics | None) -> Ladder:
             storage.write_json(file, storage.seal(new.content()))
         (path / MEASURED).mkdir(exist_ok=True)
         there = storage.read_sealed(file)
-    own = Numerics(**there["numerics"])
+    with storage.reading(file):
+        own = Numerics(**there["numerics"])
     if numerics not in (None, own):
         raise RecipeError(
             f"the ladder in {path} was begun with {own}, and {numerics} was asked for; leave "

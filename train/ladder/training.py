@@ -102,8 +102,9 @@ def measurements(ladder: Ladder) -> dict[Trial, Measurement]:
         path = ladder.measured_path(trial)
         if path.exists():
             content = storage.read_sealed(path)
-            del content["digest"]
-            by_trial[trial] = Measurement(**content)
+            with storage.reading(path):
+                del content["digest"]
+                by_trial[trial] = Measurement(**content)
     return by_trial
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from train.model.architecture import GPTConfig
     from train.model.attached_code import attachments
     from train.model.attention import Attention, key_hook
-    from train.model.gpt import GPT, Block, init_gpt
+    from train.model.gpt import GPT, Block, gpt_with_weights, init_gpt
     from train.model.gradient_mode import with_gradients
     from train.model.hooks import Hook, HookedModule, HookPoint
     from train.model.kernels import use_kernels
@@ -29,6 +29,7 @@ __all__ = [
     "Linear",
     "Norm",
     "attachments",
+    "gpt_with_weights",
     "init_gpt",
     "key_hook",
     "preset",

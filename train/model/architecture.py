@@ -15,6 +15,13 @@ from train.short_repr import short_repr
 
 __all__ = ["CHOICES", "LATER", "GPTConfig"]
 
+# Beyond these, building a model takes for ever or its sizes overflow.
+MOST = {"n_layers": 10_000, "aft_passes": 10_000}
+MOST |= dict.fromkeys(
+    ("n_heads", "n_key_value_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab",
+     "vocab_multiple", "n_sinks"), 1 << 31,
+)  # fmt: skip
+MOST_PARAMETERS = 1 << 48
 CHOICES = {
     "position": ("learned", "sinusoidal", "rope", "none"),
     "norm": ("layernorm", "rmsnorm", "none"),
@@ -160,6 +167,14 @@ class GPTConfig:
         self._check_parts()
 
     def _check_sizes(self) -> None:
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise RecipeError(f"{name} is {getattr(self, name):.3g}; it is at most {most:,}")
+        if self.n_params > MOST_PARAMETERS:
+            raise RecipeError(
+                f"a model of {self.n_params:.3g} parameters is larger than any memory; choose "
+                "smaller sizes"
+            )
         for name in ("n_layers", "n_heads", "d_model", "n_ctx", "d_vocab", "vocab_multiple"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.errors import RecipeError, TokenizerError, TrainError
+from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
 from train.model.architecture import GPTConfig
 from train.model.attention import Attention
 from train.model.hooks import HookedModule, HookPoint
@@ -384,6 +384,47 @@ class GPT(StackedWeights, HookedModule):
                 drawn = last.argmax(-1, keepdim=True)
             tokens = torch.cat([tokens, drawn], dim=1)
         return tokens
+
+
+def gpt_with_weights(cfg: GPTConfig, weights: Mapping[str, Tensor], place: object) -> GPT:
+    """Return a model with these weights, in evaluation mode.
+
+    Names and shapes are compared first, so that a configuration takes no memory for sizes that the
+    weights do not have.
+
+    Args:
+        place: The file that the weights are from; messages begin with it.
+
+    Raises:
+        DamagedError: A weight is missing, has no place in the model, or has another shape or no
+            floating-point type.
+
+    Examples:
+        >>> from train.model import GPTConfig, gpt_with_weights, init_gpt
+        >>> cfg = GPTConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=16, d_vocab=10)
+        >>> weights = init_gpt(cfg, seed=0).state_dict()
+        >>> gpt_with_weights(cfg, weights, "here").cfg == cfg
+        True
+    """
+    if cfg.n_distinct_layers > len(weights):
+        raise DamagedError(
+            f"{place}: {len(weights)} tensors, and {cfg.n_distinct_layers} layers have more"
+        )
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in GPT(cfg).state_dict().items()}
+    if odd := expected.keys() ^ weights.keys():
+        where = "missing" if min(odd) in expected else "no weight of this architecture"
+        raise DamagedError(f"{place}: {min(odd)} is {where} ({len(odd)} names differ)")
+    for name, value in weights.items():
+        if value.shape != expected[name] or not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise DamagedError(
+                f"{place}: {name} holds {kind} of shape {tuple(value.shape)}, and floating-point "
+                f"numbers of shape {tuple(expected[name])} belong there"
+            )
+    model = GPT(cfg)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ checkpoint's folder, its `state.json` and the index must agree on the step (Pyth
 branches held the final weights). Pickles are never read, because they can run code.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from train import storage
 from train.errors import DamagedError
+from train.model import GPT, GPTConfig
 from train.short_repr import short_repr
 
 
@@ -45,8 +46,11 @@ __all__ = [
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_INDEX = "index.json"
+SHAPE = {"checkpoints?": [{"step": int, "files": {str: str}}]}
+MOST_BYTES = 1 << 37  # of a file, which is read whole
 EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.safetensors"  # one that nothing lists is left by a killed process
+SPARE = 1 << 20  # parameters by which a configuration may exceed twice those of its file
 LONGEST_MARK = 16  # bytes by which a pickle is known
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
@@ -80,12 +84,17 @@ def index(run_path: Path) -> list[Checkpoint]:
     """
     path = run_path / CHECKPOINTS / CHECKPOINT_INDEX
     content = storage.read_sealed(path)
-    storage.check_entries(path, content, ["checkpoints"], "put the index of this run back")
-    listed = content["checkpoints"]
+    storage.check_shape(content, SHAPE, path)
+    listed = content.get("checkpoints", [])
     saved = [Checkpoint(one["step"], one["files"]) for one in listed]
     steps = [one.step for one in saved]
-    if steps != sorted(set(steps)):
+    if steps != sorted(set(steps)) or any(step < 0 for step in steps):
         raise DamagedError(f"{path}: the steps {steps} are not ascending")
+    for name in {name for one in saved for name in one.files}:
+        storage.listed_file(path, name)  # refuses names of other folders
+    for one in saved:
+        if lacking := {"model.safetensors", "state.json"} - one.files.keys():
+            raise DamagedError(f"{path}: step {one.step} lacks {min(lacking)}")
     return saved
 
 
@@ -145,7 +154,27 @@ def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tens
     return found
 
 
-@torch.no_grad()
+def load_model(config: GPTConfig, run_path: Path, saved: Checkpoint, name: str) -> GPT:
+    """Return a model with the weights of a checkpoint, in evaluation mode.
+
+    The sizes of the configuration are compared with the file first, so that it takes no memory for
+    numbers that the file does not have.
+
+    Raises:
+        DamagedError: As for `load_weights`.
+    """
+    with _tensor_file(run_path, saved, name) as file:
+        held = sum(prod(entry.shape) for entry in file.entries.values())
+        if config.n_params > 2 * held + SPARE or config.n_distinct_layers > len(file.entries):
+            raise DamagedError(
+                f"{file.path}: {held:,} numbers in {len(file.entries)} tensors, and the "
+                f"configuration has {config.n_params:,} in {config.n_distinct_layers} layers"
+            )
+        model = GPT(config).eval()
+        _load(model, file, saved.files[name])
+    return model
+
+
 def load_weights(model: nn.Module, run_path: Path, saved: Checkpoint, name: str) -> None:
     """Load weights of a checkpoint into a model, with no copy of them in memory.
 
@@ -161,19 +190,27 @@ def load_weights(model: nn.Module, run_path: Path, saved: Checkpoint, name: str)
         >>> torch.equal(other.embed.weight, model.embed.weight)
         True
     """
-    weights = model.state_dict()
     with _tensor_file(run_path, saved, name) as file:
-        for key in sorted(file.entries.keys() ^ weights.keys()):
-            if not (key.startswith("mtp.") and key in file.entries):
-                owner = "file" if key in file.entries else "model"
-                raise DamagedError(f"{file.path}: only the {owner} has {key}, not both")
-        for key, value in weights.items():
-            if value.shape != file.entries[key].shape:
-                raise DamagedError(
-                    f"{file.path}: {key} has shape {file.entries[key].shape}, the model's "
-                    f"{tuple(value.shape)}"
-                )
-        _read_trusted(file, saved.files[name], weights)
+        _load(model, file, saved.files[name])
+
+
+@torch.no_grad()
+def _load(model: nn.Module, file: storage.TensorFile, expected: str) -> None:
+    weights = model.state_dict()
+    for key in sorted(file.entries.keys() ^ weights.keys()):
+        if not (key.startswith("mtp.") and key in file.entries):
+            owner = "file" if key in file.entries else "model"
+            raise DamagedError(f"{file.path}: only the {owner} has {key}, not both")
+    for key, value in weights.items():
+        if value.shape != file.entries[key].shape:
+            raise DamagedError(
+                f"{file.path}: {key} has shape {file.entries[key].shape}, the model's "
+                f"{tuple(value.shape)}"
+            )
+        if not file.entries[key].dtype.is_floating_point:
+            kind = str(file.entries[key].dtype).removeprefix("torch.")
+            raise DamagedError(f"{file.path}: {key} holds {kind}, and weights are floating-point")
+    _read_trusted(file, expected, weights)
 
 
 def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
@@ -188,7 +225,8 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
         600
     """
     path = run_path / saved.folder / "state.json"
-    state = json.loads(_trusted(path, saved.files["state.json"]))
+    state = storage.parse_json(_trusted(path, saved.files["state.json"]), path)
+    storage.check_shape(state, {"step": int, "tokens?": int, "fixed_loss?": float}, path)
     if state["step"] != saved.step:
         raise DamagedError(
             f"{path}: says step {state['step']} and lies in the folder of step {saved.step}"
@@ -259,7 +297,7 @@ def drop_unlisted(run_path: Path) -> None:
 
 
 def _trusted(path: Path, expected: str) -> bytes:
-    data = path.read_bytes() if path.is_file() else b""
+    data = storage.read_foreign_bytes(path, most_bytes=MOST_BYTES)
     _check_digest(path, data[:LONGEST_MARK], sha256(data).hexdigest(), expected)
     return data
 

@@ -15,6 +15,17 @@ from train.errors import DamagedError
 __all__ = ["LEDGER", "LedgerRow", "ledger_writer", "read_ledger", "write_ledger"]
 
 LEDGER = "ledger.jsonl"
+SHAPE = {
+    "step": int,
+    "lr": float,
+    "loss": float,
+    "grad_norm": float,
+    "tokens": int,
+    "digest": str,
+    "seconds": float,
+    "held_out?": (None, float),
+    "chain": str,
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,10 @@ def read_ledger(path: Path, *, whole: bool = True) -> list[LedgerRow]:
         >>> len(rows), rows[-1].step, rows[-1].tokens
         (2100, 2099, 4171352)
     """
+    rows = storage.read_chain(path, whole=whole, counter="step")
+    for number, row in enumerate(rows, 1):
+        storage.check_shape(row, SHAPE, f"{path}: line {number} is no row of a ledger")
     try:
-        return [LedgerRow(**row) for row in storage.read_chain(path, whole=whole, counter="step")]
+        return [LedgerRow(**row) for row in rows]
     except TypeError as error:
         raise DamagedError(f"{path}: a line is no row of a ledger ({error})") from None

@@ -43,6 +43,39 @@ __all__ = [
 MANIFEST, SCHEDULE = "manifest.json", "schedule.npy"
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "openbook/run/v1"
+SHAPE = {"subject": [{"name": str, "digest": {"sha256": str}}]}
+ABOUT_ALL = {
+    "knowledge": str,
+    "run_id": str,
+    "finished": bool,
+    "code": {str: str},
+    "environment": {str: (str, int)},
+}
+IDENTITY = {"run_id": str, "step": int}
+SHAPES = {
+    "full": {
+        "recipe": object,
+        "numerics": {
+            "device": str,
+            "precision": str,
+            "threads": int,
+            "matmul?": str,
+            "compile?": bool,
+            "world_size?": int,
+            "kernels?": int,
+        },
+        "data": {"fingerprint": str, "store_sha256": str, "tokenizer_sha256": str},
+        "store_path": str,
+        "parent": (None, IDENTITY),
+        "removed": (None, {"documents": [int], "mode": str}),
+        "segments?": [{"first_step": int, "environment": {str: (str, int)}}],
+        "base?": {**IDENTITY, "weights_sha256": str, "reference_sha256": (None, str)},
+        "base_places?": {"run": str, "store?": str},
+        "teacher?": IDENTITY,
+        "teacher_path?": str,
+    },
+    "weights-only": {"model": object, "origin": {"description": str, "layout?": str}},
+}
 KEYS = {
     "full": {"knowledge", "recipe", "numerics", "data", "order", "seeds", "code", "environment"},
     "weights-only": {"knowledge", "model", "origin", "code", "environment"},
@@ -171,6 +204,11 @@ def read_manifest(run_path: Path) -> storage.JsonObject:
     manifest = storage.read_sealed(path)
     if manifest.get("_type") != STATEMENT or manifest.get("predicateType") != PREDICATE:
         raise DamagedError(f"{path}: not the manifest of an openbook run")
+    storage.check_shape(manifest, {**SHAPE, "predicate": ABOUT_ALL}, path)
+    about = manifest["predicate"]
+    if about["knowledge"] not in SHAPES:
+        raise DamagedError(f"{path}: no knowledge is called {about['knowledge']!r:.40}")
+    storage.check_shape(about, SHAPES[about["knowledge"]], path)
     return manifest
 
 
@@ -204,14 +242,17 @@ def _segment(first_step: int) -> storage.JsonObject:
 
 def _refuse_missing_keys(path: Path) -> None:
     # Before the seal is checked, because "lacks the key 'beta2'" says more than "was changed".
-    try:
-        predicate = json.loads(path.read_bytes())["predicate"]
-        wanted = KEYS[predicate["knowledge"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    content = storage.read_foreign_json(path)
+    predicate = content.get("predicate") if isinstance(content, dict) else None
+    if not isinstance(predicate, dict):
         return
+    knowledge = predicate.get("knowledge")
+    if not isinstance(knowledge, str) or knowledge not in KEYS:
+        return
+    wanted = KEYS[knowledge]
     for key in sorted(wanted - set(predicate)):
         raise DamagedError(f"{path}: the manifest lacks the key {key!r}; it was changed")
-    if predicate["knowledge"] == "full":
+    if knowledge == "full":
         recipes.from_dict(predicate["recipe"], path)
 
 

@@ -46,6 +46,27 @@ SCHEMA = "openbook.watch/1"
 PLANNED_SHARE = 0.01
 # Costs in forward passes of training. A training step is three (its backward pass costs two). A
 # measurement is one, but in fp32 and with explicit attention patterns: 1.8 on PLANTED, in CPU time.
+HEADER = {
+    "steps": [int],
+    "watches": [
+        {
+            "name": str,
+            "reads": str,
+            "tokens": [[int]],
+            "answer": (None, [int]),
+            "foil": (None, [int]),
+            "candidates": (None, [int]),
+            "eot": (None, int),
+        }
+    ],
+}
+ROW = {
+    "step": int,
+    "tokens": int,
+    "scores": {str: [(None, float)]},
+    "seconds": float,
+    "share": float,
+}
 STEP_PASSES, LOOK_PASSES = 3, 2
 MOST_LOOKS = 128
 
@@ -219,6 +240,14 @@ def parse_log(path: Path, rows: list[storage.ChainRow]) -> MonitorLog:
     if not rows or rows[0].get("schema") != SCHEMA:
         raise DamagedError(f"{path}: does not begin with what was watched ({SCHEMA!r})")
     header, *looks = rows
+    storage.check_shape(header, HEADER, f"{path}: line 1")
+    for number, row in enumerate(looks, 2):
+        storage.check_shape(row, ROW, f"{path}: line {number}")
+    with storage.reading(path):
+        return _log(header, looks)
+
+
+def _log(header: storage.JsonObject, looks: list[storage.ChainRow]) -> MonitorLog:
     watches = tuple(_watch(one) for one in header["watches"])
     return MonitorLog(watches, tuple(header["steps"]), tuple(_look(row) for row in looks))
 

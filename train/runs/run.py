@@ -83,6 +83,10 @@ class Run:
     manifest: storage.JsonObject
     store_path: Path | None = None
 
+    @property
+    def _manifest_path(self) -> Path:
+        return self.path / manifest.MANIFEST
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, id={self.id}, knowledge={self.knowledge!r})"
 
@@ -113,19 +117,23 @@ class Run:
     def recipe(self) -> Recipe:
         """The resolved recipe."""
         self._must_be_trained_here("a recipe")
-        return recipes.from_dict(self.predicate["recipe"], self.path / manifest.MANIFEST)
+        return recipes.from_dict(self.predicate["recipe"], self._manifest_path)
 
     @cached_property
     def numerics(self) -> Numerics:
         """Device, precision, threads and kernels with which the run was trained."""
         self._must_be_trained_here("numerics")
-        return Numerics(**self.predicate["numerics"])
+        with storage.reading(self._manifest_path):
+            return Numerics(**self.predicate["numerics"])
 
     @cached_property
     def removal(self) -> DocumentRemoval | None:
         """The documents removed from training, for a counterfactual run; else None."""
         removed = self.predicate.get("removed")
-        return DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
+        with storage.reading(self._manifest_path):
+            return (
+                DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
+            )
 
     @cached_property
     def base(self) -> Base | None:
@@ -133,6 +141,10 @@ class Run:
         identity = self.predicate.get("base")
         if identity is None:
             return None
+        with storage.reading(self._manifest_path):
+            return self._base_of(identity)
+
+    def _base_of(self, identity: storage.JsonObject) -> Base:
         places = {
             name: manifest.located(self.path, path)
             for name, path in self.predicate["base_places"].items()
@@ -237,8 +249,10 @@ class Run:
     @cached_property
     def _order(self) -> Order:
         if self.recipe.sampler == "nanogpt":
-            schedule = np.load(self._intact(SCHEDULE), mmap_mode="r")
-            return RecordedOrder(schedule, self.recipe.model.n_ctx)
+            path = self._intact(SCHEDULE)
+            with storage.reading(path):
+                schedule = np.load(path, mmap_mode="r", allow_pickle=False)
+                return RecordedOrder(schedule, self.recipe.model.n_ctx)
         return order_of(self.recipe, self.store)
 
     @property
@@ -272,7 +286,7 @@ class Run:
     def config(self) -> GPTConfig:
         """The architecture of the model, without the extra block that only training uses."""
         if self.knowledge == "weights-only":
-            return GPTConfig(**self.predicate["model"])
+            return recipes.model_from_dict(self.predicate["model"], self._manifest_path)
         return replace(self.recipe.model, mtp=False)
 
     def saved_at(self, step: int | None) -> Checkpoint:
@@ -305,19 +319,18 @@ class Run:
             DamagedError: The weights are missing or differ from their digest.
         """
         saved = self.saved_at(step)
-        model = GPT(self.config)
         name = "model.safetensors" if weights == "trained" else checkpoints.EMA
         if name not in saved.files:
             raise TrainError(
                 f"the run {self.path} keeps no moving average of its weights at step {saved.step}; "
                 "train it with ema_decay above 0"
             )
-        checkpoints.load_weights(model, self.path, saved, name)
+        model = checkpoints.load_model(self.config, self.path, saved, name)
         model.tokenizer = self.tokenizer
         if model.tokenizer is None:
             model.no_tokenizer = str(self.predicate["origin"]["description"])
         model.origin = Origin(self.id, saved.step, saved.files[name], self.knowledge)
-        return model.eval()
+        return model
 
     @property
     def tokenizer(self) -> Tokenizer | None:

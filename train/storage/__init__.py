@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         artifact_manifest,
         check_size,
         file_entry,
+        listed_file,
         lock_artifact,
         verify_artifact,
     )
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     )
     from train.storage.lock import hold_build_lock, hold_lock
     from train.storage.project_folder import project_root
+    from train.storage.regular_files import open_foreign, reading
+    from train.storage.shapes import check_shape
     from train.storage.tensor_file import TensorEntry, TensorFile, write_tensors
     from train.storage.user_cache import cache_folder
 
@@ -74,6 +77,7 @@ __all__ = [
     "check_entries",
     "check_once",
     "check_room",
+    "check_shape",
     "check_size",
     "damaged_json",
     "disk_guard",
@@ -81,8 +85,10 @@ __all__ = [
     "hold_build_lock",
     "hold_lock",
     "is_partial",
+    "listed_file",
     "lock_artifact",
     "new_folder",
+    "open_foreign",
     "open_uncompressed",
     "parse_json",
     "partial_path",
@@ -93,6 +99,7 @@ __all__ = [
     "read_foreign_text",
     "read_foreign_toml",
     "read_sealed",
+    "reading",
     "replace_folder",
     "seal",
     "sha256_file",

@@ -27,12 +27,14 @@ __all__ = [
     "artifact_manifest",
     "check_size",
     "file_entry",
+    "listed_file",
     "lock_artifact",
     "verify_artifact",
 ]
 
 ARTIFACT_MANIFEST = "index.json"
 ARTIFACT_PLAN = "plan.json"  # how a folder is being built; it may outlive a killed build
+SHAPE = {"store": str, "files": {str: {"bytes": int, "sha256": str}}}
 
 
 class FileEntry(TypedDict):
@@ -169,6 +171,21 @@ def file_entry(path: Path) -> FileEntry:
         3
     """
     return {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)}
+
+
+def listed_file(listing: Path, name: str) -> Path:
+    """Return the path of a file that a listing names, which lies beside the listing.
+
+    Raises:
+        DamagedError: The name leads to another folder.
+
+    Examples:
+        >>> storage.listed_file(folder / "index.json", "a.bin").name
+        'a.bin'
+    """
+    if not name or Path(name).name != name:
+        raise DamagedError(f"{listing}: names {name!r}, which is no file of its folder")
+    return listing.with_name(name)
 
 
 def check_size(path: Path, size: int, remedy: str) -> None:

@@ -22,6 +22,7 @@ from train.errors import DamagedError, DiskError, TrainError
 from train.progress import Progress, readable_size
 from train.storage.foreign_files import parse_json, read_foreign_bytes
 from train.storage.lock import hold_build_lock
+from train.storage.regular_files import open_foreign, reading
 
 
 __all__ = [
@@ -110,7 +111,9 @@ def read_sealed(path: Path) -> JsonObject:
     except UnicodeDecodeError as error:
         raise DamagedError(f"{path}: not UTF-8 ({error.reason}); it was changed") from None
     content = parse_json(text, path)
-    if not isinstance(content, dict) or canonical_json(seal(content)) != text:
+    with reading(path):  # a value can be nested too deeply to be written again
+        whole = isinstance(content, dict) and canonical_json(seal(content)) == text
+    if not whole:
         raise DamagedError(f"{path}: the content does not match its own digest; it was changed")
     return content
 
@@ -134,12 +137,15 @@ def sha256_file(path: Path, progress: Progress | None = None) -> str:
     Args:
         progress: Called with the MB read so far; default: nothing is told.
 
+    Raises:
+        DamagedError: There is no regular file.
+
     Examples:
         >>> storage.write_text(folder / "a.txt", "abc")
         >>> storage.sha256_file(folder / "a.txt")[:12]
         'ba7816bf8f01'
     """
-    with path.open("rb") as file:
+    with open_foreign(path) as file:
         if progress is None:
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest, done, total = hashlib.sha256(), 0, os.fstat(file.fileno()).st_size

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from train.errors import DamagedError, TrainError
 from train.storage import atomic, lock
+from train.storage.foreign_files import open_foreign, read_foreign_bytes, reading
 
 
 __all__ = ["ChainRow", "ChainWriter", "read_chain", "write_chain"]
 
 ChainRow = atomic.JsonObject
+MOST_BYTES = 1 << 32  # 20 million rows of a ledger
 
 
 class ChainWriter:
@@ -50,11 +52,15 @@ class ChainWriter:
             DamagedError: A row is unreadable or does not follow from the one before it.
         """
         self.path, self._finite = path, finite
+        if path.exists() or path.is_symlink():
+            open_foreign(path).close()  # refuses what is no regular file
         with atomic.disk_guard(path):
             self._file = path.open("a+b")
         try:
             refusal = TrainError(f"another process is writing {path}; wait for it or end it")
             lock.lock_descriptor(self._file.fileno(), refusal)
+            if (size := os.fstat(self._file.fileno()).st_size) > MOST_BYTES:
+                raise DamagedError(f"{path}: {size} bytes, and at most {MOST_BYTES} are read")
             self._file.seek(0)
             found = _parsed(path, self._file.read(), whole=False, counter=counter)
             kept = next((n for n, (row, _) in enumerate(found) if not keep(row)), len(found))
@@ -151,9 +157,8 @@ def read_chain(path: Path, *, whole: bool = True, counter: str | None = None) ->
         >>> storage.read_chain(folder / "rows.jsonl") == [row]
         True
     """
-    if not path.is_file():
-        raise DamagedError(f"{path}: the file is missing")
-    return [row for row, _ in _parsed(path, path.read_bytes(), whole=whole, counter=counter)]
+    data = read_foreign_bytes(path, most_bytes=MOST_BYTES)
+    return [row for row, _ in _parsed(path, data, whole=whole, counter=counter)]
 
 
 def _parsed(
@@ -170,8 +175,9 @@ def _parsed(
             break
         if row is None:
             raise DamagedError(f"{path}: {place} is no row; the file was damaged")
-        counted = counter is None or row.get(counter) == index
-        if _chained(row, before) != row or not counted:
+        with reading(f"{path}: {place}"):  # a value can be nested too deeply to be written again
+            follows = _chained(row, before) == row
+        if not follows or (counter is not None and row.get(counter) != index):
             place = place if counter is None else f"the row of {counter} {index} ({place})"
             raise DamagedError(
                 f"{path}: {place} does not follow from the line before it; the file was edited"
@@ -185,7 +191,7 @@ def _row(line: bytes) -> ChainRow | None:
     """Return the row of a line; None if the line is partial or is not a row."""
     try:
         row = json.loads(line.decode("utf-8")) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from train.errors import DamagedError
+from train.storage.regular_files import open_foreign
 
 
 __all__ = ["COMPRESSIONS", "open_uncompressed"]
@@ -31,8 +32,8 @@ def open_uncompressed(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file for reading its bytes; the ending of its name says how they are compressed.
 
     Raises:
-        DamagedError: The compressed data end early, are damaged, or need more than 256 MiB of
-            memory to be unpacked.
+        DamagedError: There is no regular file, or the compressed data end early, are damaged, or
+            need more than 256 MiB of memory to be unpacked.
 
     Examples:
         >>> import gzip
@@ -55,14 +56,14 @@ def open_uncompressed(path: Path) -> Iterator[io.BufferedReader]:
 def _unpacked(path: Path) -> io.BufferedReader:
     ending = path.suffix.lower()
     if ending == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), BUFFER)  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=open_foreign(path)), BUFFER)  # type: ignore[arg-type]
     if ending == ".xz":
         return io.BufferedReader(_Streams(path, _xz), BUFFER)
     if ending == ".bz2":
         return io.BufferedReader(_Streams(path, bz2.BZ2Decompressor), BUFFER)
     if ending == ".zst":
         return io.BufferedReader(_Zstandard(path), BUFFER)
-    return io.BufferedReader(path.open("rb", buffering=0), BUFFER)
+    return open_foreign(path)
 
 
 def _xz() -> lzma.LZMADecompressor:
@@ -76,7 +77,7 @@ class _Streams(io.RawIOBase):
     """
 
     def __init__(self, path: Path, begin: Callable[[], _OneStream]) -> None:
-        self._file = path.open("rb")
+        self._file = open_foreign(path)
         self._begin = begin
         self._stream: _OneStream | None = begin()
         self._waiting = b""  # compressed bytes that the stream has not read
@@ -123,7 +124,7 @@ class _Zstandard(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         import zstandard
 
-        self._file = path.open("rb")
+        self._file = open_foreign(path)
         self._failure = zstandard.ZstdError
         # `stream_reader` stops silently in an incomplete frame, so frames are counted here.
         self._reader = zstandard.ZstdDecompressor().stream_reader(
@@ -153,7 +154,7 @@ def _ends_with_a_frame(path: Path) -> bool:
     import zstandard
 
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_foreign(path) as file:
         while (begin := file.tell()) < size:
             head = file.read(18)  # the longest header of a frame
             if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # skippable

@@ -19,6 +19,7 @@ from torch import Tensor
 from train.errors import DamagedError
 from train.short_repr import short_repr
 from train.storage.foreign_files import parse_json, stand_in
+from train.storage.regular_files import open_foreign
 
 
 __all__ = ["TensorEntry", "TensorFile", "write_tensors"]
@@ -89,12 +90,7 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = path.open("rb")
-        except FileNotFoundError:
-            raise DamagedError(f"{path}: the file is missing") from None
-        except OSError as error:
-            raise DamagedError(f"{path}: not readable as safetensors ({error})") from None
+        self._file = open_foreign(path)
         try:
             self.header = self._read_header()
             self.entries = self._read_entries()

@@ -253,7 +253,7 @@ def test_ids_of_four_bytes_are_sorted_and_read_as_those_of_two(store, tmp_path):
         store, tmp_path, tokens=str(tmp_path / "tokens.bin"), dtype="<u4", vocab_size=vocab_size
     )
     shard_files.sort(task)
-    held = shard_files.read(tmp_path, "shard-000")
+    held = shard_files.read(tmp_path, "shard-000", len(tokens), vocab_size)
     assert np.array_equal(held.suffixes, suffix_array.build(np.array(store.tokens)[: len(tokens)]))
     assert len(held.buckets) == vocab_size + 1
     at = int(held.suffixes[64])

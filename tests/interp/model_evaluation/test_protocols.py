@@ -264,7 +264,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, files):
         other.write_text(text)
         refused("lambada", other, match)
     other.write_bytes(b"\xff\xfe")
-    refused("lambada", other, "is not UTF-8 text")
+    refused("lambada", other, "not UTF-8")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"x" * 999)[:20])
     refused("lambada", tmp_path / "cut.gz", "the compressed file is cut off or changed")
     (tmp_path / "plain.gz").write_text("text")

@@ -6,7 +6,7 @@ import torch
 
 from train import runs
 from train.data import IGNORED, DocumentRemoval, batches, batches_ahead, read_batch
-from train.errors import StoreError
+from train.errors import OrderError, StoreError
 from train.trainer import next_token_loss
 
 
@@ -21,6 +21,12 @@ def test_inputs_and_targets_are_the_stream_one_token_apart(tiny_store, order):
         stream = tiny_store.tokens[start : start + 17].astype(np.int64)
         np.testing.assert_array_equal(batch.inputs[row], stream[:-1])
         np.testing.assert_array_equal(batch.targets[row], stream[1:])
+
+
+@pytest.mark.parametrize("workers", [-1, 10**12])
+def test_more_data_workers_than_a_machine_can_use_are_refused(tiny_store, order, workers):
+    with pytest.raises(OrderError, match=f"{workers} data workers are asked for; choose from 0"):
+        next(batches_ahead(tiny_store, order, range(9), workers=workers))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

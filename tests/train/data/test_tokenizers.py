@@ -327,3 +327,9 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path: Path):
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match="a WordPiece tokenizer with"):
         tokenization.load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("size", [256, 10**12, 10**30])
+def test_a_vocabulary_too_small_or_beyond_any_memory_is_refused(size):
+    with pytest.raises(TokenizerError, match="alone are 257, and at most 2,097,152 are learned"):
+        tokenization.train_bpe(["a cat sat on the mat"], size)

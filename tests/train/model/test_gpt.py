@@ -1,14 +1,15 @@
 """Every architecture is causal, keeps rows apart, and computes the same whoever is looking."""
 
 import hashlib
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
 import torch
 from torch.nn import functional
 
-from train.errors import RecipeError, TokenizerError, TrainError
-from train.model import GPT, GPTConfig, init_gpt, rotate
+from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
+from train.model import GPT, GPTConfig, gpt_with_weights, init_gpt, rotate
 from train.model.positional import Rotary, sinusoids
 
 
@@ -355,3 +356,28 @@ def test_generation_is_greedy_or_seeded_and_slides_the_context(tokens):
     drawn = model.generate(tokens, 6, temperature=1.0, seed=1)
     assert torch.equal(drawn, model.generate(tokens, 6, temperature=1.0, seed=1))
     assert not torch.equal(drawn, model.generate(tokens, 6, temperature=1.0, seed=2))
+
+
+def without(weights, name):
+    return {key: value for key, value in weights.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "sizes", "words"),
+    [
+        (lambda w: without(w, "embed.weight"), {}, "embed.weight is missing"),
+        (lambda w: {**w, "more": w["embed.weight"]}, {}, "more is no weight"),
+        (lambda w: {**w, "embed.weight": w["embed.weight"][1:]}, {}, "of shape (9, 8)"),
+        (lambda w: {**w, "embed.weight": w["embed.weight"].int()}, {}, "embed.weight holds int32"),
+        # Nothing of these sizes is built.
+        (lambda w: w, {"d_vocab": 1 << 31}, "of shape (10, 8), and"),
+        (lambda w: w, {"n_layers": 10_000}, "and 10000 layers have more"),
+        (lambda w: w, {"d_mlp": 1 << 30}, "belong there"),
+    ],
+)
+def test_weights_that_are_not_those_of_a_configuration_are_named(change, sizes, words):
+    cfg = GPTConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=16, d_vocab=10)
+    weights = change(init_gpt(cfg, seed=0).state_dict())
+    with pytest.raises(DamagedError, match=r"^here: ") as error:
+        gpt_with_weights(replace(cfg, **sizes), weights, "here")
+    assert words in str(error.value)

@@ -12,7 +12,6 @@ those of Anthropic's helpful-harmless data (Bai et al. 2022), which have the tur
 `Assistant:`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -86,6 +85,11 @@ def open_tuning_set(
             f"examples are a file of JSON or the name 'planted'; there is {found} at {path}"
         )
     listed = path.suffix.lower() == ".json"
+    if listed and path.stat().st_size > MAX_FILE_BYTES:
+        raise CorpusError(
+            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; write it as .jsonl, which is read "
+            "line by line"
+        )
     shard = Shard("0", path, "list" if listed else readers.kind_of(path))
     if shard.kind not in ("list", "jsonl"):
         raise CorpusError(f"{path}: examples are read from .json and .jsonl files; convert it")
@@ -120,10 +124,9 @@ def open_tuning_set(
 def _json_list(path: Path) -> Iterator[readers.Row]:
     text = storage.read_foreign_text(path, most_bytes=MAX_FILE_BYTES)
     try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = storage.damaged_json(text, error)
-        raise CorpusError(f"{path}: {reason}; expected a list of objects") from None
+        rows = storage.parse_json(text, path)
+    except DamagedError as error:
+        raise CorpusError(f"{error}; expected a list of objects") from None
     if not isinstance(rows, list):
         raise CorpusError(f"{path} holds a {type(rows).__name__}; expected a list of objects")
     for row, fields in enumerate(rows):
