@@ -114,8 +114,10 @@ def refuse_hollow(value: Tensor, place: str) -> None:
         DamagedError: It is sparse, quantized or expanded, or has no data; the message begins with
             `place`.
     """
-    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
-    if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+        kind = "quantized" if value.is_quantized else value.layout
+        raise DamagedError(f"{place} is a {kind} tensor on {value.device}, not dense")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise DamagedError(f"{place} is a tensor without all of its numbers")
 
 

@@ -117,6 +117,8 @@ def open_corpus(
     elif str(source) == STANDARD_INPUT:
         corpus = _standard_input(revision, text_field, max_document_bytes)
     else:
+        if not skip_bad:
+            _refuse_large(Path(source), max_document_bytes)
         corpus = _local(Path(source), revision, text_field, max_document_bytes)
     if not skip_bad:
         corpus = replace(corpus, rows=None)
@@ -169,9 +171,6 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
     # The name that was given decides, also if it is a link to a file of another name.
     path = Path(os.path.abspath(path))
     shards, folder_files = _shards(path)
-    for shard in shards:
-        if shard.kind == "text":  # before the whole file is hashed
-            readers.refuse_large(shard.path, max_document_bytes)
     counted = [_n_rows(shard) for shard in shards]
     reading = _Reading(
         path.name, revision or _revision(path, shards), text_field, max_document_bytes
@@ -186,6 +185,12 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
         n_bytes=sum(file.stat().st_size for shard in shards for file in _files(shard)),
         files=folder_files,
     )
+
+
+def _refuse_large(path: Path, max_document_bytes: int) -> None:
+    """Refuse a text file that is larger than a document may be before the whole file is hashed."""
+    if path.is_file() and readers.known_kind(path.name) == "text":
+        readers.refuse_large(path, max_document_bytes)
 
 
 def _shards(path: Path) -> tuple[list[Shard], FolderFiles | None]:

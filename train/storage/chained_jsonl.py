@@ -14,7 +14,8 @@ from pathlib import Path
 
 from train.errors import DamagedError, TrainError
 from train.storage import atomic, lock
-from train.storage.foreign_files import open_foreign, read_foreign_bytes, reading
+from train.storage.foreign_files import read_foreign_bytes
+from train.storage.regular_files import open_foreign, reading
 
 
 __all__ = ["ChainRow", "ChainWriter", "read_chain", "write_chain"]

@@ -56,7 +56,8 @@ def open_uncompressed(path: Path) -> Iterator[io.BufferedReader]:
 def _unpacked(path: Path) -> io.BufferedReader:
     ending = path.suffix.lower()
     if ending == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=open_foreign(path)), BUFFER)  # type: ignore[arg-type]
+        open_foreign(path).close()  # refuses what is no regular file
+        return io.BufferedReader(gzip.open(path, "rb"), BUFFER)  # type: ignore[arg-type]
     if ending == ".xz":
         return io.BufferedReader(_Streams(path, _xz), BUFFER)
     if ending == ".bz2":

@@ -349,7 +349,7 @@ def test_check_files_hashes_anew_what_is_open_already(sound: TokenStore, tmp_pat
 def test_another_sealed_file_in_place_of_the_manifest_is_refused(sound: TokenStore, tmp_path: Path):
     copy = Path(shutil.copytree(sound.path, tmp_path / "copy"))
     storage.write_json(copy / "store.json", storage.seal({"schema": 1, "files": {}}))
-    with pytest.raises(DamagedError, match=r"store\.json: lacks the entry 'layout'"):
+    with pytest.raises(DamagedError, match=r"store\.json: layout is missing"):
         open_store(copy)
 
 
