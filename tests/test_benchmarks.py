@@ -25,8 +25,8 @@ BOUND = (
     "evaluation_harness",
     "forgetting", "gpu_training", "gradients", "index_growth", "installation", "interrupts",
     "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "release",
-    "removal", "replay_attribution", "startup", "token_index", "training", "tuning_stages",
-    "watching",
+    "removal", "replay_attribution", "startup", "token_index", "training", "transformerlens_calls",
+    "tuning_stages", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (

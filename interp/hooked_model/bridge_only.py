@@ -8,6 +8,7 @@ from interp.errors import ModelError
 
 
 __all__ = ["BRIDGE_ONLY", "INSTEAD", "BridgeOnlyError", "refuse", "refuse_options"]
+__all__ += ["refuse_switch"]
 
 # Public attributes of `TransformerBridge` that are neither here nor in `torch.nn.Module`.
 # fmt: off
@@ -59,6 +60,16 @@ def refuse(name: str) -> BridgeOnlyError | None:
             "same weights as a TransformerLens model"
         )
     return None
+
+
+def refuse_switch(call: str, *, on: bool) -> None:
+    """Raise a BridgeOnlyError if hook points are switched on that are not here."""
+    if on:
+        raise BridgeOnlyError(
+            f"{call}(True) gives every head an input of its own, and here one matrix computes all "
+            f"queries, keys and values; use `models.transformer_lens(model).{call}(True)`, or hook "
+            "hook_q, hook_k and hook_v"
+        )
 
 
 def refuse_options(call: str, options: dict[str, object]) -> None:

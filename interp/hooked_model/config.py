@@ -58,7 +58,8 @@ class HookedConfig(GPTConfig):
 
     def follow(self, model: GPT) -> None:
         """Take over device and type of the weights."""
-        self.device, self.dtype = str(model.device), model.embed.weight.dtype
+        self.device = str(model.device)  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.dtype = model.embed.weight.dtype
 
     @property
     def attn_scale(self) -> float:

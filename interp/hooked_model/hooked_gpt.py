@@ -314,8 +314,9 @@ class HookedGPT(WeightCalls):
         def keep_gradient(gradient: Tensor, point: HookPoint) -> None:
             keep(gradient, point, GRADIENT)
 
-        backward = [(name, keep_gradient) for name in names] if incl_bwd else []
-        return found, [(name, keep) for name in names], backward
+        forward: list[tuple[str, Hook]] = [(name, keep) for name in names]
+        backward: list[tuple[str, Hook]] = [(name, keep_gradient) for name in names]
+        return found, forward, backward if incl_bwd else []
 
     def hook_points(self) -> Iterable[HookPoint]:
         """Return all hook points."""
@@ -325,7 +326,7 @@ class HookedGPT(WeightCalls):
         self, name: str | Callable[[str], bool], hook: Hook, dir: str = "fwd"
     ) -> None:
         """Set a hook that stays until `reset_hooks(including_permanent=True)`."""
-        self.add_hook(name, hook, dir, is_permanent=True)  # type: ignore[arg-type]
+        self.add_hook(name, hook, dir, is_permanent=True)
 
     def clear_contexts(self) -> None:
         """Empty the `ctx` of every hook point."""
@@ -342,11 +343,11 @@ class HookedGPT(WeightCalls):
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
         """Refuse inputs of queries, keys and values by head, which one matrix computes here."""
-        bridge_only.refuse_options("set_use_split_qkv_input", {"True": use_split_qkv_input})
+        bridge_only.refuse_switch("set_use_split_qkv_input", on=use_split_qkv_input)
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
         """Refuse inputs of attention by head, which one matrix computes here."""
-        bridge_only.refuse_options("set_use_attn_in", {"True": use_attn_in})
+        bridge_only.refuse_switch("set_use_attn_in", on=use_attn_in)
 
     def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

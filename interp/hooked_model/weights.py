@@ -93,7 +93,7 @@ class WeightCalls(TextCalls):
             torch.Size([2, 4, 2, 4])
         """
         from transformer_lens.model_bridge.composition_scores import CompositionScores
-        from transformer_lens.utilities import composition_scores
+        from transformer_lens.utilities.matrix import composition_scores
 
         right = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}[mode]()
         scores = composition_scores(self.OV, right, broadcast_dims=True)

@@ -5,6 +5,7 @@ Code that computes with the weights of a model, and not by calling it, does not 
 """
 
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,12 @@ HOOKS = (
 )
 # A module may carry these from elsewhere; they change no value.
 PLAIN_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+Model = TypeVar("Model", bound=GPT)
 # Classes of models whose pass over tokens is that of `GPT`.
 _SAME_PASS: set[type[GPT]] = {GPT}
 
 
-def adds_calls(subclass: type[GPT]) -> type[GPT]:
+def adds_calls(subclass: type[Model]) -> type[Model]:
     """Declare, as a class decorator, that a model of this class computes logits as a `GPT` does.
 
     Such a class adds ways to call a model, and `attachments` does not count it.

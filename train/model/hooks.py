@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,7 +40,6 @@ SHORT_ALIASES = {
     "mlp_pre": "pre",
     "mlp_post": "post",
 }
-Direction = Literal["fwd", "bwd"]
 
 
 class HookPoint:
@@ -80,14 +79,12 @@ class HookPoint:
             raise HookError(f"{self.name} is in no block; points in blocks have a layer")
         return int(found[1])
 
-    def add_hook(self, hook: Hook, dir: Direction = "fwd", is_permanent: bool = False) -> None:
+    def add_hook(self, hook: Hook, dir: str = "fwd", is_permanent: bool = False) -> None:
         """Set a hook that stays until `remove_hooks`, or a permanent one, which stays longer."""
         hook = _called_by_position(hook)
         getattr(self, dir).append(_Permanent(hook) if is_permanent else hook)
 
-    def remove_hooks(
-        self, dir: Literal["fwd", "bwd", "both"] = "fwd", including_permanent: bool = False
-    ) -> None:
+    def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False) -> None:
         """Remove the hooks of a direction, or of both; permanent ones only if it is said."""
         for hooks in [self.fwd, self.bwd] if dir == "both" else [getattr(self, dir)]:
             kept = [] if including_permanent else [h for h in hooks if isinstance(h, _Permanent)]
@@ -355,7 +352,7 @@ class HookedModule(nn.Module):
         self,
         name: str | Callable[[str], bool],
         hook: Hook,
-        dir: Direction = "fwd",
+        dir: str = "fwd",
         is_permanent: bool = False,
     ) -> None:
         """Set a hook that stays until `reset_hooks`; it is not checked whether it fires.
@@ -368,7 +365,7 @@ class HookedModule(nn.Module):
     def reset_hooks(
         self,
         clear_contexts: bool = True,
-        direction: Literal["fwd", "bwd", "both"] = "both",
+        direction: str = "both",
         including_permanent: bool = False,
     ) -> None:
         """Remove every hook that is not permanent from every point, and empty every `ctx`."""
@@ -377,7 +374,7 @@ class HookedModule(nn.Module):
             if clear_contexts:
                 point.clear_context()
 
-    def _located(self, hooks: Hooks, direction: Direction) -> list["_Placed"]:
+    def _located(self, hooks: Hooks, direction: str) -> list["_Placed"]:
         pairs = list(hooks)
         # One hook is often set at every point, and its signature is read once.
         called = {id(hook): _called_by_position(hook) for _, hook in pairs}
