@@ -16,7 +16,7 @@ from torch.nn import functional
 from interp.errors import ModelError
 from interp.hooked_model import bridge_only
 from interp.hooked_model.cache import GRADIENT, HookedCache
-from interp.hooked_model.config import HookedConfig
+from interp.hooked_model.hooked_config import HookedConfig
 from interp.hooked_model.text import Text
 from interp.hooked_model.weights import WeightCalls
 from train.model import GPT, Hook, HookPoint, Hooks, NamesFilter, adds_calls

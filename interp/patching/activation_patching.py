@@ -262,7 +262,7 @@ def neurons(
 def together(
     model: HookedModel,
     behaviour: Behaviour,
-    patches: Sequence[Sequence[Component | str] | Component | str],
+    patches: Sequence[Sequence[Component | str] | Component | str] | Component | str,
     **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch sets of components, each set at once: Effects over (patch,).
@@ -277,7 +277,8 @@ def together(
         1.0
     """
     refuse_misuse(model, behaviour)
-    sets = [parse_all(each) for each in ([patches] if isinstance(patches, str) else patches)]
+    given = [patches] if isinstance(patches, Component | str) else patches
+    sets = [parse_all(each) for each in given]
     if not sets:
         raise ModelError("no patch was given; each is a list of places such as ['L0H2', 'L1.mlp']")
     names = tuple(" + ".join(map(str, one)) for one in sets)

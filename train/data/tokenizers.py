@@ -113,6 +113,18 @@ class Tokenizer:
         """Return the text of each id separately."""
         return [self._strings[one] for one in self._checked(ids)]
 
+    def without_eot(self, text: str) -> str:
+        """Return a text without the end-of-text in front, which `decode` writes as text.
+
+        Examples:
+            >>> store.tokenizer.without_eot("<eot> the capital")
+            'the capital'
+        """
+        if not text.startswith(self.eot_text):
+            return text
+        rest = text.removeprefix(self.eot_text)
+        return rest.lstrip() if self.kind == "word" else rest
+
     def __call__(self, text: str | Sequence[str]) -> dict[str, list]:
         """Return `input_ids` and `attention_mask` as a tokenizer of `transformers` does.
 

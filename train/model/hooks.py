@@ -133,14 +133,14 @@ def _called_by_position(hook: Callable[..., Tensor | None]) -> Hook:
     its second, such as `partial(f, pos=3)` of `def f(z, pos, hook)`, gets the point by that name.
     """
     try:
-        parameters = list(inspect.signature(hook).parameters.values())
+        parameters = list(inspect.signature(hook).parameters.values())[1:]
     except (TypeError, ValueError):  # a built-in function does not tell its parameters
         return hook
-    names = [one.name for one in parameters]
-    if "hook" not in names:
+    later = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    if "hook" not in [one.name for one in later]:
         return hook
-    place = parameters[names.index("hook")]
-    if names.index("hook") == 1 and place.kind is not inspect.Parameter.KEYWORD_ONLY:
+    second = later[0].name == "hook" and later[0].kind is not later[0].KEYWORD_ONLY
+    if second or any(one.default is one.empty and one.name != "hook" for one in later):
         return hook
     return lambda tensor, point: hook(tensor, hook=point)
 

@@ -213,9 +213,17 @@ def test_a_hook_may_take_its_point_by_name_wherever_the_parameter_stands(model, 
     def last(value, pos, hook):
         seen.append((pos, hook.name))
 
-    hooks = [("hook_embed", keyword), ("hook_embed", partial(last, pos=3))]
+    def own(value, point, hook="its own"):
+        seen.append((hook, point.name))
+
+    def more(value, *, hook, **rest):
+        seen.append((hook.name, rest))
+
+    hooks = [("hook_embed", one) for one in (keyword, partial(last, pos=3), own, more)]
     model.run_with_hooks(tokens, fwd_hooks=hooks)
-    assert seen == ["hook_embed", (3, "hook_embed")]
+    assert seen == [
+        "hook_embed", (3, "hook_embed"), ("its own", "hook_embed"), ("hook_embed", {}),
+    ]  # fmt: skip
 
 
 def test_a_permanent_hook_stays_until_it_is_named(model, tokens):
