@@ -4,10 +4,10 @@ A name that only the bridge has leads to an error that says so. Names that Trans
 lead to what takes their place.
 """
 
-from interp.errors import ModelError
+from interp.errors import BridgeOnlyError
 
 
-__all__ = ["BRIDGE_ONLY", "INSTEAD", "BridgeOnlyError", "refuse", "refuse_options"]
+__all__ = ["BRIDGE_ONLY", "INSTEAD", "refuse", "refuse_options"]
 __all__ += ["refuse_switch"]
 
 # Public attributes of `TransformerBridge` that are neither here nor in `torch.nn.Module`.
@@ -44,10 +44,6 @@ INSTEAD = {
     "sample_datapoint": "read documents with run.store.tokens or train.data.batches",
     "set_tokenizer": "set model.tokenizer, or load with models.load(tokenizer=FILE)",
 }
-
-
-class BridgeOnlyError(ModelError, AttributeError, TypeError):
-    """The loaded model does not answer this call of TransformerLens; its bridge may."""
 
 
 def refuse(name: str) -> BridgeOnlyError | None:

@@ -12,8 +12,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from interp.errors import ModelError
-from interp.hooked_model.bridge_only import BridgeOnlyError
+from interp.errors import BridgeOnlyError, ModelError
 from train.model import GPT, Cache
 
 

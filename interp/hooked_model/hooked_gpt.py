@@ -65,9 +65,10 @@ class HookedGPT(WeightCalls):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if error := bridge_only.refuse(name):
-            raise error
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise bridge_only.refuse(name) or error from None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -384,12 +385,13 @@ class HookedGPT(WeightCalls):
         """
         bridge_only.refuse_options("generate", others)
         given = n_new is not None
-        sampled = temperature not in (None, 0) if given else do_sample is not False
+        if do_sample is None:
+            do_sample = temperature not in (None, 0) if given else True
         tokens = self.tokens_of(input, prepend_bos)
         longer = super().generate(
             tokens,
             n_new if n_new is not None else max_new_tokens or N_GENERATED,
-            temperature=(1.0 if temperature is None else temperature) if sampled else 0.0,
+            temperature=(1.0 if temperature is None else temperature) if do_sample else 0.0,
             seed=seed,
         )
         if stop_at_eos or (stop_at_eos is None and not given and self.tokenizer is not None):

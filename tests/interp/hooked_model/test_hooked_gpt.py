@@ -57,13 +57,13 @@ def test_a_loaded_model_computes_what_the_model_does_and_nothing_hangs_on_it(cha
 
 def test_an_override_of_a_loaded_model_is_still_seen(tokens):
     class Doubled(HookedGPT):
-        def forward(self, input, **call):
+        def forward(self, input, **call):  # pyright: ignore[reportIncompatibleMethodOverride]
             return 2 * super().forward(input, **call)
 
     assert attachments(Doubled.of(shaken(CFG))) == ["the model is a Doubled"]
     assert not engine.engine_runs(Doubled.of(shaken(CFG)))
     hooked = HookedGPT.of(shaken(CFG))
-    hooked.forward = lambda tokens: tokens
+    setattr(hooked, "forward", lambda tokens: tokens)  # noqa: B010
     assert attachments(hooked) == ["the model.forward was replaced"]
 
 
@@ -193,6 +193,10 @@ def test_generation_takes_the_names_of_both(model, tokens):
     assert text.startswith(TEXT)
     assert model.generate([TEXT, TEXT], max_new_tokens=1)[0].startswith(TEXT)
     assert model.generate(TEXT, 2, return_type="tokens").shape == (1, 6)
+    rows = tokens.repeat(20, 1)
+    assert len(model.generate(rows, 3, do_sample=True).unique(dim=0)) > 1
+    assert len(model.generate(rows, 3, temperature=1.0).unique(dim=0)) > 1
+    assert len(model.generate(rows, 3, do_sample=False, temperature=1.0).unique(dim=0)) == 1
 
 
 def test_generation_ends_when_every_row_has_ended(model, tokens):

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from interp import models
-from interp.hooked_model import BridgeOnlyError, HookedGPT
+from interp.errors import BridgeOnlyError
+from interp.hooked_model import HookedGPT
 from interp.hooked_model.bridge_only import BRIDGE_ONLY, INSTEAD
 from interp.hooked_model.cache import BRIDGE_ONLY as CACHE_ONLY
 from tests.worlds.models import shaken
-from tests.worlds.scripts import benchmark
+from tests.worlds.scripts import FOLDER, benchmark
+from train import released
 from train.model import GPTConfig
 
 
@@ -20,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
+PAGE = FOLDER.parent / "docs" / "how-to" / "come-from-transformerlens.md"
 # Asked of both models, and not answered by the loaded one: why.
 NOT_ANSWERED = {
     'cache["normalized", -1, "ln_final"]': "no hook point",
@@ -55,6 +58,24 @@ def test_at_least_170_of_198_calls_are_answered(calls, rows):
     assert len(rows) >= 198
     assert len(answered) / len(rows) >= 170 / 198
     assert calls.report([*rows.values()]) == 0
+
+
+def test_the_page_says_how_many_are_answered_and_its_code_runs(
+    rows, released_run, monkeypatch, capsys
+):
+    text = " ".join(PAGE.read_text().split())
+    native, bridge = (
+        [row for row in rows.values() if not getattr(row, side).error]
+        for side in ("native", "bridge")
+    )
+    compared = [row.equal for row in rows.values() if row.equal is not None]
+    assert f"evaluates {len(rows)} typical calls" in text
+    assert f"answers {len(native)} and the bridge {len(bridge)}." in text
+    assert f"Of the {len(compared)} that both answer, {sum(compared)} values agree" in text
+    monkeypatch.setattr(released, "open", lambda _: released_run)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(code, {})
+    assert "L0H1 0.9" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_values_are_those_of_transformer_lens(calls, rows):
