@@ -26,6 +26,7 @@ from train.errors import nearest
 
 
 __all__ = ["SITES", "Component", "HookedModel", "device_of", "heads_at", "layers_around", "parse"]
+__all__ += ["parse_all"]
 
 # The hook point of each site. A head is one slice of `hook_z`, before the output projection.
 SITES = {
@@ -136,6 +137,17 @@ class Component:
             return everything, head, where, to
         last = self.head if self.site in OF_HEADS else self.neuron
         return (everything, where) if last is None else (everything, where, last)
+
+
+def parse_all(places: Sequence[Component | str] | Component | str) -> list[Component]:
+    """Return the components of several names, or of one.
+
+    Examples:
+        >>> components.parse_all("L1H0") == components.parse_all(["L1H0"])
+        True
+    """
+    each = [places] if isinstance(places, Component | str) else places
+    return [parse(one) if isinstance(one, str) else one for one in each]
 
 
 def parse(name: str) -> Component:

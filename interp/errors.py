@@ -2,6 +2,7 @@
 
 * InterpError           2  base class: the request cannot be carried out
   + ModelError          2  the model lacks what is needed: a tokenizer, a component, a layout
+    - BridgeOnlyError   2  a call of TransformerLens that only its bridge answers
   + BehaviourError      2  the behaviour does not exist or contradicts itself
   + EffectsError        2  the result does not contain the requested component or axis
   + CapabilityError     1  the model does not do the behaviour, so there is nothing to explain
@@ -21,6 +22,7 @@ the same:
 
 __all__ = [
     "BehaviourError",
+    "BridgeOnlyError",
     "BudgetError",
     "CapabilityError",
     "CircuitError",
@@ -44,6 +46,10 @@ class InterpError(ValueError):
 
 class ModelError(InterpError):
     """The model lacks what is needed: a tokenizer, a component or a layout."""
+
+
+class BridgeOnlyError(ModelError, AttributeError, TypeError):
+    """The loaded model does not answer this call of TransformerLens; its bridge may."""
 
 
 class BehaviourError(InterpError):

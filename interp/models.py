@@ -1,15 +1,16 @@
 """Loading of models for interpretation, and their conversion to TransformerLens.
 
-`load` returns the module that was trained. No weights are folded, centred or converted, so every
-number read from the model is that of the checkpoint. `transformer_lens` wraps the same weights in a
-`TransformerBridge`, for code that needs one and as a reference in our tests. This is the only
-module that imports TransformerLens.
+`load` returns the module that was trained, with the calls of TransformerLens (`HookedGPT`). No
+weights are folded, centred or converted, so every number read from the model is that of the
+checkpoint. `transformer_lens` wraps the same weights in a `TransformerBridge`, for code that needs
+one and as a reference in our tests.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import ModelError
+from interp.hooked_model import HookedGPT
 from train import convert, runs
 from train.data import Tokenizer, load_tokenizer
 from train.errors import TrainError
@@ -31,7 +32,7 @@ def load(
     device: str = "cpu",
     store: str | Path | None = None,
     tokenizer: str | Path | None = None,
-) -> GPT:
+) -> HookedGPT:
     """Load the model of a run at a step, or of a local Hugging Face folder.
 
     Args:
@@ -67,7 +68,7 @@ def open(
     device: str = "cpu",
     store: str | Path | None = None,
     tokenizer: str | Path | None = None,
-) -> tuple[GPT, Run | GPT]:
+) -> tuple[HookedGPT, Run | HookedGPT]:
     """Load a model as `load` does, and also return the object from which to build its behaviours.
 
     That object is the run, which knows its tokenizer and its planted facts, or the model itself if
@@ -82,9 +83,9 @@ def open(
     if run is not None and run.knowledge != "weights-only":
         if tokenizer is not None:
             raise ModelError(f"{run.path} has the tokenizer of its token store; give no other one")
-        return run.load(step).to(device), run
+        return HookedGPT.of(run.load(step).to(device)), run
     if run is not None:
-        model = _with_tokenizer(run.load(step), tokenizer).to(device)
+        model = HookedGPT.of(_with_tokenizer(run.load(step), tokenizer).to(device))
         return model, model
     path = Path(str(source))
     if step is not None:
@@ -93,8 +94,8 @@ def open(
     model = imported.model
     model.tokenizer = imported.tokenizer
     model.origin = Origin(path.resolve().name, 0, imported.sha256, "weights-only")
-    model = _with_tokenizer(model, tokenizer).eval().to(device)
-    return model, model
+    hooked = HookedGPT.of(_with_tokenizer(model, tokenizer).eval().to(device))
+    return hooked, hooked
 
 
 def _with_tokenizer(model: GPT, path: str | Path | None) -> GPT:

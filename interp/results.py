@@ -1,6 +1,7 @@
 """Results: what they were computed from, and how they are saved and read back."""
 
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ from train import storage
 from train.short_repr import short_repr
 
 
-__all__ = ["Provenance", "Result", "numbers", "plain", "provenance"]
+__all__ = ["Provenance", "Result", "TopNames", "numbers", "plain", "provenance"]
 
 R = TypeVar("R", bound="Result")
 
@@ -78,6 +79,25 @@ def _versions() -> dict[str, str]:
     except PackageNotFoundError:  # run from a folder that was never installed
         found["openbook"] = "unknown"
     return found
+
+
+class TopNames(list[str]):
+    """The names of the highest values in their order: a list of names that shows the values too.
+
+    Examples:
+        >>> from interp.results import TopNames
+        >>> best = TopNames(["L0H1", "L0H3"], {"L0H1": 0.912, "L0H3": -1.5})
+        >>> best, best == ["L0H1", "L0H3"], best.values
+        ([L0H1 0.912, L0H3 -1.5], True, (0.912, -1.5))
+    """
+
+    def __init__(self, names: Sequence[str], values: Mapping[str, float]) -> None:
+        super().__init__(names)
+        self.values = tuple(values[name] for name in names)
+
+    def __repr__(self) -> str:
+        pairs = zip(self, self.values, strict=False)
+        return f"[{', '.join(f'{name} {value:.3g}' for name, value in pairs)}]"
 
 
 class Result:

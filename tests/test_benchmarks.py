@@ -27,7 +27,7 @@ BOUND = (
     "forgetting", "gpu_training", "gradients", "hardening", "hostile_files", "index_growth",
     "installation", "interrupts", "loading_memory", "localised", "order_lookups", "patching",
     "patching_memory", "planted_acceptance", "release", "removal", "replay_attribution",
-    "startup", "token_index", "training", "tuning_stages",
+    "startup", "token_index", "training", "transformerlens_calls", "tuning_stages",
     "watching",
 )  # fmt: skip
 # Print only, or are imported by others.

@@ -162,6 +162,7 @@ def rank_many(
         >>> [sorted(rankings) for rankings in by_target]
         [['bm25', 'lexical'], ['bm25', 'lexical']]
     """
+    targets = [targets] if isinstance(targets, str) else targets
     if not targets:
         raise EvidenceError("no targets were given to rank documents for; give one or more")
     words = not any(isinstance(target, Query) for target in targets)

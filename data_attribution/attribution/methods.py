@@ -143,7 +143,7 @@ class Gradient:
         chosen = self.within
         if isinstance(chosen, Effects):
             chosen = chosen.top(gradients.TOP_WEIGHTS)
-        return tuple(map(str, chosen))
+        return (chosen,) if isinstance(chosen, str) else tuple(map(str, chosen))
 
     def rank_documents(self, requests: Sequence[Request]) -> list[Ranking]:
         """Rank by gradients, collected once for the candidates of all requests."""

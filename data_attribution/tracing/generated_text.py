@@ -134,7 +134,7 @@ def trace_text(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Generation:
-    """Trace a text span by span.
+    """Trace a text span by span; an end-of-text in front, as `to_string` shows it, is left out.
 
     Args:
         keep: Number of spans; default: one for each twenty tokens of the text, at least five.
@@ -156,6 +156,7 @@ def trace_text(
         ['the capital of', 'of runethi', 'runethi is', 'is koreskul .']
     """
     index = index or token_index.open(run.store)
+    text = run.store.tokenizer.without_eot(text)
     n_tokens = len(queries.encoded(text, run.store.tokenizer))
     found = index.maximal_spans(text, minimum=minimum)
     if not found:

@@ -56,7 +56,8 @@ def located(model: HookedModel, sites: Sequence[str]) -> tuple[Site, ...]:
     """
     if not sites:
         raise HookError("no site was named, so nothing would be kept; name one, as L3.resid_post")
-    places = dict(one for name in sites for one in _places(model, name))
+    names = [sites] if isinstance(sites, str) else sites
+    places = dict(one for name in names for one in _places(model, name))
     hooks = sorted({hook for hook, _ in places.values()})
     values = []
     for length in PROBES:

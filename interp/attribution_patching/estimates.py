@@ -92,7 +92,7 @@ def attribution(
     Examples:
         >>> estimate = attribution_patching.attribution(model, ioi)
         >>> estimate.top(2)
-        ['L0H1', 'L0H3']
+        [L0H1 0.501, L0H3 0.0481]
     """
     plan = _Plan.of(model, behaviour, over, positions)
     options: SweepOptions = {"metric": metric, "direction": direction}
@@ -139,7 +139,7 @@ def atp_star(
     Examples:
         >>> estimate = attribution_patching.atp_star(model, ioi)
         >>> estimate.top(1), (estimate.values >= 0).all().item()
-        (['L0H1'], True)
+        ([L0H1 0.124], True)
     """
     if grad_drop and model.cfg.n_layers < 2:
         raise ModelError("GradDrop leaves nothing of a model of one layer; give grad_drop=False")

@@ -233,7 +233,7 @@ def missed(
 
 def _unverified(estimate: Effects, verified: Sequence[str]) -> list[int]:
     """Return the indices of the components whose effect is not known."""
-    known, names = set(verified), estimate.names
+    known, names = {verified} if isinstance(verified, str) else set(verified), estimate.names
     left = [i for i, name in enumerate(names) if name not in known]
     if not left or len(left) != len(names) - len(known):
         raise EffectsError(

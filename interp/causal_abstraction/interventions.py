@@ -27,7 +27,7 @@ from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError, EffectsError, UninformativeWarning
 from interp.metrics import Metric
 from interp.patching import engine
-from interp.results import Provenance, Result, provenance
+from interp.results import Provenance, Result, TopNames, provenance
 from train import storage
 from train.errors import nearest
 from train.progress import Progress, count
@@ -82,10 +82,11 @@ class Interchanges(Result):
         about = f"{self.provenance.behaviour!r}, {sizes}"
         return f"Interchanges({about}; without {self.unpatched.values.item():.2f}, highest {best})"
 
-    def top(self, k: int) -> list[str]:
+    def top(self, k: int) -> TopNames:
         """Return the names of the k components with the highest accuracy, highest first."""
         order = self.accuracy.values.argsort(descending=True, stable=True)[:k]
-        return [self.places[i] for i in order.tolist()]
+        names = [self.places[i] for i in order.tolist()]
+        return TopNames(names, {name: self[name] for name in names})
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per component: accuracy and control with intervals."""
@@ -171,7 +172,7 @@ def wins(
 def interchange(
     model: HookedModel,
     pairs: Pairs,
-    places: Sequence[Component | str],
+    places: Sequence[Component | str] | Component | str,
     *,
     seed: int = 0,
     progress: Progress | None = None,
@@ -197,7 +198,7 @@ def interchange(
         >>> found.to_frame()["place"].tolist()
         ['L0H1', 'L1H1']
     """
-    asked = [components.parse(one) if isinstance(one, str) else one for one in places]
+    asked = components.parse_all(places)
     if not asked:
         raise BehaviourError("no place was given to interchange; name one like L1.resid_pre@4")
     engine.refuse_unknown(model, [[place] for place in asked], pairs.n_pos)

@@ -115,6 +115,7 @@ class Graph:
 
     def holding(self, edges: Iterable[str]) -> Bool[Tensor, " edge"]:
         """Return a mask that is True at the named edges."""
+        edges = [edges] if isinstance(edges, str) else edges
         kept = torch.zeros(self.n_edges, dtype=torch.bool)
         kept[[self.index(edge) for edge in edges]] = True
         return kept

@@ -130,7 +130,7 @@ def detector_scores(
         >>> tokens = heads.repeated_tokens(run)
         >>> scores = heads.detector_scores(model, tokens, "induction")
         >>> scores.top(2), scores.n
-        (['L1H2', 'L1H0'], 64)
+        ([L1H2 0.846, L1H0 0.799], 64)
     """
     query, key = attended_positions(tokens, kind)
     prompts = n_prompts(tokens)

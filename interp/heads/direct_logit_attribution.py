@@ -25,7 +25,7 @@ from interp import behaviours, plots
 from interp.behaviours import Behaviour
 from interp.components import device_of
 from interp.errors import BehaviourError, EffectsError, ModelError
-from interp.results import Provenance, Result, provenance
+from interp.results import Provenance, Result, TopNames, provenance
 from train import storage
 from train.errors import nearest
 from train.model import GPT, attachments, init_gpt
@@ -95,10 +95,11 @@ class Contributions(Result):
             return None
         return one.low.item(), one.high.item()
 
-    def top(self, k: int) -> list[str]:
+    def top(self, k: int) -> TopNames:
         """Return the names of the k parts that write most for the answer, largest first."""
         order = self.average.values.argsort(descending=True, stable=True)[:k]
-        return [self.names[i] for i in order.tolist()]
+        names = [self.names[i] for i in order.tolist()]
+        return TopNames(names, {name: self[name] for name in names})
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return one pandas row per part: contribution and control, each with low and high."""
@@ -175,7 +176,7 @@ def decompose_logits(
         >>> parts.names[:4]
         ('embed', 'pos_embed', 'L0H0', 'L0H1')
         >>> parts.top(1), abs(parts.gap) < 0.001
-        (['L1.mlp'], True)
+        ([L1.mlp 6.43], True)
     """
     if over not in OVER:
         raise BehaviourError(f"nothing is split over {over!r}{nearest(over, OVER)}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from interp import plots
 from interp.components import Component, HookedModel, device_of
 from interp.errors import EffectsError
-from interp.results import Provenance, Result, numbers, plain
+from interp.results import Provenance, Result, TopNames, numbers, plain
 from train import storage
 from train.errors import nearest
 from train.model import GPT, init_gpt
@@ -95,11 +95,12 @@ class HeadScores(Result):
         """Highest score of an untrained head; None without a control."""
         return None if self.control is None else self.control.max().item()
 
-    def top(self, k: int | None = None) -> list[str]:
+    def top(self, k: int | None = None) -> TopNames:
         """Return the names of the k heads with the highest scores (None for all), highest first."""
         order = self.values.flatten().argsort(descending=True, stable=True)[:k]
-        names = self.names
-        return [names[i] for i in order.tolist()]
+        all_names = self.names
+        names = [all_names[i] for i in order.tolist()]
+        return TopNames(names, {name: self[name] for name in names})
 
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return the 95 % interval of one head; None if there is none (see `low`)."""

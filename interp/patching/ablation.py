@@ -24,12 +24,12 @@ from torch import Tensor
 
 from interp import behaviours, metrics, plots
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, device_of, parse
+from interp.components import Component, HookedModel, device_of, parse_all
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine, paired_runs
 from interp.patching.engine import MEMORY, Patched
-from interp.results import Provenance, Result, provenance
+from interp.results import Provenance, Result, TopNames, provenance
 from train import storage
 from train.errors import nearest
 from train.progress import Progress, count, shown
@@ -104,10 +104,12 @@ class Ablation(Result):
             return None
         return float(self.low[at]), float(self.high[at])
 
-    def top(self, k: int) -> list[str]:
+    def top(self, k: int) -> TopNames:
         """Return the names of the k sets whose removal lowers the score most."""
         order = np.argsort(np.nan_to_num(self.change, nan=np.inf), kind="stable")
-        return [self.names[i] for i in order if not np.isnan(self.change[i])][:k]
+        found = [i for i in order if not np.isnan(self.change[i])][:k]
+        names = [self.names[i] for i in found]
+        return TopNames(names, {self.names[i]: float(self.change[i]) for i in found})
 
     @property
     def unfinished(self) -> int:
@@ -190,7 +192,7 @@ def every_component(model: HookedModel) -> list[Component]:
 def ablate(
     model: HookedModel,
     behaviour: Behaviour,
-    sets: Sequence[Sequence[Component | str] | Component | str] | None = None,
+    sets: Sequence[Sequence[Component | str] | Component | str] | Component | str | None = None,
     *,
     standin: str = "mean",
     draws: int = 10,
@@ -207,7 +209,7 @@ def ablate(
         model: A hooked model.
         behaviour: The behaviour to score. Its corrupt prompts are used only with "corrupt".
         sets: Sets of components, such as ["L0H2", ["L1.mlp", "L1H0@3"]]; a name on its own is a set
-            of one. None for every head and every MLP on its own.
+            of one, as "L0H2" is. None for every head and every MLP on its own.
         standin: "zero", "mean", "resample" or "corrupt".
         draws: Number of draws when resampling; changes are averaged over them.
         metric: Metric to score, as an object, a name or a function of the behaviour; None for the
@@ -231,8 +233,8 @@ def ablate(
     """
     paired_runs.one_of("stand-in", standin, STANDINS)
     given = every_component(model) if sets is None else sets
-    given = [[one] if isinstance(one, Component | str) else one for one in given]
-    places = [[parse(one) if isinstance(one, str) else one for one in each] for each in given]
+    given = [given] if isinstance(given, Component | str) else given
+    places = [parse_all(each) for each in given]
     if not places or draws < 1:
         raise ModelError(f"{len(places)} sets of components and {draws} draws ablate nothing")
     engine.refuse_unknown(model, places, behaviour.n_pos)

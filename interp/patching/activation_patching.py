@@ -25,7 +25,7 @@ from itertools import product
 from typing import Unpack
 
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, heads_at, layers_around, parse
+from interp.components import Component, HookedModel, heads_at, layers_around, parse_all
 from interp.errors import BehaviourError, ModelError
 from interp.patching.effects import Effects
 from interp.patching.paired_runs import (
@@ -98,7 +98,7 @@ def attention(
     Examples:
         >>> effects = patching.attention(model, ioi)
         >>> effects.top(1), round(effects["L0.attn"], 1)
-        (['L0.attn'], 1.0)
+        ([L0.attn 1], 1.0)
     """
     plan = _by_layer(model, behaviour, "attn", positions, window)
     return sweep(model, behaviour, *plan, **options)
@@ -135,7 +135,7 @@ def heads(
     Examples:
         >>> effects = patching.heads(model, ioi)
         >>> effects.top(2), round(effects["L0H1"], 1)
-        (['L0H1', 'L0H3'], 0.9)
+        ([L0H1 0.907, L0H3 0.0701], 0.9)
         >>> low, high = effects.interval("L0H1")
         >>> low < effects["L0H1"] < high
         True
@@ -199,7 +199,7 @@ def values(
     Examples:
         >>> effects = patching.values(model, ioi)
         >>> effects.top(2), round(effects["L0H1.v"], 1)
-        (['L0H1.v', 'L0H3.v'], 0.9)
+        ([L0H1.v 0.907, L0H3.v 0.074], 0.9)
     """
     plan = _by_head(model, behaviour, "v", positions)
     return sweep(model, behaviour, *plan, **options)
@@ -262,12 +262,12 @@ def neurons(
 def together(
     model: HookedModel,
     behaviour: Behaviour,
-    patches: Sequence[Sequence[Component | str]],
+    patches: Sequence[Sequence[Component | str] | Component | str] | Component | str,
     **options: Unpack[SweepOptions],
 ) -> Effects:
     """Patch sets of components, each set at once: Effects over (patch,).
 
-    The sets are named like "L0H2 + L1.mlp@3".
+    The sets are named like "L0H2 + L1.mlp@3"; a name on its own is a set of one.
 
     Examples:
         >>> effects = patching.together(model, ioi, [["L0H1", "L0H3"], ["L1.mlp"]])
@@ -277,7 +277,8 @@ def together(
         1.0
     """
     refuse_misuse(model, behaviour)
-    sets = [[parse(one) if isinstance(one, str) else one for one in given] for given in patches]
+    given = [patches] if isinstance(patches, Component | str) else patches
+    sets = [parse_all(each) for each in given]
     if not sets:
         raise ModelError("no patch was given; each is a list of places such as ['L0H2', 'L1.mlp']")
     names = tuple(" + ".join(map(str, one)) for one in sets)

@@ -184,7 +184,7 @@ def causal_trace(
         >>> capital.subject, trace.residual.axes
         ((4, 5), ('layer', 'pos'))
         >>> trace.mlps.top(1), trace.attention.top(1)
-        (['L0.mlp@5'], ['L0.attn@5'])
+        ([L0.mlp@5 0.857], [L0.attn@5 0.984])
     """
     paired_runs.one_of("damage", damage, DAMAGES)
     options: SweepOptions = {"metric": metric, "memory": memory, "progress": progress}

@@ -26,7 +26,7 @@ from torch import Tensor
 from interp import plots
 from interp.components import Component, parse
 from interp.errors import EffectsError
-from interp.results import Provenance, Result, numbers, plain
+from interp.results import Provenance, Result, TopNames, numbers, plain
 from train import storage
 from train.errors import nearest
 from train.progress import count
@@ -91,7 +91,7 @@ class Effects(Result):
         >>> effects.axes, tuple(effects.values.shape), effects.n_prompts
         (('layer', 'head'), (2, 4), 64)
         >>> effects.top(2), round(effects["L0H1"], 1)
-        (['L0H1', 'L0H3'], 0.9)
+        ([L0H1 0.907, L0H3 0.0701], 0.9)
         >>> effects.to_frame().columns.tolist()
         ['layer', 'head', 'place', 'effect', 'low', 'high']
     """
@@ -149,12 +149,13 @@ class Effects(Result):
         """Names of all patched components, in the order of the flattened values."""
         return list(self.places) or [str(place) for place in self._places()]
 
-    def top(self, k: int) -> list[str]:
+    def top(self, k: int) -> TopNames:
         """Return the names of the k largest effects, largest first, without unfinished ones."""
         values = self.values.flatten()
         ranked = values.nan_to_num(float("-inf")).argsort(descending=True, stable=True)
         names = self.names
-        return [names[i] for i in ranked.tolist() if not values[i].isnan()][:k]
+        found = [i for i in ranked.tolist() if not values[i].isnan()][:k]
+        return TopNames([names[i] for i in found], {names[i]: values[i].item() for i in found})
 
     def held_out(self, k: int = 1, *, seed: int = 0) -> dict[str, Estimate]:
         """Choose the k largest effects on one half of the prompts; measure them on the other half.

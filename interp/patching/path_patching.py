@@ -16,7 +16,7 @@ from typing import Unpack
 from torch import Tensor
 
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, heads_at, parse
+from interp.components import Component, HookedModel, heads_at, parse, parse_all
 from interp.errors import ModelError
 from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects
@@ -63,7 +63,7 @@ def senders(
     Examples:
         >>> effects = patching.senders(model, ioi, "logits", mlps="recomputed")
         >>> effects.top(2), effects.through
-        (['L0H1', 'L0H3'], 'logits, MLPs recomputed')
+        ([L0H1 0.942, L0H3 0.0752], 'logits, MLPs recomputed')
     """
     paired_runs.refuse_misuse(model, behaviour)
     heard = _receivers(to)
@@ -189,7 +189,7 @@ def _receivers(to: str | Component | Sequence[str | Component]) -> list[Componen
     given = [to] if isinstance(to, str | Component) else list(to)
     if given == [LOGITS]:
         return []
-    places = [parse(one) if isinstance(one, str) else one for one in given]
+    places = parse_all(given)
     wrong = [place for place in places if place.site not in READERS or place.pos is not None]
     if wrong or not places:
         raise ModelError(

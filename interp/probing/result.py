@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from interp import plots
 from interp.errors import InterpError, ProbeError
-from interp.results import Provenance, Result
+from interp.results import Provenance, Result, TopNames
 from train import storage
 from train.errors import nearest
 from train.progress import count
@@ -110,10 +110,11 @@ class Probe(Result):
         known = [cell.place for cell in self.cells]
         raise ProbeError(f"no probe was fitted at {place!r}{nearest(place, known)}")
 
-    def top(self, k: int) -> list[str]:
+    def top(self, k: int) -> TopNames:
         """Return the k components with the highest accuracy, best first; ties keep their order."""
         order = sorted(self.cells, key=lambda cell: -cell.accuracy.value)
-        return [cell.place for cell in order[:k]]
+        names = [cell.place for cell in order[:k]]
+        return TopNames(names, {name: self[name].accuracy.value for name in names})
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per component.

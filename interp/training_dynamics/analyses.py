@@ -89,7 +89,7 @@ def heads_analysis(
 
     Examples:
         >>> training_dynamics.heads_analysis(ioi).measure(model, 2100).top(1)
-        ['L0H1']
+        [L0H1 0.907]
     """
 
     def measure(model: GPT, step: int) -> patching.Effects:

@@ -221,6 +221,7 @@ def facts_named(truth: dict, names: Iterable[str]) -> list[dict]:
         >>> [fact["name"] for fact in training_dynamics.facts_named(truth, ["runethi"])]
         ['capital of runethi']
     """
+    names = [names] if isinstance(names, str) else list(names)
     known = {fact["name"]: fact for fact in truth["facts"]}
     known |= {fact["entity"]: fact for fact in truth["facts"]}
     unknown = [name for name in names if name not in known]

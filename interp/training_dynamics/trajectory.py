@@ -195,6 +195,7 @@ class Trajectory(Result):
             names: Names of the numbers to plot; None: the eight that change most.
             log: Use a logarithmic axis for steps.
         """
+        names = [names] if isinstance(names, str) else names
         return _figure(self, list(names or self.changing(8)), log=log)
 
     def to_dict(self) -> dict[str, object]:

@@ -114,6 +114,60 @@ class Tokenizer:
         """Return the text of each id separately."""
         return [self._strings[one] for one in self._checked(ids)]
 
+    def without_eot(self, text: str) -> str:
+        """Return a text without the end-of-text in front, which `decode` writes as text.
+
+        Examples:
+            >>> store.tokenizer.without_eot("<eot> the capital")
+            'the capital'
+        """
+        if not text.startswith(self.eot_text):
+            return text
+        rest = text.removeprefix(self.eot_text)
+        return rest.lstrip() if self.kind == "word" else rest
+
+    def __call__(self, text: str | Sequence[str]) -> dict[str, list]:
+        """Return `input_ids` and `attention_mask` as a tokenizer of `transformers` does.
+
+        Several texts give one list each, without padding.
+        """
+        if isinstance(text, str):
+            ids = self.encode(text).tolist()
+            return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        rows = [ids.tolist() for ids in self.encode_batch(text)]
+        return {"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]}
+
+    # Names of `transformers`: one token separates documents, begins, ends and pads.
+    @property
+    def bos_token_id(self) -> int:
+        """The separator, `eot`."""
+        return self.eot
+
+    @property
+    def eos_token_id(self) -> int:
+        """The separator, `eot`."""
+        return self.eot
+
+    @property
+    def pad_token_id(self) -> int:
+        """The separator, `eot`."""
+        return self.eot
+
+    @property
+    def bos_token(self) -> str:
+        """Text of the separator, `eot_text`."""
+        return self.eot_text
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the separator, `eot_text`."""
+        return self.eot_text
+
+    @property
+    def pad_token(self) -> str:
+        """Text of the separator, `eot_text`."""
+        return self.eot_text
+
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, completely or not at all."""
         storage.write_text(path, self.json)

@@ -5,6 +5,7 @@ Code that computes with the weights of a model, and not by calling it, does not 
 """
 
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from train.model.gpt import GPT
 from train.model.hooks import HookPoint
 
 
-__all__ = ["attachments"]
+__all__ = ["adds_calls", "attachments"]
 
 HOOKS = (
     "_forward_hooks",
@@ -25,6 +26,27 @@ HOOKS = (
 )
 # A module may carry these from elsewhere; they change no value.
 PLAIN_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+Model = TypeVar("Model", bound=GPT)
+# Classes of models whose pass over tokens is that of `GPT`.
+_SAME_PASS: set[type[GPT]] = {GPT}
+
+
+def adds_calls(subclass: type[Model]) -> type[Model]:
+    """Declare, as a class decorator, that a model of this class computes logits as a `GPT` does.
+
+    Such a class adds ways to call a model, and `attachments` does not count it.
+
+    Examples:
+        >>> from train.model import GPT, adds_calls, attachments
+        >>> @adds_calls
+        ... class Named(GPT):
+        ...     name = "mine"
+        ...
+        >>> attachments(Named(model.cfg))
+        []
+    """
+    _SAME_PASS.add(subclass)
+    return subclass
 
 
 def attachments(model: GPT, *, hook_points: bool = True) -> list[str]:
@@ -45,7 +67,7 @@ def attachments(model: GPT, *, hook_points: bool = True) -> list[str]:
         said = name or "the model"
         if name not in expected:
             found.append(f"{said} was added")
-        elif type(module) is not expected[name]:
+        elif type(module) is not expected[name] and (name or type(module) not in _SAME_PASS):
             found.append(f"{said} is a {type(module).__name__}")
         if any(getattr(module, hooks, None) for hooks in HOOKS):
             found.append(f"a torch hook on {said}")

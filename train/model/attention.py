@@ -296,6 +296,26 @@ class Attention(Heads):
         q, k, v = (self._per_head(part[:, None])[:, 0] for part in bias.split(self.widths))
         return q, k, v
 
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        """Query bias of each head."""
+        return self.b_QKV[0]
+
+    @property
+    def b_K(self) -> Float[Tensor, "head d_head"]:
+        """Key bias of each query head; shared ones are repeated."""
+        return self.b_QKV[1]
+
+    @property
+    def b_V(self) -> Float[Tensor, "head d_head"]:
+        """Value bias of each query head; shared ones are repeated."""
+        return self.b_QKV[2]
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        """Output bias."""
+        return self.out.bias_or_zeros
+
     def _per_head(self, rows: Tensor) -> Float[Tensor, "head d_in d_head"]:
         """Split rows [heads * d_head, d_in] into one matrix for each query head."""
         shared_by = self.n_heads * self.d_head // rows.shape[0]

@@ -24,7 +24,7 @@ from train.errors import DamagedError, RecipeError, TokenizerError, TrainError
 from train.model.architecture import GPTConfig
 from train.model.attention import Attention
 from train.model.hooks import HookedModule, HookPoint
-from train.model.layers import MLP, Linear, Norm, Table
+from train.model.layers import MLP, Linear, Norm, PositionTable, TokenTable
 from train.model.positional import Rotary, sinusoids
 from train.model.retention import AttentionFree, Retention, RetentionAttention, swap_weights
 from train.model.shared_weights import share_weights
@@ -162,10 +162,10 @@ class GPT(StackedWeights, HookedModule):
         self.tokenizer: Any = None
         self.no_tokenizer = "it came without one"  # why `tokenizer` is None
         self.origin: Any = None
-        self.embed = Table(cfg.rows, cfg.d_model)
+        self.embed = TokenTable(cfg.rows, cfg.d_model, cfg.d_vocab)
         self.hook_embed = HookPoint()
         if cfg.position == "learned":
-            self.pos_embed = Table(cfg.n_ctx, cfg.d_model)
+            self.pos_embed = PositionTable(cfg.n_ctx, cfg.d_model)
         if cfg.position == "sinusoidal":
             table = cfg.position_init_scale * sinusoids(cfg.n_ctx, cfg.d_model, base=10_000.0)
             self.register_buffer("position_table", table, persistent=False)
@@ -295,7 +295,7 @@ class GPT(StackedWeights, HookedModule):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embedding, without padding rows."""
-        return self.embed.weight[: self.cfg.d_vocab]
+        return self.embed.W_E
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -333,7 +333,7 @@ class GPT(StackedWeights, HookedModule):
         Raises:
             TokenizerError: The model has no tokenizer, or the texts differ in length.
         """
-        tokenizer = self._need_tokenizer("to_tokens")
+        tokenizer = self.need_tokenizer("to_tokens")
         texts = [text] if isinstance(text, str) else text
         rows = [[int(token) for token in tokenizer.encode(one)] for one in texts]
         lengths = sorted({len(row) for row in rows})
@@ -350,9 +350,10 @@ class GPT(StackedWeights, HookedModule):
         """
         if tokens.ndim > 1:
             return [self.to_string(row) for row in tokens]
-        return self._need_tokenizer("to_string").decode(tokens.tolist())
+        return self.need_tokenizer("to_string").decode(tokens.tolist())
 
-    def _need_tokenizer(self, asked_by: str) -> Any:
+    def need_tokenizer(self, asked_by: str) -> Any:
+        """Return the tokenizer; raise a TokenizerError that says why there is none."""
         if self.tokenizer is None:
             raise TokenizerError(
                 f"{asked_by} needs a tokenizer, and this model has none ({self.no_tokenizer}); "

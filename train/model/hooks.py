@@ -7,11 +7,13 @@ so code written for it works here. A name that matches nothing and a hook that n
 errors.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ from train.errors import HookError, nearest
 from train.short_repr import short_repr
 
 
-__all__ = ["Cache", "Hook", "HookPoint", "HookedModule", "NamesFilter", "PointNames"]
+__all__ = ["Cache", "Hook", "HookPoint", "HookedModule", "Hooks", "NamesFilter", "PointNames"]
 
 Hook = Callable[[Tensor, "HookPoint"], Tensor | None]
 NamesFilter = str | Callable[[str], bool] | Iterable[str] | None
@@ -28,18 +30,30 @@ Hooks = Iterable[tuple[str | Callable[[str], bool], Hook]]
 # Each head's contribution to the residual stream: n_heads times as large as other activations, so
 # it is computed and cached only on request.
 ON_REQUEST = "hook_result"
+# Other short names of the same values, in TransformerLens and in code written for it.
+SHORT_ALIASES = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+}
 
 
 class HookPoint:
     """An identity function that passes its value to `fwd` hooks and its gradient to `bwd` hooks.
 
     A hook is called as `hook(tensor, point)`. A returned tensor replaces the value; None keeps it.
+    Hooks can keep what they like in `ctx`.
     """
 
     def __init__(self) -> None:
         self.name = ""
         self.fwd: list[Hook] = []
         self.bwd: list[Hook] = []
+        self.ctx: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"HookPoint({self.name!r}, {len(self.fwd)} fwd, {len(self.bwd)} bwd)"
@@ -53,6 +67,32 @@ class HookPoint:
     def hooked(self) -> bool:
         """True if the point has hooks, so that an optional value must be computed."""
         return bool(self.fwd or self.bwd)
+
+    def layer(self) -> int:
+        """Return the block in which the point is.
+
+        Raises:
+            HookError: The point is in no block.
+        """
+        found = re.match(r"blocks\.(\d+)\.", self.name)
+        if found is None:
+            raise HookError(f"{self.name} is in no block; points in blocks have a layer")
+        return int(found[1])
+
+    def add_hook(self, hook: Hook, dir: str = "fwd", is_permanent: bool = False) -> None:
+        """Set a hook that stays until `remove_hooks`, or a permanent one, which stays longer."""
+        hook = _called_by_position(hook)
+        getattr(self, dir).append(_Permanent(hook) if is_permanent else hook)
+
+    def remove_hooks(self, dir: str = "fwd", including_permanent: bool = False) -> None:
+        """Remove the hooks of a direction, or of both; permanent ones only if it is said."""
+        for hooks in [self.fwd, self.bwd] if dir == "both" else [getattr(self, dir)]:
+            kept = [] if including_permanent else [h for h in hooks if isinstance(h, _Permanent)]
+            hooks[:] = kept
+
+    def clear_context(self) -> None:
+        """Empty `ctx`."""
+        self.ctx.clear()
 
     def _run(self, tensor: Tensor) -> Tensor:
         tensor = self._show(tensor, self.fwd)
@@ -74,6 +114,35 @@ class HookPoint:
                 )
             tensor = changed
         return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Permanent:
+    """A hook that `reset_hooks` leaves."""
+
+    hook: Hook
+
+    def __call__(self, tensor: Tensor, point: HookPoint) -> Tensor | None:
+        return self.hook(tensor, point)
+
+
+def _called_by_position(hook: Callable[..., Tensor | None]) -> Hook:
+    """Return a hook that is called as `hook(tensor, point)`.
+
+    TransformerLens calls `f(tensor, hook=point)`. A function with a parameter `hook` that is not
+    its second, such as `partial(f, pos=3)` of `def f(z, pos, hook)`, gets the point by that name.
+    """
+    try:
+        parameters = list(inspect.signature(hook).parameters.values())[1:]
+    except (TypeError, ValueError):  # a built-in function does not tell its parameters
+        return hook
+    later = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    if "hook" not in [one.name for one in later]:
+        return hook
+    second = later[0].name == "hook" and later[0].kind is not later[0].KEYWORD_ONLY
+    if second or any(one.default is one.empty and one.name != "hook" for one in later):
+        return hook
+    return lambda tensor, point: hook(tensor, hook=point)
 
 
 @dataclass(frozen=True)
@@ -132,8 +201,8 @@ class PointNames:
             return list(dict.fromkeys(found))
         return list(dict.fromkeys(self.resolve(name) for name in wanted))
 
-    def _from_short(self, short: str, layer: int | None = None, part: str = "") -> str:
-        prefix = ""
+    def _from_short(self, short: str, layer: int | None = None, part: str | None = None) -> str:
+        short, part, prefix = SHORT_ALIASES.get(short, short), part or "", ""
         if layer is not None:
             if not -self.n_layers <= layer < self.n_layers:
                 raise HookError(f"no layer {layer} in a model of {self.n_layers} layers")
@@ -146,6 +215,8 @@ class PointNames:
             and name.removeprefix(prefix).startswith(part)
         ]
         asked = ", ".join(repr(one) for one in (short, layer, part) if one not in (None, ""))
+        if not found and not part and f"{prefix}hook_{short}" in self.aliases:
+            return self.aliases[f"{prefix}hook_{short}"]
         if not found and layer is None and short in self._short_names:
             raise HookError(f"{asked} is a place in every block; give the layer as well")
         if not found:
@@ -229,20 +300,27 @@ class HookedModule(nn.Module):
         self.hook_names = PointNames(tuple(self.hook_dict), known)
 
     def hooks(
-        self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        *,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
     ) -> AbstractContextManager["HookedModule"]:
         """Set hooks for the duration of a `with` block; exactly these are removed at its end.
 
         Args:
             fwd_hooks: Pairs of a name (or a predicate on names) and `hook(value, point)`.
             bwd_hooks: The same for gradients; run `backward` inside the block.
+            reset_hooks_end: False leaves the hooks where they are.
+            clear_contexts: Empty the `ctx` of every point at the end.
 
         Raises:
             HookError: A name matches no hook point, or the block ended without an error and a hook
                 never fired.
         """
         placed = [*self._located(fwd_hooks, "fwd"), *self._located(bwd_hooks, "bwd")]
-        return self._while_placed(placed)
+        return self._while_placed(placed, stay=not reset_hooks_end, clear=clear_contexts)
 
     def run_with_hooks(self, *inputs: Tensor, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()):
         """Run one forward pass with hooks.
@@ -270,37 +348,65 @@ class HookedModule(nn.Module):
             output = self(*inputs)
         return output, Cache(found, self.hook_names)
 
-    def add_hook(self, name: str | Callable[[str], bool], hook: Hook, dir: str = "fwd") -> None:
-        """Set a hook that stays until `reset_hooks`; it is not checked whether it fires."""
-        for placed in self._located([(name, hook)], dir):
-            placed.where.append(hook)
+    def add_hook(
+        self,
+        name: str | Callable[[str], bool],
+        hook: Hook,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+    ) -> None:
+        """Set a hook that stays until `reset_hooks`; it is not checked whether it fires.
 
-    def reset_hooks(self) -> None:
-        """Remove every hook from every point."""
+        A permanent one stays until `reset_hooks(including_permanent=True)`.
+        """
+        for own in self.hook_names.matching(name):
+            self.hook_dict[own].add_hook(hook, dir, is_permanent)
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: str = "both",
+        including_permanent: bool = False,
+    ) -> None:
+        """Remove every hook that is not permanent from every point, and empty every `ctx`."""
         for point in self.hook_dict.values():
-            point.fwd.clear()
-            point.bwd.clear()
+            point.remove_hooks(direction, including_permanent)
+            if clear_contexts:
+                point.clear_context()
 
     def _located(self, hooks: Hooks, direction: str) -> list["_Placed"]:
+        pairs = list(hooks)
+        # One hook is often set at every point, and its signature is read once.
+        called = {id(hook): _called_by_position(hook) for _, hook in pairs}
         return [
-            _Placed(hook, f"{direction} hook at {name}", getattr(self.hook_dict[name], direction))
-            for wanted, hook in hooks
+            _Placed(
+                called[id(hook)],
+                f"{direction} hook at {name}",
+                getattr(self.hook_dict[name], direction),
+            )
+            for wanted, hook in pairs
             for name in self.hook_names.matching(wanted)
         ]
 
     @contextmanager
-    def _while_placed(self, placed: list["_Placed"]) -> Iterator["HookedModule"]:
+    def _while_placed(
+        self, placed: list["_Placed"], *, stay: bool, clear: bool
+    ) -> Iterator["HookedModule"]:
         try:
             for hook in placed:
                 hook.where.append(hook)
             yield self
         finally:
-            try:
-                _take_away(placed)
-            # An interrupt can hit the removal itself: without this, 23 of 7,500 left a hook behind.
-            except KeyboardInterrupt:
-                _take_away(placed)
-                raise
+            if not stay:
+                try:
+                    _take_away(placed)
+                # An interrupt can hit the removal itself: without this, 23 of 7,500 left a hook
+                # behind.
+                except KeyboardInterrupt:
+                    _take_away(placed)
+                    raise
+            for point in self.hook_dict.values() if clear else ():
+                point.clear_context()
         silent = [hook.place for hook in placed if not hook.fired]
         if silent:
             raise HookError(

@@ -24,7 +24,7 @@ from train.model import kernels
 from train.model.hooks import HookPoint
 
 
-__all__ = ["ACTIVATIONS", "MLP", "Linear", "Norm", "Table"]
+__all__ = ["ACTIVATIONS", "MLP", "Linear", "Norm", "PositionTable", "Table", "TokenTable"]
 
 
 class Linear(nn.Linear):
@@ -38,6 +38,11 @@ class Linear(nn.Linear):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def bias_or_zeros(self) -> Float[Tensor, " out"]:
+        """The bias; zeros if the layer has none."""
+        return self.weight.new_zeros(self.out_features) if self.bias is None else self.bias
+
 
 class Table(nn.Embedding):
     """`nn.Embedding` in fp32 with weight [row, d_model], initialised to zero."""
@@ -48,6 +53,28 @@ class Table(nn.Embedding):
     def reset_parameters(self) -> None:
         """Set the weights to zero; torch calls this on construction."""
         nn.init.zeros_(self.weight)
+
+
+class TokenTable(Table):
+    """The token embedding, whose rows after the first `d_vocab` are padding."""
+
+    def __init__(self, rows: int, width: int, d_vocab: int) -> None:
+        super().__init__(rows, width)
+        self.d_vocab = d_vocab
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Token embedding, without padding rows."""
+        return self.weight[: self.d_vocab]
+
+
+class PositionTable(Table):
+    """The learned embedding of positions."""
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        """Vector that is added at each position."""
+        return self.weight
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -90,6 +117,31 @@ class MLP(nn.Module):
         gate = self.activation(self.hook_pre(self.gate(x)))
         return gate * self.hook_pre_linear(self.up(x))
 
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        """Input weights; for swiglu those of the linear branch."""
+        return self.up.weight.T
+
+    @property
+    def W_gate(self) -> Float[Tensor, "d_model d_mlp"] | None:
+        """Gate weights; None without a gate."""
+        return None if self.gate is None else self.gate.weight.T
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """Output weights."""
+        return self.down.weight.T
+
+    @property
+    def b_in(self) -> Float[Tensor, " d_mlp"]:
+        """Input bias; zeros if there is none."""
+        return self.up.bias_or_zeros
+
+    @property
+    def b_out(self) -> Float[Tensor, " d_model"]:
+        """Output bias; zeros if there is none."""
+        return self.down.bias_or_zeros
+
 
 class Norm(nn.Module):
     """Normalisation: `kind` is "layernorm", "rmsnorm" or "none"; only layernorm can have a bias."""
@@ -113,6 +165,16 @@ class Norm(nn.Module):
             self.hook_scale = HookPoint()  # the divisor, [batch pos 1]
             self.hook_normalized = HookPoint()  # before gain and bias
         self.hook_out = HookPoint()
+
+    @property
+    def w(self) -> Float[Tensor, " width"] | None:
+        """Gain; None if there is none."""
+        return self.weight
+
+    @property
+    def b(self) -> Float[Tensor, " width"] | None:
+        """Bias; None if there is none."""
+        return self.bias
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalise the last axis."""

@@ -50,6 +50,7 @@ def lens_names(cfg: GPTConfig) -> dict[str, str]:
     }
     if cfg.norm_placement == "pre":
         in_block |= {"attn.hook_in": "ln1.hook_out", "mlp.hook_in": "ln2.hook_out"}
+        in_block["hook_mlp_in"] = "ln2.hook_in"
         if not cfg.gated_mlp:
             in_block["mlp.in.hook_in"] = "ln2.hook_out"
     if not cfg.gated_mlp:
@@ -121,35 +122,31 @@ class StackedWeights(nn.Module):
     @property
     def b_O(self) -> Float[Tensor, "layer d_model"]:
         """Attention output bias."""
-        return self._stack(lambda block: _bias(block.attn.out))
+        return self._stack(lambda block: block.attn.b_O)
 
     @property
     def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
         """Input weights of the MLP; for swiglu those of the linear branch."""
-        return self._stack(lambda block: block.mlp.up.weight.T)
+        return self._stack(lambda block: block.mlp.W_in)
 
     @property
     def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:
         """Gate weights of a swiglu MLP; None for other MLPs."""
         if not self.cfg.gated_mlp:
             return None
-        return self._stack(lambda block: block.mlp.gate.weight.T)
+        return self._stack(lambda block: block.mlp.W_gate)
 
     @property
     def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
         """Output weights of the MLP."""
-        return self._stack(lambda block: block.mlp.down.weight.T)
+        return self._stack(lambda block: block.mlp.W_out)
 
     @property
     def b_in(self) -> Float[Tensor, "layer d_mlp"]:
         """Input bias of the MLP."""
-        return self._stack(lambda block: _bias(block.mlp.up))
+        return self._stack(lambda block: block.mlp.b_in)
 
     @property
     def b_out(self) -> Float[Tensor, "layer d_model"]:
         """Output bias of the MLP."""
-        return self._stack(lambda block: _bias(block.mlp.down))
-
-
-def _bias(linear: nn.Linear) -> Tensor:
-    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+        return self._stack(lambda block: block.mlp.b_out)

@@ -40,6 +40,15 @@ def test_each_span_comes_with_documents_that_hold_it_and_when_they_were_read(run
         assert one.steps == tuple(run.steps_reading_tokens(start, start + 6).tolist())
 
 
+def test_an_end_of_text_in_front_is_no_part_of_the_text(run):
+    tokenizer = run.store.tokenizer
+    shown = tokenizer.decode([tokenizer.eot, *tokenizer.encode(QUOTED).tolist()])
+    assert shown.startswith(tokenizer.eot_text)
+    found = tracing.trace_text(run, shown)
+    assert found.to_dict() == tracing.trace_text(run, QUOTED).to_dict()
+    assert (found.text, found.n_tokens) == (QUOTED, 6)
+
+
 def test_copies_of_a_document_are_one_row(run):
     (quoted,) = tracing.trace_text(run, QUOTED).spans
     by_text = {run.store.text(one.document): one for one in quoted.documents}

@@ -100,6 +100,13 @@ def test_everything_at_once_is_one_set(model, behaviour):
     assert list(found.to_frame()["n"]) == [6, 6]
 
 
+def test_one_name_is_not_read_letter_by_letter(model, behaviour):
+    found = ablation.ablate(model, behaviour, "L0H2", standin="zero")
+    assert found.names == ("L0H2",)
+    listed = ablation.ablate(model, behaviour, ["L0H2"], standin="zero")
+    assert found["L0H2"] == listed["L0H2"]
+
+
 def test_a_name_alone_is_a_set_of_one(model, behaviour):
     found = ablation.ablate(model, behaviour, ["L0H2", ["L1.mlp"]], standin="zero")
     listed = ablation.ablate(model, behaviour, [["L0H2"], ["L1.mlp"]], standin="zero")

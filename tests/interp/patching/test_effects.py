@@ -1,5 +1,6 @@
 """An effect remembers what it is, on paper as in memory."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from interp.errors import EffectsError
 from interp.patching import Effects
 from interp.results import Provenance
+from train import storage
 from train.errors import DamagedError
 
 
@@ -40,6 +42,14 @@ def test_the_largest_effects_come_first_by_name(effects):
     assert effects["L0H1"] == pytest.approx(-0.5)
     assert effects.interval("L1H0") == pytest.approx((0.8, 1.1))
     assert "highest L1H0 0.90" in repr(effects)
+
+
+def test_the_largest_effects_show_their_values_and_are_still_names(effects):
+    best = effects.top(2)
+    assert repr(best) == f"[L1H0 0.9, L1H1 {effects['L1H1']:.3g}]"
+    assert best.values == (effects["L1H0"], effects["L1H1"])
+    assert [*best, *best[1:]] == ["L1H0", "L1H1", "L1H1"]
+    assert json.loads(storage.canonical_json(best)) == ["L1H0", "L1H1"]
 
 
 def test_an_effect_that_was_not_measured_is_refused(effects):

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from data_attribution import attribution
 from interp import behaviours, metrics, patching
+from interp.activations.capture import located
 from interp.behaviours import Behaviour
 from interp.cli.patch import effects_text
 from interp.errors import BehaviourError, CapabilityError, ContrastError
@@ -194,6 +196,16 @@ def test_before_the_prompts_differ_nothing_has_an_effect_and_where_they_differ_e
     assert effects.values[:, :3].abs().max() == 0
     assert effects.values[0, 3].item() == pytest.approx(1.0, abs=1e-6)
     assert effects.values[0, 4:].abs().max() == 0, "layer 0 reads embeddings, which are equal there"
+
+
+def test_one_name_is_one_component_wherever_several_are_taken(model, random_contrast):
+    one = patching.together(model, random_contrast, "L0H1")
+    listed = patching.together(model, random_contrast, [["L0H1"]])
+    assert one.names == ["L0H1"]
+    assert one["L0H1"] == listed["L0H1"]
+    assert attribution.Gradient(within="L0H1").components == ("L0H1",)
+    (site,) = located(model, "L0H1")
+    assert site.name == "L0H1"
 
 
 def test_all_heads_of_a_layer_together_are_its_attention(model, random_contrast):

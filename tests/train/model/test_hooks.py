@@ -1,5 +1,7 @@
 """A hook sees and changes exactly the place it names, leaves nothing behind, is never silent."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -187,3 +189,71 @@ def test_a_gradient_hook_stops_one_path_and_not_the_others_of_the_same_value(mod
 def test_an_empty_point_returns_the_same_object():
     value = torch.zeros(3)
     assert HookPoint()(value) is value
+
+
+def test_a_point_knows_its_layer_and_keeps_what_hooks_leave(model, tokens):
+    def look(value, hook):
+        hook.ctx["seen"] = hook.layer()
+
+    point = model.hook_dict["blocks.1.attn.hook_z"]
+    with model.hooks([(point.name, look)], clear_contexts=True):
+        model(tokens)
+        assert point.ctx == {"seen": 1}
+    assert point.ctx == {}
+    with pytest.raises(HookError, match="hook_embed is in no block"):
+        model.hook_dict["hook_embed"].layer()
+
+
+def test_a_hook_may_take_its_point_by_name_wherever_the_parameter_stands(model, tokens):
+    seen = []
+
+    def keyword(value, *, hook):
+        seen.append(hook.name)
+
+    def last(value, pos, hook):
+        seen.append((pos, hook.name))
+
+    def own(value, point, hook="its own"):
+        seen.append((hook, point.name))
+
+    def more(value, *, hook, **rest):
+        seen.append((hook.name, rest))
+
+    hooks = [("hook_embed", one) for one in (keyword, partial(last, pos=3), own, more)]
+    model.run_with_hooks(tokens, fwd_hooks=hooks)
+    assert seen == [
+        "hook_embed", (3, "hook_embed"), ("its own", "hook_embed"), ("hook_embed", {}),
+    ]  # fmt: skip
+
+
+def test_a_permanent_hook_stays_until_it_is_named(model, tokens):
+    plain = model(tokens)
+    model.add_hook("hook_embed", lambda value, point: 0 * value, is_permanent=True)
+    model.hook_dict["hook_embed"].add_hook(keep)
+    model.reset_hooks()
+    assert hooks_left(model) == 1
+    assert not torch.equal(model(tokens), plain)
+    model.reset_hooks(including_permanent=True)
+    assert hooks_left(model) == 0
+    assert torch.equal(model(tokens), plain)
+
+
+def test_hooks_stay_after_the_block_if_that_is_asked(model, tokens):
+    with model.hooks([("hook_embed", keep)], reset_hooks_end=False):
+        model(tokens)
+    assert hooks_left(model) == 1
+    model.reset_hooks(direction="bwd")
+    assert hooks_left(model) == 1
+    model.reset_hooks()
+    assert hooks_left(model) == 0
+
+
+def test_other_names_of_activations_and_the_input_of_the_mlp(model, tokens):
+    _, cache = model.run_with_cache(tokens)
+    assert cache["attn", 0] is cache["pattern", 0]
+    assert cache["mlp_post", 1] is cache["post", 1, "mlp"]
+    assert torch.equal(cache["mlp_in", 0], cache["resid_mid", 0])
+    changed = model.run_with_hooks(
+        tokens, fwd_hooks=[("blocks.1.hook_mlp_in", lambda value, point: 2 * value)]
+    )
+    torch.testing.assert_close(changed, model(tokens), rtol=1e-3, atol=1e-3)
