@@ -19,7 +19,7 @@ __all__ = ["export_run", "import_run"]
 
 
 def import_run(source: str | Path, *, out: str | Path) -> Run:
-    """Import a Hugging Face folder (GPT-2 or Llama), a nanoGPT `ckpt.pt` or a GGUF file as a run.
+    """Import a Hugging Face folder, a nanoGPT `ckpt.pt` or a GGUF file as a run.
 
     Raises:
         TrainError: There is nothing at `source`, or `out` exists.
