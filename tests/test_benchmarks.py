@@ -22,7 +22,7 @@ from train.statistics import Estimate
 BOUND = (
     "architectures", "attention_cpu", "attribution_recall", "bm25_index", "calibration",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
-    "evaluation_harness",
+    "evaluation_harness", "families",
     "forgetting", "gpu_training", "gradients", "index_growth", "installation", "interrupts",
     "localised", "order_lookups", "patching", "patching_memory", "planted_acceptance", "release",
     "removal", "replay_attribution", "startup", "token_index", "training", "tuning_stages",
