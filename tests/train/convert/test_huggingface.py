@@ -533,7 +533,8 @@ def test_every_activation_transformer_lens_names_is_ours(cfg, n_shared, tokens):
     shared = [name for name in theirs.keys() if name in ours]  # noqa: SIM118
     for name in shared:
         # Its normalised queries and keys are [batch head pos d_head], unlike its other ones.
-        value = theirs[name].transpose(1, 2) if "_norm." in name else theirs[name]
+        normed = ".q_norm." in name or ".k_norm." in name
+        value = theirs[name].transpose(1, 2) if normed else theirs[name]
         assert ours[name].shape == value.shape, name
         torch.testing.assert_close(ours[name], value, rtol=1e-6, atol=1e-5, msg=name)
     left = {name for name in theirs.keys() if name not in ours}  # noqa: SIM118
