@@ -79,7 +79,7 @@ def open(
         True
     """
     run = source if isinstance(source, Run) else _run_at(Path(source), store)
-    if run is not None and run.knowledge != "weights-only":
+    if run is not None and run.knowledge == "full":
         if tokenizer is not None:
             raise ModelError(f"{run.path} has the tokenizer of its token store; give no other one")
         return run.load(step).to(device), run
