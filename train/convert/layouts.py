@@ -77,7 +77,7 @@ MISTRAL_KEYS = Keys(
 )
 QWEN2_KEYS = Keys(
     read=OF_LLAMAS | {"layer_types"},
-    only=ONLY | {"partial_rotary_factor": 1.0, "use_sliding_window": False},
+    only=ONLY | {"partial_rotary_factor": 1.0, "use_sliding_window": False, "use_mrope": False},
     # Without `use_sliding_window` no layer reads the window and from where on it holds.
     harmless=HARMLESS | {"attention_dropout", "max_window_layers", "sliding_window"},
 )

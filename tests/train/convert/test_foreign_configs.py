@@ -136,7 +136,8 @@ OLDER = {
               {"rope_parameters": ..., "rope_theta": 100.0, "rope_scaling": LLAMA3}),
     "mistral": ({"rope_parameters": ..., "rope_theta": 10000.0, "head_dim": ...},),
     "qwen2": ({"rope_parameters": ..., "rope_theta": 10000.0, "rope_scaling": None,
-               "layer_types": ..., "sliding_window": 32768, "max_window_layers": 21},),
+               "layer_types": ..., "sliding_window": 32768, "max_window_layers": 21,
+               "use_mrope": False},),
     "qwen3": ({"rope_parameters": ..., "rope_theta": 10000, "layer_types": ...},),
 }  # fmt: skip
 
