@@ -33,13 +33,14 @@ import torch
 from data_attribution import component_queries
 from data_attribution.errors import AttributionError
 from data_attribution.gradients import select_weights
-from interp import attribution_patching, circuits, heads, lenses, patching
+from interp import attribution_patching, circuits, heads, lenses, patching, probing
 from interp.behaviours import Behaviour
 from interp.components import Component
 from interp.errors import InterpError
 from interp.metrics import logit_difference
 from interp.patching import engine
 from interp.patching.engine import reference
+from interp.probing import ProbeTask
 from train import convert, progress, recipes
 from train.errors import TrainError
 from train.model import GPT, PRESETS, GPTConfig, init_gpt, preset
@@ -89,6 +90,16 @@ def said_twice(vocabulary: int) -> torch.Tensor:
     return torch.cat([torch.zeros(8, 1, dtype=torch.long), words, words], dim=1)
 
 
+def half_of_vocabulary(model: GPT, prompts: Behaviour) -> ProbeTask:
+    """Return a probe task on the prompts: in which half of the vocabulary a token lies."""
+    rows, positions = (one.flatten() for one in torch.where(prompts.clean >= 0))
+    tokens = prompts.clean.flatten().tolist()
+    labels = tuple("low" if token < model.cfg.d_vocab // 2 else "high" for token in tokens)
+    # Types that repeat: the last two digits of a token.
+    types = tuple(str(token % 100) for token in tokens)
+    return ProbeTask("half", prompts.clean, positions, labels, types, rows)
+
+
 def _exact_patching(model: GPT, behaviour: Behaviour) -> None:
     if not engine.engine_runs(model):
         raise InterpError("retention is run by whole forward passes, exact and slower")
@@ -99,7 +110,7 @@ TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
         "activation patching": lambda model, prompts: patching.heads(model, prompts),
         "the fast patch engine": _exact_patching,
         "causal tracing with noise": lambda model, prompts: patching.causal_trace(
-            model, replace(prompts, subject=(1, 3)), damage="noised"
+            model, replace(prompts, subject=(N_POS - 6, N_POS - 4)), damage="noised"
         ),
         "ablation": lambda model, prompts: patching.ablate(model, prompts),
         "path patching": lambda model, prompts: patching.senders(model, prompts),
@@ -109,7 +120,9 @@ TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
         "AtP* (QK fix)": lambda model, prompts: attribution_patching.atp_star(
             model, prompts, over="queries", grad_drop=False
         ),
-        "circuits (edges)": lambda model, prompts: circuits.graph_of(model),
+        "circuits (edges)": lambda model, prompts: circuits.find(
+            model, prompts, n_edges=circuits.graph_of(model).n_edges // 2, checked=False
+        ),
         "direct logit attribution": lambda model, prompts: heads.decompose_logits(model, prompts),
         "direct effect of a head": lambda model, prompts: component_queries.direct_effect(
             model, prompts, "L0H0"
@@ -122,15 +135,18 @@ TOOLS: Mapping[str, Callable[[GPT, Behaviour], object]] = MappingProxyType(
         ),
         "OV circuits": lambda model, prompts: heads.ov_copying(model, [1, 2, 3, 4]),
         "logit lens": lambda model, prompts: lenses.logit(model, prompts),
+        "linear probes": lambda model, prompts: probing.linear(
+            model, half_of_vocabulary(model, prompts), fit="ridge"
+        ),
         "gradient attribution": lambda model, prompts: select_weights(model.cfg),
         "Hugging Face, TransformerLens": lambda model, prompts: convert.to_huggingface(model),
     }
 )
 
 
-def supported(name: str) -> dict[str, Support]:
-    """Return what each tool does on a small preset with random weights."""
-    model = random_weights(preset(name))
+def supported(cfg: GPTConfig) -> dict[str, Support]:
+    """Return what each tool does on a small architecture with random weights."""
+    model = random_weights(cfg)
     prompts, found = prompts_for(model), {}
     for tool, call in TOOLS.items():
         try:
@@ -153,13 +169,14 @@ def as_table(support: Mapping[str, Mapping[str, Support]]) -> str:
 
 
 @torch.inference_mode()
-def compared(name: str) -> tuple[float, float]:
+def compared(cfg: GPTConfig) -> tuple[float, float]:
     """Return the largest difference from whole passes in fp64, and the ratio of their times."""
-    model = random_weights(preset(name))
-    prompts, cfg = prompts_for(model), model.cfg
+    model = random_weights(cfg)
+    prompts = prompts_for(model)
     patches = [[Component("head", i, head=h)] for i in range(cfg.n_layers) for h in (0, 3)]
+    sites = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp")
+    sites = tuple(site for site in sites if site != "resid_mid" or not cfg.parallel_residual)
     for layer in range(cfg.n_layers):
-        sites = ("resid_pre", "resid_mid", "resid_post", "attn", "mlp")
         patches += [[Component(site, layer, pos=N_POS - 4)] for site in sites]
         patches += [[Component(site, layer, head=1)] for site in ("q", "k", "v", "pattern")]
     names = sorted({place.hook for patch in patches for place in patch})
@@ -187,7 +204,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine.described('torch')}, 1 thread\n")
-    support = {name: supported(name) for name in SMALL}
+    support = {name: supported(preset(name)) for name in SMALL}
     print(as_table(support))
     for name in SMALL:
         for tool, one in support[name].items():
@@ -196,7 +213,7 @@ def main() -> int:
     failed = 0
     print("\npatching against whole passes: largest difference in fp64, ratio of CPU time in fp32")
     for name in SMALL:
-        worst, ratio = compared(name)
+        worst, ratio = compared(preset(name))
         failed += worst > TOLERANCE
         print(f"  {name:<16} {worst:.1e}   {ratio:.1f} times as fast")
     if arguments.runs:

@@ -80,7 +80,7 @@ def open(
         True
     """
     run = source if isinstance(source, Run) else _run_at(Path(source), store)
-    if run is not None and run.knowledge != "weights-only":
+    if run is not None and run.knowledge == "full":
         if tokenizer is not None:
             raise ModelError(f"{run.path} has the tokenizer of its token store; give no other one")
         return HookedGPT.of(run.load(step).to(device)), run
@@ -128,12 +128,12 @@ def transformer_lens(
 ) -> "TransformerBridge":
     """Wrap the same, unprocessed weights in a TransformerLens 4 `TransformerBridge`.
 
-    Nothing is downloaded. Only architectures with a Hugging Face class can be converted: GPT-2's
-    (learned positions, pre-LayerNorm) and Llama's (rotary positions, RMSNorm, SwiGLU). The bridge
-    gets the model's tokenizer, and `to_tokens` gives the same tokens on both sides, with one
-    exception: the bridge encodes the literal end-of-text string as the separator token, while our
-    tokenizer treats it as ordinary text. If the model has no tokenizer, the bridge has none either
-    and accepts token ids only.
+    Nothing is downloaded. Only architectures with a Hugging Face class can be converted: those of
+    GPT-2, Llama, GPT-NeoX (Pythia), Mistral, Qwen2 and Qwen3. The bridge gets the model's
+    tokenizer, and `to_tokens` gives the same tokens on both sides, with one exception: the bridge
+    encodes the literal end-of-text string as the separator token, while our tokenizer treats it as
+    ordinary text. If the model has no tokenizer, the bridge has none either and accepts token ids
+    only.
 
     Raises:
         ModelError: The architecture has no Hugging Face counterpart.

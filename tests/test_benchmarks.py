@@ -23,7 +23,7 @@ BOUND = (
     "architectures", "attention_cpu", "attribution_recall", "bit_flips", "bm25_index",
     "calibration", "checksums",
     "circuit_formation", "code_small", "compiled_circuits", "corpus_build", "distributed",
-    "evaluation_harness", "failing_writes", "foreign_configs",
+    "evaluation_harness", "failing_writes", "families", "foreign_configs",
     "forgetting", "gpu_training", "gradients", "hardening", "hostile_files", "index_growth",
     "installation", "interrupts", "loading_memory", "localised", "order_lookups", "patching",
     "patching_memory", "planted_acceptance", "release", "removal", "replay_attribution",

@@ -175,7 +175,7 @@ def across_stages(
     if not asked:
         raise EvidenceError("no query was asked; give one or more")
     lineage = run.lineage()
-    if all(stage.knowledge == "weights-only" for stage in lineage):
+    if all(stage.knowledge != "full" for stage in lineage):
         raise EvidenceError(
             f"the run {run.path} was imported and tuned by no stage here, so no stage can have "
             "taught it something; trace a run that was trained or tuned here"
@@ -205,7 +205,7 @@ def _chosen(
     draw = np.random.default_rng(how.seed)
     for number, stage in enumerate(lineage):
         some = documents[number] if documents is not None else None
-        if stage.knowledge == "weights-only":
+        if stage.knowledge != "full":
             if some is not None and len(some):
                 raise EvidenceError(
                     f"{len(some)} documents of stage {number} were given, which was imported "
@@ -226,7 +226,7 @@ def _changes(
     """Return for each query its change by each stage."""
     changes: list[list[StageChange]] = [[] for _ in asked]
     for number, stage in enumerate(lineage):
-        imported = stage.knowledge == "weights-only"
+        imported = stage.knowledge != "full"
         # The next stage may have begun before the last checkpoint of this one.
         following = lineage[number + 1].base if number + 1 < len(lineage) else None
         last = stage.load(following.step if following else None)

@@ -135,7 +135,7 @@ def trace_stages(
     from train import progress
 
     opened = source.open()
-    trained = [stage for stage in opened.lineage() if stage.knowledge != "weights-only"]
+    trained = [stage for stage in opened.lineage() if stage.knowledge == "full"]
     named = [stage for stage in trained if behaviour in behaviours.names(stage)]
     known = [opened, *trained[:1], *named][-1]  # the first stage has facts without a listed name
     target = behaviours.load(behaviour, known, n_prompts=prompts, seed=seed)

@@ -244,7 +244,7 @@ def _lineages(
 
 def _bases(run: Run) -> Iterator[tuple[Run, int | None]]:
     """Yield the runs that a run was tuned from, at the steps that were handed on."""
-    for stage, following in pairwise(run.lineage() if run.knowledge != "weights-only" else []):
+    for stage, following in pairwise(run.lineage() if run.knowledge == "full" else []):
         step = following.base.step if following.base else None
         yield stage, None if step == stage.steps[-1] else step
 

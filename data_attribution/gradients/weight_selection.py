@@ -212,7 +212,7 @@ def _attn(cfg: GPTConfig, layer: int) -> list[Site]:
     outputs = attended + 2 * cfg.n_key_value_heads * cfg.d_head
     name = f"L{layer}.attn"
     return [
-        Site(f"{name}.qkv", "qkv", layer, (0, outputs), (0, cfg.d_model), cfg.bias),
+        Site(f"{name}.qkv", "qkv", layer, (0, outputs), (0, cfg.d_model), cfg.biased_qkv),
         Site(f"{name}.o", "o", layer, (0, cfg.d_model), (0, attended), cfg.bias),
     ]
 
@@ -240,7 +240,7 @@ def _head_in(cfg: GPTConfig, layer: int, head: int, part: str) -> Site:
     before = {"q": 0, "k": cfg.n_heads, "v": cfg.n_heads + cfg.n_key_value_heads}[part]
     first = (before + head) * cfg.d_head
     rows = first, first + cfg.d_head
-    return Site(f"L{layer}H{head}.{part}", "qkv", layer, rows, (0, cfg.d_model), cfg.bias)
+    return Site(f"L{layer}H{head}.{part}", "qkv", layer, rows, (0, cfg.d_model), cfg.biased_qkv)
 
 
 def _head_out(cfg: GPTConfig, layer: int, head: int) -> Site:

@@ -302,16 +302,22 @@ class _Plan:
         block = f"blocks.{layer}."
         if not self.fixed:
             return {"place": block + SITES[self.site]}
-        parts = [getattr(model.cfg, name, "none") for name in ("sinks", "qk_norm")]
-        if set(parts) - {"none", False}:
+        cfg = model.cfg
+        if getattr(cfg, "sinks", "none") != "none":
             raise ModelError(
-                "the QK fix recomputes softmax(q k) of plain queries and keys, and this model has "
-                "sinks or qk_norm; set qk_fix=False"
+                "the QK fix recomputes softmax(q k) over the positions, and this model has sinks; "
+                "set qk_fix=False"
             )
-        turned = "rot_" if getattr(model.cfg, "position", "") == "rope" else ""
+        # Queries and keys as they meet, normalised and rotated. The name of the kind of positions
+        # is TransformerLens', so that this holds for its models as well.
+        meet = "attn.hook_{}"
+        if getattr(cfg, "positional_embedding_type", "") == "rotary":
+            meet = "attn.hook_rot_{}"
+        elif getattr(cfg, "qk_norm", False):
+            meet = "attn.{}_norm.hook_out"
         return {
-            "q": f"{block}attn.hook_{turned}q",
-            "k": f"{block}attn.hook_{turned}k",
+            "q": block + meet.format("q"),
+            "k": block + meet.format("k"),
             "scores": f"{block}attn.hook_attn_scores",
             "pattern": f"{block}attn.hook_pattern",
         }

@@ -40,7 +40,7 @@ def store_of(source: object) -> object:
     Raises:
         ModelError: The run was imported, so it has no token store; its model can be used instead.
     """
-    if getattr(source, "knowledge", None) == "weights-only":
+    if getattr(source, "knowledge", "full") != "full":
         raise ModelError(
             "an imported run has no token store to state a behaviour in; give the model from "
             "models.load instead of the run"

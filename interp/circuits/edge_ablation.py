@@ -27,7 +27,7 @@ from interp.circuits.graph import Graph, graph_of
 from interp.errors import BudgetError
 from interp.metrics import Metric, MetricOf
 from train import statistics
-from train.model import GPT, Block, rotate
+from train.model import GPT, Block
 from train.progress import Progress
 
 
@@ -183,9 +183,13 @@ def _run(
     stream.write((clean[0] - corrupt[0]).expand(1, len(kept), *clean.shape[1:]) + corrupt[0])
     rotation = model.rotation(clean.shape[2])
     for block in model.blocks:
-        stream.write(read_heads(block, stream.read(3 * model.cfg.n_heads), rotation))
+        heads = read_heads(block, stream.read(3 * model.cfg.n_heads), rotation)
+        # With a parallel residual the MLP reads the stream before the heads write.
+        into_mlp = stream.read(1) if block.parallel else None
+        stream.write(heads)
         stream.base = with_bias(block, stream.base)
-        stream.write(block.mlp(block.ln2(stream.read(1))))
+        into_mlp = stream.read(1) if into_mlp is None else into_mlp
+        stream.write(block.mlp(block.ln2(into_mlp)))
     return stream.read(1).view(len(kept), *clean.shape[1:])
 
 
@@ -256,10 +260,13 @@ def read_heads(
             normed, (attn.W_Q, attn.W_K, attn.W_V), attn.b_QKV, strict=True
         )
     )
-    if rotation is not None:
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+    q, k = attn.normalise_and_rotate(q, k, rotation)
     q, k, v = (one.transpose(1, 2) for one in (q, k, v))
-    z = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if attn.window:
+        mask = attn.hidden(q.shape[2], q, -torch.inf)
+        z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    else:
+        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return _out_of_heads(block, z.transpose(0, 1))
 
 

@@ -187,8 +187,11 @@ def reader_gradients(
         rotation = model.rotation(start.shape[1])
         for block in model.blocks:
             heads = edge_ablation.read_heads(block, read(3 * model.cfg.n_heads), rotation)
+            # With a parallel residual the MLP reads the stream before the heads write.
+            into_mlp = read(1) if block.parallel else None
             resid = edge_ablation.with_bias(block, resid + heads.sum(dim=0))
-            resid = resid + block.mlp(block.ln2(read(1)))[0]
+            into_mlp = read(1) if into_mlp is None else into_mlp
+            resid = resid + block.mlp(block.ln2(into_mlp))[0]
         total = edge_ablation.score(model, read(1), metric).sum()
         return torch.cat(torch.autograd.grad(total, leaves)).detach()
 

@@ -4,6 +4,7 @@ Nodes are `input` (the embedding), every head `a{layer}.h{head}`, every MLP `m{l
 In a pre-norm decoder a node reads the *sum* of the outputs of all earlier nodes, and an edge is one
 term of that sum: `a0.h1->m1`, `m0->a1.h0<k>`. A head has three readers: its queries, keys and
 values. Names and order are those of MIB (Mueller et al. 2025, https://arxiv.org/abs/2504.13151).
+With a parallel residual (GPT-NeoX) the MLP of a layer does not read the heads of its own layer.
 
 `interp.circuits.edge_ablation` runs the model with some edges kept,
 `interp.circuits.edge_attribution_patching` scores all edges, and `interp.circuits.edge_selection`
@@ -30,11 +31,16 @@ LETTERS = "qkv"
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes and edges of a decoder, which are determined by its sizes."""
+    """Nodes and edges of a decoder, which are determined by its sizes.
+
+    Attributes:
+        parallel: Whether attention and MLP of a layer read the same stream.
+    """
 
     n_layers: int
     n_heads: int
     d_model: int
+    parallel: bool = False
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -73,7 +79,8 @@ class Graph:
             heads = [start + x * self.n_heads + h for h in range(self.n_heads) for x in range(3)]
             before = self.n_before_heads(layer)
             ends += [(source, reader) for source in range(before) for reader in heads]
-            ends += [(source, start + per_layer - 1) for source in range(before + self.n_heads)]
+            by_mlp = before if self.parallel else before + self.n_heads
+            ends += [(source, start + per_layer - 1) for source in range(by_mlp)]
         ends += [(source, self.n_layers * per_layer) for source in range(len(self.sources))]
         return torch.tensor(ends)
 
@@ -95,7 +102,8 @@ class Graph:
         """Number of edges; 32,491 for 12 layers of 12 heads.
 
         With L layers of H heads, and sums over the layers l = 0 .. L - 1:
-        3 H sum(1 + (H+1) l) + sum(1 + H + (H+1) l) + 1 + L (H+1).
+        3 H sum(1 + (H+1) l) + sum(1 + H + (H+1) l) + 1 + L (H+1); L H less with a parallel
+        residual.
         """
         return len(self.ends)
 
@@ -176,14 +184,15 @@ def graph_of(model: GPT) -> Graph:
         )
     if not model.cfg.causal:
         raise ModelError("edges are cut in causal attention only, and this model has causal=False")
-    if model.cfg.attention_parts:
+    if parts := [part for part in model.cfg.attention_parts if part != "qk_norm"]:
         raise ModelError(
             "edges are cut in plain attention only, and this model has "
-            f"{', '.join(model.cfg.attention_parts)}; patch its components instead"
+            f"{', '.join(parts)}; patch its components instead"
         )
     if found := attachments(model):
         raise ModelError(
             f"{found[0]}, and edges are cut without it; take the model without it "
             "(model.reset_hooks() removes hooks)"
         )
-    return Graph(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model)
+    cfg = model.cfg
+    return Graph(cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.parallel_residual)

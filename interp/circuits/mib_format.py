@@ -61,7 +61,7 @@ class EdgeFile:
         sizes = {"n_layers": graph.n_layers, "n_heads": graph.n_heads}
         rows = zip(graph.edges, self.worth.tolist(), self.kept.tolist(), strict=True)
         return {
-            "cfg": {**sizes, "parallel_attn_mlp": False, "d_model": graph.d_model},
+            "cfg": {**sizes, "parallel_attn_mlp": graph.parallel, "d_model": graph.d_model},
             "nodes": {name: {"in_graph": name in inside} for name in graph.nodes},
             "edges": {
                 # nan means that there is no score; it is left out, because JSON has no nan.
@@ -91,8 +91,7 @@ def read_mib(path: str | Path) -> EdgeFile:
 
     Raises:
         CircuitError: The file is not in this format: a key is missing, a name is unknown, or an
-            edge is missing; or the model runs attention and MLP in parallel, which gives another
-            graph.
+            edge is missing.
 
     Examples:
         >>> circuit = circuits.find(model, ioi, n_edges=60, checked=False)
@@ -111,12 +110,9 @@ def _edges(path: Path, content: dict[str, dict]) -> EdgeFile:
     wrong = [key for key in SIZES if type(cfg.get(key)) is not int or not 0 < cfg[key] < 100_000]
     if wrong:
         raise CircuitError(f"{path}: cfg has {wrong[0]} {cfg.get(wrong[0])!r}; a size is needed")
-    if cfg.get("parallel_attn_mlp"):
-        raise CircuitError(
-            f"{path}: parallel_attn_mlp is true, and edges between heads and MLP of a layer are "
-            "then others; only serial models are known here"
-        )
-    graph = Graph(*(cfg[key] for key in SIZES))
+    if not isinstance(parallel := cfg.get("parallel_attn_mlp", False), bool):
+        raise CircuitError(f"{path}: cfg has parallel_attn_mlp {parallel!r}, not true or false")
+    graph = Graph(*(cfg[key] for key in SIZES), parallel=parallel)
     expected = sum(3 * graph.n_heads * graph.n_before_heads(i) for i in range(graph.n_layers))
     if len(content["edges"]) < expected:
         raise CircuitError(f"{path}: {len(content['edges'])} edges, fewer than its cfg asks for")

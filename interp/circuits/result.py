@@ -164,6 +164,8 @@ class Circuit(Result):
         """Return plain values, for JSON."""
         content = {one.name: getattr(self, one.name) for one in fields(self)}
         content |= {name: asdict(content[name]) for name in ("graph", "faithfulness", "provenance")}
+        if not self.graph.parallel:
+            del content["graph"]["parallel"]  # so that files of other models stay as they were
         content |= {name: content[name].tolist() for name in ("worth", "kept")}
         if self.checks:
             parts = {one.name: getattr(self.checks, one.name) for one in fields(self.checks)}

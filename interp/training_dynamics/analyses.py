@@ -149,7 +149,7 @@ def _watch(name: str, run: Run, n: int, seed: int) -> tuple[MonitorTask, dict[st
     Raises:
         EffectsError: The run was imported, so it has no token store.
     """
-    if run.knowledge == "weights-only":
+    if run.knowledge != "full":
         raise EffectsError(
             f"{name} is asked in the words of a token store, and an import has none; give "
             "training_dynamics.over_training your own Analysis"

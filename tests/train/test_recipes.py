@@ -79,7 +79,7 @@ def candidates(key: str) -> Iterator[object]:
     elif isinstance(value, float):
         values = (value / 2, 0.5)
     else:
-        values = (2,) if value is None else (value * 2, value // 2, value + 1)
+        values = (2,) if value is None else (value * 2, value // 2, value + 1, value + 2)
     yield from (other for other in values if other != value)
 
 
@@ -92,12 +92,14 @@ MUON = {"optimizer": "muon"}
 DISTILLED = {"distill_weight": 0.5}
 DECAYING = {"weight_decay_end": 0.5}
 AHEAD = {"model.mtp": True}
+ROTATED = {"model.position": "rope"}
+SCALED = {**ROTATED, "model.rope_scaling": "llama3"}
 LOOP = {"model.n_layers": 4, "model.loop_layers": 1, "model.loop_passes": 2}
 
 
 def with_another(key: str) -> Recipe:
     """PLANTED with another value of the field, and of a second one if they belong together."""
-    seconds = [{}, RETENTION, LOOP, MUON, DISTILLED, DECAYING, AHEAD]
+    seconds = [{}, RETENTION, LOOP, MUON, DISTILLED, DECAYING, AHEAD, ROTATED, SCALED]
     seconds += [{other: value} for other in TYPES for value in candidates(other)]
     for value in candidates(key):
         for second in seconds:

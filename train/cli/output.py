@@ -82,8 +82,9 @@ def run_summary(opened: "Run") -> dict[str, object]:
         "finished": opened.finished,
         "checkpoints": opened.steps,
     }
-    if opened.knowledge == "weights-only":
-        return {**shown, "origin": opened.predicate["origin"]}
+    if opened.knowledge != "full":
+        order = {"order": opened.predicate["order"]} if "order" in opened.predicate else {}
+        return {**shown, "origin": opened.predicate["origin"], **order}
     rows, saved, seen = opened.ledger, opened.saved, opened.watched
     return {
         **shown,

@@ -67,7 +67,8 @@ def run_verify(
             f"; not finished: {len(opened.ledger):,} of {opened.recipe.steps:,} steps are done. "
             f"Unless it is being trained now, go on with `openbook run resume {source.path}`"
         )
-    output.emit(result, summary if found.ok else found.level)
+    claims = [f"{one.verdict:<17}  {one.claim}: {one.says}" for one in found.claims]
+    output.emit(result, "\n".join([summary, *claims]) if found.ok else found.level)
     if not found.ok:
         for problem in found.problems:
             typer.echo(f"error: {visible(problem)}", err=True)
@@ -204,12 +205,24 @@ def run_import(
         typer.Argument(metavar="MODEL", help="Hugging Face folder, nanoGPT ckpt.pt or .gguf file."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
+    order: Annotated[
+        Path | None,
+        typer.Option(
+            help="Index (.idx) of the token sequences in the order in which the run read them, as "
+            "Pythia publishes it; the run is then of knowledge level data-known."
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Number of sequences of a step of --order.")
+    ] = 1024,
+    step: Annotated[int, typer.Option(min=0, help="Step at which the weights were saved.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Import weights that were trained elsewhere, as a run of knowledge level weights-only."""
     from train import convert
 
-    result = run_summary(convert.import_run(source, out=out))
+    imported = convert.import_run({step: source}, out=out, order=order, batch=batch)
+    result = run_summary(imported)
     emit(result, lines(result), as_json=as_json)
 
 

@@ -83,12 +83,17 @@ class ForeignConfig:
         keys: What its keys mean.
         path: The file, for errors.
 
+    Attributes:
+        content: The keys that are read, without null ones, by the names of `keys.read`.
+        nulls: The keys that are null.
+
     Raises:
         RecipeError: A key has a value that the decoder does not compute, or is unknown.
     """
 
     def __init__(self, content: storage.JsonObject, keys: Keys, path: Path) -> None:
         self.path, self.content = path, {}
+        self.nulls = frozenset(key for key, value in content.items() if value is None)
         for key, value in content.items():
             name = keys.other_names.get(key, key)
             if key.startswith("_") or key in keys.harmless or value is None:

@@ -26,6 +26,7 @@ __all__ += ["zeros"]
 
 # Masks and angles that older versions saved with the weights; the model recomputes them.
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+NOT_WEIGHTS += (".attention.bias", ".attention.masked_bias")
 # Prefixes of torch.compile and of torch's wrappers for several devices.
 WRAPPERS = ("_orig_mod.", "module.")
 MAPPED = 1 << 25  # bytes that are read of a mapped file before it is mapped anew

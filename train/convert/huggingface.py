@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Imported", "export_huggingface", "import_huggingface", "import_nanogpt"]
 __all__ += ["to_huggingface"]
 
+UNEMBED = "lm_head.weight"  # whatever it is called in the file (`Layout.unembed`)
 # nanoGPT's default: GPT-2's 50,257 rounded up to a multiple of 64; 47 rows are never a target.
 NANOGPT_PADDED, GPT2_VOCABULARY = 50_304, 50_257
 NANOGPT_KEYS = Keys(
@@ -63,7 +64,9 @@ class Imported:
 
 
 def import_huggingface(folder: str | Path) -> Imported:
-    """Import a local Hugging Face folder in GPT-2's or Llama's layout; weights become fp32.
+    """Import a local Hugging Face folder of a known model type; weights become fp32.
+
+    Known are gpt2, llama, gpt_neox (Pythia), mistral, qwen2 and qwen3.
 
     Raises:
         TrainError: There is no such folder.
@@ -162,9 +165,10 @@ def import_nanogpt(path: str | Path, *, d_vocab: int | None = None, mlp: str = "
 
 
 def export_huggingface(model: GPT, tokenizer: Tokenizer | None, out: str | Path) -> Path:
-    """Write a folder that `transformers` opens with its GPT-2 or Llama class.
+    """Write a folder that `transformers` opens with the class that computes the same.
 
-    GPT-2's class always has biases, so a model without biases gets zeros. Padding is cut off.
+    The classes of GPT-2 and GPT-NeoX always have biases, so a model without biases gets zeros.
+    Padding is cut off.
 
     Raises:
         RecipeError: No Hugging Face class computes this architecture.
@@ -179,6 +183,8 @@ def export_huggingface(model: GPT, tokenizer: Tokenizer | None, out: str | Path)
     config, weights = _export(model, tokenizer)
     if out.exists():
         raise TrainError(f"{out} exists; choose a folder that does not")
+    if UNEMBED in weights:
+        weights[LAYOUTS[str(config["model_type"])].unembed] = weights.pop(UNEMBED)
     with storage.new_folder(out) as folder:
         storage.write_json(folder / "config.json", config)
         storage.write_bytes(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
@@ -197,17 +203,15 @@ def to_huggingface(model: GPT) -> "PreTrainedModel":
         RecipeError: No Hugging Face class computes this architecture.
     """
     # Imported here, because it takes half a second.
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    import transformers
 
     config, weights = _export(model, model.tokenizer)
     if config["tie_word_embeddings"]:
-        weights["lm_head.weight"] = next(iter(weights.values()))  # the embedding comes first
+        weights[UNEMBED] = next(iter(weights.values()))  # the embedding comes first
+    kind = getattr(transformers, LAYOUTS[str(config["model_type"])].class_name)
     # The constructor draws random weights, which `load_state_dict` then replaces.
     with torch.random.fork_rng(devices=[]):
-        if config["model_type"] == "gpt2":
-            twin = GPT2LMHeadModel(GPT2Config.from_dict(config))
-        else:
-            twin = LlamaForCausalLM(LlamaConfig.from_dict(config))
+        twin = kind(kind.config_class.from_dict(config))
     twin.load_state_dict(weights)
     return twin.eval()
 
@@ -220,7 +224,7 @@ def _layout(config: storage.JsonObject, folder: Path) -> Layout:
     if kind not in LAYOUTS:
         raise RecipeError(
             f"{folder.name} is a {kind!r} model, which is not computed here; "
-            f"{' and '.join(LAYOUTS)} are"
+            f"{', '.join(LAYOUTS)} are"
         )
     return LAYOUTS[kind]
 
@@ -262,6 +266,8 @@ def _whole(layout: Layout, cfg: GPTConfig, theirs: Weights) -> Weights:
 
     A base model, saved without its head, lacks a prefix. Of two tied tensors one may be missing.
     """
+    if layout.unembed in theirs and UNEMBED not in theirs:
+        theirs = {UNEMBED if k == layout.unembed else k: value for k, value in theirs.items()}
     table = f"{layout.base}{layout.table}"
     if table not in theirs and layout.table in theirs:
         theirs = {

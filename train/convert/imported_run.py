@@ -1,16 +1,21 @@
 """Import of foreign weights as a run, and export of a run's checkpoint.
 
-An imported run has one checkpoint, no ledger and no token store. Its knowledge level is
-`weights-only`, which every result computed from it records.
+An imported run has no ledger and no token store. Its knowledge level is `weights-only`, which every
+result computed from it records. With the index files of a published order it is `data-known`: then
+the run knows which token sequences each step read (`Run.published_order`), and it may have the
+checkpoints of several steps.
 """
 
+import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from train import runs, storage
 from train.convert import gguf, huggingface
 from train.convert.huggingface import Imported
+from train.data import PublishedOrder, open_published_order
 from train.errors import TrainError
 from train.runs import Run
 
@@ -18,11 +23,23 @@ from train.runs import Run
 __all__ = ["export_run", "import_run"]
 
 
-def import_run(source: str | Path, *, out: str | Path) -> Run:
-    """Import a Hugging Face folder (GPT-2 or Llama), a nanoGPT `ckpt.pt` or a GGUF file as a run.
+def import_run(
+    source: str | Path | Mapping[int, str | Path],
+    *,
+    out: str | Path,
+    order: str | Path | None = None,
+    batch: int = 1024,
+) -> Run:
+    """Import a Hugging Face folder, a nanoGPT `ckpt.pt` or a GGUF file as a run.
+
+    Args:
+        source: The folder or file, or several by the step at which they were saved.
+        order: Index (`.idx`) of the token sequences in the order in which they were read, as Pythia
+            publishes it. The data may lie beside it, whole or in part.
+        batch: Sequences of a step of that order.
 
     Raises:
-        TrainError: There is nothing at `source`, or `out` exists.
+        TrainError: There is nothing at `source`, or `out` exists; or a step is not in the order.
         DamagedError: The weights are damaged, or a pickle that is not a nanoGPT checkpoint.
         RecipeError: The decoder does not have the architecture.
 
@@ -32,22 +49,34 @@ def import_run(source: str | Path, *, out: str | Path) -> Run:
         >>> imported.knowledge, imported.steps
         ('weights-only', [0])
     """
-    source, out = Path(source), Path(out)
-    if not source.exists():
-        raise TrainError(
-            f"nothing to import at {source}; give a Hugging Face folder, a ckpt.pt or a .gguf"
-        )
+    sources = source if isinstance(source, Mapping) else {0: source}
+    places, out = {step: Path(sources[step]) for step in sorted(sources)}, Path(out)
+    for path in places.values():
+        if not path.exists():
+            raise TrainError(
+                f"nothing to import at {path}; give a Hugging Face folder, a ckpt.pt or a .gguf"
+            )
     if out.exists():
         raise TrainError(f"{out} exists already; choose another folder")
-    if source.is_dir():
-        layout, found = "Hugging Face folder", huggingface.import_huggingface(source)
-    elif source.suffix == ".gguf":
-        layout, found = "GGUF", _from_gguf(source, out)
-    else:
-        layout, found = "nanoGPT checkpoint", huggingface.import_nanogpt(source)
+    known = None if order is None else open_published_order(order, batch=batch)
+    last = max(places, default=-1)
+    if min(places, default=-1) < 0 or (known is not None and last > known.n_steps):
+        raise TrainError(
+            f"checkpoints of steps {', '.join(map(str, places)) or 'none'}; give at least one, of "
+            f"steps from 0{f' to {known.n_steps}' if known else ''}"
+        )
     with storage.new_folder(out) as place:
-        _write(place, found, layout, source)
+        _write(place, places, out, known)
     return runs.open(out)
+
+
+def _read(path: Path, out: Path) -> tuple[str, Imported]:
+    """Return the name of a layout, and the model in it."""
+    if path.is_dir():
+        return "Hugging Face folder", huggingface.import_huggingface(path)
+    if path.suffix == ".gguf":
+        return "GGUF", _from_gguf(path, out)
+    return "nanoGPT checkpoint", huggingface.import_nanogpt(path)
 
 
 def _from_gguf(source: Path, out: Path) -> Imported:
@@ -71,26 +100,38 @@ def export_run(run: Run, *, out: str | Path, step: int | None = None) -> Path:
     return huggingface.export_huggingface(model, run.tokenizer, out)
 
 
-def _write(place: Path, found: Imported, layout: str, source: Path) -> None:
+def _write(
+    place: Path, sources: Mapping[int, Path], out: Path, order: PublishedOrder | None
+) -> None:
     (place / runs.CHECKPOINTS).mkdir()
-    saved = runs.write_checkpoint(
-        place,
-        0,
-        model={name: one.contiguous() for name, one in found.model.state_dict().items()},
-        optimizer=None,
-        state={"tokens": 0},
-        keep_optimizer_of=set(),
-    )
-    files = {f"{saved.folder}/{name}": sha for name, sha in saved.files.items()}
-    if found.tokenizer is not None:
-        found.tokenizer.save(place / "tokenizer.json")
+    files, digests = {}, []
+    cfg = tokenizer = layout = description = None
+    for step, path in sources.items():
+        layout, found = _read(path, out)
+        if cfg is not None and found.model.cfg != cfg:
+            raise TrainError(f"{path}: not the architecture of the checkpoints before it")
+        cfg, tokenizer, description = found.model.cfg, found.tokenizer, found.description
+        digests.append(found.sha256)
+        saved = runs.write_checkpoint(
+            place,
+            step,
+            model={name: one.contiguous() for name, one in found.model.state_dict().items()},
+            optimizer=None,
+            state={"tokens": 0 if order is None else step * order.batch * cfg.n_ctx},
+            keep_optimizer_of=set(),
+        )
+        files |= {f"{saved.folder}/{name}": sha for name, sha in saved.files.items()}
+    assert cfg is not None
+    if tokenizer is not None:
+        tokenizer.save(place / "tokenizer.json")
         files["tokenizer.json"] = storage.sha256_file(place / "tokenizer.json")
     index = f"{runs.CHECKPOINTS}/index.json"
     files[index] = storage.sha256_file(place / index)
+    joined = hashlib.sha256("".join(digests).encode()).hexdigest()
     origin = {
-        "layout": layout,
-        "name": source.name,
-        "sha256": found.sha256,
-        "description": found.description,
+        "layout": str(layout),
+        "name": ", ".join(path.name for path in sources.values()),
+        "sha256": digests[0] if len(digests) == 1 else joined,
+        "description": str(description),
     }
-    runs.imported_manifest(place, found.model.cfg.to_dict(), origin, files)
+    runs.imported_manifest(place, cfg.to_dict(), origin, files, order=order)

@@ -1,14 +1,20 @@
 """Layouts of foreign checkpoints: how they name, transpose and split the same weights.
 
 Hugging Face's GPT-2 stores its four matrices as [in, out] (OpenAI's Conv1D); nanoGPT uses the same
-names with [out, in]; Llama has three matrices instead of our one `qkv`. A layout is a list of
+names with [out, in]; Llama has three matrices instead of our one `qkv`; GPT-NeoX has one whose rows
+are query, key and value of the first head, then of the second, and so on. A layout is a list of
 correspondences that is used in both directions, so import and export cannot disagree.
 
-Sources: `modeling_gpt2.py` and `modeling_llama.py` of transformers 5.23, nanoGPT's `model.py`.
+Mistral, Qwen2 and Qwen3 are Llama with one part more each: a window, biases of queries, keys and
+values, and normalised queries and keys.
+
+Sources: `modeling_*.py` and `configuration_*.py` of gpt2, llama, gpt_neox, mistral, qwen2 and qwen3
+and `modeling_rope_utils.py` of transformers 5.23, nanoGPT's `model.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +23,7 @@ from train.convert.foreign_config import HARMLESS, ONLY, ForeignConfig, Keys
 from train.convert.foreign_weights import Weights
 from train.errors import RecipeError, TrainError, nearest
 from train.model import GPTConfig
+from train.short_repr import short_repr
 
 
 __all__ = ["LAYOUTS", "Layout", "check_shapes", "copy_theirs", "gpt2_places", "layout_of"]
@@ -51,24 +58,59 @@ GPT2_KEYS = Keys(
                  "hidden_size": "n_embd", "num_attention_heads": "n_head",
                  "num_hidden_layers": "n_layer"},
 )  # fmt: skip
+# Of Llama and of the families that are Llama with one part more.
+OF_LLAMAS = frozenset(
+    ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings",
+     "vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act",
+     "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings")
+)  # fmt: skip
 LLAMA_KEYS = Keys(
-    read=frozenset(
-        ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings",
-         "vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act",
-         "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias",
-         "mlp_bias", "tie_word_embeddings")
-    ),
+    read=OF_LLAMAS | {"attention_bias", "mlp_bias"},
     only=ONLY
     | {"is_llama_config": True, "partial_rotary_factor": 1.0, "rope_interleaved": False,
        "sliding_window": None, "use_sliding_window": False},
     # With `pretraining_tp` the products are cut into parts, which changes no number.
     harmless=HARMLESS | {"attention_dropout", "max_sequence_length", "pretraining_tp"},
 )  # fmt: skip
+MISTRAL_KEYS = Keys(
+    read=OF_LLAMAS | {"sliding_window"},
+    only=ONLY | {"partial_rotary_factor": 1.0},
+    harmless=HARMLESS | {"attention_dropout"},
+)
+QWEN2_KEYS = Keys(
+    read=OF_LLAMAS | {"layer_types"},
+    only=ONLY | {"partial_rotary_factor": 1.0, "use_sliding_window": False, "use_mrope": False},
+    # Without `use_sliding_window` no layer reads the window and from where on it holds.
+    harmless=HARMLESS | {"attention_dropout", "max_window_layers", "sliding_window"},
+)
+QWEN3_KEYS = replace(QWEN2_KEYS, read=QWEN2_KEYS.read | {"attention_bias"})
+NEOX_KEYS = Keys(
+    read=frozenset(
+        ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings",
+         "vocab_size", "intermediate_size", "hidden_act", "layer_norm_eps", "rotary_pct",
+         "rotary_emb_base", "partial_rotary_factor", "rope_theta", "rope_scaling",
+         "rope_parameters", "attention_bias", "use_parallel_residual", "tie_word_embeddings")
+    ),
+    only=ONLY,
+    # The names of older files for what is off in evaluation, and nothing reads them.
+    harmless=HARMLESS
+    | {"attention_dropout", "hidden_dropout", "attention_probs_dropout_prob",
+       "hidden_dropout_prob"},
+)  # fmt: skip
 # transformers 5 has base and scaling in `rope_parameters`; transformers 4 has the base outside of
 # it, and the scaling in `rope_scaling`, at first with the key `type`.
 ROPE_KEYS = Keys(
     read=frozenset(("rope_theta",)),
     only={"rope_type": "default", "type": "default", "factor": 1.0, "partial_rotary_factor": 1.0},
+)
+LLAMA3_READ = frozenset(
+    ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+)
+LLAMA3_ONLY = {"rope_type": "llama3", "type": "llama3"}
+# GPT-NeoX rotates a share of the channels.
+NEOX_ROPE_KEYS = Keys(
+    read=ROPE_KEYS.read | {"partial_rotary_factor"},
+    only={key: one for key, one in ROPE_KEYS.only.items() if key != "partial_rotary_factor"},
 )
 GPT2_PARTS = {
     "ln1": "ln_1",
@@ -85,6 +127,22 @@ LLAMA_PARTS = {
     "mlp.gate": ("mlp.gate_proj",),
     "mlp.down": ("mlp.down_proj",),
 }
+NEOX_PARTS = {
+    "ln1": "input_layernorm",
+    "attn.qkv": "attention.query_key_value",
+    "attn.out": "attention.dense",
+    "ln2": "post_attention_layernorm",
+    "mlp.up": "mlp.dense_h_to_4h",
+    "mlp.down": "mlp.dense_4h_to_h",
+}
+# Parts that are neither in a family here nor at their default keep a model from being exported.
+IN_A_FAMILY = {
+    "causal", "attention", "parallel_residual", "rotary_channels", "rope_scaling", "rope_factor",
+    "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_ctx", "window", "qkv_bias",
+    "qk_norm",
+}  # fmt: skip
+# The part that each family has more than Llama.
+MORE_THAN_LLAMA = {"window": "mistral", "qkv_bias": "qwen2", "qk_norm": "qwen3"}
 
 
 @dataclass(frozen=True)
@@ -93,11 +151,14 @@ class Place:
 
     Attributes:
         turned: Whether the foreign tensors are transposed.
+        heads: Heads whose queries, keys and values alternate in the rows of the foreign tensor; 0:
+            its rows are in our order.
     """
 
     ours: str
     theirs: tuple[str, ...]
     turned: bool = False
+    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +174,7 @@ class Layout:
         always_biased: Whether the class has biases in any case.
         base: Prefix that the base model, saved without its head, lacks.
         table: Name of its embedding in the base model.
+        unembed: Name of its unembedding in files; here it is `lm_head.weight` in all of them.
         without: Function from its checked configuration and ours to the biases that it does not
             have and that are zero here.
     """
@@ -126,6 +188,9 @@ class Layout:
     base: str
     table: str
     without: Callable[[ForeignConfig, GPTConfig], list[str]]
+    unembed: str = "lm_head.weight"
+
+    __repr__ = short_repr
 
 
 def layout_of(cfg: GPTConfig) -> str:
@@ -134,23 +199,34 @@ def layout_of(cfg: GPTConfig) -> str:
     Raises:
         RecipeError: There is none.
     """
-    added = [name for name in cfg.added_parts if name not in ("causal", "attention")]
-    if added or cfg.retention:
+    if added := [name for name in cfg.added_parts if name not in IN_A_FAMILY]:
         raise RecipeError(
-            f"no Hugging Face class of gpt2 or llama computes {', '.join(added) or cfg.attention}; "
-            "the model can be opened with openbook only"
+            f"no Hugging Face class of {', '.join(LAYOUTS)} computes "
+            f"{cfg.attention if cfg.retention else ', '.join(added)}; the model can be opened with "
+            "openbook only"
         )
+    parts = [name for name in MORE_THAN_LLAMA if getattr(cfg, name)]
     pre = cfg.norm_placement == "pre" and cfg.causal
-    if pre and (cfg.position, cfg.norm, cfg.mlp) == ("rope", "rmsnorm", "swiglu"):
-        return "llama"
     whole = cfg.n_key_value_heads == cfg.n_heads and cfg.n_heads * cfg.d_head == cfg.d_model
-    plain = (cfg.position, cfg.norm) == ("learned", "layernorm") and not cfg.gated_mlp
-    if pre and whole and plain:
-        return "gpt2"
+    if pre and (cfg.position, cfg.norm, cfg.mlp) == ("rope", "rmsnorm", "swiglu"):
+        # The families with a part more have no other biases.
+        if not (cfg.parallel_residual or cfg.rotary_channels or parts):
+            return "llama"
+        if not (cfg.parallel_residual or cfg.rotary_channels or parts[1:] or cfg.bias):
+            return MORE_THAN_LLAMA[parts[0]]
+    elif pre and whole and not parts and cfg.norm == "layernorm" and not cfg.gated_mlp:
+        if cfg.position == "rope":
+            return "gpt_neox"
+        if cfg.position == "learned" and not cfg.parallel_residual:
+            return "gpt2"
+    has = [*parts, *(["parallel_residual"] if cfg.parallel_residual else [])]
+    has += ["rotary_channels"] if cfg.rotary_channels else []
     raise RecipeError(
         f"no Hugging Face class computes position={cfg.position}, norm={cfg.norm_placement}-"
-        f"{cfg.norm}, mlp={cfg.mlp}, {cfg.n_key_value_heads}/{cfg.n_heads} key-value heads; gpt2 "
-        "is learned, pre-layernorm, gelu or relu, and llama is rope, pre-rmsnorm, swiglu"
+        f"{cfg.norm}, mlp={cfg.mlp}, {cfg.n_key_value_heads}/{cfg.n_heads} key-value heads"
+        f"{''.join(f', {name}' for name in has)}; gpt2 is learned, pre-layernorm, gelu or relu, "
+        "gpt_neox the same with rope, llama is rope, pre-rmsnorm, swiglu, and "
+        f"{', '.join(f'{kind} has {part}' for part, kind in MORE_THAN_LLAMA.items())} besides"
     )
 
 
@@ -188,7 +264,16 @@ def copy_theirs(places: Sequence[Place], theirs: Weights, ours: Mapping[str, Ten
     for place in places:
         sizes = [theirs[name].shape[-1 if place.turned else 0] for name in place.theirs]
         for name, part in zip(place.theirs, ours[place.ours].split(sizes), strict=True):
+            if place.heads:  # a view of ours in their order: by head, then query, key and value
+                part = part.unflatten(0, (3, place.heads, -1)).transpose(0, 1)
             theirs[name].copy_to(part.T if place.turned else part)
+
+
+def _in_their_order(rows: Tensor, place: Place) -> Tensor:
+    """Return one of our tensors with rows by head, then query, key and value, if they do so."""
+    if place.heads:
+        return rows.unflatten(0, (3, place.heads, -1)).transpose(0, 1).flatten(0, 2)
+    return rows.T if place.turned else rows
 
 
 def to_theirs(
@@ -212,7 +297,7 @@ def to_theirs(
         if len(place.theirs) == 3:
             sizes = [cfg.n_heads * cfg.d_head, key_value, key_value]
         for name, part in zip(place.theirs, value.split(sizes), strict=True):
-            theirs[name] = (part.T if place.turned else part).detach().cpu().contiguous().clone()
+            theirs[name] = _in_their_order(part, place).detach().cpu().contiguous().clone()
     return theirs
 
 
@@ -270,7 +355,7 @@ def _gpt2_config(cfg: GPTConfig) -> dict[str, object]:
     }
 
 
-# --- Llama ---------------------------------------------------------------------------------------
+# --- Llama, Mistral, Qwen2 and Qwen3 -------------------------------------------------------------
 
 
 def _llama_places(cfg: GPTConfig) -> Iterator[Place]:
@@ -279,49 +364,141 @@ def _llama_places(cfg: GPTConfig) -> Iterator[Place]:
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
         yield Place(f"{ours}ln1.weight", (f"{theirs}input_layernorm.weight",))
         yield Place(f"{ours}ln2.weight", (f"{theirs}post_attention_layernorm.weight",))
-        for kind in ("weight", "bias") if cfg.bias else ("weight",):
-            for part, names in LLAMA_PARTS.items():
-                yield Place(f"{ours}{part}.{kind}", tuple(f"{theirs}{n}.{kind}" for n in names))
+        for part, names in LLAMA_PARTS.items():
+            yield Place(f"{ours}{part}.weight", tuple(f"{theirs}{n}.weight" for n in names))
+            if cfg.bias or (cfg.qkv_bias and part == "attn.qkv"):
+                yield Place(f"{ours}{part}.bias", tuple(f"{theirs}{n}.bias" for n in names))
+        if cfg.qk_norm:
+            for norm in ("q_norm", "k_norm"):
+                yield Place(f"{ours}attn.{norm}.weight", (f"{theirs}self_attn.{norm}.weight",))
     yield Place("ln_final.weight", ("model.norm.weight",))
     if not cfg.tie:
         yield Place("unembed.weight", ("lm_head.weight",))
 
 
 def _llama_architecture(config: ForeignConfig) -> GPTConfig:
-    config.name("hidden_act", GATES, "silu")
-    places = ("rope_parameters", "rope_scaling")
-    given = [config.content[key] for key in places if config.content.get(key)]
-    if len(given) == 2 and given[0] != given[1]:  # transformers 5 then reads `rope_scaling` alone
+    # Biases of one of them alone: those of the other are zero (`_without_biases`).
+    bias = config.flag("attention_bias", default=False) or config.flag("mlp_bias", default=False)
+    return replace(_of_llamas(config), bias=bias)
+
+
+def _mistral_architecture(config: ForeignConfig) -> GPTConfig:
+    # A file that gives no window has the one of transformers' class, and null stands for none.
+    window = 0 if "sliding_window" in config.nulls else config.integer("sliding_window", 4096)
+    return replace(_of_llamas(config, default_heads=False), window=window)
+
+
+def _qwen2_architecture(config: ForeignConfig) -> GPTConfig:
+    _refuse_windows(config)
+    return replace(_of_llamas(config, default_heads=False), qkv_bias=True)
+
+
+def _qwen3_architecture(config: ForeignConfig) -> GPTConfig:
+    _refuse_windows(config)
+    bias, d_head = config.flag("attention_bias", default=False), config.integer("head_dim", 128)
+    cfg = _of_llamas(config, default_heads=False, d_head=d_head)
+    return replace(cfg, bias=bias, qk_norm=True)
+
+
+def _refuse_windows(config: ForeignConfig) -> None:
+    kinds = config.content.get("layer_types") or []
+    if kinds != ["full_attention"] * len(kinds if isinstance(kinds, list) else ()):
         raise RecipeError(
-            f"{config.path}: rope_scaling and rope_parameters differ, and only one of them can hold"
+            f"{config.path}: layer_types names layers that are not 'full_attention', and only "
+            "those are computed here"
         )
-    ropes = [config.part(key, ROPE_KEYS) for key in places]
-    # `rope_parameters` holds the base of transformers 5, and `rope_theta` outside it that of 4.
-    theta = config.number("rope_theta", 10_000.0)
-    for rope in reversed(ropes):
-        theta = rope.number("rope_theta", theta)
+
+
+def _of_llamas(
+    config: ForeignConfig, *, default_heads: bool = True, d_head: int | None = None
+) -> GPTConfig:
+    """Return what Llama and its relatives have in common.
+
+    Args:
+        default_heads: Whether a missing number of key-value heads is that of the heads. In other
+            families a missing one is a constant that fits one model, so it must be there.
+        d_head: Width of a head; None: that of the file, by default its share of the stream.
+    """
+    config.name("hidden_act", GATES, "silu")
     n_heads, d_model = config.integer("num_attention_heads"), config.integer("hidden_size")
+    known = default_heads or "num_key_value_heads" in config.nulls
     return GPTConfig(
         n_layers=config.integer("num_hidden_layers"),
         n_heads=n_heads,
         d_model=d_model,
         n_ctx=config.integer("max_position_embeddings"),
         d_vocab=config.integer("vocab_size"),
-        n_key_value_heads=config.integer("num_key_value_heads", n_heads),
-        d_head=config.integer("head_dim", d_model // n_heads),
+        n_key_value_heads=config.integer("num_key_value_heads", n_heads if known else None),
+        d_head=d_head or config.integer("head_dim", d_model // n_heads),
         d_mlp=config.integer("intermediate_size"),
         position="rope",
-        rope_theta=theta,
+        **_rope(config, config.number("rope_theta", 10_000.0))[0],
         norm="rmsnorm",
         norm_eps=config.number("rms_norm_eps", 1e-6),
         mlp="swiglu",
-        # Biases of one of them alone: those of the other are zero (`_llama_without`).
-        bias=config.flag("attention_bias", default=False) or config.flag("mlp_bias", default=False),
+        bias=False,
         tie=config.flag("tie_word_embeddings", default=False),
     )
 
 
-def _llama_config(cfg: GPTConfig) -> dict[str, object]:
+def _rope(
+    config: ForeignConfig, theta: float, share: float = 1.0, keys: Keys = ROPE_KEYS
+) -> tuple[dict[str, Any], float]:
+    """Return the fields of the rotation, and the share of a head's channels that it turns.
+
+    Args:
+        theta: Base of the rotation, unless the file gives it with the scaling.
+        share: The share, likewise.
+        keys: What the keys of a rotation that is not scaled mean.
+
+    Raises:
+        RecipeError: The scaling is another one than Llama 3's, or the file gives two of them.
+    """
+    places = [key for key in ("rope_scaling", "rope_parameters") if config.content.get(key)]
+    if len(places) == 2 and config.content[places[0]] != config.content[places[1]]:
+        raise RecipeError(
+            f"{config.path}: rope_scaling and rope_parameters differ, and only one of them can hold"
+        )
+    if not places:
+        return {"rope_theta": theta}, share
+    said = config.content[places[0]]
+    kinds = [said.get(key) for key in ("rope_type", "type")] if isinstance(said, dict) else []
+    scaled = "llama3" in kinds
+    if scaled:
+        keys = replace(keys, read=keys.read | LLAMA3_READ, only={**keys.only, **LLAMA3_ONLY})
+    rope = config.part(places[0], keys)
+    fields = {"rope_theta": rope.number("rope_theta", theta)}
+    share = rope.number("partial_rotary_factor", share)
+    if not scaled:
+        return fields, share
+    return fields | {
+        "rope_scaling": "llama3",
+        "rope_factor": rope.number("factor"),
+        "rope_low_freq_factor": rope.number("low_freq_factor"),
+        "rope_high_freq_factor": rope.number("high_freq_factor"),
+        "rope_original_ctx": rope.integer(
+            "original_max_position_embeddings", config.integer("max_position_embeddings")
+        ),
+    }, share
+
+
+def _rope_parameters(cfg: GPTConfig) -> dict[str, object]:
+    if cfg.rope_scaling == "none":
+        return {"rope_theta": cfg.rope_theta, "rope_type": "default"}
+    return {
+        "rope_theta": cfg.rope_theta,
+        "rope_type": cfg.rope_scaling,
+        "factor": cfg.rope_factor,
+        "low_freq_factor": cfg.rope_low_freq_factor,
+        "high_freq_factor": cfg.rope_high_freq_factor,
+        "original_max_position_embeddings": cfg.rope_original_ctx,
+    }
+
+
+def _of_llamas_config(cfg: GPTConfig) -> dict[str, object]:
+    rope = _rope_parameters(cfg)
+    # transformers 4 reads the scaling from `rope_scaling`.
+    scaling = {} if cfg.rope_scaling == "none" else {"rope_scaling": rope}
     return {
         "num_hidden_layers": cfg.n_layers,
         "num_attention_heads": cfg.n_heads,
@@ -332,15 +509,27 @@ def _llama_config(cfg: GPTConfig) -> dict[str, object]:
         "max_position_embeddings": cfg.n_ctx,
         "hidden_act": "silu",
         "rms_norm_eps": cfg.norm_eps,
-        "rope_parameters": {"rope_theta": cfg.rope_theta, "rope_type": "default"},
+        "rope_parameters": rope,
         "rope_theta": cfg.rope_theta,
-        "attention_bias": cfg.bias,
-        "mlp_bias": cfg.bias,
+        **scaling,
     }
 
 
-def _llama_without(config: ForeignConfig, cfg: GPTConfig) -> list[str]:
-    """Return the biases that a Llama lacks if only its attention, or only its MLPs, have some."""
+def _llama_config(cfg: GPTConfig) -> dict[str, object]:
+    return {**_of_llamas_config(cfg), "attention_bias": cfg.bias, "mlp_bias": cfg.bias}
+
+
+def _mistral_config(cfg: GPTConfig) -> dict[str, object]:
+    return {**_of_llamas_config(cfg), "sliding_window": cfg.window}
+
+
+def _qwen_config(cfg: GPTConfig) -> dict[str, object]:
+    config = {**_of_llamas_config(cfg), "use_sliding_window": False}
+    return config if cfg.qkv_bias else {**config, "attention_bias": False}
+
+
+def _without_biases(config: ForeignConfig, cfg: GPTConfig) -> list[str]:
+    """Return the biases that a model lacks if only its attention, or only its MLPs, have some."""
     missing = {"attn.": "attention_bias", "mlp.": "mlp_bias"}
     parts = tuple(part for part, key in missing.items() if not config.flag(key, default=False))
     return [
@@ -353,6 +542,91 @@ def _llama_without(config: ForeignConfig, cfg: GPTConfig) -> list[str]:
 
 def _lacks_nothing(_config: ForeignConfig, _cfg: GPTConfig) -> list[str]:
     return []
+
+
+# --- GPT-NeoX ------------------------------------------------------------------------------------
+
+
+def _neox_places(cfg: GPTConfig) -> Iterator[Place]:
+    yield Place("embed.weight", ("gpt_neox.embed_in.weight",))
+    for layer in range(cfg.n_layers):
+        for ours, theirs in NEOX_PARTS.items():
+            for kind in ("weight", "bias") if cfg.bias else ("weight",):
+                name = f"gpt_neox.layers.{layer}.{theirs}.{kind}"
+                heads = cfg.n_heads if ours == "attn.qkv" else 0
+                yield Place(f"blocks.{layer}.{ours}.{kind}", (name,), heads=heads)
+    for kind in ("weight", "bias") if cfg.bias else ("weight",):
+        yield Place(f"ln_final.{kind}", (f"gpt_neox.final_layer_norm.{kind}",))
+    if not cfg.tie:
+        yield Place("unembed.weight", ("lm_head.weight",))
+
+
+def _neox_architecture(config: ForeignConfig) -> GPTConfig:
+    n_heads, d_model = config.integer("num_attention_heads"), config.integer("hidden_size")
+    if d_model % n_heads:
+        raise RecipeError(f"hidden_size {d_model} is no multiple of {n_heads} heads")
+    theta, share = config.number("rotary_emb_base", 10_000.0), config.number("rotary_pct", 0.25)
+    rope, share = _rope(config, theta, share, NEOX_ROPE_KEYS)
+    # Other names of the two numbers, which transformers 4 writes beside them and never reads.
+    for key, value in {"rope_theta": rope["rope_theta"], "partial_rotary_factor": share}.items():
+        if (other := config.number(key, value)) != value:
+            raise RecipeError(f"{config.path}: {key} is {other}, and the rotation reads {value}")
+    d_head = d_model // n_heads
+    channels = int(d_head * share)
+    if not 0 < channels <= d_head:
+        raise RecipeError(
+            f"{config.path}: rotary_pct is {share}, which are {channels} of {d_head} channels of a "
+            "head, and 1 to all of them are computed here"
+        )
+    return GPTConfig(
+        n_layers=config.integer("num_hidden_layers"),
+        n_heads=n_heads,
+        d_model=d_model,
+        n_ctx=config.integer("max_position_embeddings"),
+        d_vocab=config.integer("vocab_size"),
+        d_mlp=config.integer("intermediate_size"),
+        position="rope",
+        **rope,
+        rotary_channels=0 if channels == d_head else channels,
+        norm="layernorm",
+        norm_eps=config.number("layer_norm_eps", 1e-5),
+        mlp=config.name("hidden_act", ACTIVATION_NAMES, "gelu"),
+        parallel_residual=config.flag("use_parallel_residual", default=True),
+        tie=config.flag("tie_word_embeddings", default=False),
+    )
+
+
+def _neox_config(cfg: GPTConfig) -> dict[str, object]:
+    share = cfg.rotary_dim / cfg.d_head
+    return {
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "hidden_size": cfg.d_model,
+        "intermediate_size": cfg.d_mlp,
+        "max_position_embeddings": cfg.n_ctx,
+        "hidden_act": cfg.act_fn,
+        "layer_norm_eps": cfg.norm_eps,
+        "use_parallel_residual": cfg.parallel_residual,
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "rope_parameters": {**_rope_parameters(cfg), "partial_rotary_factor": share},
+        # transformers 4 reads these.
+        "rotary_pct": share,
+        "rotary_emb_base": cfg.rope_theta,
+    }
+
+
+def _neox_without(config: ForeignConfig, cfg: GPTConfig) -> list[str]:
+    """Return the biases of attention if the file says that there are none."""
+    if config.flag("attention_bias", default=True):
+        return []
+    return [
+        name
+        for place in _neox_places(cfg)
+        for name in place.theirs
+        if name.endswith(".bias") and ".attention." in name
+    ]
 
 
 LAYOUTS = {
@@ -376,6 +650,51 @@ LAYOUTS = {
         always_biased=False,
         base="model.",
         table="embed_tokens.weight",
-        without=_llama_without,
+        without=_without_biases,
+    ),
+    "gpt_neox": Layout(
+        class_name="GPTNeoXForCausalLM",
+        keys=NEOX_KEYS,
+        architecture=_neox_architecture,
+        config=_neox_config,
+        places=_neox_places,
+        always_biased=True,
+        base="gpt_neox.",
+        table="embed_in.weight",
+        without=_neox_without,
+        unembed="embed_out.weight",
+    ),
+    "mistral": Layout(
+        class_name="MistralForCausalLM",
+        keys=MISTRAL_KEYS,
+        architecture=_mistral_architecture,
+        config=_mistral_config,
+        places=_llama_places,
+        always_biased=False,
+        base="model.",
+        table="embed_tokens.weight",
+        without=_lacks_nothing,
+    ),
+    "qwen2": Layout(
+        class_name="Qwen2ForCausalLM",
+        keys=QWEN2_KEYS,
+        architecture=_qwen2_architecture,
+        config=_qwen_config,
+        places=_llama_places,
+        always_biased=False,
+        base="model.",
+        table="embed_tokens.weight",
+        without=_lacks_nothing,
+    ),
+    "qwen3": Layout(
+        class_name="Qwen3ForCausalLM",
+        keys=QWEN3_KEYS,
+        architecture=_qwen3_architecture,
+        config=_qwen_config,
+        places=_llama_places,
+        always_biased=False,
+        base="model.",
+        table="embed_tokens.weight",
+        without=_without_biases,
     ),
 }

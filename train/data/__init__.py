@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from train.data.documents import Corpus, Document
     from train.data.duplicates import Together, document_sha256s, near_duplicates, with_duplicates
     from train.data.packing import pack
+    from train.data.published_order import OrderClaim, PublishedOrder, open_published_order
     from train.data.readers import SkippedRow
     from train.data.store_builder import build_store
     from train.data.token_store import STORE_MANIFEST, TokenStore, open_store, verify_store
@@ -45,6 +46,8 @@ __all__ = [
     "InvertibleOrder",
     "LateOrder",
     "Order",
+    "OrderClaim",
+    "PublishedOrder",
     "RecordedOrder",
     "SkippedRow",
     "Together",
@@ -58,6 +61,7 @@ __all__ = [
     "load_tokenizer",
     "near_duplicates",
     "open_corpus",
+    "open_published_order",
     "open_store",
     "pack",
     "read_batch",

@@ -37,6 +37,7 @@ KINDS = ("gpt2", "bpe", "word")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 EOT_TEXT = "<|endoftext|>"
+NFC = {"type": "NFC"}
 WORD_EOT_TEXT = "<eot>"
 SMALLEST_BPE = 257  # the separator and the 256 bytes
 LARGEST_BPE = 1 << 21  # memory for the whole vocabulary is taken at once
@@ -274,6 +275,9 @@ def train_words(texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Open a `tokenizer.json`: one of ours, or any byte-level byte pairs with `<|endoftext|>`.
 
+    GPT-NeoX's (Pythia) is one of them: texts are put into Unicode's normal form C, so a decoded
+    text may have other characters than the one that was encoded.
+
     Older files do not name the kind of their model, and GPT-2's own is one of them: a vocabulary
     with merges is then one of byte pairs. In place of the file, a folder may hold `tokenizer.json`,
     or `vocab.json` and `merges.txt`.
@@ -354,18 +358,44 @@ def _loaded(text: str) -> Tokenizer:
     splits = (before or {}).get("type")
     if kind == "WordLevel" and splits == "WhitespaceSplit" and WORD_EOT_TEXT in vocab:
         return _whole_words(sorted(vocab, key=vocab.__getitem__))
-    if kind == "BPE" and merges is not None and not content.get("normalizer"):
+    normalizer = content.get("normalizer") or None
+    if kind == "BPE" and merges is not None and normalizer in (None, NFC):
         vocab, merges = _vocabulary(vocab), _merges(merges)
+        added = _added_texts(content.get("added_tokens") or [], len(vocab))
         # Without a pre-tokenizer the file does not say how texts are split; GPT-2's is known.
         if before is None and _is_gpt2(vocab, merges):
             return _byte_pairs(vocab, merges)
         if before and _to_bytes(before):
             asked = None if before.get("use_regex", splits == "ByteLevel") else before
-            return _byte_pairs(vocab, merges, asked, whole=bool(model.get("ignore_merges")))
+            whole = bool(model.get("ignore_merges"))
+            return _byte_pairs(
+                vocab, merges, asked, whole=whole, normalizer=normalizer, added=added
+            )
     raise TokenizerError(
         f"a {kind} tokenizer with {splits} splitting; known are byte-level byte pairs "
         f"with {EOT_TEXT!r} and words at white space with {WORD_EOT_TEXT!r}"
     )
+
+
+def _added_texts(added: Sequence[dict], first: int) -> list[dict]:
+    """Return the added tokens beyond the vocabulary, if texts are to be searched for them.
+
+    GPT-NeoX has such tokens for runs of spaces. Special ones are not searched for: a text cannot
+    hold a separator.
+    """
+    beyond = sorted((one for one in added if one["id"] >= first), key=lambda one: one["id"])
+    if all(one.get("special") for one in beyond):
+        return []
+    if [one["id"] for one in beyond] != [*range(first, first + len(beyond))]:
+        raise TokenizerError(
+            f"its {len(beyond)} added tokens are not numbered from {first} without gaps"
+        )
+    flags = ("special", "normalized", "single_word", "lstrip", "rstrip")
+    return [
+        {"id": one["id"], "content": str(one["content"])}
+        | {flag: bool(one.get(flag, False)) for flag in flags}
+        for one in beyond
+    ]
 
 
 def _to_bytes(before: dict) -> bool:
@@ -443,11 +473,14 @@ def _byte_pairs(
     before: dict | None = None,
     *,
     whole: bool = False,
+    normalizer: dict | None = None,
+    added: Sequence[dict] = (),
 ) -> Tokenizer:
     """Make a byte-pair tokenizer from its vocabulary and merges.
 
     `before` is the pre-tokenizer that splits a text; None is GPT-2's. With `whole`, a piece that is
-    itself a token is not split (`ignore_merges`).
+    itself a token is not split (`ignore_merges`). `added` are tokens behind the vocabulary that a
+    text is searched for first.
     """
     ordered = sorted(vocab, key=vocab.__getitem__)
     letters = _byte_symbols()
@@ -470,7 +503,10 @@ def _byte_pairs(
     }
     end = (EOT_TEXT, vocab[EOT_TEXT])
     content = _tokenizer_json(model, before or split, decoder=split, eot=end)
-    if before is None and _is_gpt2(vocab, merges):
+    content["normalizer"] = normalizer
+    content["added_tokens"] += added
+    pieces += [one["content"].encode() for one in added]
+    if before is None and not added and normalizer is None and _is_gpt2(vocab, merges):
         return _tokenizer("gpt2", content, _tiktoken_encoder(pieces), pieces, EOT_TEXT)
     return _tokenizer("bpe", content, _byte_pair_encoder(content), pieces, EOT_TEXT)
 
@@ -497,8 +533,9 @@ def _tiktoken_encoder(pieces: Sequence[bytes]) -> Encoder:
 def _byte_pair_encoder(content: dict) -> Encoder:
     from tokenizers import Tokenizer as Engine
 
-    # Without added tokens the engine does not recognise a separator in a text.
-    engine = Engine.from_str(json.dumps({**content, "added_tokens": []}))
+    # Without special tokens the engine does not recognise a separator in a text.
+    added = [one for one in content["added_tokens"] if not one["special"]]
+    engine = Engine.from_str(json.dumps({**content, "added_tokens": added}))
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         # `encode` holds Python's lock; `encode_batch_fast` releases it.

@@ -174,7 +174,7 @@ def log_probabilities(
 
 def check_same_store(first: Member, member: Member) -> None:
     """Raise an error if a member was not trained here on the store of the first."""
-    if member.run.knowledge == "weights-only":
+    if member.run.knowledge != "full":
         raise TrainError(
             f"{member} was trained elsewhere, and an ensemble is measured on what its runs held "
             "out; name runs that were trained here"

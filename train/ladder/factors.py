@@ -23,12 +23,18 @@ __all__ = ["Factor", "Rung", "factors_between", "part_way", "rungs_between"]
 # Fields by factor, in the order in which a ladder changes them. `n_distinct_layers` stands for
 # `n_layers`, which counts the passes of a loop. A field that is in no factor is one by itself.
 FIELDS: Mapping[str, tuple[str, ...]] = {
-    "position": ("position", "rope_theta", "position_init", "position_init_scale"),
+    "position": (
+        "position", "rope_theta", "position_init", "position_init_scale", "rotary_channels",
+        "rope_scaling", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor",
+        "rope_original_ctx",
+    ),
     "norm": ("norm", "norm_eps", "norm_gain"),
     "norm placement": ("norm_placement",),
+    "parallel residual": ("parallel_residual",),
     "MLP": ("mlp",),
-    "bias": ("bias",),
+    "bias": ("bias", "qkv_bias"),
     "attention": ("attention", "aft_passes", "retention_chunk"),
+    "window": ("window",),
     "sinks": ("sinks", "n_sinks"),
     "QK norm": ("qk_norm",),
     "exclusive attention": ("exclusive",),
@@ -44,7 +50,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "depth": ("n_distinct_layers",),
     "initialisation": ("init_std",),
     "padding": ("vocab_multiple",),
-}
+}  # fmt: skip
 # What all rungs have in common, and the width of the MLP, by which sizes are adapted.
 COMMON = ("n_layers", "d_mlp", "n_ctx", "d_vocab")
 

@@ -31,6 +31,7 @@ CHOICES = {
     "attention": ("fused", "explicit", "retention", "retention-published"),
     "sinks": ("none", "learned", "logit"),
     "exclusive": ("none", "learned", "full"),
+    "rope_scaling": ("none", "llama3"),
 }
 # Fields added after the first runs. A field at its default is not written, so that older recipes
 # keep their text and older runs their id.
@@ -53,7 +54,18 @@ LATER = {
     "aft_passes": 0,
     "retention_chunk": 0,
     "mtp": False,
+    "parallel_residual": False,
+    "rotary_channels": 0,
+    "rope_scaling": "none",
+    "rope_factor": 8.0,
+    "rope_low_freq_factor": 1.0,
+    "rope_high_freq_factor": 4.0,
+    "rope_original_ctx": 8192,
+    "window": 0,
+    "qkv_bias": False,
 }
+# Settings of scaled rotary positions; without scaling they stay at their default.
+ROPE_NUMBERS = ("rope_factor", "rope_low_freq_factor", "rope_high_freq_factor")
 # Channels of the input that a head's gate and the gate of a value residual read.
 HEAD_GATE_WIDTH, VALUE_GATE_WIDTH = 12, 32
 
@@ -95,6 +107,15 @@ class GPTConfig:
         retention_chunk: Positions that share generated weights; with retention only.
         mtp: Whether the model is trained with an extra block that predicts the token after the next
             (`GPT.predict_ahead`). It is no part of the forward pass, and `Run.load` leaves it out.
+        parallel_residual: Whether attention and MLP of a layer read the same stream, and their
+            outputs are added together. There is then no stream between them (`hook_resid_mid`).
+        rotary_channels: Channels of every head that are rotated, the first ones; 0: all of them.
+        rope_scaling: How the frequencies of the rotation are changed for a longer context.
+            `llama3`: slow ones are divided by `rope_factor`, fast ones stay. Slow are those that
+            turn less than `rope_low_freq_factor` times in `rope_original_ctx` positions, fast those
+            that turn more than `rope_high_freq_factor` times; between them the change is gradual.
+        window: Positions that a query attends to, itself and those before it; 0: all of them.
+        qkv_bias: Whether queries, keys and values have biases although `bias` is off.
 
     Raises:
         RecipeError: A size or a choice is not possible.
@@ -144,6 +165,15 @@ class GPTConfig:
     aft_passes: int = 0
     retention_chunk: int = 0
     mtp: bool = False
+    parallel_residual: bool = False
+    rotary_channels: int = 0
+    rope_scaling: str = "none"
+    rope_factor: float = 8.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_original_ctx: int = 8192
+    window: int = 0
+    qkv_bias: bool = False
 
     __repr__ = short_repr
 
@@ -187,11 +217,38 @@ class GPTConfig:
                 f"{self.n_heads} heads cannot share {self.n_key_value_heads} key-value heads "
                 "evenly; choose a divisor"
             )
-        if self.position == "rope" and self.d_head % 2:
-            raise RecipeError(f"rope turns pairs, and d_head is {self.d_head}; make it even")
+        self._check_rope()
         sinusoidal = self.position == "sinusoidal" or self.position_init == "sinusoids"
         if sinusoidal and self.d_model % 2:
             raise RecipeError(f"sinusoids come in pairs, and d_model is {self.d_model}")
+
+    def _check_rope(self) -> None:
+        rope = self.position == "rope"
+        if not rope and (self.rotary_channels or self.rope_scaling != "none"):
+            raise RecipeError(
+                f"rotary_channels is {self.rotary_channels} and rope_scaling "
+                f"{self.rope_scaling!r}; they belong to position=rope, not to {self.position!r}"
+            )
+        if not 0 <= self.rotary_channels <= self.d_head:
+            raise RecipeError(
+                f"rotary_channels is {self.rotary_channels} of heads of {self.d_head} channels"
+            )
+        if rope and self.rotary_dim % 2:
+            name = "rotary_channels" if self.rotary_channels else "d_head"
+            raise RecipeError(f"rope turns pairs, and {name} is {self.rotary_dim}; make it even")
+        for name in (*ROPE_NUMBERS, "rope_original_ctx"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise RecipeError(f"{name} is {value}; it must be a finite number above 0")
+            if self.rope_scaling == "none" and value != LATER[name]:
+                raise RecipeError(
+                    f"{name} is {value}, and rope_scaling is 'none'; name the scaling"
+                )
+        if self.rope_high_freq_factor <= self.rope_low_freq_factor:
+            raise RecipeError(
+                f"rope_high_freq_factor is {self.rope_high_freq_factor}; it must be above "
+                f"rope_low_freq_factor, {self.rope_low_freq_factor}"
+            )
 
     def _check_choices(self) -> None:
         for name, allowed in CHOICES.items():
@@ -222,6 +279,15 @@ class GPTConfig:
             raise RecipeError("a U-Net needs at least 2 layers, and there is 1")
         if not self.causal and self.exclusive != "none":
             raise RecipeError("exclusive attention is defined for causal attention only")
+        if self.parallel_residual and self.norm_placement != "pre":
+            raise RecipeError(
+                "parallel_residual is defined for pre-norm layers; set norm_placement=pre"
+            )
+        if self.window < 0 or (self.window and not self.causal):
+            raise RecipeError(
+                f"window is {self.window} and causal {self.causal}; a window has at least 1 "
+                "position and belongs to causal attention, 0 stands for none"
+            )
 
     def _check_loop(self) -> None:
         if self.loop_passes < 1 or self.loop_layers < 0 or self.loop_first < 0:
@@ -260,6 +326,7 @@ class GPTConfig:
         allowed = {"norm": "rmsnorm", "norm_placement": "pre", "mlp": "swiglu", "bias": False}
         allowed |= {"sinks": "none", "exclusive": "none", "head_gate": False, "causal": True}
         allowed |= {"value_residual": False, "n_key_value_heads": self.n_heads, "loop_layers": 0}
+        allowed |= {"parallel_residual": False, "window": 0, "qkv_bias": False}
         for name, value in allowed.items():
             if getattr(self, name) != value:
                 raise RecipeError(
@@ -305,7 +372,9 @@ class GPTConfig:
             # map that brings them into shape.
             return (5 * wide + d) * d + 2 * d * d + (5 * wide + d) * d + normed
         qkv = wide + 2 * self.n_key_value_heads * self.d_head
-        parts = d * (qkv + wide) + (qkv + d if self.bias else 0) + normed
+        parts = (
+            d * (qkv + wide) + (d if self.bias else 0) + (qkv if self.biased_qkv else 0) + normed
+        )
         parts += {"learned": self.n_sinks * d, "logit": self.n_heads}.get(self.sinks, 0)
         parts += self.n_heads if self.exclusive == "learned" else 0
         return parts + (self.n_heads * min(HEAD_GATE_WIDTH, d) if self.head_gate else 0)
@@ -375,6 +444,11 @@ class GPTConfig:
         return self.attention.startswith("retention")
 
     @property
+    def biased_qkv(self) -> bool:
+        """True if queries, keys and values have biases."""
+        return self.bias or self.qkv_bias
+
+    @property
     def reads_embedding(self) -> bool:
         """True if layers above the first read the embedding again."""
         return self.value_residual or self.embed_mix
@@ -400,7 +474,7 @@ class GPTConfig:
 
     @property
     def added_parts(self) -> tuple[str, ...]:
-        """Fields of parts that neither GPT-2 nor Llama has and that are not at their default."""
+        """Fields of parts that came later than GPT-2's and that are not at their default."""
         return tuple(name for name, value in LATER.items() if getattr(self, name) != value)
 
     @property
@@ -448,6 +522,16 @@ class GPTConfig:
     def positional_embedding_type(self) -> str:
         """Kind of positional embedding: "standard", "rotary", "sinusoidal" or "none"."""
         return {"learned": "standard", "rope": "rotary"}.get(self.position, self.position)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of every head that are rotated, if positions are rotary."""
+        return self.rotary_channels or self.d_head
+
+    @property
+    def parallel_attn_mlp(self) -> bool:
+        """True if attention and MLP of a layer read the same stream."""
+        return self.parallel_residual
 
     @property
     def eps(self) -> float:

@@ -52,7 +52,7 @@ class Heads(nn.Module):
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
-        self.causal = cfg.causal
+        self.causal, self.window = cfg.causal, cfg.window
         self.n_heads, self.n_key_value_heads = cfg.n_heads, cfg.n_key_value_heads
         self.d_head = cfg.d_head
         shared = cfg.n_key_value_heads * cfg.d_head
@@ -113,11 +113,15 @@ class Heads(nn.Module):
         slow = q.dtype == torch.bfloat16 and q.device.type == "cpu"
         hooked = self.hook_attn_scores.hooked or self.hook_pattern.hooked
         hooked |= self.sinks is not None and self.hook_sink_pattern.hooked
-        plain = self.causal and self.sinks is None and not (self.explicit or hooked)
+        windowed = 0 < self.window < q.shape[2]
+        plain = self.causal and self.sinks is None and not (self.explicit or hooked or windowed)
         if plain and kernels.in_use(q) and q.shape[2] > kernels.block_length(q):
             return kernels.causal_attention(q, k, v).transpose(1, 2)
         if self.explicit or slow or hooked:
             return self.explicit_attention(q, k, v, sink_kv).transpose(1, 2)
+        if windowed and self.sinks is None:
+            mask = self.hidden(q.shape[2], q, -torch.inf)
+            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         if self.sinks is None:
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
             return mixed.transpose(1, 2)
@@ -127,8 +131,7 @@ class Heads(nn.Module):
         mask = q.new_zeros(self.n_heads, n_pos, n_sinks + n_pos)
         mask[..., :n_sinks] = added[:, None]
         if self.causal:
-            future = torch.full((n_pos, n_pos), -torch.inf, device=q.device, dtype=q.dtype).triu(1)
-            mask[..., n_sinks:] = future
+            mask[..., n_sinks:] = self.hidden(n_pos, q, -torch.inf)
         k = torch.cat([sink_k.expand(len(q), -1, -1, -1), k], dim=2)
         v = torch.cat([sink_v.expand(len(q), -1, -1, -1), v], dim=2)
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
@@ -140,14 +143,12 @@ class Heads(nn.Module):
         v: Float[Tensor, "batch head pos d_head"],
         sink_kv: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch head pos d_head"]:
-        # pattern = softmax(q k^T / sqrt(d_head) + future), where `future` is 0 unless causal.
+        # pattern = softmax(q k^T / sqrt(d_head) + hidden), where `hidden` is 0 unless causal.
         n_pos, shape = q.shape[2], q.shape[:2]
         # The lowest finite number, as in Hugging Face: -inf would give inf - inf = nan in hooks.
-        lowest = torch.finfo(q.dtype).min
-        hidden = lowest if self.causal else 0.0
-        future = torch.full((n_pos, n_pos), hidden, dtype=q.dtype, device=q.device).triu(1)
+        hidden = self.hidden(n_pos, q, torch.finfo(q.dtype).min if self.causal else 0.0)
         wide = [one.flatten(0, 1) for one in (q, k, v)]
-        scores = torch.baddbmm(future, wide[0], wide[1].transpose(1, 2), alpha=self.d_head**-0.5)
+        scores = torch.baddbmm(hidden, wide[0], wide[1].transpose(1, 2), alpha=self.d_head**-0.5)
         scores = self.hook_attn_scores(scores.unflatten(0, shape))
         if sink_kv is None:
             pattern = self.hook_pattern(scores.softmax(dim=-1)).to(v.dtype)
@@ -159,6 +160,16 @@ class Heads(nn.Module):
         pattern = self.hook_pattern(both[..., n_sinks:]).to(v.dtype)
         from_sinks = self.hook_sink_pattern(both[..., :n_sinks]).to(v.dtype)
         return (pattern.flatten(0, 1) @ wide[2]).unflatten(0, shape) + from_sinks @ sink_v
+
+    def hidden(self, n_pos: int, like: Tensor, lowest: float) -> Float[Tensor, "query key"]:
+        """Return what is added to scores: `lowest` for keys that a query does not see, else 0.
+
+        Those are the keys of later positions, and of earlier ones outside the window.
+        """
+        square = torch.full((n_pos, n_pos), lowest, dtype=like.dtype, device=like.device)
+        if not 0 < self.window < n_pos:
+            return square.triu(1)
+        return square.triu(1) + square.tril(-self.window)
 
     def _sinks_for(
         self, sink_kv: tuple[Tensor, Tensor], like: Tensor
@@ -193,7 +204,7 @@ class Attention(Heads):
 
     def __init__(self, cfg: GPTConfig, *, embedding_values: bool = False) -> None:
         super().__init__(cfg)
-        self.qkv = Linear(cfg.d_model, sum(self.widths), bias=cfg.bias)
+        self.qkv = Linear(cfg.d_model, sum(self.widths), bias=cfg.biased_qkv)
         self.out = Linear(cfg.n_heads * cfg.d_head, cfg.d_model, bias=cfg.bias)
         self.value_residual = None
         if embedding_values:

@@ -8,6 +8,9 @@ et al. 2017).
 Post-norm means `x = ln1(x + attn(x))`, `x = ln2(x + mlp(x))` and no final norm; `hook_resid_mid` is
 then the value after `ln1`. Fixed sinusoids are scaled by `position_init_scale`, where the original
 multiplies the token embedding by sqrt(d_model) instead.
+
+With a parallel residual (GPT-NeoX) a layer is `x = x + attn(ln1(x)) + mlp(ln2(x))`. Nothing lies
+between attention and MLP, so there is no `hook_resid_mid`, as in TransformerLens.
 """
 
 import hashlib
@@ -25,7 +28,7 @@ from train.model.architecture import GPTConfig
 from train.model.attention import Attention
 from train.model.hooks import HookedModule, HookPoint
 from train.model.layers import MLP, Linear, Norm, PositionTable, TokenTable
-from train.model.positional import Rotary, sinusoids
+from train.model.positional import rotary_of, sinusoids
 from train.model.retention import AttentionFree, Retention, RetentionAttention, swap_weights
 from train.model.shared_weights import share_weights
 from train.model.skips import StreamMix
@@ -51,6 +54,7 @@ class Block(nn.Module):
     def __init__(self, cfg: GPTConfig, index: int) -> None:
         super().__init__()
         self.pre = cfg.norm_placement == "pre"
+        self.parallel = cfg.parallel_residual
         self.entry = None
         if cfg.embed_mix or cfg.skip_source(index) is not None:
             self.entry = StreamMix(skip=cfg.skip_source(index) is not None, mix=cfg.embed_mix)
@@ -64,7 +68,8 @@ class Block(nn.Module):
             adds = cfg.adds_embedding_values(cfg.layer_of(index))
             self.attn = Attention(cfg, embedding_values=adds)
         self.hook_attn_out = HookPoint()
-        self.hook_resid_mid = HookPoint()
+        if not self.parallel:
+            self.hook_resid_mid = HookPoint()
         self.ln2 = _norm(cfg)
         self.mlp = MLP(cfg.mlp, cfg.d_model, cfg.d_mlp, bias=cfg.bias)
         self.hook_mlp_out = HookPoint()
@@ -90,6 +95,10 @@ class Block(nn.Module):
             resid = self.hook_resid_mid(self.ln1(resid + attended))
             added = self._scaled(self.hook_mlp_out(self.mlp(resid)))
             return self.hook_resid_post(self.ln2(resid + added))
+        if self.parallel:
+            attended = self._scaled(self.hook_attn_out(self.attn(self.ln1(resid), rotation, x0)))
+            added = self._scaled(self.hook_mlp_out(self.mlp(self.ln2(resid))))
+            return self.hook_resid_post(resid + attended + added)
         if isinstance(self.attn, RetentionAttention):
             weights, other = self.retention(resid)
             for one in self.aft:
@@ -172,7 +181,7 @@ class GPT(StackedWeights, HookedModule):
         if cfg.position in ("learned", "sinusoidal"):
             self.hook_pos_embed = HookPoint()
         if cfg.position == "rope":
-            self.rotary = Rotary(cfg.n_ctx, cfg.d_head, theta=cfg.rope_theta)
+            self.rotary = rotary_of(cfg)
         if cfg.embed_norm:
             self.ln_embed = _norm(cfg)
         # A ModuleList does not declare the type of its items.

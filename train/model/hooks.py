@@ -40,6 +40,11 @@ SHORT_ALIASES = {
     "mlp_pre": "pre",
     "mlp_post": "post",
 }
+# Why a layer may lack a hook point that others have.
+NO_RESID_MID = (
+    "attention and MLP of a layer read the same stream in this model (parallel residual), so there "
+    "is none between them; take hook_resid_pre or hook_attn_out"
+)
 
 
 class HookPoint:
@@ -178,6 +183,8 @@ class PointNames:
             return name
         if "hook_" not in name:
             return self._from_short(name)
+        if name.endswith(".hook_resid_mid") and self._parallel:
+            raise HookError(f"no hook point is called {name!r}: {NO_RESID_MID}")
         raise HookError(f"no hook point is called {name!r}{nearest(name, self.own)}")
 
     def matching(self, wanted: NamesFilter) -> list[str]:
@@ -217,6 +224,8 @@ class PointNames:
         asked = ", ".join(repr(one) for one in (short, layer, part) if one not in (None, ""))
         if not found and not part and f"{prefix}hook_{short}" in self.aliases:
             return self.aliases[f"{prefix}hook_{short}"]
+        if not found and short == "resid_mid" and self._parallel:
+            raise HookError(f"no hook point is called {asked}: {NO_RESID_MID}")
         if not found and layer is None and short in self._short_names:
             raise HookError(f"{asked} is a place in every block; give the layer as well")
         if not found:
@@ -224,6 +233,11 @@ class PointNames:
         if len(found) > 1:
             raise HookError(f"{asked} could be {' or '.join(found)}; name the part as well")
         return found[0]
+
+    @cached_property
+    def _parallel(self) -> bool:
+        """True if there are blocks, and none has a stream between attention and MLP."""
+        return "blocks.0.hook_resid_pre" in self.own and "blocks.0.hook_resid_mid" not in self.own
 
     @cached_property
     def _short_names(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Architectures by name: five published designs, each in full size and small enough for a laptop.
+"""Architectures by name: published designs in full size, five of them small enough for a laptop.
 
 A preset is a `GPTConfig`, so a recipe file can name one (`preset = "modern"`) and change fields of
 it. The small ones (`-nano`, at most a million parameters) have the same parts and train on the
@@ -10,6 +10,15 @@ planted corpus in minutes. Sizes that a description leaves open are chosen here,
     slowrun     rotary positions, U-Net skips, value residuals, head gates, exclusive attention, a
                 loop of layers
     modern      rotary positions, RMSNorm, SwiGLU, attention sinks; 252,864,512 parameters
+
+Five further names are the architectures of published families, whose weights `train.convert`
+imports: what `transformers` computes for the model in brackets.
+
+    pythia      parallel residual, a quarter of each head rotated (EleutherAI/pythia-160m)
+    llama3      grouped queries, scaled rotary positions (meta-llama/Llama-3.2-1B)
+    mistral     grouped queries in a sliding window (mistralai/Mistral-7B-v0.1)
+    qwen2       biases of queries, keys and values (Qwen/Qwen2.5-0.5B)
+    qwen3       normalised queries and keys (Qwen/Qwen3-0.6B)
 """
 
 from dataclasses import replace
@@ -115,6 +124,87 @@ MODERN = GPTConfig(
     n_sinks=4,
 )
 
+PYTHIA = GPTConfig(
+    n_layers=12,
+    n_heads=12,
+    d_model=768,
+    n_ctx=2048,
+    d_vocab=50304,
+    position="rope",
+    rotary_channels=16,
+    mlp="gelu",
+    tie=False,
+    parallel_residual=True,
+)
+
+LLAMA3 = GPTConfig(
+    n_layers=16,
+    n_heads=32,
+    n_key_value_heads=8,
+    d_model=2048,
+    n_ctx=131_072,
+    d_vocab=128_256,
+    d_mlp=8192,
+    position="rope",
+    rope_theta=500_000.0,
+    rope_scaling="llama3",
+    rope_factor=32.0,
+    norm="rmsnorm",
+    mlp="swiglu",
+    bias=False,
+)
+
+MISTRAL = GPTConfig(
+    n_layers=32,
+    n_heads=32,
+    n_key_value_heads=8,
+    d_model=4096,
+    n_ctx=32_768,
+    d_vocab=32_000,
+    d_mlp=14_336,
+    position="rope",
+    norm="rmsnorm",
+    mlp="swiglu",
+    bias=False,
+    tie=False,
+    window=4096,
+)
+
+QWEN2 = GPTConfig(
+    n_layers=24,
+    n_heads=14,
+    n_key_value_heads=2,
+    d_model=896,
+    n_ctx=32_768,
+    d_vocab=151_936,
+    d_mlp=4864,
+    position="rope",
+    rope_theta=1_000_000.0,
+    norm="rmsnorm",
+    norm_eps=1e-6,
+    mlp="swiglu",
+    bias=False,
+    qkv_bias=True,
+)
+
+QWEN3 = GPTConfig(
+    n_layers=28,
+    n_heads=16,
+    n_key_value_heads=8,
+    d_model=1024,
+    n_ctx=40_960,
+    d_vocab=151_936,
+    d_head=128,
+    d_mlp=3072,
+    position="rope",
+    rope_theta=1_000_000.0,
+    norm="rmsnorm",
+    norm_eps=1e-6,
+    mlp="swiglu",
+    bias=False,
+    qk_norm=True,
+)
+
 
 def _small(
     full: GPTConfig, *, d_model: int, n_layers: int, d_mlp: int, **changes: Any
@@ -144,6 +234,11 @@ PRESETS = {
     "strawberry": STRAWBERRY,
     "slowrun": SLOWRUN,
     "modern": MODERN,
+    "pythia": PYTHIA,
+    "llama3": LLAMA3,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
     "retro-nano": _small(RETRO, d_model=128, n_layers=3, d_mlp=512, position_init_scale=0.175),
     "gpt2-nano": _small(
         GPT2,

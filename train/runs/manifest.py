@@ -22,7 +22,7 @@ from pathlib import Path
 
 import train
 from train import recipes, storage
-from train.data import DocumentRemoval, TokenStore
+from train.data import DocumentRemoval, PublishedOrder, TokenStore
 from train.errors import DamagedError
 from train.numerics import Numerics, environment
 from train.recipes import Recipe
@@ -79,6 +79,7 @@ SHAPES = {
 KEYS = {
     "full": {"knowledge", "recipe", "numerics", "data", "order", "seeds", "code", "environment"},
     "weights-only": {"knowledge", "model", "origin", "code", "environment"},
+    "data-known": {"knowledge", "model", "origin", "order", "order_path", "code", "environment"},
 }
 
 
@@ -177,13 +178,33 @@ def released_manifest(
 
 
 def imported_manifest(
-    run_path: Path, model: storage.JsonObject, origin: dict[str, str], files: dict[str, str]
+    run_path: Path,
+    model: storage.JsonObject,
+    origin: dict[str, str],
+    files: dict[str, str],
+    *,
+    order: PublishedOrder | None = None,
 ) -> storage.JsonObject:
-    """Write the manifest of imported weights, with knowledge level `weights-only`."""
+    """Write the manifest of imported weights, with knowledge level `weights-only`.
+
+    With the published order of its tokens the level is `data-known`.
+    """
+    asked: list[object] = [model, origin, files]
+    known: dict[str, object] = {}
+    if order is not None:
+        about = {
+            "algorithm": "published-sequences",
+            "batch": order.batch,
+            "sequences": order.n_sequences,
+            "index_sha256": storage.sha256_file(order.path),
+        }
+        asked, known = [*asked, about], {"order": about}
+        known["order_path"] = _relative(order.path, run_path)
     predicate = {
         "schema": 1,
-        "knowledge": "weights-only",
-        "run_id": sha256(storage.canonical_json([model, origin, files]).encode()).hexdigest()[:12],
+        "knowledge": "data-known" if known else "weights-only",
+        "run_id": sha256(storage.canonical_json(asked).encode()).hexdigest()[:12],
+        **known,
         "model": model,
         "origin": origin,
         "code": code(),

@@ -23,11 +23,13 @@ from train.data import (
     DocumentRemoval,
     LateOrder,
     Order,
+    PublishedOrder,
     RecordedOrder,
     Tokenizer,
     TokenStore,
     documents_read,
     load_tokenizer,
+    open_published_order,
     open_store,
     record_nanogpt_order,
 )
@@ -285,7 +287,7 @@ class Run:
     @property
     def config(self) -> GPTConfig:
         """The architecture of the model, without the extra block that only training uses."""
-        if self.knowledge == "weights-only":
+        if self.knowledge != "full":
             return recipes.model_from_dict(self.predicate["model"], self._manifest_path)
         return replace(self.recipe.model, mtp=False)
 
@@ -335,7 +337,7 @@ class Run:
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the store; for an imported run its own, or None."""
-        if self.knowledge != "weights-only":
+        if self.knowledge == "full":
             return self.store.tokenizer
         path = self.path / "tokenizer.json"
         return load_tokenizer(self._intact(path.name)) if path.is_file() else None
@@ -447,12 +449,34 @@ class Run:
             )
         return self.path / name
 
+    @cached_property
+    def published_order(self) -> PublishedOrder:
+        """The token sequences that an imported run read, step by step.
+
+        Raises:
+            TrainError: The run is not one of knowledge level `data-known`, or the index is missing.
+            DamagedError: The index is another one.
+        """
+        if self.knowledge != "data-known":
+            raise TrainError(f"the run {self.path} has no published order: it is {self.knowledge}")
+        about = self.predicate["order"]
+        path = manifest.located(self.path, self.predicate["order_path"])
+        if not path.exists():
+            raise TrainError(f"the index of the run {self.path} is not at {path}; put it there")
+        found = open_published_order(path, batch=about["batch"])
+        if found.n_sequences != about["sequences"]:
+            raise DamagedError(
+                f"{path}: {found.n_sequences:,} sequences, and {self.path} was imported with "
+                f"{about['sequences']:,}"
+            )
+        return found
+
     def _must_be_trained_here(self, what: str) -> None:
-        if self.knowledge == "weights-only":
+        if self.knowledge != "full":
             origin = self.predicate["origin"]
             raise TrainError(
-                f"the run {self.path} has no {what.removeprefix('a ')}: knowledge is weights-only "
-                f"(imported from {origin.get('layout', 'elsewhere')})"
+                f"the run {self.path} has no {what.removeprefix('a ')}: knowledge is "
+                f"{self.knowledge} (imported from {origin.get('layout', 'elsewhere')})"
             )
 
 

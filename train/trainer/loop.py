@@ -387,7 +387,7 @@ def retrain_without(
 def _refuse_taught(run: Run, removal: DocumentRemoval) -> None:
     """Raise a TrainError if the run's teacher has read a document that is to be removed."""
     teacher = run.teacher
-    if teacher is None or teacher.knowledge == "weights-only":
+    if teacher is None or teacher.knowledge != "full":
         return
     if teacher.predicate["data"]["fingerprint"] != run.predicate["data"]["fingerprint"]:
         return

@@ -56,7 +56,7 @@ def tuning_recipe(
     """
     if objective not in OBJECTIVES:
         raise RecipeError(f"there is no objective {objective!r}{nearest(objective, OBJECTIVES)}")
-    imported = base.knowledge == "weights-only"
+    imported = base.knowledge != "full"
     name, lr = ("imported", IMPORTED_LR) if imported else (base.recipe.name, _first_lr(base))
     n_examples = int(store.manifest["counts"]["train_documents"])
     steps = steps or max(EPOCHS[objective] * n_examples // max(batch_size, 1), 1)
@@ -78,7 +78,7 @@ def tuning_recipe(
 def _first_lr(base: Run) -> float:
     """Return the learning rate of the first run of a lineage."""
     first = base.lineage()[0]
-    return IMPORTED_LR if first.knowledge == "weights-only" else first.recipe.lr
+    return IMPORTED_LR if first.knowledge != "full" else first.recipe.lr
 
 
 def tune(
@@ -133,12 +133,12 @@ def tune(
     saved = base.saved_at(step)
     start = Base(
         path=base.path,
-        store_path=None if base.knowledge == "weights-only" else base.store.path,
+        store_path=None if base.knowledge != "full" else base.store.path,
         run_id=base.id,
         step=saved.step,
         weights_sha256=saved.files["model.safetensors"],
     )
-    if numerics is None and base.knowledge != "weights-only":
+    if numerics is None and base.knowledge == "full":
         numerics = base.numerics
     if "lr" in changes and changes.get("min_lr") is None and changes["lr"] is not None:
         changes["min_lr"] = changes["lr"] / 10

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from train import numerics, runs, storage
-from train.data import STORE_MANIFEST, verify_store
+from train.data import STORE_MANIFEST, OrderClaim, verify_store
 from train.errors import DamagedError, TrainError
 from train.model import init_gpt
 from train.progress import Progress
@@ -46,7 +46,10 @@ RETRAINED = "counterfactuals"
 # Pairs of a DPO run whose reference is computed again.
 REFERENCE_PAIRS = 32
 # Levels of an undamaged run, weakest first. An imported run is always `weights only`.
-LEVELS = ("not begun", "weights only", "order only", "within tolerance", "bit-exact")
+# One of which the published order is known is `data known`.
+LEVELS = (
+    "not begun", "weights only", "data known", "order only", "within tolerance", "bit-exact"
+)  # fmt: skip
 # Times that a run is verified again because its training went on meanwhile.
 TRIES = 5
 T = TypeVar("T")
@@ -57,12 +60,13 @@ class Verification:
     """The result of verifying a run.
 
     Attributes:
-        level: `bit-exact`, `within tolerance`, `order only`, `weights only`, `not begun` for a run
-            that was stopped before its first step, or `damaged`.
+        level: `bit-exact`, `within tolerance`, `order only`, `data known`, `weights only`,
+            `not begun` for a run that was stopped before its first step, or `damaged`.
         problems: One line per problem, which names the file; empty unless damaged.
         spans: First and last step of each replayed span.
         difference: Largest difference in loss over replayed steps and checkpoints, in nats.
         files: Number of files whose digest was checked.
+        claims: For a run of knowledge level `data-known`, which claims of its order hold.
     """
 
     run_id: str
@@ -71,6 +75,7 @@ class Verification:
     spans: tuple[tuple[int, int], ...]
     difference: float
     files: int
+    claims: tuple[OrderClaim, ...] = ()
 
     __repr__ = short_repr
 
@@ -139,7 +144,11 @@ def _verified(run: Run, spans: int, seed: int, progress: Progress | None) -> Ver
     problems, count = check_files(run, progress)
     if not problems and run.base:
         problems += _lineage_problems(run)
-    if problems or run.knowledge == "weights-only":
+    if run.knowledge == "data-known" and not problems:
+        claims, problems = _order_claims(run, progress)
+        level = "damaged" if problems else "data known"
+        return Verification(run.id, level, tuple(problems), (), 0.0, count + 1, claims)
+    if problems or run.knowledge != "full":
         level = "damaged" if problems else "weights only"
         return Verification(run.id, level, tuple(problems), (), 0.0, count)
     unlike, difference = _unlike_their_loss(run)
@@ -166,6 +175,19 @@ def _verified(run: Run, spans: int, seed: int, progress: Progress | None) -> Ver
     return Verification(run.id, level, tuple(problems), tuple(drawn), difference, count)
 
 
+def _order_claims(run: Run, progress: Progress | None) -> tuple[tuple[OrderClaim, ...], list[str]]:
+    """Return which claims of a published order hold, or the problems of its files."""
+    try:
+        order = run.published_order
+        problem = _changed(order.path, run.predicate["order"]["index_sha256"])
+        if problem:
+            return (), [problem]
+        sizes = {"d_vocab": run.config.d_vocab, "n_ctx": run.config.n_ctx}
+        return order.check(**sizes, progress=progress), []
+    except DamagedError as error:
+        return (), [str(error)]
+
+
 def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], int]:
     """Check the files of a run, of its store and of the retrained runs inside it.
 
@@ -180,7 +202,7 @@ def check_files(run: Run, progress: Progress | None = None) -> tuple[list[str], 
         []
     """
     problems, count = _settled_problems(run, progress)
-    if run.knowledge == "weights-only":
+    if run.knowledge != "full":
         return problems, count
     problems += _store_problems(run) + _teacher_problems(run)
     return problems or _retrained_problems(run), count
@@ -239,7 +261,7 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
         problem = runs.outside(run.path, name) or _changed(run.path / name, expected)
         if problem and str(run.path / name) not in named:
             problems.append(problem)
-    if run.knowledge == "weights-only":
+    if run.knowledge != "full":
         return problems, count
     try:
         rows, _ = run.ledger, run.watched

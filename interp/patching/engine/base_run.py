@@ -214,6 +214,9 @@ def _beside(model: GPT, site: str) -> tuple[str, ...]:
     pre_norm = model.cfg.norm_placement == "pre"
     if site in ATTENTION:
         wired = ("q",) if site in ("k", "v", "pattern") else ()
+        # With a parallel residual nothing but resid_post reads what attention writes.
+        if model.cfg.parallel_residual:
+            return (*wired, "resid_post")
         return (*wired, "resid_mid") if pre_norm else (*wired, "resid_pre", "attn")
     if site in MLP:
         return ("resid_post",) if pre_norm else ("resid_mid", "mlp")

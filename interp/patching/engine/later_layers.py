@@ -93,6 +93,8 @@ class _Segment:
         rows: Indices in `starts` of the runs that have joined, in the order of `resid`.
         resid: Residual streams of those runs, [patch prompt pos d_model].
         outputs: Outputs of earlier layers that a U-Net adds again, by layer, as `resid`.
+        attended: With a parallel residual, the output of the layer's attention, which is added
+            together with that of its MLP; otherwise None.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class _Segment:
         sources = {base.model.cfg.skip_source(layer) for layer in range(base.n_layers)}
         self.sources = sorted(layer for layer in sources if layer is not None)
         self.outputs: dict[int, Tensor] = {}
+        self.attended: Tensor | None = None
         self.waiting = [i for i, one in enumerate(starts) if one.first == first]
         self.reads = sorted({pos for pos in reads if pos >= first})
         self.positions = list(range(first, base.n_pos))
@@ -173,7 +176,10 @@ class _Segment:
 
 
 def _attend(base: BaseRun, segments: list[_Segment], layer: int, *, last: bool) -> None:
-    """Take the segments through one layer's attention, to resid_mid."""
+    """Take the segments through one layer's attention, to resid_mid.
+
+    With a parallel residual there is none, and the segments keep what attention writes.
+    """
     if not segments:
         return
     block = base.block(layer)
@@ -198,6 +204,9 @@ def _attend(base: BaseRun, segments: list[_Segment], layer: int, *, last: bool) 
         if last:
             segment.only_reads()
         out = segment.replace(out, layer, "attn", segment.positions)
+        if block.parallel:
+            segment.attended = out
+            continue
         total = segment.resid + out
         segment.resid = total if block.pre else block.ln1(total)
 
@@ -264,7 +273,7 @@ def _attention_of(
     k = prepend_base(base.keys(layer)[:, : segment.first], k)
     v = prepend_base(base.at(layer, "v")[:, : segment.first], v)
     # k and v now cover positions 0 to n_pos - 1: before `first` the base run's, then the run's own.
-    mask = attention_mask(queried, base.n_pos, causal=attn.causal, like=q)
+    mask = attention_mask(attn, queried, base.n_pos, like=q)
     z = attention_output(q, k, v, mask, wired.sinks)
     for i, places in segment.asking(layer, "pattern"):
         attended, of_sinks = pattern(q[i], k[i], mask, wired.sinks)
@@ -301,6 +310,8 @@ def _run_mlp(block: Block, segments: list[_Segment], layer: int) -> None:
     for segment, out in zip(segments, written, strict=True):
         out = segment.replace(out, layer, "mlp", segment.positions)
         total = segment.resid + out
+        if segment.attended is not None:
+            total, segment.attended = total + segment.attended, None
         segment.resid = total if block.pre else block.ln2(total)
 
 

@@ -77,6 +77,8 @@ def bytes_per_position(model: GPT) -> int:
     # residual stream and its norm, and the hidden layer.
     attending = 3 * cfg.d_model + 3 * wired + 2 * cfg.n_heads * cfg.d_head
     thinking = 3 * cfg.d_model + (3 if cfg.gated_mlp else 2) * cfg.d_mlp
+    # With a parallel residual, what attention writes is kept until the MLP has run.
+    thinking += cfg.d_model if cfg.parallel_residual else 0
     # Outputs of encoders that a U-Net adds again are kept until then.
     sources = {cfg.skip_source(layer) for layer in range(cfg.n_layers)} - {None}
     kept = len(sources) * cfg.d_model

@@ -102,16 +102,19 @@ def prepend_base(
 
 
 def attention_mask(
-    positions: list[int], n_pos: int, *, causal: bool, like: Tensor
+    attn: Attention, positions: list[int], n_pos: int, *, like: Tensor
 ) -> Float[Tensor, "query key"]:
     """Return the mask added to attention scores: 0 if a query may attend, else the lowest number.
 
     Query row i is at `positions[i]`; keys are at positions 0 to `n_pos` - 1.
     """
     query = torch.tensor(positions, device=like.device)[:, None]
-    hidden = torch.arange(n_pos, device=like.device) > query
+    key = torch.arange(n_pos, device=like.device)
+    hidden = key > query
+    if attn.window:
+        hidden |= key <= query - attn.window
     mask = torch.zeros(len(positions), n_pos, dtype=like.dtype, device=like.device)
-    return mask.masked_fill_(hidden, torch.finfo(like.dtype).min) if causal else mask
+    return mask.masked_fill_(hidden, torch.finfo(like.dtype).min) if attn.causal else mask
 
 
 def attention_output(

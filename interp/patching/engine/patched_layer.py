@@ -9,8 +9,9 @@ The first residual stream that a patch changes is computed from the base run alo
     neuron n               resid_post + (n' - n) W_out
     MLP output             resid_post + (mlp' - mlp)
 
-(With post-norm, the norm is applied to the changed sum.) So a patched run can start in the middle
-of a layer, and nothing before it is recomputed. Components of the patch in later stages or layers
+(With post-norm, the norm is applied to the changed sum. With a parallel residual there is no
+resid_mid, and every change is added to resid_post.) So a patched run can start in the middle of a
+layer, and nothing before it is recomputed. Components of the patch in later stages or layers
 are replaced when the run reaches them (`Start.later`).
 """
 
@@ -80,14 +81,15 @@ def start(base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor
     """Return the start of the run in which every component of `patch` is set from `source`.
 
     Of the components in the lowest patched layer, those of the earliest stage (resid_pre; attention
-    and resid_mid; MLP and resid_post) are applied here, and all others are left for `later`.
+    and resid_mid; MLP and resid_post) are applied here, and all others are left for `later`. With a
+    parallel residual attention belongs to the last stage.
     """
     layer, first = min(place.layer for place in patch), first_position(base, patch)
     here = [place for place in patch if place.layer == layer]
     sites = {place.site for place in here}
     if "resid_pre" in sites:
         now, stage, resid = {"resid_pre"}, PRE, base.at(layer, "resid_pre")[:, first:].clone()
-    elif sites & {*ATTENTION, "resid_mid"}:
+    elif sites & {*ATTENTION, "resid_mid"} and not base.model.cfg.parallel_residual:
         now, stage = {*ATTENTION, "resid_mid"}, MID
         resid = _mid(base, [place for place in here if place.site in ATTENTION], source, first)
         resid = resid if resid is not None else base.at(layer, "resid_mid")[:, first:].clone()
@@ -141,10 +143,25 @@ def _mid(
     base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
 ) -> Float[Tensor, "prompt pos d_model"] | None:
     """Return resid_mid after patching attention; None if `patch` is empty."""
-    if not patch:
+    change = _attention_change(base, patch, source, first)
+    if change is None:
         return None
     layer = patch[0].layer
     block = base.block(layer)
+    if block.pre:
+        return base.at(layer, "resid_mid")[:, first:] + change
+    return block.ln1(
+        base.at(layer, "resid_pre")[:, first:] + base.at(layer, "attn")[:, first:] + change
+    )
+
+
+def _attention_change(
+    base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
+) -> Float[Tensor, "prompt pos d_model"] | None:
+    """Return the change of attn_out caused by patching attention; None if `patch` is empty."""
+    if not patch:
+        return None
+    layer = patch[0].layer
     change = _z_change(base, [place for place in patch if place.site != "attn"], source, first)
     whole = [place for place in patch if place.site == "attn"]
     if whole:
@@ -153,12 +170,7 @@ def _mid(
         for place in whole:
             replace(attended, place, source, range(first, base.n_pos))
         change = attended - base.at(layer, "attn")[:, first:]
-    assert change is not None
-    if block.pre:
-        return base.at(layer, "resid_mid")[:, first:] + change
-    return block.ln1(
-        base.at(layer, "resid_pre")[:, first:] + base.at(layer, "attn")[:, first:] + change
-    )
+    return change
 
 
 def _z_change(
@@ -243,7 +255,7 @@ def _remixed(
     q_new, k_new, v_new = wired("q", head), wired("k", shared), wired("v", shared)
     k = base.keys(layer)[:, :, shared, None]
     v = base.at(layer, "v")[:, :, shared, None]
-    mask = attention_mask(list(range(first, base.n_pos)), base.n_pos, causal=attn.causal, like=q)
+    mask = attention_mask(attn, list(range(first, base.n_pos)), base.n_pos, like=q)
     old_q, new_q = (
         normalise_and_rotate(attn, one, "q", rotation)[:, first:]
         for one in (q, q if q_new is None else q_new)
@@ -285,10 +297,17 @@ def replace_pattern(
 def _post(
     base: BaseRun, patch: Sequence[Component], source: Mapping[str, Tensor], first: int
 ) -> Float[Tensor, "prompt pos d_model"]:
-    """Return resid_post after patching the MLP, or unchanged if only resid_post is patched."""
+    """Return resid_post after patching the MLP, or unchanged if only resid_post is patched.
+
+    With a parallel residual, components of attention may be patched as well.
+    """
     layer = patch[0].layer
     block = base.block(layer)
+    attention = [place for place in patch if place.site in ATTENTION]
+    attended = _attention_change(base, attention, source, first)
     change = _mlp_change(base, patch, source, first)
+    if attended is not None:
+        change = attended if change is None else attended + change
     if change is None:
         return base.at(layer, "resid_post")[:, first:].clone()
     if block.pre:

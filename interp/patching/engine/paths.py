@@ -9,7 +9,8 @@ receiver in layer l reads
     resid_pre(l) of the base run + (z' - z) W_O of the sender + sum of MLP changes on the way,
 
 where the last term is 0 if MLPs are frozen, and otherwise mlp(ln2(resid_mid + change so far)) - mlp
-for each MLP between sender and receiver.
+for each MLP between sender and receiver. With a parallel residual an MLP reads resid_pre, so that
+of the sender's own layer lies on no path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.components import Component
+from interp.components import SITES, Component
 from interp.patching.engine.base_run import BaseRun
 from train.model import GPT
 
@@ -65,7 +66,8 @@ def hooks_read(model: GPT, paths: Sequence[Path], *, mlps: bool) -> list[str]:
         names |= {f"blocks.{layer}.hook_resid_pre" for layer in layers}
         if mlps:
             between = range(path.sender.layer, max(layers, default=model.cfg.n_layers))
-            names |= {f"blocks.{layer}.hook_resid_mid" for layer in between}
+            into = SITES[_into_mlp(model)]
+            names |= {f"blocks.{layer}.{into}" for layer in between}
             names |= {f"blocks.{layer}.hook_mlp_out" for layer in between}
     return sorted(names)
 
@@ -88,7 +90,7 @@ def arriving(
     # sender's layer it is also the change of resid_pre(layer).
     for goal in layers:
         while layer < goal:
-            if mlps:
+            if mlps and not (block.parallel and layer == sender.layer):
                 written = written + _by_mlp(base, layer, written)
             layer += 1
         if goal == base.n_layers:
@@ -97,12 +99,17 @@ def arriving(
     return found
 
 
+def _into_mlp(model: GPT) -> str:
+    """Return the site of the stream that MLPs read."""
+    return "resid_pre" if model.cfg.parallel_residual else "resid_mid"
+
+
 def _by_mlp(
     base: BaseRun, layer: int, written: Float[Tensor, "prompt pos d_model"]
 ) -> Float[Tensor, "prompt pos d_model"]:
     """Return the change of an MLP's output when `written` is added to its input."""
     block = base.block(layer)
-    read = base.at(layer, "resid_mid") + written
+    read = base.at(layer, _into_mlp(base.model)) + written
     return block.mlp(block.ln2(read)) - base.at(layer, "mlp")
 
 

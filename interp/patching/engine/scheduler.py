@@ -261,6 +261,13 @@ def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n
     for place in {place for patch in patches for place in patch}:
         if place.site not in SITES:
             raise ModelError(f"no site is called {place.site!r}{nearest(place.site, SITES)}")
+        # TransformerLens' name for a parallel residual; ours are properties of GPTConfig.
+        if place.site == "resid_mid" and getattr(model.cfg, "parallel_attn_mlp", False):
+            raise ModelError(
+                f"{place} does not exist: attention and MLP of a layer read the same stream in "
+                "this model (parallel residual), so there is none between them; take resid_pre or "
+                "attn"
+            )
         _refuse_misfit(place)
         for what, index, size in _sizes(model, place, n_pos):
             if index is not None and not 0 <= index < size:

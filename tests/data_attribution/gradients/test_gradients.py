@@ -39,6 +39,14 @@ ARCHITECTURES = {
         "exclusive": "learned", "head_gate": True, "value_residual": True, "embed_mix": True,
         "unet": True, "embed_norm": True,
     },
+    "pythia": {
+        "position": "rope", "rotary_channels": 2, "mlp": "gelu", "tie": False,
+        "parallel_residual": True,
+    },
+    "biases of queries, keys and values in a window": {
+        "position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "qkv_bias": True,
+        "window": 3,
+    },
     "loop": {"n_layers": 4, "loop_first": 1, "loop_layers": 1, "loop_passes": 2},
 }  # fmt: skip
 PLACES = {
@@ -99,6 +107,8 @@ EVERYTHING = {
     "post-norm": [None, ("L1.attn",), ("unembed",)],
     "modern": [None, ("L0H1",)],
     "u-net": [None, ("L0.mlp",)],
+    "pythia": [None, ("L1H2", "L1.mlp", "unembed")],
+    "biases of queries, keys and values in a window": [None, ("L1H3", "L0H1.k", "L1.attn")],
     "loop": [None, ("L1.mlp", "L3H1")],
 }
 

@@ -29,6 +29,20 @@ KINDS = {
         "bias": False,
         "tie": False,
     },
+    "parallel": {
+        "position": "rope",
+        "rotary_channels": 4,
+        "mlp": "gelu",
+        "tie": False,
+        "parallel_residual": True,
+    },
+    "normalised queries and keys in a window": {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "mlp": "swiglu",
+        "qk_norm": True,
+        "window": 3,
+    },
 }
 VOCAB = 30
 
@@ -189,6 +203,14 @@ def test_the_qk_fix_is_the_patched_pattern_times_its_gradient(model, site, posit
             expected = ((kept[0] - before) * slope).sum().item() / len(behaviour.clean) / whole
             at = (1, head, pos) if positions == "each" else (1, head)
             assert found.values[at].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_qk_fix_of_normalised_queries_and_keys_needs_no_rotation(monkeypatch):
+    monkeypatch.setitem(KINDS, "normalised", {"qk_norm": True})
+    for site in "qk":
+        test_the_qk_fix_is_the_patched_pattern_times_its_gradient(
+            decoder("normalised"), site, "each"
+        )
 
 
 def _pattern_and_gradient(model, behaviour, name):

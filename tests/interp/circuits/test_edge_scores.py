@@ -15,9 +15,9 @@ def nonlinear(**choices) -> GPT:
     return init_gpt(GPTConfig(**config, init_std=0.3, **choices), seed=0).eval()
 
 
-def linear() -> GPT:
+def linear(**choices) -> GPT:
     """Norms divide by a constant, patterns are uniform, every ReLU is open."""
-    model = nonlinear(norm_eps=1e12, mlp="relu").double()
+    model = nonlinear(norm_eps=1e12, mlp="relu", **choices).double()
     with torch.no_grad():
         for block in model.blocks:
             # sqrt(variance + 1e12) is 1e6 to nine digits.
@@ -43,9 +43,10 @@ def difference(model: GPT) -> torch.Tensor:
         return one.score(model(one.clean)) - one.score(model(one.corrupt))
 
 
+@pytest.mark.parametrize("choices", [{}, {"parallel_residual": True}, {"window": 5}], ids=str)
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])
-def test_on_a_linear_model_the_estimate_is_the_truth_for_every_edge(method: str):
-    model, one = linear(), behaviour()
+def test_on_a_linear_model_the_estimate_is_the_truth_for_every_edge(method: str, choices):
+    model, one = linear(**choices), behaviour()
     estimated = edge_attribution_patching.edge_scores(model, one, method=method)
     exact = edge_attribution_patching.exact_edge_effects(model, one)
     assert exact.abs().max() > 0.1

@@ -28,6 +28,35 @@ LAYOUTS = {
         tie=False,
         init_std=0.2,
     ),
+    "pythia": GPTConfig(
+        n_layers=3,
+        n_heads=4,
+        d_model=32,
+        n_ctx=16,
+        d_vocab=50,
+        position="rope",
+        rotary_channels=2,
+        mlp="gelu",
+        tie=False,
+        parallel_residual=True,
+        init_std=0.2,
+    ),
+    "a window, normalised queries and keys": GPTConfig(
+        n_layers=3,
+        n_heads=4,
+        n_key_value_heads=2,
+        d_model=32,
+        n_ctx=16,
+        d_vocab=50,
+        position="rope",
+        norm="rmsnorm",
+        mlp="swiglu",
+        bias=False,
+        qkv_bias=True,
+        qk_norm=True,
+        window=3,
+        init_std=0.3,
+    ),
     "no positions": GPTConfig(
         n_layers=2, n_heads=2, d_model=16, n_ctx=16, d_vocab=50, position="none", init_std=0.2
     ),
@@ -64,6 +93,14 @@ def test_the_number_of_edges_follows_the_formula(n_layers: int, n_heads: int, n_
     per = n_heads + 1
     formula = sum(3 * n_heads * (1 + per * i) + per + per * i for i in range(n_layers))
     assert graph.n_edges == len(set(graph.edges)) == formula + 1 + n_layers * per == n_edges
+
+
+def test_with_a_parallel_residual_no_mlp_reads_the_heads_of_its_own_layer():
+    serial, parallel = Graph(3, 2, 8), Graph(3, 2, 8, parallel=True)
+    assert parallel.nodes == serial.nodes
+    left = [edge for edge in serial.edges if edge not in parallel.edges]
+    assert left == [f"a{layer}.h{head}->m{layer}" for layer in range(3) for head in range(2)]
+    assert [edge for edge in serial.edges if edge not in left] == list(parallel.edges)
 
 
 def test_every_edge_points_from_an_earlier_node_to_a_later_one():
@@ -174,11 +211,12 @@ def test_one_edge_equals_the_two_passes_of_path_patching(layout: str):
         block = model.blocks[1]
 
         def reread(value, point):
-            return block.mlp(block.ln2(seen["mid"] + change))
+            return block.mlp(block.ln2(seen["read"] + change))
 
         seen: dict = {}
+        read = "hook_resid_pre" if block.parallel else "hook_resid_mid"
         hooks = [
-            ("blocks.1.hook_resid_mid", lambda value, point: seen.update(mid=value)),
+            (f"blocks.1.{read}", lambda value, point: seen.update(read=value)),
             ("blocks.1.hook_mlp_out", reread),
         ]
         patched = model.run_with_hooks(behaviour.clean, fwd_hooks=hooks)

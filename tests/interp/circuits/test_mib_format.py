@@ -64,6 +64,18 @@ def test_the_800_strongest_edges_of_the_reference_are_pruned_to_its_756(referenc
     assert again.equal(found.kept)
 
 
+def test_a_file_of_a_parallel_model_is_written_and_read(tmp_path):
+    graph = Graph(2, 2, 8, parallel=True)
+    worth, kept = torch.arange(graph.n_edges).double(), torch.arange(graph.n_edges) % 3 == 0
+    written = EdgeFile(graph, worth, kept, graph.nodes)
+    circuits.write_mib(tmp_path / "parallel.json", written)
+    assert json.loads((tmp_path / "parallel.json").read_text())["cfg"]["parallel_attn_mlp"] is True
+    found = circuits.read_mib(tmp_path / "parallel.json")
+    assert found.graph == graph
+    assert found.worth.equal(worth)
+    assert found.kept.equal(kept)
+
+
 def test_a_file_of_membership_without_scores_is_read_and_written(tmp_path):
     content = json.loads(json.dumps(example().to_dict()))
     for edge in content["edges"].values():
@@ -83,7 +95,8 @@ def test_a_file_of_membership_without_scores_is_read_and_written(tmp_path):
         (lambda c: c["cfg"].update(n_heads=3), "fewer than its cfg asks for|18 edges|differs"),
         (lambda c: c["cfg"].update(n_layers="2"), "cfg has n_layers '2'"),
         (lambda c: c["cfg"].update(n_layers=99_999), "fewer than its cfg asks for"),
-        (lambda c: c["cfg"].update(parallel_attn_mlp=True), "parallel_attn_mlp is true"),
+        (lambda c: c["cfg"].update(parallel_attn_mlp=True), "first that differs is 'a0.h0->m0'"),
+        (lambda c: c["cfg"].update(parallel_attn_mlp="no"), "parallel_attn_mlp 'no'"),
         (lambda c: c["edges"].update({"m0->m0": {"in_graph": True}}), "differs is 'm0->m0'"),
         (lambda c: c["edges"]["input->m0"].update(score="0.1"), "a score that is a number"),
         (lambda c: c["edges"]["input->m0"].update(in_graph=1), "in_graph"),

@@ -19,6 +19,10 @@ LAYOUTS = {
     "gpt2": GPTConfig(**SHAPE),
     "llama": GPTConfig(**SHAPE, **LLAMA),
     "llama, two heads to a value": GPTConfig(**SHAPE, **LLAMA, n_key_value_heads=2),
+    "pythia": GPTConfig(**SHAPE, position="rope", parallel_residual=True, rotary_channels=2),
+    "biases of queries, keys and values in a window": GPTConfig(
+        **SHAPE, **LLAMA, qkv_bias=True, qk_norm=True, window=2
+    ),
     "no norm": GPTConfig(**SHAPE, norm="none"),
     "sinusoids": GPTConfig(**SHAPE, position="sinusoidal"),
 }

@@ -22,6 +22,7 @@ LAYOUTS = {
         **SHAPE, norm="rmsnorm", mlp="swiglu", position="rope", bias=False, tie=False
     ),
     "post-norm": GPTConfig(**SHAPE, norm_placement="post", position="sinusoidal"),
+    "pythia": GPTConfig(**SHAPE, position="rope", parallel_residual=True, tie=False),
     "no norm": GPTConfig(**SHAPE, norm="none"),
 }
 

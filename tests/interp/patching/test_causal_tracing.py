@@ -23,6 +23,7 @@ LAYOUTS = {
         "bias": False,
         "tie": False,
     },
+    "pythia": {"position": "rope", "parallel_residual": True, "rotary_channels": 2, "tie": False},
     "post-norm": {"norm_placement": "post"},
 }
 

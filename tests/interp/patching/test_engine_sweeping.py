@@ -39,6 +39,13 @@ SLOWRUN = replace(
     LLAMA, n_layers=5, qk_norm=True, exclusive="learned", head_gate=True, value_residual=True,
     embed_mix=True, unet=True, embed_norm=True, loop_first=1, loop_layers=1, loop_passes=2,
 )  # fmt: skip
+PYTHIA = replace(
+    GPT2, position="rope", rotary_channels=4, mlp="gelu", tie=False, parallel_residual=True
+)
+WINDOW = replace(
+    LLAMA, window=3, qkv_bias=True, rope_scaling="llama3", rope_factor=4.0, rope_original_ctx=6,
+    rope_theta=100.0,
+)  # fmt: skip
 LAYOUTS = {
     "gpt2": GPT2,
     "llama": LLAMA,
@@ -49,6 +56,10 @@ LAYOUTS = {
     "learned sinks": MODERN,
     "u-net": replace(LLAMA, n_layers=4, unet=True),
     "all parts of slowrun": SLOWRUN,
+    "pythia": PYTHIA,
+    "all parts of slowrun, parallel": replace(SLOWRUN, parallel_residual=True),
+    "a window, scaled rope, biases of q, k and v": WINDOW,
+    "a window and sinks": replace(MODERN, window=3, rotary_channels=2),
 }
 EVERYWHERE = (None, 4, N_POS - 1, (0, 2, 5))
 every_layout = pytest.mark.parametrize("cfg", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -79,7 +90,8 @@ def everything(cfg: GPTConfig) -> Iterator[Component]:
     """Every component of every site, at no, one and several positions."""
     for layer, pos in product(range(cfg.n_layers), EVERYWHERE):
         for site in ("resid_pre", "resid_mid", "resid_post", "attn", "mlp"):
-            yield Component(site, layer, pos=pos)
+            if site != "resid_mid" or not cfg.parallel_residual:
+                yield Component(site, layer, pos=pos)
         for site in ("head", "q", "k", "v", "pattern"):
             for head in range(cfg.n_key_value_heads if site in ("k", "v") else cfg.n_heads):
                 yield Component(site, layer, head=head, pos=pos)
@@ -255,6 +267,13 @@ def test_a_place_that_is_not_there_is_refused_before_anything_runs(cfg_small, pl
         engine.scores(model, behaviour.corrupt, [(place,)], {}, metrics)
 
 
+def test_a_stream_between_attention_and_mlp_is_refused_where_there_is_none():
+    model, behaviour = shaken(PYTHIA, 0.3), prompted()
+    place = Component("resid_mid", 1)
+    with pytest.raises(ModelError, match=r"L1\.resid_mid does not exist: .*parallel residual"):
+        engine.scores(model, behaviour.corrupt, [(place,)], {}, [logit_difference(behaviour)])
+
+
 def test_shared_keys_are_counted_as_they_are_stored():
     model, behaviour = shaken(LLAMA, 0.3).double(), prompted()
     with pytest.raises(ModelError, match="head 1 of a model that has 1"):
@@ -278,7 +297,12 @@ def configurations(draw: st.DrawFn) -> GPTConfig:
     sinks = draw(st.sampled_from(["none", "none", "learned", "logit"]))
     looped = n_layers > 2 and draw(st.booleans())
     exclusive = draw(st.sampled_from(["none", "learned", "full"])) if causal else "none"
+    position = draw(st.sampled_from(["learned", "sinusoidal", "rope", "none"]))
     return GPTConfig(
+        parallel_residual=pre and draw(st.booleans()),
+        window=draw(st.sampled_from([0, 0, 1, 3])) if causal else 0,
+        rotary_channels=2 if position == "rope" and draw(st.booleans()) else 0,
+        qkv_bias=draw(st.booleans()),
         loop_first=n_layers - 3 if looped else 0,
         loop_layers=int(looped),
         loop_passes=1 + looped,
@@ -300,7 +324,7 @@ def configurations(draw: st.DrawFn) -> GPTConfig:
         d_mlp=draw(st.sampled_from([4, 12])),
         n_ctx=N_POS,
         d_vocab=VOCAB,
-        position=draw(st.sampled_from(["learned", "sinusoidal", "rope", "none"])),
+        position=position,
         norm=draw(st.sampled_from(["layernorm", "rmsnorm", "none"])),
         norm_placement="pre" if pre else "post",
         mlp=draw(st.sampled_from(["gelu", "gelu-tanh", "relu", "swiglu"])),

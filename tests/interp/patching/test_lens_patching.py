@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interp import models, patching
 from interp.behaviours import Behaviour
+from interp.errors import ModelError
 from interp.patching import Effects
 from tests.worlds.behaviours import said_by
 from train.model import GPT, GPTConfig, init_gpt
@@ -32,7 +33,11 @@ LLAMA = replace(
     GPT2, n_key_value_heads=1, d_mlp=24, position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
     tie=False, norm_eps=1e-6,
 )  # fmt: skip
-LAYOUTS = {"gpt2": GPT2, "llama": LLAMA}
+PYTHIA = replace(
+    GPT2, position="rope", rotary_channels=4, mlp="gelu", tie=False, parallel_residual=True
+)
+QWEN3 = replace(LLAMA, qk_norm=True)
+LAYOUTS = {"gpt2": GPT2, "llama": LLAMA, "pythia": PYTHIA, "qwen3": QWEN3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +93,11 @@ Sweep = Callable[..., Effects]
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid"])
 def test_the_residual_stream_by_position(twins, site):
+    if site == "resid_mid" and twins.ours.cfg.parallel_residual:
+        assert not [name for name in twins.lens.hook_dict if name.endswith(site)]
+        with pytest.raises(ModelError, match="parallel residual"):
+            patching.residual(twins.ours, twins.behaviour, site=site)
+        return
     same(patching.residual(twins.ours, twins.behaviour, site=site), twins.by_lens(site))
 
 

@@ -23,6 +23,10 @@ LLAMA = replace(
     GPT2, n_key_value_heads=2, d_mlp=40, position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
     tie=False, norm_eps=1e-6, rope_theta=500.0,
 )  # fmt: skip
+PYTHIA = replace(
+    GPT2, d_model=32, d_head=8, d_mlp=128, position="rope", rotary_channels=2, mlp="gelu",
+    tie=False, parallel_residual=True,
+)  # fmt: skip
 CROSSING = {
     "gpt2": GPT2,
     "gpt2, exact gelu": replace(GPT2, mlp="gelu"),
@@ -34,6 +38,16 @@ CROSSING = {
     "llama, one key, biases, other head width": replace(
         LLAMA, n_key_value_heads=1, bias=True, d_head=8
     ),
+    "llama, scaled rope": replace(
+        LLAMA, rope_scaling="llama3", rope_factor=4.0, rope_original_ctx=9, rope_theta=100.0
+    ),
+    "pythia": PYTHIA,
+    "gpt_neox, serial, tied, whole heads rotated": replace(
+        PYTHIA, parallel_residual=False, tie=True, rotary_channels=0, mlp="gelu-tanh", d_mlp=40
+    ),
+    "mistral": replace(LLAMA, window=4),
+    "qwen2": replace(LLAMA, qkv_bias=True),
+    "qwen3": replace(LLAMA, qk_norm=True, d_head=8, tie=True),
 }
 
 
@@ -94,14 +108,17 @@ def test_a_folder_written_by_transformers_is_read(kind, tokens, tmp_path):
 
 @torch.no_grad()
 def test_transformers_reads_the_folder_we_write(model, tokens, words, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     out = convert.export_huggingface(model, words, tmp_path / "out")
     both: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     theirs, loading = both
     assert not any(loading.values())
     close(theirs.eval()(tokens).logits, model(tokens))
-    assert AutoTokenizer.from_pretrained(out)("w03 w07").input_ids == [4, 8]
+    # transformers 5.23 takes every tokenizer of a qwen2 folder for Qwen's own.
+    qwen2 = theirs.config.model_type == "qwen2"
+    tokenizers = PreTrainedTokenizerFast if qwen2 else AutoTokenizer
+    assert tokenizers.from_pretrained(out)("w03 w07").input_ids == [4, 8]
 
 
 def test_out_and_in_again_keeps_every_bit(model, words, tmp_path):
@@ -153,9 +170,9 @@ def folder(tmp_path: Path, cfg: GPTConfig, **changed) -> Path:
     [
         (GPT2, {"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu'"),
         (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True"),
-        (GPT2, {"model_type": "gpt_neo"}, "is a 'gpt_neo' model, which .*; gpt2 and llama are"),
+        (GPT2, {"model_type": "gpt_neo"}, "is a 'gpt_neo' model, which .*; gpt2, llama, gpt_neox"),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
+        (LLAMA, {"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
     ],
 )  # fmt: skip
 def test_an_architecture_we_do_not_compute_is_refused(cfg, changed, said, tmp_path):
@@ -322,7 +339,10 @@ def test_the_base_model_without_its_head_is_read(tokens, tmp_path):
     [
         {"norm_placement": "post"},
         {"position": "sinusoidal"},
-        {"position": "rope"},
+        {"position": "rope", "n_key_value_heads": 2},
+        {"position": "rope", "window": 4},
+        {"parallel_residual": True},
+        {"window": 4},
         {"norm": "rmsnorm"},
         {"n_key_value_heads": 2},
         {"d_head": 8},
@@ -487,11 +507,18 @@ def test_a_pickle_that_is_no_nanogpt_checkpoint_is_refused(tmp_path):
 # (one of q, k, v alone; one MLP branch alone), and values that are no activations of the stream.
 NOT_SHARED = ("attn.q.hook_in", "attn.k.hook_in", "attn.v.hook_in", "gate.hook_in", "hook_cos")
 NOT_SHARED += ("hook_sin", "rotary_emb.hook_in", "embed.hook_in")
+# The same as `q_norm.hook_out` and `k_norm.hook_out`.
+NOT_SHARED += ("hook_q_normed", "hook_k_normed")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cfg", [GPT2, LLAMA], ids=["gpt2", "llama"])
-def test_every_activation_transformer_lens_names_is_ours(cfg, tokens):
+@pytest.mark.parametrize(
+    ("cfg", "n_shared"),
+    [(GPT2, 85), (LLAMA, 87), (PYTHIA, 81), (CROSSING["mistral"], 87), (CROSSING["qwen2"], 87),
+     (CROSSING["qwen3"], 103)],
+    ids=["gpt2", "llama", "pythia", "mistral", "qwen2", "qwen3"],
+)  # fmt: skip
+def test_every_activation_transformer_lens_names_is_ours(cfg, n_shared, tokens):
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     model = shaken(cfg)
@@ -505,14 +532,22 @@ def test_every_activation_transformer_lens_names_is_ours(cfg, tokens):
     close(ours_out, theirs_out)
     shared = [name for name in theirs.keys() if name in ours]  # noqa: SIM118
     for name in shared:
-        assert ours[name].shape == theirs[name].shape, name
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-5, msg=name)
+        # Its normalised queries and keys are [batch head pos d_head], unlike its other ones.
+        normed = ".q_norm." in name or ".k_norm." in name
+        value = theirs[name].transpose(1, 2) if normed else theirs[name]
+        assert ours[name].shape == value.shape, name
+        torch.testing.assert_close(ours[name], value, rtol=1e-6, atol=1e-5, msg=name)
     left = {name for name in theirs.keys() if name not in ours}  # noqa: SIM118
     if cfg.gated_mlp:
         left -= {f"blocks.{layer}.mlp.in.hook_in" for layer in range(2)}
     assert [name for name in left if not name.endswith(NOT_SHARED)] == []
-    assert {name for name in ours if name not in theirs.keys()} == set()  # noqa: SIM118
-    assert len(shared) == (87 if cfg.gated_mlp else 85)
+    # TransformerLens shows no rotated queries and keys of this class.
+    more = {name for name in ours if name not in theirs.keys()}  # noqa: SIM118
+    if cfg.parallel_residual:
+        more -= {f"blocks.{layer}.attn.hook_rot_{part}" for layer in range(2) for part in "qk"}
+    assert more == set()
+    assert ("blocks.0.hook_resid_mid" in theirs) is not cfg.parallel_residual
+    assert len(shared) == n_shared
 
 
 def test_transformer_lens_sweeps_run_on_our_model_and_on_its_own_alike(tokens):

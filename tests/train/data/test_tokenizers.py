@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
+from tokenizers import Tokenizer as Engine
 
 from train.data import tokenizers as tokenization
 from train.errors import DamagedError, TokenizerError
@@ -266,6 +268,46 @@ def test_a_word_that_is_a_token_stays_whole_where_the_file_says_so(tmp_path: Pat
         )
     assert len(found[0]) > 1
     assert found[1] == [300]
+
+
+def neox(**changes: object) -> dict:
+    """A file of the form of GPT-NeoX's: normal form C, and tokens for runs of spaces."""
+    content = json.loads(BPE.json)
+    first, flags = (
+        len(content["model"]["vocab"]),
+        dict.fromkeys(("single_word", "lstrip", "rstrip"), False),
+    )
+    spaces = [
+        {"id": first + n, "content": " " * (8 - n), "special": False, "normalized": True, **flags}
+        for n in range(6)
+    ]
+    content |= {"normalizer": {"type": "NFC"}, "added_tokens": content["added_tokens"] + spaces}
+    return content | changes
+
+
+def test_the_tokenizer_of_gpt_neox_encodes_as_its_file_says(tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(neox()))
+    found = tokenization.load_tokenizer(tmp_path)
+    content = neox()
+    content["added_tokens"] = content["added_tokens"][1:]  # a text holds no separator
+    engine = Engine.from_str(json.dumps(content))
+    for text in [*TEXTS, *HARD, "a" + 11 * " " + "b", "        " * 3]:
+        assert found.encode(text).tolist() == engine.encode(text).ids, text
+        assert found.decode(found.encode(text)) == unicodedata.normalize("NFC", text)
+    assert found.vocab_size == BPE.vocab_size + 6
+    assert found.tokens([BPE.vocab_size + 5]) == ["   "]
+    found.save(tmp_path / "again.json")
+    assert tokenization.load_tokenizer(tmp_path / "again.json") == found
+
+
+def test_added_tokens_with_gaps_and_other_normal_forms_are_refused(tmp_path: Path):
+    for content, said in (
+        (neox(added_tokens=neox()["added_tokens"][:-2] + neox()["added_tokens"][-1:]), "gaps"),
+        (neox(normalizer={"type": "NFKC"}), "known are byte-level"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(TokenizerError, match=said):
+            tokenization.load_tokenizer(tmp_path)
 
 
 def test_threads_change_nothing():

@@ -13,11 +13,11 @@ from einops import rearrange
 from torch.nn import functional
 
 from tests.worlds.models import shaken
-from train.errors import RecipeError
-from train.model import GPT, PRESETS, GPTConfig, init_gpt, preset, rotate
+from train.errors import HookError, RecipeError
+from train.model import GPT, PRESETS, GPTConfig, init_gpt, preset, rotate, use_kernels
 from train.model.attention import Attention
 from train.model.exclusive_attention import OwnValueRemoval
-from train.model.positional import Rotary
+from train.model.positional import Llama3Scaling, Rotary
 from train.recipes import PLANTED
 
 
@@ -75,6 +75,9 @@ def test_no_logit_depends_on_later_tokens_or_on_other_rows(name):
         {"exclusive": "full"},
         {"unet": True, "value_residual": True},
         {"loop_first": 1, "loop_layers": 1, "loop_passes": 3, "embed_mix": True},
+        {"parallel_residual": True, "rotary_channels": 4},
+        {"window": 4},
+        {"window": 4, "sinks": "learned", "n_sinks": 2},
     ],
 )
 def test_each_part_alone_is_causal(changes):
@@ -117,6 +120,93 @@ def test_the_defect_of_mixed_pairings_is_no_rotation():
     along = (turned_q @ turned_k.T).diagonal(-5)
     assert (along - along[0]).abs().max() > 0.1
     assert (turned_q.norm(dim=1) - q.norm()).abs().max() > 0.01
+
+
+def test_the_first_channels_are_rotated_and_the_others_stay():
+    x = torch.randn(2, 6, 3, 8, generator=torch.Generator().manual_seed(0))
+    cos, sin = Rotary(6, 4, theta=100.0)(6)
+    turned = rotate(x, cos, sin)
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    assert torch.equal(turned[..., :4], rotate(x[..., :4], cos, sin))
+    assert (turned[:, 1:, :, :4] - x[:, 1:, :, :4]).abs().amax(dim=(0, 2)).min() > 0.01
+    # The defect: angles of the whole head's width for the few channels that turn.
+    wrong = rotate(x[..., :4], *(one[..., :4] for one in Rotary(6, 8, theta=100.0)(6)))
+    assert not torch.allclose(turned[..., :4], wrong)
+
+
+@pytest.mark.parametrize(("factor", "low", "high", "n_ctx"), [(8.0, 1.0, 4.0, 8192),
+                                                              (32.0, 0.5, 3.0, 256)])  # fmt: skip
+def test_llama_3_scales_the_frequencies_as_transformers_does(factor, low, high, n_ctx):
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    from transformers import LlamaConfig
+
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor,
+            "low_freq_factor": low, "high_freq_factor": high,
+            "original_max_position_embeddings": n_ctx}  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=128, num_attention_heads=2, rope_parameters=rope, max_position_embeddings=131072
+    )
+    theirs, attention = rope_utils._compute_llama3_parameters(config)
+    assert attention == 1.0
+    plain = 1.0 / 500_000.0 ** (torch.arange(0, 64, 2, dtype=torch.float32) / 64)
+    ours = Llama3Scaling(factor, low, high, n_ctx).scaled(plain)
+    assert torch.equal(ours, theirs)
+    kinds = [bool((ours == plain).any()), bool((ours == plain / factor).any())]
+    assert kinds == [True, True]
+    assert ((ours != plain) & (ours != plain / factor)).any()
+
+
+# Windows
+
+
+def test_a_query_attends_to_the_positions_of_its_window_only():
+    model = shaken(replace(PLAIN, window=3), 0.3)
+    _, cache = model.run_with_cache(some_tokens(), names_filter="blocks.0.attn.hook_pattern")
+    seen = (cache["blocks.0.attn.hook_pattern"] > 0).all(dim=(0, 1))
+    square = torch.ones(13, 13, dtype=torch.bool)
+    assert torch.equal(seen, square.tril() & square.triu(-2))
+
+
+@pytest.mark.parametrize("changes", [{}, {"sinks": "learned", "n_sinks": 2}])
+def test_the_fused_kernel_and_the_written_out_form_agree_on_windows(changes):
+    model, tokens = shaken(replace(PLAIN, window=4, **changes), 0.3), some_tokens()
+    written_out = GPT(replace(model.cfg, attention="explicit"))
+    written_out.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(tokens), written_out(tokens), rtol=0, atol=2e-5)
+    with use_kernels(2):  # those of training, which know no window
+        assert torch.equal(model(tokens), GPT.forward(model, tokens))
+        torch.testing.assert_close(model(tokens), written_out(tokens), rtol=0, atol=2e-5)
+
+
+# Parallel residual
+
+
+def test_a_parallel_layer_adds_attention_and_mlp_of_the_same_stream():
+    model = shaken(replace(PLAIN, parallel_residual=True), 0.3)
+    _, cache = model.run_with_cache(some_tokens())
+    for number, block in enumerate(model.blocks):
+        x = cache["resid_pre", number]
+        attended, added = block.attn(block.ln1(x), model.rotation(13)), block.mlp(block.ln2(x))
+        torch.testing.assert_close(cache["attn_out", number], attended)
+        torch.testing.assert_close(cache["mlp_out", number], added)
+        torch.testing.assert_close(cache["resid_post", number], x + attended + added)
+    serial = without(model, PLAIN)
+    assert not torch.allclose(model(some_tokens()), serial(some_tokens()))
+
+
+def test_there_is_no_stream_between_parallel_attention_and_mlp_and_the_error_says_why():
+    model = shaken(replace(PLAIN, parallel_residual=True), 0.3)
+    assert not [name for name in model.hook_dict if name.endswith("hook_resid_mid")]
+    hook = ("blocks.1.hook_resid_mid", lambda value, point: None)
+    for ask in (
+        lambda: model.run_with_hooks(some_tokens(), fwd_hooks=[hook]),
+        lambda: model.run_with_cache(some_tokens(), names_filter=[hook[0]]),
+        lambda: model.run_with_cache(some_tokens())[1]["resid_mid", 1],
+    ):
+        with pytest.raises(HookError, match=r"resid_mid'.*parallel residual.*hook_resid_pre"):
+            ask()
+    with pytest.raises(HookError, match=r"did you mean 'blocks\.1\.hook_resid_mid'"):
+        shaken(PLAIN).run_with_cache(some_tokens(), names_filter=["blocks.1.hook_resid_mib"])
 
 
 # Attention sinks
@@ -234,6 +324,14 @@ def test_a_part_at_its_neutral_value_is_the_plain_model(changes, hook, value):
     plain = without(model, PLAIN)(some_tokens())
     assert torch.equal(setting(model, hook, value), plain)
     assert not torch.equal(model(some_tokens()), plain)
+
+
+@pytest.mark.parametrize("changes", [{"window": 13}, {"rotary_channels": 8}, {"qkv_bias": True}])
+def test_a_setting_that_changes_nothing_is_the_plain_model(changes):
+    plain = shaken(PLAIN, 0.3)
+    model = GPT(replace(PLAIN, **changes))
+    model.load_state_dict(plain.state_dict(), strict="qkv_bias" not in changes)
+    assert torch.equal(model(some_tokens()), plain(some_tokens()))
 
 
 def test_a_u_net_with_scale_zero_is_the_plain_model():
@@ -404,7 +502,8 @@ def test_the_counted_parameters_are_those_of_the_model(name):
 @pytest.mark.parametrize("bias", [True, False])
 def test_norms_without_gain_are_counted_too(norm, bias, gain):
     cfg = replace(PLAIN, norm=norm, bias=bias, norm_gain=gain, embed_norm=True, qk_norm=True)
-    assert sum(one.numel() for one in init_gpt(cfg, 0).parameters()) == cfg.n_params
+    for each in (cfg, replace(cfg, qkv_bias=True)):
+        assert sum(one.numel() for one in init_gpt(each, 0).parameters()) == each.n_params
 
 
 @pytest.mark.parametrize("changes", [{"aft_passes": 0}, {"retention_chunk": N_CTX}])
@@ -421,6 +520,12 @@ def test_retention_whose_generated_weights_are_never_used_is_refused(changes):
         ("strawberry", 1_818_624),  # "1.8M"
         ("slowrun", 1_398_119_903),  # "1.4B"
         ("modern", 252_864_512),  # "253M"
+        # Of the safetensors files on the hub.
+        ("pythia", 162_322_944),
+        ("llama3", 1_235_814_400),
+        ("mistral", 7_241_732_096),
+        ("qwen2", 494_032_768),
+        ("qwen3", 596_049_920),
     ],
 )
 def test_the_full_sizes_are_those_of_the_descriptions(name, n_params):
@@ -447,6 +552,19 @@ def test_the_full_sizes_are_those_of_the_descriptions(name, n_params):
         {"norm_eps": float("nan")},
         {"rope_theta": 0.0},
         {"exclusive": "full", "causal": False},
+        {"parallel_residual": True, "norm_placement": "post"},
+        {"window": -1},
+        {"window": 4, "causal": False},
+        {"rotary_channels": 3},
+        {"rotary_channels": 10},
+        {"rotary_channels": -2},
+        {"rotary_channels": 2, "position": "learned"},
+        {"rope_scaling": "yarn"},
+        {"rope_scaling": "llama3", "position": "none"},
+        {"rope_factor": 4.0},
+        {"rope_scaling": "llama3", "rope_factor": 0.0},
+        {"rope_scaling": "llama3", "rope_high_freq_factor": 1.0},
+        {"rope_scaling": "llama3", "rope_original_ctx": 0},
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(changes):

@@ -76,6 +76,29 @@ def test_heads_are_detected_and_what_does_not_hold_is_said(trained, openbook, na
     assert ("no scores of copying and name moving: what a head writes" in detected.out) != fixed
 
 
+# What published families have more than the small presets.
+PARTS = {
+    "pythia": {"n_key_value_heads": 4, "rotary_channels": 4},
+    "mistral": {
+        "n_key_value_heads": 2, "window": 3, "qkv_bias": True, "rope_scaling": "llama3",
+        "rope_original_ctx": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_parts_of_published_families_train_stop_and_verify(
+    tiny_store, tiny_recipe, one_thread_numerics, tmp_path, name
+):
+    sizes = {"n_layers": 2, "n_heads": 4, "d_model": 32, "d_head": 8, "d_mlp": 48}
+    sizes |= {"n_ctx": tiny_recipe.model.n_ctx}
+    recipe = replace(tiny_recipe, model=replace(preset(name), **{**sizes, **PARTS[name]}))
+    run = trainer.train(recipe, tiny_store, out=tmp_path / name, numerics=one_thread_numerics)
+    assert run.ledger[-1].loss < run.ledger[0].loss
+    assert trainer.verify(run, spans=1).level == "bit-exact"
+    check_resumed(run, tmp_path / "run", recipe.steps * 2 // 3 - 1)
+
+
 def test_a_recipe_whose_model_reads_ahead_says_why_it_is_refused(tiny_recipe):
     cfg = replace(preset("strawberry-nano"), attention="retention-published")
     with pytest.raises(RecipeError, match=r"retention-published: a position that depends on later"):
