@@ -289,8 +289,8 @@ def _check_sizes(path: Path, manifest: storage.JsonObject) -> None:
     """Raise unless the files have the sizes that the listed blocks and documents need."""
     stops = [0]
     for block in manifest["blocks"]:
-        name, *ends = block or [None]
-        if not isinstance(name, str) or len(ends) != 2 or not stops[-1] == ends[0] < ends[1]:
+        kinds = [type(one) for one in block]
+        if kinds != [str, int, int] or not stops[-1] == block[1] < block[2]:
             raise DamagedError(f"{path / MANIFEST}: {block!r:.60} is no block of columns")
         stops.append(block[2])
     n = manifest["documents"]

@@ -32,7 +32,6 @@ class HookedConfig(GPTConfig):
     default_prepend_bos = True
     tokenizer_prepends_bos = False
     attn_only = False
-    parallel_attn_mlp = False
     final_rms = False
     use_attn_scale = True
     n_devices = 1

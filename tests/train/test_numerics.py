@@ -63,7 +63,7 @@ def products(monkeypatch):
         monkeypatch.setattr(numerics.time, "process_time", lambda: clock[0])
         return counted
 
-    slow_as.clock = clock
+    slow_as.clock = clock  # pyright: ignore[reportFunctionMemberAccess]
     return slow_as
 
 

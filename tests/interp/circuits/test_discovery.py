@@ -255,11 +255,11 @@ def test_a_circuit_of_the_contrast_is_not_one_of_the_behaviour():
     assert mean.top1.value == 0.5
     assert resample.top1.value == 0
     whole = graph.holding([*graph.edges])
-    for test in circuits.check(model, behaviour, whole):
-        assert test.top1.value == 1
+    tests = circuits.check(model, behaviour, whole)
+    assert [test.top1.value for test in tests] == [1, 1, 1]
     # Every clean prompt holds the token 8, so that nothing but the names differs between them.
-    assert test.faithfulness is None
-    assert "refused: full and empty circuit score alike" in str(test)
+    assert tests[2].faithfulness is None
+    assert "refused: full and empty circuit score alike" in str(tests[2])
 
 
 def test_random_circuits_do_as_well_where_any_path_from_the_input_does():
