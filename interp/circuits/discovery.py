@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
-from interp.circuits import controls, edge_ablation, edge_attribution_patching, faithfulness
+from interp.circuits import controls, edge_attribution_patching, faithfulness
 from interp.circuits.edge_ablation import MEMORY
 from interp.circuits.edge_selection import select
 from interp.circuits.faithfulness import Judge, Measured
@@ -179,9 +179,7 @@ def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour,
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(n_prompts)
     judges = torch.from_numpy(np.isin(prompts, order[:n_judges]))
     rows = torch.arange(behaviour.n_prompts)
-    return edge_ablation.part_of(behaviour, rows[~judges]), edge_ablation.part_of(
-        behaviour, rows[judges]
-    )
+    return behaviour.of(rows[~judges]), behaviour.of(rows[judges])
 
 
 def _chosen(

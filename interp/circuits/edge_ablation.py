@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,17 +27,11 @@ from train.model import GPT, Block, rotate
 from train.progress import Progress
 
 
-__all__ = ["MEMORY", "part_of", "read_heads"]
+__all__ = ["MEMORY", "read_heads"]
 __all__ += ["score", "scores", "with_bias", "written"]
 
 MEMORY = 2 << 30  # bytes above the weights
 CACHED = 16 << 20  # bytes of a portion on a CPU, so that it stays in the caches
-
-
-def part_of(behaviour: Behaviour, rows: Int[Tensor, " row"]) -> Behaviour:
-    """Return the behaviour restricted to some of its prompts."""
-    names = ("clean", "corrupt", "answer", "foil")
-    return replace(behaviour, **{name: getattr(behaviour, name)[rows] for name in names})
 
 
 @torch.inference_mode()
@@ -66,8 +60,8 @@ def scores(
     found = torch.empty(len(kept), behaviour.n_prompts)
     done, total = 0, found.numel()
     for rows in torch.arange(behaviour.n_prompts).split(n_prompts):
-        clean_and_corrupt = written(model, part_of(behaviour, rows))
-        measure = metrics.made_for(metric, part_of(behaviour, rows))
+        clean_and_corrupt = written(model, behaviour.of(rows))
+        measure = metrics.made_for(metric, behaviour.of(rows))
         for circuits in torch.arange(len(kept)).split(n_circuits * n_prompts // len(rows)):
             if progress:
                 progress("cutting edges", done, total)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkabl
 import typer
 
 from interp.plots import drawable
-from train.cli.options import StorePath
+from train.cli.options import StorePath, choice
 from train.cli.output import Output
 
 
@@ -23,8 +23,8 @@ Named = Annotated[
     str,
     typer.Argument(
         metavar="BEHAVIOUR",
-        help="Name of a behaviour (`openbook behaviours RUN` lists them), a .toml file of prompt "
-        "templates, or a saved .json file.",
+        help="Name of a behaviour (`openbook behaviours RUN` lists them), a file of your own "
+        "(.toml, .csv, .tsv or .jsonl), or a saved .json file.",
     ),
 ]
 
@@ -62,18 +62,15 @@ Memory = Annotated[
 MEMORY = 2048
 
 
-MetricName = Annotated[
-    Literal["logit-difference", "log-probability", "probability"],
-    typer.Option("--metric", help="Metric in which the behaviour is scored."),
-]
+METRICS = ("logit-difference", "log-probability", "probability", "probability-difference")
+
+
+MetricName = Annotated[str, choice(*METRICS, help="Metric in which the behaviour is scored.")]
 
 
 MetricNames = Annotated[
     list[str] | None,
-    typer.Option(
-        "--metric",
-        help="Metric: logit-difference, log-probability or probability; may be repeated.",
-    ),
+    choice(*METRICS, help="Metric in which the behaviour is scored; may be repeated."),
 ]
 
 

@@ -269,9 +269,13 @@ def readout(
         True
     """
     norm = model.ln_final
-    answer, foil = (one.to(device_of(model)) for one in (behaviour.answer, behaviour.foil))
     # Only the needed rows are converted: all of W_U in fp64 takes 309 MB for GPT-2.
-    apart = model.W_U.T[answer].double() - model.W_U.T[foil].double()
+    if behaviour.has_several:
+        columns, contrast = (one.to(device_of(model)) for one in behaviour.contrast())
+        apart = contrast.double() @ model.W_U.T[columns].double()
+    else:
+        answer, foil = (one.to(device_of(model)) for one in (behaviour.answer, behaviour.foil))
+        apart = model.W_U.T[answer].double() - model.W_U.T[foil].double()
     bias = None if norm.bias is None else apart @ norm.bias.double()
     resid = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"][:, -1]
     if norm.kind == "none":

@@ -338,16 +338,18 @@ def _measured(
     size = max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)
     pieces = []
     for some, last, of in zip(*(one.split(size) for one in (stream, final, row_of)), strict=True):
-        answer, foil = (one[of].to(some.device) for one in (behaviour.answer, behaviour.foil))
+        part = behaviour.of(of)
+        columns, weights = (one.to(some.device) for one in part.weights()[:2])
+        asked = weights.double().log()  # -inf where a token is no answer of the prompt
         logits = unembed(model, translate(depth, some) if translate else some).double()
         log_q, log_p = logits.log_softmax(-1), unembed(model, last).double().log_softmax(-1)
-        own = logits.gather(1, answer[:, None])
+        own = logits[:, columns].masked_fill(weights == 0, float("-inf")).amax(-1, keepdim=True)
         rank = (logits > own).sum(-1).double()
         pieces.append(
             torch.stack(
                 [
-                    own[:, 0] - logits.gather(1, foil[:, None])[:, 0],
-                    log_q.gather(1, answer[:, None])[:, 0],
+                    part.score(logits[:, None]),
+                    (log_q[:, columns] + asked).logsumexp(-1),
                     rank,
                     (rank == 0).double(),
                     (log_p.exp() * (log_p - log_q)).sum(-1),

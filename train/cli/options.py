@@ -138,10 +138,12 @@ def _is_option(parameter: Parameter) -> bool:
 def choice(*words: str, help: str) -> OptionInfo:
     """Return an option that takes one of some words; the word `mlps:N` stands for mlps:2 and so on.
 
-    A number that only one of the choices reads is thus part of that choice.
+    A number that only one of the choices reads is thus part of that choice. An underscore does for
+    a hyphen.
     """
 
     def parse(text: str) -> str:
+        text = text if text in words else text.replace("_", "-")
         if text.endswith(":N") or re.sub(r":[1-9][0-9]*$", ":N", text) not in words:
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, words))}.")
         return text
