@@ -23,9 +23,11 @@ from torch import Tensor
 
 from interp.errors import ModelError
 from train.errors import nearest
+from train.model import GPT
 
 
 __all__ = ["SITES", "Component", "HookedModel", "device_of", "heads_at", "layers_around", "parse"]
+__all__ += ["read_weights", "refuse_dead_site"]
 
 # The hook point of each site. A head is one slice of `hook_z`, before the output projection.
 SITES = {
@@ -195,6 +197,41 @@ def layers_around(layer: int, window: int, n_layers: int) -> range:
     """
     first = layer - window // 2
     return range(max(0, first), min(n_layers, first + window))
+
+
+def read_weights(model: object, what: str) -> GPT:
+    """Return a model whose weights and parts an analysis reads by name, or refuse it.
+
+    Raises:
+        ModelError: It is a model of another library, such as a bridge of TransformerLens.
+
+    Examples:
+        >>> components.read_weights(model, "the logit lens") is model
+        True
+    """
+    if not isinstance(model, GPT):
+        raise ModelError(
+            f"{what} reads the weights of a model from interp.models.load, and this is a "
+            f"{type(model).__name__}; it can be patched, ablated, traced, probed and steered, by "
+            "whole forward passes"
+        )
+    return model
+
+
+def refuse_dead_site(model: object, place: Component) -> None:
+    """Raise a ModelError if a value that is put at a site would not reach what the site feeds.
+
+    In a `TransformerBridge` (TransformerLens 4.3) `hook_resid_mid` is the input of the norm before
+    the MLP. A value put there reaches the MLP, but not the residual stream beside it.
+
+    Examples:
+        >>> components.refuse_dead_site(model, components.parse("L1.resid_mid"))
+    """
+    if place.site == "resid_mid" and type(model).__name__ == "TransformerBridge":
+        raise ModelError(
+            f"{place} cannot be replaced in a TransformerBridge: a value put at {place.hook} "
+            "reaches the MLP only, not the stream beside it; take resid_pre or resid_post"
+        )
 
 
 def device_of(model: object) -> torch.device:

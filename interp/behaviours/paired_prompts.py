@@ -84,10 +84,10 @@ def from_strings(
     Examples:
         >>> own = behaviours.from_strings(
         ...     model,
-        ...     clean=["the capital of runethi is", "the capital of zemora is"],
-        ...     corrupt=["the capital of zemora is", "the capital of runethi is"],
-        ...     answers=["koreskul", "bakenul"],
-        ...     foils=["bakenul", "koreskul"],
+        ...     clean=["the capital of runethi is", "the capital of polothi is"],
+        ...     corrupt=["the capital of polothi is", "the capital of runethi is"],
+        ...     answers=["koreskul", "munoskin"],
+        ...     foils=["munoskin", "koreskul"],
         ... )
         >>> own, own.subject
         (Behaviour('own', 2 prompts of 6 tokens), (4, 5))
@@ -120,8 +120,8 @@ def from_table(
         ModelError: The source has no tokenizer.
 
     Examples:
-        >>> row = {"clean": "the capital of runethi is", "corrupt": "the capital of zemora is"}
-        >>> behaviours.from_table(model, [row | {"answer": "koreskul", "foil": ["bakenul", "a"]}])
+        >>> row = {"clean": "the capital of runethi is", "corrupt": "the capital of polothi is"}
+        >>> behaviours.from_table(model, [row | {"answer": "koreskul", "foil": ["munoskin", "a"]}])
         Behaviour('own', 1 prompt of 6 tokens)
     """
     rows = _rows_of(table, f"behaviour {name!r}")

@@ -22,6 +22,7 @@ from interp.circuits.edge_selection import select
 from interp.circuits.faithfulness import Judge, Measured
 from interp.circuits.graph import Graph, graph_of
 from interp.circuits.result import Checks, Circuit
+from interp.components import HookedModel, read_weights
 from interp.errors import CircuitError
 from interp.metrics import MetricOf
 from interp.results import provenance
@@ -39,7 +40,7 @@ STRONGEST = 30  # edges whose worth is measured exactly
 
 
 def find(
-    model: GPT,
+    model: HookedModel,
     behaviour: Behaviour,
     *,
     method: str = "eap-ig",
@@ -91,6 +92,7 @@ def find(
         >>> "a0.h1" in circuit.nodes, circuit.faithfulness.value > 0.5
         (True, True)
     """
+    model = read_weights(model, "a circuit")
     graph = graph_of(model)
     behaviours.check(model, behaviour)
     choosing, judging = _split(behaviour, held_out, seed)

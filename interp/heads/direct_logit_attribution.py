@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interp import behaviours, plots
 from interp.behaviours import Behaviour
-from interp.components import device_of
+from interp.components import HookedModel, device_of, read_weights
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.results import Provenance, Result, provenance
 from train import storage
@@ -151,7 +151,7 @@ class Contributions(Result):
 
 
 def decompose_logits(
-    model: GPT, behaviour: Behaviour, *, over: str = "parts", seed: int = 0
+    model: HookedModel, behaviour: Behaviour, *, over: str = "parts", seed: int = 0
 ) -> Contributions:
     """Split the logit difference on the clean prompts into the contributions of all components.
 
@@ -179,6 +179,7 @@ def decompose_logits(
     """
     if over not in OVER:
         raise BehaviourError(f"nothing is split over {over!r}{nearest(over, OVER)}")
+    model = read_weights(model, "direct logit attribution")
     if found := attachments(model):
         raise ModelError(f"{found[0]}, which the weights do not show; take the model without it")
     if model.cfg.no_residual_sum:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp import behaviours, plots
 from interp.behaviours import Behaviour
-from interp.components import device_of
+from interp.components import HookedModel, device_of, read_weights
 from interp.errors import BehaviourError, EffectsError
 from interp.results import Provenance, Result, provenance
 from train import storage
@@ -186,7 +186,7 @@ class Readings(Result):
 
 
 def logit(
-    model: GPT,
+    model: HookedModel,
     behaviour: Behaviour,
     *,
     positions: Sequence[int] | None = (-1,),
@@ -206,6 +206,7 @@ def logit(
         progress: Called with the number of depths done.
 
     Raises:
+        ModelError: The model is one of another library.
         CapabilityError: The model does not do the behaviour.
         BehaviourError: The prompts have no such position.
 
@@ -216,6 +217,7 @@ def logit(
         >>> sorted(readings.measures)
         ['kl', 'log_probability', 'logit_difference', 'rank', 'top1']
     """
+    model = read_weights(model, "the logit lens")
     behaviours.check(model, behaviour)
     untrained = init_gpt(model.cfg, seed).to(device_of(model)).eval()
     where = positions_of(behaviour, positions)

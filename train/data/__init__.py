@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Tokenizer,
         gpt2_tokenizer,
         load_tokenizer,
+        parse_tokenizer,
         train_bpe,
         train_words,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "open_corpus",
     "open_store",
     "pack",
+    "parse_tokenizer",
     "read_batch",
     "record_nanogpt_order",
     "train_bpe",
