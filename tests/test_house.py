@@ -89,6 +89,8 @@ REFUSALS = {
     "interp/cli/patch.py _positions": "a text that is no list of positions",
     "interp/cli/probe.py _numbers": "a text that is no list of numbers",
     "train/cli/options.py choice": "a word that is no choice",
+    "train/cli/output.py _refuse_another_kind": "a file that holds another kind of result",
+    "train/cli/options.py result_file": "a file that holds another kind of result",
     "train/cli/options.py readable": "a file that is missing",
     "train/cli/ranks.py _raise_failure": "a process that ended",
     "train/cli/ranks.py start_ranks": "more processes than were started by torchrun",
