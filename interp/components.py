@@ -9,6 +9,9 @@
     L3.resid_pre@4  the same at position 4 only        L1H0@3,5  at positions 3 and 5 together
     L1H0.pattern@5<2  attention weight from position 5 to position 2
 
+An MLP, an attention output or a residual stream may also be named by its hook point
+(`blocks.5.hook_mlp_out`), and a head or an MLP as in a circuit (`a1.h0`, `m5`).
+
 Saved results store only these names, and every command accepts them.
 """
 
@@ -151,6 +154,7 @@ def parse(name: str) -> Component:
         >>> place.layer, place.head, place.pos, place.hook
         (1, 0, 4, 'blocks.1.attn.hook_q')
     """
+    name = _translated(name)
     found = NAME.fullmatch(name)
     if not found:
         raise ModelError(
@@ -174,6 +178,23 @@ def parse(name: str) -> Component:
         neuron=neuron,
         key=key,
     )
+
+
+def _translated(name: str) -> str:
+    """Return our name of a component that is named as in a circuit or by its hook point.
+
+    Raises:
+        ModelError: The hook point holds all heads or all neurons, and the name is of none of them.
+    """
+    if found := re.fullmatch(r"a(\d+)\.h(\d+)|m(\d+)", name):
+        return f"L{found[3]}.mlp" if found[3] else f"L{found[1]}H{found[2]}"
+    if found := re.fullmatch(r"blocks\.(\d+)\.([\w.]+)", name):
+        site = next((site for site, hook in SITES.items() if hook == found[2]), "")
+        if site in (*OF_HEADS, "neuron"):
+            one = {"head": "H0", "neuron": "N0"}.get(site, f"H0.{site}")
+            raise ModelError(f"{name} holds all of a layer; name one, such as L{found[1]}{one}")
+        return f"L{found[1]}.{site}" if site else name
+    return name
 
 
 def heads_at(cfg: Any, site: str) -> int:

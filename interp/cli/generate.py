@@ -23,10 +23,7 @@ def generate_command(
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling.")] = 0,
 ) -> None:
-    """Continue a prompt with RUN and print the whole text, until the model ends it.
-
-    Example: openbook generate runs/planted --prompt "the capital of" --tokens 20
-    """
+    """Continue a prompt with RUN and print the whole text, until the model ends it."""
     model, _ = source.open()
     text = model.generate(prompt, tokens, temperature=temperature, seed=seed)
     result = {

@@ -190,7 +190,7 @@ def every_component(model: HookedModel) -> list[Component]:
 def ablate(
     model: HookedModel,
     behaviour: Behaviour,
-    sets: Sequence[Sequence[Component | str] | Component | str] | None = None,
+    sets: Sequence[Sequence[Component | str] | Component | str] | Component | None = None,
     *,
     standin: str = "mean",
     draws: int = 10,
@@ -231,6 +231,7 @@ def ablate(
     """
     paired_runs.one_of("stand-in", standin, STANDINS)
     given = every_component(model) if sets is None else sets
+    given = [given] if isinstance(given, Component | str) else given
     given = [[one] if isinstance(one, Component | str) else one for one in given]
     places = [[parse(one) if isinstance(one, str) else one for one in each] for each in given]
     if not places or draws < 1:

@@ -156,6 +156,13 @@ class RunOptions:
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
     store: StorePath = None
 
+    def __post_init__(self) -> None:
+        # Looked for before the command imports torch.
+        if not self.path.exists():
+            raise TrainError(
+                f"no run at {self.path}: no manifest.json there; `openbook train` makes one"
+            )
+
     def open(self) -> "Run":
         """Open the run."""
         from train import runs
