@@ -148,7 +148,7 @@ def effective_embedding(
         >>> tuple(before.shape), tuple(after.shape)
         ((3, 128), (3, 128))
     """
-    model = read_weights(model, "what a token is after the first block")
+    model = read_weights(model, "the effective embedding")
     found: dict[str, Tensor] = {}
 
     def silence(value: Tensor, hook: object) -> Tensor:
@@ -172,7 +172,7 @@ class _Enough(Exception):
 
 
 def _checked(model: HookedModel, words: Sequence[int]) -> tuple[GPT, Int[Tensor, " token"]]:
-    model = read_weights(model, "what a head writes")
+    model = read_weights(model, "a score of what a head writes")
     if found := attachments(model):
         raise ModelError(f"{found[0]}, which the weights do not show; take the model without it")
     cfg = model.cfg

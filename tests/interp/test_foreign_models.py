@@ -117,8 +117,8 @@ def test_activations_of_a_bridge_are_those_of_the_native_model(both, tmp_path):
 REFUSED: dict[str, Callable[[Any, Behaviour], Any]] = {
     "the logit lens": lambda model, one: lenses.logit(model, one),
     "direct logit attribution": lambda model, one: heads.decompose_logits(model, one),
-    "what a head writes": lambda model, one: heads.ov_copying(model, [1, 2, 3]),
-    "what a token is": lambda m, one: heads.effective_embedding(m, torch.tensor([1, 2])),
+    "a score of what a head writes": lambda model, one: heads.ov_copying(model, [1, 2, 3]),
+    "the effective embedding": lambda m, one: heads.effective_embedding(m, torch.tensor([1, 2])),
     "path patching": lambda model, one: patching.senders(model, one),
     "a trace with noise": lambda m, one: patching.causal_trace(m, one, damage="noised"),
     "a circuit": lambda model, one: circuits.find(model, one, n_edges=3),
