@@ -275,7 +275,7 @@ def query_scores(
     metric, values = question.metric, dict[str, Tensor]()
 
     def keeping(name: str) -> tuple[str, Callable[..., None]]:
-        return name, lambda value, point: values.__setitem__(name, value)
+        return name, lambda value, hook: values.__setitem__(name, value)
 
     tokens = question.tokens[prompt].to(device_of(model))
     logits = model.run_with_hooks(tokens, fwd_hooks=[keeping(name) for name in metric.hooks])

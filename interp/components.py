@@ -9,6 +9,9 @@
     L3.resid_pre@4  the same at position 4 only        L1H0@3,5  at positions 3 and 5 together
     L1H0.pattern@5<2  attention weight from position 5 to position 2
 
+An MLP, an attention output or a residual stream may also be named by its hook point
+(`blocks.5.hook_mlp_out`), and a head or an MLP as in a circuit (`a1.h0`, `m5`).
+
 Saved results store only these names, and every command accepts them.
 """
 
@@ -23,10 +26,11 @@ from torch import Tensor
 
 from interp.errors import ModelError
 from train.errors import nearest
+from train.model import GPT
 
 
 __all__ = ["SITES", "Component", "HookedModel", "device_of", "heads_at", "layers_around", "parse"]
-__all__ += ["parse_all"]
+__all__ += ["parse_all", "read_weights", "refuse_dead_site"]
 
 # The hook point of each site. A head is one slice of `hook_z`, before the output projection.
 SITES = {
@@ -161,6 +165,7 @@ def parse(name: str) -> Component:
         >>> place.layer, place.head, place.pos, place.hook
         (1, 0, 4, 'blocks.1.attn.hook_q')
     """
+    name = _translated(name)
     found = NAME.fullmatch(name)
     if not found:
         raise ModelError(
@@ -186,6 +191,23 @@ def parse(name: str) -> Component:
     )
 
 
+def _translated(name: str) -> str:
+    """Return our name of a component that is named as in a circuit or by its hook point.
+
+    Raises:
+        ModelError: The hook point holds all heads or all neurons, and the name is of none of them.
+    """
+    if found := re.fullmatch(r"a(\d+)\.h(\d+)|m(\d+)", name):
+        return f"L{found[3]}.mlp" if found[3] else f"L{found[1]}H{found[2]}"
+    if found := re.fullmatch(r"blocks\.(\d+)\.([\w.]+)", name):
+        site = next((site for site, hook in SITES.items() if hook == found[2]), "")
+        if site in (*OF_HEADS, "neuron"):
+            one = {"head": "H0", "neuron": "N0"}.get(site, f"H0.{site}")
+            raise ModelError(f"{name} holds all of a layer; name one, such as L{found[1]}{one}")
+        return f"L{found[1]}.{site}" if site else name
+    return name
+
+
 def heads_at(cfg: Any, site: str) -> int:
     """Return the number of heads at a site: key-value heads for k and v, which heads may share.
 
@@ -207,6 +229,41 @@ def layers_around(layer: int, window: int, n_layers: int) -> range:
     """
     first = layer - window // 2
     return range(max(0, first), min(n_layers, first + window))
+
+
+def read_weights(model: object, what: str) -> GPT:
+    """Return a model whose weights and parts an analysis reads by name, or refuse it.
+
+    Raises:
+        ModelError: It is a model of another library, such as a bridge of TransformerLens.
+
+    Examples:
+        >>> components.read_weights(model, "the logit lens") is model
+        True
+    """
+    if not isinstance(model, GPT):
+        raise ModelError(
+            f"{what} reads the weights of a model from interp.models.load, and this is a "
+            f"{type(model).__name__}; it can be patched, ablated, traced, probed and steered, by "
+            "whole forward passes"
+        )
+    return model
+
+
+def refuse_dead_site(model: object, place: Component) -> None:
+    """Raise a ModelError if a value that is put at a site would not reach what the site feeds.
+
+    In a `TransformerBridge` (TransformerLens 4.3) `hook_resid_mid` is the input of the norm before
+    the MLP. A value put there reaches the MLP, but not the residual stream beside it.
+
+    Examples:
+        >>> components.refuse_dead_site(model, components.parse("L1.resid_mid"))
+    """
+    if place.site == "resid_mid" and type(model).__name__ == "TransformerBridge":
+        raise ModelError(
+            f"{place} cannot be replaced in a TransformerBridge: a value put at {place.hook} "
+            "reaches the MLP only, not the stream beside it; take resid_pre or resid_post"
+        )
 
 
 def device_of(model: object) -> torch.device:

@@ -13,6 +13,8 @@ components (Zhang & Nanda 2023, https://arxiv.org/abs/2309.16042).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -30,11 +32,13 @@ __all__ = [
     "MetricLike",
     "MetricOf",
     "custom",
+    "from_logits",
     "log_probability",
     "logit_difference",
     "made_for",
     "named",
     "probability",
+    "probability_difference",
     "resolve",
     "top1",
 ]
@@ -119,18 +123,28 @@ class Metric:
 
 # A metric that can be made for any prompts: its name, or the function that makes it.
 MetricOf = str | Callable[[Behaviour], Metric]
-# Every way to give one metric. None stands for the logit difference.
-MetricLike = Metric | MetricOf | None
+# Every way to give one metric. None stands for the logit difference. A function of logits
+# [prompt pos vocab] gives one number per prompt.
+MetricLike = Metric | MetricOf | Callable[[Tensor], Tensor] | None
 
 
 def logit_difference(behaviour: Behaviour) -> Metric:
     """Return the metric "logit of the answer minus logit of the foil, at the last position".
+
+    Of several answers or foils it is the mean of their logits, with their weights.
 
     Examples:
         >>> metric = metrics.logit_difference(ioi)
         >>> tuple(metric.of_logits(model(ioi.clean)).shape), metric.unit
         ((64,), 'nats of log-odds')
     """
+    if behaviour.has_several:
+        columns, contrast = behaviour.contrast()
+
+        def mean(logits: Tensor, prompt: Tensor) -> Tensor:
+            return (logits[:, -1] * contrast.to(logits)[prompt]).sum(-1)
+
+        return Metric("logit difference", "nats of log-odds", mean, columns=columns)
     columns, place = torch.cat([behaviour.answer, behaviour.foil]).unique(return_inverse=True)
     answer, foil = place.split(behaviour.n_prompts)
 
@@ -144,13 +158,23 @@ def logit_difference(behaviour: Behaviour) -> Metric:
 def log_probability(behaviour: Behaviour) -> Metric:
     """Return the metric "log-probability of the answer at the last position".
 
-    It reads the whole vocabulary.
+    It reads the whole vocabulary. Of several answers it is the logarithm of their probabilities'
+    sum, each times its weight.
 
     Examples:
         >>> metric = metrics.log_probability(ioi)
         >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 2)
         -0.04
     """
+
+    if behaviour.has_several:
+        columns, weights, _ = behaviour.weights()
+
+        def of_sum(logits: Tensor, prompt: Tensor) -> Tensor:
+            log_p = logits[:, -1].float().log_softmax(dim=-1)[:, columns.to(logits.device)]
+            return (log_p + weights.to(log_p).log()[prompt]).logsumexp(dim=-1)
+
+        return Metric("log-probability", "nats", of_sum)
 
     def score(logits: Tensor, prompt: Tensor) -> Tensor:
         answer = behaviour.answer.to(logits.device)[prompt]
@@ -174,7 +198,7 @@ def probability(behaviour: Behaviour) -> Metric:
 
 
 def top1(behaviour: Behaviour) -> Metric:
-    """Return the metric "1 if the answer has the highest logit at the last position, else 0".
+    """Return the metric "1 if an answer has the highest logit at the last position, else 0".
 
     It reads the whole vocabulary, and has no gradient: gradient methods cannot use it.
 
@@ -183,23 +207,48 @@ def top1(behaviour: Behaviour) -> Metric:
         >>> metric.of_logits(model(ioi.clean)).mean().item() > 0.9
         True
     """
+    columns, answers, _ = behaviour.weights()
 
     def score(logits: Tensor, prompt: Tensor) -> Tensor:
-        answer = behaviour.answer.to(logits.device)[prompt]
-        return (logits[:, -1].argmax(dim=-1) == answer).float()
+        first = logits[:, -1].argmax(dim=-1)
+        right = (answers > 0).to(first.device)[prompt] & (
+            columns.to(first.device) == first[:, None]
+        )
+        return right.any(dim=1).float()
 
     return Metric("top-1", "share of prompts", score)
+
+
+def probability_difference(behaviour: Behaviour) -> Metric:
+    """Return the metric "probability of the answers minus that of the foils, at the last position".
+
+    Probabilities of several are summed, each times its weight, as Hanna et al. 2023 do for
+    greater-than (https://arxiv.org/abs/2305.00586). It reads the whole vocabulary.
+
+    Examples:
+        >>> metric = metrics.probability_difference(ioi)
+        >>> round(metric.of_logits(model(ioi.clean)).mean().item(), 2)
+        0.96
+    """
+    columns, answers, foils = behaviour.weights()
+
+    def score(logits: Tensor, prompt: Tensor) -> Tensor:
+        p = logits[:, -1].float().softmax(dim=-1)[:, columns.to(logits.device)]
+        return (p * (answers - foils).to(p)[prompt]).sum(-1)
+
+    return Metric("probability difference", "probability", score)
 
 
 METRICS: dict[str, Callable[[Behaviour], Metric]] = {
     "logit-difference": logit_difference,
     "log-probability": log_probability,
     "probability": probability,
+    "probability-difference": probability_difference,
 }
 
 
 def named(name: str, behaviour: Behaviour) -> Metric:
-    """Return the metric called `name`.
+    """Return the metric called `name`, such as "logit-difference"; underscores do for hyphens.
 
     Raises:
         BehaviourError: There is no metric of that name.
@@ -208,13 +257,17 @@ def named(name: str, behaviour: Behaviour) -> Metric:
         >>> metrics.named("log-probability", ioi).unit
         'nats'
     """
-    if name not in METRICS:
-        raise BehaviourError(f"no metric is called {name!r}{nearest(name, METRICS)}")
-    return METRICS[name](behaviour)
+    known = name.replace("_", "-")
+    if known not in METRICS:
+        raise BehaviourError(f"no metric is called {name!r}{nearest(known, METRICS)}")
+    return METRICS[known](behaviour)
 
 
 def resolve(metric: MetricLike, behaviour: Behaviour) -> Metric:
     """Return the metric that is given as an object, a name, a function or None.
+
+    A function that takes a `behaviour` (by that name, or annotated as `Behaviour`) makes a metric.
+    Any other is a function of the logits of all prompts, see `from_logits`.
 
     Raises:
         BehaviourError: There is no metric of that name.
@@ -222,29 +275,102 @@ def resolve(metric: MetricLike, behaviour: Behaviour) -> Metric:
     Examples:
         >>> metrics.resolve("probability", ioi).name, metrics.resolve(None, ioi).name
         ('probability', 'logit difference')
+        >>> def mine(logits):
+        ...     return logits[range(ioi.n_prompts), -1, ioi.answer]
+        >>> metrics.resolve(mine, ioi).name
+        'mine'
     """
     if metric is None:
         return logit_difference(behaviour)
     if isinstance(metric, str):
         return named(metric, behaviour)
-    return metric if isinstance(metric, Metric) else metric(behaviour)
+    if isinstance(metric, Metric):
+        return metric
+    if _makes_metric(metric):
+        return cast("Callable[[Behaviour], Metric]", metric)(behaviour)
+    return from_logits(cast("Callable[[Tensor], Tensor]", metric), behaviour)
+
+
+def _makes_metric(function: Callable[..., object]) -> bool:
+    """Return whether a function makes a metric of a behaviour; otherwise it reads logits."""
+    try:
+        parameters = [*signature(function).parameters.values()]
+    except (TypeError, ValueError):  # of C code there may be no signature
+        return False
+    kinds = [str(one.annotation) for one in parameters[:1]]
+    return bool(kinds) and (parameters[0].name == "behaviour" or "Behaviour" in kinds[0])
+
+
+def from_logits(function: Callable[[Tensor], Tensor], behaviour: Behaviour) -> Metric:
+    """Return the metric that a function of logits [prompt pos vocab] measures, one number a prompt.
+
+    The function gets the logits of all prompts, in their order and at every position, so that it
+    can look up an answer by the index of a prompt. A number must depend on the logits of its own
+    prompt only: the engine computes some prompts at a time, and fills the others with zeros.
+    `custom` reads fewer logits and is faster.
+
+    Raises:
+        BehaviourError: On use, the function does not return one number per prompt.
+
+    Examples:
+        >>> def answer_logit(logits):
+        ...     return logits[torch.arange(len(logits)), -1, ioi.answer]
+        >>> metric = metrics.from_logits(answer_logit, ioi)
+        >>> torch.equal(metric.of_logits(model(ioi.clean)), answer_logit(model(ioi.clean)))
+        True
+    """
+    n, name = behaviour.n_prompts, getattr(function, "__name__", type(function).__name__)
+    name = "a function of logits" if name == "<lambda>" else name
+
+    def score(logits: Tensor, prompt: Tensor) -> Tensor:
+        found = logits.new_empty(len(logits))
+        # The k-th appearances of prompts among the rows, together: each prompt at most once.
+        turns = _appearances(prompt)
+        for turn in turns.unique():
+            rows = (turns == turn).nonzero()[:, 0]
+            whole = logits.new_zeros((n, *logits.shape[1:])).index_put(
+                (prompt[rows],), logits[rows]
+            )
+            scores = function(whole)
+            if not isinstance(scores, Tensor) or scores.shape != (n,):
+                shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise BehaviourError(
+                    f"the metric {name!r} returned {shape}, and one number per prompt is needed, "
+                    f"[{n}]; leave out its last mean or sum"
+                )
+            found = found.index_put((rows,), scores[prompt[rows]].to(found))
+        return found
+
+    return Metric(name, f"units of {name}", score, positions=None)
+
+
+def _appearances(prompt: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """Count for each row how many rows before it have the same prompt."""
+    order = prompt.argsort(stable=True)
+    sorted_prompts = prompt[order]
+    places = torch.arange(len(prompt), device=prompt.device)
+    begins = torch.searchsorted(sorted_prompts, sorted_prompts)
+    return torch.empty_like(places).scatter(0, order, places - begins)
 
 
 def made_for(metric: MetricLike, behaviour: Behaviour) -> Metric:
     """Return the metric of a behaviour that is a part of another, as circuits need it.
 
     Raises:
-        BehaviourError: The metric is an object, which belongs to the prompts it was made for, or
-            there is no metric of that name.
+        BehaviourError: The metric is an object or a function of logits, which belongs to the
+            prompts it was made for, or there is no metric of that name.
 
     Examples:
         >>> metrics.made_for(metrics.log_probability, ioi).unit
         'nats'
     """
-    if isinstance(metric, Metric):
+    of_all = callable(metric) and not isinstance(metric, Metric) and not _makes_metric(metric)
+    if isinstance(metric, Metric) or of_all:
+        name = metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", "given")
         raise BehaviourError(
-            f"the metric {metric.name!r} is an object and belongs to all prompts; prompts are "
-            "split here, so give its name or the function that makes it"
+            f"the metric {name!r} {'reads logits' if of_all else 'is an object'} and belongs to "
+            "all prompts; prompts are split here, so give its name or the function that makes it "
+            "from a behaviour"
         )
     return resolve(metric, behaviour)
 

@@ -371,7 +371,7 @@ def _hook(
 ) -> tuple[str, Hook]:
     index = replace(vector.place, pos=positions).index
 
-    def add(value: Tensor, point: object) -> Tensor:
+    def add(value: Tensor, hook: object) -> Tensor:
         # Copied because the value may be a view of a tensor that is used after the pass.
         value = value.clone()
         value[index] += coefficient * vector.values.to(value)

@@ -327,6 +327,7 @@ def learned_by_heart(golden: Path, aside: Path) -> Said:
     said = {"circuit.mib": facts(mib_format.EdgeFile.of(circuit), RESULTS["circuit.mib"][1])}
     results = {
         "behaviour": behaviour,
+        "behaviour_of_several": of_several(behaviour),
         "circuit": circuit,
         "sources": attribution.documents(run, behaviour, limit=5),
         **of_patching(run, behaviour),
@@ -356,6 +357,12 @@ def lookup_behaviour(store: TokenStore) -> Behaviour:
         description="which value a key has",
         tokenizer=store.tokenizer.sha256,
     )
+
+
+def of_several(behaviour: Behaviour) -> Behaviour:
+    """The same with two answers of each prompt, weighted: its own value, and the one after next."""
+    several = zip(behaviour.answer.tolist(), behaviour.answer.roll(2).tolist(), strict=True)
+    return replace(behaviour, answers=tuple({own: 2.0, other: 0.5} for own, other in several))
 
 
 def of_patching(run: Run, behaviour: Behaviour) -> dict[str, Any]:

@@ -174,7 +174,14 @@ class Sources:
             "duplicates": [len(one.group) - 1 for one in self.items[:n]],
             "document": [one.document for one in self.items[:n]],
         }
-        return pandas.DataFrame(rows, index=range(1, len(rows["score"]) + 1))
+
+        class Table(pandas.DataFrame):
+            """A table that a plain shell prints whole: pandas would leave out the text."""
+
+            def __repr__(self) -> str:
+                return self.to_string()
+
+        return Table(rows, index=range(1, len(rows["score"]) + 1))
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""

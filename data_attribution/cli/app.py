@@ -26,6 +26,7 @@ import typer
 from data_attribution.cli.attribution import attribution
 from data_attribution.cli.counterfactual import CONTROLS, counterfactual_command, forget_command
 from data_attribution.cli.evaluate import evaluate_command
+from data_attribution.cli.examples import add_examples
 from data_attribution.cli.exposure import exposure
 from data_attribution.cli.gradients import gradient_commands
 from data_attribution.cli.index import index
@@ -37,6 +38,7 @@ from interp.cli.cache import cache
 from interp.cli.circuit import circuit_command, faithfulness_command
 from interp.cli.emergence import emergence_command
 from interp.cli.estimate import estimate_command
+from interp.cli.generate import generate_command
 from interp.cli.heads import detect_command
 from interp.cli.ladder import ladder_command
 from interp.cli.lens import decompose_command, lens
@@ -71,7 +73,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich takes more than half of the time of --help
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
 )
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"openbook {version('openbook')}")
+        raise typer.Exit(0)
+    return asked
+
+
+@app.callback()
+def openbook_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Find out what happens inside a language model, and which training documents taught it."""
 
 
 def watched_behaviours(store: "TokenStore", context: int) -> "list[MonitorTask]":
@@ -181,6 +205,7 @@ app.add_typer(run, name="run")
 app.command("chain")(chain_command)
 app.command("ensemble")(ensemble_command)
 app.add_typer(tune, name="tune")
+app.command("generate")(generate_command)
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
 app.command("paths")(paths_command)
@@ -204,6 +229,7 @@ app.add_typer(gradient_commands, name="gradients")
 app.add_typer(attribution, name="attribution")
 app.command("counterfactual")(counterfactual_command)
 app.command("forget")(forget_command)
+add_examples(app)
 
 
 INTERRUPTED = (

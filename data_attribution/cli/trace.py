@@ -85,9 +85,9 @@ def trace_documents(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="Number that gradients follow: logit-difference (default), log-probability or "
-            "probability of BEHAVIOUR, or the score of a head: direct-effect:L1H0 (on BEHAVIOUR), "
-            "prefix-matching:L1H0 or previous-token:L0H1."
+            help="Number that gradients follow: logit-difference (default), log-probability, "
+            "probability or probability-difference of BEHAVIOUR, or the score of a head: "
+            "direct-effect:L1H0 (on BEHAVIOUR), prefix-matching:L1H0 or previous-token:L0H1."
         ),
     ] = None,
     prompts: Prompts = PROMPTS,

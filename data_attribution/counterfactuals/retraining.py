@@ -29,7 +29,7 @@ from data_attribution.counterfactuals.effect_size import Change, EffectSize
 from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from interp import plots
-from interp.behaviours import Behaviour
+from interp.behaviours import Behaviour, refuse_several
 from train import runs, trainer
 from train.data import DocumentRemoval, Together
 from train.errors import nearest
@@ -346,6 +346,7 @@ def _changes(
 
 @torch.inference_mode()
 def _score(behaviour: Behaviour, model: GPT) -> Score:
+    refuse_several(behaviour, "recall after retraining")
     # Some prompts at a time, and only the last position: the logits of a whole behaviour with a
     # large vocabulary would take gigabytes.
     logits = torch.cat([model(some)[:, -1:] for some in behaviour.clean.split(queries.ROWS)])

@@ -115,9 +115,9 @@ def prompt_bags(store: TokenStore, behaviour: Behaviour) -> list[Bag]:
         [0.1, 1.0]
     """
     bags: dict[tuple[tuple[int, float], ...], None] = {}
-    rows = zip(behaviour.clean, behaviour.corrupt, behaviour.answer.tolist(), strict=True)
-    for clean, corrupt, answer in rows:
-        bag = dict.fromkeys(clean.tolist(), SHARED) | {answer: 1.0}
+    for row, (clean, corrupt) in enumerate(zip(behaviour.clean, behaviour.corrupt, strict=True)):
+        bag = dict.fromkeys(clean.tolist(), SHARED)
+        bag |= dict.fromkeys(behaviour.weights_of("answer", row), 1.0)
         bag |= dict.fromkeys(clean[clean != corrupt].tolist(), 1.0)
         bag.pop(store.eot, None)
         bags[tuple(sorted(bag.items()))] = None

@@ -84,7 +84,10 @@ def bags_of_words(store: TokenStore, target: str | Behaviour) -> list[Bag]:
         [{112: 1.0, 562: 1.0, 696: 1.0, 794: 1.0}]
     """
     if isinstance(target, Behaviour):
-        rows = [*np.column_stack([target.clean, target.answer])]
+        rows = [
+            np.array([*prompt, *target.weights_of("answer", row)])
+            for row, prompt in enumerate(target.clean.tolist())
+        ]
     else:
         spellings = [target]
         if store.tokenizer.kind != "word" and target.strip():

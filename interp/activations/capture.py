@@ -5,11 +5,10 @@ without one are detected by running the model on one token and then on two: the 
 attention pattern, for example, grows with the prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -84,13 +83,17 @@ def activations(
     """Return the values at some hook points, from a forward pass that stops at the last of them."""
     found: dict[str, Tensor] = {}
 
-    def keep(value: Tensor, point: Any) -> None:
-        found[point.name] = value
-        if len(found) == len(hooks):
-            raise _Captured
+    def keeping(name: str) -> tuple[str, Callable[..., None]]:
+        # By the name that was asked for: TransformerLens calls some points by several names.
+        def keep(value: Tensor, hook: object) -> None:
+            found[name] = value
+            if len(found) == len(hooks):
+                raise _Captured
+
+        return name, keep
 
     with suppress(_Captured):
-        model.run_with_hooks(tokens, fwd_hooks=[(hook, keep) for hook in hooks])
+        model.run_with_hooks(tokens, fwd_hooks=[keeping(name) for name in hooks])
     return found
 
 

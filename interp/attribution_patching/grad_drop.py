@@ -147,7 +147,7 @@ class _Tape:
         return found
 
     def _keeping(self, name: str):
-        def keep(value: Tensor, point: object) -> Tensor:
+        def keep(value: Tensor, hook: object) -> Tensor:
             if not value.requires_grad:  # weights are frozen, or the model has none
                 value = value.detach().requires_grad_()
             if name in self.names:

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Int64
 
-from interp.behaviours.behaviour import Behaviour
+from interp.behaviours.behaviour import Behaviour, refuse_several
 from train.data import TokenStore
 
 
@@ -47,6 +47,7 @@ def measure_baselines(behaviour: Behaviour, store: TokenStore) -> Baselines:
         >>> guesses.recent, guesses.n
         (0.0, 64)
     """
+    refuse_several(behaviour, "a guess without a model")
     after = token_followers(store)
     counts = token_counts(store)
     bigram, frequent, recent = [], [], []

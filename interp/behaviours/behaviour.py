@@ -4,19 +4,25 @@ A behaviour has clean prompts, which are continued by `answer`, and corrupt prom
 continued by `foil`. The two differ by *symmetric token replacement*: a token is exchanged for
 another of its kind, so that both prompts are in distribution (Zhang & Nanda 2023,
 https://arxiv.org/abs/2309.16042). Behaviours come from the truth table of a planted corpus
-(`interp.behaviours.planted`), from a TOML file of templates (`interp.behaviours.templates`), or
-from a saved file (`read`).
+(`interp.behaviours.planted`), from a TOML file of templates (`interp.behaviours.templates`),
+from pairs of texts (`interp.behaviours.paired_prompts`), or from a saved file (`read`).
+
+A prompt may have several answers and several foils, each with a weight: years that are later, or
+words that fit alike. Its score is then the weighted mean of the answers' logits minus that of the
+foils'.
 
 Row i of `clean` and row i of `corrupt` are equally long, so position p means the same in both.
 """
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from interp.components import HookedModel, device_of
@@ -34,6 +40,7 @@ __all__ = [
     "measure",
     "read",
     "refuse_other_words",
+    "refuse_several",
     "tokenizer_or_none",
 ]
 
@@ -47,8 +54,12 @@ SHAPE = {
     "candidates": (None, [int]),
     "description": str,
     "tokenizer?": str,
+    "answers?": [[[float]]],
+    "foils?": [[[float]]],
 }
-SCHEMA = "openbook.behaviour/1"
+# The second is of a behaviour with several answers or foils, which older readers would not see.
+SCHEMA, SCHEMA_OF_SEVERAL = "openbook.behaviour/1", "openbook.behaviour/2"
+TENSORS = ("clean", "corrupt", "answer", "foil")
 # Largest size of the logits of one forward pass. With GPT-2's vocabulary, the logits of 32 prompts
 # of 64 tokens would take 412 MB.
 LOGIT_BYTES = 64 << 20
@@ -70,6 +81,9 @@ class Behaviour:
             If None, it only has to beat its foil.
         description: What the model must do, in words.
         tokenizer: sha256 of the tokenizer of these token ids; "" if unknown.
+        answers: All answers of each prompt with their weights, if a prompt has several; otherwise
+            (). `answer` is then one of the heaviest.
+        foils: The same of the foils.
 
     Examples:
         >>> from interp.behaviours import Behaviour
@@ -87,10 +101,12 @@ class Behaviour:
     candidates: tuple[int, ...] | None = None
     description: str = ""
     tokenizer: str = ""
+    answers: tuple[Mapping[int, float], ...] = ()
+    foils: tuple[Mapping[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         asked = f"behaviour {self.name!r}"
-        for part in ("clean", "corrupt", "answer", "foil"):
+        for part in TENSORS:
             object.__setattr__(self, part, _ids(getattr(self, part), f"{asked}: {part}"))
         if self.clean.ndim != 2 or self.answer.ndim != 1 or self.foil.ndim != 1:
             raise BehaviourError(
@@ -119,13 +135,26 @@ class Behaviour:
                 "ones, so nothing that happens between them can be measured"
             )
         self._check_span_and_candidates(asked)
+        for part in ("answer", "foil"):
+            _check_weights(getattr(self, f"{part}s"), getattr(self, part), f"{asked}: {part}s")
+        both = [row for row in range(self.n_prompts) if self.has_several and self._overlap(row)]
+        if both:
+            raise BehaviourError(
+                f"{asked}: on {len(both)} of {self.n_prompts} prompts an answer is also a foil, "
+                f"the first is prompt {both[0]}"
+            )
+
+    def _overlap(self, row: int) -> set[int]:
+        """Return the tokens that are both answers and foils of a prompt."""
+        return {*self.weights_of("answer", row)} & {*self.weights_of("foil", row)}
 
     def _check_span_and_candidates(self, asked: str) -> None:
         if self.subject and not 0 <= self.subject[0] < self.subject[1] <= self.n_pos:
             raise BehaviourError(
                 f"{asked} has its subject at {self.subject} of {self.n_pos} positions"
             )
-        if self.candidates and not set(self.answer.tolist()) <= set(self.candidates):
+        tokens = {*self.answer.tolist(), *(token for row in self.answers for token in row)}
+        if self.candidates and not tokens <= set(self.candidates):
             raise BehaviourError(
                 f"{asked} has {len(self.candidates)} candidates, and an answer that is none of them"
             )
@@ -147,6 +176,53 @@ class Behaviour:
         return self.clean.shape[1]
 
     @property
+    def has_several(self) -> bool:
+        """Whether a prompt may have several answers or several foils."""
+        return bool(self.answers or self.foils)
+
+    def weights_of(self, part: str, row: int) -> Mapping[int, float]:
+        """Return the tokens that are "answer" or "foil" of a prompt, with their weights."""
+        several = self.answers if part == "answer" else self.foils
+        return several[row] if several else {int(getattr(self, part)[row]): 1.0}
+
+    def weights(
+        self,
+    ) -> tuple[
+        Int[Tensor, " column"], Float[Tensor, "prompt column"], Float[Tensor, "prompt column"]
+    ]:
+        """Return the tokens that any prompt asks about, and the weights of answers and of foils."""
+        rows = range(self.n_prompts)
+        sides = [[self.weights_of(part, row) for row in rows] for part in ("answer", "foil")]
+        columns = sorted({token for side in sides for one in side for token in one})
+        answers, foils = (
+            torch.tensor(
+                [[one.get(token, 0.0) for token in columns] for one in side], dtype=torch.float32
+            )
+            for side in sides
+        )
+        return torch.tensor(columns), answers, foils
+
+    def contrast(self) -> tuple[Int[Tensor, " column"], Float[Tensor, "prompt column"]]:
+        """Return tokens and coefficients whose weighted sum of logits is the score of a prompt.
+
+        The coefficients of the answers of a prompt sum to 1 and those of its foils to -1, so that a
+        constant added to all logits changes no score.
+        """
+        columns, answers, foils = self.weights()
+        return columns, answers / answers.sum(1, True) - foils / foils.sum(1, True)
+
+    def of(self, rows: Sequence[int] | Shaped[Tensor, " row"]) -> "Behaviour":
+        """Select some of the prompts, by index or by a mask."""
+        chosen = torch.arange(self.n_prompts)[torch.as_tensor(rows).cpu()]
+        parts = {name: getattr(self, name)[chosen] for name in TENSORS}
+        several: dict[str, Any] = {
+            name: tuple(getattr(self, name)[row] for row in chosen.tolist())
+            for name in ("answers", "foils")
+            if getattr(self, name)
+        }
+        return replace(self, **parts, **several)
+
+    @property
     def distinct(self) -> list[int]:
         """Index of each row's clean prompt among the distinct ones, in order of first appearance.
 
@@ -158,8 +234,12 @@ class Behaviour:
     def score(self, logits: Float[Tensor, "prompt pos vocab"]) -> Float[Tensor, " prompt"]:
         """Return the logit of the answer minus the logit of the foil, in nats of log-odds.
 
-        Only the last position is read, so `logits` may hold that position alone.
+        Only the last position is read, so `logits` may hold that position alone. Of several answers
+        or foils it is the weighted mean of their logits.
         """
+        if self.has_several:
+            columns, contrast = (one.to(logits.device) for one in self.contrast())
+            return (logits[:, -1, columns] * contrast.to(logits.dtype)).sum(-1)
         row = torch.arange(len(logits), device=logits.device)
         answer, foil = self.answer.to(logits.device), self.foil.to(logits.device)
         return logits[row, -1, answer] - logits[row, -1, foil]
@@ -168,11 +248,22 @@ class Behaviour:
         """Return which prompts are answered correctly at the last position.
 
         The answer has the highest logit among the candidates or, without candidates, a higher one
-        than its foil.
+        than its foil. Of several answers, one has the highest logit, or their score is above 0.
         """
         if self.candidates is None:
             return self.score(logits) > 0
-        return is_highest(logits[:, -1], self.answer.to(logits.device), self.candidates)
+        return self.is_highest(logits[:, -1], self.candidates)
+
+    def is_highest(
+        self, logits: Float[Tensor, "prompt vocab"], candidates: Sequence[int] | None = None
+    ) -> Bool[Tensor, " prompt"]:
+        """Return on which prompts an answer has the highest logit, of all or of some tokens."""
+        if not self.has_several:
+            return is_highest(logits, self.answer.to(logits.device), candidates)
+        allowed = torch.arange(logits.shape[1]) if candidates is None else torch.tensor(candidates)
+        best = allowed[logits[:, allowed].argmax(dim=1).cpu()].tolist()
+        hits = [token in self.weights_of("answer", row) for row, token in enumerate(best)]
+        return torch.tensor(hits, device=logits.device)
 
     @property
     def sha256(self) -> str:
@@ -183,15 +274,20 @@ class Behaviour:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain lists for JSON."""
-        tensors = ("clean", "corrupt", "answer", "foil")
+        several = {
+            name: [[[token, weight] for token, weight in row.items()] for row in given]
+            for name, given in (("answers", self.answers), ("foils", self.foils))
+            if given
+        }
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMA_OF_SEVERAL if several else SCHEMA,
             "name": self.name,
-            **{name: getattr(self, name).tolist() for name in tensors},
+            **{name: getattr(self, name).tolist() for name in TENSORS},
             "subject": list(self.subject) if self.subject else None,
             "candidates": list(self.candidates) if self.candidates else None,
             "description": self.description,
             "tokenizer": self.tokenizer,
+            **several,
         }
 
     def save(self, path: str | Path) -> None:
@@ -209,6 +305,24 @@ def _ids(given: object, what: str) -> Int[Tensor, "*axes"]:
         kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise BehaviourError(f"{what} must be a tensor of token ids, not {kind}")
     return given.long()
+
+
+def _check_weights(
+    given: tuple[Mapping[int, float], ...], heaviest: Int[Tensor, " prompt"], what: str
+) -> None:
+    """Raise unless there are weights for every prompt, positive ones, or none at all."""
+    if given and len(given) != len(heaviest):
+        raise BehaviourError(
+            f"{what} of {len(given)} prompts were given, and there are {len(heaviest)}"
+        )
+    for row, weights in enumerate(given):
+        good = all(type(token) is int and token >= 0 for token in weights)
+        good &= all(0 < weight < math.inf for weight in weights.values())
+        if not good or weights.get(int(heaviest[row])) != max(weights.values(), default=None):
+            raise BehaviourError(
+                f"{what} of prompt {row} must be tokens with weights above 0, the first of the "
+                f"heaviest being {int(heaviest[row])}, and are {dict(weights)!r:.80}"
+            )
 
 
 @dataclass(frozen=True)
@@ -259,7 +373,7 @@ def measure(model: HookedModel, behaviour: Behaviour) -> Check:
     logits = torch.cat([model(piece)[:, -1:].clone() for piece in pieces])
     score = behaviour.score(logits)
     accuracy = behaviour.correct(logits).float().mean().item()
-    top1 = is_highest(logits[:, -1], behaviour.answer.to(device)).float().mean().item()
+    top1 = behaviour.is_highest(logits[:, -1]).float().mean().item()
     # A prompt with several foils is one case, not several independent ones.
     n = max(behaviour.distinct) + 1
     return Check(accuracy, top1, score.mean().item(), n, wilson(accuracy, n))
@@ -300,7 +414,8 @@ def refuse_other_words(behaviour: Behaviour, source: object) -> None:
     cfg = getattr(source, "config", None) or getattr(source, "cfg", None)
     vocab = getattr(cfg, "d_vocab", None) or getattr(source, "vocab_size", None)
     tensors = (behaviour.clean, behaviour.corrupt, behaviour.answer, behaviour.foil)
-    largest = max(int(one.max()) for one in tensors)
+    several = {token for row in (*behaviour.answers, *behaviour.foils) for token in row}
+    largest = max(*(int(one.max()) for one in tensors), *several, 0)
     if vocab and largest >= vocab:
         raise BehaviourError(
             f"behaviour {behaviour.name!r} holds token {largest}, and the vocabulary of the model "
@@ -311,6 +426,19 @@ def refuse_other_words(behaviour: Behaviour, source: object) -> None:
         raise BehaviourError(
             f"behaviour {behaviour.name!r} is made of tokens of tokenizer "
             f"{behaviour.tokenizer[:12]}, the model's is {sha256[:12]}; load it for this model"
+        )
+
+
+def refuse_several(behaviour: Behaviour, what: str) -> None:
+    """Raise a BehaviourError if a prompt may have several answers, where one is needed.
+
+    Examples:
+        >>> behaviours.refuse_several(ioi, "this analysis")
+    """
+    if behaviour.has_several:
+        raise BehaviourError(
+            f"{what} reads one answer and one foil of each prompt, and behaviour "
+            f"{behaviour.name!r} has several; give it one of each"
         )
 
 
@@ -334,7 +462,7 @@ def read(path: str | Path) -> Behaviour:
         Behaviour('ioi', 64 prompts of 15 tokens)
     """
     content = storage.read_sealed(Path(path))
-    if content.get("schema") != SCHEMA:
+    if content.get("schema") not in (SCHEMA, SCHEMA_OF_SEVERAL):
         raise BehaviourError(
             f"{path}: holds {content.get('schema')!r}, a behaviour is {SCHEMA!r}; "
             "write it with behaviour.save"
@@ -346,8 +474,13 @@ def read(path: str | Path) -> Behaviour:
             raise BehaviourError(
                 f"{path}: its {key} prompts have lengths {lengths}; make them equally long"
             )
-    tensors = {key: torch.tensor(content[key]) for key in ("clean", "corrupt", "answer", "foil")}
+    tensors = {key: torch.tensor(content[key]) for key in TENSORS}
     with storage.reading(path):
+        several: dict[str, Any] = {
+            key: tuple({int(token): float(weight) for token, weight in row} for row in content[key])
+            for key in ("answers", "foils")
+            if key in content
+        }
         return Behaviour(
             name=content["name"],
             **tensors,
@@ -355,4 +488,5 @@ def read(path: str | Path) -> Behaviour:
             candidates=tuple(content["candidates"]) if content["candidates"] else None,
             description=content["description"],
             tokenizer=content.get("tokenizer", ""),
+            **several,
         )

@@ -1,13 +1,15 @@
 """Tokens of prompts: the tokenizer of a run, store or model, and texts of equal length."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import BehaviourError, ModelError
-from train.data import Tokenizer
+from train.data import Tokenizer, parse_tokenizer
+from train.errors import TrainError
 
 
 __all__ = ["before", "encoded_prompts", "store_of", "token_ids", "tokenizer_of"]
@@ -17,13 +19,15 @@ def tokenizer_of(source: object) -> Tokenizer:
     """Return the tokenizer of a run, a token store or a model.
 
     Raises:
-        ModelError: It has no tokenizer.
+        ModelError: It has no tokenizer, or one of transformers that openbook does not know.
 
     Examples:
         >>> behaviours.tokenizer_of(run) == store.tokenizer
         True
     """
     tokenizer = getattr(store_of(source), "tokenizer", None)
+    if hasattr(tokenizer, "backend_tokenizer"):  # of transformers, as a TransformerLens model has
+        return _ours(tokenizer)
     if tokenizer is None:
         why = getattr(source, "no_tokenizer", "")
         raise ModelError(
@@ -32,6 +36,17 @@ def tokenizer_of(source: object) -> Tokenizer:
             + "; give the run, a model from models.load, or models.load(tokenizer=FILE)"
         )
     return tokenizer
+
+
+def _ours(tokenizer: Any) -> Tokenizer:
+    """Return a fast tokenizer of transformers as openbook reads its file."""
+    try:
+        return parse_tokenizer(tokenizer.backend_tokenizer.to_str())
+    except TrainError as error:
+        raise ModelError(
+            f"the tokenizer of this model is {error}; state the behaviour in token ids: "
+            "behaviours.Behaviour(name, clean, corrupt, answer, foil)"
+        ) from None
 
 
 def store_of(source: object) -> object:

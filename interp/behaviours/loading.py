@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from interp.behaviours import code, planted, templates
+from interp.behaviours import code, paired_prompts, planted, templates
 from interp.behaviours.behaviour import Behaviour, read, refuse_other_words, tokenizer_or_none
 from interp.behaviours.encoding import store_of, tokenizer_of
 from interp.behaviours.planted_facts import tuned_fact
@@ -20,7 +20,8 @@ def load(name: str | Path, source: object, *, n_prompts: int = 64, seed: int = 0
     """Load a behaviour by name, in the tokens of a model or run.
 
     Args:
-        name: One of `names(source)`, or the path of a .toml file of templates or of a saved .json.
+        name: One of `names(source)`, or the path of a file: templates or paired rows (.toml),
+            paired rows (.csv, .tsv, .jsonl; see `from_table`), or a saved behaviour (.json).
         source: A run, a token store, or a model with a tokenizer. If it has the truth table of a
             planted corpus, the prompts come from that table.
         n_prompts: Maximum number of prompts. A relation with few facts gives fewer.
@@ -45,7 +46,9 @@ def load(name: str | Path, source: object, *, n_prompts: int = 64, seed: int = 0
         behaviour = read(path)
         refuse_other_words(behaviour, source)
         return behaviour
-    if path.suffix == ".toml":
+    if path.suffix in paired_prompts.FILES:
+        behaviour = paired_prompts.load(path, source, **drawn)
+    elif path.suffix == ".toml":
         behaviour = templates.load(path, source, **drawn)
     elif planted.truth_of(source):
         behaviour = planted.load(name, source, **drawn)

@@ -1,9 +1,12 @@
 """Behaviours from TOML files, for any tokenizer.
 
-There are three kinds; `ioi.toml` in this folder shows the first and `induction.toml` the others:
+There are four kinds; `ioi.toml` in this folder shows the first and `induction.toml` the last two:
 
 - Templates of clean and corrupt prompts, pair by pair. Their `{slots}` are filled from lists. A
-  list entry is used only if it is one token, so that all prompts are equally long.
+  list entry is used only if it is one token, so that all prompts are equally long. The lists are
+  crossed: each slot is drawn independently of the others. An answer that no clean prompt shows
+  would therefore be drawn without regard to its prompt, and is refused.
+- `[[prompts]]`: rows of words that belong together (`interp.behaviours.paired_prompts`).
 - `[repeat]`: random tokens, repeated.
 - `[text]`: passages of the held-out text of a run. If the file has this section and the source has
   a token store, it is used instead of `[repeat]`.
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Integer
 
+from interp.behaviours import paired_prompts
 from interp.behaviours.baselines import Followers, token_followers
 from interp.behaviours.behaviour import Behaviour
 from interp.behaviours.encoding import encoded_prompts, tokenizer_of
@@ -51,7 +55,10 @@ def load(path: Path, source: object, *, n_prompts: int, seed: int) -> Behaviour:
         BehaviourError: The file is missing or incomplete, has too few single-token words, or no
             passage of the text fits.
     """
-    tokenizer, content = tokenizer_of(source), _content(path)
+    content = _content(path)
+    if "prompts" in content:
+        return paired_prompts.load(path, source, n_prompts=n_prompts, seed=seed)
+    tokenizer = tokenizer_of(source)
     draw = np.random.Generator(np.random.Philox(key=seed))
     store = getattr(source, "store", source)
     if "text" in content and isinstance(store, TokenStore):
@@ -68,7 +75,10 @@ def load(path: Path, source: object, *, n_prompts: int, seed: int) -> Behaviour:
         )
     missing = KEYS - set(content)
     if missing:
-        raise BehaviourError(f"{path}: has no {' and no '.join(sorted(missing))}")
+        raise BehaviourError(
+            f"{path}: has no {' and no '.join(sorted(missing))}; rows of a clean and a corrupt "
+            "prompt, an answer and a foil are [[prompts]]"
+        )
     return _from_templates(path, content, tokenizer, n_prompts, draw)
 
 
@@ -80,7 +90,13 @@ def _content(path: Path) -> storage.JsonObject:
         content = storage.read_foreign_toml(path, most_bytes=MOST_BYTES)
     except DamagedError as error:
         raise BehaviourError(str(error)) from None
-    _check_keys(path, content, {*TYPES, *SECTIONS})
+    _check_keys(path, content, {*TYPES, *SECTIONS, "prompts"})
+    if "prompts" in content and content.keys() - {"prompts", "description"}:
+        other = min(content.keys() - {"prompts", "description"})
+        raise BehaviourError(
+            f"{path}: [[prompts]] are whole prompts, and {other!r} belongs to templates; give one "
+            "of the two"
+        )
     for key, kind in TYPES.items():
         if key in content and not kind.holds(content[key]):
             raise BehaviourError(f"{path}: {key} must be {kind.said}, and is {content[key]!r:.80}")
@@ -183,6 +199,40 @@ def _check_templates(path: Path, content: storage.JsonObject) -> None:
                 raise BehaviourError(
                     f"{path}: {template!r} cannot be filled in ({name!r}); its slots are {known}"
                 )
+    _refuse_unrelated_answer(path, content)
+
+
+def _refuse_unrelated_answer(path: Path, content: storage.JsonObject) -> None:
+    """Raise if the answer is drawn from a list and does not occur in the clean prompts.
+
+    Slots are drawn independently, so that answer would have nothing to do with its prompt, such as
+    "the capital of France is" with the answer "Tokyo".
+    """
+    shown = {name for template in content["clean"] for name in _slots_of(template)}
+    unrelated = sorted(
+        name
+        for name in _slots_of(content["answer"])
+        if name not in shown and len(content["lists"][content["slots"][name]]) > 1
+    )
+    if unrelated:
+        listed = content["slots"][unrelated[0]]
+        raise BehaviourError(
+            f"{path}: the answer {{{unrelated[0]}}} is in no clean prompt, and lists are crossed: "
+            f"it would be drawn from {listed} whatever the prompt says; write words that belong "
+            "together as rows, [[prompts]] with clean, corrupt, answer and foil"
+        )
+
+
+def _slots_of(template: str) -> list[str]:
+    return [part[1] for part in Formatter().parse(template) if part[1]]
+
+
+def _crossed(content: storage.JsonObject) -> str:
+    """Say that the lists of templates are crossed, if there are several."""
+    used = list(dict.fromkeys(content["slots"].values()))
+    if len(used) < 2:
+        return ""
+    return f"drawn independently of each other (crossed): {', '.join(used)}"
 
 
 def _from_templates(
@@ -209,7 +259,7 @@ def _from_templates(
         corrupt=encoded_prompts(corrupt, tokenizer),
         answer=torch.tensor(answer),
         foil=torch.tensor(foil),
-        description=content.get("description", ""),
+        description="; ".join(filter(None, [content.get("description"), _crossed(content)])),
     )
 
 

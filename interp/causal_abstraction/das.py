@@ -228,7 +228,7 @@ class AlignmentSite:
         """
         there = self.there if rows is None else self.there[rows]
 
-        def exchange(value: Tensor, point: object) -> Tensor:
+        def exchange(value: Tensor, hook: object) -> Tensor:
             here = value[self.place.index]
             change = there.to(here) - here
             if basis is not None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.behaviours import Behaviour
+from interp.behaviours import Behaviour, refuse_several
 from interp.errors import BehaviourError
 from train.short_repr import short_repr
 from train.statistics import n_prompts
@@ -96,6 +96,7 @@ def swaps(behaviour: Behaviour) -> Pairs:
         >>> tuple(pairs.base.shape), torch.equal(pairs.base[:64], ioi.clean)
         ((128, 15), True)
     """
+    refuse_several(behaviour, "an interchange of what two prompts differ in")
     clean, corrupt = behaviour.clean, behaviour.corrupt
     answer, foil = behaviour.answer, behaviour.foil
     foils = set(foil.tolist()) <= set(behaviour.candidates or ())
@@ -124,6 +125,7 @@ def crossed(behaviour: Behaviour, *, n_pairs: int = 256, seed: int = 0) -> Pairs
         >>> tuple(pairs.base.shape), torch.equal(pairs.expected, pairs.of_source)
         ((32, 15), True)
     """
+    refuse_several(behaviour, "an interchange between prompts")
     answer = behaviour.answer
     one, other = torch.nonzero(answer[:, None] != answer[None, :], as_tuple=True)
     if not len(one):
@@ -161,9 +163,4 @@ def halves(behaviour: Behaviour, *, seed: int = 0) -> tuple[Behaviour, Behaviour
         raise BehaviourError(f"{behaviour.name!r} has one prompt, which cannot be halved")
     first = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: n // 2]
     inside = torch.isin(prompts, first)
-    names = ("clean", "corrupt", "answer", "foil")
-    one, other = (
-        replace(behaviour, **{name: getattr(behaviour, name)[rows] for name in names})
-        for rows in (inside, ~inside)
-    )
-    return one, other
+    return behaviour.of(inside), behaviour.of(~inside)

@@ -16,19 +16,14 @@ from torch import Tensor
 
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
-from interp.circuits import (
-    ablations,
-    controls,
-    edge_ablation,
-    edge_attribution_patching,
-    faithfulness,
-)
+from interp.circuits import ablations, controls, edge_attribution_patching, faithfulness
 from interp.circuits.ablations import AblationTest
 from interp.circuits.edge_ablation import MEMORY
 from interp.circuits.edge_selection import select
 from interp.circuits.faithfulness import Judge, Measured
 from interp.circuits.graph import Graph, graph_of
 from interp.circuits.result import Checks, Circuit
+from interp.components import HookedModel, read_weights
 from interp.errors import CircuitError
 from interp.metrics import MetricOf
 from interp.results import provenance
@@ -47,7 +42,7 @@ SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)  # sizes of other circuits that are tested, a
 
 
 def find(
-    model: GPT,
+    model: HookedModel,
     behaviour: Behaviour,
     *,
     method: str = "eap-ig",
@@ -99,6 +94,7 @@ def find(
         >>> "a0.h1" in circuit.nodes, circuit.faithfulness.value > 0.5
         (True, True)
     """
+    model = read_weights(model, "a circuit")
     graph = graph_of(model)
     behaviours.check(model, behaviour)
     choosing, judging = _split(behaviour, held_out, seed)
@@ -221,9 +217,7 @@ def _split(behaviour: Behaviour, held_out: float, seed: int) -> tuple[Behaviour,
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(n_prompts)
     judges = torch.from_numpy(np.isin(prompts, order[:n_judges]))
     rows = torch.arange(behaviour.n_prompts)
-    return edge_ablation.part_of(behaviour, rows[~judges]), edge_ablation.part_of(
-        behaviour, rows[judges]
-    )
+    return behaviour.of(rows[~judges]), behaviour.of(rows[judges])
 
 
 def _chosen(

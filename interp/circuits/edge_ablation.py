@@ -31,18 +31,12 @@ from train.model import GPT, Block
 from train.progress import Progress
 
 
-__all__ = ["MEMORY", "STANDINS", "part_of", "read_heads"]
+__all__ = ["MEMORY", "STANDINS", "read_heads"]
 __all__ += ["score", "scores", "with_bias", "written"]
 
 STANDINS = ("corrupt", "mean", "resample")  # what ablated edges carry
 MEMORY = 2 << 30  # bytes above the weights
 CACHED = 16 << 20  # bytes of a portion on a CPU, so that it stays in the caches
-
-
-def part_of(behaviour: Behaviour, rows: Int[Tensor, " row"]) -> Behaviour:
-    """Return the behaviour restricted to some of its prompts."""
-    names = ("clean", "corrupt", "answer", "foil")
-    return replace(behaviour, **{name: getattr(behaviour, name)[rows] for name in names})
 
 
 @torch.inference_mode()
@@ -80,11 +74,12 @@ def scores(
     portions = torch.arange(behaviour.n_prompts).split(n_prompts)
     mean = _mean_written(model, behaviour, portions) if standin == "mean" else None
     for rows in portions:
-        clean_and_corrupt = written(model, part_of(behaviour, rows))
+        part = behaviour.of(rows)
+        clean_and_corrupt = written(model, part)
         if mean is not None:
             clean = clean_and_corrupt[0]
             clean_and_corrupt = clean, mean.expand_as(clean)
-        measure = metrics.made_for(metric, part_of(behaviour, rows))
+        measure = metrics.made_for(metric, part)
         for circuits in torch.arange(len(kept)).split(n_circuits * n_prompts // len(rows)):
             if progress:
                 progress("cutting edges", done, total)
@@ -135,7 +130,7 @@ def _mean_written(
     """Return the mean output of each source over the clean prompts, by position."""
     total = 0
     for rows in portions:
-        total = total + written(model, part_of(behaviour, rows))[0].double().sum(dim=1)
+        total = total + written(model, behaviour.of(rows))[0].double().sum(dim=1)
     assert isinstance(total, Tensor)
     return (total / behaviour.n_prompts).float()[:, None]
 

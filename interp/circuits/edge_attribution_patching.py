@@ -151,7 +151,7 @@ def gradient_worth(
     source, reader = graph.ends.T
     found, done = torch.empty(behaviour.n_prompts, graph.n_edges, dtype=torch.float32), 0
     for rows in torch.arange(behaviour.n_prompts).split(_portion(graph, behaviour, memory)):
-        part = edge_ablation.part_of(behaviour, rows)
+        part = behaviour.of(rows)
         clean, corrupt = edge_ablation.written(model, part)
         difference = (clean - corrupt).movedim(1, 0).flatten(2)  # [prompt, source, pos d_model]
         total = torch.zeros(len(rows), len(graph.sources), len(graph.readers), dtype=torch.float32)

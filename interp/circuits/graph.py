@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.components import HookedModel, read_weights
 from interp.errors import CircuitError, ModelError
 from train.errors import nearest
-from train.model import GPT, attachments
+from train.model import attachments
 
 
 __all__ = ["Graph", "graph_of"]
@@ -160,7 +161,7 @@ class Graph:
         return {name: at for at, name in enumerate(self.edges)}
 
 
-def graph_of(model: GPT) -> Graph:
+def graph_of(model: HookedModel) -> Graph:
     """Return the graph of a model.
 
     Raises:
@@ -172,11 +173,7 @@ def graph_of(model: GPT) -> Graph:
         >>> graph.n_edges, len(graph.nodes)
         (110, 12)
     """
-    if not isinstance(model, GPT):
-        raise ModelError(
-            f"a {type(model).__name__} has no edges that can be cut; give the model from "
-            "models.load"
-        )
+    model = read_weights(model, "the graph of a circuit")
     if model.cfg.no_residual_sum:
         raise ModelError(
             "no node reads a plain sum of the others, so edges are not defined: "

@@ -1,5 +1,7 @@
 """The command `openbook ablate`: what a model loses without some components."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +23,7 @@ from train.progress import count
 
 
 if TYPE_CHECKING:
+    from interp.components import Component
     from interp.patching import Ablation
 
 LARGEST, DRAWS = 5, 10
@@ -57,7 +60,10 @@ def ablate_command(
     ] = None,
     component: Annotated[
         list[str] | None,
-        typer.Option(help="Component to ablate, e.g. L0H2 or L1.mlp@3; may be repeated."),
+        typer.Option(
+            help="Component to ablate, e.g. L0H2 or L1.mlp@3, a0.h2 as in a circuit, or a hook "
+            "point (blocks.0.attn.hook_z: all heads of layer 0); may be repeated."
+        ),
     ] = None,
     together: Annotated[
         bool,
@@ -94,12 +100,13 @@ def ablate_command(
         effects = patching.Effects.load(components)
         named += effects.top(take or LARGEST)
         reused = effects.provenance.behaviour_sha256 == prompted.sha256
+    named = [_heads_of_layer(one, model.cfg.n_heads) for one in named]
     named = (named or patching.every_component(model))[:take]
     with progress.bar("ablating") as advance:
         found = patching.ablate(
             model,
             prompted,
-            [named] if together else named,
+            [_flat(named)] if together else named,
             standin=standin.partition(":")[0],
             draws=number(standin, DRAWS),
             metric=metric,
@@ -113,6 +120,17 @@ def ablate_command(
     output.emit(found, _text(found, top))
     if found.unfinished:
         raise typer.Exit(130)
+
+
+def _heads_of_layer(name: str, n_heads: int) -> str | list[str]:
+    """Return all heads of a layer, together, for their hook point; any other name unchanged."""
+    found = re.fullmatch(r"blocks\.(\d+)\.attn\.hook_z", name)
+    return [f"L{found[1]}H{head}" for head in range(n_heads)] if found else name
+
+
+def _flat(sets: "Sequence[Component | str | list[str]]") -> "list[Component | str]":
+    """Return the components of all sets in one list."""
+    return [part for one in sets for part in (one if isinstance(one, list) else [one])]
 
 
 def _text(found: "Ablation", top: int) -> str:

@@ -79,7 +79,7 @@ def _prompts(behaviour: "Behaviour", tokenizer: "Tokenizer") -> str:
     for row in range(min(behaviour.n_prompts, SHOWN_PROMPTS)):
         for kind, answer_to in (("clean", "answer"), ("corrupt", "foil")):
             prompt = tokenizer.decode(getattr(behaviour, kind)[row].tolist())
-            token = tokenizer.decode([int(getattr(behaviour, answer_to)[row])])
-            lines.append(f"{kind:<7}  {prompt} -> {token}")
+            tokens = [tokenizer.decode([one]) for one in behaviour.weights_of(answer_to, row)]
+            lines.append(f"{kind:<7}  {prompt} -> {' | '.join(tokens)}")
     left = behaviour.n_prompts - SHOWN_PROMPTS
     return "\n".join([*lines, f"and {left} more"] if left > 0 else lines)

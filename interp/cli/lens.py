@@ -7,10 +7,16 @@ import typer
 
 from interp.cli.options import BehaviourOptions, PlotOutput, Step, provenance_line
 from interp.errors import InterpError
-from train.cli.options import CommandGroup, Json, RunOptions, option_groups, readable
+from train.cli.options import (
+    CommandGroup,
+    Json,
+    RunOptions,
+    option_groups,
+    readable,
+    result_file,
+)
 from train.cli.output import emit
 from train.progress import count
-from train.storage import writable
 
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ def lens_fit(
         Path,
         typer.Option(
             "--out",
-            callback=writable,
+            callback=result_file,
             help="File to write the lens to (.json); its weights are written beside it.",
         ),
     ],

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkabl
 
 import typer
 
+from interp.errors import BehaviourError
 from interp.plots import drawable
-from train.cli.options import StorePath
+from train.cli.options import StorePath, choice
 from train.cli.output import Output
+from train.errors import TrainError
 
 
 if TYPE_CHECKING:
@@ -19,12 +21,21 @@ if TYPE_CHECKING:
     from train.runs import Origin, Run
 
 
+def behaviour_file(name: str) -> str:
+    """Raise a BehaviourError, before torch is imported, if a behaviour's file is missing."""
+    ending = Path(name).suffix
+    if ending in (".toml", ".csv", ".tsv", ".jsonl", ".json") and not Path(name).is_file():
+        raise BehaviourError(f"{name}: there is no such file")
+    return name
+
+
 Named = Annotated[
     str,
     typer.Argument(
         metavar="BEHAVIOUR",
-        help="Name of a behaviour (`openbook behaviours RUN` lists them), a .toml file of prompt "
-        "templates, or a saved .json file.",
+        callback=behaviour_file,
+        help="Name of a behaviour (`openbook behaviours RUN` lists them), a file of your own "
+        "(.toml, .csv, .tsv or .jsonl), or a saved .json file.",
     ),
 ]
 
@@ -62,18 +73,15 @@ Memory = Annotated[
 MEMORY = 2048
 
 
-MetricName = Annotated[
-    Literal["logit-difference", "log-probability", "probability"],
-    typer.Option("--metric", help="Metric in which the behaviour is scored."),
-]
+METRICS = ("logit-difference", "log-probability", "probability", "probability-difference")
+
+
+MetricName = Annotated[str, choice(*METRICS, help="Metric in which the behaviour is scored.")]
 
 
 MetricNames = Annotated[
     list[str] | None,
-    typer.Option(
-        "--metric",
-        help="Metric: logit-difference, log-probability or probability; may be repeated.",
-    ),
+    choice(*METRICS, help="Metric in which the behaviour is scored; may be repeated."),
 ]
 
 
@@ -109,6 +117,14 @@ class ModelOptions:
             "tokenizer.json, or a folder with one or with vocab.json and merges.txt.",
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        # Looked for before the command imports torch.
+        if not self.path.exists():
+            raise TrainError(
+                "neither a run (manifest.json) nor a Hugging Face model (config.json) lies at "
+                f"{self.path}"
+            )
 
     def open(self) -> "tuple[GPT, Run | GPT]":
         """Return the model, and the object from which to build its behaviours."""

@@ -34,6 +34,7 @@ def patch_command(
         choice(
             "heads",
             "residual",
+            "resid_pre",
             "resid_mid",
             "resid_post",
             "mlps",
@@ -140,7 +141,7 @@ def _sweep(
     """Run the sweep of a word of --over: a function of `interp.patching`, or a residual site."""
     from interp import patching
 
-    if over in ("residual", "resid_mid", "resid_post"):
+    if over in ("residual", "resid_pre", "resid_mid", "resid_post"):
         site = "resid_pre" if over == "residual" else over
         return patching.residual(model, behaviour, site=site, **how)
     name = over.partition(":")[0]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interp import behaviours, plots
 from interp.behaviours import Behaviour
-from interp.components import device_of
+from interp.components import HookedModel, device_of, read_weights
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.results import Provenance, Result, TopNames, provenance
 from train import storage
@@ -152,7 +152,7 @@ class Contributions(Result):
 
 
 def decompose_logits(
-    model: GPT, behaviour: Behaviour, *, over: str = "parts", seed: int = 0
+    model: HookedModel, behaviour: Behaviour, *, over: str = "parts", seed: int = 0
 ) -> Contributions:
     """Split the logit difference on the clean prompts into the contributions of all components.
 
@@ -180,6 +180,7 @@ def decompose_logits(
     """
     if over not in OVER:
         raise BehaviourError(f"nothing is split over {over!r}{nearest(over, OVER)}")
+    model = read_weights(model, "direct logit attribution")
     if found := attachments(model):
         raise ModelError(f"{found[0]}, which the weights do not show; take the model without it")
     if model.cfg.no_residual_sum:
@@ -270,9 +271,13 @@ def readout(
         True
     """
     norm = model.ln_final
-    answer, foil = (one.to(device_of(model)) for one in (behaviour.answer, behaviour.foil))
     # Only the needed rows are converted: all of W_U in fp64 takes 309 MB for GPT-2.
-    apart = model.W_U.T[answer].double() - model.W_U.T[foil].double()
+    if behaviour.has_several:
+        columns, contrast = (one.to(device_of(model)) for one in behaviour.contrast())
+        apart = contrast.double() @ model.W_U.T[columns].double()
+    else:
+        answer, foil = (one.to(device_of(model)) for one in (behaviour.answer, behaviour.foil))
+        apart = model.W_U.T[answer].double() - model.W_U.T[foil].double()
     bias = None if norm.bias is None else apart @ norm.bias.double()
     resid = cache[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"][:, -1]
     if norm.kind == "none":

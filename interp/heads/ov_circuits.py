@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.components import HookedModel, device_of
+from interp.components import HookedModel, device_of, read_weights
 from interp.errors import BehaviourError, ModelError
 from interp.heads import result
 from interp.heads.result import HeadScores
@@ -137,7 +137,7 @@ def name_moving(
 
 
 def effective_embedding(
-    model: GPT, tokens: Int[Tensor, " token"]
+    model: HookedModel, tokens: Int[Tensor, " token"]
 ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
     """Return the input and the output of the first block for each token on its own.
 
@@ -148,13 +148,14 @@ def effective_embedding(
         >>> tuple(before.shape), tuple(after.shape)
         ((3, 128), (3, 128))
     """
+    model = read_weights(model, "the effective embedding")
     found: dict[str, Tensor] = {}
 
-    def silence(value: Tensor, point: object) -> Tensor:
+    def silence(value: Tensor, hook: object) -> Tensor:
         return torch.zeros_like(value)
 
-    def keep(value: Tensor, point: object) -> None:
-        found[getattr(point, "name", "")] = value[:, 0]
+    def keep(value: Tensor, hook: object) -> None:
+        found[getattr(hook, "name", "")] = value[:, 0]
         if len(found) == 2:
             raise _Enough
 
@@ -171,11 +172,7 @@ class _Enough(Exception):
 
 
 def _checked(model: HookedModel, words: Sequence[int]) -> tuple[GPT, Int[Tensor, " token"]]:
-    if not isinstance(model, GPT):
-        raise ModelError(
-            f"what a head writes is read off its weights, and a {type(model).__name__} does not "
-            "show them by our names; load it with interp.models"
-        )
+    model = read_weights(model, "a score of what a head writes")
     if found := attachments(model):
         raise ModelError(f"{found[0]}, which the weights do not show; take the model without it")
     cfg = model.cfg

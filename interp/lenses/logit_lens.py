@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp import behaviours, plots
 from interp.behaviours import Behaviour
-from interp.components import device_of
+from interp.components import HookedModel, device_of, read_weights
 from interp.errors import BehaviourError, EffectsError
 from interp.results import Provenance, Result, provenance
 from train import storage
@@ -186,7 +186,7 @@ class Readings(Result):
 
 
 def logit(
-    model: GPT,
+    model: HookedModel,
     behaviour: Behaviour,
     *,
     positions: Sequence[int] | None = (-1,),
@@ -206,6 +206,7 @@ def logit(
         progress: Called with the number of depths done.
 
     Raises:
+        ModelError: The model is one of another library.
         CapabilityError: The model does not do the behaviour.
         BehaviourError: The prompts have no such position.
 
@@ -216,6 +217,7 @@ def logit(
         >>> sorted(readings.measures)
         ['kl', 'log_probability', 'logit_difference', 'rank', 'top1']
     """
+    model = read_weights(model, "the logit lens")
     behaviours.check(model, behaviour)
     untrained = init_gpt(model.cfg, seed).to(device_of(model)).eval()
     where = positions_of(behaviour, positions)
@@ -338,16 +340,18 @@ def _measured(
     size = max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)
     pieces = []
     for some, last, of in zip(*(one.split(size) for one in (stream, final, row_of)), strict=True):
-        answer, foil = (one[of].to(some.device) for one in (behaviour.answer, behaviour.foil))
+        part = behaviour.of(of)
+        columns, weights = (one.to(some.device) for one in part.weights()[:2])
+        asked = weights.double().log()  # -inf where a token is no answer of the prompt
         logits = unembed(model, translate(depth, some) if translate else some).double()
         log_q, log_p = logits.log_softmax(-1), unembed(model, last).double().log_softmax(-1)
-        own = logits.gather(1, answer[:, None])
+        own = logits[:, columns].masked_fill(weights == 0, float("-inf")).amax(-1, keepdim=True)
         rank = (logits > own).sum(-1).double()
         pieces.append(
             torch.stack(
                 [
-                    own[:, 0] - logits.gather(1, foil[:, None])[:, 0],
-                    log_q.gather(1, answer[:, None])[:, 0],
+                    part.score(logits[:, None]),
+                    (log_q[:, columns] + asked).logsumexp(-1),
                     rank,
                     (rank == 0).double(),
                     (log_p.exp() * (log_p - log_q)).sum(-1),

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from interp import behaviours
 from interp.behaviours import Behaviour
-from interp.components import device_of
+from interp.components import HookedModel, device_of, read_weights
 from interp.errors import EffectsError, ModelError
 from interp.lenses import logit_lens
 from interp.lenses.logit_lens import Readings
@@ -186,7 +186,7 @@ def _weights_path(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def fit_tuned_lens(
-    model: GPT,
+    model: HookedModel,
     windows: LensTokens,
     *,
     steps: int = 250,
@@ -213,6 +213,7 @@ def fit_tuned_lens(
     Raises:
         ModelError: The tokens do not fit the model's vocabulary or context, or `steps` is below 1.
     """
+    model = read_weights(model, "the tuned lens")
     if steps < 1 or windows.largest >= model.cfg.d_vocab or windows.context > model.cfg.n_ctx:
         raise ModelError(
             f"{steps} steps on windows of {windows.context} tokens up to id {windows.largest}, for "
@@ -255,7 +256,7 @@ def fit_tuned_lens(
 
 
 def tuned(
-    model: GPT,
+    model: HookedModel,
     behaviour: Behaviour,
     lens: TunedLens,
     *,
@@ -269,6 +270,7 @@ def tuned(
         CapabilityError: The model does not do the behaviour.
         BehaviourError: The prompts have no such position.
     """
+    model = read_weights(model, "the tuned lens")
     of_this(model, lens)
     behaviours.check(model, behaviour)
     where = logit_lens.positions_of(behaviour, positions)

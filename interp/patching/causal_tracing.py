@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp import behaviours, plots
 from interp.behaviours import Behaviour
-from interp.components import Component, layers_around
+from interp.components import Component, HookedModel, layers_around, read_weights
 from interp.errors import BehaviourError, ContrastError, EffectsError, ModelError
 from interp.metrics import MetricLike
 from interp.patching import engine, paired_runs
@@ -142,7 +142,7 @@ class Trace(Result):
 
 
 def causal_trace(
-    model: GPT,
+    model: HookedModel,
     behaviour: Behaviour,
     *,
     damage: str = "replaced",
@@ -159,7 +159,7 @@ def causal_trace(
     Costs 3 x layers x positions patches, times `draws` with noise.
 
     Args:
-        model: A GPT.
+        model: A hooked model; "noised" needs one from `interp.models.load`.
         behaviour: The behaviour whose clean prompts are damaged. "noised" needs its subject.
         damage: "replaced" (by the corrupt prompts) or "noised".
         noise: Width of the noise, in standard deviations of the embeddings of the subjects' tokens.
@@ -282,7 +282,7 @@ def _window(place: Component, window: int, n_layers: int) -> list[Component]:
 
 @torch.inference_mode()
 def _noised(
-    model: GPT,
+    model: HookedModel,
     behaviour: Behaviour,
     patches: Sequence[Sequence[Component]],
     layout: SweepLayout,
@@ -290,6 +290,7 @@ def _noised(
     options: SweepOptions,
 ) -> tuple[Effects, int]:
     """Restore clean states in noised runs; return the mean effects and the number of full draws."""
+    model = read_weights(model, "a trace with noise")
     behaviours.check(model, behaviour)
     if model.cfg.retention:
         raise ModelError("a trace with noise does not run models with retention; patch instead")

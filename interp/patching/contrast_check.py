@@ -221,7 +221,7 @@ def _values(
     found: dict[str, Tensor] = {}
 
     def keeping(name: str) -> Hook:
-        return name, lambda value, point: found.__setitem__(name, value.clone())
+        return name, lambda value, hook: found.__setitem__(name, value.clone())
 
     keep = [keeping(name) for name in dict.fromkeys(place.hook for place in places)]
     model.run_with_hooks(tokens.to(device_of(model)), fwd_hooks=[*first, *keep])
@@ -251,7 +251,7 @@ def _changes(patched: Patched) -> Float[Tensor, " place"]:
 
 
 def _replacing(place: Component, source: Tensor) -> Hook:
-    def replace(value: Tensor, point: object) -> Tensor:
+    def replace(value: Tensor, hook: object) -> Tensor:
         value = value.clone()
         value[place.index] = source[place.index]
         return value

@@ -419,7 +419,10 @@ def _tensor(values: Float[np.ndarray, "*axes"]) -> Float[Tensor, "*axes"]:
 def _labels(model: HookedModel, behaviour: Behaviour) -> tuple[str, ...]:
     """Return the tokens of the first clean prompt; () if the model has no tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
-    return tuple(tokenizer.tokens(behaviour.clean[0].tolist())) if tokenizer else ()
+    if not tokenizer:
+        return ()
+    # One at a time, as tokenizers of transformers have it too.
+    return tuple(tokenizer.decode([one]) for one in behaviour.clean[0].tolist())
 
 
 def refuse_misuse(model: object, behaviour: object) -> None:

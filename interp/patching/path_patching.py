@@ -16,14 +16,14 @@ from typing import Unpack
 from torch import Tensor
 
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, heads_at, parse, parse_all
+from interp.components import Component, HookedModel, heads_at, parse, parse_all, read_weights
 from interp.errors import ModelError
 from interp.patching import engine, paired_runs
 from interp.patching.effects import Effects
 from interp.patching.engine import BaseRun, Path
 from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from train import progress as bars
-from train.model import GPT, attachments
+from train.model import attachments
 
 
 __all__ = ["receivers", "senders"]
@@ -151,8 +151,7 @@ def _effects(
 ) -> Effects:
     paired_runs.one_of("treatment of MLPs", asked.mlps, MLPS)
     paths, mlps = [asked.paths[i] for i in asked.reach], asked.mlps == "recomputed"
-    if not isinstance(model, GPT):
-        raise ModelError("paths are followed through the residual stream of a pre-norm GPT only")
+    model = read_weights(model, "path patching")
     if model.cfg.no_residual_sum:
         raise ModelError(
             "paths are followed through a residual stream that is a sum, and in this model "

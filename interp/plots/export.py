@@ -81,5 +81,5 @@ def _picture(figure: Any, path: Path) -> bytes:
         reason = str(error).strip().partition("\n")[0].rstrip(".,")
         raise InterpError(
             f"{path.name}: pictures need Chrome ({reason}); `pip install "
-            "'openbook[image]'` and `plotly_get_chrome`, or write .html and save its figure as SVG"
+            "-e '.[image]'` and `plotly_get_chrome`, or write .html and save its figure as SVG"
         ) from None

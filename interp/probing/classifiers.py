@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from interp.errors import ProbeError
 from train.statistics import Estimate, ratio_estimate, wilson
 
 
@@ -162,6 +163,11 @@ def _fitted(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if len(np.unique(labels)) < 2:
+        raise ProbeError(
+            f"the {len(labels)} cases that a probe is fitted to have one class only, of the labels "
+            "or of the random labels of a control; take more types, or fewer folds"
+        )
     if fit == "ridge":
         return make_pipeline(StandardScaler(), RidgeClassifier(alpha=PENALTY)).fit(x, labels)
     logistic = LogisticRegression(C=1 / PENALTY, max_iter=ITERATIONS)

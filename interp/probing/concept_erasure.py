@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp import behaviours, plots
 from interp.behaviours import Behaviour
-from interp.components import Component, HookedModel, device_of
+from interp.components import Component, HookedModel, device_of, refuse_dead_site
 from interp.errors import InterpError, ProbeError, UninformativeWarning
 from interp.probing import classifiers, probes
 from interp.probing.tasks import ProbeTask
@@ -191,7 +191,7 @@ class Eraser:
     def hook(self, positions: Sequence[int] | None) -> Callable[[Tensor, object], Tensor]:
         """Return a forward hook that erases the label at some positions; None: at every one."""
 
-        def erase(value: Tensor, point: object) -> Tensor:
+        def erase(value: Tensor, hook: object) -> Tensor:
             at = slice(None) if positions is None else list(positions)
             changed = value.clone()
             erased = self(value[:, at].flatten(2).double().cpu().numpy())
@@ -287,6 +287,7 @@ def erasure_effect(
     if placebos < 1:
         raise ProbeError(f"{placebos} placebos; without one a loss has nothing to be held against")
     place = probes.place(model, task, site, layer)
+    refuse_dead_site(model, place)
     at = _positions(behaviour, task, positions)
     behaviours.check(model, behaviour)
     x = probes.activations(model, task, place)[:, 0]

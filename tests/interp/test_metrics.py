@@ -1,6 +1,7 @@
 """A metric reads what it says it reads, and gives by any route what whole logits give."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,3 +180,63 @@ def test_where_only_logits_are_computed_a_metric_of_other_values_is_refused(
             measure(model, learned, metric=lambda behaviour: attended)
     finally:
         model.reset_hooks()
+
+
+def test_a_name_with_underscores_is_the_name_with_hyphens():
+    assert metrics.named("logit_difference", ASKED).name == "logit difference"
+    assert metrics.resolve("log_probability", ASKED).name == "log-probability"
+
+
+def answers_logit(logits):
+    """A number of one's own: it looks answers up by the index of the prompt."""
+    return logits[torch.arange(len(ASKED.answer)), -1, ASKED.answer] - logits[:, 0, 2]
+
+
+def test_a_function_of_logits_is_a_metric(model):
+    metric = metrics.resolve(answers_logit, ASKED)
+    assert metric.name == "answers_logit"
+    by_hand = answers_logit(model(ASKED.clean))
+    torch.testing.assert_close(metric.of_logits(model(ASKED.clean)), by_hand)
+    # Rows in any number and order, each prompt as often as the engine has patches.
+    order = torch.tensor([1, 1, 0, 1, 0])
+    torch.testing.assert_close(metric.score(model(ASKED.clean)[order], order), by_hand[order])
+
+
+def test_sweeps_and_estimates_take_a_function_of_logits(model):
+    asked = replace(ASKED, answer=model(ASKED.clean)[:, -1].argmax(-1))
+    asked = replace(asked, foil=(asked.answer + 1) % 30)
+
+    def difference(logits):
+        row = torch.arange(2)
+        return logits[row, -1, asked.answer] - logits[row, -1, asked.foil]
+
+    mine, named = (patching.heads(model, asked, metric=one) for one in (difference, None))
+    torch.testing.assert_close(mine.values, named.values)
+    assert (mine.metric, named.metric) == ("difference", "logit difference")
+    both = [
+        attribution_patching.attribution(model, asked, metric=one).values
+        for one in (difference, None)
+    ]
+    torch.testing.assert_close(*both)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            lambda logits: logits[:, -1, 0].mean(),
+            r"returned \[\], and one number per prompt.* \[2\]",
+        ),
+        (lambda logits: logits[:, -1], r"returned \[2, 30\]"),
+        (lambda logits: 3.0, "returned float"),
+        (lambda asked: metrics.probability(ASKED), "returned Metric"),
+    ],
+)
+def test_a_function_that_gives_no_number_per_prompt_is_refused(function, said, model):
+    with pytest.raises(BehaviourError, match=said):
+        metrics.resolve(function, ASKED).of_logits(model(ASKED.clean))
+
+
+def test_a_function_of_logits_belongs_to_all_prompts():
+    with pytest.raises(BehaviourError, match="'answers_logit' reads logits and belongs to all"):
+        metrics.made_for(answers_logit, ASKED)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
@@ -41,6 +41,70 @@ def readable(path: Path | None) -> Path | None:
     return path
 
 
+# Which commands write a kind of result. A kind that is not listed belongs to one command, and is
+# compared when its result is written (`train.cli.output`).
+WRITERS = {
+    "generation": ["trace text"],
+    "openbook.ablation": ["ablate"],
+    "openbook.circuit": ["circuit"],
+    "openbook.contributions": ["decompose"],
+    "openbook.effects": ["patch", "paths", "estimate"],
+    "openbook.ensemble": ["ensemble"],
+    "openbook.erasure": ["erase"],
+    "openbook.lineage": ["trace stages"],
+    "openbook.probe": ["probe"],
+    "openbook.readings": ["lens logit", "lens tuned"],
+    "openbook.trace": ["trace components"],
+    "openbook.trajectory": ["emergence"],
+    "openbook.tuned_lens": ["lens fit"],
+    "sources": ["trace documents", "trace sentence", "trace head"],
+}
+
+
+def kind_of_result(content: Mapping[str, object]) -> str:
+    """Return the kind of a result: its schema without the version; "" if it names none."""
+    for key in ("schema", "kind"):
+        if isinstance(content.get(key), str):
+            return str(content[key]).partition("/")[0]
+    return ""
+
+
+def result_file(context: Any, path: Path | None) -> Path | None:
+    """Return the file for a result, unless it holds anything but a result of the same kind.
+
+    Raises:
+        TrainError: No file can be written there, or the file there is no result, or one of another
+            command.
+    """
+    if writable(path) is None or path is None or not path.exists():
+        return path
+    from train import storage
+
+    try:
+        held = kind_of_result(storage.read_sealed(path))
+    except TrainError:
+        raise TrainError(
+            f"{path} exists and is no result of openbook, so it is not replaced; name another file"
+        ) from None
+    command = _command(context)
+    listed = any(command in commands for commands in WRITERS.values())
+    if command not in WRITERS.get(held, [] if listed else [command]):
+        raise TrainError(
+            f"{path} holds {held or 'a result of another command'}, which `openbook {command}` "
+            "does not write, so it is not replaced; name another file"
+        )
+    return path
+
+
+def _command(context: Any) -> str:
+    """Return the name of the command that is called, such as `trace documents`."""
+    names = []
+    while context.parent is not None:
+        names.append(context.info_name)
+        context = context.parent
+    return " ".join(reversed(names))
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -48,8 +112,9 @@ Out = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        callback=writable,
-        help="Also write the result as JSON, with a digest, to this file.",
+        callback=result_file,
+        help="Also write the result as JSON, with a digest, to this file. A file that exists is "
+        "replaced only if it holds a result of the same kind.",
     ),
 ]
 
@@ -90,6 +155,13 @@ class RunOptions:
 
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
     store: StorePath = None
+
+    def __post_init__(self) -> None:
+        # Looked for before the command imports torch.
+        if not self.path.exists():
+            raise TrainError(
+                f"no run at {self.path}: no manifest.json there; `openbook train` makes one"
+            )
 
     def open(self) -> "Run":
         """Open the run."""
@@ -138,10 +210,12 @@ def _is_option(parameter: Parameter) -> bool:
 def choice(*words: str, help: str) -> OptionInfo:
     """Return an option that takes one of some words; the word `mlps:N` stands for mlps:2 and so on.
 
-    A number that only one of the choices reads is thus part of that choice.
+    A number that only one of the choices reads is thus part of that choice. An underscore does for
+    a hyphen.
     """
 
     def parse(text: str) -> str:
+        text = text if text in words else text.replace("_", "-")
         if text.endswith(":N") or re.sub(r":[1-9][0-9]*$", ":N", text) not in words:
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, words))}.")
         return text

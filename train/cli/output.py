@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import typer
 
-from train.cli.options import Json, Out
+from train.cli.options import Json, Out, kind_of_result
+from train.errors import TrainError
 from train.progress import visible
 
 
@@ -39,20 +40,41 @@ def emit(
         result: A result of the library, which saves itself, or plain values.
         text: What is printed without `as_json`.
         as_json: Print JSON.
-        out: File to write.
+        out: File to write; one that exists must hold a result of the same kind.
         shown: What `as_json` prints if it is more than the result.
     """
+    plain = result if isinstance(result, Mapping) else result.to_dict()
+    if as_json:
+        typer.echo(json.dumps(shown or plain, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(visible(text))
+    if out:
+        _refuse_another_kind(out, plain)
     if out and isinstance(result, Mapping):
         from train import storage
 
         storage.write_json(out, storage.seal(result))
     elif out and not isinstance(result, Mapping):
         result.save(out)
-    if as_json:
-        plain = result if isinstance(result, Mapping) else result.to_dict()
-        typer.echo(json.dumps(shown or plain, indent=1, ensure_ascii=False))
-    else:
-        typer.echo(visible(text))
+
+
+def _refuse_another_kind(out: Path, result: Mapping[str, object]) -> None:
+    """Raise if the file holds another kind of result, which no option could show beforehand.
+
+    Results that name no kind are alike if one has all the keys of the other.
+    """
+    if not out.exists():
+        return
+    from train import storage
+
+    held = {key: value for key, value in storage.read_sealed(out).items() if key != "digest"}
+    kinds = {kind_of_result(held), kind_of_result(result)}
+    alike = held.keys() <= result.keys() or result.keys() <= held.keys()
+    if len(kinds) > 1 or (kinds == {""} and not alike):
+        raise TrainError(
+            f"{out} holds another kind of result, so it is not replaced: this one was printed and "
+            "not written; name another file"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ query and key rows, `llama-vocab.cpp` for how a named tokenizer splits text.
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,18 +141,24 @@ def gguf_to_huggingface(path: str | Path, out: str | Path) -> Path:
     return out
 
 
+def refuse_missing_reader() -> None:
+    """Raise a TrainError if the package that reads GGUF files is not installed."""
+    if find_spec("gguf") is None:
+        raise TrainError(
+            "the package that reads GGUF files is missing; run `pip install -e '.[gguf]'` in the "
+            "clone of openbook"
+        )
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, "ReaderTensor"]]:
     """Return the metadata of the file by key, and its tensors, not yet read, by their names."""
     with storage.open_foreign(path) as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise DamagedError(f"{path}: begins with {magic!r}, a GGUF with {MAGIC!r}")
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise TrainError(
-            f"{path} is a GGUF, and the package that reads it is missing; install openbook[gguf]"
-        ) from None
+    refuse_missing_reader()
+    from gguf import GGUFReader
+
     with storage.reading(path, kind="as a GGUF"):
         reader = GGUFReader(path)
         said = {name: field.contents() for name, field in reader.fields.items()}

@@ -51,6 +51,7 @@ def fetch_pretrained(name: str, *, out: str | Path) -> Path:
         raise TrainError(f"no public model is called {name!r}{nearest(name, MODELS)}")
     if (out / "config.json").is_file():
         return out
+    gguf.refuse_missing_reader()  # before the download
     out.parent.mkdir(parents=True, exist_ok=True)
     model = MODELS[name]
     with (

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Tokenizer,
         gpt2_tokenizer,
         load_tokenizer,
+        parse_tokenizer,
         train_bpe,
         train_words,
     )
@@ -64,6 +65,7 @@ __all__ = [
     "open_published_order",
     "open_store",
     "pack",
+    "parse_tokenizer",
     "read_batch",
     "record_nanogpt_order",
     "train_bpe",

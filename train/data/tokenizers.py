@@ -30,7 +30,7 @@ from train.errors import DamagedError, TokenizerError
 
 
 __all__ = ["KINDS", "TOKENIZER_FILES", "Tokenizer", "gpt2_tokenizer", "load_tokenizer"]
-__all__ += ["train_bpe", "train_words"]
+__all__ += ["parse_tokenizer", "train_bpe", "train_words"]
 
 KINDS = ("gpt2", "bpe", "word")
 # Files of a tokenizer in a folder, in the order in which they are looked for.
@@ -300,7 +300,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return _from_pairs(path.with_name("vocab.json"), path.with_name("merges.txt"))
     text = storage.read_foreign_text(path)
     with _named(path):
-        return _loaded(text)
+        return parse_tokenizer(text)
 
 
 @contextmanager
@@ -348,7 +348,17 @@ def _merges(merges: object) -> list[tuple[str, ...]]:
 
 
 @lru_cache(maxsize=4)  # GPT-2's file takes half a second to read, and every store has a copy
-def _loaded(text: str) -> Tokenizer:
+def parse_tokenizer(text: str) -> Tokenizer:
+    """Return the tokenizer that the text of a tokenizer.json describes.
+
+    Raises:
+        DamagedError: The text is no JSON, or describes no tokenizer.
+        TokenizerError: It is a tokenizer of a kind that openbook does not know.
+
+    Examples:
+        >>> data.parse_tokenizer(store.tokenizer.json) == store.tokenizer
+        True
+    """
     content = storage.parse_json(text, "not readable as a tokenizer")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise DamagedError("not readable as a tokenizer (it has no model)")

@@ -16,7 +16,7 @@ between attention and MLP, so there is no `hook_resid_mid`, as in TransformerLen
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -370,7 +370,12 @@ class GPT(StackedWeights, HookedModule):
             )
         return self.tokenizer
 
-    @torch.no_grad()
+    @overload
+    def generate(
+        self, tokens: str, n_new: int, *, temperature: float = 0.0, seed: int = 0
+    ) -> str: ...
+
+    @overload
     def generate(
         self,
         tokens: Int[Tensor, "batch pos"],
@@ -378,12 +383,34 @@ class GPT(StackedWeights, HookedModule):
         *,
         temperature: float = 0.0,
         seed: int = 0,
-    ) -> Int[Tensor, "batch longer"]:
-        """Return `tokens` followed by `n_new` generated tokens.
+    ) -> Int[Tensor, "batch longer"]: ...
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"] | str,
+        n_new: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Int[Tensor, "batch longer"] | str:
+        """Return `tokens` followed by `n_new` generated tokens, or a text continued as a text.
 
         At temperature 0 each is the most probable token, else it is sampled with `seed`. The whole
-        context is recomputed for every token; if it is full, its first tokens are dropped.
+        context is recomputed for every token; if it is full, its first tokens are dropped. A text
+        is read behind an end of text, and ends where the model ends it.
+
+        Raises:
+            TokenizerError: A text was given, and the model has no tokenizer.
         """
+        if isinstance(tokens, str):
+            tokenizer = self._need_tokenizer("generate")
+            whole = self.generate(
+                self.to_tokens(tokens), n_new, temperature=temperature, seed=seed
+            )[0].tolist()
+            new = len(whole) - n_new
+            ends = [at for at in range(new, len(whole)) if whole[at] == tokenizer.eot]
+            return tokenizer.decode(whole[1 : ends[0] if ends else None])
         generator = torch.Generator(self.device).manual_seed(seed)
         for _ in range(n_new):
             last = self(tokens[:, -self.cfg.n_ctx :])[:, -1].float()

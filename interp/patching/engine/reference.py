@@ -33,7 +33,8 @@ def reference_scores(
     tokens = tokens.to(device_of(model))
     given = source(slice(0, len(tokens))) if callable(source) else source
     hooks = sorted({place.hook for patch in patches for place in patch})
-    logits, base = model.run_with_cache(tokens, names_filter=hooks)
+    logits, cache = model.run_with_cache(tokens, names_filter=hooks)
+    base = {name: cache[name] for name in hooks}
     start = torch.stack([metric.of_logits(logits) for metric in metrics])
     found = torch.full(
         (len(metrics), len(patches), len(tokens)), float("nan"), dtype=torch.float32
@@ -72,7 +73,7 @@ def _hooks(patch: Sequence[Component], source: Mapping[str, Tensor]) -> list[tup
 
 
 def _replacing(places: Sequence[Component], given: Tensor) -> Callable[[Tensor, object], Tensor]:
-    def replace(value: Tensor, point: object) -> Tensor:
+    def replace(value: Tensor, hook: object) -> Tensor:
         # Copied because the value may be a view of a tensor that is used after the pass.
         value = value.clone()
         for place in places:

@@ -15,7 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from interp.components import OF_HEADS, SITES, Component, HookedModel, heads_at
+from interp.components import (
+    OF_HEADS,
+    SITES,
+    Component,
+    HookedModel,
+    heads_at,
+    refuse_dead_site,
+)
 from interp.errors import ModelError
 from interp.metrics import Metric
 from interp.patching.engine import base_run, reference
@@ -269,6 +276,7 @@ def refuse_unknown(model: HookedModel, patches: Sequence[Sequence[Component]], n
                 "attn"
             )
         _refuse_misfit(place)
+        refuse_dead_site(model, place)
         for what, index, size in _sizes(model, place, n_pos):
             if index is not None and not 0 <= index < size:
                 raise ModelError(f"{place} is {what} {index} of a model that has {size}, from 0")

@@ -115,7 +115,7 @@ def test_prompts_and_memory_do_not_change_a_worth():
     together = edge_attribution_patching.eap_ig(model, one)
     scant = edge_attribution_patching.eap_ig(model, one, memory=100_000)
     torch.testing.assert_close(together, scant, atol=1e-5, rtol=1e-4)
-    alone = edge_attribution_patching.eap_ig(model, edge_ablation.part_of(one, torch.tensor([2])))
+    alone = edge_attribution_patching.eap_ig(model, one.of([2]))
     torch.testing.assert_close(together[2:3], alone, atol=1e-5, rtol=1e-4)
 
 

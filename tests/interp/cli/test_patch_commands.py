@@ -120,7 +120,6 @@ def test_trace_components_prints_three_maps(openbook, asked, tmp_path):
         (("patch", "--over", "mlps:2"), "a window of 2 layers was asked of a model that has 1"),
         (("patch", "--positions", "last"), "--positions is 'each', 'together' or numbers"),
         (("patch", "--positions", "1,99"), "position 99 was asked of prompts of 3 tokens"),
-        (("patch", "--metric", "logitdiff"), "no metric is called 'logitdiff'"),
         (("paths", "--to", "L0H0"), "L0H0 is no receiver"),
         (("paths", "--to", "L0H0.q"), "no path leads there"),
         (("trace", "components", "--noise", "3"), "names no subject"),

@@ -175,5 +175,5 @@ def test_what_cannot_be_scored_is_refused():
 
     foreign: Any = Foreign()
 
-    with pytest.raises(ModelError, match="a Foreign does not show them by our names"):
+    with pytest.raises(ModelError, match="this is a Foreign; it can be patched"):
         ov_copying(foreign, WORDS)

@@ -134,7 +134,7 @@ def test_without_a_browser_a_picture_is_refused_before_anything_is_computed(tmp_
             refusal(tmp_path / "figure.png")
         assert str(found.value) == (
             "figure.png: pictures need Chrome (Kaleido requires Google Chrome to be installed); "
-            "`pip install 'openbook[image]'` and `plotly_get_chrome`, or write .html and save its "
+            "`pip install -e '.[image]'` and `plotly_get_chrome`, or write .html and save its "
             "figure as SVG"
         )
     assert list(tmp_path.iterdir()) == []

@@ -254,7 +254,7 @@ def test_a_file_that_is_not_there_and_a_folder_that_is_are_refused(tmp_path):
 def test_without_the_package_one_is_told_what_to_install(tmp_path, monkeypatch):
     path = written(tmp_path / "tiny.gguf", llama())
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(TrainError, match=r"install openbook\[gguf\]"):
+    with pytest.raises(TrainError, match=r"pip install -e '\.\[gguf\]'"):
         gguf_files.gguf_to_huggingface(path, tmp_path / "out")
 
 
