@@ -50,6 +50,7 @@ EXAMPLES = {
     "cache documents": "runs/planted --sites L1.mlp --documents 100 --out activations",
     "cache windows": "runs/planted --sites L1.mlp --documents 100 --out activations",
     "cache prompts": "runs/planted ioi --sites 'L*.resid_post' --out activations",
+    "cache verify": "activations",
     "index build": "data/planted",
     "index plan": "data/planted",
     "index cost": "9000000000",
