@@ -404,7 +404,7 @@ class GPT(StackedWeights, HookedModule):
             TokenizerError: A text was given, and the model has no tokenizer.
         """
         if isinstance(tokens, str):
-            tokenizer = self._need_tokenizer("generate")
+            tokenizer = self.need_tokenizer("generate")
             whole = self.generate(
                 self.to_tokens(tokens), n_new, temperature=temperature, seed=seed
             )[0].tolist()

@@ -245,7 +245,7 @@ def test_a_circuit_of_the_contrast_is_not_one_of_the_behaviour():
     """What clean and corrupt share comes through ablated edges, unless others stand in for it."""
     model, prompts = chooser(), two_tokens_needed()
     rows = torch.tensor([0, 2, 4, 6])  # the answer is 0 or 2
-    behaviour = edge_ablation.part_of(prompts, rows)
+    behaviour = prompts.of(rows)
     graph = circuits.graph_of(model)
     kept = graph.holding(["input->a0.h0<v>", "a0.h0->logits"])
     corrupt, mean, resample = circuits.check(model, behaviour, kept)
