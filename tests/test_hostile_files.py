@@ -41,14 +41,6 @@ def test_two_hundred_bad_files_open_or_end_in_one_line():
     assert bad == 0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(5400)
-def test_every_good_file_opens_and_a_thousand_bad_ones_end_well():
-    n, bad = counted("--per-reader", "9", "--seed", "1", "--good")
-    assert n >= 1000
-    assert bad == 0
-
-
 def test_the_kinds_of_bad_files_are_many():
     assert len(CONTENTS) >= 15
     assert len({kind for kinds in CONTENTS.values() for kind in kinds}) > 250
