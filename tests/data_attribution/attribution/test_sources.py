@@ -1,6 +1,7 @@
 """Ranked documents survive a round trip, and say what they are."""
 
 import json
+import pickle
 
 import pytest
 
@@ -75,6 +76,7 @@ def test_many_steps_are_shown_shortened():
     shown = Sources("a", "lexical", (source(0, tuple(range(20))), source(1)), {}).show()
     assert shown["read at steps"].tolist() == ["0, 1, 2, 3, 4, 5 and 14 more", "3, 8"]
     assert shown.index.tolist() == [1, 2]
+    assert pickle.loads(pickle.dumps(shown)).equals(shown)
 
 
 def test_an_edited_file_is_refused(tmp_path):
