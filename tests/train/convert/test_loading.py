@@ -273,6 +273,16 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
             list(file.pieces("a"))
 
 
+def test_a_tensor_without_axes_is_one_row(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.tensor(2.0)}, path)
+    with foreign_weights.safetensors_weights([path]) as weights:
+        for place in (torch.zeros(()), torch.zeros(1)):
+            weights["a"].copy_to(place)
+            assert place.item() == 2
+        assert weights["a"].equals(torch.tensor(2.0))
+
+
 def imported(tmp_path: Path) -> runs.Run:
     out = convert.export_huggingface(shaken(GPT2), None, tmp_path / "out")
     return convert.import_run(out, out=tmp_path / "run")
