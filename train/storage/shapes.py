@@ -54,13 +54,17 @@ def _problem(value: Any, shape: Shape, name: str) -> str:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return _other(name, value, "a list")
-        found = (_problem(one, shape[0], f"{name}[{at}]") for at, one in enumerate(value))
+        found = (
+            _problem(one, shape[0], f"{name}[{at}]")
+            for at, one in enumerate(value)
+            if not _is_plainly(one, shape[0])
+        )
         return next(filter(None, found), "")
     if shape is None:
         return "" if value is None else _other(name, value, "null")
     if shape is float and type(value) is int:
         shape = int
-    if shape is object or (type(value) is shape and _is_small(value)):
+    if shape is object or _is_plainly(value, shape):
         return ""
     return _other(name, value, NAMES[shape])
 
@@ -76,13 +80,16 @@ def _of_object(value: Any, shape: dict[Any, Shape], name: str) -> str:
         if bare not in value:
             if bare == key:
                 return f"{_joined(name, key)} is missing"
-        elif problem := _problem(value[bare], expected, _joined(name, bare)):
+        elif not _is_plainly(value[bare], expected) and (
+            problem := _problem(value[bare], expected, _joined(name, bare))
+        ):
             return problem
     return ""
 
 
-def _is_small(value: object) -> bool:
-    return not isinstance(value, int) or -LARGEST <= value < LARGEST
+def _is_plainly(value: Any, shape: Shape) -> bool:
+    """Return whether a value is of one of the four types; asked first, without making a name."""
+    return type(value) is shape and (shape is not int or -LARGEST <= value < LARGEST)
 
 
 def _joined(name: str, key: str) -> str:
