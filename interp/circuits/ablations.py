@@ -51,8 +51,10 @@ class AblationTest:
         n_edges: Number of edges kept.
         faithfulness: (m(C) - m(empty)) / (m(full) - m(empty)); None if the full and the empty
             circuit cannot be told apart on these prompts, because it is then a ratio of noise.
-        above_foil: Share of prompts on which the circuit's logit of the answer is above the foil's.
-        top1: Share of prompts on which the answer has the circuit's highest logit.
+        above_foil: Share of prompts on which the circuit's logit of the answer is above the foil's;
+            of several answers or foils, the weighted mean of their logits.
+        top1: Share of prompts on which the answer, or one of several, has the circuit's highest
+            logit.
         model_top1: The same share for the full model.
     """
 
