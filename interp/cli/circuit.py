@@ -197,7 +197,7 @@ def _checks(found: "Circuit") -> list[str]:
             ),
             (
                 "own scale",
-                checks.own_scale or "refused: they tell not clean from corrupt",
+                checks.own_scale or "refused: they do not tell clean from corrupt",
                 "the same, as a share of the untrained models' own difference",
             ),
             (
