@@ -15,7 +15,7 @@ evidence for it:
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_attribution.errors import EvidenceError
 from train import storage
@@ -180,6 +180,9 @@ class Sources:
 
             def __repr__(self) -> str:
                 return self.to_string()
+
+            def __reduce__(self) -> tuple[Any, ...]:  # pickle does not find a class in a function
+                return pandas.DataFrame, (self.to_dict("series"),)
 
         return Table(rows, index=range(1, len(rows["score"]) + 1))
 

@@ -59,6 +59,12 @@ def _near_length(
     )
 
 
+def _hold_copies(run: Run, documents: Sequence[int]) -> bool:
+    """Return whether two of the documents have the same text."""
+    texts = {run.store.document(one).sha256 for one in documents}
+    return len(texts) < len(documents)
+
+
 def _read_copies(run: Run) -> list[list[int]]:
     """Return the documents that the run read, grouped by text; texts with one copy are left out."""
     groups: dict[str, list[int]] = {}
@@ -131,7 +137,8 @@ def matched_random(
     removed, lengths = checked_documents(run, documents), run.store.lengths
     taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
     chosen: list[int] = []
-    repeated = _read_copies(run)
+    # All texts are compared, which takes seconds, only if a text may be gone.
+    repeated = _read_copies(run) if _hold_copies(run, removed) else []
     others = [some for some in repeated if taken.isdisjoint(some)]
     matched: set[int] = set()
     for some in (one for one in repeated if {*removed}.issuperset(one)):

@@ -72,11 +72,13 @@ def kind_of_result(content: Mapping[str, object]) -> str:
 def result_file(context: Any, path: Path | None) -> Path | None:
     """Return the file for a result, unless it holds anything but a result of the same kind.
 
+    What is no regular file, such as a pipe, holds nothing to keep.
+
     Raises:
         TrainError: No file can be written there, or the file there is no result, or one of another
             command.
     """
-    if writable(path) is None or path is None or not path.exists():
+    if writable(path) is None or path is None or not path.is_file():
         return path
     from train import storage
 

@@ -63,7 +63,7 @@ def _refuse_another_kind(out: Path, result: Mapping[str, object]) -> None:
 
     Results that name no kind are alike if one has all the keys of the other.
     """
-    if not out.exists():
+    if not out.is_file():
         return
     from train import storage
 

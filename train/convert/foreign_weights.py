@@ -60,10 +60,10 @@ class ForeignTensor:
             DamagedError: A number is not finite; the message says how many are.
         """
         whole = None if place.shape == self.shape else torch.empty(self.shape, dtype=place.dtype)
-        odd = 0
+        rows, odd = torch.atleast_1d(place if whole is None else whole), 0
         for first, piece in self.pieces():
             odd += _n_not_finite(piece)
-            (place if whole is None else whole)[first : first + len(piece)].copy_(piece)
+            rows[first : first + len(piece)].copy_(piece)
         if whole is not None:
             place.copy_(whole.view(place.shape))
         if odd:
@@ -78,8 +78,9 @@ class ForeignTensor:
             return self.dtype == other.dtype and all(
                 torch.equal(one, two) for (_, one), (_, two) in pairs
             )
+        rows = torch.atleast_1d(other)
         return all(
-            torch.equal(piece.to(other.dtype), other[first : first + len(piece)])
+            torch.equal(piece.to(other.dtype), rows[first : first + len(piece)])
             for first, piece in self.pieces()
         )
 

@@ -121,6 +121,7 @@ def _write(
             keep_optimizer_of=set(),
         )
         files |= {f"{saved.folder}/{name}": sha for name, sha in saved.files.items()}
+        del found  # two models may not fit into memory
     assert cfg is not None
     if tokenizer is not None:
         tokenizer.save(place / "tokenizer.json")

@@ -12,6 +12,7 @@ Sources: `modeling_*.py` and `configuration_*.py` of gpt2, llama, gpt_neox, mist
 and `modeling_rope_utils.py` of transformers 5.23, nanoGPT's `model.py`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -598,6 +599,8 @@ def _neox_architecture(config: ForeignConfig) -> GPTConfig:
 
 def _neox_config(cfg: GPTConfig) -> dict[str, object]:
     share = cfg.rotary_dim / cfg.d_head
+    if int(cfg.d_head * share) < cfg.rotary_dim:  # transformers rounds down: 44 * (30 / 44) to 29
+        share = math.nextafter(share, 1.0)
     return {
         "num_hidden_layers": cfg.n_layers,
         "num_attention_heads": cfg.n_heads,

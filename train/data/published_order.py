@@ -14,6 +14,7 @@ in bytes (i64) and of first sequences of documents (i64). Source: `megatron/data
 of GPT-NeoX.
 """
 
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -169,7 +170,7 @@ class PublishedOrder:
                 continue
             if not path.is_file():
                 raise TrainError(f"{path}: the file is missing, and the step reads from it")
-            with storage.disk_guard(path), path.open("rb") as file:
+            with storage.open_foreign(path) as file:
                 file.seek(first - begin)
                 parts.append(file.read(last - first))
         raw = b"".join(parts)
@@ -240,7 +241,7 @@ def open_published_order(index: str | Path, *, batch: int = 1024) -> PublishedOr
 
     Raises:
         TrainError: `batch` is below 1, or no step is whole.
-        DamagedError: The file is no such index, or is cut off.
+        DamagedError: The file is missing, is no such index, or is cut off.
 
     Examples:
         >>> import struct
@@ -252,12 +253,8 @@ def open_published_order(index: str | Path, *, batch: int = 1024) -> PublishedOr
         [[8, 9, 4]]
     """
     path = Path(index)
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEADER.size)
-        size = path.stat().st_size
-    except OSError as error:
-        raise DamagedError(f"{path}: not readable ({error.strerror})") from None
+    with storage.open_foreign(path) as file:
+        head, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
     if len(head) < HEADER.size or head[:9] != MAGIC:
         raise DamagedError(f"{path}: begins with {head[:9]!r}, an index with {MAGIC!r}")
     _, version, code, n, n_documents = HEADER.unpack(head)

@@ -420,7 +420,10 @@ def _check_counts(path: Path, manifest: storage.JsonObject) -> None:
     fits = manifest["dtype"] in DTYPES and size == counts["tokens"] * int(manifest["dtype"][2:])
     fits &= ordered == sorted(ordered) and counts["documents"] >= 0
     fits &= 0 <= manifest["eot"] < manifest["vocab_size"] and (width is None or width > 0)
-    if not fits or TOKENS not in manifest["files"]:
+    for name in (TOKENS, TABLE):
+        if name not in manifest["files"]:
+            raise DamagedError(f"{path}: files does not list {name}; build the store again")
+    if not fits:
         raise DamagedError(
             f"{path}: its counts, sizes and types contradict each other ({counts['tokens']} tokens "
             f"of type {manifest['dtype']!r:.20} in {size} bytes); build the store again"

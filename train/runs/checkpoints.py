@@ -47,11 +47,10 @@ __all__ = [
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_INDEX = "index.json"
 SHAPE = {"checkpoints?": [{"step": int, "files": {str: str}}]}
-MOST_BYTES = 1 << 37  # of a file, which is read whole
 EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.safetensors"  # one that nothing lists is left by a killed process
 SPARE = 1 << 20  # parameters by which a configuration may exceed twice those of its file
-LONGEST_MARK = 16  # bytes by which a pickle is known
+LONGEST_MARK = 64  # bytes by which a pickle, or a file that stands in for another one, is known
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -149,7 +148,7 @@ def read_tensors(run_path: Path, saved: Checkpoint, name: str) -> dict[str, Tens
         (384, 128)
     """
     with _tensor_file(run_path, saved, name) as file:
-        found = {key: torch.empty(one.shape, dtype=one.dtype) for key, one in file.entries.items()}
+        found = {key: _empty(entry) for key, entry in file.entries.items()}
         _read_trusted(file, saved.files[name], found)
     return found
 
@@ -225,7 +224,9 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
         600
     """
     path = run_path / saved.folder / "state.json"
-    state = storage.parse_json(_trusted(path, saved.files["state.json"]), path)
+    content = storage.read_foreign_bytes(path)
+    _check_digest(path, content, sha256(content).hexdigest(), saved.files["state.json"])
+    state = storage.parse_json(content, path)
     storage.check_shape(state, {"step": int, "tokens?": int, "fixed_loss?": float}, path)
     if state["step"] != saved.step:
         raise DamagedError(
@@ -296,12 +297,6 @@ def drop_unlisted(run_path: Path) -> None:
                     file.unlink()
 
 
-def _trusted(path: Path, expected: str) -> bytes:
-    data = storage.read_foreign_bytes(path, most_bytes=MOST_BYTES)
-    _check_digest(path, data[:LONGEST_MARK], sha256(data).hexdigest(), expected)
-    return data
-
-
 def _check_digest(path: Path, begin: bytes, found: str, expected: str) -> None:
     if not path.is_file():
         raise DamagedError(f"{path}: the file is missing")
@@ -324,7 +319,10 @@ def _tensor_file(run_path: Path, saved: Checkpoint, name: str) -> storage.Tensor
     try:
         return storage.TensorFile(path)
     except DamagedError as error:
-        _trusted(path, saved.files[name])
+        with storage.open_foreign(path) as file:
+            begin = file.read(LONGEST_MARK)
+        if not storage.stand_in(begin):
+            _check_digest(path, begin, storage.sha256_file(path), saved.files[name])
         raise error from None
 
 
@@ -337,12 +335,17 @@ def _read_trusted(file: storage.TensorFile, expected: str, into: Mapping[str, Te
     for name, entry in file.entries.items():
         ours = into.get(name)
         fits = ours is not None and ours.dtype == entry.dtype and ours.is_contiguous()
-        place = ours if ours is not None and fits else torch.empty(entry.shape, dtype=entry.dtype)
+        place = ours if ours is not None and fits and ours.is_cpu else _empty(entry)
         for piece in file.bytes_into(place, name):
             digest.update(piece)
         if ours is not None and ours is not place:
             ours.copy_(place)
-    _check_digest(file.path, file.header[:LONGEST_MARK], digest.hexdigest(), expected)
+    _check_digest(file.path, file.header, digest.hexdigest(), expected)
+
+
+def _empty(entry: storage.TensorEntry) -> Tensor:
+    # The process may have another default device, into which no file can be read.
+    return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
 
 
 def _without_optimizer(saved: Checkpoint) -> Checkpoint:

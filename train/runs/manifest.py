@@ -52,6 +52,7 @@ ABOUT_ALL = {
     "environment": {str: (str, int)},
 }
 IDENTITY = {"run_id": str, "step": int}
+IMPORTED = {"model": object, "origin": {"description": str, "layout?": str}}
 SHAPES = {
     "full": {
         "recipe": object,
@@ -74,7 +75,12 @@ SHAPES = {
         "teacher?": IDENTITY,
         "teacher_path?": str,
     },
-    "weights-only": {"model": object, "origin": {"description": str, "layout?": str}},
+    "weights-only": IMPORTED,
+    "data-known": {
+        **IMPORTED,
+        "order": {"batch": int, "sequences": int, "index_sha256": str},
+        "order_path": str,
+    },
 }
 KEYS = {
     "full": {"knowledge", "recipe", "numerics", "data", "order", "seeds", "code", "environment"},

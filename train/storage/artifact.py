@@ -17,6 +17,7 @@ from train.progress import Progress
 from train.short_repr import short_repr
 from train.storage import atomic, lock
 from train.storage.digest_memory import check_digest, check_once
+from train.storage.shapes import check_shape
 
 
 __all__ = [
@@ -125,18 +126,19 @@ def _fitting_manifest(artifact: Artifact) -> atomic.JsonObject:
     manifest = atomic.read_sealed(path / ARTIFACT_MANIFEST)
     if manifest.get("schema") != artifact.schema:
         raise artifact.mismatch(
-            f"the {artifact.name} {path} is of version {manifest.get('schema')}, this reads "
+            f"the {artifact.name} {path} is of version {manifest.get('schema')!r:.40}, this reads "
             f"{artifact.schema}; build it again with {again}"
         )
     entries = (*artifact.source, *artifact.entries, "files")
     atomic.check_entries(path / ARTIFACT_MANIFEST, manifest, entries, _remedy(artifact))
+    check_shape(manifest, SHAPE, path / ARTIFACT_MANIFEST)
     if {key: manifest[key] for key in artifact.source} != artifact.source:
         raise artifact.mismatch(
             f"the {artifact.name} {path} is of token store {manifest['store'][:12]}..., the store "
             f"is {artifact.source['store'][:12]}...; {_remedy(artifact)}"
         )
     for name, entry in manifest["files"].items():
-        check_size(path / name, entry["bytes"], _remedy(artifact))
+        check_size(listed_file(path / ARTIFACT_MANIFEST, name), entry["bytes"], _remedy(artifact))
     return manifest
 
 

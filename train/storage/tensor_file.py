@@ -116,7 +116,7 @@ class TensorFile:
         rows, *width = entry.shape or (1,)
         row = prod(width) * entry.dtype.itemsize
         most = max(1, PIECE // max(1, row))
-        memory = torch.empty((min(rows, most), *width), dtype=entry.dtype)
+        memory = torch.empty((min(rows, most), *width), dtype=entry.dtype, device="cpu")
         content = bytes_of(memory)
         for first in range(0, rows, most):
             n_rows = min(most, rows - first)
@@ -124,7 +124,9 @@ class TensorFile:
             yield first, memory[:n_rows]
 
     def bytes_into(self, tensor: Tensor, name: str) -> Iterator[memoryview]:
-        """Read a tensor into a contiguous one of its type and shape; yield the bytes as they come.
+        """Read a tensor into a contiguous one of its type and shape in the memory of the CPU.
+
+        Yields the bytes as they come.
 
         Raises:
             DamagedError: The file ends before the tensor does.

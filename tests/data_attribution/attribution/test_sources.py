@@ -1,6 +1,7 @@
 """Ranked documents survive a round trip, and say what they are."""
 
 import json
+import pickle
 
 import pytest
 
@@ -75,6 +76,7 @@ def test_many_steps_are_shown_shortened():
     shown = Sources("a", "lexical", (source(0, tuple(range(20))), source(1)), {}).show()
     assert shown["read at steps"].tolist() == ["0, 1, 2, 3, 4, 5 and 14 more", "3, 8"]
     assert shown.index.tolist() == [1, 2]
+    assert pickle.loads(pickle.dumps(shown)).equals(shown)
 
 
 def test_an_edited_file_is_refused(tmp_path):
@@ -88,7 +90,7 @@ def test_an_edited_file_is_refused(tmp_path):
 def test_another_result_is_not_taken_for_sources(tmp_path):
     path = tmp_path / "effects.json"
     storage.write_json(path, storage.seal({"kind": "effects", "schema": 1}))
-    with pytest.raises(EvidenceError, match="holds effects, schema 1; sources, schema 2"):
+    with pytest.raises(EvidenceError, match="holds 'effects', schema 1; 'sources', schema 2"):
         Sources.load(path)
 
 

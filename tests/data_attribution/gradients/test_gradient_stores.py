@@ -234,7 +234,7 @@ def test_another_sealed_file_in_place_of_the_manifest_is_refused(stored, tmp_pat
     path = shutil.copytree(stored.path, tmp_path / "g")
     plan = {"schema": 1, "run": "r"}
     storage.write_json(path / store.MANIFEST, storage.seal(plan))
-    with pytest.raises(DamagedError, match=r"gradients\.json: lacks the entry 'files'"):
+    with pytest.raises(DamagedError, match=r"gradients\.json: documents is missing"):
         gradients.open_gradient_store(path)
 
 

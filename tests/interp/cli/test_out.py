@@ -33,6 +33,10 @@ def test_out_replaces_no_file_that_is_no_result(openbook, lookup_run, tmp_path):
         assert notes.read_text() == text
 
 
+def test_out_may_be_a_device_or_a_pipe(openbook, lookup_run):
+    assert openbook("run", "show", lookup_run.path, "--out", "/dev/null").code == 0
+
+
 def test_results_without_a_schema_are_told_apart_by_their_keys(openbook, lookup_run, tmp_path):
     out = tmp_path / "a.json"
     assert openbook("run", "show", lookup_run.path, "--out", out).code == 0

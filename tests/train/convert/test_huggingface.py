@@ -42,6 +42,9 @@ CROSSING = {
         LLAMA, rope_scaling="llama3", rope_factor=4.0, rope_original_ctx=9, rope_theta=100.0
     ),
     "pythia": PYTHIA,
+    "gpt_neox, 30 of 44 channels rotated": replace(
+        PYTHIA, n_heads=2, n_key_value_heads=2, d_model=88, d_head=44, rotary_channels=30
+    ),
     "gpt_neox, serial, tied, whole heads rotated": replace(
         PYTHIA, parallel_residual=False, tie=True, rotary_channels=0, mlp="gelu-tanh", d_mlp=40
     ),

@@ -4,6 +4,7 @@ Counted are the bytes that torch has allocated and not freed, which is the same 
 `benchmarks/loading_memory.py` measures what the operating system says.
 """
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +273,16 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
             list(file.pieces("a"))
 
 
+def test_a_tensor_without_axes_is_one_row(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.tensor(2.0)}, path)
+    with foreign_weights.safetensors_weights([path]) as weights:
+        for place in (torch.zeros(()), torch.zeros(1)):
+            weights["a"].copy_to(place)
+            assert place.item() == 2
+        assert weights["a"].equals(torch.tensor(2.0))
+
+
 def imported(tmp_path: Path) -> runs.Run:
     out = convert.export_huggingface(shaken(GPT2), None, tmp_path / "out")
     return convert.import_run(out, out=tmp_path / "run")
@@ -288,6 +299,34 @@ def test_no_model_is_returned_of_changed_bytes(place, tmp_path):
         run.load()
     with pytest.raises(DamagedError, match=r"sha256 .*nothing was loaded"):
         runs.read_tensors(run.path, run.saved[0], "model.safetensors")
+
+
+def test_files_are_read_whatever_the_default_device_is(tmp_path):
+    run, wanted = imported(tmp_path), shaken(GPT2).state_dict()
+    with torch.device("meta"):
+        found = runs.read_tensors(run.path, run.saved[0], "model.safetensors")
+        elsewhere = convert.import_huggingface(tmp_path / "out").model
+        runs.load_weights(elsewhere, run.path, run.saved[0], "model.safetensors")
+    assert {value.device.type for value in elsewhere.state_dict().values()} == {"meta"}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_a_checkpoint_that_is_another_file_is_named_without_reading_it_whole(tmp_path):
+    run = imported(tmp_path)
+    path = run.path / run.saved[0].folder / "model.safetensors"
+    for content, said in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
+        (b"PK\x03\x04" + bytes(1 << 23), "this is a pickle"),
+        (bytes(1 << 23), "sha256 .*nothing was loaded"),
+    ):
+        path.write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(DamagedError, match=said):
+            run.load()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 1 << 22
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):

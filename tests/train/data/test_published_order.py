@@ -1,5 +1,7 @@
 """The published order gives the tokens of a step, and says which claims of order hold."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,13 @@ def test_a_step_read_its_sequences_in_order(pieces, tmp_path):
         assert (order.tokens_read(step) == ROWS[step * BATCH : (step + 1) * BATCH]).all()
     with pytest.raises(TrainError, match="no step 6; it has steps 0 to 5"):
         order.tokens_read(6)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.idx")
+    for name, said in (("pipe.idx", "a pipe"), ("none.idx", "the file is missing"), (".", "a fol")):
+        with pytest.raises(DamagedError, match=said):
+            open_published_order(tmp_path / name)
 
 
 def test_what_is_there_of_pieces_can_be_read(tmp_path):

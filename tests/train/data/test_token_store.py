@@ -353,6 +353,18 @@ def test_another_sealed_file_in_place_of_the_manifest_is_refused(sound: TokenSto
         open_store(copy)
 
 
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.parquet"])
+def test_a_manifest_that_lists_no_digest_of_a_file_is_refused(
+    name: str, sound: TokenStore, tmp_path: Path
+):
+    copy = Path(shutil.copytree(sound.path, tmp_path / "copy"))
+    manifest = json.loads((copy / "store.json").read_text())
+    del manifest["files"][name]
+    storage.write_json(copy / "store.json", storage.seal(manifest))
+    with pytest.raises(DamagedError, match=rf"store\.json: files does not list {name}"):
+        open_store(copy)
+
+
 def test_an_edited_document_is_named(sound: TokenStore, tmp_path: Path):
     copy = Path(shutil.copytree(sound.path, tmp_path / "copy"))
     _edit(copy, at=int(sound.starts[7]) + 1)

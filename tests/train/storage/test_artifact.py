@@ -85,6 +85,22 @@ def test_a_sealed_file_of_another_kind_in_place_of_the_manifest_is_refused(artif
         storage.artifact_manifest(artifact)
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], r"files is list, and an object is expected"),
+        ({"data": {"bytes": "7", "sha256": ""}}, r"files\.data\.bytes is '7', and a whole number"),
+        ({"../data": {"bytes": 7, "sha256": ""}}, r"names '\.\./data', which is no file of its"),
+    ],
+)
+def test_a_sealed_manifest_with_other_values_is_refused(artifact, files, said):
+    place = artifact.path / storage.ARTIFACT_MANIFEST
+    storage.write_json(place, storage.seal({**storage.read_sealed(place), "files": files}))
+    for check in (storage.artifact_manifest, storage.verify_artifact):
+        with pytest.raises(DamagedError, match=rf"index\.json: {said}"):
+            check(artifact)
+
+
 def test_damage_is_named(artifact, monkeypatch):
     path = artifact.path / "data"
     path.write_bytes(b"conten!")
