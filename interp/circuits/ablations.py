@@ -33,6 +33,7 @@ from interp.metrics import MetricOf, top1
 from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
+from train.short_repr import short_repr
 from train.statistics import n_prompts, ratio_estimate, ratio_interval, wilson
 
 
@@ -64,6 +65,8 @@ class AblationTest:
     above_foil: Measured
     top1: Measured
     model_top1: Measured
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         return (
