@@ -159,7 +159,7 @@ def log_probability(behaviour: Behaviour) -> Metric:
     """Return the metric "log-probability of the answer at the last position".
 
     It reads the whole vocabulary. Of several answers it is the logarithm of their probabilities'
-    sum, each times its weight.
+    sum, each times its weight; with weights above 1 that sum may exceed 1.
 
     Examples:
         >>> metric = metrics.log_probability(ioi)

@@ -145,7 +145,8 @@ def plain(values: object) -> object:
     """Replace nan by None in nested lists, because JSON has no nan.
 
     Examples:
-        >>> interp.results.plain([[0.5, float("nan")]])
+        >>> from interp.results import plain
+        >>> plain([[0.5, float("nan")]])
         [[0.5, None]]
     """
     if isinstance(values, list):
@@ -157,7 +158,8 @@ def numbers(values: object) -> object:
     """Replace None by nan in nested lists: the inverse of `plain`.
 
     Examples:
-        >>> interp.results.numbers([0.5, None])
+        >>> from interp.results import numbers
+        >>> numbers([0.5, None])
         [0.5, nan]
     """
     if isinstance(values, list):

@@ -103,7 +103,7 @@ def _ranks(ranking: Ranking) -> dict[int, int]:
 
 
 def _evidence(ranking: Ranking, rank: int) -> Evidence:
-    low, high = (None if one is None else float(one[rank]) for one in (ranking.low, ranking.high))
+    low, high = _end(ranking.low, rank), _end(ranking.high, rank)
     return Evidence(rank + 1, float(ranking.scores[rank]), low, high)
 
 

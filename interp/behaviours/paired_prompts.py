@@ -254,7 +254,7 @@ def _weights(given: object, what: str) -> dict[str, float]:
 
 
 def _json_lines(path: Path, text: str) -> list[object]:
-    lines = text.splitlines()
+    lines = text.split("\n")  # splitlines also ends lines at U+2028, which JSON may hold
     return [
         storage.parse_json(line, f"{path}: line {number}")
         for number, line in enumerate(lines, start=1)

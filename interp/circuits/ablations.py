@@ -33,6 +33,7 @@ from interp.metrics import MetricOf, top1
 from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
+from train.short_repr import short_repr
 from train.statistics import n_prompts, ratio_estimate, ratio_interval, wilson
 
 
@@ -51,8 +52,10 @@ class AblationTest:
         n_edges: Number of edges kept.
         faithfulness: (m(C) - m(empty)) / (m(full) - m(empty)); None if the full and the empty
             circuit cannot be told apart on these prompts, because it is then a ratio of noise.
-        above_foil: Share of prompts on which the circuit's logit of the answer is above the foil's.
-        top1: Share of prompts on which the answer has the circuit's highest logit.
+        above_foil: Share of prompts on which the circuit's logit of the answer is above the foil's;
+            of several answers or foils, the weighted mean of their logits.
+        top1: Share of prompts on which the answer, or one of several, has the circuit's highest
+            logit.
         model_top1: The same share for the full model.
     """
 
@@ -62,6 +65,8 @@ class AblationTest:
     above_foil: Measured
     top1: Measured
     model_top1: Measured
+
+    __repr__ = short_repr
 
     def __str__(self) -> str:
         return (

@@ -11,13 +11,12 @@ With all edges kept this is the clean run; with none, and corrupt stand-ins, the
 to the model.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -72,7 +71,7 @@ def scores(
     if standin == "resample":
         behaviour = replace(behaviour, corrupt=behaviour.clean[_others(behaviour, seed)])
     portions = torch.arange(behaviour.n_prompts).split(n_prompts)
-    mean = _mean_written(model, behaviour, portions) if standin == "mean" else None
+    mean = _mean_written(model, behaviour, n_prompts) if standin == "mean" else None
     for rows in portions:
         part = behaviour.of(rows)
         clean_and_corrupt = written(model, part)
@@ -125,20 +124,31 @@ def written(
 
 
 def _mean_written(
-    model: GPT, behaviour: Behaviour, portions: Sequence[Int[Tensor, " row"]]
+    model: GPT, behaviour: Behaviour, at_once: int
 ) -> Float[Tensor, "source 1 pos d_model"]:
-    """Return the mean output of each source over the clean prompts, by position."""
+    """Return the mean output of each source over the clean prompts, by position.
+
+    A prompt with several foils has several rows and counts once.
+    """
+    once = np.sort(_first_rows(behaviour)[0])
     total = 0
-    for rows in portions:
+    for rows in torch.from_numpy(once).split(at_once):
         total = total + written(model, behaviour.of(rows))[0].double().sum(dim=1)
     assert isinstance(total, Tensor)
-    return (total / behaviour.n_prompts).float()[:, None]
+    return (total / len(once)).float()[:, None]
+
+
+def _first_rows(
+    behaviour: Behaviour,
+) -> tuple[Int64[np.ndarray, " prompt"], Int64[np.ndarray, " row"]]:
+    """Return the first row of each distinct clean prompt, and the number of each row's prompt."""
+    prompts = statistics.n_prompts(behaviour.clean)
+    return np.unique(prompts, return_index=True)[1], prompts
 
 
 def _others(behaviour: Behaviour, seed: int) -> Int[Tensor, " row"]:
     """Return for each row a row of another prompt, drawn so that every prompt is used once."""
-    prompts = statistics.n_prompts(behaviour.clean)
-    first = np.unique(prompts, return_index=True)[1]
+    first, prompts = _first_rows(behaviour)
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(first))
     another = np.empty_like(order)
     another[order] = np.roll(order, 1)

@@ -31,7 +31,7 @@ from interp.behaviours import Behaviour
 from interp.circuits import edge_ablation
 from interp.circuits.edge_ablation import MEMORY
 from interp.circuits.graph import Graph, graph_of
-from interp.errors import BehaviourError, BudgetError
+from interp.errors import BehaviourError, BudgetError, ModelError
 from interp.metrics import Metric, MetricOf
 from train.errors import nearest
 from train.model import GPT, with_gradients
@@ -193,6 +193,11 @@ def reader_gradients(
             into_mlp = read(1) if into_mlp is None else into_mlp
             resid = resid + block.mlp(block.ln2(into_mlp))[0]
         total = edge_ablation.score(model, read(1), metric).sum()
+        if not total.requires_grad:
+            raise ModelError(
+                f"metric {metric.name!r} has no gradient, so it gives edges no worth; choose edges "
+                "by a differentiable metric or by method='exact'"
+            )
         return torch.cat(torch.autograd.grad(total, leaves)).detach()
 
 

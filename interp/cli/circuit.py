@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 INTEGRATION_STEPS = 5
+ALIKE = "refused: full and empty alike"
 
 
 @option_groups
@@ -132,7 +133,7 @@ def faithfulness_command(
     }
     lines = [
         f"{prompted.name}: {int(kept.sum())} of {count(len(kept), 'edge')}; faithfulness "
-        f"{tests[0].faithfulness}",
+        f"{tests[0].faithfulness or ALIKE}",
         *_tests([tests]),
         "measured on all prompts, which may include those that chose the edges",
     ]
@@ -149,7 +150,7 @@ def _tests(circuits: "Iterable[tuple[AblationTest, ...]]") -> list[str]:
         f"{'first choice':>12}  full model"
     )
     return [head] + [
-        f"{one.n_edges:>6}  {one.standin:<10}  {one.faithfulness or 'full and empty alike'!s:<38}  "
+        f"{one.n_edges:>6}  {one.standin:<10}  {one.faithfulness or ALIKE!s:<38}  "
         f"{one.above_foil.value:>17.2f}  {one.top1.value:>12.2f}  {one.model_top1.value:>10.2f}"
         for one in rows
     ]
@@ -196,7 +197,7 @@ def _checks(found: "Circuit") -> list[str]:
             ),
             (
                 "own scale",
-                checks.own_scale or "refused: they tell not clean from corrupt",
+                checks.own_scale or "refused: they do not tell clean from corrupt",
                 "the same, as a share of the untrained models' own difference",
             ),
             (

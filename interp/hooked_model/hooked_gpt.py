@@ -368,16 +368,20 @@ class HookedGPT(WeightCalls):
         """Return the input followed by generated tokens, as text if the input is text.
 
         With `n_new`, a call is one of `GPT.generate`: as many tokens, the most probable ones unless
-        a temperature is given. Without it, it is one of TransformerLens: up to `max_new_tokens`
-        (10), sampled at temperature 1 with `seed` unless `do_sample` is False, until every row has
-        an end-of-text.
+        a temperature is given; a text ends where the model ends it. Without it, it is one of
+        TransformerLens: up to `max_new_tokens` (10), sampled at temperature 1 with `seed` unless
+        `do_sample` is False, until every row has an end-of-text.
 
         Args:
+            stop_at_eos: Whether a row ends with its first generated end-of-text. None stands for
+                True, and for False if `n_new` tokens are added to tokens.
             return_type: `input`, `tokens` or `str`: what is returned.
             verbose: Accepted and not used: no progress is shown.
 
         Raises:
             BridgeOnlyError: An option of TransformerLens is not answered here (`top_k` and others).
+            ModelError: Several texts have different numbers of tokens: the shorter ones would be
+                continued behind their padding.
 
         Examples:
             >>> model.generate("the capital of runethi is", n_new=1)
@@ -387,14 +391,26 @@ class HookedGPT(WeightCalls):
         given = n_new is not None
         if do_sample is None:
             do_sample = temperature not in (None, 0) if given else True
+        if n_new is None:
+            n_new = N_GENERATED if max_new_tokens is None else max_new_tokens
+        if not isinstance(input, str | Tensor):
+            lengths = sorted({self.to_tokens(one, prepend_bos).shape[1] for one in input})
+            if len(lengths) > 1:
+                raise ModelError(
+                    f"texts of {lengths[0]} to {lengths[-1]} tokens are not continued together, "
+                    "because the shorter ones would be padded; give one at a time"
+                )
         tokens = self.tokens_of(input, prepend_bos)
         longer = super().generate(
             tokens,
-            n_new if n_new is not None else max_new_tokens or N_GENERATED,
+            n_new,
             temperature=(1.0 if temperature is None else temperature) if do_sample else 0.0,
             seed=seed,
         )
-        if stop_at_eos or (stop_at_eos is None and not given and self.tokenizer is not None):
+        if stop_at_eos is None:
+            as_tokens = given and isinstance(input, Tensor)
+            stop_at_eos = self.tokenizer is not None and not as_tokens
+        if stop_at_eos:
             longer = self._until_end(longer, tokens.shape[1])
         wanted = "str" if return_type == "input" and not isinstance(input, Tensor) else return_type
         if wanted != "str":

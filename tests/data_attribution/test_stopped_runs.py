@@ -95,10 +95,14 @@ def test_what_was_read_behind_the_last_checkpoint_is_no_source(stopped, tmp_path
     shutil.copytree(stopped.store.path, tmp_path / "store", dirs_exist_ok=True)
     index = token_index.build(open_store(tmp_path / "store"))
     named = np.array([late[0], again[0]])
-    ranking = Ranking(named, np.array([2.0, 1.0]))
-    cited = passages.sources(stopped, index, ranking, limit=2, grades={}, evidence={})
+    alike = np.array([np.nan, np.nan])  # every prompt scores alike, so there is no interval
+    ranking = Ranking(named, np.array([2.0, 1.0]), low=alike, high=alike)
+    found = {"gradient": ranking}
+    cited = passages.sources(stopped, index, ranking, limit=2, grades={}, evidence=found)
     assert cited.unread == 1
     (one,) = cited.items
+    assert one.low is one.high is one.evidence["gradient"].low is one.evidence["gradient"].high
+    assert one.low is None
     assert one.document == again[0]
     assert max(one.steps) < 16
     top = evaluation.first_read(stopped, {"case": ranking}, first=2)

@@ -74,7 +74,7 @@ class Average:
             name: None if content[name] is None else _tensor(np.array(content[name], dtype=float))
             for name in ("low", "high")
         }
-        return cls(torch.tensor(content["values"], dtype=torch.float32), **parts, n=content["n"])
+        return cls(_tensor(np.array(content["values"], dtype=float)), **parts, n=content["n"])
 
 
 def over_prompts(

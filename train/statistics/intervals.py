@@ -202,7 +202,7 @@ def ratio_estimate(
     Examples:
         >>> part, whole = np.array([1.0, 2.0, 3.0, 2.0]), np.array([3.0, 4.0, 5.0, 4.0])
         >>> str(statistics.ratio_estimate(part, whole))
-        '0.500 [0.374, 0.581]'
+        '0.500 [0.259, 0.623]'
     """
     value, bounds = float(part.sum() / whole.sum()), ratio_interval(part[None], whole)
     if bounds is None or np.isnan(bounds[0][0]):

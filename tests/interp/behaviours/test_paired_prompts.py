@@ -75,9 +75,13 @@ def test_every_answer_stays_with_its_prompt_however_the_rows_are_given(words, tm
         "rows.csv": pd.DataFrame(table).assign(id=7).to_csv(index=False),
         "rows.tsv": pd.DataFrame(table).to_csv(index=False, sep="\t"),
         "rows.jsonl": "\n".join(json.dumps(row) for row in table) + "\n\n",
+        # A line ends at a line feed only: JSON may hold the separators of Unicode as they are.
+        "noted.jsonl": "\r\n".join(
+            json.dumps(row | {"note": "one\u2028two\x85"}, ensure_ascii=False) for row in table
+        ),
     }
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
         found.append(behaviours.load(tmp_path / name, words))
     for one in found:
         assert written(one, words) == expected

@@ -15,7 +15,7 @@ from interp.behaviours import Behaviour
 from interp.circuits import Circuit, Graph, controls, discovery, edge_ablation, faithfulness
 from interp.circuits.edge_selection import at_least, select
 from interp.cli.circuit import circuit_command, faithfulness_command
-from interp.errors import BehaviourError, CapabilityError, CircuitError, ContrastError
+from interp.errors import BehaviourError, CapabilityError, CircuitError, ContrastError, ModelError
 from train.model import GPT, GPTConfig, init_gpt
 from train.statistics import ratio_interval
 
@@ -409,6 +409,16 @@ def test_a_metric_that_does_not_tell_the_prompts_apart_is_refused():
         circuits.find(planted(), first_of_three(), metric=constant)
 
 
+def test_a_metric_without_a_gradient_chooses_edges_exactly_or_is_refused():
+    for method in ("eap", "eap-ig"):
+        with pytest.raises(ModelError, match="metric 'top-1' has no gradient"):
+            circuits.find(planted(), first_of_three(), method=method, metric=metrics.top1)
+    exact = circuits.find(
+        planted(), first_of_three(), n_edges=6, method="exact", metric=metrics.top1, checked=False
+    )
+    assert exact.metric == "top-1"
+
+
 def test_edges_that_reach_nothing_are_refused():
     with pytest.raises(CircuitError, match="the 1 strongest of 46 edges reach not"):
         circuits.find(planted(), first_of_three(), n_edges=1)
@@ -453,6 +463,25 @@ def test_the_command_prints_writes_and_draws(lookup_run, lookup_behaviour, tmp_p
         assert json.loads(judged.stdout)["faithfulness"]["value"] == pytest.approx(share.value)
     as_json = CliRunner().invoke(app, [*asked[:2], "--json", "--edges", "3"])
     assert json.loads(as_json.stdout)["schema"] == "openbook.circuit/1"
+
+
+def test_the_command_says_so_if_a_faithfulness_is_refused(
+    lookup_run, lookup_behaviour, tmp_path, monkeypatch
+):
+    model = lookup_run.load()
+    tests = circuits.check(
+        model,
+        behaviours.read(lookup_behaviour),
+        torch.ones(circuits.graph_of(model).n_edges).bool(),
+    )
+    refused = tuple(replace(test, faithfulness=None) for test in tests)
+    monkeypatch.setattr(circuits, "check", lambda *given, **options: refused)
+    app, file = typer.Typer(), tmp_path / "circuit.json"
+    app.command()(faithfulness_command)
+    circuits.find(model, behaviours.read(lookup_behaviour), checked=False).save(file)
+    ended = CliRunner().invoke(app, [str(lookup_run.path), str(lookup_behaviour), str(file)])
+    assert ended.stdout.count("refused: full and empty alike") == 4
+    assert "None" not in ended.stdout
 
 
 @pytest.mark.slow

@@ -127,6 +127,14 @@ def test_the_complete_circuit_is_the_clean_run_and_the_empty_one_the_corrupt_run
     torch.testing.assert_close(empty, behaviour.score(corrupt), atol=1e-5, rtol=0)
 
 
+def test_a_prompt_with_several_foils_counts_once_in_the_mean():
+    model, behaviour, rows = model_of("gpt2"), behaviour_of(), [0, 0, 0, 1, 2, 3, 4]
+    none = torch.zeros(1, circuits.graph_of(model).n_edges).bool()
+    once = edge_ablation.scores(model, behaviour, none, standin="mean")
+    again = edge_ablation.scores(model, behaviour.of(rows), none, standin="mean")
+    torch.testing.assert_close(again, once[:, rows])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("standin", ["mean", "resample"])
 def test_cutting_all_edges_out_of_a_head_equals_a_hook_that_puts_the_stand_in(layout, standin):

@@ -27,17 +27,3 @@ def test_generate_prints_what_the_model_continues(openbook, lookup_run, tmp_path
     ]
     texts = [json.loads(one.out)["text"] for one in drawn]
     assert texts[0] == texts[1] != texts[2]
-
-
-def test_a_text_ends_where_the_model_ends_it(lookup_run, monkeypatch):
-    model = models.load(lookup_run)
-    plain = type(model).generate
-
-    def ends(self, tokens, n_new, **how):
-        found = plain(self, tokens, n_new, **how)
-        if not isinstance(tokens, str):
-            found[0, -2] = self.tokenizer.eot
-        return found
-
-    monkeypatch.setattr(type(model), "generate", ends)
-    assert plain(model, "k3 is", 3) == "k3 is v3"

@@ -207,3 +207,22 @@ def test_generation_ends_when_every_row_has_ended(model, tokens):
     assert ended.tolist() == [[*tokens[0].tolist(), 0]]
     kept = model.generate(tokens, max_new_tokens=4, do_sample=False, stop_at_eos=False)
     assert kept.shape == (1, 8)
+    assert model.generate(tokens, max_new_tokens=0, do_sample=False).shape == (1, 4)
+
+
+def test_a_text_ends_where_the_model_ends_it(model, monkeypatch):
+    def ends(self, tokens, n_new, **how):
+        return torch.cat([tokens, torch.tensor([[7, 0, 5]]).expand(len(tokens), 3)], dim=1)
+
+    monkeypatch.setattr(GPT, "generate", ends)
+    longer = model.to_string(torch.tensor([*model.to_tokens(TEXT)[0, 1:], 7]))
+    assert model.generate(TEXT, 3) == longer
+    assert model.generate(TEXT, max_new_tokens=3) == longer
+    assert model.generate([TEXT, TEXT], 3) == [longer, longer]
+    assert model.generate(TEXT, 3, stop_at_eos=False) != longer
+    assert model.generate(model.to_tokens(TEXT), 3)[0, -3:].tolist() == [7, 0, 5]
+
+
+def test_texts_of_different_lengths_are_not_continued_behind_padding(model):
+    with pytest.raises(ModelError, match="texts of 3 to 4 tokens are not continued together"):
+        model.generate([TEXT, "w1 w3"], 2)

@@ -1,11 +1,15 @@
 """Intervals contain what they should, as often as they say."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from tests.worlds.known import known
 from train.statistics import (
+    Average,
     mean_interval,
     ratio_estimate,
     ratio_interval,
@@ -76,6 +80,18 @@ def test_equal_prompts_have_no_interval():
     assert mean_interval(np.full(5, 1.5)) is None
     assert mean_interval(np.zeros(5)) is None
     assert str(ratio_estimate(part[0], whole)) == "0.700 [no interval]"
+
+
+def test_means_and_ends_that_are_not_there_are_none_in_a_file_and_read_again():
+    gone = float("nan")
+    average = Average(
+        torch.tensor([0.5, gone]), torch.tensor([gone, gone]), torch.tensor([gone, gone]), n=4
+    )
+    content = json.loads(json.dumps(average.to_dict(), allow_nan=False))
+    assert content == {"values": [0.5, None], "low": [None] * 2, "high": [None] * 2, "n": 4}
+    again = Average.from_dict(content)
+    for name in ("values", "low", "high"):
+        torch.testing.assert_close(getattr(again, name), getattr(average, name), equal_nan=True)
 
 
 RARE = {
