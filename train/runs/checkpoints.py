@@ -184,6 +184,7 @@ def load_weights(model: nn.Module, run_path: Path, saved: Checkpoint, name: str)
         DamagedError: As for `read_tensors`, or the model has other weights than the file.
 
     Examples:
+        >>> from train.model import init_gpt
         >>> other = init_gpt(run.config, seed=1)
         >>> runs.load_weights(other, run.path, run.saved_at(2100), "model.safetensors")
         >>> torch.equal(other.embed.weight, model.embed.weight)
