@@ -250,8 +250,8 @@ def ask_result(_: Path, path: Path) -> str:
     if path.name == "behaviour.json":
         found = behaviours.read(path)
         return digest(found.clean, found.corrupt, found.answer, found.foil, found.description)
-    if path.stem == "lens":
-        lens = lenses.load_tuned_lens(path.with_suffix(".json"))
+    if path.name.startswith("lens."):
+        lens = lenses.load_tuned_lens(path.with_name("lens.json"))
         sides = (lens.translators, lens.control)
         return digest(*(part for one in sides for part in (one.weight, one.bias)), lens.fit)
     kind = {"effects.json": Effects, "sources.json": attribution.Sources}[path.name]

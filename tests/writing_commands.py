@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +109,18 @@ class Case:
 
 
 def command(*arguments: str) -> Callable[[], None]:
-    """Return what runs `openbook` with these arguments in this process."""
+    """Return what runs `openbook` with these arguments in this process.
+
+    The matrix product is not measured, as each process does otherwise: the two products round
+    differently, and trials are compared byte by byte.
+    """
 
     def run() -> None:
         from data_attribution.cli.app import main
+        from train import numerics
 
+        measured = numerics.choose
+        numerics.choose = lambda **options: replace(measured(**options), matmul="highest")
         sys.argv = ["openbook", *arguments]
         try:
             main()
@@ -287,9 +294,13 @@ CASES = (
     sealed("exposure documents", RUN, "3"),
     sealed("gradients plan", RUN),
     sealed("gradients verify", RUN, "--folder", f"{W}/gradients"),
+    sealed("cache verify", f"{W}/activations"),
+    sealed("generate", RUN, "--prompt", "k3 is", "--tokens", "2"),
 )  # fmt: skip
 # What else lies in the world, and the command that makes it.
 INPUTS: dict[str, tuple[str, ...]] = {
+    "activations": ("cache", "prompts", RUN, BEHAVIOUR, "--out", f"{W}/activations", "--sites",
+                    "L*.mlp", *FEW),
     "circuit.json": ("circuit", RUN, BEHAVIOUR, *FEW, "--out", f"{W}/circuit.json"),
     "dpo": ("tune", "data", RUN, f"{W}/preferences.jsonl", "--kind", "preferences", "--folder",
             f"{W}/dpo"),

@@ -177,7 +177,12 @@ class Circuit(Result):
                 "exact": {edge: asdict(one) for edge, one in self.checks.exact.items()},
                 "sizes": [[asdict(test) for test in tests] for tests in self.checks.sizes],
             }
+            if not self.checks.sizes:  # so that files of earlier versions stay as they were
+                for name in ("own_scale", "sizes"):
+                    del content["checks"][name]
         content["ablations"] = [asdict(test) for test in self.ablations]
+        if not self.ablations:
+            del content["ablations"]
         return {"schema": SCHEMA, **content, "notes": list(self.notes), "edges": self.edges}
 
     @classmethod

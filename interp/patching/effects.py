@@ -253,7 +253,11 @@ class Effects(Result):
             "schema": SCHEMA,
             "site": self.site,
             "axes": list(self.axes),
-            **{name: None if t is None else plain(t.tolist()) for name, t in tensors.items()},
+            **{
+                name: None if t is None else plain(t.tolist())
+                for name, t in tensors.items()
+                if t is not None or name not in ("part", "whole")
+            },
             "clean": self.clean,
             "corrupt": self.corrupt,
             "n_prompts": self.n_prompts,

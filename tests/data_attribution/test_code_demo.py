@@ -152,7 +152,8 @@ def change(shift: float, controls: int = 3, name: str = "known lines") -> Change
     """Thirty prompts that fall by `shift` without the documents, and hardly in the controls."""
     before = np.linspace(-2.0, -1.0, 30)
     drawn = np.array([before + 0.001 * (number - 1) for number in range(controls)])
-    return Change(name, "nats a token", True, before, before + shift, drawn)
+    after = before + shift + 0.001 * np.sin(np.arange(30))  # hardly the same on all prompts
+    return Change(name, "nats a token", True, before, after, drawn)
 
 
 @pytest.mark.parametrize(

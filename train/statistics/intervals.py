@@ -10,9 +10,9 @@
   for 10 to 64 scores of t(3)).
 * A ratio of means: Fieller 1954, which accounts for the uncertainty of the denominator, widened by
   what Hall's correction adds for the skewness of part - ratio * whole.
-* A rare effect, which most prompts do not show: if at least half of the scores lie within 5 % of
-  the range from their median, each end also reaches as far as Wilson's interval of a share that is
-  scaled to the range of the scores. Of all scores with this range and mean, those that take only
+* A rare effect, which most prompts do not show: if more than half of the scores lie within 5 % of
+  the range from their median, and at most 15 do not, each end also reaches as far as Wilson's
+  interval of a share that is scaled to the range of the scores. Of all scores with this range and mean, those that take only
   its two ends vary most. Student's t alone covers such means in 40 to 90 % of cases at 10 prompts.
 * Scores that are equal on every prompt have no interval: n equal scores only say that at most
   1 - 0.05^(1/n) of all prompts differ (26 % for n = 10, 4.6 % for n = 64), not by how much.
@@ -47,7 +47,9 @@ __all__ = [
 ]
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
-NEAR, MOST = 0.05, 0.5  # an effect is rare if this share of scores lies within NEAR of the range
+# An effect is rare if more than this share of scores lies within NEAR of the range from the median,
+# and at most so many do not. Where more do, Student's t and Hall's correction see them.
+NEAR, MOST, FEW = 0.05, 0.5, 15
 ROUNDING = 1e-6  # relative difference up to which scores, computed in float32, count as equal
 
 
@@ -285,7 +287,8 @@ def _reach_of_scores(
     span = deviations.max(axis=-1) - lowest
     middle = np.median(deviations, axis=-1, keepdims=True)
     near = np.abs(deviations - middle) <= NEAR * span[..., None]
-    rare = (near.mean(axis=-1) >= MOST) & (span > 0)
+    n_near = near.sum(axis=-1)
+    rare = (n_near > MOST * n) & (n_near >= n - FEW) & (span > 0)
     # The mean as a share: where it lies between the lowest and the highest score.
     share = np.divide(-lowest, span, out=np.zeros_like(span), where=rare)
     root = Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))

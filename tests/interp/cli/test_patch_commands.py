@@ -16,12 +16,13 @@ def asked(lookup_run, lookup_behaviour):
 def test_patch_prints_effects_with_intervals_baselines_and_provenance(openbook, asked, lookup_run):
     ended = openbook("patch", *asked, "--top", 1)
     assert ended.code == 0, ended.err
-    head, baselines, best, left, run = ended.out.splitlines()
+    head, baselines, best, chosen, left, run = ended.out.splitlines()
     assert head == "lookup: head, denoising, share of the clean-corrupt logit difference"
     assert baselines.startswith("baselines: clean ")
     assert baselines.endswith("(logit difference, 12 prompts)")
     assert best.startswith("L0H")
     assert "[" in best
+    assert chosen.startswith("chosen on one half of the prompts, measured on the other 6: L0H")
     assert left == "and 1 place with smaller effects"
     assert run.startswith(f"run {lookup_run.id}, step 160")
 

@@ -50,7 +50,7 @@ def test_the_table_says_what_each_loss_is(openbook, tiny_run, other_run):
         "this",
     ]
     assert lines[1].startswith(f"{tiny_run.path}@24  ")
-    assert lines[1].endswith("0.000 [0.000, 0.000]        not")
+    assert lines[1].endswith("0.000 [no interval]         not")
     assert lines[2].startswith("mean of probabilities")
     assert "held-out documents; 95 % intervals over documents" in lines[3]
     assert "the baseline needs 1.000 [" in lines[4]

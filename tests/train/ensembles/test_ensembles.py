@@ -47,7 +47,7 @@ def test_an_ensemble_of_one_is_its_member_bit_for_bit(tiny_run):
     assert np.array_equal(scores.mixture(np.ones(1)), scores.values[0].astype(np.float64))
     found = ensembles.evaluate(alone)
     assert found.ensemble.loss == found.rows[0].loss
-    assert found.ensemble.difference == Estimate(0.0, 0.0, 0.0)
+    assert found.ensemble.difference == Estimate(0.0, None, None)
     learned = ensembles.evaluate(alone, learn=True)
     assert learned.weights == (1.0,)
     assert learned.ensemble.loss == learned.rows[0].loss
