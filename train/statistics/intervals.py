@@ -12,8 +12,9 @@
   what Hall's correction adds for the skewness of part - ratio * whole.
 * A rare effect, which most prompts do not show: if more than half of the scores lie within 5 % of
   the range from their median, and at most 15 do not, each end also reaches as far as Wilson's
-  interval of a share that is scaled to the range of the scores. Of all scores with this range and mean, those that take only
-  its two ends vary most. Student's t alone covers such means in 40 to 90 % of cases at 10 prompts.
+  interval of a share that is scaled to the range of the scores. Of all scores with this range and
+  mean, those that take only its two ends vary most. Student's t alone covers such means in 40 to
+  90 % of cases at 10 prompts.
 * Scores that are equal on every prompt have no interval: n equal scores only say that at most
   1 - 0.05^(1/n) of all prompts differ (26 % for n = 10, 4.6 % for n = 64), not by how much.
 

@@ -21,7 +21,8 @@ def change(name: str, fell: float, moved: float = 0.05) -> Change:
     before = np.linspace(-0.2, 0, 10)
     jitter = np.linspace(-0.1, 0.1, 10)
     controls = np.stack([before + moved + jitter, before - moved - jitter])
-    return Change(name, "nats", related=True, before=before, after=before - fell, controls=controls)
+    after = before - fell + 0.001 * np.sin(np.arange(10))  # hardly the same on all prompts
+    return Change(name, "nats", related=True, before=before, after=after, controls=controls)
 
 
 def proof(*changes: Change, removed: tuple[int, ...] = (0, 2, 9)) -> Counterfactual:
@@ -51,7 +52,7 @@ def test_rows_that_were_removed_carry_the_effect_and_the_highest_grade():
     effect = found.items[0].effect
     assert effect is not None
     assert (effect.question, effect.together, effect.controls) == ("capital", 3, 2)
-    assert effect.mean == pytest.approx(-3.0)
+    assert effect.mean == pytest.approx(-3.0, abs=1e-3)
     assert effect.low < -3 < effect.high < 0
     assert found.items[1].effect is None
     assert found.documents == SOURCES.documents

@@ -101,7 +101,7 @@ def test_every_mean_has_an_interval_and_one_prompt_has_none():
     read = lenses.logit(model, behaviour)
     for one in read.measures.values():
         assert one.n == 12
-        # The last depth is the output itself: its KL and its distance in rank are 0 on every prompt.
+        # The last depth is the output itself: its KL is 0 on every prompt, without an interval.
         there = ~one.low.isnan()
         assert there.any()
         assert (one.low <= one.values)[there].all()
