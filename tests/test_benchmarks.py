@@ -439,7 +439,7 @@ def test_a_method_is_called_better_only_beyond_its_interval(script):
         for cells in (line.split("|") for line in efficiency.table(losses, curve, 100).splitlines())
     }
     assert rows["sure"][0].strip().endswith(": better beyond its interval")
-    assert rows["sure"][1].strip() == "0.100 [0.100, 0.100]: not"
+    assert rows["sure"][1].strip() == "0.097 [0.092, 0.099]: not"
     assert rows["unsure"][0].strip().endswith(": not")
     assert rows["sure"][2].strip() == "1.7 x"  # 4 ** (3.0 - 2.6)
     assert rows["unsure"][2].strip() == "over 4.0 x"
