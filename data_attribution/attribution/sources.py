@@ -30,6 +30,7 @@ __all__ = ["GRADES", "Effect", "Evidence", "Source", "Sources"]
 
 # Schema 1 had lexical evidence only; its missing fields have defaults, so it can be read as it is.
 KIND, SCHEMA, READS = "sources", 2, (1, 2)
+SHAPE = {"query": str, "method": str, "items": [{str: object}], "provenance": {str: object}}
 SHOWN_STEPS = 6
 GRADES = ("none", "lexical", "gradient", "replay", "counterfactual")  # weakest first
 
@@ -209,6 +210,7 @@ class Sources:
                 f"{KIND!r}, schema {SCHEMA} was expected, as `openbook trace documents --out` "
                 "writes it"
             )
+        storage.check_shape(content, SHAPE, path)
         with storage.reading(path):
             items = tuple(_source(one) for one in content["items"])
             return cls(content["query"], content["method"], items, content["provenance"])

@@ -32,6 +32,7 @@ from interp.lenses import logit_lens
 from interp.lenses.logit_lens import Readings
 from interp.lenses.tokens import LensTokens
 from train import storage
+from train.errors import DamagedError
 from train.model import GPT, init_gpt
 from train.progress import Progress
 from train.short_repr import short_repr
@@ -182,7 +183,10 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
 
 
 def _weights_path(path: Path, content: Mapping[str, Any]) -> Path:
-    return path.with_suffix(f".{content['weights'][:16]}.safetensors")
+    mark = content["weights"][:16]
+    if not mark.isalnum():  # it is a digest, and part of a file's name
+        raise DamagedError(f"{path}: weights is {mark!r}, and a sha256 is expected")
+    return path.with_suffix(f".{mark}.safetensors")
 
 
 def fit_tuned_lens(

@@ -247,6 +247,11 @@ def _check_lists(path: Path, content: storage.JsonObject) -> None:
     for key in ("positions", "types"):
         if len(content[key]) != n:
             raise ProbeError(f"{path}: {len(content[key])} {key} for {n} labels")
+    for key in ("texts", "tokens", "labels"):
+        if content.get(key) == []:
+            raise ProbeError(f"{path}: {key} is an empty list; give at least one case")
+    if content.get("tokens") is None and len(content["texts"]) != n:
+        raise ProbeError(f"{path}: {len(content['texts'])} texts for {n} labels")
 
 
 def _read_json(path: Path) -> storage.JsonObject:

@@ -192,7 +192,12 @@ def _command(*arguments: str) -> Callable[[Path], None]:
                 app.main()
             except SystemExit as end:
                 code = end.code or 0
-        lines = [one for one in err.getvalue().splitlines() if not one.startswith("warning: ")]
+        # What was taken of a folder is said before anything is read.
+        lines = [
+            one
+            for one in err.getvalue().splitlines()
+            if not one.startswith("warning: ") and " files taken (" not in one
+        ]
         if code == 0:
             return
         # A verification lists what is damaged, one line for each file, or prints it as its result.

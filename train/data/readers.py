@@ -8,6 +8,8 @@ that are not JSON.
 
 import codecs
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,15 @@ PARQUET_ROWS_AT_ONCE = 1
 MOST_UNPACKED_PER_BYTE = 1000
 LEAST_UNPACKED = 1 << 28
 MOST_SHOWN, LONGEST_SHOWN = 20, 60  # names of fields in a message, and letters of each
+# Damage of an arrow file can end the process that reads it, beyond any exception.
+CHECK_ARROW = """
+import sys
+import pyarrow
+for name in sys.argv[1:]:
+    with pyarrow.memory_map(name) as file, pyarrow.ipc.open_stream(file) as batches:
+        for batch in batches:
+            batch.validate(full=True)
+"""
 OPTIONAL_FIELDS = ("title", "url")
 # A JSON escape takes at most six bytes for one byte of text (`\\u0000`); the spare bytes are for
 # other fields.
@@ -256,11 +267,27 @@ def open_dataset(path: Path) -> Any:
     for name in ("state.json", "dataset_info.json"):
         if not isinstance(storage.read_foreign_json(path / name), dict):
             raise DamagedError(f"{path / name}: not a JSON object")
+    _refuse_broken_arrow(path)
     with storage.reading(path, kind="as a saved dataset"):
         try:
             return datasets.load_from_disk(str(path))
         except OSError as error:  # pyarrow's, without a number
             raise ValueError(error) from None
+
+
+def _refuse_broken_arrow(path: Path) -> None:
+    """Read the arrow files of a saved dataset in another process, which damage may make abort.
+
+    Raises:
+        DamagedError: They are not readable.
+    """
+    files = [str(one) for one in sorted(path.glob("*.arrow"))]
+    ended = subprocess.run(
+        [sys.executable, "-c", CHECK_ARROW, *files], capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        said = (ended.stderr.strip().splitlines() or ["it ended the process that read it"])[-1]
+        raise DamagedError(f"{path}: not readable as a saved dataset ({said:.160})")
 
 
 def _json_lines(shard: Shard, max_document_bytes: int) -> Iterator[Row]:

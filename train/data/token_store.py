@@ -452,7 +452,9 @@ def verify_store(
     for name in (TOKENIZER, TABLE, TRUTH, SKIPPED):
         if name in fresh.manifest["files"]:
             _check_digest(fresh, name)
-    if store_writer.fingerprint(store.path / TABLE) != fresh.fingerprint:
+    with _table_guard(store.path / TABLE):
+        found = store_writer.fingerprint(store.path / TABLE)
+    if found != fresh.fingerprint:
         raise DamagedError(f"{store.path / TABLE}: its fingerprint is not that of store.json")
     whole = storage.sha256_file(store.path / TOKENS) == fresh.manifest["files"][TOKENS]
     if texts or not whole:

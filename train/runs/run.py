@@ -45,6 +45,7 @@ from train.runs.tuning_base import Base
 __all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
 
 SCHEDULE = manifest.SCHEDULE
+MOST_BYTES = 1 << 28  # of a tokenizer
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,9 @@ class Run:
             path = self._intact(SCHEDULE)
             with storage.reading(path):
                 schedule = np.load(path, mmap_mode="r", allow_pickle=False)
+                whole = isinstance(schedule, np.ndarray) and schedule.dtype.kind in "iu"
+                if not whole or schedule.ndim != 2:
+                    raise ValueError("it is no array of whole numbers, windows by step")
                 return RecordedOrder(schedule, self.recipe.model.n_ctx)
         return order_of(self.recipe, self.store)
 
@@ -444,6 +448,11 @@ class Run:
         if name == SCHEDULE and self.predicate.get("schedule_sha256"):
             listed[name] = self.predicate["schedule_sha256"]
         if name in listed:
+            size = (self.path / name).stat().st_size if (self.path / name).is_file() else 0
+            if name != SCHEDULE and size > MOST_BYTES:  # before it is hashed
+                raise DamagedError(
+                    f"{self.path / name}: {size:,} bytes, and at most {MOST_BYTES:,} are read"
+                )
             storage.check_once(
                 self.path / name, listed[name], manifest.MANIFEST, "put the file of this run back"
             )
