@@ -14,6 +14,9 @@ The number is the exit code of the `openbook` command. Damaged files raise
 `train.errors.DamagedError` (exit code 3) here too.
 """
 
+from train.errors import ShortError
+
+
 __all__ = [
     "AttributionError",
     "CounterfactualError",
@@ -27,7 +30,7 @@ __all__ = [
 ]
 
 
-class AttributionError(ValueError):
+class AttributionError(ShortError):
     """Base class of every error of `data_attribution`; the command prints it on one line."""
 
     exit_code = 2

@@ -20,6 +20,9 @@ the same:
   + InterruptedWarning      Ctrl-C was pressed; the result contains only what was finished
 """
 
+from train.errors import ShortError
+
+
 __all__ = [
     "BehaviourError",
     "BridgeOnlyError",
@@ -38,7 +41,7 @@ __all__ = [
 ]
 
 
-class InterpError(ValueError):
+class InterpError(ShortError):
     """Base of every error raised by `interp`; the command prints it without a traceback."""
 
     exit_code = 2

@@ -29,6 +29,7 @@ __all__ = [
     "LostRankError",
     "OrderError",
     "RecipeError",
+    "ShortError",
     "StoreError",
     "TokenizerError",
     "TrainError",
@@ -38,7 +39,26 @@ __all__ = [
 ]
 
 
-class TrainError(ValueError):
+# Letters of a message that are kept of its beginning and its end: a file may have put a text of any
+# length into it.
+BEGINNING, END = 1600, 300
+
+
+class ShortError(ValueError):
+    """Base of all errors of openbook, whose messages are cut in the middle if they are long."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(_shortened(one) if isinstance(one, str) else one for one in parts))
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= BEGINNING + END:
+        return message
+    left = len(message) - BEGINNING - END
+    return f"{message[:BEGINNING]}... ({left:,} letters) ...{message[-END:]}"
+
+
+class TrainError(ShortError):
     """Base of every error raised by `train`; the command prints it without a traceback."""
 
     exit_code = 2

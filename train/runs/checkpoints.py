@@ -49,6 +49,7 @@ CHECKPOINT_INDEX = "index.json"
 SHAPE = {"checkpoints?": [{"step": int, "files": {str: str}}]}
 EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.safetensors"  # one that nothing lists is left by a killed process
+MOST_STATE = 1 << 24  # bytes of a state.json
 SPARE = 1 << 20  # parameters by which a configuration may exceed twice those of its file
 LONGEST_MARK = 64  # bytes by which a pickle, or a file that stands in for another one, is known
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -253,6 +254,9 @@ def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
                 continue
             if not path.is_file():
                 problems.append(f"{path}: the file is missing")
+                continue
+            if name == "state.json" and (size := path.stat().st_size) > MOST_STATE:
+                problems.append(f"{path}: {size:,} bytes, and at most {MOST_STATE:,} are read")
                 continue
             found = storage.sha256_file(path)
             if found != expected:

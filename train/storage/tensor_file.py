@@ -7,6 +7,7 @@ file is closed.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -146,6 +147,15 @@ class TensorFile:
         begin = self._file.read(LONGEST_MARK)
         if said := stand_in(begin):
             raise DamagedError(f"{self.path}: {said}")
+        n_header, size = (
+            int.from_bytes(begin[:LENGTH], "little"),
+            os.fstat(self._file.fileno()).st_size,
+        )
+        if not 0 < n_header <= size - LENGTH:  # before the whole file is mapped
+            raise DamagedError(
+                f"{self.path}: not readable as safetensors (a header of {n_header:,} bytes in a "
+                f"file of {size:,})"
+            )
         try:
             with safe_open(self.path, framework="pt"):  # checks the header and the file's size
                 pass

@@ -122,3 +122,20 @@ def test_the_shape_of_a_json_value(content, words):
 def test_a_listing_names_files_of_its_own_folder_only(tmp_path, name):
     with pytest.raises(DamagedError, match="no file of its folder"):
         storage.listed_file(tmp_path / "index.json", name)
+
+
+def test_a_message_is_cut_in_the_middle_whatever_a_file_put_into_it():
+    said = str(DamagedError(f"a.json: the key {'x' * 100_000} is not known"))
+    assert len(said) < 2_000
+    assert said.startswith("a.json: the key xxx")
+    assert said.endswith("xxx is not known")
+
+
+@pytest.mark.parametrize("begin", [b"", b"\0" * 8, (1 << 40).to_bytes(8, "little")])
+def test_a_large_file_that_is_no_safetensors_is_not_mapped(tmp_path, begin):
+    path = tmp_path / "a.safetensors"
+    with path.open("wb") as file:
+        file.write(begin)
+        file.truncate(1 << 40)
+    with pytest.raises(DamagedError, match="a header of"):
+        storage.TensorFile(path)
