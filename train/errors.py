@@ -41,7 +41,7 @@ __all__ = [
 
 # Letters of a message that are kept of its beginning and its end: a file may have put a text of any
 # length into it.
-BEGINNING, END = 1600, 300
+BEGINNING, END = 700, 200
 
 
 class ShortError(ValueError):
