@@ -177,7 +177,7 @@ class Behaviour:
 
     @property
     def has_several(self) -> bool:
-        """Whether a prompt may have several answers or several foils."""
+        """Return whether a prompt may have several answers or several foils."""
         return bool(self.answers or self.foils)
 
     def weights_of(self, part: str, row: int) -> Mapping[int, float]:

@@ -45,7 +45,7 @@ UNDEFINED = "refused: full and empty circuit score alike"
 
 @dataclass(frozen=True)
 class AblationTest:
-    """What a circuit keeps of a behaviour under one ablation.
+    """Share of a behaviour that a circuit keeps under one ablation.
 
     Attributes:
         standin: What ablated edges carry: corrupt, mean or resample.

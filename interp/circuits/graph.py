@@ -35,7 +35,7 @@ class Graph:
     """Nodes and edges of a decoder, which are determined by its sizes.
 
     Attributes:
-        parallel: Whether attention and MLP of a layer read the same stream.
+        parallel: True if attention and MLP of a layer read the same stream.
     """
 
     n_layers: int

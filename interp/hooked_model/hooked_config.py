@@ -62,7 +62,7 @@ class HookedConfig(GPTConfig):
 
     @property
     def attn_scale(self) -> float:
-        """What attention scores are divided by: sqrt(d_head)."""
+        """Return the divisor of attention scores, sqrt(d_head)."""
         return self.d_head**0.5
 
     def __eq__(self, other: object) -> bool:

@@ -373,7 +373,7 @@ class HookedGPT(WeightCalls):
         `do_sample` is False, until every row has an end-of-text.
 
         Args:
-            stop_at_eos: Whether a row ends with its first generated end-of-text. None stands for
+            stop_at_eos: True if a row ends with its first generated end-of-text. None stands for
                 True, and for False if `n_new` tokens are added to tokens.
             return_type: `input`, `tokens` or `str`: what is returned.
             verbose: Accepted and not used: no progress is shown.

@@ -416,7 +416,7 @@ def _of_llamas(
     """Return what Llama and its relatives have in common.
 
     Args:
-        default_heads: Whether a missing number of key-value heads is that of the heads. In other
+        default_heads: True if a missing number of key-value heads is that of the heads. In other
             families a missing one is a constant that fits one model, so it must be there.
         d_head: Width of a head; None: that of the file, by default its share of the stream.
     """

@@ -50,7 +50,7 @@ _Item = TypeVar("_Item", bound=Document | SkippedRow)
 
 @dataclass(frozen=True)
 class _Reading:
-    """How the rows of a corpus become documents: the arguments of `open_corpus`, and its names."""
+    """Arguments of `open_corpus` by which the rows of a corpus become documents."""
 
     source: str
     revision: str

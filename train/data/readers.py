@@ -82,7 +82,7 @@ class Shard:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Return the name that messages give it."""
         return self.shown or str(self.path)
 
     def place(self, row: int) -> str:
