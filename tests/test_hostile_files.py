@@ -48,8 +48,14 @@ def test_the_kinds_of_bad_files_are_many():
     assert {"pipe", "folder", "link to itself", "link to zeros"} < PLACES.keys()
 
 
-def refuse(message: str):
-    raise DamagedError(message)
+class UncutError(ValueError):
+    """A refusal whose message nobody cuts, as openbook's own errors cut theirs."""
+
+    exit_code = 2
+
+
+def refuse(message: str, kind: type[Exception] = DamagedError):
+    raise kind(message)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +64,8 @@ def refuse(message: str):
         (lambda: None, "opens"),
         (lambda: refuse("a.json: wrong"), "refused"),
         (lambda: refuse("two\nlines"), "traceback"),
-        (lambda: refuse("a" * 2000), "long message"),
+        (lambda: refuse("a" * 2000), "refused"),
+        (lambda: refuse("a" * 2000, UncutError), "long message"),
         (lambda: {}["key"], "traceback"),
         (lambda: bytearray(1 << 34), "memory"),
         (os.abort, "abort"),
