@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -73,12 +74,19 @@ def provenance(
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "openbook": _own_version(),
+    }
+
+
+@cache  # reading the metadata of a package takes as long as a tenth of a small sweep
+def _own_version() -> str:
     try:
-        found["openbook"] = version("openbook")
+        return version("openbook")
     except PackageNotFoundError:  # run from a folder that was never installed
-        found["openbook"] = "unknown"
-    return found
+        return "unknown"
 
 
 class TopNames(list[str]):

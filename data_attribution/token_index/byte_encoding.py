@@ -15,6 +15,7 @@ of the time. Ids that do not occur get no code, so that a vocabulary of more tha
 fits, too.
 """
 
+from bisect import bisect_right
 from itertools import pairwise
 
 import numpy as np
@@ -69,8 +70,8 @@ def _classes(counts: Int64[np.ndarray, " id"]) -> list[int]:
 
     The largest count of a class is made as small as that allows, by bisection.
     """
-    totals = np.concatenate([[0], np.cumsum(counts)])
-    low, high = int(totals[-1]) // CLASSES, int(totals[-1])
+    totals = [0, *np.cumsum(counts).tolist()]  # a list: `bisect` is faster than numpy's search
+    low, high = totals[-1] // CLASSES, totals[-1]
     while low < high:
         cap = (low + high) // 2
         if len(_cut(totals, cap)) <= CLASSES + 1:
@@ -80,11 +81,11 @@ def _classes(counts: Int64[np.ndarray, " id"]) -> list[int]:
     return _cut(totals, low)
 
 
-def _cut(totals: Int64[np.ndarray, " edge"], cap: int) -> list[int]:
+def _cut(totals: list[int], cap: int) -> list[int]:
     """Return the edges of classes with a count of at most `cap` each, or with a single id."""
     edges, n_ids = [0], len(totals) - 1
     while edges[-1] < n_ids and len(edges) <= CLASSES + 1:
         start = edges[-1]
-        stop = int(np.searchsorted(totals, totals[start] + cap, side="right")) - 1
+        stop = bisect_right(totals, totals[start] + cap) - 1
         edges.append(min(max(stop, start + 1), start + CLASSES, n_ids))
     return edges
