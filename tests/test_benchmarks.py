@@ -26,7 +26,7 @@ BOUND = (
     "evaluation_harness", "failing_writes", "families", "foreign_configs",
     "forgetting", "gpu_training", "gradients", "hardening", "hostile_files", "index_growth",
     "installation", "interrupts", "loading_memory", "localised", "order_lookups", "patching",
-    "patching_memory", "planted_acceptance", "release", "removal", "replay_attribution",
+    "patching_memory", "patching_surface", "planted_acceptance", "release", "removal", "replay_attribution",
     "startup", "token_index", "training", "transformerlens_calls", "tuning_stages",
     "watching",
 )  # fmt: skip
