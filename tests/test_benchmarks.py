@@ -26,9 +26,9 @@ BOUND = (
     "evaluation_harness", "failing_writes", "families", "foreign_configs",
     "forgetting", "gpu_training", "gradients", "hardening", "hostile_files", "index_growth",
     "installation", "interrupts", "loading_memory", "localised", "order_lookups", "patching",
-    "patching_memory", "patching_surface", "planted_acceptance", "release", "removal", "replay_attribution",
-    "startup", "token_index", "training", "transformerlens_calls", "tuning_stages",
-    "watching",
+    "patching_memory", "patching_surface", "planted_acceptance", "release", "removal",
+    "replay_attribution", "startup", "token_index", "training", "transformerlens_calls",
+    "tuning_stages", "watching",
 )  # fmt: skip
 # Print only, or are imported by others.
 UNBOUND = (
@@ -146,6 +146,26 @@ def test_a_sweep_that_is_slow_or_differs_from_the_other_library_fails(
     monkeypatch.setattr(patching, "by_engine", lambda *_: side)
     monkeypatch.setattr("sys.argv", ["patching"])
     assert patching.main() == code
+
+
+@pytest.mark.parametrize(("off", "code"), [(0.0, 0), (1e-4, 1), (np.nan, 1)])
+def test_a_surface_whose_scores_differ_from_the_other_library_fails(
+    script, monkeypatch, capsys, off, code
+):
+    surface = script("patching_surface")
+    for name in ("init_gpt", "contrast"):
+        monkeypatch.setattr(surface, name, lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr(surface.models, "transformer_lens", lambda _: None)
+    monkeypatch.setattr(surface.machine, "described", lambda *_: "")
+    monkeypatch.setattr(surface.engine, "fast_product", lambda: "highest")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(surface, "least_seconds", lambda *_: 0.25)
+    monkeypatch.setattr(surface, "by_lens", lambda *_: surface.Side(1.0, {(0, 0): 2.0}))
+    side = surface.Side(0.5, {(0, 0): 2.0 + off, (0, 1): 1.0})
+    monkeypatch.setattr(surface, "by_engine", lambda *_: side)
+    monkeypatch.setattr("sys.argv", ["patching_surface", "--prompts", "2", "--tokens", "16"])
+    assert surface.main() == code
+    assert "2.0 times, at most  4.0 in any way" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
