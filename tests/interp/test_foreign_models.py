@@ -103,6 +103,65 @@ def test_a_bridge_gives_the_numbers_of_the_native_model(name, both):
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5, equal_nan=True)
 
 
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 64, "max_position_embeddings": 32, "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+GEMMA = {**GROUPED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8}
+# Families that openbook does not compute itself, by the name of their configuration.
+OTHERS: dict[str, dict[str, Any]] = {
+    "GemmaConfig": {**GROUPED, "head_dim": 8}, "Gemma2Config": GEMMA, "Gemma3TextConfig": GEMMA,
+    "Olmo2Config": GROUPED, "PhiConfig": SMALL, "Phi3Config": GROUPED,
+    "MixtralConfig": {**GROUPED, "num_local_experts": 4}, "StableLmConfig": GROUPED,
+    "CohereConfig": GROUPED, "FalconConfig": {**SMALL, "ffn_hidden_size": 64},
+    "GPTJConfig": {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4},
+    "BloomConfig": {"vocab_size": 64, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+}  # fmt: skip
+PLACES = {
+    "heads": ("L1H1", "blocks.1.attn.hook_z"),
+    "mlps": ("L1.mlp", "blocks.1.hook_mlp_out"),
+    "attention": ("L1.attn", "blocks.1.hook_attn_out"),
+    "residual": ("L1.resid_pre@4", "blocks.1.hook_resid_pre"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_families_go_through_the_sweeps_as_bridges(kind):
+    """Logits of transformers, and effects of passes that are hooked by hand."""
+    import transformers
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**OTHERS[kind])
+    hub = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in hub.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        clean, corrupt = (torch.randint(1, 64, (4, 10)) for _ in range(2))
+        logits = hub(clean).logits
+        bridge = build_bridge_from_module(hub, type(hub).__name__, hf_config=config, tokenizer=None)
+        torch.testing.assert_close(bridge(clean), logits, rtol=0, atol=1e-5)
+        last = logits[:, -1]
+        behaviour = Behaviour("random", clean, corrupt, last.argmax(1), last.argmin(1))
+        _, cache = bridge.run_with_cache(clean)
+        ends = [behaviour.score(bridge(tokens)).mean() for tokens in (corrupt, clean)]
+        for sweep, (place, hook) in PLACES.items():
+            index = {"L1H1": (..., 1, slice(None)), "L1.resid_pre@4": (slice(None), 4)}
+            at, value = index.get(place, ...), cache[hook]
+
+            def put(old: torch.Tensor, hook: Any, at: Any = at, value: Any = value):
+                new = old.clone()
+                new[at] = value[at]
+                return new
+
+            score = behaviour.score(bridge.run_with_hooks(corrupt, fwd_hooks=[(hook, put)])).mean()
+            expected = ((score - ends[0]) / (ends[1] - ends[0])).item()
+            found = getattr(patching, sweep)(bridge, behaviour)[place]
+            assert found == pytest.approx(expected, abs=1e-5), sweep
+            assert found != 0, sweep
+
+
 def test_activations_of_a_bridge_are_those_of_the_native_model(both, tmp_path):
     model, bridge, behaviour = both
     stores = [
