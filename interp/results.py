@@ -106,10 +106,12 @@ class Result:
 
     Attributes:
         schema: Name and version of the format, as it is written in the file.
+        meaning: Sentence that says what such a result shows and what it does not show.
         refusal: Error that `load` raises for a file of something else.
     """
 
     schema: ClassVar[str]
+    meaning: ClassVar[str]
     refusal: ClassVar[type[InterpError]] = EffectsError
 
     def to_dict(self) -> dict[str, object]:

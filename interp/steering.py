@@ -59,6 +59,10 @@ class SteeringVector(Result):
     """
 
     schema: ClassVar[str] = VECTOR_SCHEMA
+    meaning: ClassVar[str] = (
+        "A steering vector shows in which direction two sets of prompts differ on average; it "
+        "does not show that adding it changes what the model does."
+    )
 
     place: Component
     values: Float[Tensor, " d_model"]
@@ -116,6 +120,10 @@ class SteeringEffects(Result):
     """
 
     schema: ClassVar[str] = EFFECTS_SCHEMA
+    meaning: ClassVar[str] = (
+        "A steering effect shows how adding a direction changes the score; it does not show "
+        "that the model itself uses the direction."
+    )
 
     coefficients: tuple[float, ...]
     effect: Average

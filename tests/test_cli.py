@@ -16,6 +16,7 @@ import typer
 from data_attribution.attribution import Sources
 from data_attribution.cli.app import INTERRUPTED, app
 from interp import behaviours, models, patching
+from interp.heads import HeadScores
 from interp.patching import Effects
 from tests.worlds.stores import indexed_copy
 from train import convert, runs, storage, trainer
@@ -287,12 +288,12 @@ def test_an_exported_run_comes_back_and_its_results_say_weights_only(
     assert (done.out, done.err) == (f"written: {tmp_path / 'hf'}\n", "")
     openbook("run", "import", tmp_path / "hf", "--out", tmp_path / "run")
     ours = openbook("patch", lookup_run.path, lookup_behaviour)
-    assert ours.out.endswith(", knowledge full\n")
+    assert ours.out.endswith(f", knowledge full\n{Effects.meaning}\n")
     for source in (tmp_path / "hf", tmp_path / "run"):
         found = openbook("patch", source, lookup_behaviour)
         assert found.code == 0
-        assert found.out.endswith(", knowledge weights-only\n")
-        assert found.out.splitlines()[:-1] == ours.out.splitlines()[:-1]
+        assert found.out.endswith(f", knowledge weights-only\n{Effects.meaning}\n")
+        assert found.out.splitlines()[:-2] == ours.out.splitlines()[:-2]
 
 
 # --- behaviours and patching ---------------------------------------------------------------------
@@ -320,10 +321,12 @@ def test_patch_prints_the_top_places_and_keeps_the_effects(
         "2 of 3 places hold the same values on clean and corrupt prompts: an effect of 0 there "
         "says nothing\n"
         f"run {lookup_run.id}, step 160, checkpoint {sha256[:12]}, knowledge full\n"
+        f"{Effects.meaning}\n"
     )
     assert (found.code, found.err) == (0, "")
     assert Effects.load(kept).to_dict() == expected.to_dict()
-    assert json.loads(openbook(*command, "--json").out) == expected.to_dict()
+    printed = json.loads(openbook(*command, "--json").out)
+    assert printed == {**expected.to_dict(), "meaning": Effects.meaning}
     assert "L0" in figure.read_text()
 
 
@@ -377,7 +380,7 @@ def test_the_behaviours_of_a_model_are_listed(openbook, tmp_path):
     assert "\nioi: " in listed.out  # and why it cannot be worded: no name is one token
     scored = openbook("detect", tmp_path / "hf", "--sequences", 2)
     assert scored.out.startswith("head     induction  previous token\nL0H0 ")
-    assert scored.out.endswith("knowledge weights-only\n")
+    assert scored.out.endswith(f"knowledge weights-only\n{HeadScores.meaning}\n")
     refused = openbook("recall", tmp_path / "hf")
     assert refused.code == 2
     assert "only a run that was trained on the planted corpus knows its facts" in refused.err
@@ -445,7 +448,7 @@ def test_documents_are_traced_and_their_removal_undoes_the_behaviour(
     # Copies stand in one row.
     assert [sorted(group) for group in sources.groups] == [holders]
     assert traced.out.splitlines()[0] == "lexical evidence (maximal spans) for 'k3 is v3'"
-    assert len(traced.out.splitlines()) == 3
+    assert len(traced.out.splitlines()) == 4
     by_name = openbook(
         "trace", "documents", lookup_run.path, lookup_behaviour, *run, "--limit", 3, "--json"
     )
@@ -471,7 +474,7 @@ def test_documents_are_traced_and_their_removal_undoes_the_behaviour(
     rows = [line.split() for line in lines[1:3]]
     assert rows[0][:5] == ["full", "run", "1.000", "[0.758,", "1.000]"]
     assert rows[1][:4] == ["without", "the", "documents", "0.917"]
-    assert lines[-3:] == [f"kept: {path}" for path in result["runs"]]
+    assert lines[-4:-1] == [f"kept: {path}" for path in result["runs"]]
 
 
 def test_single_documents_are_removed_without_a_control(

@@ -17,7 +17,7 @@ on every stage and is the test.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -92,6 +92,11 @@ class LineageSources:
         documents: The document in its stage's store, best first.
         scores: Their cosines with the query.
     """
+
+    meaning: ClassVar[str] = (
+        "A lineage shows which stage of training changed a query and which documents look "
+        "alike to it; it does not show which of them changed it."
+    )
 
     query: str
     unit: str

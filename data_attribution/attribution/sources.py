@@ -15,7 +15,7 @@ evidence for it:
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_attribution.errors import EvidenceError
 from train import html_panel, storage
@@ -117,6 +117,11 @@ class Sources:
         >>> attribution.Sources.load(folder / "sources.json").ids == sources.ids
         True
     """
+
+    meaning: ClassVar[str] = (
+        "A source shows to which documents the evidence points; it does not show a cause, "
+        "unless it was retrained without them (`openbook counterfactual`)."
+    )
 
     query: str
     method: str

@@ -103,4 +103,4 @@ def evaluate_command(
             out=runs_folder or opened.path / "evaluations",
             progress=advance,
         )
-    output.emit(found.to_dict(), found.lines())
+    output.emit(found.to_dict(), found.lines(), meaning=found.meaning)

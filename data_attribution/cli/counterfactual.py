@@ -125,7 +125,7 @@ def counterfactual_command(
             progress=advance,
         )
     result = found.to_dict()
-    output.emit(result, formatting.counterfactual_lines(result))
+    output.emit(result, formatting.counterfactual_lines(result), meaning=found.meaning)
 
 
 @option_groups
@@ -176,4 +176,4 @@ def forget_command(
         lines.append(
             f"log-probability of the removed facts: {formatting.effect_text(found.beyond_controls)}"
         )
-    output.emit(asdict(found), "\n".join(lines))
+    output.emit(asdict(found), "\n".join(lines), meaning=found.meaning)

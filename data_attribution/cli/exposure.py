@@ -61,4 +61,4 @@ def exposure_documents(
 
 def _emit(opened: "Run", found: "Exposure", output: Output) -> None:
     row = formatting.exposure_row(found, opened.steps)
-    output.emit(row, formatting.exposure_lines(row))
+    output.emit(row, formatting.exposure_lines(row), meaning=found.meaning)

@@ -138,13 +138,12 @@ def sources_lines(sources: "Sources") -> str:
     head = f"{sources.method} evidence ({about['formula']}) for {sources.query!r}{by}{within}"
     end = (
         f"{len(lines)} of {count(about['candidates'], 'document')} with any evidence; "
-        f"run {about['run']}, knowledge {about['knowledge']}; "
+        f"run {about['run']}, knowledge {about['knowledge']}"
     )
     effect = next((one.effect for one in sources if one.effect), None)
-    says = "evidence does not prove a cause: `openbook counterfactual` tests it"
     if effect is not None:
-        says = f"effects are those of all documents removed together, {_beside(effect.controls)}"
-    return "\n".join([head, *lines, *_notes(about), end + says])
+        end += f"; effects are those of all documents removed together, {_beside(effect.controls)}"
+    return "\n".join([head, *lines, *_notes(about), end])
 
 
 def _notes(about: "storage.JsonObject") -> list[str]:

@@ -150,7 +150,7 @@ def trace_stages(
             limit=limit,
             progress=advance,
         )
-    output.emit(found.to_dict(), formatting.stages_lines(found))
+    output.emit(found.to_dict(), formatting.stages_lines(found), meaning=found.meaning)
 
 
 @trace.command("sentence")

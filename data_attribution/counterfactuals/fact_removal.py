@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,12 @@ class Forgetting:
         >>> forgetting.to_frame().columns.tolist()[:4]
         ['setting', 'facts', 'n', 'recall']
     """
+
+    meaning: ClassVar[str] = (
+        "A forgetting shows what this run no longer answers when all documents of some facts "
+        "are removed, beyond its controls; it does not show which of the documents taught "
+        "them."
+    )
 
     parent: str
     facts: tuple[str, ...]

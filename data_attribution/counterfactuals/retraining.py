@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -87,6 +87,12 @@ class Counterfactual:
             by its answer's log-probability.
         avoided: Number of documents, besides the removed ones, that no control was allowed to hold.
     """
+
+    meaning: ClassVar[str] = (
+        "A counterfactual shows what this run would have scored without these documents "
+        "together, beyond its random controls; it does not show what each of them did, nor "
+        "what another seed would do."
+    )
 
     parent: str
     mode: str

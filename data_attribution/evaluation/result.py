@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,11 @@ class Evaluation:
         rows: Plain values: `method`, `kind`, `measure`, `value`, `low`, `high`, `n`.
         provenance: Run, facts, candidates, components, and seconds per method.
     """
+
+    meaning: ClassVar[str] = (
+        "An evaluation shows how well methods find the documents of planted facts in a "
+        "generated corpus; it does not show how well they do on natural text."
+    )
 
     rows: tuple[Row, ...]
     provenance: storage.JsonObject

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
@@ -62,6 +62,11 @@ class Exposure:
         weight: Number of occurrences that each stretch stands for. It exceeds 1 if there were too
             many to follow and some were drawn, evenly over what follows the text.
     """
+
+    meaning: ClassVar[str] = (
+        "An exposure shows when the run read a text; it does not show that the model learned "
+        "it then."
+    )
 
     target: str
     positions: Int64[np.ndarray, " stretch"]

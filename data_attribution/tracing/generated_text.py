@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from data_attribution import attribution, queries, token_index
 from data_attribution.errors import EvidenceError
@@ -82,6 +82,11 @@ class Generation:
 
     `found` is the number of maximal spans, `covered` the share of tokens inside a kept one.
     """
+
+    meaning: ClassVar[str] = (
+        "A traced text shows which of its spans the run had read and when; it does not show "
+        "that the model copied them from there."
+    )
 
     text: str
     n_tokens: int

@@ -96,6 +96,11 @@ class Bound(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A bound shows how large an effect the estimates can have missed; it does not show "
+        "that one of that size exists, and holds for effects in company where components "
+        "interact."
+    )
 
     value: float
     confidence: float

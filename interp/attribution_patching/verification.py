@@ -62,6 +62,10 @@ class Agreement(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "An agreement shows how well estimates match exact effects on these prompts; it does "
+        "not show that they match on another behaviour or model."
+    )
 
     places: tuple[str, ...]
     estimated: tuple[float, ...]

@@ -68,6 +68,11 @@ class Alignment(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "An alignment shows how far exchanging a subspace gives the answers of a theory on "
+        "unseen pairs; it shows no variable beyond what its controls reach, and not that the "
+        "model keeps it nowhere else."
+    )
 
     place: str
     rank: int

@@ -57,6 +57,11 @@ class Interchanges(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "An interchange shows how often exchanging a component's value gives the answer of a "
+        "theory; it does not show that the component holds nothing else, nor that the theory "
+        "is the only one that fits."
+    )
 
     places: tuple[str, ...]
     accuracy: Average

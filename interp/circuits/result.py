@@ -95,6 +95,12 @@ class Circuit(Result):
 
     schema: ClassVar[str] = SCHEMA
     refusal: ClassVar[type[InterpError]] = CircuitError
+    meaning: ClassVar[str] = (
+        "A circuit shows edges that suffice for the difference between clean and corrupt "
+        "prompts when all others are ablated; it does not show that no other edges would, "
+        "what they do with what both prompts share, or the same under an ablation that was "
+        "not tested."
+    )
 
     graph: Graph
     worth: Float[Tensor, " edge"]

@@ -137,7 +137,7 @@ def faithfulness_command(
         *_tests([tests]),
         "measured on all prompts, which may include those that chose the edges",
     ]
-    output.emit(result, "\n".join(lines))
+    output.emit(result, "\n".join(lines), meaning=circuits.Circuit.meaning)
 
 
 def _tests(circuits: "Iterable[tuple[AblationTest, ...]]") -> list[str]:

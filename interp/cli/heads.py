@@ -79,7 +79,7 @@ def detect_command(
     best = {name: best_head(score) for name, score in scores.items()}
     parts = [_heads(scores), _copying(best, copying), _found(found), *filter(None, [refusal])]
     text = "\n".join([*parts, provenance_line(model.origin)])
-    output.emit(result, text)
+    output.emit(result, text, meaning=found[kind].meaning)
 
 
 def _heads(scores: "dict[str, Tensor]") -> str:

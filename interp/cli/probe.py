@@ -179,8 +179,12 @@ def _erasure(found: "Erasure") -> str:
         f"{_shown(arm.probe):<23}  {arm.removed:.3f}"
         for arm in found.arms
     ]
-    loss = f"lost beyond the placebo: {_shown(found.loss)}"
-    return "\n".join([head, titles, *rows, loss, *found.notes, provenance_line(found.provenance)])
+    losses = [f"lost beyond the placebo of shuffled labels: {_shown(found.loss)}"]
+    if found.loss_matched:
+        losses.append(f"lost beyond directions of equal variance: {found.loss_matched}")
+    return "\n".join(
+        [head, titles, *rows, *losses, *found.notes, provenance_line(found.provenance)]
+    )
 
 
 def _shown(found: "Estimate | None") -> str:

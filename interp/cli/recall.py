@@ -20,7 +20,8 @@ def recall_command(source: ModelOptions, output: Output) -> None:
     truth = behaviours.planted_truth(words)
     found = training_dynamics.recall_by_exposure(model, truth, model.tokenizer)
     result = {"provenance": origin_row(model.origin), **found.to_dict()}
-    output.emit(result, f"{_recall(found)}\n{provenance_line(model.origin)}")
+    text = f"{_recall(found)}\n{provenance_line(model.origin)}"
+    output.emit(result, text, meaning=found.meaning)
 
 
 def _recall(found: "Recall") -> str:

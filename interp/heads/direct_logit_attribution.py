@@ -65,6 +65,10 @@ class Contributions(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A contribution shows what a part writes directly into the logits; it does not show "
+        "what the part does through later layers, nor what the score would be without it."
+    )
 
     names: tuple[str, ...]
     average: Average

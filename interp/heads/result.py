@@ -53,6 +53,10 @@ class HeadScores(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A head score shows a pattern in what a head attends to or writes; it does not show "
+        "that any behaviour depends on the head, which ablation tests."
+    )
 
     kind: str
     unit: str

@@ -63,6 +63,10 @@ class LensEvaluation(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A lens evaluation shows how near the readings of a lens come to the model's own "
+        "output; it does not show that the model computes what a lens reads."
+    )
 
     kl: Average
     cross_entropy: Average

@@ -66,6 +66,11 @@ class Readings(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A reading shows what the model would answer if it stopped at a layer; it does not "
+        "show that later layers use it, nor that an early layer writes in the basis of the "
+        "last."
+    )
 
     kind: str
     places: tuple[str, ...]

@@ -142,6 +142,11 @@ class Score(Result):
 
     schema: ClassVar[str] = SCHEMA
     refusal: ClassVar[type[InterpError]] = EvaluationError
+    meaning: ClassVar[str] = (
+        "A score shows how a model does on one set of items under one protocol; it does not "
+        "show how it would do under another, nor, beyond the overlap stated, what it had read "
+        "before."
+    )
 
     model: str
     protocol: str

@@ -70,6 +70,11 @@ class Ablation(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "An ablation shows how much the score falls when a stand-in replaces a component; it "
+        "does not show what the component computes, and no fall may mean that others take "
+        "over."
+    )
 
     names: tuple[str, ...]
     change: Float[np.ndarray, " patch"]

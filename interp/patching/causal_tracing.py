@@ -70,6 +70,10 @@ class Trace(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A trace shows which states suffice to bring the score back after the subject was "
+        "damaged; it does not show where the fact is stored, nor which weights learned it."
+    )
 
     residual: Effects
     mlps: Effects

@@ -59,6 +59,10 @@ class ContrastCheck(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A contrast check shows about which components these prompts can say anything; it "
+        "does not show what a component does."
+    )
 
     places: tuple[str, ...]
     verdicts: tuple[str, ...]

@@ -98,6 +98,11 @@ class Effects(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "An effect shows how much of the difference between clean and corrupt score a "
+        "component carries on these prompts; it does not show what the component does with "
+        "what both prompts share, or what several do together."
+    )
 
     site: str
     axes: tuple[str, ...]

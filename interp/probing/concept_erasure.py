@@ -12,7 +12,11 @@ readable (also tested).
 
 Erasing any direction can harm the model, whatever the direction encodes. The reported effect is
 therefore the loss *beyond a placebo*: the same erasure fitted to shuffled labels, which removes as
-many directions.
+many directions. Where a label is written along directions of much variance, that placebo removes
+less of it than the erasure does (rank 30 in a planted run: 74 % against 96 %), and part of the loss
+is that of the variance. A second placebo therefore removes as many random directions that carry as
+much variance: the directions are drawn in the eigenbasis of the covariance with coefficients that
+are normal times a power of the eigenvalues, and the power is found by bisection.
 """
 
 import warnings
@@ -51,7 +55,7 @@ class Arm:
     """Measurements of the behaviour and of a probe in one condition.
 
     Attributes:
-        name: "intact", "erased", or "placebo" (mean over its draws).
+        name: "intact", "erased", "placebo" or "matched" (the last two are means over draws).
         score: Mean logit difference over prompts.
         accuracy: Share of prompts answered rightly.
         removed: Share of the variance of the activations that was erased.
@@ -78,17 +82,25 @@ class Erasure(Result):
         rank: Number of directions erased.
         n_cases: Number of cases that the erasure and the probes were fitted to.
         n_prompts: Number of distinct prompts of the behaviour.
-        placebos: Number of draws of shuffled labels.
+        placebos: Number of draws of shuffled labels, and of directions of equal variance.
         baseline: Share of the commonest label, the accuracy of a probe without any information.
-        arms: The conditions "intact", "erased" and "placebo".
+        arms: The conditions "intact", "erased", "placebo" (shuffled labels) and "matched" (random
+            directions of equal variance; files of earlier versions lack it).
         loss: Score of the placebo minus score after erasure, in logits, paired by prompt.
         task_sha256: Digest of the task's prompts, positions, labels and types.
         provenance: Model, behaviour and software that it was computed with.
         notes: Reasons why the loss is less informative than it seems.
+        loss_matched: Score with random directions of equal variance removed minus score after
+            erasure, in logits, paired by prompt; None in files of earlier versions.
     """
 
     schema: ClassVar[str] = SCHEMA
     refusal: ClassVar[type[InterpError]] = ProbeError
+    meaning: ClassVar[str] = (
+        "An erasure shows what a behaviour loses without the directions that tell a label "
+        "linearly, beyond a placebo; it does not show that the label is gone in a nonlinear "
+        "form, nor that nothing else was erased."
+    )
 
     task: str
     behaviour: str
@@ -104,11 +116,13 @@ class Erasure(Result):
     task_sha256: str
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    loss_matched: Estimate | None = None
 
     def __repr__(self) -> str:
+        matched = f", {self.loss_matched} beyond equal variance" if self.loss_matched else ""
         return (
             f"Erasure({self.task!r} at {self.place}, {self.behaviour!r} n={self.n_prompts}: loses "
-            f"{self.loss} logits beyond a placebo; probe {self['intact'].probe} -> "
+            f"{self.loss} logits beyond a placebo{matched}; probe {self['intact'].probe} -> "
             f"{self['erased'].probe}, baseline {self.baseline:.3f})"
         )
 
@@ -147,6 +161,8 @@ class Erasure(Result):
         content["notes"] = tuple(content["notes"])
         content["arms"] = tuple(map(_arm, content["arms"]))
         content["loss"] = Estimate(**content["loss"])
+        if content.get("loss_matched"):
+            content["loss_matched"] = Estimate(**content["loss_matched"])
         content["provenance"] = Provenance(**content["provenance"])
         return cls(**content)
 
@@ -159,6 +175,9 @@ def _arm(content: storage.JsonObject) -> Arm:
 PLACEBOS = 10
 # If eraser and placebos each remove more than this share of the variance, they remove the same.
 NEARLY_ALL = 0.99
+# Largest power of the eigenvalues, and difference of two shares of variance that are called equal.
+STEEPEST, SAME_SHARE = 6.0, 0.01
+MATCHED = 1 << 32  # added to a seed, so that these draws change no others
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +284,7 @@ def erasure_effect(
 ) -> Erasure:
     """Erase a task's label at one component of every clean prompt, and measure the behaviour.
 
-    Costs 2 + placebos forward passes over the behaviour's prompts and one over the task's.
+    Costs 2 + 2 * placebos forward passes over the behaviour's prompts and one over the task's.
 
     Args:
         model: A hooked model, from `interp.models.load`.
@@ -275,7 +294,7 @@ def erasure_effect(
         site: A key of `interp.components.SITES`.
         positions: Positions of the behaviour's prompts to erase at, or "all". Default: the position
             that the task reads, if it reads a single one and its prompts are equally long.
-        placebos: Number of draws of shuffled labels.
+        placebos: Number of draws of shuffled labels, and of directions of equal variance.
         seed: Random seed for the placebos and the folds of the probes.
         progress: Called with the number of placebos done.
 
@@ -304,23 +323,33 @@ def erasure_effect(
         what = f"erasing {task.name!r} at {place} changes no score of {behaviour.name!r}: what is "
         what += "there at those positions does not reach the answer"
         warnings.warn(what, UninformativeWarning, stacklevel=2)
-    draw = np.random.Generator(np.random.Philox(key=seed))
-    others, removed = [], []
+    draws = [np.random.Generator(np.random.Philox(key=seed + one)) for one in (0, MATCHED)]
+    others = {"placebo": list[Measured](), "matched": list[Measured]()}
+    removed = {name: list[float]() for name in others}
     for done in range(placebos):
-        shuffled = leace(x, draw.permutation(labels))
-        others.append(_measured(model, behaviour, place, shuffled.hook(at)))
-        removed.append(shuffled.removed)
+        placebo = leace(x, draws[0].permutation(labels))
+        for name, one in (("placebo", placebo), ("matched", _matched(x, eraser, draws[1]))):
+            others[name].append(_measured(model, behaviour, place, one.hook(at)))
+            removed[name].append(one.removed)
         if progress:
             progress("placebo", done + 1, placebos)
+    gone = {name: float(np.mean(shares)) for name, shares in removed.items()}
     notes = ()
-    if min(eraser.removed, *removed) > NEARLY_ALL:
+    if abs(gone["matched"] - eraser.removed) > SAME_SHARE:
+        notes = (
+            f"no {eraser.rank} directions carry {eraser.removed:.1%} of the variance, which the "
+            f"erasure removes; those drawn carry {gone['matched']:.1%}",
+        )
+    if min(eraser.removed, *removed["placebo"]) > NEARLY_ALL:
         notes = (
             f"erasing {eraser.rank} directions at {place} leaves no variance, whatever labels they "
             "are fitted to: the placebo is no contrast; take a site where more varies",
         )
         warnings.warn(notes[0], UninformativeWarning, stacklevel=2)
-    score, accuracy = (np.mean([one[i] for one in others], axis=0) for i in range(2))
-    gone = (0.0, eraser.removed, float(np.mean(removed)))
+    mean = {
+        name: (np.mean([one[0] for one in some], axis=0), np.mean([one[1] for one in some], axis=0))
+        for name, some in others.items()
+    }
     return Erasure(
         task=task.name,
         behaviour=behaviour.name,
@@ -331,8 +360,13 @@ def erasure_effect(
         n_prompts=len(intact[0]),
         placebos=placebos,
         baseline=task.baseline,
-        arms=_arms((intact, erased, (score, accuracy)), gone, _probes(x, task, seed)),
-        loss=_mean(score - erased[0]),
+        arms=_arms(
+            {"intact": intact, "erased": erased, **mean},
+            {"intact": 0.0, "erased": eraser.removed, **gone},
+            _probes(x, task, seed),
+        ),
+        loss=_mean(mean["placebo"][0] - erased[0]),
+        loss_matched=_mean(mean["matched"][0] - erased[0]),
         task_sha256=task.sha256,
         provenance=provenance(model, behaviour, seed=seed),
         notes=notes,
@@ -365,17 +399,45 @@ Measured = tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]]
 
 
 def _arms(
-    measured: tuple[Measured, Measured, Measured],
-    removed: tuple[float, float, float],
-    probes: tuple[Estimate, Estimate, Estimate],
+    measured: dict[str, Measured], removed: dict[str, float], probes: dict[str, Estimate]
 ) -> tuple[Arm, ...]:
-    """Assemble the arms "intact", "erased" and "placebo" from their measurements."""
+    """Assemble the arms from their measurements, by name."""
     return tuple(
-        Arm(name, _mean(score), _share(accuracy), gone, probe)
-        for name, (score, accuracy), gone, probe in zip(
-            ("intact", "erased", "placebo"), measured, removed, probes, strict=True
-        )
+        Arm(name, _mean(score), _share(accuracy), removed[name], probes[name])
+        for name, (score, accuracy) in measured.items()
     )
+
+
+def _matched(
+    x: Float[np.ndarray, "case feature"], eraser: Eraser, draw: np.random.Generator
+) -> Eraser:
+    """Draw as many random directions as `eraser` has, which carry the variance that it removes.
+
+    No directions of that number carry more than the principal ones, nor does any erasure of that
+    rank remove more. Where they all carry more, as with a rank near the number of features, those
+    that carry least are returned.
+    """
+    mean, covariance = x.mean(axis=0), np.cov(x.T, bias=True)
+    values, vectors = np.linalg.eigh(covariance)
+    logs = np.log(np.maximum(values / values[-1], 1e-12))
+    coefficients = draw.normal(size=(len(mean), eraser.rank))
+
+    def directions(power: float) -> Float[np.ndarray, "feature rank"]:
+        scaled = np.exp(power * logs - max(0.0, (power * logs).max()))[:, None] * coefficients
+        return vectors @ np.linalg.qr(scaled)[0]
+
+    def carried(basis: Float[np.ndarray, "feature rank"]) -> float:
+        return float(np.sum((covariance @ basis) * basis) / values.sum())
+
+    low, high = -STEEPEST, STEEPEST
+    for _ in range(40):
+        middle = (low + high) / 2
+        if carried(directions(middle)) < eraser.removed:
+            low = middle
+        else:
+            high = middle
+    basis = directions(high)
+    return Eraser(mean, basis, basis.T, carried(basis))
 
 
 @torch.inference_mode()
@@ -398,26 +460,31 @@ def _measured(
 
 def _probes(
     x: Float[np.ndarray, "case feature"], task: ProbeTask, seed: int
-) -> tuple[Estimate, Estimate, Estimate]:
-    """Cross-validate a probe on intact activations and after erasure with true and shuffled labels.
+) -> dict[str, Estimate]:
+    """Cross-validate a probe in each arm.
 
     The erasures are fitted to the training cases of each fold only.
     """
     labels, types = task.label_ids, task.type_ids
     folds = probes.folds_of_cases(task, probes.FOLDS, seed)
-    draw = np.random.Generator(np.random.Philox(key=seed + 1))
+    draw, other = (
+        np.random.Generator(np.random.Philox(key=seed + one)) for one in (1, MATCHED + 1)
+    )
 
     def shuffled(x: np.ndarray, labels: np.ndarray) -> Eraser:
         return leace(x, draw.permutation(labels))
 
-    found = (
-        classifiers.right(x, labels, folds, change=change).astype(float)
-        for change in (None, leace, shuffled)
-    )
-    intact, erased, placebo = (
-        classifiers.share(right, types, n_folds=len(folds)) for right in found
-    )
-    return intact, erased, placebo
+    def matched(x: np.ndarray, labels: np.ndarray) -> Eraser:
+        return _matched(x, leace(x, labels), other)
+
+    changes = {"intact": None, "erased": leace, "placebo": shuffled, "matched": matched}
+    rights = {
+        name: classifiers.right(x, labels, folds, change=change).astype(float)
+        for name, change in changes.items()
+    }
+    return {
+        name: classifiers.share(right, types, n_folds=len(folds)) for name, right in rights.items()
+    }
 
 
 def _mean(values: Float[np.ndarray, " prompt"]) -> Estimate:

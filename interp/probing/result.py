@@ -80,6 +80,10 @@ class Probe(Result):
 
     schema: ClassVar[str] = SCHEMA
     refusal: ClassVar[type[InterpError]] = ProbeError
+    meaning: ClassVar[str] = (
+        "A probe shows that a label can be read from activations; it does not show that the "
+        "model reads it."
+    )
 
     task: str
     site: str

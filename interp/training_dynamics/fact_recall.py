@@ -12,7 +12,7 @@ accuracy of always answering the commonest value is therefore reported as a base
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -114,6 +114,11 @@ class Recall:
         levels: Recall by exposures, ascending, of facts that are read throughout training.
         late: Recall of facts whose documents are read late in training; None if there are none.
     """
+
+    meaning: ClassVar[str] = (
+        "A recall shows how many facts this run answers by how many documents state them; it does "
+        "not show that these documents are the cause, which retraining tests."
+    )
 
     levels: tuple[Level, ...]
     late: Level | None = None

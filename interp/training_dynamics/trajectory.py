@@ -92,6 +92,10 @@ class Trajectory(Result):
     """
 
     schema: ClassVar[str] = SCHEMA
+    meaning: ClassVar[str] = (
+        "A trajectory shows between which checkpoints of one run a number changed; it does "
+        "not show why, nor when it changes under another seed."
+    )
 
     analysis: str
     parameters: dict[str, object]

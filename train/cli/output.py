@@ -33,6 +33,7 @@ def emit(
     as_json: bool,
     out: Path | None = None,
     shown: Mapping[str, object] | None = None,
+    meaning: str = "",
 ) -> None:
     """Print a result as text or as JSON, and write it as sealed JSON to `out` if given.
 
@@ -42,12 +43,15 @@ def emit(
         as_json: Print JSON.
         out: File to write; one that exists must hold a result of the same kind.
         shown: What `as_json` prints if it is more than the result.
+        meaning: What the result shows and does not show; that of a result which knows it itself.
     """
     plain = result if isinstance(result, Mapping) else result.to_dict()
+    said = meaning or getattr(result, "meaning", "")
     if as_json:
-        typer.echo(json.dumps(shown or plain, indent=1, ensure_ascii=False))
+        about = {"meaning": said} if said else {}
+        typer.echo(json.dumps({**(shown or plain), **about}, indent=1, ensure_ascii=False))
     else:
-        typer.echo(visible(text))
+        typer.echo(visible("\n".join(filter(None, [text, said]))))
     if out:
         _refuse_another_kind(out, plain)
     if out and isinstance(result, Mapping):
@@ -90,9 +94,10 @@ class Output:
         text: str,
         *,
         shown: Mapping[str, object] | None = None,
+        meaning: str = "",
     ) -> None:
         """Print a result, and write it if asked; see `emit`."""
-        emit(result, text, as_json=self.as_json, out=self.out, shown=shown)
+        emit(result, text, as_json=self.as_json, out=self.out, shown=shown, meaning=meaning)
 
 
 def run_summary(opened: "Run") -> dict[str, object]:

@@ -16,7 +16,7 @@ def asked(lookup_run, lookup_behaviour):
 def test_patch_prints_effects_with_intervals_baselines_and_provenance(openbook, asked, lookup_run):
     ended = openbook("patch", *asked, "--top", 1)
     assert ended.code == 0, ended.err
-    head, baselines, best, chosen, left, run = ended.out.splitlines()
+    head, baselines, best, chosen, left, run, meaning = ended.out.splitlines()
     assert head == "lookup: head, denoising, share of the clean-corrupt logit difference"
     assert baselines.startswith("baselines: clean ")
     assert baselines.endswith("(logit difference, 12 prompts)")
@@ -25,6 +25,7 @@ def test_patch_prints_effects_with_intervals_baselines_and_provenance(openbook, 
     assert chosen.startswith("chosen on one half of the prompts, measured on the other 6: L0H")
     assert left == "and 1 place with smaller effects"
     assert run.startswith(f"run {lookup_run.id}, step 160")
+    assert meaning == Effects.meaning
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_number_of_draws_is_part_of_the_stand_in(openbook, asked, lookup_run):
     expected = patching.ablate(
         models.load(lookup_run), behaviours.read(asked[1]), standin="resample", draws=3
     )
-    assert json.loads(ended.out) == expected.to_dict()
+    assert json.loads(ended.out) == {**expected.to_dict(), "meaning": expected.meaning}
 
 
 def test_trace_components_prints_three_maps(openbook, asked, tmp_path):

@@ -182,6 +182,47 @@ def test_erasing_what_is_there_and_is_not_used_costs_nothing(saying):
     assert found["erased"].score.value == pytest.approx(10, abs=0.2)
 
 
+class LargeDirections(Reader):
+    """Writes the first token, and with it a class of the third, along its three large directions.
+
+    Any three directions of as much variance hold the first token, whatever else they hold.
+    """
+
+    classes = 3 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+
+    def run_with_hooks(self, tokens, *, fwd_hooks=()):
+        resid = torch.zeros(*tokens.shape, 8)
+        resid[:, -1, :3] = 6.0 * tokens[:, :1] - 3 + self.classes[tokens[:, 2] % 4]
+        resid[:, -1, 3:] = self.noise[tokens[:, 2], :5]
+        for _, hook in fwd_hooks:
+            resid = hook(resid, None)
+        logits = torch.zeros(*tokens.shape, 100)
+        logits[..., 1] = resid[..., :3].sum(dim=-1)
+        # The class adds 9 or takes 3: what the third token brings is taken off again.
+        logits[..., 0] = self.classes[tokens % 4].sum(dim=-1)
+        return logits
+
+
+def test_the_variance_that_an_erasure_removes_is_no_use_of_its_label(saying):
+    """Shuffled labels remove less variance and so blame the label; equal variance does not."""
+    task = reading(2)
+    classes = tuple(str(int(label) % 4) for label in task.labels)
+    task = ProbeTask("class", task.tokens, task.positions, classes, task.types)
+    found = probing.erasure_effect(LargeDirections(), saying, task, layer=0, placebos=10)
+    removed = {arm.name: arm.removed for arm in found.arms}
+    assert removed["erased"] > 0.8 > 0.6 > removed["placebo"]
+    assert removed["matched"] == pytest.approx(removed["erased"], abs=1e-3)
+    assert found.loss.low > 2
+    assert abs(found.loss_matched.value) < 1
+    assert found["matched"].probe.value < found["placebo"].probe.value
+
+
+def test_the_label_that_is_used_costs_more_than_its_variance(saying):
+    found = probing.erasure_effect(Reader(), saying, reading(0), layer=0, placebos=4)
+    assert found["matched"].removed == pytest.approx(found["erased"].removed, abs=1e-3)
+    assert found.loss_matched.low > 4
+
+
 def test_an_erasure_at_positions_that_nothing_reads_is_said_to_be_empty(saying):
     with pytest.warns(UninformativeWarning, match="changes no score of 'say the first'"):
         found = probing.erasure_effect(
@@ -209,7 +250,7 @@ def test_an_erasure_is_saved_and_read_back(saying, tmp_path):
     found.save(tmp_path / "erasure.json")
     again = Erasure.load(tmp_path / "erasure.json")
     assert again.to_dict() == found.to_dict()
-    assert again.to_frame()["prompts"].tolist() == [found.n_prompts] * 3
+    assert again.to_frame()["prompts"].tolist() == [found.n_prompts] * 4
     assert len(found.plot().to_html(include_plotlyjs=False)) < 100_000
 
 
