@@ -14,6 +14,7 @@ from interp.behaviours import Behaviour
 from interp.components import HookedModel, device_of
 from interp.errors import EffectsError, InterpError
 from train import storage
+from train.html_panel import ROWS, Panel, panel_of
 from train.short_repr import short_repr
 
 
@@ -129,6 +130,19 @@ class Result:
     def from_dict(cls: type[R], content: storage.JsonObject) -> R:
         """Return the result that `to_dict` turned into plain values."""
         raise NotImplementedError
+
+    def show(self, n: int = ROWS) -> Panel:
+        """Return what a notebook shows of the result, with up to n rows of its table.
+
+        A result at the end of a cell is shown in this way; `print` shows the panel as text.
+
+        Examples:
+            >>> print(patching.heads(model, ioi).show(2))
+        """
+        return panel_of(self, n)
+
+    def _repr_html_(self) -> str:
+        return self.show().html()
 
     def save(self, path: str | Path) -> None:
         """Write sealed JSON that `load` and every later command accepts."""

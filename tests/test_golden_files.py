@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass, replace
+from html import unescape
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from IPython.core.formatters import HTMLFormatter
 
 from data_attribution import attribution, gradients, lexical, queries, token_index
 from data_attribution.attribution import Sources
@@ -171,6 +173,16 @@ def test_a_result_of_before_the_move_is_written_again_byte_for_byte(golden, tmp_
     path = golden / "results" / f"{kind}.json"
     RESULTS[kind][0](path).save(tmp_path / path.name)
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", sorted(RESULTS.keys() - {"probe_task", "tuned_lens"}))
+def test_a_notebook_shows_a_result_of_before_the_move(golden, kind):
+    result = RESULTS[kind][0](golden / "results" / f"{kind}.json")
+    html = HTMLFormatter()(result)
+    assert html is not None
+    assert f"<b>{type(result).__name__}</b>" in html
+    assert len(html.encode()) < 50_000
+    assert type(result).meaning in unescape(html)
 
 
 def test_a_mib_circuit_of_before_the_move_is_written_again_byte_for_byte(golden, tmp_path):

@@ -3,9 +3,11 @@
 Library functions report progress through a callable `(what, done, total)`; this module provides
 the callables. Bars are written to stderr, so that stdout holds only the result. If stderr is a log
 file instead of a terminal, `bar` writes a line with the estimated time left at most every ten
-seconds, and nothing for work that takes less than that.
+seconds, and nothing for work that takes less than that. In a notebook, each bar is one line of
+text that is rewritten in place, so that a saved or converted notebook holds one line for it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +21,8 @@ __all__ = ["Progress", "bar", "count", "duration", "readable_size", "shown", "vi
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_WITHOUT = 1.0
-SECONDS_BETWEEN_DRAWINGS = 0.1
+SECONDS_BETWEEN_DRAWINGS = 0.2
+NOTEBOOK_BAR = 24  # characters
 Progress = Callable[[str, int, int | None], None]
 # Control characters but line ends and tabs, and those that turn the direction of a text.
 _SHOWN = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -31,12 +34,18 @@ _SHOWN |= {
 
 @contextmanager
 def bar(title: str) -> Iterator[Progress]:
-    """Show a bar with the time used and the time left; it is erased when the block ends."""
+    """Show a bar with the time used and the time left; it is erased when the block ends.
+
+    In a notebook, a line with the time used stays.
+    """
     # Imported here, so that importing this module costs nothing.
     from rich.console import Console
 
     console = Console(stderr=True)
-    if console.is_terminal or console.is_jupyter:
+    if console.is_jupyter:
+        with _notebook_line(title, stays=True) as advance:
+            yield advance
+    elif console.is_terminal:
         with _bar(title, console) as advance:
             yield advance
     else:
@@ -49,7 +58,8 @@ def shown(
 ) -> Iterator[Progress]:
     """Yield the caller's progress callable `given`, or else one that shows a bar.
 
-    The bar appears after `delay` seconds, and only in a terminal or a notebook.
+    The bar appears after `delay` seconds, and only in a terminal or a notebook. It is erased when
+    the block ends.
     """
     if given is not None:
         yield given
@@ -64,7 +74,8 @@ def shown(
         def tell(what: str, done: int, total: int | None) -> None:
             nonlocal advance
             if advance is None and watched and time.monotonic() - begin > delay:
-                advance = stack.enter_context(_bar(title, console))
+                drawn = _notebook_line(title) if console.is_jupyter else _bar(title, console)
+                advance = stack.enter_context(drawn)
             if advance is not None:
                 advance(what, done, total)
 
@@ -90,22 +101,58 @@ def _bar(title: str, console: "Console") -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # In a notebook, `advance` draws the bar instead of a refresh thread: when the threads of two
-    # bars draw at the same moment, each captures output of the other, and nbclient fails.
-    threaded = not console.is_jupyter
-    with Bars(*columns, console=console, transient=True, auto_refresh=threaded) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=None)
-        drawn = 0.0
 
         def advance(what: str, done: int, total: int | None) -> None:
-            nonlocal drawn
             description = f"{title}: {what}" if what else title
             bars.update(task, description=description, completed=done, total=total)
-            if not threaded and time.monotonic() - drawn > SECONDS_BETWEEN_DRAWINGS:
-                bars.refresh()
-                drawn = time.monotonic()
 
         yield advance
+
+
+@contextmanager
+def _notebook_line(title: str, *, stays: bool = False) -> Iterator[Progress]:
+    """Show one line of text, rewritten in place, that no widget or thread is needed for.
+
+    Widgets are lost when a notebook is saved or converted, and two threads that draw at the same
+    moment take each other's output.
+    """
+    from IPython.display import display
+
+    begin, last = time.monotonic(), -math.inf
+    line = title
+    shown = display({"text/plain": title}, raw=True, display_id=True)
+
+    def draw(text: str) -> None:
+        if shown is not None:  # None outside a kernel
+            shown.update({"text/plain": text}, raw=True)
+
+    def advance(what: str, done: int, total: int | None) -> None:
+        nonlocal last, line
+        now = time.monotonic()
+        number = f"{done:,} of {total:,}" if total is not None else f"{done:,}"
+        line = visible(f"{title}: {what} {number}" if what else f"{title}: {number}")
+        if now - last < SECONDS_BETWEEN_DRAWINGS:
+            return
+        last = now
+        left = ""
+        if total is not None and 0 < done <= total:
+            left = f", {duration((now - begin) / done * (total - done))} left"
+        draw(f"{_blocks(done, total)}{line}, {duration(now - begin)}{left}")
+
+    try:
+        yield advance
+    finally:
+        draw(f"{line}, {duration(time.monotonic() - begin)}" if stays else "")
+
+
+def _blocks(done: int, total: int | None) -> str:
+    """Return a bar of characters; none for work of unknown length."""
+    if not total:
+        return ""
+    full = round(NOTEBOOK_BAR * min(max(done / total, 0), 1))
+    return "█" * full + "░" * (NOTEBOOK_BAR - full) + " "
 
 
 def count(n: int | float, noun: str, plural: str = "") -> str:

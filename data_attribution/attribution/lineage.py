@@ -27,6 +27,7 @@ from data_attribution.errors import EvidenceError
 from data_attribution.gradients import GradientOptions
 from data_attribution.queries import Query
 from train import storage
+from train.html_panel import html_repr
 from train.progress import Progress
 from train.runs import Run
 from train.short_repr import short_repr
@@ -106,6 +107,7 @@ class LineageSources:
     scores: Float64[np.ndarray, " document"]
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     @property
     def taught_by(self) -> StageChange:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_attribution.errors import EvidenceError
-from train import storage
+from train import html_panel, storage
 from train.progress import count
 from train.short_repr import short_repr
 
@@ -191,6 +191,17 @@ class Sources:
                 return pandas.DataFrame, (self.to_dict("series"),)
 
         return Table(rows, index=range(1, len(rows["score"]) + 1))
+
+    def _repr_html_(self) -> str:
+        tried = sum(one.effect is not None for one in self.items)
+        facts = (
+            ("method", self.method),
+            ("documents", len(self)),
+            ("retrained without", tried or "none of them"),
+        )
+        # Not by `to_frame`: its columns are records.
+        frame = self.show(html_panel.ROWS).drop(columns="text")
+        return html_panel.panel_of(self, frame=frame, n_rows=len(self), facts=facts).html()
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""

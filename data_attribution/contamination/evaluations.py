@@ -25,6 +25,7 @@ from interp.model_evaluation import Difference, EvaluationSet, Overlap, Score
 from train import runs, storage
 from train.data import TokenStore
 from train.errors import TokenizerError, TrainError
+from train.html_panel import html_repr
 from train.model import GPT
 from train.progress import Progress
 from train.runs import MANIFEST, Run
@@ -57,6 +58,7 @@ class Evaluations:
     not_compared: dict[tuple[str, str, str], str]
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def difference(self, model: str, protocol: str, measure: str) -> Difference | None:
         """Return how far a model is from the first one; None for the first one."""

@@ -25,6 +25,7 @@ from data_attribution.errors import CounterfactualError
 from interp import plots, training_dynamics
 from interp.training_dynamics import Answer, Share
 from train import storage, trainer
+from train.html_panel import html_repr
 from train.progress import Progress, count
 from train.runs import Run
 from train.short_repr import short_repr
@@ -99,6 +100,7 @@ class Forgetting:
     beyond_controls: EffectSize | None = None
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def __str__(self) -> str:
         recalls = ", ".join(

@@ -33,6 +33,7 @@ from interp.behaviours import Behaviour, refuse_several
 from train import runs, trainer
 from train.data import DocumentRemoval, Together
 from train.errors import nearest
+from train.html_panel import html_repr
 from train.model import GPT
 from train.progress import Progress, count
 from train.runs import Run
@@ -107,6 +108,7 @@ class Counterfactual:
     avoided: int
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def __str__(self) -> str:
         removed = f"{count(len(self.removed), 'document')} removed"

@@ -33,6 +33,7 @@ from data_attribution.counterfactuals import Change, Retrainings
 from data_attribution.evaluation.facts import FactCase
 from data_attribution.queries import Query
 from train.data import Together
+from train.html_panel import html_repr
 from train.progress import Progress
 from train.short_repr import short_repr
 from train.statistics import mean_interval, ratio_estimate
@@ -125,6 +126,7 @@ class RemovalCurves:
     points: tuple[CurvePoint, ...]
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def rows(self) -> list[dict[str, object]]:
         """Return plain values, for tables and JSON."""

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float64
 
 from train import storage
+from train.html_panel import html_repr
 from train.short_repr import short_repr
 from train.statistics import mean_interval
 
@@ -46,6 +47,7 @@ class Evaluation:
     provenance: storage.JsonObject
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from train import html_panel
 from train.progress import count
 from train.runs import ReadableRun
 from train.short_repr import short_repr
@@ -85,6 +86,16 @@ class Count:
         spellings = count(len(self.spellings), "spelling")
         said = f"{self.query!r}, {occurrences} in {spellings}, {self.held_out:,} held out"
         return "; ".join([said, *filter(None, [self.hint])])
+
+    def _repr_html_(self) -> str:
+        import pandas
+
+        columns = ["text", "count", "held_out", "tokens"]
+        rows = [(repr(one.text), *(getattr(one, key) for key in columns[1:]))
+                for one in self.spellings]  # fmt: skip
+        frame = pandas.DataFrame(rows, columns=columns)
+        facts = (("occurrences", self.count), ("held out", self.held_out))
+        return html_panel.panel_of(self, frame=frame, facts=facts).html()
 
     @property
     def hint(self) -> str:
@@ -169,6 +180,13 @@ class Hits:
     def __str__(self) -> str:
         return f"{len(self):,} listed of {self.found}"
 
+    def _repr_html_(self) -> str:
+        import pandas
+
+        rows = self.items[: html_panel.ROWS]
+        frame = pandas.DataFrame(rows, columns=list(Hit._fields))
+        return html_panel.panel_of(self, frame=frame, n_rows=len(self)).html()
+
     @cached_property
     def items(self) -> tuple[Hit, ...]:
         """Return the occurrences one by one."""
@@ -224,6 +242,20 @@ class NextTokens:
     items: tuple[NextToken, ...]
 
     __repr__ = short_repr
+
+    def _repr_html_(self) -> str:
+        import pandas
+
+        total = sum(one.count for one in self.items)
+        frame = pandas.DataFrame(
+            {
+                "token": [repr(one.text) for one in self.items[: html_panel.ROWS]],
+                "count": [one.count for one in self.items[: html_panel.ROWS]],
+                "share": [one.count / total for one in self.items[: html_panel.ROWS]],
+            }
+        )
+        facts = (("after", str(self.suffix.found)), ("dropped", self.suffix.dropped), ("n", total))
+        return html_panel.panel_of(self, frame=frame, n_rows=len(self), facts=facts).html()
 
     def __iter__(self) -> Iterator[NextToken]:
         return iter(self.items)

@@ -22,6 +22,7 @@ from data_attribution import token_index
 from data_attribution.errors import EvidenceError
 from data_attribution.token_index import TokenIndex, TokenQuery
 from interp import plots
+from train import html_panel
 from train.data import InvertibleOrder, Order
 from train.progress import count
 from train.runs import ReadableRun
@@ -148,6 +149,21 @@ class Exposure:
                 "readings": self._total[1:],
             }
         )
+
+    def _repr_html_(self) -> str:
+        import pandas
+
+        steps, readings = self.curve(max(2, min(self.before + 1, html_panel.ROWS + 1)))
+        even = [self.even(step) for step in steps.tolist()]
+        columns = {"checkpoint": steps, "readings": readings, "if spread evenly": even}
+        facts = (
+            ("occurrences", self.places),
+            ("held out", self.held_out),
+            ("readings", self.readings),
+            ("counted", "a sample of them" if self.sampled else "all of them"),
+        )
+        frame = pandas.DataFrame(columns)
+        return html_panel.panel_of(self, len(frame), frame=frame, facts=facts).html()
 
     def plot(self) -> "plots.Figure":
         """Plot the readings over training, with an even spread for comparison."""

@@ -21,6 +21,7 @@ from data_attribution.errors import EvidenceError
 from data_attribution.token_index import Hit, Span, TokenIndex
 from data_attribution.tracing.exposure import exposure_of_text
 from train import storage
+from train.html_panel import html_repr
 from train.progress import Progress
 from train.runs import ReadableRun
 from train.short_repr import short_repr
@@ -95,6 +96,7 @@ class Generation:
     provenance: dict[str, object]
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError, CapabilityError, ModelError
-from train import storage
+from train import html_panel, storage
 from train.progress import count
 from train.statistics import wilson
 from train.trainer import is_highest
@@ -158,6 +158,25 @@ class Behaviour:
             raise BehaviourError(
                 f"{asked} has {len(self.candidates)} candidates, and an answer that is none of them"
             )
+
+    meaning: ClassVar[str] = (
+        "A behaviour is a question with its prompts; it does not show that a model can do it, "
+        "which `behaviours.check` measures."
+    )
+
+    def _repr_html_(self) -> str:
+        import pandas
+
+        frame = pandas.DataFrame(
+            {part: [str(one) for one in getattr(self, part)[:3].tolist()] for part in TENSORS}
+        )
+        facts = (
+            ("description", self.description),
+            ("n", max(self.distinct) + 1),
+            ("tokens", self.n_pos),
+            ("candidates", len(self.candidates) if self.candidates else "none"),
+        )
+        return html_panel.panel_of(self, frame=frame, n_rows=0, facts=facts).html()
 
     def __repr__(self) -> str:
         distinct = max(self.distinct) + 1
@@ -343,6 +362,16 @@ class Check:
     score: float
     n: int
     interval: tuple[float, float]
+
+    meaning: ClassVar[str] = (
+        "A check shows how often a model gives the answers of these prompts; it does not show how "
+        "it finds them, nor that it would give them on other prompts."
+    )
+
+    def _repr_html_(self) -> str:
+        accuracy = html_panel.interval(self.accuracy, *self.interval)
+        facts = (("accuracy", accuracy), ("top1", self.top1), ("score", self.score), ("n", self.n))
+        return html_panel.panel_of(self, facts=facts).html()
 
 
 @torch.inference_mode()

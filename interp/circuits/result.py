@@ -15,6 +15,7 @@ from interp.circuits.graph import Graph
 from interp.errors import CircuitError, InterpError
 from interp.results import Provenance, Result
 from train import storage
+from train.html_panel import ROWS, Panel, panel_of
 from train.short_repr import short_repr
 
 
@@ -161,6 +162,25 @@ class Circuit(Result):
                 found = [None if one is None else getattr(one, column) for one in exact]
                 frame["exact" if column == "value" else f"exact_{column}"] = found
         return frame
+
+    def show(self, n: int = ROWS) -> Panel:
+        """Return what a notebook shows: the n edges of the circuit with the largest worth."""
+        frame = self.to_frame().set_index("edge", drop=False).loc[self.edges]
+        facts: tuple[tuple[str, object], ...] = (
+            ("edges", f"{len(self.edges):,} of {self.graph.n_edges:,}"),
+            ("faithfulness", str(self.faithfulness)),
+            ("judged on", "held-out prompts" if self.held_out else "the choosing prompts"),
+            ("n_chose", self.n_chose),
+            ("method", self.method),
+            ("selection", self.selection),
+            ("unit", self.unit),
+        )
+        if (checks := self.checks) is None:
+            facts += (("controls", "none"),)
+        else:
+            facts += (("random circuits", str(checks.random_circuits)),)
+            facts += (("untrained models", str(checks.random_init)),)
+        return panel_of(self, n, frame=frame.drop(columns="kept"), facts=facts)
 
     def plot(self) -> "plots.Figure":
         """Plot the nodes layer by layer and the strongest edges between them."""

@@ -23,6 +23,7 @@ from interp.errors import EffectsError
 from interp.results import Provenance, Result, TopNames, numbers, plain
 from train import storage
 from train.errors import nearest
+from train.html_panel import ROWS, Grid, Panel, panel_of
 from train.model import GPT, init_gpt
 
 
@@ -129,6 +130,13 @@ class HeadScores(Result):
         for name, values in {**columns, "untrained": self.control}.items():
             frame[name] = None if values is None else values.flatten().tolist()
         return frame
+
+    def show(self, n: int = ROWS) -> Panel:
+        """Return what a notebook shows: a grid of all heads, and the n highest scores."""
+        layers, heads = ([f"{axis}{i}" for i in range(size)]
+                         for axis, size in zip("LH", self.values.shape, strict=True))  # fmt: skip
+        grid = Grid(layers, heads, self.values.tolist(), self.unit)
+        return panel_of(self, n, grid=grid)
 
     def plot(self) -> "plots.Figure":
         """Plot a heat map over (layer, head)."""

@@ -32,6 +32,7 @@ from interp.patching.engine import MEMORY, Patched
 from interp.results import Provenance, Result, TopNames, provenance
 from train import storage
 from train.errors import nearest
+from train.html_panel import ROWS, Panel, panel_of
 from train.progress import Progress, count, shown
 from train.short_repr import short_repr
 from train.statistics import mean_interval
@@ -136,6 +137,10 @@ class Ablation(Result):
                 "n": self.n_prompts,
             }
         )
+
+    def show(self, n: int = ROWS) -> Panel:
+        """Return what a notebook shows: the n sets whose removal lowers the score most."""
+        return panel_of(self, n, frame=self.to_frame().sort_values("change"))
 
     def plot(self) -> "plots.Figure":
         """Plot bars with intervals of the 40 sets whose removal lowers the score most."""

@@ -37,6 +37,7 @@ from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions
 from interp.results import Result
 from train import progress as bars
 from train import storage
+from train.html_panel import ROWS, Panel, panel_of
 from train.model import GPT, attachments
 from train.progress import Progress
 from train.short_repr import short_repr
@@ -118,6 +119,20 @@ class Trace(Result):
 
         parts = [getattr(self, what).to_frame().assign(restored=what) for what in SITES]
         return pandas.concat(parts, ignore_index=True)
+
+    def show(self, n: int = ROWS) -> Panel:
+        """Return what a notebook shows: the map of the residual stream, and the n best states."""
+        frame = self.to_frame().sort_values("effect", ascending=False)
+        about = self.residual.provenance
+        facts = (
+            ("behaviour", about.behaviour),
+            ("n_prompts", self.residual.n_prompts),
+            ("damage", self.damage),
+            ("draws", self.draws),
+            ("unit", self.residual.unit),
+        )
+        part = self.residual.show(n)
+        return panel_of(self, n, frame=frame, facts=facts, grid=part.grid, origin=part.origin)
 
     def plot(self) -> "plots.Figure":
         """Plot the three maps side by side."""

@@ -29,6 +29,7 @@ from interp.errors import EffectsError
 from interp.results import Provenance, Result, TopNames, numbers, plain
 from train import storage
 from train.errors import nearest
+from train.html_panel import ROWS, Grid, Panel, panel_of
 from train.progress import count
 from train.statistics import Estimate, ratio_interval
 
@@ -241,6 +242,13 @@ class Effects(Result):
             frame["control"] = self.control.flatten().tolist()
         return frame
 
+    def show(self, n: int = ROWS) -> Panel:
+        """Return what a notebook shows: a grid over two axes, and the n largest effects."""
+        grid = None
+        if self.values.ndim == 2:
+            grid = Grid(down(self), across(self), self.values.tolist(), self.unit)
+        return panel_of(self, n, grid=grid)
+
     def plot(self) -> "plots.Figure":
         """Plot a heat map for two or more axes, or bars with intervals for one axis.
 
@@ -336,13 +344,15 @@ def _figure(found: Effects) -> "plots.Figure":
         )
     if found.axes == ("layer", "head"):
         return plots.heads(found.values, title=title, unit=found.unit)
-    rows = found.values.flatten(0, -2)
-    width = rows.shape[1]
-    down = [name.partition("@")[0] for name in found.names[::width]]
-    if found.values.ndim == 2:
-        # The title already names the site, so the labels keep the layer only.
-        down = [re.split(r"[.HN]", name)[0] for name in down]
-    return plots.heat_map(rows.tolist(), down, across(found), title=title, unit=found.unit)
+    rows = found.values.flatten(0, -2).tolist()
+    return plots.heat_map(rows, down(found), across(found), title=title, unit=found.unit)
+
+
+def down(found: Effects) -> list[str]:
+    """Return labels of the rows of a map: layers or, with three axes, components."""
+    names = [name.partition("@")[0] for name in found.names[:: found.values.shape[-1]]]
+    # The title or the place already names the site, so the labels keep the layer only.
+    return [re.split(r"[.HN]", name)[0] for name in names] if found.values.ndim == 2 else names
 
 
 def across(found: Effects) -> list[str]:

@@ -22,6 +22,7 @@ from interp.components import HookedModel, device_of
 from interp.errors import BehaviourError
 from train.data import Tokenizer
 from train.errors import nearest
+from train.html_panel import html_repr
 from train.short_repr import short_repr
 from train.statistics import wilson
 
@@ -123,6 +124,7 @@ class Recall:
     late: Level | None = None
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def at(self, exposures: int) -> Level:
         """Return the level of facts with this number of exposures.

@@ -1,11 +1,15 @@
 """A bar is for people: the caller's own wins, and where nobody looks nothing is written."""
 
 import threading
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from train import progress
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_callers_own_is_what_is_told():
@@ -28,18 +32,71 @@ def test_a_person_sees_a_bar_after_a_second(capsys, monkeypatch):
     assert "work: part" in capsys.readouterr().err
 
 
-def test_in_a_notebook_no_thread_draws_a_bar(monkeypatch):
-    """Two that did took each other's output; the terminal's bar is the control."""
-    monkeypatch.setattr("rich.jupyter.display", lambda *_: None)
-    monkeypatch.setattr("IPython.display.display", lambda *_: None)
-    for notebook in (False, True):
-        monkeypatch.setattr("rich.console._is_jupyter", lambda notebook=notebook: notebook)
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        # Which threads, not how many: another test's may end meanwhile.
-        before = set(threading.enumerate())
-        with progress.bar("work") as advance:
-            advance("part", 1, 2)
-            assert (set(threading.enumerate()) <= before) == notebook
+class Shown:
+    """A display of a notebook: what it held, one after another."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.texts.append(data["text/plain"])
+
+
+@pytest.fixture
+def notebook(monkeypatch) -> list[Shown]:
+    """Pretend to be a notebook, and return its displays."""
+    displays: list[Shown] = []
+
+    def display(data: dict[str, str], **options: bool) -> Shown:
+        displays.append(Shown())
+        displays[-1].update(data, raw=options["raw"])
+        return displays[-1]
+
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_DRAWINGS", 0.0)
+    return displays
+
+
+def test_in_a_notebook_no_thread_draws_a_bar(notebook):
+    """Two that did took each other's output."""
+    before = set(threading.enumerate())  # which, not how many: another test's may end meanwhile
+    with progress.bar("work") as advance:
+        advance("part", 1, 2)
+        assert set(threading.enumerate()) <= before
+    (shown,) = notebook
+    assert shown.texts[1:] == [f"{'█' * 12}{'░' * 12} work: part 1 of 2, 0 s, 0 s left",
+                               "work: part 1 of 2, 0 s"]  # fmt: skip
+
+
+def test_a_librarys_bar_in_a_notebook_is_erased(notebook):
+    with progress.shown("work", None, delay=-1.0) as advance:
+        advance("part \x1b[31m", 3, None)
+    assert [shown.texts[1:] for shown in notebook] == [["work: part \\x1b[31m 3, 0 s", ""]]
+
+
+CELL = """
+from train import progress
+with progress.bar("training") as advance:
+    for step in range(500):
+        advance("step", step + 1, 500)
+"""
+
+
+@pytest.mark.integration
+def test_an_executed_notebook_holds_one_line_for_a_bar():
+    """As `jupyter nbconvert --execute` runs it; a bar that is printed anew leaves 500 lines."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    # A cell that prints is the control: all its lines are kept.
+    cells = [CELL, "for step in range(500): print(step)"]
+    book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
+    nbclient.execute(book, timeout=60, kernel_name="python3", cwd=ROOT)
+    bar, printed = (cell.outputs for cell in book.cells)
+    (line,) = bar
+    assert line["data"].keys() == {"text/plain"}
+    assert line["data"]["text/plain"].startswith("training: step 500 of 500, ")
+    assert len("".join(one["text"] for one in printed).splitlines()) == 500
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from train.ensembles.ensemble import (
 from train.ensembles.learned_weights import learn_weights
 from train.ensembles.token_scores import HeldOutScores, held_out_scores, scores_of
 from train.errors import TrainError
+from train.html_panel import html_repr
 from train.progress import Progress
 from train.runs import Run
 from train.short_repr import short_repr
@@ -80,6 +81,7 @@ class EnsembleEvaluation:
     efficiency: Estimate | None = None
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     @property
     def ensemble(self) -> EnsembleRow:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train import storage
+from train.html_panel import html_repr
 from train.ladder.factors import Rung
 from train.ladder.plan import SCHEMA, Ladder, Trial
 from train.ladder.published import published_claims
@@ -115,6 +116,7 @@ class LadderTable:
     rows: tuple[TableRow, ...]
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

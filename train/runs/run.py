@@ -12,12 +12,12 @@ import io
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from train import recipes, storage
+from train import html_panel, recipes, storage
 from train.data import (
     DataOrder,
     DocumentRemoval,
@@ -89,6 +89,37 @@ class Run:
     @property
     def _manifest_path(self) -> Path:
         return self.path / manifest.MANIFEST
+
+    meaning: ClassVar[str] = (
+        "A run holds weights and, at knowledge level `full`, everything that they were computed "
+        "from; opening it does not show that its files are intact, which `trainer.verify` does."
+    )
+
+    def _repr_html_(self) -> str:
+        model, saved = self.config, self.steps
+        facts: list[tuple[str, object]] = [
+            ("knowledge", self.knowledge),
+            ("finished", self.finished),
+            ("layers", model.n_layers),
+            ("heads", model.n_heads),
+            ("d_model", model.d_model),
+            ("vocabulary", model.d_vocab),
+            ("checkpoints", f"{len(saved)}, to step {saved[-1]}" if saved else "none"),
+        ]
+        if self.knowledge == "full":
+            recipe = self.recipe
+            facts += [("steps", recipe.steps), ("batch_size", recipe.batch_size)]
+            facts += [("init_seed", recipe.init_seed), ("order_seed", recipe.order_seed)]
+        if self.removal is not None:
+            facts.append(("without", f"{len(self.removal.documents):,} documents"))
+        origin = [(name, self.predicate.get(name)) for name in ("data", "numerics", "origin")]
+        return html_panel.Panel(
+            "Run",
+            f"{self.id} in {self.path}",
+            tuple(facts),
+            meaning=self.meaning,
+            origin=tuple((name, str(value)) for name, value in origin if value),
+        ).html()
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, id={self.id}, knowledge={self.knowledge!r})"

@@ -28,6 +28,7 @@ import torch
 from train import numerics, runs, storage
 from train.data import STORE_MANIFEST, OrderClaim, verify_store
 from train.errors import DamagedError, TrainError
+from train.html_panel import html_repr
 from train.model import init_gpt
 from train.progress import Progress
 from train.runs import Checkpoint, Run
@@ -78,6 +79,7 @@ class Verification:
     claims: tuple[OrderClaim, ...] = ()
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     @property
     def ok(self) -> bool:
