@@ -226,8 +226,9 @@ def _frame(scale: _Scale, up: str) -> str:
 
 def _labels(scale: _Scale, names: Sequence[str]) -> str:
     every = max(1, len(names) // 12)
+    ends = {} if scale.padded else {len(names) - 1: "end"}  # the last would be cut off
     return "".join(
-        _text(scale.x(i), HEIGHT - BOTTOM + 16, name, "middle")
+        _text(scale.x(i), HEIGHT - BOTTOM + 16, name, ends.get(i, "middle"))
         for i, name in enumerate(names)
         if i % every == 0
     )

@@ -13,7 +13,7 @@
   // --- copying commands, and light or dark -----------------------------------------------------
   const said = document.createElement("div");
   said.setAttribute("role", "status");
-  said.className = "said";
+  said.className = "status";
   document.body.append(said);
 
   function button(label, act) {
@@ -73,6 +73,54 @@
     }
   }, { rootMargin: "-30% 0px -60% 0px" });
   for (const panel of all(".panel")) seen.observe(panel);
+
+  // --- attention: the weights of a head from any token of any prompt ------------------------------
+  const attention = JSON.parse(document.getElementById("data").textContent).attention;
+  const at = { prompt: 0, query: -1 };
+
+  function token(text, weight, key) {
+    const made = button(text, () => { at.query = key; drawAll(key); });
+    made.className = "token tint";
+    const level = Math.min(Math.round(weight * 0.09 + 0.01), 9);
+    if (level > 0) made.classList.add(`s${level}`);
+    const number = document.createElement("small");
+    number.textContent = weight < 0 ? "–" : String(weight);
+    made.append(number);
+    return made;
+  }
+
+  function draw(box, focused) {
+    const { tokens, heads } = attention[at.prompt];
+    const weights = heads[box.dataset.attention];
+    // Of very long prompts only the last token's weights are there.
+    const whole = weights.length === tokens.length;
+    const query = whole && at.query >= 0 ? at.query : tokens.length - 1;
+    const row = weights[whole ? query : 0];
+    box.replaceChildren(...tokens.map((text, key) => {
+      const made = token(text, key < row.length ? row[key] : -1, key);
+      made.disabled = !whole;
+      made.setAttribute("aria-pressed", String(key === query));
+      return made;
+    }));
+    box.previousElementSibling.textContent = `Attention from “${tokens[query].trim()}”, token `
+      + `${query + 1} of prompt ${at.prompt + 1}, in hundredths`
+      + (whole ? "; choose another token." : ".");
+    if (focused !== undefined && box.offsetParent) box.children[focused].focus();
+  }
+
+  function drawAll(focused) {
+    for (const box of all("[data-attention]")) draw(box, focused);
+  }
+
+  if (attention) {
+    document.addEventListener("chosen", ({ detail }) => {
+      if (detail.group !== "prompt") return;
+      at.prompt = Number(detail.id.replace("prompt-", ""));
+      at.query = -1;
+      drawAll();
+    });
+    drawAll();
+  }
 
   // --- choosing ---------------------------------------------------------------------------------
   function choose(group, id) {
