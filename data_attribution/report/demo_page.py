@@ -11,6 +11,7 @@ from data_attribution.counterfactuals import STAYS
 from data_attribution.demo import Demo
 from data_attribution.report import page, svg, text
 from data_attribution.report.code_page import formation_figure
+from data_attribution.report.demo_parts import loss_curve, number, run_facts, share, verification
 from data_attribution.report.svg import Bar, Line
 from interp.heads import best_head
 from train import storage
@@ -36,7 +37,7 @@ def demo_summary(demo: Demo) -> str:
     induction, score = best_head(demo.circuit.induction)
     head = demo.heads.top(1)[0]
     levels = [level for level in demo.recall.levels if level.exposures]
-    shown = "  ".join(f"{one.exposures}: {page.number(one.seen.recall)}" for one in levels)
+    shown = "  ".join(f"{one.exposures}: {number(one.seen.recall)}" for one in levels)
     fact, answer = demo.traced.fact, demo.traced.answers[0]
     states = sum(said == "states it" for said in demo.traced.truth)
     gone = found.of("documents removed", "removed").share
@@ -50,8 +51,8 @@ def demo_summary(demo: Demo) -> str:
         f"{fact['name']}: {answer.given}; {states} of the {len(fact['documents'])} documents that "
         f"state it among the first {len(demo.traced.truth)} sources",
         f"without the documents of {len(found.facts)} facts their recall is "
-        f"{page.number(gone.recall)} [{gone.low:.2f}, {gone.high:.2f}]; without those of others "
-        f"{page.number(control.recall)} [{control.low:.2f}, {control.high:.2f}]",
+        f"{number(gone.recall)} [{gone.low:.2f}, {gone.high:.2f}]; without those of others "
+        f"{number(control.recall)} [{control.low:.2f}, {control.high:.2f}]",
     ]
     return "\n".join(lines)
 
@@ -92,10 +93,10 @@ def _known(demo: Demo) -> str:
     data = [("corpus fingerprint", run.store.fingerprint)]
     return (
         "<h2>1. A checkpoint that can be checked</h2>"
-        + page.verification(demo.verification)
-        + page.table(("", ""), page.run_facts(run, data, _epochs(demo)))
-        + page.loss_curve(run.ledger)
-        + page.commands(*made, "openbook run verify runs/planted")
+        + verification(demo.verification)
+        + page.table(("", ""), run_facts(run, data, _epochs(demo)))
+        + loss_curve(run.ledger)
+        + page.command(*made, "openbook run verify runs/planted")
     )
 
 
@@ -120,8 +121,8 @@ def _recall(demo: Demo) -> str:
         (
             f"{level.exposures}{', late' if level is demo.recall.late else ''}",
             level.n,
-            page.share(level.seen.recall, level.seen.low, level.seen.high),
-            page.share(level.paraphrase.recall, level.paraphrase.low, level.paraphrase.high),
+            share(level.seen.recall, level.seen.low, level.seen.high),
+            share(level.paraphrase.recall, level.paraphrase.low, level.paraphrase.high),
             f"{level.baseline:.2f}",
         )
         for level in (*levels, *([demo.recall.late] if demo.recall.late else []))
@@ -134,7 +135,7 @@ def _recall(demo: Demo) -> str:
         + page.table(("documents", "facts", "wordings read", "held out", "baseline"), rows)
         + "<p class=limit>Argmax among the 24 values of the relation; 95 % Wilson intervals over "
         "facts; one corpus, one seed: <code>benchmarks/planted_acceptance.py</code> repeats it "
-        "over seeds.</p>" + page.commands("openbook recall runs/planted")
+        "over seeds.</p>" + page.command("openbook recall runs/planted")
     )
 
 
@@ -156,7 +157,7 @@ def _circuit(demo: Demo) -> str:
         f"never in the corpus, {copying.gap:.1f} nats cheaper the second time.</p>"
         + page.table(("", "head", "score"), rows)
         + "<p class=limit>Heads are found by score, never by number; which they are depends on "
-        "the seed.</p>" + page.commands("openbook detect runs/planted")
+        "the seed.</p>" + page.command("openbook detect runs/planted")
     )
 
 
@@ -169,7 +170,7 @@ def _heads(demo: Demo) -> str:
         [f"head {head}" for head in range(len(values[0]))],
     )
     rows = [
-        (name, page.share(effects[name], *(effects.interval(name) or (None, None))))
+        (name, share(effects[name], *(effects.interval(name) or (None, None))))
         for name in effects.top(5)
     ]
     low, high = check.interval
@@ -186,7 +187,7 @@ def _heads(demo: Demo) -> str:
         f"{effects.n_prompts} prompts; {escape(effects.direction)}; checkpoint "
         f"{effects.provenance.checkpoint_sha256[:12]}, knowledge "
         f"{escape(effects.provenance.knowledge)}.</p>"
-        + page.commands("openbook patch runs/planted ioi --over heads --prompts 300")
+        + page.command("openbook patch runs/planted ioi --over heads --prompts 300")
     )
 
 
@@ -208,7 +209,7 @@ def _sources(demo: Demo) -> str:
         + "<p class=limit>Lexical evidence says that the words were there, not that the document "
         "taught anything: a distractor names both and states nothing. The truth column is known "
         "because the corpus is planted.</p>"
-        + page.commands(
+        + page.command(
             "openbook index build data/planted",
             f"openbook trace documents runs/planted fact:{fact['entity']}",
             f"openbook run steps runs/planted {traced.sources.documents[0]}",
@@ -223,7 +224,7 @@ def proof_section(demo: Demo) -> str:
             one.setting,
             one.group,
             one.share.n,
-            page.share(one.share.recall, one.share.low, one.share.high),
+            share(one.share.recall, one.share.low, one.share.high),
             f"{one.change:+.3f} {text.interval(one.change_low, one.change_high, 'fact')}",
         )
         for one in found.groups
@@ -250,15 +251,15 @@ def proof_section(demo: Demo) -> str:
         "<h2>6. The proof</h2>"
         f"<p class=claim>Trained again without the {len(found.removed)} documents that state "
         f"{len(found.facts)} facts, everything else the same to the bit: recall of those "
-        f"facts {fell} to {page.number(gone.recall)}, where facts that were never stated stand at "
-        f"{page.number(never.recall)}. Without the {len(found.control)} documents that state as "
-        f"many other facts, equally often, it {stays} {page.number(control.recall)}.</p>"
+        f"facts {fell} to {number(gone.recall)}, where facts that were never stated stand at "
+        f"{number(never.recall)}. Without the {len(found.control)} documents that state as "
+        f"many other facts, equally often, it {stays} {number(control.recall)}.</p>"
         + figure
         + page.table(("training", "facts", "n", "recall", "change in log-prob"), rows)
         + "<p class=limit>Removed documents are blanked: order, shapes, positions, steps and "
         f"divisors stay. {_late(demo)} Intervals: Wilson over facts; Student over facts. One "
         "initial seed, one control.</p>"
-        + page.commands(
+        + page.command(
             f"openbook forget runs/planted {' '.join(repr(name) for name in found.facts[:2])} ..."
         )
     )
@@ -271,13 +272,13 @@ def real_text_section(demo: Demo) -> str:
         return (
             head + "<p>The corpus above is made up. <code>openbook demo-code</code> does the same "
             "with the sources of this Python's standard library, and this page then shows when an "
-            "induction head formed there.</p>" + page.commands("openbook demo-code")
+            "induction head formed there.</p>" + page.command("openbook demo-code")
         )
     return (
         head + "<p>The corpus above is made up. This is a run on the sources of Python's standard "
         "library, in which nothing is planted.</p>"
         + formation_figure(demo.real_text)
-        + page.commands("openbook demo-code")
+        + page.command("openbook demo-code")
     )
 
 
