@@ -67,7 +67,8 @@ def main() -> int:
                     )
                 rows.append(found.ablations)
                 for test in found.ablations:
-                    print(f"  {n:>4} asked: {test}; {intervals(test)}")
+                    shares = f"above foil {test.above_foil}, first choice {test.top1}"
+                    print(f"  {n:>4} asked: {test}; {shares}")
             for statement in STATEMENTS:
                 holding = [tests[0].n_edges for tests in rows if supports(statement, tests)]
                 first[name][statement].append(min(holding, default=None))
@@ -78,15 +79,6 @@ def main() -> int:
             shown = ", ".join("-" if n is None else str(n) for n in edges)
             print(f"  {name:<10} {statement:<15} {shown}")
     return 0
-
-
-def intervals(test: AblationTest) -> str:
-    """The 95 % intervals of the two shares, over the prompts that judge."""
-    above, first = test.above_foil, test.top1
-    return (
-        f"95 %: above foil [{above.low:.2f}, {above.high:.2f}], first choice "
-        f"[{first.low:.2f}, {first.high:.2f}]"
-    )
 
 
 def supports(statement: str, tests: tuple[AblationTest, ...]) -> bool:
