@@ -5,9 +5,11 @@
 Facts of the planted run, half stated in the wording they are asked in and half in other wordings
 alone. Every one has distractors: documents that name its words and state nothing. BM25, lexical
 evidence, gradients, gradients of the components that patching *other* facts found, and the fused
-list each have a row: recall@10, reciprocal rank and the share in the first n, with Wilson's
-interval over facts, and what a step on the first documents does. Exits with 1 when the fused list
-finds less than .95 (verbatim) or .6 (paraphrase).
+list each have a row: share in the first n, distinct texts, recall@10 and reciprocal rank, with
+Wilson's interval over facts, and what a step on the first documents does. Gradients have two rows:
+over the documents that words preselected, and over all. Two rows rank without evidence: a random
+order, and distractors first. Exits with 1 when the fused list finds less than .95 (verbatim) or .6
+(paraphrase).
 
 What was chosen was chosen on the planted corpus of content seed 1, and these facts are of seed 0:
 which gradients are compared and how, the rule that fuses, and the weight of a template's words
@@ -56,6 +58,7 @@ def main() -> int:
     asked = EvaluationOptions(
         n=arguments.facts,
         k=10,
+        unselected=True,
         patched=4,
         replayed=arguments.replay,
         steps=arguments.steps,

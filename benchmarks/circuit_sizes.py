@@ -67,7 +67,8 @@ def main() -> int:
                     )
                 rows.append(found.ablations)
                 for test in found.ablations:
-                    print(f"  {n:>4} asked: {test}")
+                    shares = f"above foil {test.above_foil}, first choice {test.top1}"
+                    print(f"  {n:>4} asked: {test}; {shares}")
             for statement in STATEMENTS:
                 holding = [tests[0].n_edges for tests in rows if supports(statement, tests)]
                 first[name][statement].append(min(holding, default=None))

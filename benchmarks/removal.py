@@ -5,9 +5,11 @@
 All facts of the planted run that are stated 16 times and have distractors are traced by the fused
 method: chosen by the truth before any list is drawn, and none is dropped because of its list. Then
 the run is trained again without the first 16 documents of every fact and their copies, all facts at
-once, and again without as many random documents, matched one by one, by five seeds. Lists of
-several facts may share a document; how many do is printed, and what those lose beside the others.
-Asked are the facts themselves (logit difference), and behaviours that have nothing to do with them.
+once, and again without as many random documents, by five seeds. Controls are as redundant as what
+they stand beside: for every text that is removed with all its copies, another text with as many
+copies is removed whole, and how many texts each set takes away whole is printed. Lists of several
+facts may share a document; how many do is printed, and what those lose beside the others. Asked are
+the facts themselves (logit difference), and behaviours that have nothing to do with them.
 
 Exits with 1 when the facts lose less than 5 times what random documents move them by, when the
 interval of that ratio holds 1, when an unrelated behaviour moves more than its noise, and when the
@@ -20,6 +22,7 @@ cores; with --weights, what was trained before is found again, and more --seeds 
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import machine
@@ -30,6 +33,7 @@ from data_attribution.errors import IndexMissing
 from data_attribution.evaluation import CurvePoint, Ratio, RemovalCurves
 from interp import behaviours
 from train import progress, runs
+from train.data import document_sha256s
 from train.runs import Run
 
 
@@ -58,6 +62,8 @@ def main() -> int:
         methods=("fused", *arguments.beside),
         weights=arguments.weights,
     )
+    for line in redundancy(run, found.points[0]):
+        print(line)
     return report(found)
 
 
@@ -86,6 +92,23 @@ def removed(
         )
 
 
+def redundancy(run: Run, point: CurvePoint) -> Iterator[str]:
+    """How many texts, and copies of them, the removal and each control take away whole."""
+    copies: dict[str, list[int]] = {}
+    for document, text in enumerate(document_sha256s(run.store)):
+        if len(run.steps_learned(document)):
+            copies.setdefault(text, []).append(document)
+    names = [point.method, *(f"random {seed}" for seed in range(len(point.controls)))]
+    for name, documents in zip(names, (point.documents, *point.controls), strict=True):
+        held = {*documents}
+        whole = [some for some in copies.values() if held.issuperset(some)]
+        repeated = [len(some) for some in whole if len(some) > 1]
+        yield (
+            f"{name:<10} {len(documents)} documents; texts that no longer stand anywhere: "
+            f"{len(whole)}, {len(repeated)} of them in several copies ({sum(repeated)} documents)"
+        )
+
+
 def indexed(run: Run) -> None:
     """See that the store is indexed."""
     try:
@@ -109,8 +132,8 @@ def report(found: RemovalCurves) -> int:
             )
     first, row = found.points[0], found.rows()[0]
     print(
-        f"random     {row['seeds']} times as many: {row['random']:+.2f}, moved by "
-        f"{row['random moves']:.2f}"
+        f"random     {row['seeds']} times as many: {row['random']:+.2f} "
+        f"{ends(first.random_interval)}, moved by {row['random moves']:.2f}"
     )
     failed = lost_enough(first.ratio)
     for change in first.unrelated:

@@ -10,10 +10,12 @@ Retraining is expensive, so removal and LDS run only on request; everything else
 number has its n and its 95 % interval, and the row `random` shows the effect of documents without
 evidence. Two rows show what a ranking is worth that knows nothing of facts: `random order` of all
 documents that were read, and `distractors first`, which puts the documents that name the words and
-state nothing before the others: recall@10 hardly sees them, the first n does. Facts on which
-components are chosen are not evaluated. Replay is evaluated on fewer facts and on the last steps
-alone; rows `replayed` restrict every method to these facts and to the documents that these steps
-read (`scope`).
+state nothing before the others: recall@10 hardly sees them, the first n does. Gradients are
+compared for the documents that words preselected, so `gradient` and `localised` owe something to
+words; `gradient (all)` and `localised (all)` rank all documents and owe them nothing. Facts on
+which components are chosen are not evaluated. Replay is evaluated on fewer facts and on the last
+steps alone; rows `replayed` restrict every method to these facts and to the documents that these
+steps read (`scope`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +26,14 @@ from time import perf_counter
 import numpy as np
 from jaxtyping import Float64
 
-from data_attribution import attribution, lexical, metagradients, queries, token_index
+from data_attribution import (
+    attribution,
+    gradients,
+    lexical,
+    metagradients,
+    queries,
+    token_index,
+)
 from data_attribution.attribution import Method
 from data_attribution.counterfactuals import Retrainings
 from data_attribution.errors import EvidenceError
@@ -74,6 +83,7 @@ class EvaluationOptions:
             corpus that has distractors has eight of them.
         k: Number of documents used for recall, tail patch and removal.
         each: Number of candidates per fact whose gradients are compared.
+        unselected: Whether gradients are compared for all documents too, in rows of their own.
         replayed: Number of facts of each kind for which replay is computed. The most stated ones
             are used, because few steps read documents of the others. Each costs about three times
             the training of `steps`.
@@ -90,6 +100,7 @@ class EvaluationOptions:
     least: int = 8
     k: int = 10
     each: int = 300
+    unselected: bool = False
     replayed: int = 0
     patched: int = 6
     removal: int = 0
@@ -130,6 +141,7 @@ def evaluate(
         run,
         cases,
         each=options.each,
+        unselected=options.unselected,
         within=names,
         replayed=scope.most_stated(cases, options.replayed),
         steps=options.steps,
@@ -166,6 +178,7 @@ def rankings_by_method(
     cases: Sequence[FactCase],
     *,
     each: int = 300,
+    unselected: bool = False,
     within: Sequence[str] = (),
     replayed: Sequence[FactCase] = (),
     steps: int | None = None,
@@ -175,10 +188,13 @@ def rankings_by_method(
     """Rank the documents for every fact by every method.
 
     Methods that search for words rank the whole store. Gradients are compared for the documents
-    that words name for any of the facts, and replay ranks the documents that its steps read.
+    that words name for any of the facts, and with `unselected` also for all; replay ranks the
+    documents that its steps read.
 
     Args:
         each: Number of candidates per fact; gradients are collected for those of all facts.
+        unselected: Whether gradients also rank all documents, as `gradient (all)` and
+            `localised (all)`; `fused` uses the preselected ones.
         within: Components of the localised gradients; without any, these are left out.
         replayed: Facts for which replay is computed too; each costs about three times the training
             of `steps`.
@@ -208,11 +224,15 @@ def rankings_by_method(
     rankings = {
         "bm25": ranked(attribution.BM25()),
         "lexical": ranked(attribution.Lexical()),
-        "gradient": ranked(attribution.Gradient(), candidates=candidates),
     }
+    by_gradients = {"gradient": attribution.Gradient()}
     if within:
-        method = attribution.Gradient(within=tuple(within))
-        rankings["localised"] = ranked(method, candidates=candidates)
+        by_gradients["localised"] = attribution.Gradient(within=tuple(within))
+    for name, method in by_gradients.items():
+        rankings[name] = ranked(method, candidates=candidates)
+        if unselected:
+            every = gradients.trained_documents(run)
+            rankings[f"{name} (all)"] = ranked(method, candidates=every)
     if replayed:
         rankings["replay"] = ranked(attribution.Replay(steps=steps), replayed)
     parts = {name: rankings[name] for name in attribution.DEFAULT}

@@ -23,7 +23,7 @@ share that may be large was not shown to be small.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -65,6 +65,8 @@ class CurvePoint:
         unrelated: Changes of unrelated queries; rows of one prompt are averaged, so n counts
             prompts.
         overlaps: Whether the removed documents of a case and of another one overlap, per case.
+        documents: The removed documents, ascending.
+        controls: The documents of each control instead, per seed.
     """
 
     method: str
@@ -74,6 +76,8 @@ class CurvePoint:
     random: Float64[np.ndarray, "seed case"]
     unrelated: tuple[Change, ...] = ()
     overlaps: Bool[np.ndarray, " case"] | None = None
+    documents: tuple[int, ...] = ()
+    controls: tuple[tuple[int, ...], ...] = ()
 
     __repr__ = short_repr
 
@@ -86,6 +90,11 @@ class CurvePoint:
     def interval(self) -> tuple[float, float] | None:
         """Return the interval of the mean change over cases."""
         return mean_interval(self.change)
+
+    @property
+    def random_interval(self) -> tuple[float, float] | None:
+        """Return the interval over cases of the mean change without random documents."""
+        return mean_interval(self.random.mean(axis=0)) if len(self.random) else None
 
     @property
     def ratio(self) -> Ratio | None:
@@ -180,11 +189,13 @@ def removal_curves_of(
             removed = sorted(set().union(*lists))
             without = answers(removed)
             avoid = counterfactuals.kept_out(run, removed, relevant)
-            drawn = [
-                answers(counterfactuals.matched_random(run, removed, seed=seed, avoid=avoid))
+            controls = tuple(
+                counterfactuals.matched_random(run, removed, seed=seed, avoid=avoid)
                 for seed in range(seeds if name in controlled else 0)
-            ]
-            points.append(_point(name, k, lists, asked, full, without, drawn))
+            )
+            drawn = [answers(control) for control in controls]
+            point = _point(name, k, lists, asked, full, without, drawn)
+            points.append(replace(point, documents=tuple(removed), controls=controls))
     return RemovalCurves(tuple(case.name for case in cases), asked[0].unit, tuple(points))
 
 

@@ -16,6 +16,8 @@ from train.statistics import mean_interval
 
 __all__ = ["Evaluation", "Row", "mean_row", "row"]
 
+PRESELECTED = ("gradient", "localised")  # methods that rank only what words preselected
+
 
 class Row(TypedDict):
     """One number of an evaluation: the mean of a measure over `n` facts, and its interval."""
@@ -68,20 +70,21 @@ class Evaluation:
         """Return the table as text: one line per method and kind, one column per measure."""
         measures = list(dict.fromkeys(one["measure"] for one in self.rows))
         wide = max(len("facts"), *(len(one["kind"]) for one in self.rows)) + 2
-        head = f"{'method':<19}{'facts':<{wide}}" + "".join(f"{one:<29}" for one in measures)
+        head = f"{'method':<25}{'facts':<{wide}}" + "".join(f"{one:<29}" for one in measures)
         lines = [head.rstrip()]
         by_line: dict[tuple[str, str], dict[str, Row]] = {}
         for one in self.rows:
             by_line.setdefault((one["method"], one["kind"]), {})[one["measure"]] = one
         for (method, kind), row in by_line.items():
             cells = "".join(f"{_cell(row.get(one)):<29}" for one in measures)
-            lines.append(f"{method:<19}{kind:<{wide}}{cells}".rstrip())
+            name = f"{method} (preselected)" if method in PRESELECTED else method
+            lines.append(f"{name:<25}{kind:<{wide}}{cells}".rstrip())
         about = self.provenance
         lines.append(
-            f"run {about['run']}; gradients rank {about['candidates']} documents that words "
-            f"preselected{' of ' + str(about['documents']) if 'documents' in about else ''}, the "
-            f"other methods all; localised to {', '.join(about['within']) or 'nothing'}; value "
-            "[95 %] (n)"
+            f"run {about['run']}; (preselected): gradients of {about['candidates']} documents that "
+            f"words preselected{' of ' + str(about['documents']) if 'documents' in about else ''}, "
+            "also in fused; the other methods rank all; localised to "
+            f"{', '.join(about['within']) or 'nothing'}; value [95 %] (n)"
         )
         if replayed := about.get("replayed"):
             lines.append(

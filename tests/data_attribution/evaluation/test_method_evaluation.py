@@ -144,6 +144,24 @@ def test_shared_gradients_are_those_of_one_question_at_a_time(run, chosen):
         assert fused.documents.tolist() == attribution.fuse(parts).documents.tolist()
 
 
+def test_gradients_of_all_documents_rank_more_than_words_preselect(run, chosen):
+    """Both are the same gradients: among the preselected documents they agree about the order."""
+    found = evaluation.rankings_by_method(
+        run, chosen, each=2, within=("L0H1", "L0.mlp"), unselected=True
+    )
+    name = chosen[0].name
+    for method in ("gradient", "localised"):
+        some, every = found[method].by_case[name], found[f"{method} (all)"].by_case[name]
+        assert len(some.documents) < len(every.documents) == run.store.n_documents
+        scores = dict(zip(every.documents.tolist(), every.scores, strict=True))
+        ours = [scores[one] for one in some.documents.tolist()]
+        np.testing.assert_allclose(some.scores, ours, rtol=1e-4, atol=1e-6)
+    parts = {one: found[one].by_case[name] for one in attribution.DEFAULT}
+    assert found["fused"].by_case[name].documents.tolist() == (
+        attribution.fuse(parts).documents.tolist()
+    )
+
+
 def test_a_document_that_was_not_read_is_passed_over(run, chosen, monkeypatch):
     found = evaluation.rankings_by_method(run, chosen[:1])
     (name,) = found["bm25"].by_case

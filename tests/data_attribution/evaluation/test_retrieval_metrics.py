@@ -305,16 +305,23 @@ def test_the_table_shows_every_number_with_its_n_and_leaves_out_what_was_not_ask
     rows = [
         result.row("bm25", "verbatim", "recall@10", 0.5, (0.25, 0.75), 4),
         result.row("random", "verbatim", "tail patch", -0.1, None, 1),
+        result.row("gradient", "verbatim", "recall@10", 0.5, None, 4),
+        result.row("gradient (all)", "verbatim", "recall@10", 0.5, None, 4),
         *result.mean_row("bm25", "verbatim", "tail patch", np.array([1.0, 2.0, 3.0])),
         *result.mean_row("bm25", "paraphrase", "tail patch", np.array([])),
     ]
     about = {"run": "r", "candidates": 3, "within": []}
     found = Evaluation(tuple(rows), about)
-    head, bm25, random, end = found.lines().splitlines()
+    head, bm25, random, chosen, every, end = found.lines().splitlines()
     assert head.split() == ["method", "facts", "recall@10", "tail", "patch"]
     assert bm25.split()[:6] == ["bm25", "verbatim", "0.5", "[0.25,", "0.75]", "(4)"]
     assert "2 [-0.484, 4.48] (3)" in bm25
     assert random.split() == ["random", "verbatim", "-0.1", "[,", "]", "(1)"]
-    assert "gradients rank 3 documents that words preselected, the other methods all" in end
+    assert [one.split("verbatim")[0].strip() for one in (chosen, every)] == [
+        "gradient (preselected)",
+        "gradient (all)",
+    ]
+    assert "(preselected): gradients of 3 documents that words preselected, also in fused" in end
     assert found.value("bm25", "verbatim", "tail patch")["n"] == 3
-    assert list(found.to_frame()["measure"]) == ["recall@10", "tail patch", "tail patch"]
+    measures = ["recall@10", "tail patch", "recall@10", "recall@10", "tail patch"]
+    assert list(found.to_frame()["measure"]) == measures
