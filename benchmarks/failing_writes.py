@@ -28,6 +28,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ FAILURES = {
 VOLATILE = {
     "seconds", "milliseconds", "tokens_per_second", "share", "chain", "digest", "segments", "code",
 }  # fmt: skip
-# Commands of which a second one at the same time could do harm, and how often they are tried.
+# How often a command is started twice. These are those of which a second one could do most harm.
 STARTED_TWICE = {
     "train": 30, "run resume": 20, "tune sft": 10, "chain": 10, "counterfactual": 10,
     "cache documents": 20, "index build": 20, "index build, again": 10, "index bm25": 15,
     "run import": 15, "run export": 10, "corpus build": 15, "tune data": 10,
     "gradients build": 15, "emergence": 10, "evaluate": 5, "lens fit": 5, "ladder": 4,
 }  # fmt: skip
+OTHERS_TWICE = 2
 LETTERS = b"abcd"
 
 
@@ -151,7 +153,7 @@ class Trials:
         for number in sample(draw, n_changes, min(case.most, options.kills)):
             how = Disturbance("kill", number)
             counts["kills"] += self.disturbed(case, how, "SIGKILL", begin, end, counts)
-        pairs = round(STARTED_TWICE.get(case.name, 0) * options.starters)
+        pairs = round(STARTED_TWICE.get(case.name, OTHERS_TWICE) * options.starters)
         if pairs:
             counts["pairs"] += self.started_twice(case, draw, min(case.most, pairs), begin, end)
         return counts
@@ -287,12 +289,14 @@ class Trials:
 
 
 def sample(draw: random.Random, n: int, most: int, *, again: bool = False) -> list[int]:
-    """Return at most so many numbers from 1 to n; with `again` exactly so many, some twice."""
-    numbers = list(range(1, n + 1))
-    if again:
-        whole, rest = divmod(most, n)
-        return sorted(numbers * whole + draw.sample(numbers, rest))
-    return sorted(draw.sample(numbers, most)) if n > most else numbers
+    """Return at most so many numbers from 1 to n, spread evenly: one of each of equal stretches.
+
+    With `again` exactly so many are returned, some of them several times.
+    """
+    whole, rest = divmod(most, n) if again else (0, min(most, n))
+    edges = [n * number // rest for number in range(rest + 1)] if rest else []
+    drawn = [draw.randrange(low, high) + 1 for low, high in pairwise(edges)]
+    return sorted(list(range(1, n + 1)) * whole + drawn)
 
 
 def wrong_words(result: Ended) -> list[str]:

@@ -1,10 +1,12 @@
 """A benchmark that asks for a bound says on what it was measured, and fails when it is missed."""
 
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -347,6 +349,19 @@ def test_an_installation_that_gains_nothing_fails(script, seconds, code):
 def test_a_write_that_loses_something_fails(script, problems, torn, code):
     total = Counter(failures=9, problems=problems, reads=1000, torn=torn)
     assert script("failing_writes").report(total) == code
+
+
+@pytest.mark.parametrize(("n", "most"), [(9, 9), (9, 40), (10, 3), (97, 10), (1, 1)])
+def test_the_changes_that_fail_are_spread_evenly(script, n, most):
+    drawn = script("failing_writes").sample(random.Random(0), n, most)
+    widest = -(-n // min(most, n))
+    assert len(set(drawn)) == min(most, n)
+    assert drawn[0] <= widest
+    assert drawn[-1] > n - widest
+    assert all(after - before < 2 * widest for before, after in pairwise(drawn))
+    again = script("failing_writes").sample(random.Random(0), n, most, again=True)
+    assert len(again) == most
+    assert set(again) <= set(range(1, n + 1))
 
 
 @pytest.mark.parametrize(("leaks", "code"), [(0, 0), (1, 0), (20, 1)])

@@ -19,6 +19,8 @@ The number is the exit code of the `openbook` command.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from train.progress import visible
+
 
 __all__ = [
     "CorpusError",
@@ -45,17 +47,26 @@ BEGINNING, END = 700, 200
 
 
 class ShortError(ValueError):
-    """Base of all errors of openbook, whose messages are cut in the middle if they are long."""
+    """Base of all errors of openbook. Their messages are one line, whatever a file put into them.
+
+    A long message is cut in the middle, and control characters are shown (`progress.visible`).
+    """
 
     def __init__(self, *parts: object) -> None:
         super().__init__(*(_shortened(one) if isinstance(one, str) else one for one in parts))
 
 
 def _shortened(message: str) -> str:
-    if len(message) <= BEGINNING + END:
-        return message
     left = len(message) - BEGINNING - END
-    return f"{message[:BEGINNING]}... ({left:,} letters) ...{message[-END:]}"
+    if left > 0:  # before anything is done to all of its letters
+        begin, end = _in_one_line(message[:BEGINNING]), _in_one_line(message[-END:])
+        return f"{begin[:BEGINNING]}... ({left:,} letters) ...{end[-END:]}"
+    line = _in_one_line(message)
+    return line if len(line) <= BEGINNING + END else _shortened(line)
+
+
+def _in_one_line(message: str) -> str:
+    return " ".join(filter(None, map(str.strip, visible(message).splitlines())))
 
 
 class TrainError(ShortError):

@@ -131,6 +131,18 @@ def test_a_message_is_cut_in_the_middle_whatever_a_file_put_into_it():
     assert said.endswith("xxx is not known")
 
 
+@pytest.mark.parametrize("n", [1, 100, 10_000])
+def test_a_message_is_one_line_without_control_characters_whatever_a_file_put_into_it(n):
+    key = "\n" * n + "\x1b\u202e" * n + "\u2028"
+    said = str(DamagedError(f"a.json: the key {key} is 3"))
+    assert len(said) < 1_000
+    assert len(said.splitlines()) == 1
+    assert said.isprintable()
+    assert said.startswith("a.json: the key")
+    assert said.endswith("is 3")
+    assert n > 1 or said == "a.json: the key \\x1bU+202E is 3"
+
+
 @pytest.mark.parametrize("begin", [b"", b"\0" * 8, (1 << 40).to_bytes(8, "little")])
 def test_a_large_file_that_is_no_safetensors_is_not_mapped(tmp_path, begin):
     path = tmp_path / "a.safetensors"
