@@ -61,6 +61,7 @@ STARTED_TWICE = {
     "gradients build": 15, "emergence": 10, "evaluate": 5, "lens fit": 5, "ladder": 4,
 }  # fmt: skip
 OTHERS_TWICE = 2
+PATIENCE = 60.0  # seconds for a second command, then the first one goes on beside it
 LETTERS = b"abcd"
 
 
@@ -252,7 +253,7 @@ class Trials:
             if paused:
                 between = self._torn(case, begin, end)
                 second = Process(case.work, self.trial, Disturbance(), case.variables)
-                if second.waits():  # for a lock that the first holds
+                if second.waits(PATIENCE):  # for what the first holds
                     first.go_on()
                     ends = [first.wait(), second.wait()]
                 else:

@@ -128,10 +128,14 @@ class Process:
         os.close(report)
         os.close(release)
 
-    def waits(self) -> bool:
-        """Wait until the process waits (paused, or for a lock) or ends; return whether it waits."""
-        select.select([self._reports], [], [])
-        return bool(os.read(self._reports, 1))
+    def waits(self, patience: float | None = None) -> bool:
+        """Wait until the process waits (paused, or for a lock) or ends; return whether it waits.
+
+        After `patience` seconds a process that has done neither counts as one that waits: it may
+        look for the end of another process again and again without a lock.
+        """
+        said, _, _ = select.select([self._reports], [], [], patience)
+        return not said or bool(os.read(self._reports, 1))
 
     def go_on(self) -> None:
         """Let a paused process continue; it is not paused a second time."""

@@ -59,9 +59,9 @@ def test_what_fails_is_killed_or_started_twice_loses_nothing():
 
 
 FAULTS = """
-import os, sys
+import os, sys, time
 from pathlib import Path
-from tests.failing_operations import Disturbance, ended
+from tests.failing_operations import Disturbance, Process, ended
 
 folder = Path(sys.argv[1]) / "trial"
 folder.mkdir()
@@ -76,8 +76,18 @@ def waits():
     os.mkdir("b")
 
 
+def looks():
+    while not os.path.exists("b"):
+        time.sleep(0.01)
+
+
 print([ended(careless, folder, Disturbance("fail", n, 5)).place.split()[:1] for n in (1, 2, 3)])
 print(ended(careless, folder, Disturbance("kill", 2)).code, (folder / "a.txt").read_text() == "")
+paused = Process(waits, folder, Disturbance("pause", 1))
+looking = Process(looks, folder, Disturbance())
+print(paused.waits(), looking.waits(0.1))
+paused.go_on()
+print(paused.wait().code, looking.wait().code)
 """
 
 
@@ -86,6 +96,7 @@ def test_the_trials_see_what_a_careless_writer_does(tmp_path):
         [sys.executable, "-c", FAULTS, str(tmp_path)], env=environment(tmp_path),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    first, second = made.stdout.splitlines()
+    first, second, third, fourth = made.stdout.splitlines()
     assert first == "[['open64'], ['write'], []]"
     assert second == "-9 True"
+    assert (third, fourth) == ("True True", "0 0")

@@ -49,7 +49,7 @@ def test_the_kinds_of_bad_files_are_many():
 
 
 class UncutError(ValueError):
-    """A refusal whose message nobody cuts, as openbook's own errors cut theirs."""
+    """A refusal whose message nobody cuts and joins, as openbook's own errors do with theirs."""
 
     exit_code = 2
 
@@ -63,7 +63,8 @@ def refuse(message: str, kind: type[Exception] = DamagedError):
     [
         (lambda: None, "opens"),
         (lambda: refuse("a.json: wrong"), "refused"),
-        (lambda: refuse("two\nlines"), "traceback"),
+        (lambda: refuse("two\nlines"), "refused"),
+        (lambda: refuse("two\nlines", UncutError), "traceback"),
         (lambda: refuse("a" * 2000), "refused"),
         (lambda: refuse("a" * 2000, UncutError), "long message"),
         (lambda: {}["key"], "traceback"),

@@ -412,7 +412,8 @@ def retrain(
     path = out / name
     if (path / "manifest.json").exists():
         again, last = runs.open(path, store=run.store.path), run.steps[-1]
-        if last in again.steps:
+        # A run that was stopped behind its last checkpoint has still to be declared finished.
+        if again.finished or (last in again.steps and last < again.recipe.steps):
             return again
         return trainer.resume(path, store=run.store.path, last=last, progress=progress)
     return trainer.retrain_without(run, path, DocumentRemoval(removed, mode), progress=progress)

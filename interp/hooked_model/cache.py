@@ -2,7 +2,8 @@
 
 The decompositions are those of TransformerLens's own `ActivationCache`, which is given the
 activations and weights of this model. It takes about five seconds to import, at the first of them.
-They are refused for architectures whose residual stream is no sum of what the parts write.
+They are refused for architectures whose residual stream is no sum of what the parts write, and
+those that read the weights are refused for a model on which something hangs.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from einops import einsum
 from torch import Tensor
 
 from interp.errors import BridgeOnlyError, ModelError
-from train.model import GPT, Cache
+from train.model import GPT, Cache, attachments
 
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ DECOMPOSITIONS = {
     "stack_head_results": True,
     "stack_neuron_results": True,
 }
+# Those that multiply with the weights, and would not see an adapter or a torch hook.
+READ_WEIGHTS = (
+    "get_full_resid_decomposition", "get_neuron_results", "logit_attrs", "stack_head_results",
+    "stack_neuron_results",
+)  # fmt: skip
 BRIDGE_ONLY = ("compute_ssm_effective_attention", "compute_ssm_state", "logit_lens", "ssm_layers")
 GRADIENT = "_grad"
 
@@ -115,6 +121,7 @@ class HookedCache(Cache):
         torch.set_grad_enabled(mode)
 
     def _compute_result(self, name: str, z: Tensor) -> None:
+        self._refuse_attachments("hook_result")
         outputs = self.model.blocks[self.model.hook_dict[name].layer()].attn.W_O
         self.activations[name] = einsum(
             z, outputs.detach(), "... head d_head, head d_head d_model -> ... head d_model"
@@ -124,7 +131,16 @@ class HookedCache(Cache):
         reason = self.model.cfg.no_residual_sum
         if reason and DECOMPOSITIONS[name]:
             raise ModelError(f"{name} adds up parts of the residual stream, and {reason}")
+        if name in READ_WEIGHTS:
+            self._refuse_attachments(name)
         return getattr(self._as_activation_cache(), name)
+
+    def _refuse_attachments(self, name: str) -> None:
+        # What hangs at hook points is in the activations.
+        if found := attachments(self.model, hook_points=False):
+            raise ModelError(
+                f"{found[0]}, and {name} is computed from the weights; take the model without it"
+            )
 
     def _as_activation_cache(self) -> "ActivationCache":
         from transformer_lens import ActivationCache

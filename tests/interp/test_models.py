@@ -11,7 +11,7 @@ from interp import models, patching
 from interp.behaviours import Behaviour
 from interp.errors import ModelError
 from tests.worlds.models import shaken
-from train import convert, runs
+from train import convert, runs, storage
 from train.data import Tokenizer, train_bpe, train_words
 from train.errors import DamagedError, TrainError
 from train.model import GPT, GPTConfig, init_gpt
@@ -142,6 +142,30 @@ def test_a_hugging_face_folder_says_weights_only_wherever_it_is_shown(cfg, words
         about = patching.heads(source, behaviour).provenance
         assert about.knowledge == "weights-only"
         assert about.checkpoint_sha256 == source.origin.checkpoint_sha256
+
+
+def test_another_tokenizer_is_taken_for_a_model_whose_own_is_not_read(words, openbook, tmp_path):
+    hf, behaviour, given = tmp_path / "hf", tmp_path / "own.jsonl", tmp_path / "words.json"
+    convert.export_huggingface(shaken(GPT2), None, hf)
+    (hf / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    storage.write_text(given, words.json)
+    behaviour.write_text('{"clean": "w03", "corrupt": "w04", "answer": "w05", "foil": "w06"}\n')
+    convert.import_run(hf, out=tmp_path / "run")
+    for source in (hf, tmp_path / "run"):
+        ended = openbook("behaviours", source, behaviour)
+        assert ended.code == 2
+        assert "its tokenizer.json" in ended.err
+        assert "--tokenizer FILE" in ended.err
+        assert (
+            openbook("behaviours", source, behaviour, "--tokenizer", tmp_path / "words.json").code
+            < 2
+        )
+        loaded = models.load(source, tokenizer=tmp_path / "words.json")
+        assert loaded.to_tokens("w03 w04").tolist() == [[0, 4, 5]]
+    larger = train_words([" ".join(f"w{n:02}" for n in range(40))])
+    storage.write_text(tmp_path / "larger.json", larger.json)
+    with pytest.raises(ModelError, match=r"the tokenizer has 41 tokens, the model 37"):
+        models.load(hf, tokenizer=tmp_path / "larger.json")
 
 
 def answered_by(model: GPT) -> Behaviour:

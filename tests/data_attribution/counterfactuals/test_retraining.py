@@ -25,6 +25,7 @@ from interp import behaviours
 from interp.metrics import Metric
 from tests.worlds.figures import traces
 from train import runs
+from train.errors import DiskError
 
 
 pytestmark = pytest.mark.integration
@@ -116,6 +117,25 @@ def test_a_retrained_run_is_opened_the_second_time(found, lookup_run, of_pair_3,
     assert trained == []
     assert again.runs == found.runs
     assert again.to_dict() == found.to_dict()
+
+
+def test_a_retrained_run_that_was_stopped_before_it_was_declared_finished_is_finished(
+    tiny_run, tmp_path, monkeypatch
+):
+    read = int(tiny_run.documents_read(20)[0])
+
+    def fail(*_arguments):
+        raise DiskError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "finish_manifest", fail)
+        with pytest.raises(DiskError):
+            retraining.retrain(tiny_run, [read], out=tmp_path)
+    (path,) = tmp_path.iterdir()
+    stopped = runs.open(path)
+    assert stopped.steps[-1] == tiny_run.steps[-1]
+    assert not stopped.finished
+    assert retraining.retrain(tiny_run, [read], out=tmp_path).finished
 
 
 def test_progress_says_which_of_the_trainings_it_is_of(lookup_run, of_pair_3, tmp_path):

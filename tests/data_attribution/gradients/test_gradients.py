@@ -284,6 +284,16 @@ def test_a_question_read_below_what_was_named_is_refused(store):
         gradients.query_features(model, question, select_weights(model.cfg, ("L1H1",)))
 
 
+def test_what_hangs_on_a_model_is_named_and_not_left_out(store):
+    model, question, documents = made(store), asked(store), np.array([3, 50])
+    selection = select_weights(model.cfg, ("L0H0",))
+    model.blocks[0].mlp.register_forward_hook(lambda _module, _inputs, value: 2 * value)
+    with pytest.raises(EvidenceError, match=r"^a torch hook on blocks\.0\.mlp, which"):
+        gradients.query_features(model, question, selection)
+    with pytest.raises(EvidenceError, match=r"^a torch hook on blocks\.0\.mlp, which"):
+        gradients.document_features(model, store, documents, selection)
+
+
 @pytest.mark.parametrize("row", range(3))
 def test_a_step_on_a_document_changes_the_question_by_minus_the_product(store, row):
     """First order: theta - lr dL raises the score by -lr <question, document>."""

@@ -15,6 +15,7 @@ from interp.behaviours import Behaviour
 from interp.circuits import edge_attribution_patching
 from interp.components import Component
 from interp.errors import ModelError
+from interp.hooked_model import HookedGPT
 from interp.metrics import logit_difference
 from interp.patching import engine
 from interp.patching.engine import reference
@@ -137,8 +138,28 @@ def test_what_reads_the_weights_refuses_an_attachment_by_name(name, attached):
         lambda: patching.senders(attached, behaviour),
         lambda: heads.ov_copying(attached, [1, 2, 3, 4]),
         lambda: heads.decompose_logits(attached, behaviour),
+        lambda: patching.causal_trace(attached, behaviour, damage="noised"),
     ]
     for call in calls:
+        with pytest.raises(ModelError) as refusal:
+            call()
+        assert what in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [one for one in ATTACHED if "hook point" not in one])
+def test_what_reads_the_weights_behind_a_cache_refuses_an_attachment_by_name(name, attached):
+    tokens, what = prompted().clean, attachments(attached)[0]
+    _, cache = HookedGPT.of(shaken(CFG)).run_with_cache(tokens)
+    cache.model = attached
+    for call in (
+        lambda: cache["result", 0],
+        cache.compute_head_results,
+        lambda: cache.stack_head_results(),
+        lambda: cache.get_neuron_results(0),
+        lambda: cache.stack_neuron_results(),
+        lambda: cache.get_full_resid_decomposition(),
+        lambda: cache.logit_attrs(cache["resid_post", 0], 3),
+    ):
         with pytest.raises(ModelError) as refusal:
             call()
         assert what in str(refusal.value)
