@@ -30,6 +30,7 @@ from data_attribution.cli.examples import add_examples
 from data_attribution.cli.exposure import exposure
 from data_attribution.cli.gradients import gradient_commands
 from data_attribution.cli.index import index
+from data_attribution.cli.report import report_command
 from data_attribution.cli.trace import trace
 from data_attribution.errors import AttributionError
 from interp.cli.ablate import ablate_command
@@ -224,6 +225,7 @@ app.command("evaluate")(evaluate_command)
 app.command("detect")(detect_command)
 app.add_typer(index, name="index")
 app.add_typer(trace, name="trace")
+app.command("report")(report_command)
 app.add_typer(exposure, name="exposure")
 app.add_typer(gradient_commands, name="gradients")
 app.add_typer(attribution, name="attribution")

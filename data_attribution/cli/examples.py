@@ -29,6 +29,7 @@ EXAMPLES = {
     "detect": "runs/planted",
     "counterfactual": "runs/planted fact:runethi --without sources.json --top 16 --unrelated ioi",
     "forget": "runs/planted",
+    "report": "runs/planted fact:runethi --out page.html",
     "corpus build": "texts.jsonl --tokenizer bpe --vocab-size 2048 --out data/mine",
     "corpus show": "data/mine --document 0",
     "recipes list": "",

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
         forget_facts,
         removable_facts,
     )
-    from data_attribution.counterfactuals.retraining import CONTROLS, Counterfactual, without
+    from data_attribution.counterfactuals.retraining import (
+        CONTROLS,
+        Counterfactual,
+        compare,
+        found,
+        without,
+    )
     from data_attribution.counterfactuals.validation import marked_sources, validate_sources
 
 __all__ = [
@@ -27,8 +33,10 @@ __all__ = [
     "EffectSize",
     "Forgetting",
     "Retrainings",
+    "compare",
     "documents_of",
     "forget_facts",
+    "found",
     "kept_out",
     "marked_sources",
     "matched_random",

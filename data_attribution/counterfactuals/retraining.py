@@ -12,7 +12,7 @@ plain difference to the parent includes it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -41,7 +41,8 @@ from train.short_repr import short_repr
 from train.statistics import mean_interval, n_prompts, wilson
 
 
-__all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "retrain", "without"]
+__all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "compare", "found", "retrain"]
+__all__ += ["without"]
 
 CONTROLS = 2  # the fewest from which the effect of chance is known
 
@@ -232,26 +233,114 @@ def without(
     retrained, *others = retrain_each(
         run, [removed, *drawn], out=place, mode=mode, progress=progress
     )
-    asked = [*related, *unrelated]
-    last = run.steps[-1]
-    answers = [_answers(one.load(last), asked) for one in (run, retrained, *others)]
-    before, after, *controls = (
+    counterfactual = compare(run, retrained, others, related, unrelated=unrelated)
+    return replace(counterfactual, named=named, together=together, avoided=len(avoided))
+
+
+def compare(
+    run: Run,
+    retrained: Run,
+    controls: Sequence[Run],
+    behaviour: Measured | Sequence[Measured],
+    *,
+    unrelated: Sequence[Measured] = (),
+) -> Counterfactual:
+    """Measure behaviours or queries on a run, on one retrained without documents, and on controls.
+
+    Trains nothing. What was named and which copies were removed with it is not known of the runs:
+    `named` is all that was removed.
+
+    Raises:
+        CounterfactualError: A run was not retrained from `run`, or to its last checkpoint; nothing
+            is measured, or two things have the same name.
+    """
+    related = [behaviour] if isinstance(behaviour, Behaviour | Query) else list(behaviour)
+    asked, last = [*related, *unrelated], run.steps[-1]
+    _refuse_unclear(asked, None, None)
+    for one in (retrained, *controls):
+        _refuse_other(one, run)
+    answers = [_answers(one.load(last), asked) for one in (run, retrained, *controls)]
+    before, after, *others = (
         tuple(one for one in row if isinstance(one, Score)) for row in answers
     )
+    removed, *drawn = (_removed(one, run) for one in (retrained, *controls))
     return Counterfactual(
         parent=run.id,
-        mode=mode,
-        named=named,
-        together=together,
+        mode=_mode(retrained),
+        named=removed,
+        together="none",
         removed=removed,
         control=tuple(drawn),
-        runs=tuple(str(one.path) for one in (retrained, *others)),
+        runs=tuple(str(one.path) for one in (retrained, *controls)),
         before=before,
         after=after,
-        controls=tuple(controls),
+        controls=tuple(others),
         changes=tuple(_changes(asked, len(related), answers)),
-        avoided=len(avoided),
+        avoided=0,
     )
+
+
+def found(run: Run, sources: Sources, *, out: str | Path | None = None) -> list[Run]:
+    """Return the finished retraining without the first source, and its controls; [] if none is.
+
+    Among the retrained runs in a folder it is the one that removed the first source and the most of
+    the others. Its controls removed as many documents in the same way, and none that is listed.
+
+    Args:
+        out: Folder of the retrained runs; default: `counterfactuals/` inside the run.
+
+    Examples:
+        >>> sources = attribution.documents(run, fact, methods="lexical", limit=3)
+        >>> counterfactuals.found(run, sources)  # nothing was retrained yet
+        []
+    """
+    listed = {one for group in sources.groups for one in group}
+    place = Path(out) if out else run.path / "counterfactuals"
+    removed = {}
+    for path in sorted(place.glob(f"*/{runs.MANIFEST}")):
+        again = runs.open(path.parent, store=run.store_place)
+        if _retrained_from(run, again) and run.steps[-1] in again.steps:
+            removed[again.path] = again, frozenset(_removed(again, run))
+    without_first = [
+        one for one in removed.values() if sources.documents and sources.documents[0] in one[1]
+    ]
+    if not without_first:
+        return []
+    best, documents = max(without_first, key=lambda one: len(listed & one[1]))
+    controls = [
+        one
+        for one, others in removed.values()
+        if len(others) == len(documents) and not listed & others and _mode(one) == _mode(best)
+    ]
+    return [best, *controls]
+
+
+def _retrained_from(run: Run, again: Run) -> bool:
+    parent = again.predicate["parent"]
+    return again.removal is not None and parent is not None and parent["run_id"] == run.id
+
+
+def _removed(again: Run, run: Run) -> tuple[int, ...]:
+    """Return what was removed, without what had been removed from the parent already."""
+    before = run.removal.documents if run.removal else ()
+    return tuple(sorted({*(again.removal.documents if again.removal else ())} - {*before}))
+
+
+def _mode(again: Run) -> str:
+    return again.removal.mode if again.removal else ""
+
+
+def _refuse_other(again: Run, run: Run) -> None:
+    """Raise if a run was not retrained from `run`, or not to its last checkpoint."""
+    if not _retrained_from(run, again):
+        raise CounterfactualError(
+            f"{again.path} was not retrained from run {run.id} without documents"
+        )
+    if run.steps[-1] not in again.steps:
+        raise CounterfactualError(
+            f"{again.path} was retrained to step {max(again.steps, default=0)}, and run {run.id} "
+            f"ends at step {run.steps[-1]}; go on with `openbook run resume {again.path}`"
+        )
 
 
 def _groups(run: Run, given: Sources | Sequence[int | Sources]) -> list[tuple[int, ...]]:

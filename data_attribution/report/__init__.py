@@ -1,4 +1,4 @@
-"""HTML pages: the demos, and the sources of a behaviour or a text."""
+"""HTML pages: a behaviour from its heads to the proof, the demos, and the sources of a text."""
 
 from typing import TYPE_CHECKING
 
@@ -6,16 +6,22 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
+    from data_attribution.report.behaviour_page import write_behaviour_page
+    from data_attribution.report.behaviour_results import BehaviourResults, gather, read_proof
     from data_attribution.report.code_page import code_summary, write_code_page
     from data_attribution.report.demo_page import demo_summary, write_demo_page
     from data_attribution.report.sources_page import write_sources_page
     from data_attribution.report.text import interval, steps_line
 
 __all__ = [
+    "BehaviourResults",
     "code_summary",
     "demo_summary",
+    "gather",
     "interval",
+    "read_proof",
     "steps_line",
+    "write_behaviour_page",
     "write_code_page",
     "write_demo_page",
     "write_sources_page",

@@ -11,6 +11,7 @@ from shlex import quote
 from data_attribution.counterfactuals import Change
 from data_attribution.demo import CodeDemo, Completion, Formation, KnownLine
 from data_attribution.report import page, sources_page, svg
+from data_attribution.report.demo_parts import loss_curve, run_facts, share, verification
 from data_attribution.report.svg import Line
 from interp.training_dynamics import TrajectoryPoint
 from train import storage
@@ -115,10 +116,10 @@ def _run(demo: CodeDemo) -> str:
     epochs = rows[-1].tokens / store.train_tokens
     return (
         "<h2>1. The run</h2>"
-        + page.verification(demo.verification)
-        + page.table(("", ""), page.run_facts(run, data, epochs))
-        + page.loss_curve(rows)
-        + page.commands(
+        + verification(demo.verification)
+        + page.table(("", ""), run_facts(run, data, epochs))
+        + loss_curve(rows)
+        + page.command(
             "openbook corpus build stdlib --out data/stdlib", "openbook run verify runs/stdlib"
         )
     )
@@ -130,7 +131,7 @@ def formation_section(demo: CodeDemo) -> str:
         "<h2>2. When an induction head formed</h2>"
         + formation_figure(demo.formation)
         + _read(demo)
-        + page.commands("openbook emergence runs/stdlib detectors")
+        + page.command("openbook emergence runs/stdlib detectors")
     )
 
 
@@ -230,7 +231,7 @@ def copying_section(demo: CodeDemo) -> str:
         f"<div class=text>{escape(_end(decode(behaviour.clean[0].tolist())))}</div>"
         f"<p class=small>right: {escape(repr(answer))}; wrong: {escape(repr(foil))}</p>"
         + _heads(demo)
-        + page.commands("openbook patch runs/stdlib code-copy --over heads --prompts 128")
+        + page.command("openbook patch runs/stdlib code-copy --over heads --prompts 128")
     )
 
 
@@ -310,7 +311,7 @@ def _sources(demo: CodeDemo) -> str:
         f"<div class=text>{escape(decode(first.line.context))}"
         f"<mark>{escape(decode(first.line.continuation))}</mark></div>"
         + cards
-        + page.commands(
+        + page.command(
             "openbook index build data/stdlib",
             f"openbook trace documents runs/stdlib {quote(decode(first.line.tokens).strip())}",
         )
@@ -411,8 +412,8 @@ def _high(one: TrajectoryPoint) -> float:
 
 
 def _point(one: TrajectoryPoint) -> str:
-    return page.share(one.value, one.low, one.high)
+    return share(one.value, one.low, one.high)
 
 
 def _effect(value: float, interval: tuple[float, float] | None) -> str:
-    return page.share(value, *(interval or (None, None)))
+    return share(value, *(interval or (None, None)))

@@ -15,7 +15,20 @@ __all__ = ["Bar", "Line", "Point", "bars", "heat_map", "lines", "points", "spark
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 56, 40, 14
 NAME = 30  # letters of a name that fit beside a row of points
-COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#8d6a9f")
+COLOURS = ("c0", "c1", "c2", "c3")
+# Colours by class, for a figure outside a page; the style of a page has them for light and dark.
+LIGHT = {
+    "c0": "#0b62b0",
+    "c1": "#b8461f",
+    "c2": "#3c7a3a",
+    "c3": "#7a4f96",
+    "faded": "#5a5f69",
+    "for": "#f0a04b",
+    "against": "#7fb2e5",
+    "rule": "#dfe1e5",
+    "axis": "#5a5f69",
+    "error": "#1b1d21",
+}
 
 
 @dataclass(frozen=True)
@@ -65,17 +78,15 @@ def lines(curves: Sequence[Line], x: Sequence[str], *, across: str, up: str) -> 
             upper = [f"{scale.x(i):.1f},{scale.y(curve.high[i]):.1f}" for i in there]
             lower = [f"{scale.x(i):.1f},{scale.y(curve.low[i]):.1f}" for i in reversed(there)]
             marks.append(
-                f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" opacity=".12"/>'
+                f'<polygon points="{" ".join(upper + lower)}" {_fill(colour)} opacity=".14"/>'
             )
         points = [(i, y) for i, y in enumerate(curve.y) if y is not None]
         path = " ".join(f"{scale.x(i):.1f},{scale.y(y):.1f}" for i, y in points)
         dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
-        marks.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
-        )
+        marks.append(f'<polyline points="{path}" {_stroke(colour)} stroke-width="2"{dash}/>')
         if len(points) < 40:
             marks += [
-                f'<circle cx="{scale.x(i):.1f}" cy="{scale.y(y):.1f}" r="3" fill="{colour}">'
+                f'<circle cx="{scale.x(i):.1f}" cy="{scale.y(y):.1f}" r="3" {_fill(colour)}>'
                 f"<title>{escape(curve.name)}, {escape(x[i])}: {y:.3f}</title></circle>"
                 for i, y in points
             ]
@@ -97,11 +108,11 @@ def bars(rows: Sequence[Bar], *, up: str) -> str:
         middle = left + width / 2
         marks.append(
             f'<rect x="{left:.1f}" y="{min(zero, tip):.1f}" width="{width * 0.9:.1f}" '
-            f'height="{abs(zero - tip):.1f}" fill="{COLOURS[number]}" opacity=".85"><title>'
+            f'height="{abs(zero - tip):.1f}" {_fill(COLOURS[number])} opacity=".85"><title>'
             f"{escape(row.group)}, {escape(row.name)}: {row.value:.3f} "
             f"[{row.low:.3f}, {row.high:.3f}]</title></rect>"
             f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{scale.y(row.low):.1f}" '
-            f'y2="{scale.y(row.high):.1f}" stroke="#222"/>'
+            f'y2="{scale.y(row.high):.1f}" {_stroke("error")}/>'
         )
     return _svg(marks, "")
 
@@ -118,10 +129,10 @@ def heat_map(
         for j, value in enumerate(row):
             x = LEFT + j * cell
             strength = min(abs(value) / limit, 1.0)
-            colour = "200,60,40" if value > 0 else "30,100,170"
+            colour = "for" if value > 0 else "against"
             marks.append(
                 f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" '
-                f'fill="rgba({colour},{strength:.3f})" stroke="#ddd"/>'
+                f'{_fill(colour)} fill-opacity="{strength:.3f}"/>'
                 + _text(x + cell / 2 - 1, y + cell / 2 + 4, f"{value:.2f}", "middle")
             )
     marks += [
@@ -143,21 +154,21 @@ def points(rows: Sequence[Point], *, across: str) -> str:
         return left + (value - low) / (high - low) * width
 
     axis = height - 26
-    marks = [f'<line x1="{at(0.0):.1f}" x2="{at(0.0):.1f}" y1="2" y2="{axis}" stroke="#999"/>']
+    marks = [f'<line x1="{at(0.0):.1f}" x2="{at(0.0):.1f}" y1="2" y2="{axis}" {_stroke("axis")}/>']
     for part in range(5):
         value = low + part / 4 * (high - low)
         marks.append(_text(at(value), axis + 12, f"{value:.3g}", "middle"))
     for number, one in enumerate(rows):
-        y, colour = 14 + 22 * number, "#888" if one.faded else COLOURS[0]
+        y, colour = 14 + 22 * number, "faded" if one.faded else COLOURS[0]
         label = one.name if len(one.name) <= NAME else one.name[: NAME - 1] + "…"
         bounds = "" if one.low is None or one.high is None else f" [{one.low:.3g}, {one.high:.3g}]"
         if one.low is not None and one.high is not None:
             marks.append(
                 f'<line x1="{at(one.low):.1f}" x2="{at(one.high):.1f}" y1="{y}" y2="{y}" '
-                f'stroke="{colour}" stroke-width="2"/>'
+                f'{_stroke(colour)} stroke-width="2"/>'
             )
         marks.append(
-            f'<circle cx="{at(one.value):.1f}" cy="{y}" r="4" fill="{colour}"><title>'
+            f'<circle cx="{at(one.value):.1f}" cy="{y}" r="4" {_fill(colour)}><title>'
             f"{escape(one.name)}: {one.value:.3g}{bounds}</title></circle>"
             + _text(left - 10, y + 4, label, "end")
             + _text(WIDTH - 4, y + 4, f"{one.value:.3g}", "end")
@@ -175,9 +186,8 @@ def spark(y: Sequence[float], *, said: str, width: int = 170, height: int = 30) 
     return (
         f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" role="img">'
         f"<title>{escape(said)}</title>"
-        f'<polygon points="2,{height - 2} {path} {width - 2},{height - 2}" fill="{COLOURS[0]}" '
-        f'opacity=".12"/><polyline points="{path}" fill="none" stroke="{COLOURS[0]}" '
-        'stroke-width="1.5"/></svg>'
+        f'<polygon points="2,{height - 2} {path} {width - 2},{height - 2}" {_fill(COLOURS[0])} '
+        f'opacity=".14"/><polyline points="{path}" {_stroke(COLOURS[0])} stroke-width="1.5"/></svg>'
     )
 
 
@@ -208,7 +218,7 @@ def _frame(scale: _Scale, up: str) -> str:
         value = scale.bottom + part / 4 * (scale.top - scale.bottom)
         y = scale.y(value)
         marks.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e5e5e5"/>'
+            f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" {_stroke("rule")}/>'
             + _text(LEFT - 6, y + 4, f"{value:.3g}", "end")
         )
     return "".join(marks) + f'<text x="4" y="{TOP - 2}" class="unit">{escape(up)}</text>'
@@ -216,8 +226,9 @@ def _frame(scale: _Scale, up: str) -> str:
 
 def _labels(scale: _Scale, names: Sequence[str]) -> str:
     every = max(1, len(names) // 12)
+    ends = {} if scale.padded else {len(names) - 1: "end"}  # the last would be cut off
     return "".join(
-        _text(scale.x(i), HEIGHT - BOTTOM + 16, name, "middle")
+        _text(scale.x(i), HEIGHT - BOTTOM + 16, name, ends.get(i, "middle"))
         for i, name in enumerate(names)
         if i % every == 0
     )
@@ -227,7 +238,7 @@ def _legend(names: Sequence[str]) -> str:
     marks, x = [], LEFT + 90
     for name, colour in zip(names, COLOURS, strict=False):
         marks.append(
-            f'<rect x="{x}" y="{TOP - 10}" width="10" height="10" fill="{colour}"/>'
+            f'<rect x="{x}" y="{TOP - 10}" width="10" height="10" {_fill(colour)}/>'
             + _text(x + 14, TOP - 1, name, "start")
         )
         x += 26 + 6.6 * len(name)
@@ -241,3 +252,11 @@ def _text(x: float | int, y: float | int, text: str, anchor: str) -> str:
 def _svg(marks: Sequence[str], across: str) -> str:
     label = _text(WIDTH / 2, HEIGHT - 4, across, "middle")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">{"".join(marks)}{label}</svg>'
+
+
+def _fill(colour: str) -> str:
+    return f'class="{colour}" fill="{LIGHT[colour]}"'
+
+
+def _stroke(colour: str) -> str:
+    return f'class="stroke {colour}" fill="none" stroke="{LIGHT[colour]}"'
