@@ -109,8 +109,11 @@ def provenance(found: BehaviourResults) -> list[tuple[str, str]]:
     ]
 
 
-def _command(found: BehaviourResults, verb: str, tail: str = "", *, named: bool = True) -> str:
-    parts = ["openbook", verb, str(found.run.path), found.named if named else "", tail]
+def _command(
+    found: BehaviourResults, verb: str, tail: str = "", *, named: bool = True, traced: bool = False
+) -> str:
+    name = found.traced if traced else found.named
+    parts = ["openbook", verb, str(found.run.path), name if named else "", tail]
     parts.append(found.options if named else "")
     return " ".join(part for part in parts if part)
 
@@ -463,7 +466,8 @@ def _documents(found: BehaviourResults) -> Panel:
     meaning = "; ".join(f"{_badge(one)} {shown(MEANS[one])}" for one in grades)
     folded = sum(len(one.group) - 1 for one in sources)
     body = (
-        f"<p>{count(len(sources), 'document')} of {found.run.store.n_documents:,}, ranked by "
+        f"<p>{count(len(sources), 'document')} of {found.run.store.n_documents:,}, ranked for "
+        f"<b>{shown(excerpt(sources.query, 120))}</b> by "
         f"{shown(sources.method)} evidence; {count(folded, 'copy', 'copies')} folded into them. "
         f"Grade of the evidence: {meaning}. A score is on the scale of its method "
         f"({shown(excerpt(str(sources.provenance.get('formula', '')), 120))}).</p>"
@@ -474,7 +478,12 @@ def _documents(found: BehaviourResults) -> Panel:
         + "".join(_document(k, one, found) for k, one in enumerate(sources, start=1))
         + "</div></div>"
         + command(
-            _command(found, "trace documents", f"--method {sources.method} --out sources.json")
+            _command(
+                found,
+                "trace documents",
+                f"--method {sources.method} --out sources.json",
+                traced=True,
+            )
         )
     )
     read = (
@@ -737,7 +746,10 @@ def _unproved(found: BehaviourResults) -> str:
         "without as many random ones, and write this page again.</p>"
         + command(
             _command(
-                found, "trace documents", f"--method {found.sources.method} --out sources.json"
+                found,
+                "trace documents",
+                f"--method {found.sources.method} --out sources.json",
+                traced=True,
             ),
             _command(found, "counterfactual", f"--without sources.json --top {top}"),
             _command(found, "report", "--out page.html"),
@@ -753,7 +765,8 @@ def _limits(found: BehaviourResults) -> str:
         "If random documents had the same effect, it would be that of any removal.",
         "Another seed can put the same work into other heads: a head is found by its effect, not "
         "by its number.",
-        f"Other prompts move every number within its interval (n = {found.check.n} prompts here).",
+        "Other prompts move every number within its interval (here "
+        f"{count(found.check.n, 'prompt')}).",
     ]
     items = "".join(f"<li>{shown(one)}</li>" for one in cases)
     return f"<h3>What would change this answer</h3><ul>{items}</ul>"
@@ -762,7 +775,7 @@ def _limits(found: BehaviourResults) -> str:
 def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple[str, str]:
     """Return the body of a `Counterfactual` as plain values, and its answer."""
     rows = proof["rows"]
-    effects = sorted(proof["effects"], key=lambda one: one["question"] != found.behaviour.name)
+    effects = sorted(proof["effects"], key=lambda one: one["question"] != found.question)
     first, n, controls = effects[0], len(proof["removed"]), len(proof["control"])
     verdict, mark = _verdict(first)
     change = measured(
@@ -917,7 +930,7 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
         f"{shown(_recall(gone))}. Facts that were never stated stand at {shown(_recall(never))}. "
         f"Without the {len(proof.control)} documents of as many other facts, stated equally often, "
         f"it is {shown(_recall(control))}.</p>"
-        f'<div class="wide">{svg.bars(bars, up="recall")}</div>'
+        f'<div class="pair"><div class="wide">{svg.bars(bars, up="recall")}</div><div>'
         + table(
             ("training", "facts", "recall", "change in log-probability"),
             [
@@ -925,7 +938,9 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
                     settings.get(one.setting, one.setting),
                     _group(one.group),
                     _recall(one.share),
-                    measured(
+                    "–"
+                    if one.setting == "full run"
+                    else measured(
                         one.change, one.change_low, one.change_high, n=one.share.n, of="facts",
                         unit="nats", form="+.2f",
                     ),
@@ -935,6 +950,7 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
             caption=f"The facts: {', '.join(proof.facts)}. 95 % intervals over facts; one initial "
             "seed.",
         )
+        + "</div></div>"
         + command(
             _command(found, "forget", " ".join(f"'{name}'" for name in proof.facts), named=False)
         )

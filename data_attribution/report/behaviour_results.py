@@ -107,6 +107,8 @@ class BehaviourResults:
     Attributes:
         named: The behaviour as a command names it.
         options: Options of the commands that draw its prompts, such as `--prompts 128`.
+        traced: What the documents were ranked for, as a command names it.
+        question: What the proof is about: a question of the retrained runs.
         check: Accuracy on all prompts.
         score: Mean logit difference on the clean prompts, in nats, with its interval.
         heads, mlps: Exact patch effects; None if they were refused.
@@ -124,6 +126,8 @@ class BehaviourResults:
     run: Run
     named: str
     options: str
+    traced: str
+    question: str
     behaviour: Behaviour
     check: Check
     score: Estimate
@@ -177,6 +181,9 @@ def gather(
     *,
     named: str = "",
     options: str = "",
+    traced: str = "",
+    question: str = "",
+    by_head: Effects | None = None,
     sources: Sources | None = None,
     methods: str = "lexical",
     limit: int = 20,
@@ -194,6 +201,9 @@ def gather(
     Args:
         named: The behaviour as a command names it, such as a file; default: its name.
         options: Options of the commands that draw its prompts, such as `--prompts 128`.
+        traced: What `sources` were ranked for, as a command names it; default: the behaviour.
+        question: What the proof is about, if it is not the behaviour: a question of `proof`.
+        by_head: Effects of all heads on the behaviour, if they were measured before.
         sources: A ranking that was made before; default: the `limit` first by `methods`.
         proof: A result of `counterfactuals.without` as plain values, or of `forget_facts`; default:
             what `counterfactuals.found` finds in the folder of the run, measured on the behaviour
@@ -210,7 +220,7 @@ def gather(
     tell("measuring the prompts", 0, None)
     check, score = behaviours.measure(model, behaviour), _score(model, behaviour)
     try:
-        by_head = patching.heads(model, behaviour, progress=progress)
+        by_head = by_head or patching.heads(model, behaviour, progress=progress)
         by_layer = patching.mlps(model, behaviour, progress=progress)
         refusal = ""
     except (CapabilityError, ContrastError) as error:
@@ -223,7 +233,7 @@ def gather(
     tell("counting what was read", 0, None)
     exposures = tuple(tracing.exposure_of_documents(run, one.group) for one in sources)
     if proof is not None:
-        _refuse_other(proof, run, behaviour)
+        _refuse_other(proof, run, question or behaviour.name)
     else:
         tell("measuring retrained runs", 0, None)
         proof = _found_proof(model, run, behaviour, sources, unrelated, seed)
@@ -231,6 +241,8 @@ def gather(
         run=run,
         named=named or behaviour.name,
         options=options,
+        traced=traced or named or behaviour.name,
+        question=question or behaviour.name,
         behaviour=behaviour,
         check=check,
         score=score,
@@ -263,8 +275,8 @@ def read_proof(path: str | Path) -> storage.JsonObject | Forgetting:
     return content
 
 
-def _refuse_other(proof: storage.JsonObject | Forgetting, run: Run, behaviour: Behaviour) -> None:
-    """Raise unless a proof is one of this run and, by its name, of this behaviour."""
+def _refuse_other(proof: storage.JsonObject | Forgetting, run: Run, question: str) -> None:
+    """Raise unless a proof is one of this run and answers the question."""
     parent = proof.parent if isinstance(proof, Forgetting) else proof["parent"]
     if parent != run.id:
         raise CounterfactualError(
@@ -273,9 +285,9 @@ def _refuse_other(proof: storage.JsonObject | Forgetting, run: Run, behaviour: B
     if isinstance(proof, Forgetting):
         return
     asked = [one["question"] for one in proof["effects"]]
-    if behaviour.name not in asked:
+    if question not in asked:
         raise CounterfactualError(
-            f"{behaviour.name!r} was not asked of the retrained run{nearest(behaviour.name, asked)}"
+            f"{question!r} was not asked of the retrained run{nearest(question, asked)}"
         )
 
 

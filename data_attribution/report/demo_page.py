@@ -1,18 +1,23 @@
 """The demo's HTML page: every claim with its figure, numbers and commands, in one file.
 
-It needs no script and no network: it opens from disk on any machine, and is well under two
-megabytes.
+The four panels of a behaviour come first, then the details of every stage. It needs no network, is
+well under two megabytes, and can be read without its script.
 """
 
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+from data_attribution import attribution
 from data_attribution.counterfactuals import STAYS
 from data_attribution.demo import Demo
-from data_attribution.report import page, svg, text
+from data_attribution.report import behaviour_page, page, svg, text
+from data_attribution.report.behaviour_results import BehaviourResults, gather
 from data_attribution.report.code_page import formation_figure
 from data_attribution.report.demo_parts import loss_curve, number, run_facts, share, verification
+from data_attribution.report.page import Panel
 from data_attribution.report.svg import Bar, Line
+from interp import behaviours
 from interp.heads import best_head
 from train import storage
 
@@ -59,15 +64,47 @@ def demo_summary(demo: Demo) -> str:
 
 def demo_html(demo: Demo) -> str:
     """Return the page as text."""
-    parts = (_head, _known, _recall, _circuit, _heads, _sources, proof_section, real_text_section)
-    body = "\n".join(part(demo) for part in parts)
+    story = _story(demo)
+    parts = (_known, _recall, _circuit, _heads, _sources, proof_section, real_text_section)
+    details = [part(demo) for part in parts]
     if demo.released:  # show the commands with the paths where it was unpacked
-        body = body.replace("runs/planted", escape(str(demo.run.path)))
-        body = body.replace("data/planted", escape(str(demo.run.store.path)))
-    return page.html("openbook demo", body)
+        run, data = escape(str(demo.run.path)), escape(str(demo.run.store.path))
+        details = [
+            replace(
+                one,
+                body=one.body.replace("runs/planted", run).replace("data/planted", data),
+            )
+            for one in details
+        ]
+    return page.document(
+        "openbook: one model, entirely known",
+        [*behaviour_page.panels(story), *details],
+        behaviour_page.data(story),
+        behaviour_page.provenance(story),
+        lead=_head(demo),
+    )
+
+
+def _story(demo: Demo) -> BehaviourResults:
+    """Return the results of the panels: the relation of the traced fact, that fact first."""
+    run, fact = demo.run, demo.traced
+    behaviour = behaviours.load(fact.fact["relation"], run)
+    asked = fact.behaviour.clean[0].tolist()
+    rows = sorted(
+        range(behaviour.n_prompts), key=lambda row: behaviour.clean[row].tolist() != asked
+    )
+    return gather(
+        run,
+        behaviour.of(rows),
+        named=behaviour.name,
+        traced=fact.behaviour.name,
+        sources=attribution.documents(run, fact.behaviour, methods="lexical", limit=20),
+        proof=demo.forgetting,
+    )
 
 
 def _head(demo: Demo) -> str:
+    """Return the lead."""
     run = demo.run
     where = ""
     if demo.released:
@@ -80,27 +117,27 @@ def _head(demo: Demo) -> str:
             "<code>make demo</code> trains it here.</p>"
         )
     return (
-        "<h1>openbook: one model, entirely known</h1>"
-        f"<p class=claim>A GPT of {run.config.n_params:,} parameters, trained on "
+        f"<p>A GPT of {run.config.n_params:,} parameters, trained on "
         f"{run.store.n_documents:,} documents of which every one is known; a behaviour of it, the "
         "heads that carry the behaviour, the documents that taught a fact, and the fact gone when "
         "it is trained again without them.</p>" + where
     )
 
 
-def _known(demo: Demo) -> str:
+def _known(demo: Demo) -> Panel:
     run, made = demo.run, () if demo.released else MADE
     data = [("corpus fingerprint", run.store.fingerprint)]
-    return (
-        "<h2>1. A checkpoint that can be checked</h2>"
-        + verification(demo.verification)
+    return Panel(
+        "known",
+        "1. A checkpoint that can be checked",
+        verification(demo.verification)
         + page.table(("", ""), run_facts(run, data, _epochs(demo)))
         + loss_curve(run.ledger)
-        + page.command(*made, "openbook run verify runs/planted")
+        + page.command(*made, "openbook run verify runs/planted"),
     )
 
 
-def _recall(demo: Demo) -> str:
+def _recall(demo: Demo) -> Panel:
     levels = demo.recall.levels
     figure = svg.lines(
         [
@@ -127,19 +164,20 @@ def _recall(demo: Demo) -> str:
         )
         for level in (*levels, *([demo.recall.late] if demo.recall.late else []))
     ]
-    return (
-        "<h2>2. It knows what it has read often enough</h2>"
+    return Panel(
+        "recall",
+        "2. It knows what it has read often enough",
         "<p class=claim>Each fact stands in a planted number of documents. Recall grows with that "
         "number, for the wordings it read and for one it never read.</p>"
         + figure
         + page.table(("documents", "facts", "wordings read", "held out", "baseline"), rows)
         + "<p class=limit>Argmax among the 24 values of the relation; 95 % Wilson intervals over "
         "facts; one corpus, one seed: <code>benchmarks/planted_acceptance.py</code> repeats it "
-        "over seeds.</p>" + page.command("openbook recall runs/planted")
+        "over seeds.</p>" + page.command("openbook recall runs/planted"),
     )
 
 
-def _circuit(demo: Demo) -> str:
+def _circuit(demo: Demo) -> Panel:
     circuit = demo.circuit
     induction, induction_score = best_head(circuit.induction)
     previous, previous_score = best_head(circuit.previous_token)
@@ -150,18 +188,19 @@ def _circuit(demo: Demo) -> str:
         ("loss on the first copy", "", f"{copying.first:.2f} nats"),
         ("loss on the second copy", "", f"{copying.second:.2f} nats"),
     ]
-    return (
-        "<h2>3. Circuits grew in it</h2>"
+    return Panel(
+        "circuits",
+        "3. Circuits grew in it",
         f"<p class=claim>On {copying.n} random sequences that repeat, {previous} looks one token "
         f"back and {induction} looks behind the previous occurrence: together they copy what was "
         f"never in the corpus, {copying.gap:.1f} nats cheaper the second time.</p>"
         + page.table(("", "head", "score"), rows)
         + "<p class=limit>Heads are found by score, never by number; which they are depends on "
-        "the seed.</p>" + page.command("openbook detect runs/planted")
+        "the seed.</p>" + page.command("openbook detect runs/planted"),
     )
 
 
-def _heads(demo: Demo) -> str:
+def _heads(demo: Demo) -> Panel:
     effects, check = demo.heads, demo.check
     values = effects.values.tolist()
     figure = svg.heat_map(
@@ -174,8 +213,9 @@ def _heads(demo: Demo) -> str:
         for name in effects.top(5)
     ]
     low, high = check.interval
-    return (
-        "<h2>4. Which heads carry a behaviour</h2>"
+    return Panel(
+        "heads",
+        "4. Which heads carry a behaviour",
         f"<p class=claim>Who receives the object? On {check.n} prompts with names it never "
         f"saw together, the model is right in {check.accuracy:.2f} [{low:.2f}, {high:.2f}], by "
         f"{check.score:.1f} nats, and the name comes first of all words in {check.top1:.2f}. "
@@ -187,11 +227,11 @@ def _heads(demo: Demo) -> str:
         f"{effects.n_prompts} prompts; {escape(effects.direction)}; checkpoint "
         f"{effects.provenance.checkpoint_sha256[:12]}, knowledge "
         f"{escape(effects.provenance.knowledge)}.</p>"
-        + page.command("openbook patch runs/planted ioi --over heads --prompts 300")
+        + page.command("openbook patch runs/planted ioi --over heads --prompts 300"),
     )
 
 
-def _sources(demo: Demo) -> str:
+def _sources(demo: Demo) -> Panel:
     traced = demo.traced
     fact, answer = traced.fact, traced.answers[0]
     rows = [
@@ -199,8 +239,9 @@ def _sources(demo: Demo) -> str:
         for one, said in zip(traced.sources.items, traced.truth, strict=True)
     ]
     stated = sum(said == "states it" for said in traced.truth)
-    return (
-        "<h2>5. Which documents taught one fact</h2>"
+    return Panel(
+        "fact",
+        "5. Which documents taught one fact",
         f"<p class=claim>Asked for the {escape(fact['name'])}, the model answers "
         f"“{escape(answer.given)}”. Its lexical sources, {stated} of the "
         f"{len(fact['documents'])} that state it among the first {len(rows)}, each with the exact "
@@ -213,11 +254,11 @@ def _sources(demo: Demo) -> str:
             "openbook index build data/planted",
             f"openbook trace documents runs/planted fact:{fact['entity']}",
             f"openbook run steps runs/planted {traced.sources.documents[0]}",
-        )
+        ),
     )
 
 
-def proof_section(demo: Demo) -> str:
+def proof_section(demo: Demo) -> Panel:
     found = demo.forgetting
     rows = [
         (
@@ -247,8 +288,9 @@ def proof_section(demo: Demo) -> str:
     never = found.of("documents removed", "never stated").share
     control = found.of("control removed", "removed").share
     stays = "stays at" if (control.recall or 0.0) >= STAYS else "does not stay: it is"
-    return (
-        "<h2>6. The proof</h2>"
+    return Panel(
+        "forgetting",
+        "6. The proof",
         f"<p class=claim>Trained again without the {len(found.removed)} documents that state "
         f"{len(found.facts)} facts, everything else the same to the bit: recall of those "
         f"facts {fell} to {number(gone.recall)}, where facts that were never stated stand at "
@@ -261,24 +303,28 @@ def proof_section(demo: Demo) -> str:
         "initial seed, one control.</p>"
         + page.command(
             f"openbook forget runs/planted {' '.join(repr(name) for name in found.facts[:2])} ..."
-        )
+        ),
     )
 
 
-def real_text_section(demo: Demo) -> str:
+def real_text_section(demo: Demo) -> Panel:
     """Return part 7: the induction head on Python's own sources, or how to train that run."""
-    head = "<h2>7. On real text</h2>"
+    title = "7. On real text"
     if demo.real_text is None:
-        return (
-            head + "<p>The corpus above is made up. <code>openbook demo-code</code> does the same "
+        return Panel(
+            "real-text",
+            title,
+            "<p>The corpus above is made up. <code>openbook demo-code</code> does the same "
             "with the sources of this Python's standard library, and this page then shows when an "
-            "induction head formed there.</p>" + page.command("openbook demo-code")
+            "induction head formed there.</p>" + page.command("openbook demo-code"),
         )
-    return (
-        head + "<p>The corpus above is made up. This is a run on the sources of Python's standard "
+    return Panel(
+        "real-text",
+        title,
+        "<p>The corpus above is made up. This is a run on the sources of Python's standard "
         "library, in which nothing is planted.</p>"
         + formation_figure(demo.real_text)
-        + page.command("openbook demo-code")
+        + page.command("openbook demo-code"),
     )
 
 

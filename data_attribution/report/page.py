@@ -83,7 +83,7 @@ def document(
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
         "trusted-types 'none'"
     )
-    links = "".join(f'<a href="#{one.key}">{shown(one.title)}</a>' for one in panels)
+    links = _links(panels)
     head = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -173,7 +173,7 @@ def measured(
     if value is None:
         return "not measured"
     bounds = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
-    counted = "" if n is None else f", n = {n:,} {of}"
+    counted = "" if n is None else f", n = {n:,} {of.removesuffix('s') if n == 1 else of}"
     missing = "" if bounds or n is None else ", no interval"
     return f"{value:{form}}{f' {unit}' if unit else ''}{bounds}{counted}{missing}"
 
@@ -211,6 +211,14 @@ def table(
     title = f"<caption>{shown(caption)}</caption>" if caption else ""
     heading = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
     return f'<div class="wide"><table>{title}{heading}<tbody>{body}</tbody></table></div>'
+
+
+def _links(panels: Sequence[Panel]) -> str:
+    """Return links to the panels of the story, and to the first of the others."""
+    story = [one for one in panels if one.answer] or [*panels]
+    links = [(one.key, one.title) for one in story]
+    links += [(one.key, "Details") for one in panels if one not in story][:1]
+    return "".join(f'<a href="#{key}">{shown(title)}</a>' for key, title in links)
 
 
 def _lead(lead: str) -> str:
