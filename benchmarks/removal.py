@@ -15,6 +15,10 @@ Exits with 1 when the facts lose less than 5 times what random documents move th
 interval of that ratio holds 1, when an unrelated behaviour moves more than its noise, and when the
 far end of its interval is more than a fifth of what the facts lose: then nothing was shown.
 
+With --late only facts that are read late in training are asked, and only the steps from their first
+reading on are trained again, so a retraining costs a third. What is removed from these steps and
+was read before them, too, keeps what it taught before.
+
 As many documents are taken as state a fact: ten of facts stated up to 128 times were tried first,
 and left most of what teaches the often stated ones. Six trainings, eight minutes on two quiet
 cores; with --weights, what was trained before is found again, and more --seeds cost only those.
@@ -51,38 +55,60 @@ def main() -> int:
         "--k", type=int, default=16, help="Documents removed, and that state a fact."
     )
     parser.add_argument("--seeds", type=int, default=5, help="Of the controls.")
+    parser.add_argument("--late", action="store_true", help="Only facts that are read late.")
     parser.add_argument("--beside", action="append", default=[], help="bm25, gradient, ...")
     arguments = parser.parse_args()
     run = runs.open(arguments.run, store=arguments.store)
-    print(f"{machine.described('torch')}; run {run.id}, {run.numerics.threads} threads")
+    numerics = run.numerics
+    print(
+        f"{machine.described('torch')}; run {run.id}, {numerics.precision}, "
+        f"{numerics.threads} threads"
+    )
+    first = run.recipe.late_begin if arguments.late else None
     found = removed(
         run,
         k=arguments.k,
         seeds=arguments.seeds,
         methods=("fused", *arguments.beside),
         weights=arguments.weights,
+        first=first,
     )
-    for line in redundancy(run, found.points[0]):
+    for line in redundancy(run, found.points[0], first or 0):
         print(line)
     return report(found)
 
 
 def removed(
-    run: Run, *, k: int, seeds: int, methods: tuple[str, ...], weights: Path | None
+    run: Run,
+    *,
+    k: int,
+    seeds: int,
+    methods: tuple[str, ...],
+    weights: Path | None,
+    first: int | None = None,
 ) -> RemovalCurves:
-    """The first k documents of every fact taken out, by each method, beside random ones."""
+    """The first k documents of every fact taken out, by each method, beside random ones.
+
+    With `first`, of facts that are not read before that step, and from the steps after it alone.
+    """
     indexed(run)
-    chosen = evaluation.planted_facts(run, least=k, most=k)
+    chosen = [
+        case
+        for case in evaluation.planted_facts(run, least=k, most=k)
+        if min(first_reading(run, one) for one in case.relevant) >= (first or 0)
+    ]
     rankings = evaluation.rankings_by_method(run, chosen)
     tops = {one: evaluation.first_read(run, rankings[one].by_case, first=k) for one in methods}
     some = evaluation.apart(chosen)
+    since = f" and not before step {first}" if first else ""
     print(
-        f"{len(chosen)} facts are stated {k} times, {len(some)} of them by documents of their own"
+        f"{len(chosen)} facts are stated {k} times{since}, {len(some)} of them by documents of "
+        "their own"
     )
     unrelated = [queries.query_of_behaviour(behaviours.load(one, run)) for one in UNRELATED]
     with progress.bar("training again") as advance:
         return evaluation.removal_curves_of(
-            Retrainings(run, "blank", None, weights),
+            Retrainings(run, "blank", first, weights),
             some,
             tops,
             ks=(k,),
@@ -92,21 +118,34 @@ def removed(
         )
 
 
-def redundancy(run: Run, point: CurvePoint) -> Iterator[str]:
-    """How many texts, and copies of them, the removal and each control take away whole."""
+def first_reading(run: Run, document: int) -> int:
+    """The first step that read a document, which was read."""
+    return int(run.steps_learned(document)[0])
+
+
+def redundancy(run: Run, point: CurvePoint, first: int) -> Iterator[str]:
+    """How many texts, and copies of them, the removal and each control take away whole.
+
+    A text that was read before the step `first` is not gone.
+    """
     copies: dict[str, list[int]] = {}
     for document, text in enumerate(document_sha256s(run.store)):
         if len(run.steps_learned(document)):
             copies.setdefault(text, []).append(document)
+    late = [
+        some for some in copies.values() if min(first_reading(run, one) for one in some) >= first
+    ]
     names = [point.method, *(f"random {seed}" for seed in range(len(point.controls)))]
     for name, documents in zip(names, (point.documents, *point.controls), strict=True):
         held = {*documents}
-        whole = [some for some in copies.values() if held.issuperset(some)]
+        whole = [some for some in late if held.issuperset(some)]
         repeated = [len(some) for some in whole if len(some) > 1]
         yield (
             f"{name:<10} {len(documents)} documents; texts that no longer stand anywhere: "
             f"{len(whole)}, {len(repeated)} of them in several copies ({sum(repeated)} documents)"
         )
+    shared = set.intersection(*map(set, point.controls)) if point.controls else set()
+    yield f"documents that every control holds: {len(shared)}"
 
 
 def indexed(run: Run) -> None:
