@@ -172,6 +172,8 @@ def _local(path: Path, revision: str | None, text_field: str, max_document_bytes
     path = Path(os.path.abspath(path))
     shards, folder_files = _shards(path)
     counted = [_n_rows(shard) for shard in shards]
+    for file in (file for shard in shards for file in _files(shard)):
+        readers.refuse_unwritten(file)
     reading = _Reading(
         path.name, revision or _revision(path, shards), text_field, max_document_bytes
     )

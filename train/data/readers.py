@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "OPTIONAL_FIELDS", "BadRow", "Row", "Shard", "SkippedRow", "field_of"]
 __all__ += ["fields_shown", "kind_of", "known_kind", "n_rows", "open_dataset", "read"]
-__all__ += ["refuse_large", "stream_parquet"]
+__all__ += ["refuse_large", "refuse_unwritten", "stream_parquet"]
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -63,6 +63,7 @@ OPTIONAL_FIELDS = ("title", "url")
 # other fields.
 LINE_BYTES_PER_TEXT_BYTE = 6
 LINE_SPARE_BYTES = 1 << 20
+UNWRITTEN = bytes(64)
 
 
 @dataclass(frozen=True)
@@ -324,6 +325,22 @@ def _json_object(line: bytes) -> dict[str, object] | BadRow:
     if not isinstance(content, dict):
         return BadRow(f"holds a {type(content).__name__}; expected one object a line")
     return content
+
+
+def refuse_unwritten(path: Path) -> None:
+    """Refuse a file that begins with zeros, before all of it is hashed; no kind of file does.
+
+    A disk that crashed and a download that broke off leave files of the full size without content.
+
+    Raises:
+        DamagedError: The file begins with 64 zero bytes, or there is no regular file.
+    """
+    with storage.open_foreign(path) as file:
+        if file.read(len(UNWRITTEN)) == UNWRITTEN:
+            raise DamagedError(
+                f"{path}: begins with {len(UNWRITTEN)} zero bytes; it was not written whole, "
+                "make or download it again"
+            )
 
 
 def refuse_large(path: Path, max_document_bytes: int) -> None:

@@ -46,6 +46,7 @@ __all__ = ["SCHEDULE", "Origin", "Run", "open", "order_of", "record_schedule"]
 
 SCHEDULE = manifest.SCHEDULE
 MOST_BYTES = 1 << 28  # of a tokenizer
+NPY_HEADER = 1 << 12  # at most, of an array of numpy
 
 
 @dataclass(frozen=True)
@@ -480,9 +481,11 @@ class Run:
             listed[name] = self.predicate["schedule_sha256"]
         if name in listed:
             size = (self.path / name).stat().st_size if (self.path / name).is_file() else 0
-            if name != SCHEDULE and size > MOST_BYTES:  # before it is hashed
+            of_schedule = NPY_HEADER + 8 * self.recipe.steps * self.recipe.batch_size
+            most = of_schedule if name == SCHEDULE else MOST_BYTES
+            if size > most:  # before it is hashed
                 raise DamagedError(
-                    f"{self.path / name}: {size:,} bytes, and at most {MOST_BYTES:,} are read"
+                    f"{self.path / name}: {size:,} bytes, and at most {most:,} are read"
                 )
             storage.check_once(
                 self.path / name, listed[name], manifest.MANIFEST, "put the file of this run back"

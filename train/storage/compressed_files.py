@@ -68,7 +68,8 @@ def _unpacked(path: Path) -> io.BufferedReader:
 
 
 def _xz() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(memlimit=MOST_XZ_MEMORY)
+    # Not the older format, which has no mark at its beginning: zeros are empty streams of it.
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_XZ_MEMORY)
 
 
 class _Streams(io.RawIOBase):

@@ -12,7 +12,7 @@ from typing import Any
 
 from train.errors import DamagedError
 from train.progress import readable_size
-from train.storage.compressed_files import COMPRESSIONS, open_uncompressed
+from train.storage.compressed_files import open_uncompressed
 
 
 __all__ = ["damaged_json", "parse_json", "read_foreign_bytes", "read_foreign_json"]
@@ -44,8 +44,8 @@ def read_foreign_bytes(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
         >>> storage.read_foreign_bytes(folder / "a.txt")
         b'abc'
     """
-    packed = path.suffix.lower() in COMPRESSIONS
-    pieces, size = [], 0 if packed or not path.is_file() else path.stat().st_size
+    # A packed file is not larger than what it holds, but for a few bytes.
+    pieces, size = [], path.stat().st_size if path.is_file() else 0
     with open_uncompressed(path) as file:
         n_read = 0
         while max(n_read, size) <= most_bytes and (piece := file.read(AT_ONCE)):

@@ -261,7 +261,8 @@ def load_optimizer_state(
     """Give the optimizer the tensors that `optimizer_state` returned.
 
     Raises:
-        DamagedError: A parameter of the model lacks its numbers in a state that is not empty.
+        DamagedError: A parameter of the model lacks its numbers in a state that is not empty, or
+            they have another shape or type.
     """
     if not state:
         return
@@ -273,6 +274,13 @@ def load_optimizer_state(
                 moments = {key: state[f"{names[parameter]}.{key}"] for key in keys}
             except KeyError as missing:
                 raise DamagedError(f"the optimizer state lacks {missing} of this model") from None
+            for key, value in moments.items():
+                like = torch.zeros((), dtype=torch.float32) if key == "step" else parameter
+                if (value.dtype, value.shape) != (like.dtype, like.shape):
+                    raise DamagedError(
+                        f"{names[parameter]}.{key} is {value.dtype} {list(value.shape)}, and "
+                        f"{like.dtype} {list(like.shape)} is expected"
+                    )
             optimizer.state[parameter] = {
                 key: value.to(parameter.device).clone() for key, value in moments.items()
             }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from train import runs
 from train.data import read_batch
-from train.errors import DivergedError, TrainError, UnequalRanksError
+from train.errors import DamagedError, DivergedError, TrainError, UnequalRanksError
 from train.model import GPT, init_gpt
 from train.numerics import Numerics, refuse_missing
 from train.recipes import Recipe
@@ -90,7 +90,8 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
 
     Raises:
         TrainError: There is no such checkpoint.
-        DamagedError: A file of the checkpoint differs from its digest.
+        DamagedError: A file of the checkpoint differs from its digest, or holds tensors of another
+            shape or type than the model.
         RecipeError: This machine lacks the device.
     """
     refuse_missing(numerics.device)
@@ -106,13 +107,21 @@ def load_state(run: Run, step: int, numerics: Numerics) -> TrainState:
     runs.load_weights(model, run.path, saved, "model.safetensors")
     model = model.to(numerics.device)
     optimizer = new_optimizer(model, run.recipe)
-    load_optimizer_state(
-        model, optimizer, runs.read_tensors(run.path, saved, "optimizer.safetensors")
-    )
+    moments = runs.read_tensors(run.path, saved, "optimizer.safetensors")
+    try:
+        load_optimizer_state(model, optimizer, moments)
+    except DamagedError as error:
+        raise DamagedError(f"{run.path / saved.folder}/optimizer.safetensors: {error}") from None
     tokens = int(runs.read_counters(run.path, saved)["tokens"])
     average = None
     if run.recipe.ema_decay:
         kept = runs.read_tensors(run.path, saved, runs.EMA)
+        for name, one in model.named_parameters():
+            if name not in kept or (kept[name].dtype, kept[name].shape) != (one.dtype, one.shape):
+                raise DamagedError(
+                    f"{run.path / saved.folder}/{runs.EMA}: {name} is missing or not {one.dtype} "
+                    f"{list(one.shape)}"
+                )
         average = {name: one.to(numerics.device) for name, one in kept.items()}
     return TrainState(model, optimizer, saved.step, tokens, average)
 

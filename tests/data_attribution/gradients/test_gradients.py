@@ -284,6 +284,22 @@ def test_a_question_read_below_what_was_named_is_refused(store):
         gradients.query_features(model, question, select_weights(model.cfg, ("L1H1",)))
 
 
+def test_gradients_are_the_same_inside_inference_mode(store):
+    def collected():
+        model, question, documents = made(store), asked(store), np.array([3, 50])
+        selection = select_weights(model.cfg, ("L0H0", "L1.mlp"))
+        return (
+            gradients.query_features(model, question, selection).values,
+            gradients.document_features(model, store, documents, selection).values,
+        )
+
+    outside = collected()
+    with torch.inference_mode():
+        inside = collected()
+    for one, other in zip(outside, inside, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_hangs_on_a_model_is_named_and_not_left_out(store):
     model, question, documents = made(store), asked(store), np.array([3, 50])
     selection = select_weights(model.cfg, ("L0H0",))

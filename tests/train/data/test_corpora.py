@@ -239,6 +239,15 @@ def _file(name: str, content: bytes) -> Callable[[Path], Path]:
     return write
 
 
+def _zeros(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        with (folder / name).open("wb") as file:
+            file.truncate(1 << 40)  # which nobody hashes
+        return folder / name
+
+    return write
+
+
 def _cut(writer: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         path = WRITERS[writer](folder / "cut.jsonl")
@@ -285,6 +294,8 @@ BAD = [
     ("an xz file that is none", _file("bad.jsonl.xz", b"plain"), DamagedError, "cut off or chang"),
     ("a bzip2 file that is none", _file("bad.txt.bz2", b"plain"), DamagedError, "cut off or chang"),
     ("a zstd file that is none", _file("bad.jsonl.zst", b"plain"), DamagedError, "cut off or chan"),
+    ("a file that was never written", _zeros("bad.jsonl"), DamagedError, "begins with 64 zero by"),
+    ("the same, packed", _zeros("bad.jsonl.xz"), DamagedError, "begins with 64 zero bytes"),
     ("an unknown type of file", _file("picture.png", b""), CorpusError,
      "unknown file type '.png'; known are .jsonl"),
     ("nothing at all", lambda folder: folder / "absent.jsonl", CorpusError, "there is nothing at"),

@@ -79,6 +79,13 @@ def test_a_file_is_unpacked_in_bounded_memory(tmp_path):
         path.write_bytes(pack(b" " * (1 << 20)))
         with pytest.raises(DamagedError, match="and at most"):
             storage.read_foreign_bytes(path, most_bytes=1 << 16)
+        path.write_bytes(b"")
+        os.truncate(path, 1 << 40)
+        with pytest.raises(DamagedError, match="at most"):
+            storage.read_foreign_json(path)
+        path.write_bytes(b"\0" * 1000)
+        with pytest.raises(DamagedError, match="cut off or changed"):
+            storage.read_foreign_json(path)
         path.write_bytes(pack(b"[1, 2]")[:-5])
         with pytest.raises(DamagedError, match="cut off or changed"):
             storage.read_foreign_json(path)

@@ -503,6 +503,10 @@ def test_nanogpts_sampler_is_recorded_and_replayed(tiny_store, tiny_recipe, tmp_
     document = int(run.documents_read(5)[0])
     assert 5 in run.steps_reading(document)
     assert trainer.verify(run).level == "bit-exact"
+    with (run.path / runs.SCHEDULE).open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DamagedError, match=r"schedule\.npy: 1,099,511,627,776 bytes, and at most"):
+        _ = runs.open(run.path).order  # without hashing a terabyte
 
 
 def test_a_stopped_run_does_not_go_on_with_another_schedule(tiny_store, tiny_run, tmp_path):

@@ -1,6 +1,7 @@
 """Muon makes the published update, and a run with it stops, resumes and replays like any other."""
 
 import copy
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -219,6 +220,23 @@ def test_a_state_goes_by_name_and_one_that_lacks_a_momentum_is_refused():
     assert others == {name for name, _ in model.named_parameters()} - {*matrices()}
     del state["blocks.1.mlp.up.weight.momentum_buffer"]
     with pytest.raises(DamagedError, match=r"lacks 'blocks\.1\.mlp\.up\.weight\.momentum_buffer'"):
+        optimizer.load_optimizer_state(model, muon, state)
+
+
+@pytest.mark.parametrize("key", ["average", "step", "momentum"])
+@pytest.mark.parametrize("change", [lambda one: one.long(), lambda one: one[None]])
+def test_a_state_of_another_type_or_shape_is_refused(key, change):
+    model = a_model()
+    muon = optimizer.new_optimizer(model, RECIPE)
+    step_with(model, muon, 0, 1e-2)
+    state = optimizer.optimizer_state(model, muon)
+    name = {
+        "average": next(one for one in state if one.endswith("exp_avg")),
+        "step": next(one for one in state if one.endswith("step")),
+        "momentum": "blocks.1.mlp.up.weight.momentum_buffer",
+    }[key]
+    state[name] = change(state[name])
+    with pytest.raises(DamagedError, match=rf"^{re.escape(name)} is torch\.\w+ \[.*is expected"):
         optimizer.load_optimizer_state(model, muon, state)
 
 

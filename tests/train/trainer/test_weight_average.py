@@ -8,7 +8,7 @@ import torch
 from tests.worlds.stops import check_resumed
 from train import runs, trainer
 from train.data import DocumentRemoval
-from train.errors import TrainError
+from train.errors import DamagedError, TrainError
 
 
 DECAY = 0.8
@@ -130,3 +130,16 @@ def test_a_changed_average_is_damage_and_a_run_without_one_says_so(run, tiny_run
     assert runs.EMA in trainer.verify(copied).problems[0]
     with pytest.raises(TrainError, match=r"keeps no moving average .* ema_decay above 0"):
         tiny_run.load(weights="ema")
+
+
+@pytest.mark.parametrize("change", [lambda one: one.long(), lambda one: one[None]])
+def test_an_average_of_another_type_or_shape_is_refused(run, change, monkeypatch):
+    read = runs.read_tensors
+
+    def changed(path, saved, name):
+        found = read(path, saved, name)
+        return {k: change(one) for k, one in found.items()} if name == runs.EMA else found
+
+    monkeypatch.setattr(runs, "read_tensors", changed)
+    with pytest.raises(DamagedError, match=r"ema\.safetensors: .* or not torch\.float32"):
+        trainer.load_state(run, run.steps[-1], run.numerics)

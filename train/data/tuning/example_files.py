@@ -117,6 +117,7 @@ def open_tuning_set(
                 yield SkippedRow.of(path.name, shard.kind, row, example.reason)
 
     name = path.name.split(".")[0] or path.name
+    readers.refuse_unwritten(path)
     revision = storage.sha256_file(path)
     return TuningSet(name, kind, revision, read, place, rows=rows if skip_bad else None)
 
