@@ -70,13 +70,13 @@ class Evaluation:
         """Return the table as text: one line per method and kind, one column per measure."""
         measures = list(dict.fromkeys(one["measure"] for one in self.rows))
         wide = max(len("facts"), *(len(one["kind"]) for one in self.rows)) + 2
-        head = f"{'method':<25}{'facts':<{wide}}" + "".join(f"{one:<29}" for one in measures)
+        head = f"{'method':<25}{'facts':<{wide}}" + "".join(f"{one:<33}" for one in measures)
         lines = [head.rstrip()]
         by_line: dict[tuple[str, str], dict[str, Row]] = {}
         for one in self.rows:
             by_line.setdefault((one["method"], one["kind"]), {})[one["measure"]] = one
         for (method, kind), row in by_line.items():
-            cells = "".join(f"{_cell(row.get(one)):<29}" for one in measures)
+            cells = "".join(f"{_cell(row.get(one)):<33}" for one in measures)
             name = f"{method} (preselected)" if method in PRESELECTED else method
             lines.append(f"{name:<25}{kind:<{wide}}{cells}".rstrip())
         about = self.provenance

@@ -5,8 +5,8 @@
 * in the first n: relevant documents among the first n, over all n relevant documents. Unlike
   recall@k it falls with every distractor that comes before one of them.
 * distinct texts: different texts of relevant documents among the first n, over all their different
-  texts. Copies of one text count once: of the planted corpus, a fact has two texts, however many
-  documents state it.
+  texts. Copies of one text count once: of the planted corpus, a fact stated eight times or more has
+  six texts, however many documents state it.
 
 Intervals are over cases, by Wilson's formula: numbers between 0 and 1 vary at most as much as
 shares do, and finding every document in all cases does not prove that the next case succeeds.
