@@ -31,7 +31,14 @@ def page() -> str:
 def test_the_page_opens_from_disk_and_weighs_under_two_megabytes(page):
     assert PAGE.stat().st_size < 2_000_000
     assert page.endswith("</html>\n")
-    assert not re.findall(r"<(?:script|link|img|iframe)|url\(|https?://", page)
+    assert not re.findall(r"<(?:link|img|iframe)|url\(|https?://", page)
+    assert page.count("<script") == 2  # its values and its own script
+
+
+def test_the_page_begins_with_the_four_panels(page):
+    shown = re.findall(r'<section class="panel" id="([\w-]+)"', page)
+    assert shown[:4] == ["behaviour", "components", "documents", "proof"]
+    assert "Proved for this run: recall" in page
 
 
 def test_the_page_shows_every_part_of_the_sentence_with_its_commands(page):

@@ -4,14 +4,17 @@ Every sentence that states a result is worded by its interval: an effect that ch
 called one.
 """
 
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from shlex import quote
 
 from data_attribution.counterfactuals import Change
 from data_attribution.demo import CodeDemo, Completion, Formation, KnownLine
-from data_attribution.report import page, sources_page, svg
+from data_attribution.report import behaviour_page, page, sources_page, svg
+from data_attribution.report.behaviour_results import BehaviourResults, gather
 from data_attribution.report.demo_parts import loss_curve, run_facts, share, verification
+from data_attribution.report.page import Panel
 from data_attribution.report.svg import Line
 from interp.training_dynamics import TrajectoryPoint
 from train import storage
@@ -72,18 +75,48 @@ def code_summary(demo: CodeDemo) -> str:
 
 def code_html(demo: CodeDemo) -> str:
     """Return the page as text."""
-    parts = (_head, _run, formation_section, copying_section, _sources, _proof)
-    body = "\n".join(part(demo) for part in parts)
-    body = body.replace("runs/stdlib", escape(str(demo.run.path)))
-    body = body.replace("data/stdlib", escape(str(demo.run.store.path)))
-    return page.html("openbook on Python's sources", body, style=sources_page.STYLE)
+    story = _story(demo)
+    run, data = escape(str(demo.run.path)), escape(str(demo.run.store.path))
+    details = [
+        replace(one, body=one.body.replace("runs/stdlib", run).replace("data/stdlib", data))
+        for one in (
+            _run(demo),
+            formation_section(demo),
+            copying_section(demo),
+            _sources(demo),
+            _proof(demo),
+        )
+    ]
+    return page.document(
+        "openbook on Python's own sources",
+        [*behaviour_page.panels(story), *details],
+        behaviour_page.data(story),
+        behaviour_page.provenance(story),
+        lead=_head(demo),
+    )
+
+
+def _story(demo: CodeDemo) -> BehaviourResults:
+    """Return the results of the panels: copying a name, and the sources of the first known line."""
+    first = demo.completions[0]
+    line = demo.run.store.tokenizer.decode(first.line.tokens).strip()
+    copying = demo.copying.behaviour
+    return gather(
+        demo.run,
+        copying,
+        options=f"--prompts {copying.n_prompts}",
+        traced=quote(line),
+        question=demo.proof.changes[0].name,
+        by_head=demo.copying.effects,
+        sources=first.sources,
+        proof=demo.proof.to_dict(),
+    )
 
 
 def _head(demo: CodeDemo) -> str:
     store = demo.run.store
     return (
-        "<h1>openbook on Python's own sources</h1>"
-        f"<p class=claim>A GPT of {demo.run.config.n_params:,} parameters, trained on "
+        f"<p>A GPT of {demo.run.config.n_params:,} parameters, trained on "
         f"{store.manifest['counts']['train_documents']:,} files of the "
         f"{escape(store.manifest['corpus']['source'])}. Nothing here is planted: the text is real, "
         "and every file and every step that read it is known. The page shows when an induction "
@@ -92,7 +125,7 @@ def _head(demo: CodeDemo) -> str:
     )
 
 
-def _run(demo: CodeDemo) -> str:
+def _run(demo: CodeDemo) -> Panel:
     run, rows, store = demo.run, demo.run.ledger, demo.run.store
     counts, recipe, model = store.manifest["counts"], demo.run.recipe, demo.run.config
     optimizer = f"muon {recipe.muon_lr:g} and adamw" if recipe.optimizer == "muon" else "adamw"
@@ -114,24 +147,26 @@ def _run(demo: CodeDemo) -> str:
         ("recipe", f"{recipe.name}: {recipe.batch_size} windows a step, {optimizer} {recipe.lr:g}"),
     ]
     epochs = rows[-1].tokens / store.train_tokens
-    return (
-        "<h2>1. The run</h2>"
-        + verification(demo.verification)
+    return Panel(
+        "run",
+        "1. The run",
+        verification(demo.verification)
         + page.table(("", ""), run_facts(run, data, epochs))
         + loss_curve(rows)
         + page.command(
             "openbook corpus build stdlib --out data/stdlib", "openbook run verify runs/stdlib"
-        )
+        ),
     )
 
 
-def formation_section(demo: CodeDemo) -> str:
+def formation_section(demo: CodeDemo) -> Panel:
     """Return part 2: the scores of heads over training, and what was read as one formed."""
-    return (
-        "<h2>2. When an induction head formed</h2>"
-        + formation_figure(demo.formation)
+    return Panel(
+        "formation",
+        "2. When an induction head formed",
+        formation_figure(demo.formation)
         + _read(demo)
-        + page.command("openbook emergence runs/stdlib detectors")
+        + page.command("openbook emergence runs/stdlib detectors"),
     )
 
 
@@ -212,15 +247,16 @@ def _read(demo: CodeDemo) -> str:
     )
 
 
-def copying_section(demo: CodeDemo) -> str:
+def copying_section(demo: CodeDemo) -> Panel:
     """Return part 3: the behaviour, guesses without a model, and the effect of every head."""
     copying = demo.copying
     check, guesses, behaviour = copying.check, copying.baselines, copying.behaviour
     decode = demo.run.store.tokenizer.decode
     low, high = check.interval
     answer, foil = (decode(one[:1].tolist()) for one in (behaviour.answer, behaviour.foil))
-    return (
-        "<h2>3. Which heads copy a name</h2>"
+    return Panel(
+        "copying",
+        "3. Which heads copy a name",
         f"<p class=claim>A name of held-out code goes on as it did earlier in the prompt: on "
         f"{check.n} prompts the model prefers the right token to the wrong one in "
         f"{check.accuracy:.2f} [{low:.2f}, {high:.2f}], and ranks it first of all tokens in "
@@ -231,7 +267,7 @@ def copying_section(demo: CodeDemo) -> str:
         f"<div class=text>{escape(_end(decode(behaviour.clean[0].tolist())))}</div>"
         f"<p class=small>right: {escape(repr(answer))}; wrong: {escape(repr(foil))}</p>"
         + _heads(demo)
-        + page.command("openbook patch runs/stdlib code-copy --over heads --prompts 128")
+        + page.command("openbook patch runs/stdlib code-copy --over heads --prompts 128"),
     )
 
 
@@ -268,7 +304,7 @@ def _heads(demo: CodeDemo) -> str:
     )
 
 
-def _sources(demo: CodeDemo) -> str:
+def _sources(demo: CodeDemo) -> Panel:
     first, decode = demo.completions[0], demo.run.store.tokenizer.decode
     rows = [
         (
@@ -292,8 +328,9 @@ def _sources(demo: CodeDemo) -> str:
         sources_page.source_card(k, one, demo.run) for k, one in enumerate(first.sources, start=1)
     )
     least, most = KnownLine.LENGTHS
-    return (
-        "<h2>4. Which files hold what it completes</h2>"
+    return Panel(
+        "known-lines",
+        "4. Which files hold what it completes",
         "<p class=claim>Some lines of held-out files stand word for word in 1 to "
         f"{KnownLine.MOST_HOLDERS} training files. Of each group of such lines the model completes "
         f"the first, and training files are ranked by the words of that line: in {found} of "
@@ -314,7 +351,7 @@ def _sources(demo: CodeDemo) -> str:
         + page.command(
             "openbook index build data/stdlib",
             f"openbook trace documents runs/stdlib {quote(decode(first.line.tokens).strip())}",
-        )
+        ),
     )
 
 
@@ -326,7 +363,7 @@ def _line_readings(demo: CodeDemo, completion: Completion) -> int:
     )
 
 
-def _proof(demo: CodeDemo) -> str:
+def _proof(demo: CodeDemo) -> Panel:
     proof = demo.proof
     lines, copying = (
         proof.changes[0],
@@ -353,8 +390,9 @@ def _proof(demo: CodeDemo) -> str:
         f"Copying a name from the prompt, which should depend on no single file: "
         f"{effect_sentence(copying)}",
     ]
-    return (
-        "<h2>5. The proof</h2>"
+    return Panel(
+        "retrained",
+        "5. The proof",
         "<p class=claim>Trained again without the first-ranked files of part 4 "
         f"({count(len(proof.removed), 'file')}, copies included), everything else the same to the "
         "bit, from the last checkpoint that kept its optimizer before one of them was read (step 0 "
@@ -366,7 +404,7 @@ def _proof(demo: CodeDemo) -> str:
         + page.table(("", "files"), rows)
         + "<p class=limit>Removed files are blanked: order, shapes, positions, steps and divisors "
         f"stay. The first removed file was read at step {_first_read(demo):,} of "
-        f"{demo.run.steps[-1]:,}. One initial seed.</p>"
+        f"{demo.run.steps[-1]:,}. One initial seed.</p>",
     )
 
 

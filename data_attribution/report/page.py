@@ -98,10 +98,10 @@ def document(
         + f"</main>{_footer(provenance)}"
     )
     values = json.dumps(_visible(data or {}), ensure_ascii=False, separators=(",", ":"))
-    return (
+    return _whole(
         head
-        + _whole(visible(body))
-        + f'<script type="application/json" id="data">{_whole(values.translate(_UNSAFE))}</script>'
+        + visible(body)
+        + f'<script type="application/json" id="data">{values.translate(_UNSAFE)}</script>'
         + f"<script>{script}</script></body></html>\n"
     )
 
@@ -145,7 +145,8 @@ def excerpt(text: str, letters: int = 4_000, *, around: str = "") -> str:
     if len(text) <= letters:
         return text
     at = max(text.find(around), 0) if around else 0
-    first = max(min(at - (letters - len(around)) // 2, len(text) - letters), 0)
+    before = max(letters - len(around), 0) // 2
+    first = max(min(at - before, len(text) - letters), 0)
     part = text[first : first + letters].strip()
     begin, end = "… " * (first > 0), " …" * (first + letters < len(text))
     return f"{begin}{part}{end} ({letters:,} of {len(text):,} letters)"

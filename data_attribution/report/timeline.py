@@ -5,7 +5,7 @@ or a row of readings with a `key` belongs to a head or a document: the script of
 while that one is chosen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data_attribution.report.page import shown
@@ -85,7 +85,7 @@ def timeline(
     )
 
 
-def _x(step: float, last: int) -> float:
+def _x(step: float | int, last: int) -> float:
     return LEFT + step / max(last, 1) * (WIDTH - LEFT - RIGHT)
 
 
@@ -106,7 +106,7 @@ def _frame(frame: Frame, top: int, last: int, chosen: Sequence[str]) -> str:
     ]
     low, high = min([*ends, 0.0]), max([*ends, 1e-9])
 
-    def y(value: float) -> float:
+    def y(value: float | int) -> float:
         return top + HEIGHT - (value - low) / (high - low) * HEIGHT
 
     marks = [
@@ -128,7 +128,7 @@ def _frame(frame: Frame, top: int, last: int, chosen: Sequence[str]) -> str:
     return "".join(marks)
 
 
-def _curve(curve: Curve, y, last: int) -> str:
+def _curve(curve: Curve, y: Callable[[float | int], float], last: int) -> str:
     points = curve.points[:: max(1, len(curve.points) // MOST_POINTS)]
     if points[-1] != curve.points[-1]:
         points = [*points, curve.points[-1]]

@@ -222,7 +222,7 @@ def demo_of(scores: list[float], accuracy: float = 0.9) -> CodeDemo:
 
 
 def test_the_head_that_formed_is_named_with_its_window_and_what_was_read_in_it():
-    section = code_page.formation_section(demo_of([0.01, 0.05, 0.15, 0.25, 0.3]))
+    section = code_page.formation_section(demo_of([0.01, 0.05, 0.15, 0.25, 0.3])).body
     assert "L2H0 is the induction head, with a score of 0.30 [0.29, 0.31]" in section
     assert "between steps 100 and 300" in section
     assert "2 of the 3 files were read" in section
@@ -233,17 +233,17 @@ def test_the_head_that_formed_is_named_with_its_window_and_what_was_read_in_it()
 
 
 def test_a_rise_that_was_not_measured_has_no_window_and_no_files():
-    section = code_page.formation_section(demo_of([0.2, 0.25, 0.3]))
+    section = code_page.formation_section(demo_of([0.2, 0.25, 0.3])).body
     assert "the time at which it formed is not known" in section
     assert "files were read" not in section
 
 
 def test_the_page_of_the_planted_run_shows_the_head_on_real_text_or_how_to_train_it():
     formation = demo_of([0.01, 0.05, 0.15, 0.25, 0.3]).formation
-    section = demo_page.real_text_section(fake(Demo, real_text=formation))
+    section = demo_page.real_text_section(fake(Demo, real_text=formation)).body
     assert "L2H0 is the induction head, with a score of 0.30 [0.29, 0.31]" in section
     assert "<svg" in section
-    without = demo_page.real_text_section(fake(Demo, real_text=None))
+    without = demo_page.real_text_section(fake(Demo, real_text=None)).body
     assert "openbook demo-code" in without
     assert "<svg" not in without
 
@@ -259,7 +259,7 @@ def test_a_run_of_another_training_in_its_folder_is_no_formation(monkeypatch, tm
 
 
 def test_heads_are_shown_by_their_effect_beside_the_untrained_model():
-    section = code_page.copying_section(demo_of([0.3]))
+    section = code_page.copying_section(demo_of([0.3])).body
     first, second = (section.index(f"<td>{name}</td>") for name in ("L0H1", "L0H0"))
     assert first < second
     assert "<td>L0H1</td><td>0.70 [0.60, 0.80]</td><td>-0.02</td>" in section
@@ -335,7 +335,8 @@ def _check(page: str, folder) -> None:
     store = run.store
     text = html.unescape(page)
     assert page.endswith("</html>\n")
-    assert not re.findall(r"<(?:script|link|img|iframe)|url\(|https?://", page)
+    assert not re.findall(r"<(?:link|img|iframe)|url\(|https?://", page)
+    assert page.count("<script") == 2  # its values and its own script
     assert 'Verification: <b class="good">bit-exact</b>' in page
     for shown in (run.id, store.fingerprint, store.manifest["corpus"]["revision"]):
         assert shown in page

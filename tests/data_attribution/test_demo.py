@@ -221,7 +221,7 @@ def test_a_run_without_circuits_fails_three_claims():
 
 def test_the_proof_is_worded_by_its_outcome():
     held, failed = (
-        demo_page.proof_section(demo_of(forgetting=forgetting_of(gone=gone, control=1 - gone)))
+        demo_page.proof_section(demo_of(forgetting=forgetting_of(gone=gone, control=1 - gone))).body
         for gone in (0.0, 0.8)
     )
     assert "facts falls to 0.00" in held

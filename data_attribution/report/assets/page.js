@@ -181,6 +181,19 @@
     });
   }
 
+  // What scrolls can be reached without a mouse.
+  function reachScrollers() {
+    for (const one of all(".wide, .text, .cards")) {
+      const scrolls = one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight;
+      if (scrolls) one.tabIndex = 0;
+      else one.removeAttribute("tabindex");
+    }
+  }
+  reachScrollers();
+  addEventListener("resize", reachScrollers);
+  document.addEventListener("chosen", reachScrollers);
+  document.addEventListener("toggle", reachScrollers, true);
+
   // On paper everything that is chosen is open.
   addEventListener("beforeprint", () => {
     for (const one of all("details:not([hidden])")) one.open = true;
