@@ -1,5 +1,6 @@
 """The commands `openbook trace ...`: trace a behaviour, head or text to where it comes from."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,15 @@ HOLDERS = 3  # documents per span of a sentence on the HTML page
 
 Page = Annotated[
     Path | None, typer.Option(callback=writable, help="Also write an HTML page to this file.")
+]
+
+TextPage = Annotated[
+    Path | None,
+    typer.Option(
+        callback=writable,
+        help="Also write an HTML page to this file: TEXT, every span coloured by how often RUN "
+        "read it, its documents and steps, and what chance does.",
+    ),
 ]
 
 
@@ -204,13 +214,39 @@ def trace_head(
 def trace_text_command(
     source: RunOptions,
     output: Output,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to trace, or a file of it.")],
+    text: Annotated[
+        str,
+        typer.Argument(metavar="TEXT", help="Text to trace, a file of it, or - for stdin."),
+    ],
     limit: Annotated[
         int, typer.Option(min=1, help="Maximum number of documents to list per span.")
     ] = 20,
-    page: Page = None,
+    generate: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of tokens that RUN adds to TEXT, its prompt, before it is traced."
+        ),
+    ] = 0,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0.0, help="Temperature of --generate; 0 takes the most probable token."),
+    ] = 0.0,
+    minimum: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Length of the shortest span, in tokens; default: 1, and on the page the "
+            "shortest length that shuffled text seldom has.",
+        ),
+    ] = None,
+    page: TextPage = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Random seed of the sample of documents of each span.")
+        int,
+        typer.Option(
+            min=0,
+            help="Random seed of --generate, of the sample of documents of each span, and of the "
+            "page's controls.",
+        ),
     ] = 0,
 ) -> None:
     """Trace TEXT, such as what RUN generated, span by span to documents that contain each span.
@@ -221,13 +257,29 @@ def trace_text_command(
     from train import progress
 
     opened = source.open()
+    prompt = whole = _read(text)
+    if generate:
+        from interp import models
+
+        whole = models.load(opened).generate(prompt, generate, temperature=temperature, seed=seed)
     with progress.bar("tracing") as advance:
-        spans = tracing.trace_text(opened, _read(text), limit=limit, seed=seed, progress=advance)
+        spans = tracing.trace_text(
+            opened, whole, minimum=minimum or 1, limit=limit, seed=seed, progress=advance
+        )
     output.emit(spans, formatting.generation_lines(spans))
     if page:
         from data_attribution import report
 
-        report.write_sources_page(spans, page, run=opened)
+        drawn = (("generation", f"{generate} tokens, temperature {temperature:g}, seed {seed}"),)
+        found = report.trace_for_page(
+            opened,
+            whole,
+            minimum=minimum,
+            prompt=prompt if generate else "",
+            origin=drawn if generate else (),
+            seed=seed,
+        )
+        report.write_text_page(found, page)
 
 
 def _ranked(
@@ -280,7 +332,12 @@ def _emit(
 
 
 def _read(given: str) -> str:
-    """Return the text of the file of that name if there is one, otherwise the string itself."""
+    """Return the text of the file of that name if there is one, otherwise the string itself.
+
+    "-" stands for standard input.
+    """
+    if given == "-":
+        return _decoded(sys.stdin.buffer.read(LARGEST + 1), "standard input")
     try:
         path = Path(given)
         is_file = path.is_file()
@@ -290,15 +347,20 @@ def _read(given: str) -> str:
         if given and not any(map(str.isspace, given)) and ("/" in given or path.suffix):
             raise EvidenceError(f"there is no file {given}; give one, or a text in quotes")
         return given
-    if path.stat().st_size > LARGEST:
+    with path.open("rb") as file:
+        return _decoded(file.read(LARGEST + 1), str(path))
+
+
+def _decoded(content: bytes, name: str) -> str:
+    """Return the text of a file, with line feeds alone at the ends of its lines."""
+    if len(content) > LARGEST:
         raise EvidenceError(
-            f"{path} has {path.stat().st_size >> 20} MB, more than the limit of {LARGEST >> 20} "
-            "MB; trace its parts"
+            f"{name} has more than the limit of {LARGEST >> 20} MB; trace its parts"
         )
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise EvidenceError(f"{path} is not UTF-8 text (at byte {error.start})") from None
+        raise EvidenceError(f"{name} is not UTF-8 text (at byte {error.start})") from None
 
 
 def _spans(opened: "Run", text: str, seed: int) -> "Generation | None":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,11 @@ class Evaluations:
         differences: One per score of another model and measure.
         not_compared: Reason why two scores could not be compared, by model, protocol and measure.
     """
+
+    meaning: ClassVar[str] = (
+        "A table of evaluations shows what models score and how much of it they had read; it "
+        "does not show how they would score without having read them."
+    )
 
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]

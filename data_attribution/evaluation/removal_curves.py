@@ -24,6 +24,7 @@ share that may be large was not shown to be small.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -129,6 +130,11 @@ class CurvePoint:
 @dataclass(frozen=True, eq=False)
 class RemovalCurves:
     """All points, in the requested order, over the same cases."""
+
+    meaning: ClassVar[str] = (
+        "A removal curve shows what training without the first documents of a ranking does to a "
+        "query; it does not show what each of them did alone."
+    )
 
     cases: tuple[str, ...]
     unit: str

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
         exposure_of_text,
     )
     from data_attribution.tracing.generated_text import Generation, Holder, TracedSpan, trace_text
+    from data_attribution.tracing.verbatim_chance import SpansByChance, spans_by_chance
 
 __all__ = [
     "Exposure",
     "Generation",
     "Holder",
+    "SpansByChance",
     "TracedSpan",
     "exposure_of_documents",
     "exposure_of_text",
+    "spans_by_chance",
     "trace_text",
 ]
 

@@ -16,8 +16,9 @@ from train.short_repr import short_repr
 
 
 HOSTILE = (
-    "<script>alert(1)</script>", "</style><script>alert(1)</script>", "<img src=x onerror=alert()>",
-    '" onmouseover="alert(1)', "' autofocus onfocus='alert(1)", "<a href='javascript:alert()'>x</a>",
+    "<script>alert(1)</script>", "</style><script>alert(1)</script>",
+    "<img src=x onerror=alert()>",
+    '" onmouseover="alert(1)', "' autofocus onfocus='alert(1)", "<a href='javascript:f()'>x</a>",
     "</td></table><iframe srcdoc='<script>alert(1)</script>'>", "<svg/onload=alert(1)>",
     "<!--", "]]>", "&lt;script&gt;", "<style>*{display:none}</style>", "\x1b[31m",
     "a\u202eb\u2066c",

@@ -8,6 +8,7 @@ only if the whole interval of the difference is below 0.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -70,6 +71,11 @@ class EnsembleEvaluation:
         baseline: The baseline that the ensemble is compared with; None: there is none.
         efficiency: How many times as many tokens the baseline needs for the ensemble's loss.
     """
+
+    meaning: ClassVar[str] = (
+        "An ensemble evaluation shows how much averaging lowers the loss on held-out text; it does "
+        "not show that one model of the same compute would not do as well."
+    )
 
     rows: tuple[EnsembleRow, ...]
     n_documents: int

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from train import storage
 from train.html_panel import html_repr
@@ -102,6 +102,11 @@ class TableRow:
 @dataclass(frozen=True)
 class LadderTable:
     """All rungs of a ladder in numbers, and how they were measured."""
+
+    meaning: ClassVar[str] = (
+        "A ladder shows what each change of architecture did to the loss at this size; it does not "
+        "show that it does the same at another size, or in another order."
+    )
 
     names: tuple[str, str]
     equal: str

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -69,6 +69,11 @@ class Verification:
         files: Number of files whose digest was checked.
         claims: For a run of knowledge level `data-known`, which claims of its order hold.
     """
+
+    meaning: ClassVar[str] = (
+        "A verification shows that files are as recorded and that the replayed steps give the same "
+        "numbers; it does not show the same of steps that were not replayed."
+    )
 
     run_id: str
     level: str

@@ -157,6 +157,30 @@
     link.addEventListener("click", act);
     link.addEventListener("keydown", (event) => { if (event.key === " ") act(event); });
   }
+  // Pointing at a link in `[data-peek=GROUP]`, or focusing it, chooses its part, until a click pins
+  // one; a second click on it, or Escape, lets it go.
+  for (const box of all("[data-peek]")) {
+    let pinned = "";
+    const pin = (id) => {
+      pinned = id;
+      for (const one of all("a[data-pick]", box)) {
+        one.classList.toggle("pinned", id !== "" && one.getAttribute("href") === `#${id}`);
+      }
+      said.textContent = id ? "Pinned." : "No longer pinned.";
+    };
+    const peek = ({ target }) => {
+      const link = target.closest("a[data-pick]");
+      if (link && !pinned) choose(box.dataset.peek, link.getAttribute("href").slice(1));
+    };
+    box.addEventListener("pointerover", peek);
+    box.addEventListener("focusin", peek);
+    box.addEventListener("click", ({ target }) => {
+      const link = target.closest("a[data-pick]");
+      const id = link ? link.getAttribute("href").slice(1) : "";
+      if (link) pin(id === pinned ? "" : id);
+    });
+    document.addEventListener("keydown", ({ key }) => { if (key === "Escape" && pinned) pin(""); });
+  }
   for (const parts of all("[data-group]")) {
     parts.classList.add("chosen");
     const first = [...parts.children].find((one) => one.open) || parts.children[0];

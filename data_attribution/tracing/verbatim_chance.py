@@ -1,0 +1,155 @@
+"""How much of a text stands in the training text by chance: a control for its verbatim spans.
+
+Short spans of any text occur in a large corpus. So the share of a text that stands in spans of at
+least L tokens is compared, for each L, with that of two kinds of control texts of the same length:
+
+* `shuffled`  the tokens of the text in random order, which keeps its words and loses their order
+* `held-out`  documents of the same corpus that the run never read: what ordinary text shares with
+  the training text without having been copied from it
+
+The *shortest length beyond chance* is the least L at which the shuffled texts have at most 5 % of
+their tokens in such spans. It tells order from no order. Whether a text holds more than other text
+of its kind is what the held-out texts tell; where the corpus has no held-out documents it is
+unknown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from data_attribution.token_index import Span, TokenIndex
+from train.data import TokenStore
+from train.short_repr import short_repr
+from train.statistics import Estimate, mean_interval
+
+
+__all__ = ["SpansByChance", "spans_by_chance"]
+
+MOST_BY_CHANCE = 0.05  # share of shuffled text in spans of the shortest length beyond chance
+LONGEST_CONTROL = 2_000  # tokens; of a longer text, the controls are as long as a part of it
+
+
+@dataclass(frozen=True)
+class SpansByChance:
+    """The share of a text in spans of at least each length, and that of its controls.
+
+    Attributes:
+        lengths: Lengths in tokens, from 1 to one more than that of the longest span of any text.
+        text: Share of the text's tokens in a maximal span of at least that length.
+        shuffled: The same of the shuffled texts: mean and 95 % interval over them.
+        held_out: The same of the held-out texts; () if the corpus has too little held-out text.
+        n: Number of controls of each kind.
+        n_tokens: Number of tokens of each control.
+        minimum: Shortest length beyond chance, in tokens.
+    """
+
+    meaning: ClassVar[str] = (
+        "A control of spans shows how much of texts that were not copied stands in the training "
+        "text; it does not show where a span of the text comes from."
+    )
+
+    lengths: tuple[int, ...]
+    text: tuple[float, ...]
+    shuffled: tuple[Estimate, ...]
+    held_out: tuple[Estimate, ...]
+    n: int
+    n_tokens: int
+    minimum: int
+
+    __repr__ = short_repr
+
+
+def spans_by_chance(
+    index: TokenIndex, text: str, *, draws: int = 10, seed: int = 0
+) -> SpansByChance:
+    """Measure how much of a text, and of its controls, stands in the training text.
+
+    Args:
+        draws: Number of shuffled and of held-out texts.
+        seed: Seed of the shuffling, and of the choice of held-out documents.
+
+    Raises:
+        QueryError: The text is empty, or longer than a million tokens.
+
+    Examples:
+        >>> index = token_index.open(run.store)
+        >>> found = tracing.spans_by_chance(index, "the capital of runethi is koreskul .")
+        >>> found.lengths[0], found.text[0], found.minimum > 1
+        (1, 1.0, True)
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    store = index.store
+    text = store.tokenizer.without_eot(text)
+    spans = index.maximal_spans(text)
+    ids = store.tokenizer.encode(text)
+    n_tokens = min(len(ids), LONGEST_CONTROL)
+    first = generator.integers(len(ids) - n_tokens + 1, size=draws)
+    shuffled = [generator.permutation(ids[at : at + n_tokens]) for at in first.tolist()]
+    held_out = _held_out(store, n_tokens, draws, generator)
+    controls = index.maximal_spans_each([*shuffled, *held_out])
+    longest = max((one.stop - one.start for row in (spans, *controls) for one in row), default=0)
+    lengths = range(1, longest + 2)
+    shares = np.array([_shares(row, n_tokens, lengths) for row in controls])
+    by_chance = _estimates(shares[:draws])
+    minimum = next(
+        length
+        for length, one in zip(lengths, by_chance, strict=True)
+        if one.value <= MOST_BY_CHANCE
+    )
+    return SpansByChance(
+        lengths=tuple(lengths),
+        text=tuple(_shares(spans, len(ids), lengths).tolist()),
+        shuffled=by_chance,
+        held_out=_estimates(shares[draws:]) if held_out else (),
+        n=draws,
+        n_tokens=n_tokens,
+        minimum=minimum,
+    )
+
+
+def _shares(spans: Sequence[Span], n_tokens: int, lengths: range) -> Float64[np.ndarray, " length"]:
+    """Return the share of tokens whose longest span has at least each length."""
+    longest = np.zeros(n_tokens, np.int64)
+    for one in spans:
+        inside = longest[one.start : one.stop]
+        np.maximum(inside, one.stop - one.start, out=inside)
+    return np.array([np.mean(longest >= length) for length in lengths], np.float64)
+
+
+def _estimates(shares: Float64[np.ndarray, "text length"]) -> tuple[Estimate, ...]:
+    """Return the mean share at each length, with its interval where the texts differ."""
+    found = []
+    for column in shares.T:
+        low, high = mean_interval(column) or (None, None)
+        low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (low, high))
+        found.append(Estimate(float(column.mean()), low, high))
+    return tuple(found)
+
+
+def _held_out(
+    store: TokenStore, n_tokens: int, draws: int, generator: np.random.Generator
+) -> list[Int64[np.ndarray, " pos"]]:
+    """Return texts of held-out documents in random order; none if there are too few."""
+    held_out = np.flatnonzero(store.starts >= store.train_tokens)
+    if int(store.lengths[held_out].sum()) < 2 * n_tokens:
+        return []
+    return [_joined(store, generator.permutation(held_out), n_tokens) for _ in range(draws)]
+
+
+def _joined(
+    store: TokenStore, documents: Int64[np.ndarray, " document"], n_tokens: int
+) -> Int64[np.ndarray, " pos"]:
+    """Return the first tokens of documents one behind another, without ends of texts."""
+    parts: list[np.ndarray] = []
+    missing = n_tokens
+    for document in documents.tolist():
+        start = int(store.starts[document])
+        row = np.asarray(store.tokens[start : start + int(store.lengths[document])], np.int64)
+        parts.append(row[row != store.eot][:missing])
+        missing -= len(parts[-1])
+        if not missing:
+            break
+    return np.concatenate(parts)
