@@ -33,7 +33,8 @@ def tokenizer_of(source: object) -> Tokenizer:
         raise ModelError(
             f"a {type(source).__name__} without a tokenizer cannot state a behaviour"
             + (f" ({why})" if why else "")
-            + "; give the run, a model from models.load, or models.load(tokenizer=FILE)"
+            + "; give the run, a model from models.load, or models.load(tokenizer=FILE) "
+            "(--tokenizer FILE)"
         )
     return tokenizer
 

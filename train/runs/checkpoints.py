@@ -38,6 +38,7 @@ __all__ = [
     "drop_unlisted",
     "index",
     "load_weights",
+    "misfit",
     "outside",
     "read_counters",
     "read_tensors",
@@ -238,6 +239,32 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
     return state
 
 
+def misfit(path: Path) -> str:
+    """Return why a file of a run is not what its name says, as far as its size tells, or "".
+
+    A file of a terabyte takes an hour to hash; of one that is none of the run that says nothing.
+
+    Examples:
+        >>> storage.write_bytes(folder / "state.json", b" " * (1 << 24) + b"3")
+        >>> runs.misfit(folder / "state.json").partition(": ")[2]
+        '16,777,217 bytes, and at most 16,777,216 are read'
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    if size <= MOST_STATE:
+        return ""
+    if path.name == "state.json":
+        return f"{path}: {size:,} bytes, and at most {MOST_STATE:,} are read"
+    try:
+        if path.suffix == ".safetensors":
+            with storage.TensorFile(path):
+                return ""
+        with storage.open_foreign(path) as file:
+            unwritten = not any(file.read(LONGEST_MARK))
+    except DamagedError as error:
+        return str(error)
+    return f"{path}: begins with zero bytes; it was not written whole" if unwritten else ""
+
+
 def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
     """Check the digests of the listed checkpoints' files; return one line per problem.
 
@@ -256,8 +283,8 @@ def check_checkpoints(run_path: Path, listed: list[Checkpoint]) -> list[str]:
             if not path.is_file():
                 problems.append(f"{path}: the file is missing")
                 continue
-            if name == "state.json" and (size := path.stat().st_size) > MOST_STATE:
-                problems.append(f"{path}: {size:,} bytes, and at most {MOST_STATE:,} are read")
+            if problem := misfit(path):
+                problems.append(problem)
                 continue
             found = storage.sha256_file(path)
             if found != expected:

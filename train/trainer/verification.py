@@ -253,9 +253,11 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
     problems: list[str] = []
     subjects = {one["name"]: one["digest"]["sha256"] for one in run.manifest["subject"]}
     count = 1 + len(subjects)
+    hashed: dict[str, str] = {}
     try:
         saved = run.saved
         problems += runs.check_checkpoints(run.path, saved)
+        hashed = {f"{one.folder}/{name}": sha for one in saved for name, sha in one.files.items()}
         for one in saved:
             if not problems:
                 runs.read_counters(run.path, one)
@@ -265,8 +267,9 @@ def _run_problems(run: Run, progress: Progress | None) -> tuple[list[str], int]:
     for number, (name, expected) in enumerate(sorted(subjects.items())):
         if progress:
             progress("hashing the run", number + 1, len(subjects))
-        problem = runs.outside(run.path, name) or _changed(run.path / name, expected)
-        if problem and str(run.path / name) not in named:
+        if str(run.path / name) in named or hashed.get(name) == expected:
+            continue
+        if problem := runs.outside(run.path, name) or _changed(run.path / name, expected):
             problems.append(problem)
     if run.knowledge != "full":
         return problems, count
@@ -328,6 +331,8 @@ def _retrained_problems(run: Run) -> list[str]:
 def _changed(path: Path, expected: str) -> str | None:
     if not path.is_file():
         return f"{path}: the file is missing"
+    if problem := runs.misfit(path):
+        return problem
     found = storage.sha256_file(path)
     if found != expected:
         return f"{path}: sha256 {found[:12]}..., the manifest says {expected[:12]}..."

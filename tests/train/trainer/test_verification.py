@@ -158,6 +158,31 @@ def test_a_sealed_file_of_another_kind_is_taken_for_none_of_a_run_or_its_store(c
         path.write_bytes(contents[path])
 
 
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "../../ledger.jsonl"]
+)
+def test_a_terabyte_in_place_of_a_file_is_named_and_not_hashed(name, copied):
+    path = (copied / runs.CHECKPOINTS / "step-00000024" / name).resolve()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    found = problems(copied)
+    assert found
+    assert all(one.startswith(f"{path}: ") for one in found)
+
+
+def test_a_file_of_a_checkpoint_is_hashed_once(copied, monkeypatch):
+    digest, hashed = storage.sha256_file, []
+
+    def counted(path, *arguments):
+        hashed.append(path)
+        return digest(path, *arguments)
+
+    monkeypatch.setattr(storage, "sha256_file", counted)
+    assert trainer.verify(runs.open(copied, store=copied.parent / "store"), spans=0).ok
+    weights = [path for path in hashed if path.suffix == ".safetensors"]
+    assert len(weights) == len(set(weights)) > 0
+
+
 def test_truncated_and_missing_files_are_named(copied):
     for path in every_file(copied):
         whole = path.read_bytes()
