@@ -84,6 +84,7 @@ RARE: dict[str, tuple[float, Callable[[Draw, tuple[int, int]], np.ndarray]]] = {
         lambda draw, size: np.where(draw.random(size) < 0.1, 1.0, 0.01 * draw.normal(size=size)),
     ),
 }
+NOISY = "1 on 10 %, else noise"
 PLACES_CHOSEN = (8, 144, 270)
 BEYOND: dict[str, Callable[[Draw, int], np.ndarray]] = {
     "skewed: log-normal, 6.2": lambda draw, n: draw.lognormal(size=n) - np.exp(0.5),
@@ -222,18 +223,24 @@ def mixed(draw: Draw, size: tuple[int, int], values, probabilities) -> np.ndarra
 def rare_effects(cases: int, seed: int) -> Iterator[Row]:
     """A row per family and n, over the cases that have an interval.
 
-    On 10 prompts, an effect that noise hides where it is absent is drawn in 65 % of cases only, and
-    exponential ones are not bounded by what was drawn: those two rows are not stated.
+    An effect that noise hides where it is absent is in 65 % of draws of 10 prompts only. No
+    interval can tell the other draws, and that row is not stated; the row below it is over the
+    draws that hold the effect.
     """
     for name, (truth, scores) in RARE.items():
         for n in (10, 30, 64):
             draw = source(name, n, seed)
-            ends = ratio_interval(scores(draw, (cases, n)), np.ones(n))
+            sample = scores(draw, (cases, n))
+            ends = ratio_interval(sample, np.ones(n))
             assert ends
             shown = ~np.isnan(ends[0])
             held = (ends[0] <= truth) & (truth <= ends[1])
-            stated = n > 10 or not name.startswith(("exponential", "1 on 10 %, else noise"))
+            stated = n > 10 or name != NOISY
             yield Row(f"rare: {name}", n, int(held[shown].sum()), int(shown.sum()), stated)
+            if not stated:
+                drawn = shown & (sample.max(axis=1) == 1)
+                cases_drawn = int(drawn.sum())
+                yield Row(f"rare: {name}, drawn", n, int(held[drawn].sum()), cases_drawn, True)
 
 
 def selected(cases: int, seed: int) -> Iterator[Row]:

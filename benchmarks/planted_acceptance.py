@@ -108,7 +108,7 @@ def judged(run: Run) -> list[Criterion]:
         seen, unseen = level.seen, level.paraphrase
         shown = "none" if seen.recall is None else f"{seen.recall:.2f}"
         print(
-            f"    exposures {level.exposures:3}{', late' if level is late else '':6}: "
+            f"    documents {level.exposures:3}{', late' if level is late else '':6}: "
             f"recall {shown} [{seen.low:.2f}, {seen.high:.2f}]"
             f"  paraphrase {unseen.recall:.2f}  baseline {level.baseline:.2f}  n {level.n}"
         )
@@ -122,10 +122,10 @@ def judged(run: Run) -> list[Criterion]:
         at_least("IOI logit difference, nats", ioi.score, 3.0),
         at_least("IOI top-1", ioi.top1, 0.95),
         at_least("IOI accuracy, held-out combinations", min(c.accuracy for c in held_out), 0.95),
-        at_least("recall at 16 or more exposures, lowest", min(often), 0.95),
-        at_least("recall of late facts (16 exposures)", late.seen.recall or 0.0, 0.95),
-        at_most("recall at 1 exposure", recall[0], 0.30),
-        at_most("largest drop between exposure levels", drop, 0.0),
+        at_least("recall of facts in 16 or more documents, lowest", min(often), 0.95),
+        at_least("recall of late facts (16 documents)", late.seen.recall or 0.0, 0.95),
+        at_most("recall of facts in 1 document", recall[0], 0.30),
+        at_most("largest drop between numbers of documents", drop, 0.0),
         at_least("best induction head, whole vocabulary", float(induction.max()), 0.75),
         at_least("best previous-token head below it", below, 0.5),
         at_least("loss saved on the second copy, nats", copying.gap, 3.0),

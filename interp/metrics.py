@@ -159,7 +159,7 @@ def log_probability(behaviour: Behaviour) -> Metric:
     """Return the metric "log-probability of the answer at the last position".
 
     It reads the whole vocabulary. Of several answers it is the logarithm of their probabilities'
-    sum, each times its weight; with weights above 1 that sum may exceed 1.
+    sum, each times its weight relative to the heaviest; that sum is at most 1.
 
     Examples:
         >>> metric = metrics.log_probability(ioi)
@@ -186,7 +186,8 @@ def log_probability(behaviour: Behaviour) -> Metric:
 def probability(behaviour: Behaviour) -> Metric:
     """Return the metric "probability of the answer at the last position", used by Meng et al. 2022.
 
-    It reads the whole vocabulary.
+    It reads the whole vocabulary. Of several answers it is the sum of their probabilities, each
+    times its weight relative to the heaviest: at most 1.
 
     Examples:
         >>> metric = metrics.probability(ioi)
@@ -222,8 +223,9 @@ def top1(behaviour: Behaviour) -> Metric:
 def probability_difference(behaviour: Behaviour) -> Metric:
     """Return the metric "probability of the answers minus that of the foils, at the last position".
 
-    Probabilities of several are summed, each times its weight, as Hanna et al. 2023 do for
-    greater-than (https://arxiv.org/abs/2305.00586). It reads the whole vocabulary.
+    Probabilities of several are summed, each times its weight relative to the heaviest, as Hanna et
+    al. 2023 do for greater-than with equal weights (https://arxiv.org/abs/2305.00586). It lies
+    between -1 and 1, and reads the whole vocabulary.
 
     Examples:
         >>> metric = metrics.probability_difference(ioi)

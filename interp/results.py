@@ -18,9 +18,11 @@ from train.html_panel import ROWS, Panel, panel_of
 from train.short_repr import short_repr
 
 
-__all__ = ["Provenance", "Result", "TopNames", "numbers", "plain", "provenance"]
+__all__ = ["ABSOLUTE", "Provenance", "Result", "TopNames", "numbers", "plain", "provenance"]
 
 R = TypeVar("R", bound="Result")
+# Note of estimates without a sign (`interp.attribution_patching`).
+ABSOLUTE = "absolute values: GradDrop averages over passes without their signs"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Evidence:
 class Effect:
     """The effect on the target of retraining without a document and those removed with it.
 
+    It is measured on the prompts that ranked the document, or on those of the behaviour given.
+
     Attributes:
         question: Query measured on the retrained model.
         mean: Change of the query, minus the change from removing as many matched random documents.

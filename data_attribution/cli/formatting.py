@@ -142,7 +142,10 @@ def sources_lines(sources: "Sources") -> str:
     )
     effect = next((one.effect for one in sources if one.effect), None)
     if effect is not None:
-        end += f"; effects are those of all documents removed together, {_beside(effect.controls)}"
+        end += (
+            "; effects are those of all documents removed together, on the prompts that ranked "
+            f"them, {_beside(effect.controls)}"
+        )
     return "\n".join([head, *lines, *_notes(about), end])
 
 

@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 EXPOSURES = 16
-# Lower bounds of the page's claims: recall of facts with at least EXPOSURES exposures, IOI
+# Lower bounds of the page's claims: recall of facts in at least EXPOSURES documents, IOI
 # accuracy, score of the best induction head, score of the best previous-token head, and nats saved
 # on the second copy.
 RECALL, ACCURACY, INDUCTION, PREVIOUS, SAVED = 0.95, 0.95, 0.75, 0.5, 3.0
@@ -133,7 +133,7 @@ class Demo:
         _, induction = best_head(self.circuit.induction)
         _, previous = best_head(self.circuit.previous_token)
         claims = (
-            (f"recall at {EXPOSURES} or more exposures", min(often, default=0.0), RECALL),
+            (f"recall of facts in {EXPOSURES} or more documents", min(often, default=0.0), RECALL),
             ("IOI accuracy", self.check.accuracy, ACCURACY),
             ("score of the best induction head", induction, INDUCTION),
             ("score of the best previous-token head", previous, PREVIOUS),

@@ -4,7 +4,7 @@ The query asks for a fact in the first form of its relation. *Verbatim* facts ar
 form. *Paraphrase* facts are stated in other wordings only, so that their documents share only the
 names with the query. Only facts with distractors are used (documents that name entity and value and
 do not state the fact), so that sharing the words is not enough. Facts are dealt by their number of
-exposures in turn, so that each number occurs equally often as long as there are facts for it.
+documents in turn, so that each number occurs equally often as long as there are facts for it.
 """
 
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def planted_facts(
     if not chosen:
         raise EvidenceError(
             f"no fact of {run.path} is stated {least} times or more and has distractors; "
-            "take a smaller number of exposures"
+            "take facts in fewer documents"
         )
     return tuple(_case(run, fact) for fact in chosen)
 
@@ -113,7 +113,7 @@ def other_facts(
 def _dealt(
     run: Run, kind: str, least: int, most: int | None, seed: int
 ) -> list[storage.JsonObject]:
-    """Return the facts of a kind, one of each number of exposures in turn."""
+    """Return the facts of a kind, one of each number of documents in turn."""
     paraphrase, draw = kind == "paraphrase", np.random.default_rng(seed)
     levels: dict[int, list[storage.JsonObject]] = {}
     for fact in _truth(run)["facts"]:

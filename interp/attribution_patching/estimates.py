@@ -34,11 +34,11 @@ from interp.errors import BehaviourError, EffectsError, ModelError, Uninformativ
 from interp.metrics import MetricLike
 from interp.patching import Effects, PairedRuns, SweepLayout, SweepOptions
 from interp.patching.engine import MEMORY, Patched
-from interp.results import provenance
+from interp.results import ABSOLUTE, provenance
 from train.progress import Progress
 
 
-__all__ = ["ABSOLUTE", "OVER", "atp_star", "attribution", "refuse_another", "verify"]
+__all__ = ["OVER", "atp_star", "attribution", "refuse_another", "verify"]
 
 # Name of each sweep, and the site that it patches.
 OVER = {
@@ -52,7 +52,6 @@ OVER = {
     "values": "v",
 }
 POSITIONS = ("each", "together")
-ABSOLUTE = "absolute values: GradDrop averages over passes without their signs"
 
 
 def attribution(
@@ -125,7 +124,8 @@ def atp_star(
             L - 1 (for a component inside a layer the pass that drops this layer gives 0) or by L
             (for the residual stream, which belongs to no layer). The paper takes absolute values
             per prompt; here they are taken of the mean over prompts, so that a component that does
-            not interact with others is estimated at the size of its exact effect.
+            not interact with others is estimated at the size of its exact effect. The signs are
+            those of all prompts together, so `Effects.held_out` refuses such estimates.
         metric: As in `attribution`.
         direction: As in `attribution`.
         seed: As in `attribution`.

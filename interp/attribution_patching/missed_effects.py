@@ -43,14 +43,14 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from interp import plots
-from interp.attribution_patching.estimates import ABSOLUTE, refuse_another
+from interp.attribution_patching.estimates import refuse_another
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, parse
 from interp.errors import EffectsError
 from interp.metrics import MetricLike
 from interp.patching import Effects, PairedRuns
 from interp.patching.engine import MEMORY
-from interp.results import Provenance, Result, provenance
+from interp.results import ABSOLUTE, Provenance, Result, provenance
 from train import progress as bars
 from train import storage
 from train.progress import Progress

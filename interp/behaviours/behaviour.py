@@ -209,7 +209,11 @@ class Behaviour:
     ) -> tuple[
         Int[Tensor, " column"], Float[Tensor, "prompt column"], Float[Tensor, "prompt column"]
     ]:
-        """Return the tokens that any prompt asks about, and the weights of answers and of foils."""
+        """Return the tokens that any prompt asks about, and the weights of answers and of foils.
+
+        Weights are relative to the heaviest of the prompt, which has 1: a weighted sum of
+        probabilities then lies between 0 and 1, and answers of equal weight are summed in full.
+        """
         rows = range(self.n_prompts)
         sides = [[self.weights_of(part, row) for row in rows] for part in ("answer", "foil")]
         columns = sorted({token for side in sides for one in side for token in one})
@@ -219,6 +223,7 @@ class Behaviour:
             )
             for side in sides
         )
+        answers, foils = (one / one.amax(dim=1, keepdim=True) for one in (answers, foils))
         return torch.tensor(columns), answers, foils
 
     def contrast(self) -> tuple[Int[Tensor, " column"], Float[Tensor, "prompt column"]]:

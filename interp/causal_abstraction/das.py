@@ -11,7 +11,8 @@ Such a search finds something almost anywhere. Its accuracy on unseen pairs is t
 with four controls: random subspaces of the same rank, the same search on shuffled answers, the
 whole component, and no intervention. Shuffled answers are a strict placebo: they still reward a
 subspace whose exchange removes the base's own answer. Where a component holds little besides the
-variable, the search partly finds the variable from shuffled answers too.
+variable, the search partly finds the variable from shuffled answers too. The random subspaces are
+chance: what a rotation of that rank reaches without a search.
 """
 
 import warnings
@@ -43,6 +44,8 @@ __all__ = ["ARMS", "Alignment", "align"]
 
 SCHEMA = "openbook.alignment/1"
 ARMS = ("learned", "random", "shuffled", "whole", "unpatched")
+# Names in tables. What random rotations of the same rank reach is the chance level of a search.
+NAMES = {arm: arm for arm in ARMS} | {"random": "random rotation (chance)"}
 # Number of pairs in a step of the search, and number of random subspaces that are averaged.
 PAIRS_A_STEP, RANDOM = 64, 8
 # Sites with a vector at each position.
@@ -90,14 +93,16 @@ class Alignment(Result):
         return self.accuracy["learned"].n
 
     def __repr__(self) -> str:
-        arms = ", ".join(f"{arm} {one.values.item():.2f}" for arm, one in self.accuracy.items())
+        arms = ", ".join(f"{NAMES[arm]} {one.show(2)}" for arm, one in self.accuracy.items())
         return f"Alignment({self.place}, rank {self.rank}, {self.n_test} unseen pairs; {arms})"
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas frame with a row per arm: accuracy and its interval."""
         import pandas
 
-        rows = [{"arm": arm, **one.columns("accuracy")} for arm, one in self.accuracy.items()]
+        rows = [
+            {"arm": NAMES[arm], **one.columns("accuracy")} for arm, one in self.accuracy.items()
+        ]
         return pandas.concat(map(pandas.DataFrame, rows), ignore_index=True)
 
     def plot(self) -> "plots.Figure":
@@ -108,7 +113,7 @@ class Alignment(Result):
             for name in ("accuracy", "accuracy_low", "accuracy_high")
         )
         return plots.bars(
-            list(self.accuracy),
+            [NAMES[arm] for arm in self.accuracy],
             value,
             low or None,
             high or None,

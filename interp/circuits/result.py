@@ -44,7 +44,8 @@ class Checks:
         stability: Overlap with circuits found on resampled prompts; None with a single prompt.
         agreement: Rank correlation of estimated and exact worth; None for fewer than three edges.
         again: Share of resamplings of the prompts in which each edge was selected.
-        exact: Exact worth of the circuit's strongest edges, each ablated alone, by name.
+        exact: Exact worth of the circuit's strongest edges, each ablated alone, by name, on the
+            prompts that chose them: as the largest of many they are partly so by chance.
         sizes: Tests under each ablation of circuits of other sizes, selected in the same way.
     """
 

@@ -144,6 +144,10 @@ def _text(found: "Ablation", top: int) -> str:
         shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else "no interval"
         kept = float(found.accuracy[found.names.index(name)])
         lines.append(f"{name:<16}  {found[name]:8.3f}  {shown}  positive on {kept:.2f}")
+    if len(found.names) > 1:
+        lines.append(
+            f"intervals hold for sets named beforehand, not for the largest of {len(found.names)}"
+        )
     left = len(found.names) - top
     lines += [f"and {left} with smaller losses"] if left > 0 else []
     return "\n".join([*lines, *found.notes, provenance_line(found.provenance)])

@@ -169,7 +169,7 @@ def _circuit(found: "Circuit", top: int) -> str:
         "",
         *_tests(found.checks.sizes if found.checks else [found.ablations]),
         "",
-        f"{'edge':<22}  {'worth':>9}  {'exact worth, 95 %':<40}  chosen again",
+        f"{'edge':<22}  {'worth':>9}  {'exact worth on choosing prompts, 95 %':<40}  chosen again",
     ]
     for edge in found.edges[:top]:
         exact, again = "-", "-"

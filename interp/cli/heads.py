@@ -103,7 +103,7 @@ def _found(found: "dict[str, HeadScores]") -> str:
             f"{kind:<15} {name:>5} {one[name]:6.3f}  {shown:<16}  {least:>8}  {one.n} {one.drawn}; "
             f"above: {', '.join(one.above_control[:6]) or 'none'}"
         )
-    return "\n".join(rows)
+    return "\n".join([*rows, "intervals hold for a head named beforehand, not for the best of all"])
 
 
 def _copying(best: dict[str, tuple[str, float]], copying: "Copying") -> str:

@@ -166,18 +166,25 @@ def _bounds(interval: tuple[float, float] | None) -> str:
     return " [{:.3f}, {:.3f}]".format(*interval) if interval else ""
 
 
-def _no_interval(effects: "Effects") -> str:
+def _no_interval(effects: "Effects", name: str) -> str:
     if effects.n_prompts < 2:
         return "one prompt, no interval"
     if effects.low is not None:
+        change = None if effects.part is None else effects.part.flatten(0, -2)
+        if change is not None and change[effects.names.index(name)].count_nonzero() == 1:
+            return f"shown by one of {effects.n_prompts} prompts, no interval"
         return f"the same on all {effects.n_prompts} prompts"
     return "too few prompts for an interval"
 
 
 def _chosen(effects: "Effects") -> list[str]:
     """Return the largest effect as measured on prompts that did not choose it."""
+    from interp.results import ABSOLUTE
+
     if effects.part is None or effects.n_prompts < 4 or len(effects.names) < 2:
         return []
+    if ABSOLUTE in effects.notes:
+        return ["the largest are the largest of many, and no half of the prompts can judge them"]
     half = effects.n_prompts - effects.n_prompts // 2
     return [
         f"chosen on one half of the prompts, measured on the other {half}: {name} {estimate}"
@@ -198,7 +205,7 @@ def effects_text(effects: "Effects", top: int) -> str:
     ]
     for name in effects.top(top):
         bounds = effects.interval(name)
-        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else _no_interval(effects)
+        shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else _no_interval(effects, name)
         lines.append(f"{name:<16}  {effects[name]:7.3f}  {shown}")
     if effects.control is not None:
         largest = float(effects.control[~effects.control.isnan()].abs().max())

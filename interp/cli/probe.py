@@ -157,12 +157,17 @@ def _probe(found: "Probe") -> str:
         f"{cell.place:<{width}}  "
         + "  ".join(f"{_shown(getattr(cell, name)):<22}" for name in columns)
         + f"  {_shown(cell.compression)}"
-        + ("" if cell.bits is None else f"  {cell.bits:.0f} bits")
+        + _bits(cell.bits, cell.bits_published)
         for cell in found.cells
     ]
     return "\n".join(
         [head, f"{'':<{width}}  {titles}", *rows, *found.notes, provenance_line(found.provenance)]
     )
+
+
+def _bits(mixed: float | None, published: float | None) -> str:
+    without = "" if published is None else f" ({published:.0f} without mixing)"
+    return "" if mixed is None else f"  {mixed:.0f} bits{without}"
 
 
 def _erasure(found: "Erasure") -> str:

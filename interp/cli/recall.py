@@ -25,7 +25,7 @@ def recall_command(source: ModelOptions, output: Output) -> None:
 
 
 def _recall(found: "Recall") -> str:
-    head = "exposures  facts    seen        95 %       held-out form        95 %       guessing"
+    head = "documents  facts    seen        95 %       held-out form        95 %       guessing"
     late = [_level(found.late, "late ")] if found.late else []
     return "\n".join([head, *map(_level, found.levels), *late])
 
@@ -37,5 +37,5 @@ def _level(level: "Level", when: str = "") -> str:
         else f"{one.recall:5.3f}  [{one.low:.3f}, {one.high:.3f}]"
         for one in (level.seen, level.paraphrase)
     )
-    exposures = when + str(level.exposures)
-    return f"{exposures:>9}  {level.n:5}   {seen}          {other}        {level.baseline:5.3f}"
+    documents = when + str(level.exposures)
+    return f"{documents:>9}  {level.n:5}   {seen}          {other}        {level.baseline:5.3f}"

@@ -93,7 +93,10 @@ class Contributions(Result):
         return self.average.n
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of one part; None with one prompt."""
+        """Return the 95 % interval of one part; None with one prompt.
+
+        It holds for one that was named beforehand, not for the largest of many.
+        """
         one = self.average.at(self._index(name))
         if one.low is None or one.high is None or one.low.isnan():
             return None

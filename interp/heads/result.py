@@ -108,7 +108,10 @@ class HeadScores(Result):
         return TopNames(names, {name: self[name] for name in names})
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of one head; None if there is none (see `low`)."""
+        """Return the 95 % interval of one head; None if there is none (see `low`).
+
+        It holds for one that was named beforehand, not for the largest of many.
+        """
         index = self._index(name)
         if self.low is None or self.high is None or self.low[index].isnan():
             return None

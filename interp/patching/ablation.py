@@ -104,7 +104,10 @@ class Ablation(Result):
         return float(self.change[self._index(name)])
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of one change; None with one prompt."""
+        """Return the 95 % interval of one change; None with one prompt.
+
+        It holds for one that was named beforehand, not for the largest of many.
+        """
         at = self._index(name)
         if np.isnan(self.low[at]):
             return None

@@ -26,7 +26,7 @@ from torch import Tensor
 from interp import plots
 from interp.components import Component, parse
 from interp.errors import EffectsError
-from interp.results import Provenance, Result, TopNames, numbers, plain
+from interp.results import ABSOLUTE, Provenance, Result, TopNames, numbers, plain
 from train import storage
 from train.errors import nearest
 from train.html_panel import ROWS, Grid, Panel, panel_of
@@ -59,7 +59,7 @@ class Effects(Result):
         values: Mean effects; nan for patches that were not run before Ctrl-C.
         low: Lower end of the 95 % interval over prompts; None with one prompt, or if the difference
             between clean and corrupt score cannot be told from 0 on these prompts; nan where the
-            effect is the same on every prompt.
+            effect is the same on every prompt, or 0 on all of three or more prompts but one.
         high: Upper end of that interval.
         clean: Mean score of the clean prompts.
         corrupt: Mean score of the corrupt prompts.
@@ -177,8 +177,9 @@ class Effects(Result):
             Effects by name, in the order in which the choosing half ranks them.
 
         Raises:
-            EffectsError: There are fewer than four prompts, or the effects of single prompts were
-                not kept (see `part`).
+            EffectsError: There are fewer than four prompts, the effects of single prompts were not
+                kept (see `part`), or they are estimates without a sign: all prompts together
+                decided the signs, so that no half of them is independent of the other.
 
         Examples:
             >>> found = patching.heads(model, ioi).held_out(2)
@@ -189,6 +190,11 @@ class Effects(Result):
             raise EffectsError(
                 "these effects hold no scores of single prompts; measure them again, or sweep one "
                 "half of the prompts and measure its largest places on the other half"
+            )
+        if ABSOLUTE in self.notes:
+            raise EffectsError(
+                "these estimates are absolute values whose signs all prompts decided together, so "
+                "the halves are not independent; estimate with grad_drop=False, or sweep exactly"
             )
         n = len(self.whole)
         if n < 4:

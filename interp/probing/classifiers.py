@@ -10,7 +10,9 @@ measures show how much:
   Liang 2019, https://aclanthology.org/D19-1275). Accuracy minus control accuracy is *selectivity*.
 * The online code length: the number of bits needed to send the labels to a receiver who has the
   activations and refits the probe as labels arrive (Voita & Titov 2020,
-  https://arxiv.org/abs/2003.12298). It also accounts for how many cases the probe needs.
+  https://arxiv.org/abs/2003.12298). It also accounts for how many cases the probe needs. Our code
+  mixes the probe with Laplace's rule; the code as published, without mixing, is given beside it and
+  is the one to compare with other papers (`CodeLengths`).
 
 Features are scaled to unit variance with the statistics of the training cases. The penalty is fixed
 and not tuned, because tuning it on accuracy makes control tasks easy as well.
@@ -19,6 +21,7 @@ and not tuned, because tuning it on accuracy makes control tasks easy as well.
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from interp.errors import ProbeError
+from train.short_repr import short_repr
 from train.statistics import Estimate, ratio_estimate, wilson
 
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Change",
+    "CodeLengths",
     "Fit",
     "Split",
     "code_lengths",
@@ -118,27 +123,46 @@ def control_labels(
             return found
 
 
+@dataclass(frozen=True, eq=False)
+class CodeLengths:
+    """Code length of each label in two online codes, in bits.
+
+    The cases are put in a random order and divided into blocks that end at `PORTIONS` of them. A
+    block is coded with the probe that is fitted to all earlier blocks; q is the probability that it
+    gives the label, m the number of earlier cases and k the number of classes.
+
+    Attributes:
+        mixed: -log2((m q + 1) / (m + k)): the probe mixed with the uniform distribution, as if each
+            class had been seen once more. A probe of few cases is therefore not trusted more than
+            they deserve, and a class that has not occurred has a finite code.
+        published: -log2(q), as Voita & Titov define the online code, after a first block that costs
+            log2(k) a case. It ends where the probe's cases have shown every class, because a probe
+            gives a class that it has not met no probability.
+    """
+
+    mixed: Float[np.ndarray, " case"]
+    published: Float[np.ndarray, " case"]
+
+    __repr__ = short_repr
+
+
 def code_lengths(
     x: Float[np.ndarray, "case feature"], labels: Int[np.ndarray, " case"], *, seed: int = 0
-) -> Float[np.ndarray, " case"]:
-    """Return the code length of each label in the online code, in bits.
-
-    The cases are put in a random order and divided into blocks. Each block is coded with the probe
-    fitted to all earlier blocks, mixed with the uniform distribution as if each class had been seen
-    once more: after m cases, a class that the probe gives probability q has (m q + 1) / (m + k) for
-    k classes. The first block therefore costs log2(k) bits per case, and a class that has not
-    occurred so far has a finite code length.
-    """
+) -> CodeLengths:
+    """Return the code length of each label in the online code, in bits."""
     n, n_classes = len(labels), int(labels.max()) + 1
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(n)
     ends = sorted({max(1, ceil(portion * n)) for portion in PORTIONS})
-    bits = np.full(n, np.log2(n_classes))
+    mixed = np.full(n, np.log2(n_classes))
+    published = mixed.copy()
     for start, stop in itertools.pairwise(ends):
         sent, block = order[:start], order[start:stop]
         chances = _chances(x[sent], labels[sent], x[block], n_classes)
-        mixed = (start * chances + 1) / (start + n_classes)
-        bits[block] = -np.log2(mixed[np.arange(len(block)), labels[block]])
-    return bits
+        chance = chances[np.arange(len(block)), labels[block]]
+        mixed[block] = -np.log2((start * chance + 1) / (start + n_classes))
+        if len(np.unique(labels[sent])) == n_classes:
+            published[block] = -np.log2(np.maximum(chance, np.finfo(float).tiny))
+    return CodeLengths(mixed, published)
 
 
 def _chances(

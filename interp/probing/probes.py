@@ -216,10 +216,11 @@ class _Frame:
             "unseen": self._share_of(x, self.type_folds, fit),
             "untrained": self._share_of(first, self.folds, fit),
             "untrained_unseen": self._share_of(first, self.type_folds, fit),
-            "bits": None if bits is None else float(bits.sum()),
+            "bits": None if bits is None else float(bits.mixed.sum()),
+            "bits_published": None if bits is None else float(bits.published.sum()),
             "compression": None
             if bits is None
-            else classifiers.compression(bits, n_classes, self.types),
+            else classifiers.compression(bits.mixed, n_classes, self.types),
         }
 
     def _share(self, right: Float[np.ndarray, " case"]) -> Estimate:

@@ -39,8 +39,11 @@ class Cell:
         untrained: Accuracy on an untrained model of the same architecture; None if there is none.
             Random embeddings are easy to memorise, so `untrained_unseen` is more informative.
         untrained_unseen: The same when no type is in both training and test.
-        bits: Online code length of all labels; None for a classifier without probabilities.
+        bits: Online code length of all labels, the probe mixed with Laplace's rule
+            (`classifiers.CodeLengths`); None for a classifier without probabilities.
         compression: Length of the uniform code, log2(classes) per case, divided by `bits`.
+        bits_published: The same code without mixing, as Voita & Titov define it, for comparison
+            with other papers; None also in files of earlier versions.
     """
 
     place: str
@@ -54,6 +57,7 @@ class Cell:
     untrained_unseen: Estimate | None
     bits: float | None
     compression: Estimate | None
+    bits_published: float | None = None
 
     __repr__ = short_repr
 
@@ -148,7 +152,8 @@ class Probe(Result):
 
     def _row(self, cell: Cell) -> dict[str, object]:
         row: dict[str, object] = {"place": cell.place, "layer": cell.layer, "pos": cell.pos}
-        row |= {"n": self.n, "types": self.n_types, "baseline": self.baseline, "bits": cell.bits}
+        row |= {"n": self.n, "types": self.n_types, "baseline": self.baseline}
+        row |= {"bits": cell.bits, "bits_published": cell.bits_published}
         for name in ESTIMATES:
             found = getattr(cell, name) or Estimate(float("nan"), None, None)
             row |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
@@ -156,7 +161,9 @@ class Probe(Result):
 
 
 ESTIMATES = tuple(
-    one.name for one in fields(Cell) if one.name not in ("place", "layer", "pos", "bits")
+    one.name
+    for one in fields(Cell)
+    if one.name not in ("place", "layer", "pos", "bits", "bits_published")
 )
 
 

@@ -1,4 +1,4 @@
-"""Analyses over the checkpoints of a run, and recall of facts by number of exposures."""
+"""Analyses over the checkpoints of a run, and recall of facts by number of documents."""
 
 from typing import TYPE_CHECKING
 

@@ -111,7 +111,7 @@ class Recall:
     """Recall of all planted facts.
 
     Attributes:
-        levels: Recall by exposures, ascending, of facts that are read throughout training.
+        levels: Recall by number of documents, ascending; facts that are read throughout training.
         late: Recall of facts whose documents are read late in training; None if there are none.
     """
 
@@ -127,7 +127,7 @@ class Recall:
     _repr_html_ = html_repr
 
     def at(self, exposures: int) -> Level:
-        """Return the level of facts with this number of exposures.
+        """Return the level of facts that so many documents state.
 
         Raises:
             BehaviourError: There is no such level.
@@ -136,7 +136,7 @@ class Recall:
             if level.exposures == exposures:
                 return level
         known = ", ".join(str(level.exposures) for level in self.levels)
-        raise BehaviourError(f"no fact is stated {exposures} times; the levels are {known}")
+        raise BehaviourError(f"no fact is stated by {exposures} documents; the levels are {known}")
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -149,12 +149,12 @@ class Recall:
         return pandas.DataFrame([_flat(level) for level in self.levels])
 
     def plot(self) -> "plots.Figure":
-        """Plot recall against exposures, with intervals and baseline."""
+        """Plot recall against the number of documents, with intervals and baseline."""
         return _figure(self)
 
 
 def recall_by_exposure(model: HookedModel, truth: dict, tokenizer: Tokenizer) -> Recall:
-    """Measure recall of every planted fact in every form, by number of exposures.
+    """Measure recall of every planted fact in every form, by the number of documents that state it.
 
     Costs about two dozen forward passes, with 3,000 short prompts in total.
 
@@ -305,7 +305,7 @@ def _flat(level: Level) -> dict[str, object]:
 
 
 def _figure(found: Recall) -> "plots.Figure":
-    """Plot recall against exposures: stated forms, held-out form and baseline."""
+    """Plot recall against the number of documents: stated forms, held-out form and baseline."""
     exposures = [str(level.exposures) for level in found.levels]
     figure = plots.figure()
     for kind, title in (("seen", "forms it was stated in"), ("paraphrase", "form held out")):
@@ -324,4 +324,4 @@ def _figure(found: Recall) -> "plots.Figure":
     )
     figure.update_xaxes(type="category", title="documents that state the fact")
     figure.update_yaxes(range=[0, 1.02], title="share recalled")
-    return plots.framed(figure, "Recall of planted facts by exposure")
+    return plots.framed(figure, "Recall of planted facts by number of documents")

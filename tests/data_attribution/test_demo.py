@@ -203,7 +203,7 @@ def test_a_demo_of_which_every_claim_holds_has_no_failures():
     [
         ({"verification": Verification("run", "order only", (), ((0, 9),), 1.0, 5)}, "order only"),
         ({"check": Check(0.5, 0.5, 1.0, 300, (0.4, 0.6))}, "IOI accuracy is 0.50"),
-        ({"recall": Recall(())}, "recall at 16 or more exposures is 0.00"),
+        ({"recall": Recall(())}, "recall of facts in 16 or more documents is 0.00"),
         ({"forgetting": forgetting_of(gone=0.9)}, "do not fall to those never stated"),
         ({"forgetting": forgetting_of(control=0.1)}, "falls below 0.9"),
     ],

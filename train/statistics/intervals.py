@@ -16,7 +16,9 @@
   mean, those that take only its two ends vary most. Student's t alone covers such means in 40 to
   90 % of cases at 10 prompts.
 * Scores that are equal on every prompt have no interval: n equal scores only say that at most
-  1 - 0.05^(1/n) of all prompts differ (26 % for n = 10, 4.6 % for n = 64), not by how much.
+  1 - 0.05^(1/n) of all prompts differ (26 % for n = 10, 4.6 % for n = 64), not by how much. Nor has
+  a ratio whose numerator is 0 on all prompts but one: a single prompt does not show how much the
+  effect varies where it occurs (81 % coverage for exponential effects on a fifth of 10 prompts).
 
 `benchmarks/calibration.py` measures the coverage for each n, distribution and kind: 93 to 97 % from
 10 prompts on, for skewness up to 2 and tails as heavy as t(4). The percentile bootstrap, used in
@@ -156,9 +158,10 @@ def ratio_interval(
         whole: Denominator by prompt: the difference between the clean and the corrupt score.
 
     Returns:
-        Lower and upper ends; nan for places whose ratio is the same on every prompt. None with
-        fewer than two prompts, or if the mean of `whole` cannot be told from 0 (Student's t at
-        95 %), because then every ratio is compatible with the data.
+        Lower and upper ends; nan for places whose ratio is the same on every prompt, or of which
+        one of three or more prompts alone shows any effect. None with fewer than two prompts, or if
+        the mean of `whole` cannot be told from 0 (Student's t at 95 %), because then every ratio is
+        compatible with the data.
 
     Examples:
         >>> whole = np.array([3.0, 4.0, 5.0, 4.0, 4.0])
@@ -194,7 +197,10 @@ def ratio_interval(
     low = middle / leading - half - (below - plain)
     high = middle / leading + half + (above - plain)
     same = np.ptp(residual, axis=-1) <= ROUNDING * np.abs(part / whole_mean).max(axis=-1)
-    return np.where(same, np.nan, low), np.where(same, np.nan, high)
+    size = np.abs(part)
+    alone = ((size > ROUNDING * size.max(axis=-1, keepdims=True)).sum(axis=-1) == 1) & (n > 2)
+    refused = same | alone
+    return np.where(refused, np.nan, low), np.where(refused, np.nan, high)
 
 
 def ratio_estimate(

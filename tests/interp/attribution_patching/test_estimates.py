@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from interp.components import parse
 from interp.errors import BehaviourError, EffectsError, ModelError, UninformativeWarning
 from interp.metrics import custom
 from interp.patching import Effects, activation_patching
+from interp.results import ABSOLUTE
 from tests.worlds.behaviours import moved_by
 from tests.worlds.known import known
 from train.model import GPT, GPTConfig, init_gpt
@@ -131,7 +133,18 @@ def test_in_a_sum_dropping_gradients_leaves_the_size_of_the_effect():
     # Two of three passes see each head, whose own layer the third drops: 2 |effect| / (3 - 1).
     estimate = attribution_patching.atp_star(Adding(), first_token(), qk_fix=False)
     torch.testing.assert_close(estimate.values, Adding.shares.abs())
-    assert estimates.ABSOLUTE in estimate.notes
+    assert ABSOLUTE in estimate.notes
+
+
+def test_signs_that_all_prompts_decided_leave_no_half_that_is_independent():
+    """Without an effect, half of the estimates of either half lie beyond 0: theirs all above it."""
+    estimate = attribution_patching.atp_star(Adding(), first_token(), qk_fix=False)
+    noise = np.random.default_rng(0).normal(size=(400, 64))
+    signed = noise * np.sign(noise.mean(axis=1, keepdims=True))  # as GradDrop takes them
+    assert (signed[:, :32].mean(axis=1) > 0).mean() > 0.7
+    assert (noise[:, :32].mean(axis=1) > 0).mean() == pytest.approx(0.5, abs=0.08)
+    with pytest.raises(EffectsError, match="the halves are not independent"):
+        estimate.held_out()
 
 
 @pytest.mark.parametrize("over", estimates.OVER)

@@ -119,9 +119,9 @@ def test_several_answers_are_a_sum_and_weights_count():
     p = logits[0, 0].softmax(-1)
     by_hand = {
         "logit-difference": (3 * 2 + 1 * 3) / 4 - (1 + 0) / 2,
-        "probability": float(3 * p[1] + p[2]),
-        "log-probability": float((3 * p[1] + p[2]).log()),
-        "probability-difference": float(3 * p[1] + p[2] - p[0] - p[3]),
+        "probability": float(p[1] + p[2] / 3),  # of the heaviest in full, and so at most 1
+        "log-probability": float((p[1] + p[2] / 3).log()),
+        "probability-difference": float(p[1] + p[2] / 3 - p[0] - p[3]),
     }
     for name, expected in by_hand.items():
         metric = metrics.named(name, own)

@@ -129,6 +129,9 @@ def test_the_subspace_that_holds_the_variable_is_learned_and_the_placebos_are_no
     assert share["whole"] == 1.0
     assert share["unpatched"] == 0.0
     assert share["random"] < 0.5
+    chance = aligned.accuracy["random"]
+    assert f"random rotation (chance) {chance.show(2)}, shuffled" in repr(aligned)
+    assert chance.low.item() < share["random"] < chance.high.item()
     # It still gains by taking the base's answer away, so it is no stranger to the variable.
     assert share["shuffled"] < share["learned"] - 0.2
     assert aligned.accuracy["learned"].low is not None

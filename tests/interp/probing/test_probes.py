@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
 from interp import probing
@@ -129,7 +130,7 @@ def test_folds_of_types_share_none(types):
 def test_the_code_of_a_constant_is_laplaces_rule_block_by_block():
     """Where nothing can be read the probe gives the frequencies of what it was sent."""
     labels = (np.arange(200) % 4 == 0).astype(int)
-    found = classifiers.code_lengths(np.zeros((200, 2)), labels, seed=3)
+    found = classifiers.code_lengths(np.zeros((200, 2)), labels, seed=3).mixed
     order = np.random.Generator(np.random.Philox(key=3)).permutation(200)
     ends = [1, 2, 4, 7, 13, 25, 50, 100, 200]
     expected = np.ones(200)  # the first block: one bit for one of two
@@ -143,9 +144,33 @@ def test_the_code_of_a_constant_is_laplaces_rule_block_by_block():
 def test_a_code_knows_nothing_in_its_first_block_and_a_class_never_met_has_a_finite_code():
     labels = np.array([0] * 99 + [1])
     bits = classifiers.code_lengths(np.zeros((100, 2)), labels)
-    assert np.isfinite(bits).all()
-    assert bits.min() >= 0
-    assert 1 in bits
+    assert np.isfinite(bits.mixed).all()
+    assert bits.mixed.min() >= 0
+    assert 1 in bits.mixed
+    # No probe has met the class that occurs once, so that the first block takes all cases.
+    assert (bits.published == 1).all() or labels[bits.published != 1].sum() == 0
+
+
+def test_the_published_code_is_the_formula_of_voita_and_titov():
+    """t_1 log2(K) - sum over i of log2 p_i(labels t_i + 1 to t_(i + 1)), without mixing."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(3, size=240)
+    x = draw.normal(size=(240, 5)) + np.eye(5)[labels] * 1.5
+    found = classifiers.code_lengths(x, labels, seed=7)
+    order = np.random.Generator(np.random.Philox(key=7)).permutation(240)
+    x, labels = x[order], labels[order]
+    ends = [15, 30, 60, 120, 240]  # after 8 cases, which are the first to hold all three classes
+    first = next(t for t in (1, 2, 4, 8, *ends) if len(set(labels[:t])) == 3)
+    ends = [first, *(t for t in (2, 4, 8, *ends) if t > first)]
+    length = first * np.log2(3)
+    for start, stop in pairwise(ends):
+        mean, width = x[:start].mean(axis=0), x[:start].std(axis=0)
+        probe = LogisticRegression(C=1.0, max_iter=5000)
+        probe.fit((x[:start] - mean) / width, labels[:start])
+        chances = probe.predict_proba((x[start:stop] - mean) / width)
+        length -= np.log2(chances[np.arange(stop - start), labels[start:stop]]).sum()
+    assert found.published.sum() == pytest.approx(length, rel=1e-6)
+    assert not np.allclose(found.mixed, found.published, rtol=0.1)
 
 
 def test_intervals_of_clustered_shares_cover_the_truth():

@@ -114,9 +114,20 @@ def test_intervals_of_rare_effects_cover_the_truth_or_are_refused(kind, n):
     whole = 1 + 0.2 * np.abs(draw.normal(size=n))
     low, high = known(ratio_interval(scores * whole, whole))
     shown = ~np.isnan(low)
-    assert (~shown).mean() < 0.65
+    assert (~shown).mean() < 0.78
     truth = (truth * whole).sum() / whole.sum()
     assert ((low <= truth) & (truth <= high))[shown].mean() > 0.93
+
+
+@pytest.mark.parametrize("n", [10, 30, 64])
+def test_an_effect_of_any_size_that_one_prompt_alone_shows_has_no_interval(n):
+    """Of exponential effects on a fifth of 10 prompts, 81 % were covered where one showed."""
+    draw = np.random.default_rng(n)
+    scores = draw.exponential(size=(4000, n)) * (draw.random((4000, n)) < 0.2)
+    low, high = known(ratio_interval(scores, np.ones(n)))
+    shown = ~np.isnan(low)
+    assert (shown == ((scores > 0).sum(axis=1) > 1)).all()
+    assert ((low <= 0.2) & (high >= 0.2))[shown].mean() > 0.93
 
 
 def test_a_rare_effect_is_wider_than_its_spread_says():
