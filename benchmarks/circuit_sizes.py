@@ -67,8 +67,7 @@ def main() -> int:
                     )
                 rows.append(found.ablations)
                 for test in found.ablations:
-                    shares = f"above foil {test.above_foil}, first choice {test.top1}"
-                    print(f"  {n:>4} asked: {test}; {shares}")
+                    print(f"  {n:>4} asked: {line(test)}")
             for statement in STATEMENTS:
                 holding = [tests[0].n_edges for tests in rows if supports(statement, tests)]
                 first[name][statement].append(min(holding, default=None))
@@ -79,6 +78,15 @@ def main() -> int:
             shown = ", ".join("-" if n is None else str(n) for n in edges)
             print(f"  {name:<10} {statement:<15} {shown}")
     return 0
+
+
+def line(test: AblationTest) -> str:
+    """What one circuit keeps under one ablation, every number with its interval."""
+    return (
+        f"{test.standin}: {test.n_edges} edges, faithfulness {test.faithfulness or 'undefined'}, "
+        f"answer above foil {test.above_foil}, first choice {test.top1}, of the full model "
+        f"{test.model_top1.value:.2f}"
+    )
 
 
 def supports(statement: str, tests: tuple[AblationTest, ...]) -> bool:
