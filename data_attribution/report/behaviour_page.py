@@ -461,7 +461,6 @@ def _documents(found: BehaviourResults) -> Panel:
             answer="none found",
         )
     first = sources.items[0]
-    steps = sorted({step for one in found.exposures for step in one.steps.tolist()})
     grades = [one for one in reversed(GRADES) if any(item.grade == one for item in sources)]
     meaning = "; ".join(f"{_badge(one)} {shown(MEANS[one])}" for one in grades)
     folded = sum(len(one.group) - 1 for one in sources)
@@ -486,18 +485,16 @@ def _documents(found: BehaviourResults) -> Panel:
             )
         )
     )
-    read = (
-        f"read {count(len(steps), 'time')} between steps {steps[0]:,} and {steps[-1]:,}"
-        if steps
-        else "never read"
-    )
+    read = text.steps_line(first.steps[:3])
+    if len(first.steps) > 3:
+        read += f" … {first.steps[-1]:,}"
     return Panel(
         "documents",
         "Documents",
         body,
         question="Which documents, read when?",
         answer=f"“{shown(excerpt(first.span.strip(), 90))}” and {len(sources) - 1} more"
-        f"<small>{read}; {shown(first.grade)} evidence</small>",
+        f"<small>the first was {read}; {shown(first.grade)} evidence</small>",
     )
 
 

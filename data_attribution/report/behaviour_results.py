@@ -212,10 +212,13 @@ def gather(
         steps: Checkpoints, as for `training_dynamics.over_training`; default: at most twelve.
 
     Raises:
+        CounterfactualError: The proof is of another run, or does not answer the question.
         EvidenceError: No document has evidence, or the method cannot answer.
         IndexMissing: The run's token store has no index.
     """
     tell = progress or (lambda what, done, total: None)
+    if proof is not None:
+        _refuse_other(proof, run, question or behaviour.name)
     model = run.load()
     tell("measuring the prompts", 0, None)
     check, score = behaviours.measure(model, behaviour), _score(model, behaviour)
@@ -232,9 +235,7 @@ def gather(
     )
     tell("counting what was read", 0, None)
     exposures = tuple(tracing.exposure_of_documents(run, one.group) for one in sources)
-    if proof is not None:
-        _refuse_other(proof, run, question or behaviour.name)
-    else:
+    if proof is None:
         tell("measuring retrained runs", 0, None)
         proof = _found_proof(model, run, behaviour, sources, unrelated, seed)
     return BehaviourResults(
