@@ -5,6 +5,7 @@ those of the commands that the page names. What an earlier command has saved (ro
 ranking, retrained runs) is read and not computed again.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -158,6 +159,20 @@ class BehaviourResults:
             f"{named} of {self.check.n}, by {self.score.value:.2f} nats\nheads: {heads}\n"
             f"documents: {documents} by {self.sources.method} evidence\nproof: {proof}"
         )
+
+    @property
+    def bare_name(self) -> str:
+        """Return the behaviour as no shell reads it."""
+        return shlex.split(self.named)[0]
+
+    def command(
+        self, verb: str, tail: str = "", *, named: bool = True, traced: bool = False
+    ) -> str:
+        """Return a command on the run: on its behaviour, or on what was traced."""
+        parts = ["openbook", verb, str(self.run.path), self.named if named else "", tail]
+        if traced:
+            parts[3] = self.traced
+        return " ".join(part for part in (*parts, self.options if named else "") if part)
 
     def summary(self) -> dict[str, object]:
         """Return the main numbers as plain values, for JSON."""
