@@ -42,6 +42,13 @@ ROWS = [
 WIDTH, LEFT, TOP = 960, 20, 62
 BOX, HEIGHT, GAP, BETWEEN = 200, 58, 33, 56
 INK, GREY = "#1f2937", "#6b7280"
+# What the four panels of a page of `openbook report` show, in the colours that they have there.
+PANELS = {
+    "behaviour": "#0b62b0",
+    "effects": "#b8461f",
+    "sources": "#3c7a3a",
+    "counterfactual": "#7a4f96",
+}
 
 
 def text(x: float, y: float, words: str, size: int, *, colour: str = INK, more: str = "") -> str:
@@ -97,6 +104,11 @@ def drawing() -> str:
         for column, (name, line) in enumerate(boxes):
             x = LEFT + column * (BOX + GAP)
             parts.append(box(x, y, colour))
+            if name in PANELS:
+                parts.append(
+                    f'<path d="M{x + 6:g} {y + 2.5:g} H{x + BOX - 6:g}" stroke="{PANELS[name]}" '
+                    'stroke-width="5"/>'
+                )
             centre = x + BOX / 2
             parts.append(text(centre, y + 25, name, 16, more=middle + ' font-weight="bold"'))
             parts.append(text(centre, y + 45, line, 13, more=middle))
@@ -114,7 +126,9 @@ def drawing() -> str:
     parts.append(arrow(path, (right, run), "left"))
     caption = "The counterfactual trains the same run again; only the removed documents differ."
     parts.append(text(WIDTH / 2, bottom + 30, caption, 14, colour=GREY, more=middle))
-    return page(WIDTH, bottom + 46, question, parts)
+    panels = "Coloured bars: the four panels of a page of openbook report."
+    parts.append(text(WIDTH / 2, bottom + 52, panels, 14, colour=GREY, more=middle))
+    return page(WIDTH, bottom + 68, question, parts)
 
 
 if __name__ == "__main__":

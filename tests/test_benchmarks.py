@@ -36,7 +36,7 @@ BOUND = (
 UNBOUND = (
     "circuit_sizes", "compiled_programs", "compiled_weights", "data_efficiency", "harness_scores",
     "ladder",
-    "lexical_evidence", "machine", "muon",
+    "lexical_evidence", "machine", "muon", "pages",
     "real_text", "token_index_queries",
 )  # fmt: skip
 

@@ -37,15 +37,18 @@ WITHOUT = {
         interp.causal_abstraction: align
         interp.lenses: evaluate_lens fit_tuned_lens held_out_tokens load_tuned_lens tuned
         interp.training_dynamics: replayed
-        data_attribution.counterfactuals: forget_facts marked_sources validate_sources without
+        data_attribution.counterfactuals: compare forget_facts marked_sources validate_sources
+            without
         data_attribution.evaluation: evaluate rankings_by_method removal_curves_of
             retrained_on_subsets
         data_attribution.metagradients: influence rank_by_replay
         data_attribution.demo: finished_formation formation_of plan plan_code play play_code
             play_released refuse_other trained
-        data_attribution.report: code_summary demo_summary write_code_page write_demo_page
+        data_attribution.report: code_summary demo_summary read_proof write_code_page
+            write_demo_page
         """,
     "takes over two seconds on the released run": """
+        data_attribution.report: gather write_behaviour_page
         interp.attribution_patching: missed
         interp.probing: erasure_effect linear
         train.data.planted: planted_corpus planted_truth

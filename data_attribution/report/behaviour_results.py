@@ -5,6 +5,7 @@ those of the commands that the page names. What an earlier command has saved (ro
 ranking, retrained runs) is read and not computed again.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -159,6 +160,20 @@ class BehaviourResults:
             f"documents: {documents} by {self.sources.method} evidence\nproof: {proof}"
         )
 
+    @property
+    def bare_name(self) -> str:
+        """Return the behaviour as no shell reads it."""
+        return shlex.split(self.named)[0]
+
+    def command(
+        self, verb: str, tail: str = "", *, named: bool = True, traced: bool = False
+    ) -> str:
+        """Return a command on the run: on its behaviour, or on what was traced."""
+        parts = ["openbook", verb, str(self.run.path), self.named if named else "", tail]
+        if traced:
+            parts[3] = self.traced
+        return " ".join(part for part in (*parts, self.options if named else "") if part)
+
     def summary(self) -> dict[str, object]:
         """Return the main numbers as plain values, for JSON."""
         best = self.heads.top(3) if self.heads else []
@@ -212,10 +227,13 @@ def gather(
         steps: Checkpoints, as for `training_dynamics.over_training`; default: at most twelve.
 
     Raises:
+        CounterfactualError: The proof is of another run, or does not answer the question.
         EvidenceError: No document has evidence, or the method cannot answer.
         IndexMissing: The run's token store has no index.
     """
     tell = progress or (lambda what, done, total: None)
+    if proof is not None:
+        _refuse_other(proof, run, question or behaviour.name)
     model = run.load()
     tell("measuring the prompts", 0, None)
     check, score = behaviours.measure(model, behaviour), _score(model, behaviour)
@@ -232,9 +250,7 @@ def gather(
     )
     tell("counting what was read", 0, None)
     exposures = tuple(tracing.exposure_of_documents(run, one.group) for one in sources)
-    if proof is not None:
-        _refuse_other(proof, run, question or behaviour.name)
-    else:
+    if proof is None:
         tell("measuring retrained runs", 0, None)
         proof = _found_proof(model, run, behaviour, sources, unrelated, seed)
     return BehaviourResults(

@@ -140,7 +140,7 @@ def excerpt(text: str, letters: int = 4_000, *, around: str = "") -> str:
     Examples:
         >>> from data_attribution.report.page import excerpt
         >>> excerpt("a b c d e f g", 3, around="d")
-        '… c d … (3 of 13 letters)'
+        '… d … (3 of 13 letters)'
     """
     if len(text) <= letters:
         return text

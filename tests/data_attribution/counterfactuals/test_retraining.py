@@ -109,6 +109,24 @@ def test_the_retrained_run_has_the_parents_order_and_has_not_read_the_documents(
     assert all(len(retrained.steps_reading(document)) == 0 for document in found.removed)
 
 
+def test_retrained_runs_are_found_by_what_they_lack_and_measured_alike(
+    found, lookup_run, of_pair_3, pairs, place
+):
+    def ranked(first: int, *others: int) -> Sources:
+        source = Source(first, "", "", "", 1.0, "lexical", (), 0, 1, duplicates=others)
+        return Sources("pair", "lexical", (source,), {})
+
+    there = counterfactuals.found(lookup_run, ranked(*of_pair_3), out=place)
+    assert [str(one.path) for one in there] == list(found.runs)
+    again = counterfactuals.compare(lookup_run, there[0], there[1:], pairs)
+    assert [one.row() for one in again.changes] == [one.row() for one in found.changes]
+    assert (again.removed, again.control) == (found.removed, found.control)
+    untouched = next(one for one in range(240) if one not in {*found.removed, *found.control[0]})
+    assert counterfactuals.found(lookup_run, ranked(untouched), out=place) == []
+    with pytest.raises(CounterfactualError, match="was not retrained from run"):
+        counterfactuals.compare(lookup_run, lookup_run, [], pairs)
+
+
 def test_a_retrained_run_is_opened_the_second_time(found, lookup_run, of_pair_3, pairs, place):
     trained = []
     again = once(
