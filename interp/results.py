@@ -139,7 +139,8 @@ class Result:
         A result at the end of a cell is shown in this way; `print` shows the panel as text.
 
         Examples:
-            >>> print(patching.heads(model, ioi).show(2))
+            >>> patching.heads(model, ioi).show(2).columns
+            ('layer', 'head', 'place', 'effect')
         """
         return panel_of(self, n)
 

@@ -292,7 +292,7 @@ CASES = (
     sealed("trace stages", f"{W}/tuned", BEHAVIOUR, *FEW, "--rank", "2", "--candidates", "8"),
     sealed("trace sentence", RUN, "k3 is v3", "--page", "page.html"),
     sealed("trace head", RUN, "previous-token:L0H0", "--page", "page.html"),
-    sealed("trace text", RUN, "k3 is v3", "--page", "page.html"),
+    sealed("trace text", RUN, "k3 is", "--generate", "2", "--page", "page.html"),
     sealed("exposure text", RUN, "k3 is v3"),
     sealed("exposure documents", RUN, "3"),
     sealed("gradients plan", RUN),

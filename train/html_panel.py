@@ -25,11 +25,15 @@ LARGEST = 100_000  # bytes of a panel
 ROWS = 10  # rows of a table that a notebook shows
 MOST_COLUMNS, MOST_FACTS, MOST_ITEMS = 16, 24, 6
 MOST_CELLS = 1024  # cells of a grid
+# Fields that are shown elsewhere, or say nothing of the result.
+NO_FACTS = ("notes", "interval", "peak_bytes", "tokenizer")
+DEFAULT_FACTS = ("n", "n_prompts", "draws")  # numbers that are shown also if they are the default
 LONGEST_CELL, LONGEST_LINE = 120, 400  # characters
 # Doubled, because Jupyter's own rules for tables have the weight of one class.
 CLASS = ".openbook-panel.openbook-panel"
 STYLE = f"""{CLASS}{{color:inherit;max-width:72em;line-height:1.4}}
-{CLASS} table{{border-collapse:collapse;table-layout:auto;margin:.4em 0;font-size:.92em}}
+{CLASS} table{{color:inherit;border-collapse:collapse;table-layout:auto;margin:.4em 0;
+font-size:.92em}}
 {CLASS} th,{CLASS} td{{text-align:left;vertical-align:top;padding:.1em .7em .1em 0;color:inherit;
 border:0;border-bottom:1px solid rgba(128,128,128,.3);white-space:pre-wrap;max-width:40em}}
 {CLASS} td.n,{CLASS} th.n{{text-align:right;font-variant-numeric:tabular-nums}}
@@ -71,7 +75,7 @@ class Panel:
         >>> from train.html_panel import Panel
         >>> columns, row = ("place", "effect"), ("L0H1", 0.9)
         >>> panel = Panel("Effects", "of heads", (("n", 64),), columns, (row,))
-        >>> panel
+        >>> print(panel)
         Effects: of heads
         n: 64
         place  effect
@@ -102,8 +106,9 @@ class Panel:
         return replace(self, rows=self.rows[: len(self.rows) // 2], n_rows=n_rows).html()
 
     _repr_html_ = html
+    __repr__ = short_repr
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         lines = [f"{self.name}: {self.line}".removesuffix(": ")]
         lines += [f"{name}: {_text(value)}" for name, value in self.facts]
         lines += [visible(one) for one in _columns_of_text(self.columns, self.rows)]
@@ -157,7 +162,9 @@ def _facts(result: Any) -> Iterator[tuple[str, object]]:
     """Yield the fields that are numbers or names, with their intervals; no control is a fact."""
     for one in fields(result):
         value = getattr(result, one.name)
-        if one.name in ("notes", "interval") or one.name.endswith("_interval"):
+        if one.name in NO_FACTS or one.name.endswith("_interval"):
+            continue
+        if one.name not in DEFAULT_FACTS and isinstance(value, int) and value == one.default:
             continue
         if value is None and one.name.startswith("control"):
             yield one.name, "none"
@@ -306,7 +313,7 @@ def _is_number(value: object) -> bool:
 
 def _left_out(panel: Panel) -> str:
     more = panel.n_rows - len(panel.rows)
-    return f"{count(more, 'more row')} in to_frame()" if panel.rows and more > 0 else ""
+    return f"and {count(more, 'more row')}" if panel.rows and more > 0 else ""
 
 
 def _columns_of_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:

@@ -65,7 +65,7 @@ EXAMPLES = {
     "trace stages": "runs/dpo fact:runethi",
     "trace sentence": "runs/planted 'the capital of runethi is koreskul .'",
     "trace head": "runs/planted prefix-matching:L1H0",
-    "trace text": "runs/planted generated.txt",
+    "trace text": "runs/planted 'the capital of runethi' --generate 40 --page text.html",
     "exposure text": "runs/planted 'the capital of runethi is koreskul .'",
     "exposure documents": "runs/planted 28867",
     "gradients build": "runs/planted",

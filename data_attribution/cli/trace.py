@@ -38,7 +38,7 @@ Page = Annotated[
     Path | None, typer.Option(callback=writable, help="Also write an HTML page to this file.")
 ]
 
-TextPage = Annotated[
+PageOfText = Annotated[
     Path | None,
     typer.Option(
         callback=writable,
@@ -239,7 +239,7 @@ def trace_text_command(
             "shortest length that shuffled text seldom has.",
         ),
     ] = None,
-    page: TextPage = None,
+    page: PageOfText = None,
     seed: Annotated[
         int,
         typer.Option(

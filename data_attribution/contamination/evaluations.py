@@ -54,7 +54,7 @@ class Evaluations:
     """
 
     meaning: ClassVar[str] = (
-        "A table of evaluations shows what models score and how much of it they had read; it "
+        "A table of evaluations shows what models score and which items they had read; it "
         "does not show how they would score without having read them."
     )
 

@@ -26,7 +26,7 @@ from data_attribution.token_index import TokenIndex
 from data_attribution.tracing import Generation, Holder, SpansByChance, TracedSpan
 from train import storage
 from train.progress import Progress, count
-from train.runs import Run
+from train.runs import ReadableRun, Run
 from train.statistics import Estimate
 
 
@@ -55,7 +55,7 @@ class TextPage:
         origin: Further rows of the footer.
     """
 
-    run: Run
+    run: ReadableRun
     text: str
     traced: Generation | None
     chance: SpansByChance
@@ -65,7 +65,7 @@ class TextPage:
 
 
 def trace_for_page(
-    run: Run,
+    run: ReadableRun,
     text: str,
     *,
     minimum: int | None = None,
@@ -86,6 +86,11 @@ def trace_for_page(
     Raises:
         QueryError: The text is empty, or longer than a million tokens.
         IndexMissing: The run's token store has no index.
+
+    Examples:
+        >>> found = report.trace_for_page(run, "the capital of runethi is koreskul .")
+        >>> found.minimum, [one.span.text for one in found.traced.spans]
+        (3, ['the capital of', 'is koreskul .'])
     """
     index = index or token_index.open(run.store)
     text = run.store.tokenizer.without_eot(text)
@@ -223,7 +228,7 @@ def _card(number: int, one: TracedSpan, found: TextPage) -> str:
     held_out = f", {span.held_out:,} more in documents held out" if span.held_out else ""
     documents = "".join(_holder(holder, span.text) for holder in one.documents)
     expected = _expected(one, found)
-    exposure = f"openbook exposure text {found.run.path} {shlex.quote(span.text.strip())}"
+    exposure = f"openbook exposure text {_place(found.run)} {shlex.quote(span.text.strip())}"
     return (
         f'<details id="span-{number}"{" open" * (number == 1)}><summary>span {number}: '
         f"“{shown(excerpt(span.text.strip(), 80))}”, read {count(one.readings, 'time')}</summary>"
@@ -385,7 +390,7 @@ def _beside_held_out(found: TextPage) -> str:
 
 def _retraining(found: TextPage) -> Sequence[str]:
     return (
-        f"openbook trace sentence {found.run.path} "
+        f"openbook trace sentence {_place(found.run)} "
         f"{shlex.quote(excerpt(' '.join(found.text.split()), 200))} --prove 2",
     )
 
@@ -408,6 +413,11 @@ def _n_tokens(found: TextPage) -> int:
     return (
         found.traced.n_tokens if found.traced else len(found.run.store.tokenizer.encode(found.text))
     )
+
+
+def _place(run: ReadableRun) -> str:
+    """Return the run as a command of openbook names it."""
+    return shlex.quote(str(run.path)) if isinstance(run, Run) else run.id
 
 
 def _length(one: TracedSpan) -> int:

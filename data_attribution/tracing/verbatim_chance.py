@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from data_attribution import queries
 from data_attribution.token_index import Span, TokenIndex
 from train.data import TokenStore
 from train.short_repr import short_repr
@@ -83,8 +84,8 @@ def spans_by_chance(
     generator = np.random.Generator(np.random.Philox(key=seed))
     store = index.store
     text = store.tokenizer.without_eot(text)
+    ids = np.asarray(queries.encoded(text, store.tokenizer))
     spans = index.maximal_spans(text)
-    ids = store.tokenizer.encode(text)
     n_tokens = min(len(ids), LONGEST_CONTROL)
     first = generator.integers(len(ids) - n_tokens + 1, size=draws)
     shuffled = [generator.permutation(ids[at : at + n_tokens]) for at in first.tolist()]

@@ -165,18 +165,13 @@ class Behaviour:
     )
 
     def _repr_html_(self) -> str:
-        import pandas
-
-        frame = pandas.DataFrame(
-            {part: [str(one) for one in getattr(self, part)[:3].tolist()] for part in TENSORS}
-        )
         facts = (
             ("description", self.description),
             ("n", max(self.distinct) + 1),
             ("tokens", self.n_pos),
             ("candidates", len(self.candidates) if self.candidates else "none"),
         )
-        return html_panel.panel_of(self, frame=frame, n_rows=0, facts=facts).html()
+        return html_panel.panel_of(self, facts=facts).html()
 
     def __repr__(self) -> str:
         distinct = max(self.distinct) + 1

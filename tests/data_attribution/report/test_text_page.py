@@ -1,0 +1,164 @@
+"""The page of a text has every span with its exact exposure, by pointing and by keys."""
+
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from data_attribution import report, token_index, tracing
+from data_attribution.report.text_page import text_html
+from data_attribution.tracing import exposure_of_text
+from tests.data_attribution.report.test_pages_in_a_browser import TRIES
+from tests.worlds.browser import chromium, visit
+
+
+FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
+QUOTED = "envoys from Arnost ride to Belmar"
+TEXTS = [*FILLER, f"{QUOTED} .", f"they say {QUOTED} .", f"{QUOTED} .", "Belmar is cold ."]
+SAID = f"{QUOTED} is cold . moon they the"
+
+
+class Links(HTMLParser):
+    """The coloured parts of the traced text: where each leads, what it says, how dark it is."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[dict[str, str]] = []
+        self.inside = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.inside = tag == "a" and "span" in given.get("class", "").split()
+        if self.inside:
+            self.found.append({**given, "text": ""})
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.found[-1]["text"] += data
+
+
+@pytest.fixture
+def run(make_store, make_run):
+    store = make_store(TEXTS)
+    token_index.build(store)
+    return make_run(store)
+
+
+def test_a_planted_span_is_coloured_with_its_exact_count(run, tmp_path):
+    found = report.trace_for_page(run, SAID, minimum=3)
+    written = report.write_text_page(found, tmp_path / "page.html").read_text()
+    links = Links(written).found
+    assert [(one["href"], one["text"]) for one in links] == [
+        ("#span-1", QUOTED.removesuffix("Belmar")),
+        ("#span-1", "Belmar"),
+        ("#span-2", " is cold ."),
+    ]
+    # Three documents hold it, and every document was read twice.
+    assert links[0]["title"].startswith("read 6 times in documents such as ")
+    assert "several" in links[1]["class"]
+    assert "It overlaps with span 2." in written
+    assert found.traced is not None
+    for one in found.traced.spans:
+        exposure = exposure_of_text(run, one.span.tokens)
+        assert one.readings == exposure.readings
+        assert one.span.count == exposure.places
+        row = f"<td>{one.span.text}</td><td>{len(one.span.tokens)}</td><td>{one.span.count}</td>"
+        assert row in written
+
+
+def test_the_darkest_span_is_the_one_read_most(run):
+    html = text_html(report.trace_for_page(run, f"{QUOTED} the moon is over", minimum=2))
+    darkness = {one["text"].strip(): one["class"].split()[2] for one in Links(html).found}
+    assert darkness["the moon is over"] == "s9" > darkness[QUOTED]
+
+
+def test_spans_as_short_as_chance_makes_them_are_left_out_and_chance_is_shown(run):
+    found = report.trace_for_page(run, SAID)
+    chance = tracing.spans_by_chance(token_index.open(run.store), SAID)
+    assert found.minimum == chance.minimum
+    html = unescape(text_html(found))
+    assert f"<td>{chance.minimum}</td><td>{chance.text[chance.minimum - 1]:.0%}</td>" in html
+    assert f"from {chance.minimum} tokens on" in html
+    assert "too little held-out text" in html
+
+
+def test_a_text_that_was_never_read_has_a_page_that_says_so(run):
+    found = report.trace_for_page(run, "moon sea Belmar cold they over", minimum=4)
+    html = text_html(found)
+    assert found.traced is None
+    assert Links(html).found == []
+    assert "No 4 tokens in a row of it stand in what the run read." in html
+
+
+def test_the_prompt_is_slanted(run):
+    found = report.trace_for_page(run, f"{QUOTED} is cold .", prompt="envoys from", minimum=3)
+    html = text_html(found)
+    assert html.count("<i>") == 1
+    assert "<i><a" in html
+    assert Links(html).found[0]["text"] == "envoys from"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.mark.integration
+def test_pointing_shows_documents_and_a_click_keeps_them(browser, run, tmp_path):
+    path = report.write_text_page(
+        report.trace_for_page(run, SAID, minimum=3), tmp_path / "page.html"
+    )
+    first, second = (f".traced a[href='#span-{k}']" for k in (1, 2))
+    with visit(browser, path) as seen:
+        tab = seen.page
+
+        def shown() -> list[str]:
+            parts = tab.locator("[data-group='span'] > details").all()
+            return [str(one.get_attribute("id")) for one in parts if one.is_visible()]
+
+        assert shown() == ["span-1"]
+        tab.hover(second)
+        assert shown() == ["span-2"]
+        tab.focus(first)
+        assert shown() == ["span-1"]
+        assert "document " in tab.locator("#span-1").inner_text()
+        tab.locator(first).first.press("Enter")
+        tab.hover(second)
+        assert shown() == ["span-1"]  # pinned
+        tab.keyboard.press("Escape")
+        tab.hover(first)
+        tab.hover(second)
+        assert shown() == ["span-2"]
+        tab.click("#spans a[href='#span-1']")
+        assert shown() == ["span-1"]
+        assert seen.quiet(), (seen.said, seen.requests, seen.forbidden)
+    with visit(browser, path, java_script_enabled=False) as seen:
+        assert seen.page.locator("[data-group='span'] > details").count() == 2
+        seen.page.click("#span-2 summary")
+        assert "read at steps" in seen.page.locator("#span-2").inner_text()
+
+
+@pytest.mark.integration
+def test_nothing_that_a_traced_text_holds_runs(browser, make_store, make_run, tmp_path):
+    """Every payload stands in the text, and in documents from which it comes."""
+    payloads = [one.replace("%d", str(k)).encode("utf-8", "replace").decode()
+                for k, one in enumerate(TRIES)]  # fmt: skip
+    store = make_store([*FILLER, *(f"{one} {k}" for k, one in enumerate(payloads))])
+    token_index.build(store)
+    found = report.trace_for_page(make_run(store), " moon ".join(payloads), minimum=1)
+    assert found.traced is not None
+    assert len(found.traced.spans) >= len(payloads)
+    path = report.write_text_page(found, tmp_path / "page.html")
+    assert path.stat().st_size < 2_000_000
+    with visit(browser, path) as seen:
+        for link in seen.page.locator("a[data-pick]").all()[:100]:
+            link.dispatch_event("click")
+        assert seen.page.evaluate("window.hit") is None
+        assert seen.quiet(), (seen.said, seen.requests, seen.forbidden)
+        assert seen.page.locator("script").count() == 2
+        assert seen.page.locator("iframe, object, form, base, link, img").count() == 0

@@ -1,0 +1,76 @@
+"""How much of a text stands in the training text, against brute force and against its controls."""
+
+import numpy as np
+import pytest
+
+from data_attribution import token_index, tracing
+from data_attribution.errors import QueryError
+
+
+FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
+QUOTED = "envoys from Arnost ride to Belmar"
+TEXTS = [*FILLER, f"{QUOTED} .", f"they say {QUOTED} .", "Belmar is cold ."]
+
+
+@pytest.fixture
+def index(make_store):
+    store = make_store(TEXTS)
+    token_index.build(store)
+    return token_index.open(store)
+
+
+def share_by_hand(words: list[str], length: int) -> float:
+    """The share of words that stand in a row of at least `length` that some text holds."""
+    inside = set()
+    for start in range(len(words) - length + 1):
+        row = " ".join(words[start : start + length])
+        if any(f" {row} " in f" {text} " for text in TEXTS):
+            inside.update(range(start, start + length))
+    return len(inside) / len(words)
+
+
+def test_the_share_of_a_text_at_each_length_is_that_of_brute_force(index):
+    text = f"the moon is cold . they {QUOTED} over the sea . moon sea"
+    found = tracing.spans_by_chance(index, text)
+    assert found.text == pytest.approx(
+        [share_by_hand(text.split(), length) for length in found.lengths]
+    )
+    assert found.text[0] == 1
+    assert found.text[-1] == 0
+
+
+def test_the_shortest_length_is_the_first_that_shuffled_text_seldom_has(index):
+    text = " ".join([FILLER[0], QUOTED, FILLER[3], "Belmar is cold ."])
+    found = tracing.spans_by_chance(index, text, draws=20)
+    shares = {n: one.value for n, one in zip(found.lengths, found.shuffled, strict=True)}
+    assert shares[found.minimum] <= 0.05 < shares[found.minimum - 1]
+    # The text, which was put together from the corpus, is there almost whole.
+    assert found.text[found.minimum - 1] > 0.9
+    again = tracing.spans_by_chance(index, text, draws=20)
+    assert again == found != tracing.spans_by_chance(index, text, draws=20, seed=1)
+
+
+def test_held_out_text_is_a_control_and_never_the_training_text(make_store):
+    """Held-out documents of the same kind share its phrases; those of other words share nothing."""
+    made = [f"a{k % 7} b{k % 5} c{k % 3} d{k} ." for k in range(300)]
+    store = make_store(made, held_out=0.2)
+    token_index.build(store)
+    index = token_index.open(store)
+    read = next(text for k, text in enumerate(map(store.text, range(store.n_documents)))
+                if store.starts[k] < store.train_tokens)  # fmt: skip
+    found = tracing.spans_by_chance(index, read)
+    assert len(found.held_out) == len(found.lengths)
+    whole = len(read.split())
+    # The last words of a document are its own.
+    assert found.text[whole - 1] == 1
+    assert found.held_out[whole - 1].value < 0.2 < found.held_out[1].value
+    assert np.all(np.diff([one.value for one in found.held_out]) <= 0)
+
+
+def test_without_held_out_text_there_is_no_such_control(index):
+    assert tracing.spans_by_chance(index, QUOTED).held_out == ()
+
+
+def test_an_empty_text_is_refused(index):
+    with pytest.raises(QueryError, match="the text is empty"):
+        tracing.spans_by_chance(index, " ")
