@@ -99,12 +99,15 @@ def test_the_text_has_a_line_for_every_rung_and_says_how_it_was_measured(climbed
     assert storage.read_sealed(climbed.path / "table.json")["rows"][0]["factor"] == "first"
 
 
+# What climbs is imported once, and not by every fork: the optimizer's torch._dynamo takes seconds.
 BEGIN = """
 import json
 import os
 import sys
 from pathlib import Path
 import torch
+import torch._dynamo
+import train.ladder.training
 from train import ladder, recipes
 from train.data import open_store
 from train.numerics import Numerics

@@ -52,6 +52,14 @@ def distance(one, other=None):
     return sum(float((left - right).square().sum()) for left, right in pairs) ** 0.5
 
 
+def rounding(one, other):
+    """Return the largest difference as a share of the largest value.
+
+    What is nearly zero is a difference of larger values, and depends on the processor.
+    """
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_loss_and_gradients_are_those_of_torch(name):
     model = init_gpt(CONFIGS[name], 0)
@@ -109,11 +117,11 @@ def test_hooks_read_and_replace_the_same_values():
             tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda x, _: torch.zeros_like(x))]
         )
     for name, value in cache.items():
-        torch.testing.assert_close(value, plain[name], rtol=1e-5, atol=1e-6)
+        assert rounding(value, plain[name]) < 1e-5, name
     expected = model.run_with_hooks(
         tokens, fwd_hooks=[("blocks.1.attn.hook_z", lambda x, _: torch.zeros_like(x))]
     )
-    torch.testing.assert_close(silent, expected, rtol=1e-5, atol=1e-6)
+    assert rounding(silent, expected) < 1e-5
 
 
 @pytest.fixture(scope="module")
