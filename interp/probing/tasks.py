@@ -192,7 +192,7 @@ def read_task(path: str | Path, tokenizer: Tokenizer | None = None) -> ProbeTask
         True
     """
     path = Path(path)
-    content = _read_json(path)
+    content = {key: value for key, value in _read_json(path).items() if value is not None}
     missing = {"name", "positions", "labels", "types"} - content.keys()
     if missing or not {"tokens", "texts"} & content.keys():
         lacking = ", ".join(sorted(missing)) or "tokens or texts"
@@ -238,8 +238,8 @@ def _check_lists(path: Path, content: storage.JsonObject) -> None:
         "tokens": ("lists of whole numbers", whole_rows),
     }
     for key, (said, holds) in kinds.items():
-        value = content.get(key)
-        if value is not None and not (isinstance(value, list) and all(map(holds, value))):
+        value = content.get(key, [])
+        if not (isinstance(value, list) and all(map(holds, value))):
             raise ProbeError(f"{path}: {key} must be a list of {said}")
     if len({len(row) for row in content.get("tokens") or ()}) > 1:
         raise ProbeError(f"{path}: the rows of tokens have different lengths; pad them")

@@ -481,8 +481,9 @@ class Run:
             listed[name] = self.predicate["schedule_sha256"]
         if name in listed:
             size = (self.path / name).stat().st_size if (self.path / name).is_file() else 0
-            of_schedule = NPY_HEADER + 8 * self.recipe.steps * self.recipe.batch_size
-            most = of_schedule if name == SCHEDULE else MOST_BYTES
+            most = MOST_BYTES
+            if name == SCHEDULE:
+                most = NPY_HEADER + 8 * self.recipe.steps * self.recipe.batch_size
             if size > most:  # before it is hashed
                 raise DamagedError(
                     f"{self.path / name}: {size:,} bytes, and at most {most:,} are read"

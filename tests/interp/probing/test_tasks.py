@@ -170,6 +170,10 @@ def test_labels_that_nothing_can_be_made_of_are_refused(changes, message):
         ("{", "not readable as JSON"),
         ('{"name": "x", "labels": [], "positions": []}', "a probe task without types"),
         ('{"name": "x", "labels": [], "positions": [], "types": []}', "without tokens or texts"),
+        (
+            '{"name": "x", "labels": ["a"], "positions": null, "types": ["t"], "tokens": [[1]]}',
+            "a probe task without positions",
+        ),
     ],
 )
 def test_a_file_that_holds_no_task_is_refused(tmp_path, content, message):
@@ -177,6 +181,13 @@ def test_a_file_that_holds_no_task_is_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ProbeError, match=message):
         probing.read_task(path)
+
+
+def test_null_stands_for_what_a_file_does_not_give(tmp_path):
+    path = tmp_path / "mine.json"
+    given = {"name": "x", "labels": ["a", "b"], "positions": [0, 0], "types": ["t", "u"]}
+    path.write_text(json.dumps({**given, "tokens": [[1], [2]], "rows": None, "texts": None}))
+    assert probing.read_task(path).rows is None
 
 
 def test_a_name_that_is_none_is_refused_with_the_nearest(source):
