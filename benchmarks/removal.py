@@ -128,10 +128,13 @@ def redundancy(run: Run, point: CurvePoint, first: int) -> Iterator[str]:
 
     A text that was read before the step `first` is not gone.
     """
-    copies: dict[str, list[int]] = {}
-    for document, text in enumerate(document_sha256s(run.store)):
-        if len(run.steps_learned(document)):
-            copies.setdefault(text, []).append(document)
+    texts = [*document_sha256s(run.store)]
+    asked = {texts[one] for some in (point.documents, *point.controls) for one in some}
+    copies: dict[str, list[int]] = {text: [] for text in asked}
+    # Only of these is it asked when they were read, which takes time.
+    for document, text in enumerate(texts):
+        if text in asked and len(run.steps_learned(document)):
+            copies[text].append(document)
     late = [
         some for some in copies.values() if min(first_reading(run, one) for one in some) >= first
     ]
