@@ -3,6 +3,8 @@
 The steps that read them stand under the loss, the behaviour and the chosen head, on one axis.
 """
 
+from shlex import quote
+
 import numpy as np
 from jaxtyping import Integer
 
