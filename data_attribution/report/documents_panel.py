@@ -3,6 +3,8 @@
 The steps that read them stand under the loss, the behaviour and the chosen head, on one axis.
 """
 
+from shlex import quote
+
 import numpy as np
 from jaxtyping import Integer
 
@@ -23,6 +25,7 @@ from train.progress import count
 
 __all__ = ["documents_panel"]
 
+CARDS = 60  # documents that are shown; longer lists are for programs to read
 LETTERS = 4_000  # of a document's text
 PASSAGE = 280  # letters of a passage on a card
 STRETCH = 4_096  # tokens of a document that are compared with the prompts
@@ -58,10 +61,11 @@ def documents_panel(found: BehaviourResults) -> Panel:
         f"({shown(excerpt(str(sources.provenance.get('formula', '')), 120))}).</p>"
         f"<h3>When they were read</h3>{_timeline(found)}"
         '<div class="pair"><ol class="cards">'
-        + "".join(_card(k, one, found) for k, one in enumerate(sources, start=1))
+        + "".join(_card(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
         + '</ol><div data-group="document" class="sticky">'
-        + "".join(_document(k, one, found) for k, one in enumerate(sources, start=1))
+        + "".join(_document(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
         + "</div></div>"
+        + (f"<p>{len(sources) - CARDS} more are not shown.</p>" if len(sources) > CARDS else "")
         + command(
             found.command(
                 "trace documents",
@@ -232,7 +236,7 @@ def _timeline(found: BehaviourResults) -> str:
             Readings(
                 f"document {one.document}", exposure.steps.tolist(), f"document-{one.document}"
             )
-            for one, exposure in zip(found.sources, found.exposures, strict=True)
+            for one, exposure in zip(found.sources.top(CARDS), found.exposures, strict=False)
         ),
     ]
     said = (

@@ -6,7 +6,7 @@ answer.
 
 from collections.abc import Sequence
 
-from data_attribution.counterfactuals import Forgetting
+from data_attribution.counterfactuals import CONTROLS, Forgetting
 from data_attribution.report import svg
 from data_attribution.report.behaviour_results import BehaviourResults
 from data_attribution.report.page import Panel, command, measured, shown, table
@@ -116,12 +116,7 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
             ],
             caption="95 % intervals over prompts and controls; one initial seed",
         )
-        + command(
-            found.command("counterfactual",
-                " ".join(f"--without {one}" for one in proof["named"][:6])
-                + (" ..." if len(proof["named"]) > 6 else ""),
-            )
-        )
+        + command(found.command("counterfactual", _without(proof)))
     )  # fmt: skip
     full = next((row["recall"] for row in asked if row["setting"] == "full run"), None)
     gone = next((row["recall"] for row in asked if row["setting"].startswith("without the")), None)
@@ -131,6 +126,16 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
         else f"{first['effect']:+.2f} {shown(first['unit'])} without {count(n, 'document')}"
     )
     return body, f"{verdict}: {said}<small>beyond {count(controls, 'random removal')}</small>"
+
+
+def _without(proof: storage.JsonObject) -> str:
+    """Return the options of the command that made a proof."""
+    options = [f"--without {one}" for one in proof["named"]]
+    if len(proof["control"]) != CONTROLS:
+        options.append(f"--seeds {len(proof['control'])}")
+    if proof.get("mode", "blank") != "blank":
+        options.append(f"--mode {proof['mode']}")
+    return " ".join(options)
 
 
 def _among(found: BehaviourResults, removed: Sequence[int]) -> str:

@@ -159,7 +159,7 @@ def _curve(curve: Curve, y: Callable[[float | int], float], last: int) -> str:
 
 
 def _readings(one: Readings, top: int, last: int, chosen: Sequence[str]) -> str:
-    places = sorted({round(_x(step + 0.5, last), 1) for step in one.steps})
+    places = sorted({round(_x(step + 0.5, last)) for step in one.steps})
     path = "".join(f"M{x} {top}v{ROW - 8}" for x in places)
     return (
         f"<g{_with(one.key, chosen)}>"

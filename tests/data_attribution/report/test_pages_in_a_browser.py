@@ -4,23 +4,30 @@ The page is that of a run that learned twelve pairs by heart; what stands in its
 written to run.
 """
 
+import html
+import re
+import shlex
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 
 import pytest
 import torch
+import typer
 
 from data_attribution import report
+from data_attribution.cli.app import app
 from data_attribution.errors import CounterfactualError
 from data_attribution.report import behaviour_page, page
 from data_attribution.report.page import Panel
 from interp import behaviours
+from interp.errors import InterpError
 from tests.worlds.browser import SCREENSHOTS, chromium, visit
 from tests.worlds.stores import indexed_copy
 from train import runs, storage
 from train.data import TokenStore
-from train.errors import DamagedError
+from train.errors import DamagedError, TrainError
 from train.progress import visible
 
 
@@ -351,11 +358,11 @@ def test_the_policy_stops_what_the_shell_would_have_let_out(browser, tmp_path):
 
 
 def test_the_numbers_of_the_page_are_those_of_the_results(results):
-    html = behaviour_page.behaviour_html(results)
-    assert "Proved for this run: recall 1.00 → 0.10" in html
-    assert "-4.00 nats of log-probability [-4.30, -3.70], n = 12 prompts" in html
-    assert f"{results.score.value:.2f} nats [" in html
-    assert len(html) < 400_000
+    text = behaviour_page.behaviour_html(results)
+    assert "Proved for this run: recall 1.00 → 0.10" in text
+    assert "-4.00 nats of log-probability [-4.30, -3.70], n = 12 prompts" in text
+    assert f"{results.score.value:.2f} nats [" in text
+    assert len(text) < 400_000
 
 
 def test_a_proof_of_another_run_or_of_another_question_is_refused(results, tmp_path):
@@ -373,6 +380,24 @@ def test_a_proof_of_another_run_or_of_another_question_is_refused(results, tmp_p
 
 
 def test_without_a_proof_the_page_names_the_commands_that_make_one(results):
-    html = behaviour_page.behaviour_html(replace(results, proof=None))
-    assert "nothing was trained again without them" in html
-    assert f"openbook counterfactual {results.run.path} lookup --without sources.json" in html
+    text = behaviour_page.behaviour_html(replace(results, proof=None))
+    assert "nothing was trained again without them" in text
+    assert f"openbook counterfactual {results.run.path} lookup --without sources.json" in text
+
+
+def test_every_command_of_a_page_parses(results, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = replace(results, named="'a name.json'", options="--prompts 8 --seed 1")
+    pages = [behaviour_page.behaviour_html(one) for one in (asked, replace(results, proof=None))]
+    blocks = [block for one in pages for block in re.findall(r'"command"><code>(.*?)</code>', one)]
+    lines = {line for block in blocks for line in html.unescape(block).splitlines()}
+    assert {shlex.split(line)[1] for line in lines} == {
+        "behaviours", "patch", "detect", "emergence", "trace", "run", "counterfactual", "report",
+    }  # fmt: skip
+    for line in lines:
+        command, words = typer.main.get_command(app), shlex.split(line)[1:]
+        while words and words[0] in getattr(command, "commands", {}):
+            command, words = command.commands[words[0]], words[1:]
+        # That a file is missing is said by the command, which has parsed by then.
+        with suppress(TrainError, InterpError):
+            command.make_context(command.name, words)
