@@ -27,6 +27,7 @@ from data_attribution.tracing import Generation, Holder, SpansByChance, TracedSp
 from train import storage
 from train.progress import Progress, count
 from train.runs import ReadableRun, Run
+from train.short_repr import short_repr
 from train.statistics import Estimate
 
 
@@ -62,6 +63,8 @@ class TextPage:
     minimum: int
     prompt: str = ""
     origin: tuple[tuple[str, str], ...] = ()
+
+    __repr__ = short_repr
 
 
 def trace_for_page(
