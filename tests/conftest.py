@@ -15,9 +15,11 @@ import hypothesis
 import numpy as np
 import pytest
 
+from tests import shape_checks
 from tests.worlds.commands import Ended
 
 
+shape_checks.install()  # before the first import of a package
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
