@@ -96,9 +96,12 @@ def counterfactual_command(
 
     As a control, RUN is also retrained without as many matched random documents.
     """
+    from interp import behaviours
+
+    for name in (behaviour, *(unrelated or ())):
+        behaviours.refuse_unknown_name(name, source.path, source.store)
     from data_attribution import component_queries, counterfactuals
     from data_attribution.attribution import Sources
-    from interp import behaviours
     from train import progress
 
     opened = source.open()

@@ -103,8 +103,10 @@ def trace_documents(
     prompts: Prompts = PROMPTS,
 ) -> None:
     """Rank the documents that RUN read by the evidence that they taught it BEHAVIOUR."""
-    from data_attribution import component_queries, queries
     from interp import behaviours
+
+    behaviours.refuse_unknown_name(behaviour, source.path, source.store)
+    from data_attribution import component_queries, queries
 
     opened = source.open()
     target = behaviours.load(behaviour, opened, n_prompts=prompts, seed=options.seed)

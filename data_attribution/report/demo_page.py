@@ -183,15 +183,15 @@ def _circuit(demo: Demo) -> Panel:
     previous, previous_score = best_head(circuit.previous_token)
     copying = circuit.copying
     rows = [
-        ("best induction head", induction, f"{induction_score:.2f}"),
-        ("best previous-token head", previous, f"{previous_score:.2f}"),
-        ("loss on the first copy", "", f"{copying.first:.2f} nats"),
-        ("loss on the second copy", "", f"{copying.second:.2f} nats"),
+        ("best induction head", induction, f"{induction_score:.2f} mean attention"),
+        ("best previous-token head", previous, f"{previous_score:.2f} mean attention"),
+        ("loss on the first copy", "", f"{copying.first:.2f} nats a token"),
+        ("loss on the second copy", "", f"{copying.second:.2f} nats a token"),
     ]
     return Panel(
         "circuits",
         "3. Circuits grew in it",
-        f"<p class=claim>On {copying.n} random sequences that repeat, {previous} looks one token "
+        f"<p class=claim>On {copying.material}, {previous} looks one token "
         f"back and {induction} looks behind the previous occurrence: together they copy what was "
         f"never in the corpus, {copying.gap:.1f} nats cheaper the second time.</p>"
         + page.table(("", "head", "score"), rows)

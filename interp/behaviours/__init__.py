@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from interp.behaviours.paired_prompts import Answers, from_strings, from_table
     from interp.behaviours.planted import planted_truth, truth_of
     from interp.behaviours.planted_facts import fact_query, tuned_fact
+    from interp.behaviours.planted_names import refuse_unknown_name
 
 __all__ = [
     "PACKAGED",
@@ -39,6 +40,7 @@ __all__ = [
     "planted_truth",
     "read",
     "refuse_several",
+    "refuse_unknown_name",
     "tokenizer_of",
     "truth_of",
     "tuned_fact",

@@ -7,6 +7,7 @@ from interp.behaviours import code, paired_prompts, planted, templates
 from interp.behaviours.behaviour import Behaviour, read, refuse_other_words, tokenizer_or_none
 from interp.behaviours.encoding import store_of, tokenizer_of
 from interp.behaviours.planted_facts import tuned_fact
+from interp.behaviours.planted_names import names_in
 from interp.errors import BehaviourError
 from train.errors import nearest
 
@@ -72,7 +73,7 @@ def names(source: object) -> list[str]:
     """
     truth = planted.truth_of(source)
     if truth:
-        return planted.names(truth)
+        return names_in(truth)
     tuned = _tuning_truth(source)
     if tuned:
         return _fact_names(tuned)

@@ -19,18 +19,19 @@ from interp.behaviours.encoding import store_of, token_ids, tokenizer_of
 from interp.behaviours.induction import repeats
 from interp.behaviours.ioi import ioi_prompts
 from interp.behaviours.planted_facts import fact_prompts
+from interp.behaviours.planted_names import names_in
 from interp.errors import BehaviourError, ModelError
 from train.errors import nearest
 
 
-__all__ = ["load", "names", "planted_truth", "truth_of"]
+__all__ = ["load", "planted_truth", "truth_of"]
 
 
 def load(name: str, source: object, *, n_prompts: int, seed: int) -> Behaviour:
     """Load a planted behaviour by name; see `interp.behaviours.load`."""
     truth, tokenizer = truth_of(source), tokenizer_of(source)
-    if truth is None or name not in names(truth):
-        known = names(truth) if truth else ["ioi", "induction"]
+    if truth is None or name not in names_in(truth):
+        known = names_in(truth) if truth else ["ioi", "induction"]
         raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, known)}")
     draw = np.random.Generator(np.random.Philox(key=seed))
     if name == "induction":
@@ -39,18 +40,6 @@ def load(name: str, source: object, *, n_prompts: int, seed: int) -> Behaviour:
     if name.partition(":")[0] == "ioi":
         return ioi_prompts(name, truth["ioi"], tokenizer, n_prompts, draw)
     return fact_prompts(name, truth, tokenizer, n_prompts, draw)
-
-
-def names(truth: dict) -> list[str]:
-    """List the names of all behaviours that `load` can build from a truth table."""
-    ioi = truth["ioi"]
-    combinations = [
-        f"ioi:{opening}-{closing}"
-        for opening in range(len(ioi["openings"]))
-        for closing in range(len(ioi["closings"]))
-    ]
-    facts = [f"fact:{fact['entity']}" for fact in truth["facts"]]
-    return ["ioi", "induction", *truth["relations"], "ioi:names", *combinations, *facts]
 
 
 def truth_of(source: object) -> dict | None:

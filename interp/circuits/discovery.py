@@ -130,7 +130,11 @@ def find(
         metric=made.name,
         unit=made.unit,
         provenance=provenance(model, behaviour, seed=seed),
-        notes=(*(() if judging is not choosing else (SAME_PROMPTS,)), *_shared_positions(judging)),
+        notes=(
+            *judge.notes,
+            *(() if judging is not choosing else (SAME_PROMPTS,)),
+            *_shared_positions(judging),
+        ),
         ablations=_tested(judge, kept[None], seed)[0],
     )
     if not checked:

@@ -25,11 +25,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from interp import metrics, patching
 from interp.behaviours import Behaviour
 from interp.circuits import edge_ablation
 from interp.circuits.edge_selection import select
 from interp.circuits.graph import Graph, graph_of
-from interp.errors import ContrastError
 from interp.metrics import MetricOf
 from train.model import GPT
 from train.progress import Progress, count
@@ -102,6 +102,7 @@ class Judge:
         memory: Bytes that may be used above the weights.
         full: Scores of the full model, one per row of the behaviour.
         empty: Scores of the empty circuit, which is the corrupt run.
+        notes: Remark about too few prompts, which goes to the circuit.
     """
 
     model: GPT
@@ -110,6 +111,7 @@ class Judge:
     memory: int
     full: Float[np.ndarray, " row"]
     empty: Float[np.ndarray, " row"]
+    notes: tuple[str, ...] = ()
 
     __repr__ = short_repr
 
@@ -124,13 +126,14 @@ class Judge:
         kept = torch.tensor([[True], [False]]).expand(-1, graph.n_edges)
         scores = edge_ablation.scores(model, behaviour, kept, metric=metric, memory=memory)
         full, empty = scores.double().numpy()
-        if not abs(full.mean() - empty.mean()) > 1e-6:
-            raise ContrastError(
-                f"behaviour {behaviour.name!r} scores {full.mean():.3g} on clean and "
-                f"{empty.mean():.3g} on corrupt prompts; a circuit needs prompts that the model "
-                "tells apart"
-            )
-        return cls(model, behaviour, metric, memory, full, empty)
+        notes = patching.require_contrast(
+            full,
+            empty,
+            n_prompts(behaviour.clean),
+            name=behaviour.name,
+            metric=metrics.made_for(metric, behaviour).name,
+        )
+        return cls(model, behaviour, metric, memory, full, empty, notes)
 
     def moved(
         self, kept: Bool[Tensor, "circuit edge"], progress: Progress | None = None

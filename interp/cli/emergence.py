@@ -51,9 +51,12 @@ def emergence_command(
     ] = None,
 ) -> None:
     """Compute ANALYSIS at checkpoints of RUN. Rows that were computed before are read from disk."""
-    from interp import training_dynamics
+    from interp import behaviours, training_dynamics
     from train import progress
 
+    kind, _, behaviour = analysis.partition(":")
+    if behaviour and kind in ("score", "heads"):
+        behaviours.refuse_unknown_name(behaviour, source.path, source.store)
     run = source.open()
     if analysis == "watched":
         found = training_dynamics.logged(run)

@@ -89,12 +89,14 @@ def _heads(scores: "dict[str, Tensor]") -> str:
         for layer in range(induction.shape[0])
         for head in range(induction.shape[1])
     ]
-    return "\n".join(["head     induction  previous token", *rows])
+    return "\n".join(["head     induction  previous token  (mean attention, 0 to 1)", *rows])
 
 
 def _found(found: "dict[str, HeadScores]") -> str:
     rows = ["best              score  95 %              untrained, at most    n"]
+    units: dict[str, list[str]] = {}
     for kind, one in found.items():
+        units.setdefault(f"{one.unit}, on {one.material}", []).append(kind)
         (name,) = one.top(1)
         bounds = one.interval(name)
         shown = "[{:6.3f}, {:6.3f}]".format(*bounds) if bounds else "no interval"
@@ -103,6 +105,7 @@ def _found(found: "dict[str, HeadScores]") -> str:
             f"{kind:<15} {name:>5} {one[name]:6.3f}  {shown:<16}  {least:>8}  {one.n} {one.drawn}; "
             f"above: {', '.join(one.above_control[:6]) or 'none'}"
         )
+    rows += [f"{', '.join(kinds)}: {unit}" for unit, kinds in units.items()]
     return "\n".join([*rows, "intervals hold for a head named beforehand, not for the best of all"])
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkabl
 
 import typer
 
+from interp import behaviours
 from interp.errors import BehaviourError
 from interp.plots import drawable
 from train.cli.options import StorePath, choice
@@ -60,7 +61,7 @@ Plot = Annotated[
     Path | None,
     typer.Option(
         callback=drawable,
-        help="Write a figure to this .html file; to .svg, .pdf or .png if Chrome is installed.",
+        help="Write a figure to this .html or .svg file; to .pdf or .png if Chrome is installed.",
     ),
 ]
 
@@ -141,10 +142,12 @@ class BehaviourOptions(ModelOptions):
     prompts: Prompts = PROMPTS
     seed: Seed = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        behaviours.refuse_unknown_name(self.behaviour, self.path, self.store)
+
     def load(self) -> "tuple[GPT, Behaviour]":
         """Return the model and the behaviour."""
-        from interp import behaviours
-
         model, words = self.open()
         behaviour = behaviours.load(self.behaviour, words, n_prompts=self.prompts, seed=self.seed)
         return model, behaviour

@@ -110,6 +110,7 @@ def erase_command(
     from interp import behaviours, probing
     from train import progress
 
+    behaviours.refuse_unknown_name(behaviour, source.path, source.store)
     model, words = source.open()
     labelled = probing.load_task(task, words, n_cases=cases, seed=seed)
     labelled = labelled if at is None else labelled.at(at)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.behaviours import tokenizer_of, truth_of
+from interp.behaviours import tokenizer_of
 from interp.components import Component, HookedModel, device_of
 from interp.errors import BehaviourError
 from interp.heads import result
@@ -59,12 +59,15 @@ class Copying:
             either.
         top1: Share of the tokens behind `second` that the model ranks first.
         n: Number of sequences.
+        material: What they consist of, with the number of different tokens and the size of the
+            vocabulary.
     """
 
     first: float
     second: float
     top1: float
     n: int
+    material: str = ""
 
     @property
     def gap(self) -> float:
@@ -75,9 +78,7 @@ class Copying:
 def repeated_tokens(
     source: object, *, n: int = 64, length: int = 24, seed: int = 0
 ) -> Int[Tensor, "prompt pos"]:
-    """Draw repeated sequences in the vocabulary of a run or model.
-
-    They consist of the planted induction words, if the corpus has any, and otherwise of any tokens.
+    """Draw repeated sequences from the whole vocabulary of a run or model, without end-of-text.
 
     Raises:
         BehaviourError: There are fewer different tokens than `length`.
@@ -87,11 +88,9 @@ def repeated_tokens(
         >>> tuple(tokens.shape), torch.equal(tokens[:, 1:9], tokens[:, 9:])
         ((4, 17), True)
     """
-    tokenizer, truth = tokenizer_of(source), truth_of(source)
-    if truth:
-        words = [int(tokenizer.encode(word)[0]) for word in truth["induction"]["words"]]
-    else:
-        words = [token for token in range(tokenizer.vocab_size) if token != tokenizer.eot]
+    # Of planted runs too, so that the scores of all models are of the same measurement.
+    tokenizer = tokenizer_of(source)
+    words = [token for token in range(tokenizer.vocab_size) if token != tokenizer.eot]
     return repeated(words, tokenizer.eot, n=n, length=length, seed=seed)
 
 
@@ -146,6 +145,7 @@ def detector_scores(
         n=found.n,
         drawn="sequences",
         provenance=provenance(model, None, seed=seed),
+        material=_material(model, tokens),
     )
 
 
@@ -220,6 +220,7 @@ def copying_loss(model: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Copyi
         second=losses[:, length + 1 :].mean().item(),
         top1=right[:, length + 1 :].mean().item(),
         n=len(tokens),
+        material=_material(model, tokens),
     )
 
 
@@ -259,6 +260,15 @@ def _attention(
     # A pattern is [prompt head query key]. One weight per (query, key) pair, averaged over pairs.
     means = [cache[name][:, :, query, key].float().mean(dim=2).T for name in names]
     return torch.stack(means).cpu()
+
+
+def _material(model: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> str:
+    """Say how many sequences there are, of how many different tokens, and of how many there are."""
+    length = (tokens.shape[1] - 1) // 2
+    return (
+        f"{len(tokens)} sequences of twice {length} random tokens, "
+        f"{len(tokens[:, 1:].unique())} different ones of a vocabulary of {model.cfg.d_vocab}"
+    )
 
 
 def _length(tokens: Int[Tensor, "prompt pos"]) -> int:

@@ -87,6 +87,7 @@ def ov_copying(model: HookedModel, words: Sequence[int], *, seed: int = 0) -> He
         n=len(tokens),
         drawn="tokens",
         provenance=provenance(model, None, seed=seed),
+        material=f"{len(tokens)} tokens of a vocabulary of {gpt.cfg.d_vocab}",
     )
 
 
@@ -133,6 +134,7 @@ def name_moving(
         n=len(tokens),
         drawn="tokens",
         provenance=provenance(model, None, seed=seed),
+        material=f"{len(tokens)} tokens of a vocabulary of {gpt.cfg.d_vocab}",
     )
 
 

@@ -50,6 +50,8 @@ class HeadScores(Result):
         n: Number of sequences or tokens that the interval is over.
         drawn: "sequences" or "tokens".
         provenance: Model and software that the scores were computed from.
+        material: What they were computed on, with the number of different tokens and the size of
+            the vocabulary; "" in older files. Scores on different material are not comparable.
     """
 
     schema: ClassVar[str] = SCHEMA
@@ -67,6 +69,7 @@ class HeadScores(Result):
     n: int
     drawn: str
     provenance: Provenance
+    material: str = ""
 
     def __repr__(self) -> str:
         best = ", ".join(f"{name} {self[name]:.3f}" for name in self.top(3))
@@ -156,6 +159,7 @@ class HeadScores(Result):
             **{name: None if t is None else plain(t.tolist()) for name, t in tensors.items()},
             "n": self.n,
             "drawn": self.drawn,
+            "material": self.material,
             "provenance": asdict(self.provenance),
             "above_control": self.above_control,
         }

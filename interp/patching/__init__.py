@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from interp.patching.effects import Effects
     from interp.patching.paired_runs import PairedRuns, SweepLayout, SweepOptions, one_of, sweep
     from interp.patching.path_patching import receivers, senders
+    from interp.patching.score_contrast import require_contrast
 
 __all__ = [
     "Ablation",
@@ -50,6 +51,7 @@ __all__ = [
     "queries",
     "receivers",
     "removed",
+    "require_contrast",
     "residual",
     "senders",
     "subject_noise",

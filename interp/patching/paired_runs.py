@@ -19,11 +19,12 @@ from torch import Tensor
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from interp.components import Component, HookedModel, device_of
-from interp.errors import BehaviourError, ContrastError
+from interp.errors import BehaviourError
 from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine
 from interp.patching.effects import UNIT, Effects
 from interp.patching.engine import MEMORY, Patched
+from interp.patching.score_contrast import require_contrast
 from interp.results import provenance
 from train import progress as bars
 from train.errors import nearest
@@ -122,6 +123,7 @@ class PairedRuns:
         memory: Bytes that may be used above the weights.
         progress: Function that is told the progress.
         seed: Seed recorded in the provenance.
+        notes: Remarks about too few prompts, which go to every result.
 
     Examples:
         >>> pair = patching.PairedRuns.of(model, ioi)
@@ -144,6 +146,7 @@ class PairedRuns:
     memory: int = MEMORY
     progress: Progress | None = None
     seed: int = 0
+    notes: tuple[str, ...] = ()
 
     __repr__ = short_repr
 
@@ -182,12 +185,12 @@ class PairedRuns:
             for tokens in (receiver, donor)
         )
         ends = (goal, start) if denoising else (start, goal)
-        for measured, clean_score, corrupt_score in zip(read, *ends, strict=True):
-            if check and not abs(clean_score.mean() - corrupt_score.mean()) >= 1e-6:
-                raise ContrastError(
-                    f"behaviour {behaviour.name!r} scores {clean_score.mean():.3g} on clean and "
-                    f"{corrupt_score.mean():.3g} on corrupt prompts ({measured.name}); patching "
-                    "needs prompts that the model tells apart"
+        notes: tuple[str, ...] = ()
+        if check:
+            prompts = np.array(behaviour.distinct)
+            for measured, *scores in zip(read, *ends, strict=True):
+                notes += require_contrast(
+                    *scores, prompts, name=behaviour.name, metric=measured.name
                 )
         shared = int((clean != corrupt).any(dim=0).int().argmax())
         return cls(
@@ -203,6 +206,7 @@ class PairedRuns:
             memory=memory,
             progress=progress,
             seed=seed,
+            notes=notes,
         )
 
     def patching(
@@ -250,7 +254,7 @@ class PairedRuns:
             "places": layout.places,
             "window": layout.window,
             "through": layout.through,
-            "notes": _notes(patched, behaviour, layout),
+            "notes": (*self.notes, *_notes(patched, behaviour, layout)),
             "peak_bytes": patched.peak_bytes,
         }
         prompts = np.array(behaviour.distinct)

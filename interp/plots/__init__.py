@@ -7,7 +7,6 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from interp.plots.charts import (
-        COLOURS,
         HEIGHT,
         WIDTH,
         Figure,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         shortened,
     )
     from interp.plots.export import drawable, write
+    from interp.plots.picture import COLOURS, svg
 
 __all__ = [
     "COLOURS",
@@ -44,6 +44,7 @@ __all__ = [
     "interval",
     "lines",
     "shortened",
+    "svg",
     "write",
 ]
 

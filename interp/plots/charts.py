@@ -5,11 +5,16 @@ and blue for negative ones. Axes are labelled with what they show: tokens, heads
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
+
+from interp.errors import InterpError
+from interp.plots import picture
+from train.progress import count
 
 
 if TYPE_CHECKING:
@@ -18,7 +23,6 @@ if TYPE_CHECKING:
     from train.statistics import Average, Estimate
 
 __all__ = [
-    "COLOURS",
     "HEIGHT",
     "WIDTH",
     "Figure",
@@ -36,15 +40,30 @@ __all__ = [
     "shortened",
 ]
 
-# The type of every figure.
-Figure = go.Figure
-# Plotly's default ten colours, listed because an interval needs the colour of its curve.
-COLOURS = (
-    "#636efa", "#ef553b", "#00cc96", "#ab63fa", "#ffa15a", "#19d3f3", "#ff6692", "#b6e880",
-    "#ff97ff", "#fecb52",
-)  # fmt: skip
 # Size in pixels, chosen so that three figures of a notebook fit on one screen.
 WIDTH, HEIGHT = 680, 340
+
+
+class Figure(go.Figure):
+    """A plotly figure that a notebook also keeps as SVG.
+
+    plotly needs scripts, so a figure of its own is empty on GitHub and after `nbconvert --to html`;
+    those show the SVG.
+    """
+
+    # Methods of plotly that are asked first: the one shows a figure with scripts only, the other
+    # loads them from the network.
+    _ipython_display_ = _repr_html_ = None
+
+    def _repr_mimebundle_(self, *given: Any, **options: Any) -> dict[str, Any]:
+        """Return what plotly shows in this notebook, and the SVG."""
+        found = {**super()._repr_mimebundle_(*given, **options), "text/plain": str(self)}
+        with suppress(InterpError):  # it has traces that `interp.plots` does not make
+            found["image/svg+xml"] = picture.svg(self)
+        return found
+
+    def __str__(self) -> str:
+        return f"Figure({self.layout.title.text!r}, {count(len(self.data), 'trace')})"
 
 
 def figure(titles: Sequence[str] = ()) -> Figure:
@@ -53,7 +72,10 @@ def figure(titles: Sequence[str] = ()) -> Figure:
         return Figure()
     from plotly.subplots import make_subplots
 
-    return make_subplots(cols=len(titles), shared_yaxes=True, subplot_titles=list(titles))
+    titled = list(titles)
+    return make_subplots(
+        cols=len(titled), shared_yaxes=True, subplot_titles=titled, figure=Figure()
+    )
 
 
 def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> Figure:

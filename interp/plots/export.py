@@ -1,30 +1,33 @@
-"""Export of figures to files: an HTML page that opens without a network, or a picture.
+"""Export of figures to files: an HTML page or an SVG without scripts, a PDF or a PNG.
 
-The page contains plotly.js (4.8 MB); the figure itself takes some 20 kB. The camera button of the
-page saves the figure as SVG in any browser. Pictures are plotly's own export, which starts Chrome
-through the optional package kaleido.
+Page and SVG take some 20 kB (`interp.plots.picture`). A page of plotly's own, with zoom and with
+4.8 MB of scripts, is `figure.write_html(path)`. PDF and PNG are plotly's export, which starts
+Chrome through the optional package kaleido.
 """
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from interp.plots import picture
 from train import storage
 
 
 __all__ = ["SUFFIXES", "drawable", "write"]
 
 SUFFIXES = (".html", ".svg", ".pdf", ".png")
+DRAWN_HERE = (".html", ".svg")
 SCALE = 2  # pixels of a .png per pixel of the figure, as on a high-resolution screen
 
 
 def drawable(path: Path | None) -> Path | None:
     """Check, before anything is computed, that a figure can be written to this path; return it.
 
-    For a picture an empty figure is drawn, which takes about two seconds.
+    For .pdf and .png an empty figure is drawn, which takes about two seconds.
 
     Raises:
-        InterpError: The suffix is another one than `SUFFIXES`, or it is that of a picture, and
+        InterpError: The suffix is another one than `SUFFIXES`, or it is .pdf or .png, and
             kaleido or Chrome is not installed.
         TrainError: The folder does not exist, or `path` is a folder.
 
@@ -40,18 +43,19 @@ def drawable(path: Path | None) -> Path | None:
             f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         )
     storage.writable(path)
-    if path.suffix != ".html":
-        _picture({}, path)
+    if path.suffix not in DRAWN_HERE:
+        _by_chrome({}, path)
     return path
 
 
 def write(figure: Any, path: str | Path) -> Path:
-    """Write a plotly figure as .html, which opens without a network, or as .svg, .pdf or .png.
+    """Write a figure as .html or .svg, which need neither scripts nor network, or as .pdf or .png.
 
     The file is written atomically.
 
     Raises:
-        InterpError, TrainError: As for `drawable`.
+        InterpError, TrainError: As for `drawable`. Also if a figure that is to be written as .html
+            or .svg has a trace that `interp.plots` does not make, such as a pie.
 
     Examples:
         >>> figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
@@ -59,19 +63,28 @@ def write(figure: Any, path: str | Path) -> Path:
         'heads.html'
     """
     path = Path(path)
-    if path.suffix in SUFFIXES and path.suffix != ".html":
-        content = _picture(figure, path)
+    if path.suffix in SUFFIXES and path.suffix not in DRAWN_HERE:
+        content = _by_chrome(figure, path)
     else:
         drawable(path)
-        camera = {"toImageButtonOptions": {"format": "svg", "filename": path.stem}}
-        # Not plotly's random name of the drawing: equal figures make equal files.
-        page = figure.to_html(include_plotlyjs=True, config=camera, div_id="figure")
-        content = page.encode()
+        drawn = picture.svg(figure)
+        content = (drawn if path.suffix == ".svg" else _page(figure, drawn)).encode()
     storage.write_bytes(path, content)
     return path
 
 
-def _picture(figure: Any, path: Path) -> bytes:
+def _page(figure: Any, drawn: str) -> str:
+    """Return an HTML page of one figure."""
+    title = escape(figure.layout.title.text or "figure")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\"></head>\n"
+        f"<body>{drawn}</body></html>\n"
+    )
+
+
+def _by_chrome(figure: Any, path: Path) -> bytes:
     """Return a figure in the format that the suffix of `path` names."""
     from plotly.io import to_image  # plotly takes a second
 
@@ -80,6 +93,6 @@ def _picture(figure: Any, path: Path) -> bytes:
     except RuntimeError as error:  # kaleido is missing, or Chrome is missing or does not start
         reason = str(error).strip().partition("\n")[0].rstrip(".,")
         raise InterpError(
-            f"{path.name}: pictures need Chrome ({reason}); `pip install "
-            "-e '.[image]'` and `plotly_get_chrome`, or write .html and save its figure as SVG"
+            f"{path.name}: {path.suffix} needs Chrome ({reason}); `pip install -e '.[image]'` and "
+            "`plotly_get_chrome`, or write .svg"
         ) from None

@@ -195,7 +195,7 @@ def test_prompts_that_the_model_does_not_tell_apart(behaviour):
     corrupt[:, 0] = (corrupt[:, 0] + 1) % 30
     last = blank(behaviour.clean)[:, -1]
     alike = replace(behaviour, corrupt=corrupt, answer=last.argmax(1), foil=last.argmin(1))
-    with pytest.raises(ContrastError, match="patching needs prompts that the model tells apart"):
+    with pytest.raises(ContrastError, match="give prompts that the model tells apart"):
         patching.heads(blank, alike)
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.models import OptionInfo
 
-from train.errors import TrainError
+from train.errors import StoreError, TrainError
 from train.storage import writable
 
 
@@ -142,7 +142,19 @@ ShardOptimizer = Annotated[
 ]
 
 
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the token store.")]
+def _store_folder(path: Path) -> Path:
+    """Raise a StoreError, before torch is imported, if there is no token store."""
+    if not (path / "store.json").exists():
+        raise StoreError(
+            f"there is no token store at {path}; make one with `openbook corpus build`"
+        )
+    return path
+
+
+StoreFolder = Annotated[
+    Path,
+    typer.Argument(metavar="STORE", callback=_store_folder, help="Folder of the token store."),
+]
 
 
 StorePath = Annotated[

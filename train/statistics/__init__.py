@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ratio_interval,
         reach,
         resampled_means,
+        student_interval,
         wilson,
     )
 
@@ -39,6 +40,7 @@ __all__ = [
     "reach",
     "resampled_means",
     "shares",
+    "student_interval",
     "wilson",
 ]
 

@@ -46,6 +46,7 @@ __all__ = [
     "ratio_interval",
     "reach",
     "resampled_means",
+    "student_interval",
     "wilson",
 ]
 
@@ -143,6 +144,21 @@ def mean_interval(scores: Float[np.ndarray, " prompt"]) -> tuple[float, float] |
     mean = scores.mean()
     below, above = _reach_of_scores(scores[None] - mean)
     return float(mean - below[0]), float(mean + above[0])
+
+
+def student_interval(scores: Float[np.ndarray, " prompt"]) -> tuple[float, float]:
+    """Return Student's interval of the mean of at least two scores; of equal scores, a point.
+
+    A ratio of means has an interval (`ratio_interval`) if that of its denominator excludes 0.
+
+    Examples:
+        >>> [round(end, 2) for end in statistics.student_interval(np.array([1.0, 2.0, 3.0]))]
+        [-0.48, 4.48]
+    """
+    n = len(scores)
+    error = np.array([scores.std(ddof=1) / sqrt(n)])
+    half = float(reach(error, np.zeros(1), n)[0][0])  # without skewness the reach is Student's
+    return float(scores.mean()) - half, float(scores.mean()) + half
 
 
 def ratio_interval(

@@ -32,7 +32,7 @@ class PlantedHeads:
     to that occurrence; L0H0 attends to the first token.
     """
 
-    cfg = SimpleNamespace(n_layers=2, n_heads=2)
+    cfg = SimpleNamespace(n_layers=2, n_heads=2, d_vocab=21)
 
     def __call__(self, tokens):
         logits = torch.zeros(*tokens.shape, 21)
@@ -188,8 +188,19 @@ def test_a_vocabulary_too_small_for_a_run_is_refused():
         attention_scores.repeated(WORDS, 0)
 
 
-def test_planted_nonce_words_are_used_where_there_are_some(store):
-    tokens = repeated_tokens(store, n=2)
-    words = set(store.tokenizer.tokens(tokens[:, 1:].flatten().tolist()))
-    assert words <= set(store.truth["induction"]["words"])
-    assert tokens.shape == (2, 49)
+def test_tokens_are_drawn_from_the_whole_vocabulary_of_a_planted_store_too(store):
+    tokens = repeated_tokens(store, n=1000)
+    assert tokens.shape == (1000, 49)
+    assert set(tokens[:, 1:].flatten().tolist()) == {*range(store.tokenizer.vocab_size)} - {
+        store.tokenizer.eot
+    }
+
+
+def test_scores_say_on_how_many_different_tokens_they_were_measured(tokens):
+    few = tokens[:1].repeat(3, 1)
+    model = PlantedHeads()
+    for found in (detector_scores(model, few, "induction"), copying_loss(model, few)):
+        assert found.material == (
+            f"3 sequences of twice {(few.shape[1] - 1) // 2} random tokens, "
+            f"{len(few[0, 1:].unique())} different ones of a vocabulary of {model.cfg.d_vocab}"
+        )
