@@ -52,7 +52,8 @@ def slabs(
             f"one patch of one prompt of {n_pos} tokens takes {each / 2**20:.1f} MB and "
             f"{memory / 2**20:.1f} MB are allowed; allow more, or patch fewer layers at a time"
         )
-    many = min(n_prompts, memory // each)
+    # More prompts than one product runs fast with would only take memory, out of the caches.
+    many = min(n_prompts, memory // each, max(rows_in_flight(model) // n_pos, 1))
     return [slice(i, min(i + many, n_prompts)) for i in range(0, n_prompts, many)]
 
 
