@@ -14,7 +14,7 @@ interval over prompts. The column `share` of `to_frame` divides it by the intact
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -157,7 +157,7 @@ class Ablation(Result):
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values, for JSON."""
-        content = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        content = {one.name: getattr(self, one.name) for one in fields(self)}
         arrays = {key: _plain(x) for key, x in content.items() if isinstance(x, np.ndarray)}
         lists = {key: list(content[key]) for key in ("names", "notes")}
         return {

@@ -7,7 +7,7 @@ seed of the model.
 
 The interval holds for a place that was named beforehand. The largest of many places is partly the
 largest by chance, and its interval covers the truth too rarely: of 144 equal places, that of the
-highest covers it in 34 % of cases with 10 prompts and in 8 % with 64 (`benchmarks/calibration.py`).
+highest covers it in 39 % of cases with 10 prompts and in 6 % with 64 (`benchmarks/calibration.py`).
 `Effects.held_out` therefore chooses places on one half of the prompts and measures them on the
 other half, which covers it in 93 to 97 %.
 """

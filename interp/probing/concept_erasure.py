@@ -151,7 +151,10 @@ class Erasure(Result):
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
-        return {"schema": SCHEMA, **asdict(self)}
+        content = {"schema": SCHEMA, **asdict(self)}
+        if self.loss_matched is None:
+            del content["loss_matched"]  # so that files of earlier versions stay as they were
+        return content
 
     @classmethod
     def from_dict(cls, content: storage.JsonObject) -> "Erasure":

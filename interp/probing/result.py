@@ -139,7 +139,8 @@ class Probe(Result):
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for JSON."""
-        return {"schema": SCHEMA, **asdict(self)}
+        cells = [_plain(cell) for cell in self.cells]
+        return {"schema": SCHEMA, **asdict(self), "cells": cells}
 
     @classmethod
     def from_dict(cls, content: storage.JsonObject) -> "Probe":
@@ -165,6 +166,13 @@ ESTIMATES = tuple(
     for one in fields(Cell)
     if one.name not in ("place", "layer", "pos", "bits", "bits_published")
 )
+
+
+def _plain(cell: Cell) -> dict[str, object]:
+    content = asdict(cell)
+    if cell.bits_published is None:
+        del content["bits_published"]  # so that files of earlier versions stay as they were
+    return content
 
 
 def _cell(content: storage.JsonObject) -> Cell:

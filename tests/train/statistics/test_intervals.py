@@ -74,7 +74,8 @@ def test_the_ratio_is_fiellers_where_the_residual_has_no_skewness():
 def test_equal_prompts_have_no_interval():
     """An effect of 1 on one prompt in ten is 0 on all of 10 prompts in 35 % of draws."""
     whole = np.array([1.0, 3.0, 2.0, 2.5, 3.5])
-    part = np.stack([0.7 * whole, np.zeros(5), np.float32(0.98) * whole, [0.0, 0.0, 0.0, 0.0, 1.0]])
+    few = [0.0, 0.0, 0.0, 0.5, 1.0]
+    part = np.stack([0.7 * whole, np.zeros(5), np.float32(0.98) * whole, few])
     low, high = known(ratio_interval(part, whole))
     assert np.isnan(low).tolist() == np.isnan(high).tolist() == [True, True, True, False]
     assert mean_interval(np.full(5, 1.5)) is None
