@@ -1,5 +1,6 @@
 """Planted documents are found; what lexical evidence cannot see is shown."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from data_attribution.gradients import TOP_WEIGHTS
 from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.patching import Effects
+from train import runs
 
 
 EFFECTS = Path(__file__).parents[2] / "golden/results/effects.json"
@@ -59,10 +61,15 @@ def test_the_documents_of_a_fact_come_first_and_the_fact_of_another_entity_last(
     assert {one.grade for one in sources} == {"lexical"}
 
 
-def test_gradients_are_followed_inside_inference_mode(lookup_run, lookup_behaviour):
+def test_gradients_are_followed_inside_inference_mode(lookup_run, lookup_behaviour, tmp_path):
+    shutil.copytree(lookup_run.store.path, tmp_path / "store")
+    run = runs.open(lookup_run.path, store=tmp_path / "store")
+    if not (tmp_path / "store/index").exists():
+        token_index.build(run.store)
+
     def ranked():
         asked = behaviours.read(lookup_behaviour)
-        found = attribution.documents(lookup_run, asked, methods="gradient", limit=3)
+        found = attribution.documents(run, asked, methods="gradient", limit=3)
         return [(one.document, one.score) for one in found.items]
 
     outside = ranked()
