@@ -224,7 +224,7 @@ CASES = (
          (FACTS, "--facts", "2", "--candidates", "20", "--tail-patch", "0", "--replay", "0",
           "--within", "L0.mlp", "--lds", "4", "--steps", "4", "--runs", "kept", "--out",
           "out.json"),
-         older=("out.json",), results=("out.json",), most=10),
+         older=("out.json",), results=("out.json",), most=10, same_again=True),
     # --- converted
     Case("run export", (RUN, "--out", "made"), results=("made",)),
     Case("run import", (f"{W}/exported", "--out", "made"), results=("made",)),

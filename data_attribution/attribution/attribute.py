@@ -21,6 +21,8 @@ reached are not sources.
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from data_attribution import queries, token_index
 from data_attribution.attribution import fusion, passages
 from data_attribution.attribution.methods import DEFAULT, FUSED, Gradient, Method, parse
@@ -48,6 +50,9 @@ __all__ = [
 HEAD = 20  # near-duplicates are searched among the first 20 documents per requested source
 
 
+# Inside a caller's inference mode the queries and the weights that are loaded here would have no
+# gradients.
+@torch.inference_mode(False)
 def documents(
     run: Run | ReadableRun,
     target: str | Behaviour | None = None,
@@ -128,6 +133,7 @@ def documents(
     return Sources(request.name, _label(methods, names), cited.items, about)
 
 
+@torch.inference_mode(False)
 def rank_many(
     run: Run | ReadableRun,
     targets: Sequence[str | Behaviour | Query],

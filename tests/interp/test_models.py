@@ -149,7 +149,7 @@ def test_another_tokenizer_is_taken_for_a_model_whose_own_is_not_read(words, ope
     convert.export_huggingface(shaken(GPT2), None, hf)
     (hf / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
     storage.write_text(given, words.json)
-    behaviour.write_text('{"clean": "w03", "corrupt": "w04", "answer": "w05", "foil": "w06"}\n')
+    behaviour.write_text('{"clean": "w03", "corrupt": "w04", "answer": " w05", "foil": " w06"}\n')
     convert.import_run(hf, out=tmp_path / "run")
     for source in (hf, tmp_path / "run"):
         ended = openbook("behaviours", source, behaviour)

@@ -7,7 +7,6 @@ checkpoints of several steps.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -81,9 +80,8 @@ def _read(path: Path, out: Path) -> tuple[str, Imported]:
 
 def _from_gguf(source: Path, out: Path) -> Imported:
     """Import a GGUF file by way of a temporary Hugging Face folder beside the run."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
-        folder = gguf.gguf_to_huggingface(source, Path(place) / source.stem)
+    with storage.scratch_folder(out) as place:
+        folder = gguf.gguf_to_huggingface(source, place / source.stem)
         found = huggingface.import_huggingface(folder)
     return replace(found, sha256=storage.sha256_file(source))
 

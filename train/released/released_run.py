@@ -20,7 +20,6 @@ run, within tolerance on others.
 import gzip
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -262,9 +261,8 @@ def _made_at(path: Path) -> Iterator[Path]:
 
     Several processes may do this at the same time; the folder of the first to finish is kept.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        made = Path(temporary) / "made"
+    with storage.scratch_folder(path) as temporary:
+        made = temporary / "made"
         yield made
         try:
             made.rename(path)

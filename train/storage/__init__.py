@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         read_foreign_toml,
         stand_in,
     )
-    from train.storage.lock import hold_build_lock, hold_lock
+    from train.storage.lock import hold_build_lock, hold_lock, scratch_folder
     from train.storage.project_folder import project_root
     from train.storage.regular_files import open_foreign, reading
     from train.storage.shapes import check_shape
@@ -101,6 +101,7 @@ __all__ = [
     "read_sealed",
     "reading",
     "replace_folder",
+    "scratch_folder",
     "seal",
     "sha256_file",
     "stand_in",

@@ -30,6 +30,7 @@ STAND_INS = {
     b"<html": "an HTML page, not the file itself; download it again",
 }
 LONGEST_BEGINNING = 64
+MOST_LEVELS = 100  # of tables and lists in TOML
 
 
 def read_foreign_bytes(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
@@ -116,12 +117,25 @@ def read_foreign_toml(path: Path, *, most_bytes: int = MOST_BYTES) -> dict[str, 
     """
     text = read_foreign_text(path, most_bytes=most_bytes)
     try:
-        return tomllib.loads(text)
+        value = tomllib.loads(text)
+        _refuse_deep(value)
+        return value
     except RecursionError:
         raise DamagedError(f"{path}: not readable as TOML (nested too deeply)") from None
     except ValueError as error:
         said = " ".join(str(error).split())
         raise DamagedError(f"{path}: not readable as TOML ({said:.200})") from None
+
+
+def _refuse_deep(value: object) -> None:
+    """Raise a RecursionError as the reader of JSON does; a dotted key makes a table a letter."""
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        tables = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for table in tables for one in table if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def parse_json(text: str | bytes, where: object) -> Any:

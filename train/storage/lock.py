@@ -5,13 +5,16 @@ locks are advisory (`flock`): they exclude processes that ask for the same lock,
 """
 
 import fcntl
+import glob
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
-__all__ = ["hold_build_lock", "hold_lock", "lock_descriptor"]
+__all__ = ["hold_build_lock", "hold_lock", "lock_descriptor", "scratch_folder"]
 
 
 def lock_descriptor(descriptor: int, refusal: Exception | None) -> None:
@@ -89,3 +92,32 @@ def hold_build_lock(path: Path, refusal: Exception) -> Iterator[None]:
                     with suppress(OSError):
                         lock_file.unlink()
                 return
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside `path`, which is removed when the block ends.
+
+    Folders that killed processes have left there, which nobody locks any more, are removed first.
+
+    Examples:
+        >>> with storage.scratch_folder(folder / "out") as scratch:
+        ...     scratch.name.startswith(".out.scratch-")
+        True
+        >>> list(folder.iterdir())
+        []
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.scratch-"
+    with ExitStack() as stack:
+        # Under the lock of the parent no folder is seen between its creation and its own lock.
+        with hold_lock(path.parent, None):
+            for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+                with suppress(OSError), hold_lock(left, BlockingIOError()):
+                    shutil.rmtree(left)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+            stack.enter_context(hold_lock(folder, None))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

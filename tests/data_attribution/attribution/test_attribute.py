@@ -1,5 +1,6 @@
 """Planted documents are found; what lexical evidence cannot see is shown."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from data_attribution import attribution, token_index
 from data_attribution.errors import EvidenceError, IndexMissing, QueryError
 from data_attribution.gradients import TOP_WEIGHTS
+from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.patching import Effects
+from train import runs
 
 
 EFFECTS = Path(__file__).parents[2] / "golden/results/effects.json"
@@ -56,6 +59,22 @@ def test_the_documents_of_a_fact_come_first_and_the_fact_of_another_entity_last(
     assert set(sources.documents[1:3]) == {AT["paraphrase"], AT["distractor"]}
     assert sources.documents[3] == AT["other"]
     assert {one.grade for one in sources} == {"lexical"}
+
+
+def test_gradients_are_followed_inside_inference_mode(lookup_run, lookup_behaviour, tmp_path):
+    shutil.copytree(lookup_run.store.path, tmp_path / "store")
+    run = runs.open(lookup_run.path, store=tmp_path / "store")
+    if not (tmp_path / "store/index").exists():
+        token_index.build(run.store)
+
+    def ranked():
+        asked = behaviours.read(lookup_behaviour)
+        found = attribution.documents(run, asked, methods="gradient", limit=3)
+        return [(one.document, one.score) for one in found.items]
+
+    outside = ranked()
+    with torch.inference_mode():
+        assert ranked() == outside
 
 
 def test_a_name_carries_the_options_of_its_methods():

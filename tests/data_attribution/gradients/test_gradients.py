@@ -285,10 +285,9 @@ def test_a_question_read_below_what_was_named_is_refused(store):
 
 
 def test_gradients_are_the_same_inside_inference_mode(store):
-    model = made(store)
+    model, question, documents = made(store), asked(store), np.array([3, 50])
 
     def collected():
-        question, documents = asked(store), np.array([3, 50])
         selection = select_weights(model.cfg, ("L0H0", "L1.mlp"))
         return (
             gradients.query_features(model, question, selection).values,

@@ -185,8 +185,9 @@ def test_a_file_that_holds_no_task_is_refused(tmp_path, content, message):
 
 def test_null_stands_for_what_a_file_does_not_give(tmp_path):
     path = tmp_path / "mine.json"
-    given = {"name": "x", "labels": ["a", "b"], "positions": [0, 0], "types": ["t", "u"]}
-    path.write_text(json.dumps({**given, "tokens": [[1], [2]], "rows": None, "texts": None}))
+    given = {"name": "x", "labels": [*"abab"], "positions": [0] * 4, "types": [*"ttuu"]}
+    tokens = [[number] for number in range(4)]
+    path.write_text(json.dumps({**given, "tokens": tokens, "rows": None, "texts": None}))
     assert probing.read_task(path).rows is None
 
 

@@ -97,6 +97,15 @@ def test_a_json_text_of_too_many_values_is_refused_before_it_is_read(monkeypatch
         storage.parse_json("[" + "[]," * 100 + "1]", "here")
 
 
+@pytest.mark.parametrize("text", ["a" + ".a" * 500 + " = 1", "a = " + "[" * 500 + "]" * 500])
+def test_toml_that_is_nested_too_deeply_is_refused(text, tmp_path):
+    storage.write_text(tmp_path / "a.toml", text)
+    with pytest.raises(DamagedError, match=r"a\.toml: not readable as TOML \(nested too deeply\)"):
+        storage.read_foreign_toml(tmp_path / "a.toml")
+    storage.write_text(tmp_path / "a.toml", "a" + ".a" * 50 + " = [[1]]")
+    assert storage.read_foreign_toml(tmp_path / "a.toml")
+
+
 SHAPE = {"counts": {str: int}, "names": [(None, str)], "size?": float, "whole": bool}
 
 

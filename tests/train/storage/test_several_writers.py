@@ -53,6 +53,18 @@ def test_what_a_killed_writer_left_is_removed_and_that_of_a_living_one_is_not(tm
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
+def test_a_scratch_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(tmp_path):
+    left = tmp_path / ".a.scratch-0123"
+    left.mkdir()
+    (left / "half").write_text("half")
+    with storage.scratch_folder(tmp_path / "a") as living:
+        assert not left.exists()
+        with storage.scratch_folder(tmp_path / "a") as second:
+            assert living.is_dir()
+            assert second != living
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_permissions_of_an_older_file_are_kept(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"secret")
