@@ -289,6 +289,30 @@ def test_a_removal_that_takes_too_little_or_moves_something_else_fails(
     assert script("removal").report(found) == code
 
 
+@pytest.mark.parametrize(
+    ("first", "gone"),
+    [
+        (0, "2, 2 of them in several copies (5 documents)"),
+        (5, "1, 1 of them in several copies (3 documents)"),
+    ],
+)
+def test_a_removal_says_how_many_texts_stand_nowhere_any_more(script, monkeypatch, first, gone):
+    """A control that leaves a copy takes no text away, and a text that was read before stays."""
+    from data_attribution.evaluation import CurvePoint
+
+    removal, read = script("removal"), [0, 9, 9, 9, 9, 9]
+    monkeypatch.setattr(removal, "document_sha256s", lambda store: iter("aabbbc"))
+    run = SimpleNamespace(store=None, steps_learned=lambda one: np.array([read[one]]))
+    some = {"documents": (0, 1, 2, 3, 4), "controls": ((2, 3), (2, 5))}
+    point = CurvePoint("fused", 1, 5, np.zeros(2), np.zeros((2, 2)), **some)
+    taken, *controls, shared = removal.redundancy(run, point, first)
+    assert taken.endswith(f"anywhere: {gone}")
+    assert [one.split("anywhere: ")[1] for one in controls] == [
+        f"{n}, 0 of them in several copies (0 documents)" for n in (0, 1)
+    ]
+    assert shared.endswith("holds: 1")
+
+
 @pytest.mark.parametrize(("by_chance", "code"), [(0.1, 0), (0.5, 1), (-0.5, 1)])
 def test_scores_at_random_that_foretell_a_component_fail(script, by_chance, code):
     from data_attribution.evaluation import Lds

@@ -184,6 +184,12 @@ def test_the_right_documents_take_the_answer_away_and_the_wrong_ones_do_not(curv
     assert curves.cases == ("pair 3", "pair 9")
     assert (right.method, right.k, wrong.method) == ("right", 2, "wrong")
     assert right.removed == wrong.removed == 40  # two documents and their copies, of two pairs
+    assert [len(one) for one in (right.documents, *right.controls, wrong.documents)] == [40] * 4
+    assert not any({*right.documents} & {*one} for one in right.controls)
+    assert wrong.controls == ()
+    assert right.random_interval is not None
+    assert right.random_interval[0] < right.random.mean() < right.random_interval[1]
+    assert wrong.random_interval is None
     assert (right.change < -3).all()
     assert wrong.change.mean() > right.change.mean() + 3
     assert right.random.shape == (2, 2)
