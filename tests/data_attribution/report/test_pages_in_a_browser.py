@@ -389,7 +389,8 @@ def test_every_command_of_a_page_parses(results, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = replace(results, named="'a name.json'", options="--prompts 8 --seed 1")
     pages = [behaviour_page.behaviour_html(one) for one in (asked, replace(results, proof=None))]
-    blocks = [block for one in pages for block in re.findall(r'"command"><code>(.*?)</code>', one)]
+    block = re.compile(r'"command"><code>(.*?)</code>', re.DOTALL)
+    blocks = [found for one in pages for found in block.findall(one)]
     lines = {line for block in blocks for line in html.unescape(block).splitlines()}
     assert {shlex.split(line)[1] for line in lines} == {
         "behaviours", "patch", "detect", "emergence", "trace", "run", "counterfactual", "report",
