@@ -348,7 +348,7 @@ def test_more_than_a_page_holds_is_counted(make_store, make_run):
     spans = replace(generation(run), spans=(likely, *[unlikely] * SPANS), found=SPANS + 3)
     found = Page(sources_page.sources_html(sources(*items), run=run, spans=spans))
     assert "2 more are not shown." in found.text
-    cards = {one for one in found.ids if one and one.startswith("document")}
+    cards = {one for one in found.ids if one and one.startswith("document-")}
     assert cards == {f"document-{document}" for document in range(CARDS)}
     assert f"Its stretches, {SPANS} of {SPANS + 3}" in found.text
     shown = {one for one in found.ids if one and one.startswith("span")}
