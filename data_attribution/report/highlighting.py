@@ -12,14 +12,14 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import UInt32
 
+from data_attribution.report.page import strength
 from data_attribution.tracing import Generation
 from train.data import Tokenizer
 
 
 __all__ = ["Mark", "html", "places", "within"]
 
-# Opacity of the least and the most surprising mark.
-FAINT, STRONG = 0.18, 0.75
+FAINT = 0.2  # strength of the least surprising mark
 TORN = "\N{REPLACEMENT CHARACTER}"  # decoded from bytes that are not a whole letter
 
 
@@ -62,10 +62,10 @@ def html(text: str, marks: Sequence[Mark]) -> str:
         part = escape(text[start:stop])
         if over:
             mark = max(over, key=lambda one: one.strength)
-            opacity = FAINT + (STRONG - FAINT) * mark.strength
             part = (
                 f'<a href="#{escape(mark.href)}" title="{escape(mark.said)}">'
-                f'<mark style="background:rgba(255,176,0,{opacity:.2f})">{part}</mark></a>'
+                f'<mark class="heat {strength(FAINT + (1 - FAINT) * mark.strength)}">{part}</mark>'
+                "</a>"
             )
         parts.append(part)
     return "".join(parts)

@@ -23,22 +23,12 @@ from importlib.resources import files
 from train.progress import visible
 
 
-__all__ = ["Panel", "command", "document", "excerpt", "html", "measured", "shown", "strength"]
+__all__ = ["Panel", "command", "document", "excerpt", "measured", "shown", "strength"]
 __all__ += ["table"]
 
 STRENGTHS = 9  # classes s1 to s9 of page.css
 # Characters of JSON that could end a script element, or a line of a script.
 _UNSAFE = {ord(one): f"\\u{ord(one):04x}" for one in "<>&\u2028\u2029"}
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
-STYLE = """
-body{font:16px/1.55 Georgia,serif;color:#222;max-width:780px;margin:40px auto;padding:0 20px}
-h1{font-size:30px;margin-bottom:4px} h2{margin-top:44px;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;font:13px/1.4 Menlo,Consolas,monospace;margin:12px 0;width:100%}
-td,th{text-align:left;padding:3px 10px 3px 0;border-bottom:1px solid #eee;vertical-align:top}
-pre{background:#f6f5f1;padding:10px 14px;font-size:13px;overflow:auto}
-svg{display:block;margin:12px 0;max-width:100%} svg text{font:11px Menlo,Consolas,monospace}
-.claim{font-size:17px} .limit{color:#666;font-size:14px} .good{color:#2d6a4f} .bad{color:#b02a2a}
-"""
 
 
 @dataclass(frozen=True)
@@ -103,23 +93,6 @@ def document(
         + visible(body)
         + f'<script type="application/json" id="data">{values.translate(_UNSAFE)}</script>'
         + f"<script>{script}</script></body></html>\n"
-    )
-
-
-def html(title: str, body: str, *, style: str = "", base: str = STYLE) -> str:
-    """Return a whole page, in which texts of documents have no effect.
-
-    `style` is added to the style of the page, `base`.
-
-    The policy in its head lets a browser run no script and load nothing. Control characters, and
-    those that turn the direction of a text, are shown as their codes.
-    """
-    return visible(
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{base}{style}</style></head>"
-        f"<body>{body}</body></html>\n"
     )
 
 

@@ -3,8 +3,7 @@
 Ranked documents are cards: the text with the passage that is the evidence, the grade of the
 evidence and the result of each method, when the run read it, its copies, and the effect of
 retraining without it. A generated text is shown with the spans that occur in the corpus. The page
-needs no script and no network: it opens from disk on any machine, and every figure in it is a few
-kilobytes of SVG.
+needs no network, and every figure in it is a few kilobytes of SVG.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from data_attribution import tracing
 from data_attribution.attribution import GRADES, Effect, Source, Sources
 from data_attribution.counterfactuals import Counterfactual
 from data_attribution.report import highlighting, page, svg, text
+from data_attribution.report.page import Panel
 from data_attribution.report.svg import Line, Point
 from data_attribution.tracing import Exposure, Generation, Holder, TracedSpan
 from train import storage
@@ -34,27 +34,6 @@ MEANS = {
     "replay": "the exact derivative through training, by the document's weight",
     "counterfactual": "the model was trained again without it",
 }
-STYLE = """
-body{font:16px/1.55 Georgia,serif;color:#222;max-width:820px;margin:40px auto;padding:0 20px}
-h1{font-size:28px;margin-bottom:4px} h2{margin-top:40px;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;font:13px/1.4 Menlo,Consolas,monospace;margin:10px 0}
-td,th{text-align:left;padding:2px 14px 2px 0;border-bottom:1px solid #eee;vertical-align:top}
-svg{display:block;margin:10px 0;max-width:100%} svg text{font:11px Menlo,Consolas,monospace}
-svg.spark{display:inline-block;vertical-align:middle;margin:0 6px}
-.claim{font-size:17px} .limit,.small{color:#666;font-size:14px}
-.text{white-space:pre-wrap;overflow-wrap:anywhere;background:#f8f7f3;padding:12px 16px;margin:8px 0}
-mark{background:#ffe08a;color:inherit;padding:1px 0} .text a{color:inherit;text-decoration:none}
-.card{border:1px solid #ddd;border-left-width:6px;padding:8px 16px;margin:16px 0}
-.card:target{box-shadow:0 0 0 2px #1b6ca8}
-.grade{font:12px Menlo,Consolas,monospace;color:#fff;padding:1px 8px;border-radius:9px}
-.none{border-left-color:#ddd} .grade.none{background:#757575}
-.lexical{border-left-color:#8a8a8a} .grade.lexical{background:#6b6b6b}
-.gradient{border-left-color:#1b6ca8} .grade.gradient{background:#1b6ca8}
-.replay{border-left-color:#8d6a9f} .grade.replay{background:#7a558d}
-.counterfactual{border-left-color:#2d6a4f} .grade.counterfactual{background:#2d6a4f}
-summary{cursor:pointer;color:#666;font-size:14px} code{font-size:13px}
-@media print{.card{break-inside:avoid}}
-"""
 
 
 def write_sources_page(
@@ -95,34 +74,33 @@ def sources_html(
     """
     sources = found if isinstance(found, Sources) else None
     generation = spans if sources is not None else found
-    title = sources.query if sources is not None else "a text"
-    parts = [_head(found)]
+    panels = []
     if isinstance(generation, Generation):
-        parts += _generation(generation, run)
+        panels.append(Panel("text", "The text", "".join(_generation(generation, run))))
     if sources is not None:
-        parts += _documents(sources, run)
+        panels.append(Panel("documents", "Documents", "".join(_documents(sources, run))))
     if counterfactual is not None:
-        parts += _retraining(counterfactual)
-    parts += _provenance(found)
-    body = "\n".join(parts)
-    title = f"Documents behind {_shortened(title, 60)}"
-    return page.html(title, body, base=STYLE)
+        body = "".join(_retraining(counterfactual))
+        panels.append(Panel("retraining", "What retraining showed", body))
+    title, lead = _head(found)
+    return page.document(title, panels, provenance=_provenance(found), lead=lead)
 
 
-def _head(found: Sources | Generation) -> str:
+def _head(found: Sources | Generation) -> tuple[str, str]:
+    """Return title and lead."""
     if isinstance(found, Generation):
         return (
-            f"<h1>Where a text of {count(found.n_tokens, 'token')} stands in what the model "
-            "read</h1>"
-            f"<p class=claim>{len(found.spans)} of its {found.found} longest verbatim stretches, "
-            f"the least likely to stand there by chance; they cover {found.covered:.0%} of it.</p>"
+            f"Where a text of {count(found.n_tokens, 'token')} stands in what the model read",
+            f"<p>{len(found.spans)} of its {found.found} longest verbatim stretches, the least "
+            f"likely to stand there by chance; they cover {found.covered:.0%} of it.</p>",
         )
     counts = [(grade, sum(one.grade == grade for one in found)) for grade in reversed(GRADES)]
     graded = ", ".join(f"{n} {_badge(grade)}" for grade, n in counts if n)
     return (
-        f"<h1>Documents behind “{escape(_shortened(found.query, 120))}”</h1>"
-        f"<p class=claim>{count(len(found), 'document')} by {escape(found.method)} evidence: "
-        f"{graded or 'none'}.</p>"
+        f"Documents behind “{_shortened(found.query, 120)}”",
+        f"<p>{count(len(found), 'document')} by {escape(found.method)} evidence: "
+        f"{graded or 'none'}. Evidence is no cause: only training again without a document shows "
+        "what it did, and then only for this model, seed and order.</p>",
     )
 
 
@@ -144,13 +122,12 @@ def _generation(found: Generation, run: ReadableRun) -> Iterable[str]:
         )
         if place is not None and k in drawn
     ]
-    yield "<h2>The text</h2>"
     yield f"<div class=text>{highlighting.html(found.text, marks)}</div>"
     yield (
         "<p class=limit>The darker, the less probable by its words alone. That a stretch stands "
         "in the training text does not say that it was copied from there.</p>"
     )
-    yield f"<h2>Its stretches, {len(shown)} of {found.found}</h2>"
+    yield f"<h3>Its stretches, {len(shown)} of {found.found}</h3>"
     yield from (_span(k, found.spans[k]) for k in shown)
 
 
@@ -180,7 +157,6 @@ def _holder(one: Holder, span: str) -> str:
 
 def _documents(sources: Sources, run: ReadableRun) -> Iterable[str]:
     """Yield the ranking, the readings over training, and one card per document."""
-    yield "<h2>Documents</h2>"
     if not len(sources):
         yield "<p class=claim>No document that the run read speaks for it.</p>"
         return
@@ -279,7 +255,6 @@ def _retraining(found: Counterfactual) -> Iterable[str]:
     """Yield the results of retraining without the documents."""
     first = found.changes[0]
     effect, n = first.effect, len(found.removed)
-    yield "<h2>What retraining showed</h2>"
     yield (
         f"<p class=claim>Trained again without {count(n, 'document')}, everything else the same "
         f"to the bit: {escape(first.name)} changes by "
@@ -318,18 +293,12 @@ def retraining_results(found: Counterfactual) -> Iterable[str]:
     )
 
 
-def _provenance(found: Sources | Generation) -> Iterable[str]:
-    rows = [
-        (escape(str(name)), f"<code>{escape(_shortened(str(value), 300))}</code>")
+def _provenance(found: Sources | Generation) -> list[tuple[str, str]]:
+    return [
+        (str(name), _shortened(str(value), 300))
         for name, value in found.provenance.items()
         if value not in (None, [])
     ]
-    yield "<h2>Where this comes from</h2>"
-    yield _table(("", ""), rows)
-    yield (
-        "<p class=limit>Evidence is no cause: only training again without a document shows what it "
-        "did, and then only for this model, seed and order.</p>"
-    )
 
 
 def _badge(grade: str) -> str:

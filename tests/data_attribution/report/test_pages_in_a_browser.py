@@ -11,6 +11,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -373,7 +374,9 @@ def test_a_proof_of_another_run_or_of_another_question_is_refused(results, tmp_p
         with pytest.raises(CounterfactualError, match=said):
             report.gather(results.run, results.behaviour, proof={**results.proof, **changed})
     storage.write_json(tmp_path / "proof.json", storage.seal(results.proof))
-    assert report.read_proof(tmp_path / "proof.json")["effects"] == results.proof["effects"]
+    kept = report.read_proof(tmp_path / "proof.json")
+    assert isinstance(kept, dict)
+    assert kept["effects"] == results.proof["effects"]
     storage.write_json(tmp_path / "proof.json", storage.seal({**results.proof, "rows": [{}]}))
     with pytest.raises(DamagedError, match="setting"):
         report.read_proof(tmp_path / "proof.json")
@@ -389,13 +392,15 @@ def test_every_command_of_a_page_parses(results, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = replace(results, named="'a name.json'", options="--prompts 8 --seed 1")
     pages = [behaviour_page.behaviour_html(one) for one in (asked, replace(results, proof=None))]
-    blocks = [block for one in pages for block in re.findall(r'"command"><code>(.*?)</code>', one)]
+    block = re.compile(r'"command"><code>(.*?)</code>', re.DOTALL)
+    blocks = [found for one in pages for found in block.findall(one)]
     lines = {line for block in blocks for line in html.unescape(block).splitlines()}
     assert {shlex.split(line)[1] for line in lines} == {
         "behaviours", "patch", "detect", "emergence", "trace", "run", "counterfactual", "report",
     }  # fmt: skip
     for line in lines:
-        command, words = typer.main.get_command(app), shlex.split(line)[1:]
+        command: Any = typer.main.get_command(app)
+        words = shlex.split(line)[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
         # That a file is missing is said by the command, which has parsed by then.
