@@ -144,7 +144,8 @@ def sources_lines(sources: "Sources") -> str:
     says = "evidence does not prove a cause: `openbook counterfactual` tests it"
     if effect is not None:
         says = f"effects are those of all documents removed together, {_beside(effect.controls)}"
-    return "\n".join([head, *lines, *_notes(about), end + says])
+    scale = [f"scores: {sources.unit}"] if lines and sources.unit else []
+    return "\n".join([head, *scale, *lines, *_notes(about), end + says])
 
 
 def _notes(about: "storage.JsonObject") -> list[str]:
