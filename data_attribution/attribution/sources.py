@@ -168,6 +168,29 @@ class Sources:
         columns = [one.name for one in fields(Source)]
         return pandas.DataFrame([asdict(one) for one in self.items], columns=columns)
 
+    @property
+    def unit(self) -> str:
+        """Unit or scale of the scores, in words.
+
+        Examples:
+            >>> attribution.documents(run, fact, methods="lexical", limit=3).unit
+            'BM25: weighted inverse document frequencies in nats, 0 and up'
+        """
+        formula = str(self.provenance.get("formula", ""))
+        added, _, rest = formula.partition(", each on a scale of length 1")
+        if added != formula:
+            return f"sum of {added.count(' + ') + 1} scores on scales of length 1{rest}"
+        if formula.startswith("bm25"):
+            return "BM25: weighted inverse document frequencies in nats, 0 and up"
+        if formula == "maximal spans":
+            return "nats of surprise of the shared spans, divided among their documents"
+        if replay := self.provenance.get("replay"):
+            return f"change of the query in {replay.get('unit', 'its unit')} a unit of the weight"
+        kind = (self.provenance.get("gradient") or {}).get("kind")
+        if kind and "cosine" in kind:
+            return "cosine of gradients, -1 to 1"
+        return "dot product of gradients, comparable within this ranking only" if kind else ""
+
     def show(self, n: int = 10) -> "pandas.DataFrame":
         """Return a short table of the n best: score, grade, passage in context, reading steps."""
         import pandas
@@ -182,12 +205,13 @@ class Sources:
             "duplicates": [len(one.group) - 1 for one in self.items[:n]],
             "document": [one.document for one in self.items[:n]],
         }
+        unit = f"\nscore: {self.unit}" if self.unit else ""
 
         class Table(pandas.DataFrame):
             """A table that a plain shell prints whole: pandas would leave out the text."""
 
             def __repr__(self) -> str:
-                return self.to_string()
+                return self.to_string() + unit
 
             def __reduce__(self) -> tuple[Any, ...]:  # pickle does not find a class in a function
                 return pandas.DataFrame, (self.to_dict("series"),)

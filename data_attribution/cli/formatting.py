@@ -146,7 +146,8 @@ def sources_lines(sources: "Sources") -> str:
             "; effects are those of all documents removed together, on the prompts that ranked "
             f"them, {_beside(effect.controls)}"
         )
-    return "\n".join([head, *lines, *_notes(about), end])
+    scale = [f"scores: {sources.unit}"] if lines and sources.unit else []
+    return "\n".join([head, *scale, *lines, *_notes(about), end])
 
 
 def _notes(about: "storage.JsonObject") -> list[str]:

@@ -164,7 +164,7 @@ def _documents(sources: Sources, run: ReadableRun) -> Iterable[str]:
     yield svg.points(
         [Point(f"{k}. {one.text}", one.score, one.low, one.high)
          for k, one in enumerate(shown[:20], start=1)],
-        across=f"score, {sources.method}; 95 % over prompts where there is a line",
+        across=f"score ({sources.unit or sources.method}); 95 % over prompts where there is a line",
     )  # fmt: skip
     together = tracing.exposure_of_documents(run, [one for item in shown for one in item.group])
     yield _exposure(together)

@@ -98,3 +98,23 @@ def test_the_file_is_json_that_others_can_read(tmp_path):
     SOURCES.save(tmp_path / "sources.json")
     content = json.loads((tmp_path / "sources.json").read_text())
     assert content["items"][0]["steps"] == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("provenance", "unit"),
+    [
+        ({"formula": "bm25 k1=1.2 b=0.75"}, "BM25: weighted inverse document frequencies in nats"),
+        ({"formula": "maximal spans"}, "nats of surprise of the shared spans"),
+        (
+            {"formula": "a + b, each on a scale of length 1"},
+            "sum of 2 scores on scales of length 1",
+        ),
+        ({"gradient": {"kind": "adam-cosine"}}, "cosine of gradients, -1 to 1"),
+        ({"gradient": {"kind": "dot"}}, "comparable within this ranking only"),
+        ({"replay": {"unit": "nats"}}, "change of the query in nats a unit of the weight"),
+    ],
+)
+def test_every_kind_of_score_has_a_unit_in_the_table(provenance, unit):
+    found = Sources("a", "some", (source(0, (1,)),), provenance)
+    assert unit in found.unit
+    assert repr(found.show()).endswith(f"\nscore: {found.unit}")
