@@ -294,4 +294,6 @@ def _figure(found: Circuit, k: int = 60) -> "plots.Figure":
     figure.update_yaxes(visible=False)
     shown = f"{len(edges)} of {len(found.edges)} edges"
     about = f"{found.provenance.behaviour}: {shown}, faithfulness {found.faithfulness}"
-    return plots.framed(figure, about).update_layout(height=plots.HEIGHT + 60 * graph.n_layers)
+    drawn = plots.framed(figure, about)
+    drawn.update_layout(height=plots.HEIGHT + 60 * graph.n_layers)
+    return drawn
