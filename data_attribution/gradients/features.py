@@ -90,6 +90,7 @@ class Features:
         return tuple(name for name, _, _ in self.blocks)
 
 
+@torch.inference_mode(False)  # also inside a caller's inference mode
 def document_features(
     model: GPT,
     store: TokenStore,
@@ -166,6 +167,7 @@ def document_features(
     return Features(documents, values.numpy(), tuple(tape.blocks), rank, seed)
 
 
+@torch.inference_mode(False)  # also inside a caller's inference mode
 def query_features(
     model: GPT,
     question: Query,
