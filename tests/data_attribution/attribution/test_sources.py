@@ -107,7 +107,7 @@ def test_the_file_is_json_that_others_can_read(tmp_path):
         ({"formula": "maximal spans"}, "nats of surprise of the shared spans"),
         (
             {"formula": "a + b, each on a scale of length 1"},
-            "sum of 2 scores on scales of length 1",
+            "sum of 2 scores on scales",
         ),
         ({"gradient": {"kind": "adam-cosine"}}, "cosine of gradients, -1 to 1"),
         ({"gradient": {"kind": "dot"}}, "comparable within this ranking only"),
