@@ -34,15 +34,13 @@ test: .venv/ready-dev
 unit: .venv/ready-dev
 	$(VENV)/pytest --numprocesses $(WORKERS) -m "not integration and not slow"
 
-# Those that take a minute or more begin first; whoever is free takes the next. Some open the run of
-# `make demo`, which was trained on all cores: threads that wait for each other have to give their
-# core away soon, or 08 takes twice as long (GOMP_SPINCOUNT).
+# Those that train or download begin first; whoever is free takes the next. Solutions of exercises are
+# executed too, and outputs are weighed.
 LONG := $(sort $(wildcard notebooks/0[1678]_*.ipynb notebooks/10_*.ipynb))
 NOTEBOOKS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard notebooks/*.ipynb)))
 notebooks: .venv/ready-dev
-	printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 GOMP_SPINCOUNT=1000 xargs -P $(WORKERS) -n 1 \
-	  $(VENV)/pytest --nbmake --nbmake-timeout=1200 --quiet --durations=1 --override-ini addopts= \
-	  --override-ini filterwarnings= --override-ini timeout=2400
+	printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 \
+	  $(VENV)/python tests/play_notebooks.py
 
 # The pages in docs/, as HTML in site/; a warning, such as a broken link, is an error.
 docs: .venv/ready-dev

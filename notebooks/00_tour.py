@@ -10,14 +10,14 @@
 #
 # **Question.** A model shows a behaviour. Which of its components produce it, which training documents taught it, and can both be proved?
 # **Answer.** Yes, for a checkpoint whose training is completely known. Components are found by patching them, and documents are confirmed by retraining without them.
-# **Needs.** No GPU and no download. About a minute after `make demo`. Without `make demo`, the notebook first trains the run (two minutes on two quiet cores) and later trains the last third of it twice more. Every number below is computed here.
+# **Needs.** No GPU, no download and no training. About 10 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here, except those of section 6: the retraining was measured when the run was made.
 
 # %%
 from functools import partial
 
 import torch
 
-from data_attribution import attribution, counterfactuals, demo, token_index
+from data_attribution import attribution, counterfactuals, token_index
 from interp import behaviours, models, patching, plots, training_dynamics
 from interp.heads import (
     best_head,
@@ -26,35 +26,23 @@ from interp.heads import (
     previous_token_heads,
     repeated_tokens,
 )
-from train import progress, recipes, storage, trainer
-from train.data import build_store, open_corpus, open_store
+from train import progress, released, trainer
 
-
-ROOT = storage.project_root()
-STORE, RUN = ROOT / "data/planted", ROOT / "runs/planted"
 
 # %% [markdown]
 # ## 1. A run with a known training history
 #
-# The planted corpus is made up. It contains invented facts that are stated 0 to 128 times, sentences about who gives what to whom, and random words that repeat. A truth table says what each document teaches, so every answer can be checked against it.
+# The planted corpus is made up. It contains invented facts that are stated 0 to 128 times, sentences about who gives what to whom, and random words that repeat. A truth table says what each document teaches, so every answer can be checked against it. Below: the run, and three documents of its corpus.
 
 # %%
-if not (STORE / "store.json").exists():
-    with progress.bar("building the planted corpus") as advance:
-        build_store(open_corpus("planted"), out=STORE, progress=advance)
-store = open_store(STORE)
-recipe = recipes.resolve(recipes.PLANTED, store)
-demo.refuse_other(store, RUN, recipe)  # Raises if older files differ from what this code makes.
-run_exists = (RUN / "manifest.json").exists()
-with progress.bar("training") as advance:
-    if run_exists:  # A finished run is opened, an interrupted run is continued.
-        run = trainer.resume(RUN, store=STORE, progress=advance)
-    else:
-        run = trainer.train(recipe, store, out=RUN, progress=advance)
+run = released.open("planted")
 run
 
+# %%
+[run.store.text(document) for document in (0, 12_000, 20_000)]
+
 # %% [markdown]
-# **The run passes verification.** Every file has its recorded digest. The first checkpoint equals the initialisation of its seed. Ten consecutive steps from a random checkpoint are replayed now and give the numbers in the ledger: `bit-exact` on the machine that trained the run, `within tolerance` on another one.
+# **The run passes verification.** Every file has its recorded digest. The first checkpoint equals the initialisation of its seed. Its first ten steps are trained again now and give the losses in the ledger: `bit-exact` on the machine that trained the run, `within tolerance` on another one.
 
 # %%
 with progress.bar("verifying") as advance:
@@ -155,50 +143,65 @@ losses = torch.tensor([[copy_loss(layer, head) for head in range(4)] for layer i
 plots.heads(losses, title="Loss on the second copy after ablating one head", unit="nats per word")
 
 # %% [markdown]
-# **Such a head also forms on real text**, where nothing is planted. `openbook demo-code` trains on the sources of Python's standard library. If it has done so, the figure shows the scores of its induction head and of the previous-token head below it during training; notebook `10_real_code` goes on from there.
-
-# %%
-real_text = demo.finished_formation(RUN.parent)
-scores = [real_text.induction, real_text.previous] if real_text else []
-real_text.trajectory.plot(scores) if real_text else "`openbook demo-code` has not been run"
-
-# %% [markdown]
 # ## 5. Which documents taught it
 #
 # **Every document that states the fact is among its first 24 sources**, each with the matching words and the exact steps that read it. *Limits.* Lexical evidence shows only that the words occur in the document. A distractor (a sentence that names the entity and the value but does not state the fact) ranks among the statements, and the effect of a document on the model is not measured. Such evidence does not show that a document is a cause.
 
 # %%
-if not (STORE / "index").exists():
-    with progress.bar("indexing") as advance:
-        token_index.build(run.store, progress=advance)
-names = counterfactuals.removable_facts(run)
-(fact,) = training_dynamics.facts_named(truth, names[:1])
+if not (run.store.path / "index").exists():
+    token_index.build(run.store)
+(fact,) = training_dynamics.facts_named(truth, counterfactuals.removable_facts(run)[:1])
 fact_behaviour = behaviours.load(f"fact:{fact['entity']}", run)
+run.store.tokenizer.decode(fact_behaviour.clean[0].tolist()), fact["value"]
+
+# %%
 sources = attribution.documents(run, fact_behaviour, methods="lexical", fold=False, limit=24)
 sources.show(10)
 
 # %% [markdown]
+# **Exercise: which document?** Find the documents by hand. A fact has an *entity* (`fact["entity"]`) and a *value* (`fact["value"]`). Find all documents of the store that contain both words (`run.store.text(document)`). `counterfactuals.documents_of(run, [fact])` returns those that state the fact. How many documents contain both words without stating the fact, and what do they say instead?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# both = [
+#     document
+#     for document in range(run.store.n_documents)
+#     if {fact["entity"], fact["value"]} <= set(run.store.text(document).split())
+# ]
+# stating = counterfactuals.documents_of(run, [fact])
+# others = [document for document in both if document not in stating]
+# for document in others[:4]:
+#     print(run.store.text(document))
+# assert set(stating) <= set(both)
+# assert others
+# ```
+#
+# All statements contain both words, and so do the distractors. Words alone cannot tell the two apart. Notebook 08 shows that gradients can.
+#
+# </details>
+
+# %% [markdown]
 # ## 6. Proof by retraining
 #
-# **The run is retrained without the documents of nine facts, with everything else the same to the bit, and only those nine facts are forgotten.** In the control, all documents of nine other facts that are stated equally often are removed instead. These are *late* facts: their documents are read only in the last third of training, so both retrainings start from the checkpoint before that. Every form of each fact is tested. The intervals are Wilson intervals over facts. *Limits.* This is one seed of the initial weights, and each fact is stated 16 times. Recall of facts with 1 to 4 exposures already differs between seeds, so for such facts one retraining would prove little.
+# **The run was retrained without the documents of nine facts, with everything else the same to the bit, and only those nine facts are forgotten.** In the control, all documents of nine other facts that are stated equally often were removed instead. These are *late* facts: their documents are read only in the last third of training, so both retrainings started from the checkpoint before that.
+#
+# Two retrainings take a minute or two, so their results come with the run. `make demo` trains the run and both retrainings on your machine; notebook 07 retrains a smaller run here.
 
 # %%
-with progress.bar("retraining without documents") as advance:
-    forgotten = counterfactuals.forget_facts(run, names, progress=advance)
+forgotten = counterfactuals.Forgetting.from_dict(released.measured("planted", "forgetting"))
 forgotten.plot()
+
+# %% [markdown]
+# Every form of each fact is tested. The intervals are Wilson intervals over facts. *Limits.* This is one seed of the initial weights, and each fact is stated 16 times. Recall of facts with 1 to 4 exposures already differs between seeds, so for such facts one retraining would prove little.
 
 # %%
 forgotten.to_frame().round(2)
 
 # %% [markdown]
-# ## 7. TransformerLens, and all claims checked
+# **Where to go from here.** The same model in TransformerLens: notebook 13. Your own model and text: notebook 12. Which paths a result takes: notebook 02.
 #
-# **A `TransformerBridge` with the same weights gives the same logits**, up to the order of summation in fp32. Use it for code that expects TransformerLens.
-
-# %%
-bridge = models.transformer_lens(model)
-difference = (bridge(ioi.clean) - model(ioi.clean)).abs().max().item()
-difference
+# ## All claims checked
 
 # %%
 # 1. The run passes verification, and its data order can be queried in both directions.
@@ -235,5 +238,3 @@ assert removed.high < full.low
 assert forgotten.of("control removed", "removed").share.recall >= 0.9
 assert forgotten.of("control removed", "control").share.recall < 0.5
 assert forgotten.of("documents removed", "kept").share.recall >= 0.9
-# 7. TransformerLens computes the same logits.
-assert difference < 1e-4

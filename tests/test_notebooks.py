@@ -8,6 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
+from tests import play_notebooks
 from train import storage
 
 
@@ -57,6 +58,13 @@ def test_the_first_cell_asks_answers_and_says_what_is_needed(path):
 
 
 @each_notebook
+def test_the_first_cell_says_how_long_it_takes_and_on_what(path):
+    _, source = cells(jupytext.read(path))[0]
+    needs = source.partition("**Needs.**")[2]
+    assert re.search(r"(seconds|minutes?) on (one core|two cores) of an? \w+", needs)
+
+
+@each_notebook
 def test_the_last_cell_asserts(path):
     kind, source = cells(jupytext.read(path))[-1]
     assert kind == "code"
@@ -95,3 +103,52 @@ def test_the_project_is_found_from_every_folder_of_it(start, monkeypatch):
 def test_a_notebook_elsewhere_finds_the_checkout_it_imports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.project_root() == Path(storage.__file__).parents[2]
+
+
+# Solutions and sizes
+
+
+def test_four_notebooks_have_exercises_and_every_solution_ends_with_an_assertion():
+    found = {}
+    for path in NOTEBOOKS:
+        texts = [source for kind, source in cells(jupytext.read(path)) if kind == "markdown"]
+        folded = sum(text.count("<details>") for text in texts)
+        codes = [code for text in texts for code in play_notebooks.solutions(text)]
+        assert len(codes) == folded, path.name
+        assert all("\nassert " in code for code in codes), path.name
+        found |= {path.stem: codes} if codes else {}
+    assert {name[:2] for name in found} == {"00", "02", "05", "13"}
+
+
+SOLVED = """Divide.
+
+<details><summary>Solution</summary>
+
+```python
+{code}
+```
+
+</details>
+"""
+
+
+def played(path: Path, *, text: str = "", code: str = "") -> str:
+    """Play a notebook of one text cell and one code cell; return what went wrong."""
+    made = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(code)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=metadata), path)
+    problem, _ = play_notebooks.play(path)
+    return problem
+
+
+@pytest.mark.integration
+def test_a_notebook_that_fails_or_weighs_too_much_is_not_passed(tmp_path):
+    path = tmp_path / "a.ipynb"
+    assert "ZeroDivisionError" in played(path, text=SOLVED.format(code="1 / 0"))
+    assert "an output takes" in played(path, code="print('long' * 30_000)")
+    assert played(path, text=SOLVED.format(code="n = 2"), code="assert n == 2") == ""
+
+
+def test_outputs_that_are_large_together_are_too_large():
+    assert play_notebooks.too_large([99_000] * 20) == ""
+    assert "2,079,000 bytes" in play_notebooks.too_large([99_000] * 21)

@@ -155,6 +155,7 @@ class Readings(Result):
             [f"{pos} {label}".strip() for pos, label in columns],
             title=title,
             unit=self.units[measure],
+            axes=("position", "place"),
         )
 
     def to_dict(self) -> dict[str, object]:

@@ -411,6 +411,8 @@ def _figure(found: Trace) -> "plots.Figure":
         cells.update(zmin=-limit, zmax=limit, showscale=column == 3)
         figure.add_trace(cells, row=1, col=column)
     about = found.residual.provenance.behaviour
+    figure.update_xaxes(title="position")
+    figure.update_yaxes(title="layer", col=1)
     title = f"{about}: restored states, subject {found.damage}"
     # Room for the title above those of the maps.
     return plots.framed(figure, title).update_layout(width=2 * plots.WIDTH, margin={"t": 72})

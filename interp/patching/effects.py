@@ -347,11 +347,14 @@ def _figure(found: Effects) -> "plots.Figure":
             None if found.high is None else found.high.tolist(),
             title=title,
             unit=found.unit,
-        )
+        ).update_xaxes(title=found.axes[0])
     if found.axes == ("layer", "head"):
         return plots.heads(found.values, title=title, unit=found.unit)
     rows = found.values.flatten(0, -2).tolist()
-    return plots.heat_map(rows, down(found), across(found), title=title, unit=found.unit)
+    axes = ("position" if found.axes[-1] == "pos" else found.axes[-1], "layer")
+    if found.values.ndim > 2:
+        axes = (axes[0], "component")
+    return plots.heat_map(rows, down(found), across(found), title=title, unit=found.unit, axes=axes)
 
 
 def down(found: Effects) -> list[str]:

@@ -88,13 +88,22 @@ def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> Figu
     """
     n_layers, n_heads = values.shape
     down, across = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
-    return heat_map(values.tolist(), down, across, title=title, unit=unit)
+    return heat_map(values.tolist(), down, across, title=title, unit=unit, axes=("head", "layer"))
 
 
 def heat_map(
-    values: list[list[float]], down: list[str], across: list[str], *, title: str, unit: str
+    values: list[list[float]],
+    down: list[str],
+    across: list[str],
+    *,
+    title: str,
+    unit: str,
+    axes: tuple[str, str] = ("", ""),
 ) -> Figure:
     """Draw a heat map of values over rows and columns, the first row at the bottom.
+
+    Args:
+        axes: What the columns and what the rows are, in words.
 
     Examples:
         >>> figure = plots.heat_map([[1.0, 2.0]], ["L0"], ["a", "b"], title="map", unit="nats")
@@ -117,7 +126,9 @@ def heat_map(
             hovertemplate="%{y} %{x}: %{z:.3f}<extra></extra>",
         )
     )
-    figure.update_xaxes(type="category")
+    across_title, down_title = (name or None for name in axes)
+    figure.update_xaxes(type="category", title=across_title)
+    figure.update_yaxes(title=down_title)
     return framed(figure, title)
 
 

@@ -194,7 +194,8 @@ def _figure(found: Probe) -> "plots.Figure":
         ]
         down, across = [f"L{layer}" for layer in layers], [str(pos) for pos in places]
         unit = f"accuracy above {found.baseline:.3f}"
-        return plots.heat_map(above, down, across, title=title, unit=unit)
+        axes = ("position", "layer")
+        return plots.heat_map(above, down, across, title=title, unit=unit, axes=axes)
     figure = plots.figure()
     names = {"accuracy": "accuracy", "unseen": f"unseen {found.type_of}", "control": "control task"}
     names |= {"untrained": "untrained", "untrained_unseen": f"untrained, unseen {found.type_of}"}

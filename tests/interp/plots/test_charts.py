@@ -151,3 +151,8 @@ def test_chrome_draws_a_figure(tmp_path):
         pytest.skip(str(error))
     assert plots.write(grouped(), tmp_path / "bars.pdf").read_bytes().startswith(b"%PDF")
     assert plots.write(grouped(), tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_axes_of_a_map_are_named_in_words():
+    figure = plots.heads(torch.zeros(2, 4), title="heads", unit="share")
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("head", "layer")
