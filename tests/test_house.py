@@ -94,6 +94,7 @@ REFUSALS = {
     "train/cli/options.py __post_init__": "a run that is missing",
     "interp/cli/options.py __post_init__": "a model that is missing",
     "interp/cli/options.py behaviour_file": "a file that is missing",
+    "train/cli/options.py _store_folder": "a token store that is missing",
     "train/cli/options.py readable": "a file that is missing",
     "train/cli/ranks.py _raise_failure": "a process that ended",
     "train/cli/ranks.py start_ranks": "more processes than were started by torchrun",
