@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -35,7 +36,7 @@ def solutions(text: str) -> list[str]:
 
 def with_solutions(notebook: NotebookNode) -> NotebookNode:
     """Return a copy in which every solution is a code cell behind the cell that folds it."""
-    copy = nbformat.from_dict(notebook)
+    copy: Any = nbformat.from_dict(notebook)
     copy.cells = [one for cell in notebook.cells for one in (cell, *_solution_cells(cell))]
     return copy
 

@@ -51,12 +51,14 @@ def refuse_unknown_name(name: str, run: Path, store: Path | None = None) -> None
     if Path(name).suffix in FILES:
         return
     try:
-        if store is None:
-            store = (
-                run / json.loads((run / "manifest.json").read_bytes())["predicate"]["store_path"]
-            )
-        known = names_in(json.loads((store / "truth.json").read_bytes()))
+        known = names_in(json.loads(((store or _store_of(run)) / "truth.json").read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return
     if name not in known:
         raise BehaviourError(f"there is no behaviour {name!r}{nearest(name, known)}")
+
+
+def _store_of(run: Path) -> Path:
+    """Return the folder that a run's manifest names as its token store."""
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    return run / manifest["predicate"]["store_path"]

@@ -415,4 +415,6 @@ def _figure(found: Trace) -> "plots.Figure":
     figure.update_yaxes(title="layer", col=1)
     title = f"{about}: restored states, subject {found.damage}"
     # Room for the title above those of the maps.
-    return plots.framed(figure, title).update_layout(width=2 * plots.WIDTH, margin={"t": 72})
+    framed = plots.framed(figure, title)
+    framed.update_layout(width=2 * plots.WIDTH, margin={"t": 72})
+    return framed

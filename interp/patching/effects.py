@@ -340,14 +340,16 @@ def _figure(found: Effects) -> "plots.Figure":
     if found.unfinished:
         title += f", {found.unfinished} of {count(len(found.names), 'place')} unfinished"
     if len(found.axes) == 1:
-        return plots.bars(
+        bars = plots.bars(
             found.names,
             found.values.tolist(),
             None if found.low is None else found.low.tolist(),
             None if found.high is None else found.high.tolist(),
             title=title,
             unit=found.unit,
-        ).update_xaxes(title=found.axes[0])
+        )
+        bars.update_xaxes(title=found.axes[0])
+        return bars
     if found.axes == ("layer", "head"):
         return plots.heads(found.values, title=title, unit=found.unit)
     rows = found.values.flatten(0, -2).tolist()

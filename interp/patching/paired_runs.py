@@ -188,9 +188,9 @@ class PairedRuns:
         notes: tuple[str, ...] = ()
         if check:
             prompts = np.array(behaviour.distinct)
-            for measured, *scores in zip(read, *ends, strict=True):
+            for measured, on_clean, on_corrupt in zip(read, *ends, strict=True):
                 notes += require_contrast(
-                    *scores, prompts, name=behaviour.name, metric=measured.name
+                    on_clean, on_corrupt, prompts, name=behaviour.name, metric=measured.name
                 )
         shared = int((clean != corrupt).any(dim=0).int().argmax())
         return cls(

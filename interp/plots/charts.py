@@ -53,7 +53,8 @@ class Figure(go.Figure):
 
     # Methods of plotly that are asked first: the one shows a figure with scripts only, the other
     # loads them from the network.
-    _ipython_display_ = _repr_html_ = None
+    _ipython_display_ = None  # pyright: ignore[reportAssignmentType]
+    _repr_html_ = None  # pyright: ignore[reportAssignmentType]
 
     def _repr_mimebundle_(self, *given: Any, **options: Any) -> dict[str, Any]:
         """Return what plotly shows in this notebook, and the SVG."""
@@ -63,7 +64,9 @@ class Figure(go.Figure):
         return found
 
     def __str__(self) -> str:
-        return f"Figure({self.layout.title.text!r}, {count(len(self.data), 'trace')})"
+        return (
+            f"Figure({self.layout.title.text!r}, {count(len(list(self.select_traces())), 'trace')})"
+        )
 
 
 def figure(titles: Sequence[str] = ()) -> Figure:
@@ -72,10 +75,9 @@ def figure(titles: Sequence[str] = ()) -> Figure:
         return Figure()
     from plotly.subplots import make_subplots
 
-    titled = list(titles)
-    return make_subplots(
-        cols=len(titled), shared_yaxes=True, subplot_titles=titled, figure=Figure()
-    )
+    found, titled = Figure(), list(titles)
+    make_subplots(cols=len(titled), shared_yaxes=True, subplot_titles=titled, figure=found)
+    return found
 
 
 def heads(values: Float[Tensor, "layer head"], *, title: str, unit: str) -> Figure:
@@ -202,7 +204,8 @@ def framed(figure: Figure, title: str) -> Figure:
             if (values := getattr(trace, name, None)) is not None:
                 setattr(trace, name, shortened(values))
     figure.update_layout(title=title, template="plotly_white", width=WIDTH, height=HEIGHT)
-    return figure.update_layout(margin={"t": 48, "b": 40, "l": 60, "r": 20})
+    figure.update_layout(margin={"t": 48, "b": 40, "l": 60, "r": 20})
+    return figure
 
 
 def shortened(values: Any) -> Any:

@@ -260,6 +260,7 @@ class _Panel:
     def _frame(self) -> Iterator[str]:
         x, y = self.x, self.y
         (across, up, title), (below, beside) = self.titles, self.labelled
+        turned = False
         if beside:
             for at, label in y.ticks((16.0 if len(y.names) > 8 else 1.0) if y.names else 34.0):
                 if not y.names:

@@ -1,5 +1,7 @@
 """How much of a text stands in the training text, against brute force and against its controls."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ def index(make_store):
     return token_index.open(store)
 
 
-def share_by_hand(words: list[str], length: int) -> float:
+def share_by_hand(words: Sequence[str], length: int) -> float:
     """The share of words that stand in a row of at least `length` that some text holds."""
     inside = set()
     for start in range(len(words) - length + 1):

@@ -1,6 +1,7 @@
 """Every share of a clean-corrupt difference is refused if that difference may be 0."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from train.model import GPTConfig, init_gpt
 
 
 CFG = GPTConfig(n_layers=2, n_heads=2, d_model=16, n_ctx=8, d_vocab=30, init_std=0.3)
-NAMED = {"name": "noise", "metric": "logit difference"}
+named = partial(require_contrast, name="noise", metric="logit difference")
 
 
 def asked(difference: list[float]) -> tuple[str, ...]:
     clean = np.array(difference)
-    return require_contrast(clean, 0 * clean, np.arange(len(clean)), **NAMED)
+    return named(clean, 0 * clean, np.arange(len(clean)))
 
 
 def test_twelve_prompts_whose_mean_difference_is_near_zero_are_refused_with_the_interval():
@@ -43,7 +44,7 @@ def test_differences_that_are_rounding_are_refused_however_equal():
 def test_rows_of_one_prompt_count_once():
     """20 rows of two prompts say no more than two prompts."""
     clean = np.repeat([1.0, 3.0], 10)
-    (note,) = require_contrast(clean, 0 * clean, np.repeat([0, 1], 10), **NAMED)
+    (note,) = named(clean, 0 * clean, np.repeat([0, 1], 10))
     assert "2 prompts" in note
 
 

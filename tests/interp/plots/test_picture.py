@@ -1,6 +1,7 @@
 """The SVG of a figure shows every value at its place, and is well-formed whatever it names."""
 
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -26,7 +27,7 @@ def written(figure) -> list[str]:
     return [one.text or "" for one in parsed(figure).iter(f"{SVG}text")]
 
 
-def boxes(figure) -> dict[str, tuple[float, float, float, str]]:
+def boxes(figure) -> dict[str, tuple[Any, ...]]:
     """Left, top, height and colour of every mark with a tooltip."""
     return {
         str(one[0].text): (
