@@ -38,7 +38,7 @@ def main() -> int:
     run = demo.trained(arguments.out / "store", arguments.out / "run", progress.bar, how=how)
     with progress.bar("retraining") as advance:
         forgot = counterfactuals.forget_facts(
-            run, counterfactuals.removable_facts(run), progress=advance
+            run, counterfactuals.removable_facts(run), controls=1, progress=advance
         )
     print(forgot.to_frame().to_string(index=False))
     # Where the retrained runs lay says nothing to others.

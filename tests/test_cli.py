@@ -487,3 +487,23 @@ def test_single_documents_are_removed_without_a_control(
     result = json.loads(found.out)
     assert (result["removed"], result["control"], result["mode"]) == ([3, 5], [], "loss")
     assert [row["setting"] for row in result["rows"]] == ["full run", "without the documents"]
+
+
+@pytest.mark.parametrize(
+    ("words", "position", "completed"),
+    [
+        ("openbook pat", 1, ["patch", "paths"]),
+        ("openbook trace sent", 2, ["sentence"]),
+        ("openbook patch --ove", 2, ["--over"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(words, position, completed):
+    asked = {
+        "_OPENBOOK_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(position),
+    }
+    done = subprocess.run(
+        [EXECUTABLE], capture_output=True, text=True, check=True, env={**os.environ, **asked}
+    )
+    assert [one for one in done.stdout.split() if one != "pat"] == completed

@@ -73,7 +73,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich takes more than half of the time of --help
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},  # of every command
 )
 

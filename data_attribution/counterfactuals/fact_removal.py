@@ -252,7 +252,7 @@ def forget_facts(
     names: Sequence[str],
     *,
     out: str | Path | None = None,
-    controls: int = 1,
+    controls: int = 3,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Forgetting:
@@ -262,8 +262,8 @@ def forget_facts(
     optimizer before the first removed document was read.
 
     Args:
-        controls: Number of controls. With three, the interval of `beyond_controls` includes how
-            much they differ.
+        controls: Number of controls, of which each trains once more. With two or more, the interval
+            of `beyond_controls` includes how much they differ.
         seed: Random seed for drawing the facts of the control: as many of each relation as are
             named, among those that are stated equally often and in the same part of training.
 

@@ -73,7 +73,7 @@ NAMES = ["colour of e0", "shape of e1"]
 
 @pytest.fixture(scope="module")
 def found(run):
-    return counterfactuals.forget_facts(run, NAMES)
+    return counterfactuals.forget_facts(run, NAMES, controls=1)
 
 
 def test_every_document_that_states_the_facts_is_removed_and_no_other(found, run):
@@ -150,7 +150,7 @@ def test_every_cell_has_its_facts_and_lies_in_its_interval(found):
 
 
 def test_a_single_fact_gives_the_change_no_interval(run):
-    found = counterfactuals.forget_facts(run, NAMES[:1])
+    found = counterfactuals.forget_facts(run, NAMES[:1], controls=1)
     gone = found.of("documents removed", "removed")
     assert (gone.share.n, gone.change_low, gone.change_high) == (1, None, None)
     assert gone.change < -1
@@ -193,13 +193,15 @@ def test_a_control_that_forgets_the_facts_too_refutes_the_claim(found):
 
 def test_the_second_time_nothing_is_trained_and_nothing_changes(found, run):
     trained = []
-    again = counterfactuals.forget_facts(run, NAMES, progress=lambda *done: trained.append(done))
+    again = counterfactuals.forget_facts(
+        run, NAMES, controls=1, progress=lambda *done: trained.append(done)
+    )
     assert trained == []
     assert again == found
 
 
 def test_a_fact_that_is_named_twice_is_one_fact(found, run):
-    assert counterfactuals.forget_facts(run, [*NAMES, "e0"]) == found
+    assert counterfactuals.forget_facts(run, [*NAMES, "e0"], controls=1) == found
 
 
 def test_a_figure_has_a_colour_for_each_setting(found):
