@@ -390,7 +390,7 @@ def custom(
         >>> def score(logits):
         ...     return logits[:, -1].amax(dim=-1)
         >>> largest = metrics.custom("largest logit", score, unit="nats")
-        >>> patching.mlps(model, ioi, metric=largest).metric
+        >>> patching.mlps(model, ioi, metric=largest, check=False).metric
         'largest logit'
     """
     return Metric(name, unit, lambda logits, row: score(logits), positions=positions)

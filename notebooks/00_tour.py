@@ -187,13 +187,12 @@ sources.show(10)
 # **The run was retrained without the documents of nine facts, with everything else the same to the bit, and only those nine facts are forgotten.** In the control, all documents of nine other facts that are stated equally often were removed instead. These are *late* facts: their documents are read only in the last third of training, so both retrainings started from the checkpoint before that.
 #
 # Two retrainings take a minute or two, so their results come with the run. `make demo` trains the run and both retrainings on your machine; notebook 07 retrains a smaller run here.
+#
+# Every form of each fact is tested. The intervals are Wilson intervals over facts. *Limits.* This is one seed of the initial weights, and each fact is stated 16 times. Recall of facts with 1 to 4 exposures already differs between seeds, so for such facts one retraining would prove little.
 
 # %%
 forgotten = counterfactuals.Forgetting.from_dict(released.measured("planted", "forgetting"))
 forgotten.plot()
-
-# %% [markdown]
-# Every form of each fact is tested. The intervals are Wilson intervals over facts. *Limits.* This is one seed of the initial weights, and each fact is stated 16 times. Recall of facts with 1 to 4 exposures already differs between seeds, so for such facts one retraining would prove little.
 
 # %%
 forgotten.to_frame().round(2)

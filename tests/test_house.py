@@ -82,7 +82,8 @@ def test_a_print_and_every_way_to_the_environment_are_seen():
 # never a combination of options. An option that only some uses read belongs to a command of its
 # own, or into the value that reads it, as in `--over mlps:3` and `--method gradient:rank=8`.
 REFUSALS = {
-    "data_attribution/cli/trace.py _read": "a text in a file that is missing, too large or no text",
+    "data_attribution/cli/trace.py _decoded": "a text that is too large or no UTF-8",
+    "data_attribution/cli/trace.py _read": "a text in a file that is missing",
     "interp/cli/ablate.py _effects": "a file that is missing",
     "interp/cli/cache.py _token_store": "a model that comes without a token store",
     "interp/cli/lens.py lens_fit": "a file of another kind, and a model that comes without a run",

@@ -43,10 +43,10 @@ def refuse_unknown_name(name: str, run: Path, store: Path | None = None) -> None
         BehaviourError: The truth table holds no such behaviour.
 
     Examples:
-        >>> behaviours.refuse_unknown_name("ioii", run.path)
+        >>> behaviours.refuse_unknown_name("capitol", run.path)
         Traceback (most recent call last):
             ...
-        interp.errors.BehaviourError: there is no behaviour 'ioii', did you mean 'ioi'...
+        interp.errors.BehaviourError: there is no behaviour 'capitol', did you mean 'capital'?
     """
     if Path(name).suffix in FILES:
         return

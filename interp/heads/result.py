@@ -159,7 +159,7 @@ class HeadScores(Result):
             **{name: None if t is None else plain(t.tolist()) for name, t in tensors.items()},
             "n": self.n,
             "drawn": self.drawn,
-            "material": self.material,
+            **({"material": self.material} if self.material else {}),
             "provenance": asdict(self.provenance),
             "above_control": self.above_control,
         }

@@ -51,8 +51,10 @@ def require_contrast(
             interval (Student's t) holds 0.
 
     Examples:
-        >>> clean, corrupt = np.array([3.0, 4.0, 5.0]), np.zeros(3)
-        >>> require_contrast(clean, corrupt, np.arange(3), name="ioi", metric="logit difference")
+        >>> import numpy as np
+        >>> clean, corrupt, prompts = np.array([3.0, 4.0, 5.0]), np.zeros(3), np.arange(3)
+        >>> named = {"name": "ioi", "metric": "logit difference"}
+        >>> patching.require_contrast(clean, corrupt, prompts, **named)
         ()
     """
     scores = (
