@@ -304,16 +304,20 @@ def test_misuse_exits_2(openbook, arguments):
         (OverflowError("cannot fit 'int'"), 2, "too large to compute with (cannot fit 'int')"),
     ],
 )  # fmt: skip
-def test_memory_and_disk_that_end_are_exit_4(openbook, monkeypatch, raised, code, words):
+def test_memory_and_disk_that_end_are_exit_4(
+    openbook, monkeypatch, tiny_store, raised, code, words
+):
     def fail(*_args, **_kwargs):
         raise raised
 
     monkeypatch.setattr(token_store, "open_store", fail)
-    refused(openbook("corpus", "show", "anything"), code, words)
+    refused(openbook("corpus", "show", tiny_store.path), code, words)
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_control_c_ends_without_a_traceback_and_a_second_one_too(openbook, monkeypatch, again):
+def test_control_c_ends_without_a_traceback_and_a_second_one_too(
+    openbook, monkeypatch, tiny_store, again
+):
     set_to = []
     monkeypatch.setattr(signal, "signal", lambda *given: set_to.append(given))
 
@@ -323,20 +327,20 @@ def test_control_c_ends_without_a_traceback_and_a_second_one_too(openbook, monke
     monkeypatch.setattr(token_store, "open_store", interrupted)
     if again:  # while the line that says so is written
         monkeypatch.setattr(app.typer, "echo", interrupted)
-    ended = openbook("corpus", "show", "anything")
+    ended = openbook("corpus", "show", tiny_store.path)
     assert (ended.code, ended.out) == (130, "")
     assert "Traceback" not in ended.err
     assert (app.INTERRUPTED in ended.err) is not again
     assert (signal.SIGINT, signal.SIG_DFL) in set_to
 
 
-def test_an_error_that_nobody_foresaw_is_shown_whole(openbook, monkeypatch):
+def test_an_error_that_nobody_foresaw_is_shown_whole(openbook, monkeypatch, tiny_store):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(token_store, "open_store", fail)
     with pytest.raises(RuntimeError, match="a bug"):
-        openbook("corpus", "show", "anything")
+        openbook("corpus", "show", tiny_store.path)
 
 
 # --- training that goes wrong --------------------------------------------------------------------

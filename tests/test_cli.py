@@ -379,7 +379,7 @@ def test_the_behaviours_of_a_model_are_listed(openbook, tmp_path):
     assert "\ninduction     " in listed.out
     assert "\nioi: " in listed.out  # and why it cannot be worded: no name is one token
     scored = openbook("detect", tmp_path / "hf", "--sequences", 2)
-    assert scored.out.startswith("head     induction  previous token\nL0H0 ")
+    assert scored.out.startswith("head     induction  previous token  (mean attention")
     assert scored.out.endswith(f"knowledge weights-only\n{HeadScores.meaning}\n")
     refused = openbook("recall", tmp_path / "hf")
     assert refused.code == 2
@@ -448,7 +448,9 @@ def test_documents_are_traced_and_their_removal_undoes_the_behaviour(
     # Copies stand in one row.
     assert [sorted(group) for group in sources.groups] == [holders]
     assert traced.out.splitlines()[0] == "lexical evidence (maximal spans) for 'k3 is v3'"
-    assert len(traced.out.splitlines()) == 4
+    assert traced.out.splitlines()[1].startswith("scores: nats of surprise of the shared spans")
+    assert traced.out.splitlines()[-1] == Sources.meaning
+    assert len(traced.out.splitlines()) == 5
     by_name = openbook(
         "trace", "documents", lookup_run.path, lookup_behaviour, *run, "--limit", 3, "--json"
     )

@@ -91,8 +91,8 @@ class Counterfactual:
 
     meaning: ClassVar[str] = (
         "A counterfactual shows what this run would have scored without these documents "
-        "together, beyond its random controls; it does not show what each of them did, nor "
-        "what another seed would do."
+        "together, next to its random controls if it has some; it does not show what each of "
+        "them did, nor what another seed would do."
     )
 
     parent: str

@@ -409,8 +409,10 @@ def test_a_wrong_recipe_or_setting_is_one_line(openbook, tmp_path, monkeypatch, 
         ("--eval-every 5", "eval_every=0"),
     ],
 )  # fmt: skip
-def test_an_option_and_a_setting_of_the_same_field_are_refused(openbook, tmp_path, option, setting):
-    command = ("train", "planted", tmp_path, "--out", tmp_path / "run", *option.split())
+def test_an_option_and_a_setting_of_the_same_field_are_refused(
+    openbook, tiny_store, tmp_path, option, setting
+):
+    command = ("train", "planted", tiny_store.path, "--out", tmp_path / "run", *option.split())
     key = setting.partition("=")[0]
     words = f"{option} and --set {setting} both set {key}; give one of them"
     refused(openbook(*command, "--set", setting), 2, words)

@@ -21,7 +21,7 @@ LONG = re.compile(
     r"|frozenset|\bset\["
 )
 # Places in a model: a few small numbers, which the default representation shows all of.
-SMALL = {"Component", "Path", "Site", "Place", "Layout"}
+SMALL = {"Component", "Path", "Site", "Place", "Layout", "Frame"}
 
 
 @dataclass(frozen=True)

@@ -320,12 +320,13 @@ def test_the_command_prints_the_table(openbook, run):
     lines = found.out.splitlines()
     assert lines[0].split()[:5] == ["method", "facts", "in", "first", "n"]
     assert [line.split()[0] for line in lines[1:11:2]] == METHODS
-    assert {line.split()[0] for line in lines[11:-2]} == {
+    assert {line.split()[0] for line in lines[11:-3]} == {
         *METHODS, "replay", "random", "distractors"
     }  # fmt: skip
-    assert f"run {run.id}" in lines[-2]
-    assert "localised to L0.mlp" in lines[-2]
-    assert "replay answers for no other" in lines[-1]
+    assert f"run {run.id}" in lines[-3]
+    assert "localised to L0.mlp" in lines[-3]
+    assert "replay answers for no other" in lines[-2]
+    assert lines[-1] == evaluation.Evaluation.meaning
 
 
 def test_a_run_of_other_text_is_refused_in_one_line(openbook, tiny_run):

@@ -403,7 +403,8 @@ def test_the_command_prints_n_and_an_interval_beside_every_number(probe, tiny_ru
     assert titles.split()[:3] == ["accuracy", "unseen", "control"]
     assert row.startswith("L0.resid_post  1.000 [")
     assert row.count("[") == 7
-    assert rest[-1].startswith(f"run {tiny_run.id}")
+    assert rest[-2].startswith(f"run {tiny_run.id}")
+    assert rest[-1] == probing.Probe.meaning
 
 
 def test_the_command_writes_what_a_program_can_read(probe, tiny_run, own_labels, tmp_path):
@@ -428,7 +429,7 @@ def test_the_command_erases(erase, lookup_run, lookup_behaviour, tmp_path):
     found = erase(lookup_run.path, path, lookup_behaviour, *options)
     assert found.exit_code == 0, found.output
     assert "lookup without key at L0.resid_pre, positions [1]: rank 1, 120 cases" in found.stdout
-    assert "lost beyond the placebo: " in found.stdout
+    assert "lost beyond the placebo of shuffled labels: " in found.stdout
 
 
 @pytest.mark.parametrize(

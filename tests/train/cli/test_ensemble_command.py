@@ -26,7 +26,7 @@ def test_runs_and_checkpoints_are_averaged(openbook, tiny_run, other_run, tmp_pa
     named = (f"{tiny_run.path}@16", other_run.path, "--learn-weights")
     ended = openbook("ensemble", *named, "--out", tmp_path / "kept.json")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == f"{expected.lines()}\n"
+    assert ended.out == f"{expected.lines()}\n{expected.meaning}\n"
     assert EnsembleEvaluation.load(tmp_path / "kept.json") == expected
     shown = json.loads(openbook("ensemble", *named, "--json").out)
     assert shown["rows"][-1]["loss"]["value"] == expected.ensemble.loss.value

@@ -204,7 +204,7 @@ def _fixed_loss(run, step) -> float:
 def test_what_it_recalls_is_printed_with_a_row_of_late_facts(released_run, openbook):
     found = openbook("recall", released_run.path)
     assert found.code == 0
-    rows = [line.split() for line in found.out.splitlines()[1:-1]]
+    rows = [line.split() for line in found.out.splitlines()[1:-2]]
     assert [row[0] for row in rows[:-1]] == ["0", "1", "2", "4", "8", "16", "32", "64", "128"]
     assert rows[-1][:3] == ["late", "16", "36"]
     assert float(rows[-1][3]) > 0.9

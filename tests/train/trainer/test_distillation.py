@@ -96,7 +96,12 @@ def test_a_student_has_the_weights_of_a_loop_written_out(student, teacher):
             group["lr"] = trainer.lr_at(recipe, step)
         optimizer.step()
     for name, expected in student.load(8).named_parameters():
-        torch.testing.assert_close(model.get_parameter(name), expected, rtol=0, atol=1e-5)
+        found = model.get_parameter(name)
+        if name.endswith("qkv.bias"):
+            # A key's bias changes no attention, so its gradient is rounding, which AdamW scales up.
+            (q, _, v), (found_q, _, found_v) = expected.chunk(3), found.chunk(3)
+            expected, found = torch.cat([q, v]), torch.cat([found_q, found_v])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_the_student_comes_nearer_to_its_teacher_than_without(student, teacher, tiny_run):

@@ -70,7 +70,7 @@ def test_heads_are_detected_and_what_does_not_hold_is_said(trained, openbook, na
     cfg = trained(name).config
     detected = openbook("detect", trained(name).path, "--sequences", 4, "--length", 3)
     assert (detected.code, detected.err) == (0, "")
-    assert detected.out.startswith("head     induction  previous token\nL0H0 ")
+    assert detected.out.startswith("head     induction  previous token  (mean attention")
     fixed = not (cfg.retention or cfg.embed_mix or cfg.value_residual)
     assert ("\nname moving " in detected.out) == fixed
     assert ("no scores of copying and name moving: what a head writes" in detected.out) != fixed
