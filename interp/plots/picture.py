@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from math import ceil, floor, isfinite, log10
+from numbers import Real
 from typing import Any
 
 from interp.errors import InterpError
@@ -44,16 +45,18 @@ def svg(figure: Any) -> str:
     """Return a plotly figure of heat maps, bars and scatter plots as the text of an SVG file.
 
     Raises:
-        InterpError: The figure has a trace of another kind.
+        InterpError: The figure has no traces, or one of another kind or without what `interp.plots`
+            gives: x and y that are numbers or names and, for a heat map, limits and colours.
 
     Examples:
         >>> drawn = plots.svg(plots.heads(torch.zeros(2, 4), title="heads", unit="share"))
         >>> drawn.startswith("<svg "), drawn.count("L1 H3: 0.000")
         (True, 1)
     """
-    other = sorted({one.type for one in figure.data} - {*KINDS})
-    if other:
-        raise InterpError(f"a {other[0]} is not drawn here; draw {', '.join(KINDS)}")
+    other = [kind for one in figure.data if (kind := _undrawn(one))]
+    if other or not figure.data:
+        what = other[0] if other else "a figure without traces"
+        raise InterpError(f"{what} is not drawn here; draw {', '.join(KINDS)}")
     layout = figure.layout
     width, height = float(layout.width or 680), float(layout.height or 340)
     named = _named(figure)
@@ -66,6 +69,21 @@ def svg(figure: Any) -> str:
         'fill="#222">'
         f'<rect width="{width:g}" height="{height:g}" fill="#fff"/>{"".join(heads + marks)}</svg>'
     )
+
+
+def _undrawn(trace: Any) -> str:
+    """Say in words what a trace is that is not drawn here; "" for one that is."""
+    if trace.type not in KINDS:
+        return f"a {trace.type}"
+    if trace.type == "bar" and trace.orientation == "h":
+        return "a horizontal bar"
+    if trace.x is None or trace.y is None:
+        return f"a {trace.type} without x or y"
+    if trace.type == "heatmap" and None in (trace.zmin, trace.zmax, trace.colorscale):
+        return "a heatmap without zmin, zmax and colorscale"
+    values = [*_plain(trace.x), *_plain(trace.y)]
+    other = (one for one in values if not isinstance(one, Real | str | None))
+    return next((f"a {trace.type} over {type(one).__name__}" for one in other), "")
 
 
 def _named(figure: Any) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The SVG of a figure shows every value at its place, and is well-formed whatever it names."""
 
 import re
+from datetime import date
 from typing import Any
 from xml.etree import ElementTree
 
@@ -129,6 +130,28 @@ def test_a_trace_that_is_not_drawn_here_is_refused_and_left_to_plotly():
     figure.add_pie(values=[1, 2])
     with pytest.raises(InterpError, match="a pie is not drawn here; draw heatmap, bar, scatter"):
         plots.svg(figure)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trace"),
+    [
+        ("scatter", {"y": [1, 2]}),
+        ("scatter", {"x": [date(2026, 1, 1)], "y": [1]}),
+        ("bar", {"y": ["a"], "x": [1], "orientation": "h"}),
+        ("heatmap", {"z": [[1]], "x": ["a"], "y": ["b"]}),
+    ],
+)
+def test_what_a_reader_adds_in_another_form_is_left_to_plotly(kind, trace, tmp_path):
+    figure = plots.bars(["a", "b"], [1.0, 2.0], None, None, title="", unit="")
+    figure.add_trace({"type": kind, **trace})
+    with pytest.raises(InterpError, match="is not drawn here"):
+        plots.write(figure, tmp_path / "a.svg")
+    assert "image/svg+xml" not in figure._repr_mimebundle_()
+
+
+def test_a_figure_without_traces_is_refused():
+    with pytest.raises(InterpError, match="a figure without traces is not drawn here"):
+        plots.svg(plots.figure())
 
 
 def test_a_notebook_keeps_the_svg_and_no_html_that_loads_scripts(monkeypatch):
