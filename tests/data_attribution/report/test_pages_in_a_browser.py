@@ -19,7 +19,7 @@ import typer
 
 from data_attribution import report
 from data_attribution.cli.app import app
-from data_attribution.errors import CounterfactualError
+from data_attribution.errors import CounterfactualError, EvidenceError
 from data_attribution.report import behaviour_page, page
 from data_attribution.report.page import Panel
 from interp import behaviours
@@ -380,6 +380,13 @@ def test_a_proof_of_another_run_or_of_another_question_is_refused(results, tmp_p
     storage.write_json(tmp_path / "proof.json", storage.seal({**results.proof, "rows": [{}]}))
     with pytest.raises(DamagedError, match="setting"):
         report.read_proof(tmp_path / "proof.json")
+
+
+def test_a_ranking_of_another_run_is_refused(results):
+    """Its numbers of documents and steps would be read as those of this run."""
+    other = replace(results.sources, provenance={**results.sources.provenance, "run": "0" * 12})
+    with pytest.raises(EvidenceError, match="were ranked in run 000000000000, and the page is of"):
+        report.gather(results.run, results.behaviour, sources=other, proof=results.proof)
 
 
 def test_without_a_proof_the_page_names_the_commands_that_make_one(results):
