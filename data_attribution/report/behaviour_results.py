@@ -169,7 +169,13 @@ class BehaviourResults:
         self, verb: str, tail: str = "", *, named: bool = True, traced: bool = False
     ) -> str:
         """Return a command on the run: on its behaviour, or on what was traced."""
-        parts = ["openbook", verb, str(self.run.path), self.named if named else "", tail]
+        parts = [
+            "openbook",
+            verb,
+            shlex.quote(str(self.run.path)),
+            self.named if named else "",
+            tail,
+        ]
         if traced:
             parts[3] = self.traced
         return " ".join(part for part in (*parts, self.options if named else "") if part)
@@ -258,9 +264,9 @@ def gather(
         proof = _found_proof(model, run, behaviour, sources, unrelated, seed)
     return BehaviourResults(
         run=run,
-        named=named or behaviour.name,
+        named=named or shlex.quote(behaviour.name),
         options=options,
-        traced=traced or named or behaviour.name,
+        traced=traced or named or shlex.quote(behaviour.name),
         question=question or behaviour.name,
         behaviour=behaviour,
         check=check,

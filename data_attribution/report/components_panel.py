@@ -3,6 +3,8 @@
 A head's details are its effect, its scores, where it looks on a prompt, and when it formed.
 """
 
+from shlex import quote
+
 from data_attribution.report import svg
 from data_attribution.report.behaviour_results import BehaviourResults, Example
 from data_attribution.report.page import Panel, command, measured, shown, strength, table
@@ -246,7 +248,9 @@ def _formation(found: BehaviourResults, name: str) -> str:
         + "</details>"
         + command(
             found.command(
-                "emergence", f"'heads:{found.bare_name}' {found.options}".strip(), named=False
+                "emergence",
+                f"{quote(f'heads:{found.bare_name}')} {found.options}".strip(),
+                named=False,
             )
         )
     )

@@ -91,8 +91,8 @@ def results(lookup_run, lookup_store, lookup_behaviour, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("report")
     store = indexed_copy(lookup_store, folder / "store")
-    shutil.copytree(lookup_run.path, folder / "run")
-    run = runs.open(folder / "run", store=store)
+    shutil.copytree(lookup_run.path, folder / "my run")
+    run = runs.open(folder / "my run", store=store)
     behaviour = behaviours.read(lookup_behaviour)
     return report.gather(run, behaviour, limit=12, proof=proof_of(run.id))
 
@@ -392,12 +392,16 @@ def test_a_ranking_of_another_run_is_refused(results):
 def test_without_a_proof_the_page_names_the_commands_that_make_one(results):
     text = behaviour_page.behaviour_html(replace(results, proof=None))
     assert "nothing was trained again without them" in text
-    assert f"openbook counterfactual {results.run.path} lookup --without sources.json" in text
+    assert f"openbook counterfactual {shlex.quote(str(results.run.path))} lookup --without" in (
+        html.unescape(text)
+    )
 
 
 def test_every_command_of_a_page_parses(results, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    asked = replace(results, named="'a name.json'", options="--prompts 8 --seed 1")
+    asked = replace(
+        results, named=shlex.quote("a reader's name.json"), options="--prompts 8 --seed 1"
+    )
     pages = [behaviour_page.behaviour_html(one) for one in (asked, replace(results, proof=None))]
     block = re.compile(r'"command"><code>(.*?)</code>', re.DOTALL)
     blocks = [found for one in pages for found in block.findall(one)]
@@ -410,6 +414,7 @@ def test_every_command_of_a_page_parses(results, monkeypatch, tmp_path):
         words = shlex.split(line)[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
+        assert words[0] == str(results.run.path)
         # That a file is missing is said by the command, which has parsed by then.
         with suppress(TrainError, InterpError):
             command.make_context(command.name, words)
