@@ -450,8 +450,10 @@ def _cells(trace: Any, x: _Axis, y: _Axis) -> Iterator[str]:
     wide, high = x.step, y.step
     if len(rows) * len(across) > CELLS:
         # Cells that share a pixel show the largest of them, so that none is lost.
-        each = ceil(len(across) / (x.end - x.start))
-        picture = _png([[shade(one) for one in _largest(row, each)] for row in reversed(rows)])
+        beside, above = ceil(len(across) / (x.end - x.start)), ceil(len(rows) / (y.start - y.end))
+        columns = zip(*(_largest(row, beside) for row in rows), strict=True)
+        small = zip(*(_largest(column, above) for column in columns), strict=True)
+        picture = _png([[shade(one) for one in row] for row in reversed([*small])])
         yield (
             f'<image x="{x.start:.1f}" y="{y.end:.1f}" width="{x.end - x.start:.1f}" '
             f'height="{y.start - y.end:.1f}" preserveAspectRatio="none" '
