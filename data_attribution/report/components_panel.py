@@ -29,7 +29,7 @@ def components_panel(found: BehaviourResults) -> Panel:
             f"<p>Heads were not patched: {shown(found.refusal)}.</p>"
             + command(found.command("patch", "--over heads")),
             question="Which heads carry it?",
-            answer="not measured<small>the prompts do not tell right from wrong</small>",
+            answer="not measured<small>patching was refused, for the reason below</small>",
         )
     heads = found.heads
     name, share = best_head(heads)
