@@ -376,7 +376,8 @@ def _explained(found: TextPage) -> str:
         )
     held_out = (
         "Held-out texts are documents of the same corpus that the run never read: what this text "
-        "shares with the training text beyond them is more than being of its kind."
+        "shares with the training text beyond them is more than being of its kind. Several of them "
+        "may hold the same documents."
         if chance.held_out
         else "The corpus has too little held-out text to say how much any text of this kind shares."
     )
