@@ -91,20 +91,17 @@ def _badge(grade: str) -> str:
     return f'<span class="grade {shown(grade)}">{shown(grade)}</span>'
 
 
-def _scored(one: Source) -> str:
-    return measured(one.score, one.low, one.high, form=".3g")
-
-
 def _card(rank: int, one: Source, found: BehaviourResults) -> str:
     copies = len(one.group) - 1
     also = f" + {count(copies, 'copy', 'copies')}" if copies else ""
     exposure = found.exposures[rank - 1]
     text_shown = highlighting.within(excerpt(one.text, PASSAGE, around=one.span), one.span)
+    scored = measured(one.score, one.low, one.high, form=".3g")
     read = count(exposure.readings, "reading") if len(exposure.steps) else "never read"
     return (
         f'<li><a class="card {shown(one.grade)}" href="#document-{one.document}" '
         f'data-pick="document"><span class="passage">{text_shown}</span>'
-        f"<small>{_badge(one.grade)} score {_scored(one)}{also} · {read}</small></a></li>"
+        f"<small>{_badge(one.grade)} score {scored}{also} · {read}</small></a></li>"
     )
 
 
