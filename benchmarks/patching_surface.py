@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 
 import machine
+import numpy as np
 import torch
 from patching import Side, by_lens, contrast
 
@@ -62,7 +63,9 @@ def main() -> int:
                 if sweep == "heads":
                     least = least_seconds(model, n_prompts * n_pos)
                     found += f", at most {theirs.seconds_a_cell / least:4.1f} in any way"
-                error = max(abs(ours.scores[cell] - x) for cell, x in theirs.scores.items())
+                error = float(
+                    np.max([abs(ours.scores[cell] - x) for cell, x in theirs.scores.items()])
+                )
                 print(
                     f"{n_prompts:3} prompts of {n_pos:2} tokens, {sweep:8}: {found}; "
                     f"{1e3 * theirs.seconds_a_cell:7.1f} / {1e3 * ours.seconds_a_cell:6.2f} ms a "

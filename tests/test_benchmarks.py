@@ -163,8 +163,9 @@ def test_a_surface_whose_scores_differ_from_the_other_library_fails(
     monkeypatch.setattr(surface.engine, "fast_product", lambda: "highest")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(surface, "least_seconds", lambda *_: 0.25)
-    monkeypatch.setattr(surface, "by_lens", lambda *_: surface.Side(1.0, {(0, 0): 2.0}))
-    side = surface.Side(0.5, {(0, 0): 2.0 + off, (0, 1): 1.0})
+    theirs = surface.Side(1.0, {(0, 2): 2.0, (0, 0): 2.0})
+    monkeypatch.setattr(surface, "by_lens", lambda *_: theirs)
+    side = surface.Side(0.5, {(0, 2): 2.0, (0, 0): 2.0 + off, (0, 1): 1.0})
     monkeypatch.setattr(surface, "by_engine", lambda *_: side)
     monkeypatch.setattr("sys.argv", ["patching_surface", "--prompts", "2", "--tokens", "16"])
     assert surface.main() == code
@@ -288,6 +289,20 @@ def test_a_removal_that_takes_too_little_or_moves_something_else_fails(
     point = CurvePoint("fused", 10, 40, -np.array(loss, float), controls, (other,))
     found = RemovalCurves(("a", "b", "c", "d"), "nats", (point,))
     assert script("removal").report(found) == code
+
+
+@pytest.mark.parametrize(("off", "code"), [(0.0, 0), (1e-4, 1), (np.nan, 1)])
+def test_values_that_differ_from_those_of_nnsight_fail(script, monkeypatch, off, code):
+    values = script("nnsight_values")
+    for module, name in ((values.released, "open"), (values.models, "load"),
+                         (values.behaviours, "load"), (values.convert, "to_huggingface"),
+                         (values.machine, "described")):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *_, **__: "")
+    monkeypatch.setitem(sys.modules, "nnsight", SimpleNamespace(NNsight=lambda _: None))
+    ours, theirs = torch.zeros(2), torch.tensor([0.0, off])
+    rows = {"same": (lambda: ours, lambda _: ours), "other": (lambda: ours, lambda _: theirs)}
+    monkeypatch.setattr(values, "pairs", lambda *_: rows)
+    assert values.main() == code
 
 
 @pytest.mark.parametrize(

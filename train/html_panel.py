@@ -159,7 +159,7 @@ def interval(value: object, low: object = None, high: object = None) -> str:
 
 
 def _facts(result: Any) -> Iterator[tuple[str, object]]:
-    """Yield the fields that are numbers or names, with their intervals; no control is a fact."""
+    """Yield the fields that are numbers or names, with their intervals, or "none" for a control."""
     for one in fields(result):
         value = getattr(result, one.name)
         if one.name in NO_FACTS or one.name.endswith("_interval"):
@@ -246,7 +246,7 @@ def _clipped(text: str, length: int) -> str:
 
 
 def _markup(text: str, longest: int = LONGEST_CELL) -> str:
-    """Return a text of others as markup that is the begin of that text and no more."""
+    """Return the first `longest` characters of plain text as markup, escaped and visible."""
     return escape(visible(_clipped(text, longest)))
 
 

@@ -284,7 +284,9 @@ def found(run: Run, sources: Sources, *, out: str | Path | None = None) -> list[
     """Return the finished retraining without the first source, and its controls; [] if none is.
 
     Among the retrained runs in a folder it is the one that removed the first source and the most of
-    the others. Its controls removed as many documents in the same way, and none that is listed.
+    the others. Its controls removed as many documents in the same way, and none that is listed. A
+    run does not record why its documents were chosen: one that lacks as many documents for another
+    reason counts as a control, too. Give `out` where a folder holds several experiments.
 
     Args:
         out: Folder of the retrained runs; default: `counterfactuals/` inside the run.

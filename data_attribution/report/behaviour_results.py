@@ -19,7 +19,7 @@ from torch import Tensor
 from data_attribution import attribution, counterfactuals, tracing
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import Forgetting
-from data_attribution.errors import CounterfactualError
+from data_attribution.errors import CounterfactualError, EvidenceError
 from data_attribution.tracing import Exposure
 from interp import behaviours, heads, patching, training_dynamics
 from interp.behaviours import Behaviour, Check
@@ -169,7 +169,13 @@ class BehaviourResults:
         self, verb: str, tail: str = "", *, named: bool = True, traced: bool = False
     ) -> str:
         """Return a command on the run: on its behaviour, or on what was traced."""
-        parts = ["openbook", verb, str(self.run.path), self.named if named else "", tail]
+        parts = [
+            "openbook",
+            verb,
+            shlex.quote(str(self.run.path)),
+            self.named if named else "",
+            tail,
+        ]
         if traced:
             parts[3] = self.traced
         return " ".join(part for part in (*parts, self.options if named else "") if part)
@@ -228,10 +234,13 @@ def gather(
 
     Raises:
         CounterfactualError: The proof is of another run, or does not answer the question.
-        EvidenceError: No document has evidence, or the method cannot answer.
+        EvidenceError: The ranking is of another run, no document has evidence, or the method cannot
+            answer.
         IndexMissing: The run's token store has no index.
     """
     tell = progress or (lambda what, done, total: None)
+    if sources is not None:
+        _refuse_other_ranking(sources, run)
     if proof is not None:
         _refuse_other(proof, run, question or behaviour.name)
     model = run.load()
@@ -255,9 +264,9 @@ def gather(
         proof = _found_proof(model, run, behaviour, sources, unrelated, seed)
     return BehaviourResults(
         run=run,
-        named=named or behaviour.name,
+        named=named or shlex.quote(behaviour.name),
         options=options,
-        traced=traced or named or behaviour.name,
+        traced=traced or named or shlex.quote(behaviour.name),
         question=question or behaviour.name,
         behaviour=behaviour,
         check=check,
@@ -289,6 +298,16 @@ def read_proof(path: str | Path) -> storage.JsonObject | Forgetting:
             )
     storage.check_shape(content, PROOF, path)
     return content
+
+
+def _refuse_other_ranking(sources: Sources, run: Run) -> None:
+    """Raise unless documents were ranked in this run, whose texts and steps the page shows."""
+    ranked = sources.provenance.get("run", run.id)
+    if ranked != run.id:
+        raise EvidenceError(
+            f"the documents were ranked in run {ranked}, and the page is of run {run.id}; rank "
+            "them in this one with `openbook trace documents`"
+        )
 
 
 def _refuse_other(proof: storage.JsonObject | Forgetting, run: Run, question: str) -> None:

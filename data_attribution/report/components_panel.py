@@ -3,6 +3,8 @@
 A head's details are its effect, its scores, where it looks on a prompt, and when it formed.
 """
 
+from shlex import quote
+
 from data_attribution.report import svg
 from data_attribution.report.behaviour_results import BehaviourResults, Example
 from data_attribution.report.page import Panel, command, measured, shown, strength, table
@@ -27,7 +29,7 @@ def components_panel(found: BehaviourResults) -> Panel:
             f"<p>Heads were not patched: {shown(found.refusal)}.</p>"
             + command(found.command("patch", "--over heads")),
             question="Which heads carry it?",
-            answer="not measured<small>the prompts do not tell right from wrong</small>",
+            answer="not measured<small>patching was refused, for the reason below</small>",
         )
     heads = found.heads
     name, share = best_head(heads)
@@ -246,7 +248,9 @@ def _formation(found: BehaviourResults, name: str) -> str:
         + "</details>"
         + command(
             found.command(
-                "emergence", f"'heads:{found.bare_name}' {found.options}".strip(), named=False
+                "emergence",
+                f"{quote(f'heads:{found.bare_name}')} {found.options}".strip(),
+                named=False,
             )
         )
     )

@@ -91,20 +91,17 @@ def _badge(grade: str) -> str:
     return f'<span class="grade {shown(grade)}">{shown(grade)}</span>'
 
 
-def _scored(one: Source) -> str:
-    return measured(one.score, one.low, one.high, form=".3g")
-
-
 def _card(rank: int, one: Source, found: BehaviourResults) -> str:
     copies = len(one.group) - 1
     also = f" + {count(copies, 'copy', 'copies')}" if copies else ""
     exposure = found.exposures[rank - 1]
     text_shown = highlighting.within(excerpt(one.text, PASSAGE, around=one.span), one.span)
-    read = f"{exposure.readings:.3g} readings" if len(exposure.steps) else "never read"
+    scored = measured(one.score, one.low, one.high, form=".3g")
+    read = count(exposure.readings, "reading") if len(exposure.steps) else "never read"
     return (
         f'<li><a class="card {shown(one.grade)}" href="#document-{one.document}" '
         f'data-pick="document"><span class="passage">{text_shown}</span>'
-        f"<small>{_badge(one.grade)} score {_scored(one)}{also} · {read}</small></a></li>"
+        f"<small>{_badge(one.grade)} score {scored}{also} · {read}</small></a></li>"
     )
 
 
@@ -131,7 +128,7 @@ def _document(rank: int, one: Source, found: BehaviourResults) -> str:
         f'<div class="text">{highlighting.within(whole, one.span)}</div>'
         f'<p class="small">id <code>{shown(excerpt(one.id, 200))}</code></p>'
         f"{_shared(one, found)}"
-        f"<h4>When it was read</h4><p>{exposure.readings:.3g} readings with its copies{curve}"
+        f"<h4>When it was read</h4><p>{count(exposure.readings, 'reading')} with its copies{curve}"
         f"<br>{shown(text.steps_line(one.steps))}</p>"
         + (f"<h4>Copies folded into it</h4><ul>{copies}</ul>" if copies else "")
         + (f"<h4>Evidence</h4>{table(('method', 'rank', 'score'), methods)}" if methods else "")

@@ -197,13 +197,17 @@ def _marked(found: TextPage) -> str:
 
 def _link(part: str, over: Sequence[int], spans: Sequence[TracedSpan], most: float) -> str:
     one = spans[over[0]]
-    share = math.log1p(one.readings) / math.log1p(most) if most else 0.0
     several = " several" if len(over) > 1 else ""
     also = f"; overlaps with {_numbers(over[1:])}" if len(over) > 1 else ""
     return (
-        f'<a class="span heat {strength(share)}{several}" href="#span-{over[0] + 1}" '
+        f'<a class="span heat {_tint(one.readings, most)}{several}" href="#span-{over[0] + 1}" '
         f'data-pick="span" title="{shown(_said(one) + also)}">{part}</a>'
     )
+
+
+def _tint(readings: float | int, most: float | int) -> str:
+    """Return the class of the colour of a span, by the logarithm of its readings."""
+    return strength(math.log1p(readings) / math.log1p(most)) if most else ""
 
 
 def _said(one: TracedSpan) -> str:
@@ -215,10 +219,11 @@ def _said(one: TracedSpan) -> str:
 
 
 def _legend(spans: Sequence[TracedSpan]) -> str:
-    readings = [one.readings for one in spans]
+    most = max(one.readings for one in spans)
+    begin = f'<span class="heat {_tint(1, most)}">read once</span> to ' if most > 1 else ""
     return (
-        '<p class="small">Colour: <span class="heat s1">read once</span> to '
-        f'<span class="heat s9">read {count(max(readings), "time")}</span>, by the logarithm. '
+        f'<p class="small">Colour: {begin}<span class="heat {_tint(most, most)}">read '
+        f"{count(most, 'time')}</span>, by the logarithm. "
         '<span class="span several">A dotted line</span>: spans overlap there, and the colour is '
         "that of the longest. Slanted: the prompt, which was given to the model.</p>"
     )
@@ -371,7 +376,8 @@ def _explained(found: TextPage) -> str:
         )
     held_out = (
         "Held-out texts are documents of the same corpus that the run never read: what this text "
-        "shares with the training text beyond them is more than being of its kind."
+        "shares with the training text beyond them is more than being of its kind. Several of them "
+        "may hold the same documents."
         if chance.held_out
         else "The corpus has too little held-out text to say how much any text of this kind shares."
     )

@@ -138,7 +138,9 @@ def _curve(curve: Curve, y: Callable[[float | int], float], last: int) -> str:
         f'<polyline points="{path}" class="stroke {curve.colour}" fill="none" stroke="{colour}" '
         'stroke-width="2"/>'
     ]
-    bounded = [(step, low, high) for step, _, low, high in points if low is not None and high]
+    bounded = [
+        (step, low, high) for step, _, low, high in points if low is not None and high is not None
+    ]
     if len(bounded) > 1:
         upper = [f"{_x(step, last):.1f},{y(high):.1f}" for step, _, high in bounded]
         lower = [f"{_x(step, last):.1f},{y(low):.1f}" for step, low, _ in reversed(bounded)]

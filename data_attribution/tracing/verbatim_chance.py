@@ -3,9 +3,10 @@
 Short spans of any text occur in a large corpus. So the share of a text that stands in spans of at
 least L tokens is compared, for each L, with that of two kinds of control texts of the same length:
 
-* `shuffled`  the tokens of the text in random order, which keeps its words and loses their order
+* `shuffled`  the tokens of the text in random order, which keeps the tokens and loses their order
 * `held-out`  documents of the same corpus that the run never read: what ordinary text shares with
-  the training text without having been copied from it
+  the training text without having been copied from it. Where there is little held-out text the
+  draws share documents, and their interval is that of the drawing, not of other held-out text
 
 The *shortest length beyond chance* is the least L at which the shuffled texts have at most 5 % of
 their tokens in such spans. It tells order from no order. Whether a text holds more than other text

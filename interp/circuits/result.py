@@ -165,7 +165,7 @@ class Circuit(Result):
         return frame
 
     def show(self, n: int = ROWS) -> Panel:
-        """Return what a notebook shows: the n edges of the circuit with the largest worth."""
+        """Return what a notebook shows: the n edges of the circuit of largest absolute worth."""
         frame = self.to_frame().set_index("edge", drop=False).loc[self.edges]
         facts: tuple[tuple[str, object], ...] = (
             ("edges", f"{len(self.edges):,} of {self.graph.n_edges:,}"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from math import ceil, floor, isfinite, log10
+from numbers import Real
 from typing import Any
 
 from interp.errors import InterpError
@@ -44,16 +45,18 @@ def svg(figure: Any) -> str:
     """Return a plotly figure of heat maps, bars and scatter plots as the text of an SVG file.
 
     Raises:
-        InterpError: The figure has a trace of another kind.
+        InterpError: The figure has no traces, or one of another kind or without what `interp.plots`
+            gives: x and y that are numbers or names and, for a heat map, limits and colours.
 
     Examples:
         >>> drawn = plots.svg(plots.heads(torch.zeros(2, 4), title="heads", unit="share"))
         >>> drawn.startswith("<svg "), drawn.count("L1 H3: 0.000")
         (True, 1)
     """
-    other = sorted({one.type for one in figure.data} - {*KINDS})
-    if other:
-        raise InterpError(f"a {other[0]} is not drawn here; draw {', '.join(KINDS)}")
+    other = [kind for one in figure.data if (kind := _undrawn(one))]
+    if other or not figure.data:
+        what = other[0] if other else "a figure without traces"
+        raise InterpError(f"{what} is not drawn here; draw {', '.join(KINDS)}")
     layout = figure.layout
     width, height = float(layout.width or 680), float(layout.height or 340)
     named = _named(figure)
@@ -66,6 +69,21 @@ def svg(figure: Any) -> str:
         'fill="#222">'
         f'<rect width="{width:g}" height="{height:g}" fill="#fff"/>{"".join(heads + marks)}</svg>'
     )
+
+
+def _undrawn(trace: Any) -> str:
+    """Say in words what a trace is that is not drawn here; "" for one that is."""
+    if trace.type not in KINDS:
+        return f"a {trace.type}"
+    if trace.type == "bar" and trace.orientation == "h":
+        return "a horizontal bar"
+    if trace.x is None or trace.y is None:
+        return f"a {trace.type} without x or y"
+    if trace.type == "heatmap" and None in (trace.zmin, trace.zmax, trace.colorscale):
+        return "a heatmap without zmin, zmax and colorscale"
+    values = [*_plain(trace.x), *_plain(trace.y)]
+    other = (one for one in values if not isinstance(one, Real | str | None))
+    return next((f"a {trace.type} over {type(one).__name__}" for one in other), "")
 
 
 def _named(figure: Any) -> list[tuple[str, str]]:
@@ -432,8 +450,10 @@ def _cells(trace: Any, x: _Axis, y: _Axis) -> Iterator[str]:
     wide, high = x.step, y.step
     if len(rows) * len(across) > CELLS:
         # Cells that share a pixel show the largest of them, so that none is lost.
-        each = ceil(len(across) / (x.end - x.start))
-        picture = _png([[shade(one) for one in _largest(row, each)] for row in reversed(rows)])
+        beside, above = ceil(len(across) / (x.end - x.start)), ceil(len(rows) / (y.start - y.end))
+        columns = zip(*(_largest(row, beside) for row in rows), strict=True)
+        small = zip(*(_largest(column, above) for column in columns), strict=True)
+        picture = _png([[shade(one) for one in row] for row in reversed([*small])])
         yield (
             f'<image x="{x.start:.1f}" y="{y.end:.1f}" width="{x.end - x.start:.1f}" '
             f'height="{y.start - y.end:.1f}" preserveAspectRatio="none" '

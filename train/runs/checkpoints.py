@@ -240,9 +240,10 @@ def read_counters(run_path: Path, saved: Checkpoint) -> dict[str, float | int]:
 
 
 def misfit(path: Path) -> str:
-    """Return why a file of a run is not what its name says, as far as its size tells, or "".
+    """Return why a file cannot be the one that its name says, by its size and its begin, or "".
 
-    A file of a terabyte takes an hour to hash; of one that is none of the run that says nothing.
+    Asked before a file is hashed: a terabyte takes an hour, and the digest would only say that the
+    file is another one. Files of at most `MOST_STATE` bytes are not looked at.
 
     Examples:
         >>> storage.write_bytes(folder / "state.json", b" " * (1 << 24) + b"3")

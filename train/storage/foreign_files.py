@@ -128,7 +128,7 @@ def read_foreign_toml(path: Path, *, most_bytes: int = MOST_BYTES) -> dict[str, 
 
 
 def _refuse_deep(value: object) -> None:
-    """Raise a RecursionError as the reader of JSON does; a dotted key makes a table a letter."""
+    """Raise a RecursionError as the reader of JSON does; every dot of a key opens a table."""
     level: list[Any] = [value]
     for _ in range(MOST_LEVELS):
         tables = [one.values() if isinstance(one, dict) else one for one in level]

@@ -19,7 +19,7 @@ import typer
 
 from data_attribution import report
 from data_attribution.cli.app import app
-from data_attribution.errors import CounterfactualError
+from data_attribution.errors import CounterfactualError, EvidenceError
 from data_attribution.report import behaviour_page, page
 from data_attribution.report.page import Panel
 from interp import behaviours
@@ -91,8 +91,8 @@ def results(lookup_run, lookup_store, lookup_behaviour, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("report")
     store = indexed_copy(lookup_store, folder / "store")
-    shutil.copytree(lookup_run.path, folder / "run")
-    run = runs.open(folder / "run", store=store)
+    shutil.copytree(lookup_run.path, folder / "my run")
+    run = runs.open(folder / "my run", store=store)
     behaviour = behaviours.read(lookup_behaviour)
     return report.gather(run, behaviour, limit=12, proof=proof_of(run.id))
 
@@ -351,10 +351,11 @@ def test_the_policy_stops_what_the_shell_would_have_let_out(browser, tmp_path):
     made = page.document("a", [Panel("one", "b", "".join(bad))])
     (tmp_path / "page.html").write_text(made, encoding="utf-8")
     with visit(browser, tmp_path / "page.html") as seen:
-        seen.page.wait_for_timeout(50)
+        # What was stopped is told in any order, and some time after the page has loaded.
+        for kind in ("script-src-elem", "img-src", "style-src-elem"):
+            told = f"window.forbidden.some((one) => one.startsWith('{kind}:'))"
+            seen.page.wait_for_function(told)
         assert seen.page.evaluate("window.hit") is None
-        stopped = {one.partition(":")[0] for one in seen.forbidden}
-        assert stopped >= {"script-src-elem", "img-src", "style-src-elem"}
         assert [one for one in seen.requests if not one.startswith(("about:", "file:"))] == []
 
 
@@ -382,15 +383,26 @@ def test_a_proof_of_another_run_or_of_another_question_is_refused(results, tmp_p
         report.read_proof(tmp_path / "proof.json")
 
 
+def test_a_ranking_of_another_run_is_refused(results):
+    """Its numbers of documents and steps would be read as those of this run."""
+    other = replace(results.sources, provenance={**results.sources.provenance, "run": "0" * 12})
+    with pytest.raises(EvidenceError, match="were ranked in run 000000000000, and the page is of"):
+        report.gather(results.run, results.behaviour, sources=other, proof=results.proof)
+
+
 def test_without_a_proof_the_page_names_the_commands_that_make_one(results):
     text = behaviour_page.behaviour_html(replace(results, proof=None))
     assert "nothing was trained again without them" in text
-    assert f"openbook counterfactual {results.run.path} lookup --without sources.json" in text
+    assert f"openbook counterfactual {shlex.quote(str(results.run.path))} lookup --without" in (
+        html.unescape(text)
+    )
 
 
 def test_every_command_of_a_page_parses(results, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    asked = replace(results, named="'a name.json'", options="--prompts 8 --seed 1")
+    asked = replace(
+        results, named=shlex.quote("a reader's name.json"), options="--prompts 8 --seed 1"
+    )
     pages = [behaviour_page.behaviour_html(one) for one in (asked, replace(results, proof=None))]
     block = re.compile(r'"command"><code>(.*?)</code>', re.DOTALL)
     blocks = [found for one in pages for found in block.findall(one)]
@@ -403,6 +415,7 @@ def test_every_command_of_a_page_parses(results, monkeypatch, tmp_path):
         words = shlex.split(line)[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
+        assert words[0] == str(results.run.path)
         # That a file is missing is said by the command, which has parsed by then.
         with suppress(TrainError, InterpError):
             command.make_context(command.name, words)

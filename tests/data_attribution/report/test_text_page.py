@@ -1,5 +1,6 @@
 """The page of a text has every span with its exact exposure, by pointing and by keys."""
 
+import re
 from html import unescape
 from html.parser import HTMLParser
 
@@ -74,6 +75,16 @@ def test_the_darkest_span_is_the_one_read_most(run):
     html = text_html(report.trace_for_page(run, f"{QUOTED} the moon is over", minimum=2))
     darkness = {one["text"].strip(): one["class"].split()[2] for one in Links(html).found}
     assert darkness["the moon is over"] == "s9" > darkness[QUOTED]
+
+
+def test_the_legend_has_the_colours_of_the_spans(run):
+    """Where the most is 6 readings, a single one is log 2 / log 7 as dark, and not the least."""
+    html = text_html(report.trace_for_page(run, QUOTED, minimum=3))
+    (link,) = Links(html).found
+    assert link["title"].startswith("read 6 times")
+    assert link["class"].split()[2] == "s9"
+    shades = re.findall(r'class="heat (s\d)">read (once|6 times)<', html)
+    assert shades == [("s3", "once"), ("s9", "6 times")]
 
 
 def test_spans_as_short_as_chance_makes_them_are_left_out_and_chance_is_shown(run):

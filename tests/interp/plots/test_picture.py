@@ -1,6 +1,10 @@
 """The SVG of a figure shows every value at its place, and is well-formed whatever it names."""
 
 import re
+import struct
+import zlib
+from base64 import b64decode
+from datetime import date
 from typing import Any
 from xml.etree import ElementTree
 
@@ -104,16 +108,30 @@ def test_maps_side_by_side_share_their_rows_and_one_scale():
     assert len(lefts) == 3
 
 
-def test_a_map_too_large_for_tooltips_shows_the_largest_of_the_values_that_share_a_pixel():
-    values = [0.0] * 5000
-    values[1234] = 1.0
-    figure = plots.heat_map([values], ["L0"], list(map(str, range(5000))), title="", unit="")
+def pixels(figure) -> list[bytes]:
+    """The pixels of the picture in a figure, row by row from the top, three bytes each."""
     (picture,) = parsed(figure).iter(f"{SVG}image")
-    assert "data:image/png;base64," in picture.attrib["href"]
-    without = plots.heat_map([[0.0] * 5000], ["L0"], list(map(str, range(5000))), title="", unit="")
-    for one in (figure, without):
-        one.data[0].update(zmin=-1, zmax=1)
-    assert plots.svg(figure) != plots.svg(without)
+    content = b64decode(picture.attrib["href"].removeprefix("data:image/png;base64,"))
+    width, height = struct.unpack(">II", content[16:24])
+    begin = content.index(b"IDAT")
+    (size,) = struct.unpack(">I", content[begin - 4 : begin])
+    flat = zlib.decompress(content[begin + 4 : begin + 4 + size])
+    return [flat[k * (3 * width + 1) + 1 : (k + 1) * (3 * width + 1)] for k in range(height)]
+
+
+@pytest.mark.parametrize(("n_rows", "n_columns"), [(1, 5000), (5000, 1)])
+def test_a_map_too_large_for_tooltips_shows_the_largest_of_the_values_that_share_a_pixel(
+    n_rows, n_columns
+):
+    values = [[0.0] * n_columns for _ in range(n_rows)]
+    values[1234 % n_rows][1234 % n_columns] = 1.0
+    names = [[str(k) for k in range(n)] for n in (n_rows, n_columns)]
+    figure = plots.heat_map(values, *names, title="", unit="")
+    found = pixels(figure)
+    assert len(found) < 680
+    assert len(found[0]) < 3 * 680
+    red = bytes.fromhex("67001f")
+    assert sum(row[k : k + 3] == red for row in found for k in range(0, len(row), 3)) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,6 +147,28 @@ def test_a_trace_that_is_not_drawn_here_is_refused_and_left_to_plotly():
     figure.add_pie(values=[1, 2])
     with pytest.raises(InterpError, match="a pie is not drawn here; draw heatmap, bar, scatter"):
         plots.svg(figure)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trace"),
+    [
+        ("scatter", {"y": [1, 2]}),
+        ("scatter", {"x": [date(2026, 1, 1)], "y": [1]}),
+        ("bar", {"y": ["a"], "x": [1], "orientation": "h"}),
+        ("heatmap", {"z": [[1]], "x": ["a"], "y": ["b"]}),
+    ],
+)
+def test_what_a_reader_adds_in_another_form_is_left_to_plotly(kind, trace, tmp_path):
+    figure = plots.bars(["a", "b"], [1.0, 2.0], None, None, title="", unit="")
+    figure.add_trace({"type": kind, **trace})
+    with pytest.raises(InterpError, match="is not drawn here"):
+        plots.write(figure, tmp_path / "a.svg")
+    assert "image/svg+xml" not in figure._repr_mimebundle_()
+
+
+def test_a_figure_without_traces_is_refused():
+    with pytest.raises(InterpError, match="a figure without traces is not drawn here"):
+        plots.svg(plots.figure())
 
 
 def test_a_notebook_keeps_the_svg_and_no_html_that_loads_scripts(monkeypatch):
