@@ -39,6 +39,8 @@ MISTAKES = {
     "erase run word-class nobody --layer 0": "there is no behaviour 'nobody'",
     "emergence run heads:nobody": "there is no behaviour 'nobody'",
     "train planted nowhere --out other": "there is no token store at nowhere",
+    "train planted store --out run": "run exists already; resume it",
+    "probe run words.jsonl": "words.jsonl: there is no such file",
 }
 
 
@@ -48,6 +50,7 @@ def outcomes(folder) -> list[str]:
     manifest = {"predicate": {"store_path": "../store"}}
     (folder / "run" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "store" / "truth.json").write_text(json.dumps(TRUTH))
+    (folder / "store" / "store.json").write_text("{}")
     asked = json.dumps([words.split() for words in MISTAKES])
     done = subprocess.run(
         [sys.executable, "-c", RUN_EACH, asked], cwd=folder, capture_output=True, text=True

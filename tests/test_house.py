@@ -96,6 +96,8 @@ REFUSALS = {
     "interp/cli/options.py __post_init__": "a model that is missing",
     "interp/cli/options.py behaviour_file": "a file that is missing",
     "train/cli/options.py _store_folder": "a token store that is missing",
+    "train/cli/options.py _new_run": "a folder that holds a run",
+    "interp/cli/probe.py _task_file": "a file that is missing",
     "train/cli/options.py readable": "a file that is missing",
     "train/cli/ranks.py _raise_failure": "a process that ended",
     "train/cli/ranks.py start_ranks": "more processes than were started by torchrun",

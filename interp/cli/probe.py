@@ -1,5 +1,6 @@
 """The commands `openbook probe` and `openbook erase`: linear probes, and erasure of a label."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,10 +18,18 @@ if TYPE_CHECKING:
 CASES = 1000
 
 
+def _task_file(name: str) -> str:
+    """Raise a ProbeError, before torch is imported, if a task's file is missing."""
+    if Path(name).suffix in (".json", ".jsonl") and not Path(name).exists():
+        raise ProbeError(f"{name}: there is no such file")
+    return name
+
+
 Task = Annotated[
     str,
     typer.Argument(
         metavar="TASK",
+        callback=_task_file,
         help="Label to probe: word-class, position, repeats, relation, subject-name, "
         "indirect-name or indirect-order (planted runs only), a .json file of labelled tokens, or "
         "a .jsonl file of tagged sentences.",

@@ -157,6 +157,20 @@ StoreFolder = Annotated[
 ]
 
 
+def _new_run(path: Path) -> Path:
+    """Raise a TrainError, before torch is imported, if a run is there; others are seen later."""
+    if (path / "manifest.json").exists():
+        raise TrainError(
+            f"{path} exists already; resume it with `openbook run resume` or choose another folder"
+        )
+    return path
+
+
+NewRun = Annotated[
+    Path, typer.Option("--out", callback=_new_run, help="Folder to create for the run.")
+]
+
+
 StorePath = Annotated[
     Path | None,
     typer.Option("--store", help="Folder of the token store, if it has moved since training."),

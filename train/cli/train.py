@@ -9,6 +9,7 @@ import typer
 from train.cli.options import (
     Device,
     Json,
+    NewRun,
     Precision,
     ShardOptimizer,
     StoreFolder,
@@ -69,7 +70,7 @@ def train_command(
     context: typer.Context,
     recipe: RecipeName,
     store: StoreFolder,
-    out: Annotated[Path, typer.Option("--out", help="Folder to create for the run.")],
+    out: NewRun,
     changes: RecipeOptions,
     settings: Settings = None,
     teacher: Annotated[
