@@ -97,6 +97,7 @@ REFUSALS = {
     "interp/cli/options.py behaviour_file": "a file that is missing",
     "train/cli/options.py _store_folder": "a token store that is missing",
     "train/cli/options.py _new_run": "a folder that holds a run",
+    "train/cli/options.py page_file": "a file that is no page or figure",
     "interp/cli/probe.py _task_file": "a file that is missing",
     "train/cli/options.py readable": "a file that is missing",
     "train/cli/ranks.py _raise_failure": "a process that ended",

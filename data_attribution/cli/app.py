@@ -50,7 +50,7 @@ from interp.errors import InterpError, InterpWarning
 from train.cli.chain import chain_command
 from train.cli.corpus import corpus
 from train.cli.ensemble import ensemble_command
-from train.cli.options import CommandGroup
+from train.cli.options import CommandGroup, page_file
 from train.cli.recipes import recipe_commands
 from train.cli.run import run
 from train.cli.train import train_command
@@ -110,9 +110,9 @@ RUNS = Annotated[Path, typer.Option("--runs", help="Folder for the runs.")]
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path(
-        "openbook-demo.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", callback=page_file, help="HTML file to write.")
+    ] = Path("openbook-demo.html"),
     data: DATA = Path("data"),
     runs_folder: RUNS = Path("runs"),
     quick: Annotated[
@@ -142,9 +142,9 @@ def demo_command(
 
 
 def demo_code_command(
-    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path(
-        "openbook-demo-code.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", callback=page_file, help="HTML file to write.")
+    ] = Path("openbook-demo-code.html"),
     data: DATA = Path("data"),
     runs_folder: RUNS = Path("runs"),
     steps: Annotated[

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
-from train.cli.options import Json, RunOptions, option_groups, readable
+from train.cli.options import Json, RunOptions, option_groups, page_file, readable
 from train.progress import visible
-from train.storage import writable
 
 
 PAGE = Path("page.html")
@@ -20,7 +19,7 @@ def report_command(
     source: RunOptions,
     behaviour: Named,
     out: Annotated[
-        Path, typer.Option("--out", callback=writable, help="HTML file to write.")
+        Path, typer.Option("--out", callback=page_file, help="HTML file to write.")
     ] = PAGE,
     sources: Annotated[
         Path | None,

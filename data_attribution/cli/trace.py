@@ -12,9 +12,8 @@ from data_attribution.cli.counterfactual import CONTROLS
 from data_attribution.errors import EvidenceError
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from interp.cli.trace import trace_components_command
-from train.cli.options import CommandGroup, RunOptions, option_groups
+from train.cli.options import CommandGroup, RunOptions, option_groups, page_file
 from train.cli.output import Output
-from train.storage import writable
 
 
 if TYPE_CHECKING:
@@ -35,13 +34,13 @@ LARGEST = 64 << 20  # bytes: the largest file of `trace text`
 HOLDERS = 3  # documents per span of a sentence on the HTML page
 
 Page = Annotated[
-    Path | None, typer.Option(callback=writable, help="Also write an HTML page to this file.")
+    Path | None, typer.Option(callback=page_file, help="Also write an HTML page to this file.")
 ]
 
 PageOfText = Annotated[
     Path | None,
     typer.Option(
-        callback=writable,
+        callback=page_file,
         help="Also write an HTML page to this file: TEXT, every span coloured by how often RUN "
         "read it, its documents and steps, and what chance does.",
     ),

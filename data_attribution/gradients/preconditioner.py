@@ -136,7 +136,8 @@ def adam(run: Run, selection: Selection, *, step: int | None = None) -> dict[str
         kept = [one.step for one in run.saved if one.resumable and one.step]
         raise EvidenceError(
             f"the checkpoint at step {saved.step} holds no second moments of gradients; those at "
-            f"{', '.join(map(str, kept)) or 'no step'} do"
+            f"{', '.join(map(str, kept)) or 'no step'} do; take gradient:kind=cosine, which needs "
+            "none, or --method lexical"
         )
     state = runs.read_tensors(run.path, saved, "optimizer.safetensors")
     tie, decay, eps = run.recipe.model.tie, run.recipe.beta2, run.recipe.eps

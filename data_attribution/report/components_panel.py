@@ -236,8 +236,8 @@ def _formation(found: BehaviourResults, name: str) -> str:
     refused = found.curves["heads"].refused if "heads" in found.curves else ()
     note = (
         f'<p class="limit">No share at {count(len(refused), "checkpoint")} (steps '
-        f"{shown(', '.join(f'{step:,}' for step, _ in refused[:4]))}): the model does not do it "
-        "there yet, or the prompts are too few to tell.</p>"
+        f"{shown(', '.join(f'{step:,}' for step, _ in refused))}): the model does not do it there "
+        "yet, or the prompts are too few to tell.</p>"
         if refused
         else ""
     )

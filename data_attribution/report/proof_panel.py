@@ -65,8 +65,8 @@ def _limits(found: BehaviourResults) -> str:
         "If random documents had the same effect, it would be that of any removal.",
         "Another seed can put the same work into other heads: a head is found by its effect, not "
         "by its number.",
-        "Other prompts move every number within its interval (here "
-        f"{count(found.check.n, 'prompt')}).",
+        f"Other prompts move every number within its interval ({count(found.check.n, 'prompt')} "
+        f"here{', which have none' if found.check.n < 2 else ''}).",
     ]
     items = "".join(f"<li>{shown(one)}</li>" for one in cases)
     return f"<h3>What would change this answer</h3><ul>{items}</ul>"

@@ -9,7 +9,7 @@ import typer
 from interp import behaviours
 from interp.errors import BehaviourError
 from interp.plots import drawable
-from train.cli.options import StorePath, choice
+from train.cli.options import StorePath, choice, page_file
 from train.cli.output import Output
 from train.errors import TrainError
 
@@ -60,7 +60,7 @@ PROMPTS = 64
 Plot = Annotated[
     Path | None,
     typer.Option(
-        callback=drawable,
+        callback=lambda path: page_file(drawable(path)),
         help="Write a figure to this .html or .svg file; to .pdf or .png if Chrome is installed.",
     ),
 ]

@@ -69,6 +69,34 @@ def kind_of_result(content: Mapping[str, object]) -> str:
     return ""
 
 
+# How a file begins that a page or a figure may replace, by its ending.
+BEGINNINGS = {
+    ".html": (b"<!doctype html", b"<html"),
+    ".svg": (b"<svg", b"<?xml"),
+    ".png": (b"\x89png",),
+    ".pdf": (b"%pdf",),
+}
+
+
+def page_file(path: Path | None) -> Path | None:
+    """Return the file for a page or a figure, unless it holds something else.
+
+    What is no regular file, such as a pipe, holds nothing to keep.
+
+    Raises:
+        TrainError: No file can be written there, or the file there is no page or figure.
+    """
+    if writable(path) is None or path is None or not path.is_file():
+        return path
+    with path.open("rb") as file:
+        held = file.read(64).lstrip().lower()
+    if held and not held.startswith(BEGINNINGS.get(path.suffix.lower(), BEGINNINGS[".html"])):
+        raise TrainError(
+            f"{path} exists and is no page or figure, so it is not replaced; name another file"
+        )
+    return path
+
+
 def result_file(context: Any, path: Path | None) -> Path | None:
     """Return the file for a result, unless it holds anything but a result of the same kind.
 

@@ -33,6 +33,23 @@ def test_out_replaces_no_file_that_is_no_result(openbook, lookup_run, tmp_path):
         assert notes.read_text() == text
 
 
+def test_pages_and_figures_replace_only_their_like(openbook, lookup_run, tmp_path):
+    notes = tmp_path / "notes.html"
+    asked = ("emergence", lookup_run.path, "previous-token", "--plot", notes)
+    for text in ("my notes", "{}", "<notes></notes>"):
+        notes.write_text(text)
+        refused = openbook(*asked)
+        assert (refused.code, refused.out) == (2, "")
+        assert f"{notes} exists and is no page or figure" in refused.err
+        refused = openbook("trace", "text", lookup_run.path, "k1 is v1", "--page", notes)
+        assert f"{notes} exists and is no page or figure" in refused.err
+        assert notes.read_text() == text
+    for text in ("", "<!DOCTYPE html><p>old"):
+        notes.write_text(text)
+        assert openbook(*asked).code == 0
+        assert notes.read_text().startswith("<!doctype html>")
+
+
 def test_out_may_be_a_device_or_a_pipe(openbook, lookup_run):
     assert openbook("run", "show", lookup_run.path, "--out", "/dev/null").code == 0
 

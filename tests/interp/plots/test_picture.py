@@ -158,12 +158,12 @@ def test_a_trace_that_is_not_drawn_here_is_refused_and_left_to_plotly():
         ("heatmap", {"z": [[1]], "x": ["a"], "y": ["b"]}),
     ],
 )
-def test_what_a_reader_adds_in_another_form_is_left_to_plotly(kind, trace, tmp_path):
+def test_what_a_reader_adds_in_another_form_is_left_to_plotly(kind, trace, tmp_path, monkeypatch):
     figure = plots.bars(["a", "b"], [1.0, 2.0], None, None, title="", unit="")
     figure.add_trace({"type": kind, **trace})
     with pytest.raises(InterpError, match="is not drawn here"):
         plots.write(figure, tmp_path / "a.svg")
-    assert "image/svg+xml" not in figure._repr_mimebundle_()
+    assert "image/svg+xml" not in kept(figure, monkeypatch)
 
 
 def test_a_figure_without_traces_is_refused():
@@ -171,11 +171,16 @@ def test_a_figure_without_traces_is_refused():
         plots.svg(plots.figure())
 
 
-def test_a_notebook_keeps_the_svg_and_no_html_that_loads_scripts(monkeypatch):
-    figure = plots.heat_map([[1.0]], ["L0"], ["a"], title="map", unit="x")
+def kept(figure, monkeypatch) -> dict[str, Any]:
+    """What a notebook keeps of a figure, by its type."""
     formatters = pytest.importorskip("IPython.core.formatters")
     monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")
-    found, _ = formatters.DisplayFormatter().format(figure)
+    return formatters.DisplayFormatter().format(figure)[0]
+
+
+def test_a_notebook_keeps_the_svg_and_no_html_that_loads_scripts(monkeypatch):
+    figure = plots.heat_map([[1.0]], ["L0"], ["a"], title="map", unit="x")
+    found = kept(figure, monkeypatch)
     assert {*found} == {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"}
     assert found["image/svg+xml"] == plots.svg(figure)
     assert found["text/plain"] == "Figure('map', 1 trace)"
