@@ -153,7 +153,7 @@ def test_all_panels_answer_to_a_reader_who_clicks(browser, path, results):
         assert box.locator("button").nth(0).inner_text().endswith("\n100")  # it sees itself alone
         assert "1 of prompt 2" in tab.locator(f"#part-{other} [data-about=attention]").inner_text()
         tab.locator("#components .command button").first.click()
-        tab.wait_for_function("document.querySelector('.status').textContent !== ''")
+        tab.locator(".status:not(:empty)").wait_for(state="attached")
         tab.click("#theme")
         assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
         assert seen.quiet(), (seen.said, seen.requests, seen.forbidden)
