@@ -354,7 +354,7 @@ def test_the_policy_stops_what_the_shell_would_have_let_out(browser, tmp_path):
         # What was stopped is told in any order, and some time after the page has loaded.
         for kind in ("script-src-elem", "img-src", "style-src-elem"):
             told = f"window.forbidden.some((one) => one.startsWith('{kind}:'))"
-            # Not `wait_for_function`, which evaluates code inside the page: its policy forbids that.
+            # `wait_for_function` evaluates code inside the page, which its policy forbids.
             while not seen.page.evaluate(told):
                 seen.page.wait_for_timeout(20)
         assert seen.page.evaluate("window.hit") is None
