@@ -32,7 +32,7 @@ def components_panel(found: BehaviourResults) -> Panel:
             answer="not measured<small>patching was refused, for the reason below</small>",
         )
     heads = found.heads
-    name, share = best_head(heads)
+    name, share, measured_on = best_head(heads)
     body = (
         "<p>The model reads the comparison prompt, and one part of it is given the value that it "
         "had on the real prompt. A cell is the share of the difference between answer and foil "
@@ -49,22 +49,28 @@ def components_panel(found: BehaviourResults) -> Panel:
         body,
         question="Which heads carry it?",
         answer=f"{shown(name)} alone restores {share}"
-        f"<small>of the answer's lead{_next(heads, name)}; n = "
-        f"{count(heads.n_prompts, 'prompt')}</small>",
+        f"<small>of the answer's lead{_next(heads, name)}; {measured_on}</small>",
     )
 
 
-def best_head(heads: Effects) -> tuple[str, str]:
-    """Return the head with the largest effect, and the effect with an interval that is valid.
+def best_head(heads: Effects) -> tuple[str, str, str]:
+    """Return the head with the largest effect, the effect, and on which prompts it was measured.
 
     The interval of the largest of many is too narrow, so the head is chosen on one half of the
     prompts and measured on the other half, if there are enough.
     """
     if heads.part is not None and heads.whole is not None and len(heads.whole) >= 4:
         ((name, share),) = heads.held_out(1).items()
-        return name, measured(share.value, share.low, share.high)
+        half = len(heads.whole) // 2
+        others = len(heads.whole) - half
+        return (
+            name,
+            measured(share.value, share.low, share.high),
+            f"n = {count(others, 'prompt')}, after {half} others chose it; the grid shows all",
+        )
     name = heads.top(1)[0]
-    return name, measured(heads[name], *(heads.interval(name) or (None, None)))
+    effect = measured(heads[name], *(heads.interval(name) or (None, None)))
+    return name, effect, f"n = {count(heads.n_prompts, 'prompt')}"
 
 
 def _next(heads: Effects, name: str) -> str:

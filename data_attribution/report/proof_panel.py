@@ -267,8 +267,9 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
         )
     )  # fmt: skip
     answer = (
-        f"{verdict}: recall {before.recall or 0:.2f} → {gone.recall or 0:.2f}"
-        f"<small>without {len(proof.removed)} documents; {control.recall or 0:.2f} without as many "
+        f"{verdict}: recall {before.recall or 0:.2f} → {gone.recall or 0:.2f} "
+        f"[{gone.low:.2f}, {gone.high:.2f}]<small>of {count(len(proof.facts), 'fact')} together, "
+        f"without their {len(proof.removed)} documents; {control.recall or 0:.2f} without as many "
         "others</small>"
     )
     return body, answer
