@@ -154,7 +154,7 @@ def _text(found: TextPage) -> Panel:
         body = (
             f'<p class="small">{hint}</p><div class="pair">'
             f'<div class="text traced" data-peek="span" data-stay>{marked}</div>'
-            f'<div data-group="span">{cards}</div></div>{_legend(spans)}'
+            f'<div data-group="span">{cards}</div></div>{_legend(spans, found.minimum)}'
         )
     else:
         body = (
@@ -218,14 +218,16 @@ def _said(one: TracedSpan) -> str:
     return f"read {count(one.readings, 'time')}{where}"
 
 
-def _legend(spans: Sequence[TracedSpan]) -> str:
+def _legend(spans: Sequence[TracedSpan], minimum: int) -> str:
     most = max(one.readings for one in spans)
     begin = f'<span class="heat {_tint(1, most)}">read once</span> to ' if most > 1 else ""
     return (
         f'<p class="small">Colour: {begin}<span class="heat {_tint(most, most)}">read '
         f"{count(most, 'time')}</span>, by the logarithm. "
         '<span class="span several">A dotted line</span>: spans overlap there, and the colour is '
-        "that of the longest. Slanted: the prompt, which was given to the model.</p>"
+        "that of the longest. Without colour: in no span of at least "
+        f"{count(minimum, 'token')}; shorter ones may have been read. Slanted: the prompt, which was "
+        "given to the model.</p>"
     )
 
 
