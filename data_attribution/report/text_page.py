@@ -226,8 +226,8 @@ def _legend(spans: Sequence[TracedSpan], minimum: int) -> str:
         f"{count(most, 'time')}</span>, by the logarithm. "
         '<span class="span several">A dotted line</span>: spans overlap there, and the colour is '
         "that of the longest. Without colour: in no span of at least "
-        f"{count(minimum, 'token')}; shorter ones may have been read. Slanted: the prompt, which was "
-        "given to the model.</p>"
+        f"{count(minimum, 'token')}; shorter ones may have been read. Slanted: the prompt, which "
+        "was given to the model.</p>"
     )
 
 
