@@ -33,7 +33,9 @@ COLOURS = (
 KINDS = ("heatmap", "bar", "scatter")
 LETTER = 6.2  # width in pixels of a letter of 11 pixels, on average
 LONGEST = 26  # letters of a label; longer ones are cut
-CELLS = 800  # cells of a heat map above which it is an embedded picture without tooltips
+# Cells of all heat maps of a figure above which they are embedded pictures without tooltips: a cell
+# with its tooltip takes some 115 bytes, and a figure is to take less than 100 kB.
+CELLS = 600
 MANY = 40  # categories above which only some are labelled, and labels are not turned
 NUMBERED = 64  # cells up to which each shows its number
 DASHES = {"dot": "2 4", "dash": "6 4", "dashdot": "6 3 2 3"}
@@ -247,6 +249,7 @@ class _Panel:
         lines: Lines across the panel: x or y, value, and dash.
         notes: Texts at a value of y.
         unit: Unit beside the scale of colours; None without a scale.
+        embedded: True if heat maps are embedded pictures, without a tooltip for each cell.
     """
 
     traces: tuple[tuple[Any, str], ...]
@@ -257,6 +260,7 @@ class _Panel:
     lines: tuple[tuple[str, float, str], ...]
     notes: tuple[tuple[float, str], ...]
     unit: str | None
+    embedded: bool
 
     __repr__ = short_repr
 
@@ -266,7 +270,7 @@ class _Panel:
         bars = [one for one, _ in self.traces if one.type == "bar"]
         for trace, colour in self.traces:
             if trace.type == "heatmap":
-                yield from _cells(trace, self.x, self.y)
+                yield from _cells(trace, self.x, self.y, embedded=self.embedded)
             elif trace.type == "bar":
                 yield from _bars(trace, colour, self.x, self.y, bars.index(trace), len(bars))
             else:
@@ -339,6 +343,8 @@ def _panels(figure: Any, size: tuple[float, float], top: float) -> list[_Panel]:
     left, bottom = _margins(pairs, across, up, size)
     right, top = size[0] - (14 if scale is None else 78), top + (18 if over else 6)
     lowest = min((one.domain or (0.0, 1.0))[0] for one in up.values())
+    maps = (trace.z for trace in figure.data if trace.type == "heatmap")
+    n_cells = sum(len(row) for rows in maps for row in _plain(rows))
     found = []
     for number, ((x_name, y_name), traces) in enumerate(pairs.items()):
         x_given, y_given = across[x_name], up[y_name]
@@ -365,6 +371,7 @@ def _panels(figure: Any, size: tuple[float, float], top: float) -> list[_Panel]:
             lines=() if number else tuple(_lines(layout, y_name)),
             notes=() if number else tuple(_notes(layout)),
             unit=unit,
+            embedded=n_cells > CELLS,
         )
         found.append(panel)
     return found
@@ -443,12 +450,12 @@ def _ends(trace: Any, values: Sequence[Scalar]) -> list[tuple[float, float] | No
 # --- traces --------------------------------------------------------------------------------------
 
 
-def _cells(trace: Any, x: _Axis, y: _Axis) -> Iterator[str]:
+def _cells(trace: Any, x: _Axis, y: _Axis, *, embedded: bool) -> Iterator[str]:
     rows = [[None if v is None else float(v) for v in _plain(row)] for row in trace.z]
     across, up = list(_plain(trace.x)), list(_plain(trace.y))
     shade = _shader(trace)
     wide, high = x.step, y.step
-    if len(rows) * len(across) > CELLS:
+    if embedded:
         # Cells that share a pixel show the largest of them, so that none is lost.
         beside, above = ceil(len(across) / (x.end - x.start)), ceil(len(rows) / (y.start - y.end))
         columns = zip(*(_largest(row, beside) for row in rows), strict=True)
