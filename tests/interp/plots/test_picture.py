@@ -136,12 +136,12 @@ def test_a_map_too_large_for_tooltips_shows_the_largest_of_the_values_that_share
 
 def test_several_maps_have_tooltips_only_if_all_of_them_together_are_small():
     """Three of 270 cells took 93 kB with a tooltip for each cell."""
-    for rows, pictures in ((10, 0), (30, 3)):
-        figure = plots.figure(["one", "two", "three"])
+    for n_rows, pictures in ((10, 0), (30, 3)):
+        figure, rows = plots.figure(["one", "two", "three"]), [f"L{row}" for row in range(n_rows)]
         for column in (1, 2, 3):
-            values = [[float(row * column)] * 9 for row in range(rows)]
-            labels = {"x": list("abcdefghi"), "y": [f"L{row}" for row in range(rows)]}
-            figure.add_trace({"type": "heatmap", "z": values, **labels}, row=1, col=column)
+            values = [[float(row * column)] * 9 for row in range(n_rows)]
+            one = plots.heat_map(values, rows, list("abcdefghi"), title="", unit="x")
+            figure.add_trace(one.data[0], row=1, col=column)
         found = plots.svg(figure)
         assert found.count("<image") == pictures
         assert len(found) < 50_000
