@@ -36,7 +36,7 @@ unit: .venv/ready-dev
 
 # Those that train or download begin first; whoever is free takes the next. Solutions of exercises are
 # executed too, and outputs are weighed.
-LONG := $(sort $(wildcard notebooks/0[1678]_*.ipynb notebooks/10_*.ipynb))
+LONG := $(wildcard notebooks/10_*.ipynb) $(sort $(wildcard notebooks/0[1678]_*.ipynb))
 NOTEBOOKS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard notebooks/*.ipynb)))
 notebooks: .venv/ready-dev
 	printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 \
