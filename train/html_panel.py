@@ -58,7 +58,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Panel:
-    """What a notebook shows of a result; `print` shows the same as text.
+    """The view of a result in a notebook; `print` shows the same as text.
 
     Attributes:
         name: Name of the class of the result.

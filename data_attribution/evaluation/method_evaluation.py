@@ -83,7 +83,7 @@ class EvaluationOptions:
             corpus that has distractors has eight of them.
         k: Number of documents used for recall, tail patch and removal.
         each: Number of candidates per fact whose gradients are compared.
-        unselected: Whether gradients are compared for all documents too, in rows of their own.
+        unselected: Compare gradients of all documents too, in rows of their own.
         replayed: Number of facts of each kind for which replay is computed. The most stated ones
             are used, because few steps read documents of the others. Each costs about three times
             the training of `steps`.
@@ -193,7 +193,7 @@ def rankings_by_method(
 
     Args:
         each: Number of candidates per fact; gradients are collected for those of all facts.
-        unselected: Whether gradients also rank all documents, as `gradient (all)` and
+        unselected: Rank all documents by gradients too, as `gradient (all)` and
             `localised (all)`; `fused` uses the preselected ones.
         within: Components of the localised gradients; without any, these are left out.
         replayed: Facts for which replay is computed too; each costs about three times the training

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TextPage:
-    """What the page of a text shows.
+    """The contents of the page of a text.
 
     Attributes:
         run: Run that read the training text.

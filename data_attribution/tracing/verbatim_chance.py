@@ -1,4 +1,4 @@
-"""How much of a text stands in the training text by chance: a control for its verbatim spans.
+"""The share of a text that the training text holds by chance: a control for verbatim spans.
 
 Short spans of any text occur in a large corpus. So the share of a text that stands in spans of at
 least L tokens is compared, for each L, with that of two kinds of control texts of the same length:

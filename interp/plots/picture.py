@@ -138,7 +138,7 @@ class _Axis:
         names: Categories in order; () for numbers.
         low: Number at `start`; its logarithm if `log`.
         high: Number at `end`.
-        log: Whether the axis is logarithmic; numbers of 0 and below are left out.
+        log: True if the axis is logarithmic; numbers of 0 and below are left out.
         start: Pixel of the beginning, at the left or at the bottom.
         end: Pixel of the end.
     """
@@ -245,7 +245,7 @@ class _Panel:
         x: The horizontal axis.
         y: The vertical axis.
         titles: Titles of the axes, and of the panel.
-        labelled: Whether the axes show their ticks, horizontal and vertical.
+        labelled: True for each axis that shows its ticks, horizontal and vertical.
         lines: Lines across the panel: x or y, value, and dash.
         notes: Texts at a value of y.
         unit: Unit beside the scale of colours; None without a scale.
