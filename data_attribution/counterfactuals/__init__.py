@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from data_attribution.counterfactuals.effect_size import Change, EffectSize
     from data_attribution.counterfactuals.fact_removal import (
         STAYS,
+        FactChange,
         Forgetting,
         documents_of,
         forget_facts,
@@ -31,6 +32,7 @@ __all__ = [
     "Change",
     "Counterfactual",
     "EffectSize",
+    "FactChange",
     "Forgetting",
     "Retrainings",
     "compare",

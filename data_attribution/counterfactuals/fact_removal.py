@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from data_attribution.counterfactuals import retraining
 from data_attribution.counterfactuals.effect_size import Change, EffectSize
@@ -32,7 +33,7 @@ from train.short_repr import short_repr
 from train.statistics import mean_interval
 
 
-__all__ = ["Forgetting", "Group", "documents_of", "forget_facts", "removable_facts"]
+__all__ = ["FactChange", "Forgetting", "Group", "documents_of", "forget_facts", "removable_facts"]
 
 TRIES = 50  # draws for every control, of which some may be equal
 STAYS = 0.9  # least recall of facts that count as not forgotten
@@ -60,6 +61,35 @@ class Group:
 
 
 @dataclass(frozen=True)
+class FactChange:
+    """One fact whose documents were removed, before and after.
+
+    Attributes:
+        fact: Its name.
+        asked: Number of wordings in which it is asked.
+        right: In how many of them the full run answers right.
+        right_without: The same without the documents.
+        right_controls: The same under each control.
+        change: Difference of its mean log-probability over the wordings to the full run, in nats.
+        change_controls: The same under each control.
+    """
+
+    fact: str
+    asked: int
+    right: int
+    right_without: int
+    right_controls: tuple[int, ...]
+    change: float
+    change_controls: tuple[float, ...]
+
+    @staticmethod
+    def from_dict(content: storage.JsonObject) -> "FactChange":
+        """Read back what `dataclasses.asdict` wrote, from JSON."""
+        lists = {key: tuple(one) for key, one in content.items() if isinstance(one, list)}
+        return FactChange(**{**content, **lists})
+
+
+@dataclass(frozen=True)
 class Forgetting:
     """A retraining without the documents of some facts, and its control.
 
@@ -73,6 +103,7 @@ class Forgetting:
             further controls are `control 2 removed` and so on, with the removed facts alone.
         beyond_controls: Change in log-probability of the removed facts beyond that under the
             controls, in nats; None in files of earlier versions.
+        by_fact: Each removed fact by itself; empty in files of earlier versions.
 
     Examples:
         >>> measured = released.measured("planted", "forgetting")
@@ -98,6 +129,7 @@ class Forgetting:
     runs: tuple[str, ...]
     groups: tuple[Group, ...]
     beyond_controls: EffectSize | None = None
+    by_fact: tuple[FactChange, ...] = ()
 
     __repr__ = short_repr
     _repr_html_ = html_repr
@@ -119,8 +151,13 @@ class Forgetting:
         )
         lists = {key: tuple(one) for key, one in content.items() if isinstance(one, list)}
         beyond = content.get("beyond_controls")
-        effect = None if beyond is None else EffectSize(**beyond)
-        return Forgetting(**{**content, **lists, "groups": groups, "beyond_controls": effect})
+        facts = tuple(FactChange.from_dict(one) for one in content.get("by_fact", ()))
+        built = {
+            "groups": groups,
+            "beyond_controls": None if beyond is None else EffectSize(**beyond),
+            "by_fact": facts,
+        }
+        return Forgetting(**{**content, **lists, **built})
 
     def of(self, setting: str, group: str) -> Group:
         """Return the group of facts in one setting.
@@ -306,9 +343,12 @@ def forget_facts(
     )
     settings = {"full run": run, "documents removed": retrained, "control removed": instead[0]}
     further = {f"control {n} removed": one for n, one in enumerate(instead[1:], start=2)}
-    groups, by_fact = _groups(settings, {name: some for name, some in asked.items() if some}, truth)
-    more, more_by_fact = _groups({"full run": run, **further}, {"removed": chosen}, truth)
-    by_fact |= more_by_fact
+    step = run.steps[-1]
+    answers = _answers(settings, step, {name: some for name, some in asked.items() if some}, truth)
+    answers |= _answers(further, step, {"removed": chosen}, truth)
+    before, after, *controls = (
+        _per_fact(answers[setting, "removed"]) for setting in (*settings, *further)
+    )
     return Forgetting(
         parent=run.id,
         facts=tuple(fact["name"] for fact in chosen),
@@ -317,15 +357,19 @@ def forget_facts(
         control=gone_instead[0],
         first_read=trainer.first_step_reading(run, gone),
         runs=tuple(str(one.path) for one in (retrained, *instead)),
-        groups=(*groups, *(one for one in more if one.setting in further)),
+        groups=tuple(
+            _group(setting, group, some, answers["full run", group])
+            for (setting, group), some in answers.items()
+        ),
         beyond_controls=Change(
             "removed facts",
             "nats",
             True,
-            by_fact["full run", "removed"],
-            by_fact["documents removed", "removed"],
-            np.stack([by_fact[one, "removed"] for one in ("control removed", *further)]),
+            _log_probs(before),
+            _log_probs(after),
+            np.stack([_log_probs(one) for one in controls]),
         ).effect,
+        by_fact=tuple(_fact_change(*some) for some in zip(before, after, *controls, strict=True)),
     )
 
 
@@ -388,40 +432,56 @@ def _draw_controls(others: list[dict], chosen: list[dict], n: int, seed: int) ->
     )
 
 
-def _groups(
-    settings: dict[str, Run], asked: dict[str, list[dict]], truth: dict
-) -> tuple[tuple[Group, ...], dict[tuple[str, str], np.ndarray]]:
-    """Return the groups, and each fact's mean log-probability by setting and group."""
-    groups, base, by_fact = [], {}, {}
-    last = settings["full run"].steps[-1]
+def _answers(
+    settings: dict[str, Run], step: int, asked: dict[str, list[dict]], truth: dict
+) -> dict[tuple[str, str], tuple[Answer, ...]]:
+    """Return the answers to each group of facts in each setting, at one step."""
+    found = {}
     for setting, run in settings.items():
-        model, tokenizer = run.load(last), run.store.tokenizer
+        model, tokenizer = run.load(step), run.store.tokenizer
         for group, facts in asked.items():
-            answers = training_dynamics.recall_of_facts(model, facts, truth, tokenizer)
-            log_probs = _by_fact(answers)
-            base.setdefault(group, log_probs)
-            by_fact[setting, group] = log_probs
-            change = log_probs - base[group]
-            low, high = mean_interval(change) or (None, None)
-            groups.append(
-                Group(
-                    setting,
-                    group,
-                    training_dynamics.recall_share(answers),
-                    float(change.mean()),
-                    low,
-                    high,
-                )
+            found[setting, group] = training_dynamics.recall_of_facts(
+                model, facts, truth, tokenizer
             )
-    return tuple(groups), by_fact
+    return found
 
 
-def _by_fact(answers: Sequence[Answer]) -> np.ndarray:
-    """Return each fact's mean log-probability over its forms, in order of first mention."""
-    sums: dict[str, list[float]] = {}
+def _group(setting: str, group: str, answers: Sequence[Answer], before: Sequence[Answer]) -> Group:
+    change = _log_probs(_per_fact(answers)) - _log_probs(_per_fact(before))
+    low, high = mean_interval(change) or (None, None)
+    share = training_dynamics.recall_share(answers)
+    return Group(setting, group, share, float(change.mean()), low, high)
+
+
+def _per_fact(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """Return the answers of each fact together, in order of first mention."""
+    found: dict[str, list[Answer]] = {}
     for answer in answers:
-        sums.setdefault(answer.fact, []).append(answer.log_prob)
-    return np.array([np.mean(values) for values in sums.values()])
+        found.setdefault(answer.fact, []).append(answer)
+    return list(found.values())
+
+
+def _log_probs(facts: Sequence[Sequence[Answer]]) -> Float[np.ndarray, " fact"]:
+    """Return each fact's mean log-probability over its wordings."""
+    return np.array([np.mean([answer.log_prob for answer in answers]) for answers in facts])
+
+
+def _fact_change(
+    before: Sequence[Answer], after: Sequence[Answer], *controls: Sequence[Answer]
+) -> FactChange:
+    full, gone, *others = _log_probs([before, after, *controls]).tolist()
+    right, right_without, *right_controls = (
+        sum(answer.correct for answer in answers) for answers in (before, after, *controls)
+    )
+    return FactChange(
+        fact=before[0].fact,
+        asked=len(before),
+        right=right,
+        right_without=right_without,
+        right_controls=tuple(right_controls),
+        change=gone - full,
+        change_controls=tuple(one - full for one in others),
+    )
 
 
 def _truth(run: Run) -> dict:

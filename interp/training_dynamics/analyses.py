@@ -22,6 +22,7 @@ from interp.training_dynamics.checkpoint_analysis import Analysis
 from train import trainer
 from train.errors import TrainError, nearest
 from train.model import GPT
+from train.progress import count
 from train.runs import MonitorScore, MonitorTask, Run
 
 
@@ -37,6 +38,7 @@ WATCHED = {
 }
 NAMES = (*WATCHED, "score:BEHAVIOUR", "heads:BEHAVIOUR")
 WATCHED_PROMPTS = 16
+FEW = 4  # prompts; of fewer no 95 % interval of an accuracy lies above one half
 
 
 def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Analysis:
@@ -85,7 +87,8 @@ def heads_analysis(
     An effect is a share of the clean-corrupt difference, which is undefined if that difference may
     be zero. Checkpoints are therefore analysed only if the 95 % interval of their accuracy lies
     above one half; at the others the analysis raises a CapabilityError, which `over_training`
-    records.
+    records. Of fewer than four prompts no interval can lie above one half: then the accuracy
+    itself must, and the effects say that they have few prompts or no interval.
 
     Examples:
         >>> training_dynamics.heads_analysis(ioi).measure(model, 2100).top(1)
@@ -94,15 +97,18 @@ def heads_analysis(
 
     def measure(model: GPT, step: int) -> patching.Effects:
         check = behaviours.measure(model, behaviour)
-        if check.interval[0] <= 0.5:
+        least = check.accuracy if check.n < FEW else check.interval[0]
+        if least <= 0.5:
             raise CapabilityError(
                 f"the model does not do {behaviour.name!r} at step {step}: accuracy "
                 f"{check.accuracy:.2f} [{check.interval[0]:.2f}, {check.interval[1]:.2f}] on "
-                f"{check.n} prompts"
+                f"{count(check.n, 'prompt')}"
             )
         return patching.heads(model, behaviour, direction=direction)
 
     asked = {"behaviour": behaviour.name, "behaviour_sha256": behaviour.sha256}
+    if max(behaviour.distinct) + 1 < FEW:
+        asked["refused_by"] = "accuracy"  # rows of versions that refused by the interval are others
     return Analysis(
         f"heads:{behaviour.name}", measure, {**asked, "direction": direction, "seed": seed}
     )

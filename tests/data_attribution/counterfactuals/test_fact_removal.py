@@ -149,6 +149,20 @@ def test_every_cell_has_its_facts_and_lies_in_its_interval(found):
     assert frame["change"][frame["setting"] == "full run"].tolist() == [0.0] * 4
 
 
+def test_each_removed_fact_is_told_by_itself(found):
+    by_name = {one.fact: one for one in found.by_fact}
+    assert tuple(by_name) == found.facts
+    for one in found.by_fact:
+        assert one.asked == one.right == one.right_controls[0] == 1
+        assert one.right_without == 0
+        assert one.change < -1 < one.change_controls[0]
+    gone = found.of("documents removed", "removed")
+    assert gone.change == pytest.approx(np.mean([one.change for one in found.by_fact]))
+    rest = asdict(found)
+    del rest["by_fact"]  # as files of earlier versions
+    assert counterfactuals.Forgetting.from_dict(rest).by_fact == ()
+
+
 def test_a_single_fact_gives_the_change_no_interval(run):
     found = counterfactuals.forget_facts(run, NAMES[:1], controls=1)
     gone = found.of("documents removed", "removed")

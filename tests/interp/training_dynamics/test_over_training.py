@@ -256,6 +256,20 @@ def test_a_checkpoint_that_cannot_do_the_behaviour_is_listed_with_the_reason(run
     assert again == found
 
 
+def test_a_single_prompt_is_followed_from_where_the_model_gets_it_right(run, lookup_behaviour):
+    behaviour = behaviours.read(lookup_behaviour)
+    right = behaviour.correct(run.load(160)(behaviour.clean)[:, -1:]).tolist()
+    wrong_first = behaviour.correct(run.load(0)(behaviour.clean)[:, -1:]).tolist()
+    row = next(k for k in range(len(right)) if right[k] and not wrong_first[k])
+    found = training_dynamics.over_training(
+        run, training_dynamics.heads_analysis(behaviour.of([row])), steps=[0, 160]
+    )
+    assert dict(found.refused)[0].endswith("accuracy 0.00 [0.00, 0.79] on 1 prompt")
+    (one,) = found.curve("L0H0")
+    assert (one.step, one.n, one.low) == (160, 1, None)
+    assert one.value == pytest.approx(patching.heads(run.load(160), behaviour.of([row]))["L0H0"])
+
+
 def test_what_is_no_number_is_refused(run):
     for value, reason in (
         ({"x": math.nan}, "gives nan for 'x' at step 0"),
