@@ -346,7 +346,7 @@ def forget_facts(
     step = run.steps[-1]
     answers = _answers(settings, step, {name: some for name, some in asked.items() if some}, truth)
     answers |= _answers(further, step, {"removed": chosen}, truth)
-    before, after, *controls = (
+    before, after, *without_others = (
         _per_fact(answers[setting, "removed"]) for setting in (*settings, *further)
     )
     return Forgetting(
@@ -367,9 +367,11 @@ def forget_facts(
             True,
             _log_probs(before),
             _log_probs(after),
-            np.stack([_log_probs(one) for one in controls]),
+            np.stack([_log_probs(one) for one in without_others]),
         ).effect,
-        by_fact=tuple(_fact_change(*some) for some in zip(before, after, *controls, strict=True)),
+        by_fact=tuple(
+            _fact_change(*some) for some in zip(before, after, *without_others, strict=True)
+        ),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_attribution import attribution, counterfactuals
+from data_attribution import attribution, counterfactuals, evaluation
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import STAYS, Forgetting
 from data_attribution.demo import stages
@@ -317,7 +317,6 @@ def _traced(run: Run, model: GPT, name: str) -> TracedFact:
     behaviour = behaviours.load(f"fact:{fact['entity']}", run)
     sources = attribution.documents(run, behaviour, methods="lexical", fold=False, limit=24)
     answers = training_dynamics.recall_of_facts(model, [fact], truth, run.store.tokenizer)
-    labels = {row: "states it" for row in fact["documents"]}
-    labels |= {row: "distractor" for row in fact["distractors"]}
-    said = tuple(labels.get(int(run.store.rows[one]), "neither") for one in sources.documents)
+    labels = evaluation.planted_labels(run, behaviour.name)
+    said = tuple(labels.get(one, "neither") for one in sources.documents)
     return TracedFact(fact, behaviour, answers, sources, said)

@@ -6,7 +6,7 @@ from train.front_door import names_on_first_use
 
 
 if TYPE_CHECKING:
-    from data_attribution.evaluation.facts import planted_facts
+    from data_attribution.evaluation.facts import planted_facts, planted_labels
     from data_attribution.evaluation.lds import (
         Lds,
         draw_subsets,
@@ -44,6 +44,7 @@ __all__ = [
     "first_read",
     "lds_score",
     "planted_facts",
+    "planted_labels",
     "predicted_change",
     "rankings_by_method",
     "removal_curves_of",

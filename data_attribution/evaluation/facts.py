@@ -24,7 +24,7 @@ from train.runs import Run
 from train.short_repr import short_repr
 
 
-__all__ = ["KINDS", "FactCase", "other_facts", "planted_facts"]
+__all__ = ["KINDS", "FactCase", "other_facts", "planted_facts", "planted_labels"]
 
 KINDS = ("verbatim", "paraphrase")
 PROMPTS = 24  # foils per fact; its relation has no more values
@@ -128,6 +128,39 @@ def _dealt(
 
 def _in_turn(groups: list[list[storage.JsonObject]]) -> list[storage.JsonObject]:
     return [one for one in chain(*zip_longest(*groups)) if one is not None]
+
+
+def planted_labels(run: Run, behaviour: str) -> dict[int, str]:
+    """Return what the truth table says of documents: `states it`, or `distractor`.
+
+    A distractor names the entity and the value of a fact and does not state it. Of documents that
+    state one fact and are distractors of another, the first is said.
+
+    Args:
+        behaviour: Name of a single fact, such as `fact:runethi`, or of a relation, whose documents
+            are those of all its facts.
+
+    Returns:
+        A label for each document of the store that has one; empty if the run is of no planted
+        corpus or the behaviour is no fact of it.
+
+    Examples:
+        >>> labels = evaluation.planted_labels(run, "fact:runethi")
+        >>> labels[28417], sorted({*labels.values()})
+        ('states it', ['distractor', 'states it'])
+    """
+    facts = [
+        fact
+        for fact in (run.store.truth or {}).get("facts", ())
+        if behaviour in (f"fact:{fact['entity']}", fact["relation"])
+    ]
+    by_row = {row: "distractor" for fact in facts for row in fact["distractors"]}
+    by_row |= {row: "states it" for fact in facts for row in fact["documents"]}
+    return {
+        document: by_row[row]
+        for document, row in enumerate(run.store.rows.tolist())
+        if row in by_row
+    }
 
 
 # Facts as cases: their behaviour and their documents in the store.

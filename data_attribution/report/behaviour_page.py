@@ -105,7 +105,7 @@ def _behaviour(found: BehaviourResults) -> Panel:
                 measured(check.top1, *wilson(check.top1, check.n), n=check.n),
             ),
             (
-                "answer against foil, logit difference",
+                f"answer against foil, logit difference{_over_foils(found)}",
                 measured(*_ends(found.score), n=check.n, unit="nats"),
             ),
         ],
@@ -115,7 +115,7 @@ def _behaviour(found: BehaviourResults) -> Panel:
         f'<b class="answer">{shown(first.best[0][0].strip())}</b></blockquote>'
         + _picks("prompt", [(f"prompt-{k}", one.sentence) for k, one in enumerate(found.examples)])
         + '<div class="pair"><div data-group="prompt">'
-        + "".join(_prompt(k, one) for k, one in enumerate(found.examples))
+        + "".join(_prompt(k, one, _over_foils(found)) for k, one in enumerate(found.examples))
         + f"</div><div>{numbers}{command(found.command('behaviours'))}</div></div>"
     )
     said = f"“{shown(excerpt(first.sentence, 120))}” → {shown(first.best[0][0].strip())}"
@@ -130,6 +130,14 @@ def _behaviour(found: BehaviourResults) -> Panel:
 
 def _ends(one: Estimate) -> tuple[float, float | None, float | None]:
     return one.value, one.low, one.high
+
+
+def _over_foils(found: BehaviourResults) -> str:
+    """Return over how many foils a prompt's number is a mean, if there are several."""
+    several, n = found.behaviour.n_prompts, found.check.n
+    if several == n:
+        return ""
+    return f", mean over {several // n if several % n == 0 else f'{several / n:.1f}'} foils"
 
 
 def _what_is_right(found: BehaviourResults) -> str:
@@ -149,7 +157,7 @@ def _picks(group: str, links: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="picks" aria-label="Choose a {group}">{made}</ul>'
 
 
-def _prompt(number: int, one: Example) -> str:
+def _prompt(number: int, one: Example, over_foils: str) -> str:
     changed = [a != b for a, b in zip(one.clean, one.corrupt, strict=True)]
     rows = "".join(
         f"<tr><th scope=row>{shown(token.strip() or repr(token))}</th><td>{share:.3f}</td>"
@@ -163,7 +171,8 @@ def _prompt(number: int, one: Example) -> str:
         f"<h4>The same with other words, for comparison</h4>{_tokens(one.corrupt, changed)}"
         f'<p>Answer <b>{shown(one.answer.strip())}</b>, foil <b class="soft">'
         f"{shown(one.foil.strip())}</b>: logit difference "
-        f"{measured(one.score, n=1, of='prompt', unit='nats')}.</p>"
+        f"{measured(one.score, n=1, of='prompt', unit='nats')}"
+        f"{', for this foil alone' if over_foils else ''}.</p>"
         "<h4>How it goes on</h4><table><thead><tr><th scope=col>word</th><th scope=col>"
         f"probability</th><th></th></tr></thead><tbody>{rows}</tbody></table></details>"
     )

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data_attribution import attribution, counterfactuals, tracing
+from data_attribution import attribution, counterfactuals, evaluation, tracing
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import Forgetting
 from data_attribution.errors import CounterfactualError, EvidenceError
@@ -109,6 +109,9 @@ class BehaviourResults:
         named: The behaviour as a command names it.
         options: Options of the commands that draw its prompts, such as `--prompts 128`.
         traced: What the documents were ranked for, as a command names it.
+        ranked_for: The behaviour they were ranked for, whose score is drawn over the readings.
+        labels: What the truth table of a planted corpus says of documents about it: `states it` or
+            `distractor`; empty for others.
         question: What the proof is about: a question of the retrained runs.
         check: Accuracy on all prompts.
         score: Mean logit difference on the clean prompts, in nats, with its interval.
@@ -130,6 +133,8 @@ class BehaviourResults:
     traced: str
     question: str
     behaviour: Behaviour
+    ranked_for: Behaviour
+    labels: Mapping[int, str]
     check: Check
     score: Estimate
     examples: tuple[Example, ...]
@@ -159,6 +164,14 @@ class BehaviourResults:
             f"{named} of {self.check.n}, by {self.score.value:.2f} nats\nheads: {heads}\n"
             f"documents: {documents} by {self.sources.method} evidence\nproof: {proof}"
         )
+
+    @property
+    def fact(self) -> str:
+        """Return the planted fact that documents were ranked for, by its name; or nothing."""
+        for fact in (self.run.store.truth or {}).get("facts", ()):
+            if self.ranked_for.name == f"fact:{fact['entity']}":
+                return fact["name"]
+        return ""
 
     @property
     def bare_name(self) -> str:
@@ -203,6 +216,7 @@ def gather(
     named: str = "",
     options: str = "",
     traced: str = "",
+    ranked_for: Behaviour | None = None,
     question: str = "",
     by_head: Effects | None = None,
     sources: Sources | None = None,
@@ -223,6 +237,8 @@ def gather(
         named: The behaviour as a command names it, such as a file; default: its name.
         options: Options of the commands that draw its prompts, such as `--prompts 128`.
         traced: What `sources` were ranked for, as a command names it; default: the behaviour.
+        ranked_for: The behaviour that `sources` were ranked for, if it is another one, such as a
+            single fact of a relation; the timeline shows its score.
         question: What the proof is about, if it is not the behaviour: a question of `proof`.
         by_head: Effects of all heads on the behaviour, if they were measured before.
         sources: A ranking that was made before; default: the `limit` first by `methods`.
@@ -253,7 +269,8 @@ def gather(
     except (CapabilityError, ContrastError) as error:
         by_head = by_layer = None
         refusal = str(error)
-    curves = _curves(run, behaviour, steps, seed, progress)
+    ranked_for = ranked_for or behaviour
+    curves = _curves(run, behaviour, ranked_for, steps, seed, progress)
     sources = sources or attribution.documents(
         run, behaviour, methods=methods, limit=limit, seed=seed, progress=progress
     )
@@ -269,6 +286,8 @@ def gather(
         traced=traced or named or shlex.quote(behaviour.name),
         question=question or behaviour.name,
         behaviour=behaviour,
+        ranked_for=ranked_for,
+        labels=evaluation.planted_labels(run, ranked_for.name),
         check=check,
         score=score,
         examples=_examples(model, behaviour),
@@ -394,12 +413,17 @@ def _kinds(model: GPT, run: Run, seed: int) -> dict[str, HeadScores]:
 
 
 def _curves(
-    run: Run, behaviour: Behaviour, steps: str | None, seed: int, progress: Progress | None
+    run: Run,
+    behaviour: Behaviour,
+    ranked_for: Behaviour,
+    steps: str | None,
+    seed: int,
+    progress: Progress | None,
 ) -> dict[str, Trajectory]:
     """Return the numbers over checkpoints; rows that an earlier call has stored are read."""
     chosen = steps or ("all" if len(run.steps) <= CHECKPOINTS else f"log:{CHECKPOINTS}")
     analyses = {
-        "score": training_dynamics.score_analysis(behaviour),
+        "score": training_dynamics.score_analysis(ranked_for),
         "heads": training_dynamics.heads_analysis(behaviour, seed=seed),
     }
     with suppress(InterpError, TrainError):  # too few words to repeat

@@ -36,8 +36,7 @@ def components_panel(found: BehaviourResults) -> Panel:
     body = (
         "<p>The model reads the comparison prompt, and one part of it is given the value that it "
         "had on the real prompt. A cell is the share of the difference between answer and foil "
-        f"that comes back: 0 is nothing, 1 is all of it. {heads.n_prompts} prompts; 95 % intervals "
-        "over prompts.</p>"
+        f"that comes back: 0 is nothing, 1 is all of it. {_counted(heads)}</p>"
         '<div class="pair"><div>'
         + _grid(found)
         + command(found.command("patch", "--over heads"), found.command("patch", "--over mlps"))
@@ -49,7 +48,8 @@ def components_panel(found: BehaviourResults) -> Panel:
         body,
         question="Which heads carry it?",
         answer=f"{shown(name)} alone restores {share}"
-        f"<small>of the answer's lead{_next(heads, name)}; {measured_on}</small>",
+        f"<small>of the answer's lead{_next(heads, name)}{_largest_mlp(found)}; {measured_on}"
+        "</small>",
     )
 
 
@@ -79,6 +79,21 @@ def _next(heads: Effects, name: str) -> str:
     if not others:
         return ""
     return f"; next {others[0]} {measured(heads[others[0]], *(heads.interval(others[0]) or ()))}"
+
+
+def _largest_mlp(found: BehaviourResults) -> str:
+    """Return the MLP with the largest effect, for the answer may be written there."""
+    if found.mlps is None:
+        return ""
+    (name,) = found.mlps.top(1)
+    effect = measured(found.mlps[name], *(found.mlps.interval(name) or (None, None)))
+    return f"; the MLP of layer {name.removeprefix('L').removesuffix('.mlp')} {effect}"
+
+
+def _counted(heads: Effects) -> str:
+    if heads.n_prompts == 1:
+        return "There is one prompt, so no share has an interval."
+    return f"{heads.n_prompts} prompts; 95 % intervals over prompts."
 
 
 def detailed_heads(found: BehaviourResults) -> list[str]:

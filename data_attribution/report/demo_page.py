@@ -98,6 +98,7 @@ def _story(demo: Demo) -> BehaviourResults:
         behaviour.of(rows),
         named=behaviour.name,
         traced=fact.behaviour.name,
+        ranked_for=fact.behaviour,
         sources=attribution.documents(run, fact.behaviour, methods="lexical", limit=20),
         proof=demo.forgetting,
     )

@@ -58,7 +58,7 @@ def documents_panel(found: BehaviourResults) -> Panel:
         f"<b>{shown(excerpt(sources.query, 120))}</b> by "
         f"{shown(sources.method)} evidence; {count(folded, 'copy', 'copies')} folded into them. "
         f"Grade of the evidence: {meaning}. A score is on the scale of its method "
-        f"({shown(excerpt(str(sources.provenance.get('formula', '')), 120))}).</p>"
+        f"({shown(excerpt(str(sources.provenance.get('formula', '')), 120))}).</p>{_truth(found)}"
         f"<h3>When they were read</h3>{_timeline(found)}"
         '<div class="pair"><ol class="cards">'
         + "".join(_card(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
@@ -87,6 +87,29 @@ def documents_panel(found: BehaviourResults) -> Panel:
     )
 
 
+def _truth(found: BehaviourResults) -> str:
+    """Return how many of the listed documents state the fact, if the corpus is planted."""
+    if not found.labels:
+        return ""
+    said = [_label(one, found) for one in found.sources]
+    others = said.count("distractor"), said.count("neither")
+    stating = sum(label == "states it" for label in found.labels.values())
+    listed = sum(
+        found.labels.get(one) == "states it" for item in found.sources for one in item.group
+    )
+    return (
+        "<p>This corpus is planted, so what each document says is known: "
+        f"{said.count('states it')} of these {len(said)} state what was asked (with their copies "
+        f"{listed:,} of the {stating:,} that do), {others[0]} are distractors, which hold the same "
+        f"words and do not state it, and {others[1]} are neither. No method of ranking reads these "
+        "labels.</p>"
+    )
+
+
+def _label(one: Source, found: BehaviourResults) -> str:
+    return found.labels.get(one.document, "neither")
+
+
 def _badge(grade: str) -> str:
     return f'<span class="grade {shown(grade)}">{shown(grade)}</span>'
 
@@ -98,10 +121,11 @@ def _card(rank: int, one: Source, found: BehaviourResults) -> str:
     text_shown = highlighting.within(excerpt(one.text, PASSAGE, around=one.span), one.span)
     scored = measured(one.score, one.low, one.high, form=".3g")
     read = count(exposure.readings, "reading") if len(exposure.steps) else "never read"
+    label = f" · {_label(one, found)}" if found.labels else ""
     return (
         f'<li><a class="card {shown(one.grade)}" href="#document-{one.document}" '
         f'data-pick="document"><span class="passage">{text_shown}</span>'
-        f"<small>{_badge(one.grade)} score {scored}{also} · {read}</small></a></li>"
+        f"<small>{_badge(one.grade)} score {scored}{also} · {read}{label}</small></a></li>"
     )
 
 
@@ -153,7 +177,7 @@ def _effect(one: Source) -> str:
 
 def _shared(one: Source, found: BehaviourResults) -> str:
     """Return the prompt that the document has most in common with, its common tokens marked."""
-    store, behaviour = found.run.store, found.behaviour
+    store, behaviour = found.run.store, found.ranked_for
     begin = int(store.starts[one.document])
     length = int(store.lengths[one.document])
     first = max(min(one.start - STRETCH // 2, length - STRETCH), 0)
@@ -211,7 +235,7 @@ def _timeline(found: BehaviourResults) -> str:
     ]
     scores = found.curves.get("score")
     if scores is not None:
-        name = f"{found.behaviour.name} logit difference"
+        name = f"{found.ranked_for.name} logit difference"
         frames.append(
             Frame(
                 "answer over foil",
@@ -264,6 +288,24 @@ def _head_curves(found: BehaviourResults) -> tuple[list[str], list[Curve]]:
     return [part_key(first)], made
 
 
+def _read_until(found: BehaviourResults, before: int, step: int) -> str:
+    """Return how often documents were read before, and while, the behaviour came."""
+    kinds = {"these documents": [*range(len(found.sources))]}
+    if found.labels:
+        kinds["those that state it"] = [
+            k for k, one in enumerate(found.sources) if _label(one, found) == "states it"
+        ]
+    said = []
+    for kind, chosen in kinds.items():
+        steps = np.concatenate([np.zeros(0, int), *(found.exposures[k].steps for k in chosen)])
+        early, late = int((steps < before).sum()), int((steps < step).sum())
+        said.append(
+            f"of the {count(len(steps), 'reading')} of {kind} {early:,} happened before, "
+            f"{late - early:,} between these checkpoints and {len(steps) - late:,} after"
+        )
+    return f"{'; '.join(said)}.".replace("of", "Of", 1)
+
+
 def _emergence(found: BehaviourResults) -> str:
     """Return the numbers of the figure, and between which checkpoints the behaviour came."""
     scores = found.curves.get("score")
@@ -279,22 +321,22 @@ def _emergence(found: BehaviourResults) -> str:
     ]
     n = max((one.n or 0 for one in scores.points), default=0)
     said = ""
-    name = f"{found.behaviour.name} logit difference"
+    name = f"{found.ranked_for.name} logit difference"
     if name in names and len(scores.curve(name)) > 1:
         curve = scores.curve(name)
         if curve[0].value != curve[-1].value:
             onset = scores.onset(name)
-            read = sum(step < onset.step for one in found.exposures for step in one.steps.tolist())
-            total = sum(len(one.steps) for one in found.exposures)
             said = (
-                f"<p>The behaviour went through half of its rise between steps {onset.before:,} "
-                f"and {onset.step:,} (n = {n} prompts). By then {read:,} of {total:,} readings of "
-                "these documents had happened.</p>"
+                f"<p>{shown(found.ranked_for.name)} went through half of its rise between steps "
+                f"{onset.before:,} and {onset.step:,} (n = {count(n, 'prompt')}). "
+                f"{_read_until(found, onset.before, onset.step)}</p>"
             )
-    tail = f"{quote(f'score:{found.bare_name}')} {found.options}".strip()
+    name = found.bare_name if found.ranked_for is found.behaviour else found.ranked_for.name
+    tail = f"{quote(f'score:{name}')} {found.options}".strip()
+    caption = f"n = {count(n, 'prompt')}; 95 % intervals over prompts"
     return (
         f"{said}<details><summary>the numbers of the figure</summary>"
-        + table(("step", *names), rows, caption=f"n = {n} prompts; 95 % intervals over prompts")
+        + table(("step", *names), rows, caption=caption)
         + command(found.command("emergence", tail, named=False))
         + "</details>"
     )

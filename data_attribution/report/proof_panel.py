@@ -5,6 +5,7 @@ answer.
 """
 
 from collections.abc import Sequence
+from shlex import quote
 
 from data_attribution.counterfactuals import CONTROLS, Forgetting
 from data_attribution.report import svg
@@ -17,6 +18,12 @@ from train.progress import count
 
 
 __all__ = ["proof_panel"]
+
+SETTINGS = {
+    "full run": "before",
+    "documents removed": "without them",
+    "control removed": "without others",
+}
 
 
 def proof_panel(found: BehaviourResults) -> Panel:
@@ -139,10 +146,12 @@ def _without(proof: storage.JsonObject) -> str:
 
 
 def _among(found: BehaviourResults, removed: Sequence[int]) -> str:
-    """Return how many of the listed documents, copies folded, were removed."""
+    """Return how many of the listed documents were removed, a document with its copies as one."""
     gone = {*removed}
     n = sum(not gone.isdisjoint(one.group) for one in found.sources)
-    return f"Of the {len(found.sources)} documents listed above, {n} were removed."
+    return (
+        f"Of the {len(found.sources)} documents listed above, {n} were removed with their copies."
+    )
 
 
 def _verdict(effect: storage.JsonObject) -> tuple[str, str]:
@@ -216,37 +225,26 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
     before = proof.of("full run", "removed").share
     gone = proof.of("documents removed", "removed").share
     control = proof.of("control removed", "removed").share
-    never = proof.of("documents removed", "never stated").share
-    verdict, mark = ("Proved for this run", "good") if proof.holds else ("Not shown", "bad")
-    settings = {
-        "full run": "before",
-        "documents removed": "without them",
-        "control removed": "without others",
-    }
+    verdict, mark = _forgotten(proof)
     bars = [
-        Bar(
-            settings[one.setting],
-            _group(one.group),
-            one.share.recall or 0.0,
-            one.share.low,
-            one.share.high,
-        )
+        Bar(SETTINGS[one.setting], _group(one.group), one.share.recall, one.share.low,
+            one.share.high)
         for one in proof.groups
-        if one.setting in settings
-    ]
+        if one.setting in SETTINGS and one.share.recall is not None
+    ]  # fmt: skip
     body = (
         f'<p class="claim"><b class="{mark}">{verdict}.</b> Trained again without the '
-        f"{len(proof.removed)} documents that state {len(proof.facts)} facts, everything else the "
-        f"same to the bit: recall of those facts goes from {shown(_recall(before))} to "
-        f"{shown(_recall(gone))}. Facts that were never stated stand at {shown(_recall(never))}. "
-        f"Without the {len(proof.control)} documents of as many other facts, stated equally often, "
-        f"it is {shown(_recall(control))}. {_among(found, proof.removed)}</p>"
+        f"{len(proof.removed)} documents that state {_facts(proof)}, everything else the "
+        f"same to the bit: recall of {_these(proof)} goes from {shown(_recall(before))} to "
+        f"{shown(_recall(gone))}.{_never(proof)} Without the {len(proof.control)} documents of "
+        f"{_as_many(proof)}, stated equally often, it is {shown(_recall(control))}.</p>"
+        f"<p>{_own(found, proof)} {_among(found, proof.removed)}{_kept(found, proof)}</p>"
         f'<div class="pair"><div class="wide">{svg.bars(bars, up="recall")}</div><div>'
         + table(
             ("training", "facts", "recall", "change in log-probability"),
             [
                 (
-                    settings.get(one.setting, one.setting),
+                    SETTINGS.get(one.setting, one.setting),
                     _group(one.group),
                     _recall(one.share),
                     "–"
@@ -258,27 +256,122 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
                 )
                 for one in proof.groups
             ],
-            caption=f"The facts: {', '.join(proof.facts)}. 95 % intervals over facts; one initial "
-            "seed.",
+            caption="95 % intervals over facts; one initial seed.",
         )
         + "</div></div>"
-        + command(
-            found.command("forget", " ".join(f"'{name}'" for name in proof.facts), named=False)
-        )
+        + _each_fact(proof)
+        + command(_forget_command(found, proof))
     )  # fmt: skip
+    together = "" if len(proof.facts) == 1 else f"of {count(len(proof.facts), 'fact')} together, "
+    own = next((one for one in proof.by_fact if one.fact == found.fact), None)
+    alone = "" if own is None or not together else f"; this one {own.right} → {own.right_without}"
     answer = (
-        f"{verdict}: recall {before.recall or 0:.2f} → {gone.recall or 0:.2f} "
-        f"[{gone.low:.2f}, {gone.high:.2f}]<small>of {count(len(proof.facts), 'fact')} together, "
-        f"without their {len(proof.removed)} documents; {control.recall or 0:.2f} without as many "
-        "others</small>"
+        f"{verdict}: recall {_digits(before)} → {_digits(gone)} "
+        f"[{gone.low:.2f}, {gone.high:.2f}]<small>{together}without their {len(proof.removed)} "
+        f"documents{alone and f'{alone} of {own.asked} wordings' if own else ''}; "
+        f"{_digits(control)} without as many others</small>"
     )
     return body, answer
+
+
+def _forgotten(proof: Forgetting) -> tuple[str, str]:
+    """Return in a word what a removal of facts shows, and the class of that word."""
+    if not any(one.group == "never stated" for one in proof.groups):
+        return "Chance unknown", "soft"  # there is nothing to fall to
+    return ("Proved for this run", "good") if proof.holds else ("Not shown", "bad")
+
+
+def _facts(proof: Forgetting) -> str:
+    n = len(proof.facts)
+    return f"the fact “{shown(proof.facts[0])}”" if n == 1 else f"{n} facts"
+
+
+def _these(proof: Forgetting) -> str:
+    return "that fact" if len(proof.facts) == 1 else "those facts together"
+
+
+def _as_many(proof: Forgetting) -> str:
+    n = len(proof.control_facts)
+    return "another fact" if n == 1 else f"{n} other facts"
+
+
+def _never(proof: Forgetting) -> str:
+    for one in proof.groups:
+        if (one.setting, one.group) == ("documents removed", "never stated"):
+            return f" Facts that were never stated stand at {shown(_recall(one.share))}."
+    return ""
+
+
+def _own(found: BehaviourResults, proof: Forgetting) -> str:
+    """Return what became of the fact of this page, where several were removed together."""
+    if len(proof.facts) == 1 or found.fact not in proof.facts:
+        return ""
+    stating = sum(label == "states it" for label in found.labels.values())
+    among = f"“{shown(found.fact)}” is one of the {len(proof.facts)}, stated by {stating:,} of the "
+    among += f"{len(proof.removed)} documents: "
+    for one in proof.by_fact:
+        if one.fact == found.fact:
+            controls = ", ".join(map(str, one.right_controls))
+            return (
+                f"{among}answered right in <b>{one.right} of {one.asked}</b> wordings before, in "
+                f"<b>{one.right_without}</b> without them, in {controls} without as many others "
+                f"({shown(measured(one.change, unit='nats', form='+.2f'))} of log-probability; "
+                "one fact has no interval)."
+            )
+    return (
+        f"{among}what became of it alone was not kept in the file that came with this run. The "
+        "command below, with its name alone, trains again here and measures it."
+    )
+
+
+def _kept(found: BehaviourResults, proof: Forgetting) -> str:
+    """Return what the listed documents that stayed show, if the facts were forgotten."""
+    gone = {*proof.removed}
+    n = sum(gone.isdisjoint(one.group) for one in found.sources)
+    if not n or _forgotten(proof)[1] != "good":
+        return ""
+    return (
+        f" The other {n} were read again as before, and did not keep the answers: they share words "
+        "with the question, and did not teach it."
+    )
+
+
+def _each_fact(proof: Forgetting) -> str:
+    """Return the table of the removed facts one by one, or their names."""
+    if not proof.by_fact:
+        return f'<p class="small">The facts: {shown(", ".join(proof.facts))}.</p>'
+    rows = [
+        (
+            one.fact,
+            f"{one.right} of {one.asked}",
+            f"{one.right_without} of {one.asked}",
+            ", ".join(map(str, one.right_controls)),
+            f"{one.change:+.2f} nats",
+        )
+        for one in proof.by_fact
+    ]
+    return "<details><summary>each fact by itself</summary>" + table(
+        ("fact", "wordings answered right before", "without them", "without others",
+         "change in log-probability"),
+        rows,
+    ) + "</details>"  # fmt: skip
+
+
+def _forget_command(found: BehaviourResults, proof: Forgetting) -> str:
+    controls = sum(one.setting.startswith("control") and one.group == "removed"
+                   for one in proof.groups)  # fmt: skip
+    names = " ".join(quote(name) for name in proof.facts)
+    return found.command("forget", f"{names} --controls {controls}", named=False)
 
 
 def _group(group: str) -> str:
     return {"removed": "these facts", "control": "the others", "kept": "kept facts"}.get(
         group, group
     )
+
+
+def _digits(share: Share) -> str:
+    return "not measured" if share.recall is None else f"{share.recall:.2f}"
 
 
 def _recall(share: Share) -> str:

@@ -1,0 +1,146 @@
+"""The page of a behaviour says what was measured on what, for a fact of the released run."""
+
+import html
+import re
+from dataclasses import replace
+
+import pytest
+
+from data_attribution import counterfactuals, evaluation, report, token_index
+from data_attribution.counterfactuals import FactChange
+from data_attribution.report.behaviour_page import behaviour_html
+from interp import behaviours
+
+
+FACT = "capital of runethi"
+
+
+def text_of(results) -> str:
+    """The page as a reader sees it, on one line."""
+    body = behaviour_html(results).split("</style>")[1].split('<script type="application/json"')[0]
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+@pytest.fixture(scope="module")
+def results(released_run):
+    """The page's results for one fact, with the proof that came with the run."""
+    token_index.build(released_run.store)
+    return report.gather(released_run, behaviours.load("fact:runethi", released_run))
+
+
+def test_a_mean_over_several_foils_is_not_the_number_of_the_one_that_is_shown(results):
+    text = text_of(results)
+    foils = results.behaviour.n_prompts
+    assert (results.check.n, foils > 1) == (1, True)
+    assert f"logit difference, mean over {foils} foils" in text
+    assert f"{results.score.value:.2f} nats, n = 1 prompt, no interval" in text
+    shown = results.examples[0].score
+    assert shown != pytest.approx(results.score.value, abs=0.1)
+    assert f"{shown:.2f} nats, n = 1 prompt, no interval, for this foil alone" in text
+
+
+def test_the_heads_of_a_single_fact_are_followed_over_training(results):
+    curve = results.curves["heads"].curve("L0H3")
+    assert curve[-1].step == results.run.steps[-1]
+    assert curve[-1].value == pytest.approx(results.heads["L0H3"], abs=1e-5)
+    refused = [f"{step:,}" for step, _ in results.curves["heads"].refused]
+    assert f"No share at {len(refused)} checkpoints (steps {', '.join(refused)})" in text_of(
+        results
+    )
+
+
+def test_the_headline_names_the_mlp_that_restores_more_than_any_head(results):
+    (name,) = results.mlps.top(1)
+    assert results.mlps[name] > results.heads[results.heads.top(1)[0]]
+    assert f"the MLP of layer {name[1]} {results.mlps[name]:.2f}; n = 1 prompt" in text_of(results)
+
+
+def test_documents_carry_the_label_of_the_truth_table(results):
+    fact = next(one for one in results.run.store.truth["facts"] if one["name"] == FACT)
+    rows = results.run.store.rows
+    for one in results.sources:
+        label = results.labels.get(one.document)
+        assert (label == "states it") == (int(rows[one.document]) in fact["documents"])
+        assert (label == "distractor") == (int(rows[one.document]) in fact["distractors"])
+    stating = [one for one in results.sources if results.labels.get(one.document) == "states it"]
+    held = {number for one in stating for number in one.group}
+    text = text_of(results)
+    assert f"{len(stating)} of these {len(results.sources)} state what was asked" in text
+    assert f"with their copies {len(held)} of the {len(fact['documents'])} that do" in text
+    assert text.count("· states it") == len(stating)
+
+
+def test_a_behaviour_that_is_no_fact_has_no_labels(released_run):
+    assert evaluation.planted_labels(released_run, "ioi") == {}
+    capital = evaluation.planted_labels(released_run, "capital")
+    one = evaluation.planted_labels(released_run, "fact:runethi")
+    assert {key for key, said in one.items() if said == "states it"} < {*capital}
+
+
+def test_readings_are_counted_on_both_sides_of_the_rise(results):
+    onset = results.curves["score"].onset("fact:runethi logit difference")
+    steps = [step for one in results.exposures for step in one.steps.tolist()]
+    before = sum(step < onset.before for step in steps)
+    between = sum(onset.before <= step < onset.step for step in steps)
+    text = text_of(results)
+    assert before > 0
+    assert between > 0
+    assert (
+        f"Of the {len(steps)} readings of these documents {before} happened before, {between} "
+        f"between these checkpoints and {len(steps) - before - between} after"
+    ) in text
+    # The fact is a late one: nothing that states it was read before step 1,000.
+    assert "readings of those that state it 0 happened before" in text
+
+
+def test_a_proof_of_several_facts_says_what_it_knows_of_this_one(results):
+    text = text_of(results)
+    assert f"“{FACT}” is one of the 9, stated by 16 of the 144 documents" in text
+    assert "what became of it alone was not kept in the file" in text
+    told = FactChange(FACT, 7, 7, 1, (7,), -4.5, (-0.03,))
+    others = [FactChange(name, 7, 7, 0, (7,), -4.0, (0.0,)) for name in results.proof.facts[1:]]
+    known = replace(results, proof=replace(results.proof, by_fact=(told, *others)))
+    text = text_of(known)
+    assert "answered right in 7 of 7 wordings before, in 1 without them, in 7 without as" in text
+    assert "this one 7 → 1 of 7 wordings" in text
+
+
+def test_documents_that_stayed_are_named_only_where_the_facts_were_forgotten(results):
+    gone = {*results.proof.removed}
+    stayed = sum(gone.isdisjoint(one.group) for one in results.sources)
+    assert f"The other {stayed} were read again as before, and did not keep" in text_of(results)
+    remembered = [
+        replace(one, share=replace(one.share, low=0.9, recall=1.0, high=1.0))
+        if (one.setting, one.group) == ("documents removed", "removed")
+        else one
+        for one in results.proof.groups
+    ]
+    shown = text_of(replace(results, proof=replace(results.proof, groups=tuple(remembered))))
+    assert "Not shown. Trained again" in shown
+    assert "did not keep the answers" not in shown
+
+
+def test_facts_without_any_that_were_never_stated_have_nothing_to_fall_to(results):
+    groups = tuple(one for one in results.proof.groups if one.group != "never stated")
+    text = text_of(replace(results, proof=replace(results.proof, groups=groups)))
+    assert "Chance unknown. Trained again" in text
+    assert "never stated stand" not in text
+
+
+def test_a_group_without_answers_is_said_to_be_not_measured(results):
+    none = [
+        replace(one, share=replace(one.share, n=0, recall=None))
+        if (one.setting, one.group) == ("control removed", "removed")
+        else one
+        for one in results.proof.groups
+    ]
+    shown = text_of(replace(results, proof=replace(results.proof, groups=tuple(none))))
+    assert "not measured without as many others" in shown
+
+
+def test_the_command_of_the_proof_names_its_controls(results):
+    assert "'trade of vumuthi' --controls 1" in text_of(results)
+    removed = counterfactuals.documents_of(
+        results.run, [one for one in results.run.store.truth["facts"] if one["name"] == FACT]
+    )
+    assert {*removed} <= {*results.proof.removed}
