@@ -48,8 +48,7 @@ def components_panel(found: BehaviourResults) -> Panel:
         body,
         question="Which heads carry it?",
         answer=f"{shown(name)} alone restores {share}"
-        f"<small>of the answer's lead{_next(heads, name)}{_largest_mlp(found)}; {measured_on}"
-        "</small>",
+        f"<small>of the answer's lead, {measured_on}{_others(heads, found.mlps, name)}</small>",
     )
 
 
@@ -66,28 +65,25 @@ def best_head(heads: Effects) -> tuple[str, str, str]:
         return (
             name,
             measured(share.value, share.low, share.high),
-            f"n = {count(others, 'prompt')}, after {half} others chose it; the grid shows all",
+            f"n = {count(others, 'prompt')}, after {half} others chose it",
         )
     name = heads.top(1)[0]
-    effect = measured(heads[name], *(heads.interval(name) or (None, None)))
-    return name, effect, f"n = {count(heads.n_prompts, 'prompt')}"
+    return name, _effect(heads, name), f"n = {count(heads.n_prompts, 'prompt')}"
 
 
-def _next(heads: Effects, name: str) -> str:
-    """Return the head with the next largest effect, for there may be several that count."""
-    others = [one for one in heads.top(2) if one != name]
-    if not others:
-        return ""
-    return f"; next {others[0]} {measured(heads[others[0]], *(heads.interval(others[0]) or ()))}"
+def _others(heads: Effects, mlps: Effects | None, name: str) -> str:
+    """Return the next head and the largest MLP, for a single part seldom is the whole story."""
+    said = [f"next {one} {_effect(heads, one)}" for one in heads.top(2) if one != name][:1]
+    if mlps is not None:
+        (largest,) = mlps.top(1)
+        layer = largest.removeprefix("L").removesuffix(".mlp")
+        said.append(f"the MLP of layer {layer} {_effect(mlps, largest)}")
+    on_all = f" on all {heads.n_prompts}" if heads.n_prompts > 1 else ""
+    return f"; {', '.join(said)}{on_all}" if said else ""
 
 
-def _largest_mlp(found: BehaviourResults) -> str:
-    """Return the MLP with the largest effect, for the answer may be written there."""
-    if found.mlps is None:
-        return ""
-    (name,) = found.mlps.top(1)
-    effect = measured(found.mlps[name], *(found.mlps.interval(name) or (None, None)))
-    return f"; the MLP of layer {name.removeprefix('L').removesuffix('.mlp')} {effect}"
+def _effect(effects: Effects, name: str) -> str:
+    return measured(effects[name], *(effects.interval(name) or (None, None)))
 
 
 def _counted(heads: Effects) -> str:

@@ -83,8 +83,15 @@ def documents_panel(found: BehaviourResults) -> Panel:
         body,
         question="Which documents, read when?",
         answer=f"“{shown(excerpt(first.span.strip(), 90))}” and {len(sources) - 1} more"
-        f"<small>the first was {read}; {shown(first.grade)} evidence</small>",
+        f"<small>{_asked(found)}the first was {read}; {shown(first.grade)} evidence</small>",
     )
+
+
+def _asked(found: BehaviourResults) -> str:
+    """Return what documents were ranked for, if it is not the behaviour of the other panels."""
+    if found.ranked_for is found.behaviour:
+        return ""
+    return f"ranked for {shown(found.ranked_for.name)} alone; "
 
 
 def _truth(found: BehaviourResults) -> str:
