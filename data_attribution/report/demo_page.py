@@ -276,11 +276,12 @@ def proof_section(demo: Demo) -> Panel:
             Bar(
                 one.setting,
                 f"facts {one.group}",
-                one.share.recall or 0.0,
+                one.share.recall,
                 one.share.low,
                 one.share.high,
             )
             for one in found.groups
+            if one.share.recall is not None
         ],
         up="recall",
     )
