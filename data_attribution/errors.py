@@ -11,7 +11,11 @@
   + DemoError            2  the files of an earlier demo do not belong to this demo
 
 The number is the exit code of the `openbook` command. Damaged files raise
-`train.errors.DamagedError` (exit code 3) here too.
+`train.errors.DamagedError` (exit code 3) here too. A warning means that a result is returned all
+the same:
+
+* AttributionWarning     base class
+  + DamagedRunWarning    a retrained run cannot be read, and the result is without it
 """
 
 from train.errors import ShortError
@@ -19,7 +23,9 @@ from train.errors import ShortError
 
 __all__ = [
     "AttributionError",
+    "AttributionWarning",
     "CounterfactualError",
+    "DamagedRunWarning",
     "DemoError",
     "EvidenceError",
     "IndexMismatch",
@@ -68,3 +74,11 @@ class CounterfactualError(AttributionError):
 
 class DemoError(AttributionError):
     """The files of an earlier demo do not belong to this demo."""
+
+
+class AttributionWarning(UserWarning):
+    """Base of every warning of `data_attribution`; the command prints it as one line."""
+
+
+class DamagedRunWarning(AttributionWarning):
+    """A retrained run cannot be read, and the result is without it."""

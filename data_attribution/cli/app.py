@@ -32,7 +32,7 @@ from data_attribution.cli.gradients import gradient_commands
 from data_attribution.cli.index import index
 from data_attribution.cli.report import report_command
 from data_attribution.cli.trace import trace
-from data_attribution.errors import AttributionError
+from data_attribution.errors import AttributionError, AttributionWarning
 from interp.cli.ablate import ablate_command
 from interp.cli.behaviours import behaviours_command
 from interp.cli.cache import cache
@@ -289,8 +289,8 @@ def _run() -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: object) -> None:
-    """Print a warning of `interp` as one line, and drop warnings of other libraries."""
-    if issubclass(category, InterpWarning):
+    """Print a warning of openbook as one line, and drop warnings of other libraries."""
+    if issubclass(category, InterpWarning | AttributionWarning):
         typer.echo(f"warning: {visible(str(message))}", err=True)
 
 

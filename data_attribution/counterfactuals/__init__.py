@@ -17,11 +17,11 @@ if TYPE_CHECKING:
         forget_facts,
         removable_facts,
     )
+    from data_attribution.counterfactuals.retrained_runs import found
     from data_attribution.counterfactuals.retraining import (
         CONTROLS,
         Counterfactual,
         compare,
-        found,
         without,
     )
     from data_attribution.counterfactuals.validation import marked_sources, validate_sources

@@ -26,6 +26,7 @@ from data_attribution.errors import CounterfactualError
 from interp import plots, training_dynamics
 from interp.training_dynamics import Answer, Share
 from train import storage, trainer
+from train.data import RemovalChoice
 from train.html_panel import html_repr
 from train.progress import Progress, count
 from train.runs import Run
@@ -328,7 +329,7 @@ def forget_facts(
     if controls < 1:
         raise CounterfactualError(f"{controls} controls show no effect of chance; take at least 1")
     others = [fact for fact in _like(truth, chosen[0]) if fact not in chosen]
-    drawn = _draw_controls(others, chosen, controls, seed)
+    seeds, drawn = _draw_controls(others, chosen, controls, seed)
     control = drawn[0]
     asked = {
         "removed": chosen,
@@ -337,9 +338,16 @@ def forget_facts(
         "never stated": [fact for fact in truth["facts"] if fact["exposures"] == 0],
     }
     gone, *gone_instead = (documents_of(run, facts) for facts in (chosen, *drawn))
+    choices = [
+        RemovalChoice("facts", facts=_names(chosen)),
+        *(
+            RemovalChoice("matched-facts", facts=_names(facts), seed=seed, matched_to=gone)
+            for seed, facts in zip(seeds, drawn, strict=True)
+        ),
+    ]
     place = Path(out) if out else run.path / "counterfactuals"
     retrained, *instead = retraining.retrain_each(
-        run, [gone, *gone_instead], out=place, progress=progress
+        run, [gone, *gone_instead], choices, out=place, progress=progress
     )
     settings = {"full run": run, "documents removed": retrained, "control removed": instead[0]}
     further = {f"control {n} removed": one for n, one in enumerate(instead[1:], start=2)}
@@ -351,9 +359,9 @@ def forget_facts(
     )
     return Forgetting(
         parent=run.id,
-        facts=tuple(fact["name"] for fact in chosen),
+        facts=_names(chosen),
         removed=gone,
-        control_facts=tuple(fact["name"] for fact in control),
+        control_facts=_names(control),
         control=gone_instead[0],
         first_read=trainer.first_step_reading(run, gone),
         runs=tuple(str(one.path) for one in (retrained, *instead)),
@@ -395,6 +403,10 @@ def _stating(run: Run, facts: Sequence[dict]) -> list[int]:
     return np.flatnonzero(np.isin(run.store.rows, rows)).tolist()
 
 
+def _names(facts: Sequence[dict]) -> tuple[str, ...]:
+    return tuple(fact["name"] for fact in facts)
+
+
 def _like(truth: dict, fact: dict) -> list[dict]:
     """Return the facts that are stated as often as `fact`, and in the same part of training."""
     return [
@@ -420,14 +432,19 @@ def draw_control(others: list[dict], chosen: list[dict], seed: int) -> list[dict
     return drawn
 
 
-def _draw_controls(others: list[dict], chosen: list[dict], n: int, seed: int) -> list[list[dict]]:
-    """Draw n different controls, from `seed` on."""
-    drawn: dict[tuple[str, ...], list[dict]] = {}
+def _draw_controls(
+    others: list[dict], chosen: list[dict], n: int, seed: int
+) -> tuple[list[int], list[list[dict]]]:
+    """Draw n different controls, from `seed` on; return the seed of each, and its facts."""
+    seeds: list[int] = []
+    drawn: list[list[dict]] = []
     for number in range(TRIES * n):
         facts = draw_control(others, chosen, seed + number)
-        drawn.setdefault(tuple(fact["name"] for fact in facts), facts)
+        if facts not in drawn:
+            seeds.append(seed + number)
+            drawn.append(facts)
         if len(drawn) == n:
-            return list(drawn.values())
+            return seeds, drawn
     raise CounterfactualError(
         f"{n} different controls were asked for, and {len(others)} other facts stated equally "
         f"often give {len(drawn)}; ask for fewer, or name fewer facts"

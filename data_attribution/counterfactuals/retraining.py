@@ -26,12 +26,17 @@ from data_attribution import queries
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import document_sets, effect_size
 from data_attribution.counterfactuals.effect_size import Change, EffectSize
+from data_attribution.counterfactuals.retrained_runs import (
+    removal_mode,
+    removed_documents,
+    retrained_from,
+)
 from data_attribution.errors import CounterfactualError
 from data_attribution.queries import Query
 from interp import plots
 from interp.behaviours import Behaviour, refuse_several
 from train import runs, trainer
-from train.data import DocumentRemoval, Together
+from train.data import DocumentRemoval, RemovalChoice, Together
 from train.errors import nearest
 from train.html_panel import html_repr
 from train.model import GPT
@@ -41,8 +46,7 @@ from train.short_repr import short_repr
 from train.statistics import mean_interval, n_prompts, wilson
 
 
-__all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "compare", "found", "retrain"]
-__all__ += ["without"]
+__all__ = ["CONTROLS", "Counterfactual", "Measured", "Score", "compare", "retrain", "without"]
 
 CONTROLS = 2  # the fewest from which the effect of chance is known
 
@@ -82,6 +86,8 @@ class Counterfactual:
         removed: Documents that were removed.
         control: Matched random documents of each control run.
         runs: Paths of the retrained run and of the control runs.
+        choices: How the removed documents of each of these runs were chosen; None: unknown, because
+            the run was trained by a version that did not record it.
         before, after: Scores per behaviour of the full and of the retrained run.
         controls: Scores per behaviour of each control run.
         changes: Changes per behaviour and query, prompt by prompt, in the given order; a behaviour
@@ -102,6 +108,7 @@ class Counterfactual:
     removed: tuple[int, ...]
     control: tuple[tuple[int, ...], ...]
     runs: tuple[str, ...]
+    choices: tuple[RemovalChoice | None, ...]
     before: tuple[Score, ...]
     after: tuple[Score, ...]
     controls: tuple[tuple[Score, ...], ...]
@@ -143,6 +150,7 @@ class Counterfactual:
             "control": [list(one) for one in self.control],
             "avoided": self.avoided,
             "runs": list(self.runs),
+            "choices": [one.to_dict() if one else None for one in self.choices],
             "rows": self._rows(),
             "effects": [one.row() for one in self.changes],
         }
@@ -229,12 +237,24 @@ def without(
         document_sets.matched_random(run, removed, seed=seed, avoid=avoided)
         for seed in range(seeds if control == "matched-random" else 0)
     ]
+    choices = (
+        RemovalChoice("named", named=named, together=together),
+        *(
+            RemovalChoice(
+                "matched-random", seed=seed, matched_to=removed, avoided=tuple(sorted(avoided))
+            )
+            for seed in range(len(drawn))
+        ),
+    )
     place = Path(out) if out else run.path / "counterfactuals"
     retrained, *others = retrain_each(
-        run, [removed, *drawn], out=place, mode=mode, progress=progress
+        run, [removed, *drawn], choices, out=place, mode=mode, progress=progress
     )
     counterfactual = compare(run, retrained, others, related, unrelated=unrelated)
-    return replace(counterfactual, named=named, together=together, avoided=len(avoided))
+    # A retrained run that was there before may have been trained for another reason.
+    return replace(
+        counterfactual, named=named, together=together, avoided=len(avoided), choices=choices
+    )
 
 
 def compare(
@@ -247,8 +267,8 @@ def compare(
 ) -> Counterfactual:
     """Measure behaviours or queries on a run, on one retrained without documents, and on controls.
 
-    Trains nothing. What was named and which copies were removed with it is not known of the runs:
-    `named` is all that was removed.
+    Trains nothing. What was named, which copies were removed with it, and what no control could
+    hold is what the manifests of the runs record. If they do not, `named` is all that was removed.
 
     Raises:
         CounterfactualError: A run was not retrained from `run`, or to its last checkpoint; nothing
@@ -263,78 +283,29 @@ def compare(
     before, after, *others = (
         tuple(one for one in row if isinstance(one, Score)) for row in answers
     )
-    removed, *drawn = (_removed(one, run) for one in (retrained, *controls))
+    removed, *drawn = (removed_documents(one, run) for one in (retrained, *controls))
+    choices = tuple(one.removal_choice for one in (retrained, *controls))
+    choice, avoided = choices[0], [len(one.avoided) for one in choices[1:] if one]
     return Counterfactual(
         parent=run.id,
-        mode=_mode(retrained),
-        named=removed,
-        together="none",
+        mode=removal_mode(retrained),
+        named=choice.named if choice and choice.named else removed,
+        together=(choice and choice.together) or "none",
         removed=removed,
         control=tuple(drawn),
         runs=tuple(str(one.path) for one in (retrained, *controls)),
+        choices=choices,
         before=before,
         after=after,
         controls=tuple(others),
         changes=tuple(_changes(asked, len(related), answers)),
-        avoided=0,
+        avoided=max(avoided, default=0),
     )
-
-
-def found(run: Run, sources: Sources, *, out: str | Path | None = None) -> list[Run]:
-    """Return the finished retraining without the first source, and its controls; [] if none is.
-
-    Among the retrained runs in a folder it is the one that removed the first source and the most of
-    the others. Its controls removed as many documents in the same way, and none that is listed. A
-    run does not record why its documents were chosen: one that lacks as many documents for another
-    reason counts as a control, too. Give `out` where a folder holds several experiments.
-
-    Args:
-        out: Folder of the retrained runs; default: `counterfactuals/` inside the run.
-
-    Examples:
-        >>> sources = attribution.documents(run, fact, methods="lexical", limit=3)
-        >>> counterfactuals.found(run, sources)  # nothing was retrained yet
-        []
-    """
-    listed = {one for group in sources.groups for one in group}
-    place = Path(out) if out else run.path / "counterfactuals"
-    removed = {}
-    for path in sorted(place.glob(f"*/{runs.MANIFEST}")):
-        again = runs.open(path.parent, store=run.store_place)
-        if _retrained_from(run, again) and run.steps[-1] in again.steps:
-            removed[again.path] = again, frozenset(_removed(again, run))
-    without_first = [
-        one for one in removed.values() if sources.documents and sources.documents[0] in one[1]
-    ]
-    if not without_first:
-        return []
-    best, documents = max(without_first, key=lambda one: len(listed & one[1]))
-    controls = [
-        one
-        for one, others in removed.values()
-        if len(others) == len(documents) and not listed & others and _mode(one) == _mode(best)
-    ]
-    return [best, *controls]
-
-
-def _retrained_from(run: Run, again: Run) -> bool:
-    parent = again.predicate["parent"]
-    return again.removal is not None and parent is not None and parent["run_id"] == run.id
-
-
-def _removed(again: Run, run: Run) -> tuple[int, ...]:
-    """Return what was removed, without what had been removed from the parent already."""
-    before = run.removal.documents if run.removal else ()
-    return tuple(sorted({*(again.removal.documents if again.removal else ())} - {*before}))
-
-
-def _mode(again: Run) -> str:
-    return again.removal.mode if again.removal else ""
 
 
 def _refuse_other(again: Run, run: Run) -> None:
     """Raise if a run was not retrained from `run`, or not to its last checkpoint."""
-    if not _retrained_from(run, again):
+    if not retrained_from(run, again):
         raise CounterfactualError(
             f"{again.path} was not retrained from run {run.id} without documents"
         )
@@ -379,27 +350,32 @@ def _refuse_unclear(asked: Sequence[Measured], top: int | None, seeds: int | Non
 def retrain_each(
     run: Run,
     several: Sequence[Sequence[int]],
+    choices: Sequence[RemovalChoice],
     *,
     out: Path,
     mode: str = "blank",
     progress: Progress | None = None,
 ) -> list[Run]:
-    """Retrain without each of several lists of documents; progress says which one it is."""
+    """Retrain without each of several lists of documents, each with how it was chosen.
+
+    Progress says which one it is.
+    """
     retrained = []
-    for one in several:
+    for one, choice in zip(several, choices, strict=True):
         number = f"{len(retrained) + 1} of {len(several)}"
 
         def numbered(what: str, done: int, total: int | None, number: str = number) -> None:
             if progress is not None:
                 progress(f"{number}, {what}", done, total)
 
-        retrained.append(retrain(run, one, out=out, mode=mode, progress=numbered))
+        retrained.append(retrain(run, one, choice, out=out, mode=mode, progress=numbered))
     return retrained
 
 
 def retrain(
     run: Run,
     documents: Sequence[int],
+    choice: RemovalChoice | None = None,
     *,
     out: Path,
     mode: str = "blank",
@@ -407,7 +383,8 @@ def retrain(
 ) -> Run:
     """Return the run without these documents, trained to the original run's last checkpoint.
 
-    It is opened if it was computed before, and resumed if it was stopped.
+    It is opened if it was computed before, and resumed if it was stopped; its manifest then keeps
+    the choice that it has.
     """
     removed = document_sets.checked_documents(run, documents)
     name = sha256(f"{run.id} {mode} {removed}".encode()).hexdigest()[:12]
@@ -418,7 +395,8 @@ def retrain(
         if again.finished or (last in again.steps and last < again.recipe.steps):
             return again
         return trainer.resume(path, store=run.store.path, last=last, progress=progress)
-    return trainer.retrain_without(run, path, DocumentRemoval(removed, mode), progress=progress)
+    removal = DocumentRemoval(removed, mode)
+    return trainer.retrain_without(run, path, removal, choice=choice, progress=progress)
 
 
 def _answers(model: GPT, asked: Sequence[Measured]) -> list[Score | Answers]:

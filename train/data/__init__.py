@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         documents_read,
         record_nanogpt_order,
     )
-    from train.data.document_removal import DocumentRemoval
+    from train.data.document_removal import DocumentRemoval, RemovalChoice
     from train.data.documents import Corpus, Document
     from train.data.duplicates import Together, document_sha256s, near_duplicates, with_duplicates
     from train.data.packing import pack
@@ -50,6 +50,7 @@ __all__ = [
     "OrderClaim",
     "PublishedOrder",
     "RecordedOrder",
+    "RemovalChoice",
     "SkippedRow",
     "Together",
     "TokenStore",

@@ -11,6 +11,9 @@ from a run records its level.
 
 A tuned run names its base: the id of the run that it began with, the step, and the sha256 of those
 weights (`train.runs.tuning_base`).
+
+A retrained run names its parent, the removed documents, and in `removal_choice` how these were
+chosen (`train.data.RemovalChoice`); runs of before this was recorded lack that key.
 """
 
 import json
@@ -22,7 +25,7 @@ from pathlib import Path
 
 import train
 from train import recipes, storage
-from train.data import DocumentRemoval, PublishedOrder, TokenStore
+from train.data import DocumentRemoval, PublishedOrder, RemovalChoice, TokenStore
 from train.errors import DamagedError
 from train.numerics import Numerics, environment
 from train.recipes import Recipe
@@ -69,6 +72,15 @@ SHAPES = {
         "store_path": str,
         "parent": (None, IDENTITY),
         "removed": (None, {"documents": [int], "mode": str}),
+        "removal_choice?": {
+            "kind": str,
+            "named?": [int],
+            "together?": str,
+            "facts?": [str],
+            "seed?": int,
+            "matched_to?": [int],
+            "avoided?": [int],
+        },
         "segments?": [{"first_step": int, "environment": {str: (str, int)}}],
         "base?": {**IDENTITY, "weights_sha256": str, "reference_sha256": (None, str)},
         "base_places?": {"run": str, "store?": str},
@@ -97,6 +109,7 @@ def begin_manifest(
     *,
     parent: storage.JsonObject | None = None,
     removal: DocumentRemoval | None = None,
+    choice: RemovalChoice | None = None,
     teacher: storage.JsonObject | None = None,
     teacher_path: Path | None = None,
     base: Base | None = None,
@@ -104,6 +117,7 @@ def begin_manifest(
     """Write the manifest of a run that is about to start; `run_path` must exist.
 
     Args:
+        choice: How the documents of the removal were chosen; None: this is not recorded.
         teacher: Run id, step and weights digest of the run that teaches this one by distillation.
         teacher_path: Folder of that run.
     """
@@ -146,6 +160,8 @@ def begin_manifest(
         "segments": [_segment(parent["step"] if parent else 0)],
         "finished": False,
     }
+    if choice:
+        predicate["removal_choice"] = choice.to_dict()
     if base:
         places = {"run": base.path, "store": base.store_path}
         predicate["base_places"] = {

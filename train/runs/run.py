@@ -25,6 +25,7 @@ from train.data import (
     Order,
     PublishedOrder,
     RecordedOrder,
+    RemovalChoice,
     Tokenizer,
     TokenStore,
     documents_read,
@@ -169,6 +170,17 @@ class Run:
             return (
                 DocumentRemoval(tuple(removed["documents"]), removed["mode"]) if removed else None
             )
+
+    @cached_property
+    def removal_choice(self) -> RemovalChoice | None:
+        """How the removed documents were chosen; None: nothing was removed, or it is not recorded.
+
+        It is the choice for which the run was trained first. A run that lacks the same documents
+        for another reason is not trained again.
+        """
+        choice = self.predicate.get("removal_choice")
+        with storage.reading(self._manifest_path):
+            return RemovalChoice.from_dict(choice) if choice else None
 
     @cached_property
     def base(self) -> Base | None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from train import runs, storage
-from train.data import Batch, DocumentRemoval, Order, TokenStore, batches_ahead
+from train.data import Batch, DocumentRemoval, Order, RemovalChoice, TokenStore, batches_ahead
 from train.errors import DamagedError, DivergedError, RecipeError, TrainError
 from train.model import GPT, use_kernels
 from train.numerics import Numerics, applied, choose, on_this_machine
@@ -344,6 +344,7 @@ def retrain_without(
     out: str | Path,
     removal: DocumentRemoval,
     *,
+    choice: RemovalChoice | None = None,
     data_workers: int = 0,
     progress: Progress | None = None,
 ) -> Run:
@@ -353,6 +354,9 @@ def retrain_without(
     documents was first read, because earlier steps are the same in both; without such a checkpoint
     in between that is step 0. It ends at the parent's last checkpoint. Documents already removed
     from the parent stay removed.
+
+    Args:
+        choice: How the documents were chosen, for the manifest; None: this is not recorded.
 
     Raises:
         TrainError: There are no documents to remove, or the parent never read any of them.
@@ -377,7 +381,7 @@ def retrain_without(
         _start_from(parent, begin, out)
         runs.begin_manifest(
             out, parent.recipe, parent.store, parent.numerics, parent=lineage, removal=removed,
-            base=parent.base, teacher=parent.predicate.get("teacher"),
+            choice=choice, base=parent.base, teacher=parent.predicate.get("teacher"),
             teacher_path=parent.teacher.path if parent.teacher else None,
         )  # fmt: skip
         child = runs.open(out, store=parent.store.path)

@@ -17,8 +17,8 @@ from data_attribution.counterfactuals import fact_removal
 from data_attribution.errors import CounterfactualError
 from interp.errors import BehaviourError
 from tests.worlds.figures import traces
-from train import trainer
-from train.data import Corpus, Document, build_store
+from train import runs, trainer
+from train.data import Corpus, Document, RemovalChoice, build_store
 
 
 pytestmark = pytest.mark.integration
@@ -81,6 +81,21 @@ def test_every_document_that_states_the_facts_is_removed_and_no_other(found, run
     stating = [k for k, text in enumerate(texts) if text in ("e0 is v0", "e1 has v1")]
     assert list(found.removed) == stating
     assert len(stating) == 80
+
+
+def test_the_manifests_record_the_facts_and_of_which_removal_the_control_is(found, run):
+    gone, control = (runs.open(one).removal_choice for one in found.runs)
+    assert gone == RemovalChoice("facts", facts=found.facts)
+    assert control == RemovalChoice(
+        "matched-facts", facts=found.control_facts, seed=control.seed, matched_to=found.removed
+    )
+    assert control.seed is not None
+    # The facts of the control are those that its seed draws.
+    others = [one for one in run.store.truth["facts"] if one["exposures"] == 40]
+    chosen = [one for one in others if one["name"] in NAMES]
+    others = [one for one in others if one not in chosen]
+    drawn = fact_removal.draw_control(others, chosen, control.seed)
+    assert tuple(one["name"] for one in drawn) == found.control_facts
 
 
 def test_documents_that_were_never_read_stay(run):

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from itertools import product
 from typing import Any
 
@@ -24,7 +25,8 @@ from data_attribution.queries import Query
 from interp import behaviours
 from interp.metrics import Metric
 from tests.worlds.figures import traces
-from train import runs
+from train import runs, storage
+from train.data import RemovalChoice
 from train.errors import DiskError
 
 
@@ -121,10 +123,26 @@ def test_retrained_runs_are_found_by_what_they_lack_and_measured_alike(
     again = counterfactuals.compare(lookup_run, there[0], there[1:], pairs)
     assert [one.row() for one in again.changes] == [one.row() for one in found.changes]
     assert (again.removed, again.control) == (found.removed, found.control)
+    assert (again.named, again.together, again.avoided) == (found.named, "near", found.avoided)
     untouched = next(one for one in range(240) if one not in {*found.removed, *found.control[0]})
     assert counterfactuals.found(lookup_run, ranked(untouched), out=place) == []
     with pytest.raises(CounterfactualError, match="was not retrained from run"):
         counterfactuals.compare(lookup_run, lookup_run, [], pairs)
+
+
+def test_the_manifests_record_how_the_documents_were_chosen(found, lookup_run, of_pair_3):
+    retrained, control = (runs.open(one, store=lookup_run.store.path) for one in found.runs)
+    named, drawn = found.choices
+    assert (retrained.removal_choice, control.removal_choice) == (named, drawn)
+    assert named == RemovalChoice("named", named=tuple(of_pair_3), together="near")
+    assert (drawn.kind, drawn.matched_to) == ("matched-random", found.removed)
+    # What is recorded is enough to draw the same documents again.
+    assert control.removal.documents == counterfactuals.matched_random(
+        lookup_run, drawn.matched_to, seed=drawn.seed, avoid=drawn.avoided
+    )
+    inputs = ("recipe", "numerics", "data", "order", "parent", "removed")  # the choice is none
+    asked = storage.canonical_json({one: control.predicate[one] for one in inputs})
+    assert control.id == sha256(asked.encode()).hexdigest()[:12]
 
 
 def test_a_retrained_run_is_opened_the_second_time(found, lookup_run, of_pair_3, pairs, place):
@@ -159,7 +177,11 @@ def test_a_retrained_run_that_was_stopped_before_it_was_declared_finished_is_fin
 def test_progress_says_which_of_the_trainings_it_is_of(lookup_run, of_pair_3, tmp_path):
     told = []
     retraining.retrain_each(
-        lookup_run, [of_pair_3, of_pair_3[:1]], out=tmp_path, progress=lambda *one: told.append(one)
+        lookup_run,
+        [of_pair_3, of_pair_3[:1]],
+        [RemovalChoice("named")] * 2,
+        out=tmp_path,
+        progress=lambda *one: told.append(one),
     )
     assert list(dict.fromkeys(what.split(",")[0] for what, *_ in told)) == ["1 of 2", "2 of 2"]
 

@@ -34,6 +34,7 @@ def proof(*changes: Change, removed: tuple[int, ...] = (0, 2, 9)) -> Counterfact
         removed=removed,
         control=((5, 6, 7), (10, 11, 12)),
         runs=(),
+        choices=(),
         before=(),
         after=(),
         controls=(),

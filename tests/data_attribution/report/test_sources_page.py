@@ -113,6 +113,7 @@ def counterfactual() -> Counterfactual:
         removed=(0, 4),
         control=((1, 2), (2, 3)),
         runs=("a", "b", "c"),
+        choices=(None, None, None),
         before=(),
         after=(),
         controls=((), ()),
