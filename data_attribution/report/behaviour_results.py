@@ -45,6 +45,7 @@ PROOF = {
     "named": [int],
     "removed": [int],
     "control": [[int]],
+    "choices": ([({"kind": str}, None)], None),  # not in files of earlier versions
     "rows": [
         {
             "setting": str,
@@ -315,7 +316,7 @@ def read_proof(path: str | Path) -> storage.JsonObject | Forgetting:
             return Forgetting.from_dict(
                 {key: one for key, one in content.items() if key != "digest"}
             )
-    storage.check_shape(content, PROOF, path)
+    storage.check_shape({"choices": None, **content}, PROOF, path)
     return content
 
 

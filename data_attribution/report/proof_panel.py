@@ -24,6 +24,7 @@ SETTINGS = {
     "documents removed": "without them",
     "control removed": "without others",
 }
+NOT_RECORDED = " That these others were drawn at random is not recorded in their runs."
 
 
 def proof_panel(found: BehaviourResults) -> Panel:
@@ -84,6 +85,7 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
     rows = proof["rows"]
     effects = sorted(proof["effects"], key=lambda one: one["question"] != found.question)
     first, n, controls = effects[0], len(proof["removed"]), len(proof["control"])
+    random = "random" if _drawn(proof) else "other"
     verdict, mark = _verdict(first)
     change = measured(
         first["effect"],
@@ -98,15 +100,15 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
         f'<p class="claim"><b class="{mark}">{verdict}.</b> Trained again without '
         f"{count(n, 'document')}, everything else the same to the bit: the answer's "
         f"log-probability changes by {shown(change)}, beyond "
-        f"{count(controls, 'removal')} of as many random documents. "
-        f"{_among(found, proof['removed'])}</p>"
+        f"{count(controls, 'removal')} of as many {random} documents. "
+        f"{_among(found, proof['removed'])}{'' if _drawn(proof) else NOT_RECORDED}</p>"
         '<div class="pair"><div>'
-        + (f"<h3>Before and after</h3>{_recalls(asked)}" if asked else "")
+        + (f"<h3>Before and after</h3>{_recalls(asked, random)}" if asked else "")
         + "</div><div><h3>What changed, and what stayed</h3>"
-        + _changes(effects)
+        + _changes(effects, random)
         + "</div></div>"
         + table(
-            ("question", "full run", "without them", "without random ones", "effect", "verdict"),
+            ("question", "full run", "without them", f"without {random} ones", "effect", "verdict"),
             [
                 (
                     f"{one['question']}{'' if one['related'] else ' (should stay)'}",
@@ -132,7 +134,19 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
         if full is not None and gone is not None
         else f"{first['effect']:+.2f} {shown(first['unit'])} without {count(n, 'document')}"
     )
-    return body, f"{verdict}: {said}<small>beyond {count(controls, 'random removal')}</small>"
+    return body, f"{verdict}: {said}<small>beyond {count(controls, f'{random} removal')}</small>"
+
+
+def _drawn(proof: storage.JsonObject) -> bool:
+    """Return whether the documents of all controls were drawn at random, as far as is recorded.
+
+    Results without `choices` are of `openbook counterfactual`, which draws them. In a folder of
+    retrained runs there can be some whose manifests do not say it.
+    """
+    choices = proof.get("choices")
+    return choices is None or all(
+        one is not None and one["kind"].startswith("matched") for one in choices[1:]
+    )
 
 
 def _without(proof: storage.JsonObject) -> str:
@@ -165,11 +179,11 @@ def _verdict(effect: storage.JsonObject) -> tuple[str, str]:
     return ("Proved for this run", "good") if effect["effect"] < 0 else ("The other way", "bad")
 
 
-def _recalls(rows: Sequence[storage.JsonObject]) -> str:
+def _recalls(rows: Sequence[storage.JsonObject], random: str) -> str:
     names = {"full run": "before", "without the documents": "without them"}
     made = [
         Bar(
-            names.get(row["setting"], "without random ones"),
+            names.get(row["setting"], f"without {random} ones"),
             "recall",
             row["recall"],
             row["recall low"],
@@ -200,7 +214,7 @@ def _numbered(rows: Sequence[Bar]) -> list[Bar]:
     return found
 
 
-def _changes(effects: Sequence[storage.JsonObject]) -> str:
+def _changes(effects: Sequence[storage.JsonObject], random: str) -> str:
     return "".join(
         svg.points(
             [
@@ -214,7 +228,7 @@ def _changes(effects: Sequence[storage.JsonObject]) -> str:
                 for one in effects
                 if one["unit"] == unit
             ],
-            across=f"change beyond random removals, {unit}",
+            across=f"change beyond {random} removals, {unit}",
         )
         for unit in dict.fromkeys(one["unit"] for one in effects)
     )

@@ -369,6 +369,20 @@ def test_the_numbers_of_the_page_are_those_of_the_results(results):
     assert len(text) < 400_000
 
 
+def test_controls_are_called_random_only_where_it_is_recorded(results):
+    drawn = {"kind": "matched-random", "seed": 0, "matched_to": [1, 2, 3]}
+    for choices, beyond in (
+        ([{"kind": "named"}, drawn, drawn], "beyond 2 removals of as many random documents"),
+        ([{"kind": "named"}, drawn, None], "beyond 2 removals of as many other documents"),
+        ([{"kind": "named"}, {"kind": "named"}, drawn], "of as many other documents"),
+    ):
+        text = behaviour_page.behaviour_html(
+            replace(results, proof={**results.proof, "choices": choices})
+        )
+        assert beyond in text
+        assert ("were drawn at random is not recorded" in text) == ("other" in beyond)
+
+
 def test_a_proof_of_another_run_or_of_another_question_is_refused(results, tmp_path):
     for changed, said in (
         ({"parent": "0" * 12}, "the proof is of run 000000000000, and the page is of run"),
@@ -382,6 +396,9 @@ def test_a_proof_of_another_run_or_of_another_question_is_refused(results, tmp_p
     assert kept["effects"] == results.proof["effects"]
     storage.write_json(tmp_path / "proof.json", storage.seal({**results.proof, "rows": [{}]}))
     with pytest.raises(DamagedError, match="setting"):
+        report.read_proof(tmp_path / "proof.json")
+    storage.write_json(tmp_path / "proof.json", storage.seal({**results.proof, "choices": [{}]}))
+    with pytest.raises(DamagedError, match=r"choices\[0\]"):
         report.read_proof(tmp_path / "proof.json")
 
 
