@@ -12,10 +12,10 @@ from shlex import quote
 
 from data_attribution.counterfactuals import Change
 from data_attribution.demo import CodeDemo, Completion, Formation, HeadEffects, KnownLine
-from data_attribution.report import behaviour_page, page, sources_page, svg
+from data_attribution.report import behaviour_page, page, svg
 from data_attribution.report.behaviour_results import BehaviourResults, gather
 from data_attribution.report.demo_parts import loss_curve, run_facts, share, verification
-from data_attribution.report.page import Panel
+from data_attribution.report.page import Panel, shown
 from data_attribution.report.svg import Line
 from interp.training_dynamics import TrajectoryPoint
 from train import storage
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 FILES = 20  # files that are listed of those read in a window
+NEXT = 3  # files that are listed behind the removed ones
 
 
 def write_code_page(demo: CodeDemo, path: Path) -> Path:
@@ -92,7 +93,7 @@ def code_html(demo: CodeDemo) -> str:
         formation_section(demo),
     ]
     return page.document(
-        "Where a model of Python's own sources learned its lines",
+        "How a model of Python's own sources completes a line",
         [*behaviour_page.panels(story), *details],
         behaviour_page.data(story),
         behaviour_page.provenance(story),
@@ -115,24 +116,31 @@ def _story(demo: CodeDemo) -> BehaviourResults:
 
 
 def _head(demo: CodeDemo) -> str:
-    store, n = demo.run.store, len(demo.lines)
-    files = ", ".join(
-        f"<code>{escape(_file(demo, document))}</code>" for document in demo.removed.documents
-    )
+    store, n, line = demo.run.store, len(demo.lines), demo.lines[0]
+    decode = store.tokenizer.decode
+    files = ", ".join(f"<code>{shown(_file(demo, one))}</code>" for one in demo.holders)
     return (
         f"<p>A GPT of {demo.run.config.n_params:,} parameters, trained on "
         f"{store.manifest['counts']['train_documents']:,} files of the "
-        f"{escape(store.manifest['corpus']['source'])}. Nothing here is planted: the text is real, "
+        f"{shown(store.manifest['corpus']['source'])}. Nothing here is planted: the text is real, "
         "and every file and every step that read it is known.</p>"
-        f"<p>The task: <b>complete a line</b>. Each of {n} lines stands in a file that was held "
-        "out from training and, word for word, in 1 to "
-        f"{KnownLine.MOST_HOLDERS} files that were not. The model reads the code up to the middle "
-        "of the line, and the answer is the token that goes on with it. The second half does not "
-        "stand in what it reads, so what it knows of the line it has from files like these: "
-        f"{files}. All four panels are of these {n} lines; parts 2 and 3 below list them and the "
-        "retraining. Parts 4 and 5 are of another behaviour, copying a name that stands in the "
-        "prompt, which no single file taught.</p>"
+        f"<p>The task: <b>complete a line</b>, such as <code>{shown(_half(demo, line))}</code>"
+        f"<mark><code>{shown(decode(line.continuation))}</code></mark> of "
+        f"<code>{shown(_file(demo, line.document))}</code>. The model reads the code up to the "
+        "middle of the line, and the answer is the next token. "
+        f"{'Each of' if n > 1 else ''} {count(n, 'such line')} stands in a file that was held out "
+        "from training, and word for word in files that were read: "
+        f"{files}. The second half does not stand in the prompt, so it cannot be copied from "
+        "there.</p>"
+        f"<p>All four panels are of {'these lines' if n > 1 else 'this line'}, and parts 1 to 3 "
+        "below have the details. Parts 4 and 5 are of another behaviour, copying a name, whose "
+        "answer stands in the prompt.</p>"
     )
+
+
+def _half(demo: CodeDemo, line: KnownLine) -> str:
+    """Return the first half of a line, as text."""
+    return demo.run.store.tokenizer.decode(line.tokens[: line.half]).lstrip()
 
 
 def _run(demo: CodeDemo) -> Panel:
@@ -275,7 +283,7 @@ def copying_section(demo: CodeDemo) -> Panel:
         f"{check.accuracy:.2f} [{low:.2f}, {high:.2f}], and ranks it first of all tokens in "
         f"{check.top1:.2f}. {_guesses(copying)}</p>"
         "<p>The end of the first prompt:</p>"
-        f"<div class=text>{escape(_end(decode(behaviour.clean[0].tolist())))}</div>"
+        f"<div class=text>{shown(page.ending(decode(behaviour.clean[0].tolist()), 400))}</div>"
         f"<p class=small>right: {escape(repr(answer))}; wrong: {escape(repr(foil))}</p>"
         + _heads(copying)
         + page.command(f"openbook patch {_run_path(demo)} code-copy --over heads --prompts 128"),
@@ -350,6 +358,8 @@ def lines_section(demo: CodeDemo) -> Panel:
         "known-lines",
         "2. The lines, and the files that hold them",
         f"<p class=claim>{_held(demo)}</p>"
+        + _ranked(demo)
+        + "<p>The first line of each group of lines that the same files hold:</p>"
         + page.table(heads, rows)
         + "<p class=limit>“right” is the share of the second half's tokens that the model ranks "
         "first, given those before; “line read” counts the steps that read the line in a training "
@@ -371,6 +381,31 @@ def lines_section(demo: CodeDemo) -> Panel:
             f"openbook patch {_run_path(demo)} {quote(str(demo.behaviour_file))} --over heads",
             f"openbook trace documents {_run_path(demo)} {_traced(demo)}",
         ),
+    )
+
+
+def _ranked(demo: CodeDemo) -> str:
+    """Return the table of the removed files and the next three, with what each of them holds."""
+    removed = {*demo.removed.documents}
+    rows = [
+        (
+            rank,
+            _file(demo, one.document),
+            one.document,
+            f"{one.score:,.0f}",
+            sum(one.document in line.holders for line in demo.lines),
+            f"{one.steps[0]:,}",
+            len(one.steps),
+            "yes" if one.document in removed else "no",
+        )
+        for rank, one in enumerate(demo.sources.top(len(removed) + NEXT), start=1)
+    ]
+    heads = ("rank", "file", "document", "score", "lines it holds", "first read at step")
+    return page.table(
+        (*heads, "steps that read it", "removed for the proof"),
+        rows,
+        caption="Score: surprise of the shared stretches, in nats, divided by the number of files "
+        "that hold them",
     )
 
 
@@ -434,7 +469,6 @@ def _proof(demo: CodeDemo) -> Panel:
         "without as many random files of like length "
         f"({count(len(proof.control), 'control')}).</p>"
         + "".join(f"<p class=claim>{claim}</p>" for claim in claims)
-        + "\n".join(sources_page.retraining_results(proof))
         + page.table(("", "files"), rows)
         + "<p class=limit>Removed files are blanked: order, shapes, positions, steps and divisors "
         f"stay. The first removed file was read at step {_first_read(demo):,} of "
@@ -488,10 +522,6 @@ def _traced(demo: CodeDemo) -> str:
 
 def _file(demo: CodeDemo, document: int) -> str:
     return demo.run.store.document(document).shard
-
-
-def _end(text: str, letters: int = 400) -> str:
-    return text if len(text) <= letters else "…" + text[-letters:]
 
 
 def _low(one: TrajectoryPoint) -> float:

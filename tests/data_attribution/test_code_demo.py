@@ -106,8 +106,9 @@ def test_known_lines_are_those_that_a_reading_of_all_files_finds(alike):
     def text(tokens: str) -> str:
         return store.tokenizer.decode([ord(one) for one in tokens])
 
-    expected, refusals = {}, dict.fromkeys(
-        ("holders", "unread", "elsewhere", "in the prompt", "too near the start"), 0
+    expected, refusals = (
+        {},
+        dict.fromkeys(("holders", "unread", "elsewhere", "in the prompt", "too near the start"), 0),
     )
     for document in range(first, store.n_documents):
         row = rows[document]
