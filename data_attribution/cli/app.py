@@ -157,11 +157,12 @@ def demo_code_command(
 ) -> None:
     """Run the whole pipeline on the sources of this Python and write one HTML page.
 
-    Trains on the standard library, measures when an induction head formed and which heads copy
-    names, ranks the files behind lines that the model completes, and trains again without them.
-    Prints first how long it will take on this machine. Results of an earlier demo are reused, and a
-    stopped one continues. Exit code 3: the run failed verification. Exit code 1: replayed steps
-    differ from the ledger by more than the tolerance.
+    Trains on the standard library and takes one behaviour from its prompts to a proof: lines that
+    the model completes, the heads that do it, the files that hold the lines, and the model trained
+    again without them. Beside it, measures how names are copied and when the head that does it
+    formed. Prints first how long it will take on this machine. Results of an earlier demo are
+    reused, and a stopped one continues. Exit code 3: the run failed verification. Exit code 1:
+    replayed steps differ from the ledger by more than the tolerance.
     """
     from data_attribution import demo, report
     from train import progress

@@ -1,18 +1,20 @@
 """The demo on real text: a model of Python's own sources, from nothing to retraining.
 
-corpus -> token store -> run -> induction head over training -> heads of a behaviour -> completions
-that training files can explain -> their sources -> counterfactual. Every prompt is chosen by a rule
-that is fixed here and reads token counts only, never an answer of the model. Results of an earlier
-demo are opened instead of computed again, and an interrupted training or retraining is resumed.
+corpus -> token store -> run -> lines that training files hold -> the heads that complete them ->
+the files that hold them -> counterfactual. Beside it stand the copying of a name and the induction
+head that does it. Every prompt is chosen by a rule that is fixed here and reads token counts only,
+never an answer of the model. Results of an earlier demo are opened instead of computed again, and
+an interrupted training or retraining is resumed.
 
-Two kinds of completion are told apart. In `code-copy` a name goes on as it did earlier in the same
-prompt, which needs no particular document. A *known line* (`known_lines`) is a line of a held-out
-file that stands word for word in one to three training files, and whose second half does not stand
-in the prompt: what is known of it was read there.
+Two kinds of completion are told apart. A *known line* (`known_lines`) is a line of a held-out file
+that stands word for word in one to three training files, and whose second half does not stand in
+the prompt: what is known of it was read there. In the behaviour `known-lines` (`line_behaviour`)
+such a line is completed. In `code-copy` a name goes on as it did earlier in the same prompt, which
+needs no particular document.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +37,7 @@ from interp.behaviours import Baselines, Behaviour, Check
 from interp.errors import CapabilityError, ContrastError
 from interp.patching import Effects
 from interp.training_dynamics import Analysis, Trajectory
-from train import numerics, recipes, runs, trainer
+from train import numerics, recipes, runs, storage, trainer
 from train.data import STORE_MANIFEST, TokenStore, build_store, open_corpus, open_store
 from train.model import GPT
 from train.numerics import Numerics
@@ -57,6 +59,8 @@ __all__ = [
     "formation_window",
     "known_lines",
     "largest_groups",
+    "line_behaviour",
+    "line_foils",
     "plan_code",
     "play_code",
 ]
@@ -68,9 +72,12 @@ LOOKING = 150
 SEQUENCES, COPY_LENGTH = 16, 50
 N_PROMPTS = 128
 # Groups of known lines whose documents are removed together, lines of other groups that are
-# measured beside them, and sources that are shown of each completion.
-GROUPS, OTHERS, N_SOURCES = 4, 64, 5
-LINES, OTHER_LINES = "known lines", "other known lines"
+# measured beside them, and documents that are ranked for the lines.
+GROUPS, OTHERS, N_SOURCES = 4, 64, 20
+LINES, OTHER_LINES = "known-lines", "other known lines"
+HALVES = "known-lines, whole second halves"
+# Files in the folder of the run, with which every command of the page can be given.
+BEHAVIOUR_FILE, TEXT_FILE = "known-lines.json", "known-lines.txt"
 
 
 @dataclass(frozen=True)
@@ -127,13 +134,14 @@ class KnownLine:
 
     Attributes:
         document: The held-out document.
-        context: Tokens of the code before the line's second half; its end is the first half.
+        context: The `SHOWN` tokens of code before the line's second half; they end in the first
+            half.
         half: Number of tokens of the first half.
         continuation: Tokens of the second half.
         holders: Training documents that hold the whole line.
         places: Positions of the line in the training text.
         LENGTHS: Fewest and most tokens of a known line, besides its indentation.
-        SHOWN: Tokens of code that are shown before a line.
+        SHOWN: Tokens of code that are shown before the second half of a line.
         MOST_HOLDERS: Most training documents that may hold a known line.
     """
 
@@ -158,21 +166,18 @@ class KnownLine:
 
 @dataclass(frozen=True)
 class Completion:
-    """The first line of a group, its sources, and how the model goes on.
+    """The first line of a group, and how the model goes on.
 
     Attributes:
         lines: The known lines of the group, which are held by the same training documents.
         generated: The most probable continuation, as long as the line's.
         right: Share of the continuation's tokens that are the most probable ones after the true
             tokens before them.
-        sources: Documents by lexical evidence for the text of the first line; the first of them has
-            the effect of its removal on the lines.
     """
 
     lines: tuple[KnownLine, ...]
     generated: tuple[int, ...]
     right: float
-    sources: Sources
 
     __repr__ = short_repr
 
@@ -181,30 +186,57 @@ class Completion:
         """Return the line that is completed."""
         return self.lines[0]
 
-    @property
-    def found(self) -> bool:
-        """True if the first source holds the line."""
-        return self.sources.documents[0] in self.line.holders
-
 
 @dataclass(frozen=True)
 class CodeDemo:
     """All results that the page of the demo on code shows.
 
     Attributes:
-        completions: One for each of the largest groups of known lines, largest first.
-        proof: Retraining without the first source of each completion, and its controls: changes of
-            the known lines of all groups, of each group, of other known lines, and of `code-copy`.
+        completing: The behaviour `known-lines`: the known lines of the largest groups.
+        completions: The first line of each of these groups, the largest first.
+        sources: Documents by lexical evidence for the text of the lines; as many as hold them are
+            removed, the first ones, and have the effect of that.
+        proof: Retraining without these documents, and its controls: changes of `known-lines`, of
+            the whole second halves of its lines, of those of each group, of other known lines, and
+            of `code-copy`.
+        formation, copying: The other behaviour: copying a name, and the head that does it.
     """
 
     run: Run
     verification: Verification
+    completing: HeadEffects
+    completions: tuple[Completion, ...]
+    sources: Sources
+    proof: Counterfactual
     formation: Formation
     copying: HeadEffects
-    completions: tuple[Completion, ...]
-    proof: Counterfactual
 
     __repr__ = short_repr
+
+    @property
+    def lines(self) -> tuple[KnownLine, ...]:
+        """Return the lines of `known-lines`, in the order of its prompts."""
+        return tuple(line for one in self.completions for line in one.lines)
+
+    @property
+    def holders(self) -> tuple[int, ...]:
+        """Return the training documents that hold the lines."""
+        return _holders(self.lines)
+
+    @property
+    def removed(self) -> Sources:
+        """Return the sources that were removed: the first, as many as hold the lines."""
+        return self.sources.top(len(self.holders))
+
+    @property
+    def behaviour_file(self) -> Path:
+        """Return the path of the saved behaviour, as `--out` of a command and `load` have it."""
+        return self.run.path / BEHAVIOUR_FILE
+
+    @property
+    def text_file(self) -> Path:
+        """Return the path of the text for which documents are ranked: the lines."""
+        return self.run.path / TEXT_FILE
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -252,8 +284,8 @@ def play_code(
         controls: Number of retrainings without as many matched random documents.
 
     Raises:
-        DemoError: The folders hold another store or another run, or no line of a held-out file is
-            known from training files.
+        DemoError: The folders hold another store or another run, or no two lines of held-out files
+            that training files hold have first halves of as many tokens.
         BehaviourError: The held-out files have too few prompts for `code-copy`.
     """
     run = _trained(data / CORPUS, _run_path(out, steps), stage, how, steps)
@@ -261,36 +293,54 @@ def play_code(
         verification = trainer.verify(run, progress=progress)
     with stage("indexing") as progress:
         stages.build_index(run, progress)
+    read = {one for one in range(run.store.n_documents) if len(run.steps_learned(one))}
+    index = token_index.open(run.store)
+    lines = known_lines(index, read)
+    foils = line_foils(index, lines)
+    groups = largest_groups([*foils], GROUPS)
+    if not groups:
+        raise DemoError(
+            f"of {len(lines)} lines of held-out files of {run.store.path} that stand in 1 to "
+            f"{KnownLine.MOST_HOLDERS} files that {run.path} read, none has another one with a "
+            "first half of as many tokens; train for more steps, or build a store of more files"
+        )
+    shown = [line for group in groups for line in group]
+    behaviour = line_behaviour(shown, foils, run.store)
+    copied = behaviours.load(COPYING, run, n_prompts=N_PROMPTS)
     with stage("scoring heads over training") as progress:
         formation = formation_of(run, progress)
     model = run.load(run.steps[-1])
     with stage("patching heads") as progress:
-        copying = _head_effects(model, run, progress)
-    read = {one for one in range(run.store.n_documents) if len(run.steps_learned(one))}
-    lines = known_lines(token_index.open(run.store), read)
-    groups = largest_groups(lines, GROUPS)
-    if not groups:
-        raise DemoError(
-            f"no line of the held-out files of {run.store.path} stands in 1 to "
-            f"{KnownLine.MOST_HOLDERS} files that {run.path} read; train for more steps, or "
-            "build a store of more files"
+        completing = _head_effects(model, run, behaviour, progress)
+        copying = _head_effects(model, run, copied, progress)
+    text = "\n".join(run.store.tokenizer.decode(line.tokens) for line in shown)
+    with stage("ranking files") as progress:
+        sources = attribution.documents(
+            run, text, methods="lexical", limit=N_SOURCES, progress=progress
         )
-    completions = tuple(_completion(run, model, group) for group in groups)
+    behaviour.save(run.path / BEHAVIOUR_FILE)
+    storage.write_text(run.path / TEXT_FILE, text)
+    top = len(_holders(shown))
     with stage("retraining without documents") as progress:
         proof = counterfactuals.without(
             run,
-            [one.sources.top(1) for one in completions],
-            _questions(run, completions),
-            unrelated=_unrelated(run, lines, completions, copying.behaviour),
+            sources,
+            [behaviour, *_questions(run, groups)],
+            top=top,
+            unrelated=[*_other_lines(run, lines, shown, sources.top(top)), copied],
             seeds=controls,
-            avoid=[one.sources for one in completions],
             progress=progress,
         )
-    marked = tuple(
-        replace(one, sources=counterfactuals.marked_sources(one.sources, proof, _name(run, one)))
-        for one in completions
+    return CodeDemo(
+        run=run,
+        verification=verification,
+        completing=completing,
+        completions=tuple(_completion(run, model, group) for group in groups),
+        sources=counterfactuals.marked_sources(sources, proof, LINES),
+        proof=proof,
+        formation=formation,
+        copying=copying,
     )
-    return CodeDemo(run, verification, formation, copying, marked, proof)
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -413,8 +463,7 @@ def formation_window(
     return steps[low[-1]], steps[high]
 
 
-def _head_effects(model: GPT, run: Run, progress: Progress) -> HeadEffects:
-    behaviour = behaviours.load(COPYING, run, n_prompts=N_PROMPTS)
+def _head_effects(model: GPT, run: Run, behaviour: Behaviour, progress: Progress) -> HeadEffects:
     check = behaviours.measure(model, behaviour)
     baselines = behaviours.measure_baselines(behaviour, run.store)
     try:
@@ -433,8 +482,8 @@ def known_lines(index: TokenIndex, read: Collection[int]) -> list[KnownLine]:
 
     A line has 16 to 64 tokens besides its indentation. In most of the places where the training
     text has its first half, it goes on as the line does; and its second half does not stand in the
-    96 tokens of code before the line, nor in its first half. Equal lines are taken once. The model
-    is not asked.
+    96 tokens of code before that half, which are in the same file. Equal lines are taken once. The
+    model is not asked.
 
     Args:
         read: Documents that were read; a line that another one holds too is left out.
@@ -449,14 +498,13 @@ def known_lines(index: TokenIndex, read: Collection[int]) -> list[KnownLine]:
             kept.append((start, stop, holders, tuple(places.tolist())))
     halves = index.occurrences([store.tokens[a : (a + b) // 2] for a, b, *_ in kept])
     for (start, stop, holders, places), half in zip(kept, halves, strict=True):
-        document = int(store.document_at(start))
-        middle, first = (
-            (start + stop) // 2,
-            max(int(store.starts[document]), start - KnownLine.SHOWN),
-        )
-        context, continuation = store.tokens[first:middle], store.tokens[middle:stop]
-        if 2 * len(places) > len(half) and _bytes(store, continuation) not in _bytes(
-            store, context
+        document, middle = int(store.document_at(start)), (start + stop) // 2
+        first = middle - KnownLine.SHOWN
+        context, continuation = store.tokens[max(first, 0) : middle], store.tokens[middle:stop]
+        if (
+            first >= store.starts[document]
+            and 2 * len(places) > len(half)
+            and _bytes(store, continuation) not in _bytes(store, context)
         ):
             found.append(
                 KnownLine(
@@ -510,6 +558,69 @@ def largest_groups(lines: Sequence[KnownLine], n: int) -> list[tuple[KnownLine, 
     return chosen
 
 
+def line_foils(index: TokenIndex, lines: Sequence[KnownLine]) -> dict[KnownLine, KnownLine]:
+    """Return for each line another one whose first half can stand in place of its own.
+
+    It has a first half of as many tokens, another one, its second half begins with another token,
+    and no file holds both. Of such lines it is the one whose second half begins with the token that
+    follows the line's first half most often in the training text, as far as its last token says:
+    a guess from that token alone is then right in few lines. Of equal ones it is the next line,
+    after the last comes the first. Lines that have no such other one are left out.
+    """
+    fitting = {
+        line: [one for one in (*lines[place + 1 :], *lines[:place]) if _is_foil(one, line)]
+        for place, line in enumerate(lines)
+    }
+    bigrams = sorted({_bigram(line, one) for line, others in fitting.items() for one in others})
+    often = dict(zip(bigrams, (one.count for one in index.counts(bigrams)), strict=True))
+    return {
+        line: max(others, key=lambda one, line=line: often[_bigram(line, one)])
+        for line, others in fitting.items()
+        if others
+    }
+
+
+def _bigram(line: KnownLine, other: KnownLine) -> tuple[int, int]:
+    """Return the last token of a line's first half, and the first of another's second half."""
+    return line.context[-1], other.continuation[0]
+
+
+def _is_foil(other: KnownLine, line: KnownLine) -> bool:
+    return (
+        other.half == line.half
+        and other.context[-line.half :] != line.context[-line.half :]
+        and other.continuation[0] != line.continuation[0]
+        and not {*other.holders} & {*line.holders}
+    )
+
+
+def line_behaviour(
+    lines: Sequence[KnownLine], foils: Mapping[KnownLine, KnownLine], store: TokenStore
+) -> Behaviour:
+    """Return the behaviour `known-lines`: the second half of a line begins after its first half.
+
+    A clean prompt is an end-of-text and the 96 tokens of code before the second half; the answer is
+    the first token of that half. In the corrupt prompt the first half is that of the line's foil,
+    and the foil is the first token of that line's second half.
+    """
+    halves = [foils[line].context[-line.half :] for line in lines]
+    return Behaviour(
+        LINES,
+        torch.tensor([[store.eot, *line.context] for line in lines]),
+        torch.tensor(
+            [
+                [store.eot, *line.context[: -line.half], *half]
+                for line, half in zip(lines, halves, strict=True)
+            ]
+        ),
+        torch.tensor([line.continuation[0] for line in lines]),
+        torch.tensor([foils[line].continuation[0] for line in lines]),
+        description=f"complete a line of code that 1 to {KnownLine.MOST_HOLDERS} training files "
+        "hold word for word",
+        tokenizer=store.tokenizer.sha256,
+    )
+
+
 @torch.no_grad()
 def _completion(run: Run, model: GPT, lines: tuple[KnownLine, ...]) -> Completion:
     line, eot = lines[0], run.store.eot
@@ -518,33 +629,31 @@ def _completion(run: Run, model: GPT, lines: tuple[KnownLine, ...]) -> Completio
     whole = torch.tensor([[eot, *line.context, *line.continuation]], device=model.device)
     likely = model(whole[:, :-1])[0, len(line.context) :].argmax(-1)
     right = (likely == whole[0, prompt.shape[1] :]).double().mean().item()
-    text = run.store.tokenizer.decode(line.tokens)
-    sources = attribution.documents(run, text, methods="lexical", limit=N_SOURCES)
-    return Completion(lines, tuple(generated.tolist()), right, sources)
+    return Completion(lines, tuple(generated.tolist()), right)
 
 
-def _questions(run: Run, completions: Sequence[Completion]) -> list[Query]:
-    """Return the queries of the known lines: of all groups, and of each."""
-    together = [line for one in completions for line in one.lines]
-    each = [_query(run, one.lines, _name(run, one)) for one in completions]
-    return [_query(run, together, LINES), *each]
+def _holders(lines: Sequence[KnownLine]) -> tuple[int, ...]:
+    """Return the training documents that hold the lines, without repetition."""
+    return tuple(dict.fromkeys(one for line in lines for one in line.holders))
 
 
-def _name(run: Run, completion: Completion) -> str:
-    """Return the name of the query of a group of lines."""
-    return f"lines of {run.store.document(completion.line.holders[0]).title}"
+def _questions(run: Run, groups: Sequence[tuple[KnownLine, ...]]) -> list[Query]:
+    """Return the queries of whole second halves: of all groups, and of each."""
+    together = [line for group in groups for line in group]
+    names = [f"lines in {run.store.document(group[0].holders[0]).shard}" for group in groups]
+    each = [_query(run, group, name) for group, name in zip(groups, names, strict=True)]
+    return [_query(run, together, HALVES), *each]
 
 
-def _unrelated(
-    run: Run, lines: Sequence[KnownLine], completions: Sequence[Completion], copying: Behaviour
-) -> list[Query | Behaviour]:
-    """Return what should not change: lines that other documents hold, and copying."""
-    removed = {one for completion in completions for one in completion.line.holders}
-    removed |= {completion.sources.documents[0] for completion in completions}
-    others = [line for line in lines if removed.isdisjoint(line.holders)]
+def _other_lines(
+    run: Run, lines: Sequence[KnownLine], shown: Sequence[KnownLine], removed: Sources
+) -> list[Query]:
+    """Return what should not change: lines that no removed document and no shown line's holds."""
+    gone = {*_holders(shown), *(one for group in removed.groups for one in group)}
+    others = [line for line in lines if gone.isdisjoint(line.holders)]
     draw = np.random.default_rng(0).permutation(len(others))[:OTHERS]
     kept = [others[one] for one in sorted(draw.tolist())]
-    return [*([_query(run, kept, OTHER_LINES)] if kept else []), copying]
+    return [_query(run, kept, OTHER_LINES)] if kept else []
 
 
 def _query(run: Run, lines: Sequence[KnownLine], name: str) -> Query:

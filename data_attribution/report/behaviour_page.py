@@ -17,7 +17,7 @@ from data_attribution.report.components_panel import (
     detailed_heads,
 )
 from data_attribution.report.documents_panel import documents_panel
-from data_attribution.report.page import Panel, command, excerpt, measured, shown, table
+from data_attribution.report.page import Panel, command, ending, measured, shown, table
 from data_attribution.report.proof_panel import proof_panel
 from train import storage
 from train.statistics import Estimate, wilson
@@ -118,7 +118,7 @@ def _behaviour(found: BehaviourResults) -> Panel:
         + "".join(_prompt(k, one, _over_foils(found)) for k, one in enumerate(found.examples))
         + f"</div><div>{numbers}{command(found.command('behaviours'))}</div></div>"
     )
-    said = f"“{shown(excerpt(first.sentence, 120))}” → {shown(first.best[0][0].strip())}"
+    said = f"“{shown(ending(first.sentence, 120))}” → {shown(first.best[0][0].strip())}"
     return Panel(
         "behaviour",
         "Behaviour",
@@ -151,7 +151,7 @@ def _picks(group: str, links: Sequence[tuple[str, str]]) -> str:
     if len(links) < 2:
         return ""
     made = "".join(
-        f'<li><a href="#{key}" data-pick="{group}">{shown(excerpt(said, 90))}</a></li>'
+        f'<li><a href="#{key}" data-pick="{group}">{shown(ending(said, 90))}</a></li>'
         for key, said in links
     )
     return f'<ul class="picks" aria-label="Choose a {group}">{made}</ul>'
@@ -166,7 +166,7 @@ def _prompt(number: int, one: Example, over_foils: str) -> str:
     )
     return (
         f'<details id="prompt-{number}"{" open" * (number == 0)}>'
-        f"<summary>prompt {number + 1}: {shown(excerpt(one.sentence, 90))}</summary>"
+        f"<summary>prompt {number + 1}: {shown(ending(one.sentence, 90))}</summary>"
         f"<h4>What it reads, in tokens</h4>{_tokens(one.clean, changed)}"
         f"<h4>The same with other words, for comparison</h4>{_tokens(one.corrupt, changed)}"
         f'<p>Answer <b>{shown(one.answer.strip())}</b>, foil <b class="soft">'

@@ -1,20 +1,21 @@
 """The page of the demo on Python's sources, in one HTML file.
 
+Its four panels are of one behaviour, the completion of known lines: prompts, heads, files and proof
+are of the same lines. The copying of a name is another behaviour and has parts of its own below.
 Every sentence that states a result is worded by its interval: an effect that chance explains is
 called one.
 """
 
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from shlex import quote
 
 from data_attribution.counterfactuals import Change
-from data_attribution.demo import CodeDemo, Completion, Formation, KnownLine
-from data_attribution.report import behaviour_page, page, sources_page, svg
+from data_attribution.demo import CodeDemo, Completion, Formation, HeadEffects, KnownLine
+from data_attribution.report import behaviour_page, page, svg
 from data_attribution.report.behaviour_results import BehaviourResults, gather
 from data_attribution.report.demo_parts import loss_curve, run_facts, share, verification
-from data_attribution.report.page import Panel
+from data_attribution.report.page import Panel, shown
 from data_attribution.report.svg import Line
 from interp.training_dynamics import TrajectoryPoint
 from train import storage
@@ -28,10 +29,12 @@ __all__ = [
     "effect_sentence",
     "formation_figure",
     "formation_section",
+    "lines_section",
     "write_code_page",
 ]
 
 FILES = 20  # files that are listed of those read in a window
+NEXT = 3  # files that are listed behind the removed ones
 
 
 def write_code_page(demo: CodeDemo, path: Path) -> Path:
@@ -41,54 +44,56 @@ def write_code_page(demo: CodeDemo, path: Path) -> Path:
 
 
 def code_summary(demo: CodeDemo) -> str:
-    """Return the page's results in five lines, for the terminal."""
-    formation, copying = demo.formation, demo.copying
+    """Return the page's results in seven lines, for the terminal."""
+    formation, proof = demo.formation, demo.proof
     score = formation.trajectory.curve(formation.induction)[-1]
     between = (
         f", formed between steps {formation.window[0]:,} and {formation.window[1]:,}"
         if formation.window
         else f", no induction head (less than {Formation.LEAST})"
     )
-    low, high = copying.check.interval
-    best = (
-        f"; {(head := copying.effects.top(1)[0])} alone restores "
-        f"{_effect(copying.effects[head], copying.effects.interval(head))}"
-        if copying.effects
-        else ""
-    )
-    first = demo.completions[0]
-    source = demo.run.store.document(first.sources.documents[0]).shard
-    holds = "holds" if first.found else "does not hold"
+    files = ", ".join(_file(demo, document) for document in demo.removed.documents)
+    holding = len({*demo.removed.documents} & {*demo.holders})
     return "\n".join(
         (
             f"run {demo.run.id}: {len(demo.run.ledger)} steps, {demo.verification.level}",
+            _in_a_line(demo.completing),
+            f"first files by their words, {holding} of {count(len(demo.removed), 'file')} hold "
+            f"them: {files}",
+            f"without {count(len(proof.removed), 'file')}: {effect_sentence(proof.changes[0])}",
+            "beside it, another behaviour:",
+            _in_a_line(demo.copying),
             f"{formation.induction} {score.value:.2f}{between}",
-            f"{copying.behaviour.name} right in {copying.check.accuracy:.2f} [{low:.2f}, "
-            f"{high:.2f}] of {copying.check.n}{best}",
-            f"a line of {_file(demo, first.line.document)}: its first source is {source}, which "
-            f"{holds} it",
-            f"without {count(len(demo.proof.removed), 'file')}: "
-            + effect_sentence(demo.proof.changes[0]),
         )
+    )
+
+
+def _in_a_line(found: HeadEffects) -> str:
+    low, high = found.check.interval
+    best = (
+        f"; {(head := found.effects.top(1)[0])} alone restores "
+        f"{_effect(found.effects[head], found.effects.interval(head))}"
+        if found.effects
+        else "; heads were not patched"
+    )
+    return (
+        f"{found.behaviour.name} right in {found.check.accuracy:.2f} [{low:.2f}, {high:.2f}] of "
+        f"{found.check.n}{best}"
     )
 
 
 def code_html(demo: CodeDemo) -> str:
     """Return the page as text."""
     story = _story(demo)
-    run, data = escape(str(demo.run.path)), escape(str(demo.run.store.path))
     details = [
-        replace(one, body=one.body.replace("runs/stdlib", run).replace("data/stdlib", data))
-        for one in (
-            _run(demo),
-            formation_section(demo),
-            copying_section(demo),
-            _sources(demo),
-            _proof(demo),
-        )
+        _run(demo),
+        lines_section(demo),
+        _proof(demo),
+        copying_section(demo),
+        formation_section(demo),
     ]
     return page.document(
-        "openbook on Python's own sources",
+        "How a model of Python's own sources completes a line",
         [*behaviour_page.panels(story), *details],
         behaviour_page.data(story),
         behaviour_page.provenance(story),
@@ -97,32 +102,45 @@ def code_html(demo: CodeDemo) -> str:
 
 
 def _story(demo: CodeDemo) -> BehaviourResults:
-    """Return the results of the panels: copying a name, and the sources of the first known line."""
-    first = demo.completions[0]
-    line = demo.run.store.tokenizer.decode(first.line.tokens).strip()
-    copying = demo.copying.behaviour
+    """Return the results of the panels, all of the known lines."""
+    completing = demo.completing
     return gather(
         demo.run,
-        copying,
-        options=f"--prompts {copying.n_prompts}",
-        traced=quote(line),
-        question=demo.proof.changes[0].name,
-        by_head=demo.copying.effects,
-        sources=first.sources,
+        completing.behaviour,
+        named=quote(str(demo.behaviour_file)),
+        traced=_traced(demo),
+        by_head=completing.effects,
+        sources=demo.sources,
         proof=demo.proof.to_dict(),
     )
 
 
 def _head(demo: CodeDemo) -> str:
-    store = demo.run.store
+    store, n, line = demo.run.store, len(demo.lines), demo.lines[0]
+    decode = store.tokenizer.decode
+    files = ", ".join(f"<code>{shown(_file(demo, one))}</code>" for one in demo.holders)
     return (
         f"<p>A GPT of {demo.run.config.n_params:,} parameters, trained on "
         f"{store.manifest['counts']['train_documents']:,} files of the "
-        f"{escape(store.manifest['corpus']['source'])}. Nothing here is planted: the text is real, "
-        "and every file and every step that read it is known. The page shows when an induction "
-        "head formed, which heads copy names, which files hold the lines that the model "
-        "completes, and what training without these files changes.</p>"
+        f"{shown(store.manifest['corpus']['source'])}. Nothing here is planted: the text is real, "
+        "and every file and every step that read it is known.</p>"
+        f"<p>The task: <b>complete a line</b>, such as <code>{shown(_half(demo, line))}</code>"
+        f"<mark><code>{shown(decode(line.continuation))}</code></mark> of "
+        f"<code>{shown(_file(demo, line.document))}</code>. The model reads the code up to the "
+        "middle of the line, and the answer is the next token. "
+        f"{'Each of' if n > 1 else ''} {count(n, 'such line')} stands in a file that was held out "
+        "from training, and word for word in files that were read: "
+        f"{files}. The second half does not stand in the prompt, so it cannot be copied from "
+        "there.</p>"
+        f"<p>All four panels are of {'these lines' if n > 1 else 'this line'}, and parts 1 to 3 "
+        "below have the details. Parts 4 and 5 are of another behaviour, copying a name, whose "
+        "answer stands in the prompt.</p>"
     )
+
+
+def _half(demo: CodeDemo, line: KnownLine) -> str:
+    """Return the first half of a line, as text."""
+    return demo.run.store.tokenizer.decode(line.tokens[: line.half]).lstrip()
 
 
 def _run(demo: CodeDemo) -> Panel:
@@ -154,19 +172,20 @@ def _run(demo: CodeDemo) -> Panel:
         + page.table(("", ""), run_facts(run, data, epochs))
         + loss_curve(rows)
         + page.command(
-            "openbook corpus build stdlib --out data/stdlib", "openbook run verify runs/stdlib"
+            f"openbook corpus build stdlib --out {_store_path(demo)}",
+            f"openbook run verify {_run_path(demo)}",
         ),
     )
 
 
 def formation_section(demo: CodeDemo) -> Panel:
-    """Return part 2: the scores of heads over training, and what was read as one formed."""
+    """Return part 5: the scores of heads over training, and what was read as one formed."""
     return Panel(
         "formation",
-        "2. When an induction head formed",
+        "5. When the head that copies formed",
         formation_figure(demo.formation)
         + _read(demo)
-        + page.command("openbook emergence runs/stdlib detectors"),
+        + page.command(f"openbook emergence {_run_path(demo)} detectors"),
     )
 
 
@@ -248,35 +267,45 @@ def _read(demo: CodeDemo) -> str:
 
 
 def copying_section(demo: CodeDemo) -> Panel:
-    """Return part 3: the behaviour, guesses without a model, and the effect of every head."""
+    """Return part 4: the behaviour, guesses without a model, and the effect of every head."""
     copying = demo.copying
-    check, guesses, behaviour = copying.check, copying.baselines, copying.behaviour
+    check, behaviour = copying.check, copying.behaviour
     decode = demo.run.store.tokenizer.decode
     low, high = check.interval
     answer, foil = (decode(one[:1].tolist()) for one in (behaviour.answer, behaviour.foil))
     return Panel(
         "copying",
-        "3. Which heads copy a name",
+        "4. Another behaviour: copying a name",
+        "<p>This part and the next are not of the lines above. Here the answer stands in the "
+        "prompt, so no single file has to have taught it.</p>"
         f"<p class=claim>A name of held-out code goes on as it did earlier in the prompt: on "
         f"{check.n} prompts the model prefers the right token to the wrong one in "
         f"{check.accuracy:.2f} [{low:.2f}, {high:.2f}], and ranks it first of all tokens in "
-        f"{check.top1:.2f}. Without a model, the more frequent follower of the last token is "
-        f"right in {guesses.bigram:.2f}, the more frequent token in {guesses.frequent:.2f}, and "
-        f"what followed most recently in {guesses.recent:.2f}.</p>"
+        f"{check.top1:.2f}. {_guesses(copying)}</p>"
         "<p>The end of the first prompt:</p>"
-        f"<div class=text>{escape(_end(decode(behaviour.clean[0].tolist())))}</div>"
+        f"<div class=text>{shown(page.ending(decode(behaviour.clean[0].tolist()), 400))}</div>"
         f"<p class=small>right: {escape(repr(answer))}; wrong: {escape(repr(foil))}</p>"
-        + _heads(demo)
-        + page.command("openbook patch runs/stdlib code-copy --over heads --prompts 128"),
+        + _heads(copying)
+        + page.command(f"openbook patch {_run_path(demo)} code-copy --over heads --prompts 128"),
     )
 
 
-def _heads(demo: CodeDemo) -> str:
-    effects = demo.copying.effects
+def _guesses(found: HeadEffects) -> str:
+    """Return a sentence on how often guesses without a model are right."""
+    guesses = found.baselines
+    return (
+        "Without a model, the more frequent follower of the last token is right in "
+        f"{guesses.bigram:.2f}, the more frequent token in {guesses.frequent:.2f}, and what "
+        f"followed most recently in {guesses.recent:.2f}."
+    )
+
+
+def _heads(found: HeadEffects) -> str:
+    effects = found.effects
     if effects is None:
         return (
             "<p class=claim>Heads were not patched, because their shares would mean nothing: "
-            f"{escape(demo.copying.refusal)}.</p>"
+            f"{escape(found.refusal)}.</p>"
         )
     values = effects.values.tolist()
     assert effects.control is not None  # `play_code` measures one.
@@ -304,8 +333,9 @@ def _heads(demo: CodeDemo) -> str:
     )
 
 
-def _sources(demo: CodeDemo) -> Panel:
-    first, decode = demo.completions[0], demo.run.store.tokenizer.decode
+def lines_section(demo: CodeDemo) -> Panel:
+    """Return part 2: the lines of the behaviour by the files that hold them."""
+    decode = demo.run.store.tokenizer.decode
     rows = [
         (
             _file(demo, one.line.document),
@@ -319,39 +349,77 @@ def _sources(demo: CodeDemo) -> Panel:
         )
         for one in demo.completions
     ]
-    found = sum(one.found for one in demo.completions)
     heads = (
         *("held-out file", "lines", "the first: shown", "goes on", "model", "right"),
         *("training files that hold it", "line read"),
     )
-    cards = "".join(
-        sources_page.source_card(k, one, demo.run) for k, one in enumerate(first.sources, start=1)
-    )
     least, most = KnownLine.LENGTHS
     return Panel(
         "known-lines",
-        "4. Which files hold what it completes",
-        "<p class=claim>Some lines of held-out files stand word for word in 1 to "
-        f"{KnownLine.MOST_HOLDERS} training files. Of each group of such lines the model completes "
-        f"the first, and training files are ranked by the words of that line: in {found} of "
-        f"{len(rows)} the first-ranked file holds the line.</p>"
+        "2. The lines, and the files that hold them",
+        f"<p class=claim>{_held(demo)}</p>"
+        + _ranked(demo)
+        + "<p>The first line of each group of lines that the same files hold:</p>"
         + page.table(heads, rows)
-        + f"<p class=limit>Lines have {least} to {most} tokens, of which the first half is shown, "
-        f"after the {KnownLine.SHOWN} tokens of code before the line. In most places where "
+        + "<p class=limit>“right” is the share of the second half's tokens that the model ranks "
+        "first, given those before; “line read” counts the steps that read the line in a training "
+        "file.</p>"
+        f"<p><b>How the lines were chosen.</b> A line has {least} to {most} tokens. The prompt is "
+        f"the {KnownLine.SHOWN} tokens of code before its second half. In most places where "
         "training files have the first half, they go on as the line does, and the second half does "
         "not stand in the prompt: it cannot be copied from there. These are the largest groups of "
-        "lines that the same files hold; the rule counts tokens, and no answer of the model enters "
-        "it. “right” is the share of the second half's tokens that the model ranks first, given "
-        "those before; “line read” counts the steps that read the line in a training file.</p>"
-        f"<p>The prompt of the first line, in <code>{escape(_file(demo, first.line.document))}"
-        "</code>, and its sources:</p>"
-        f"<div class=text>{escape(decode(first.line.context))}"
-        f"<mark>{escape(decode(first.line.continuation))}</mark></div>"
-        + cards
+        "lines that the same files hold. The rule counts tokens, and no answer of the model enters "
+        "it.</p>"
+        "<p><b>What it is compared with.</b> In the comparison prompt the first half is that of "
+        "another known line, equally long and held by other files, and the foil is the first token "
+        "of that line's second half. Of these lines it is the one whose token follows the last "
+        "token of the prompt most often, so that a guess from that token is hard. "
+        f"{_guesses(demo.completing)}</p>"
+        + _heads(demo.completing)
         + page.command(
-            "openbook index build data/stdlib",
-            f"openbook trace documents runs/stdlib {quote(decode(first.line.tokens).strip())}",
+            f"openbook index build {_store_path(demo)}",
+            f"openbook patch {_run_path(demo)} {quote(str(demo.behaviour_file))} --over heads",
+            f"openbook trace documents {_run_path(demo)} {_traced(demo)}",
         ),
+    )
+
+
+def _ranked(demo: CodeDemo) -> str:
+    """Return the table of the removed files and the next three, with what each of them holds."""
+    removed = {*demo.removed.documents}
+    rows = [
+        (
+            rank,
+            _file(demo, one.document),
+            one.document,
+            f"{one.score:,.0f}",
+            sum(one.document in line.holders for line in demo.lines),
+            f"{one.steps[0]:,}",
+            len(one.steps),
+            "yes" if one.document in removed else "no",
+        )
+        for rank, one in enumerate(demo.sources.top(len(removed) + NEXT), start=1)
+    ]
+    heads = ("rank", "file", "document", "score", "lines it holds", "first read at step")
+    return page.table(
+        (*heads, "steps that read it", "removed for the proof"),
+        rows,
+        caption="Score: surprise of the shared stretches, in nats, divided by the number of files "
+        "that hold them",
+    )
+
+
+def _held(demo: CodeDemo) -> str:
+    """Return what the ranking has to do with the files that hold the lines."""
+    holders, first = {*demo.holders}, demo.removed.documents
+    found = ", ".join(
+        f"{_file(demo, document)}{'' if document in holders else ' (holds none)'}"
+        for document in first
+    )
+    return escape(
+        f"{count(len(demo.lines), 'line')} of held-out files stand word for word in "
+        f"{count(len(holders), 'training file')}. Ranked by the words of the lines, "
+        f"{len(holders & {*first})} of the first {len(first)} files are such: {found}."
     )
 
 
@@ -365,10 +433,9 @@ def _line_readings(demo: CodeDemo, completion: Completion) -> int:
 
 def _proof(demo: CodeDemo) -> Panel:
     proof = demo.proof
-    lines, copying = (
-        proof.changes[0],
-        next(one for one in proof.changes if one.name == demo.copying.behaviour.name),
-    )
+    changes = {one.name: one for one in proof.changes}
+    first, halves, *_ = proof.changes
+    copying = changes[demo.copying.behaviour.name]
     others = [one for one in proof.changes if not one.related and one is not copying]
     removed = ", ".join(_file(demo, document) for document in proof.removed)
     rows = [
@@ -382,7 +449,9 @@ def _proof(demo: CodeDemo) -> Panel:
         ]
     ]
     claims = [
-        f"The second halves of {len(lines.before)} known lines: {effect_sentence(lines)}",
+        f"The first token of the second half of {len(first.before)} known lines: "
+        f"{effect_sentence(first)}",
+        f"Their whole second halves: {effect_sentence(halves)}",
         *(
             f"Those of {len(one.before)} lines that other files hold: {effect_sentence(one)}"
             for one in others
@@ -392,19 +461,24 @@ def _proof(demo: CodeDemo) -> Panel:
     ]
     return Panel(
         "retrained",
-        "5. The proof",
-        "<p class=claim>Trained again without the first-ranked files of part 4 "
+        "3. The proof in detail",
+        "<p class=claim>Trained again without the first-ranked files of part 2 "
         f"({count(len(proof.removed), 'file')}, copies included), everything else the same to the "
         "bit, from the last checkpoint that kept its optimizer before one of them was read (step 0 "
         "if none did). The numbers are changes of log-probability, beyond those of trainings "
         "without as many random files of like length "
         f"({count(len(proof.control), 'control')}).</p>"
         + "".join(f"<p class=claim>{claim}</p>" for claim in claims)
-        + "\n".join(sources_page.retraining_results(proof))
         + page.table(("", "files"), rows)
         + "<p class=limit>Removed files are blanked: order, shapes, positions, steps and divisors "
         f"stay. The first removed file was read at step {_first_read(demo):,} of "
-        f"{demo.run.steps[-1]:,}. One initial seed.</p>",
+        f"{demo.run.steps[-1]:,}. One initial seed.</p>"
+        + page.command(
+            f"openbook trace documents {_run_path(demo)} {_traced(demo)} --method lexical --out "
+            "sources.json",
+            f"openbook counterfactual {_run_path(demo)} {quote(str(demo.behaviour_file))} "
+            f"--without sources.json --top {len(demo.removed)} --seeds {len(proof.control)}",
+        ),
     )
 
 
@@ -433,12 +507,21 @@ def effect_sentence(change: Change) -> str:
     return f"{number}. The interval does not hold 0: without these files it is {worse} probable."
 
 
+def _run_path(demo: CodeDemo) -> str:
+    return quote(str(demo.run.path))
+
+
+def _store_path(demo: CodeDemo) -> str:
+    return quote(str(demo.run.store.path))
+
+
+def _traced(demo: CodeDemo) -> str:
+    """Return the text for which files are ranked, as a shell reads it."""
+    return f'"$(cat {quote(str(demo.text_file))})"'
+
+
 def _file(demo: CodeDemo, document: int) -> str:
     return demo.run.store.document(document).shard
-
-
-def _end(text: str, letters: int = 400) -> str:
-    return text if len(text) <= letters else "…" + text[-letters:]
 
 
 def _low(one: TrajectoryPoint) -> float:

@@ -23,8 +23,8 @@ from importlib.resources import files
 from train.progress import visible
 
 
-__all__ = ["Panel", "command", "document", "excerpt", "measured", "shown", "strength"]
-__all__ += ["table"]
+__all__ = ["Panel", "command", "document", "ending", "excerpt", "measured", "shown"]
+__all__ += ["strength", "table"]
 
 STRENGTHS = 9  # classes s1 to s9 of page.css
 # Characters of JSON that could end a script element, or a line of a script.
@@ -123,6 +123,17 @@ def excerpt(text: str, letters: int = 4_000, *, around: str = "") -> str:
     part = text[first : first + letters].strip()
     begin, end = "… " * (first > 0), " …" * (first + letters < len(text))
     return f"{begin}{part}{end} ({letters:,} of {len(text):,} letters)"
+
+
+def ending(text: str, letters: int) -> str:
+    """Return a text, or the end of a long one: of a prompt, what stands before the answer.
+
+    Examples:
+        >>> from data_attribution.report.page import ending
+        >>> ending("a b c d e f g", 5)
+        '… e f g'
+    """
+    return text if len(text) <= letters else f"… {text[-letters:].strip()}"
 
 
 def measured(

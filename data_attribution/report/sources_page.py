@@ -324,4 +324,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; the cells are already markup."""
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'

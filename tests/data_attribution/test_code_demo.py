@@ -6,6 +6,7 @@ that learns nothing in twenty steps: its page must say so.
 
 import html
 import re
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -22,13 +23,17 @@ from data_attribution.demo.code_demo import (
     formation_window,
     known_lines,
     largest_groups,
+    line_behaviour,
+    line_foils,
 )
 from data_attribution.report import code_page, demo_page
+from interp import behaviours
 from interp.behaviours import Baselines, Behaviour, Check
 from interp.patching import Effects
 from interp.training_dynamics import Trajectory, TrajectoryPoint
 from train import numerics, recipes, runs, trainer
 from train.data import Corpus, Document, build_store, open_corpus
+from train.runs import Run
 
 
 STEPS = 20
@@ -101,7 +106,10 @@ def test_known_lines_are_those_that_a_reading_of_all_files_finds(alike):
     def text(tokens: str) -> str:
         return store.tokenizer.decode([ord(one) for one in tokens])
 
-    expected, refusals = {}, dict.fromkeys(("holders", "unread", "elsewhere", "in the prompt"), 0)
+    expected, refusals = (
+        {},
+        dict.fromkeys(("holders", "unread", "elsewhere", "in the prompt", "too near the start"), 0),
+    )
     for document in range(first, store.n_documents):
         row = rows[document]
         for before, end in pairwise(ends.finditer(row)):
@@ -110,7 +118,7 @@ def test_known_lines_are_those_that_a_reading_of_all_files_finds(alike):
                 continue
             holders = tuple(one for one in range(first) if known in rows[one])
             half, rest = known[: len(known) // 2], known[len(known) // 2 :]
-            context = row[max(0, before.end() - 96) : before.end()] + half
+            context = (row[: before.end()] + half)[-96:]
             often = sum(len(re.findall(f"(?={re.escape(half)})", one)) for one in rows[:first])
             places = sum(one.count(known) for one in rows[:first])
             if not 1 <= len(holders) <= 3:
@@ -121,6 +129,8 @@ def test_known_lines_are_those_that_a_reading_of_all_files_finds(alike):
                 refusals["elsewhere"] += 1
             elif text(rest) in text(context):
                 refusals["in the prompt"] += 1
+            elif len(context) < 96:
+                refusals["too near the start"] += 1
             else:
                 expected.setdefault(known, (document, context, rest, holders))
     found = {
@@ -135,6 +145,49 @@ def test_known_lines_are_those_that_a_reading_of_all_files_finds(alike):
     assert found == expected
     assert len(expected) > 5
     assert min(refusals.values()) > 0, refusals  # every part of the rule decides about some line
+
+
+def test_a_foil_is_the_line_that_is_hardest_to_tell_apart_by_the_last_token(alike):
+    store = alike.store
+    lines = known_lines(alike, set(range(24)))
+    training = store.tokens[: store.train_tokens]
+    followed = Counter(pairwise(training.tolist()))
+    foils = line_foils(alike, lines)
+    choices = []
+    for one in lines:
+        fitting = [
+            other
+            for other in lines
+            if other.half == one.half
+            and other.tokens[: one.half] != one.tokens[: one.half]
+            and other.continuation[0] != one.continuation[0]
+            and {*other.holders}.isdisjoint(one.holders)
+        ]
+        assert (one in foils) == bool(fitting)
+        if fitting:
+            often = {other: followed[one.context[-1], other.continuation[0]] for other in fitting}
+            assert foils[one] in often
+            assert often[foils[one]] == max(often.values())
+            choices.append(len({*often.values()}))
+    assert max(choices) > 1  # the rule decides about some line
+    assert 0 < len(foils) < len(lines)
+
+
+def test_the_behaviour_is_of_the_lines_and_only_their_first_halves_are_exchanged(alike):
+    store, lines = alike.store, known_lines(alike, set(range(24)))
+    foils = line_foils(alike, lines)
+    shown = [*foils]
+    found = line_behaviour(shown, foils, store)
+    assert found.name == "known-lines"
+    assert found.clean.shape == (len(shown), 1 + KnownLine.SHOWN)
+    for row, one in enumerate(shown):
+        other = foils[one]
+        clean, corrupt = found.clean[row].tolist(), found.corrupt[row].tolist()
+        assert clean == [store.eot, *one.context]
+        assert corrupt[: -one.half] == clean[: -one.half]
+        assert corrupt[-one.half :] == [*other.tokens[: other.half]]
+        assert found.answer[row] == one.tokens[one.half]
+        assert found.foil[row] == other.tokens[other.half]
 
 
 def line(*holders: int, number: int = 0) -> KnownLine:
@@ -212,12 +265,13 @@ def demo_of(scores: list[float], accuracy: float = 0.9) -> CodeDemo:
     copying = HeadEffects(behaviour, check, Baselines(0.5, 0.5, 0.49, 128), effects)
     files = [SimpleNamespace(shard="abc.py"), SimpleNamespace(shard="json/decoder.py")]
     store = SimpleNamespace(
+        path="data/stdlib",
         lengths=np.array([500, 9000]),
         manifest={"counts": {"train_documents": 3}},
         document=files.__getitem__,
         tokenizer=SimpleNamespace(decode=lambda ids: " ".join(map(str, ids))),
     )
-    run = SimpleNamespace(store=store, steps=steps)
+    run = SimpleNamespace(store=store, steps=steps, path="runs/stdlib")
     return fake(CodeDemo, run=run, formation=formation, copying=copying)
 
 
@@ -281,7 +335,7 @@ def played(openbook, monkeypatch, one_thread_numerics, folder):
     monkeypatch.setattr(code_demo, "open_corpus", few_modules)
     monkeypatch.setattr(recipes, "CODE_SMALL", RECIPE)
     monkeypatch.setattr(code_demo, "N_PROMPTS", 16)
-    monkeypatch.setattr(numerics, "choose", lambda: one_thread_numerics)
+    monkeypatch.setattr(numerics, "choose", lambda **_: one_thread_numerics)
 
     def play(*arguments):
         return openbook(
@@ -343,21 +397,46 @@ def _check(page: str, folder) -> None:
     assert f"No induction head formed in {STEPS} steps" in text
     assert f"openbook patch {run.path} code-copy" in text
     assert page.count("<svg") >= 4
-    assert "<b>Trained again without it" in page
+    assert "<b>Trained again without it" not in page  # the sources of a section of its own
 
+    index = token_index.open(store)
     read = [one for one in range(store.n_documents) if len(run.steps_learned(one))]
-    lines = known_lines(token_index.open(store), read)
-    groups = largest_groups(lines, code_demo.GROUPS)
+    lines = known_lines(index, read)
+    foils = line_foils(index, lines)
+    groups = largest_groups([*foils], code_demo.GROUPS)
     for one in groups:
         files = [store.document(document).shard for document in (one[0].document, *one[0].holders)]
         assert f"<td>{files[0]}</td><td>{len(one)}</td>" in page
         assert all(file in page for file in files)
     n = sum(map(len, groups))
+    _check_that_the_panels_tell_one_story(text, run, [line for one in groups for line in one])
     (numbers,) = re.findall(
-        rf"The second halves of {n} known lines: ([+-]\d\.\d+) \[([+-]\d\.\d+), ([+-]\d\.\d+)\] "
+        rf"Their whole second halves: ([+-]\d\.\d+) \[([+-]\d\.\d+), ([+-]\d\.\d+)\] "
         rf"nats a token on {n} prompts\.",
         text,
     )
     mean, low, high = map(float, numbers)
     assert low <= mean <= high
     assert abs(mean) < 0.1
+
+
+def _check_that_the_panels_tell_one_story(page: str, run: Run, lines: list[KnownLine]) -> None:
+    """Compare the panels and their commands with the behaviour of the known lines."""
+    decode, file = run.store.tokenizer.decode, run.path / "known-lines.json"
+    saved = behaviours.load(file, run)
+    assert saved.clean.tolist() == [[run.store.eot, *one.context] for one in lines]
+    words = (run.path / "known-lines.txt").read_text(encoding="utf-8")
+    assert words == "\n".join(decode(one.tokens) for one in lines)
+    panels = re.findall(r'<section class="panel" id="([a-z-]+)".*?</section>', page, re.DOTALL)
+    assert panels[:4] == ["behaviour", "components", "documents", "proof"]
+    story = page[page.index('id="behaviour"') : page.index('id="run"')]
+    n = len(lines)
+    assert f"n = {n} prompts" in story
+    assert f"openbook behaviours {run.path} {file}" in story
+    assert f"openbook patch {run.path} {file} --over heads" in story
+    assert f'openbook trace documents {run.path} "$(cat {run.path}/known-lines.txt)"' in story
+    assert f"openbook counterfactual {run.path} {file} --without" in story
+    assert f"{run.path} code-copy" not in story
+    assert f"On {n} prompts" not in story
+    # The first row of the proof is of the behaviour, with as many prompts.
+    assert re.search(rf"<td>known-lines</td>.*?n = {n} prompts", story)
