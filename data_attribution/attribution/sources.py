@@ -187,7 +187,7 @@ class Sources:
         if replay := self.provenance.get("replay"):
             return f"change of the query in {replay.get('unit', 'its unit')} a unit of the weight"
         kind = (self.provenance.get("gradient") or {}).get("kind")
-        if kind and "cosine" in kind:
+        if kind and ("cosine" in kind or kind == "curvature"):
             return "cosine of gradients, -1 to 1"
         return "dot product of gradients, comparable within this ranking only" if kind else ""
 

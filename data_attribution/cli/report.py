@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from data_attribution.cli.trace import known_method
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from train.cli.options import Json, RunOptions, option_groups, page_file, readable
 from train.progress import visible
@@ -32,7 +33,8 @@ def report_command(
     method: Annotated[
         str,
         typer.Option(
-            help="Evidence to rank documents by, as in `openbook trace documents --method`."
+            callback=known_method,
+            help="Evidence to rank documents by, as in `openbook trace documents --method`.",
         ),
     ] = "lexical",
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of documents to list.")] = 20,
@@ -70,9 +72,12 @@ def report_command(
     """
     import json
 
+    from interp import behaviours
+
+    for name in (behaviour, *(unrelated or ())):
+        behaviours.refuse_unknown_name(name, source.path, source.store)
     from data_attribution import report
     from data_attribution.attribution import Sources
-    from interp import behaviours
     from train import progress
 
     opened = source.open()
