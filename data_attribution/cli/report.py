@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from data_attribution.cli.counterfactual import RANKINGS
 from data_attribution.cli.trace import known_method
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
-from train.cli.options import Json, RunOptions, option_groups, page_file, readable
+from train.cli.options import Json, RunOptions, option_groups, page_file, result_of
 from train.progress import visible
 
 
@@ -25,7 +26,7 @@ def report_command(
     sources: Annotated[
         Path | None,
         typer.Option(
-            callback=readable,
+            callback=result_of(*RANKINGS),
             help="Ranking to show: a file of `openbook trace documents --out`; default: documents "
             "are ranked by --method.",
         ),
@@ -41,7 +42,7 @@ def report_command(
     proof: Annotated[
         Path | None,
         typer.Option(
-            callback=readable,
+            callback=result_of("counterfactual", "forget"),
             help="Result to show as the proof: a file of `openbook counterfactual --out` or "
             "`openbook forget --out`; default: retrained runs in counterfactuals inside RUN that "
             "removed the first document.",

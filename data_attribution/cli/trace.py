@@ -1,5 +1,6 @@
 """The commands `openbook trace ...`: trace a behaviour, head or text to where it comes from."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,14 @@ from data_attribution.cli.counterfactual import CONTROLS
 from data_attribution.errors import EvidenceError
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from interp.cli.trace import trace_components_command
-from train.cli.options import CommandGroup, RunOptions, option_groups, page_file
+from train.cli.options import (
+    WRITERS,
+    CommandGroup,
+    RunOptions,
+    option_groups,
+    page_file,
+    result_of,
+)
 from train.cli.output import Output
 
 
@@ -40,6 +48,8 @@ def known_method(name: str | None) -> str | None:
         from data_attribution import attribution
 
         attribution.refuse_unknown_method(name)
+        for file in re.findall(r"within=([^,+]+\.json)", name):
+            result_of(*WRITERS["openbook.effects"])(Path(file))
     return name
 
 

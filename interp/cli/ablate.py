@@ -18,7 +18,7 @@ from interp.cli.options import (
     provenance_line,
 )
 from interp.errors import InterpError
-from train.cli.options import choice, number, option_groups, readable
+from train.cli.options import WRITERS, choice, number, option_groups, result_of
 from train.progress import count
 
 
@@ -37,7 +37,7 @@ def _effects(path: Path | None) -> Path | None:
     """Raise an error if `path` is not a file; for a component's name, say which option takes it."""
     if path is not None and not path.exists() and "." not in path.name:
         raise InterpError(f"there is no file {path}; to name a component use --component {path}")
-    return readable(path)
+    return result_of(*WRITERS["openbook.effects"])(path)
 
 
 @option_groups

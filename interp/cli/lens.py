@@ -12,8 +12,8 @@ from train.cli.options import (
     Json,
     RunOptions,
     option_groups,
-    readable,
     result_file,
+    result_of,
 )
 from train.cli.output import emit
 from train.progress import count
@@ -107,7 +107,9 @@ def lens_tuned(
     fitted: Annotated[
         Path,
         typer.Argument(
-            metavar="LENS", callback=readable, help="File of `openbook lens fit --out`."
+            metavar="LENS",
+            callback=result_of("lens fit"),
+            help="File of `openbook lens fit --out`.",
         ),
     ],
     positions: Positions = "last",

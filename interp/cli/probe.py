@@ -8,6 +8,7 @@ import typer
 from interp.cli.options import ModelOptions, Named, PlotOutput, provenance_line
 from interp.errors import ProbeError
 from train.cli.options import option_groups
+from train.errors import nearest_path
 from train.progress import count
 
 
@@ -21,7 +22,7 @@ CASES = 1000
 def _task_file(name: str) -> str:
     """Raise a ProbeError, before torch is imported, if a task's file is missing."""
     if Path(name).suffix in (".json", ".jsonl") and not Path(name).exists():
-        raise ProbeError(f"{name}: there is no such file")
+        raise ProbeError(f"{name}: there is no such file{nearest_path(name)}")
     return name
 
 
