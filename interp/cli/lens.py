@@ -152,6 +152,9 @@ def decompose_command(
     output.emit(found, _contributions(found))
 
 
+OF_95 = "intervals are 95 % over prompts"
+
+
 def _positions(word: str) -> tuple[int] | None:
     return None if word == "each" else (-1,)
 
@@ -159,7 +162,7 @@ def _positions(word: str) -> tuple[int] | None:
 def _readings(found: "Readings") -> str:
     pos = found.positions[-1]
     head = f"{found.provenance.behaviour}: {found.kind} lens at position {pos}"
-    lines = [f"{head}, n={count(found.n, 'prompt')}; control: never trained"]
+    lines = [f"{head}, n={count(found.n, 'prompt')}; control: never trained; {OF_95}"]
     for measure, unit in found.units.items():
         lines.append(f"{measure} ({unit})")
         for depth, place in enumerate(found.places):
@@ -173,7 +176,7 @@ def _readings(found: "Readings") -> str:
 def _contributions(found: "Contributions", k: int = 12) -> str:
     lines = [
         f"{found.provenance.behaviour}: direct contributions to a logit difference of "
-        f"{found.score.show()}, n={count(found.n, 'prompt')}; control: never trained",
+        f"{found.score.show()} nats, n={count(found.n, 'prompt')}; control: never trained; {OF_95}",
         f"{count(len(found.names), 'part')} add up to it, to within {found.gap:.1g}",
     ]
     order = found.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()
