@@ -142,6 +142,10 @@ def documents(
     about["asked"] = {"methods": spelled(used), "limit": limit, "seed": seed}
     if isinstance(target, Behaviour):
         about["asked"]["behaviour"] = target.sha256
+    elif target is not None:
+        about["asked"]["text"] = target
+    if query is not None:
+        about["asked"]["query"] = query.name
     if methods is None and (reason := default_methods(run, words=target is not None)[1]):
         about["instead of fused"] = reason
     follows = any(method.needs_weights for method in used)
