@@ -13,7 +13,7 @@ from interp.errors import ModelError
 from interp.hooked_model import HookedGPT
 from train import convert, runs
 from train.data import Tokenizer, load_tokenizer
-from train.errors import TrainError
+from train.errors import TrainError, nearest_path
 from train.model import GPT
 from train.runs import Origin, Run
 
@@ -119,6 +119,7 @@ def _run_at(path: Path, store: str | Path | None) -> Run | None:
     if not (path / "config.json").is_file():
         raise TrainError(
             f"neither a run ({runs.MANIFEST}) nor a Hugging Face model (config.json) lies at {path}"
+            + nearest_path(path, runs.MANIFEST, "config.json")
         )
     return None
 

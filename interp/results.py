@@ -161,8 +161,11 @@ class Result:
             InterpError: The file holds something else; the error is the class's `refusal`.
         """
         content = storage.read_sealed(Path(path))
+        held = storage.held_kind(content)
         if content.pop("schema", None) != cls.schema:
-            raise cls.refusal(f"{path}: is no {cls.schema!r}; write it with {cls.__name__}.save")
+            raise cls.refusal(
+                f"{path}: is no {cls.schema!r}, but {held}; write it with {cls.__name__}.save"
+            )
         del content["digest"]
         with storage.reading(path):
             return cls.from_dict(content)

@@ -481,7 +481,7 @@ def test_the_executable_ends_like_the_function(tmp_path):
     assert ended.stdout == ""
     assert ended.stderr == (
         f"error: no run at {tmp_path / 'nothing'}: no manifest.json there; `openbook train` makes "
-        "one\n"
+        f"one; {tmp_path} exists and holds nothing\n"
     )
 
 

@@ -313,7 +313,7 @@ def test_patch_prints_the_top_places_and_keeps_the_effects(
         "lookup: resid_pre, denoising, share of the clean-corrupt logit difference\n"
         f"baselines: clean {expected.clean:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}], "
         f"corrupt {expected.corrupt:.3f} [{bounds[2]:.3f}, {bounds[3]:.3f}] "
-        "(logit difference, 12 prompts)\n"
+        "(logit difference in nats of log-odds, 12 prompts; all intervals are 95 % over prompts)\n"
         "L0.resid_pre@1      1.000  the same on all 12 prompts\n"
         "chosen on one half of the prompts, measured on the other 6: L0.resid_pre@1 1.000 "
         "[no interval]\n"
@@ -359,8 +359,8 @@ def test_a_behaviour_is_shown_with_its_check_and_its_prompts(
 ):
     found = openbook("behaviours", lookup_run.path, lookup_behaviour)
     lines = found.out.splitlines()
-    assert lines[0].split() == ["behaviour", "accuracy", "95", "%", "top-1", "logit", "difference",
-                                "n"]  # fmt: skip
+    assert lines[0].split() == ["behaviour", "accuracy", "95", "%", "top-1", "95", "%", "logit",
+                                "difference,", "nats", "n"]  # fmt: skip
     assert lines[1].split()[1:4] == ["1.000", "[0.758,", "1.000]"]
     assert lines[3:5] == ["clean    <eot> k0 is -> v0", "corrupt  <eot> k11 is -> v11"]
     assert lines[-1] == "and 8 more"

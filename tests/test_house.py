@@ -100,6 +100,7 @@ REFUSALS = {
     "train/cli/options.py page_file": "a file that is no page or figure",
     "interp/cli/probe.py _task_file": "a file that is missing",
     "train/cli/options.py readable": "a file that is missing",
+    "train/cli/options.py result_of": "a file of another command",
     "train/cli/ranks.py _raise_failure": "a process that ended",
     "train/cli/ranks.py start_ranks": "more processes than were started by torchrun",
     "train/cli/recipes.py parsed_settings": "a setting without a value, or given twice",

@@ -18,6 +18,7 @@ The number is the exit code of the `openbook` command.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 from train.progress import visible
 
@@ -38,6 +39,7 @@ __all__ = [
     "UnequalRanksError",
     "is_out_of_memory",
     "nearest",
+    "nearest_path",
 ]
 
 
@@ -149,3 +151,47 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return ", did you mean " + " or ".join(repr(one) for one in close) + "?"
     shown = ", ".join(known[:8])
     return f"; known are {shown}" + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+
+
+def nearest_path(path: str | Path, *markers: str) -> str:
+    """Return the end of an error message about a path at which nothing fitting lies.
+
+    Of a path that does not exist, it names a similar one, or the nearest folder that exists and
+    what it holds. Of a folder, it names those inside it that hold one of the files `markers`.
+
+    Examples:
+        >>> from train.errors import nearest_path
+        >>> (folder / "released" / "run").mkdir(parents=True)
+        >>> nearest_path(folder / "releasd" / "run").endswith("released/run?")
+        True
+    """
+    try:
+        return _nearest_path(Path(path), markers)
+    except OSError:  # a folder that may not be listed, or a name too long for the system
+        return ""
+
+
+def _nearest_path(path: Path, markers: tuple[str, ...]) -> str:
+    if path.is_dir():
+        fitting = [one for one in _listed(path) if any((one / mark).is_file() for mark in markers)]
+        return f"; {_some(map(str, fitting))} inside it would do" if fitting else ""
+    if path.exists():
+        return ""
+    above = next(one for one in path.parents if one.exists())
+    missing, *rest = path.relative_to(above).parts
+    inside = [one for one in _listed(above) if not one.name.startswith(".")]
+    for name in get_close_matches(missing, [one.name for one in inside], n=1):
+        meant = above.joinpath(name, *rest)
+        return f", did you mean {meant if meant.exists() else above / name}?"
+    holds = _some([one.name for one in inside if one.is_dir()] or [one.name for one in inside])
+    where = "this folder" if above == Path() else str(above)
+    return f"; {where} exists and holds {holds or 'nothing'}"
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _some(names: Iterable[str], n: int = 6) -> str:
+    names = list(names)
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

@@ -19,16 +19,18 @@ if TYPE_CHECKING:
         StageChange,
         across_stages,
     )
+    from data_attribution.attribution.method_names import FUSED, refuse_unknown_method
     from data_attribution.attribution.methods import (
         BM25,
         DEFAULT,
-        FUSED,
         NAMED,
         Gradient,
         Lexical,
         Method,
         Replay,
+        default_methods,
         parse,
+        spelled,
     )
     from data_attribution.attribution.passages import excerpt
     from data_attribution.attribution.sources import GRADES, Effect, Source, Sources
@@ -51,12 +53,15 @@ __all__ = [
     "StageChange",
     "across_stages",
     "choose_methods",
+    "default_methods",
     "documents",
     "excerpt",
     "fuse",
     "make_request",
     "parse",
     "rank_many",
+    "refuse_unknown_method",
+    "spelled",
 ]
 
 __getattr__ = names_on_first_use(__name__, __file__)

@@ -25,7 +25,15 @@ import torch
 
 from data_attribution import queries, token_index
 from data_attribution.attribution import fusion, passages
-from data_attribution.attribution.methods import DEFAULT, FUSED, Gradient, Method, parse
+from data_attribution.attribution.method_names import FUSED
+from data_attribution.attribution.methods import (
+    DEFAULT,
+    Gradient,
+    Method,
+    default_methods,
+    parse,
+    spelled,
+)
 from data_attribution.attribution.passages import Cited
 from data_attribution.attribution.sources import GRADES, Sources
 from data_attribution.errors import EvidenceError
@@ -35,6 +43,7 @@ from data_attribution.request import Candidates, Request
 from data_attribution.token_index import TokenIndex
 from interp.behaviours import Behaviour
 from interp.metrics import MetricLike
+from train import storage
 from train.data import near_duplicates
 from train.progress import Progress
 from train.runs import ReadableRun, Run
@@ -59,7 +68,7 @@ def documents(
     *,
     query: Query | None = None,
     metric: MetricLike = None,
-    methods: str | Sequence[Method] = FUSED,
+    methods: str | Sequence[Method] | None = None,
     limit: int = 50,
     candidates: Candidates = None,
     fold: bool = True,
@@ -71,12 +80,14 @@ def documents(
     Args:
         target: A text, or a behaviour.
         query: Query that gradients follow instead of the target, as `component_queries` makes it.
-            Words are still those of the target; without a target, `fused` leaves the word-based
-            methods out and says so.
+            Words are still those of the target; without a target, the default and `fused` leave the
+            word-based methods out and say so.
         metric: Metric of the behaviour, as an object, a name or a function of the behaviour; None
             for its logit difference.
         methods: `[Lexical(), Gradient(within=["L0.mlp"])]`, or a name such as "replay",
             "lexical+gradient" or "gradient:kind=cosine" (see `parse`); several methods are fused.
+            None: `default_methods`, which are "fused" if the run's last checkpoint has its
+            optimizer.
         limit: Largest number of sources returned.
         candidates: Documents to rank; default: any.
         fold: Fold duplicates and near-duplicates into the source with the best rank.
@@ -124,9 +135,19 @@ def documents(
         fold=fold,
         near=near_duplicates(run.store, head, among=head),
     )
-    all_methods = choose_methods(methods, run) if isinstance(methods, str) else used
+    named = methods is None or isinstance(methods, str)
+    all_methods = choose_methods(methods, run) if named else used
     left_out = [method.name for method in all_methods if method.name not in names]
     about = _provenance(request, used, ranking, evidence, cited) | {"left out": left_out}
+    about["asked"] = {"methods": spelled(used), "limit": limit, "seed": seed}
+    if isinstance(target, Behaviour):
+        about["asked"]["behaviour"] = target.sha256
+    elif target is not None:
+        about["asked"]["text"] = target
+    if query is not None:
+        about["asked"]["query"] = query.name
+    if methods is None and (reason := default_methods(run, words=target is not None)[1]):
+        about["instead of fused"] = reason
     follows = any(method.needs_weights for method in used)
     if isinstance(target, Behaviour) and follows and query is None:
         about["metric"] = request.query.metric.name
@@ -138,7 +159,7 @@ def rank_many(
     run: Run | ReadableRun,
     targets: Sequence[str | Behaviour | Query],
     *,
-    methods: str | Sequence[Method] = FUSED,
+    methods: str | Sequence[Method] | None = None,
     candidates: Candidates = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -149,8 +170,8 @@ def rank_many(
     never read are not left out yet, and copies are not folded.
 
     Args:
-        targets: Texts, behaviours, or queries. A query has no words: if there is one, `fused`
-            leaves the word-based methods out for all targets.
+        targets: Texts, behaviours, or queries. A query has no words: if there is one, the default
+            and `fused` leave the word-based methods out for all targets.
         methods: Methods, as in `documents`.
         candidates: Documents to rank, the same for every target; default: any.
         seed: Random seed.
@@ -203,7 +224,7 @@ def _rankings(requests: Sequence[Request], methods: Sequence[Method]) -> list[di
     ]
 
 
-def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
+def _label(methods: str | Sequence[Method] | None, names: Sequence[str]) -> str:
     """Return the requested name of the evidence if all its methods answered, else their names.
 
     A name with options is replaced by those of the methods.
@@ -215,9 +236,9 @@ def _label(methods: str | Sequence[Method], names: Sequence[str]) -> str:
 
 
 def choose_methods(
-    methods: str | Sequence[Method], run: Run | ReadableRun, *, words: bool = True
+    methods: str | Sequence[Method] | None, run: Run | ReadableRun, *, words: bool = True
 ) -> tuple[Method, ...]:
-    """Return the methods to use: the given ones, or those that a name stands for.
+    """Return the methods to use: the given ones, those of a name, or None: `default_methods`.
 
     Args:
         words: True if the target has words.
@@ -230,7 +251,9 @@ def choose_methods(
         >>> attribution.choose_methods("lexical", run)
         (Lexical(),)
     """
-    if isinstance(methods, str):
+    if methods is None:
+        used, _ = default_methods(run, words=words)
+    elif isinstance(methods, str):
         used = parse(methods, words=words, weights=isinstance(run, Run))
     else:
         used = tuple(methods)
@@ -309,7 +332,7 @@ def _provenance(
     ranking: Ranking,
     evidence: Mapping[str, Ranking],
     cited: Cited,
-) -> dict[str, object]:
+) -> storage.JsonObject:
     """Return the provenance: run, store, index, formula, and the details of each method."""
     run = request.run
     within = next((method.components for method in methods if isinstance(method, Gradient)), None)

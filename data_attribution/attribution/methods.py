@@ -6,26 +6,41 @@
     Replay()     exact influence, by differentiating training (`data_attribution.metagradients`)
 
 `parse("lexical+gradient:rank=8")` returns the same objects, with the options in the name, and
-`parse("fused")` those of `DEFAULT` that can answer the query.
+`parse("fused")` those of `DEFAULT` that can answer the query; `spelled` is the inverse.
+`default_methods(run)` returns those of `DEFAULT`, with gradients that the run can compare.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from data_attribution import gradients, lexical, metagradients
+from data_attribution.attribution import method_names
+from data_attribution.attribution.method_names import FUSED
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import GradientOptions
 from data_attribution.metagradients import ReplayOptions
 from data_attribution.ranking import Ranking
 from data_attribution.request import Request
 from interp.patching import Effects
-from train.errors import nearest
+from train.runs import ReadableRun, Run
 from train.short_repr import short_repr
 
 
-__all__ = ["BM25", "DEFAULT", "FUSED", "NAMED", "Gradient", "Lexical", "Method", "Replay", "parse"]
+__all__ = [
+    "BM25",
+    "DEFAULT",
+    "FUSED",
+    "NAMED",
+    "Gradient",
+    "Lexical",
+    "Method",
+    "Replay",
+    "default_methods",
+    "parse",
+    "spelled",
+]
 
 
 @runtime_checkable
@@ -184,7 +199,6 @@ class Replay:
         return metagradients.rank_by_replay(requests, window=self.options)
 
 
-FUSED = "fused"
 NAMED: dict[str, Method] = {
     "lexical": Lexical(),
     "bm25": BM25(),
@@ -192,13 +206,10 @@ NAMED: dict[str, Method] = {
     "replay": Replay(),
 }
 DEFAULT = ("lexical", "gradient")
-
-
-# Options that a name may carry, and how each is read from text.
-READERS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "gradient": {"kind": str, "rank": int, "damping": float, "within": str},
-    "replay": {"steps": int, "scratch": Path},
-}
+# Without Adam's second moments: fused with words, curvature found the most statements of the three
+# kinds that need none (`benchmarks/attribution_recall.py --kind`).
+WITHOUT_MOMENTS = "curvature"
+OF_PREFERENCES = "cosine"  # the curvature of preferences is not estimated
 
 
 def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Method, ...]:
@@ -222,42 +233,76 @@ def parse(name: str, *, words: bool = True, weights: bool = True) -> tuple[Metho
         ['lexical', 'gradient']
     """
     methods: list[Method] = []
-    for part in map(str.strip, name.split("+")):
-        method, colon, options = part.partition(":")
-        if part == FUSED:
+    for method, options in method_names.read_names(name):
+        if method == FUSED:
             methods += _fusible(words, weights)
-        elif method in NAMED:
-            methods.append(_with_options(NAMED[method], options) if colon else NAMED[method])
-        elif method == FUSED:
-            raise EvidenceError(
-                f"{part!r}: give options to the methods, lexical+gradient:{options}"
-            )
         else:
-            known = nearest(method, (*NAMED, FUSED))
-            raise EvidenceError(f"no evidence is called {method!r}{known}")
+            methods.append(_with_options(NAMED[method], options) if options else NAMED[method])
     return tuple({id(one): one for one in methods}.values())  # "fused+lexical" has lexical once
 
 
-def _with_options(method: Method, text: str) -> Method:
-    """Return the method with the options of a text such as "kind=cosine,rank=8"."""
-    readers = READERS.get(method.name, {})
-    values: dict[str, Any] = {}
-    components: list[str] = []
-    for part in text.split(","):
-        option, _, value = part.partition("=")
-        if option not in readers or not value:
-            known = ", ".join(f"{one}=..." for one in readers) or "none"
-            raise EvidenceError(
-                f"{method.name} evidence has no option {part!r}; its options are {known}"
-            )
-        try:
-            values[option] = readers[option](value)
-        except ValueError:
-            raise EvidenceError(f"{part!r} gives no number; write {option}=8") from None
-        if option == "within":
-            components.append(value)
-    if components:
-        values["within"] = _components(components)
+def spelled(methods: Sequence[Method]) -> str:
+    """Return the name that `parse` reads as these methods.
+
+    Options that no name can carry, such as `log_odds`, are left out.
+
+    Examples:
+        >>> attribution.spelled([attribution.Lexical(), attribution.Gradient(kind="cosine")])
+        'lexical+gradient:kind=cosine'
+    """
+    return "+".join(map(_spelled, methods))
+
+
+def _spelled(method: Method) -> str:
+    plain = NAMED.get(method.name)
+    options = []
+    for name in method_names.READERS.get(method.name, {}):
+        value = getattr(method, name)
+        if name == "within" and isinstance(method, Gradient):
+            options += [f"within={one}" for one in method.components or ()]
+        elif value != getattr(plain, name):
+            options.append(f"{name}={value}")
+    return f"{method.name}:{','.join(options)}" if options else method.name
+
+
+def default_methods(
+    run: Run | ReadableRun, *, words: bool = True
+) -> tuple[tuple[Method, ...], str]:
+    """Return the methods that are used where none is named, and why they are not those of `fused`.
+
+    Those of `fused` compare gradients as the run's optimizer scales them. Where the last checkpoint
+    has no second moments of gradients, they are compared in the metric of the loss's curvature
+    instead, or by cosine if the run was tuned on preferences.
+
+    Args:
+        words: True if the target has words.
+
+    Returns:
+        The methods, and the reason; "" if they are those of `fused`.
+
+    Raises:
+        EvidenceError: No method of `fused` can answer.
+
+    Examples:
+        >>> methods, reason = attribution.default_methods(run)
+        >>> attribution.spelled(methods)
+        'lexical+gradient:kind=curvature'
+        >>> reason
+        'the checkpoint at step 2100 holds no second moments of gradients'
+    """
+    methods = _fusible(words, isinstance(run, Run))
+    if not isinstance(run, Run) or not (reason := gradients.missing_moments(run)):
+        return tuple(methods), ""
+    kind = OF_PREFERENCES if run.store.tuning == "preferences" else WITHOUT_MOMENTS
+    chosen = [Gradient(kind=kind) if isinstance(one, Gradient) else one for one in methods]
+    return tuple(chosen), reason
+
+
+def _with_options(method: Method, options: Mapping[str, list[Any]]) -> Method:
+    """Return the method with options; of one that is given twice, the last value counts."""
+    values = {name: given[-1] for name, given in options.items()}
+    if "within" in options:
+        values["within"] = _components(options["within"])
     # Methods are dataclasses: an option that is not given keeps its default.
     return replace(method, **values)  # type: ignore[type-var]
 

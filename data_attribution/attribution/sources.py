@@ -187,7 +187,7 @@ class Sources:
         if replay := self.provenance.get("replay"):
             return f"change of the query in {replay.get('unit', 'its unit')} a unit of the weight"
         kind = (self.provenance.get("gradient") or {}).get("kind")
-        if kind and "cosine" in kind:
+        if kind and ("cosine" in kind or kind == "curvature"):
             return "cosine of gradients, -1 to 1"
         return "dot product of gradients, comparable within this ranking only" if kind else ""
 
@@ -248,9 +248,8 @@ class Sources:
         content = storage.read_sealed(Path(path))
         if content.get("kind") != KIND or content.get("schema") not in READS:
             raise EvidenceError(
-                f"{path} holds {content.get('kind')!r:.40}, schema {content.get('schema')!r:.40}; "
-                f"{KIND!r}, schema {SCHEMA} was expected, as `openbook trace documents --out` "
-                "writes it"
+                f"{path} holds {storage.held_kind(content)}; {KIND!r}, version {SCHEMA} was "
+                "expected, as `openbook trace documents --out` writes it"
             )
         storage.check_shape(content, SHAPE, path)
         with storage.reading(path):

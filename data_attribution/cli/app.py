@@ -39,7 +39,7 @@ from interp.cli.cache import cache
 from interp.cli.circuit import circuit_command, faithfulness_command
 from interp.cli.emergence import emergence_command
 from interp.cli.estimate import estimate_command
-from interp.cli.generate import generate_command
+from interp.cli.generate import GenerateCommand, generate_command
 from interp.cli.heads import detect_command
 from interp.cli.ladder import ladder_command
 from interp.cli.lens import decompose_command, lens
@@ -206,7 +206,7 @@ app.add_typer(run, name="run")
 app.command("chain")(chain_command)
 app.command("ensemble")(ensemble_command)
 app.add_typer(tune, name="tune")
-app.command("generate")(generate_command)
+app.command("generate", cls=GenerateCommand)(generate_command)
 app.command("behaviours")(behaviours_command)
 app.command("patch")(patch_command)
 app.command("paths")(paths_command)

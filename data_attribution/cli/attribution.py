@@ -36,13 +36,14 @@ def evaluate_command(
         ),
     ] = None,
     patched: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--tail-patch",
             min=0,
-            help="Facts per kind for tail patching (one gradient step per document); 0 skips it.",
+            help="Facts per kind for tail patching (one gradient step per document); 0 skips it; "
+            "default: 6, or 0 if RUN keeps no state of its optimizer.",
         ),
-    ] = 6,
+    ] = None,
     replayed: Annotated[
         int,
         typer.Option(
@@ -80,10 +81,12 @@ def evaluate_command(
     seed: Seed = 0,
 ) -> None:
     """Evaluate every attribution method on planted facts of RUN, with n and 95 % intervals."""
-    from data_attribution import evaluation
+    from data_attribution import evaluation, gradients
     from train import progress
 
     opened = source.open()
+    if reason := gradients.missing_moments(opened):
+        typer.echo(f"gradients are not compared in Adam's metric: {reason}", err=True)
     asked = evaluation.EvaluationOptions(
         n=facts,
         k=k,

@@ -7,10 +7,11 @@ import typer
 
 from data_attribution.cli import formatting
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
-from train.cli.options import RunOptions, option_groups, readable
+from train.cli.options import WRITERS, RunOptions, option_groups, result_of
 from train.cli.output import Output
 
 
+RANKINGS = WRITERS["sources"]  # commands that rank documents
 TOP = 50
 EXPOSURES = "16"
 FORGET_CONTROLS = 3
@@ -28,7 +29,7 @@ def _documents(named: list[str]) -> list[str]:
     """Raise an error for a name that is neither a number nor a file."""
     for name in named:
         if not name.isdecimal():
-            readable(Path(name))
+            result_of(*RANKINGS)(Path(name))
     return named
 
 

@@ -1,20 +1,26 @@
 """Text output of the commands: lines for hits, sources, spans and retrained runs."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
+import typer
+
 from data_attribution import report
-from train.progress import count
+from train.progress import count, duration
 
 
 if TYPE_CHECKING:
-    from data_attribution.attribution import LineageSources, Source, Sources
+    from data_attribution.attribution import LineageSources, Method, Source, Sources
     from data_attribution.counterfactuals import EffectSize
+    from data_attribution.gradients import StoreSize
     from data_attribution.token_index import Hit, Span, TokenIndex
     from data_attribution.tracing import Exposure, Generation
     from train import storage
     from train.runs import Run
 
 __all__ = [
+    "announce_cost",
+    "announce_default",
     "counterfactual_lines",
     "effect_text",
     "exposure_lines",
@@ -52,7 +58,27 @@ class ExposureRow(TypedDict):
     curve: list[dict[str, float]]
 
 
+LONG = 5.0  # seconds from which on the time that gradients take is announced
 LOGITS = "logit difference"  # the metric of a behaviour unless another is named
+
+
+def announce_default(methods: "Sequence[Method]", reason: str) -> None:
+    """Say on stderr which methods are used by default if they are not those of `fused`, and why."""
+    if reason:
+        from data_attribution import attribution
+
+        used = attribution.spelled(methods)
+        typer.echo(f"no method was named, so {used} is used: {reason}", err=True)
+
+
+def announce_cost(cost: "StoreSize | None") -> None:
+    """Say on stderr how long gradients will take if that is more than some seconds."""
+    if cost is not None and cost.seconds > LONG:
+        typer.echo(
+            f"gradients of at most {count(cost.documents, 'document')}: about "
+            f"{duration(cost.seconds)} ({count(cost.sampled, 'document')} timed)",
+            err=True,
+        )
 
 
 def hit_row(opened: "TokenIndex", hit: "Hit", read_by: "Run | None") -> "HitRow":

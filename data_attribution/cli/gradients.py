@@ -20,7 +20,7 @@ gradient_commands = typer.Typer(
 )
 
 # Defaults. `trace documents` uses a gradient store only if it has the same options.
-RANK, METRIC, LOG_ODDS = 32, "adam", 0.01
+RANK, LOG_ODDS = 32, 0.01
 
 Within = Annotated[
     list[str] | None,
@@ -50,12 +50,12 @@ def gradients_build(
     within: Within = None,
     rank: Rank = RANK,
     metric: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Scale of the gradients. adam: as the run's optimizer scales them. plain: as they "
-            "are."
+            "are. Default: adam, or plain if the checkpoint keeps no state of its optimizer."
         ),
-    ] = METRIC,
+    ] = None,
     log_odds: Annotated[
         float,
         typer.Option(
@@ -80,6 +80,8 @@ def gradients_build(
     from train import progress
 
     opened = source.open()
+    if metric is None and (reason := gradients.missing_moments(opened, step=step)):
+        typer.echo(f"no metric was named, so plain is used: {reason}", err=True)
     plan = _plan(opened, step, within, rank)
     typer.echo(str(plan), err=True)
     with progress.bar("collecting") as advance:

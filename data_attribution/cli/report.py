@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from data_attribution.cli.counterfactual import RANKINGS
+from data_attribution.cli.trace import known_method
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
-from train.cli.options import Json, RunOptions, option_groups, page_file, readable
+from train.cli.options import Json, RunOptions, option_groups, page_file, result_of
 from train.progress import visible
 
 
@@ -24,7 +26,7 @@ def report_command(
     sources: Annotated[
         Path | None,
         typer.Option(
-            callback=readable,
+            callback=result_of(*RANKINGS),
             help="Ranking to show: a file of `openbook trace documents --out`; default: documents "
             "are ranked by --method.",
         ),
@@ -32,14 +34,15 @@ def report_command(
     method: Annotated[
         str,
         typer.Option(
-            help="Evidence to rank documents by, as in `openbook trace documents --method`."
+            callback=known_method,
+            help="Evidence to rank documents by, as in `openbook trace documents --method`.",
         ),
     ] = "lexical",
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of documents to list.")] = 20,
     proof: Annotated[
         Path | None,
         typer.Option(
-            callback=readable,
+            callback=result_of("counterfactual", "forget"),
             help="Result to show as the proof: a file of `openbook counterfactual --out` or "
             "`openbook forget --out`; default: retrained runs in counterfactuals inside RUN that "
             "removed the first document.",
@@ -70,9 +73,12 @@ def report_command(
     """
     import json
 
+    from interp import behaviours
+
+    for name in (behaviour, *(unrelated or ())):
+        behaviours.refuse_unknown_name(name, source.path, source.store)
     from data_attribution import report
     from data_attribution.attribution import Sources
-    from interp import behaviours
     from train import progress
 
     opened = source.open()

@@ -1,5 +1,6 @@
 """The commands `openbook trace ...`: trace a behaviour, head or text to where it comes from."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,14 @@ from data_attribution.cli.counterfactual import CONTROLS
 from data_attribution.errors import EvidenceError
 from interp.cli.options import PROMPTS, Named, Prompts, Seed
 from interp.cli.trace import trace_components_command
-from train.cli.options import CommandGroup, RunOptions, option_groups, page_file
+from train.cli.options import (
+    WRITERS,
+    CommandGroup,
+    RunOptions,
+    option_groups,
+    page_file,
+    result_of,
+)
 from train.cli.output import Output
 
 
@@ -33,6 +41,18 @@ trace.command("components")(trace_components_command)
 LARGEST = 64 << 20  # bytes: the largest file of `trace text`
 HOLDERS = 3  # documents per span of a sentence on the HTML page
 
+
+def known_method(name: str | None) -> str | None:
+    """Return the name of methods; raise an error, before torch is imported, if there is none."""
+    if name is not None:
+        from data_attribution import attribution
+
+        attribution.refuse_unknown_method(name)
+        for file in re.findall(r"within=([^,+]+\.json)", name):
+            result_of(*WRITERS["openbook.effects"])(Path(file))
+    return name
+
+
 Page = Annotated[
     Path | None, typer.Option(callback=page_file, help="Also write an HTML page to this file.")
 ]
@@ -52,17 +72,19 @@ class RankingOptions:
     """Options of the commands that rank documents."""
 
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
+            callback=known_method,
             help="Evidence to rank by: lexical, bm25, gradient, replay or fused; join several with "
-            "+, e.g. lexical+replay. Options stand behind the name, as in "
+            "+, e.g. lexical+replay; default: fused, whose gradients are of kind curvature if RUN "
+            "keeps no state of its optimizer. Options stand behind the name, as in "
             "gradient:kind=cosine,rank=8. Options of gradient: kind (adam, adam-cosine, cosine, "
             "dot or curvature), rank of the random projections (32), damping of curvature (0.1), "
             "within (component whose gradients count, e.g. L0.mlp; may be repeated, or a file of "
             "`openbook patch --out`). Options of replay: steps (number of last training steps to "
-            "go back through; one epoch, at most 1000), scratch (folder for training states)."
+            "go back through; one epoch, at most 1000), scratch (folder for training states).",
         ),
-    ] = "fused"
+    ] = None
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of documents to list.")] = 20
     prove: Annotated[
         int | None,
@@ -300,6 +322,7 @@ def _ranked(
     from data_attribution import attribution, counterfactuals
     from train import progress
 
+    _announce(opened, options.method, words=target is not None)
     with progress.bar("tracing") as advance:
         sources = attribution.documents(
             opened,
@@ -319,6 +342,19 @@ def _ranked(
                 opened, goal, sources, top=options.prove or 1, controls=controls, progress=advance
             )
     return sources, {"run": opened, "counterfactual": proof}
+
+
+def _announce(opened: "Run", name: str | None, *, words: bool) -> None:
+    """Say on stderr which evidence is used if none is named, and how long gradients will take."""
+    from data_attribution import attribution, gradients
+
+    methods = attribution.choose_methods(name, opened, words=words)
+    if name is None:
+        formatting.announce_default(*attribution.default_methods(opened, words=words))
+    for method in methods:
+        if isinstance(method, attribution.Gradient):
+            cost = gradients.ranking_cost(opened, within=method.components, how=method.options)
+            formatting.announce_cost(cost)
 
 
 def _emit(

@@ -19,7 +19,7 @@ steps read (`scope`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -62,6 +62,7 @@ __all__ = ["EvaluationOptions", "evaluate", "localised", "rankings_by_method"]
 
 # Largest number of documents used of a ranking; facts are stated 128 times at most.
 DEPTH = 200
+PATCHED = 6  # facts of each kind for the tail patch
 PLACES = 5  # number of components that localised gradients are restricted to
 COLUMNS = ("first_n", "distinct_texts", "recall", "reciprocal_rank")
 TITLES = {
@@ -87,7 +88,9 @@ class EvaluationOptions:
         replayed: Number of facts of each kind for which replay is computed. The most stated ones
             are used, because few steps read documents of the others. Each costs about three times
             the training of `steps`.
-        patched: Number of facts of each kind for the tail patch; 0 skips it.
+        kind: Kind of comparison of gradients; None: that of `attribution.default_methods`.
+        patched: Number of facts of each kind for the tail patch; 0 skips it. None: `PATCHED`, or 0
+            if the last checkpoint has no optimizer.
         removal: Number of random controls for the removal of the first k; 0 skips it.
         unrelated: Behaviours that the removal should leave unchanged.
         subsets: Number of random subsets for the LDS; 0 skips it.
@@ -102,7 +105,8 @@ class EvaluationOptions:
     each: int = 300
     unselected: bool = False
     replayed: int = 0
-    patched: int = 6
+    patched: int | None = None
+    kind: str | None = None
     removal: int = 0
     unrelated: tuple[str, ...] = ("ioi", "induction")
     subsets: int = 0
@@ -132,6 +136,9 @@ def evaluate(
         IndexMissing: The run's token store has no index.
     """
     options = options or EvaluationOptions()
+    if options.patched is None:
+        resumable = run.saved_at(None).resumable
+        options = replace(options, patched=PATCHED if resumable else 0)
     cases = facts.planted_facts(run, n=options.n, least=options.least, seed=options.seed)
     # Checked before anything expensive, because it depends on the truth table alone.
     removable = _removable(cases, options.k) if options.removal else []
@@ -145,6 +152,7 @@ def evaluate(
         within=names,
         replayed=scope.most_stated(cases, options.replayed),
         steps=options.steps,
+        kind=options.kind,
         seed=options.seed,
         progress=progress,
     )
@@ -182,6 +190,7 @@ def rankings_by_method(
     within: Sequence[str] = (),
     replayed: Sequence[FactCase] = (),
     steps: int | None = None,
+    kind: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, CaseRankings]:
@@ -199,6 +208,7 @@ def rankings_by_method(
         replayed: Facts for which replay is computed too; each costs about three times the training
             of `steps`.
         steps: Number of last steps that replay covers; None: one epoch, at most 1000.
+        kind: Kind of comparison of gradients; None: that of `attribution.default_methods`.
         seed: Seed of the projections.
     """
 
@@ -225,9 +235,9 @@ def rankings_by_method(
         "bm25": ranked(attribution.BM25()),
         "lexical": ranked(attribution.Lexical()),
     }
-    by_gradients = {"gradient": attribution.Gradient()}
+    by_gradients = {"gradient": _gradient(run, kind)}
     if within:
-        by_gradients["localised"] = attribution.Gradient(within=tuple(within))
+        by_gradients["localised"] = replace(by_gradients["gradient"], within=tuple(within))
     for name, method in by_gradients.items():
         rankings[name] = ranked(method, candidates=candidates)
         if unselected:
@@ -242,6 +252,13 @@ def rankings_by_method(
     }
     rankings["fused"] = CaseRankings(fused, sum(one.seconds for one in parts.values()))
     return rankings
+
+
+def _gradient(run: Run, kind: str | None) -> attribution.Gradient:
+    if kind is not None:
+        return attribution.Gradient(kind=kind)
+    methods, _ = attribution.default_methods(run, words=False)
+    return next(one for one in methods if isinstance(one, attribution.Gradient))
 
 
 def localised(

@@ -7,6 +7,8 @@ from train.front_door import names_on_first_use
 
 if TYPE_CHECKING:
     from data_attribution.gradients.features import document_features, query_features
+    from data_attribution.gradients.kinds import refuse_unknown_kind
+    from data_attribution.gradients.preconditioner import missing_moments
     from data_attribution.gradients.similarity import (
         DEFAULT,
         Collected,
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
         collect,
         products,
         rank_by_gradients,
+        ranking_cost,
     )
     from data_attribution.gradients.store import (
         GRADIENT_FOLDER,
@@ -37,11 +40,14 @@ __all__ = [
     "build_gradient_store",
     "collect",
     "document_features",
+    "missing_moments",
     "open_gradient_store",
     "plan_gradient_store",
     "products",
     "query_features",
     "rank_by_gradients",
+    "ranking_cost",
+    "refuse_unknown_kind",
     "select_weights",
     "trained_documents",
     "verify_gradient_store",

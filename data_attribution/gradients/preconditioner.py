@@ -37,7 +37,16 @@ from train.runs import Run
 from train.short_repr import short_repr
 
 
-__all__ = ["DAMPING", "Curvature", "adam", "curvature", "factored", "refuse_muon"]
+__all__ = [
+    "DAMPING",
+    "Curvature",
+    "adam",
+    "curvature",
+    "factored",
+    "missing_moments",
+    "refuse_missing_moments",
+    "refuse_muon",
+]
 
 DAMPING = 0.1
 
@@ -130,21 +139,55 @@ def adam(run: Run, selection: Selection, *, step: int | None = None) -> dict[str
         EvidenceError: The checkpoint kept no optimizer, no step had been made yet, or the optimizer
             is Muon.
     """
-    refuse_muon(run)
+    refuse_missing_moments(run, step=step)
     saved = run.saved_at(step)
-    if not saved.resumable or not saved.step:
-        kept = [one.step for one in run.saved if one.resumable and one.step]
-        raise EvidenceError(
-            f"the checkpoint at step {saved.step} holds no second moments of gradients; those at "
-            f"{', '.join(map(str, kept)) or 'no step'} do; take gradient:kind=cosine, which needs "
-            "none, or --method lexical"
-        )
     state = runs.read_tensors(run.path, saved, "optimizer.safetensors")
     tie, decay, eps = run.recipe.model.tie, run.recipe.beta2, run.recipe.eps
     return {
         site.name: factored(_moments(state, site, tie) / (1 - decay**saved.step), eps)
         for site in selection.sites
     }
+
+
+def missing_moments(run: Run, *, step: int | None = None) -> str:
+    """Return why a checkpoint holds no second moments of gradients; "" if it holds them.
+
+    Args:
+        step: Step of the checkpoint; None: the last.
+
+    Examples:
+        >>> gradients.missing_moments(run)
+        'the checkpoint at step 2100 holds no second moments of gradients'
+    """
+    if run.recipe.optimizer != "adamw":
+        return (
+            f"the run was trained with {run.recipe.optimizer}, which keeps no second moments of "
+            "gradients"
+        )
+    saved = run.saved_at(step)
+    if saved.resumable and saved.step:
+        return ""
+    return f"the checkpoint at step {saved.step} holds no second moments of gradients"
+
+
+def refuse_missing_moments(run: Run, *, step: int | None = None) -> None:
+    """Raise an EvidenceError if a checkpoint holds no second moments of gradients.
+
+    Examples:
+        >>> from data_attribution.gradients import preconditioner
+        >>> preconditioner.refuse_missing_moments(run)
+        Traceback (most recent call last):
+            ...
+        data_attribution.errors.EvidenceError: the checkpoint at step 2100 holds no second moments \
+of gradients; those at no step do; name no method, or take gradient:kind=curvature, which needs none
+    """
+    refuse_muon(run)
+    if missing := missing_moments(run, step=step):
+        kept = [one.step for one in run.saved if one.resumable and one.step]
+        raise EvidenceError(
+            f"{missing}; those at {', '.join(map(str, kept)) or 'no step'} do; name no method, or "
+            "take gradient:kind=curvature, which needs none"
+        )
 
 
 def refuse_muon(run: Run) -> None:

@@ -59,13 +59,14 @@ from data_attribution import lexical
 from data_attribution.errors import EvidenceError
 from data_attribution.gradients import features, preconditioner, store, store_size, weight_selection
 from data_attribution.gradients.features import Features
+from data_attribution.gradients.kinds import refuse_unknown_kind
 from data_attribution.gradients.preconditioner import Curvature
 from data_attribution.gradients.store import GradientStore
+from data_attribution.gradients.store_size import StoreSize
 from data_attribution.gradients.weight_selection import Selection
 from data_attribution.queries import Query
 from data_attribution.ranking import Ranking, ranked
 from data_attribution.request import Request, run_and_seed
-from train.errors import nearest
 from train.model import GPT
 from train.progress import Progress
 from train.runs import Run
@@ -75,19 +76,18 @@ from train.statistics import Average, n_prompts, over_prompts
 
 __all__ = [
     "DEFAULT",
-    "KINDS",
     "Collected",
     "GradientOptions",
     "averaged",
     "collect",
     "products",
     "rank_by_gradients",
+    "ranking_cost",
     "stored",
 ]
 
 # Comparing: documents sampled to estimate curvature, and documents collected at a time.
 SAMPLE, PIECE = 2_000, 2_048
-KINDS = ("adam", "adam-cosine", "cosine", "curvature", "dot")
 
 # Comparing many queries: bytes of their prompts' gradients and scores that are held at a time.
 MEMORY = 2 << 30
@@ -129,11 +129,7 @@ class GradientOptions:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            known = nearest(self.kind, KINDS)
-            raise EvidenceError(
-                f"gradients are not compared by {self.kind!r}{known}; kinds are {', '.join(KINDS)}"
-            )
+        refuse_unknown_kind(self.kind)
         if self.rank < 1:
             raise EvidenceError(f"gradients are projected to rank 1 or more, not {self.rank}")
         if self.damping != preconditioner.DAMPING and self.kind != "curvature":
@@ -376,14 +372,18 @@ class _Moment:
     def _collected(self) -> Iterator[Features]:
         total = len(self.documents)
         for first in range(0, total, PIECE):
-            yield self._gradients(self.documents[first : first + PIECE])
-            if self.progress:
-                self.progress("gradients of documents", min(first + PIECE, total), total)
 
-    def _gradients(self, some: Int64[np.ndarray, " document"]) -> Features:
+            def tell(what: str, done: int, _: int | None, first: int = first) -> None:
+                if self.progress:
+                    self.progress("gradients of documents", first + done, total)
+
+            yield self._gradients(self.documents[first : first + PIECE], tell)
+            tell("", min(PIECE, total - first), None)
+
+    def _gradients(self, some: Int64[np.ndarray, " document"], progress: Progress) -> Features:
         if self.kept is not None and np.isin(some, self.kept.documents).all():
             return self.kept.features(some)
-        options = {**self._options, "log_odds": self.how.log_odds}
+        options = {**self._options, "log_odds": self.how.log_odds, "progress": progress}
         return features.document_features(
             self._model, self.run.store, some, self.selection, **options
         )
@@ -526,6 +526,36 @@ def rank_by_gradients(
         one if total is None else replace(one, details={**one.details, "drawn of": total})
         for one, total in zip(rankings, drawn_of, strict=True)
     ]
+
+
+def ranking_cost(
+    run: Run, *, within: tuple[str, ...] | None = None, how: GradientOptions = DEFAULT
+) -> StoreSize | None:
+    """Estimate the cost of `rank_by_gradients` for one request; None if the gradients are stored.
+
+    Loads the model and times the gradients of a sample of documents. Of a corpus from which words
+    choose candidates, as many are counted as are scored at most; those of the sample for
+    `curvature` are counted too.
+
+    Raises:
+        EvidenceError: A component has no weights, or a checkpoint has no moments for `adam`.
+
+    Examples:
+        >>> how = gradients.GradientOptions(kind="cosine", candidates=1000)
+        >>> gradients.ranking_cost(run, within=("L0.mlp",), how=how).documents
+        1000
+    """
+    selection = weight_selection.select_weights(run.config, within)
+    steps = how.steps or (run.steps[-1],)
+    for step in steps if how.metric == "adam" else ():
+        preconditioner.refuse_missing_moments(run, step=step)
+    if all(stored(run, selection, how, step) is not None for step in steps):
+        return None
+    trained = store.trained_documents(run)
+    n = min(len(trained), how.candidates) + (min(len(trained), SAMPLE) * (how.kind == "curvature"))
+    spread = trained[np.linspace(0, len(trained) - 1, n * len(steps)).astype(np.int64)]
+    model = run.load(steps[-1])
+    return store_size.plan_gradient_store(model, run.store, spread, selection, rank=how.rank)
 
 
 def _to_score(

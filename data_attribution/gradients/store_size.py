@@ -1,8 +1,9 @@
 """Cost estimate for collecting the gradients of many documents.
 
 Bytes are counted. Seconds are measured: documents from all over the corpus are collected as a
-sample, and time is assumed to grow with targets. Attention grows faster, so a corpus of long
-documents whose sample holds only short ones takes longer than estimated.
+sample (64, or 8 if these take over a second), and time is assumed to grow with targets. Attention
+grows faster, so a corpus of long documents whose sample holds only short ones takes longer than
+estimated.
 """
 
 import time
@@ -21,7 +22,8 @@ from train.progress import count
 
 __all__ = ["SAMPLE", "StoreSize", "numbers", "plan_gradient_store", "size"]
 
-SAMPLE = 64
+SAMPLE, FEW = 64, 8  # documents that are timed; only a few of them if these take long
+LONG = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def plan_gradient_store(
     *,
     rank: int = RANK,
 ) -> StoreSize:
-    """Count the bytes, and time a sample of documents.
+    """Count the bytes, and time a sample of documents: fewer if eight of them take over a second.
 
     Examples:
         >>> selection = gradients.select_weights(model.cfg)
@@ -73,11 +75,18 @@ def plan_gradient_store(
         (1000, 19318, 5651000)
     """
     targets = store.lengths[documents] + 1
-    some = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
-    features.document_features(model, store, documents[some[:1]], selection, rank=rank)
-    begin = time.perf_counter()
-    features.document_features(model, store, documents[some], selection, rank=rank)
-    seconds = (time.perf_counter() - begin) * float(targets.sum() / targets[some].sum())
+
+    def timed(n: int) -> tuple[Int64[np.ndarray, " some"], float]:
+        some = np.unique(np.linspace(0, len(documents) - 1, n).astype(np.int64))
+        begin = time.perf_counter()
+        features.document_features(model, store, documents[some], selection, rank=rank)
+        return some, time.perf_counter() - begin
+
+    timed(1)  # the first call of a process is slower
+    some, seconds = timed(FEW)
+    if seconds < LONG and len(documents) > FEW:
+        some, seconds = timed(SAMPLE)
+    seconds *= float(targets.sum() / targets[some].sum())
     return StoreSize(
         documents=len(documents),
         targets=int(targets.sum()),

@@ -66,13 +66,7 @@ def documents_panel(found: BehaviourResults) -> Panel:
         + "".join(_document(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
         + "</div></div>"
         + (f"<p>{len(sources) - CARDS} more are not shown.</p>" if len(sources) > CARDS else "")
-        + command(
-            found.command(
-                "trace documents",
-                f"--method {sources.method} --out sources.json",
-                traced=True,
-            )
-        )
+        + _command(found.ranking_command)
     )
     read = text.steps_line(first.steps[:3])
     if len(first.steps) > 3:
@@ -115,6 +109,12 @@ def _truth(found: BehaviourResults) -> str:
 
 def _label(one: Source, found: BehaviourResults) -> str:
     return found.labels.get(one.document, "neither")
+
+
+def _command(ranking: str) -> str:
+    if ranking:
+        return command(ranking)
+    return '<p class="small">The ranking does not say with which command it was made.</p>'
 
 
 def _badge(grade: str) -> str:

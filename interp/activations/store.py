@@ -351,7 +351,7 @@ def open_store(
         raise StoreError(f"there is no activation store at {path}; make one with `openbook cache`")
     manifest = storage.read_sealed(path / MANIFEST)
     if manifest.get("schema") != SCHEMA:
-        raise StoreError(f"{path}: is no {SCHEMA!r}, but {manifest.get('schema')!r}")
+        raise StoreError(f"{path}: is no {SCHEMA!r}, but {storage.held_kind(manifest)}")
     storage.check_shape(manifest, SHAPE, path / MANIFEST)
     if not manifest["finished"]:
         raise StoreError(

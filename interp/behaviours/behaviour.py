@@ -493,8 +493,8 @@ def read(path: str | Path) -> Behaviour:
     content = storage.read_sealed(Path(path))
     if content.get("schema") not in (SCHEMA, SCHEMA_OF_SEVERAL):
         raise BehaviourError(
-            f"{path}: holds {content.get('schema')!r}, a behaviour is {SCHEMA!r}; "
-            "write it with behaviour.save"
+            f"{path}: holds {storage.held_kind(content)}, a behaviour is {SCHEMA!r}, as "
+            "Behaviour.save writes it; rows of prompts may stand in a .jsonl, .csv or .tsv file"
         )
     storage.check_shape(content, SHAPE, path)
     for key in ("clean", "corrupt"):

@@ -315,7 +315,8 @@ def _behaviour(
         first = min(misfits)
         raise BehaviourError(
             f"{where}: {len(misfits)} of {count(len(rows), 'row')} cannot be used; row {first}: "
-            f"{misfits[first]}; change them, or use the others with from_table(..., skip=True)"
+            f"{misfits[first]}; change them or take them out of the rows (in Python, "
+            "`behaviours.from_table(..., skip=True)` leaves them out)"
         )
     if misfits:
         left_out = f"{len(misfits)} of {len(rows)} rows left out"

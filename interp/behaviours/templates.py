@@ -37,7 +37,7 @@ from interp.behaviours.induction import repeats
 from interp.errors import BehaviourError
 from train import storage
 from train.data import Tokenizer, TokenStore
-from train.errors import DamagedError, TokenizerError, nearest
+from train.errors import DamagedError, TokenizerError, nearest, nearest_path
 
 
 __all__ = ["load"]
@@ -85,7 +85,7 @@ def load(path: Path, source: object, *, n_prompts: int, seed: int) -> Behaviour:
 def _content(path: Path) -> storage.JsonObject:
     """Read a file, and check the keys and the types of its values."""
     if not path.is_file():
-        raise BehaviourError(f"{path}: there is no such file")
+        raise BehaviourError(f"{path}: there is no such file{nearest_path(path)}")
     try:
         content = storage.read_foreign_toml(path, most_bytes=MOST_BYTES)
     except DamagedError as error:

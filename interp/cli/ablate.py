@@ -18,7 +18,7 @@ from interp.cli.options import (
     provenance_line,
 )
 from interp.errors import InterpError
-from train.cli.options import choice, number, option_groups, readable
+from train.cli.options import WRITERS, choice, number, option_groups, result_of
 from train.progress import count
 
 
@@ -37,7 +37,7 @@ def _effects(path: Path | None) -> Path | None:
     """Raise an error if `path` is not a file; for a component's name, say which option takes it."""
     if path is not None and not path.exists() and "." not in path.name:
         raise InterpError(f"there is no file {path}; to name a component use --component {path}")
-    return readable(path)
+    return result_of(*WRITERS["openbook.effects"])(path)
 
 
 @option_groups
@@ -133,17 +133,29 @@ def _flat(sets: "Sequence[Component | str | list[str]]") -> "list[Component | st
     return [part for one in sets for part in (one if isinstance(one, list) else [one])]
 
 
+def _share(share: float, n: int) -> str:
+    """Return a share of n prompts with its 95 % interval."""
+    from train.statistics import wilson
+
+    low, high = wilson(share, n)
+    return f"{share:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def _text(found: "Ablation", top: int) -> str:
     lines = [
         f"{found.provenance.behaviour}: {found.standin} ablation, change of the {found.metric} in "
         f"{found.unit}, {count(found.n_prompts, 'prompt')}",
-        f"intact: {found.intact:.3f}, positive on {found.intact_accuracy:.2f} of the prompts",
+        f"intact: {found.intact:.3f} {found.unit}, positive on "
+        f"{_share(found.intact_accuracy, found.n_prompts)} of the prompts; intervals are 95 % "
+        "over prompts",
     ]
     for name in found.top(top):
         bounds = found.interval(name)
         shown = "[{:.3f}, {:.3f}]".format(*bounds) if bounds else "no interval"
         kept = float(found.accuracy[found.names.index(name)])
-        lines.append(f"{name:<16}  {found[name]:8.3f}  {shown}  positive on {kept:.2f}")
+        lines.append(
+            f"{name:<16}  {found[name]:8.3f}  {shown}  positive on {_share(kept, found.n_prompts)}"
+        )
     if len(found.names) > 1:
         lines.append(
             f"intervals hold for sets named beforehand, not for the largest of {len(found.names)}"

@@ -65,13 +65,22 @@ def _check_row(name: str, check: "Check") -> dict[str, object]:
 
 def _checks(checks: "dict[str, Check]") -> str:
     width = max([9, *map(len, checks)])
-    head = f"{'behaviour':<{width}}  accuracy        95 %       top-1  logit difference    n"
+    head = (
+        f"{'behaviour':<{width}}  accuracy        95 %       top-1        95 %       "
+        "logit difference, nats    n"
+    )
     rows = [
         f"{name:<{width}}  {one.accuracy:8.3f}  [{one.interval[0]:.3f}, {one.interval[1]:.3f}]"
-        f"  {one.top1:5.3f}  {one.score:16.3f}  {one.n:3}"
+        f"  {one.top1:5.3f}  {_wilson(one.top1, one.n)}  {one.score:22.3f}  {one.n:3}"
         for name, one in checks.items()
     ]
     return "\n".join([head, *rows])
+
+
+def _wilson(share: float, n: int) -> str:
+    from train.statistics import wilson
+
+    return "[{:.3f}, {:.3f}]".format(*wilson(share, n))
 
 
 def _prompts(behaviour: "Behaviour", tokenizer: "Tokenizer") -> str:

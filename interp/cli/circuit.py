@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from interp.cli.options import BehaviourOptions, MetricName, PlotOutput, Rows, provenance_line
-from train.cli.options import choice, number, option_groups, readable
+from train.cli.options import choice, number, option_groups, result_of
 from train.cli.output import Output
 from train.progress import count
 from train.storage import writable
@@ -109,7 +109,7 @@ def faithfulness_command(
         Path,
         typer.Argument(
             metavar="CIRCUIT",
-            callback=readable,
+            callback=result_of("circuit"),
             help="File of a circuit: of `openbook circuit --out`, or in MIB's format.",
         ),
     ],

@@ -54,8 +54,10 @@ def emergence_command(
     from interp import behaviours, training_dynamics
     from train import progress
 
-    kind, _, behaviour = analysis.partition(":")
-    if behaviour and kind in ("score", "heads"):
+    if analysis != "watched":
+        training_dynamics.refuse_unknown_analysis(analysis)
+    behaviour = analysis.partition(":")[2]
+    if behaviour:
         behaviours.refuse_unknown_name(behaviour, source.path, source.store)
     run = source.open()
     if analysis == "watched":

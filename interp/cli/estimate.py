@@ -74,7 +74,7 @@ def _text(found: "Agreement") -> str:
     if found.interval:
         ranks += " [{:.3f}, {:.3f}]".format(*found.interval)
     rows = zip(found.places, found.estimated, found.exact, strict=True)
-    lines = ["verified          estimate    exact"]
+    lines = ["verified          estimate    exact  (shares of the same difference)"]
     lines += [f"{name:<16}  {estimated:8.3f}  {exact:7.3f}" for name, estimated, exact in rows]
     lines += [
         f"verified exactly: {found.n} of {count(found.n_places, 'place')} on "

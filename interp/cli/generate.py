@@ -1,12 +1,27 @@
 """The command `openbook generate`: text that a model continues."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from interp.cli.options import ModelOptions, origin_row
 from train.cli.options import option_groups
 from train.cli.output import Output
+
+
+class GenerateCommand(TyperCommand):
+    """The command; of a text that stands behind no option, it says which option takes it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as every command does."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            said = str(getattr(error, "message", ""))
+            if "unexpected extra argument" in said:
+                error.message = f"{said}; --prompt takes the text to continue"  # type: ignore[attr-defined]
+            raise
 
 
 @option_groups

@@ -89,7 +89,8 @@ def _heads(scores: "dict[str, Tensor]") -> str:
         for layer in range(induction.shape[0])
         for head in range(induction.shape[1])
     ]
-    return "\n".join(["head     induction  previous token  (mean attention, 0 to 1)", *rows])
+    head = "head     induction  previous token  (mean attention, 0 to 1; --json has intervals)"
+    return "\n".join([head, *rows])
 
 
 def _found(found: "dict[str, HeadScores]") -> str:

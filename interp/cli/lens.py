@@ -12,8 +12,8 @@ from train.cli.options import (
     Json,
     RunOptions,
     option_groups,
-    readable,
     result_file,
+    result_of,
 )
 from train.cli.output import emit
 from train.progress import count
@@ -107,7 +107,9 @@ def lens_tuned(
     fitted: Annotated[
         Path,
         typer.Argument(
-            metavar="LENS", callback=readable, help="File of `openbook lens fit --out`."
+            metavar="LENS",
+            callback=result_of("lens fit"),
+            help="File of `openbook lens fit --out`.",
         ),
     ],
     positions: Positions = "last",
@@ -150,6 +152,9 @@ def decompose_command(
     output.emit(found, _contributions(found))
 
 
+OF_95 = "intervals are 95 % over prompts"
+
+
 def _positions(word: str) -> tuple[int] | None:
     return None if word == "each" else (-1,)
 
@@ -157,7 +162,7 @@ def _positions(word: str) -> tuple[int] | None:
 def _readings(found: "Readings") -> str:
     pos = found.positions[-1]
     head = f"{found.provenance.behaviour}: {found.kind} lens at position {pos}"
-    lines = [f"{head}, n={count(found.n, 'prompt')}; control: never trained"]
+    lines = [f"{head}, n={count(found.n, 'prompt')}; control: never trained; {OF_95}"]
     for measure, unit in found.units.items():
         lines.append(f"{measure} ({unit})")
         for depth, place in enumerate(found.places):
@@ -171,7 +176,7 @@ def _readings(found: "Readings") -> str:
 def _contributions(found: "Contributions", k: int = 12) -> str:
     lines = [
         f"{found.provenance.behaviour}: direct contributions to a logit difference of "
-        f"{found.score.show()}, n={count(found.n, 'prompt')}; control: never trained",
+        f"{found.score.show()} nats, n={count(found.n, 'prompt')}; control: never trained; {OF_95}",
         f"{count(len(found.names), 'part')} add up to it, to within {found.gap:.1g}",
     ]
     order = found.average.values.abs().argsort(descending=True, stable=True)[:k].tolist()

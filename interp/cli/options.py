@@ -11,7 +11,7 @@ from interp.errors import BehaviourError
 from interp.plots import drawable
 from train.cli.options import StorePath, choice, page_file
 from train.cli.output import Output
-from train.errors import TrainError
+from train.errors import TrainError, nearest_path
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def behaviour_file(name: str) -> str:
     """Raise a BehaviourError, before torch is imported, if a behaviour's file is missing."""
     ending = Path(name).suffix
     if ending in (".toml", ".csv", ".tsv", ".jsonl", ".json") and not Path(name).is_file():
-        raise BehaviourError(f"{name}: there is no such file")
+        raise BehaviourError(f"{name}: there is no such file{nearest_path(name)}")
     return name
 
 
@@ -124,7 +124,7 @@ class ModelOptions:
         if not self.path.exists():
             raise TrainError(
                 "neither a run (manifest.json) nor a Hugging Face model (config.json) lies at "
-                f"{self.path}"
+                f"{self.path}{nearest_path(self.path)}"
             )
 
     def open(self) -> "tuple[GPT, Run | GPT]":

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from interp.patching import Effects
 
 
+# Units of the named metrics (`interp.metrics`), by the name that effects carry.
+UNITS = {
+    "logit difference": "nats of log-odds",
+    "log-probability": "nats",
+    "probability": "shares of 1",
+    "probability difference": "shares of 1",
+}
+
+
 @option_groups
 def patch_command(
     source: BehaviourOptions,
@@ -162,6 +171,11 @@ def _positions(given: str) -> str | list[int]:
         ) from None
 
 
+def _unit(metric: str) -> str:
+    """Return the unit of a metric behind "in"; "" for one of the user's, which has none."""
+    return f" in {UNITS[metric]}" if metric in UNITS else ""
+
+
 def _bounds(interval: tuple[float, float] | None) -> str:
     return " [{:.3f}, {:.3f}]".format(*interval) if interval else ""
 
@@ -197,11 +211,13 @@ def effects_text(effects: "Effects", top: int) -> str:
     about = effects.provenance
     window = f", windows of {effects.window} layers" if effects.window > 1 else ""
     window += f", paths: {effects.through}" if effects.through else ""
+    intervals = "; all intervals are 95 % over prompts" if effects.n_prompts > 1 else ""
     lines = [
         f"{about.behaviour}: {effects.site}{window}, {effects.direction}, {effects.unit}",
         f"baselines: clean {effects.clean:.3f}{_bounds(effects.clean_interval)}, corrupt "
         f"{effects.corrupt:.3f}{_bounds(effects.corrupt_interval)} "
-        f"({effects.metric}, {count(effects.n_prompts, 'prompt')})",
+        f"({effects.metric}{_unit(effects.metric)}, "
+        f"{count(effects.n_prompts, 'prompt')}{intervals})",
     ]
     for name in effects.top(top):
         bounds = effects.interval(name)

@@ -8,6 +8,7 @@ import typer
 from interp.cli.options import ModelOptions, Named, PlotOutput, provenance_line
 from interp.errors import ProbeError
 from train.cli.options import option_groups
+from train.errors import nearest_path
 from train.progress import count
 
 
@@ -21,7 +22,7 @@ CASES = 1000
 def _task_file(name: str) -> str:
     """Raise a ProbeError, before torch is imported, if a task's file is missing."""
     if Path(name).suffix in (".json", ".jsonl") and not Path(name).exists():
-        raise ProbeError(f"{name}: there is no such file")
+        raise ProbeError(f"{name}: there is no such file{nearest_path(name)}")
     return name
 
 
@@ -158,7 +159,8 @@ def _probe(found: "Probe") -> str:
     head = (
         f"{found.task}: {found.site}, {count(found.n, 'case')}, {count(found.n_types, 'type')} "
         f"({found.type_of}), "
-        f"{len(found.classes)} classes, commonest {found.baseline:.3f}, {found.folds} folds"
+        f"{len(found.classes)} classes, commonest {found.baseline:.3f}, {found.folds} folds; "
+        "intervals are 95 %"
     )
     width = max(len(cell.place) for cell in found.cells)
     columns = ("accuracy", "unseen", "control", "selectivity", "untrained", "untrained_unseen")
@@ -185,18 +187,18 @@ def _erasure(found: "Erasure") -> str:
     head = (
         f"{found.behaviour} without {found.task} at {found.place}, {at}: rank {found.rank}, "
         f"{count(found.n_cases, 'case')}, {count(found.n_prompts, 'prompt')}, "
-        f"{count(found.placebos, 'placebo')}"
+        f"{count(found.placebos, 'placebo')}; intervals are 95 %"
     )
-    titles = f"{'':<8}  {'logit difference':<24}  {'accuracy':<22}  probe (commonest "
+    titles = f"{'':<8}  {'logit difference, nats':<24}  {'accuracy':<22}  probe (commonest "
     titles += f"{found.baseline:.3f})  variance removed"
     rows = [
         f"{arm.name:<8}  {_shown(arm.score):<24}  {_shown(arm.accuracy):<22}  "
         f"{_shown(arm.probe):<23}  {arm.removed:.3f}"
         for arm in found.arms
     ]
-    losses = [f"lost beyond the placebo of shuffled labels: {_shown(found.loss)}"]
+    losses = [f"lost beyond the placebo of shuffled labels: {_shown(found.loss)} nats"]
     if found.loss_matched:
-        losses.append(f"lost beyond directions of equal variance: {found.loss_matched}")
+        losses.append(f"lost beyond directions of equal variance: {found.loss_matched} nats")
     return "\n".join(
         [head, titles, *rows, *losses, *found.notes, provenance_line(found.provenance)]
     )

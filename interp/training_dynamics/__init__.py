@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         heads_analysis,
         score_analysis,
     )
+    from interp.training_dynamics.analysis_names import refuse_unknown_analysis
     from interp.training_dynamics.checkpoint_analysis import (
         Analysis,
         logged,
@@ -49,6 +50,7 @@ __all__ = [
     "recall_by_exposure",
     "recall_of_facts",
     "recall_share",
+    "refuse_unknown_analysis",
     "replayed",
     "score_analysis",
 ]

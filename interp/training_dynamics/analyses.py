@@ -18,25 +18,17 @@ from collections.abc import Callable
 from interp import behaviours, patching
 from interp.behaviours import Behaviour
 from interp.errors import CapabilityError, EffectsError, InterpError
+from interp.training_dynamics.analysis_names import WATCHED, refuse_unknown_analysis
 from interp.training_dynamics.checkpoint_analysis import Analysis
 from train import trainer
-from train.errors import TrainError, nearest
+from train.errors import TrainError
 from train.model import GPT
 from train.progress import count
 from train.runs import MonitorScore, MonitorTask, Run
 
 
-__all__ = ["NAMES", "analysis", "behaviour_tasks", "heads_analysis", "score_analysis"]
+__all__ = ["analysis", "behaviour_tasks", "heads_analysis", "score_analysis"]
 
-# Prefix of the names that `train.trainer.measure_tasks` gives to the scores of each analysis.
-WATCHED = {
-    "induction": "induction",
-    "previous-token": "previous token",
-    "copying": "copying gap",
-    "detectors": "",
-    "in-context": "in-context",
-}
-NAMES = (*WATCHED, "score:BEHAVIOUR", "heads:BEHAVIOUR")
 WATCHED_PROMPTS = 16
 FEW = 4  # prompts; of fewer no 95 % interval of an accuracy lies above one half
 
@@ -45,7 +37,7 @@ def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Anal
     """Build a standard analysis by name, in the tokens of a run.
 
     Args:
-        name: One of `NAMES`, with BEHAVIOUR replaced by the name of a behaviour.
+        name: One of `analysis_names.NAMES`, with BEHAVIOUR replaced by the name of a behaviour.
         run: A run.
         n_prompts: Number of prompts or windows.
         seed: Random seed for sampling prompts.
@@ -58,12 +50,11 @@ def analysis(name: str, run: Run, *, n_prompts: int = 64, seed: int = 0) -> Anal
         >>> training_dynamics.analysis("score:ioi", run).name
         'score:ioi'
     """
+    refuse_unknown_analysis(name)
     kind, _, behaviour = name.partition(":")
-    if behaviour and kind in ("score", "heads"):
+    if behaviour:
         asked = behaviours.load(behaviour, run, n_prompts=n_prompts, seed=seed)
         return score_analysis(asked) if kind == "score" else heads_analysis(asked, seed=seed)
-    if name not in WATCHED:
-        raise EffectsError(f"no analysis is called {name!r}{nearest(name, NAMES)}")
     watch, parameters = _watch(name, run, n_prompts, seed)
     return Analysis(name, _scores([watch], WATCHED[name]), parameters)
 

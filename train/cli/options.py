@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -13,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.models import OptionInfo
 
-from train.errors import StoreError, TrainError
+from train.errors import StoreError, TrainError, nearest_path
 from train.storage import writable
 
 
@@ -37,7 +38,7 @@ def readable(path: Path | None) -> Path | None:
     """Raise a TrainError if `path` is not a file that an earlier command wrote."""
     if path is not None and not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise TrainError(f"a file was expected at {path}, and there is {found}")
+        raise TrainError(f"a file was expected at {path}, and there is {found}{nearest_path(path)}")
     return path
 
 
@@ -67,6 +68,49 @@ def kind_of_result(content: Mapping[str, object]) -> str:
         if isinstance(content.get(key), str):
             return str(content[key]).partition("/")[0]
     return ""
+
+
+# Results that name no kind, or whose kind belongs to one command: how else they are told apart.
+ALONE = {"openbook.head-scores": "detect", "openbook.ladder": "ladder"}
+KEYS = {
+    "counterfactual": {"parent", "named", "removed", "effects"},
+    "forget": {"parent", "facts", "groups"},
+    "recall": {"levels", "late"},
+    "attribution evaluate": {"rows", "provenance"},
+    "behaviours": {"behaviour", "accuracy"},
+    "generate": {"prompt", "temperature"},
+}
+
+
+def result_of(*commands: str) -> Callable[[Path | None], Path | None]:
+    """Return a callback for an option whose file one of some commands writes.
+
+    The callback raises a TrainError if there is no file, or if another command wrote it. What is no
+    result of openbook, or one that was changed, is left to the loading.
+    """
+    wanted = " or ".join(f"`openbook {one} --out`" for one in commands)
+
+    def check(path: Path | None) -> Path | None:
+        if readable(path) is None or path is None:
+            return path
+        try:
+            content = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return path
+        writers = _writers(content) if isinstance(content, dict) else []
+        if writers and not {*writers} & {*commands}:
+            wrote = " or ".join(f"`openbook {one}`" for one in writers)
+            raise TrainError(f"{path} was written by {wrote}; a file of {wanted} is read here")
+        return path
+
+    return check
+
+
+def _writers(content: Mapping[str, object]) -> list[str]:
+    """Return the commands of which one may have written a result; none if that is not known."""
+    if kind := kind_of_result(content):
+        return WRITERS.get(kind, [ALONE[kind]] if kind in ALONE else [])
+    return [command for command, keys in KEYS.items() if keys <= content.keys()][:1]
 
 
 # How a file begins that a page or a figure may replace, by its ending.
@@ -175,6 +219,7 @@ def _store_folder(path: Path) -> Path:
     if not (path / "store.json").exists():
         raise StoreError(
             f"there is no token store at {path}; make one with `openbook corpus build`"
+            + nearest_path(path, "store.json")
         )
     return path
 
@@ -217,6 +262,7 @@ class RunOptions:
         if not self.path.exists():
             raise TrainError(
                 f"no run at {self.path}: no manifest.json there; `openbook train` makes one"
+                + nearest_path(self.path)
             )
 
     def open(self) -> "Run":

@@ -31,7 +31,7 @@ from train import storage
 from train.data import tokenizers
 from train.data.data_order import DocumentTable
 from train.data.tokenizers import Tokenizer
-from train.errors import DamagedError, StoreError, TokenizerError
+from train.errors import DamagedError, StoreError, TokenizerError, nearest_path
 from train.progress import Progress
 from train.short_repr import short_repr
 
@@ -396,6 +396,7 @@ def open_store(path: str | Path) -> TokenStore:
     if not (path / STORE_MANIFEST).is_file():
         raise StoreError(
             f"there is no token store at {path}; make one with `openbook corpus build`"
+            + nearest_path(path, "store.json")
         )
     manifest = storage.read_sealed(path / STORE_MANIFEST)
     if manifest.get("schema") != SCHEMA_VERSION:

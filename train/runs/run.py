@@ -34,7 +34,7 @@ from train.data import (
     open_store,
     record_nanogpt_order,
 )
-from train.errors import DamagedError, StoreError, TrainError
+from train.errors import DamagedError, StoreError, TrainError, nearest_path
 from train.model import GPT, GPTConfig
 from train.numerics import Numerics
 from train.recipes import Recipe
@@ -560,6 +560,7 @@ def open(path: str | Path, *, store: str | Path | None = None) -> Run:
             )
         raise TrainError(
             f"no run at {path}: no {manifest.MANIFEST} there; `openbook train` makes one"
+            + nearest_path(path, manifest.MANIFEST)
         )
     return Run(path, manifest.read_manifest(path), Path(store) if store else None)
 

@@ -118,6 +118,25 @@ def read_sealed(path: Path) -> JsonObject:
     return content
 
 
+def held_kind(content: JsonObject) -> str:
+    """Return what a result says that it is, for an error message about a file of another kind.
+
+    Examples:
+        >>> storage.held_kind({"schema": "openbook.effects/1"})
+        "'openbook.effects/1'"
+        >>> storage.held_kind({"facts": []})
+        'a result that names no kind'
+    """
+    schema, kind = content.get("schema"), content.get("kind")
+    if isinstance(schema, str):
+        return f"{schema!r:.40}"
+    return (
+        f"{kind!r:.40}, version {schema}"
+        if isinstance(kind, str)
+        else "a result that names no kind"
+    )
+
+
 def check_entries(path: Path, content: object, entries: Iterable[str], remedy: str) -> None:
     """Raise a DamagedError if a sealed file lacks an entry, as a sealed file of another kind does.
 

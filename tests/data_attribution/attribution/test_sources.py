@@ -90,7 +90,7 @@ def test_an_edited_file_is_refused(tmp_path):
 def test_another_result_is_not_taken_for_sources(tmp_path):
     path = tmp_path / "effects.json"
     storage.write_json(path, storage.seal({"kind": "effects", "schema": 1}))
-    with pytest.raises(EvidenceError, match="holds 'effects', schema 1; 'sources', schema 2"):
+    with pytest.raises(EvidenceError, match="holds 'effects', version 1; 'sources', version 2"):
         Sources.load(path)
 
 

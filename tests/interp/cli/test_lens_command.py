@@ -18,7 +18,8 @@ def test_the_last_depth_is_printed_with_n_interval_and_control(openbook, at, tmp
         "lens", "logit", *at, "--out", tmp_path / "read.json", "--plot", tmp_path / "read.html"
     )
     assert done.code == 0, done.err
-    assert "lookup: logit lens at position 2, n=12 prompts; control: never trained" in done.out
+    head = "lookup: logit lens at position 2, n=12 prompts; control: never trained; intervals are "
+    assert head in done.out
     itself = "0.000 [the same on all 12 prompts]"  # KL of the last depth to itself
     assert f"  L0.resid_post     {itself}  control" in done.out
     assert Readings.load(tmp_path / "read.json").n == 12
@@ -43,7 +44,8 @@ def test_a_tuned_lens_is_fitted_once_and_then_used(openbook, at, tmp_path):
     assert json.loads(fitted.out)["evaluation"]["lenses"] == ["logit", "tuned", "control"]
     read = openbook("lens", "tuned", *at, kept, "--out", tmp_path / "read.json")
     assert read.code == 0, read.err
-    assert "lookup: tuned lens at position 2, n=12 prompts; control: never trained" in read.out
+    head = "lookup: tuned lens at position 2, n=12 prompts; control: never trained; intervals are "
+    assert head in read.out
     assert "training tokens in" in read.out
     assert Readings.load(tmp_path / "read.json").kind == "tuned"
 

@@ -1,10 +1,13 @@
 """`openbook patch`, `trace components` and `ablate`: what one writes, the next one reads."""
 
 import json
+import re
 
 import pytest
 
-from interp import behaviours, models, patching
+from interp import behaviours, metrics, models, patching
+from interp.cli.options import METRICS
+from interp.cli.patch import UNITS
 from interp.patching import Effects
 
 
@@ -19,7 +22,9 @@ def test_patch_prints_effects_with_intervals_baselines_and_provenance(openbook, 
     head, baselines, best, chosen, left, run, meaning = ended.out.splitlines()
     assert head == "lookup: head, denoising, share of the clean-corrupt logit difference"
     assert baselines.startswith("baselines: clean ")
-    assert baselines.endswith("(logit difference, 12 prompts)")
+    assert baselines.endswith(
+        "(logit difference in nats of log-odds, 12 prompts; all intervals are 95 % over prompts)"
+    )
     assert best.startswith("L0H")
     assert "[" in best
     assert chosen.startswith("chosen on one half of the prompts, measured on the other 6: L0H")
@@ -81,6 +86,9 @@ def test_what_patch_writes_ablate_reads(openbook, asked, tmp_path):
     assert ended.code == 0, ended.err
     assert ended.out.startswith("lookup: mean ablation, change of the logit difference in nats")
     assert len([line for line in ended.out.splitlines() if line.startswith("L0H")]) == 1
+    shown = re.findall(r"positive on \d\.\d\d \[\d\.\d\d, \d\.\d\d\]", ended.out)
+    assert len(shown) == 2
+    assert "nats of log-odds, positive on" in ended.out
 
 
 def test_ablate_takes_sets_and_every_component_without_one(openbook, asked):
@@ -143,3 +151,9 @@ def test_what_cannot_be_done_is_one_line(openbook, asked, arguments, said):
     assert ended.code == 2
     assert said in ended.err
     assert len(ended.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_named_metric_has_its_unit_in_the_table(asked, name):
+    metric = metrics.named(name, behaviours.read(asked[1]))
+    assert UNITS[metric.name] in (metric.unit, "shares of 1")

@@ -1,6 +1,7 @@
 """A probe finds a planted label, and its controls tell finding from learning by heart."""
 
 import json
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -429,7 +430,8 @@ def test_the_command_erases(erase, lookup_run, lookup_behaviour, tmp_path):
     found = erase(lookup_run.path, path, lookup_behaviour, *options)
     assert found.exit_code == 0, found.output
     assert "lookup without key at L0.resid_pre, positions [1]: rank 1, 120 cases" in found.stdout
-    assert "lost beyond the placebo of shuffled labels: " in found.stdout
+    (lost,) = re.findall(r"lost beyond the placebo of shuffled labels: (.*)", found.stdout)
+    assert lost.endswith(" nats")
 
 
 @pytest.mark.parametrize(
