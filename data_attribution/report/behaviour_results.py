@@ -114,7 +114,7 @@ class BehaviourResults:
     Attributes:
         named: The behaviour as a command names it.
         options: Options of the commands that draw its prompts, such as `--prompts 128`.
-        traced: What the documents were ranked for, as a command names it.
+        traced: What the documents were ranked for, as a command names it; "" if `sources` tell.
         ranked_for: The behaviour they were ranked for, whose score is drawn over the readings.
         labels: What the truth table of a planted corpus says of documents about it: `states it` or
             `distractor`; empty for others.
@@ -194,10 +194,12 @@ class BehaviourResults:
         """Return the command that made the ranking; "" if the ranking does not tell."""
         about = self.sources.provenance
         asked = about.get("asked")
+        tail = f"--method {shlex.quote(self.sources.method)} --out sources.json"
+        if self.traced:
+            return self._on_run("trace documents", self.traced, tail)
         if asked is None:  # of an earlier version
             same = self.sources.query == self.behaviour.name
-            tail = f"--method {shlex.quote(self.sources.method)} --out sources.json"
-            return self._on_run("trace documents", self.traced, tail, self.options) if same else ""
+            return self._on_run("trace documents", self.named, tail, self.options) if same else ""
         how = [f"--method {shlex.quote(asked['methods'])}"]
         how += [f"--limit {asked['limit']}"] if asked["limit"] != LIMIT else []
         verb, target, options = self._ranked_for(asked, str(about.get("metric", LOGITS)))
@@ -273,7 +275,7 @@ def gather(
     Args:
         named: The behaviour as a command names it, such as a file; default: its name.
         options: Options of the commands that draw its prompts, such as `--prompts 128`.
-        traced: What `sources` were ranked for, as a command names it; default: the behaviour.
+        traced: What `sources` were ranked for, as a command names it; default: what they tell.
         ranked_for: The behaviour that `sources` were ranked for, if it is another one, such as a
             single fact of a relation; the timeline shows its score.
         question: What the proof is about, if it is not the behaviour: a question of `proof`.
@@ -320,7 +322,7 @@ def gather(
         run=run,
         named=named or shlex.quote(behaviour.name),
         options=options,
-        traced=traced or named or shlex.quote(behaviour.name),
+        traced=traced,
         question=question or behaviour.name,
         behaviour=behaviour,
         ranked_for=ranked_for,
@@ -341,7 +343,7 @@ def gather(
 
 
 def _loaded(name: str, run: Run, seed: int) -> Behaviour | None:
-    """Return the behaviour of a name, with the prompts that a command draws; None: there is none."""
+    """Return a behaviour by name, with the prompts that a command draws; None if there is none."""
     try:
         return behaviours.load(name, run, seed=seed)
     except (InterpError, TrainError):

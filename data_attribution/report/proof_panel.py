@@ -47,21 +47,20 @@ def proof_panel(found: BehaviourResults) -> Panel:
 
 
 def _unproved(found: BehaviourResults) -> str:
-    top = min(5, len(found.sources))
+    first = found.sources.documents[:5]
+    ranking = found.ranking_command
+    removed = f"sources.json --top {len(first)}" if ranking else " --without ".join(map(str, first))
+    steps = [
+        ranking,
+        found.command("counterfactual", f"--without {removed}"),
+        found.command("report", "--out page.html"),
+    ]
     return (
         "<p>Nothing was trained again without these documents, or not in the folder of this run. "
         "Words in common, and gradients too, do not show that a document taught anything. These "
         "commands do: they train the model again without the first documents and, as a control, "
         "without as many random ones, and write this page again.</p>"
-        + command(
-            found.command(
-                "trace documents",
-                f"--method {found.sources.method} --out sources.json",
-                traced=True,
-            ),
-            found.command("counterfactual", f"--without sources.json --top {top}"),
-            found.command("report", "--out page.html"),
-        )
+        + command(*filter(None, steps))
         + _limits(found)
     )
 
