@@ -67,6 +67,7 @@ def documents_panel(found: BehaviourResults) -> Panel:
         + "</div></div>"
         + (f"<p>{len(sources) - CARDS} more are not shown.</p>" if len(sources) > CARDS else "")
         + _command(found.ranking_command)
+        + _with_gradients(found)
     )
     read = text.steps_line(first.steps[:3])
     if len(first.steps) > 3:
@@ -109,6 +110,20 @@ def _truth(found: BehaviourResults) -> str:
 
 def _label(one: Source, found: BehaviourResults) -> str:
     return found.labels.get(one.document, "neither")
+
+
+def _with_gradients(found: BehaviourResults) -> str:
+    """Return the commands that also ask the gradients, for a page that asked words only."""
+    if found.traced or {one.grade for one in found.sources} != {"lexical"}:
+        return ""
+    return (
+        "<p>Words in common are the quickest evidence and the weakest. These commands also ask how "
+        "each document's loss pulls the weights, which takes longer, and write this page again.</p>"
+        + command(
+            found.command("trace documents", "--out sources.json"),
+            found.command("report", "--sources sources.json --out page.html"),
+        )
+    )
 
 
 def _command(ranking: str) -> str:
