@@ -320,14 +320,21 @@ class Run:
         """The steps of the checkpoints, ascending."""
         return [one.step for one in self.saved]
 
+    @cached_property
+    def _ledger_reader(self) -> ledger.LedgerReader:
+        return ledger.LedgerReader(self.path / ledger.LEDGER, whole=self.finished)
+
     @property
     def ledger(self) -> list[ledger.LedgerRow]:
-        """The ledger: one row per step; [] if the run was stopped before it had one."""
+        """The ledger: one row per step; [] if the run was stopped before it had one.
+
+        The file is read at every access, and parsed and checked anew only if it was changed.
+        """
         path = self.path / ledger.LEDGER
         # A run that continues another one has its rows from the beginning.
         if not self.finished and not self.predicate["parent"] and not path.exists():
             return []
-        return ledger.read_ledger(path, whole=self.finished)
+        return self._ledger_reader.rows()
 
     @property
     def watched(self) -> monitor_log.MonitorLog | None:
