@@ -13,6 +13,8 @@ from train.runs import Run
 
 __all__ = ["checked_documents", "kept_out", "matched_random", "with_copies"]
 
+NEAREST = 16  # documents of nearest length, of which the one with the nearest first step is taken
+
 
 def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> tuple[int, ...]:
     """Return the documents, ascending and once each, if all were read at step `first` or later.
@@ -28,7 +30,10 @@ def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> 
             f"documents {removed[0]} to {removed[-1]} are not all among the "
             f"{run.store.n_documents} of the store"
         )
-    never = [one for one in removed if not (run.steps_learned(one) >= first).any()]
+    if first:
+        never = [one for one in removed if not (run.steps_learned(one) >= first).any()]
+    else:
+        never = _unread(run, removed)
     if never:
         span = f"from step {first} on of " if first else "in "
         raise CounterfactualError(
@@ -39,6 +44,11 @@ def checked_documents(run: Run, documents: Sequence[int], *, first: int = 0) -> 
     return removed
 
 
+def _unread(run: Run, documents: Sequence[int]) -> list[int]:
+    firsts = run.first_steps_learned(documents)
+    return [one for one, step in zip(documents, firsts, strict=True) if step < 0]
+
+
 def _near_length(
     run: Run,
     lengths: Int64[np.ndarray, " document"],
@@ -46,11 +56,14 @@ def _near_length(
     taken: set[int],
     draw: np.random.Generator,
 ) -> dict[int, int]:
-    """Return up to 16 documents that the run read, of nearest length, with their first steps."""
+    """Return up to `NEAREST` documents that the run read, of nearest length, with first steps."""
     for spread in (0, 1, 2, 4, 8, 1 << 40):
         alike = draw.permutation(np.flatnonzero(np.abs(lengths - length) <= spread))
-        read = ((int(one), run.steps_learned(int(one))) for one in alike if one not in taken)
-        found = dict(islice(((one, int(steps[0])) for one, steps in read if len(steps)), 16))
+        free = (int(one) for one in alike if one not in taken)
+        found: dict[int, int] = {}
+        while len(found) < NEAREST and (some := list(islice(free, 2 * NEAREST))):
+            found |= _first_steps(run, some)
+        found = dict(islice(found.items(), NEAREST))
         if found:
             return found
     raise CounterfactualError(
@@ -59,32 +72,46 @@ def _near_length(
     )
 
 
+def _first_steps(run: Run, documents: Sequence[int]) -> dict[int, int]:
+    """Return the documents that the run read, in the given order, with their first steps."""
+    firsts = run.first_steps_learned(documents).tolist()
+    return {one: step for one, step in zip(documents, firsts, strict=True) if step >= 0}
+
+
 def _hold_copies(run: Run, documents: Sequence[int]) -> bool:
     """Return whether two of the documents have the same text."""
     texts = {run.store.document(one).sha256 for one in documents}
     return len(texts) < len(documents)
 
 
-def _read_copies(run: Run) -> list[list[int]]:
-    """Return the documents that the run read, grouped by text; texts with one copy are left out."""
+def _read_copies(run: Run) -> list[dict[int, int]]:
+    """Return the documents that the run read, grouped by text, each with its first step.
+
+    Texts with one copy are left out.
+    """
     groups: dict[str, list[int]] = {}
     for document, sha256 in enumerate(document_sha256s(run.store)):
         groups.setdefault(sha256, []).append(document)
-    read = ([one for one in some if len(run.steps_learned(one))] for some in groups.values()
-            if len(some) > 1)  # fmt: skip
+    repeated = [some for some in groups.values() if len(some) > 1]
+    firsts = _first_steps(run, [one for some in repeated for one in some])
+    read = ({one: firsts[one] for one in some if one in firsts} for some in repeated)
     return [some for some in read if len(some) > 1]
 
 
 def _matched_text(
-    run: Run, removed: list[int], others: list[list[int]], draw: np.random.Generator
-) -> list[int] | None:
+    run: Run, removed: dict[int, int], others: list[dict[int, int]], draw: np.random.Generator
+) -> dict[int, int] | None:
     """Return one of `others` with as many copies; None if there is none."""
-    lengths, length = run.store.lengths, int(run.store.lengths[removed[0]])
+    lengths, length = run.store.lengths, int(run.store.lengths[next(iter(removed))])
     alike = [some for some in others if len(some) == len(removed)]
     shuffled = [alike[i] for i in draw.permutation(len(alike))]
-    near = sorted(shuffled, key=lambda some: abs(int(lengths[some[0]]) - length))[:16]
-    first = min(int(run.steps_learned(one)[0]) for one in removed)
-    return min(near, key=lambda some: abs(int(run.steps_learned(some[0])[0]) - first), default=None)
+    near = sorted(shuffled, key=lambda some: abs(int(lengths[next(iter(some))]) - length))
+    first = min(removed.values())
+    return min(
+        near[:NEAREST],
+        key=lambda some: abs(next(iter(some.values())) - first),
+        default=None,
+    )
 
 
 def with_copies(run: Run, documents: Sequence[int], which: Together) -> tuple[int, ...]:
@@ -135,9 +162,10 @@ def matched_random(
         [[6, 7], [6, 7]]
     """
     removed, lengths = checked_documents(run, documents), run.store.lengths
+    own = _first_steps(run, removed)
     taken, draw = {*removed, *avoid}, np.random.default_rng(seed)
     chosen: list[int] = []
-    # All texts are compared, which takes seconds, only if a text may be gone.
+    # All texts are compared only if a text may be gone.
     repeated = _read_copies(run) if _hold_copies(run, removed) else []
     others = [some for some in repeated if taken.isdisjoint(some)]
     matched: set[int] = set()
@@ -148,9 +176,8 @@ def matched_random(
             taken |= {*text}
             matched |= {*some}
     for document in sorted({*removed} - matched):
-        own = int(run.steps_learned(document)[0])
         firsts = _near_length(run, lengths, int(lengths[document]), taken, draw)
-        nearest = min(firsts, key=lambda one: abs(firsts[one] - own))
+        nearest = min(firsts, key=lambda one: abs(firsts[one] - own[document]))
         chosen.append(nearest)
         taken.add(nearest)
     return tuple(sorted(chosen))

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         shortened,
     )
     from interp.plots.export import drawable, write
-    from interp.plots.picture import COLOURS, svg
+    from interp.plots.picture import svg
+    from interp.plots.trace_values import COLOURS
 
 __all__ = [
     "COLOURS",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Order,
         RecordedOrder,
         documents_read,
+        first_steps_reading,
         record_nanogpt_order,
     )
     from train.data.document_removal import DocumentRemoval, RemovalChoice
@@ -59,6 +60,7 @@ __all__ = [
     "build_store",
     "document_sha256s",
     "documents_read",
+    "first_steps_reading",
     "gpt2_tokenizer",
     "load_tokenizer",
     "near_duplicates",

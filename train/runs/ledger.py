@@ -6,13 +6,14 @@ seconds.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from train import storage
 from train.errors import DamagedError
 
 
-__all__ = ["LEDGER", "LedgerRow", "ledger_writer", "read_ledger", "write_ledger"]
+__all__ = ["LEDGER", "LedgerReader", "LedgerRow", "ledger_writer", "read_ledger", "write_ledger"]
 
 LEDGER = "ledger.jsonl"
 SHAPE = {
@@ -92,7 +93,32 @@ def read_ledger(path: Path, *, whole: bool = True) -> list[LedgerRow]:
         >>> len(rows), rows[-1].step, rows[-1].tokens
         (2100, 2099, 4171352)
     """
-    rows = storage.read_chain(path, whole=whole, counter="step")
+    return LedgerReader(path, whole=whole).rows()
+
+
+class LedgerReader:
+    """A reader of one ledger, which parses and checks a content once.
+
+    The file is read and hashed at every call, so a row that was appended or edited since is seen;
+    what takes the time are the rows, each with its chain.
+    """
+
+    def __init__(self, path: Path, *, whole: bool = True) -> None:
+        self._path, self._whole = path, whole
+        self._sha256, self._rows = b"", []
+
+    def rows(self) -> list[LedgerRow]:
+        """Return all rows, as `read_ledger` does."""
+        data = storage.read_foreign_bytes(self._path, most_bytes=storage.MOST_CHAIN_BYTES)
+        digest = sha256(data).digest()
+        if digest != self._sha256:
+            self._rows = _parsed(data, self._path, whole=self._whole)
+            self._sha256 = digest
+        return [*self._rows]
+
+
+def _parsed(data: bytes, path: Path, *, whole: bool) -> list[LedgerRow]:
+    rows = storage.parse_chain(data, path, whole=whole, counter="step")
     for number, row in enumerate(rows, 1):
         storage.check_shape(row, SHAPE, f"{path}: line {number} is no row of a ledger")
     try:

@@ -9,6 +9,7 @@
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from train.data import (
     Tokenizer,
     TokenStore,
     documents_read,
+    first_steps_reading,
     load_tokenizer,
     open_published_order,
     open_store,
@@ -318,14 +320,21 @@ class Run:
         """The steps of the checkpoints, ascending."""
         return [one.step for one in self.saved]
 
+    @cached_property
+    def _ledger_reader(self) -> ledger.LedgerReader:
+        return ledger.LedgerReader(self.path / ledger.LEDGER, whole=self.finished)
+
     @property
     def ledger(self) -> list[ledger.LedgerRow]:
-        """The ledger: one row per step; [] if the run was stopped before it had one."""
+        """The ledger: one row per step; [] if the run was stopped before it had one.
+
+        The file is read at every access, and parsed and checked anew only if it was changed.
+        """
         path = self.path / ledger.LEDGER
         # A run that continues another one has its rows from the beginning.
         if not self.finished and not self.predicate["parent"] and not path.exists():
             return []
-        return ledger.read_ledger(path, whole=self.finished)
+        return self._ledger_reader.rows()
 
     @property
     def watched(self) -> monitor_log.MonitorLog | None:
@@ -455,6 +464,37 @@ class Run:
         """
         steps = self.steps_reading(document)
         return steps if self.finished else steps[steps < self.saved_at(None).step]
+
+    def first_steps_learned(
+        self, documents: Sequence[int] | Int64[np.ndarray, " document"]
+    ) -> Int64[np.ndarray, " document"]:
+        """Return the first of `steps_learned` of each document, or -1 if it was not learned.
+
+        Thousands of documents take as long as a few calls of `steps_learned`.
+
+        Raises:
+            StoreError: The store has no such document.
+
+        Examples:
+            >>> run.first_steps_learned([28867, 2456]).tolist()
+            [1513, 223]
+        """
+        asked = np.asarray(documents, dtype=np.int64)
+        outside = asked[(asked < 0) | (asked >= self.store.n_documents)]
+        if len(outside):
+            raise StoreError(
+                f"document {outside[0]} is not one of the {self.store.n_documents} of the store"
+            )
+        n_steps = self.steps_done
+        if not self.finished:
+            n_steps = min(n_steps, self.saved_at(None).step)
+        starts = self.store.starts[asked]
+        stops = starts + self.store.lengths[asked]
+        found = first_steps_reading(self.order, starts, stops, n_steps)
+        # Removed documents share no token with the others.
+        removed = self.removal.documents if self.removal else ()
+        found[(found == n_steps) | np.isin(asked, removed)] = -1
+        return found
 
     def steps_reading_tokens(self, start: int, stop: int) -> Int64[np.ndarray, " step"]:
         """Return the steps done so far with a target in tokens [start, stop), ascending.

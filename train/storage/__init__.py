@@ -39,7 +39,14 @@ if TYPE_CHECKING:
         write_text,
     )
     from train.storage.block_digests import BlockCheck, block_entry
-    from train.storage.chained_jsonl import ChainRow, ChainWriter, read_chain, write_chain
+    from train.storage.chained_jsonl import (
+        MOST_CHAIN_BYTES,
+        ChainRow,
+        ChainWriter,
+        parse_chain,
+        read_chain,
+        write_chain,
+    )
     from train.storage.compressed_files import COMPRESSIONS, open_uncompressed
     from train.storage.digest_memory import check_digest, check_once
     from train.storage.foreign_files import (
@@ -62,6 +69,7 @@ __all__ = [
     "ARTIFACT_MANIFEST",
     "ARTIFACT_PLAN",
     "COMPRESSIONS",
+    "MOST_CHAIN_BYTES",
     "Artifact",
     "BlockCheck",
     "ChainRow",
@@ -92,6 +100,7 @@ __all__ = [
     "new_folder",
     "open_foreign",
     "open_uncompressed",
+    "parse_chain",
     "parse_json",
     "partial_path",
     "project_root",

@@ -18,10 +18,11 @@ from train.storage.foreign_files import read_foreign_bytes
 from train.storage.regular_files import open_foreign, reading
 
 
-__all__ = ["ChainRow", "ChainWriter", "read_chain", "write_chain"]
+__all__ = ["MOST_CHAIN_BYTES", "ChainRow", "ChainWriter", "parse_chain", "read_chain"]
+__all__ += ["write_chain"]
 
 ChainRow = atomic.JsonObject
-MOST_BYTES = 1 << 32  # 20 million rows of a ledger
+MOST_CHAIN_BYTES = 1 << 32  # 20 million rows of a ledger
 
 
 class ChainWriter:
@@ -60,8 +61,8 @@ class ChainWriter:
         try:
             refusal = TrainError(f"another process is writing {path}; wait for it or end it")
             lock.lock_descriptor(self._file.fileno(), refusal)
-            if (size := os.fstat(self._file.fileno()).st_size) > MOST_BYTES:
-                raise DamagedError(f"{path}: {size} bytes, and at most {MOST_BYTES} are read")
+            if (size := os.fstat(self._file.fileno()).st_size) > MOST_CHAIN_BYTES:
+                raise DamagedError(f"{path}: {size} bytes, and at most {MOST_CHAIN_BYTES} are read")
             self._file.seek(0)
             found = _parsed(path, self._file.read(), whole=False, counter=counter)
             kept = next((n for n, (row, _) in enumerate(found) if not keep(row)), len(found))
@@ -158,7 +159,23 @@ def read_chain(path: Path, *, whole: bool = True, counter: str | None = None) ->
         >>> storage.read_chain(folder / "rows.jsonl") == [row]
         True
     """
-    data = read_foreign_bytes(path, most_bytes=MOST_BYTES)
+    data = read_foreign_bytes(path, most_bytes=MOST_CHAIN_BYTES)
+    return parse_chain(data, path, whole=whole, counter=counter)
+
+
+def parse_chain(
+    data: bytes, path: Path, *, whole: bool = True, counter: str | None = None
+) -> list[ChainRow]:
+    """Parse the content of a file as `read_chain` does; errors name `path`.
+
+    Examples:
+        >>> with storage.ChainWriter(folder / "rows.jsonl") as writer:
+        ...     row = writer.append({"step": 0})
+        ...
+        >>> data = (folder / "rows.jsonl").read_bytes()
+        >>> storage.parse_chain(data, folder / "rows.jsonl") == [row]
+        True
+    """
     return [row for row, _ in _parsed(path, data, whole=whole, counter=counter)]
 
 

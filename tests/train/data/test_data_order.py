@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data import DataOrder, LateOrder, RecordedOrder, documents_read, record_nanogpt_order
+from train.data import (
+    DataOrder,
+    LateOrder,
+    RecordedOrder,
+    data_order,
+    documents_read,
+    first_steps_reading,
+    record_nanogpt_order,
+)
 from train.data.data_order import DocumentTable
 from train.errors import OrderError
 
@@ -91,10 +99,22 @@ def test_steps_and_documents_agree_with_brute_force(kind, seed):
         targets = (order.starts(step)[:, None] + 1 + np.arange(context)).ravel()
         read[step] = set(owner[targets]) - {-1}
         assert documents_read(order, table, step).tolist() == sorted(read[step])
+    firsts = first_steps_reading(order, starts, starts + lengths, n_steps)
     for document, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         expected = [step for step in range(n_steps) if document in read[step]]
         found = order.steps_reading(int(start), int(start + length), n_steps)
         assert list(found) == expected
+        assert firsts[document] == min(expected, default=n_steps)
+
+
+def test_first_steps_are_the_same_in_blocks_of_any_size(monkeypatch):
+    starts, lengths = _random_documents(0, 700)
+    for order in _orders(0, 700, 16, 3):
+        whole = first_steps_reading(order, starts, starts + lengths, 40)
+        with monkeypatch.context() as patch:
+            patch.setattr(data_order, "AT_ONCE", 5)
+            blocks = first_steps_reading(order, starts, starts + lengths, 40)
+        np.testing.assert_array_equal(blocks, whole)
 
 
 LATE = LateOrder(DataOrder(5, 40, 8, 6), DataOrder(5, 7, 8, 2), begin=9)

@@ -3,14 +3,17 @@
 import errno
 import io
 import json
+import os
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from tests.test_golden_files import GOLDEN
 from train import runs, storage
 from train.errors import DamagedError, DiskError
-from train.runs import LedgerRow
+from train.runs import LedgerRow, ledger
 
 
 def rows(n: int) -> list[LedgerRow]:
@@ -134,3 +137,41 @@ def test_a_chained_row_with_other_keys_is_refused(tmp_path):
     storage.write_chain(tmp_path / runs.LEDGER, [{"step": 0, "colour": "red"}])
     with pytest.raises(DamagedError, match="is no row of a ledger"):
         runs.read_ledger(tmp_path / runs.LEDGER)
+
+
+def test_rows_are_checked_once_and_again_when_a_byte_is_another(written, monkeypatch):
+    path, kept = written
+    checks: list[int] = []
+    parse = storage.parse_chain
+
+    def counted(data: bytes, *about, **how):
+        checks.append(len(data))
+        return parse(data, *about, **how)
+
+    monkeypatch.setattr(storage, "parse_chain", counted)
+    reader = ledger.LedgerReader(path)
+    assert reader.rows() == kept
+    reader.rows().clear()  # each caller has a list of its own
+    assert reader.rows() == kept
+    assert len(checks) == 1
+    content = path.read_bytes()
+    stat = path.stat()
+    path.write_bytes(content.replace(b"64", b"65", 1))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time
+    with pytest.raises(DamagedError, match="does not follow"):
+        reader.rows()
+    path.write_bytes(content)
+    with runs.ledger_writer(path, 6) as writer:
+        writer.append(asdict(rows(7)[-1]), sync=False)
+    assert [row.step for row in reader.rows()] == [*range(7)]
+
+
+def test_an_open_run_reads_its_ledger_through_one_reader(tmp_path):
+    shutil.copytree(GOLDEN / "run", tmp_path / "run")
+    run = runs.open(tmp_path / "run")
+    assert run.ledger == run.ledger == runs.read_ledger(tmp_path / "run" / runs.LEDGER)
+    assert run.ledger[3] is run.ledger[3]  # the rows of one parse
+    path = tmp_path / "run" / runs.LEDGER
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+    with pytest.raises(DamagedError):
+        _ = run.ledger
