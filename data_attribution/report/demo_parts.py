@@ -43,7 +43,7 @@ def loss_curve(ledger: Sequence[LedgerRow]) -> str:
     shown = ledger[:: max(1, len(ledger) // 200)]
     return svg.lines(
         [svg.Line("training loss", [row.loss for row in shown])],
-        [str(row.step) for row in shown],
+        [f"{row.step:,}" for row in shown],
         across="step",
         up="nats per token",
     )
