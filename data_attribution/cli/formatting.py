@@ -192,8 +192,7 @@ def _notes(about: "storage.JsonObject") -> list[str]:
         asked = f", {replay['asked for']:,} were asked for" if "asked for" in replay else ""
         notes.append(
             f"replay of steps {first:,} to {last:,}, from the checkpoint at "
-            f"{replay['from checkpoint']:,}"
-            + asked
+            f"{replay['from checkpoint']:,}" + asked
         )
     return notes
 

@@ -221,9 +221,7 @@ def trace_text(
         "before": before,
         "seed": seed,
     }
-    return Generation(
-        text, n_tokens, len(found), len(covered) / n_tokens, traced, provenance
-    )
+    return Generation(text, n_tokens, len(found), len(covered) / n_tokens, traced, provenance)
 
 
 def _start(span: Span) -> int:
