@@ -25,7 +25,7 @@ def steps_line(steps: list[int] | tuple[int, ...]) -> str:
     return f"read at step{'s' * (len(steps) > 1)} {shown}{tail}" if steps else "never read"
 
 
-def read_line(readings: float, *, sampled: bool = False) -> str:
+def read_line(readings: float | int, *, sampled: bool = False) -> str:
     """Return how often something was read as text; a number from a sample is called about right.
 
     Examples:

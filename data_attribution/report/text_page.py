@@ -247,7 +247,7 @@ def _read(one: TracedSpan) -> str:
 
 def _legend(found: TextPage) -> str:
     spans = _traced(found)
-    most = max(one.readings for one in spans)
+    most, left_out = max(one.readings for one in spans), _left_out(found)
     begin = f'<span class="heat {_tint(1, most)}">read once</span> to ' if most > 1 else ""
     lines = [
         f'Colour: {begin}<span class="heat {_tint(most, most)}">read {count(most, "time")}</span>, '
@@ -256,8 +256,9 @@ def _legend(found: TextPage) -> str:
         "that of the longest." if any(_others(spans, k) for k in range(len(spans))) else "",
         "Underlined without colour: stands in the training text, but this run has not read it."
         if any(not one.readings for one in spans) else "",
-        f"The rest: in no span of at least {count(found.minimum, 'token')}; shorter ones may have "
-        "been read." + (f" {_left_out(found)}" if _left_out(found) else ""),
+        f"The rest: in no span of at least {count(found.minimum, 'token')}"
+        f"{', or in one that is not shown' * bool(left_out)}; shorter ones may have been read.",
+        left_out,
         "Slanted: the prompt, which was given to the model." if _prompt_letters(found) else "",
     ]  # fmt: skip
     return f'<p class="small">{" ".join(filter(None, lines))}</p>'
@@ -265,13 +266,10 @@ def _legend(found: TextPage) -> str:
 
 def _left_out(found: TextPage) -> str:
     """Say that a text has more spans than the page shows, if it has."""
-    shown_spans, n_found = len(_traced(found)), _n_found(found)
-    if n_found == shown_spans:
+    n, n_found = len(_traced(found)), _n_found(found)
+    if n == n_found:
         return ""
-    return (
-        f"Shown are {shown_spans:,} of {n_found:,} spans, those least likely by chance; the others "
-        "have no colour."
-    )
+    return f"Shown are {n:,} of {n_found:,} spans, those least likely by chance."
 
 
 def _card(number: int, one: TracedSpan, found: TextPage) -> str:
@@ -398,7 +396,8 @@ def _spans(found: TextPage) -> Panel:
     else:
         answer = (
             f"“{shown(excerpt(best.span.text.strip(), 60))}”<small>"
-            f"{_read(best).removeprefix('read ')}, at steps {_first_and_last(best)}</small>"
+            f"{_read(best).removeprefix('read ')}, at steps {_first_and_last(best)}"
+            f"{', of the spans that are shown' * bool(_left_out(found))}</small>"
         )
     return Panel(
         "spans", "Its spans", body, question="Which part was read most often?", answer=answer
@@ -496,8 +495,9 @@ def _explained(found: TextPage) -> str:
 def _beside_held_out(found: TextPage) -> str:
     chance = found.chance
     if not chance.held_out:
-        return "no held-out text to compare with"
-    return f"held-out text: {_percent(_at(chance.held_out, found.minimum, chance))}"
+        return "no held-out text of its kind to compare with"
+    share = _percent(_at(chance.held_out, found.minimum, chance))
+    return f"{share} of other text of its kind, which was held out"
 
 
 def _retraining(found: TextPage) -> Sequence[str]:

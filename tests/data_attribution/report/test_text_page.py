@@ -124,7 +124,9 @@ def test_what_a_page_leaves_out_is_counted(run, monkeypatch):
     monkeypatch.setattr(text_page, "SPANS", 1)
     html = text_html(report.trace_for_page(run, SAID, minimum=3))
     assert "<small>in 2 spans of at least 3 tokens</small>" in html
-    assert html.count("Shown are 1 of 2 spans, those least likely by chance") == 2
+    assert html.count("Shown are 1 of 2 spans, those least likely by chance.") == 2
+    assert "or in one that is not shown; shorter ones may have been read" in html
+    assert "of the spans that are shown</small>" in html
     found = report.trace_for_page(run, " ".join(TEXTS), minimum=3)
     html = text_html(found)
     assert f"<tr><td>{found.chance.lengths[-1]}</td><td>0%</td>" in html
