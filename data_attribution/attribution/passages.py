@@ -115,11 +115,7 @@ def _copies(
     With a whole-word tokenizer, a text with other white space has the same tokens but another
     digest.
     """
-    store = index.store
-    start, length = int(store.starts[document]), int(store.lengths[document])
-    (positions,) = index.occurrences([np.asarray(store.tokens[start : start + length])])
-    holders = store.document_at(positions)
-    same = set(holders[store.lengths[holders] == length].tolist()) - {document}
+    store, same = index.store, set(index.copies(document).tolist())
     sha256 = store.document(document).sha256
     exact = {one for one in sorted(same) if store.document(one).sha256 == sha256}
     alike = (same | {*near}) - exact - {document}

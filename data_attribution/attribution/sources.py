@@ -275,6 +275,6 @@ def _ranks(one: Source) -> str:
 
 
 def _shortened(steps: tuple[int, ...]) -> str:
-    shown = ", ".join(str(step) for step in steps[:SHOWN_STEPS])
+    shown = ", ".join(f"{step:,}" for step in steps[:SHOWN_STEPS])
     more = len(steps) - SHOWN_STEPS
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{shown} and {more:,} more" if more > 0 else shown

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from data_attribution.counterfactuals import EffectSize
     from data_attribution.gradients import StoreSize
     from data_attribution.token_index import Hit, Span, TokenIndex
-    from data_attribution.tracing import Exposure, Generation
+    from data_attribution.tracing import Exposure, Generation, TracedSpan
     from train import storage
     from train.runs import Run
 
@@ -138,12 +138,12 @@ def exposure_lines(row: "ExposureRow") -> str:
     """Return a summary of where a text occurs, and one line per checkpoint."""
     head = (
         f"{count(row['places'], 'place')} in {count(row['documents'], 'document')}, "
-        f"{count(row['readings'], 'reading')} before checkpoint {row['before']}"
+        f"{count(row['readings'], 'reading')} before checkpoint {row['before']:,}"
         + (f"; {count(row['held_out'], 'more place')} held out" if row["held_out"] else "")
         + ("; estimated from a sample of the places" if row["sampled"] else "")
     )
     table = [
-        f"{one['checkpoint']:>10}  {one['readings']:>8.1f}  {one['spread evenly']:>13.1f}"
+        f"{one['checkpoint']:>10,}  {one['readings']:>8,.1f}  {one['spread evenly']:>13,.1f}"
         for one in row["curve"]
     ]
     return "\n".join([head, "checkpoint  readings  spread evenly", *table])
@@ -189,10 +189,10 @@ def _notes(about: "storage.JsonObject") -> list[str]:
         )
     if "from checkpoint" in replay:
         first, last = replay["steps"]
-        asked = f", {replay['asked for']} were asked for" if "asked for" in replay else ""
+        asked = f", {replay['asked for']:,} were asked for" if "asked for" in replay else ""
         notes.append(
-            f"replay of steps {first} to {last}, from the checkpoint at {replay['from checkpoint']}"
-            + asked
+            f"replay of steps {first:,} to {last:,}, from the checkpoint at "
+            f"{replay['from checkpoint']:,}" + asked
         )
     return notes
 
@@ -204,8 +204,8 @@ def _scored(one: "Source") -> str:
 
 
 def _others(one: "Source") -> str:
-    copies = f"\tduplicates: {len(one.duplicates)}" if one.duplicates else ""
-    return copies + (f"\tnear duplicates: {len(one.near)}" if one.near else "")
+    copies = f"\tduplicates: {len(one.duplicates):,}" if one.duplicates else ""
+    return copies + (f"\tnear duplicates: {len(one.near):,}" if one.near else "")
 
 
 def effect_text(found: "EffectSize") -> str:
@@ -234,16 +234,21 @@ def generation_lines(found: "Generation") -> str:
     for one in found.spans:
         span = one.span
         lines.append(
-            f"{-span.log_probability:8.1f} nats  stands {count(span.count, 'time')}, was read "
-            f"{count(one.readings, 'time')}\t{span.text!r}"
+            f"{-span.log_probability:8.1f} nats  stands {_places(one)}, was "
+            f"{report.read_line(one.readings, sampled=one.sampled)}\t{span.text!r}"
         )
         lines += [
             f"    document {held.document} offset {held.offset}\t{report.steps_line(held.steps)}\t"
             f"{' '.join(held.text.split())}"
-            + (f"\tduplicates: {len(held.copies)}" if held.copies else "")
+            + (f"\tduplicates: {len(held.copies):,}" if held.copies else "")
             for held in one.documents
         ]
     return "\n".join(lines)
+
+
+def _places(one: "TracedSpan") -> str:
+    times = count(one.span.count, "time")
+    return times if one.n_documents is None else f"{times} in {count(one.n_documents, 'document')}"
 
 
 def counterfactual_lines(result: "storage.JsonObject") -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from data_attribution.report.code_page import code_summary, write_code_page
     from data_attribution.report.demo_page import demo_summary, write_demo_page
     from data_attribution.report.sources_page import write_sources_page
-    from data_attribution.report.text import interval, steps_line
+    from data_attribution.report.text import interval, read_line, steps_line
     from data_attribution.report.text_page import TextPage, trace_for_page, write_text_page
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "demo_summary",
     "gather",
     "interval",
+    "read_line",
     "read_proof",
     "steps_line",
     "trace_for_page",

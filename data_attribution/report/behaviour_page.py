@@ -114,7 +114,7 @@ def _behaviour(found: BehaviourResults) -> Panel:
         f'<blockquote class="said">{shown(first.sentence)} '
         f'<b class="answer">{shown(first.best[0][0].strip())}</b></blockquote>'
         + _picks("prompt", [(f"prompt-{k}", one.sentence) for k, one in enumerate(found.examples)])
-        + '<div class="pair"><div data-group="prompt">'
+        + '<div class="pair"><div data-group="prompt" data-paper>'
         + "".join(_prompt(k, one, _over_foils(found)) for k, one in enumerate(found.examples))
         + f"</div><div>{numbers}{command(found.command('behaviours'))}</div></div>"
     )

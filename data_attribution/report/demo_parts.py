@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from data_attribution.report import svg
+from data_attribution.report.page import measured
 from train.runs import LedgerRow, Run
 from train.trainer import Verification
 
@@ -43,20 +44,17 @@ def loss_curve(ledger: Sequence[LedgerRow]) -> str:
     shown = ledger[:: max(1, len(ledger) // 200)]
     return svg.lines(
         [svg.Line("training loss", [row.loss for row in shown])],
-        [str(row.step) for row in shown],
+        [f"{row.step:,}" for row in shown],
         across="step",
         up="nats per token",
     )
 
 
 def share(value: float | None, low: float | None, high: float | None) -> str:
-    """Return a number with its interval, if there is one."""
-    if value is None:
-        return ""
-    bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{value:.2f}{bounds}"
+    """Return a number with its interval, if there is one; of None, an empty cell."""
+    return "" if value is None else measured(value, low, high)
 
 
 def number(value: float | None) -> str:
     """Return a number with two digits; None is `nothing`."""
-    return "nothing" if value is None else f"{value:.2f}"
+    return "nothing" if value is None else measured(value)

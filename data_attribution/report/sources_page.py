@@ -91,7 +91,7 @@ def _head(found: Sources | Generation) -> tuple[str, str]:
     if isinstance(found, Generation):
         return (
             f"Where a text of {count(found.n_tokens, 'token')} stands in what the model read",
-            f"<p>{len(found.spans)} of its {found.found} longest verbatim stretches, the least "
+            f"<p>{len(found.spans):,} of its {found.found:,} longest verbatim stretches, the least "
             f"likely to stand there by chance; they cover {found.covered:.0%} of it.</p>",
         )
     counts = [(grade, sum(one.grade == grade for one in found)) for grade in reversed(GRADES)]
@@ -115,7 +115,7 @@ def _generation(found: Generation, run: ReadableRun) -> Iterable[str]:
             *place,
             strength=-one.span.log_probability / most if most else 0.0,
             href=f"span-{k}",
-            said=f"{count(one.span.count, 'time')} in the corpus, {count(one.readings, 'reading')}",
+            said=f"{count(one.span.count, 'time')} in the training text, {_read(one)}",
         )
         for k, (one, place) in enumerate(
             zip(found.spans, highlighting.places(found, run.store.tokenizer), strict=True)
@@ -127,22 +127,27 @@ def _generation(found: Generation, run: ReadableRun) -> Iterable[str]:
         "<p class=limit>The darker, the less probable by its words alone. That a stretch stands "
         "in the training text does not say that it was copied from there.</p>"
     )
-    yield f"<h3>Its stretches, {len(shown)} of {found.found}</h3>"
+    yield f"<h3>Its stretches, {len(shown):,} of {found.found:,}</h3>"
     yield from (_span(k, found.spans[k]) for k in shown)
 
 
 def _span(number: int, one: TracedSpan) -> str:
     span, (steps, readings) = one.span, one.curve
     held = f", {span.held_out:,} more held out" if span.held_out else ""
-    curve = svg.spark(readings, said=f"readings until step {steps[-1]}") if steps else ""
+    documents_of = "" if one.n_documents is None else f"{count(one.n_documents, 'document')} of "
+    curve = svg.spark(readings, said=f"readings until step {steps[-1]:,}") if steps else ""
     documents = "".join(_holder(holder, span.text) for holder in one.documents)
     return (
         f'<div class="card lexical" id="span-{number}"><b>“{escape(span.text.strip())}”</b>'
         f"<p class=small>{count(span.stop - span.start, 'token')}, {-span.log_probability:.1f} "
         "nats; "
-        f"{count(span.count, 'time')} in the corpus{held}; read {count(one.readings, 'time')} "
+        f"{count(span.count, 'time')} in {documents_of}the training text{held}; {_read(one)} "
         f"{curve}</p>{documents}</div>"
     )
+
+
+def _read(one: TracedSpan) -> str:
+    return text.read_line(one.readings, sampled=one.sampled)
 
 
 def _holder(one: Holder, span: str) -> str:
@@ -150,7 +155,7 @@ def _holder(one: Holder, span: str) -> str:
     return (
         f"<div class=text>{highlighting.within(one.text, span)}</div>"
         f"<p class=small>document {one.document} (<code>{escape(one.id)}</code>) offset "
-        f"{one.offset}{copies}; holds {count(one.held, 'token')} of the text; "
+        f"{one.offset:,}{copies}; holds {count(one.held, 'token')} of the text; "
         f"{escape(text.steps_line(one.steps))}</p>"
     )
 
@@ -172,7 +177,7 @@ def _documents(sources: Sources, run: ReadableRun) -> Iterable[str]:
     yield _table(("grade", "what it says"), [(_badge(one), MEANS[one]) for one in grades])
     yield from (source_card(k, one, run) for k, one in enumerate(shown, start=1))
     if len(sources) > CARDS:
-        yield f"<p class=limit>{len(sources) - CARDS} more are not shown.</p>"
+        yield f"<p class=limit>{len(sources) - CARDS:,} more are not shown.</p>"
 
 
 def _exposure(found: Exposure) -> str:
@@ -183,13 +188,13 @@ def _exposure(found: Exposure) -> str:
             Line("read", readings.tolist()),
             Line("spread evenly", even, dashed=True),
         ],
-        [str(step) for step in steps.tolist()],
+        [f"{step:,}" for step in steps.tolist()],
         across="checkpoint",
         up="readings",
     )
     return figure + (
         f"<p class=limit>{count(len(found.positions), 'document')}, copies among them, "
-        f"{count(found.readings, 'reading')} before checkpoint {found.before}. Computed from the "
+        f"{count(found.readings, 'reading')} before checkpoint {found.before:,}. Computed from the "
         "order of training, which is known.</p>"
     )
 
@@ -198,7 +203,7 @@ def source_card(rank: int, one: Source, run: ReadableRun) -> str:
     """Return the card of a source: its passage, its readings, the evidence and any effect."""
     exposure = tracing.exposure_of_documents(run, one.group)
     readings = exposure.curve(CURVE)[1].tolist()
-    curve = svg.spark(readings, said=f"readings until step {exposure.before}")
+    curve = svg.spark(readings, said=f"readings until step {exposure.before:,}")
     passage = highlighting.within(one.text, one.span)
     return (
         f'<div class="card {escape(one.grade)}" id="document-{one.document}">'
@@ -213,7 +218,7 @@ def source_card(rank: int, one: Source, run: ReadableRun) -> str:
 
 def _copies(one: Source) -> str:
     kinds = (("exact", one.duplicates), ("near", one.near))
-    said = [f"{len(rows)} {kind} ({_some(rows)})" for kind, rows in kinds if rows]
+    said = [f"{len(rows):,} {kind} ({_some(rows)})" for kind, rows in kinds if rows]
     return f"; copies: {', '.join(said)}" if said else ""
 
 
@@ -287,9 +292,9 @@ def retraining_results(found: Counterfactual) -> Iterable[str]:
     heads = ("question", "full run", "without them", "without random ones", "its noise", "n")
     yield _table(heads, rows)
     yield (
-        f"<p class=limit>{count(len(found.named), 'document')} named, {len(found.removed)} removed "
-        f"with their copies ({escape(str(found.together))}); mode {escape(found.mode)}. Intervals "
-        "are over prompts and controls; one initial seed.</p>"
+        f"<p class=limit>{count(len(found.named), 'document')} named, {len(found.removed):,} "
+        f"removed with their copies ({escape(str(found.together))}); mode {escape(found.mode)}. "
+        "Intervals are over prompts and controls; one initial seed.</p>"
     )
 
 
@@ -313,7 +318,7 @@ def _scored(value: float, low: float | None, high: float | None, *, sign: bool =
 
 def _some(documents: Sequence[int], n: int = 8) -> str:
     more = len(documents) - n
-    return ", ".join(map(str, documents[:n])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(str, documents[:n])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _shortened(text: str, letters: int) -> str:

@@ -1,6 +1,13 @@
-"""Phrases for numbers, shared by the pages and the terminal."""
+"""Phrases for numbers, shared by the pages and the terminal.
 
-__all__ = ["interval", "steps_line"]
+Counts and steps have thousands separators (2,025). Numbers of documents have none: they are names,
+which commands take as they stand.
+"""
+
+from train.progress import count
+
+
+__all__ = ["interval", "read_line", "steps_line"]
 
 SHOWN_STEPS = 8
 
@@ -9,13 +16,23 @@ def steps_line(steps: list[int] | tuple[int, ...]) -> str:
     """Return the first steps as text, and how many more there are.
 
     Examples:
-        >>> report.steps_line([3, 8]), report.steps_line(list(range(20)))
-        ('read at steps 3, 8', 'read at steps 0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
+        >>> report.steps_line([3, 2025]), report.steps_line(list(range(20)))
+        ('read at steps 3, 2,025', 'read at steps 0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
     """
-    shown = ", ".join(map(str, steps[:SHOWN_STEPS]))
+    shown = ", ".join(f"{one:,}" for one in steps[:SHOWN_STEPS])
     more = len(steps) - SHOWN_STEPS
-    tail = f" and {more} more" if more > 0 else ""
-    return f"read at steps {shown}{tail}" if steps else "never read"
+    tail = f" and {more:,} more" if more > 0 else ""
+    return f"read at step{'s' * (len(steps) > 1)} {shown}{tail}" if steps else "never read"
+
+
+def read_line(readings: float | int, *, sampled: bool = False) -> str:
+    """Return how often something was read as text; a number from a sample is called about right.
+
+    Examples:
+        >>> report.read_line(2236), report.read_line(1), report.read_line(3e6, sampled=True)
+        ('read 2,236 times', 'read 1 time', 'read about 3,000,000 times')
+    """
+    return f"read {'about ' * sampled}{count(readings, 'time')}"
 
 
 def interval(low: float | None, high: float | None, n_of: str = "prompt") -> str:

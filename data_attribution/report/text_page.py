@@ -16,12 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from data_attribution import token_index, tracing
 from data_attribution.errors import EvidenceError
 from data_attribution.report import highlighting, page, svg
 from data_attribution.report.page import Panel, command, excerpt, shown, strength, table
 from data_attribution.report.svg import Line
-from data_attribution.report.text import steps_line
+from data_attribution.report.text import read_line, steps_line
 from data_attribution.token_index import TokenIndex
 from data_attribution.tracing import Generation, Holder, SpansByChance, TracedSpan
 from train import storage
@@ -36,9 +38,11 @@ __all__ = ["TextPage", "text_html", "trace_for_page", "write_text_page"]
 SPANS = 200  # spans with details, the least likely by chance; a page of more would be too long
 HOLDERS = 4  # documents per span
 LETTERS = 20_000  # of the text
+SENTENCE = 200  # letters of the text in a command
 PASSAGE = 400  # letters of a document around a span
 TITLE = 3  # documents named when a reader points at a span
-LENGTHS = 16  # rows of the table of lengths
+LEAST = 0.001  # of what chance makes; smaller numbers are said to be less
+LENGTHS = 16  # rows of the table of lengths, spread over all of them
 T = TypeVar("T")
 
 
@@ -125,16 +129,28 @@ def write_text_page(found: TextPage, path: str | Path) -> Path:
 
 def text_html(found: TextPage) -> str:
     """Return the page as text."""
-    lead = (
-        "<p>Every coloured span stands, word for word, in the text that the run was trained on. "
-        "The darker it is, the more often the run had read it: counted from its data order, "
-        "not estimated.</p>"
-    )
     return page.document(
-        f"Where a text stands in what {found.run.id} read",
+        "What the model had read of a text",
         [_text(found), _spans(found), _chance(found)],
         provenance=_provenance(found),
-        lead=lead,
+        lead=_lead(found),
+    )
+
+
+def _lead(found: TextPage) -> str:
+    whose = (
+        f"The model (run {shown(found.run.id)}) was given the slanted words and wrote the rest. "
+        if _prompt_letters(found)
+        else f"The model is run {shown(found.run.id)}. "
+    )
+    sampled = any(one.sampled for one in _traced(found))
+    counted = (
+        "counted or, where there are over a million places, estimated" if sampled else "counted"
+    )
+    return (
+        f"<p>{whose}Every coloured part stands, word for word, in the text that it was trained on. "
+        f"The darker it is, the more often the model had read it: {counted} from the order of its "
+        "training data. Lengths are in tokens, the words or pieces of words that it reads.</p>"
     )
 
 
@@ -142,32 +158,34 @@ def text_html(found: TextPage) -> str:
 
 
 def _text(found: TextPage) -> Panel:
-    spans, chance = _traced(found), found.chance
-    share = _at(chance.text, found.minimum, chance)
+    spans = _traced(found)
     marked = _marked(found)
     cards = "".join(_card(k, one, found) for k, one in enumerate(spans, start=1))
     if spans:
-        hint = (
-            "Point at a span, or move to it with the Tab key, to see its documents; a click keeps "
-            "them, and a second one lets them go."
-        )
         body = (
-            f'<p class="small">{hint}</p><div class="pair">'
-            f'<div class="text traced" data-peek="span" data-stay>{marked}</div>'
-            f'<div data-group="span">{cards}</div></div>{_legend(spans, found.minimum)}'
+            '<p class="small screen">Point at a coloured part, or move to it with the Tab key, to '
+            "see how often, in which documents and at which steps it was read. A click keeps it "
+            'there, and a second click lets it go.</p><div class="pair">'
+            f'<div><div class="text traced" data-peek="span" data-stay>{marked}</div>'
+            f'{_legend(found)}</div><div data-group="span" data-paper>{cards}</div></div>'
         )
     else:
         body = (
             f'<div class="text traced">{marked}</div><p class="claim">No '
             f"{count(found.minimum, 'token')} in a row of it stand in what the run read.</p>"
         )
-    said = f"{share:.0%} of its {count(_n_tokens(found), 'token')}"
+    share = _at(found.chance.text, found.minimum, found.chance)
     answer = (
-        f"{said}<small>in {count(len(spans), 'span')} of at least "
+        f"{share:.0%} of its {count(_n_tokens(found), 'token')}"
+        f"<small>in {count(_n_found(found), 'span')} of at least "
         f"{count(found.minimum, 'token')}</small>"
     )
     return Panel(
-        "text", "The text", body, question="How much of the text had the run read?", answer=answer
+        "text",
+        "The text",
+        body,
+        question="How much of the text stands in the training text?",
+        answer=answer,
     )
 
 
@@ -179,7 +197,7 @@ def _marked(found: TextPage) -> str:
     text, spans = found.text, _traced(found)
     places = highlighting.places(found.traced, found.run.store.tokenizer) if found.traced else []
     there = [(*place, k) for k, place in enumerate(places) if place is not None]
-    prompt = len(found.prompt) if found.prompt and text.startswith(found.prompt) else 0
+    prompt = _prompt_letters(found)
     last = min(len(text), LETTERS)
     cuts = {0, prompt, last, *(cut for start, stop, _ in there for cut in (start, stop))}
     most = max((one.readings for one in spans), default=0.0)
@@ -193,6 +211,11 @@ def _marked(found: TextPage) -> str:
     if last < len(text):
         parts.append(f" … ({last:,} of {len(text):,} letters)")
     return "".join(parts)
+
+
+def _prompt_letters(found: TextPage) -> int:
+    """Return how many letters of the text are the prompt."""
+    return len(found.prompt) if found.prompt and found.text.startswith(found.prompt) else 0
 
 
 def _link(part: str, over: Sequence[int], spans: Sequence[TracedSpan], most: float) -> str:
@@ -215,60 +238,110 @@ def _said(one: TracedSpan) -> str:
     documents = ", ".join(str(holder.document) for holder in one.documents[:TITLE])
     steps = one.documents[0].steps if one.documents else ()
     where = f" in documents such as {documents}; the first: {steps_line(steps)}" if steps else ""
-    return f"read {count(one.readings, 'time')}{where}"
+    return f"{_read(one)}{where}"
 
 
-def _legend(spans: Sequence[TracedSpan], minimum: int) -> str:
-    most = max(one.readings for one in spans)
+def _read(one: TracedSpan) -> str:
+    return read_line(one.readings, sampled=one.sampled)
+
+
+def _legend(found: TextPage) -> str:
+    spans = _traced(found)
+    most, left_out = max(one.readings for one in spans), _left_out(found)
     begin = f'<span class="heat {_tint(1, most)}">read once</span> to ' if most > 1 else ""
-    return (
-        f'<p class="small">Colour: {begin}<span class="heat {_tint(most, most)}">read '
-        f"{count(most, 'time')}</span>, by the logarithm. "
+    lines = [
+        f'Colour: {begin}<span class="heat {_tint(most, most)}">read {count(most, "time")}</span>, '
+        "by the logarithm." if most else "",
         '<span class="span several">A dotted line</span>: spans overlap there, and the colour is '
-        "that of the longest. Without colour: in no span of at least "
-        f"{count(minimum, 'token')}; shorter ones may have been read. Slanted: the prompt, which "
-        "was given to the model.</p>"
-    )
+        "that of the longest." if any(_others(spans, k) for k in range(len(spans))) else "",
+        "Underlined without colour: stands in the training text, but this run has not read it."
+        if any(not one.readings for one in spans) else "",
+        f"The rest: in no span of at least {count(found.minimum, 'token')}"
+        f"{', or in one that is not shown' * bool(left_out)}; shorter ones may have been read.",
+        left_out,
+        "Slanted: the prompt, which was given to the model." if _prompt_letters(found) else "",
+    ]  # fmt: skip
+    return f'<p class="small">{" ".join(filter(None, lines))}</p>'
+
+
+def _left_out(found: TextPage) -> str:
+    """Say that a text has more spans than the page shows, if it has."""
+    n, n_found = len(_traced(found)), _n_found(found)
+    if n == n_found:
+        return ""
+    return f"Shown are {n:,} of {n_found:,} spans, those least likely by chance."
 
 
 def _card(number: int, one: TracedSpan, found: TextPage) -> str:
-    span = one.span
-    steps, readings = one.curve
-    curve = svg.spark(readings, said=f"readings until checkpoint {steps[-1]:,}") if steps else ""
-    held_out = f", {span.held_out:,} more in documents held out" if span.held_out else ""
-    documents = "".join(_holder(holder, span.text) for holder in one.documents)
-    expected = _expected(one, found)
-    exposure = f"openbook exposure text {_place(found.run)} {shlex.quote(span.text.strip())}"
+    said = one.span.text.strip()
+    documents = "".join(_holder(holder, one.span.text) for holder in one.documents)
+    exposure = f"openbook exposure text {_place(found.run)} {shlex.quote(said)}"
     return (
         f'<details id="span-{number}"{" open" * (number == 1)}><summary>span {number}: '
-        f"“{shown(excerpt(span.text.strip(), 80))}”, read {count(one.readings, 'time')}</summary>"
-        f'<blockquote class="said">{shown(excerpt(span.text.strip(), PASSAGE))}</blockquote>'
-        f"<p>Read <b>{count(one.readings, 'time')}</b> {curve} "
-        f"in {count(span.count, 'place')} of the training text{held_out}. "
-        f"{count(_length(one), 'token')}; words drawn independently would make it {expected} in a "
-        f"corpus of this size.{_overlaps(number, one, found)}</p>{documents}"
+        f"“{shown(excerpt(said, 80))}”, {_read(one)}</summary>"
+        f'<blockquote class="said">{shown(excerpt(said, PASSAGE))}</blockquote>'
+        f"{table((), _facts(number, one, found), markup=True)}"
+        f"<h4>{_listed(one)}</h4>{documents}"
         f"{command(exposure) if exposure.isprintable() else ''}</details>"
     )
 
 
+def _facts(number: int, one: TracedSpan, found: TextPage) -> list[tuple[str, str]]:
+    """Return the rows that say how often a span was read, where it stands, and what chance does."""
+    span, (steps, readings) = one.span, one.curve
+    curve = svg.spark(readings, said=f"readings until checkpoint {steps[-1]:,}") if steps else ""
+    documents = "" if one.n_documents is None else f" in {count(one.n_documents, 'document')}"
+    part = "; estimated, because only a million of its places were followed" if one.sampled else ""
+    rows = [
+        ("read", f"<b>{_read(one).removeprefix('read ')}</b>{part} {curve}"),
+        ("at steps", f"{_first_and_last(one)} of {found.run.steps_done:,}"),
+        ("stands in", f"{count(span.count, 'place')}{documents} of the training text"),
+        ("length", count(_length(one), "token")),
+        ("by chance", f"{_expected(one, found)} times, if the tokens of the training text were "
+         "drawn independently"),
+    ]  # fmt: skip
+    if _has_held_out(found):
+        rows.insert(3, ("held out", f"{count(span.held_out, 'place')} that no run reads"))
+    others = _others(_traced(found), number - 1)
+    return rows + ([("overlaps with", _numbers(others))] if others else [])
+
+
+def _listed(one: TracedSpan) -> str:
+    """Return what the list of documents of a span is."""
+    n, of = len(one.documents), one.n_documents
+    if not n:
+        return "No document with it was read"
+    drawn = "drawn at random, with a preference for those that hold more of the text"
+    if of is None:
+        return f"{count(n, 'document')} of many that hold it, {drawn}"
+    if n + len({copy for holder in one.documents for copy in holder.copies}) == of:
+        return "All documents that hold it" if of > 1 else "The document that holds it"
+    return f"{n:,} of the {count(of, 'document')} that hold it, {drawn}"
+
+
 def _holder(one: Holder, span: str) -> str:
-    copies = f", {count(len(one.copies), 'copy', 'copies')}" if one.copies else ""
     passage = excerpt(one.text, PASSAGE, around=span.strip())
+    others = count(len(one.copies), "other document")
+    copies = f"; {others} {_have(len(one.copies))} the same text" if one.copies else ""
     return (
         f'<div class="text">{highlighting.within(passage, span)}</div>'
         f'<p class="small">document {one.document} (<code>{shown(excerpt(one.id, 120))}</code>), '
-        f"from its token {one.offset}{copies}; {shown(steps_line(one.steps))}</p>"
+        f"from its token {one.offset:,} on; {shown(steps_line(one.steps))}{copies}</p>"
     )
 
 
-def _overlaps(number: int, one: TracedSpan, found: TextPage) -> str:
-    span = one.span
-    others = [
+def _have(n: int) -> str:
+    return "has" if n == 1 else "have"
+
+
+def _others(spans: Sequence[TracedSpan], at: int) -> list[int]:
+    """Return the spans with which a span overlaps."""
+    span = spans[at].span
+    return [
         k
-        for k, other in enumerate(_traced(found))
-        if k != number - 1 and other.span.start < span.stop and span.start < other.span.stop
+        for k, one in enumerate(spans)
+        if k != at and one.span.start < span.stop and span.start < one.span.stop
     ]
-    return f" It overlaps with {_numbers(others)}." if others else ""
 
 
 def _numbers(spans: Sequence[int]) -> str:
@@ -276,92 +349,115 @@ def _numbers(spans: Sequence[int]) -> str:
 
 
 def _expected(one: TracedSpan, found: TextPage) -> str:
-    """Return how often the words of a span would follow each other if drawn independently."""
+    """Return, as markup, how often the tokens of a span would stand together if drawn freely."""
     times = math.exp(one.span.log_probability) * found.run.store.train_tokens
-    return f"{count(round(times), 'time')}" if times >= 10 else f"{times:.1g} times"
+    if times < LEAST:
+        return f"&lt;&nbsp;{LEAST:g}"
+    return f"{times:,.0f}" if times >= 10 else f"{times:.1g}"
 
 
 # --- the list of spans ---------------------------------------------------------------------------
 
 
 def _spans(found: TextPage) -> Panel:
-    spans = _traced(found)
+    spans, held_out = _traced(found), _has_held_out(found)
     rows = [
         (
-            f'<a href="#span-{k}" data-pick="span">{k}</a>',
-            shown(excerpt(one.span.text.strip(), 120)),
+            f'<a href="#span-{k}" data-pick="span">{k}</a> '
+            f"{shown(excerpt(one.span.text.strip(), 80))}",
             f"{_length(one):,}",
-            f"{one.span.count:,}",
-            f"{one.span.held_out:,}",
-            shown(count(one.readings, "time")),
+            _read(one).split(" ", 1)[1].rsplit(" ", 1)[0],
             _first_and_last(one),
-            shown(_expected(one, found)),
+            f"{one.span.count:,}",
+            "–" if one.n_documents is None else f"{one.n_documents:,}",
+            *([f"{one.span.held_out:,}"] if held_out else []),
+            _expected(one, found),
         )
         for k, one in enumerate(spans, start=1)
     ]
-    heads = ("", "span", "tokens", "in the training text", "held out", "read", "steps", "by chance")
+    heads = ("span", "tokens", "times read", "at steps", "places", "documents")
+    heads += (*(["held out"] if held_out else []), "by chance")
     body = table(heads, rows, markup=True) if rows else "<p>There is none.</p>"
-    n_found = found.traced.found if found.traced else 0
-    if n_found > len(spans):
-        body += (
-            f'<p class="limit">The {len(spans)} least likely by chance of {n_found:,} spans; '
-            "the others are too common, or too many for a page.</p>"
-        )
-    body += (
-        '<p class="limit">A span is maximal: with one more token on either side it does not occur. '
-        "“By chance” is how often its tokens would stand in this order in the corpus if each were "
-        "drawn independently. Of a span with over a million occurrences, readings are counted on "
-        "a million of them.</p>"
-    )
+    notes = [
+        _left_out(found),
+        "A span is maximal: with one more token of the text on either side it does not stand in "
+        "the training text.",
+        "Places and documents are those of the training text that hold it.",
+        "Places held out are in documents that no run reads." if held_out else "",
+        "“By chance” is how often its tokens would stand in this order in the training text if "
+        "each were drawn independently.",
+        "Of a span with over a million places, a million are followed: its readings are estimated, "
+        "and its documents are not counted." if any(one.sampled for one in spans) else "",
+    ]  # fmt: skip
+    body += f'<p class="limit">{" ".join(filter(None, notes))}</p>' if rows else ""
     best = max(spans, key=lambda one: one.readings, default=None)
-    answer = "none" if best is None else (
-        f"“{shown(excerpt(best.span.text.strip(), 60))}”"
-        f"<small>{count(best.readings, 'time')}</small>"
-    )  # fmt: skip
+    if best is None or not best.readings:
+        answer = "none"
+    else:
+        answer = (
+            f"“{shown(excerpt(best.span.text.strip(), 60))}”<small>"
+            f"{_read(best).removeprefix('read ')}, at steps {_first_and_last(best)}"
+            f"{', of the spans that are shown' * bool(_left_out(found))}</small>"
+        )
     return Panel(
         "spans", "Its spans", body, question="Which part was read most often?", answer=answer
     )
 
 
 def _first_and_last(one: TracedSpan) -> str:
-    steps, readings = one.curve
-    changed = [step for step, (a, b) in zip(steps[1:], pairwise(readings), strict=True) if b > a]
-    return f"{changed[0]:,} to {changed[-1]:,}" if changed else "–"
+    if one.first_step is None or one.last_step is None:
+        return "–"
+    return f"{one.first_step:,}&nbsp;to&nbsp;{one.last_step:,}"
+
+
+def _has_held_out(found: TextPage) -> bool:
+    store = found.run.store
+    return store.train_tokens < store.n_tokens
+
+
+def _n_found(found: TextPage) -> int:
+    """Return the number of spans of the text that are long enough, shown or not."""
+    return found.traced.found if found.traced else 0
 
 
 # --- chance --------------------------------------------------------------------------------------
 
 
 def _chance(found: TextPage) -> Panel:
-    chance = found.chance
-    lengths = chance.lengths[:LENGTHS]
-    kinds = [("this text", [f"{share:.0%}" for share in chance.text])]
-    kinds += [(f"shuffled, n = {chance.n}", [_percent(one) for one in chance.shuffled])]
-    curves = [Line("this text", chance.text[:LENGTHS])]
+    chance, at = found.chance, _shown_lengths(found)
+    columns = [("this text", [f"{chance.text[k]:.0%}" for k in at])]
+    columns += [(f"shuffled, n = {chance.n}", [_percent(chance.shuffled[k]) for k in at])]
+    curves = [Line("this text", [chance.text[k] for k in at])]
     if chance.held_out:
-        kinds += [(f"held out, n = {chance.n}", [_percent(one) for one in chance.held_out])]
-        curves += [Line("held-out text", [one.value for one in chance.held_out[:LENGTHS]])]
-    curves += [Line("shuffled", [one.value for one in chance.shuffled[:LENGTHS]], dashed=True)]
+        heading = f"held out, n = {chance.n_held_out}"
+        columns += [(heading, [_percent(chance.held_out[k]) for k in at])]
+        curves += [Line("held-out text", [chance.held_out[k].value for k in at])]
+    curves += [Line("shuffled", [chance.shuffled[k].value for k in at], dashed=True)]
+    lengths = [f"{chance.lengths[k]:,}" for k in at]
     figure = svg.lines(
-        curves,
-        [str(length) for length in lengths],
-        across="length of a span, at least, in tokens",
-        up="share of tokens",
+        curves, lengths, across="length of a span, at least, in tokens", up="share of tokens"
     )
-    rows = [
-        (f"{length:,}", *(values[k] for _, values in kinds)) for k, length in enumerate(lengths)
-    ]
-    numbers = table(("tokens, at least", *(name for name, _ in kinds)), rows)
+    rows = list(zip(lengths, *(values for _, values in columns), strict=True))
+    numbers = table(("tokens, at least", *(name for name, _ in columns)), rows)
     share = _at(chance.text, found.minimum, chance)
     shuffled = _at(chance.shuffled, found.minimum, chance)
     return Panel(
         "chance",
         "Chance",
         f'<div class="pair"><div>{figure}</div><div>{numbers}</div></div>{_explained(found)}',
-        question="Would any text do that?",
-        answer=f"{share:.0%}, shuffled {_percent(shuffled)}"
+        question="How much would chance find there?",
+        answer=f"{_percent(shuffled)} of shuffled text, against {share:.0%} of this one"
         f"<small>{_beside_held_out(found)}</small>",
     )
+
+
+def _shown_lengths(found: TextPage) -> list[int]:
+    """Return the rows of the table: all lengths, or some from the first to the last of many."""
+    n = len(found.chance.lengths)
+    if n <= LENGTHS:
+        return list(range(n))
+    rows = np.geomspace(1, n, LENGTHS - 1).round().astype(int) - 1
+    return sorted({*rows.tolist(), min(found.minimum, n) - 1})
 
 
 def _explained(found: TextPage) -> str:
@@ -376,13 +472,17 @@ def _explained(found: TextPage) -> str:
             f"Spans are shown from {count(found.minimum, 'token')} on, as was asked; shuffled "
             f"texts have at most 5 % of their tokens in spans from {chance.minimum} on."
         )
-    held_out = (
-        "Held-out texts are documents of the same corpus that the run never read: what this text "
-        "shares with the training text beyond them is more than being of its kind. Several of them "
-        "may hold the same documents."
-        if chance.held_out
-        else "The corpus has too little held-out text to say how much any text of this kind shares."
-    )
+    if chance.held_out:
+        held_out = (
+            "Held-out texts are documents of the same corpus that the run never read: what this "
+            "text shares with the training text beyond them is more than being of its kind. No "
+            "two of them share a document."
+        )
+    else:
+        held_out = (
+            f"The corpus has {'too little' if _has_held_out(found) else 'no'} held-out text, so "
+            "how much any text of this kind shares is unknown."
+        )
     return (
         f"<p>{why} A shuffled text has the words of this one in random order. {held_out} Each "
         f"control has {count(chance.n_tokens, 'token')}; means and 95 % intervals over the n texts."
@@ -395,15 +495,18 @@ def _explained(found: TextPage) -> str:
 def _beside_held_out(found: TextPage) -> str:
     chance = found.chance
     if not chance.held_out:
-        return "no held-out text to compare with"
-    return f"held-out text {_percent(_at(chance.held_out, found.minimum, chance))}"
+        return "no held-out text of its kind to compare with"
+    share = _percent(_at(chance.held_out, found.minimum, chance))
+    return f"{share} of other text of its kind, which was held out"
 
 
 def _retraining(found: TextPage) -> Sequence[str]:
-    return (
-        f"openbook trace sentence {_place(found.run)} "
-        f"{shlex.quote(excerpt(' '.join(found.text.split()), 200))} --prove 2",
-    )
+    """Return the command that proves what taught the text; of a long one, its unlikeliest span."""
+    text, spans = found.text, _traced(found)
+    if len(text) > SENTENCE and spans:
+        text = min(spans, key=lambda one: one.span.log_probability).span.text
+    said = shlex.quote(" ".join(text.split())[:SENTENCE])
+    return (f"openbook trace sentence {_place(found.run)} {said} --prove 2",)
 
 
 def _percent(one: Estimate) -> str:

@@ -259,6 +259,14 @@ class TokenIndex:
             for first in range(low, high, most):
                 yield part.positions(slice(first, min(first + most, high)))
 
+    def copies(self, document: int) -> Int64[np.ndarray, " document"]:
+        """Return the other documents of the train region with the same tokens, ascending."""
+        store = self.store
+        start, length = int(store.starts[document]), int(store.lengths[document])
+        (positions,) = self.occurrences([np.asarray(store.tokens[start : start + length])])
+        holders = store.document_at(positions)
+        return np.setdiff1d(holders[store.lengths[holders] == length], document)
+
     def around(self, hit: Hit, *, n: int = 12) -> str:
         """Return the text of an occurrence with up to `n` tokens of its document on each side."""
         start = int(self.store.starts[hit.document])

@@ -2,25 +2,29 @@
 
 As in OLMoTrace (Liu et al. 2025, https://arxiv.org/abs/2504.07096), the maximal verbatim spans of
 the text are found. Of every hundred tokens the five least probable spans by unigram log-probability
-are kept, because they are the least likely to occur by chance. Each comes with documents that hold
-it, ordered by how many tokens of the text they hold in all its kept spans. Unlike with a closed
-corpus, each also comes with how often, and when, this run had read it.
+are kept, because they are the least likely to occur by chance. Unlike with a closed corpus, each
+comes with how often, and when, this run had read it. Counts are those of the whole training text.
+The documents that are listed are drawn from those that hold the span; those that hold more tokens
+of the text in all its kept spans come first.
 
 That a span occurs in the training text does not prove that it was copied from there.
 """
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from jaxtyping import Bool, Int64
+
 from data_attribution import attribution, queries, token_index
 from data_attribution.errors import EvidenceError
 from data_attribution.token_index import Hit, Span, TokenIndex
-from data_attribution.tracing.exposure import exposure_of_text
+from data_attribution.tracing.exposure import MOST, Exposure, exposure_of_text
 from train import storage
+from train.data import TokenStore
 from train.html_panel import html_repr
 from train.progress import Progress
 from train.runs import ReadableRun
@@ -43,9 +47,12 @@ DRAWN = 4  # occurrences drawn per document that is shown
 class Holder:
     """A document that holds a span.
 
-    `offset` counts tokens of the document; `text` is the span with the text around it; `steps` are
-    those at which a token of this occurrence was a target; `held` is how many tokens of the traced
-    text occur in this document, in all kept spans; `copies` are other documents with the same text.
+    Attributes:
+        offset: Where the span begins in the document, in tokens.
+        text: The span with the text around it.
+        steps: Steps at which a token of this occurrence was a target.
+        held: Number of tokens of the traced text that occur in this document, in any kept span.
+        copies: All other documents with the same tokens that the run was trained on.
     """
 
     document: int
@@ -64,16 +71,29 @@ class TracedSpan:
     """A span of the text, with its documents and readings.
 
     Attributes:
+        documents: Some of the documents that hold it and that the run read.
         readings: How often the run read it, over all occurrences.
         curve: Checkpoints, and how often it had been read before each.
+        n_documents: Number of documents of the training text that hold it. None if it has over a
+            million occurrences, of which a million are followed; readings and steps are then
+            those of the part, and readings are scaled up to the whole.
+        first_step, last_step: First and last step at which some of it was read; None if never.
     """
 
     span: Span
     documents: tuple[Holder, ...]
     readings: float
     curve: tuple[tuple[int, ...], tuple[float, ...]]
+    n_documents: int | None
+    first_step: int | None
+    last_step: int | None
 
     __repr__ = short_repr
+
+    @property
+    def sampled(self) -> bool:
+        """Return whether readings are estimates from a part of the occurrences."""
+        return self.n_documents is None
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,7 @@ class Generation:
                 "surprise": -one.span.log_probability,
                 "count": one.span.count,
                 "readings": one.readings,
+                "n_documents": one.n_documents,
                 "documents": tuple(holder.document for holder in one.documents),
             }
             for one in self.spans
@@ -174,12 +195,23 @@ def trace_text(
     wanted = keep or max(math.ceil(SHARE * n_tokens), FEWEST)
     kept = sorted(sorted(found, key=lambda span: span.log_probability)[:wanted], key=_start)
     hits = [tuple(index.find(one.tokens, limit=limit * DRAWN, seed=seed)) for one in kept]
-    held = _held(kept, hits)
-    traced = []
-    for done, (span, places) in enumerate(zip(kept, hits, strict=True)):
+    drawn = np.unique([hit.document for places in hits for hit in places])
+    held, reached = np.zeros((2, len(drawn)), np.int64)
+    spans = []
+    for done, span in enumerate(kept):
         if progress:
             progress("spans", done, len(kept))
-        traced.append(_traced(run, index, span, places, held, limit, before))
+        exposure = exposure_of_text(run, span.tokens, before=before, index=index, limit=MOST)
+        spans.append(_traced(span, exposure))
+        there = _holding(drawn, span, exposure, index.store)
+        # Spans begin and end in the same order, so what of this one is not counted yet is its end.
+        held[there] += span.stop - np.maximum(span.start, reached[there])
+        reached[there] = span.stop
+    tokens_held = dict(zip(drawn.tolist(), held.tolist(), strict=True))
+    traced = tuple(
+        replace(one, documents=_holders(run, index, places, tokens_held, limit, before))
+        for one, places in zip(spans, hits, strict=True)
+    )
     covered = {token for one in kept for token in range(one.start, one.stop)}
     provenance = {
         "run": run.id,
@@ -189,52 +221,81 @@ def trace_text(
         "before": before,
         "seed": seed,
     }
-    return Generation(
-        text, n_tokens, len(found), len(covered) / n_tokens, tuple(traced), provenance
-    )
+    return Generation(text, n_tokens, len(found), len(covered) / n_tokens, traced, provenance)
 
 
 def _start(span: Span) -> int:
     return span.start
 
 
-def _held(spans: Sequence[Span], hits: Sequence[tuple[Hit, ...]]) -> Counter[int]:
-    """Return how many tokens of the text each document holds, by the occurrences drawn."""
-    held: Counter[int] = Counter()
-    for span, places in zip(spans, hits, strict=True):
-        for document in {hit.document for hit in places}:
-            held[document] += span.stop - span.start
-    return held
+def _traced(span: Span, exposure: Exposure) -> TracedSpan:
+    """Return a span with its readings, and no documents yet."""
+    steps, readings = exposure.curve(CURVE)
+    ends = exposure.steps[[0, -1]].tolist() if len(exposure.steps) else (None, None)
+    return TracedSpan(
+        span,
+        documents=(),
+        readings=exposure.readings,
+        curve=(tuple(steps.tolist()), tuple(readings.tolist())),
+        n_documents=None if exposure.sampled else len(np.unique(exposure.documents)),
+        first_step=ends[0],
+        last_step=ends[1],
+    )
 
 
-def _traced(
+def _holding(
+    documents: Int64[np.ndarray, " document"], span: Span, exposure: Exposure, store: TokenStore
+) -> Bool[np.ndarray, " document"]:
+    """Return which documents hold a span; searched in their tokens if its exposure is a sample."""
+    if not exposure.sampled:
+        return np.isin(documents, exposure.documents)
+    row = np.array(span.tokens)
+    return np.array([_stands(row, store, document) for document in documents.tolist()])
+
+
+def _stands(row: Int64[np.ndarray, " pos"], store: TokenStore, document: int) -> bool:
+    start, length = int(store.starts[document]), int(store.lengths[document])
+    if length < len(row):
+        return False
+    tokens = np.asarray(store.tokens[start : start + length])
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, len(row))
+    return bool((windows == row).all(axis=1).any())
+
+
+def _holders(
     run: ReadableRun,
     index: TokenIndex,
-    span: Span,
-    places: tuple[Hit, ...],
-    held: Counter[int],
+    places: Sequence[Hit],
+    held: Mapping[int, int],
     limit: int,
     before: int | None,
-) -> TracedSpan:
-    exposure = exposure_of_text(run, span.tokens, before=before, index=index)
-    steps, readings = exposure.curve(CURVE)
-    shown: dict[str, Holder] = {}
+) -> tuple[Holder, ...]:
+    """Return documents that were read, the one that holds most of the text first, without copies.
+
+    Args:
+        places: Occurrences, at most one per document.
+        held: Number of tokens of the text that each document holds.
+    """
+    removed = {*run.removal.documents} if run.removal else set()
+    found: list[Holder] = []
+    known: set[int] = set()
     for hit in sorted(places, key=lambda one: -held[one.document]):
-        read = hit.steps(run)
-        read = read[read < exposure.before]
-        if not len(read):
+        if len(found) == limit:
+            break
+        steps = hit.steps(run, before=before)
+        if not len(steps) or hit.document in known:
             continue
-        stored = index.store.document(hit.document)
-        if twin := shown.get(stored.sha256):
-            shown[stored.sha256] = replace(twin, copies=(*twin.copies, hit.document))
-        elif len(shown) < limit:
-            shown[stored.sha256] = Holder(
+        copies = set(index.copies(hit.document).tolist()) - removed
+        known |= copies
+        found.append(
+            Holder(
                 document=hit.document,
-                id=stored.id,
+                id=index.store.document(hit.document).id,
                 offset=hit.offset,
                 text=attribution.excerpt(index.store, hit.document, hit.offset, hit.length),
-                steps=tuple(read.tolist()),
+                steps=tuple(steps.tolist()),
                 held=held[hit.document],
+                copies=tuple(sorted(copies)),
             )
-    curve = (tuple(steps.tolist()), tuple(readings.tolist()))
-    return TracedSpan(span, tuple(shown.values()), exposure.readings, curve)
+        )
+    return tuple(found)

@@ -5,8 +5,9 @@ least L tokens is compared, for each L, with that of two kinds of control texts 
 
 * `shuffled`  the tokens of the text in random order, which keeps the tokens and loses their order
 * `held-out`  documents of the same corpus that the run never read: what ordinary text shares with
-  the training text without having been copied from it. Where there is little held-out text the
-  draws share documents, and their interval is that of the drawing, not of other held-out text
+  the training text without having been copied from it. No document is in two of these texts, and
+  copies count once, so they are independent if documents are, and their interval is that of text
+  of this kind. Where there is little held-out text, there are fewer of them
 
 The *shortest length beyond chance* is the least L at which the shuffled texts have at most 5 % of
 their tokens in such spans. It tells order from no order. Whether a text holds more than other text
@@ -42,8 +43,9 @@ class SpansByChance:
         lengths: Lengths in tokens, from 1 to one more than that of the longest span of any text.
         text: Share of the text's tokens in a maximal span of at least that length.
         shuffled: The same of the shuffled texts: mean and 95 % interval over them.
-        held_out: The same of the held-out texts; () if the corpus has too little held-out text.
-        n: Number of controls of each kind.
+        held_out: The same of the held-out texts; () if the corpus has less held-out text than one.
+        n: Number of shuffled texts.
+        n_held_out: Number of held-out texts, of which no two share a document.
         n_tokens: Number of tokens of each control.
         minimum: Shortest length beyond chance, in tokens.
     """
@@ -58,6 +60,7 @@ class SpansByChance:
     shuffled: tuple[Estimate, ...]
     held_out: tuple[Estimate, ...]
     n: int
+    n_held_out: int
     n_tokens: int
     minimum: int
 
@@ -70,7 +73,7 @@ def spans_by_chance(
     """Measure how much of a text, and of its controls, stands in the training text.
 
     Args:
-        draws: Number of shuffled and of held-out texts.
+        draws: Number of shuffled texts, and largest number of held-out texts.
         seed: Seed of the shuffling, and of the choice of held-out documents.
 
     Raises:
@@ -107,6 +110,7 @@ def spans_by_chance(
         shuffled=by_chance,
         held_out=_estimates(shares[draws:]) if held_out else (),
         n=draws,
+        n_held_out=len(held_out),
         n_tokens=n_tokens,
         minimum=minimum,
     )
@@ -134,24 +138,26 @@ def _estimates(shares: Float64[np.ndarray, "text length"]) -> tuple[Estimate, ..
 def _held_out(
     store: TokenStore, n_tokens: int, draws: int, generator: np.random.Generator
 ) -> list[Int64[np.ndarray, " pos"]]:
-    """Return texts of held-out documents in random order; none if there are too few."""
-    held_out = np.flatnonzero(store.starts >= store.train_tokens)
-    if int(store.lengths[held_out].sum()) < 2 * n_tokens:
-        return []
-    return [_joined(store, generator.permutation(held_out), n_tokens) for _ in range(draws)]
+    """Return at most `draws` texts of held-out documents; no two share a document or a copy of it.
 
-
-def _joined(
-    store: TokenStore, documents: Int64[np.ndarray, " document"], n_tokens: int
-) -> Int64[np.ndarray, " pos"]:
-    """Return the first tokens of documents one behind another, without ends of texts."""
+    A text is the beginning of a document, or of several one behind another, without ends of texts.
+    What is left of its last document is not used.
+    """
+    texts: list[np.ndarray] = []
     parts: list[np.ndarray] = []
+    seen: set[bytes] = set()
     missing = n_tokens
-    for document in documents.tolist():
+    for document in generator.permutation(np.flatnonzero(store.starts >= store.train_tokens)):
         start = int(store.starts[document])
         row = np.asarray(store.tokens[start : start + int(store.lengths[document])], np.int64)
+        if (content := row.tobytes()) in seen:
+            continue
+        seen.add(content)
         parts.append(row[row != store.eot][:missing])
         missing -= len(parts[-1])
         if not missing:
+            texts.append(np.concatenate(parts))
+            parts, missing = [], n_tokens
+        if len(texts) == draws:
             break
-    return np.concatenate(parts)
+    return texts

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 
-__all__ = ["SCREENSHOTS", "Visit", "chromium", "visit"]
+__all__ = ["CHROMIUM", "FLAGS", "SCREENSHOTS", "Visit", "chromium", "visit"]
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 FLAGS = (

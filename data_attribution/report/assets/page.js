@@ -4,7 +4,8 @@
 //
 // A choice: links `a[data-pick=GROUP]` lead to `#ID`. The parts of a group stand in
 // `[data-group=GROUP]`, one of which is shown at a time; what has `data-with=ID` is shown while ID
-// is chosen. Without this script the links lead to the parts, which are all there.
+// is chosen. Without this script the links lead to the parts, which are all there. Paper has all
+// parts of a group with `data-paper`, and the chosen one of any other.
 (() => {
   const root = document.documentElement;
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
@@ -103,8 +104,13 @@
       return made;
     }));
     box.previousElementSibling.textContent = `Attention from “${tokens[query].trim()}”, token `
-      + `${query + 1} of prompt ${at.prompt + 1}, in hundredths`
-      + (whole ? "; choose another token." : ".");
+      + `${query + 1} of prompt ${at.prompt + 1}, in hundredths.`;
+    if (whole) {
+      const hint = document.createElement("span");
+      hint.className = "screen";
+      hint.textContent = " Choose another token.";
+      box.previousElementSibling.append(hint);
+    }
     if (focused !== undefined && box.offsetParent) box.children[focused].focus();
   }
 
@@ -151,8 +157,11 @@
       const id = link.getAttribute("href").slice(1);
       choose(link.dataset.pick, id);
       const part = document.getElementById(id);
-      const below = part && part.getBoundingClientRect().top > innerHeight * 0.8;
-      if (below && !link.closest("[data-stay]")) part.scrollIntoView({ block: "nearest" });
+      if (!part) return;
+      const { top } = part.getBoundingClientRect();
+      const text = link.closest("[data-stay]");  // stays in view while the part is beside it
+      const beside = text && top < text.getBoundingClientRect().bottom;
+      if (top > innerHeight * 0.8 && !beside) part.scrollIntoView({ block: "nearest" });
     };
     link.addEventListener("click", act);
     link.addEventListener("keydown", (event) => { if (event.key === " ") act(event); });
@@ -218,8 +227,8 @@
   document.addEventListener("chosen", reachScrollers);
   document.addEventListener("toggle", reachScrollers, true);
 
-  // On paper everything that is chosen is open.
+  // On paper everything that is chosen is open, and every part of a group with `data-paper`.
   addEventListener("beforeprint", () => {
-    for (const one of all("details:not([hidden])")) one.open = true;
+    for (const one of all("details:not([hidden]), [data-paper] > details")) one.open = true;
   });
 })();

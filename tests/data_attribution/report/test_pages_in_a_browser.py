@@ -34,6 +34,12 @@ from train.progress import visible
 
 pytestmark = pytest.mark.integration
 WIDTHS, THEMES = (1280, 390), ("light", "dark")
+PAPER = 718  # pixels of A4 between its margins
+# What scrolls on a screen, and would be cut off on paper.
+CUT = """() => [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility()
+  && one instanceof HTMLElement && getComputedStyle(one).overflowX !== "visible"
+  && (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1)
+).map((one) => one.outerHTML.slice(0, 200))"""
 PANELS = ("behaviour", "components", "documents", "proof")
 
 # What a text can try, each with a mark of its own: %d.
@@ -127,6 +133,19 @@ def path(results, tmp_path_factory):
     return report.write_behaviour_page(results, tmp_path_factory.mktemp("page") / "page.html")
 
 
+@pytest.fixture(scope="module")
+def pages(results, path, tmp_path_factory):
+    """The pages of a behaviour and of a text, by the names of their screenshots."""
+    text = "k1 is v1 k2 is v3 is k5 is v5 v4 k4"
+    found = report.trace_for_page(results.run, text, minimum=2, prompt="k1 is")
+    assert found.traced is not None
+    assert len(found.traced.spans) > 2
+    return {
+        "report": path,
+        "text": report.write_text_page(found, tmp_path_factory.mktemp("page") / "text.html"),
+    }
+
+
 def test_all_panels_answer_to_a_reader_who_clicks(browser, path, results):
     head, other = "L0H0", "L0H1"
     with visit(browser, path) as seen:
@@ -197,16 +216,19 @@ def test_without_its_script_every_number_can_be_read(browser, path, results):
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_a_page_is_usable_for_everyone_and_fits_its_window(browser, path, theme):
+@pytest.mark.parametrize("name", ["report", "text"])
+def test_a_page_is_usable_for_everyone_and_fits_its_window(browser, pages, name, theme):
     """No serious finding of axe-core; a screenshot of every width is kept for people to look at."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     SCREENSHOTS.mkdir(exist_ok=True)
     for width in WIDTHS:
-        with visit(browser, path, width=width, color_scheme=theme) as seen:
+        with visit(browser, pages[name], width=width, color_scheme=theme) as seen:
             assert seen.page.evaluate("document.documentElement.scrollWidth") == width
-            shot = SCREENSHOTS / f"report-{width}-{theme}.png"
+            shot = SCREENSHOTS / f"{name}-{width}-{theme}.png"
             seen.page.screenshot(path=shot, full_page=True)
-            found = axe.run(seen.page).response["violations"] if width == WIDTHS[0] else []
+            # What depends on the width does not depend on the colours.
+            checked = width == WIDTHS[0] or theme == THEMES[0]
+            found = axe.run(seen.page).response["violations"] if checked else []
             serious = [
                 (one["id"], node["target"], node["failureSummary"])
                 for one in found
@@ -215,6 +237,43 @@ def test_a_page_is_usable_for_everyone_and_fits_its_window(browser, path, theme)
             ]
             assert serious == []
             assert seen.quiet(), (seen.said, seen.requests, seen.forbidden)
+
+
+@pytest.mark.parametrize("name", ["report", "text"])
+def test_paper_has_everything_open_nothing_cut_off_and_no_control(browser, pages, name):
+    """Of each group the chosen part is printed, or all that stand nowhere else on the page."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    with visit(browser, pages[name], width=PAPER, color_scheme="dark") as seen:
+        tab = seen.page
+        assert tab.pdf().startswith(b"%PDF-")  # tells the page that it is printed
+        tab.emulate_media(media="print")
+        assert tab.locator("details:visible").count() > 0
+        assert tab.locator("details:visible:not([open])").count() == 0
+        whole = tab.locator("[data-paper] > *")
+        assert all(one.is_visible() for one in whole.all())
+        assert whole.count() > 0
+        assert tab.evaluate("document.documentElement.scrollWidth") == PAPER
+        assert tab.evaluate(CUT) == []
+        for control in (".bar", ".picks", ".screen", "button:not(.token)"):
+            assert not any(one.is_visible() for one in tab.locator(control).all()), control
+        assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(27, 29, 33)"  # light
+        tab.screenshot(path=SCREENSHOTS / f"{name}-paper.png", full_page=True)
+        assert seen.quiet(), (seen.said, seen.requests, seen.forbidden)
+
+
+def test_what_scrolls_on_a_screen_is_whole_on_paper(browser, tmp_path):
+    lines = "a line of text\n" * 200
+    body = (
+        f'<div class="text">{lines}</div><div class="text traced">{lines}</div>'
+        f'<div class="cards"><p>{"<br>".join(lines.splitlines())}</p></div>'
+        + page.table(["head"] * 30, [["a long word"] * 30])
+    )
+    made = tmp_path / "page.html"
+    made.write_text(page.document("a", [Panel("one", "b", body)]))
+    with visit(browser, made, width=PAPER) as seen:
+        assert len(seen.page.evaluate(CUT)) == 4
+        seen.page.emulate_media(media="print")
+        assert seen.page.evaluate(CUT) == []
 
 
 # --- what texts may not do -----------------------------------------------------------------------

@@ -89,7 +89,7 @@ def traced(run, start: int, stop: int, surprise: float) -> TracedSpan:
     text = run.store.tokenizer.decode(ids)
     span = Span(start, stop, text, tuple(ids.tolist()), 3, 1, -surprise)
     holder = Holder(0, "made/0", start, TEXTS[0], (2, 3), stop - start, (4,))
-    return TracedSpan(span, (holder,), 5.0, ((0, 5, 10), (0.0, 2.0, 5.0)))
+    return TracedSpan(span, (holder,), 5.0, ((0, 5, 10), (0.0, 2.0, 5.0)), 2, 2, 8)
 
 
 def generation(run) -> Generation:
@@ -210,7 +210,7 @@ def test_a_part_of_a_long_document_that_was_read_is_more_than_0_readings(make_st
     run = make_run(store, steps_done=1)
     steps = tuple(run.steps_learned(0).tolist())
     found = Page(sources_page.source_card(1, replace(source(0), document=0, steps=steps), run))
-    assert "read at steps 0" in found.text
+    assert "read at step 0" in found.text
     assert "0.004 readings in all" in found.text
 
 
@@ -239,7 +239,7 @@ def test_places_are_found_for_byte_pairs_with_and_without_a_leading_space(make_s
                     if "\ufffd" in part or not part.strip():
                         continue
                     span = Span(start, stop, part, tuple(ids[start:stop].tolist()), 1, 0, -1.0)
-                    one = TracedSpan(span, (), 1.0, ((), ()))
+                    one = TracedSpan(span, (), 1.0, ((), ()), 1, 0, 0)
                     found = Generation(text, len(ids), 1, 1.0, (one,), {})
                     (place,) = highlighting.places(found, store.tokenizer)
                     assert text[slice(*place)].split() == part.split()
@@ -253,7 +253,7 @@ def spanned(text: str, tokenizer, every: int, length: int) -> Generation:
              tuple(ids[at : at + length].tolist()), 1, 0, -1.0)
         for at in range(0, len(ids) - length, every)
     ]  # fmt: skip
-    traced = tuple(TracedSpan(one, (), 1.0, ((), ())) for one in spans)
+    traced = tuple(TracedSpan(one, (), 1.0, ((), ()), 1, 0, 0) for one in spans)
     return Generation(text, len(ids), len(spans), 1.0, traced, {})
 
 

@@ -1,14 +1,17 @@
 """The page of a text has every span with its exact exposure, by pointing and by keys."""
 
 import re
+import shlex
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 
 from data_attribution import report, token_index, tracing
+from data_attribution.report import text_page
 from data_attribution.report.text_page import text_html
-from data_attribution.tracing import exposure_of_text
+from data_attribution.tracing import exposure_of_text, generated_text
 from tests.data_attribution.report.test_pages_in_a_browser import TRIES
 from tests.worlds.browser import chromium, visit
 
@@ -17,6 +20,9 @@ FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
 QUOTED = "envoys from Arnost ride to Belmar"
 TEXTS = [*FILLER, f"{QUOTED} .", f"they say {QUOTED} .", f"{QUOTED} .", "Belmar is cold ."]
 SAID = f"{QUOTED} is cold . moon they the"
+
+
+IN_VIEW = "(one) => one.getBoundingClientRect().top < innerHeight"
 
 
 class Links(HTMLParser):
@@ -61,13 +67,16 @@ def test_a_planted_span_is_coloured_with_its_exact_count(run, tmp_path):
     # Three documents hold it, and every document was read twice.
     assert links[0]["title"].startswith("read 6 times in documents such as ")
     assert "several" in links[1]["class"]
-    assert "It overlaps with span 2." in written
+    assert "<td>overlaps with</td><td>span 2</td>" in written
     assert found.traced is not None
     for one in found.traced.spans:
         exposure = exposure_of_text(run, one.span.tokens)
         assert one.readings == exposure.readings
         assert one.span.count == exposure.places
-        row = f"<td>{one.span.text}</td><td>{len(one.span.tokens)}</td><td>{one.span.count}</td>"
+        cells = (len(one.span.tokens), f"{one.readings:.0f}",
+                 f"{exposure.steps[0]}&nbsp;to&nbsp;{exposure.steps[-1]}", one.span.count,
+                 len({*exposure.documents.tolist()}))  # fmt: skip
+        row = f"</a> {one.span.text}" + "".join(f"</td><td>{cell}" for cell in cells)
         assert row in written
 
 
@@ -94,7 +103,57 @@ def test_spans_as_short_as_chance_makes_them_are_left_out_and_chance_is_shown(ru
     html = unescape(text_html(found))
     assert f"<td>{chance.minimum}</td><td>{chance.text[chance.minimum - 1]:.0%}</td>" in html
     assert f"from {chance.minimum} tokens on" in html
-    assert "too little held-out text" in html
+    assert "The corpus has no held-out text" in html
+    assert "held out" not in html
+
+
+def test_held_out_text_has_a_column_and_a_control_where_there_is_some(make_store, make_run):
+    store = make_store([f"{QUOTED} k{k} ." for k in range(40)], held_out=0.25)
+    token_index.build(store)
+    html = text_html(report.trace_for_page(make_run(store), f"{QUOTED} .", minimum=3))
+    aside = int((store.starts >= store.train_tokens).sum())
+    assert 2 <= aside <= 10
+    assert '<th scope="col">held out</th>' in html
+    assert f"<td>{40 - aside}</td><td>{40 - aside}</td><td>{aside}</td>" in html
+    assert f"held out, n = {aside}</th>" in html
+    assert f"<td>held out</td><td>{aside} places that no run reads</td>" in html
+    assert f"4 of the {40 - aside} documents that hold it" in html
+
+
+def test_what_a_page_leaves_out_is_counted(run, monkeypatch):
+    monkeypatch.setattr(text_page, "SPANS", 1)
+    html = text_html(report.trace_for_page(run, SAID, minimum=3))
+    assert "<small>in 2 spans of at least 3 tokens</small>" in html
+    assert html.count("Shown are 1 of 2 spans, those least likely by chance.") == 2
+    assert "or in one that is not shown; shorter ones may have been read" in html
+    assert "of the spans that are shown</small>" in html
+    found = report.trace_for_page(run, " ".join(TEXTS), minimum=3)
+    html = text_html(found)
+    assert f"<tr><td>{found.chance.lengths[-1]}</td><td>0%</td>" in html
+    assert found.traced is not None
+    (least,) = found.traced.spans  # the whole text would be too long for a command
+    assert f"{shlex.quote(least.span.text.strip())} --prove 2" in unescape(html)
+
+
+def test_numbers_from_a_part_of_the_places_are_said_to_be_estimates(run, monkeypatch):
+    monkeypatch.setattr(generated_text, "MOST", 2)
+    html = text_html(report.trace_for_page(run, QUOTED, minimum=3))
+    (link,) = Links(html).found
+    assert link["title"].startswith("read about 6 times in documents such as ")
+    assert "<b>about 6 times</b>; estimated, because only a million" in html
+    assert "documents of many that hold it" in html
+    assert "counted or, where there are over a million places, estimated" in html
+    assert "its documents are not counted" in html
+
+
+def test_a_span_that_the_run_has_not_come_to_is_not_said_to_be_read(run):
+    html = text_html(report.trace_for_page(replace(run, steps_done=0), QUOTED, minimum=3))
+    (link,) = Links(html).found
+    assert link["title"] == "read 0 times"
+    assert link["class"].split() == ["span", "heat"]
+    assert "stands in the training text, but this run has not read it" in html
+    assert "No document with it was read" in html
+    assert "Which part was read most often?</span><strong>none</strong>" in html
 
 
 def test_a_text_that_was_never_read_has_a_page_that_says_so(run):
@@ -152,6 +211,21 @@ def test_pointing_shows_documents_and_a_click_keeps_them(browser, run, tmp_path)
         assert seen.page.locator("[data-group='span'] > details").count() == 2
         seen.page.click("#span-2 summary")
         assert "read at steps" in seen.page.locator("#span-2").inner_text()
+
+
+@pytest.mark.integration
+def test_on_a_phone_a_click_leads_to_the_documents_below_the_text(browser, run, tmp_path):
+    long = f"{QUOTED} {' '.join(FILLER)}"
+    path = report.write_text_page(
+        report.trace_for_page(run, long, minimum=3), tmp_path / "page.html"
+    )
+    for width, scrolls in ((390, True), (1280, False)):
+        with visit(browser, path, width=width, reduced_motion="reduce") as seen:
+            seen.page.locator(".traced a[href='#span-1']").first.scroll_into_view_if_needed()
+            before = seen.page.evaluate("scrollY")
+            seen.page.locator(".traced a[href='#span-1']").first.click()
+            assert seen.page.locator("#span-1").evaluate(IN_VIEW)
+            assert (seen.page.evaluate("scrollY") > before) is scrolls
 
 
 @pytest.mark.integration

@@ -1,12 +1,15 @@
 """A text is traced span by span to documents that hold it, and to the steps that read them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from data_attribution import token_index, tracing
 from data_attribution.errors import EvidenceError, IndexMissing, QueryError
+from data_attribution.tracing import generated_text
 from tests.data_attribution.ordered_run import OrderedRun
+from train.data import DocumentRemoval
 
 
 FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
@@ -54,6 +57,56 @@ def test_copies_of_a_document_are_one_row(run):
     by_text = {run.store.text(one.document): one for one in quoted.documents}
     assert set(by_text) == {f"{QUOTED} .", f"they say {QUOTED} ."}
     assert len(by_text[f"{QUOTED} ."].copies) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 50])
+def test_counts_are_of_the_whole_training_text_and_not_of_the_documents_drawn(
+    make_store, make_run, limit
+):
+    """Of 51 documents with the span 30 are copies of one, and `limit` are shown."""
+    store = make_store([f"{QUOTED} ."] * 30 + [f"n{k} {QUOTED} o{k}" for k in range(21)] + FILLER)
+    token_index.build(store)
+    run = make_run(store)
+    (found,) = tracing.trace_text(run, QUOTED, limit=limit).spans
+    assert len(found.documents) == min(limit, 22)
+    assert (found.span.count, found.n_documents) == (51, 51)
+    assert not found.sampled
+    for one in found.documents:
+        same = {k for k in range(store.n_documents) if store.text(k) == store.text(one.document)}
+        assert {one.document, *one.copies} == same
+    shown = {one.document for one in found.documents}
+    assert not shown & {copy for one in found.documents for copy in one.copies}
+    steps = tracing.exposure_of_text(run, QUOTED).steps
+    assert (found.first_step, found.last_step) == (steps[0], steps[-1])
+
+
+@pytest.mark.parametrize("most", [1 << 20, 3])
+def test_what_a_document_holds_of_the_text_is_each_token_once_whatever_was_drawn(
+    make_store, make_run, monkeypatch, most
+):
+    """The only document with both spans is drawn for one of them; they overlap in one token.
+
+    It is the same where there are so many occurrences that only a part of them is followed.
+    """
+    monkeypatch.setattr(generated_text, "MOST", most)
+    store = make_store([f"a b n{k}" for k in range(40)] + ["a b x b c", "b c", "b", *FILLER])
+    token_index.build(store)
+    found = tracing.trace_text(make_run(store), "a b c", limit=1)
+    assert [one.span.text for one in found.spans] == ["a b", "b c"]
+    assert found.spans[0].sampled is (most == 3)
+    # Four are drawn of "a b", so the document with all three tokens may be none of them.
+    (second,) = found.spans[1].documents
+    assert (store.text(second.document), second.held) == ("a b x b c", 3)
+
+
+def test_copies_that_a_run_was_trained_without_are_not_counted(run):
+    copies = [k for k in range(run.store.n_documents) if run.store.text(k) == f"{QUOTED} ."]
+    kept = replace(run, removal=DocumentRemoval(tuple(copies[:1]), "blank"))
+    (quoted,) = tracing.trace_text(kept, QUOTED).spans
+    assert {one.document: one.copies for one in quoted.documents}[copies[0]] == (copies[1],)
+    kept = replace(run, removal=DocumentRemoval(tuple(copies[1:]), "blank"))
+    (quoted,) = tracing.trace_text(kept, QUOTED).spans
+    assert {one.document: one.copies for one in quoted.documents}[copies[0]] == ()
 
 
 def test_a_document_that_holds_more_of_the_text_comes_first(make_store, run):

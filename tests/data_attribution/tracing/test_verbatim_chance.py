@@ -7,6 +7,8 @@ import pytest
 
 from data_attribution import token_index, tracing
 from data_attribution.errors import QueryError
+from tests.worlds.known import known
+from train.statistics import mean_interval
 
 
 FILLER = [f"the moon is over the n{k} of the sea ." for k in range(20)]
@@ -67,6 +69,41 @@ def test_held_out_text_is_a_control_and_never_the_training_text(make_store):
     assert found.text[whole - 1] == 1
     assert found.held_out[whole - 1].value < 0.2 < found.held_out[1].value
     assert np.all(np.diff([one.value for one in found.held_out]) <= 0)
+
+
+@pytest.fixture
+def halves(make_store):
+    """Every second of 80 documents begins with the same five words; a few are held out, twice."""
+    made = [
+        f"a b c d e n{k}" if k % 2 else " ".join(f"{w}{k}" for w in "abcdef") for k in range(80)
+    ]
+    store = make_store(made * 2, held_out=0.1)
+    token_index.build(store)
+    aside = {store.text(k) for k in np.flatnonzero(store.starts >= store.train_tokens).tolist()}
+    return token_index.open(store), made, np.array([one.startswith("a b c d e") for one in aside])
+
+
+def test_more_draws_of_the_same_held_out_documents_do_not_narrow_the_interval(halves):
+    """In 5 of 12 tokens any such text is in spans of five; draws that overlap would deny it."""
+    index, made, quoted = halves
+    few, many = (tracing.spans_by_chance(index, made[1], draws=draws) for draws in (20, 400))
+    assert few.n_held_out == many.n_held_out == len(quoted)
+    shares = quoted * 5 / 6
+    for found in (few.held_out[4], many.held_out[4]):
+        low, high = known(mean_interval(shares))
+        assert (found.value, found.low, found.high) == pytest.approx((shares.mean(), low, high))
+        assert low < 5 / 12 < high
+    overlapping = shares[np.random.default_rng(0).integers(len(shares), size=400)]
+    low, high = known(mean_interval(overlapping))
+    assert not low < 5 / 12 < high
+
+
+def test_a_held_out_text_that_is_longer_than_documents_is_made_of_several(halves):
+    index, made, quoted = halves
+    found = tracing.spans_by_chance(index, " ".join(made[:3]))
+    assert found.n_held_out == len(quoted) // 3 > 1
+    assert found.held_out[0].value <= 1
+    assert tracing.spans_by_chance(index, " ".join(made)).n_held_out == 0
 
 
 def test_without_held_out_text_there_is_no_such_control(index):
