@@ -335,6 +335,7 @@ def played(openbook, monkeypatch, one_thread_numerics, folder):
     monkeypatch.setattr(code_demo, "open_corpus", few_modules)
     monkeypatch.setattr(recipes, "CODE_SMALL", RECIPE)
     monkeypatch.setattr(code_demo, "N_PROMPTS", 16)
+    monkeypatch.setattr(code_demo, "N_SOURCES", 8)
     monkeypatch.setattr(numerics, "choose", lambda **_: one_thread_numerics)
 
     def play(*arguments):
@@ -434,8 +435,11 @@ def _check_that_the_panels_tell_one_story(page: str, run: Run, lines: list[Known
     assert f"n = {n} prompts" in story
     assert f"openbook behaviours {run.path} {file}" in story
     assert f"openbook patch {run.path} {file} --over heads" in story
-    assert f'openbook trace documents {run.path} "$(cat {run.path}/known-lines.txt)"' in story
-    assert f"openbook counterfactual {run.path} {file} --without" in story
+    assert f'openbook trace sentence {run.path} "$(cat {run.path}/known-lines.txt)"' in story
+    n_files = len({document for one in lines for document in one.holders})
+    assert (
+        f"openbook counterfactual {run.path} {file} --without sources.json --top {n_files}" in story
+    )
     assert f"{run.path} code-copy" not in story
     assert f"On {n} prompts" not in story
     # The first row of the proof is of the behaviour, with as many prompts.
