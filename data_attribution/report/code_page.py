@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 
 from data_attribution.counterfactuals import Change
-from data_attribution.demo import CodeDemo, Formation, HeadEffects, KnownLine
+from data_attribution.demo import CodeDemo, Formation, HeadEffects, KnownLine, line_readings
 from data_attribution.report import behaviour_page, page, svg
 from data_attribution.report.behaviour_results import BehaviourResults, gather
 from data_attribution.report.demo_parts import loss_curve, run_facts, share, verification
@@ -345,7 +345,7 @@ def lines_section(demo: CodeDemo) -> Panel:
             decode(one.generated),
             f"{one.right:.2f}",
             ", ".join(_file(demo, document) for document in one.line.holders),
-            _line_readings(demo, one.line),
+            line_readings(demo.run, one.line),
         )
         for one in demo.completions
     ]
@@ -367,9 +367,9 @@ def lines_section(demo: CodeDemo) -> Panel:
         f"<p><b>How the lines were chosen.</b> A line has {least} to {most} tokens. The prompt is "
         f"the {KnownLine.SHOWN} tokens of code before its second half. In most places where "
         "training files have the first half, they go on as the line does, and the second half does "
-        "not stand in the prompt: it cannot be copied from there. These are the largest groups of "
-        "lines that the same files hold. The rule counts tokens, and no answer of the model enters "
-        "it.</p>"
+        f"not stand in the prompt: it cannot be copied from there. {_were_read(demo)}These are the "
+        "largest groups of lines that the same files hold. The rule counts tokens, and no answer "
+        "of the model enters it.</p>"
         "<p><b>What it is compared with.</b> In the comparison prompt the first half is that of "
         "another known line, equally long and held by other files, and the foil is the first token "
         "of that line's second half. Of these lines it is the one whose token follows the last "
@@ -434,23 +434,23 @@ def _held(demo: CodeDemo) -> str:
     )
 
 
-def _line_readings(demo: CodeDemo, line: KnownLine) -> int:
-    """Return the number of steps that read a line in a training file."""
-    run = demo.run
-    return sum(
-        len(run.steps_reading_tokens(place, place + len(line.tokens))) for place in line.places
-    )
+def _were_read(demo: CodeDemo) -> str:
+    """Return the sentence on the part of the rule that holds unless no line was read."""
+    read = any(line_readings(demo.run, line) for line in demo.lines)
+    return "Lines that no step read in a training file are left out. " if read else ""
 
 
 def _read_how_often(demo: CodeDemo) -> str:
     """Return in how many steps the lines were read, and what may move the result."""
-    readings = sorted(_line_readings(demo, line) for line in demo.lines)
+    readings = sorted(line_readings(demo.run, line) for line in demo.lines)
+    if not readings[-1]:
+        return "No step read one of them; only other parts of their files were read."
     middle = readings[(len(readings) - 1) // 2]
     return (
-        f"At least half of the {count(len(readings), 'line')} were read in at most "
-        f"{count(middle, 'step')} of {demo.run.steps[-1]:,} (all between {readings[0]} and "
-        f"{readings[-1]}). More controls (<code>--controls</code>) narrow the interval; more "
-        "steps, or other files, may move the number."
+        f"Each of the {count(len(readings), 'line')} was read in {readings[0]} to "
+        f"{count(readings[-1], 'step')} of {demo.run.steps[-1]:,}, half of them in at most "
+        f"{middle}. More controls (<code>--controls</code>) narrow the interval; more steps, or "
+        "other files, may move the number."
     )
 
 

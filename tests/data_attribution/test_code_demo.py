@@ -25,6 +25,7 @@ from data_attribution.demo.code_demo import (
     largest_groups,
     line_behaviour,
     line_foils,
+    line_readings,
 )
 from data_attribution.report import code_page, demo_page
 from interp import behaviours
@@ -43,7 +44,7 @@ RECIPE = replace(
     model=replace(
         recipes.CODE_SMALL.model, n_layers=2, d_model=32, d_head=16, d_mlp=128, n_ctx=160
     ),
-    batch_size=8,
+    batch_size=24,
     checkpoint_every=10,
     optimizer_every=10,
     eval_every=0,
@@ -404,7 +405,9 @@ def _check(page: str, folder) -> None:
     read = [one for one in range(store.n_documents) if len(run.steps_learned(one))]
     lines = known_lines(index, read)
     foils = line_foils(index, lines)
-    groups = largest_groups([*foils], code_demo.GROUPS)
+    seen = [one for one in foils if line_readings(run, one)]
+    assert 1 < len(seen) < len(foils)
+    groups = largest_groups(seen, code_demo.GROUPS)
     for one in groups:
         files = [store.document(document).shard for document in (one[0].document, *one[0].holders)]
         assert f"<td>{files[0]}</td><td>{len(one)}</td>" in page
