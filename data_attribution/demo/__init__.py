@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         KnownLine,
         finished_formation,
         formation_of,
+        line_readings,
         plan_code,
         play_code,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "TracedFact",
     "finished_formation",
     "formation_of",
+    "line_readings",
     "plan",
     "plan_code",
     "play",

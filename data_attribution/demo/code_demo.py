@@ -61,6 +61,7 @@ __all__ = [
     "largest_groups",
     "line_behaviour",
     "line_foils",
+    "line_readings",
     "plan_code",
     "play_code",
 ]
@@ -297,12 +298,15 @@ def play_code(
     index = token_index.open(run.store)
     lines = known_lines(index, read)
     foils = line_foils(index, lines)
-    groups = largest_groups([*foils], GROUPS)
+    # A trial of a few steps may have read none of the lines, only other parts of their files. It
+    # shows them all, and its page says how often they were read.
+    lines = [line for line in lines if line_readings(run, line)] or lines
+    groups = largest_groups([line for line in lines if line in foils], GROUPS)
     if not groups:
         raise DemoError(
-            f"of {len(lines)} lines of held-out files of {run.store.path} that stand in 1 to "
-            f"{KnownLine.MOST_HOLDERS} files that {run.path} read, none has another one with a "
-            "first half of as many tokens; train for more steps, or build a store of more files"
+            f"none of {len(lines)} lines of held-out files of {run.store.path} that stand in 1 to "
+            f"{KnownLine.MOST_HOLDERS} files that {run.path} read has another one with a first "
+            "half of as many tokens; train for more steps, or build a store of more files"
         )
     shown = [line for group in groups for line in group]
     behaviour = line_behaviour(shown, foils, run.store)
@@ -578,6 +582,13 @@ def line_foils(index: TokenIndex, lines: Sequence[KnownLine]) -> dict[KnownLine,
         for line, others in fitting.items()
         if others
     }
+
+
+def line_readings(run: Run, line: KnownLine) -> int:
+    """Return the number of steps that read a line, or a part of it, in a training file."""
+    return sum(
+        len(run.steps_reading_tokens(place, place + len(line.tokens))) for place in line.places
+    )
 
 
 def _bigram(line: KnownLine, other: KnownLine) -> tuple[int, int]:

@@ -119,6 +119,7 @@ def _behaviour(found: BehaviourResults) -> Panel:
         + f"</div><div>{numbers}{command(found.command('behaviours'))}</div></div>"
     )
     said = f"“{shown(ending(first.sentence, 120))}” → {shown(first.best[0][0].strip())}"
+    said += f" (right: {shown(first.answer.strip())})" * (first.best[0][0] != first.answer)
     return Panel(
         "behaviour",
         "Behaviour",

@@ -217,7 +217,8 @@ class BehaviourResults:
                 return "", "", ""
             return "trace head", f"{SCORES[head['kind']]}:{head['head']}", ""
         if "text" in asked:
-            return "trace sentence", shlex.quote(asked["text"]), ""
+            long = self.traced != self.named  # a text that is read from a file
+            return "trace sentence", self.traced if long else shlex.quote(asked["text"]), ""
         name = metric.replace(" ", "-")
         if name not in metrics.METRICS:
             return "", "", ""

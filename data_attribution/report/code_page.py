@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 
 from data_attribution.counterfactuals import Change
-from data_attribution.demo import CodeDemo, Completion, Formation, HeadEffects, KnownLine
+from data_attribution.demo import CodeDemo, Formation, HeadEffects, KnownLine, line_readings
 from data_attribution.report import behaviour_page, page, svg
 from data_attribution.report.behaviour_results import BehaviourResults, gather
 from data_attribution.report.demo_parts import loss_curve, run_facts, share, verification
@@ -345,7 +345,7 @@ def lines_section(demo: CodeDemo) -> Panel:
             decode(one.generated),
             f"{one.right:.2f}",
             ", ".join(_file(demo, document) for document in one.line.holders),
-            _line_readings(demo, one),
+            line_readings(demo.run, one.line),
         )
         for one in demo.completions
     ]
@@ -367,20 +367,31 @@ def lines_section(demo: CodeDemo) -> Panel:
         f"<p><b>How the lines were chosen.</b> A line has {least} to {most} tokens. The prompt is "
         f"the {KnownLine.SHOWN} tokens of code before its second half. In most places where "
         "training files have the first half, they go on as the line does, and the second half does "
-        "not stand in the prompt: it cannot be copied from there. These are the largest groups of "
-        "lines that the same files hold. The rule counts tokens, and no answer of the model enters "
-        "it.</p>"
+        f"not stand in the prompt: it cannot be copied from there. {_were_read(demo)}These are the "
+        "largest groups of lines that the same files hold. The rule counts tokens, and no answer "
+        "of the model enters it.</p>"
         "<p><b>What it is compared with.</b> In the comparison prompt the first half is that of "
         "another known line, equally long and held by other files, and the foil is the first token "
         "of that line's second half. Of these lines it is the one whose token follows the last "
         "token of the prompt most often, so that a guess from that token is hard. "
         f"{_guesses(demo.completing)}</p>"
-        + _heads(demo.completing)
+        + _untrained(demo.completing)
         + page.command(
             f"openbook index build {_store_path(demo)}",
             f"openbook patch {_run_path(demo)} {quote(str(demo.behaviour_file))} --over heads",
-            f"openbook trace documents {_run_path(demo)} {_traced(demo)}",
+            f"openbook trace sentence {_run_path(demo)} {_traced(demo)} --method lexical",
         ),
+    )
+
+
+def _untrained(found: HeadEffects) -> str:
+    """Return what the heads of the components panel restore in a model that was not trained."""
+    if found.effects is None or found.effects.control is None:
+        return ""
+    largest = found.effects.control.abs().max().item()
+    return (
+        "<p><b>Control of the heads.</b> Patched in the same way, the heads of an untrained model "
+        f"restore at most {largest:.2f} of the difference.</p>"
     )
 
 
@@ -423,11 +434,23 @@ def _held(demo: CodeDemo) -> str:
     )
 
 
-def _line_readings(demo: CodeDemo, completion: Completion) -> int:
-    """Return the number of steps that read the line in a training file."""
-    line, run = completion.line, demo.run
-    return sum(
-        len(run.steps_reading_tokens(place, place + len(line.tokens))) for place in line.places
+def _were_read(demo: CodeDemo) -> str:
+    """Return the sentence on the part of the rule that holds unless no line was read."""
+    read = any(line_readings(demo.run, line) for line in demo.lines)
+    return "Lines that no step read in a training file are left out. " if read else ""
+
+
+def _read_how_often(demo: CodeDemo) -> str:
+    """Return in how many steps the lines were read, and what may move the result."""
+    readings = sorted(line_readings(demo.run, line) for line in demo.lines)
+    if not readings[-1]:
+        return "No step read one of them; only other parts of their files were read."
+    middle = readings[(len(readings) - 1) // 2]
+    return (
+        f"Each of the {count(len(readings), 'line')} was read in {readings[0]} to "
+        f"{count(readings[-1], 'step')} of {demo.run.steps[-1]:,}, half of them in at most "
+        f"{middle}. More controls (<code>--controls</code>) narrow the interval; more steps, or "
+        "other files, may move the number."
     )
 
 
@@ -473,8 +496,9 @@ def _proof(demo: CodeDemo) -> Panel:
         + "<p class=limit>Removed files are blanked: order, shapes, positions, steps and divisors "
         f"stay. The first removed file was read at step {_first_read(demo):,} of "
         f"{demo.run.steps[-1]:,}. One initial seed.</p>"
+        f"<p><b>How often the lines were read.</b> {_read_how_often(demo)}</p>"
         + page.command(
-            f"openbook trace documents {_run_path(demo)} {_traced(demo)} --method lexical --out "
+            f"openbook trace sentence {_run_path(demo)} {_traced(demo)} --method lexical --out "
             "sources.json",
             f"openbook counterfactual {_run_path(demo)} {quote(str(demo.behaviour_file))} "
             f"--without sources.json --top {len(demo.removed)} --seeds {len(proof.control)}",

@@ -124,7 +124,7 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
             ],
             caption="95 % intervals over prompts and controls; one initial seed",
         )
-        + command(found.command("counterfactual", _without(proof)))
+        + command(found.command("counterfactual", _without(found, proof)))
     )  # fmt: skip
     full = next((row["recall"] for row in asked if row["setting"] == "full run"), None)
     gone = next((row["recall"] for row in asked if row["setting"].startswith("without the")), None)
@@ -148,9 +148,15 @@ def _drawn(proof: storage.JsonObject) -> bool:
     )
 
 
-def _without(proof: storage.JsonObject) -> str:
-    """Return the options of the command that made a proof."""
-    options = [f"--without {one}" for one in proof["named"]]
+def _without(found: BehaviourResults, proof: storage.JsonObject) -> str:
+    """Return the options of the command that made a proof.
+
+    With a ranking, no control holds a document that is listed; given by number, it may.
+    """
+    named = proof["named"]
+    options = [f"--without {one}" for one in named]
+    if proof.get("avoided") and {*found.sources.documents[: len(named)]} == {*named}:
+        options = ["--without sources.json", f"--top {len(named)}"]
     if len(proof["control"]) != CONTROLS:
         options.append(f"--seeds {len(proof['control'])}")
     if proof.get("mode", "blank") != "blank":

@@ -25,6 +25,7 @@ from data_attribution.demo.code_demo import (
     largest_groups,
     line_behaviour,
     line_foils,
+    line_readings,
 )
 from data_attribution.report import code_page, demo_page
 from interp import behaviours
@@ -43,7 +44,7 @@ RECIPE = replace(
     model=replace(
         recipes.CODE_SMALL.model, n_layers=2, d_model=32, d_head=16, d_mlp=128, n_ctx=160
     ),
-    batch_size=8,
+    batch_size=24,
     checkpoint_every=10,
     optimizer_every=10,
     eval_every=0,
@@ -335,6 +336,7 @@ def played(openbook, monkeypatch, one_thread_numerics, folder):
     monkeypatch.setattr(code_demo, "open_corpus", few_modules)
     monkeypatch.setattr(recipes, "CODE_SMALL", RECIPE)
     monkeypatch.setattr(code_demo, "N_PROMPTS", 16)
+    monkeypatch.setattr(code_demo, "N_SOURCES", 8)
     monkeypatch.setattr(numerics, "choose", lambda **_: one_thread_numerics)
 
     def play(*arguments):
@@ -403,7 +405,9 @@ def _check(page: str, folder) -> None:
     read = [one for one in range(store.n_documents) if len(run.steps_learned(one))]
     lines = known_lines(index, read)
     foils = line_foils(index, lines)
-    groups = largest_groups([*foils], code_demo.GROUPS)
+    seen = [one for one in foils if line_readings(run, one)]
+    assert 1 < len(seen) < len(foils)
+    groups = largest_groups(seen, code_demo.GROUPS)
     for one in groups:
         files = [store.document(document).shard for document in (one[0].document, *one[0].holders)]
         assert f"<td>{files[0]}</td><td>{len(one)}</td>" in page
@@ -434,8 +438,11 @@ def _check_that_the_panels_tell_one_story(page: str, run: Run, lines: list[Known
     assert f"n = {n} prompts" in story
     assert f"openbook behaviours {run.path} {file}" in story
     assert f"openbook patch {run.path} {file} --over heads" in story
-    assert f'openbook trace documents {run.path} "$(cat {run.path}/known-lines.txt)"' in story
-    assert f"openbook counterfactual {run.path} {file} --without" in story
+    assert f'openbook trace sentence {run.path} "$(cat {run.path}/known-lines.txt)"' in story
+    n_files = len({document for one in lines for document in one.holders})
+    assert (
+        f"openbook counterfactual {run.path} {file} --without sources.json --top {n_files}" in story
+    )
     assert f"{run.path} code-copy" not in story
     assert f"On {n} prompts" not in story
     # The first row of the proof is of the behaviour, with as many prompts.
