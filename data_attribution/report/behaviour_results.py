@@ -321,7 +321,7 @@ def gather(
 
 
 def _loaded(name: str, run: Run, seed: int) -> Behaviour | None:
-    """Return the behaviour of a name, with the prompts that a command draws; None: there is none."""
+    """Return the behaviour of a name, with as many prompts as commands draw; None: none such."""
     try:
         return behaviours.load(name, run, seed=seed)
     except (InterpError, TrainError):

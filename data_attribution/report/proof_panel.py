@@ -46,11 +46,7 @@ def _unproved(found: BehaviourResults) -> str:
         "commands do: they train the model again without the first documents and, as a control, "
         "without as many random ones, and write this page again.</p>"
         + command(
-            found.command(
-                "trace documents",
-                f"--method {found.sources.method} --out sources.json",
-                traced=True,
-            ),
+            *filter(None, [found.ranking_command]),
             found.command("counterfactual", f"--without sources.json --top {top}"),
             found.command("report", "--out page.html"),
         )
