@@ -252,3 +252,39 @@ def test_nearly_the_same_text_stands_in_the_row_of_the_better_one(make_store, ma
     token_index.build(store)
     (one,) = attribution.documents(make_run(store), "ride every year in great haste today .")
     assert (one.document, one.near, one.duplicates) == (0, (1,), ())
+
+
+def test_the_spelling_of_methods_is_read_as_the_same_methods():
+    for text in ("lexical", "bm25+replay:steps=3", "lexical+gradient:kind=cosine,rank=8"):
+        assert attribution.spelled(attribution.parse(text)) == text
+    (method,) = attribution.parse(f"gradient:within={EFFECTS},damping=0.2,kind=curvature")
+    (again,) = attribution.parse(attribution.spelled([method]))
+    assert (again.components, again.options) == (method.components, method.options)
+    assert tuple(attribution.NAMED) == METHODS
+
+
+def test_without_moments_the_default_follows_curvature_and_a_name_is_refused(released_run):
+    """The run that comes with openbook keeps no optimizer behind step 0."""
+    fact = behaviours.load("fact:runethi", released_run)
+    token_index.build(released_run.store)
+    some = np.arange(28800, 28900)
+    found = attribution.documents(released_run, fact, candidates=some, limit=2)
+    assert found.method == "fused"
+    assert found.provenance["asked"]["methods"] == "lexical+gradient:kind=curvature"
+    reason = "the checkpoint at step 2100 holds no second moments of gradients"
+    assert found.provenance["instead of fused"] == reason
+    assert found.documents[0] == 28867
+    alone = attribution.documents(
+        released_run, fact, methods="gradient:kind=curvature", candidates=some, limit=2
+    )
+    assert alone.unit == "cosine of gradients, -1 to 1"
+    assert {one.score <= 1 for one in alone} == {True}
+    for name in ("fused", "gradient"):
+        with pytest.raises(EvidenceError, match=f"{reason}.* name no method, or take"):
+            attribution.documents(released_run, fact, methods=name, candidates=some)
+
+
+def test_with_moments_the_default_is_fused_evidence(lookup_run):
+    assert attribution.default_methods(lookup_run) == (attribution.parse("fused"), "")
+    methods, _ = attribution.default_methods(lookup_run, words=False)
+    assert methods == (attribution.Gradient(),)
