@@ -46,7 +46,7 @@ MISTAKES = {
     "report run ioi --method lexikal": "no evidence is called 'lexikal', did you mean",
     "report run ioii": "there is no behaviour 'ioii', did you mean 'ioi'",
     "report run ioi --unrelated nobody": "there is no behaviour 'nobody'",
-    "patch rum ioi": "lies at rum, did you mean run?",
+    "patch runn ioi": "lies at runn, did you mean run?",
     "patch nowhere/run ioi": "this folder exists and holds other, run, store",
     "index count stor words": "there is no token store at stor; make one with",
     "counterfactual run ioi --without effects.json": "effects.json was written by `openbook patch`",
