@@ -259,9 +259,11 @@ def test_nearly_the_same_text_stands_in_the_row_of_the_better_one(make_store, ma
 def test_the_spelling_of_methods_is_read_as_the_same_methods():
     for text in ("lexical", "bm25+replay:steps=3", "lexical+gradient:kind=cosine,rank=8"):
         assert attribution.spelled(attribution.parse(text)) == text
-    (method,) = attribution.parse(f"gradient:within={EFFECTS},damping=0.2,kind=curvature")
-    (again,) = attribution.parse(attribution.spelled([method]))
-    assert (again.components, again.options) == (method.components, method.options)
+    text = f"gradient:within={EFFECTS},damping=0.2,kind=curvature"
+    best = ",".join(f"within={one}" for one in Effects.load(EFFECTS).top(TOP_WEIGHTS))
+    assert attribution.spelled(attribution.parse(text)) == (
+        f"gradient:kind=curvature,damping=0.2,{best}"
+    )
     assert tuple(attribution.NAMED) == METHODS
 
 

@@ -13,6 +13,7 @@ from data_attribution import attribution, component_queries, counterfactuals
 from data_attribution.attribution import Gradient, Lexical, Replay, Sources
 from data_attribution.cli import formatting
 from data_attribution.errors import EvidenceError, QueryError
+from data_attribution.gradients import GradientOptions
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
 from tests.worlds.commands import refused
@@ -303,7 +304,12 @@ def test_the_default_says_what_it_uses_where_the_optimizer_has_no_moments(
     assert openbook("trace", "sentence", *at, "--method", "lexical").err == ""
 
 
-def test_gradients_are_built_in_a_metric_that_the_run_has(openbook, without_moments, tmp_path):
+def test_gradients_are_built_in_a_metric_that_the_run_has(openbook, run, without_moments, tmp_path):
+    with_moments = ("gradients", "build", run.path, "--store", run.store.path, "--rank", 4)
+    ended = openbook(*with_moments, "--folder", tmp_path / "adam")
+    assert (ended.code, ended.err.count("\n")) == (0, 1), ended.err
+    kept = json.loads((tmp_path / "adam" / "gradients.json").read_text())
+    assert kept["metric"] == GradientOptions().metric == "adam"
     at = ("gradients", "build", without_moments.path, "--store", without_moments.store.path)
     ended = openbook(*at, "--rank", 4, "--folder", tmp_path / "gradients")
     assert ended.code == 0, ended.err
