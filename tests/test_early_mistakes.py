@@ -38,6 +38,25 @@ MISTAKES = {
     "counterfactual run capitals --without 1": "there is no behaviour 'capitals'",
     "erase run word-class nobody --layer 0": "there is no behaviour 'nobody'",
     "emergence run heads:nobody": "there is no behaviour 'nobody'",
+    "emergence run copyin": "no analysis is called 'copyin', did you mean 'copying'",
+    "emergence run copying:ioi": "no analysis is called 'copying:ioi', did you mean",
+    "trace documents run ioi --method lexikal": "no evidence is called 'lexikal', did you mean",
+    "trace sentence run some --method bm25:rank=8": "bm25 evidence has no option 'rank=8'",
+    "trace head run previous-token:L0H0 --method gradient:kind=cosin": "not compared by 'cosin'",
+    "report run ioi --method lexikal": "no evidence is called 'lexikal', did you mean",
+    "report run ioii": "there is no behaviour 'ioii', did you mean 'ioi'",
+    "report run ioi --unrelated nobody": "there is no behaviour 'nobody'",
+    "patch runn ioi": "lies at runn, did you mean run?",
+    "patch nowhere/run ioi": "this folder exists and holds other, run, store",
+    "index count stor words": "there is no token store at stor; make one with",
+    "counterfactual run ioi --without effects.json": "effects.json was written by `openbook patch`",
+    "report run ioi --sources effects.json": "a file of `openbook trace documents --out` or",
+    "report run ioi --proof effects.json": "a file of `openbook counterfactual --out` or",
+    "faithfulness run ioi effects.json": "a file of `openbook circuit --out` is read here",
+    "lens tuned run ioi effects.json": "a file of `openbook lens fit --out` is read here",
+    "ablate run ioi --components proof.json": "was written by `openbook counterfactual`; a file of",
+    "trace documents run ioi --method gradient:within=proof.json": "a file of `openbook patch",
+    "generate run words": "--prompt takes the text to continue",
     "train planted nowhere --out other": "there is no token store at nowhere",
     "train planted store --out run": "run exists already; resume it",
     "probe run words.jsonl": "words.jsonl: there is no such file",
@@ -47,6 +66,10 @@ MISTAKES = {
 def outcomes(folder) -> list[str]:
     (folder / "run").mkdir()
     (folder / "store").mkdir()
+    (folder / "other").mkdir()
+    (folder / "effects.json").write_text('{"schema": "openbook.effects/1"}')
+    proof = dict.fromkeys(("parent", "named", "removed", "effects"))
+    (folder / "proof.json").write_text(json.dumps(proof))
     manifest = {"predicate": {"store_path": "../store"}}
     (folder / "run" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "store" / "truth.json").write_text(json.dumps(TRUTH))

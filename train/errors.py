@@ -180,7 +180,7 @@ def _nearest_path(path: Path, markers: tuple[str, ...]) -> str:
     above = next(one for one in path.parents if one.exists())
     missing, *rest = path.relative_to(above).parts
     inside = [one for one in _listed(above) if not one.name.startswith(".")]
-    for name in get_close_matches(missing, [one.name for one in inside], n=1):
+    for name in get_close_matches(missing, [one.name for one in inside], n=1, cutoff=0.7):
         meant = above.joinpath(name, *rest)
         return f", did you mean {meant if meant.exists() else above / name}?"
     holds = _some([one.name for one in inside if one.is_dir()] or [one.name for one in inside])

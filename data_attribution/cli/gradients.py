@@ -80,8 +80,11 @@ def gradients_build(
     from train import progress
 
     opened = source.open()
-    if metric is None and (reason := gradients.missing_moments(opened, step=step)):
-        typer.echo(f"no metric was named, so plain is used: {reason}", err=True)
+    if metric is None:
+        reason = gradients.missing_moments(opened, step=step)
+        metric = "plain" if reason else "adam"
+        if reason:
+            typer.echo(f"no metric was named, so {metric} is used: {reason}", err=True)
     plan = _plan(opened, step, within, rank)
     typer.echo(str(plan), err=True)
     with progress.bar("collecting") as advance:

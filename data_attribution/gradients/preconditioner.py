@@ -200,8 +200,8 @@ def refuse_muon(run: Run) -> None:
     if run.recipe.optimizer != "adamw":
         raise EvidenceError(
             f"the run {run.path} was trained with {run.recipe.optimizer}, which keeps no second "
-            "moments of gradients; compare by 'curvature', 'cosine' or 'dot' (--kind), and store "
-            "gradients of the metric 'plain'"
+            "moments of gradients; compare by 'curvature', 'cosine' or 'dot', as in "
+            "gradient:kind=curvature, and store gradients of the metric 'plain'"
         )
 
 

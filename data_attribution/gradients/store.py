@@ -177,7 +177,7 @@ def build_gradient_store(
     step: int | None = None,
     rank: int = RANK,
     seed: int = 0,
-    metric: str | None = None,
+    metric: str = METRIC,
     log_odds: float | None = LOG_ODDS,
     device: str = "cpu",
     piece: int = PIECE,
@@ -191,8 +191,7 @@ def build_gradient_store(
         out: A new folder; RUN/gradients if not given.
         documents: Documents to collect; None: the train region.
         step: Step of a checkpoint; None: the last.
-        metric: `plain`, or `adam` for the metric of the optimizer's steps, see `preconditioner`;
-            None: `adam` if the checkpoint has second moments of gradients.
+        metric: `plain`, or `adam` for the metric of the optimizer's steps, see `preconditioner`.
         log_odds: See `losses`.
         piece: Number of documents per piece; a kill loses at most one piece.
 
@@ -207,8 +206,6 @@ def build_gradient_store(
         >>> stored.documents.shape
         (50,)
     """
-    if metric is None:
-        metric = "plain" if preconditioner.missing_moments(run, step=step) else METRIC
     if metric not in METRICS:
         raise EvidenceError(f"there is no metric {metric!r}{nearest(metric, METRICS)}")
     out = run.path / GRADIENT_FOLDER if out is None else Path(out)

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from data_attribution import attribution, token_index
+from data_attribution.attribution.method_names import METHODS
 from data_attribution.errors import EvidenceError, IndexMissing, QueryError
 from data_attribution.gradients import TOP_WEIGHTS
 from interp import behaviours
 from interp.behaviours import Behaviour
 from interp.patching import Effects
+from tests.worlds.stores import indexed_copy
 from train import runs
 
 
@@ -252,3 +254,37 @@ def test_nearly_the_same_text_stands_in_the_row_of_the_better_one(make_store, ma
     token_index.build(store)
     (one,) = attribution.documents(make_run(store), "ride every year in great haste today .")
     assert (one.document, one.near, one.duplicates) == (0, (1,), ())
+
+
+def test_the_spelling_of_methods_is_read_as_the_same_methods():
+    for text in ("lexical", "bm25+replay:steps=3", "lexical+gradient:kind=cosine,rank=8"):
+        assert attribution.spelled(attribution.parse(text)) == text
+    text = f"gradient:within={EFFECTS},damping=0.2,kind=curvature"
+    best = ",".join(f"within={one}" for one in Effects.load(EFFECTS).top(TOP_WEIGHTS))
+    assert attribution.spelled(attribution.parse(text)) == (
+        f"gradient:kind=curvature,damping=0.2,{best}"
+    )
+    assert tuple(attribution.NAMED) == METHODS
+
+
+def test_without_moments_the_default_follows_curvature_and_a_name_is_refused(
+    muon_run, tiny_store, tmp_path
+):
+    """Muon keeps no second moments, as a checkpoint without its optimizer has none."""
+    run = runs.open(muon_run.path, store=indexed_copy(tiny_store, tmp_path / "tiny"))
+    found = attribution.documents(run, "w1 w2 w3", limit=2)
+    assert found.method == "fused"
+    assert found.provenance["asked"]["methods"] == "lexical+gradient:kind=curvature"
+    reason = "the run was trained with muon, which keeps no second moments of gradients"
+    assert found.provenance["instead of fused"] == reason
+    alone = attribution.documents(run, "w1 w2 w3", methods="gradient:kind=curvature", limit=2)
+    assert alone.unit == "cosine of gradients, -1 to 1"
+    for name in ("fused", "gradient"):
+        with pytest.raises(EvidenceError, match="trained with muon"):
+            attribution.documents(run, "w1 w2 w3", methods=name)
+
+
+def test_with_moments_the_default_is_fused_evidence(lookup_run):
+    assert attribution.default_methods(lookup_run) == (attribution.parse("fused"), "")
+    methods, _ = attribution.default_methods(lookup_run, words=False)
+    assert methods == (attribution.Gradient(),)

@@ -11,9 +11,12 @@ import torch
 
 from data_attribution import attribution, component_queries, counterfactuals
 from data_attribution.attribution import Gradient, Lexical, Replay, Sources
+from data_attribution.cli import formatting
 from data_attribution.errors import EvidenceError, QueryError
+from data_attribution.gradients import GradientOptions
 from interp import behaviours, metrics
 from interp.behaviours import Behaviour
+from tests.worlds.commands import refused
 from tests.worlds.stores import indexed_copy
 from train import runs
 
@@ -273,3 +276,45 @@ def test_the_metric_that_is_followed_is_said_and_is_what_a_proof_measures(
     assert head["provenance"]["question"].startswith("direct effect of L0H0")
     words = json.loads(openbook(*at, "--method", "lexical", "--json").out)
     assert "metric" not in words["provenance"]
+
+
+@pytest.fixture
+def without_moments(muon_run, tiny_store, tmp_path):
+    return runs.open(muon_run.path, store=indexed_copy(tiny_store, tmp_path / "tiny"))
+
+
+def test_the_default_says_what_it_uses_where_the_optimizer_has_no_moments(
+    openbook, without_moments, monkeypatch
+):
+    monkeypatch.setattr(formatting, "LONG", -1.0)  # so that any time is announced
+    at = (without_moments.path, "w1 w2 w3", "--store", without_moments.store.path)
+    ended = openbook("trace", "sentence", *at, "--limit", 2)
+    assert ended.code == 0, ended.err
+    said, cost = ended.err.splitlines()
+    assert said == (
+        "no method was named, so lexical+gradient:kind=curvature is used: the run was trained "
+        "with muon, which keeps no second moments of gradients"
+    )
+    # 111 are not held out, and as many are sampled for the curvature.
+    assert re.fullmatch(
+        r"gradients of at most 222 documents: about \d+ s \((8|64) documents timed\)", cost
+    )
+    named = openbook("trace", "sentence", *at, "--method", "fused")
+    refused(named, 2, "was trained with muon")
+    assert openbook("trace", "sentence", *at, "--method", "lexical").err == ""
+
+
+def test_gradients_are_built_in_a_metric_that_the_run_has(openbook, run, without_moments, tmp_path):
+    with_moments = ("gradients", "build", run.path, "--store", run.store.path, "--rank", 4)
+    ended = openbook(*with_moments, "--folder", tmp_path / "adam")
+    assert (ended.code, ended.err.count("\n")) == (0, 1), ended.err
+    kept = json.loads((tmp_path / "adam" / "gradients.json").read_text())
+    assert kept["metric"] == GradientOptions().metric == "adam"
+    at = ("gradients", "build", without_moments.path, "--store", without_moments.store.path)
+    ended = openbook(*at, "--rank", 4, "--folder", tmp_path / "gradients")
+    assert ended.code == 0, ended.err
+    assert ended.err.startswith("no metric was named, so plain is used: the run was trained with")
+    assert json.loads((tmp_path / "gradients" / "gradients.json").read_text())["metric"] == "plain"
+    named = openbook(*at, "--metric", "adam", "--folder", tmp_path / "b")
+    assert (named.code, named.out) == (2, "")
+    assert "was trained with muon" in named.err

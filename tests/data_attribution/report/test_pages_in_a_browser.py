@@ -25,6 +25,7 @@ from data_attribution.report.page import Panel
 from interp import behaviours
 from interp.errors import InterpError
 from tests.worlds.browser import SCREENSHOTS, chromium, visit
+from tests.worlds.retrained import proof_of
 from tests.worlds.stores import indexed_copy
 from train import runs, storage
 from train.data import TokenStore
@@ -101,31 +102,6 @@ def results(lookup_run, lookup_store, lookup_behaviour, tmp_path_factory):
     run = runs.open(folder / "my run", store=store)
     behaviour = behaviours.read(lookup_behaviour)
     return report.gather(run, behaviour, limit=12, proof=proof_of(run.id))
-
-
-def proof_of(parent: str) -> dict:
-    def row(setting: str, recall: float) -> dict:
-        return {
-            "setting": setting, "behaviour": "lookup", "n": 12, "recall": recall,
-            "recall low": max(recall - 0.2, 0.0), "recall high": min(recall + 0.2, 1.0),
-            "log-prob": recall - 1.0,
-        }  # fmt: skip
-
-    def effect(name: str, related: bool, change: float) -> dict:
-        return {
-            "question": name, "unit": "nats of log-probability", "related": related,
-            "before": -0.1, "after": -0.1 + change, "controls": [-0.02, 0.01], "effect": change,
-            "low": change - 0.3, "high": change + 0.3, "noise": 0.1, "within noise": not related,
-            "n": 12, "seeds": 2,
-        }  # fmt: skip
-
-    settings = ("full run", "without the documents", "without 3 matched random, seed 0")
-    rows = [row(*one) for one in zip(settings, (1.0, 0.1, 0.95), strict=True)]
-    effects = [effect("lookup", True, -4.0), effect("other", False, 0.02)]
-    return {
-        "parent": parent, "named": [1], "removed": [1, 2, 3], "control": [[4, 5, 6], [7, 8, 9]],
-        "rows": rows, "effects": effects,
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
