@@ -194,12 +194,11 @@ class BehaviourResults:
         """Return the command that made the ranking; "" if the ranking does not tell."""
         about = self.sources.provenance
         asked = about.get("asked")
-        tail = f"--method {shlex.quote(self.sources.method)} --out sources.json"
-        if self.traced:
-            return self._on_run("trace documents", self.traced, tail)
         if asked is None:  # of an earlier version
             same = self.sources.query == self.behaviour.name
-            return self._on_run("trace documents", self.named, tail, self.options) if same else ""
+            tail = f"--method {shlex.quote(self.sources.method)} --out sources.json"
+            target = self.traced or self.named
+            return self._on_run("trace documents", target, tail, self.options) if same else ""
         how = [f"--method {shlex.quote(asked['methods'])}"]
         how += [f"--limit {asked['limit']}"] if asked["limit"] != LIMIT else []
         verb, target, options = self._ranked_for(asked, str(about.get("metric", LOGITS)))
@@ -217,8 +216,8 @@ class BehaviourResults:
                 return "", "", ""
             return "trace head", f"{SCORES[head['kind']]}:{head['head']}", ""
         if "text" in asked:
-            long = self.traced != self.named  # a text that is read from a file
-            return "trace sentence", self.traced if long else shlex.quote(asked["text"]), ""
+            # `traced` names the file that a long text is read from.
+            return "trace sentence", self.traced or shlex.quote(asked["text"]), ""
         name = metric.replace(" ", "-")
         if name not in metrics.METRICS:
             return "", "", ""
