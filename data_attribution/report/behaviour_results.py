@@ -5,7 +5,6 @@ those of the commands that the page names. What an earlier command has saved (ro
 ranking, retrained runs) is read and not computed again.
 """
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import Forgetting
 from data_attribution.errors import CounterfactualError, EvidenceError
 from data_attribution.tracing import Exposure
-from interp import behaviours, heads, metrics, patching, training_dynamics
+from interp import behaviours, heads, patching, training_dynamics
 from interp.behaviours import Behaviour, Check
 from interp.errors import CapabilityError, ContrastError, InterpError
 from interp.heads import HeadScores
@@ -74,10 +73,6 @@ PROOF = {
         }
     ],
 }
-LIMIT = 20  # documents that `openbook trace documents` lists unless --limit is given
-LOGITS = "logit difference"  # the metric that gradients follow unless --metric is given
-SCORES = {"induction": "prefix-matching", "previous token": "previous-token"}
-HEAD_SCORE = re.compile(rf"(?P<kind>{'|'.join(SCORES)}) score of (?P<head>L\d+H\d+)")
 MOST_WEIGHTS = 150_000  # attention weights of all examples that a page holds
 
 
@@ -187,49 +182,6 @@ class BehaviourResults:
     def command(self, verb: str, tail: str = "", *, named: bool = True) -> str:
         """Return a command on the run, and on its behaviour if it is to be named."""
         parts = (self.named, tail, self.options) if named else (tail,)
-        return self._on_run(verb, *parts)
-
-    @property
-    def ranking_command(self) -> str:
-        """Return the command that made the ranking; "" if the ranking does not tell."""
-        about = self.sources.provenance
-        asked = about.get("asked")
-        if asked is None:  # of an earlier version
-            same = self.sources.query == self.behaviour.name
-            tail = f"--method {shlex.quote(self.sources.method)} --out sources.json"
-            target = self.traced or self.named
-            return self._on_run("trace documents", target, tail, self.options) if same else ""
-        how = [f"--method {shlex.quote(asked['methods'])}"]
-        how += [f"--limit {asked['limit']}"] if asked["limit"] != LIMIT else []
-        verb, target, options = self._ranked_for(asked, str(about.get("metric", LOGITS)))
-        options = re.sub(r"\s*--seed \d+", "", options)
-        options += f" --seed {asked['seed']}" * bool(asked["seed"])
-        return (
-            self._on_run(verb, target, *how, "--out sources.json", options.strip()) if verb else ""
-        )
-
-    def _ranked_for(self, asked: storage.JsonObject, metric: str) -> tuple[str, str, str]:
-        """Return the command that traces what was asked, its target, and options of its prompts."""
-        if "query" in asked:
-            head = HEAD_SCORE.fullmatch(asked["query"])
-            if head is None or "behaviour" in asked or "text" in asked:
-                return "", "", ""
-            return "trace head", f"{SCORES[head['kind']]}:{head['head']}", ""
-        if "text" in asked:
-            # `traced` names the file that a long text is read from.
-            return "trace sentence", self.traced or shlex.quote(asked["text"]), ""
-        name = metric.replace(" ", "-")
-        if name not in metrics.METRICS:
-            return "", "", ""
-        followed = "" if metric == LOGITS else f"--metric {name} "
-        if asked["behaviour"] == self.behaviour.sha256:
-            return "trace documents", self.named, f"{followed}{self.options}".strip()
-        other = _loaded(self.sources.query, self.run, asked["seed"])
-        if other is None or other.sha256 != asked["behaviour"]:
-            return "", "", ""
-        return "trace documents", shlex.quote(self.sources.query), followed.strip()
-
-    def _on_run(self, verb: str, *parts: str) -> str:
         return " ".join(filter(None, ["openbook", verb, shlex.quote(str(self.run.path)), *parts]))
 
     def summary(self) -> dict[str, object]:
@@ -340,14 +292,6 @@ def gather(
         ledger=run.ledger,
         proof=proof,
     )
-
-
-def _loaded(name: str, run: Run, seed: int) -> Behaviour | None:
-    """Return a behaviour by name, with the prompts that a command draws; None if there is none."""
-    try:
-        return behaviours.load(name, run, seed=seed)
-    except (InterpError, TrainError):
-        return None
 
 
 def read_proof(path: str | Path) -> storage.JsonObject | Forgetting:

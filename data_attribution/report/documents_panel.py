@@ -18,6 +18,7 @@ from data_attribution.report.components_panel import (
     point_text,
 )
 from data_attribution.report.page import Panel, command, excerpt, measured, shown, strength, table
+from data_attribution.report.ranking_command import command_of_ranking
 from data_attribution.report.timeline import Curve, Frame, Readings, timeline
 from interp.training_dynamics import Trajectory
 from train.progress import count
@@ -66,7 +67,7 @@ def documents_panel(found: BehaviourResults) -> Panel:
         + "".join(_document(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
         + "</div></div>"
         + (f"<p>{len(sources) - CARDS} more are not shown.</p>" if len(sources) > CARDS else "")
-        + _command(found.ranking_command)
+        + _command(command_of_ranking(found))
         + _with_gradients(found)
     )
     read = text.steps_line(first.steps[:3])
@@ -114,7 +115,7 @@ def _label(one: Source, found: BehaviourResults) -> str:
 
 def _with_gradients(found: BehaviourResults) -> str:
     """Return the commands that also ask the gradients, for a page that asked words only."""
-    if found.traced or {one.grade for one in found.sources} != {"lexical"}:
+    if found.traced or found.sources.method != "lexical":
         return ""
     return (
         "<p>Words in common are the quickest evidence and the weakest. These commands also ask how "

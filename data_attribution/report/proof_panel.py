@@ -11,6 +11,7 @@ from data_attribution.counterfactuals import CONTROLS, Forgetting
 from data_attribution.report import svg
 from data_attribution.report.behaviour_results import BehaviourResults
 from data_attribution.report.page import Panel, command, measured, shown, table
+from data_attribution.report.ranking_command import command_of_ranking
 from data_attribution.report.svg import Bar, Point
 from interp.training_dynamics import Share
 from train import storage
@@ -48,7 +49,7 @@ def proof_panel(found: BehaviourResults) -> Panel:
 
 def _unproved(found: BehaviourResults) -> str:
     first = found.sources.documents[:5]
-    ranking = found.ranking_command
+    ranking = command_of_ranking(found)
     removed = f"sources.json --top {len(first)}" if ranking else " --without ".join(map(str, first))
     steps = [
         ranking,

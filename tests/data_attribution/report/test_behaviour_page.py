@@ -75,8 +75,7 @@ def test_documents_carry_the_label_of_the_truth_table(results):
 def test_a_page_of_words_says_how_to_ask_the_gradients(results):
     again = f"openbook report {results.run.path} fact:runethi --sources sources.json"
     assert again in text_of(results)
-    graded = replace(results.sources.items[0], grade="gradient")
-    sources = replace(results.sources, items=(graded, *results.sources.items[1:]))
+    sources = replace(results.sources, method="fused")
     assert again not in text_of(replace(results, sources=sources))
 
 
