@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from train.storage.atomic import (
         JsonObject,
         canonical_json,
-        check_entries,
         check_room,
         disk_guard,
         held_kind,
@@ -83,7 +82,6 @@ __all__ = [
     "cache_folder",
     "canonical_json",
     "check_digest",
-    "check_entries",
     "check_once",
     "check_room",
     "check_shape",

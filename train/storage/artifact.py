@@ -129,9 +129,8 @@ def _fitting_manifest(artifact: Artifact) -> atomic.JsonObject:
             f"the {artifact.name} {path} is of version {manifest.get('schema')!r:.40}, this reads "
             f"{artifact.schema}; build it again with {again}"
         )
-    entries = (*artifact.source, *artifact.entries, "files")
-    atomic.check_entries(path / ARTIFACT_MANIFEST, manifest, entries, _remedy(artifact))
-    check_shape(manifest, SHAPE, path / ARTIFACT_MANIFEST)
+    entries = dict.fromkeys((*artifact.source, *artifact.entries), object)
+    check_shape(manifest, {**entries, **SHAPE}, path / ARTIFACT_MANIFEST, _remedy(artifact))
     if {key: manifest[key] for key in artifact.source} != artifact.source:
         raise artifact.mismatch(
             f"the {artifact.name} {path} is of token store {manifest['store'][:12]}..., the store "

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from train.storage.regular_files import open_foreign, reading
 __all__ = [
     "JsonObject",
     "canonical_json",
-    "check_entries",
     "check_room",
     "disk_guard",
     "is_partial",
@@ -135,19 +134,6 @@ def held_kind(content: JsonObject) -> str:
         if isinstance(kind, str)
         else "a result that names no kind"
     )
-
-
-def check_entries(path: Path, content: object, entries: Iterable[str], remedy: str) -> None:
-    """Raise a DamagedError if a sealed file lacks an entry, as a sealed file of another kind does.
-
-    Examples:
-        >>> storage.check_entries(folder / "a.json", {"a": 1}, ["a"], remedy="write it again")
-    """
-    for name in entries:
-        if not isinstance(content, dict) or name not in content:
-            raise DamagedError(
-                f"{path}: lacks the entry {name!r}, so another file was put in its place; {remedy}"
-            )
 
 
 def sha256_file(path: Path, progress: Progress | None = None) -> str:

@@ -26,12 +26,12 @@ LARGEST = 2**63
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def check_shape(content: object, shape: Shape, path: object) -> None:
+def check_shape(content: object, shape: Shape, path: object, remedy: str = "") -> None:
     """Raise unless a JSON value has a shape.
 
     Raises:
-        DamagedError: A key is missing, or a value has another type. The message begins with `path`
-            and names the key.
+        DamagedError: A key is missing, or a value has another type. The message begins with `path`,
+            names the key and ends with `remedy`.
 
     Examples:
         >>> storage.check_shape({"counts": {"tokens": 3}}, {"counts": {str: int}}, "a.json")
@@ -41,7 +41,7 @@ def check_shape(content: object, shape: Shape, path: object) -> None:
         train.errors.DamagedError: a.json: counts is 3, and an object is expected
     """
     if problem := _problem(content, shape, ""):
-        raise DamagedError(f"{path}: {problem}")
+        raise DamagedError(f"{path}: {problem}{remedy and f'; {remedy}'}")
 
 
 def _problem(value: Any, shape: Shape, name: str) -> str:

@@ -148,7 +148,7 @@ def test_the_listing_of_a_shard_is_not_taken_for_that_of_the_index(openbook, pat
     openbook("index", "build", path)
     shutil.copy(path / "index/shard-000.json", path / "index/index.json")
     for command in (("verify", path), ("count", path, "k3")):
-        said = "index.json: lacks the entry 'backend', so another file was put in its place"
+        said = "index.json: backend is missing"
         refused(openbook("index", *command), 3, said, "rebuild it with `openbook index build")
 
 
