@@ -632,6 +632,17 @@ def _neox_without(config: ForeignConfig, cfg: GPTConfig) -> list[str]:
     ]
 
 
+LLAMA = Layout(
+    class_name="LlamaForCausalLM",
+    keys=LLAMA_KEYS,
+    architecture=_llama_architecture,
+    config=_llama_config,
+    places=_llama_places,
+    always_biased=False,
+    base="model.",
+    table="embed_tokens.weight",
+    without=_without_biases,
+)
 LAYOUTS = {
     "gpt2": Layout(
         class_name="GPT2LMHeadModel",
@@ -644,17 +655,7 @@ LAYOUTS = {
         table="wte.weight",
         without=_lacks_nothing,
     ),
-    "llama": Layout(
-        class_name="LlamaForCausalLM",
-        keys=LLAMA_KEYS,
-        architecture=_llama_architecture,
-        config=_llama_config,
-        places=_llama_places,
-        always_biased=False,
-        base="model.",
-        table="embed_tokens.weight",
-        without=_without_biases,
-    ),
+    "llama": LLAMA,
     "gpt_neox": Layout(
         class_name="GPTNeoXForCausalLM",
         keys=NEOX_KEYS,
@@ -667,37 +668,27 @@ LAYOUTS = {
         without=_neox_without,
         unembed="embed_out.weight",
     ),
-    "mistral": Layout(
+    "mistral": replace(
+        LLAMA,
         class_name="MistralForCausalLM",
         keys=MISTRAL_KEYS,
         architecture=_mistral_architecture,
         config=_mistral_config,
-        places=_llama_places,
-        always_biased=False,
-        base="model.",
-        table="embed_tokens.weight",
         without=_lacks_nothing,
     ),
-    "qwen2": Layout(
+    "qwen2": replace(
+        LLAMA,
         class_name="Qwen2ForCausalLM",
         keys=QWEN2_KEYS,
         architecture=_qwen2_architecture,
         config=_qwen_config,
-        places=_llama_places,
-        always_biased=False,
-        base="model.",
-        table="embed_tokens.weight",
         without=_lacks_nothing,
     ),
-    "qwen3": Layout(
+    "qwen3": replace(
+        LLAMA,
         class_name="Qwen3ForCausalLM",
         keys=QWEN3_KEYS,
         architecture=_qwen3_architecture,
         config=_qwen_config,
-        places=_llama_places,
-        always_biased=False,
-        base="model.",
-        table="embed_tokens.weight",
-        without=_without_biases,
     ),
 }
