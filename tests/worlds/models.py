@@ -1,8 +1,39 @@
 """Models whose weights are drawn, or planted where the answer of a test depends on them."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
 from train.model import GPT, GPTConfig, init_gpt
+
+
+class Hooked:
+    """A model written by hand in `run_with_hooks`, which passes its values through `points`."""
+
+    def run_with_hooks(self, tokens: torch.Tensor, *, fwd_hooks: Sequence[Any] = ()) -> Any:
+        raise NotImplementedError
+
+    def __call__(self, tokens):
+        return self.run_with_hooks(tokens)
+
+    def run_with_cache(self, tokens, *, names_filter):
+        cache: dict[str, torch.Tensor] = {}
+
+        def keep(name):
+            return name, lambda value, point: cache.setdefault(name, value.clone())
+
+        return self.run_with_hooks(tokens, fwd_hooks=[keep(name) for name in names_filter]), cache
+
+
+def points(fwd_hooks: Sequence[Any]) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Return the function that gives a value, by the name of its hook point, to its hook."""
+    hooks = dict(fwd_hooks)
+
+    def point(name: str, value: torch.Tensor) -> torch.Tensor:
+        return hooks.get(name, lambda value, point: value)(value, None)
+
+    return point
 
 
 def shaken(cfg: GPTConfig, scale: float = 0.2) -> GPT:

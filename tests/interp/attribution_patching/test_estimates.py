@@ -17,6 +17,7 @@ from interp.patching import Effects, activation_patching
 from interp.results import ABSOLUTE
 from tests.worlds.behaviours import moved_by
 from tests.worlds.known import known
+from tests.worlds.models import Hooked, points
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -75,7 +76,7 @@ def model(request) -> GPT:
     return decoder(request.param)
 
 
-class Adding:
+class Adding(Hooked):
     """Three layers of two heads that each add a fixed share of the first token to every position.
 
     Everything is a sum, so a first-order estimate has nothing to be wrong about. The shares sum to
@@ -86,11 +87,7 @@ class Adding:
     shares = torch.tensor([[0.75, 0.125], [-0.5, 0.25], [-0.125, 0.5]])
 
     def run_with_hooks(self, tokens, *, fwd_hooks=()):
-        hooks = dict(fwd_hooks)
-
-        def point(name: str, value: torch.Tensor) -> torch.Tensor:
-            return hooks.get(name, lambda value, point: value)(value, None)
-
+        point = points(fwd_hooks)
         first = torch.nn.functional.one_hot(tokens[:, :1], 4).float()
         resid = torch.zeros(*tokens.shape, 4)
         for layer, shares in enumerate(self.shares):
@@ -98,17 +95,6 @@ class Adding:
             z = point(f"blocks.{layer}.attn.hook_z", z)
             resid = resid + point(f"blocks.{layer}.hook_attn_out", z.sum(dim=2))
         return resid
-
-    def __call__(self, tokens):
-        return self.run_with_hooks(tokens)
-
-    def run_with_cache(self, tokens, *, names_filter):
-        cache = {}
-
-        def keep(name):
-            return name, lambda value, point: cache.setdefault(name, value.clone())
-
-        return self.run_with_hooks(tokens, fwd_hooks=[keep(name) for name in names_filter]), cache
 
 
 def first_token() -> Behaviour:

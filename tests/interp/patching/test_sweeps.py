@@ -14,6 +14,7 @@ from interp.cli.patch import effects_text
 from interp.errors import BehaviourError, CapabilityError, ContrastError
 from interp.patching import Effects
 from tests.worlds.behaviours import moved_by
+from tests.worlds.models import Hooked, points
 from train.model import GPT, GPTConfig, init_gpt
 
 
@@ -22,7 +23,7 @@ VOCAB = 4
 pytestmark = pytest.mark.filterwarnings("ignore::interp.errors.UninformativeWarning")
 
 
-class Carriers:
+class Carriers(Hooked):
     """Two layers of two heads; some heads of layer 0 carry the first token to the last position.
 
     The logits at the end read what arrived: the largest of what the carriers bring, so that either
@@ -36,11 +37,7 @@ class Carriers:
         self.scale = torch.tensor([loud, 1, 1, 1])  # of token 0
 
     def run_with_hooks(self, tokens, *, fwd_hooks=()):
-        hooks = dict(fwd_hooks)
-
-        def point(name: str, value: torch.Tensor) -> torch.Tensor:
-            return hooks.get(name, lambda value, point: value)(value, None)
-
+        point = points(fwd_hooks)
         resid = torch.nn.functional.one_hot(tokens, VOCAB) * self.scale
         for layer in range(2):
             block = f"blocks.{layer}."
@@ -52,17 +49,6 @@ class Carriers:
             resid = resid + point(block + "hook_attn_out", z.amax(dim=2))
             resid = resid + point(block + "hook_mlp_out", torch.zeros_like(resid))
         return resid
-
-    def __call__(self, tokens):
-        return self.run_with_hooks(tokens)
-
-    def run_with_cache(self, tokens, *, names_filter):
-        cache = {}
-
-        def keep(name):
-            return name, lambda value, point: cache.setdefault(name, value.clone())
-
-        return self.run_with_hooks(tokens, fwd_hooks=[keep(name) for name in names_filter]), cache
 
 
 def contrast(clean_first: int = 0, corrupt_first: int = 1) -> Behaviour:
