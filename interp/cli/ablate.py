@@ -141,6 +141,17 @@ def _share(share: float, n: int) -> str:
     return f"{share:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def _chosen(found: "Ablation") -> list[str]:
+    """Return the largest loss as measured on prompts that did not choose it."""
+    if found.n_prompts < 4:
+        return []
+    half = found.n_prompts - found.n_prompts // 2
+    return [
+        f"chosen on one half of the prompts, measured on the other {half}: {name} {estimate}"
+        for name, estimate in found.held_out(1, seed=found.provenance.seed).items()
+    ]
+
+
 def _text(found: "Ablation", top: int) -> str:
     lines = [
         f"{found.provenance.behaviour}: {found.standin} ablation, change of the {found.metric} in "
@@ -160,6 +171,7 @@ def _text(found: "Ablation", top: int) -> str:
         lines.append(
             f"intervals hold for sets named beforehand, not for the largest of {len(found.names)}"
         )
+        lines += _chosen(found)
     left = len(found.names) - top
     lines += [f"and {left} with smaller losses"] if left > 0 else []
     return "\n".join([*lines, *found.notes, provenance_line(found.provenance)])

@@ -56,8 +56,10 @@ class HeadScores(Result):
 
     schema: ClassVar[str] = SCHEMA
     meaning: ClassVar[str] = (
-        "A head score shows a pattern in what a head attends to or writes; it does not show "
-        "that any behaviour depends on the head, which ablation tests."
+        "A head score shows a pattern in what a head attends to or writes, with an interval for a "
+        "head that was named beforehand, and a control that allows for the choice of the highest "
+        "of all heads; it does not show that any behaviour depends on the head, which ablation "
+        "tests."
     )
 
     kind: str
@@ -113,7 +115,8 @@ class HeadScores(Result):
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return the 95 % interval of one head; None if there is none (see `low`).
 
-        It holds for one that was named beforehand, not for the largest of many.
+        It holds for a head named beforehand. For the highest of many, `above_control` says whether
+        it is more than the choice of the highest: untrained models choose theirs as well.
         """
         index = self._index(name)
         if self.low is None or self.high is None or self.low[index].isnan():

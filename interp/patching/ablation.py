@@ -28,6 +28,7 @@ from interp.components import Component, HookedModel, device_of, parse_all
 from interp.errors import BehaviourError, EffectsError, ModelError
 from interp.metrics import Metric, MetricLike
 from interp.patching import contrast_check, engine, paired_runs
+from interp.patching.effects import halves
 from interp.patching.engine import MEMORY, Patched
 from interp.results import Provenance, Result, TopNames, provenance
 from train import storage
@@ -35,7 +36,7 @@ from train.errors import nearest
 from train.html_panel import ROWS, Panel, panel_of
 from train.progress import Progress, count, shown
 from train.short_repr import short_repr
-from train.statistics import mean_interval
+from train.statistics import Estimate, mean_interval
 
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Ablation(Result):
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return the 95 % interval of one change; None with one prompt.
 
-        It holds for one that was named beforehand, not for the largest of many.
+        It holds for a set named beforehand; see `held_out` for the largest of many.
         """
         at = self._index(name)
         if np.isnan(self.low[at]):
@@ -119,6 +120,39 @@ class Ablation(Result):
         found = [i for i in order if not np.isnan(self.change[i])][:k]
         names = [self.names[i] for i in found]
         return TopNames(names, {self.names[i]: float(self.change[i]) for i in found})
+
+    def held_out(self, k: int = 1, *, seed: int = 0) -> dict[str, Estimate]:
+        """Choose the k lowest changes on one half of the prompts; measure them on the other half.
+
+        The intervals are valid although the sets were chosen by their changes, because other
+        prompts chose them. Only the stand-ins `mean` and `resample` come from all prompts. Runs no
+        model.
+
+        Args:
+            k: Number of sets.
+            seed: Seed of the split of the prompts.
+
+        Returns:
+            Changes by name, in the order in which the choosing half ranks them.
+
+        Raises:
+            EffectsError: There are fewer than four prompts.
+
+        Examples:
+            >>> found = patching.ablate(model, ioi).held_out(2)
+            >>> list(found), found["L0H1"].value < -5
+            (['L0H1', 'L0.mlp'], True)
+        """
+        choosing, judging = halves(self.n_prompts, seed)
+        chosen_by = self.per_prompt[:, choosing].mean(axis=1)
+        ranked = [i for i in np.argsort(chosen_by, kind="stable") if not np.isnan(chosen_by[i])]
+        return {
+            self.names[i]: Estimate(
+                float(self.per_prompt[i, judging].mean()),
+                *(mean_interval(self.per_prompt[i, judging]) or (None, None)),
+            )
+            for i in ranked[:k]
+        }
 
     @property
     def unfinished(self) -> int:

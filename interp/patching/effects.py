@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from interp import plots
@@ -196,12 +196,8 @@ class Effects(Result):
                 "these estimates are absolute values whose signs all prompts decided together, so "
                 "the halves are not independent; estimate with grad_drop=False, or sweep exactly"
             )
-        n = len(self.whole)
-        if n < 4:
-            raise EffectsError(f"{count(n, 'prompt')} cannot be halved; give at least 4")
-        order = np.random.Generator(np.random.Philox(key=seed)).permutation(n)
+        choosing, judging = halves(len(self.whole), seed)
         part, whole = self.part.flatten(0, -2).double().numpy(), self.whole.double().numpy()
-        choosing, judging = order[: n // 2], order[n // 2 :]
         ranks = part[:, choosing].sum(axis=1) / whole[choosing].sum()
         ranked = [i for i in np.argsort(-ranks, kind="stable") if not np.isnan(part[i]).any()][:k]
         bounds = ratio_interval(part[ranked][:, judging], whole[judging])
@@ -321,6 +317,20 @@ class Effects(Result):
             raise EffectsError(f"no effect of {name!r} was measured{nearest(name, names)}")
         flat = names.index(name)
         return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), self.values.shape))
+
+
+def halves(
+    n_prompts: int, seed: int
+) -> tuple[Int64[np.ndarray, " choosing"], Int64[np.ndarray, " judging"]]:
+    """Return the prompts of two random halves: one to choose the largest, one to measure them.
+
+    Raises:
+        EffectsError: There are fewer than four prompts.
+    """
+    if n_prompts < 4:
+        raise EffectsError(f"{count(n_prompts, 'prompt')} cannot be halved; give at least 4")
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(n_prompts)
+    return order[: n_prompts // 2], order[n_prompts // 2 :]
 
 
 def _along(axis: str, name: str, index: int) -> int | str | None:

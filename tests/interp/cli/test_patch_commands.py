@@ -93,6 +93,9 @@ def test_what_patch_writes_ablate_reads(openbook, asked, tmp_path):
 
 def test_ablate_takes_sets_and_every_component_without_one(openbook, asked):
     every = json.loads(openbook("ablate", *asked, "--json").out)
+    assert (
+        "chosen on one half of the prompts, measured on the other" in openbook("ablate", *asked).out
+    )
     assert every["names"] == ["L0H0", "L0H1", "L0.mlp"]
     both = openbook(
         "ablate", *asked, "--component", "L0H0", "--component", "L0.mlp", "--together",

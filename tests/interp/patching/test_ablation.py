@@ -9,10 +9,11 @@ import torch
 from interp import metrics
 from interp.behaviours import Behaviour
 from interp.errors import BehaviourError, EffectsError, ModelError
-from interp.patching import ablation
+from interp.patching import ablation, effects
 from interp.patching.engine import scheduler
 from tests.worlds.behaviours import said_by
 from train.model import GPTConfig, init_gpt
+from train.statistics import mean_interval
 
 
 N_POS, VOCAB = 7, 30
@@ -119,6 +120,26 @@ def test_a_result_survives_saving(model, behaviour, tmp_path):
     again = ablation.Ablation.load(tmp_path / "a.json")
     assert again.to_dict() == found.to_dict()
     assert again.interval("L0H2") == found.interval("L0H2")
+
+
+def test_the_largest_loss_is_measured_on_prompts_that_did_not_choose_it(model, behaviour):
+    """L0H0 falls on the choosing half alone, by chance; L0H1 on all prompts, but less."""
+    found = ablation.ablate(model, behaviour, ["L0H0", "L0H1", "L0H2"])
+    choosing, judging = effects.halves(6, seed=3)
+    assert sorted([*choosing, *judging]) == list(range(6))
+    per_prompt = np.zeros((3, 6))
+    per_prompt[0, choosing] = -9
+    per_prompt[1] = [-3, -4, -5, -3, -4, -5]
+    per_prompt[2, judging] = -99
+    made = replace(found, per_prompt=per_prompt).held_out(2, seed=3)
+    assert list(made) == ["L0H0", "L0H1"]
+    assert made["L0H0"].value == 0
+    assert made["L0H1"].value == per_prompt[1, judging].mean()
+    assert (made["L0H1"].low, made["L0H1"].high) == mean_interval(per_prompt[1, judging])
+    stopped = replace(found, per_prompt=np.where([[True], [False], [False]], np.nan, per_prompt))
+    assert list(stopped.held_out(3, seed=3)) == ["L0H1", "L0H2"]
+    with pytest.raises(EffectsError, match="3 prompts cannot be halved; give at least 4"):
+        replace(found, n_prompts=3).held_out()
 
 
 def test_what_cannot_be_ablated_is_refused(model, behaviour):
