@@ -1,6 +1,6 @@
 # `make demo` plays everything and writes one page. `make test` runs every test, `make unit` the quick
-# ones, `make notebooks` every notebook, `make docs` the pages. Each makes its own environment in
-# .venv first.
+# ones, `make notebooks` every notebook, `make notebooks-saved` renews their outputs, `make docs` the
+# pages. Each makes its own environment in .venv first.
 
 PYTHON ?= python3
 VENV := .venv/bin
@@ -23,7 +23,7 @@ else
   INSTALL = $(PIP) $(1)
 endif
 
-.PHONY: demo test unit notebooks docs
+.PHONY: demo test unit notebooks notebooks-saved docs
 
 demo: .venv/ready
 	$(VENV)/openbook demo
@@ -41,6 +41,11 @@ NOTEBOOKS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard notebooks/*.ipynb)))
 notebooks: .venv/ready-dev
 	printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -n 1 \
 	  $(VENV)/python tests/play_notebooks.py
+
+# The outputs that readers see without running anything (tests/saved_outputs.py); Chromium draws the
+# figures. One after the other: `make notebooks-saved NOTEBOOKS=notebooks/00_tour.ipynb`.
+notebooks-saved: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(VENV)/python tests/saved_outputs.py $(NOTEBOOKS)
 
 # The pages in docs/, as HTML in site/; a warning, such as a broken link, is an error.
 docs: .venv/ready-dev

@@ -9,7 +9,9 @@
 # # A tour of one fully known model
 #
 # **Question.** A model shows a behaviour. Which of its components produce it, which training documents taught it, and can both be proved?
+#
 # **Answer.** Yes, for a checkpoint whose training is completely known. Components are found by patching them, and documents are confirmed by retraining without them.
+#
 # **Needs.** No GPU, no download and no training. About 10 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here, except those of section 6: the retraining was measured when the run was made.
 
 # %%

@@ -9,8 +9,10 @@
 # # The pipeline on real text
 #
 # **Question.** Does the path from a corpus to a traced sentence work on real text, where no truth table gives the right answers?
+#
 # **Answer.** Yes. A small model learns the text, copies tokens that occurred earlier by attention, and its generated text leads to documents and to the steps that read them. It has no induction head yet: its prediction depends on whether a token occurred, and hardly on which token preceded it.
-# **Needs.** No GPU and no download. About 50 seconds on one core of an Intel Xeon, or seconds if the run exists. It reads the CIA World Factbook if that file is beside the checkout, and otherwise the help texts that come with every Python. Every number below is computed here.
+#
+# **Needs.** No GPU and no download. About 50 seconds on one core of an Intel Xeon, or seconds if the run exists. It reads the CIA World Factbook if that file is beside the checkout, and otherwise the help texts that come with every Python. Every number below is computed here. **Saved without outputs**: they would quote these texts, which others wrote.
 
 # %%
 from pydoc_data.topics import topics
@@ -33,7 +35,7 @@ STORE, RUN, HELP = ROOT / "data" / NAME, ROOT / "runs" / NAME, ROOT / "data/pydo
 # %% [markdown]
 # ## 1. From a file to a run
 #
-# The tokenizer (2,048 byte pairs) is trained on the text itself. One document in ten is held out; the hash of its text decides which.
+# A *token store* is built from the text. Its tokenizer (2,048 byte pairs) is trained on the text itself; one document in ten is held out, chosen by the hash of its text. Look at the number of documents, the number of tokens, and the beginning of the first document.
 
 
 # %%
@@ -50,7 +52,10 @@ if not (STORE / "store.json").exists():
     corpus = open_corpus(FACTBOOK if NAME == "factbook" else HELP)
     build_store(corpus, out=STORE, tokenizer="bpe", vocab_size=2048, held_out=0.1)
 store = open_store(STORE)
-store.n_documents, store.n_tokens, store.text(0)[:200]
+store.n_documents, store.n_tokens, store.text(0)[:80]
+
+# %% [markdown]
+# The recipe `text-small` is trained for 300 steps. The panel shows how much is known of the run: `full` means every token of every step.
 
 # %%
 with progress.bar("training") as advance:
@@ -65,7 +70,7 @@ with progress.bar("training") as advance:
 run
 
 # %% [markdown]
-# **The model learns the text: the loss on held-out documents falls by more than two and a half nats** from its value for the initial weights, which guess among 2,048 tokens. *Limits.* This is one seed, and a mean over held-out windows without an interval. The help texts are so short that the run reads them five times; with longer training the model memorises them and the held-out loss rises again.
+# Does it learn the text? The loss on held-out documents, at three steps: the first bar is a guess among 2,048 tokens.
 
 # %%
 steps = [step for step in run.steps if step % 250 == 0 or step == run.recipe.steps]
@@ -74,37 +79,58 @@ names = [f"step {step}" for step in steps]
 plots.bars(names, losses, losses, losses, title="Held-out loss", unit="nats per token")
 
 # %% [markdown]
-# ## 2. The behaviour: copying
+# **It falls by more than two and a half nats.** *Limits.* One seed, and a mean without an interval. The help texts are so short that the run reads them five times; trained longer, the model memorises them and this loss rises again.
 #
-# Each clean prompt is a passage of held-out text. Its last token has occurred earlier in the passage, and the answer is the token that followed it there. In the corrupt prompt every occurrence of the answer is replaced by a foil: a token that follows the same last token about as often in the training text. Accuracy alone proves little, because text can suggest its continuation without any copying. The effect of the earlier occurrence is the clean score minus the corrupt score.
+# ## 2. Does it copy?
+#
+# A clean prompt is a passage of held-out text whose last token occurred earlier; the *answer* followed it there. In the corrupt prompt another token, the *foil*, stands wherever the answer stood. The foil follows the last token about as often in the training text. One prompt, with answer and foil:
 
 # %%
 model, induction = models.load(run), behaviours.load("induction", run, n_prompts=128)
+decode = store.tokenizer.decode
+print(decode(induction.clean[0].tolist()))
+print("answer:", decode([int(induction.answer[0])]), "| foil:", decode([int(induction.foil[0])]))
+
+# %% [markdown]
+# `accuracy` is the share of prompts on which the answer has a higher logit than the foil. Compare it with that of the initial weights.
+
+# %%
 check, untrained = behaviours.check(model, induction), behaviours.measure(run.load(0), induction)
 pandas.DataFrame([check, untrained], index=["trained", "untrained"])
 
-# %%
-decode = store.tokenizer.decode
-print(decode(induction.clean[0].tolist()), "->", decode([int(induction.answer[0])]))
-print("or, were it there in its place,", decode([int(induction.foil[0])]))
-
 # %% [markdown]
-# **Copying goes through attention, and one head has the largest effect.** In a run on corrupt prompts, the output of one head at a time is replaced by its clean value; then the output of all heads of a layer together. *Limits.* The intervals are over prompts, not over seeds.
+# The model prefers the answer, and its initial weights do not.
+#
+# **Which heads?** In a run on corrupt prompts the output of one head at a time is replaced by its clean value. 1 would restore the whole difference in logits. Look for the darkest square.
 
 # %%
-heads, layers = patching.heads(model, induction), patching.attention(model, induction)
+heads = patching.heads(model, induction)
 heads.plot()
 
+# %% [markdown]
+# One head has the largest effect. All heads of a layer together, with intervals over prompts (not over seeds):
+
 # %%
+layers = patching.attention(model, induction)
 layers.plot()
 
 # %% [markdown]
-# **This is not induction yet.** On random tokens that are repeated once, no head attends to the token that followed the first occurrence, and the loss on the second copy is hardly lower. The second test exchanges the answer and the foil within a passage, so that both prompts contain the same tokens in a different order; the score then changes much less. Induction heads need more text than a few minutes of CPU time can read. The planted run (notebook 00) has them.
+# Copying goes through attention. **Is it an induction head?** Such a head attends to the token after an earlier occurrence. The score is that attention, on random tokens that are said twice.
 
 # %%
 tokens = repeated_tokens(run)
-scores, random_copy = induction_heads(model, tokens), copying_loss(model, tokens)
+scores = induction_heads(model, tokens)
 plots.heads(scores, title="Induction score", unit="mean attention")
+
+# %% [markdown]
+# **No head does it** (look at the scale). The loss says the same: the second copy of random tokens costs nearly as much as the first.
+
+# %%
+random_copy = copying_loss(model, tokens)
+random_copy.first, random_copy.second
+
+# %% [markdown]
+# A second test: answer and foil change places within a passage, so that both prompts have the same tokens in another order. How much does the score change when the answer is gone, and how much when only the order is another?
 
 
 # %%
@@ -118,12 +144,14 @@ template = (behaviours.PACKAGED / "induction.toml").read_text()
 storage.write_text(STORE.parent / "order.toml", template.replace("= false", "= true"))
 order = behaviours.load(STORE.parent / "order.toml", run, n_prompts=128)
 replaced, exchanged = score_change(induction), score_change(order)
-replaced.mean(), exchanged.mean(), random_copy
+print(f"answer gone: {replaced.mean():.2f} nats, other order: {exchanged.mean():.2f} nats")
 
 # %% [markdown]
-# ## 3. Where a sentence comes from
+# Order matters much less: the model knows *that* a token occurred, and hardly after which one. Induction heads need more text than a few minutes of CPU time can read. The planted run (notebook 00) has them.
 #
-# **The generated text consists of spans that occur in documents, and each document was read at known steps.** *Limits.* The evidence is lexical: it shows that these documents contain the words, not that they caused the model to write them.
+# ## 3. Where does a sentence come from?
+#
+# The model goes on from the first characters of a document:
 
 # %%
 prompt = model.to_tokens(store.text(0)[:24])
@@ -131,16 +159,24 @@ written = model.generate(prompt, 48, temperature=0.7, seed=0)
 text = model.to_string(written[0, 1:])
 print(text)
 
+# %% [markdown]
+# Which parts of it stand in the corpus? *Spans* are the longest passages that do. `count` says how often, `held_out` how often in documents that were not trained on.
+
 # %%
 index = token_index.open(store) if (STORE / "index").exists() else token_index.build(store)
 spans = index.maximal_spans(text, minimum=3)
 pandas.DataFrame(spans)[["text", "count", "held_out", "log_probability"]]
 
+# %% [markdown]
+# In which documents, and when were they read? Look at `read at steps`.
+
 # %%
 sources = attribution.documents(run, text, methods="lexical", limit=8)
-sources.show(8)
+sources.show(5)
 
 # %% [markdown]
+# Spans lead to documents, and documents to the steps that read them. *Limits.* The evidence is lexical: these documents contain the words; that they caused the model to write them is not shown.
+#
 # ## 4. All claims checked
 
 # %%

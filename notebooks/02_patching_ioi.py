@@ -9,7 +9,9 @@
 # # Who receives the key? Activation patching and path patching
 #
 # **Question.** The prompt "when A and B went to the beach, B gave a key to" continues with A. Which heads compute this, what do they read, and by which paths does the result reach the answer?
+#
 # **Answer.** One or two heads of layer 0 read who gives, through their values alone. Their output reaches the logits in two ways: without any later head, or through the queries of layer 1, which it tells where to attend. How many heads share the work, and how much goes which way, differs from run to run; together the two ways account for the whole effect.
+#
 # **Needs.** No GPU and no download. About 12 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%

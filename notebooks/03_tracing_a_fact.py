@@ -9,7 +9,9 @@
 # # Where is a fact looked up? Causal tracing
 #
 # **Question.** The prompt is "the capital of E is". At which layer and position does the model turn the entity E into its capital?
+#
 # **Answer.** Attention in layer 0 moves the entity to the last position, and the MLPs look up the capital *there*. There is no early site at the subject, unlike in larger models (Meng et al. 2022). Both ways to damage a prompt agree on this.
+#
 # **Needs.** No GPU and no download. About 6 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%

@@ -9,7 +9,9 @@
 # # What a probe shows, and what it does not
 #
 # **Question.** A linear probe reads a label from a model's activations with 100 % accuracy. What does this show?
+#
 # **Answer.** Less than it seems. The same probe may read the label from an untrained model, by memorising words. And the model may not use a label that a probe can read. Held-out types, a control task and an untrained model test the first; erasing the label tests the second.
+#
 # **Needs.** No GPU and no download. About 20 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%

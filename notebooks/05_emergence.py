@@ -9,7 +9,9 @@
 # # How does a circuit form over training?
 #
 # **Question.** When does a model begin to copy and to tell two names apart, in which order do the parts appear, and which heads do it then?
+#
 # **Answer.** Both abilities are absent at step 600 of 2,100 and good at step 1,000. Attention to the previous token comes first; attention to the word after an earlier occurrence, and copying with it, come later. The heads that decide between the names at the end already decide at the first checkpoint that tells them apart.
+#
 # **Needs.** No GPU, no download and no training. About 5 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%

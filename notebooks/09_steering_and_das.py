@@ -9,7 +9,9 @@
 # # Which directions hold the answer? Steering, interchange interventions and DAS
 #
 # **Question.** The prompt "when A and B went to the beach, B gave a key to" continues with A. Notebook 02 finds where the model computes this. In which form is the answer stored there: as a name, or as "the first of the two"? And how many directions does it take?
+#
 # **Answer.** As a name. A vector that points toward one name makes the model say that name, and random vectors of the same length do not; a vector that points from "the first" to "the second" does nothing. Exchanging the last position before layer 1 exchanges the answer on all prompts, and 8 of its 128 directions do so on about nine of ten unseen prompts.
+#
 # **Needs.** No GPU and no download. About 20 seconds on one core of an Intel Xeon. It opens the trained run that comes with openbook. Every number below is computed here.
 
 # %%

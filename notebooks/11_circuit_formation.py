@@ -9,7 +9,9 @@
 # # When do induction and IOI form in four architectures, and what does tuning change?
 #
 # **Question.** Four small architectures read the same planted corpus, with three seeds each. When does each begin to copy and to tell two names apart, which heads do it, and do these heads survive instruction tuning (SFT) and preference tuning (DPO)?
+#
 # **Answer.** Every run copies, the earliest from step 800 on and the latest from step 1,400 on; the head that leads when copying forms still leads at the end. Two of the four do IOI with every seed, in heads that depend on the architecture and on the seed. SFT and DPO teach their facts and leave the deciding heads where they were.
+#
 # **Needs.** No GPU and no download. About 12 seconds on one core of an Intel Xeon. Sections 1 and 2 show the stored numbers of the study (`python benchmarks/circuit_formation.py` measures them again in about an hour of two cores). Section 3 is computed here, on the trained run that comes with openbook.
 
 # %%

@@ -9,7 +9,9 @@
 # # Bring your own model and text
 #
 # **Question.** You have a folder of text, a model from elsewhere, or both. How much of what the other notebooks show works on them?
+#
 # **Answer.** With your text, all of it: train on it, state a behaviour in strings, patch it, and name the documents. With a model alone, everything inside the model; which documents taught it cannot be asked, because nothing is known about what it read.
+#
 # **Needs.** No GPU and no download. About 7 seconds on one core of an Intel Xeon. The text here is a stand-in of 900 lines written by the notebook; put your own in its place. Every number below is computed here.
 
 # %%
@@ -71,7 +73,7 @@ with progress.bar("training") as advance:
         numerics=numerics.choose(threads=1),
         progress=advance,
     )
-run
+f"loss {run.ledger[0].loss:.2f} at first, {run.ledger[-1].loss:.2f} after {len(run.ledger)} steps"
 
 # %% [markdown]
 # ## 3. Your behaviour, in strings
@@ -147,7 +149,7 @@ try:
     attribution.documents(imported, otter)
     refusal = ""
 except (TrainError, AttributionError) as error:
-    refusal = str(error)
+    refusal = str(error).removeprefix(f"the run {imported.path} ")
 imported.knowledge, refusal
 
 # %% [markdown]

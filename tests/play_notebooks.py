@@ -6,7 +6,8 @@ A solution is a block of Python inside `<details>` in a text cell; it is execute
 own behind that cell. Prints the seconds, the kilobytes of all outputs and of the largest one. A
 cell that raises, a notebook over 2 MB and an output over 100 kB are failures; exit 1.
 
-The files stay as they are. `make notebooks` starts one process for each notebook.
+The files stay as they are; `saved_outputs.py` writes them. `make notebooks` starts one process for
+each notebook.
 """
 
 import json
@@ -66,20 +67,31 @@ def too_large(sizes: list[int]) -> str:
     return ""
 
 
+def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """Return an executed copy of a notebook, whose code runs in a folder.
+
+    Raises:
+        CellExecutionError: A cell raises.
+    """
+    copy: Any = nbformat.from_dict(notebook)
+    client = NotebookClient(
+        copy,
+        timeout=CELL_SECONDS,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=ERROR"],  # else it warns that its port is not encrypted
+    )
+    client.execute()
+    return copy
+
+
 def play(path: Path) -> tuple[str, list[int]]:
     """Execute a notebook in its folder; return what went wrong, and the bytes of its outputs."""
     notebook = with_solutions(nbformat.read(path, as_version=4))
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_SECONDS,
-        resources={"metadata": {"path": str(path.parent)}},
-        extra_arguments=["--log-level=ERROR"],  # else it warns that its port is not encrypted
-    )
     try:
-        client.execute()
+        sizes = output_sizes(execute(notebook, path.parent))
     except CellExecutionError as error:
         return str(error), []
-    sizes = output_sizes(notebook)
     return too_large(sizes), sizes
 
 

@@ -37,7 +37,9 @@ from interp.patching import Ablation, ContrastCheck, Effects, Trace
 from interp.probing import Erasure, Probe
 from interp.steering import SteeringEffects, SteeringVector
 from interp.training_dynamics import Analysis, Trajectory
+from tests import saved_outputs
 from tests.test_repository import trespasses
+from tests.train.test_html_panel import Read
 from train import ensembles, ladder, runs, storage, trainer
 from train.data import load_tokenizer, open_store, verify_store
 from train.ensembles import EnsembleEvaluation
@@ -184,6 +186,9 @@ def test_a_notebook_shows_a_result_of_before_the_move(golden, kind):
     assert f"<b>{type(result).__name__}</b>" in html
     assert len(html.encode()) < 50_000
     assert type(result).meaning in unescape(html)
+    whole, on_github = Read(html), Read(saved_outputs.as_github(html))
+    assert (on_github.text, on_github.cells) == (whole.text, whole.cells)
+    assert not on_github.attributes
 
 
 def test_a_mib_circuit_of_before_the_move_is_written_again_byte_for_byte(golden, tmp_path):

@@ -1,4 +1,4 @@
-"""Notebooks are kept as text beside a stripped copy, say what they claim, and hold no logic."""
+"""Notebooks are kept as text beside a copy with outputs, say what they claim, and hold no logic."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-from tests import play_notebooks
+from tests import play_notebooks, saved_outputs
 from train import storage
 
 
@@ -40,12 +40,33 @@ def test_the_pair_has_the_same_cells(path):
 
 
 @each_notebook
-def test_the_pair_is_stripped_and_names_its_kernel(path):
+def test_the_outputs_are_those_of_the_code_and_readers_see_them(path):
     pair = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
-    code = [cell for cell in pair.cells if cell.cell_type == "code"]
-    assert [cell.outputs for cell in code] == [[]] * len(code)
-    assert [cell.execution_count for cell in code] == [None] * len(code)
     assert pair.metadata.kernelspec.name == "python3"
+    code = saved_outputs.code_cells(pair)
+    if saved_outputs.outputs_of_others(pair):
+        assert "openbook" not in pair.metadata
+        assert [cell.outputs for cell in code] == [[]] * len(code)
+        assert [cell.execution_count for cell in code] == [None] * len(code)
+    else:
+        assert saved_outputs.stale(pair) == ""
+        assert saved_outputs.problems(pair) == []
+        assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+        pictures = [
+            one for cell in code for one in cell.outputs if "image/png" in one.get("data", {})
+        ]
+        assert pictures
+
+
+def test_the_notebooks_on_texts_of_others_are_saved_without_outputs():
+    read = [nbformat.read(path.with_suffix(".ipynb"), as_version=4) for path in NOTEBOOKS]
+    without = [saved_outputs.outputs_of_others(notebook) for notebook in read]
+    names = [path.stem for path, others in zip(NOTEBOOKS, without, strict=True) if others]
+    assert names == ["01_real_text", "10_real_code"]
+
+
+def test_all_notebooks_together_take_less_than_two_megabytes():
+    assert sum(path.with_suffix(".ipynb").stat().st_size for path in NOTEBOOKS) < 2_000_000
 
 
 @each_notebook

@@ -17,6 +17,7 @@ __all__ = ["Panel", "panels_of"]
 # Cells of all heat maps of a figure above which they are embedded pictures without tooltips: a cell
 # with its tooltip takes some 115 bytes, and a figure is to take less than 100 kB.
 CELLS = 600
+TURNED_LETTER = 0.82 * LETTER  # width of a letter that is turned by 35 degrees
 MANY = 40  # categories above which only some are labelled, and labels are not turned
 
 
@@ -82,8 +83,9 @@ class Panel:
                 and LETTER * longest > 0.95 * (ticks[1][0] - ticks[0][0])
             )
             for at, label in ticks:
+                # A turned label ends at its tick; it is cut where it would leave the figure.
                 yield (
-                    turned_text(at + 3, y.start + 10, label)
+                    turned_text(at + 3, y.start + 10, short(label, int((at + 3) / TURNED_LETTER)))
                     if turned
                     else text_mark(at, y.start + 14, label, "middle")
                 )

@@ -197,3 +197,17 @@ def test_a_notebook_keeps_the_svg_and_no_html_that_loads_scripts(monkeypatch):
     assert {*found} == {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"}
     assert found["image/svg+xml"] == plots.svg(figure)
     assert found["text/plain"] == "Figure('map', 1 trace)"
+
+
+def test_a_turned_label_begins_inside_the_figure():
+    names = [f"{i} <|endoftext|> and more" for i in range(12)]
+    figure = plots.heat_map([[0.5] * 12], ["L0"], names, title="map", unit="share")
+    found = parsed(figure).iter(f"{SVG}text")
+    turned = {
+        one.text: one.attrib["transform"] for one in found if "-35" in one.get("transform", "")
+    }
+    assert len(turned) == 12
+    assert "11 <|endoftext|> and more" in turned
+    for label, transform in turned.items():
+        (end,) = re.findall(r"translate\(([\d.]+)", transform)
+        assert float(end) - 5 * len(label or "") > 0  # five pixels a letter, from left to right

@@ -1,0 +1,239 @@
+"""JupyterLab, Notebook 7 and nbclassic show a panel, a figure and a line of progress.
+
+One server of Jupyter on the loopback interface serves all three to Chromium, from a folder of its
+own and with no settings of the user. A notebook is opened and run from the menu. A saved one is
+opened and not run: Jupyter does not trust a file that it did not write, so this shows what readers
+see. No page may ask another host for anything.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+
+from interp.patching import Effects
+from tests.saved_outputs import code_cells
+from tests.worlds.browser import SCREENSHOTS, chromium
+
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests/golden/results/effects.json"
+SAVED = "03_tracing_a_fact.ipynb"
+PATIENCE = 60  # seconds of a busy machine
+LIVE = (
+    f"from interp.patching import Effects\n\nheads = Effects.load({str(GOLDEN)!r})\nheads.show()",
+    "heads.plot()",
+    "from train import progress\n\nwith progress.bar('counting') as advance:\n"
+    "    for done in range(1, 4):\n        advance('cells', done, 3)\nprint('all cells ran')",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """A program that shows notebooks.
+
+    Attributes:
+        package: Package that brings it.
+        address: Address of a notebook, but for its name.
+        menu: What is clicked, in this order, to run all cells.
+        cell, outputs: Selectors of a cell, and of its outputs.
+    """
+
+    package: str
+    address: str
+    menu: tuple[str, ...]
+    cell: str
+    outputs: str
+
+
+LUMINO = (".lm-MenuBar-itemLabel:text-is('Run')", ".lm-Menu-itemLabel:text-is('Run All Cells')")
+CLASSIC = ("#kernel_indicator_icon.kernel_idle_icon", "#celllink", "#run_all_cells a")
+FRONTENDS = {
+    "JupyterLab": Frontend("jupyterlab", "lab/tree", LUMINO, ".jp-CodeCell", ".jp-Cell-outputArea"),
+    "Notebook 7": Frontend("notebook", "notebooks", LUMINO, ".jp-CodeCell", ".jp-Cell-outputArea"),
+    "nbclassic": Frontend("nbclassic", "nbclassic/notebooks", CLASSIC, ".code_cell", ".output"),
+}
+each_frontend = pytest.mark.parametrize("name", FRONTENDS)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its address, its token, and the folder that it shows."""
+
+    url: str
+    token: str
+    folder: Path
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """Serve notebooks from a new folder, with the kernel's code from this checkout."""
+    pytest.importorskip(
+        "jupyterlab", reason="jupyterlab is not installed: pip install '.[notebook]'"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shown, token = folder / "notebooks", secrets.token_hex(16)
+    shown.mkdir()
+    own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    places = {name: str(folder / name) for name in (*own, "JUPYTERLAB_SETTINGS_DIR")}
+    places |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    news = Path(places["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab/apputils-extension"
+    news.mkdir(parents=True)
+    settings = '{"fetchNews": "false", "checkForUpdates": false}'
+    (news / "notification.jupyterlab-settings").write_text(settings)
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.root_dir": shown,
+        "ServerApp.allow_root": True,
+        "ServerApp.open_browser": False,
+        "IdentityProvider.token": token,
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "LabApp.extension_manager": "readonly",
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                *(f"--{key}={value}" for key, value in options.items()),
+            ],
+            env={**os.environ, **places, "PYTHONPATH": paths},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api?token={token}", process, folder / "log")
+        yield Server(f"http://127.0.0.1:{port}", token, shown)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except (URLError, TimeoutError):
+            time.sleep(0.1)
+        else:
+            return
+    pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("jupyter")) as found:
+        live = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(one) for one in LIVE],
+            metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
+        )
+        nbformat.write(live, found.folder / "live.ipynb")
+        shutil.copy(ROOT / "notebooks" / SAVED, found.folder)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@contextmanager
+def opened(browser: Any, server: Server, name: str, notebook: str) -> Iterator[Any]:
+    """Open a notebook in a program, in a window that is high enough to show all of it."""
+    frontend = FRONTENDS[name]
+    if find_spec(frontend.package) is None:
+        pytest.skip(f"{frontend.package} is not installed: pip install {frontend.package}")
+    context = browser.new_context(viewport={"width": 1100, "height": 3000})
+    context.set_default_timeout(1000 * PATIENCE)
+    asked = []
+    context.on("request", lambda one: asked.append(one.url))
+    page = context.new_page()
+    page.on("websocket", lambda one: asked.append(one.url))
+    try:
+        page.goto(f"{server.url}/{frontend.address}/{notebook}?token={server.token}")
+        yield page
+        hosts = {urlsplit(one).netloc for one in asked if not one.startswith(("data:", "blob:"))}
+        assert hosts == {urlsplit(server.url).netloc}
+    finally:
+        SCREENSHOTS.mkdir(exist_ok=True)
+        shot = f"{frontend.package}-{notebook.removesuffix('.ipynb')}.png"
+        page.screenshot(path=SCREENSHOTS / shot)
+        context.close()
+
+
+def sizes(place: Any) -> list[tuple[float, float]]:
+    """Return width and height of every picture that can be seen in a place."""
+    boxes = [one.bounding_box() for one in place.locator("img, svg").all() if one.is_visible()]
+    return [(box["width"], box["height"]) for box in boxes if box]
+
+
+@each_frontend
+def test_a_notebook_that_is_run_shows_its_panel_its_figure_and_its_progress(browser, server, name):
+    frontend = FRONTENDS[name]
+    with opened(browser, server, name, "live.ipynb") as page:
+        page.locator(frontend.cell).nth(2).wait_for()
+        for place in frontend.menu:
+            page.locator(place).first.click()
+        panel, figure, last = (page.locator(frontend.outputs).nth(i) for i in range(3))
+        ran, dialog = (
+            last.filter(has_text="all cells ran"),
+            page.locator(".jp-Dialog .jp-mod-accept"),
+        )
+        ran.or_(dialog).first.wait_for()
+        if dialog.count():  # the kernel was not there yet, and the page asks which one to start
+            dialog.click()
+        ran.wait_for()
+        heads = Effects.load(GOLDEN)
+        for said in ("Effects", heads.meaning, *heads.top(3)):
+            assert said in panel.inner_text()
+        meaning = panel.locator(".openbook-panel p").first
+        assert meaning.evaluate("one => getComputedStyle(one).borderLeftStyle") == "solid"
+        figure.locator("svg, img").first.wait_for()
+        assert any(width > 500 and height > 200 for width, height in sizes(figure))
+        assert last.inner_text().lstrip().startswith("counting: cells 3 of 3")
+        assert page.get_by_text("Traceback").count() == 0
+
+
+@each_frontend
+def test_a_saved_notebook_shows_its_outputs_before_it_is_trusted(browser, server, name):
+    frontend = FRONTENDS[name]
+    saved: Any = nbformat.read(server.folder / SAVED, as_version=4)
+    outputs = [output for cell in code_cells(saved) for output in cell.outputs]
+    n_pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    with opened(browser, server, name, SAVED) as page:
+        shown = page.locator(f"{frontend.outputs}:has(img)")
+        shown.nth(n_pictures - 1).wait_for()
+        for place in shown.all():
+            ((width, height),) = sizes(place)
+            assert (width > 400, height > 150) == (True, True)
+        panel = page.locator(frontend.outputs).filter(has_text="accuracy").first
+        assert panel.inner_text().lstrip().startswith("<eot> the capital of")
+        assert "A check shows how often" in panel.inner_text()
