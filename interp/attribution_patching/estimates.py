@@ -306,7 +306,7 @@ class _Plan:
         if getattr(cfg, "sinks", "none") != "none":
             raise ModelError(
                 "the QK fix recomputes softmax(q k) over the positions, and this model has sinks; "
-                "set qk_fix=False"
+                "estimate by `--method attribution`, or set qk_fix=False in Python"
             )
         # Queries and keys as they meet, normalised and rotated. The name of the kind of positions
         # is TransformerLens', so that this holds for its models as well.

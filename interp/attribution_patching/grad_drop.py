@@ -77,7 +77,7 @@ def along(
     if dropping and getattr(model.cfg, "retention", False):
         raise ModelError(
             "GradDrop drops attention and MLP of a layer, and a layer with retention writes more; "
-            "set grad_drop=False"
+            "estimate by `--method attribution`, or set grad_drop=False in Python"
         )
     n_prompts, n_pos = runs.receiver.shape
     step = max(TOKENS // n_pos, 1)

@@ -158,7 +158,10 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
     path = Path(path)
     content = storage.read_sealed(path)
     if content.get("schema") != SCHEMA:
-        raise EffectsError(f"{path}: is no {SCHEMA!r}; write it with tuned_lens.save")
+        raise EffectsError(
+            f"{path}: is no {SCHEMA!r}, but {storage.held_kind(content)}; `openbook lens fit` or "
+            "TunedLens.save writes one"
+        )
     storage.check_shape(content, {"weights": str, "fit": {"loss": [float]}}, path)
     weights_path = _weights_path(path, content)
     if not weights_path.is_file():
