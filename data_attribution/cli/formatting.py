@@ -253,13 +253,18 @@ def _places(one: "TracedSpan") -> str:
 
 def counterfactual_lines(result: "storage.JsonObject") -> str:
     """Return one line per setting: recall with its interval, change in log-probability, n."""
-    width = max(len(row["setting"]) for row in result["rows"])
+    several = len({row["behaviour"] for row in result["rows"]}) > 1
+    named = [
+        f"{row['setting']}: {row['behaviour']}" if several else row["setting"]
+        for row in result["rows"]
+    ]
+    width = max(map(len, named))
     head = f"{'':<{width}}  recall        95 %       change in log-probability, nats    n"
     rows = [
-        f"{row['setting']:<{width}}  {row['recall']:6.3f}  "
+        f"{name:<{width}}  {row['recall']:6.3f}  "
         f"[{row['recall low']:.3f}, {row['recall high']:.3f}]  {row['change']:+8.3f} "
-        f"{report.interval(row['change low'], row['change high'])}  {row['n']:10}"
-        for row in result["rows"]
+        f"{_change_interval(row)}  {row['n']:10}"
+        for name, row in zip(named, result["rows"], strict=True)
     ]
     kept = "\n".join(f"kept: {path}" for path in result["runs"])
     effects = [_effect_line(row) for row in result["effects"]]
@@ -270,6 +275,13 @@ def counterfactual_lines(result: "storage.JsonObject") -> str:
     )
     control = [drawn] if result["control"] else []
     return "\n".join([head, *rows, *effects, removed, *control, kept])
+
+
+def _change_interval(row: "storage.JsonObject") -> str:
+    """Return the interval of a row's change; the full run is what all rows are compared with."""
+    if row["setting"] == "full run":
+        return "by definition"
+    return report.interval(row["change low"], row["change high"])
 
 
 def _effect_line(row: "storage.JsonObject") -> str:

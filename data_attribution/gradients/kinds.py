@@ -21,10 +21,7 @@ def refuse_unknown_kind(kind: str) -> None:
         Traceback (most recent call last):
             ...
         data_attribution.errors.EvidenceError: gradients are not compared by 'cosin', did you mean \
-'cosine'? (kinds are adam, adam-cosine, cosine, curvature, dot)
+'cosine' or 'adam-cosine'?
     """
     if kind not in KINDS:
-        raise EvidenceError(
-            f"gradients are not compared by {kind!r}{nearest(kind, KINDS)}; kinds are "
-            f"{', '.join(KINDS)}"
-        )
+        raise EvidenceError(f"gradients are not compared by {kind!r}{nearest(kind, KINDS)}")

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from data_attribution.report.demo_page import demo_summary, write_demo_page
     from data_attribution.report.sources_page import write_sources_page
     from data_attribution.report.text import interval, read_line, steps_line
-    from data_attribution.report.text_page import TextPage, trace_for_page, write_text_page
+    from data_attribution.report.text_page import write_text_page
+    from data_attribution.report.text_results import TextPage, trace_for_page
 
 __all__ = [
     "BehaviourResults",

@@ -56,7 +56,7 @@ def code_summary(demo: CodeDemo) -> str:
     holding = len({*demo.removed.documents} & {*demo.holders})
     return "\n".join(
         (
-            f"run {demo.run.id}: {len(demo.run.ledger)} steps, {demo.verification.level}",
+            f"run {demo.run.id}: {len(demo.run.ledger):,} steps, {demo.verification.level}",
             _in_a_line(demo.completing),
             f"first files by their words, {holding} of {count(len(demo.removed), 'file')} hold "
             f"them: {files}",

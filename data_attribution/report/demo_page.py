@@ -48,7 +48,7 @@ def demo_summary(demo: Demo) -> str:
     gone = found.of("documents removed", "removed").share
     control = found.of("control removed", "removed").share
     lines = [
-        f"run {demo.run.id}: {len(rows)} steps, {demo.verification.level}",
+        f"run {demo.run.id}: {len(rows):,} steps, {demo.verification.level}",
         f"recall by documents  {shown}",
         f"IOI right in {demo.check.accuracy:.2f} of {demo.check.n}, by {demo.check.score:.1f} "
         f"nats; {head} alone restores {demo.heads[head]:.2f}; {induction} is the induction head "

@@ -11,107 +11,25 @@ them there.
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-
-from data_attribution import token_index, tracing
-from data_attribution.errors import EvidenceError
 from data_attribution.report import highlighting, page, svg
+from data_attribution.report.chance_panel import chance_panel
 from data_attribution.report.page import Panel, command, excerpt, shown, strength, table
-from data_attribution.report.svg import Line
 from data_attribution.report.text import read_line, steps_line
-from data_attribution.token_index import TokenIndex
-from data_attribution.tracing import Generation, Holder, SpansByChance, TracedSpan
+from data_attribution.report.text_results import TextPage
+from data_attribution.tracing import Holder, TracedSpan
 from train import storage
-from train.progress import Progress, count
-from train.runs import ReadableRun, Run
-from train.short_repr import short_repr
-from train.statistics import Estimate
+from train.progress import count
 
 
-__all__ = ["TextPage", "text_html", "trace_for_page", "write_text_page"]
+__all__ = ["text_html", "write_text_page"]
 
-SPANS = 200  # spans with details, the least likely by chance; a page of more would be too long
-HOLDERS = 4  # documents per span
 LETTERS = 20_000  # of the text
-SENTENCE = 200  # letters of the text in a command
 PASSAGE = 400  # letters of a document around a span
 TITLE = 3  # documents named when a reader points at a span
 LEAST = 0.001  # of what chance makes; smaller numbers are said to be less
-LENGTHS = 16  # rows of the table of lengths, spread over all of them
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TextPage:
-    """The contents of the page of a text.
-
-    Attributes:
-        run: Run that read the training text.
-        text: The text, without an end of text in front.
-        traced: Its spans of at least `minimum` tokens; None if there are none.
-        chance: How much of the text and of control texts stands in spans of each length.
-        minimum: Length of the shortest span that is shown, in tokens.
-        prompt: Begin of the text that was given to the model; "" if nothing was generated.
-        origin: Further rows of the footer.
-    """
-
-    run: ReadableRun
-    text: str
-    traced: Generation | None
-    chance: SpansByChance
-    minimum: int
-    prompt: str = ""
-    origin: tuple[tuple[str, str], ...] = ()
-
-    __repr__ = short_repr
-
-
-def trace_for_page(
-    run: ReadableRun,
-    text: str,
-    *,
-    minimum: int | None = None,
-    prompt: str = "",
-    origin: Sequence[tuple[str, str]] = (),
-    index: TokenIndex | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> TextPage:
-    """Trace every span of a text that is longer than chance makes, and its controls.
-
-    Args:
-        minimum: Shortest span in tokens; default: `SpansByChance.minimum`.
-        prompt: Begin of the text that was given to the model.
-        origin: Rows of the footer, such as the seed of the generation.
-        seed: Seed of the controls and of the sample of documents of each span.
-
-    Raises:
-        QueryError: The text is empty, or longer than a million tokens.
-        IndexMissing: The run's token store has no index.
-
-    Examples:
-        >>> found = report.trace_for_page(run, "the capital of runethi is koreskul .")
-        >>> found.minimum, [one.span.text for one in found.traced.spans]
-        (3, ['the capital of', 'is koreskul .'])
-    """
-    index = index or token_index.open(run.store)
-    text = run.store.tokenizer.without_eot(text)
-    chance = tracing.spans_by_chance(index, text, seed=seed)
-    shortest = minimum or chance.minimum
-    try:
-        traced = tracing.trace_text(
-            run, text, keep=SPANS, minimum=shortest, limit=HOLDERS, index=index, seed=seed,
-            progress=progress,
-        )  # fmt: skip
-    except EvidenceError:  # no span is long enough, which the page says
-        traced = None
-    prompt = run.store.tokenizer.without_eot(prompt)
-    return TextPage(run, text, traced, chance, shortest, prompt, tuple(origin))
 
 
 def write_text_page(found: TextPage, path: str | Path) -> Path:
@@ -131,7 +49,7 @@ def text_html(found: TextPage) -> str:
     """Return the page as text."""
     return page.document(
         "What the model had read of a text",
-        [_text(found), _spans(found), _chance(found)],
+        [_text(found), _spans(found), chance_panel(found)],
         provenance=_provenance(found),
         lead=_lead(found),
     )
@@ -143,7 +61,7 @@ def _lead(found: TextPage) -> str:
         if _prompt_letters(found)
         else f"The model is run {shown(found.run.id)}. "
     )
-    sampled = any(one.sampled for one in _traced(found))
+    sampled = any(one.sampled for one in found.spans)
     counted = (
         "counted or, where there are over a million places, estimated" if sampled else "counted"
     )
@@ -158,7 +76,7 @@ def _lead(found: TextPage) -> str:
 
 
 def _text(found: TextPage) -> Panel:
-    spans = _traced(found)
+    spans = found.spans
     marked = _marked(found)
     cards = "".join(_card(k, one, found) for k, one in enumerate(spans, start=1))
     if spans:
@@ -174,10 +92,10 @@ def _text(found: TextPage) -> Panel:
             f'<div class="text traced">{marked}</div><p class="claim">No '
             f"{count(found.minimum, 'token')} in a row of it stand in what the run read.</p>"
         )
-    share = _at(found.chance.text, found.minimum, found.chance)
+    share = found.at_minimum(found.chance.text)
     answer = (
-        f"{share:.0%} of its {count(_n_tokens(found), 'token')}"
-        f"<small>in {count(_n_found(found), 'span')} of at least "
+        f"{share:.0%} of its {count(found.n_tokens, 'token')}"
+        f"<small>in {count(found.n_found, 'span')} of at least "
         f"{count(found.minimum, 'token')}</small>"
     )
     return Panel(
@@ -194,7 +112,7 @@ def _marked(found: TextPage) -> str:
 
     Where spans overlap, the link leads to the longest of them, and a dotted line says so.
     """
-    text, spans = found.text, _traced(found)
+    text, spans = found.text, found.spans
     places = highlighting.places(found.traced, found.run.store.tokenizer) if found.traced else []
     there = [(*place, k) for k, place in enumerate(places) if place is not None]
     prompt = _prompt_letters(found)
@@ -246,7 +164,7 @@ def _read(one: TracedSpan) -> str:
 
 
 def _legend(found: TextPage) -> str:
-    spans = _traced(found)
+    spans = found.spans
     most, left_out = max(one.readings for one in spans), _left_out(found)
     begin = f'<span class="heat {_tint(1, most)}">read once</span> to ' if most > 1 else ""
     lines = [
@@ -266,7 +184,7 @@ def _legend(found: TextPage) -> str:
 
 def _left_out(found: TextPage) -> str:
     """Say that a text has more spans than the page shows, if it has."""
-    n, n_found = len(_traced(found)), _n_found(found)
+    n, n_found = len(found.spans), found.n_found
     if n == n_found:
         return ""
     return f"Shown are {n:,} of {n_found:,} spans, those least likely by chance."
@@ -275,7 +193,7 @@ def _left_out(found: TextPage) -> str:
 def _card(number: int, one: TracedSpan, found: TextPage) -> str:
     said = one.span.text.strip()
     documents = "".join(_holder(holder, one.span.text) for holder in one.documents)
-    exposure = f"openbook exposure text {_place(found.run)} {shlex.quote(said)}"
+    exposure = f"openbook exposure text {found.place} {shlex.quote(said)}"
     return (
         f'<details id="span-{number}"{" open" * (number == 1)}><summary>span {number}: '
         f"“{shown(excerpt(said, 80))}”, {_read(one)}</summary>"
@@ -300,9 +218,9 @@ def _facts(number: int, one: TracedSpan, found: TextPage) -> list[tuple[str, str
         ("by chance", f"{_expected(one, found)} times, if the tokens of the training text were "
          "drawn independently"),
     ]  # fmt: skip
-    if _has_held_out(found):
+    if found.has_held_out:
         rows.insert(3, ("held out", f"{count(span.held_out, 'place')} that no run reads"))
-    others = _others(_traced(found), number - 1)
+    others = _others(found.spans, number - 1)
     return rows + ([("overlaps with", _numbers(others))] if others else [])
 
 
@@ -360,7 +278,7 @@ def _expected(one: TracedSpan, found: TextPage) -> str:
 
 
 def _spans(found: TextPage) -> Panel:
-    spans, held_out = _traced(found), _has_held_out(found)
+    spans, held_out = found.spans, found.has_held_out
     rows = [
         (
             f'<a href="#span-{k}" data-pick="span">{k}</a> '
@@ -408,130 +326,6 @@ def _first_and_last(one: TracedSpan) -> str:
     if one.first_step is None or one.last_step is None:
         return "–"
     return f"{one.first_step:,}&nbsp;to&nbsp;{one.last_step:,}"
-
-
-def _has_held_out(found: TextPage) -> bool:
-    store = found.run.store
-    return store.train_tokens < store.n_tokens
-
-
-def _n_found(found: TextPage) -> int:
-    """Return the number of spans of the text that are long enough, shown or not."""
-    return found.traced.found if found.traced else 0
-
-
-# --- chance --------------------------------------------------------------------------------------
-
-
-def _chance(found: TextPage) -> Panel:
-    chance, at = found.chance, _shown_lengths(found)
-    columns = [("this text", [f"{chance.text[k]:.0%}" for k in at])]
-    columns += [(f"shuffled, n = {chance.n}", [_percent(chance.shuffled[k]) for k in at])]
-    curves = [Line("this text", [chance.text[k] for k in at])]
-    if chance.held_out:
-        heading = f"held out, n = {chance.n_held_out}"
-        columns += [(heading, [_percent(chance.held_out[k]) for k in at])]
-        curves += [Line("held-out text", [chance.held_out[k].value for k in at])]
-    curves += [Line("shuffled", [chance.shuffled[k].value for k in at], dashed=True)]
-    lengths = [f"{chance.lengths[k]:,}" for k in at]
-    figure = svg.lines(
-        curves, lengths, across="length of a span, at least, in tokens", up="share of tokens"
-    )
-    rows = list(zip(lengths, *(values for _, values in columns), strict=True))
-    numbers = table(("tokens, at least", *(name for name, _ in columns)), rows)
-    share = _at(chance.text, found.minimum, chance)
-    shuffled = _at(chance.shuffled, found.minimum, chance)
-    return Panel(
-        "chance",
-        "Chance",
-        f'<div class="pair"><div>{figure}</div><div>{numbers}</div></div>{_explained(found)}',
-        question="How much would chance find there?",
-        answer=f"{_percent(shuffled)} of shuffled text, against {share:.0%} of this one"
-        f"<small>{_beside_held_out(found)}</small>",
-    )
-
-
-def _shown_lengths(found: TextPage) -> list[int]:
-    """Return the rows of the table: all lengths, or some from the first to the last of many."""
-    n = len(found.chance.lengths)
-    if n <= LENGTHS:
-        return list(range(n))
-    rows = np.geomspace(1, n, LENGTHS - 1).round().astype(int) - 1
-    return sorted({*rows.tolist(), min(found.minimum, n) - 1})
-
-
-def _explained(found: TextPage) -> str:
-    chance = found.chance
-    if found.minimum == chance.minimum:
-        why = (
-            f"Spans are shown from {count(found.minimum, 'token')} on: the shortest length at "
-            "which shuffled texts have at most 5 % of their tokens in such spans."
-        )
-    else:
-        why = (
-            f"Spans are shown from {count(found.minimum, 'token')} on, as was asked; shuffled "
-            f"texts have at most 5 % of their tokens in spans from {chance.minimum} on."
-        )
-    if chance.held_out:
-        held_out = (
-            "Held-out texts are documents of the same corpus that the run never read: what this "
-            "text shares with the training text beyond them is more than being of its kind. No "
-            "two of them share a document."
-        )
-    else:
-        held_out = (
-            f"The corpus has {'too little' if _has_held_out(found) else 'no'} held-out text, so "
-            "how much any text of this kind shares is unknown."
-        )
-    return (
-        f"<p>{why} A shuffled text has the words of this one in random order. {held_out} Each "
-        f"control has {count(chance.n_tokens, 'token')}; means and 95 % intervals over the n texts."
-        '</p><p class="limit">That a span stands in the training text does not prove that the '
-        "model copied it from there: only training again without the documents shows what they "
-        f"did.</p>{command(*_retraining(found))}"
-    )
-
-
-def _beside_held_out(found: TextPage) -> str:
-    chance = found.chance
-    if not chance.held_out:
-        return "no held-out text of its kind to compare with"
-    share = _percent(_at(chance.held_out, found.minimum, chance))
-    return f"{share} of other text of its kind, which was held out"
-
-
-def _retraining(found: TextPage) -> Sequence[str]:
-    """Return the command that proves what taught the text; of a long one, its unlikeliest span."""
-    text, spans = found.text, _traced(found)
-    if len(text) > SENTENCE and spans:
-        text = min(spans, key=lambda one: one.span.log_probability).span.text
-    said = shlex.quote(" ".join(text.split())[:SENTENCE])
-    return (f"openbook trace sentence {_place(found.run)} {said} --prove 2",)
-
-
-def _percent(one: Estimate) -> str:
-    ends = "" if one.low is None or one.high is None else f" [{one.low:.0%}, {one.high:.0%}]"
-    return f"{one.value:.0%}{ends}"
-
-
-def _at(column: Sequence[T], length: int, chance: SpansByChance) -> T:
-    """Return the value of a column at a length; that of the last one beyond."""
-    return column[min(length, len(chance.lengths)) - 1]
-
-
-def _traced(found: TextPage) -> tuple[TracedSpan, ...]:
-    return found.traced.spans if found.traced else ()
-
-
-def _n_tokens(found: TextPage) -> int:
-    return (
-        found.traced.n_tokens if found.traced else len(found.run.store.tokenizer.encode(found.text))
-    )
-
-
-def _place(run: ReadableRun) -> str:
-    """Return the run as a command of openbook names it."""
-    return shlex.quote(str(run.path)) if isinstance(run, Run) else run.id
 
 
 def _length(one: TracedSpan) -> int:

@@ -20,8 +20,8 @@ LONG = re.compile(
     r"Tensor|ndarray|\.GPT\b|HookedModel|tuple\[.*\.\.\.\]|\blist\[|\bdict\b|Mapping|Sequence\["
     r"|frozenset|\bset\["
 )
-# Places in a model: a few small numbers, which the default representation shows all of.
-SMALL = {"Component", "Path", "Site", "Place", "Layout", "Frame"}
+# A few small numbers, such as a place in a model: the default representation shows all of them.
+SMALL = {"Component", "FactChange", "Frame", "Layout", "Path", "Place", "Site"}
 
 
 @dataclass(frozen=True)

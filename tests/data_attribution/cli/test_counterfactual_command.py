@@ -8,6 +8,7 @@ import pytest
 
 from data_attribution import counterfactuals
 from data_attribution.attribution import Source, Sources
+from data_attribution.cli import formatting
 from data_attribution.cli.counterfactual import counterfactual_command
 from data_attribution.cli.trace import CONTROLS
 from data_attribution.errors import CounterfactualError
@@ -98,4 +99,17 @@ def test_an_effect_without_controls_is_not_said_to_be_beyond_any(openbook, at):
     assert without.code == 0, without.err
     assert ", compared with the full run: no random documents were removed, " in without.out
     assert "beyond" not in without.out
+    full = next(line for line in without.out.splitlines() if line.startswith("full run"))
+    assert " +0.000 by definition " in full  # the run differs from itself by nothing
     assert ", beyond 1 removal of random documents, " in openbook(*asked, 1).out
+
+
+def test_rows_of_several_behaviours_are_told_apart():
+    row = {"setting": "full run", "recall": 1.0, "recall low": 0.5, "recall high": 1.0}
+    row |= {"change": 0.0, "change low": None, "change high": None, "n": 5}
+    empty = dict.fromkeys(("runs", "effects", "removed", "named", "control"), ()) | {"avoided": 0}
+    rows = [{**row, "behaviour": name} for name in ("ioi", "capital")]
+    _, *lines = formatting.counterfactual_lines({**empty, "rows": rows}).splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["full run: ioi", "full run: capital"]
+    (_, line, *_) = formatting.counterfactual_lines({**empty, "rows": rows[:1]}).splitlines()
+    assert line.startswith("full run  ")

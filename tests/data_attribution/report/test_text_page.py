@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from data_attribution import report, token_index, tracing
-from data_attribution.report import text_page
+from data_attribution.report import text_results
 from data_attribution.report.text_page import text_html
 from data_attribution.tracing import exposure_of_text, generated_text
 from tests.data_attribution.report.test_pages_in_a_browser import TRIES
@@ -121,7 +121,7 @@ def test_held_out_text_has_a_column_and_a_control_where_there_is_some(make_store
 
 
 def test_what_a_page_leaves_out_is_counted(run, monkeypatch):
-    monkeypatch.setattr(text_page, "SPANS", 1)
+    monkeypatch.setattr(text_results, "SPANS", 1)
     html = text_html(report.trace_for_page(run, SAID, minimum=3))
     assert "<small>in 2 spans of at least 3 tokens</small>" in html
     assert html.count("Shown are 1 of 2 spans, those least likely by chance.") == 2

@@ -1,0 +1,120 @@
+"""A text traced for its page: its spans in the training text, and what chance makes of controls."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from data_attribution import token_index, tracing
+from data_attribution.errors import EvidenceError
+from data_attribution.token_index import TokenIndex
+from data_attribution.tracing import Generation, SpansByChance, TracedSpan
+from train.progress import Progress
+from train.runs import ReadableRun, Run
+from train.short_repr import short_repr
+
+
+__all__ = ["TextPage", "trace_for_page"]
+
+SPANS = 200  # spans with details, the least likely by chance; a page of more would be too long
+HOLDERS = 4  # documents per span
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TextPage:
+    """The contents of the page of a text.
+
+    Attributes:
+        run: Run that read the training text.
+        text: The text, without an end of text in front.
+        traced: Its spans of at least `minimum` tokens; None if there are none.
+        chance: How much of the text and of control texts stands in spans of each length.
+        minimum: Length of the shortest span that is shown, in tokens.
+        prompt: Begin of the text that was given to the model; "" if nothing was generated.
+        origin: Further rows of the footer.
+    """
+
+    run: ReadableRun
+    text: str
+    traced: Generation | None
+    chance: SpansByChance
+    minimum: int
+    prompt: str = ""
+    origin: tuple[tuple[str, str], ...] = ()
+
+    __repr__ = short_repr
+
+    @property
+    def spans(self) -> tuple[TracedSpan, ...]:
+        """Return the spans that are shown."""
+        return self.traced.spans if self.traced else ()
+
+    @property
+    def n_found(self) -> int:
+        """Return the number of spans of the text that are long enough, shown or not."""
+        return self.traced.found if self.traced else 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the length of the text in tokens."""
+        if self.traced:
+            return self.traced.n_tokens
+        return len(self.run.store.tokenizer.encode(self.text))
+
+    @property
+    def has_held_out(self) -> bool:
+        """Return whether the corpus has text that the run never reads."""
+        return self.run.store.train_tokens < self.run.store.n_tokens
+
+    def at_minimum(self, column: Sequence[T]) -> T:
+        """Return the entry of a column of `chance` for the shortest spans that are shown."""
+        return column[min(self.minimum, len(self.chance.lengths)) - 1]
+
+    @property
+    def place(self) -> str:
+        """Return the run as a command of openbook names it."""
+        return shlex.quote(str(self.run.path)) if isinstance(self.run, Run) else self.run.id
+
+
+def trace_for_page(
+    run: ReadableRun,
+    text: str,
+    *,
+    minimum: int | None = None,
+    prompt: str = "",
+    origin: Sequence[tuple[str, str]] = (),
+    index: TokenIndex | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> TextPage:
+    """Trace every span of a text that is longer than chance makes, and its controls.
+
+    Args:
+        minimum: Shortest span in tokens; default: `SpansByChance.minimum`.
+        prompt: Begin of the text that was given to the model.
+        origin: Rows of the footer, such as the seed of the generation.
+        seed: Seed of the controls and of the sample of documents of each span.
+
+    Raises:
+        QueryError: The text is empty, or longer than a million tokens.
+        IndexMissing: The run's token store has no index.
+
+    Examples:
+        >>> found = report.trace_for_page(run, "the capital of runethi is koreskul .")
+        >>> found.minimum, [one.span.text for one in found.traced.spans]
+        (3, ['the capital of', 'is koreskul .'])
+    """
+    index = index or token_index.open(run.store)
+    text = run.store.tokenizer.without_eot(text)
+    chance = tracing.spans_by_chance(index, text, seed=seed)
+    shortest = minimum or chance.minimum
+    try:
+        traced = tracing.trace_text(
+            run, text, keep=SPANS, minimum=shortest, limit=HOLDERS, index=index, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+    except EvidenceError:  # no span is long enough, which the page says
+        traced = None
+    prompt = run.store.tokenizer.without_eot(prompt)
+    return TextPage(run, text, traced, chance, shortest, prompt, tuple(origin))
