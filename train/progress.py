@@ -9,7 +9,7 @@ text that is rewritten in place, so that a saved or converted notebook holds one
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "bar", "count", "duration", "readable_size", "shown", "visible"]
+__all__ = ["Progress", "bar", "count", "duration", "listed", "readable_size", "shown", "visible"]
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_WITHOUT = 1.0
@@ -163,6 +163,12 @@ def count(n: int | float, noun: str, plural: str = "") -> str:
     """
     number = f"{n:.1g}" if 0 < n < 0.05 else f"{n:,.1f}".removesuffix(".0")
     return f"{number} {noun if number == '1' else plural or noun + 's'}"
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Format a list of numbers: "3, 8", or "3; 2,025" where a number itself has a comma."""
+    shown = [f"{one:,}" for one in numbers]
+    return ("; " if any("," in one for one in shown) else ", ").join(shown)
 
 
 def duration(seconds: float) -> str:

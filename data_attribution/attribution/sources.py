@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_attribution.errors import EvidenceError
 from train import html_panel, storage
-from train.progress import count
+from train.progress import count, listed
 from train.short_repr import short_repr
 
 
@@ -275,6 +275,6 @@ def _ranks(one: Source) -> str:
 
 
 def _shortened(steps: tuple[int, ...]) -> str:
-    shown = ", ".join(f"{step:,}" for step in steps[:SHOWN_STEPS])
+    shown = listed(steps[:SHOWN_STEPS])
     more = len(steps) - SHOWN_STEPS
     return f"{shown} and {more:,} more" if more > 0 else shown

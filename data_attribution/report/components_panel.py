@@ -11,7 +11,7 @@ from data_attribution.report.page import Panel, command, measured, shown, streng
 from data_attribution.report.svg import Line
 from interp.patching import Effects
 from interp.training_dynamics import TrajectoryPoint
-from train.progress import count
+from train.progress import count, listed
 
 
 __all__ = ["attention_rows", "best_head", "components_panel", "detailed_heads", "part_key"]
@@ -121,7 +121,7 @@ def _grid(found: BehaviourResults) -> str:
         rows.append(f"<tr><th scope=row>layer {layer}</th>{cells}</tr>")
     return (
         '<div class="wide"><table class="grid"><caption>Share that comes back, by layer and head'
-        " (arrow keys move)</caption>"
+        '<span class="screen"> (arrow keys move)</span></caption>'
         f"<thead><tr><td></td>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -253,7 +253,7 @@ def _formation(found: BehaviourResults, name: str) -> str:
     refused = found.curves["heads"].refused if "heads" in found.curves else ()
     note = (
         f'<p class="limit">No share at {count(len(refused), "checkpoint")} (steps '
-        f"{shown(', '.join(f'{step:,}' for step, _ in refused))}): the model does not do it there "
+        f"{listed(step for step, _ in refused)}): the model does not do it there "
         "yet, or the prompts are too few to tell.</p>"
         if refused
         else ""

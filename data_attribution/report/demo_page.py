@@ -20,6 +20,7 @@ from data_attribution.report.svg import Bar, Line
 from interp import behaviours
 from interp.heads import best_head
 from train import storage
+from train.progress import listed
 
 
 __all__ = ["demo_html", "demo_summary", "real_text_section", "write_demo_page"]
@@ -236,7 +237,7 @@ def _sources(demo: Demo) -> Panel:
     traced = demo.traced
     fact, answer = traced.fact, traced.answers[0]
     rows = [
-        (f"{one.score:.2f}", said, one.text, ", ".join(map(str, one.steps[:6])))
+        (f"{one.score:.2f}", said, one.text, listed(one.steps[:6]))
         for one, said in zip(traced.sources.items, traced.truth, strict=True)
     ]
     stated = sum(said == "states it" for said in traced.truth)

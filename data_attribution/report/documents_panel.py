@@ -79,7 +79,7 @@ def documents_panel(found: BehaviourResults) -> Panel:
         body,
         question="Which documents, read when?",
         answer=f"“{shown(excerpt(first.span.strip(), 90))}” and {len(sources) - 1} more"
-        f"<small>{_asked(found)}the first was {read}; {shown(first.grade)} evidence</small>",
+        f"<small>{_asked(found)}the first was {read}. Evidence: {shown(first.grade)}</small>",
     )
 
 

@@ -4,7 +4,7 @@ Counts and steps have thousands separators (2,025). Numbers of documents have no
 which commands take as they stand.
 """
 
-from train.progress import count
+from train.progress import count, listed
 
 
 __all__ = ["interval", "read_line", "steps_line"]
@@ -17,9 +17,9 @@ def steps_line(steps: list[int] | tuple[int, ...]) -> str:
 
     Examples:
         >>> report.steps_line([3, 2025]), report.steps_line(list(range(20)))
-        ('read at steps 3, 2,025', 'read at steps 0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
+        ('read at steps 3; 2,025', 'read at steps 0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
     """
-    shown = ", ".join(f"{one:,}" for one in steps[:SHOWN_STEPS])
+    shown = listed(steps[:SHOWN_STEPS])
     more = len(steps) - SHOWN_STEPS
     tail = f" and {more:,} more" if more > 0 else ""
     return f"read at step{'s' * (len(steps) > 1)} {shown}{tail}" if steps else "never read"
