@@ -54,6 +54,7 @@ def documents_panel(found: BehaviourResults) -> Panel:
     grades = [one for one in reversed(GRADES) if any(item.grade == one for item in sources)]
     meaning = "; ".join(f"{_badge(one)} {shown(MEANS[one])}" for one in grades)
     folded = sum(len(one.group) - 1 for one in sources)
+    files = _files(found)
     body = (
         f"<p>{count(len(sources), 'document')} of {found.run.store.n_documents:,}, ranked for "
         f"<b>{shown(excerpt(sources.query, 120))}</b> by "
@@ -64,7 +65,10 @@ def documents_panel(found: BehaviourResults) -> Panel:
         '<div class="pair"><ol class="cards">'
         + "".join(_card(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
         + '</ol><div data-group="document" class="sticky">'
-        + "".join(_document(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
+        + "".join(
+            _document(k, one, found, files.get(one.document, ""))
+            for k, one in enumerate(sources.top(CARDS), start=1)
+        )
         + "</div></div>"
         + (f"<p>{len(sources) - CARDS} more are not shown.</p>" if len(sources) > CARDS else "")
         + _command(command_of_ranking(found))
@@ -152,7 +156,7 @@ def _card(rank: int, one: Source, found: BehaviourResults) -> str:
     )
 
 
-def _document(rank: int, one: Source, found: BehaviourResults) -> str:
+def _document(rank: int, one: Source, found: BehaviourResults, from_file: str) -> str:
     exposure = found.exposures[rank - 1]
     whole = excerpt(found.run.store.text(one.document), LETTERS, around=one.span.strip())
     curve = svg.spark(
@@ -169,13 +173,16 @@ def _document(rank: int, one: Source, found: BehaviourResults) -> str:
         (name, part.rank, measured(part.score, part.low, part.high, form=".3g"))
         for name, part in one.evidence.items()
     ]
+    file = f"<code>{shown(excerpt(from_file, 100))}</code> " if from_file else ""
     return (
         f'<details id="document-{one.document}"{" open" * (rank == 1)}><summary>{rank}. document '
-        f"{one.document}</summary><h3>{rank}. document {one.document} {_badge(one.grade)}</h3>"
+        f"{one.document}</summary><h3>{rank}. document {one.document} {file}"
+        f"{_badge(one.grade)}</h3>"
         f'<div class="text">{highlighting.within(whole, one.span)}</div>'
         f'<p class="small">id <code>{shown(excerpt(one.id, 200))}</code></p>'
         f"{_shared(one, found)}"
-        f"<h4>When it was read</h4><p>{count(exposure.readings, 'reading')} with its copies{curve}"
+        f"<h4>When it was read</h4><p>{count(exposure.readings, 'reading')} with its copies"
+        f"{_partly(exposure.readings)}{curve}"
         f"<br>{shown(text.steps_line(one.steps))}</p>"
         + (f"<h4>Copies folded into it</h4><ul>{copies}</ul>" if copies else "")
         + (f"<h4>Evidence</h4>{table(('method', 'rank', 'score'), methods)}" if methods else "")
@@ -183,6 +190,20 @@ def _document(rank: int, one: Source, found: BehaviourResults) -> str:
         + command(found.command("run steps", str(one.document), named=False))
         + "</details>"
     )
+
+
+def _files(found: BehaviourResults) -> dict[int, str]:
+    """Return the file of the corpus that each listed document is from; empty if it is one file."""
+    listed = found.sources.top(CARDS)
+    files = {one.document: found.run.store.document(one.document).shard for one in listed}
+    return files if len({*files.values()}) > 1 else {}
+
+
+def _partly(readings: float) -> str:
+    """Return why a number of readings is no whole number."""
+    if readings == int(readings):
+        return ""
+    return ", where a step that reads a part of a document counts as that part"
 
 
 def _effect(one: Source) -> str:

@@ -129,12 +129,13 @@ def _counterfactual(found: BehaviourResults, proof: storage.JsonObject) -> tuple
     )  # fmt: skip
     full = next((row["recall"] for row in asked if row["setting"] == "full run"), None)
     gone = next((row["recall"] for row in asked if row["setting"].startswith("without the")), None)
-    said = (
-        f"recall {full:.2f} → {gone:.2f} without {count(n, 'document')}"
-        if full is not None and gone is not None
-        else f"{first['effect']:+.2f} {shown(first['unit'])} without {count(n, 'document')}"
+    bare = measured(first["effect"], first["low"], first["high"], form="+.2f")
+    recall = "" if full is None or gone is None else f"; recall {full:.2f} → {gone:.2f}"
+    answer = (
+        f"{verdict}: {bare}<small>{shown(first['unit'])}, without {count(n, 'document')}, beyond "
+        f"{count(controls, f'{random} removal')}{recall}</small>"
     )
-    return body, f"{verdict}: {said}<small>beyond {count(controls, f'{random} removal')}</small>"
+    return body, answer
 
 
 def _drawn(proof: storage.JsonObject) -> bool:
@@ -160,6 +161,8 @@ def _without(found: BehaviourResults, proof: storage.JsonObject) -> str:
         options = ["--without sources.json", f"--top {len(named)}"]
     if len(proof["control"]) != CONTROLS:
         options.append(f"--seeds {len(proof['control'])}")
+    if proof.get("together", "near") != "near":
+        options.append(f"--together {proof['together']}")
     if proof.get("mode", "blank") != "blank":
         options.append(f"--mode {proof['mode']}")
     return " ".join(options)

@@ -70,6 +70,25 @@ def test_documents_carry_the_label_of_the_truth_table(results):
     assert text.count("· states it") == len(stating)
 
 
+def test_a_document_is_called_by_its_file_where_there_are_several(results, monkeypatch):
+    assert "planted</code> " not in text_of(results)
+    whole = type(results.run.store).document
+    monkeypatch.setattr(
+        type(results.run.store),
+        "document",
+        lambda store, k: replace(whole(store, k), shard=f"file-{k}.py"),
+    )
+    first = results.sources.documents[0]
+    assert f"1. document {first} file-{first}.py lexical" in text_of(results)
+
+
+def test_a_share_of_a_reading_is_explained(results):
+    assert "counts as that part" not in text_of(results)
+    half = replace(results.exposures[0], shares=results.exposures[0].shares / 2.1)
+    text = text_of(replace(results, exposures=(half, *results.exposures[1:])))
+    assert "readings with its copies, where a step that reads a part of a document counts" in text
+
+
 def test_a_page_of_words_says_how_to_ask_the_gradients(results):
     again = f"openbook report {results.run.path} fact:runethi --sources sources.json"
     assert again in text_of(results)

@@ -398,7 +398,10 @@ def test_the_policy_stops_what_the_shell_would_have_let_out(browser, tmp_path):
 
 def test_the_numbers_of_the_page_are_those_of_the_results(results):
     text = behaviour_page.behaviour_html(results)
-    assert "Proved for this run: recall 1.00 → 0.10" in text
+    assert (
+        "Proved for this run: -4.00 [-4.30, -3.70]<small>nats of log-probability, without 3 "
+        "documents, beyond 2 random removals; recall 1.00 → 0.10"
+    ) in text
     assert "-4.00 nats of log-probability [-4.30, -3.70], n = 12 prompts" in text
     assert f"{results.score.value:.2f} nats [" in text
     assert len(text) < 400_000
