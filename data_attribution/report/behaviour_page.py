@@ -105,7 +105,8 @@ def _behaviour(found: BehaviourResults) -> Panel:
                 measured(check.top1, *wilson(check.top1, check.n), n=check.n),
             ),
             (
-                f"answer against foil, logit difference{_over_foils(found)}",
+                "answer against foil (the wrong answer beside it), logit difference"
+                f"{_over_foils(found)}",
                 measured(*_ends(found.score), n=check.n, unit="nats"),
             ),
         ],

@@ -20,6 +20,7 @@ from data_attribution import attribution, counterfactuals, evaluation, tracing
 from data_attribution.attribution import Sources
 from data_attribution.counterfactuals import Forgetting
 from data_attribution.errors import CounterfactualError, EvidenceError
+from data_attribution.report.page import shell_path
 from data_attribution.tracing import Exposure
 from interp import behaviours, heads, patching, training_dynamics
 from interp.behaviours import Behaviour, Check
@@ -30,7 +31,7 @@ from interp.training_dynamics import Trajectory
 from train import released, storage
 from train.errors import TrainError, nearest
 from train.model import GPT
-from train.progress import Progress
+from train.progress import Progress, count
 from train.runs import LedgerRow, Run
 from train.short_repr import short_repr
 from train.statistics import Estimate, mean_interval, n_prompts
@@ -45,7 +46,9 @@ PROOF = {
     "named": [int],
     "removed": [int],
     "control": [[int]],
-    "choices": ([({"kind": str}, None)], None),  # not in files of earlier versions
+    "choices": ([({"kind": str}, None)], None),
+    "mode": str,
+    "together": str,
     "rows": [
         {
             "setting": str,
@@ -73,6 +76,8 @@ PROOF = {
         }
     ],
 }
+# What files of earlier versions do not have.
+EARLIER = {"choices": None, "mode": "blank", "together": "near"}
 MOST_WEIGHTS = 150_000  # attention weights of all examples that a page holds
 
 
@@ -160,11 +165,26 @@ class BehaviourResults:
             else f"not patched: {self.refusal}"
         )
         documents = ", ".join(map(str, self.sources.documents[:5]))
-        proof = "retrained without them" if self.proof is not None else "nothing retrained yet"
+        proof = "nothing retrained yet"
+        if self.proof is not None:
+            lacked = self.removed
+            n = sum(not lacked.isdisjoint(one.group) for one in self.sources)
+            proof = (
+                f"retrained without {count(len(lacked), 'document')}, among them {n} of the "
+                f"{len(self.sources)} listed"
+            )
         return (
             f"{named} of {self.check.n}, by {self.score.value:.2f} nats\nheads: {heads}\n"
             f"documents: {documents} by {self.sources.method} evidence\nproof: {proof}"
         )
+
+    @property
+    def removed(self) -> frozenset[int]:
+        """Return the documents that the proof's retraining lacked; none without a proof."""
+        if self.proof is None:
+            return frozenset()
+        proof = self.proof
+        return frozenset(proof.removed if isinstance(proof, Forgetting) else proof["removed"])
 
     @property
     def fact(self) -> str:
@@ -182,7 +202,7 @@ class BehaviourResults:
     def command(self, verb: str, tail: str = "", *, named: bool = True) -> str:
         """Return a command on the run, and on its behaviour if it is to be named."""
         parts = (self.named, tail, self.options) if named else (tail,)
-        return " ".join(filter(None, ["openbook", verb, shlex.quote(str(self.run.path)), *parts]))
+        return " ".join(filter(None, ["openbook", verb, shell_path(self.run.path), *parts]))
 
     def summary(self) -> dict[str, object]:
         """Return the main numbers as plain values, for JSON."""
@@ -306,7 +326,7 @@ def read_proof(path: str | Path) -> storage.JsonObject | Forgetting:
             return Forgetting.from_dict(
                 {key: one for key, one in content.items() if key != "digest"}
             )
-    storage.check_shape({"choices": None, **content}, PROOF, path)
+    storage.check_shape({**EARLIER, **content}, PROOF, path)
     return content
 
 

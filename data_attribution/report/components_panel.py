@@ -36,7 +36,8 @@ def components_panel(found: BehaviourResults) -> Panel:
     body = (
         "<p>The model reads the comparison prompt, and one part of it is given the value that it "
         "had on the real prompt. A cell is the share of the difference between answer and foil "
-        f"that comes back: 0 is nothing, 1 is all of it. {_counted(heads)}</p>"
+        f"that comes back: 0 is nothing, 1 is all of it. Parts that work one after the other each "
+        f"bring the same difference back, so shares need not add up to 1. {_counted(heads)}</p>"
         '<div class="pair"><div>'
         + _grid(found)
         + command(found.command("patch", "--over heads"), found.command("patch", "--over mlps"))
@@ -65,7 +66,7 @@ def best_head(heads: Effects) -> tuple[str, str, str]:
         return (
             name,
             measured(share.value, share.low, share.high),
-            f"n = {count(others, 'prompt')}, after {half} others chose it",
+            f"measured on {count(others, 'prompt')} and chosen on {half} others",
         )
     name = heads.top(1)[0]
     return name, _effect(heads, name), f"n = {count(heads.n_prompts, 'prompt')}"

@@ -7,6 +7,7 @@ well under two megabytes, and can be read without its script.
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from shlex import quote
 
 from data_attribution import attribution
 from data_attribution.counterfactuals import STAYS
@@ -69,7 +70,7 @@ def demo_html(demo: Demo) -> str:
     parts = (_known, _recall, _circuit, _heads, _sources, proof_section, real_text_section)
     details = [part(demo) for part in parts]
     if demo.released:  # show the commands with the paths where it was unpacked
-        run, data = escape(str(demo.run.path)), escape(str(demo.run.store.path))
+        run, data = (escape(page.shell_path(one)) for one in (demo.run.path, demo.run.store.path))
         details = [
             replace(
                 one,
@@ -121,8 +122,8 @@ def _head(demo: Demo) -> str:
     return (
         f"<p>A GPT of {run.config.n_params:,} parameters, trained on "
         f"{run.store.n_documents:,} documents of which every one is known; a behaviour of it, the "
-        "heads that carry the behaviour, the documents that taught a fact, and the fact gone when "
-        "it is trained again without them.</p>" + where
+        "heads that carry the behaviour, the documents of one fact, and nine facts gone when it is "
+        "trained again without their documents.</p>" + where
     )
 
 
@@ -237,13 +238,13 @@ def _sources(demo: Demo) -> Panel:
     traced = demo.traced
     fact, answer = traced.fact, traced.answers[0]
     rows = [
-        (f"{one.score:.2f}", said, one.text, listed(one.steps[:6]))
+        (f"{one.score:.2f}", said, one.text, listed(one.steps))
         for one, said in zip(traced.sources.items, traced.truth, strict=True)
     ]
     stated = sum(said == "states it" for said in traced.truth)
     return Panel(
         "fact",
-        "5. Which documents taught one fact",
+        "5. Which documents hold the words of one fact",
         f"<p class=claim>Asked for the {escape(fact['name'])}, the model answers "
         f"“{escape(answer.given)}”. Its lexical sources, {stated} of the "
         f"{len(fact['documents'])} that state it among the first {len(rows)}, each with the exact "
@@ -254,7 +255,7 @@ def _sources(demo: Demo) -> Panel:
         "because the corpus is planted.</p>"
         + page.command(
             "openbook index build data/planted",
-            f"openbook trace documents runs/planted fact:{fact['entity']}",
+            f"openbook trace documents runs/planted fact:{fact['entity']} --method lexical",
             f"openbook run steps runs/planted {traced.sources.documents[0]}",
         ),
     )
@@ -305,7 +306,8 @@ def proof_section(demo: Demo) -> Panel:
         f"divisors stay. {_late(demo)} Intervals: Wilson over facts; Student over facts. One "
         "initial seed, one control.</p>"
         + page.command(
-            f"openbook forget runs/planted {' '.join(repr(name) for name in found.facts[:2])} ..."
+            f"openbook forget runs/planted {' '.join(quote(name) for name in found.facts)} "
+            f"--controls {len(found.runs) - 1}"
         ),
     )
 

@@ -59,8 +59,7 @@ def documents_panel(found: BehaviourResults) -> Panel:
         f"<p>{count(len(sources), 'document')} of {found.run.store.n_documents:,}, ranked for "
         f"<b>{shown(excerpt(sources.query, 120))}</b> by "
         f"{shown(sources.method)} evidence; {count(folded, 'copy', 'copies')} folded into them. "
-        f"Grade of the evidence: {meaning}. A score is on the scale of its method "
-        f"({shown(excerpt(str(sources.provenance.get('formula', '')), 120))}).</p>{_truth(found)}"
+        f"Grade of the evidence: {meaning}. {_scale(found)}</p>{_truth(found)}"
         f"<h3>When they were read</h3>{_timeline(found)}"
         '<div class="pair"><ol class="cards">'
         + "".join(_card(k, one, found) for k, one in enumerate(sources.top(CARDS), start=1))
@@ -85,6 +84,28 @@ def documents_panel(found: BehaviourResults) -> Panel:
         answer=f"“{shown(excerpt(first.span.strip(), 90))}” and {len(sources) - 1} more"
         f"<small>{_asked(found)}the first was {read}. Evidence: {shown(first.grade)}</small>",
     )
+
+
+def _scale(found: BehaviourResults) -> str:
+    """Return what a score is, and how many documents each method looked at."""
+    about = found.sources.provenance
+    formula = shown(excerpt(str(about.get("formula", "")), 120))
+    if len(found.sources.items[0].evidence) < 2:
+        return f"A score is on the scale of its method ({formula})."
+    scored = about.get("gradient", {}).get("scored")
+    looked = f" Gradients of {scored:,} documents were computed." if scored else ""
+    return (
+        f"A score is a sum ({formula}): words count from 0 to 1, gradients from -1/2 to 1/2. The "
+        "grade is the strongest kind of evidence that speaks for a document, which need not be "
+        f"what its place is owed to: each card has its rank by each method.{looked}"
+    )
+
+
+def _ranks(one: Source) -> str:
+    """Return the rank of a document by each of several methods."""
+    if len(one.evidence) < 2:
+        return ""
+    return "".join(f" · {shown(name)} rank {part.rank:,}" for name, part in one.evidence.items())
 
 
 def _asked(found: BehaviourResults) -> str:
@@ -149,10 +170,11 @@ def _card(rank: int, one: Source, found: BehaviourResults) -> str:
     scored = measured(one.score, one.low, one.high, form=".3g")
     read = count(exposure.readings, "reading") if len(exposure.steps) else "never read"
     label = f" · {_label(one, found)}" if found.labels else ""
+    said = f"score {scored}{_ranks(one)}{also} · {read}{label}"
     return (
         f'<li><a class="card {shown(one.grade)}" href="#document-{one.document}" '
         f'data-pick="document"><span class="passage">{text_shown}</span>'
-        f"<small>{_badge(one.grade)} score {scored}{also} · {read}{label}</small></a></li>"
+        f"<small>{_badge(one.grade)} {said}</small></a></li>"
     )
 
 
@@ -181,9 +203,9 @@ def _document(rank: int, one: Source, found: BehaviourResults, from_file: str) -
         f'<div class="text">{highlighting.within(whole, one.span)}</div>'
         f'<p class="small">id <code>{shown(excerpt(one.id, 200))}</code></p>'
         f"{_shared(one, found)}"
-        f"<h4>When it was read</h4><p>{count(exposure.readings, 'reading')} with its copies"
-        f"{_partly(exposure.readings)}{curve}"
-        f"<br>{shown(text.steps_line(one.steps))}</p>"
+        f"<h4>When it was read</h4><p>{count(exposure.readings, 'reading')}"
+        f"{' with its copies' * (len(one.group) > 1)}{_partly(exposure.readings)}{curve}"
+        f"<br>{'This one was ' * (len(one.group) > 1)}{shown(text.steps_line(one.steps))}</p>"
         + (f"<h4>Copies folded into it</h4><ul>{copies}</ul>" if copies else "")
         + (f"<h4>Evidence</h4>{table(('method', 'rank', 'score'), methods)}" if methods else "")
         + _effect(one)
@@ -344,8 +366,9 @@ def _read_until(found: BehaviourResults, before: int, step: int) -> str:
         steps = np.concatenate([np.zeros(0, int), *(found.exposures[k].steps for k in chosen)])
         early, late = int((steps < before).sum()), int((steps < step).sum())
         said.append(
-            f"of the {count(len(steps), 'reading')} of {kind} {early:,} happened before, "
-            f"{late - early:,} between these checkpoints and {len(steps) - late:,} after"
+            f"of the {count(len(steps), 'reading')} of {kind} {early:,} happened before and "
+            f"{late - early:,} between these checkpoints"
+            + (f", {len(steps) - late:,} after" if late < len(steps) else "")
         )
     return f"{'; '.join(said)}.".replace("of", "Of", 1)
 

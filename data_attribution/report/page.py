@@ -13,18 +13,20 @@ escapes it and shows the characters that would hide or turn a text.
 
 import base64
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 
 from train.progress import visible
 
 
-__all__ = ["Panel", "command", "document", "ending", "excerpt", "measured", "shown"]
-__all__ += ["strength", "table"]
+__all__ = ["Panel", "command", "document", "ending", "excerpt", "measured"]
+__all__ += ["shell_path", "shown", "strength", "table"]
 
 STRENGTHS = 9  # classes s1 to s9 of page.css
 # Characters of JSON that could end a script element, or a line of a script.
@@ -178,6 +180,20 @@ def strength(share: float) -> str:
 def command(*lines: str) -> str:
     """Return commands for the terminal as one block, which the script gives a button to copy it."""
     return f'<div class="command"><code>{shown(chr(10).join(lines))}</code></div>'
+
+
+def shell_path(path: Path) -> str:
+    """Return a path as a shell reads it; the home of who writes a page is `~`.
+
+    Examples:
+        >>> from data_attribution.report.page import shell_path
+        >>> shell_path(Path.home() / "my runs" / "run"), shell_path(Path("runs/planted"))
+        ("~/'my runs/run'", 'runs/planted')
+    """
+    home = Path.home()
+    if path.is_absolute() and home in path.parents:
+        return f"~/{shlex.quote(str(path.relative_to(home)))}"
+    return shlex.quote(str(path))
 
 
 def table(

@@ -15,7 +15,7 @@ from data_attribution.report.ranking_command import command_of_ranking
 from data_attribution.report.svg import Bar, Point
 from interp.training_dynamics import Share
 from train import storage
-from train.progress import count
+from train.progress import count, duration
 
 
 __all__ = ["proof_panel"]
@@ -57,12 +57,22 @@ def _unproved(found: BehaviourResults) -> str:
         found.command("report", "--out page.html"),
     ]
     return (
-        "<p>Nothing was trained again without these documents, or not in the folder of this run. "
-        "Words in common, and gradients too, do not show that a document taught anything. These "
-        "commands do: they train the model again without the first documents and, as a control, "
-        "without as many random ones, and write this page again.</p>"
-        + command(*filter(None, steps))
-        + _limits(found)
+        "<p>No retraining without these documents was found in the folder of this run. Words in "
+        "common, and gradients too, do not show that a document taught anything. These commands "
+        f"test the first {len(first)}: they train the model again without them and, as controls, "
+        f"{CONTROLS} times without as many random ones, and write this page again. {_cost(found)}"
+        "</p>" + command(*filter(None, steps)) + _limits(found)
+    )
+
+
+def _cost(found: BehaviourResults) -> str:
+    """Return how long a retraining takes at most: as long as the training took."""
+    seconds = sum(row.seconds for row in found.ledger)
+    return (
+        f"Each of the {CONTROLS + 1} trainings takes at most as long as that of this run, of which "
+        f"the steps took {duration(seconds)}."
+        if seconds
+        else ""
     )
 
 
@@ -73,8 +83,10 @@ def _limits(found: BehaviourResults) -> str:
         "If random documents had the same effect, it would be that of any removal.",
         "Another seed can put the same work into other heads: a head is found by its effect, not "
         "by its number.",
-        f"Other prompts move every number within its interval ({count(found.check.n, 'prompt')} "
-        f"here{', which have none' if found.check.n < 2 else ''}).",
+        "There is one prompt, so how far another wording would move the numbers is unknown."
+        if found.check.n < 2
+        else "Other prompts would give other numbers; the 95 % intervals say how far, for prompts "
+        f"of this kind ({count(found.check.n, 'prompt')} here).",
     ]
     items = "".join(f"<li>{shown(one)}</li>" for one in cases)
     return f"<h3>What would change this answer</h3><ul>{items}</ul>"
@@ -162,9 +174,9 @@ def _without(found: BehaviourResults, proof: storage.JsonObject) -> str:
     if len(proof["control"]) != CONTROLS:
         options.append(f"--seeds {len(proof['control'])}")
     if proof.get("together", "near") != "near":
-        options.append(f"--together {proof['together']}")
+        options.append(f"--together {quote(proof['together'])}")
     if proof.get("mode", "blank") != "blank":
-        options.append(f"--mode {proof['mode']}")
+        options.append(f"--mode {quote(proof['mode'])}")
     return " ".join(options)
 
 
@@ -261,7 +273,8 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
         f"same to the bit: recall of {_these(proof)} goes from {shown(_recall(before))} to "
         f"{shown(_recall(gone))}.{_never(proof)} Without the {len(proof.control)} documents of "
         f"{_as_many(proof)}, stated equally often, it is {shown(_recall(control))}.</p>"
-        f"<p>{_own(found, proof)} {_among(found, proof.removed)}{_kept(found, proof)}</p>"
+        f"<p>{_own(found, proof)} {_among(found, proof.removed)}{_kept(found, proof)}"
+        f"{_how_measured(found, proof)}</p>"
         f'<div class="pair"><div class="wide">{svg.bars(bars, up="recall")}</div><div>'
         + table(
             ("training", "facts", "recall", "change in log-probability"),
@@ -283,7 +296,7 @@ def _forgetting(found: BehaviourResults, proof: Forgetting) -> tuple[str, str]:
         )
         + "</div></div>"
         + _each_fact(proof)
-        + command(_forget_command(found, proof))
+        + command(*_forget_commands(found, proof))
     )  # fmt: skip
     together = "" if len(proof.facts) == 1 else f"of {count(len(proof.facts), 'fact')} together, "
     own = next((one for one in proof.by_fact if one.fact == found.fact), None)
@@ -343,19 +356,34 @@ def _own(found: BehaviourResults, proof: Forgetting) -> str:
             )
     return (
         f"{among}what became of it alone was not kept in the file that came with this run. The "
-        "command below, with its name alone, trains again here and measures it."
+        "last command below trains again here and measures it."
     )
 
 
 def _kept(found: BehaviourResults, proof: Forgetting) -> str:
-    """Return what the listed documents that stayed show, if the facts were forgotten."""
-    gone = {*proof.removed}
-    n = sum(gone.isdisjoint(one.group) for one in found.sources)
-    if not n or _forgotten(proof)[1] != "good":
+    """Return what became of the listed documents that stayed."""
+    n = sum(found.removed.isdisjoint(one.group) for one in found.sources)
+    if not n:
         return ""
+    lost = any(one.fact == found.fact and one.right_without == 0 for one in proof.by_fact)
+    return f" The other {n} were read again as before" + (
+        ", and were not enough to keep the answer." if lost else "."
+    )
+
+
+def _how_measured(found: BehaviourResults, proof: Forgetting) -> str:
+    """Return how often each fact is asked, and since when the trainings differ."""
+    relations = (found.run.store.truth or {}).get("relations", {})
+    asked = {len(one["forms"]) for one in relations.values()}
+    wordings = (
+        f" Each fact is asked in {count(next(iter(asked)), 'wording')}, and recall is the share of "
+        "right answers."
+        if len(asked) == 1
+        else ""
+    )
     return (
-        f" The other {n} were read again as before, and did not keep the answers: they share words "
-        "with the question, and did not teach it."
+        f"{wordings} The first of the removed documents was read at step {proof.first_read:,}: "
+        "until then all trainings are the same."
     )
 
 
@@ -380,11 +408,13 @@ def _each_fact(proof: Forgetting) -> str:
     ) + "</details>"  # fmt: skip
 
 
-def _forget_command(found: BehaviourResults, proof: Forgetting) -> str:
-    controls = sum(one.setting.startswith("control") and one.group == "removed"
-                   for one in proof.groups)  # fmt: skip
+def _forget_commands(found: BehaviourResults, proof: Forgetting) -> list[str]:
+    """Return the command of the proof, and that of the page's fact by itself if it is not told."""
     names = " ".join(quote(name) for name in proof.facts)
-    return found.command("forget", f"{names} --controls {controls}", named=False)
+    commands = [found.command("forget", f"{names} --controls {len(proof.runs) - 1}", named=False)]
+    if not proof.by_fact and len(proof.facts) > 1 and found.fact in proof.facts:
+        commands.append(found.command("forget", quote(found.fact), named=False))
+    return commands
 
 
 def _group(group: str) -> str:

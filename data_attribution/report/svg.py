@@ -4,6 +4,7 @@ plotly.js alone exceeds the two megabytes that the page may take. These figures 
 each, and every mark has its value as a tooltip.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -214,14 +215,23 @@ class _Scale:
 
 def _frame(scale: _Scale, up: str) -> str:
     marks = []
-    for part in range(5):
-        value = scale.bottom + part / 4 * (scale.top - scale.bottom)
+    for value in _ticks(scale.bottom, scale.top):
         y = scale.y(value)
         marks.append(
             f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" {_stroke("rule")}/>'
-            + _text(LEFT - 6, y + 4, f"{value:.3g}", "end")
+            + _text(LEFT - 6, y + 4, f"{value:,.0f}" if value >= 1000 else f"{value:.3g}", "end")
         )
     return "".join(marks) + f'<text x="4" y="{TOP - 2}" class="unit">{escape(up)}</text>'
+
+
+def _ticks(bottom: float, top: float) -> list[float]:
+    """Return at most five round numbers between two ends: multiples of 1, 2, 2.5 or 5."""
+    if not top > bottom:
+        return [bottom]
+    size = 10.0 ** math.floor(math.log10((top - bottom) / 4))
+    step = next(k * size for k in (1, 2, 2.5, 5, 10) if k * size * 4 >= (top - bottom) * 0.9999)
+    ends = math.ceil(bottom / step - 1e-9), math.floor(top / step + 1e-9)
+    return [k * step for k in range(ends[0], ends[1] + 1)]
 
 
 def _labels(scale: _Scale, names: Sequence[str]) -> str:

@@ -1,12 +1,12 @@
 """A text traced for its page: its spans in the training text, and what chance makes of controls."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from data_attribution import token_index, tracing
 from data_attribution.errors import EvidenceError
+from data_attribution.report.page import shell_path
 from data_attribution.token_index import TokenIndex
 from data_attribution.tracing import Generation, SpansByChance, TracedSpan
 from train.progress import Progress
@@ -74,7 +74,7 @@ class TextPage:
     @property
     def place(self) -> str:
         """Return the run as a command of openbook names it."""
-        return shlex.quote(str(self.run.path)) if isinstance(self.run, Run) else self.run.id
+        return shell_path(self.run.path) if isinstance(self.run, Run) else self.run.id
 
 
 def trace_for_page(

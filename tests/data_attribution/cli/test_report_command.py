@@ -87,7 +87,7 @@ def test_a_ranking_by_the_default_method_is_repeated_by_its_command(openbook, at
 def test_a_proof_is_shown_beside_a_ranking(openbook, at, ranking, proof, tmp_path):
     ended = openbook(*at, "--sources", ranking, "--proof", proof)
     assert (ended.code, ended.err) == (0, "")
-    assert "proof: retrained without them" in ended.out
+    assert "proof: retrained without 3 documents, among them " in ended.out
     assert "recall 1.00 → 0.10" in (tmp_path / "page.html").read_text()
 
 

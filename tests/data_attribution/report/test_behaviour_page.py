@@ -4,9 +4,10 @@ import html
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from data_attribution import counterfactuals, evaluation, report, token_index
+from data_attribution import attribution, counterfactuals, evaluation, report, token_index
 from data_attribution.counterfactuals import FactChange
 from data_attribution.report.behaviour_page import behaviour_html
 from interp import behaviours
@@ -112,8 +113,8 @@ def test_readings_are_counted_on_both_sides_of_the_rise(results):
     assert before > 0
     assert between > 0
     assert (
-        f"Of the {len(steps)} readings of these documents {before} happened before, {between} "
-        f"between these checkpoints and {len(steps) - before - between} after"
+        f"Of the {len(steps)} readings of these documents {before} happened before and {between} "
+        "between these checkpoints"
     ) in text
     # The fact is a late one: nothing that states it was read before step 1,000.
     assert "readings of those that state it 0 happened before" in text
@@ -131,10 +132,17 @@ def test_a_proof_of_several_facts_says_what_it_knows_of_this_one(results):
     assert "this one 7 → 1 of 7 wordings" in text
 
 
-def test_documents_that_stayed_are_named_only_where_the_facts_were_forgotten(results):
-    gone = {*results.proof.removed}
-    stayed = sum(gone.isdisjoint(one.group) for one in results.sources)
-    assert f"The other {stayed} were read again as before, and did not keep" in text_of(results)
+def test_documents_that_stayed_are_called_too_little_only_where_the_answer_is_lost(results):
+    stayed = sum(results.removed.isdisjoint(one.group) for one in results.sources)
+    read_again = f"The other {stayed} were read again as before"
+    assert f"{read_again}." in text_of(results)
+    for right, said in ((0, ", and were not enough to keep the answer."), (1, ".")):
+        told = FactChange(FACT, 7, 7, right, (7,), -4.5, (-0.03,))
+        known = replace(results, proof=replace(results.proof, by_fact=(told,)))
+        assert f"{read_again}{said}" in text_of(known)
+
+
+def test_facts_that_are_remembered_without_their_documents_prove_nothing(results):
     remembered = [
         replace(one, share=replace(one.share, low=0.9, recall=1.0, high=1.0))
         if (one.setting, one.group) == ("documents removed", "removed")
@@ -143,7 +151,19 @@ def test_documents_that_stayed_are_named_only_where_the_facts_were_forgotten(res
     ]
     shown = text_of(replace(results, proof=replace(results.proof, groups=tuple(remembered))))
     assert "Not shown. Trained again" in shown
-    assert "did not keep the answers" not in shown
+
+
+def test_the_cards_of_several_methods_have_the_rank_by_each(results):
+    sources = attribution.documents(
+        results.run, results.behaviour, methods="lexical+gradient:kind=cosine,rank=1", limit=4,
+        candidates=np.arange(28_400, 28_900),
+    )  # fmt: skip
+    text = text_of(replace(results, sources=sources, exposures=results.exposures[:4]))
+    first = sources.items[0].evidence
+    ranks = " · ".join(f"{name} rank {part.rank:,}" for name, part in first.items())
+    assert len(first) == 2
+    assert ranks in text
+    assert "words count from 0 to 1, gradients from -1/2 to 1/2" in text
 
 
 def test_facts_without_any_that_were_never_stated_have_nothing_to_fall_to(results):
@@ -165,7 +185,10 @@ def test_a_group_without_answers_is_said_to_be_not_measured(results):
 
 
 def test_the_command_of_the_proof_names_its_controls(results):
-    assert "'trade of vumuthi' --controls 1" in text_of(results)
+    text = text_of(results)
+    assert "'trade of vumuthi' --controls 1 openbook forget" in text
+    assert "until then all trainings are the same" in text
+    assert "Each fact is asked in 7 wordings" in text
     removed = counterfactuals.documents_of(
         results.run, [one for one in results.run.store.truth["facts"] if one["name"] == FACT]
     )
