@@ -21,7 +21,7 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -37,7 +37,16 @@ from tests.worlds.browser import chromium
 from train import storage
 
 
-__all__ = ["WITHOUT", "as_github", "outputs_of_others", "problems", "record", "save", "stale"]
+__all__ = [
+    "WITHOUT",
+    "as_github",
+    "everywhere",
+    "outputs_of_others",
+    "problems",
+    "record",
+    "save",
+    "stale",
+]
 
 WITHOUT = "**Saved without outputs**"
 MOST_BYTES = 500_000  # of a saved notebook: a repository keeps every version of it
@@ -45,8 +54,13 @@ PACKAGES = ("torch", "numpy", "pandas", "plotly")
 PIXELS = 1.5  # of a saved picture for each pixel of the figure
 SVG, PNG = "image/svg+xml", "image/png"
 SHOWN = (PNG, "text/html", "text/plain")
-# Folders of a machine and addresses of objects, which differ from one execution to the next.
-PRIVATE = re.compile(r"/(?:root|home|tmp|Users|work|var|opt|mnt)/|\\\\Users\\\\|0x[0-9a-f]{8}")
+# Folders of a machine and addresses of objects, which differ from one execution to the next. A path
+# begins behind a space, a quote or the like; one with a word in front of it is relative. That of
+# devices is the same everywhere.
+PRIVATE = re.compile(
+    r"(?:(?<![^\s\"'`(\[{<>=,;:|])|(?<=file://))/(?!(?:dev|proc)/)\w[\w.+@ -]*/"
+    r"|[A-Za-z]:\\{1,2}\w+\\|0x[0-9a-f]{8}"
+)
 Draw = Callable[[str], bytes]
 
 # Draws an SVG as an image, which runs no script, and returns its pixels.
@@ -158,9 +172,8 @@ def problems(notebook: NotebookNode) -> list[str]:
 
 def _unseen(output: NotebookNode) -> list[str]:
     found = []
-    if private := PRIVATE.search(
-        json.dumps({**output, "data": {**output.get("data", {}), PNG: ""}})
-    ):
+    shown = "\n".join(_texts({**output, "data": {**output.get("data", {}), PNG: ""}}))
+    if private := PRIVATE.search(shown):
         found.append(f"shows {private.group()!r}, which belongs to one machine or moment")
     if output.output_type == "stream":
         return [*found, *(["a stream that is not stdout"] if output.name != "stdout" else [])]
@@ -175,6 +188,18 @@ def _unseen(output: NotebookNode) -> list[str]:
     if data.get("text/plain", "").startswith("Figure(") and PNG not in data:
         found.append("a figure without its picture")
     return found
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Return all texts of a JSON value, without the escapes that it has in a file."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
 
 
 def save(path: Path, draw: Draw) -> None:
@@ -208,12 +233,12 @@ def save(path: Path, draw: Draw) -> None:
 def _kept(output: NotebookNode, number: int, draw: Draw) -> list[NotebookNode]:
     """Return an output as it is saved; none for progress, which is displayed, and for stderr."""
     if output.output_type == "stream":
-        text = _everywhere(output.text)
+        text = everywhere(output.text)
         return [nbformat.v4.new_output("stream", text=text)] if output.name == "stdout" else []
     if output.output_type != "execute_result":
         return []
     data, metadata = {one: output.data[one] for one in SHOWN if one in output.data}, {}
-    data = {kind: _everywhere(text) for kind, text in data.items()}
+    data = {kind: everywhere(text) for kind, text in data.items()}
     if drawing := output.data.get(SVG):
         data[PNG] = base64.b64encode(draw(drawing)).decode()
         width, height = (
@@ -227,9 +252,12 @@ def _kept(output: NotebookNode, number: int, draw: Draw) -> list[NotebookNode]:
     ]
 
 
-def _everywhere(text: str) -> str:
+def everywhere(text: str) -> str:
     """Return a text in which the folders of this machine are those of every other one."""
-    return text.replace(str(storage.project_root()), ".").replace(str(Path.home()), "~")
+    for folder, short in ((storage.project_root(), "."), (Path.home(), "~")):
+        if folder != Path(folder.anchor):  # "/" is in fractions too
+            text = re.sub(rf"{re.escape(str(folder))}(?![\w-])", short, text)
+    return text
 
 
 def _picture(page: Any, drawing: str) -> bytes:
@@ -244,10 +272,11 @@ def png(pixels: np.ndarray) -> bytes:
     """Return red, green and blue, (height, width, 3), as a PNG of at most 256 colours.
 
     That is a third of the size of the same picture in all colours. Colours are rounded as little as
-    it takes; figures have few, and many shades of grey where letters are smoothed.
+    it takes, at most to 3 bits of red and green and 2 of blue; figures have few, and many shades of
+    grey where letters are smoothed.
     """
     height, width, _ = pixels.shape
-    bits = 8
+    bits = 24
     while len((found := np.unique(_codes(pixels, bits), return_inverse=True))[0]) > 256:
         bits -= 1
     palette, numbers = found
@@ -270,8 +299,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _codes(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Return each pixel's red, green and blue, rounded to some bits each, as one number."""
-    steps = 2**bits - 1
+    """Return each pixel's red, green and blue, rounded to some bits together, as one number."""
+    steps = 2 ** np.array([(bits + 2) // 3, (bits + 1) // 3, bits // 3]) - 1
     rounded = np.round(np.round(pixels / 255 * steps) / steps * 255).astype(np.uint32)
     return rounded[..., 0] << 16 | rounded[..., 1] << 8 | rounded[..., 2]
 

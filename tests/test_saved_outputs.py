@@ -114,6 +114,11 @@ def result(**data: str) -> Any:
     [
         (result(text_plain="/tmp/runs/a"), "shows '/tmp/'"),
         (result(text_html="<b>/var/me/x</b>"), "shows '/var/'"),
+        (result(text_plain="two lines\n/data/a"), "shows '/data/'"),
+        (result(text_plain="PosixPath('/scratch/me/a')"), "shows '/scratch/'"),
+        (result(text_plain="at=/Volumes/My Disk/a"), "shows '/Volumes/'"),
+        (result(text_plain="file:///export/a"), "shows '/export/'"),
+        (result(text_plain=r"C:\Users\me"), r"shows 'C:\\Users\\'"),
         (result(text_plain="<function f at 0x7f12ab34cd56>"), "shows '0x7f12ab34'"),
         (result(text_plain="Figure('heads', 1 trace)"), "a figure without its picture"),
         (result(text_html="<style>p{}</style><script>draw()</script><svg>1</svg>"), "no text"),
@@ -127,6 +132,22 @@ def test_what_a_reader_would_miss_or_should_not_see_is_a_problem(notebook, probl
     assert saved_outputs.problems(result(text_plain="x", image_png="AAAA/tmp/AAAA")) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["accuracy 3/4/5", "./runs/a", "~/runs/a", "https://a.org/b/c", "/dev/null", "nats/token/step",
+     "<p>a</p><p>b</p>", "and / or / both"],
+)  # fmt: skip
+def test_what_is_no_path_of_a_machine_is_no_problem(text):
+    assert saved_outputs.problems(result(text_plain=text, text_html=f"<p>{text}</p>")) == []
+
+
+@pytest.mark.parametrize(("home", "shown"), [("/", "3/4 /other/a"), ("/other", "3/4 ~/a")])
+def test_a_home_that_is_the_root_leaves_fractions_as_they_are(monkeypatch, home, shown):
+    monkeypatch.setenv("HOME", home)
+    said = saved_outputs.everywhere("3/4 /other/a /otherwise")
+    assert said == f"{shown} /otherwise"
+
+
 def test_outputs_that_changed_after_they_were_saved_are_stale():
     notebook = result(text_plain="0.91")
     assert "the code" in saved_outputs.stale(notebook)
@@ -136,25 +157,36 @@ def test_outputs_that_changed_after_they_were_saved_are_stale():
     assert "the outputs" in saved_outputs.stale(notebook)
 
 
-def test_a_picture_has_the_pixels_of_the_figure():
-    """Read again by hand: a palette, and a number for each pixel behind the 0 of its row."""
-    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3) * 4
-    chunks, at, written_png = {}, 8, saved_outputs.png(pixels)
+def decoded(written_png: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Read a PNG by hand: its palette, and a number for each pixel behind the 0 of its row."""
+    assert written_png.startswith(b"\x89PNG")
+    chunks, at = {}, 8
     while at < len(written_png):
         (length,) = struct.unpack(">I", written_png[at : at + 4])
         kind, content = written_png[at + 4 : at + 8], written_png[at + 8 : at + 8 + length]
         assert written_png[at + 8 + length :][:4] == struct.pack(">I", zlib.crc32(kind + content))
         chunks[kind], at = content, at + 12 + length
-    assert struct.unpack(">II", chunks[b"IHDR"][:8]) == (5, 4)
+    width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
     palette = np.frombuffer(chunks[b"PLTE"], np.uint8).reshape(-1, 3)
-    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(4, 6)
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, width + 1)
     assert (rows[:, 0] == 0).all()
-    assert (palette[rows[:, 1:]] == pixels).all()
+    return palette, palette[rows[:, 1:]]
 
 
-def test_a_picture_of_many_colours_has_256_of_them_that_are_near():
+def test_a_picture_has_the_pixels_of_the_figure():
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3) * 4
+    _, shown = decoded(saved_outputs.png(pixels))
+    assert shown.shape == (4, 5, 3)
+    assert (shown == pixels).all()
+
+
+def test_a_picture_of_many_colours_has_256_of_them_each_at_most_half_a_step_away():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert saved_outputs.png(pixels).startswith(b"\x89PNG")
+    palette, shown = decoded(saved_outputs.png(pixels))
+    assert len(np.unique(palette, axis=0)) == len(palette) == 256
+    most = np.abs(shown.astype(int) - pixels).max(axis=(0, 1))
+    half_a_step = np.array([255 / 7, 255 / 7, 255 / 3]) / 2
+    assert (most <= half_a_step + 0.5).all()
 
 
 # --- what GitHub leaves
