@@ -24,7 +24,7 @@ from data_attribution.errors import EvidenceError
 from data_attribution.token_index import Hit, Span, TokenIndex
 from data_attribution.tracing.exposure import MOST, Exposure, exposure_of_text
 from train import storage
-from train.data import TokenStore
+from train.data import TokenStore, first_steps_reading
 from train.html_panel import html_repr
 from train.progress import Progress
 from train.runs import ReadableRun
@@ -52,7 +52,8 @@ class Holder:
         text: The span with the text around it.
         steps: Steps at which a token of this occurrence was a target.
         held: Number of tokens of the traced text that occur in this document, in any kept span.
-        copies: All other documents with the same tokens that the run was trained on.
+        copies: All other documents with the same tokens that the run read, before the checkpoint if
+            one was given.
     """
 
     document: int
@@ -276,7 +277,6 @@ def _holders(
         places: Occurrences, at most one per document.
         held: Number of tokens of the text that each document holds.
     """
-    removed = {*run.removal.documents} if run.removal else set()
     found: list[Holder] = []
     known: set[int] = set()
     for hit in sorted(places, key=lambda one: -held[one.document]):
@@ -285,8 +285,8 @@ def _holders(
         steps = hit.steps(run, before=before)
         if not len(steps) or hit.document in known:
             continue
-        copies = set(index.copies(hit.document).tolist()) - removed
-        known |= copies
+        copies = index.copies(hit.document)
+        known.update(copies.tolist())
         found.append(
             Holder(
                 document=hit.document,
@@ -295,7 +295,18 @@ def _holders(
                 text=attribution.excerpt(index.store, hit.document, hit.offset, hit.length),
                 steps=tuple(steps.tolist()),
                 held=held[hit.document],
-                copies=tuple(sorted(copies)),
+                copies=tuple(_read(run, copies, before).tolist()),
             )
         )
     return tuple(found)
+
+
+def _read(
+    run: ReadableRun, documents: Int64[np.ndarray, " document"], before: int | None
+) -> Int64[np.ndarray, " read"]:
+    """Return those of some documents that were read, and are not removed from the run."""
+    left = np.setdiff1d(documents, run.removal.documents if run.removal else ())
+    n_steps = run.steps_done if before is None else min(before, run.steps_done)
+    starts = run.store.starts[left]
+    firsts = first_steps_reading(run.order, starts, starts + run.store.lengths[left], n_steps)
+    return left[firsts < n_steps]

@@ -109,6 +109,22 @@ def test_copies_that_a_run_was_trained_without_are_not_counted(run):
     assert {one.document: one.copies for one in quoted.documents}[copies[0]] == ()
 
 
+def test_copies_that_a_run_did_not_read_are_not_counted(run):
+    """A run that stopped, and a checkpoint, have read one of the copies and not the other."""
+    copies = [k for k in range(run.store.n_documents) if run.store.text(k) == f"{QUOTED} ."]
+    firsts = {int(run.steps_reading(k)[0]): k for k in copies}
+    early, late = sorted(firsts)
+
+    def shown(run, **options):
+        (quoted,) = tracing.trace_text(run, QUOTED, **options).spans
+        return {one.document: one.copies for one in quoted.documents}
+
+    assert shown(run, before=late + 1)[copies[0]] == (copies[1],)
+    for found in (shown(run, before=late), shown(replace(run, steps_done=late))):
+        assert found[firsts[early]] == ()
+        assert firsts[late] not in found
+
+
 def test_a_document_that_holds_more_of_the_text_comes_first(make_store, run):
     store = make_store(["a b c", *FILLER, "a b c x d e f", "y d e f"])
     token_index.build(store)
