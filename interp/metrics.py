@@ -27,7 +27,9 @@ from train.short_repr import short_repr
 
 
 __all__ = [
+    "LOGIT_DIFFERENCE",
     "METRICS",
+    "UNITS",
     "Metric",
     "MetricLike",
     "MetricOf",
@@ -46,6 +48,13 @@ __all__ = [
 # `score(logits, row)`, or `score(logits, row, values)` if the metric has hooks: logits
 # [row read column], the prompt index of every row, and the values by hook name.
 Score = Callable[..., Float[Tensor, " row"]]
+LOGIT_DIFFERENCE = "logit difference"  # name of the metric unless another is given
+UNITS = {  # unit of one score, by the name that a metric has in results
+    LOGIT_DIFFERENCE: "nats of log-odds",
+    "log-probability": "nats",
+    "probability": "probability",
+    "probability difference": "probability",
+}
 SHARE = "share of the clean-corrupt {}"
 
 
@@ -144,7 +153,7 @@ def logit_difference(behaviour: Behaviour) -> Metric:
         def mean(logits: Tensor, prompt: Tensor) -> Tensor:
             return (logits[:, -1] * contrast.to(logits)[prompt]).sum(-1)
 
-        return Metric("logit difference", "nats of log-odds", mean, columns=columns)
+        return Metric(LOGIT_DIFFERENCE, UNITS[LOGIT_DIFFERENCE], mean, columns=columns)
     columns, place = torch.cat([behaviour.answer, behaviour.foil]).unique(return_inverse=True)
     answer, foil = place.split(behaviour.n_prompts)
 
@@ -152,7 +161,7 @@ def logit_difference(behaviour: Behaviour) -> Metric:
         row, last = torch.arange(len(logits), device=logits.device), logits[:, -1]
         return last[row, answer.to(last.device)[prompt]] - last[row, foil.to(last.device)[prompt]]
 
-    return Metric("logit difference", "nats of log-odds", score, columns=columns)
+    return Metric(LOGIT_DIFFERENCE, UNITS[LOGIT_DIFFERENCE], score, columns=columns)
 
 
 def log_probability(behaviour: Behaviour) -> Metric:
@@ -174,13 +183,13 @@ def log_probability(behaviour: Behaviour) -> Metric:
             log_p = logits[:, -1].float().log_softmax(dim=-1)[:, columns.to(logits.device)]
             return (log_p + weights.to(log_p).log()[prompt]).logsumexp(dim=-1)
 
-        return Metric("log-probability", "nats", of_sum)
+        return Metric("log-probability", UNITS["log-probability"], of_sum)
 
     def score(logits: Tensor, prompt: Tensor) -> Tensor:
         answer = behaviour.answer.to(logits.device)[prompt]
         return logits[:, -1].float().log_softmax(dim=-1).gather(1, answer[:, None])[:, 0]
 
-    return Metric("log-probability", "nats", score)
+    return Metric("log-probability", UNITS["log-probability"], score)
 
 
 def probability(behaviour: Behaviour) -> Metric:
@@ -195,7 +204,8 @@ def probability(behaviour: Behaviour) -> Metric:
         0.96
     """
     log = log_probability(behaviour)
-    return Metric("probability", "probability", lambda logits, row: log.score(logits, row).exp())
+    unit = UNITS["probability"]
+    return Metric("probability", unit, lambda logits, row: log.score(logits, row).exp())
 
 
 def top1(behaviour: Behaviour) -> Metric:
@@ -238,7 +248,7 @@ def probability_difference(behaviour: Behaviour) -> Metric:
         p = logits[:, -1].float().softmax(dim=-1)[:, columns.to(logits.device)]
         return (p * (answers - foils).to(p)[prompt]).sum(-1)
 
-    return Metric("probability difference", "probability", score)
+    return Metric("probability difference", UNITS["probability difference"], score)
 
 
 METRICS: dict[str, Callable[[Behaviour], Metric]] = {

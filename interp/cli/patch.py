@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from interp.patching import Effects
 
 
-# Units of the named metrics (`interp.metrics`), by the name that effects carry.
-UNITS = {
-    "logit difference": "nats of log-odds",
-    "log-probability": "nats",
-    "probability": "shares of 1",
-    "probability difference": "shares of 1",
-}
-
-
 @option_groups
 def patch_command(
     source: BehaviourOptions,
@@ -172,8 +163,11 @@ def _positions(given: str) -> str | list[int]:
 
 
 def _unit(metric: str) -> str:
-    """Return the unit of a metric behind "in"; "" for one of the user's, which has none."""
-    return f" in {UNITS[metric]}" if metric in UNITS else ""
+    """Return the unit behind "in"; "" for a metric of the user, or one whose name has the unit."""
+    from interp.metrics import UNITS
+
+    unit = UNITS.get(metric)
+    return "" if unit is None or unit in metric.split() else f" in {unit}"
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:

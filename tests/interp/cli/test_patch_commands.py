@@ -7,7 +7,7 @@ import pytest
 
 from interp import behaviours, metrics, models, patching
 from interp.cli.options import METRICS
-from interp.cli.patch import UNITS
+from interp.cli.patch import effects_text
 from interp.patching import Effects
 
 
@@ -157,6 +157,10 @@ def test_what_cannot_be_done_is_one_line(openbook, asked, arguments, said):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_named_metric_has_its_unit_in_the_table(asked, name):
-    metric = metrics.named(name, behaviours.read(asked[1]))
-    assert UNITS[metric.name] in (metric.unit, "shares of 1")
+def test_the_baselines_of_every_named_metric_have_its_unit(asked, lookup_run, name):
+    behaviour = behaviours.read(asked[1])
+    metric = metrics.named(name, behaviour)
+    assert metrics.UNITS[metric.name] == metric.unit
+    effects = patching.mlps(lookup_run.load(), behaviour, metric=name, check=False)
+    unit = "" if metric.unit == "probability" else f" in {metric.unit}"
+    assert f"({metric.name}{unit}, 12 prompts" in effects_text(effects, 1)
