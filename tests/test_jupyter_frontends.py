@@ -1,4 +1,4 @@
-"""JupyterLab, Notebook 7 and nbclassic show a panel, a figure and a line of progress.
+"""JupyterLab, Notebook 7 and (if installed) nbclassic show panels, figures and lines of progress.
 
 One server of Jupyter on the loopback interface serves all three to Chromium, from a folder of its
 own and with no settings of the user. A notebook is opened and run from the menu. A saved one is
@@ -6,10 +6,10 @@ opened and not run: Jupyter does not trust a file that it did not write, so this
 see. No page may ask another host for anything.
 """
 
+import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import nbformat
@@ -96,9 +95,6 @@ def serving(folder: Path) -> Iterator[Server]:
     pytest.importorskip(
         "jupyterlab", reason="jupyterlab is not installed: pip install '.[notebook]'"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shown, token = folder / "notebooks", secrets.token_hex(16)
     shown.mkdir()
     own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
@@ -111,8 +107,9 @@ def serving(folder: Path) -> Iterator[Server]:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     options = {
         "ServerApp.ip": "127.0.0.1",
-        "ServerApp.port": port,
-        "ServerApp.port_retries": 0,
+        # The server tries others where this one is taken, and writes down which it took.
+        "ServerApp.port": 20_000 + secrets.randbelow(10_000),
+        "ServerApp.port_retries": 50,
         "ServerApp.root_dir": shown,
         "ServerApp.allow_root": True,
         "ServerApp.open_browser": False,
@@ -131,13 +128,13 @@ def serving(folder: Path) -> Iterator[Server]:
                 "jupyterlab",
                 *(f"--{key}={value}" for key, value in options.items()),
             ],
-            env={**os.environ, **places, "PYTHONPATH": paths},
+            env={**_inherited(), **places, "PYTHONPATH": paths},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
     try:
-        _wait_for(f"http://127.0.0.1:{port}/api?token={token}", process, folder / "log")
-        yield Server(f"http://127.0.0.1:{port}", token, shown)
+        url = _address(Path(places["JUPYTER_RUNTIME_DIR"]), token, process, folder / "log")
+        yield Server(url, token, shown)
     finally:
         process.terminate()
         try:
@@ -147,15 +144,24 @@ def serving(folder: Path) -> Iterator[Server]:
             process.wait()
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _inherited() -> dict[str, str]:
+    """The environment without folders of Jupyter, whose extensions and settings are the user's."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("JUPYTER")}
+
+
+def _address(runtime: Path, token: str, process: subprocess.Popen[bytes], log: Path) -> str:
+    """Return the address that the server wrote into its file, once the server answers there."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
         try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except (URLError, TimeoutError):
+            (file,) = runtime.glob("jpserver-*.json")
+            url = f"http://127.0.0.1:{json.loads(file.read_text())['port']}"
+            direct.open(f"{url}/api?token={token}", timeout=5).close()
+        except (OSError, ValueError):  # no file, half of one, or no answer yet
             time.sleep(0.1)
         else:
-            return
+            return url
     pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
 
 
