@@ -4,6 +4,7 @@
 so that it does something that can be patched, traced and unlearned.
 """
 
+import math
 import os
 import signal
 import sys
@@ -256,8 +257,15 @@ def lookup_behaviour(lookup_store, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def openbook(capsys, monkeypatch) -> Callable[..., Ended]:
-    """`openbook("run", "show", path)`: the command in this process, as the executable runs it."""
+    """`openbook("run", "show", path)`: the command in this process, as the executable runs it.
+
+    On a slow machine a command takes longer than the ten seconds after which progress is logged,
+    so no line of progress is ever due.
+    """
     from data_attribution.cli.app import main
+    from train import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", math.inf)
 
     def call(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["openbook", *map(str, arguments)])

@@ -128,6 +128,11 @@ def test_a_log_gets_at_most_a_line_in_ten_seconds_with_the_time_left(log):
     assert lines[-1] == "training: loss 2.0 601 of 601, 0 s left"
 
 
+def test_no_command_of_a_test_logs_progress_on_a_slow_machine(openbook, log):
+    """Each report comes an hour after the one before."""
+    assert log((3600, "", 1, 3), (7200, "", 2, 3)) == []
+
+
 def test_the_time_left_counts_only_what_was_done_here(log):
     """A training that is resumed at step 500 has done 10 steps in 20 seconds, not 510."""
     assert log((0, "", 500, 600), (20, "", 510, 600)) == ["training: 510 of 600, 3 min left"]
